@@ -1,0 +1,200 @@
+"""The error tree. Each class says whose fault it is and whether trying again can help.
+
+    TallyError
+    |- PeerError      the other side broke a rule: keep the evidence, never retry
+    |  |- BadMessage      it does not parse
+    |  |- BadSignature    it is not signed by who it says
+    |  |- BadReceipt      a receipt that does not match the order, the prices or the transcript
+    |  `- BadSeal         ciphertext that does not open, or chunks out of order, missing or altered
+    |- Refusal        a lawful no, final for this order, with its reason
+    `- Unavailable    nobody's fault that matters: try again
+
+Bugs are not in the tree: they crash, and the supervisor restarts.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Fault(str, Enum):
+    """Whose fault an error is."""
+
+    CLIENT = "client"
+    PROVIDER = "provider"
+    COORDINATOR = "coordinator"
+    ENGINE = "engine"
+    NOBODY = "nobody"
+
+
+class Code(str, Enum):
+    """What went wrong; stable strings that programs may match on."""
+
+    BAD_MESSAGE = "bad_message"
+    BAD_SIGNATURE = "bad_signature"
+    BAD_RECEIPT = "bad_receipt"
+    BAD_SEAL = "bad_seal"
+    BODY_TOO_LARGE = "body_too_large"
+    ORDER_EXPIRED = "order_expired"
+    ORDER_REPLAYED = "order_replayed"
+    ORDER_MISDIRECTED = "order_misdirected"
+    ORDER_TERMS = "order_terms"
+    PRICE_ABOVE_CAP = "price_above_cap"
+    COST_ABOVE_CAP = "cost_above_cap"
+    UNKNOWN_MODEL = "unknown_model"
+    UNKNOWN_JOB = "unknown_job"
+    UNKNOWN_ROUTE = "unknown_route"
+    UNAUTHORISED_TAB = "unauthorised_tab"
+    INSUFFICIENT_FUNDS = "insufficient_funds"
+    UNSECURED = "unsecured"
+    NO_PROVIDER = "no_provider"
+    NODE_BUSY = "node_busy"
+    NODE_GONE = "node_gone"
+    PROVIDER_FAILED = "provider_failed"
+    ENGINE_UNAVAILABLE = "engine_unavailable"
+    TIMED_OUT = "timed_out"
+    CHAIN_UNAVAILABLE = "chain_unavailable"
+    COORDINATOR_UNAVAILABLE = "coordinator_unavailable"
+    UNAUTHENTICATED = "unauthenticated"
+    CANCELLED = "cancelled"
+
+
+class Public(NamedTuple):
+    """How a code is shown over HTTP: status, and the `type` of OpenAI's error shape."""
+
+    status: int
+    type: str
+
+
+_INVALID, _FUNDS, _GONE, _SERVER = "invalid_request_error", "insufficient_quota", "not_found_error", "server_error"
+
+PUBLIC: dict[Code, Public] = {
+    Code.BAD_MESSAGE: Public(400, _INVALID),
+    Code.BAD_SIGNATURE: Public(401, "authentication_error"),
+    Code.BAD_RECEIPT: Public(502, _SERVER),
+    Code.BAD_SEAL: Public(400, _INVALID),
+    Code.BODY_TOO_LARGE: Public(413, _INVALID),
+    Code.ORDER_EXPIRED: Public(400, _INVALID),
+    Code.ORDER_REPLAYED: Public(409, _INVALID),
+    Code.ORDER_MISDIRECTED: Public(400, _INVALID),
+    Code.ORDER_TERMS: Public(400, _INVALID),
+    Code.PRICE_ABOVE_CAP: Public(402, _FUNDS),
+    Code.COST_ABOVE_CAP: Public(402, _FUNDS),
+    Code.UNKNOWN_MODEL: Public(404, _GONE),
+    Code.UNKNOWN_JOB: Public(404, _GONE),
+    Code.UNKNOWN_ROUTE: Public(404, _GONE),
+    Code.UNAUTHORISED_TAB: Public(402, _FUNDS),
+    Code.INSUFFICIENT_FUNDS: Public(402, _FUNDS),
+    Code.UNSECURED: Public(402, _FUNDS),
+    Code.NO_PROVIDER: Public(503, _SERVER),
+    Code.NODE_BUSY: Public(503, _SERVER),
+    Code.NODE_GONE: Public(503, _SERVER),
+    Code.PROVIDER_FAILED: Public(502, _SERVER),
+    Code.ENGINE_UNAVAILABLE: Public(502, _SERVER),
+    Code.TIMED_OUT: Public(504, _SERVER),
+    Code.CHAIN_UNAVAILABLE: Public(503, _SERVER),
+    Code.COORDINATOR_UNAVAILABLE: Public(503, _SERVER),
+    Code.UNAUTHENTICATED: Public(401, "authentication_error"),
+    Code.CANCELLED: Public(499, _SERVER),
+}
+"""One row a code; a test proves that every code has one."""
+
+
+class TallyError(Exception):
+    """The root. `code` says what, `fault` whose, `retry` whether the same request may succeed later."""
+
+    code: Code
+    fault: Fault
+    retry: bool = False
+
+    def __init__(self, message: str, *, code: Code | None = None, fault: Fault | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+        if fault is not None:
+            self.fault = fault
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that carries this error."""
+        return PUBLIC[self.code].status
+
+    def as_json(self) -> dict[str, dict[str, object]]:
+        """OpenAI's error shape, with the fault and the retry class beside it."""
+        return {
+            "error": {
+                "message": str(self),
+                "type": PUBLIC[self.code].type,
+                "param": None,
+                "code": self.code.value,
+                "fault": self.fault.value,
+                "retry": self.retry,
+            }
+        }
+
+
+class PeerError(TallyError):
+    """The other side broke a rule."""
+
+    fault = Fault.CLIENT
+
+
+class BadMessage(PeerError):
+    """What arrived does not parse as what it should be."""
+
+    code = Code.BAD_MESSAGE
+
+
+class BadSignature(PeerError):
+    """A message is not signed by the account that it names."""
+
+    code = Code.BAD_SIGNATURE
+
+
+class BadReceipt(PeerError):
+    """A receipt contradicts its order, its prices, its transcript or the tab."""
+
+    code = Code.BAD_RECEIPT
+    fault = Fault.PROVIDER
+
+
+class BadSeal(PeerError):
+    """Ciphertext that does not open, or a stream with chunks reordered, dropped, repeated or cut off."""
+
+    code = Code.BAD_SEAL
+
+
+class Refusal(TallyError):
+    """A lawful no that is final for this order. The code is the reason."""
+
+    fault = Fault.CLIENT
+
+    def __init__(self, code: Code, message: str, *, fault: Fault | None = None) -> None:
+        super().__init__(message, code=code, fault=fault)
+
+
+class Unavailable(TallyError):
+    """Not now: a peer, the engine or the chain did not answer. Trying again is reasonable."""
+
+    fault = Fault.NOBODY
+    retry = True
+
+    def __init__(self, code: Code, message: str, *, fault: Fault | None = None) -> None:
+        super().__init__(message, code=code, fault=fault)
+
+
+def from_public(body: object, status: int) -> TallyError:
+    """The error that a peer sent as JSON, as an exception of the same class. Unknown shapes become Unavailable or BadMessage."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        text = f"the peer answered {status} without an error in the known shape"
+        return Unavailable(Code.COORDINATOR_UNAVAILABLE, text) if status >= 500 else BadMessage(text)
+    message = str(error.get("message", ""))[:2000]
+    try:
+        code, fault = Code(error.get("code")), Fault(error.get("fault"))
+    except ValueError:
+        code, fault = (Code.COORDINATOR_UNAVAILABLE if status >= 500 else Code.BAD_MESSAGE), Fault.NOBODY
+    if error.get("retry"):
+        return Unavailable(code, message, fault=fault)
+    return Refusal(code, message, fault=fault)

@@ -1,0 +1,108 @@
+"""The scalar types of the protocol: money, addresses, hashes, job ids, times."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NewType, NoReturn, Self, SupportsIndex
+
+from tallystick.protocol.errors import BadMessage
+
+Address = NewType("Address", str)
+"""A 20-byte account address as lower-case hex with 0x. EIP-55 mixed case is for display only."""
+
+Hash = NewType("Hash", bytes)
+"""A 32-byte digest or commitment."""
+
+JobId = NewType("JobId", bytes)
+"""16 random bytes chosen by the payer; the idempotency key of a job."""
+
+Seconds = NewType("Seconds", int)
+"""A Unix time in whole seconds."""
+
+ZERO_ADDRESS = Address("0x" + "00" * 20)
+ZERO_HASH = Hash(bytes(32))
+
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
+
+
+class Amount(int):
+    """Money in integer base units of the market's token (6 decimals: 1_000_000 is one test dollar).
+
+    Adding and subtracting amounts gives amounts, multiplying by a whole number too; true division and any contact with
+    a float raise TypeError.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, value: int = 0) -> Self:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"an amount is a whole number of base units, not {type(value).__name__}")
+        return int.__new__(cls, value)
+
+    def __add__(self, other: int) -> Amount:
+        return Amount(int.__add__(self, _whole(other)))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: int) -> Amount:
+        return Amount(int.__sub__(self, _whole(other)))
+
+    def __rsub__(self, other: int) -> Amount:
+        return Amount(int.__rsub__(self, _whole(other)))
+
+    def __mul__(self, other: int) -> Amount:
+        return Amount(int.__mul__(self, _whole(other)))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Amount:
+        return Amount(int.__neg__(self))
+
+    def __truediv__(self, other: Any) -> NoReturn:
+        raise TypeError("money is never divided into a float; use // and say which way it rounds")
+
+    __rtruediv__ = __truediv__
+
+    def __float__(self) -> NoReturn:
+        raise TypeError("money is never a float; format_amount renders it")
+
+    def __index__(self) -> int:
+        return int.__int__(self)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[type[Amount], tuple[int]]:
+        return Amount, (int(self),)
+
+
+def _whole(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"money meets only whole numbers, not {type(value).__name__}")
+    return value
+
+
+def parse_address(value: object, field: str = "address") -> Address:
+    """Canonical form of an address given as hex. Raises BadMessage."""
+    if not isinstance(value, str) or not _ADDRESS.fullmatch(value):
+        raise BadMessage(f"{field}: expected a 20-byte address as 0x and 40 hex digits")
+    return Address(value.lower())
+
+
+def parse_job_id(value: str) -> JobId:
+    """A job id from its 32 hex digits. Raises BadMessage."""
+    if not re.fullmatch(r"(0x)?[0-9a-fA-F]{32}", value):
+        raise BadMessage("job: expected 32 hex digits")
+    return JobId(bytes.fromhex(value.removeprefix("0x")))
+
+
+def parse_amount(text: str, decimals: int = 6) -> Amount:
+    """Base units from a decimal string such as "1.25". Raises BadMessage for anything else or too fine a fraction."""
+    match = re.fullmatch(r"(\d{1,30})(?:\.(\d+))?", text.strip())
+    if not match or len(match[2] or "") > decimals:
+        raise BadMessage(f"amount: expected a decimal number with at most {decimals} places, got {text!r}")
+    return Amount(int(match[1]) * 10**decimals + int((match[2] or "").ljust(decimals, "0") or "0"))
+
+
+def format_amount(amount: int, decimals: int = 6) -> str:
+    """An amount for people: "1.25", exact, without trailing zeros."""
+    sign, units = ("-" if amount < 0 else ""), abs(int(amount))
+    whole, fraction = divmod(units, 10**decimals)
+    return f"{sign}{whole}.{fraction:0{decimals}d}".rstrip("0").rstrip(".") if fraction else f"{sign}{whole}"
