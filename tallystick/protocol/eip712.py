@@ -77,9 +77,9 @@ def _uint(bits: int, of: type) -> Codec:
             raw = int(raw)
         if isinstance(raw, bool) or not isinstance(raw, int) or not 0 <= raw < limit:
             raise BadMessage(f"{field}: expected a uint{bits} (a whole number, as a decimal string above 32 bits)")
-        return of(raw) if of is not int else raw  # type: ignore[no-any-return]  # Amount(raw)
+        return of(raw) if of is not int else raw
 
-    return Codec(f"uint{bits}", encode, (lambda v: int(v)) if bits <= 32 else (lambda v: str(int(v))), from_json)
+    return Codec(f"uint{bits}", encode, int if bits <= 32 else (lambda v: str(int(v))), from_json)
 
 
 def _hex(field: str, raw: object, size: int | None) -> bytes:
@@ -164,12 +164,12 @@ class Schema:
     def __init__(self, cls: type[Message]) -> None:
         hints = get_type_hints(cls, include_extras=True)
         self.name = cls.__name__
-        self.fields = tuple(field.name for field in dataclasses.fields(cls))
+        self.fields = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]  # @message made it one
         self.codecs = tuple(_codec(hints[name]) for name in self.fields)
         self.wire_names = tuple(map(_camel, self.fields))
         self.read = attrgetter(*self.fields)
         self.nested = self._nested(hints)
-        self.type_string = self._own() + "".join(self.nested[n]._own() for n in sorted(self.nested))
+        self.type_string = self.own_string() + "".join(self.nested[n].own_string() for n in sorted(self.nested))
         self.type_hash = keccak(self.type_string.encode())
 
     def _nested(self, hints: Mapping[str, Any]) -> dict[str, Schema]:
@@ -181,7 +181,8 @@ class Schema:
                 found |= {inner.SCHEMA.name: inner.SCHEMA} | inner.SCHEMA.nested
         return found
 
-    def _own(self) -> str:
+    def own_string(self) -> str:
+        """The type string without those of nested structs."""
         members = ",".join(f"{codec.name} {name}" for codec, name in zip(self.codecs, self.wire_names, strict=True))
         return f"{self.name}({members})"
 
@@ -189,7 +190,8 @@ class Schema:
         """The `types` section of a typed-data document, without the domain."""
         schemas = {self.name: self} | self.nested
         return {
-            name: [{"name": n, "type": c.name} for c, n in zip(s.codecs, s.wire_names, strict=True)] for name, s in schemas.items()
+            name: [{"name": n, "type": c.name} for c, n in zip(s.codecs, s.wire_names, strict=True)]
+            for name, s in schemas.items()
         }
 
 
@@ -246,7 +248,7 @@ def message(*, signer: str | None = None) -> Callable[[T], T]:
         made = dataclass(frozen=True, slots=True, kw_only=True)(cls)
         made.SIGNER = signer
         made.SCHEMA = Schema(made)
-        return made
+        return made  # type: ignore[return-value]  # slots=True makes a new class of the same shape
 
     return make
 

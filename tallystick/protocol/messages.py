@@ -1,5 +1,6 @@
 """Every message that somebody signs. The Solidity side of Order, Claim, Receipt, Bind and Release is
-contracts/src/Messages.sol; golden vectors keep the two equal."""
+contracts/src/Messages.sol; golden vectors keep the two equal.
+"""
 
 from __future__ import annotations
 

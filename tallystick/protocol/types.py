@@ -35,6 +35,7 @@ class Amount(int):
     __slots__ = ()
 
     def __new__(cls, value: int = 0) -> Self:
+        """An amount of `value` base units. Raises TypeError for floats and booleans."""
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"an amount is a whole number of base units, not {type(value).__name__}")
         return int.__new__(cls, value)

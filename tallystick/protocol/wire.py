@@ -1,0 +1,400 @@
+"""How bytes travel: job submissions, the frames of a job's response, and the frames of the node link.
+
+Submission (client -> coordinator, body of POST /v1/jobs) and dispatch (coordinator -> node, payload of a DISPATCH frame):
+a 4-byte big-endian length, that many bytes of JSON (the header), then the sealed request, untouched.
+
+Response frames (coordinator -> client): 1 byte kind, 4 bytes big-endian length, payload.
+Link frames (coordinator <-> node, one WebSocket binary message each): 1 byte kind, 16 bytes job id, payload.
+
+The plaintext of a request is a JSON line (`RequestHead`), then the body as the client sent it; that of a response is a JSON line
+(`ResponseHead`) as first chunk, then the body as the engine sent it, cut into chunks. Only the two ends ever see these.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import orjson
+
+from tallystick.protocol.eip712 import Signed, read_signed
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.messages import Ask, Claim, Connect, Match, Order, Terms
+from tallystick.protocol.types import Address, Hash, JobId, parse_address, parse_job_id
+
+MAX_HEADER = 256 * 1024
+MAX_BODY = 32 * 1024 * 1024
+MAX_FRAME = 1024 * 1024
+MAX_CANDIDATES = 8
+MAX_WRAPPED = 4_096
+NO_JOB = JobId(bytes(16))
+LINK_HEAD = 17
+INITIAL_CREDIT = 64
+"""Chunks that a node may send for a job before the coordinator grants more with CREDIT."""
+
+
+class Kind(IntEnum):
+    """What a frame carries. Numbers are the wire; payloads are JSON unless said otherwise."""
+
+    MATCH = 1  # coordinator -> client: Signed[Match]
+    CHUNK = 2  # node -> coordinator -> client: a sealed chunk, raw
+    RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
+    FAIL = 4  # node -> coordinator -> client: an error in OpenAI's shape, see errors
+    BEAT = 5  # coordinator -> client: empty, keeps the connection alive; node -> coordinator: Capacity
+
+    CHALLENGE = 16  # coordinator -> node: Challenge
+    HELLO = 17  # node -> coordinator: Hello
+    WELCOME = 18  # coordinator -> node: {}
+    ASKS = 19  # node -> coordinator: {"asks": [Signed[Ask]]}, replaces the standing ones
+    DISPATCH = 20  # coordinator -> node: Dispatch
+    ACCEPT = 21  # node -> coordinator: empty; the job was admitted
+    CANCEL = 22  # coordinator -> node: empty
+    CREDIT = 23  # coordinator -> node: 4 bytes big-endian, how many more chunks may be sent
+    RECEIPT_ACK = 24  # coordinator -> node: empty; the receipt is stored durably
+    CLAIM = 25  # node -> coordinator: ClaimRequest
+    ERROR = 26  # coordinator -> node: an error in OpenAI's shape, then the link is closed
+
+
+def loads(data: bytes | str, what: str) -> Any:
+    """JSON. Raises BadMessage that names what was being read."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BadMessage(f"{what}: not JSON: {error}") from None
+
+
+def dumps(value: Any) -> bytes:
+    """Compact JSON."""
+    return orjson.dumps(value)
+
+
+def _members(raw: object, what: str, *names: str) -> list[Any]:
+    if not isinstance(raw, dict) or not raw.keys() >= set(names):
+        raise BadMessage(f"{what}: expected a JSON object with {', '.join(names)}")
+    return [raw[name] for name in names]
+
+
+def _text(raw: object, what: str, limit: int = 256) -> str:
+    if not isinstance(raw, str) or len(raw) > limit:
+        raise BadMessage(f"{what}: expected a string of at most {limit} characters")
+    return raw
+
+
+def _list(raw: object, what: str, limit: int) -> list[Any]:
+    if not isinstance(raw, list) or len(raw) > limit:
+        raise BadMessage(f"{what}: expected a list of at most {limit} items")
+    return raw
+
+
+def _count(raw: object, what: str) -> int:
+    if isinstance(raw, bool) or not isinstance(raw, int) or not 0 <= raw < 1 << 32:
+        raise BadMessage(f"{what}: expected a whole number from 0")
+    return raw
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One provider of a shortlist: an order on it, the order's terms, and the content key wrapped for it."""
+
+    order: Signed[Order]
+    terms: Terms
+    wrapped_key: bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """The wire form."""
+        wrapped = base64.b64encode(self.wrapped_key).decode()
+        return {"order": self.order.to_json(), "terms": self.terms.to_json(), "wrappedKey": wrapped}
+
+    @classmethod
+    def from_json(cls, raw: object, field: str = "candidate") -> Candidate:
+        """Reads the wire form and checks that the order commits to the terms. Raises BadMessage."""
+        order, terms, wrapped = _members(raw, field, "order", "terms", "wrappedKey")
+        try:
+            key = base64.b64decode(_text(wrapped, f"{field}.wrappedKey", MAX_WRAPPED), validate=True)
+        except (binascii.Error, ValueError):
+            raise BadMessage(f"{field}.wrappedKey: expected base64") from None
+        made = cls(read_signed(Order, order, f"{field}.order"), Terms.from_json(terms, f"{field}.terms"), key)
+        if made.order.message.terms_hash != made.terms.struct_hash():
+            raise BadMessage(f"{field}.order.termsHash: not the hash of the terms beside it")
+        return made
+
+
+def _join(header: Any, sealed: bytes) -> bytes:
+    head = dumps(header)
+    return b"".join((len(head).to_bytes(4, "big"), head, sealed))
+
+
+def _split(data: bytes, what: str) -> tuple[Any, bytes]:
+    size = int.from_bytes(data[:4], "big")
+    if len(data) < 4 or size > min(len(data) - 4, MAX_HEADER):
+        raise BadMessage(f"{what}: cut off, or its header is longer than {MAX_HEADER} bytes")
+    return loads(data[4 : 4 + size], f"{what} header"), data[4 + size :]
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job as the client posts it: 1 to 8 candidates of one payer, and the request sealed once for all of them."""
+
+    job: JobId
+    candidates: tuple[Candidate, ...]
+    sealed: bytes
+
+    def dumps(self) -> bytes:
+        """The wire form."""
+        return _join({"job": self.job.hex(), "candidates": [c.to_json() for c in self.candidates]}, self.sealed)
+
+    @classmethod
+    def loads(cls, data: bytes) -> Submission:
+        """Reads the wire form: all candidates must be of one payer and this job. Raises BadMessage."""
+        header, sealed = _split(data, "submission")
+        job, candidates = _members(header, "submission", "job", "candidates")
+        listed = _list(candidates, "submission.candidates", MAX_CANDIDATES)
+        made = cls(
+            parse_job_id(_text(job, "submission.job")),
+            tuple(Candidate.from_json(raw, f"candidates[{i}]") for i, raw in enumerate(listed)),
+            sealed,
+        )
+        if not made.candidates:
+            raise BadMessage("submission.candidates: expected at least one")
+        if len({c.order.message.payer for c in made.candidates}) > 1:
+            raise BadMessage("submission.candidates: orders of several payers")
+        if any(c.terms.job != made.job for c in made.candidates):
+            raise BadMessage("submission.candidates: terms of another job")
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A job as one node gets it."""
+
+    match: Signed[Match]
+    candidate: Candidate
+    sealed: bytes
+
+    def dumps(self) -> bytes:
+        """The wire form."""
+        return _join({"match": self.match.to_json(), "candidate": self.candidate.to_json()}, self.sealed)
+
+    @classmethod
+    def loads(cls, data: bytes) -> Dispatch:
+        """Reads the wire form. Raises BadMessage."""
+        header, sealed = _split(data, "dispatch")
+        match, candidate = _members(header, "dispatch", "match", "candidate")
+        return cls(read_signed(Match, match, "dispatch.match"), Candidate.from_json(candidate, "dispatch.candidate"), sealed)
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What a coordinator sends first: random bytes to sign, and who and where it is."""
+
+    challenge: Hash
+    coordinator: Address
+    chain_id: int
+    contract: Address
+
+    def to_json(self) -> dict[str, Any]:
+        """The wire form."""
+        return {
+            "challenge": self.challenge.hex(),
+            "coordinator": self.coordinator,
+            "chainId": self.chain_id,
+            "contract": self.contract,
+        }
+
+    @classmethod
+    def from_json(cls, raw: object) -> Challenge:
+        """Reads the wire form. Raises BadMessage."""
+        challenge, coordinator, chain, contract = _members(raw, "challenge", "challenge", "coordinator", "chainId", "contract")
+        try:
+            nonce = Hash(bytes.fromhex(_text(challenge, "challenge.challenge")))
+        except ValueError:
+            raise BadMessage("challenge.challenge: expected hex") from None
+        if len(nonce) != 32:
+            raise BadMessage("challenge.challenge: expected 32 bytes")
+        return cls(
+            nonce,
+            parse_address(coordinator, "challenge.coordinator"),
+            _count(chain, "challenge.chainId"),
+            parse_address(contract, "challenge.contract"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a node can take now: free slots over all its models, and the tokens a second it last measured (0: unknown)."""
+
+    free: int
+    slots: int
+    tokens_per_second: int = 0
+    first_token_ms: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """The wire form."""
+        return {
+            "free": self.free,
+            "slots": self.slots,
+            "tokensPerSecond": self.tokens_per_second,
+            "firstTokenMs": self.first_token_ms,
+        }
+
+    @classmethod
+    def from_json(cls, raw: object) -> Capacity:
+        """Reads the wire form. Raises BadMessage."""
+        names = ("free", "slots", "tokensPerSecond", "firstTokenMs")
+        values = _members(raw, "capacity", *names)
+        return cls(*(_count(value, f"capacity.{name}") for name, value in zip(names, values, strict=True)))
+
+
+def read_asks(raw: object, field: str = "asks") -> tuple[Signed[Ask], ...]:
+    """A list of signed asks, at most 256. Raises BadMessage."""
+    return tuple(read_signed(Ask, ask, f"{field}[{i}]") for i, ask in enumerate(_list(raw, field, 256)))
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A node's first frame: the signed answer to the challenge, its standing asks and its capacity."""
+
+    connect: Signed[Connect]
+    asks: tuple[Signed[Ask], ...]
+    capacity: Capacity
+    software: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The wire form."""
+        return {
+            "connect": self.connect.to_json(),
+            "asks": [ask.to_json() for ask in self.asks],
+            "capacity": self.capacity.to_json(),
+            "software": self.software,
+        }
+
+    @classmethod
+    def from_json(cls, raw: object) -> Hello:
+        """Reads the wire form. Raises BadMessage."""
+        connect, asks, capacity, software = _members(raw, "hello", "connect", "asks", "capacity", "software")
+        return cls(
+            read_signed(Connect, connect, "hello.connect"),
+            read_asks(asks, "hello.asks"),
+            Capacity.from_json(capacity),
+            _text(software, "hello.software"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """A claim, and the signed order behind each of its rows, in the same order."""
+
+    claim: Signed[Claim]
+    orders: tuple[Signed[Order], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The wire form."""
+        return {"claim": self.claim.to_json(), "orders": [order.to_json() for order in self.orders]}
+
+    @classmethod
+    def from_json(cls, raw: object) -> ClaimRequest:
+        """Reads the wire form. Raises BadMessage."""
+        claim, orders = _members(raw, "claim request", "claim", "orders")
+        made = cls(
+            read_signed(Claim, claim, "claim"),
+            tuple(read_signed(Order, o, f"orders[{i}]") for i, o in enumerate(_list(orders, "orders", 1_024))),
+        )
+        if len(made.orders) != len(made.claim.message.rows):
+            raise BadMessage("claim request: one order a row is needed")
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The first line of a request's plaintext: the OpenAI route and the body's content type."""
+
+    path: str
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """The first chunk of a response's plaintext: the engine's HTTP status and content type."""
+
+    status: int
+    content_type: str
+
+
+def join_request(head: RequestHead, body: bytes) -> bytes:
+    """The plaintext of a request."""
+    return dumps({"path": head.path, "contentType": head.content_type}) + b"\n" + body
+
+
+def split_request(plain: bytes) -> tuple[RequestHead, bytes]:
+    """The inverse. Raises BadMessage."""
+    line, separator, body = plain.partition(b"\n")
+    if not separator:
+        raise BadMessage("request: no head line")
+    path, content_type = _members(loads(line, "request head"), "request head", "path", "contentType")
+    return RequestHead(_text(path, "request.path"), _text(content_type, "request.contentType")), body
+
+
+def dump_response_head(head: ResponseHead) -> bytes:
+    """The first plaintext chunk of a response."""
+    return dumps({"status": head.status, "contentType": head.content_type})
+
+
+def load_response_head(chunk: bytes) -> ResponseHead:
+    """The inverse. Raises BadMessage."""
+    status, content_type = _members(loads(chunk, "response head"), "response head", "status", "contentType")
+    return ResponseHead(_count(status, "response.status"), _text(content_type, "response.contentType"))
+
+
+def pack_frame(kind: Kind, payload: bytes = b"") -> bytes:
+    """One frame of a job's response."""
+    return b"".join((bytes((kind,)), len(payload).to_bytes(4, "big"), payload))
+
+
+class FrameReader:
+    """Cuts a byte stream into response frames, holding at most one frame beside what it was fed."""
+
+    def __init__(self, limit: int = MAX_FRAME) -> None:
+        self._buffer = bytearray()
+        self._limit = limit
+
+    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
+        """The frames completed by `data`. Raises BadMessage for an unknown kind or an oversized frame."""
+        self._buffer += data
+        while len(self._buffer) >= 5:
+            size = int.from_bytes(self._buffer[1:5], "big")
+            if size > self._limit:
+                raise BadMessage(f"frame: {size} bytes, at most {self._limit} are allowed")
+            if len(self._buffer) < 5 + size:
+                return
+            kind, payload = self._buffer[0], bytes(self._buffer[5 : 5 + size])
+            del self._buffer[: 5 + size]
+            yield read_kind(kind), payload
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a frame that is not complete."""
+        return len(self._buffer)
+
+
+def pack_link(kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> bytes:
+    """One message of the node link."""
+    return b"".join((bytes((kind,)), job, payload))
+
+
+def unpack_link(data: bytes | str) -> tuple[Kind, JobId, bytes]:
+    """The inverse. Raises BadMessage."""
+    if not isinstance(data, bytes) or len(data) < LINK_HEAD:
+        raise BadMessage("link frame: expected a binary message of at least 17 bytes")
+    return read_kind(data[0]), JobId(data[1:LINK_HEAD]), data[LINK_HEAD:]
+
+
+def read_kind(number: int) -> Kind:
+    """A frame kind. Raises BadMessage for an unknown one."""
+    try:
+        return Kind(number)
+    except ValueError:
+        raise BadMessage(f"frame: unknown kind {number}") from None
