@@ -83,7 +83,7 @@ ENDS: dict[Outcome, Event] = {
 """The event that a receipt with this outcome is."""
 
 
-class IllegalTransition(Exception):  # noqa: N818 - a bug of ours, outside the tree of TallyError
+class IllegalTransition(Exception):
     """An event that cannot happen in this state: a bug, not an error of a peer."""
 
 

@@ -1,0 +1,103 @@
+"""Config of a process: one frozen dataclass, loaded once in its root from TOML, then environment, then flags.
+
+`load(CoordinatorConfig, Path("c.toml"), prefix="TALLY_COORDINATOR_", flags={"port": 9000})`: later sources win. Environment
+variables are the prefix and the field's name in upper case. Supported field types: str, int, bool, float, Path, Amount (as a
+decimal string), Address, `X | None`, tuples of these, and tuples of nested config dataclasses (TOML tables).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.types import Address, Amount, parse_address, parse_amount
+
+C = TypeVar("C")
+HOME_ENV = "TALLYSTICK_HOME"
+
+
+def home() -> Path:
+    """The folder of this user's wallets, config and state: TALLYSTICK_HOME, or ~/.tallystick."""
+    return Path(os.environ.get(HOME_ENV) or Path.home() / ".tallystick").expanduser()
+
+
+def load(
+    cls: type[C],
+    path: Path | None = None,
+    *,
+    prefix: str = "",
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> C:
+    """Reads the config. Flags that are None count as not given. Raises BadMessage that names the source and the field."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values |= tomllib.loads(path.read_text())
+        except OSError as error:
+            raise BadMessage(f"config {path}: {error.strerror}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise BadMessage(f"config {path}: {error}") from None
+    environ = os.environ if environment is None else environment
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # C is a dataclass
+    values |= {name: environ[prefix + name.upper()] for name in names if prefix and prefix + name.upper() in environ}
+    values |= {name: value for name, value in (flags or {}).items() if value is not None}
+    return _build(cls, values, str(path or "config"))
+
+
+def _build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # C is a dataclass
+    unknown = values.keys() - fields.keys()
+    if unknown:
+        raise BadMessage(f"{where}: unknown setting {', '.join(sorted(unknown))}; known are {', '.join(sorted(fields))}")
+    hints = get_type_hints(cls)
+    made = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    required = (dataclasses.MISSING, dataclasses.MISSING)
+    missing = [n for n, f in fields.items() if n not in made and (f.default, f.default_factory) == required]
+    if missing:
+        raise BadMessage(f"{where}: {', '.join(missing)} must be set")
+    return cls(**made)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if get_origin(hint) is UnionType:
+        inner = next(h for h in get_args(hint) if h is not NoneType)
+        return None if value is None or value == "" else _convert(inner, value, where)
+    if get_origin(hint) is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise BadMessage(f"{where}: expected a list")
+        return tuple(_convert(get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise BadMessage(f"{where}: expected a table")
+        return _build(hint, value, where)
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    if hint is Amount and isinstance(value, str):
+        return parse_amount(value)
+    if hint is Address:
+        return parse_address(value, where)
+    if hint is bool and str(value).lower() in {"true", "false", "1", "0", "yes", "no"}:
+        return str(value).lower() in {"true", "1", "yes"}
+    if hint is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    if hint in (int, float) and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return hint(value)
+        except ValueError:
+            pass
+    expected = "a decimal amount as a string" if hint is Amount else getattr(hint, "__name__", str(hint))
+    raise BadMessage(f"{where}: expected {expected}, got {value!r}")
