@@ -108,6 +108,16 @@ class Database:
         await self._queue.put((work, future))
         return await future
 
+    def note(self, work: Work[Any]) -> None:
+        """Queues `work` without waiting for it; it is durable before any later write is. Raises Unavailable if the queue is full."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_log_lost)
+        try:
+            self._queue.put_nowait((work, future))
+        except asyncio.QueueFull:
+            future.cancel()
+            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database is too far behind") from None
+
     async def read(self, work: Work[R]) -> R:
         """Runs `work`, which only reads."""
         return await self._backend.run(work, write=False)
@@ -145,6 +155,11 @@ class Database:
             return
         for (_, future), result in zip(group, results, strict=True):
             _settle(future, result)
+
+
+def _log_lost(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and future.exception() is not None:
+        log.error("a noted write was lost", error=str(future.exception()))
 
 
 def _settle(future: asyncio.Future[Any], result: object = None, error: Exception | None = None) -> None:
