@@ -111,6 +111,11 @@ class Market:
                 job.inbox = asyncio.Queue(job.inbox.maxsize) if job.inbox.full() else job.inbox
                 job.inbox.put_nowait(pack_link(GONE, job.id))
 
+    def provider_of(self, job_id: JobId) -> Address | None:
+        """Which provider has a live job now."""
+        job = self._live.get(job_id)
+        return job.provider if job is not None and not job.ended else None
+
     def shortlist(self, demand: Demand) -> list[Standing]:
         """The best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
         return shortlist(self.book.of_model(demand.model), demand, int(self._now()))

@@ -11,6 +11,7 @@ from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import ClaimRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class JobStore(Protocol):
     """Where jobs and receipts are kept. What a coroutine returned from is durable."""
 
     def note_job(self, record: JobRecord) -> None:
-        """Stores a job, or its newer state, soon: before anything that is stored later. Raises Unavailable if it is too far behind."""
+        """Stores a job, or its newer state, before anything stored later. Raises Unavailable if it is too far behind."""
 
     async def put_receipt(self, record: JobRecord, receipt: Verified[Receipt]) -> None:
         """Stores a receipt together with the final state of its job."""
@@ -97,4 +98,37 @@ class Funds(Protocol):
 
     async def backing(self, payer: Address, provider: Address) -> Backing:
         """Free balance, reservation and settled total."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PendingClaim:
+    """A claim that is stored and waits for the chain."""
+
+    id: int
+    request: ClaimRequest
+
+
+class ClaimStore(Protocol):
+    """Where claims wait, and what came of them."""
+
+    async def put_claim(self, request: ClaimRequest, now: int) -> None:
+        """Stores a claim to be settled."""
+
+    async def pending_claims(self, limit: int) -> list[PendingClaim]:
+        """The oldest claims that wait."""
+        ...
+
+    async def close_claims(self, ids: list[int], tx: str) -> None:
+        """These were submitted in that transaction and are done with."""
+
+    async def cursor(self) -> int | None:
+        """The first block whose events were not taken in yet, if any was."""
+        ...
+
+    async def put_settlements(self, settlements: list[Settlement], cursor: int) -> None:
+        """Stores what the chain settled, and how far its events were read, together. Repeating it changes nothing."""
+
+    async def settlement(self, payer: Address, provider: Address) -> Settlement | None:
+        """The latest settlement of a tab."""
         ...

@@ -95,7 +95,7 @@ class Database:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, migrations: Path) -> None:
-        """Migrates the schema to its head and starts the writer. Raises Unavailable if the database cannot be reached."""
+        """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable without a database."""
         try:
             await self._backend.run(lambda c: _migrate(c, migrations), write=True)
         except (OperationalError, OSError) as error:
@@ -109,7 +109,7 @@ class Database:
         return await future
 
     def note(self, work: Work[Any]) -> None:
-        """Queues `work` without waiting for it; it is durable before any later write is. Raises Unavailable if the queue is full."""
+        """Queues `work` and returns: it is durable before any later write is. Raises Unavailable if the queue is full."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_log_lost)
         try:
@@ -180,6 +180,8 @@ def _translate(error: Exception) -> Exception:
 
 def _migrate(connection: Connection, migrations: Path) -> None:
     config = Config()
-    config.set_main_option("script_location", str(migrations))
+    config.set_main_option("script_location", str(Path(__file__).parent / "alembic"))
+    config.set_main_option("version_locations", str(migrations / "versions"))
+    config.set_main_option("path_separator", "newline")
     config.attributes["connection"] = connection
     command.upgrade(config, "head")

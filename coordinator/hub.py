@@ -1,0 +1,204 @@
+"""The hub: one WebSocket a node, opened by the node. It proves who a node is, passes its frames on, and frames to it.
+
+Raw ASGI, since every streamed token passes here. A node may send only for jobs that it has; one that breaks the rules is told
+why and closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from coordinator.bus import job_subject, node_subject
+from coordinator.live import InboxOverrun
+from coordinator.market import Market
+from coordinator.ports import Bus
+from tallystick.protocol.errors import BadMessage, BadSignature, Code, PeerError, Refusal, TallyError, Unavailable
+from tallystick.protocol.types import Address, Hash, JobId
+from tallystick.protocol.wire import (
+    Capacity,
+    Challenge,
+    ClaimRequest,
+    Hello,
+    Kind,
+    dumps,
+    loads,
+    pack_link,
+    read_asks,
+    unpack_link,
+)
+
+log = structlog.get_logger()
+OUTBOX = 4_096
+HELLO_SECONDS = 10
+SILENCE_SECONDS = 45
+"""A node that says nothing for this long is gone; it beats every few seconds."""
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+TakeClaim = Callable[[Address, ClaimRequest], Awaitable[None]]
+
+
+class LinkClosed(Exception):
+    """The node's connection ended."""
+
+
+class Hub:
+    """All node connections of this replica."""
+
+    def __init__(self, market: Market, bus: Bus, take_claim: TakeClaim, max_nodes: int = 10_000) -> None:
+        self._market, self._bus, self._take_claim, self._max = market, bus, take_claim, max_nodes
+        self._links: dict[Address, _Link] = {}
+
+    @property
+    def connected(self) -> int:
+        """How many nodes are connected."""
+        return len(self._links)
+
+    async def serve(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection, from its handshake to its end (ASGI websocket)."""
+        await receive()
+        await send({"type": "websocket.accept"})
+        link = _Link(receive, send)
+        try:
+            if len(self._links) >= self._max:
+                raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator has as many nodes as it takes")
+            async with asyncio.timeout(HELLO_SECONDS):
+                provider, hello = await self._greet(link)
+            await self._attend(link, provider, hello)
+        except TimeoutError:
+            await link.refuse(BadMessage("silent for too long"))
+        except LinkClosed:
+            pass
+        except InboxOverrun as error:
+            await link.refuse(BadMessage(str(error)))
+        except TallyError as error:
+            log.info("node refused", error=str(error))
+            await link.refuse(error)
+
+    async def close(self) -> None:
+        """Closes all links; the nodes will come back to the next process."""
+        for link in list(self._links.values()):
+            await link.close()
+
+    async def _greet(self, link: _Link) -> tuple[Address, Hello]:
+        market = self._market
+        challenge = Hash(secrets.token_bytes(32))
+        offer = Challenge(challenge, market.address, market.domain.chain_id, market.domain.contract)
+        await link.send_now(pack_link(Kind.CHALLENGE, payload=dumps(offer.to_json())))
+        kind, _, payload = unpack_link(await link.receive())
+        if kind is not Kind.HELLO:
+            raise BadMessage(f"link: expected HELLO, got {kind.name}")
+        hello = Hello.from_json(loads(payload, "hello"))
+        connect = hello.connect.verify(market.domain)
+        if connect.message.challenge != challenge or connect.message.coordinator != market.address:
+            raise BadSignature("hello.connect: an answer to another challenge")
+        return connect.message.provider, hello
+
+    async def _attend(self, link: _Link, provider: Address, hello: Hello) -> None:
+        former = self._links.get(provider)
+        self._links[provider] = link
+        subject = node_subject(provider)
+        self._bus.attach(subject, link.enqueue)
+        writer = asyncio.create_task(link.write(), name=f"to {provider}")
+        try:
+            if former is not None:
+                self._market.node_gone(provider)
+                await former.refuse(Refusal(Code.NODE_GONE, "another connection of this provider took its place"))
+            self._market.place_asks(provider, hello.asks, hello.capacity)
+            link.enqueue(pack_link(Kind.WELCOME, payload=b"{}"))
+            log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
+            while True:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    frame = await link.receive()
+                await self._take(provider, frame)
+        finally:
+            writer.cancel()
+            self._bus.detach(subject, link.enqueue)
+            if self._links.get(provider) is link:
+                del self._links[provider]
+                self._market.node_gone(provider)
+                log.info("node gone", provider=provider)
+
+    async def _take(self, provider: Address, frame: bytes) -> None:
+        kind, job, payload = unpack_link(frame)
+        if kind in (Kind.CHUNK, Kind.ACCEPT, Kind.FAIL):
+            if self._market.provider_of(job) == provider:
+                self._bus.send(job_subject(job), frame)
+        elif kind is Kind.RECEIPT:
+            await self._take_receipt(provider, job, frame, payload)
+        elif kind is Kind.BEAT:
+            self._market.set_capacity(provider, Capacity.from_json(loads(payload, "capacity")))
+        elif kind is Kind.ASKS:
+            raw = loads(payload, "asks")
+            self._market.place_asks(provider, read_asks(raw.get("asks") if isinstance(raw, dict) else None))
+        elif kind is Kind.CLAIM:
+            await self._take_claim(provider, ClaimRequest.from_json(loads(payload, "claim")))
+        else:
+            raise BadMessage(f"link: a node never sends {kind.name}")
+
+    async def _take_receipt(self, provider: Address, job: JobId, frame: bytes, payload: bytes) -> None:
+        if self._market.provider_of(job) == provider and self._bus.send(job_subject(job), frame):
+            return
+        try:
+            if not await self._market.accept_receipt(provider, job, payload):
+                log.warning("receipt of an unknown job", provider=provider, job=job.hex())
+        except PeerError as error:
+            log.warning("bad late receipt", provider=provider, job=job.hex(), error=str(error))
+
+
+class _Link:
+    """One node's connection: what is sent waits in a bounded queue, so that nobody waits for a slow node."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX)
+        self._closed = False
+        self._closing: asyncio.Future[None] | None = None
+
+    def enqueue(self, frame: bytes) -> None:
+        """Queues a frame. A node that lets its queue fill up is closed, and its jobs fail over."""
+        try:
+            self._outbox.put_nowait(frame)
+        except asyncio.QueueFull:
+            self._closing = asyncio.ensure_future(self.close())
+
+    async def write(self) -> None:
+        """Sends what is queued until cancelled."""
+        while not self._closed:
+            await self.send_now(await self._outbox.get())
+
+    async def send_now(self, frame: bytes) -> None:
+        """Sends a frame past the queue. A lost connection shows on the receiving side."""
+        try:
+            await self._send({"type": "websocket.send", "bytes": frame})
+        except (OSError, RuntimeError):
+            self._closed = True
+
+    async def receive(self) -> bytes:
+        """The next frame. Raises LinkClosed, or BadMessage for text."""
+        event = await self._receive()
+        if event["type"] == "websocket.disconnect":
+            self._closed = True
+            raise LinkClosed
+        frame = event.get("bytes")
+        if frame is None:
+            raise BadMessage("link: expected binary frames")
+        return bytes(frame)
+
+    async def refuse(self, error: TallyError) -> None:
+        """Says why, and closes."""
+        if not self._closed:
+            await self.send_now(pack_link(Kind.ERROR, payload=dumps(error.as_json())))
+            await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        if not self._closed:
+            self._closed = True
+            await self._send({"type": "websocket.close", "code": 1000})
