@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT
+pragma solidity ^0.8.28;
+
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+
+import {Ledger} from "./parts/Ledger.sol";
+import {Purses} from "./parts/Purses.sol";
+import {Settlement} from "./parts/Settlement.sol";
+import {Stakes} from "./parts/Stakes.sol";
+import {Tabs} from "./parts/Tabs.sol";
+
+/// @title Tallystick's escrow. No owner, no upgrade, no pause: the rules below are all there is.
+contract Escrow is Purses, Settlement, Stakes {
+    constructor(IERC20 token_, Rules memory rules)
+        Ledger(token_)
+        Purses(rules.thaw)
+        Tabs(rules.release)
+        Stakes(rules.unstake, rules.penalty, rules.treasury)
+    {
+        uint40 longest = rules.thaw > rules.release ? rules.thaw : rules.release;
+        if (rules.unstake <= longest) revert UnstakeTooShort(rules.unstake, longest);
+    }
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT
+pragma solidity ^0.8.28;
+
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+
+import {IEscrow} from "../interfaces/IEscrow.sol";
+
+/// @title What all parts share: the storage, and the only two places where tokens move.
+/// @dev The token's supply must fit 96 bits; `_pull` keeps the whole balance below that, so sums of what is held never overflow.
+abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
+    using SafeERC20 for IERC20;
+
+    /// One word, so that settling reads and writes one; the owner lives elsewhere. Always thawing <= free.
+    struct Funds {
+        uint96 free;
+        uint96 thawing;
+        uint40 thawAt;
+        bool opened;
+    }
+
+    struct Tab {
+        uint96 settled;
+        uint96 reserved;
+        uint40 releaseAt;
+    }
+
+    /// The rate lives beside the credit that it feeds: a fee costs one word, not two.
+    struct Account {
+        uint96 credit;
+        uint16 feeBps;
+    }
+
+    struct Stake {
+        uint96 staked;
+        uint96 unstaking;
+        uint40 unstakeAt;
+    }
+
+    uint256 internal constant BPS = 10_000;
+
+    IERC20 public immutable token;
+
+    mapping(address key => Funds) internal _funds;
+    mapping(address key => address) internal _owner;
+    mapping(address payer => mapping(address provider => Tab)) internal _tabs;
+    mapping(address who => Account) internal _accounts;
+    mapping(address who => address) internal _payout;
+    mapping(address provider => Stake) internal _stakes;
+    mapping(bytes32 evidence => bool) public evidenceUsed;
+
+    constructor(IERC20 token_) EIP712("Tallystick", "1") {
+        if (address(token_) == address(0)) revert ZeroAddress();
+        token = token_;
+    }
+
+    modifier onlyOwnerOf(address key) {
+        address owner = _owner[key];
+        if (owner == address(0)) revert UnknownPurse(key);
+        if (msg.sender != owner) revert NotOwner(key, msg.sender);
+        _;
+    }
+
+    /// Takes exactly `amount`; a token that keeps a fee is refused rather than believed.
+    function _pull(address from, uint256 amount) internal {
+        uint256 held = token.balanceOf(address(this));
+        token.safeTransferFrom(from, address(this), amount);
+        _received(held, amount);
+    }
+
+    function _push(address to, uint256 amount) internal {
+        token.safeTransfer(to, amount);
+    }
+
+    function _received(uint256 heldBefore, uint256 amount) internal view {
+        uint256 held = token.balanceOf(address(this));
+        if (held != heldBefore + amount) revert ShortDelivery(amount, held - heldBefore);
+        if (held > type(uint96).max) revert AmountTooLarge(held);
+    }
+
+    function _amount(uint256 amount) internal pure returns (uint96) {
+        if (amount == 0) revert ZeroAmount();
+        if (amount > type(uint96).max) revert AmountTooLarge(amount);
+        return uint96(amount);
+    }
+
+    /// Plain ecrecover with low s, whatever code the signer's address may have.
+    function _requireSignature(address signer, bytes32 structHash, bytes calldata signature) internal view {
+        (address recovered,,) = ECDSA.tryRecoverCalldata(_hashTypedDataV4(structHash), signature);
+        if (recovered != signer || signer == address(0)) revert BadSignature(signer);
+    }
+}

@@ -1,0 +1,267 @@
+"""The embedded chain behind a JSON-RPC port, so that separate processes share it: what `tally chain` serves.
+
+The standard methods that web3 libraries and wallets use, single or in batches, plus the evm_ methods of test chains: move
+the clock, mine, snapshot, revert (https://ethereum.org/developers/docs/apis/json-rpc). All of it runs on one worker thread, so a
+slow call delays other calls but never the event loop. `GET /health` answers without the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+from eth_account.hdaccount import HDPath, seed_from_mnemonic
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tallystick.chain.evm import GAS_LIMIT, PRIORITY_FEE, Evm, Rejected, Reverted
+from tallystick.chain.hexes import BadParams, data, quantity
+from tallystick.protocol.eip712 import Signer, keccak
+
+MNEMONIC = "test test test test test test test test test test test junk"
+"""The phrase that every Ethereum test chain uses; its keys are public and worth nothing anywhere."""
+
+MAX_BODY = 4 * 1024 * 1024
+MAX_BATCH = 200
+PARSE_ERROR, INVALID_REQUEST, NO_METHOD, BAD_PARAMS, INTERNAL, REVERTED, REJECTED = -32700, -32600, -32601, -32602, -32603, 3, -32000
+
+_log = logging.getLogger(__name__)
+_ABSENT = object()
+
+
+def dev_accounts(count: int = 10) -> list[Signer]:
+    """The funded accounts of the local chain, the same on every run (BIP-44, m/44'/60'/0'/0/i of MNEMONIC)."""
+    seed = seed_from_mnemonic(MNEMONIC, "")
+    return [Signer(HDPath(f"m/44'/60'/0'/0/{i}").derive(seed)) for i in range(count)]
+
+
+def build_app(chain_id: int = 31337, accounts: int = 10) -> Starlette:
+    """An ASGI application that is a chain: POST / takes JSON-RPC 2.0, GET /health says that it is up."""
+    evm = Evm(chain_id, [bytes.fromhex(signer.address[2:]) for signer in dev_accounts(accounts)])
+    node = Node(evm, [signer.address for signer in dev_accounts(accounts)])
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evm")
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        yield
+        worker.shutdown(wait=False, cancel_futures=True)
+
+    async def rpc(request: Request) -> Response:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                return JSONResponse(_error(None, INVALID_REQUEST, f"request larger than {MAX_BODY} bytes"), 413)
+        answer = await asyncio.get_running_loop().run_in_executor(worker, node.answer, bytes(body))
+        return Response(answer, media_type="application/json", headers={"access-control-allow-origin": "*"})
+
+    async def preflight(_: Request) -> Response:
+        headers = {"access-control-allow-origin": "*", "access-control-allow-headers": "content-type"}
+        return Response(status_code=204, headers=headers)
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok", "chain_id": chain_id})
+
+    routes = [
+        Route("/", rpc, methods=["POST"]),
+        Route("/", preflight, methods=["OPTIONS"]),
+        Route("/health", health),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+def _error(request_id: Any, code: int, message: str, extra: object = _ABSENT) -> dict[str, Any]:
+    error = {"code": code, "message": message} | ({} if extra is _ABSENT else {"data": extra})
+    return {"jsonrpc": "2.0", "id": request_id, "error": error}
+
+
+class Node:
+    """JSON-RPC over one Evm: bytes in, bytes out. Not thread-safe."""
+
+    def __init__(self, evm: Evm, accounts: list[str]) -> None:
+        self.evm = evm
+        self._methods = self._standard(accounts) | self._testing()
+
+    def answer(self, body: bytes) -> bytes:
+        """The answer to a request or a batch; every fault of the caller is an answer too."""
+        try:
+            request = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            return orjson.dumps(_error(None, PARSE_ERROR, f"not JSON: {error}"))
+        if not isinstance(request, list):
+            return orjson.dumps(self._one(request))
+        if not 0 < len(request) <= MAX_BATCH:
+            return orjson.dumps(_error(None, INVALID_REQUEST, f"a batch has 1 to {MAX_BATCH} requests"))
+        return orjson.dumps([self._one(item) for item in request])
+
+    def _one(self, request: object) -> dict[str, Any]:
+        if not isinstance(request, dict) or not isinstance(request.get("method"), str):
+            return _error(None, INVALID_REQUEST, "expected an object with jsonrpc, id, method and params")
+        request_id, params = request.get("id"), request.get("params", [])
+        method = self._methods.get(request["method"])
+        if method is None:
+            return _error(request_id, NO_METHOD, f"the method {request['method'][:80]} does not exist")
+        if not isinstance(params, list):
+            return _error(request_id, BAD_PARAMS, "params: expected a list")
+        try:
+            return {"jsonrpc": "2.0", "id": request_id, "result": method(*params)}
+        except Reverted as error:
+            return _error(request_id, REVERTED, str(error), "0x" + error.data.hex())
+        except Rejected as error:
+            return _error(request_id, REJECTED, str(error))
+        except (BadParams, TypeError) as error:
+            return _error(request_id, BAD_PARAMS, str(error))
+        except Exception as error:
+            _log.exception("devnet: %s failed", request["method"])
+            return _error(request_id, INTERNAL, f"{type(error).__name__}: {error}")
+
+    # ------------------------------------------------------------------------------------------------------------ methods
+
+    def _standard(self, accounts: list[str]) -> dict[str, Callable[..., Any]]:
+        evm = self.evm
+        return {
+            "web3_clientVersion": lambda: "tallystick-devnet",
+            "web3_sha3": lambda raw: "0x" + keccak(data(raw)).hex(),
+            "net_version": lambda: str(evm.chain_id),
+            "net_listening": lambda: True,
+            "eth_chainId": lambda: hex(evm.chain_id),
+            "eth_syncing": lambda: False,
+            "eth_accounts": lambda: accounts,
+            "eth_blockNumber": lambda: hex(len(evm.blocks) - 1),
+            "eth_gasPrice": lambda: hex(evm.base_fee + PRIORITY_FEE),
+            "eth_maxPriorityFeePerGas": lambda: hex(PRIORITY_FEE),
+            "eth_feeHistory": self._fee_history,
+            "eth_getBalance": lambda who, block="latest": hex(evm.balance(data(who, 20), self._block(block))),
+            "eth_getCode": lambda who, block="latest": "0x" + evm.code(data(who, 20), self._block(block)).hex(),
+            "eth_getTransactionCount": lambda who, block="latest": hex(evm.nonce(data(who, 20), self._block(block))),
+            "eth_getStorageAt": lambda who, slot, block="latest": (
+                f"0x{evm.storage(data(who, 20), quantity(slot), self._block(block)):064x}"
+            ),
+            "eth_call": self._call,
+            "eth_estimateGas": self._estimate,
+            "eth_sendRawTransaction": lambda raw: evm.send_raw(data(raw)),
+            "eth_getTransactionByHash": lambda key: evm.transactions.get("0x" + data(key, 32).hex()),
+            "eth_getTransactionReceipt": lambda key: evm.receipts.get("0x" + data(key, 32).hex()),
+            "eth_getBlockByNumber": self._block_by_number,
+            "eth_getBlockByHash": self._block_by_hash,
+            "eth_getLogs": self._logs,
+        }
+
+    def _testing(self) -> dict[str, Callable[..., Any]]:
+        evm = self.evm
+
+        def mine(blocks: object = 1) -> str:
+            evm.mine(min(max(quantity(blocks), 1), 1_000))
+            return "0x0"
+
+        def set_time(timestamp: object) -> None:
+            evm.set_time(quantity(timestamp))
+
+        return {
+            "evm_increaseTime": lambda seconds: hex(evm.increase_time(quantity(seconds))),
+            "evm_setNextBlockTimestamp": set_time,
+            "evm_mine": mine,
+            "evm_snapshot": lambda: hex(evm.snapshot()),
+            "evm_revert": lambda mark: evm.revert(quantity(mark)),
+        }
+
+    def _block(self, raw: object) -> int:
+        """The number of a block that exists, from a number, a tag, or an EIP-1898 object."""
+        if isinstance(raw, dict):
+            if "blockHash" in raw:
+                return self._number_of(raw["blockHash"])
+            raw = raw.get("blockNumber")
+        last = len(self.evm.blocks) - 1
+        if raw in ("latest", "pending", "safe", "finalized", None):
+            return last
+        number = 0 if raw == "earliest" else quantity(raw)
+        if number > last:
+            raise Rejected(f"block not found: {number}, the last is {last}")
+        return number
+
+    def _number_of(self, raw: object) -> int:
+        wanted = "0x" + data(raw, 32).hex()
+        for number in range(len(self.evm.blocks) - 1, -1, -1):
+            if self.evm.blocks[number]["hash"] == wanted:
+                return number
+        raise Rejected(f"block not found: {wanted}")
+
+    def _fields(self, call: object) -> tuple[bytes, bytes, bytes, int]:
+        if not isinstance(call, dict):
+            raise BadParams("expected a call object")
+        code = data(call.get("input") or call.get("data") or "0x")
+        sender = data(call.get("from") or "0x" + "00" * 20, 20)
+        to = data(call["to"], 20) if call.get("to") else b""
+        return sender, to, code, quantity(call.get("value") or 0)
+
+    def _call(self, call: object, block: object = "latest", *_: object) -> str:
+        sender, to, code, value = self._fields(call)
+        gas = quantity(call.get("gas") or GAS_LIMIT) if isinstance(call, dict) else GAS_LIMIT
+        return "0x" + self.evm.call(sender, to, code, value, min(gas, GAS_LIMIT), self._block(block)).hex()
+
+    def _estimate(self, call: object, block: object = "latest", *_: object) -> str:
+        return hex(self.evm.estimate_gas(*self._fields(call), self._block(block)))
+
+    def _block_by_number(self, raw: object, full: object = False) -> dict[str, Any] | None:
+        try:
+            return self._with_bodies(self._block(raw), full)
+        except Rejected:
+            return None
+
+    def _block_by_hash(self, raw: object, full: object = False) -> dict[str, Any] | None:
+        try:
+            return self._with_bodies(self._number_of(raw), full)
+        except Rejected:
+            return None
+
+    def _with_bodies(self, number: int, full: object) -> dict[str, Any]:
+        block = self.evm.blocks[number]
+        return block | {"transactions": [self.evm.transactions[key] for key in block["transactions"]]} if full else block
+
+    def _fee_history(self, count: object, newest: object = "latest", percentiles: object = None) -> dict[str, Any]:
+        last = self._block(newest)
+        first = max(0, last + 1 - min(quantity(count), 1_024))
+        headers = self.evm.headers[first : last + 1]
+        after = self.evm.headers[last + 1].base_fee_per_gas if last + 1 < len(self.evm.headers) else self.evm.base_fee
+        rewards = len(percentiles) if isinstance(percentiles, list) else 0
+        return {
+            "oldestBlock": hex(first),
+            "baseFeePerGas": [hex(header.base_fee_per_gas) for header in headers] + [hex(after)],
+            "gasUsedRatio": [header.gas_used / header.gas_limit for header in headers],
+            "reward": [[hex(PRIORITY_FEE)] * rewards for _ in headers],
+        }
+
+    def _logs(self, wanted: object) -> list[dict[str, Any]]:
+        if not isinstance(wanted, dict):
+            raise BadParams("expected a filter object")
+        if "blockHash" in wanted:
+            first = last = self._number_of(wanted["blockHash"])
+        else:
+            newest = len(self.evm.blocks) - 1
+            first = self._block(wanted.get("fromBlock", "latest")) if wanted.get("fromBlock") != "earliest" else 0
+            last = newest if wanted.get("toBlock") in (None, "latest", "pending") else min(quantity(wanted["toBlock"]), newest)
+        addresses = _any_of(wanted.get("address"))
+        topics = [_any_of(topic) for topic in wanted.get("topics") or []]
+        return [log for log in self.evm.logs if first <= int(log["blockNumber"], 16) <= last and _matches(log, addresses, topics)]
+
+
+def _any_of(raw: object) -> set[str] | None:
+    """The lower-case alternatives of one place of a filter; None for "anything"."""
+    if raw is None:
+        return None
+    return {"0x" + data(item).hex() for item in (raw if isinstance(raw, list) else [raw])}
+
+
+def _matches(log: dict[str, Any], addresses: set[str] | None, topics: list[set[str] | None]) -> bool:
+    if addresses and log["address"] not in addresses:
+        return False
+    if len(topics) > len(log["topics"]):
+        return False
+    return all(not wanted or topic in wanted for wanted, topic in zip(topics, log["topics"], strict=False))

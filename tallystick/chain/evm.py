@@ -1,0 +1,207 @@
+"""One local chain in memory: py-evm through eth-tester, one block a transaction, a clock that can be moved.
+
+Synchronous and single-threaded; devnet.py serves it. Blocks, transactions, receipts and logs are kept in JSON-RPC form as they
+are made (https://ethereum.github.io/execution-apis/), so that looking one up costs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import eth.vm.spoof
+from eth.chains.base import MiningChain
+from eth_tester.backends.pyevm.main import PyEVMBackend
+from eth_tester.backends.pyevm.serializers import serialize_block, serialize_transaction, serialize_transaction_receipt
+from eth_utils import ValidationError
+
+from tallystick.chain.hexes import block_json, receipt_json, transaction_json
+
+GAS_LIMIT = 30_029_122
+PRIORITY_FEE = 10**9
+MAX_QUEUED = 1_000
+_WEALTH = 10**24
+_ZERO = bytes(20)
+
+
+class Rejected(Exception):
+    """A transaction that no block can take."""
+
+
+class Reverted(Exception):
+    """A call that failed in the EVM; `data` is what it returned: a custom error, Error(string), a panic or nothing."""
+
+    def __init__(self, data: bytes, reason: str) -> None:
+        super().__init__(reason)
+        self.data = data
+
+
+class Evm:
+    """A chain of one's own. `clock` gives Unix seconds; `accounts` start with a million coins each."""
+
+    def __init__(self, chain_id: int, accounts: list[bytes], clock: Callable[[], float] = time.time) -> None:
+        state = {a: {"balance": _WEALTH, "storage": {}, "code": b"", "nonce": 0} for a in accounts}
+        self.chain_id = chain_id
+        self._chain: MiningChain = PyEVMBackend(genesis_state=state).chain
+        type(self._chain).chain_id = chain_id  # eth-tester makes a class for each chain, with an id of its own
+        self._clock, self._offset = clock, 0
+        genesis = self._chain.get_canonical_block_by_number(0)
+        self.headers = [genesis.header]
+        self.blocks = [block_json(serialize_block(genesis, False, False))]
+        self.transactions: dict[str, dict[str, Any]] = {}
+        self.receipts: dict[str, dict[str, Any]] = {}
+        self.logs: list[dict[str, Any]] = []
+        self._queued: dict[tuple[bytes, int], Any] = {}
+
+    # ------------------------------------------------------------------------------------------------------ transactions
+
+    def send_raw(self, raw: bytes) -> str:
+        """Executes and mines a signed transaction; one with a later nonce waits for those before it. Raises Rejected."""
+        try:
+            transaction = self._chain.get_vm().get_transaction_builder().decode(raw)
+            sender, nonce = transaction.sender, transaction.nonce
+        except Exception as error:  # noqa: BLE001 - py-evm and rlp raise whatever they like on malformed bytes
+            raise Rejected(f"not a signed transaction: {error}") from None
+        expected = self.nonce(sender)
+        if nonce < expected:
+            raise Rejected(f"nonce too low: next nonce {expected}, tx nonce {nonce}")
+        if nonce == expected:
+            self._mine(transaction)
+            self._drain(sender)
+            return "0x" + transaction.hash.hex()
+        if len(self._queued) >= MAX_QUEUED:
+            raise Rejected("txpool is full")
+        self._queued[sender, nonce] = transaction
+        return "0x" + transaction.hash.hex()
+
+    def _drain(self, sender: bytes) -> None:
+        while transaction := self._queued.pop((sender, self.nonce(sender)), None):
+            try:
+                self._mine(transaction)
+            except Rejected:
+                return
+
+    def _mine(self, transaction: Any = None) -> None:
+        """Makes the next block, with this transaction or empty."""
+        chain = self._chain
+        chain.header = chain.create_header_from_parent(self.headers[-1], timestamp=self.next_timestamp())
+        receipts: tuple[Any, ...] = ()
+        if transaction is not None:
+            try:
+                _, receipt, _ = chain.apply_transaction(transaction)
+            except ValidationError as error:
+                raise Rejected(str(error)) from None
+            receipts = (receipt,)
+        block = chain.mine_block(coinbase=_ZERO, blob_gas_used=0)
+        self.headers.append(block.header)
+        self.blocks.append(block_json(serialize_block(block, False, False)))
+        if transaction is not None:
+            self._index(block, receipts, transaction)
+
+    def _index(self, block: Any, receipts: tuple[Any, ...], transaction: Any) -> None:
+        key = "0x" + transaction.hash.hex()
+        receipt = serialize_transaction_receipt(block, receipts, transaction, 0, False, None)
+        self.transactions[key] = transaction_json(serialize_transaction(block, transaction, 0, False))
+        self.receipts[key] = receipt_json(receipt, receipts[0].bloom)
+        self.logs += self.receipts[key]["logs"]
+
+    def mine(self, blocks: int = 1) -> None:
+        """Adds empty blocks."""
+        for _ in range(blocks):
+            self._mine()
+
+    # ------------------------------------------------------------------------------------------------------------- calls
+
+    def call(self, sender: bytes, to: bytes, data: bytes, value: int, gas: int, block: int) -> bytes:
+        """The output of a call on the state after `block`, at the time of the block to come. Raises Reverted."""
+        return self._execute(sender, to, data, value, gas, block).output
+
+    def estimate_gas(self, sender: bytes, to: bytes, data: bytes, value: int, block: int) -> int:
+        """Gas limit with which the transaction goes through. Raises Reverted where none does."""
+        computation = self._execute(sender, to, data, value, GAS_LIMIT, block)
+        zeros = data.count(0)
+        floor = 21_000 + 10 * (zeros + 4 * (len(data) - zeros))  # EIP-7623
+        gas = max(GAS_LIMIT - computation.get_gas_remaining(), floor)
+        while gas < GAS_LIMIT:
+            try:
+                self._execute(sender, to, data, value, gas, block)
+            except Reverted:  # a call inside keeps back a 64th of its gas (EIP-150)
+                gas += gas // 64 + 1
+            else:
+                return gas
+        return GAS_LIMIT
+
+    def _execute(self, sender: bytes, to: bytes, data: bytes, value: int, gas: int, block: int) -> Any:
+        state = self._state(block, free=True)
+        unsigned = self._chain.create_unsigned_transaction(
+            nonce=state.get_nonce(sender), gas_price=0, gas=gas, to=to, value=value, data=data
+        )
+        try:
+            computation = state.apply_transaction(eth.vm.spoof.SpoofTransaction(unsigned, from_=sender))
+        except ValidationError as error:
+            raise Reverted(b"", str(error)) from None
+        if computation.is_error:
+            revert = isinstance(computation.error, eth.exceptions.Revert)
+            raise Reverted(computation.output if revert else b"", "execution reverted" if revert else repr(computation.error))
+        return computation
+
+    def _state(self, block: int, *, free: bool = False) -> Any:
+        header = self._chain.create_header_from_parent(self.headers[block], timestamp=self.next_timestamp(block))
+        return self._chain.get_vm(header.copy(base_fee_per_gas=0) if free else header).state
+
+    # ------------------------------------------------------------------------------------------------------------- state
+
+    def balance(self, address: bytes, block: int = -1) -> int:
+        """Coins of an account after a block."""
+        return int(self._state(block).get_balance(address))
+
+    def code(self, address: bytes, block: int = -1) -> bytes:
+        """Code of an account after a block."""
+        return bytes(self._state(block).get_code(address))
+
+    def storage(self, address: bytes, slot: int, block: int = -1) -> int:
+        """One word of a contract's storage after a block."""
+        return int(self._state(block).get_storage(address, slot))
+
+    def nonce(self, address: bytes, block: int = -1) -> int:
+        """Number of transactions that an account has sent, after a block."""
+        return int(self._state(block).get_nonce(address))
+
+    @property
+    def base_fee(self) -> int:
+        """Base fee of the block to come, in wei a unit of gas."""
+        return int(self._chain.create_header_from_parent(self.headers[-1]).base_fee_per_gas)
+
+    # -------------------------------------------------------------------------------------------------------------- time
+
+    def next_timestamp(self, block: int = -1) -> int:
+        """Time of the block after `block`: now, or one second later than it, whichever is later."""
+        return max(int(self._clock()) + self._offset, self.headers[block].timestamp + 1)
+
+    def increase_time(self, seconds: int) -> int:
+        """Moves the clock forward for good; the next block shows it. Returns the whole offset."""
+        self._offset += seconds
+        return self._offset
+
+    def set_time(self, timestamp: int) -> None:
+        """Moves the clock to a time after the last block. Raises Rejected."""
+        if timestamp <= self.headers[-1].timestamp:
+            raise Rejected(f"timestamp {timestamp} is not after the last block's {self.headers[-1].timestamp}")
+        self._offset = timestamp - int(self._clock())
+
+    def snapshot(self) -> int:
+        """A mark to come back to: the number of the last block."""
+        return len(self.headers) - 1
+
+    def revert(self, mark: int) -> bool:
+        """Forgets all blocks after a mark. The clock is not turned back. False for a mark that no longer exists."""
+        if not 0 <= mark < len(self.headers):
+            return False
+        gone = [key for key, receipt in self.receipts.items() if int(receipt["blockNumber"], 16) > mark]
+        for key in gone:
+            del self.receipts[key], self.transactions[key]
+        self.logs = [log for log in self.logs if int(log["blockNumber"], 16) <= mark]
+        del self.headers[mark + 1 :], self.blocks[mark + 1 :]
+        self._queued.clear()
+        return True

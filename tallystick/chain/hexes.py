@@ -1,0 +1,66 @@
+"""JSON-RPC's hex encodings, and eth-tester's records in JSON-RPC form (https://ethereum.github.io/execution-apis/)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}")
+_DATA = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
+
+
+class BadParams(Exception):
+    """Parameters that a method does not take."""
+
+
+def quantity(raw: object) -> int:
+    """A number from its hex form; plain JSON integers are taken too. Raises BadParams."""
+    if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
+        return raw
+    if not isinstance(raw, str) or not _QUANTITY.fullmatch(raw):
+        raise BadParams(f"expected a number as 0x and hex digits, got {str(raw)[:80]}")
+    return int(raw, 16)
+
+
+def data(raw: object, size: int | None = None) -> bytes:
+    """Bytes from their hex form. Raises BadParams."""
+    if not isinstance(raw, str) or not _DATA.fullmatch(raw):
+        raise BadParams(f"expected bytes as 0x and hex digits, got {str(raw)[:80]}")
+    value = bytes.fromhex(raw[2:])
+    if size is not None and len(value) != size:
+        raise BadParams(f"expected {size} bytes, got {len(value)}")
+    return value
+
+
+def encode(value: Any) -> Any:
+    """Numbers and bytes as hex, names in camelCase, all the way down."""
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return hex(value)
+    if isinstance(value, dict):
+        return {re.sub(r"_([a-z0-9])", lambda m: m[1].upper(), name): encode(member) for name, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(member) for member in value]
+    return value
+
+
+def block_json(record: dict[str, Any]) -> dict[str, Any]:
+    """A block without its transactions' bodies."""
+    bloom = record.pop("logs_bloom")
+    return encode(record | {"miner": record.pop("coinbase")}) | {"logsBloom": f"0x{bloom:0512x}"}  # type: ignore[no-any-return]
+
+
+def transaction_json(record: dict[str, Any]) -> dict[str, Any]:
+    """A mined transaction."""
+    return encode(record | {"input": record.pop("data"), "to": record["to"] or None})  # type: ignore[no-any-return]
+
+
+def receipt_json(record: dict[str, Any], bloom: int) -> dict[str, Any]:
+    """A receipt with its logs."""
+    del record["state_root"]  # since Byzantium a receipt has a status instead
+    for log in record["logs"]:
+        log["removed"] = False
+        del log["type"]
+    made = encode(record | {"to": record["to"] or None, "contract_address": record["contract_address"] or None})
+    return made | {"logsBloom": f"0x{bloom:0512x}"}  # type: ignore[no-any-return]
