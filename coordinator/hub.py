@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import structlog
+from starlette.types import Receive, Scope, Send
 
 from coordinator.bus import job_subject, node_subject
 from coordinator.live import InboxOverrun
@@ -38,9 +38,6 @@ HELLO_SECONDS = 10
 SILENCE_SECONDS = 45
 """A node that says nothing for this long is gone; it beats every few seconds."""
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 TakeClaim = Callable[[Address, ClaimRequest], Awaitable[None]]
 
 

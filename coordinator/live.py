@@ -28,6 +28,7 @@ class LiveJob:
     submission: Submission
     created_at: int
     started: float
+    heard: float
     state: State = State.QUEUED
     matched: tuple[Candidate, Verified[Order]] | None = None
     tried: set[Address] = field(default_factory=set)

@@ -54,6 +54,7 @@ class Limits:
     idle: float = 60
     total: float = 3_600
     cancel: float = 15
+    beat: float = 10
     order_horizon: int = 3_600
     min_claim_window: int = 3_600
     fee_bps: int = 0
@@ -111,6 +112,11 @@ class Market:
                 job.inbox = asyncio.Queue(job.inbox.maxsize) if job.inbox.full() else job.inbox
                 job.inbox.put_nowait(pack_link(GONE, job.id))
 
+    @property
+    def live(self) -> int:
+        """How many jobs are between order and terminal state."""
+        return len(self._live)
+
     def provider_of(self, job_id: JobId) -> Address | None:
         """Which provider has a live job now."""
         job = self._live.get(job_id)
@@ -129,7 +135,7 @@ class Market:
             raise Refusal(Code.ORDER_REPLAYED, f"job {submission.job.hex()} was placed before; GET /v1/jobs/ID tells its state")
         for candidate in submission.candidates:
             self._check_order(candidate.order.message, candidate.terms, now)
-        job = LiveJob(submission, created_at=now, started=self._tick())
+        job = LiveJob(submission, created_at=now, started=self._tick(), heard=self._tick())
         self._seen[job.id] = now
         try:
             await self._match(job)
@@ -259,13 +265,16 @@ class Market:
         if kind == Kind.CHUNK:
             if job.state is not State.STREAMING:
                 job.move(Event.OUTPUT)
-            job.deadline = self._tick() + self.limits.idle
+            job.heard = self._tick()
+            job.deadline = job.heard + self.limits.idle
             yield Kind.CHUNK, link_payload(frame)
             self._grant_credit(job)
         elif kind == Kind.ACCEPT:
             if job.state is State.MATCHED:
                 job.move(Event.ACCEPT)
                 job.deadline = self._tick() + self.limits.first_output
+        elif kind == Kind.BEAT:
+            yield Kind.BEAT, b""
         elif kind == Kind.RECEIPT:
             try:
                 yield Kind.RECEIPT, await self._finish(job, candidate, link_payload(frame))
@@ -367,7 +376,7 @@ class Market:
         self._bus.send(node_subject(provider), pack_link(Kind.RECEIPT_ACK, job_id))
 
     def sweep(self) -> None:
-        """Once a second: jobs past their phase's deadline fail or are cancelled, and old replay memory goes."""
+        """Once a second: jobs past their phase's deadline end, silent ones beat for the client, old replay memory goes."""
         tick, now = self._tick(), int(self._now())
         error = Unavailable(Code.TIMED_OUT, "the provider took too long", fault=Fault.PROVIDER)
         for job in list(self._live.values()):
@@ -375,5 +384,8 @@ class Market:
                 self._bus.send(node_subject(job.provider), pack_link(Kind.CANCEL, job.id))
                 job.inbox.put_nowait(pack_link(Kind.FAIL, job.id, dumps(error.as_json())))
                 job.deadline = tick + self.limits.cancel
+            elif tick > job.heard + self.limits.beat and job.inbox.empty():
+                job.heard = tick
+                job.inbox.put_nowait(pack_link(Kind.BEAT, job.id))
         horizon = now - self.limits.order_horizon
         self._seen = {job: at for job, at in self._seen.items() if at > horizon}

@@ -1,0 +1,220 @@
+"""The coordinator's HTTP API. FastAPI serves the control plane with its docs; the hot route and the node link are raw ASGI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Receive, Scope, Send
+
+from coordinator.book import Standing
+from coordinator.hub import Hub
+from coordinator.jobs_route import PATH as JOBS_PATH
+from coordinator.jobs_route import JobsRoute
+from coordinator.market import Market
+from coordinator.matching import MAX_LISTED, Demand
+from coordinator.ports import ClaimStore, JobStore
+from tallystick import __version__
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.types import Address, parse_address, parse_job_id
+
+NODE_PATH = "/v1/node"
+Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
+Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
+Price = Annotated[int, Field(ge=0, lt=1 << 64)]
+
+
+class Info(BaseModel):
+    """Who this coordinator is and where it settles."""
+
+    name: str
+    version: str
+    coordinator: str
+    chainId: int  # noqa: N815 - the wire's names are camelCase
+    contract: str
+    token: str
+    tokenDecimals: int  # noqa: N815
+    feeBps: int  # noqa: N815
+
+
+class ShortlistRequest(BaseModel):
+    """What a client wants to buy. Prices are maxima in base units per 1,000,000 tokens."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(max_length=1024)
+    payer: Account
+    maxInputPrice: Price | None = None  # noqa: N815
+    maxOutputPrice: Price | None = None  # noqa: N815
+    providers: list[Account] = Field(default_factory=list, max_length=256)
+    exclude: list[Account] = Field(default_factory=list, max_length=256)
+    limit: int = Field(default=4, ge=1, le=MAX_LISTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the API serves: the parts that the root composed."""
+
+    market: Market
+    hub: Hub
+    jobs: JobStore
+    claims: ClaimStore
+    info: Info
+
+
+class App:
+    """The ASGI app: two raw routes, and FastAPI for everything else."""
+
+    def __init__(self, room: Room) -> None:
+        self._jobs = JobsRoute(room.market)
+        self._hub = room.hub
+        self._control = build_control_plane(room)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Routes one connection."""
+        if scope["type"] == "http" and scope["path"] == JOBS_PATH and scope["method"] == "POST":
+            await self._jobs(scope, receive, send)
+        elif scope["type"] == "websocket" and scope["path"] == NODE_PATH:
+            await self._hub.serve(scope, receive, send)
+        else:
+            await self._control(scope, receive, send)
+
+
+def build_control_plane(room: Room) -> FastAPI:
+    """The control plane's routes."""
+    api = FastAPI(
+        title="Tallystick coordinator",
+        version=__version__,
+        description="Matches signed orders to signed asks and relays ciphertext. Jobs themselves are posted to `/v1/jobs` as"
+        " binary frames (see tallystick/protocol/wire.py), nodes connect to the WebSocket `/v1/node`.",
+    )
+    api.add_exception_handler(TallyError, _tally_error)
+    api.add_exception_handler(RequestValidationError, _validation_error)
+    _describe_market(api, room)
+    _describe_jobs(api, room)
+    _describe_operations(api, room)
+    return api
+
+
+def _describe_market(api: FastAPI, room: Room) -> None:
+    @api.get("/v1/info")
+    async def info() -> Info:
+        """Who this coordinator is, and the chain and contract that every signature must bind."""
+        return room.info
+
+    @api.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The models on offer, with their lowest prices (base units per 1,000,000 tokens)."""
+        return {"data": [_model(name, standings) for name, standings in room.market.book.models()]}
+
+    @api.get("/v1/asks")
+    async def asks(model: str) -> dict[str, Any]:
+        """The signed asks for a model, cheapest first, at most 100."""
+        return {"asks": [_ask(standing) for standing in room.market.book.of_model(model)[:100]]}
+
+    @api.post("/v1/shortlist")
+    async def shortlist(request: ShortlistRequest) -> dict[str, Any]:
+        """The best signed asks for a request, best first; the error tells why there is none."""
+        demand = Demand(
+            model=request.model,
+            max_input_price=request.maxInputPrice,
+            max_output_price=request.maxOutputPrice,
+            providers=frozenset(map(parse_address, request.providers)),
+            exclude=frozenset(map(parse_address, request.exclude)),
+            limit=request.limit,
+        )
+        return {"asks": [_ask(standing) for standing in room.market.shortlist(demand)]}
+
+
+def _describe_jobs(api: FastAPI, room: Room) -> None:
+    @api.get("/v1/jobs/{job}")
+    async def show(job: Hex32) -> dict[str, Any]:
+        """A job's state, its attempts, its receipt and what the chain paid. Knowing the id is what authorises."""
+        known = await room.jobs.job(parse_job_id(job))
+        if known is None:
+            raise Refusal(Code.UNKNOWN_JOB, f"no job {job} here")
+        record, receipt = known
+        settled = (
+            await _settlement(room, record.payer, receipt.message.provider, receipt.message.cumulative_cost) if receipt else None
+        )
+        return {
+            "job": job,
+            "state": record.state.value,
+            "model": record.terms.model,
+            "payer": record.payer,
+            "createdAt": record.created_at,
+            "finishedAt": record.finished_at,
+            "attempts": [
+                {"attempt": a.attempt, "provider": a.provider, "state": a.state, "reason": a.reason} for a in record.attempts
+            ],
+            "receipt": receipt.to_json() if receipt else None,
+            "settlement": settled,
+        }
+
+    @api.post("/v1/jobs/{job}/cancel", status_code=202)
+    async def cancel(job: Hex32) -> dict[str, bool]:
+        """Stops a running job; its receipt ends the job's stream."""
+        return {"cancelling": room.market.cancel(parse_job_id(job))}
+
+
+def _describe_operations(api: FastAPI, room: Room) -> None:
+    registry = CollectorRegistry()
+    gauges = {
+        "tallystick_nodes_connected": ("Nodes connected.", lambda: room.hub.connected),
+        "tallystick_asks_standing": ("Asks in the book.", lambda: room.market.book.size),
+        "tallystick_jobs_live": ("Jobs between order and terminal state.", lambda: room.market.live),
+    }
+    for name, (text, read) in gauges.items():
+        Gauge(name, text, registry=registry).set_function(read)
+
+    @api.get("/v1/health")
+    async def health() -> dict[str, Any]:
+        """Whether this process serves, and how many nodes and asks it has."""
+        return {"status": "ok", "nodes": room.hub.connected, "asks": room.market.book.size, "jobs": room.market.live}
+
+    @api.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _model(name: str, standings: list[Standing]) -> dict[str, Any]:
+    asks = [standing.ask.message for standing in standings]
+    return {
+        "id": name,
+        "providers": len({ask.provider for ask in asks}),
+        "live": sum(standing.node.free > 0 for standing in standings),
+        "inputPrice": str(min(ask.input_price for ask in asks)),
+        "cachedInputPrice": str(min(ask.cached_input_price for ask in asks)),
+        "outputPrice": str(min(ask.output_price for ask in asks)),
+        "contextTokens": max(ask.context_tokens for ask in asks),
+        "maxOutputTokens": max(ask.max_output_tokens for ask in asks),
+    }
+
+
+def _ask(standing: Standing) -> dict[str, Any]:
+    return {"ask": standing.ask.to_json(), "free": standing.node.free}
+
+
+async def _settlement(room: Room, payer: Address, provider: Address, total: int) -> dict[str, Any] | None:
+    settled = await room.claims.settlement(payer, provider)
+    if settled is None or settled.settled < total:
+        return None
+    return {"tx": settled.tx, "settled": str(int(settled.settled)), "block": settled.block}
+
+
+async def _tally_error(_request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, TallyError):
+        raise error
+    return JSONResponse(error.as_json(), error.status)
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5])
+    return await _tally_error(request, BadMessage(faults[:1000]))

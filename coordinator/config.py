@@ -1,0 +1,55 @@
+"""The coordinator's settings; example.toml explains each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.market import Limits
+
+ENV_PREFIX = "TALLY_COORDINATOR_"
+
+
+@dataclass(frozen=True)
+class CoordinatorConfig:
+    """Times are seconds. Relative paths are relative to where the process was started."""
+
+    deployment: Path
+    """The deployment file of the settlement contract (written by `tally deploy`)."""
+    name: str = "tallystick"
+    host: str = "127.0.0.1"
+    port: int = 8420
+    db: str = "sqlite:///coordinator.db"
+    rpc: str | None = None
+    """The chain's JSON-RPC; the deployment file's by default."""
+    settle_every: float = 30
+    """How often pending claims are batched and sent to the chain."""
+    confirmations: int = 1
+    """Blocks after which a settlement counts as final."""
+    funds_ttl: float = 5
+    """How long a payer's balance is trusted before the chain is asked again."""
+    fee_bps: int = 0
+    """Fee in hundredths of a percent; must equal the rate that the coordinator registered on chain."""
+    accept_timeout: float = 10
+    first_output_timeout: float = 120
+    idle_timeout: float = 60
+    job_timeout: float = 3_600
+    order_horizon: int = 3_600
+    """How far ahead an order's deadline may lie, and how long replays are remembered."""
+    min_claim_window: int = 3_600
+    """How long orders must leave providers to claim."""
+    log_json: bool = True
+    log_level: str = "info"
+
+    @property
+    def limits(self) -> Limits:
+        """The market's part of the settings."""
+        return Limits(
+            accept=self.accept_timeout,
+            first_output=self.first_output_timeout,
+            idle=self.idle_timeout,
+            total=self.job_timeout,
+            order_horizon=self.order_horizon,
+            min_claim_window=self.min_claim_window,
+            fee_bps=self.fee_bps,
+        )

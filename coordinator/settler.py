@@ -1,0 +1,101 @@
+"""The settler: it collects for providers, in batches, what both sides signed, and learns from the chain what was paid.
+
+Anyone could do the same; the coordinator only does it for many at once. A chain that does not answer delays this and nothing
+else: claims wait in the store, and sending one twice pays nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+import structlog
+from tallystick.chain.escrow import ClaimBatch, Escrow
+
+from coordinator.exposure import Exposure
+from coordinator.ports import ClaimStore, PendingClaim, Settlement
+from tallystick.chain.events import Follower, Settled
+from tallystick.chain.rpc import Sender
+from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.protocol.types import Address
+from tallystick.protocol.wire import ClaimRequest
+
+log = structlog.get_logger()
+BATCH = 64
+
+
+class Settler:
+    """Takes claims from nodes, sends them every `interval` seconds, and follows the contract's events."""
+
+    def __init__(
+        self,
+        *,
+        escrow: Escrow,
+        sender: Sender,
+        follower: Follower,
+        store: ClaimStore,
+        exposure: Exposure,
+        interval: float,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._escrow, self._sender, self._follower = escrow, sender, follower
+        self._store, self._exposure, self._interval, self._now = store, exposure, interval, now
+
+    async def take(self, provider: Address, request: ClaimRequest) -> None:
+        """Stores a node's claim. Raises PeerError if it is not what it says."""
+        claim = request.claim.verify(self._escrow.domain)
+        if claim.message.provider != provider:
+            raise BadMessage("claim: of another provider")
+        for row, order in zip(claim.message.rows, request.orders, strict=True):
+            verified = order.verify(self._escrow.domain)
+            if (verified.digest, verified.message.payer, verified.message.provider) != (row.order_hash, row.payer, provider):
+                raise BadMessage("claim: a row that is not of the order beside it")
+        await self._store.put_claim(request, int(self._now()))
+
+    async def run(self) -> None:
+        """Settles and follows until cancelled."""
+        while True:
+            try:
+                await self.settle()
+                await self.follow()
+            except TallyError as error:
+                log.warning("settling waits for the chain", error=str(error))
+            await asyncio.sleep(self._interval)
+
+    async def settle(self) -> None:
+        """Sends all pending claims. Raises TallyError when the chain does not take them; they stay pending."""
+        while pending := await self._store.pending_claims(BATCH):
+            owed = [claim for claim in pending if await self._pays(claim)]
+            tx = "nothing owed"
+            if owed:
+                sent = await self._escrow.settle(self._sender, [_batch(claim) for claim in owed])
+                tx = sent[-1].tx
+                log.info("settled", claims=len(owed), tx=tx, gas=sum(one.gas_used for one in sent))
+            await self._store.close_claims([claim.id for claim in pending], tx)
+
+    async def _pays(self, claim: PendingClaim) -> bool:
+        for row in claim.request.claim.message.rows:
+            known = await self._store.settlement(row.payer, claim.request.claim.message.provider)
+            if known is None or row.cumulative_cost > known.settled:
+                return True
+        return False
+
+    async def follow(self) -> None:
+        """Takes in what the chain settled since the cursor."""
+        cursor = await self._store.cursor()
+        events, after = await self._follower.read(cursor)
+        settled = [event for event in events if isinstance(event, Settled)]
+        if after != cursor:
+            await self._store.put_settlements(list(_settlements(settled)), after)
+        for event in settled:
+            tab = self._exposure.tab(event.payer, event.provider)
+            self._exposure.observe(event.payer, event.provider, settled=event.settled, reserved=tab.reserved)
+
+
+def _batch(claim: PendingClaim) -> ClaimBatch:
+    return ClaimBatch.of(claim.request.claim, claim.request.orders)
+
+
+def _settlements(events: Iterable[Settled]) -> Iterable[Settlement]:
+    return (Settlement(e.payer, e.provider, e.settled, e.tx, e.block) for e in events)
