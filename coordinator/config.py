@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.market import Limits
+from tallystick.runtime.config import load
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
 
@@ -24,8 +26,8 @@ class CoordinatorConfig:
     """The chain's JSON-RPC; the deployment file's by default."""
     settle_every: float = 30
     """How often pending claims are batched and sent to the chain."""
-    confirmations: int = 1
-    """Blocks after which a settlement counts as final."""
+    confirmations: int = 0
+    """Blocks that must follow a settlement before it counts as final."""
     funds_ttl: float = 5
     """How long a payer's balance is trusted before the chain is asked again."""
     fee_bps: int = 0
@@ -53,3 +55,8 @@ class CoordinatorConfig:
             min_claim_window=self.min_claim_window,
             fee_bps=self.fee_bps,
         )
+
+
+def load_config(path: Path | None = None, flags: Mapping[str, object] | None = None) -> CoordinatorConfig:
+    """The config from a TOML file, then TALLY_COORDINATOR_… variables, then flags. Raises BadMessage."""
+    return load(CoordinatorConfig, path, prefix=ENV_PREFIX, flags=flags)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import structlog
-from tallystick.chain.escrow import ClaimBatch, Escrow
 
 from coordinator.exposure import Exposure
 from coordinator.ports import ClaimStore, PendingClaim, Settlement
-from tallystick.chain.events import Follower, Settled
+from tallystick.chain.escrow import ClaimBatch, Escrow
+from tallystick.chain.events import Settled
 from tallystick.chain.rpc import Sender
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.types import Address
@@ -33,22 +33,23 @@ class Settler:
         *,
         escrow: Escrow,
         sender: Sender,
-        follower: Follower,
         store: ClaimStore,
         exposure: Exposure,
         interval: float,
+        confirmations: int = 0,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._escrow, self._sender, self._follower = escrow, sender, follower
-        self._store, self._exposure, self._interval, self._now = store, exposure, interval, now
+        self._escrow, self._sender, self._domain = escrow, sender, escrow.deployment.domain
+        self._store, self._exposure, self._now = store, exposure, now
+        self._interval, self._confirmations = interval, confirmations
 
     async def take(self, provider: Address, request: ClaimRequest) -> None:
         """Stores a node's claim. Raises PeerError if it is not what it says."""
-        claim = request.claim.verify(self._escrow.domain)
+        claim = request.claim.verify(self._domain)
         if claim.message.provider != provider:
             raise BadMessage("claim: of another provider")
         for row, order in zip(claim.message.rows, request.orders, strict=True):
-            verified = order.verify(self._escrow.domain)
+            verified = order.verify(self._domain)
             if (verified.digest, verified.message.payer, verified.message.provider) != (row.order_hash, row.payer, provider):
                 raise BadMessage("claim: a row that is not of the order beside it")
         await self._store.put_claim(request, int(self._now()))
@@ -69,8 +70,9 @@ class Settler:
             owed = [claim for claim in pending if await self._pays(claim)]
             tx = "nothing owed"
             if owed:
-                sent = await self._escrow.settle(self._sender, [_batch(claim) for claim in owed])
-                tx = sent[-1].tx
+                batches = [ClaimBatch.of(c.request.claim, c.request.orders, self._domain) for c in owed]
+                sent = await self._escrow.settle_all(self._sender, batches)
+                tx = sent[-1].hash
                 log.info("settled", claims=len(owed), tx=tx, gas=sum(one.gas_used for one in sent))
             await self._store.close_claims([claim.id for claim in pending], tx)
 
@@ -83,19 +85,19 @@ class Settler:
 
     async def follow(self) -> None:
         """Takes in what the chain settled since the cursor."""
-        cursor = await self._store.cursor()
-        events, after = await self._follower.read(cursor)
-        settled = [event for event in events if isinstance(event, Settled)]
-        if after != cursor:
-            await self._store.put_settlements(list(_settlements(settled)), after)
-        for event in settled:
-            tab = self._exposure.tab(event.payer, event.provider)
-            self._exposure.observe(event.payer, event.provider, settled=event.settled, reserved=tab.reserved)
+        deployment = self._escrow.deployment
+        while True:
+            cursor = await self._store.cursor()
+            start = deployment.block if cursor is None else cursor
+            page = await read_events(self._escrow.rpc, deployment, start, confirmations=self._confirmations)
+            if page.cursor == start:
+                return
+            settled = [event for event in page.events if isinstance(event, Settled)]
+            await self._store.put_settlements([_settlement(event) for event in settled], page.cursor)
+            for event in settled:
+                tab = self._exposure.tab(event.payer, event.provider)
+                self._exposure.observe(event.payer, event.provider, settled=event.settled, reserved=tab.reserved)
 
 
-def _batch(claim: PendingClaim) -> ClaimBatch:
-    return ClaimBatch.of(claim.request.claim, claim.request.orders)
-
-
-def _settlements(events: Iterable[Settled]) -> Iterable[Settlement]:
-    return (Settlement(e.payer, e.provider, e.settled, e.tx, e.block) for e in events)
+def _settlement(event: Settled) -> Settlement:
+    return Settlement(event.payer, event.provider, event.settled, event.at.transaction, event.at.block)

@@ -1,0 +1,98 @@
+"""The composition root: builds the parts from the config, starts them in order, stops them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import structlog
+
+from coordinator.api import App, Info, Room
+from coordinator.bus import InProcessBus
+from coordinator.config import CoordinatorConfig
+from coordinator.funds import ChainFunds
+from coordinator.hub import Hub
+from coordinator.market import Market
+from coordinator.settler import Settler
+from coordinator.store import Store
+from tallystick import __version__
+from tallystick.chain.deployment import Deployment
+from tallystick.chain.escrow import Escrow
+from tallystick.chain.rpc import Rpc, Sender
+from tallystick.protocol.eip712 import Signer
+from tallystick.runtime import logs
+from tallystick.runtime.serving import serving, until_stopped
+
+log = structlog.get_logger()
+
+
+async def run(config: CoordinatorConfig, signer: Signer) -> None:
+    """Serves until SIGTERM or SIGINT. Raises TallyError where it cannot start."""
+    logs.configure(json=config.log_json, level=config.log_level)
+    async with running(config, signer) as port:
+        log.info("coordinator ready", address=signer.address, url=f"http://{config.host}:{port}")
+        await until_stopped()
+        log.info("stopping")
+
+
+@contextlib.asynccontextmanager
+async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[int]:
+    """The whole coordinator as a context: yields the bound port."""
+    deployment = Deployment.load(config.deployment)
+    rpc = Rpc(config.rpc or deployment.rpc)
+    store = Store(config.db)
+    try:
+        await store.start()
+        escrow = Escrow(rpc, deployment)
+        bus = InProcessBus()
+        market = Market(
+            domain=deployment.domain,
+            signer=signer,
+            bus=bus,
+            store=store,
+            funds=ChainFunds(escrow, config.funds_ttl),
+            limits=config.limits,
+        )
+        await market.start()
+        settler = Settler(
+            escrow=escrow,
+            sender=Sender(rpc, signer),
+            store=store,
+            exposure=market.exposure,
+            interval=config.settle_every,
+            confirmations=config.confirmations,
+        )
+        hub = Hub(market, bus, settler.take)
+        room = Room(market, hub, store, store, _info(config, deployment, signer))
+        async with serving(App(room), config.host, config.port) as port:
+            tasks = [asyncio.create_task(settler.run(), name="settler"), asyncio.create_task(_sweep(market), name="sweep")]
+            try:
+                yield port
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await hub.close()
+    finally:
+        await store.close()
+        await rpc.close()
+
+
+async def _sweep(market: Market) -> None:
+    while True:
+        await asyncio.sleep(1)
+        market.sweep()
+
+
+def _info(config: CoordinatorConfig, deployment: Deployment, signer: Signer) -> Info:
+    return Info(
+        name=config.name,
+        version=__version__,
+        coordinator=signer.address,
+        chainId=deployment.chain_id,
+        contract=deployment.escrow,
+        token=deployment.token,
+        tokenDecimals=deployment.token_decimals,
+        feeBps=config.fee_bps,
+    )

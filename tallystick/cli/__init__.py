@@ -1,0 +1,1 @@
+"""The `tally` command. Each sub-command imports only the room that it starts."""

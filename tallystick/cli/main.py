@@ -1,0 +1,50 @@
+"""`tally`: one command for clients, providers, operators and contract developers."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from tallystick import __version__
+from tallystick.cli import chain, demo, market, money, wallet
+from tallystick.cli.output import fail
+from tallystick.protocol.errors import TallyError
+
+app = typer.Typer(
+    name="tally",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Tallystick, an open market for inference. **First steps:** `tally demo` shows the whole market on this machine; "
+    "`tally gateway` gives your OpenAI SDK a base URL; `tally node run` sells what your engine can do.",
+)
+app.command("demo")(demo.demo)
+app.command("chat")(market.chat)
+app.command("gateway")(market.gateway)
+app.add_typer(market.node, name="node")
+app.add_typer(market.coordinator, name="coordinator")
+app.add_typer(wallet.app, name="wallet")
+app.command("deposit")(money.deposit)
+app.command("balance")(money.balance)
+app.command("chain")(chain.chain)
+app.command("deploy")(chain.deploy)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version.")) -> None:
+    """See the help above."""
+
+
+def main() -> None:
+    """The console script: errors of ours become one clear line (or JSON with --json) and exit code 1."""
+    try:
+        app()
+    except TallyError as error:
+        fail(error, as_json="--json" in sys.argv)

@@ -1,0 +1,163 @@
+"""The sub-commands that start a room: `tally gateway`, `tally node`, `tally coordinator`; and `tally chat`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, Wallet, deployment_path, unlock
+from tallystick.cli.output import err, out, show_json
+from tallystick.protocol.errors import TallyError
+from tallystick.protocol.types import format_amount
+
+node = typer.Typer(no_args_is_help=True, help="Sell what your engine can do: the provider's daemon.")
+coordinator = typer.Typer(no_args_is_help=True, help="Run a coordinator: matches jobs, relays ciphertext, batches claims.")
+
+
+def start(room: Coroutine[Any, Any, None]) -> None:
+    """Runs a room's main coroutine on uvloop, where there is one, until it ends."""
+    if sys.platform == "win32":
+        asyncio.run(room)
+    else:
+        import uvloop
+
+        uvloop.run(room)
+
+
+@node.command("run")
+def node_run(
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    password_file: PasswordFile = None,
+) -> None:
+    """Connects your engine to the market and works until SIGTERM: then it finishes what runs, hands in its claims and stops.
+
+    Needs a config (see node/example.toml) that names the coordinator, the deployment file and the engine.
+    """
+    from node.config import load_config
+    from node.daemon import run
+
+    loaded = load_config(config)
+    start(run(loaded, unlock(wallet, password_file)))
+
+
+@node.command("demo-engine")
+def node_demo_engine(
+    port: Annotated[int, typer.Option(help="Port to serve on.")] = 8431,
+    host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
+) -> None:
+    """Serves the stand-in engine: an OpenAI-compatible endpoint that says it is no model. For demos and tests."""
+    from node.engines.demo import build_app
+    from tallystick.runtime.serving import serving, until_stopped
+
+    async def serve() -> None:
+        async with serving(build_app(), host, port) as bound:
+            err.print(f"stand-in engine on http://{host}:{bound}/v1")
+            await until_stopped()
+
+    start(serve())
+
+
+@coordinator.command("run")
+def coordinator_run(
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    password_file: PasswordFile = None,
+    deployment: Annotated[Path | None, typer.Option(help="Deployment file (see `tally deploy`).")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    db: Annotated[str | None, typer.Option(help="Database URL, for example sqlite:///coordinator.db.")] = None,
+    rpc: Annotated[str | None, typer.Option(help="The chain's JSON-RPC, instead of the deployment file's.")] = None,
+) -> None:
+    """Serves the market until SIGTERM. Its wallet signs matches and pays the gas of settlements; it never holds client money.
+
+    Everything can be set in a config file (see coordinator/example.toml); flags win over it.
+    """
+    from coordinator.app import run
+    from coordinator.config import load_config
+
+    path = deployment if config or deployment else deployment_path(None)
+    flags = {"deployment": path, "host": host, "port": port, "db": db, "rpc": rpc}
+    start(run(load_config(config, flags), unlock(wallet, password_file)))
+
+
+@typer.Typer().command()
+def gateway(
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    password_file: PasswordFile = None,
+    coordinator_url: Annotated[str | None, typer.Option("--coordinator", help="The coordinator's address.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; set api_key before you leave localhost.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Gives any OpenAI SDK a base URL: http://127.0.0.1:8421/v1. Jobs are paid from the wallet's purse.
+
+    Settings come from a config file (see tallystick/client/example.toml); flags win over it.
+    """
+    from tallystick.client.config import load_config
+    from tallystick.client.gateway import run_gateway
+
+    loaded = load_config(config, {"coordinator": coordinator_url, "host": host, "port": port})
+    start(run_gateway(loaded, unlock(wallet, password_file)))
+
+
+@typer.Typer().command()
+def chat(
+    prompt: Annotated[str | None, typer.Argument(help="What to say; without it a conversation starts.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model to use; the only or first one on offer by default.")] = None,
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    password_file: PasswordFile = None,
+    coordinator_url: Annotated[str | None, typer.Option("--coordinator", help="The coordinator's address.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Talks to a model on the market and shows what each answer cost. Ctrl-C stops the answer; an empty line or Ctrl-D ends."""
+    from tallystick.client.config import load_config
+
+    loaded = load_config(config, {"coordinator": coordinator_url})
+    signer = unlock(wallet, password_file)
+    with asyncio.Runner() as runner:
+        runner.run(_converse(loaded, signer, model, prompt, as_json=as_json))
+
+
+async def _converse(config: Any, signer: Any, model: str | None, prompt: str | None, *, as_json: bool) -> None:
+    from tallystick.client.sdk import Market
+
+    async with Market.of(config, signer) as market:
+        chosen = model or await _first_model(market)
+        history: list[dict[str, str]] = []
+        while True:
+            text = prompt if prompt is not None else await asyncio.to_thread(_ask)
+            if not text:
+                return
+            history.append({"role": "user", "content": text})
+            try:
+                history.append({"role": "assistant", "content": await _answer(market, chosen, history, as_json=as_json)})
+            except TallyError as error:
+                if prompt is not None:
+                    raise
+                history.pop()
+                err.print(f"[red]{error}[/]")
+            if prompt is not None:
+                return
+
+
+async def _first_model(market: Any) -> str:
+    from tallystick.protocol.errors import Code, Refusal
+
+    models = await market.models()
+    if not models:
+        raise Refusal(Code.UNKNOWN_MODEL, "no provider is connected to this coordinator")
+    return str(models[0].id)
+
+
+def _ask() -> str:
+    try:
+        return out.input("[bold cyan]you ›[/] ").strip()
+    except EOFError:
+        return ""

@@ -1,0 +1,59 @@
+"""Options that several sub-commands share, and what they lead to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadMessage
+from tallystick.runtime.config import home
+from tallystick.runtime.keys import find_password, open_keystore
+
+DEFAULT_WALLET = "default"
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Wallet = Annotated[str, typer.Option("--wallet", "-w", help="Name of a wallet in the home folder, or a keystore file.")]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file",
+        help="File with the keystore's password. Else TALLYSTICK_PASSWORD_FILE, TALLYSTICK_PASSWORD or a prompt.",
+    ),
+]
+DeploymentFile = Annotated[
+    Path | None,
+    typer.Option("--deployment", help="Deployment file written by `tally deploy`; deployment.json in the home folder by default."),
+]
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the settings.")]
+Rpc = Annotated[str | None, typer.Option("--rpc", help="JSON-RPC address of the chain, instead of the deployment file's.")]
+
+
+def keystore_path(wallet: str) -> Path:
+    """Where a wallet's keystore is: a path if it looks like one, else a name in the home folder."""
+    if "/" in wallet or wallet.endswith(".json"):
+        return Path(wallet).expanduser()
+    return home() / "keys" / f"{wallet}.json"
+
+
+def prompt_password(wallet: str, *, confirm: bool = False) -> str:
+    """Asks for a password without showing it."""
+    return str(typer.prompt(f"Password of wallet {wallet}", hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+def unlock(wallet: str, password_file: Path | None) -> Signer:
+    """The signer of a wallet. Raises BadMessage."""
+    path = keystore_path(wallet)
+    if not path.exists():
+        raise BadMessage(f"no wallet at {path}; make one with: tally wallet new {wallet}")
+    return open_keystore(path, find_password(password_file, lambda: prompt_password(wallet)))
+
+
+def deployment_path(given: Path | None) -> Path:
+    """The deployment file. Raises BadMessage if there is none."""
+    path = given or home() / "deployment.json"
+    if not path.exists():
+        raise BadMessage(f"no deployment file at {path}; deploy with `tally deploy`, or name one with --deployment")
+    return path

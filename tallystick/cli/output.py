@@ -1,0 +1,55 @@
+"""How the command speaks: tables and progress for people (progress on stderr), JSON for scripts (on stdout)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from tallystick.protocol.errors import TallyError
+
+out = Console()
+err = Console(stderr=True)
+
+
+def show_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def show_facts(facts: Iterable[tuple[str, object]], title: str | None = None) -> None:
+    """A two-column table of names and values."""
+    table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(name, str(value))
+    out.print(table)
+
+
+def show_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+    """A table."""
+    table = Table(*columns, title=title, title_justify="left", title_style="bold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    out.print(table)
+
+
+def step(text: str) -> None:
+    """A line of progress."""
+    err.print(f"[green]✓[/] {text}", highlight=False)
+
+
+def fail(error: TallyError, *, as_json: bool = False) -> NoReturn:
+    """Says what went wrong, whose fault it is, and ends the process."""
+    if as_json:
+        show_json(error.as_json())
+    else:
+        err.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        hint = "trying again may help" if error.retry else f"code {error.code.value}"
+        err.print(f"[dim]({hint}; at fault: {error.fault.value})[/]", highlight=False)
+    sys.exit(1)

@@ -1,0 +1,111 @@
+"""`tally wallet`: keys in encrypted keystores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from eth_utils.address import to_checksum_address
+
+from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, keystore_path, prompt_password, unlock
+from tallystick.cli.output import show_facts, show_json, show_rows, step
+from tallystick.protocol.errors import BadMessage
+from tallystick.runtime.config import home
+from tallystick.runtime.keys import create_keystore, find_password, keystore_address, write_private
+
+app = typer.Typer(no_args_is_help=True, help="Make, list, import and export wallets (encrypted keystores, mode 0600).")
+Name = Annotated[str, typer.Argument(help="The wallet's name in the home folder, or a keystore file.")]
+
+
+@app.command()
+def new(name: Name = DEFAULT_WALLET, password_file: PasswordFile = None, as_json: Json = False) -> None:
+    """Makes a wallet with a fresh key."""
+    _create(name, password_file, None, as_json=as_json)
+
+
+@app.command("import")
+def import_(
+    name: Name,
+    key_file: Annotated[Path | None, typer.Option(help="File that holds the private key as hex.")] = None,
+    keystore: Annotated[Path | None, typer.Option(help="A keystore (V3) to copy in.")] = None,
+    dev: Annotated[int | None, typer.Option(help="Number of a funded account of `tally chain` (test money only).")] = None,
+    password_file: PasswordFile = None,
+    as_json: Json = False,
+) -> None:
+    """Makes a wallet from a key that exists."""
+    if sum(source is not None for source in (key_file, keystore, dev)) != 1:
+        raise BadMessage("give one of --key-file, --keystore and --dev")
+    if key_file is not None:
+        secret = _read_key(key_file)
+    elif keystore is not None:
+        secret = unlock(str(keystore), password_file).secret
+    else:
+        from tallystick.chain.devnet import dev_accounts
+
+        accounts = dev_accounts()
+        if dev is None or not 0 <= dev < len(accounts):
+            raise BadMessage(f"--dev: expected 0 to {len(accounts) - 1}")
+        secret = accounts[dev].secret
+    _create(name, password_file, secret, as_json=as_json)
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Lists the wallets in the home folder."""
+    wallets = {path.stem: to_checksum_address(keystore_address(path)) for path in sorted((home() / "keys").glob("*.json"))}
+    if as_json:
+        show_json(wallets)
+    elif wallets:
+        show_rows(("wallet", "address"), wallets.items())
+    else:
+        step("no wallets yet; make one with: tally wallet new")
+
+
+@app.command()
+def show(name: Name = DEFAULT_WALLET, as_json: Json = False) -> None:
+    """Shows a wallet's address; needs no password."""
+    _show(name, keystore_path(name), as_json=as_json)
+
+
+@app.command()
+def export(
+    name: Name,
+    to: Annotated[Path, typer.Option("--out", "-o", help="File to write; it must not exist.")],
+    password_file: PasswordFile = None,
+) -> None:
+    """Copies a wallet's keystore, still encrypted, once the password was shown to open it."""
+    if to.exists():
+        raise BadMessage(f"{to} exists")
+    unlock(name, password_file)
+    write_private(to, keystore_path(name).read_bytes())
+    step(f"wrote {to} (encrypted with the same password)")
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        secret = bytes.fromhex(path.read_text().strip().removeprefix("0x"))
+    except (OSError, ValueError):
+        raise BadMessage(f"{path}: expected a private key as 64 hex digits") from None
+    if len(secret) != 32:
+        raise BadMessage(f"{path}: expected a private key as 64 hex digits")
+    return secret
+
+
+def _create(name: str, password_file: Path | None, secret: bytes | None, *, as_json: bool) -> None:
+    path = keystore_path(name)
+    if path.exists():
+        raise BadMessage(f"{path} exists; a key is never overwritten")
+    password = find_password(password_file, lambda: prompt_password(name, confirm=True))
+    create_keystore(path, password, secret)
+    _show(name, path, as_json=as_json)
+
+
+def _show(name: str, path: Path, *, as_json: bool) -> None:
+    address = to_checksum_address(keystore_address(path))
+    if as_json:
+        show_json({"wallet": name, "address": address, "keystore": str(path)})
+    else:
+        show_facts([("wallet", name), ("address", address), ("keystore", path)])
+
+
