@@ -15,13 +15,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
-from eth_account.hdaccount import HDPath, seed_from_mnemonic
+from eth_account.hdaccount import seed_from_mnemonic
+from eth_account.hdaccount.deterministic import HDPath
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tallystick.chain.evm import GAS_LIMIT, PRIORITY_FEE, Evm, Rejected, Reverted
+from tallystick.chain.evm import GAS_LIMIT, PRIORITY_FEE, Call, Evm, Rejected, Reverted
 from tallystick.chain.hexes import BadParams, data, quantity
 from tallystick.protocol.eip712 import Signer, keccak
 
@@ -30,7 +31,8 @@ MNEMONIC = "test test test test test test test test test test test junk"
 
 MAX_BODY = 4 * 1024 * 1024
 MAX_BATCH = 200
-PARSE_ERROR, INVALID_REQUEST, NO_METHOD, BAD_PARAMS, INTERNAL, REVERTED, REJECTED = -32700, -32600, -32601, -32602, -32603, 3, -32000
+PARSE_ERROR, INVALID_REQUEST, NO_METHOD, BAD_PARAMS, INTERNAL = -32700, -32600, -32601, -32602, -32603
+REVERTED, REJECTED = 3, -32000
 
 _log = logging.getLogger(__name__)
 _ABSENT = object()
@@ -82,6 +84,10 @@ def _error(request_id: Any, code: int, message: str, extra: object = _ABSENT) ->
     return {"jsonrpc": "2.0", "id": request_id, "error": error}
 
 
+class _Fault(Exception):
+    """A JSON-RPC error: code, message and, for a revert, data."""
+
+
 class Node:
     """JSON-RPC over one Evm: bytes in, bytes out. Not thread-safe."""
 
@@ -104,23 +110,30 @@ class Node:
     def _one(self, request: object) -> dict[str, Any]:
         if not isinstance(request, dict) or not isinstance(request.get("method"), str):
             return _error(None, INVALID_REQUEST, "expected an object with jsonrpc, id, method and params")
-        request_id, params = request.get("id"), request.get("params", [])
-        method = self._methods.get(request["method"])
-        if method is None:
-            return _error(request_id, NO_METHOD, f"the method {request['method'][:80]} does not exist")
-        if not isinstance(params, list):
-            return _error(request_id, BAD_PARAMS, "params: expected a list")
+        request_id = request.get("id")
         try:
-            return {"jsonrpc": "2.0", "id": request_id, "result": method(*params)}
+            result = self._result(request["method"], request.get("params", []))
+        except _Fault as fault:
+            return _error(request_id, *fault.args)
+        return {"jsonrpc": "2.0", "id": request_id, "result": result}
+
+    def _result(self, name: str, params: object) -> Any:
+        method = self._methods.get(name)
+        if method is None:
+            raise _Fault(NO_METHOD, f"the method {name[:80]} does not exist")
+        if not isinstance(params, list):
+            raise _Fault(BAD_PARAMS, "params: expected a list")
+        try:
+            return method(*params)
         except Reverted as error:
-            return _error(request_id, REVERTED, str(error), "0x" + error.data.hex())
+            raise _Fault(REVERTED, str(error), "0x" + error.data.hex()) from None
         except Rejected as error:
-            return _error(request_id, REJECTED, str(error))
+            raise _Fault(REJECTED, str(error)) from None
         except (BadParams, TypeError) as error:
-            return _error(request_id, BAD_PARAMS, str(error))
+            raise _Fault(BAD_PARAMS, str(error)) from None
         except Exception as error:
-            _log.exception("devnet: %s failed", request["method"])
-            return _error(request_id, INTERNAL, f"{type(error).__name__}: {error}")
+            _log.exception("devnet: %s failed", name)
+            raise _Fault(INTERNAL, f"{type(error).__name__}: {error}") from error
 
     # ------------------------------------------------------------------------------------------------------------ methods
 
@@ -193,21 +206,11 @@ class Node:
                 return number
         raise Rejected(f"block not found: {wanted}")
 
-    def _fields(self, call: object) -> tuple[bytes, bytes, bytes, int]:
-        if not isinstance(call, dict):
-            raise BadParams("expected a call object")
-        code = data(call.get("input") or call.get("data") or "0x")
-        sender = data(call.get("from") or "0x" + "00" * 20, 20)
-        to = data(call["to"], 20) if call.get("to") else b""
-        return sender, to, code, quantity(call.get("value") or 0)
-
     def _call(self, call: object, block: object = "latest", *_: object) -> str:
-        sender, to, code, value = self._fields(call)
-        gas = quantity(call.get("gas") or GAS_LIMIT) if isinstance(call, dict) else GAS_LIMIT
-        return "0x" + self.evm.call(sender, to, code, value, min(gas, GAS_LIMIT), self._block(block)).hex()
+        return "0x" + self.evm.call(_read_call(call), self._block(block)).hex()
 
     def _estimate(self, call: object, block: object = "latest", *_: object) -> str:
-        return hex(self.evm.estimate_gas(*self._fields(call), self._block(block)))
+        return hex(self.evm.estimate_gas(_read_call(call), self._block(block)))
 
     def _block_by_number(self, raw: object, full: object = False) -> dict[str, Any] | None:
         try:
@@ -250,6 +253,18 @@ class Node:
         addresses = _any_of(wanted.get("address"))
         topics = [_any_of(topic) for topic in wanted.get("topics") or []]
         return [log for log in self.evm.logs if first <= int(log["blockNumber"], 16) <= last and _matches(log, addresses, topics)]
+
+
+def _read_call(raw: object) -> Call:
+    if not isinstance(raw, dict):
+        raise BadParams("expected a call object")
+    return Call(
+        sender=data(raw.get("from") or "0x" + "00" * 20, 20),
+        to=data(raw["to"], 20) if raw.get("to") else b"",
+        data=data(raw.get("input") or raw.get("data") or "0x"),
+        value=quantity(raw.get("value") or 0),
+        gas=min(quantity(raw.get("gas") or GAS_LIMIT), GAS_LIMIT),
+    )
 
 
 def _any_of(raw: object) -> set[str] | None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import eth.vm.spoof
 from eth.chains.base import MiningChain
+from eth.exceptions import Revert
+from eth.vm.spoof import SpoofTransaction
 from eth_tester.backends.pyevm.main import PyEVMBackend
 from eth_tester.backends.pyevm.serializers import serialize_block, serialize_transaction, serialize_transaction_receipt
-from eth_utils import ValidationError
+from eth_typing import Address
+from eth_utils.exceptions import ValidationError
 
 from tallystick.chain.hexes import block_json, receipt_json, transaction_json
 
@@ -23,6 +25,16 @@ PRIORITY_FEE = 10**9
 MAX_QUEUED = 1_000
 _WEALTH = 10**24
 _ZERO = bytes(20)
+
+
+class Call(NamedTuple):
+    """What a call that is not signed asks for; `value` is in wei, an empty `to` creates a contract."""
+
+    sender: bytes
+    to: bytes
+    data: bytes
+    value: int
+    gas: int = GAS_LIMIT
 
 
 class Rejected(Exception):
@@ -47,7 +59,7 @@ class Evm:
         type(self._chain).chain_id = chain_id  # eth-tester makes a class for each chain, with an id of its own
         self._clock, self._offset = clock, 0
         genesis = self._chain.get_canonical_block_by_number(0)
-        self.headers = [genesis.header]
+        self.headers: list[Any] = [genesis.header]
         self.blocks = [block_json(serialize_block(genesis, False, False))]
         self.transactions: dict[str, dict[str, Any]] = {}
         self.receipts: dict[str, dict[str, Any]] = {}
@@ -113,36 +125,37 @@ class Evm:
 
     # ------------------------------------------------------------------------------------------------------------- calls
 
-    def call(self, sender: bytes, to: bytes, data: bytes, value: int, gas: int, block: int) -> bytes:
+    def call(self, call: Call, block: int) -> bytes:
         """The output of a call on the state after `block`, at the time of the block to come. Raises Reverted."""
-        return self._execute(sender, to, data, value, gas, block).output
+        return bytes(self._execute(call, block).output)
 
-    def estimate_gas(self, sender: bytes, to: bytes, data: bytes, value: int, block: int) -> int:
+    def estimate_gas(self, call: Call, block: int) -> int:
         """Gas limit with which the transaction goes through. Raises Reverted where none does."""
-        computation = self._execute(sender, to, data, value, GAS_LIMIT, block)
-        zeros = data.count(0)
-        floor = 21_000 + 10 * (zeros + 4 * (len(data) - zeros))  # EIP-7623
-        gas = max(GAS_LIMIT - computation.get_gas_remaining(), floor)
+        remaining = int(self._execute(call._replace(gas=GAS_LIMIT), block).get_gas_remaining())
+        zeros = call.data.count(0)
+        floor = 21_000 + 10 * (zeros + 4 * (len(call.data) - zeros))  # EIP-7623
+        gas = max(GAS_LIMIT - remaining, floor)
         while gas < GAS_LIMIT:
             try:
-                self._execute(sender, to, data, value, gas, block)
+                self._execute(call._replace(gas=gas), block)
             except Reverted:  # a call inside keeps back a 64th of its gas (EIP-150)
                 gas += gas // 64 + 1
             else:
                 return gas
         return GAS_LIMIT
 
-    def _execute(self, sender: bytes, to: bytes, data: bytes, value: int, gas: int, block: int) -> Any:
+    def _execute(self, call: Call, block: int) -> Any:
         state = self._state(block, free=True)
+        nonce = state.get_nonce(call.sender)
         unsigned = self._chain.create_unsigned_transaction(
-            nonce=state.get_nonce(sender), gas_price=0, gas=gas, to=to, value=value, data=data
+            nonce=nonce, gas_price=0, gas=call.gas, to=Address(call.to), value=call.value, data=call.data
         )
         try:
-            computation = state.apply_transaction(eth.vm.spoof.SpoofTransaction(unsigned, from_=sender))
+            computation = state.apply_transaction(SpoofTransaction(unsigned, from_=call.sender))
         except ValidationError as error:
             raise Reverted(b"", str(error)) from None
         if computation.is_error:
-            revert = isinstance(computation.error, eth.exceptions.Revert)
+            revert = isinstance(computation.error, Revert)
             raise Reverted(computation.output if revert else b"", "execution reverted" if revert else repr(computation.error))
         return computation
 
@@ -171,13 +184,14 @@ class Evm:
     @property
     def base_fee(self) -> int:
         """Base fee of the block to come, in wei a unit of gas."""
-        return int(self._chain.create_header_from_parent(self.headers[-1]).base_fee_per_gas)
+        header: Any = self._chain.create_header_from_parent(self.headers[-1])
+        return int(header.base_fee_per_gas)
 
     # -------------------------------------------------------------------------------------------------------------- time
 
     def next_timestamp(self, block: int = -1) -> int:
         """Time of the block after `block`: now, or one second later than it, whichever is later."""
-        return max(int(self._clock()) + self._offset, self.headers[block].timestamp + 1)
+        return int(max(int(self._clock()) + self._offset, self.headers[block].timestamp + 1))
 
     def increase_time(self, seconds: int) -> int:
         """Moves the clock forward for good; the next block shows it. Returns the whole offset."""

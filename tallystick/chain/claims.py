@@ -1,0 +1,97 @@
+"""What a settlement transaction carries: rows under claims, in batches that fit a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from tallystick.chain.rpc import MAX_TRANSACTION_GAS
+from tallystick.protocol.eip712 import Domain, Signed
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.messages import Claim, ClaimRow, Order
+from tallystick.protocol.types import Address, Amount, Hash
+
+BATCH_GAS, CLAIM_GAS, ROW_GAS = 40_000, 45_000, 50_000
+"""Upper bounds for planning: a row that opens its tab, a claim that opens its credit. Steady rows cost less than half."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettleRow:
+    """One tab to collect: the payer's order, and the provider's total as of receipt `seq`."""
+
+    order: Signed[Order]
+    seq: int
+    cumulative_cost: Amount
+
+    def encode(self) -> tuple[Any, ...]:
+        """The row as the ABI takes it, with the signature in EIP-2098's compact form."""
+        order, signature = self.order.message, self.order.signature
+        fields = tuple(order.SCHEMA.read(order))
+        y_parity_and_s = bytes((signature[32] | (signature[64] - 27) << 7,)) + signature[33:64]
+        return fields, self.seq, self.cumulative_cost, signature[:32], y_parity_and_s
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimBatch:
+    """What one provider collects. Without a signature only the provider itself can send it."""
+
+    provider: Address
+    rows: tuple[SettleRow, ...]
+    signature: bytes = b""
+
+    @classmethod
+    def of(cls, claim: Signed[Claim], orders: Iterable[Signed[Order]], domain: Domain) -> Self:
+        """A signed claim with the orders that it names, in any order. Raises BadMessage where one is missing."""
+        known: dict[Hash, Signed[Order]] = {order.message.digest(domain): order for order in orders}
+        missing = [row.order_hash.hex() for row in claim.message.rows if row.order_hash not in known]
+        if missing:
+            raise BadMessage(f"claim: {len(missing)} of its orders are missing, the first is {missing[0]}")
+        rows = tuple(SettleRow(known[row.order_hash], row.seq, row.cumulative_cost) for row in claim.message.rows)
+        return cls(claim.message.provider, rows, claim.signature)
+
+    def claim(self, domain: Domain) -> Claim:
+        """The message that the provider signs so that anyone may collect these rows for it."""
+        return Claim(
+            provider=self.provider,
+            rows=tuple(
+                ClaimRow(
+                    payer=row.order.message.payer,
+                    order_hash=row.order.message.digest(domain),
+                    seq=row.seq,
+                    cumulative_cost=row.cumulative_cost,
+                )
+                for row in self.rows
+            ),
+        )
+
+    def encode(self) -> tuple[Any, ...]:
+        """The claim as the ABI takes it."""
+        return self.provider, [row.encode() for row in self.rows], self.signature
+
+
+def cut_batches(claims: Sequence[ClaimBatch], *, gas: int = MAX_TRANSACTION_GAS) -> Iterator[list[ClaimBatch]]:
+    """The claims in as few lists as surely fit `gas`, in order.
+
+    A signed claim is never divided, since its signature covers all of its rows; one that is too large comes alone.
+    """
+    batch: list[ClaimBatch] = []
+    left = gas - BATCH_GAS
+    for claim in (part for whole in claims for part in _divide(whole, gas)):
+        need = CLAIM_GAS + ROW_GAS * len(claim.rows)
+        if batch and need > left:
+            yield batch
+            batch, left = [], gas - BATCH_GAS
+        batch.append(claim)
+        left -= need
+    if batch:
+        yield batch
+
+
+def _divide(claim: ClaimBatch, gas: int) -> Iterator[ClaimBatch]:
+    most = max(1, (gas - BATCH_GAS - CLAIM_GAS) // ROW_GAS)
+    if claim.signature or len(claim.rows) <= most:
+        yield claim
+        return
+    for start in range(0, len(claim.rows), most):
+        yield replace(claim, rows=claim.rows[start : start + most])

@@ -1,0 +1,139 @@
+"""Contract ABIs as the compiler wrote them: calls to bytes, answers and logs back, custom errors by name.
+
+https://docs.soliditylang.org/en/latest/abi-spec.html
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from eth_abi.abi import decode, encode
+from eth_utils.abi import abi_to_signature
+
+from tallystick.protocol.eip712 import keccak
+from tallystick.protocol.errors import Code, Refusal, TallyError
+
+_BUILT_IN = [
+    {"type": "error", "name": "Error", "inputs": [{"name": "message", "type": "string"}]},
+    {"type": "error", "name": "Panic", "inputs": [{"name": "code", "type": "uint256"}]},
+]
+_CODES = {
+    "BadSignature": Code.BAD_SIGNATURE,
+    "BadAuthorization": Code.BAD_SIGNATURE,
+    "Expired": Code.ORDER_EXPIRED,
+    "InsufficientFree": Code.INSUFFICIENT_FUNDS,
+    "InsufficientStake": Code.INSUFFICIENT_FUNDS,
+    "NoCredit": Code.INSUFFICIENT_FUNDS,
+    "ERC20InsufficientBalance": Code.INSUFFICIENT_FUNDS,
+    "ERC20InsufficientAllowance": Code.INSUFFICIENT_FUNDS,
+}
+
+
+class ContractError(Refusal):
+    """A contract said no. `name` is its custom error ("TooEarly"), `values` the error's arguments by name."""
+
+    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
+        arguments = ", ".join(f"{k}={v.hex() if isinstance(v, bytes) else v}" for k, v in values.items())
+        super().__init__(_CODES.get(name, Code.BAD_MESSAGE), f"the contract refused: {name}({arguments})")
+        self.name, self.values = name, dict(values)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One function, event or error of an ABI."""
+
+    name: str
+    id: bytes
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+    indexed: tuple[bool, ...]
+    outputs: tuple[str, ...]
+
+
+class Abi:
+    """One contract's interface and creation code."""
+
+    def __init__(self, entries: Sequence[Mapping[str, Any]], bytecode: bytes = b"") -> None:
+        self.bytecode = bytecode
+        kinds: dict[str, list[Entry]] = {"function": [], "event": [], "error": [], "constructor": []}
+        for raw in entries:
+            if raw["type"] in kinds:
+                kinds[raw["type"]].append(_entry(raw))
+        self._functions = {entry.name: entry for entry in kinds["function"]}
+        self._constructor = next(iter(kinds["constructor"]), None)
+        self.events = {entry.id: entry for entry in kinds["event"]}
+        self.errors = {entry.id[:4]: entry for entry in kinds["error"]}
+
+    def call(self, function: str, *arguments: Any) -> bytes:
+        """Calldata of a function call."""
+        entry = self._functions[function]
+        return entry.id[:4] + encode(entry.types, arguments)
+
+    def create(self, *arguments: Any) -> bytes:
+        """Data of a transaction that creates the contract."""
+        return self.bytecode + (encode(self._constructor.types, arguments) if self._constructor else b"")
+
+    def result(self, function: str, output: bytes) -> tuple[Any, ...]:
+        """The values that a function returned."""
+        return tuple(decode(self._functions[function].outputs, output))
+
+    def log(self, topics: Sequence[bytes], data: bytes) -> tuple[str, dict[str, Any]] | None:
+        """An event's name and values; None for an event of another contract."""
+        entry = self.events.get(topics[0]) if topics else None
+        if entry is None:
+            return None
+        plain = iter(decode([t for t, i in zip(entry.types, entry.indexed, strict=True) if not i], data))
+        marked = (decode([t], topic)[0] for t, topic in zip(entry.types, topics[1:], strict=False))
+        values = [next(marked) if indexed else next(plain) for indexed in entry.indexed]
+        return entry.name, dict(zip(entry.names, values, strict=True))
+
+
+def _entry(raw: Mapping[str, Any]) -> Entry:
+    inputs = raw.get("inputs", [])
+    signature = abi_to_signature(raw) if raw["type"] != "constructor" else ""  # type: ignore[arg-type]
+    return Entry(
+        name=raw.get("name", ""),
+        id=keccak(signature.encode()),
+        names=tuple(item["name"] for item in inputs),
+        types=tuple(map(_type, inputs)),
+        indexed=tuple(bool(item.get("indexed")) for item in inputs),
+        outputs=tuple(map(_type, raw.get("outputs", []))),
+    )
+
+
+def _type(item: Mapping[str, Any]) -> str:
+    if not item["type"].startswith("tuple"):
+        return str(item["type"])
+    return f"({','.join(map(_type, item['components']))}){item['type'].removeprefix('tuple')}"
+
+
+@cache
+def load_abi(name: str) -> Abi:
+    """The interface of a contract in tallystick/chain/abi: "Escrow" or "TestUSD"."""
+    raw = json.loads(files("tallystick.chain").joinpath("abi", f"{name}.json").read_text())
+    return Abi(raw["abi"], bytes.fromhex(raw["bytecode"][2:]))
+
+
+@cache
+def _known_errors() -> dict[bytes, Entry]:
+    return Abi(_BUILT_IN).errors | load_abi("TestUSD").errors | load_abi("Escrow").errors
+
+
+def revert_error(data: bytes, reason: str = "") -> TallyError:
+    """The error for what a failed call returned, by name where it is one of ours, Solidity's or OpenZeppelin's."""
+    entry = _known_errors().get(data[:4])
+    if entry is None:
+        said = data.hex()[:80] or reason or "no reason"
+        return Refusal(Code.BAD_MESSAGE, f"the contract refused: {said}")
+    return ContractError(entry.name, dict(zip(entry.names, decode(entry.types, data[4:]), strict=True)))
+
+
+def snake(name: str) -> str:
+    """CamelCase to snake_case."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -1,0 +1,242 @@
+"""Typed calls of the escrow contract. contracts/src/interfaces/IEscrow.sol says what each one does and why it may refuse.
+
+Reads raise Unavailable. Writes take a Sender, wait for the receipt, and raise ContractError (with the contract's own error
+name), Refusal or Unavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tallystick.chain.claims import ClaimBatch, cut_batches
+from tallystick.chain.codec import load_abi
+from tallystick.chain.deployment import Deployment
+from tallystick.chain.events import Event, read_logs
+from tallystick.chain.rpc import Rpc, Sender
+from tallystick.chain.token import SignedAuthorization, SignedPermit, Token, split_signature
+from tallystick.protocol.eip712 import Message, Signed
+from tallystick.protocol.messages import Bind, Claim, Order, Receipt, Release
+from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash, Seconds
+
+E = TypeVar("E", bound=Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Purse:
+    """A payer's deposit. `owner` is None until it is opened; `thawing` is part of `free`; `thaw_at` 0 means no thaw runs."""
+
+    owner: Address | None
+    free: Amount
+    thawing: Amount
+    thaw_at: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class TabState:
+    """One payer's account with one provider: paid in all, pledged now, when a running release ends (0: none runs)."""
+
+    settled: Amount
+    reserved: Amount
+    release_at: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderAccount:
+    """Credit to cash out and where it goes; the stake that counts, the part that is leaving, and when it may; the rate of the
+    account as a coordinator.
+    """
+
+    credit: Amount
+    payout: Address
+    stake: Amount
+    unstaking: Amount
+    unstake_at: Seconds
+    fee_bps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The waits of a deployment in seconds, what one piece of evidence costs a provider, and who is credited with the part of
+    a penalty that is not the reporter's.
+    """
+
+    thaw: int
+    release: int
+    unstake: int
+    penalty: Amount
+    treasury: Address
+
+
+@dataclass(frozen=True, slots=True)
+class TxResult:
+    """A transaction that went through, with the escrow's facts in it."""
+
+    hash: str
+    block: int
+    gas_used: int
+    events: tuple[Event, ...]
+
+    def of(self, kind: type[E]) -> tuple[E, ...]:
+        """The facts of one kind, in order."""
+        return tuple(event for event in self.events if isinstance(event, kind))
+
+
+class Escrow:
+    """One deployed escrow."""
+
+    def __init__(self, rpc: Rpc, deployment: Deployment) -> None:
+        self.rpc, self.deployment = rpc, deployment
+        self.token = Token(rpc, deployment.token)
+        self._abi = load_abi("Escrow")
+
+    # ------------------------------------------------------------------------------------------------------------- reads
+
+    async def _read(self, function: str, *arguments: object, block: str = "latest") -> tuple[Any, ...]:
+        call = self._abi.call(function, *arguments)
+        return self._abi.result(function, await self.rpc.call(self.deployment.escrow, call, block=block))
+
+    async def purse(self, key: Address, *, block: str = "latest") -> Purse:
+        """The purse of a signing key."""
+        owner, free, thawing, thaw_at = await self._read("purse", key, block=block)
+        return Purse(None if owner == ZERO_ADDRESS else owner, Amount(free), Amount(thawing), Seconds(thaw_at))
+
+    async def tab(self, payer: Address, provider: Address, *, block: str = "latest") -> TabState:
+        """The tab of a payer key with a provider; all zero if it was never used."""
+        settled, reserved, release_at = await self._read("tab", payer, provider, block=block)
+        return TabState(Amount(settled), Amount(reserved), Seconds(release_at))
+
+    async def provider(self, address: Address, *, block: str = "latest") -> ProviderAccount:
+        """Credit and stake of any account, a coordinator's too."""
+        (credit, payout, fee_bps), (stake, unstaking, unstake_at) = await asyncio.gather(
+            self._read("account", address, block=block), self._read("stakeOf", address, block=block)
+        )
+        return ProviderAccount(Amount(credit), payout, Amount(stake), Amount(unstaking), Seconds(unstake_at), fee_bps)
+
+    async def rules(self) -> Rules:
+        """What the contract was made with."""
+        names = ("thawPeriod", "releasePeriod", "unstakePeriod", "penalty", "treasury")
+        thaw, release, unstake, penalty, treasury = [value for (value,) in await asyncio.gather(*map(self._read, names))]
+        return Rules(thaw, release, unstake, Amount(penalty), treasury)
+
+    async def evidence_used(self, evidence: Hash) -> bool:
+        """Whether a provider was already slashed on this evidence."""
+        (used,) = await self._read("evidenceUsed", evidence)
+        return bool(used)
+
+    # ------------------------------------------------------------------------------------------------------------- purses
+
+    async def _write(self, sender: Sender, function: str, *arguments: object) -> TxResult:
+        mined = await sender.send(self.deployment.escrow, self._abi.call(function, *arguments))
+        return TxResult(mined.hash, mined.block, mined.gas_used, read_logs(mined.logs, self.deployment.escrow))
+
+    async def open_purse(self, sender: Sender, key: Address, owner: Address, bind: Signed[Bind] | None = None) -> TxResult:
+        """Binds a signing key to an owner for ever. `bind` may be left out when the sender is the key."""
+        return await self._write(sender, "open", key, owner, bind.signature if bind else b"")
+
+    async def deposit(self, sender: Sender, key: Address, amount: Amount) -> TxResult:
+        """Fills a purse that the sender owns; the sender has approved the escrow (`token.approve`)."""
+        return await self._write(sender, "deposit", key, amount)
+
+    async def deposit_with_permit(self, sender: Sender, key: Address, permit: SignedPermit) -> TxResult:
+        """Fills a purse that the sender owns, on the sender's permit (`token.permit`)."""
+        rest = split_signature(permit.signature)
+        return await self._write(sender, "depositWithPermit", key, permit.amount, permit.deadline, *rest)
+
+    async def deposit_with_authorization(self, sender: Sender, key: Address, signed: SignedAuthorization) -> TxResult:
+        """Fills a purse on its owner's authorization (`token.authorize`); anyone may send it."""
+        times = (signed.valid_after, signed.valid_before, signed.salt)
+        rest = split_signature(signed.signature)
+        return await self._write(sender, "depositWithAuthorization", key, signed.amount, *times, *rest)
+
+    async def thaw(self, sender: Sender, key: Address, amount: Amount) -> TxResult:
+        """Announces that free money will leave; refills stop."""
+        return await self._write(sender, "thaw", key, amount)
+
+    async def cancel_thaw(self, sender: Sender, key: Address) -> TxResult:
+        """Calls a thaw off."""
+        return await self._write(sender, "cancelThaw", key)
+
+    async def withdraw(self, sender: Sender, key: Address) -> TxResult:
+        """Pays what has thawed to the owner."""
+        return await self._write(sender, "withdraw", key)
+
+    # --------------------------------------------------------------------------------------------------------------- tabs
+
+    async def reserve(self, sender: Sender, key: Address, provider: Address, amount: Amount) -> TxResult:
+        """The owner pledges more of the free balance to a provider."""
+        return await self._write(sender, "reserve", key, provider, amount)
+
+    async def secure(self, sender: Sender, order: Signed[Order]) -> TxResult:
+        """Refills a reservation to the order's target without paying anything; anyone may send it."""
+        return await self._write(sender, "secure", _fields(order.message), order.signature)
+
+    async def release(self, sender: Sender, key: Address, provider: Address) -> TxResult:
+        """The owner announces that it takes a reservation back."""
+        return await self._write(sender, "release", key, provider)
+
+    async def finish_release(self, sender: Sender, key: Address, provider: Address) -> TxResult:
+        """Takes the reservation back after the wait."""
+        return await self._write(sender, "finishRelease", key, provider)
+
+    async def give_back(self, sender: Sender, payer: Address, floor: Amount) -> TxResult:
+        """The sending provider lets its reservation drop to `floor` at once."""
+        return await self._write(sender, "giveBack", payer, floor)
+
+    async def give_back_signed(self, sender: Sender, consent: Signed[Release]) -> TxResult:
+        """`give_back` on the provider's signature; anyone may send it."""
+        return await self._write(sender, "giveBackSigned", _fields(consent.message), consent.signature)
+
+    # --------------------------------------------------------------------------------------------------------- settlement
+
+    async def settle(self, sender: Sender, claims: Sequence[ClaimBatch]) -> TxResult:
+        """Collects claims in one transaction: one Settled or RowSkipped a row, in order."""
+        return await self._write(sender, "settle", [claim.encode() for claim in claims])
+
+    async def settle_all(self, sender: Sender, claims: Sequence[ClaimBatch]) -> list[TxResult]:
+        """Collects claims in as many transactions as they need, one after the other."""
+        return [await self.settle(sender, batch) for batch in cut_batches(claims)]
+
+    async def cash_out(self, sender: Sender, account: Address) -> TxResult:
+        """Pays an account's credit to its payout address; anyone may send it."""
+        return await self._write(sender, "cashOut", account)
+
+    async def set_payout(self, sender: Sender, payout: Address) -> TxResult:
+        """Sets where the sender's credit goes; the zero address means the sender itself."""
+        return await self._write(sender, "setPayout", payout)
+
+    async def set_fee(self, sender: Sender, bps: int) -> TxResult:
+        """Sets the sender's rate as a coordinator, in basis points of what is paid."""
+        return await self._write(sender, "setFee", bps)
+
+    # ------------------------------------------------------------------------------------------------------------- stakes
+
+    async def stake(self, sender: Sender, amount: Amount) -> TxResult:
+        """Adds to the sender's stake; the sender has approved the escrow."""
+        return await self._write(sender, "stake", amount)
+
+    async def unstake(self, sender: Sender, amount: Amount) -> TxResult:
+        """Announces that so much of the stake will leave, in all; 0 calls it off."""
+        return await self._write(sender, "unstake", amount)
+
+    async def withdraw_stake(self, sender: Sender) -> TxResult:
+        """Pays what has left the stake to the sender."""
+        return await self._write(sender, "withdrawStake")
+
+    async def slash_equivocation(self, sender: Sender, first: Signed[Receipt], second: Signed[Receipt]) -> TxResult:
+        """Slashes a provider for two different receipts of one payer and seq; the sender gets the reporter's share."""
+        pair = [part for receipt in (first, second) for part in (_fields(receipt.message), receipt.signature)]
+        return await self._write(sender, "slashEquivocation", *pair)
+
+    async def slash_overclaim(self, sender: Sender, claim: Signed[Claim], row: int, receipt: Signed[Receipt]) -> TxResult:
+        """Slashes a provider for a claim row above its own receipt of the same or a later seq."""
+        rows = [_fields(item) for item in claim.message.rows]
+        evidence = ((claim.message.provider, rows), row, claim.signature, _fields(receipt.message), receipt.signature)
+        return await self._write(sender, "slashOverclaim", *evidence)
+
+
+def _fields(message: Message) -> tuple[Any, ...]:
+    """A message of scalar fields as the ABI takes it."""
+    return tuple(message.SCHEMA.read(message))

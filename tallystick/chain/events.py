@@ -1,0 +1,263 @@
+"""Logs of the escrow as typed facts, and following them from a cursor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, get_type_hints
+
+from tallystick.chain.codec import load_abi, snake
+from tallystick.chain.deployment import Deployment
+from tallystick.chain.rpc import Rpc
+from tallystick.protocol.types import Address, Amount, Hash, Seconds
+
+
+class Skip(IntEnum):
+    """Why a row of a settlement was not paid; IEscrow.sol says what each means."""
+
+    NONE = 0
+    BAD_CLAIM = 1
+    WRONG_PROVIDER = 2
+    SELF_DEALING = 3
+    EXPIRED = 4
+    BAD_SIGNATURE = 5
+    UNKNOWN_PURSE = 6
+    NOTHING_OWED = 7
+    UNFUNDED = 8
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """Where a fact stands. (block, log) orders and identifies facts of one chain; the hashes tell forks apart."""
+
+    block: int
+    log: int
+    block_hash: str
+    transaction: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A fact from the chain. Its class name is the name of the contract's event, its fields are the event's."""
+
+    at: Position
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PurseOpened(Event):
+    """A key was bound to its owner."""
+
+    key: Address
+    owner: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deposited(Event):
+    """A purse was filled."""
+
+    key: Address
+    amount: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThawStarted(Event):
+    """Free money will leave, from `thaw_at` on."""
+
+    key: Address
+    amount: Amount
+    thaw_at: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThawCancelled(Event):
+    """The owner called a thaw off."""
+
+    key: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawn(Event):
+    """What had thawed went to the owner."""
+
+    key: Address
+    owner: Address
+    amount: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserved(Event):
+    """More was pledged to a provider; `reserved` is the new total."""
+
+    payer: Address
+    provider: Address
+    amount: Amount
+    reserved: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseStarted(Event):
+    """The owner takes a reservation back, from `release_at` on."""
+
+    payer: Address
+    provider: Address
+    release_at: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released(Event):
+    """A reservation dropped by `amount` to `reserved`."""
+
+    payer: Address
+    provider: Address
+    amount: Amount
+    reserved: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled(Event):
+    """`paid` includes `fee`; `settled` is the tab's new total."""
+
+    payer: Address
+    provider: Address
+    paid: Amount
+    fee: Amount
+    settled: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSkipped(Event):
+    """A row was not paid, and why."""
+
+    payer: Address
+    provider: Address
+    reason: Skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeeEarned(Event):
+    """What a coordinator got for a run of rows."""
+
+    coordinator: Address
+    amount: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeeSet(Event):
+    """A coordinator's rate changed."""
+
+    coordinator: Address
+    bps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayoutSet(Event):
+    """Where an account is paid to changed."""
+
+    account: Address
+    payout: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CashedOut(Event):
+    """Credit left the escrow."""
+
+    account: Address
+    payout: Address
+    amount: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staked(Event):
+    """A provider added to its stake."""
+
+    provider: Address
+    amount: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnstakeStarted(Event):
+    """So much of a stake will leave, in all, from `unstake_at` on."""
+
+    provider: Address
+    amount: Amount
+    unstake_at: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unstaked(Event):
+    """What had left the stake was paid."""
+
+    provider: Address
+    amount: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slashed(Event):
+    """A provider lost `amount`, of which `reward` went to the reporter."""
+
+    provider: Address
+    reporter: Address
+    amount: Amount
+    reward: Amount
+    evidence: Hash
+
+
+_CLASSES = {cls.__name__: cls for cls in Event.__subclasses__()}
+_MAKERS: dict[Any, Any] = {Amount: Amount, Skip: Skip}
+_HINTS = {name: get_type_hints(cls) for name, cls in _CLASSES.items()}
+
+
+def read_log(log: Mapping[str, Any]) -> Event | None:
+    """A JSON-RPC log of the escrow as a fact; None for a log of something else."""
+    topics = [bytes.fromhex(topic[2:]) for topic in log["topics"]]
+    found = load_abi("Escrow").log(topics, bytes.fromhex(log["data"][2:]))
+    cls = _CLASSES.get(found[0]) if found else None
+    if found is None or cls is None:
+        return None
+    at = Position(int(log["blockNumber"], 16), int(log["logIndex"], 16), log["blockHash"], log["transactionHash"])
+    hints = _HINTS[cls.__name__]
+    values = {snake(name): value for name, value in found[1].items()}
+    return cls(at=at, **{name: _MAKERS.get(hints[name], lambda v: v)(value) for name, value in values.items()})
+
+
+def read_logs(logs: Iterable[Mapping[str, Any]], escrow: Address) -> tuple[Event, ...]:
+    """The facts among logs that may come from other contracts too."""
+    return tuple(event for log in logs if log["address"].lower() == escrow and (event := read_log(log)) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Facts in order, and the cursor to store with them: the first block that is not read yet."""
+
+    events: tuple[Event, ...]
+    cursor: int
+
+
+async def read_events(rpc: Rpc, deployment: Deployment, cursor: int, *, confirmations: int = 0, span: int = 2_000) -> Page:
+    """The facts from block `cursor` on that `confirmations` further blocks stand on, over at most `span` blocks.
+
+    Reading twice from one cursor gives the same facts: store facts and cursor in one transaction and none is lost or doubled.
+    Raises Unavailable.
+    """
+    last = min(await rpc.block_number() - confirmations, cursor + span - 1)
+    if last < cursor:
+        return Page((), cursor)
+    wanted = {"address": deployment.escrow, "fromBlock": hex(cursor), "toBlock": hex(last)}
+    logs = await rpc.request("eth_getLogs", wanted)
+    events = sorted(read_logs(logs, deployment.escrow), key=lambda event: event.at)
+    return Page(tuple(events), last + 1)
+
+
+async def follow_events(
+    rpc: Rpc, deployment: Deployment, cursor: int, *, confirmations: int = 0, interval: float = 1.0
+) -> AsyncIterator[Page]:
+    """Pages of final facts for ever, without the empty ones; looks every `interval` seconds. Raises Unavailable."""
+    while True:
+        page = await read_events(rpc, deployment, cursor, confirmations=confirmations)
+        if page.cursor == cursor:
+            await asyncio.sleep(interval)
+        elif page.events:
+            yield page
+        cursor = page.cursor

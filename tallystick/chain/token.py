@@ -1,0 +1,123 @@
+"""The market's ERC-20, with the two ways to pay by signature: EIP-2612 permits and EIP-3009 authorizations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from eth_abi.abi import encode
+
+from tallystick.chain.codec import load_abi
+from tallystick.chain.rpc import Mined, Rpc, Sender
+from tallystick.protocol.eip712 import Domain, Message, Signer, Uint, keccak, message
+from tallystick.protocol.types import Address, Amount, Hash, Seconds
+
+U256 = Annotated[int, Uint(256)]
+
+
+@message(signer="owner")
+class Permit(Message):
+    """EIP-2612: `spender` may take `value`."""
+
+    owner: Address
+    spender: Address
+    value: U256
+    nonce: U256
+    deadline: U256
+
+
+@message(signer="from_")
+class ReceiveWithAuthorization(Message):
+    """EIP-3009: `to` may fetch `value` once."""
+
+    from_: Address
+    to: Address
+    value: U256
+    valid_after: U256
+    valid_before: U256
+    nonce: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class SignedPermit:
+    """A permit as `depositWithPermit` takes it."""
+
+    amount: Amount
+    deadline: Seconds
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SignedAuthorization:
+    """An authorization as `depositWithAuthorization` takes it; `salt` and the purse's key make its nonce."""
+
+    amount: Amount
+    valid_after: Seconds
+    valid_before: Seconds
+    salt: Hash
+    signature: bytes
+
+
+def split_signature(signature: bytes) -> tuple[int, bytes, bytes]:
+    """(v, r, s) of a 65-byte signature."""
+    return signature[64], signature[:32], signature[32:64]
+
+
+class Token:
+    """Typed calls of one token. Reads raise Unavailable, writes what `Sender.send` raises."""
+
+    def __init__(self, rpc: Rpc, address: Address) -> None:
+        self.rpc, self.address = rpc, address
+        self._abi = load_abi("TestUSD")
+
+    async def _read(self, function: str, *arguments: object) -> tuple[object, ...]:
+        return self._abi.result(function, await self.rpc.call(self.address, self._abi.call(function, *arguments)))
+
+    async def balance_of(self, account: Address) -> Amount:
+        """Tokens of an account, in base units."""
+        (value,) = await self._read("balanceOf", account)
+        return Amount(value)  # type: ignore[arg-type]
+
+    async def allowance(self, owner: Address, spender: Address) -> Amount:
+        """What `spender` may still take from `owner`, in base units."""
+        (value,) = await self._read("allowance", owner, spender)
+        return Amount(value)  # type: ignore[arg-type]
+
+    async def decimals(self) -> int:
+        """Digits after the point of one whole token."""
+        (value,) = await self._read("decimals")
+        return int(value)  # type: ignore[call-overload, no-any-return]
+
+    async def mint(self, sender: Sender, to: Address, amount: Amount) -> Mined:
+        """Play money from the faucet of a test token."""
+        return await sender.send(self.address, self._abi.call("mint", to, amount))
+
+    async def approve(self, sender: Sender, spender: Address, amount: Amount) -> Mined:
+        """Lets `spender` take up to `amount` from the sender."""
+        return await sender.send(self.address, self._abi.call("approve", spender, amount))
+
+    async def transfer(self, sender: Sender, to: Address, amount: Amount) -> Mined:
+        """Pays `to` directly."""
+        return await sender.send(self.address, self._abi.call("transfer", to, amount))
+
+    async def domain(self) -> Domain:
+        """The token's own EIP-712 domain, from the contract (EIP-5267)."""
+        _, name, version, chain_id, _, _, _ = await self._read("eip712Domain")
+        return Domain(chain_id=chain_id, contract=self.address, name=name, version=version)  # type: ignore[arg-type]
+
+    async def permit(self, owner: Signer, spender: Address, amount: Amount, deadline: Seconds) -> SignedPermit:
+        """Signs a permit with the owner's next nonce."""
+        (nonce,) = await self._read("nonces", owner.address)
+        text = Permit(owner=owner.address, spender=spender, value=amount, nonce=nonce, deadline=deadline)  # type: ignore[arg-type]
+        return SignedPermit(amount, deadline, owner.sign(text, await self.domain()).signature)
+
+    async def authorize(
+        self, owner: Signer, escrow: Address, key: Address, amount: Amount, salt: Hash, *, valid_before: Seconds
+    ) -> SignedAuthorization:
+        """Signs an authorization that can fill the purse of `key` in `escrow` only."""
+        nonce = keccak(encode(["address", "bytes32"], [key, salt]))
+        text = ReceiveWithAuthorization(
+            from_=owner.address, to=escrow, value=amount, valid_after=0, valid_before=valid_before, nonce=nonce
+        )
+        signature = owner.sign(text, await self.domain()).signature
+        return SignedAuthorization(amount, Seconds(0), valid_before, salt, signature)

@@ -1,0 +1,153 @@
+"""A market in a test: a fresh chain behind a real port, contracts, and people with keys and money."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import uvicorn
+from starlette.applications import Starlette
+
+from tallystick.chain.claims import ClaimBatch, SettleRow
+from tallystick.chain.deploy import deploy
+from tallystick.chain.deployment import Deployment
+from tallystick.chain.devnet import dev_accounts
+from tallystick.chain.escrow import Escrow, Rules
+from tallystick.chain.rpc import Rpc, Sender
+from tallystick.protocol.eip712 import Domain, Signed, Signer, keccak
+from tallystick.protocol.messages import Bind, Order, Receipt
+from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash
+
+DOLLAR = 1_000_000
+RULES = Rules(thaw=100, release=200, unstake=500, penalty=Amount(10 * DOLLAR), treasury=Address("0x" + "77" * 20))
+FAR = 1 << 40
+
+
+@contextmanager
+def serving(app: Starlette) -> Iterator[str]:
+    """Serves an app on a free port of this machine from a thread of its own; gives its URL."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not server.started:
+            assert time.monotonic() < deadline, "the chain did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+def person(name: str) -> Signer:
+    """A key that follows from a name."""
+    return Signer(keccak(name.encode()))
+
+
+@dataclass
+class World:
+    """One deployed market and the people in it. `seq` counts orders, so that no two are equal."""
+
+    rpc: Rpc
+    deployment: Deployment
+    escrow: Escrow
+    deployer: Sender
+    seq: int = 0
+    senders: dict[str, Sender] = field(default_factory=dict)
+
+    @classmethod
+    async def make(cls, rpc: Rpc, rules: Rules = RULES) -> World:
+        """Deploys from the first dev account."""
+        deployer = Sender(rpc, dev_accounts(1)[0], poll=0.001)
+        deployment = await deploy(rpc, deployer, rules=rules)
+        return cls(rpc, deployment, Escrow(rpc, deployment), deployer)
+
+    @property
+    def domain(self) -> Domain:
+        return self.deployment.domain
+
+    async def sender(self, signer: Signer) -> Sender:
+        """A sender with coins for gas."""
+        if signer.address not in self.senders:
+            await self.deployer.send(signer.address, b"", value=10**18)
+            self.senders[signer.address] = Sender(self.rpc, signer, poll=0.001)
+        return self.senders[signer.address]
+
+    async def advance(self, seconds: int) -> None:
+        """Lets time pass and a block with it."""
+        await self.rpc.request("evm_increaseTime", seconds)
+        await self.rpc.request("evm_mine")
+
+    async def give(self, to: Address, amount: int) -> None:
+        """Play money."""
+        await self.escrow.token.mint(self.deployer, to, Amount(amount))
+
+    async def purse(self, key: Signer, owner: Signer, amount: int) -> Sender:
+        """Opens and fills a purse; gives the owner's sender."""
+        sender = await self.sender(owner)
+        bind = key.sign(Bind(key=key.address, owner=owner.address), self.domain)
+        await self.escrow.open_purse(sender, key.address, owner.address, bind)
+        if amount:
+            await self.give(owner.address, amount)
+            await self.escrow.token.approve(sender, self.deployment.escrow, Amount(amount))
+            await self.escrow.deposit(sender, key.address, Amount(amount))
+        return sender
+
+    async def stake(self, provider: Signer, amount: int) -> Sender:
+        """Stakes for a provider; gives its sender."""
+        sender = await self.sender(provider)
+        await self.give(provider.address, amount)
+        await self.escrow.token.approve(sender, self.deployment.escrow, Amount(amount))
+        await self.escrow.stake(sender, Amount(amount))
+        return sender
+
+    def order(self, key: Signer, provider: Address, ceiling: int, **changes: object) -> Signed[Order]:
+        """A signed order; `changes` replace fields."""
+        self.seq += 1
+        fields: dict[str, object] = {
+            "payer": key.address,
+            "provider": provider,
+            "ceiling": Amount(ceiling),
+            "reserve_target": Amount(0),
+            "seq": self.seq,
+            "deadline": FAR,
+            "claim_by": FAR,
+            "max_fee_bps": 0,
+            "coordinator": ZERO_ADDRESS,
+            "terms_hash": Hash(bytes(range(32))),
+        }
+        order = Order(**(fields | changes))  # type: ignore[arg-type]
+        return Signed(order, key.sign_digest(order.digest(self.domain)))
+
+    def row(self, key: Signer, provider: Address, ceiling: int, cost: int | None = None, **changes: object) -> SettleRow:
+        """A row that asks for `cost`, the ceiling if not given."""
+        return SettleRow(self.order(key, provider, ceiling, **changes), 1, Amount(ceiling if cost is None else cost))
+
+    def claim(self, provider: Signer, *rows: SettleRow) -> ClaimBatch:
+        """Rows under the provider's signature, for anyone to send."""
+        batch = ClaimBatch(provider.address, rows)
+        return ClaimBatch(provider.address, rows, provider.sign(batch.claim(self.domain), self.domain).signature)
+
+    def receipt(self, provider: Signer, payer: Address, seq: int, total: int, **changes: object) -> Signed[Receipt]:
+        """A signed receipt."""
+        fields: dict[str, object] = {
+            "payer": payer,
+            "provider": provider.address,
+            "seq": seq,
+            "cumulative_cost": Amount(total),
+            "order_hash": ZERO_HASH,
+            "result_commitment": ZERO_HASH,
+            "input_tokens": 1,
+            "cached_input_tokens": 0,
+            "output_tokens": 1,
+            "cost": Amount(1),
+            "outcome": 0,
+            "finished_at": 0,
+            "evidence_root": ZERO_HASH,
+        }
+        return provider.sign(Receipt(**(fields | changes)), self.domain)  # type: ignore[arg-type]
