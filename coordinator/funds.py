@@ -23,16 +23,16 @@ class ChainFunds:
         self._known: OrderedDict[_Pair, tuple[float, Backing]] = OrderedDict()
         self._reading: dict[_Pair, asyncio.Task[Backing]] = {}
 
-    async def backing(self, payer: Address, provider: Address) -> Backing:
+    async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:
         """See ports.Funds."""
         pair = (payer, provider)
         known = self._known.get(pair)
-        if known is not None and time.monotonic() - known[0] < self._ttl:
+        if known is not None and not fresh and time.monotonic() - known[0] < self._ttl:
             return known[1]
         task = self._reading.get(pair)
         if task is None:
             task = self._reading[pair] = asyncio.create_task(self._read(pair), name=f"funds of {payer}")
-        return known[1] if known is not None else await asyncio.shield(task)
+        return known[1] if known is not None and not fresh else await asyncio.shield(task)
 
     async def _read(self, pair: _Pair) -> Backing:
         try:

@@ -164,19 +164,34 @@ class Market:
         reasons: list[str] = []
         for standing, candidate in self._ranked(job, reasons):
             order = candidate.order.verify(self.domain)
-            backing = await self._funds.backing(job.payer, order.message.provider)
-            self.exposure.observe(job.payer, order.message.provider, settled=backing.settled, reserved=backing.reserved)
-            if standing.node.free < 1 or self.book.find(candidate.terms.ask) is not standing:
+            if standing.node.free < 1:
                 reasons.append(f"{order.message.provider}: {Reason.BUSY.value}")
                 continue
-            self.exposure.admit(job.payer, order.message.provider, candidate.terms.max_cost, backing.free)
             standing.node.assigned += 1
+            try:
+                await self._admit(order.message, candidate.terms)
+            except TallyError:
+                standing.node.assigned -= 1
+                raise
             job.begin(candidate, order)
             job.deadline = self._tick() + self.limits.accept
             return
         if job.last_error is not None:
             raise job.last_error
         raise Unavailable(Code.NO_PROVIDER, "no candidate can take the job now: " + "; ".join(reasons), fault=Fault.PROVIDER)
+
+    async def _admit(self, order: Order, terms: Terms) -> None:
+        """Counts the job against the payer's funds. A no is said only of fresh figures: the payer may just have deposited."""
+        for fresh in (False, True):
+            backing = await self._funds.backing(order.payer, order.provider, fresh=fresh)
+            self.exposure.observe(order.payer, order.provider, settled=backing.settled, reserved=backing.reserved)
+            try:
+                self.exposure.admit(order.payer, order.provider, terms.max_cost, backing.free)
+            except Refusal:
+                if fresh:
+                    raise
+            else:
+                return
 
     def _ranked(self, job: LiveJob, reasons: list[str]) -> list[tuple[Standing, Candidate]]:
         fit: list[tuple[Standing, Candidate]] = []

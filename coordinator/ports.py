@@ -94,10 +94,13 @@ class JobStore(Protocol):
 
 
 class Funds(Protocol):
-    """What the chain says of a payer, perhaps some seconds old. Raises Unavailable if it was never read and cannot be."""
+    """What the chain says of a payer."""
 
-    async def backing(self, payer: Address, provider: Address) -> Backing:
-        """Free balance, reservation and settled total."""
+    async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:
+        """Free balance, reservation and settled total, perhaps some seconds old unless `fresh` is asked for.
+
+        Raises Unavailable if it was never read and cannot be now.
+        """
         ...
 
 

@@ -14,8 +14,9 @@ import structlog
 
 from coordinator.exposure import Exposure
 from coordinator.ports import ClaimStore, PendingClaim, Settlement
-from tallystick.chain.escrow import ClaimBatch, Escrow
-from tallystick.chain.events import Settled
+from tallystick.chain.claims import ClaimBatch
+from tallystick.chain.escrow import Escrow
+from tallystick.chain.events import Settled, read_events
 from tallystick.chain.rpc import Sender
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.types import Address

@@ -1,0 +1,98 @@
+"""Child processes of the demo: started with a log file each, waited for until they answer, stopped in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tallystick.protocol.errors import Code, Unavailable
+
+STOP_SECONDS = 15
+READY_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One running `tally` process."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    log: Path
+
+
+class Children:
+    """All of them, as an async context: whatever happens, none is left."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._folder, self._environment = folder, os.environ | environment
+        self._running: list[Child] = []
+
+    async def __aenter__(self) -> Children:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for child in reversed(self._running):
+            await _stop(child)
+
+    async def start(self, name: str, *arguments: str, ready: Callable[[], Awaitable[bool]]) -> Child:
+        """Starts `tally ARGUMENTS` and waits until `ready`. Raises Unavailable with the log's end where it dies or never is."""
+        log = self._folder / f"{name}.log"
+        with log.open("wb") as file:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tallystick.cli",
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=self._environment,
+                start_new_session=True,  # Ctrl-C reaches only the demo, which stops them in order
+            )
+        child = Child(name, process, log)
+        self._running.append(child)
+        await _until_ready(child, ready)
+        return child
+
+    def dead(self) -> Child | None:
+        """A process that ended by itself, if one did."""
+        return next((child for child in self._running if child.process.returncode is not None), None)
+
+
+async def _until_ready(child: Child, ready: Callable[[], Awaitable[bool]]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READY_SECONDS):
+            while child.process.returncode is None:
+                if await ready():
+                    return
+                await asyncio.sleep(0.05)
+    tail = "\n".join(child.log.read_text(errors="replace").splitlines()[-15:])
+    raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{child.name} did not start; the end of {child.log}:\n{tail}")
+
+
+async def _stop(child: Child) -> None:
+    if child.process.returncode is None:
+        child.process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(child.process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            child.process.kill()
+            await child.process.wait()
+
+
+def free_port(preferred: int) -> int:
+    """The preferred port if nobody listens on it, else any free one."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return int(probe.getsockname()[1])
+    raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "no free port on 127.0.0.1")
