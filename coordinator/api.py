@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from coordinator.book import Standing
@@ -95,6 +96,7 @@ def build_control_plane(room: Room) -> FastAPI:
     )
     api.add_exception_handler(TallyError, _tally_error)
     api.add_exception_handler(RequestValidationError, _validation_error)
+    api.add_exception_handler(HTTPException, _unknown_route)
     _describe_market(api, room)
     _describe_jobs(api, room)
     _describe_operations(api, room)
@@ -211,6 +213,13 @@ async def _tally_error(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, TallyError):
         raise error
     return JSONResponse(error.as_json(), error.status)
+
+
+async def _unknown_route(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    told = Refusal(Code.UNKNOWN_ROUTE, f"{request.method} {request.url.path}: {error.detail}; /docs lists the routes")
+    return JSONResponse(told.as_json(), error.status_code)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
