@@ -1,0 +1,1 @@
+"""Engines: what the node wraps, and a stand-in for one."""

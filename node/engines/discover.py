@@ -1,0 +1,125 @@
+"""Which engines run here: asks the usual local ports, or what OPENAI_BASE_URL names, what they are and what they serve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import aiohttp
+import orjson
+
+from node.answers import Malformed, UpstreamModel, read_models
+from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.messages import UNKNOWN
+
+TIMEOUT_SECONDS = 1.5
+NAMED_TIMEOUT_SECONDS = 10.0
+_MAX_BYTES = 4 << 20
+
+
+class Kind(str, Enum):
+    """What an engine is."""
+
+    OLLAMA = "ollama"
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    LLAMA_CPP = "llama.cpp"
+    DEMO = "tally-demo"
+    OTHER = "openai-compatible"
+
+
+USUAL = ("http://127.0.0.1:11434", "http://127.0.0.1:8000", "http://127.0.0.1:30000", "http://127.0.0.1:8080")
+"""Where Ollama, vLLM, SGLang and llama.cpp listen unless told otherwise."""
+
+_OWNERS = {"vllm": Kind.VLLM, "sglang": Kind.SGLANG, "llamacpp": Kind.LLAMA_CPP, "tally-demo": Kind.DEMO}
+"""What engines write into `owned_by`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An engine that answered. `version` is "unknown" where it does not say; `api_key` is what it was asked with."""
+
+    url: str
+    kind: Kind
+    version: str
+    models: tuple[UpstreamModel, ...]
+    api_key: str | None = field(default=None, repr=False)
+
+
+async def discover(environment: Mapping[str, str], urls: tuple[str, ...] = USUAL) -> list[Finding]:
+    """The engine that OPENAI_BASE_URL names, if that is set; otherwise all that answer on the usual ports and have a model.
+
+    Raises Unavailable if OPENAI_BASE_URL is set and does not answer: nothing may quietly take the place of what was named.
+    """
+    named = environment.get("OPENAI_BASE_URL", "").strip()
+    if named:
+        return [await look(named, environment.get("OPENAI_API_KEY") or None, seconds=NAMED_TIMEOUT_SECONDS)]
+    found = await asyncio.gather(*(look(url) for url in urls), return_exceptions=True)
+    return [finding for finding in found if isinstance(finding, Finding) and finding.models]
+
+
+async def look(url: str, api_key: str | None = None, *, seconds: float = TIMEOUT_SECONDS) -> Finding:
+    """What answers at `url` (with or without /v1), in at most `seconds` a question. Raises Unavailable if no list of models."""
+    base = url.rstrip("/").removesuffix("/v1")
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=seconds)) as session:
+        try:
+            models = read_models(await _get(session, base + "/v1/models") or b"")
+        except Malformed as error:
+            raise Unavailable(Code.ENGINE_UNAVAILABLE, f"{url}: {error}", fault=Fault.ENGINE) from None
+        kind, version = await _identify(session, base, models)
+    return Finding(url, kind, version, models, api_key)
+
+
+async def _identify(session: aiohttp.ClientSession, base: str, models: tuple[UpstreamModel, ...]) -> tuple[Kind, str]:
+    """By what it calls itself, else by an endpoint that only this kind of engine has."""
+    kind = next((_OWNERS[model.owner.lower()] for model in models if model.owner.lower() in _OWNERS), None)
+    ollama, version = await asyncio.gather(_object(session, base + "/api/version"), _object(session, base + "/version"))
+    if kind is None and "version" in ollama:
+        return Kind.OLLAMA, _text(ollama, "version")
+    if kind is None:
+        props, info = await asyncio.gather(_object(session, base + "/props"), _object(session, base + "/get_model_info"))
+        if "default_generation_settings" in props:
+            return Kind.LLAMA_CPP, _text(props, "build_info")
+        if "model_path" in info:
+            kind = Kind.SGLANG
+    return kind or Kind.OTHER, _text(version, "version")
+
+
+async def _object(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is none."""
+    body = await _get(session, url)
+    try:
+        document = orjson.loads(body or b"{}")
+    except orjson.JSONDecodeError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+async def _get(session: aiohttp.ClientSession, url: str) -> bytes | None:
+    try:
+        async with session.get(url, allow_redirects=False) as response:
+            if response.status != 200:
+                return None
+            body = await response.content.read(_MAX_BYTES)
+            return body if response.content.at_eof() else await _rest(response, body)
+    except (aiohttp.ClientError, OSError):
+        return None
+
+
+async def _rest(response: aiohttp.ClientResponse, body: bytes) -> bytes | None:
+    """The body to its end; None for one that is too long to be what was asked for."""
+    while len(body) <= _MAX_BYTES:
+        more = await response.content.readany()
+        if not more:
+            return body
+        body += more
+    return None
+
+
+def _text(document: dict[str, Any], name: str) -> str:
+    value = document.get(name)
+    return value[:64] if isinstance(value, str) and value else UNKNOWN

@@ -1,0 +1,236 @@
+"""An engine behind an OpenAI-compatible HTTP endpoint: vLLM, SGLang, llama.cpp, Ollama, a hosted API.
+
+Redirects are never followed: a provider's key goes to the address that the provider wrote down, and nowhere else. Faults are
+classified: *deterministic* (the client's request is wrong; the engine's answer goes to the client), *busy* (try elsewhere now)
+and *broken* (down, misconfigured, or not speaking the protocol). Error texts carry no content, since they travel unsealed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import aiohttp
+import orjson
+import structlog
+
+from node.answers import DONE, EventReader, Malformed, Reading, UpstreamModel, data_of, read_document, read_models
+from node.meter import Counted
+from node.ports import End, Event, Head, Piece
+from node.requests import EMBEDDINGS, Call
+from tallystick.protocol.errors import Code, Fault, Unavailable
+
+log = structlog.get_logger()
+DETERMINISTIC = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 451})
+"""The client's own fault: any provider would say the same."""
+BUSY = frozenset({408, 409, 425, 429, 503, 529})
+EVENT_STREAM, JSON = "text/event-stream", "application/json"
+_DRAIN_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Where an engine is. `url` is its base with or without /v1; sizes are bytes, times seconds. The key is never printed.
+
+    `trust_env`: honour HTTP_PROXY and its kin.
+    """
+
+    url: str
+    api_key: str | None = None
+    connect_seconds: float = 5.0
+    check_seconds: float = 5.0
+    max_event_bytes: int = 1 << 20
+    max_answer_bytes: int = 32 << 20
+    max_error_bytes: int = 64 << 10
+    trust_env: bool = False
+
+    def __repr__(self) -> str:
+        return f"EngineSettings({self.url})"
+
+    def at(self, path: str) -> str:
+        """The full address of a route such as /v1/models."""
+        return self.url.rstrip("/").removesuffix("/v1") + path
+
+
+class _Broken(Exception):
+    """What the engine did wrong, in words without content."""
+
+
+class OpenAIEngine:
+    """One endpoint. `await close()` when done with it."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Closes all its connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def models(self) -> tuple[UpstreamModel, ...]:
+        """The models that it serves now; none from an endpoint without such a list. Raises Unavailable."""
+        settings = self._settings
+        async with (
+            self._faults(),
+            asyncio.timeout(settings.check_seconds),
+            self._open().get(settings.at("/v1/models"), allow_redirects=False) as response,
+        ):
+            if response.status in (404, 405):
+                return ()
+            self._check_status(response.status)
+            return read_models(await self._read_all(response, settings.max_answer_bytes))
+        raise AssertionError  # the fault handler either passes or raises
+
+    async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+        """See ports.Engine."""
+        headers = {"content-type": JSON, "accept": EVENT_STREAM if call.stream else JSON}
+        address = self._settings.at(call.path)
+        async with (
+            self._faults(),
+            self._open().post(address, data=call.body, headers=headers, allow_redirects=False) as response,
+        ):
+            if response.status in DETERMINISTIC:
+                body = await self._read_all(response, self._settings.max_error_bytes)
+                yield Head(response.status, _plain_type(response.content_type))
+                yield End(body)
+                return
+            self._check_status(response.status)
+            expected = EVENT_STREAM if call.stream else JSON
+            if response.content_type != expected:
+                raise _Broken(f"the content type {response.content_type[:60]!r} instead of {expected}")
+            yield Head(200, expected)
+            if not call.stream:
+                yield self._whole(await self._read_all(response, self._settings.max_answer_bytes), call)
+                return
+            async with aclosing(self._stream(response, call)) as events:
+                async for event in events:
+                    yield event
+
+    async def _stream(self, response: aiohttp.ClientResponse, call: Call) -> AsyncGenerator[Event, None]:
+        """Pieces as they come, each all the events that one read completed; the end of the stream is held back for the End."""
+        reader = EventReader(self._settings.max_event_bytes)
+        finish: str | None = None
+        counted: Counted | None = None
+        while data := await response.content.readany():
+            batch = _Batch()
+            for event in reader.feed(data):
+                payload = data_of(event)
+                if payload == DONE:
+                    if batch.data:
+                        yield batch.piece()
+                    await self._drain(response)
+                    yield End(event, counted=counted, truncated=finish == "length")
+                    return
+                if payload is None:
+                    batch.data += event
+                    continue
+                reading = read_document(payload)
+                finish, counted = reading.finish or finish, reading.counted or counted
+                if not (reading.usage_only and call.strip_usage):
+                    batch.add(_render(event, reading, call), reading)
+                batch.counted = counted
+            if batch.data:
+                yield batch.piece()
+        if finish is None or reader.rest.strip():
+            raise _Broken("a stream that was cut off")
+        yield End(counted=counted, truncated=finish == "length")
+
+    async def _drain(self, response: aiohttp.ClientResponse) -> None:
+        """A connection that was read to its end can serve the next request."""
+        with suppress(TimeoutError, aiohttp.ClientError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                await response.content.readany()
+
+    def _whole(self, body: bytes, call: Call) -> End:
+        reading = read_document(body)
+        finished = call.path == EMBEDDINGS or reading.finish is not None or reading.output
+        if not finished:
+            raise _Broken("an answer without any choice")
+        if call.rename is not None:
+            reading.document["model"] = call.rename[1]
+            body = orjson.dumps(reading.document)
+        return End(body, reading.text, reading.counted, truncated=reading.finish == "length")
+
+    async def _read_all(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
+        body = bytearray()
+        while data := await response.content.readany():
+            body += data
+            if len(body) > limit:
+                raise _Broken(f"an answer of more than {limit} bytes")
+        return bytes(body)
+
+    def _check_status(self, status: int) -> None:
+        if status in BUSY:
+            raise Unavailable(Code.NODE_BUSY, f"the engine is busy ({status})", fault=Fault.ENGINE)
+        if 300 <= status < 400:
+            raise _Broken(f"a redirect ({status}), which is never followed")
+        if status != 200:
+            raise _Broken(f"the status {status}")
+
+    @asynccontextmanager
+    async def _faults(self) -> AsyncIterator[None]:
+        """Turns what goes wrong with an engine into Unavailable, with the engine's fault."""
+        try:
+            yield
+        except (_Broken, Malformed) as error:
+            said = f"the engine answered with {error}"
+        except aiohttp.ClientPayloadError:
+            said = "the engine's answer broke off"
+        except (aiohttp.ClientError, OSError) as error:
+            said = f"the engine cannot be reached: {type(error).__name__}"
+        else:
+            return
+        log.warning("engine fault", engine=self._settings.url, fault=said)
+        raise Unavailable(Code.ENGINE_UNAVAILABLE, said, fault=Fault.ENGINE)
+
+    def _open(self) -> aiohttp.ClientSession:
+        """The session, made inside the running loop."""
+        if self._session is None:
+            settings = self._settings
+            headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+            self._session = aiohttp.ClientSession(
+                headers=headers,
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+                # The runner's deadlines bound each phase of an answer; here, only what comes before it.
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=settings.connect_seconds, sock_connect=settings.connect_seconds
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=True,
+                trust_env=settings.trust_env,
+            )
+        return self._session
+
+
+class _Batch:
+    """The events of one read, on their way to be one piece."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.output = False
+        self.text = 0
+        self.counted: Counted | None = None
+
+    def add(self, event: bytes, reading: Reading) -> None:
+        self.data += event
+        self.output = self.output or reading.output or reading.finish is not None
+        self.text += reading.text
+
+    def piece(self) -> Piece:
+        return Piece(bytes(self.data), self.output, self.text, self.counted)
+
+
+def _render(event: bytes, reading: Reading, call: Call) -> bytes:
+    """The event as the client gets it: as it came, unless the model has another name here."""
+    if call.rename is None or reading.document.get("model") == call.rename[1]:
+        return event
+    reading.document["model"] = call.rename[1]
+    return b"data: " + orjson.dumps(reading.document) + b"\n\n"
+
+
+def _plain_type(content_type: str) -> str:
+    return content_type if len(content_type) <= 100 else "application/octet-stream"

@@ -1,0 +1,120 @@
+"""What this node sells, and the signed asks that say so. Pure: time is an argument.
+
+An ask that was replaced stays good until it expires, since orders on it are under way; one whose engine went down does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.messages import Ask, Spec
+from tallystick.protocol.pricing import Prices
+from tallystick.protocol.types import Address, Hash
+
+Sign = Callable[[Ask], Verified[Ask]]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One model for sale. `upstream` is its name at the engine called `engine`; prices are base units per 1,000,000 tokens.
+
+    `limit_field` is how that engine calls the output limit in chat requests, `usage_option` whether it knows
+    `stream_options.include_usage`.
+    """
+
+    model: str
+    engine: str
+    upstream: str
+    prices: Prices
+    context_tokens: int
+    max_output_tokens: int
+    spec: Spec
+    limit_field: str = "max_tokens"
+    usage_option: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Seller:
+    """What all asks of a node have in common. `validity` is in seconds."""
+
+    provider: Address
+    sealing_suite: str
+    sealing_key: bytes
+    validity: int = 3_600
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A signed ask and the offer that it makes public."""
+
+    ask: Verified[Ask]
+    offer: Offer
+
+
+class AskBook:
+    """The asks of this node: those that stand, and replaced ones that orders may still name."""
+
+    def __init__(self, seller: Seller, sign: Sign) -> None:
+        self._seller, self._sign = seller, sign
+        self._known: dict[Hash, Standing] = {}
+        self._current: tuple[Standing, ...] = ()
+        self._seq = 0
+
+    @property
+    def current(self) -> tuple[Verified[Ask], ...]:
+        """The standing asks, as the coordinator should list them."""
+        return tuple(standing.ask for standing in self._current)
+
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """What is for sale now."""
+        return tuple(standing.offer for standing in self._current)
+
+    def offer(self, offers: Iterable[Offer], now: int) -> bool:
+        """Makes these the offers: signs an ask for each that is new, changed or past half of its validity. True if any was."""
+        held = {standing.offer: standing for standing in self._current}
+        wanted = tuple(offers)
+        fresh = tuple(
+            held[offer] if offer in held and not self._aged(held[offer], now) else self._make(offer, now) for offer in wanted
+        )
+        changed = fresh != self._current
+        self._current = fresh
+        engines = {offer.engine for offer in wanted}
+        self._known = {
+            digest: standing
+            for digest, standing in self._known.items()
+            if standing.ask.message.valid_until > now and standing.offer.engine in engines
+        }
+        self._known |= {standing.ask.digest: standing for standing in fresh}
+        return changed
+
+    def find(self, digest: Hash, now: int) -> Standing | None:
+        """The ask with this digest, if an order may be placed on it now."""
+        standing = self._known.get(digest)
+        return standing if standing is not None and standing.ask.message.valid_until > now else None
+
+    def _aged(self, standing: Standing, now: int) -> bool:
+        return standing.ask.message.valid_until - now <= self._seller.validity // 2
+
+    def _make(self, offer: Offer, now: int) -> Standing:
+        # The clock leads the sequence, so that it grows over restarts without being stored.
+        self._seq = max(self._seq + 1, now)
+        seller = self._seller
+        ask = Ask(
+            provider=seller.provider,
+            model=offer.model,
+            input_price=offer.prices.input,
+            cached_input_price=offer.prices.cached_input,
+            output_price=offer.prices.output,
+            context_tokens=offer.context_tokens,
+            max_output_tokens=offer.max_output_tokens,
+            sealing_suite=seller.sealing_suite,
+            sealing_key=seller.sealing_key,
+            valid_from=now,
+            valid_until=now + seller.validity,
+            seq=self._seq,
+            spec=offer.spec,
+        )
+        return Standing(self._sign(ask), offer)

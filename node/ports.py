@@ -1,0 +1,225 @@
+"""What the core asks of the world: an engine, a store, a link, the chain. Narrow, each with a twin in memory (`node.twins`)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from node.admission import Admitted
+from node.answers import UpstreamModel
+from node.meter import Counted
+from node.requests import Call
+from node.tabs import Funds, TabRow
+from tallystick.protocol.eip712 import Signed, Verified
+from tallystick.protocol.messages import Claim, Order, Outcome, Receipt
+from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.wire import Kind
+
+# Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The engine took the request: its status and content type. A status from 400 is a deterministic no, meant for the client."""
+
+    status: int
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some bytes of the answer's body. `output`: a user would see something of it; `text`: bytes of generated text in it."""
+
+    data: bytes
+    output: bool
+    text: int = 0
+    counted: Counted | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The answer ended by itself. `tail`: its last bytes; `truncated`: it ended at the output limit."""
+
+    tail: bytes = b""
+    text: int = 0
+    counted: Counted | None = None
+    truncated: bool = False
+
+
+Event = Head | Piece | End
+
+
+class Engine(Protocol):
+    """One endpoint that answers requests."""
+
+    def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+        """A Head, any number of Pieces, one End. Raises Unavailable (node_busy: try elsewhere now; engine_unavailable: it is
+        down or its answer is broken). Closing the generator stops the engine at once.
+        """
+        ...
+
+    async def models(self) -> tuple[UpstreamModel, ...]:
+        """The models that it serves now; its health check. Raises Unavailable."""
+        ...
+
+
+# Store
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """What is stored when a job ends with a receipt."""
+
+    admitted: Admitted
+    receipt: Verified[Receipt]
+
+
+@dataclass(frozen=True, slots=True)
+class Unacknowledged:
+    """A receipt that its coordinator has not confirmed."""
+
+    job: JobId
+    receipt: Signed[Receipt]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimable:
+    """A tab on which the chain owes: its last receipt, the best order to claim on, and since when what is uncollected waits.
+
+    `claimed_at` and `claimed` tell of the last claim that was handed in; times are Unix seconds.
+    """
+
+    payer: Address
+    seq: int
+    cumulative: Amount
+    settled: Amount
+    reserved: Amount
+    order: Verified[Order]
+    since: int
+    claimed_at: int
+    claimed: Amount
+
+    @property
+    def due(self) -> int:
+        """What a claim would bring now, in base units."""
+        return min(self.cumulative, self.order.message.ceiling) - self.settled
+
+
+class JobStore(Protocol):
+    """What the runner needs to remember."""
+
+    async def begin(self, admitted: Admitted, at: int) -> None:
+        """The order was taken: durable before the first output byte leaves, so that a restart never runs it again."""
+        ...
+
+    async def abandon(self, order: Hash) -> None:
+        """The order ended without any output: it may be dispatched again."""
+        ...
+
+    async def book(self, booking: Booking) -> None:
+        """Receipt, job and tab, in one transaction, durable on return. Raises Unavailable, with nothing written."""
+        ...
+
+
+class ReceiptStore(Protocol):
+    """What the courier needs to remember."""
+
+    async def unacknowledged(self, coordinator: Address, limit: int) -> list[Unacknowledged]:
+        """The oldest receipts that this coordinator has not confirmed."""
+        ...
+
+    async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:
+        """It has confirmed the receipts of these jobs."""
+        ...
+
+
+class ClaimStore(Protocol):
+    """What the collector needs to remember."""
+
+    async def claimable(self, now: int, limit: int) -> list[Claimable]:
+        """Tabs with more receipts than the chain was last seen to have paid, on an order that can still be claimed on."""
+        ...
+
+    async def observed(self, payer: Address, funds: Funds, at: int) -> None:
+        """The chain says this of a tab."""
+        ...
+
+    async def claimed(self, claim: Signed[Claim], at: int) -> None:
+        """A claim was handed in."""
+        ...
+
+
+class Startup(Protocol):
+    """What a node needs to know of its former life."""
+
+    async def tabs(self, now: int) -> list[TabRow]:
+        """All tabs."""
+        ...
+
+    async def taken(self, now: int) -> list[tuple[Hash, int]]:
+        """Digests and deadlines of the orders that must not run again."""
+        ...
+
+
+# Link
+
+
+class LinkLost(Exception):
+    """The connection to the coordinator ended; what was not sent never will be, on this link."""
+
+
+class Link(Protocol):
+    """One connection to a coordinator that proved who it is."""
+
+    coordinator: Address
+
+    def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
+        """Queues a frame, in order. Does nothing once the link is lost."""
+        ...
+
+    async def drained(self) -> None:
+        """Waits until there is room for more. Raises LinkLost."""
+        ...
+
+
+# Chain
+
+
+class ChainView(Protocol):
+    """What the chain says of payers. Chain trouble never raises here: it shows as stale or unknown funds."""
+
+    async def funds(self, payer: Address) -> Funds:
+        """A few seconds old at most while the chain answers."""
+        ...
+
+    async def refresh(self, payer: Address) -> Funds:
+        """Asked now, if the chain answers."""
+        ...
+
+
+# Observer
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """How a job ended, for metrics and logs. No outcome: it failed before any output. Seconds are of a monotonic clock."""
+
+    job: JobId
+    payer: Address
+    model: str
+    outcome: Outcome | None
+    reason: str
+    cost: Amount = Amount(0)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    first_seconds: float | None = None
+    total_seconds: float = 0.0
+
+
+class Observer(Protocol):
+    """Is told of every job that ended."""
+
+    def ended(self, report: JobReport) -> None:
+        """Must not raise nor wait."""
+        ...
