@@ -1,0 +1,89 @@
+"""Config of a client: how to reach the market, which deployment to insist on, what to spend at most, how long to wait."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.types import Address, Amount
+from tallystick.protocol.wire import MAX_CANDIDATES
+from tallystick.runtime.config import home, load
+
+MIB = 1024 * 1024
+ENV_PREFIX = "TALLY_GATEWAY_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """Everything that a `Market` and a gateway are told. See example.toml for each setting in words.
+
+    Prices are base units per 1,000,000 tokens (written as decimal dollars in TOML), `max_cost` and `reserve_target` are base
+    units, names that end in `_seconds` are durations. Raises BadMessage for values that cannot work.
+    """
+
+    coordinator: str = "http://127.0.0.1:8420"
+    deployment: Path | None = None
+    chain_id: int | None = None
+    contract: Address | None = None
+    coordinator_address: Address | None = None
+
+    max_input_price: Amount | None = None
+    max_output_price: Amount | None = None
+    max_cost: Amount | None = None
+    max_fee_bps: int = 500
+    reserve_target: Amount = Amount(1_000_000)
+    default_max_output_tokens: int = 4_096
+
+    shortlist_size: int = 3
+    shortlist_seconds: float = 5.0
+    start_seconds: int = 60
+    run_seconds: int = 3_600
+    claim_seconds: int = 7 * 86_400
+    idle_seconds: float = 60.0
+    connect_seconds: float = 5.0
+    control_seconds: float = 15.0
+    cancel_seconds: float = 15.0
+    max_jobs: int = 1_024
+
+    state: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8421
+    api_key: str | None = field(default=None, repr=False)
+    allow_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 16 * MIB
+    max_answer_bytes: int = 32 * MIB
+
+    def __post_init__(self) -> None:
+        if not self.coordinator.startswith(("http://", "https://")):
+            raise BadMessage(f"config: coordinator: expected an http:// or https:// address, got {self.coordinator!r}")
+        if not 1 <= self.shortlist_size <= MAX_CANDIDATES:
+            raise BadMessage(f"config: shortlist_size: expected 1 to {MAX_CANDIDATES}")
+        if not 0 <= self.max_fee_bps <= 10_000:
+            raise BadMessage("config: max_fee_bps: expected 0 to 10000")
+        for name in ("start_seconds", "run_seconds", "claim_seconds", "default_max_output_tokens", "max_jobs"):
+            if getattr(self, name) < 1:
+                raise BadMessage(f"config: {name}: expected at least 1")
+        for name in ("idle_seconds", "connect_seconds", "control_seconds", "cancel_seconds"):
+            if getattr(self, name) <= 0:
+                raise BadMessage(f"config: {name}: every wait has a deadline, so more than 0")
+
+    def state_file(self, payer: Address) -> Path:
+        """Where this wallet's orders and receipts are kept; processes of one wallet share it."""
+        return self.state or home() / "client" / f"{payer}.db"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the gateway can be reached from this machine only."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def load_config(path: Path | None = None, flags: dict[str, object] | None = None) -> ClientConfig:
+    """The config from a TOML file, then TALLY_GATEWAY_… variables, then flags. Raises BadMessage."""
+    return load(ClientConfig, path, prefix=ENV_PREFIX, flags=flags)

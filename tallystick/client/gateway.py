@@ -1,0 +1,277 @@
+"""The gateway: OpenAI's API on this machine, paid from this wallet. Any OpenAI client works with its base URL changed.
+
+Bodies pass through untouched both ways; a stream is flushed chunk by chunk. A client that goes away cancels its job, whose
+receipt is still booked. Without an API key only programs on this machine are served, since every request spends money: not web
+pages (Origin), nor names that were made to point here (Host).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tallystick.client.config import ClientConfig
+from tallystick.client.job import Job, Result
+from tallystick.client.openai import EVENT_STREAM, ROUTES, error_event, model_entry, render_error
+from tallystick.client.sdk import Market
+from tallystick.client.story import tell_job
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.types import parse_job_id
+from tallystick.protocol.wire import ResponseHead, dumps
+from tallystick.runtime.serving import serving, until_stopped
+
+log = structlog.get_logger()
+BODY_SECONDS = 60
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_JSON = "application/json"
+
+
+class Forward:
+    """The hot routes, raw ASGI: one request is one job."""
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the job until its answer is sent or its client is gone."""
+        try:
+            body = await _read_body(receive, self._market.config.max_body_bytes)
+        except TallyError as error:
+            await _send_error(send, error)
+            return
+        if body is None:
+            return
+        relay = asyncio.create_task(self._relay(scope["path"], body, send), name="relay")
+        gone = asyncio.create_task(_until_gone(receive), name="client-gone")
+        try:
+            await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not relay.done():
+                relay.cancel()
+            await asyncio.gather(relay, gone, return_exceptions=True)
+        if not relay.cancelled():
+            relay.result()
+
+    async def _relay(self, path: str, body: bytes, send: Send) -> None:
+        """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
+        started = False
+        try:
+            async with await self._market.submit(path, body) as job:
+                head = await job.start()
+                if head.content_type.partition(";")[0].strip().lower() == EVENT_STREAM:
+                    started = True
+                    await self._stream(job, head, send)
+                else:
+                    await _send_result(send, await job.result())
+        except TallyError as error:
+            if not started:
+                await _send_error(send, error)
+
+    async def _stream(self, job: Job, head: ResponseHead, send: Send) -> None:
+        headers = {"content-type": head.content_type, "cache-control": "no-store", **_job_headers(job)}
+        await _send_head(send, head.status, headers)
+        tail = b"\n\n"
+        try:
+            async for chunk in job:
+                tail = (tail + chunk)[-2:]
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except TallyError as error:
+            log.warning("a stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
+            gap = b"" if tail == b"\n\n" else b"\n\n"
+            await send({"type": "http.response.body", "body": gap + error_event(error), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes | None:
+    """The request's body; None if the client left meanwhile. Raises Refusal where it is too long or too slow."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                event = await receive()
+                if event["type"] == "http.disconnect":
+                    return None
+                size += len(event.get("body", b""))
+                if size > limit:
+                    raise Refusal(Code.BODY_TOO_LARGE, f"the request is longer than {limit} bytes")
+                parts.append(event.get("body", b""))
+                if not event.get("more_body"):
+                    return b"".join(parts)
+    except TimeoutError:
+        raise Refusal(Code.TIMED_OUT, f"the request did not arrive within {BODY_SECONDS} s") from None
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _job_headers(job: Job) -> dict[str, str]:
+    return {"x-tally-job": job.id.hex(), "x-tally-provider": job.provider or ""}
+
+
+async def _send_head(send: Send, status: int, headers: dict[str, str]) -> None:
+    raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+async def _send_whole(send: Send, status: int, headers: dict[str, str], body: bytes) -> None:
+    await _send_head(send, status, headers | {"content-length": str(len(body))})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_result(send: Send, result: Result) -> None:
+    headers = {
+        "content-type": result.head.content_type,
+        "x-tally-job": result.job.hex(),
+        "x-tally-provider": result.provider,
+        "x-tally-cost": str(int(result.cost)),
+        "x-tally-receipt": "0x" + result.receipt.digest.hex(),
+    }
+    await _send_whole(send, result.head.status, headers, result.body)
+
+
+async def _send_error(send: Send, error: TallyError) -> None:
+    shown = render_error(error)
+    log.info("request refused", status=shown.status, code=error.code.value, reason=str(error))
+    await _send_whole(send, shown.status, {"content-type": _JSON} | shown.headers, shown.body)
+
+
+class Guard:
+    """Who may use the gateway; see the module's docstring. Everything but GET /health passes through it."""
+
+    def __init__(self, app: ASGIApp, config: ClientConfig) -> None:
+        self._app, self._key, self._origins = app, config.api_key, frozenset(config.allow_origins)
+        self._names = _LOCAL_NAMES | {config.host}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or answers 401."""
+        if scope["type"] == "http" and scope["path"] != "/health":
+            error = self._objection(Headers(scope=scope))
+            if error is not None:
+                await _send_error(send, error)
+                return
+        await self._app(scope, receive, send)
+
+    def _objection(self, headers: Headers) -> TallyError | None:
+        if self._key is not None:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key.encode()):
+                return None
+            return Refusal(Code.UNAUTHENTICATED, "this gateway wants its API key: Authorization: Bearer …")
+        origin = headers.get("origin")
+        if origin is not None and origin not in self._origins:
+            return Refusal(Code.UNAUTHENTICATED, f"web pages of {origin} may not spend from this wallet; see allow_origins")
+        if _host_name(headers.get("host", "")) in self._names:
+            return None
+        return Refusal(Code.UNAUTHENTICATED, "the Host header names another machine; set api_key to serve other names")
+
+
+def _host_name(host: str) -> str | None:
+    try:
+        return urlsplit("//" + host).hostname
+    except ValueError:
+        return None
+
+
+def build_app(market: Market) -> ASGIApp:
+    """The gateway as an ASGI app over an open market."""
+    forward = Forward(market)
+
+    async def models(_request: Request) -> Response:
+        data = [model_entry(offer.id, offer.to_json()) for offer in await market.models()]
+        return _json({"object": "list", "data": data})
+
+    async def model(request: Request) -> Response:
+        wanted = request.path_params["model"]
+        for offer in await market.models():
+            if offer.id == wanted:
+                return _json(model_entry(offer.id, offer.to_json()))
+        raise Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {wanted!r}")
+
+    async def job(request: Request) -> Response:
+        known = await market.find(parse_job_id(request.path_params["job"]))
+        if known is None:
+            raise Refusal(Code.UNKNOWN_JOB, "this wallet's ledger has no such job")
+        return _json(tell_job(known))
+
+    async def health(_request: Request) -> Response:
+        return _json({"status": "ok", "payer": market.address, "coordinator": market.config.coordinator, "jobs": market.running})
+
+    routes = [
+        Route("/health", health),
+        Route("/v1/models", models),
+        Route("/v1/models/{model:path}", model),
+        Route("/tally/jobs/{job}", job),
+        *(Route(path, _PostOnly(forward)) for path in ROUTES),
+    ]
+    handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
+    guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), market.config)
+    origins = market.config.allow_origins
+    return CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]) if origins else guarded
+
+
+class _PostOnly:
+    """Starlette takes instances as plain ASGI apps, for every method."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            await self._app(scope, receive, send)
+        else:
+            await _send_error(send, Refusal(Code.UNKNOWN_ROUTE, f"{scope['path']} takes POST only"))
+
+
+def _json(document: object) -> Response:
+    return Response(dumps(document), media_type=_JSON)
+
+
+async def _show_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, TallyError):
+        raise error
+    shown = render_error(error)
+    return Response(shown.body, shown.status, shown.headers, _JSON)
+
+
+async def _no_route(request: Request, _error: Exception) -> Response:
+    text = f"{request.method} {request.url.path}: not a route of this gateway; it has /v1/models, {', '.join(ROUTES)}"
+    return await _show_error(request, Refusal(Code.UNKNOWN_ROUTE, text))
+
+
+def check_exposed(config: ClientConfig) -> None:
+    """Raises BadMessage for a gateway that others could spend from: bound beyond this machine without an API key."""
+    if not config.loopback and not config.api_key:
+        raise BadMessage(f"gateway: {config.host} can be reached from other machines, so set api_key (TALLY_GATEWAY_API_KEY)")
+
+
+async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[int], None] | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then ends what runs. `ready` gets the bound port (useful with port 0).
+
+    Raises BadMessage for settings that cannot be served, Unavailable for a state file that cannot be used, OSError for a port
+    that cannot be bound.
+    """
+    check_exposed(config)
+    async with Market.of(config, signer) as market, serving(build_app(market), config.host, config.port) as port:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)
+        if ready is not None:
+            ready(port)
+        await until_stopped()
+        log.info("gateway stopping", jobs=market.running)

@@ -1,0 +1,99 @@
+"""The payer's ledger: tabs, orders, receipts and evidence of one wallet in one SQLite file, which its processes may share.
+
+Every change is one write transaction that takes the file's write lock before it reads, so that two processes never sign from
+the same state of a tab. What a method returned is on disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from tallystick.client import books
+from tallystick.client.books import Arrival, Evidence, KnownJob, NewJob, Sign
+from tallystick.client.payer import Placed, Tab
+from tallystick.client.tables import JobState
+from tallystick.protocol.eip712 import Domain
+from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
+from tallystick.protocol.messages import Terms
+from tallystick.protocol.types import Address, JobId
+from tallystick.runtime.storage import Database
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+R = TypeVar("R")
+
+
+class Ledger:
+    """The ledger of one payer. Open with `Ledger.open`, close with `close`."""
+
+    def __init__(self, database: Database, payer: Address) -> None:
+        self._database = database
+        self.payer = payer
+
+    @classmethod
+    async def open(cls, path: Path, payer: Address) -> Ledger:
+        """Opens or makes the file (mode 0600). Raises Unavailable if it cannot be used."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"state file {path}: {error.strerror}", fault=Fault.CLIENT) from error
+        database = Database(f"sqlite:///{path}")
+        await database.start(MIGRATIONS)
+        return cls(database, payer)
+
+    async def close(self) -> None:
+        """Finishes what is queued and lets go of the file."""
+        await self._database.close()
+
+    async def _write(self, work: Callable[[Connection], R]) -> R:
+        def locked(connection: Connection) -> R:
+            raw = connection.connection.dbapi_connection
+            if raw is not None and not raw.in_transaction:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return work(connection)
+
+        return await self._database.write(locked)
+
+    async def take(self, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: Sign) -> list[Placed]:
+        """Signs an order for each draft whose provider's tab is not frozen, and remembers them as open.
+
+        `sign` must be pure: it may be called twice. It gets the tab as it is at that moment.
+        """
+        return await self._write(lambda c: books.take(c, job, drafts, sign))
+
+    async def book(self, arrival: Arrival) -> BadReceipt | None:
+        """Checks a receipt and ends its job. Returns None if the tab now contains it (or did before), else what is wrong.
+
+        A dishonest receipt is kept as evidence and freezes the tab with its provider.
+        """
+        return await self._write(lambda c: books.book(c, arrival))
+
+    async def end(self, job: JobId, state: JobState, reason: str, now: int) -> None:
+        """Ends a job that has no receipt: its open orders stop counting. For `lost` they count on until they expire."""
+        await self._write(lambda c: books.end(c, job, state, reason, now))
+
+    async def tab(self, domain: Domain, provider: Address, now: int) -> Tab:
+        """The tab with one provider."""
+        found = await self._database.read(lambda c: books.read_tabs(c, domain, self.payer, [provider], now))
+        return found[provider]
+
+    async def frozen(self, domain: Domain) -> dict[Address, str]:
+        """The providers that get no more orders, and why."""
+        return await self._database.read(lambda c: books.frozen(c, domain, self.payer))
+
+    async def unresolved(self, before: int, limit: int = 100) -> list[JobId]:
+        """Jobs made before that Unix time whose end this ledger does not know, oldest first."""
+        return await self._database.read(lambda c: books.unresolved(c, self.payer, before, limit))
+
+    async def find(self, job: JobId) -> KnownJob | None:
+        """What is known of a job."""
+        return await self._database.read(lambda c: books.find(c, self.payer, job))
+
+    async def evidence(self) -> list[Evidence]:
+        """Every dishonest receipt, oldest first."""
+        return await self._database.read(lambda c: books.read_evidence(c, self.payer))

@@ -1,0 +1,143 @@
+"""OpenAI's JSON, as far as the market must read it: which model, how much output at most, whether it streams; and errors.
+
+Pure. A body is read, never rewritten: the bytes that the caller sent are the bytes that the engine gets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tallystick.protocol.errors import PUBLIC, BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.wire import dumps, loads
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
+ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS)
+
+MAX_CHOICES = 1_024
+EVENT_STREAM = "text/event-stream"
+RETRY_AFTER_SECONDS = 1
+_MEDIA = (b'"image_url"', b'"input_image"', b'"input_audio"', b'"video_url"', b'"file"', b'"input_file"')
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a request asks for.
+
+    `output_tokens`: the most that all its answers together may hold, None where the request sets no limit. `answers`: how
+    many it asks for. `bounded`: whether its tokens are bounded by its bytes (false where it refers to images, audio, files).
+    """
+
+    model: str
+    stream: bool
+    output_tokens: int | None
+    answers: int
+    bounded: bool
+
+    def most_output(self, default: int, sold: int) -> int:
+        """The output tokens to order where at most `sold` are sold. `default` is per answer, for requests without a limit."""
+        return min(default * self.answers, sold) if self.output_tokens is None else self.output_tokens
+
+
+def read_call(path: str, body: bytes) -> Call:
+    """Reads a request to one of ROUTES. Raises BadMessage that names the member, or Refusal for another route."""
+    if path not in ROUTES:
+        raise Refusal(Code.UNKNOWN_ROUTE, f"{path}: not a route of the market; known are {', '.join(ROUTES)}")
+    request = loads(body, "request body")
+    if not isinstance(request, dict):
+        raise BadMessage("request body: expected a JSON object")
+    model = request.get("model")
+    if not isinstance(model, str) or not 0 < len(model) <= 256:
+        raise BadMessage("model: expected the name of a model, of at most 256 characters")
+    bounded = not any(mark in body for mark in _MEDIA)
+    if path == EMBEDDINGS:
+        return Call(model, stream=False, output_tokens=0, answers=1, bounded=bounded)
+    answers = _answers(path, request)
+    each = _count(request, "max_completion_tokens", 0) if path == CHAT else None
+    each = _count(request, "max_tokens", 0) if each is None else each
+    total = None if each is None else each * answers
+    return Call(model, _flag(request, "stream"), total, answers, bounded)
+
+
+def _flag(request: dict[str, Any], name: str) -> bool:
+    value = request.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise BadMessage(f"{name}: expected true or false")
+    return bool(value)
+
+
+def _count(request: dict[str, Any], name: str, least: int) -> int | None:
+    value = request.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 31:
+        raise BadMessage(f"{name}: expected a whole number from {least}")
+    return value
+
+
+def _answers(path: str, request: dict[str, Any]) -> int:
+    answers = _count(request, "n", 1) or 1
+    if path == COMPLETIONS:
+        prompt = request.get("prompt")
+        several = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str | list)
+        answers = max(answers, _count(request, "best_of", 1) or 1) * (len(prompt) if several and prompt is not None else 1)
+    if answers > MAX_CHOICES:
+        raise BadMessage(f"n: {answers} answers asked for, at most {MAX_CHOICES} are allowed")
+    return answers
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An error as an HTTP answer in OpenAI's shape."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+def render_error(error: TallyError) -> Rendered:
+    """How an error is shown to an OpenAI client: says whether to retry, and blames nobody for the faults of others."""
+    document = error.as_json()
+    status = error.status
+    if status in (400, 401) and error.fault in (Fault.PROVIDER, Fault.COORDINATOR, Fault.ENGINE):
+        status = 502
+        document["error"]["type"] = PUBLIC[Code.PROVIDER_FAILED].type
+    headers = {"x-should-retry": "true" if error.retry else "false"}
+    if error.retry:
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    return Rendered(status, dumps(document), headers)
+
+
+def error_event(error: TallyError) -> bytes:
+    """An error inside an event stream that has begun: OpenAI's clients raise it."""
+    return b"data: " + render_error(error).body + b"\n\n"
+
+
+def engine_error(status: int, body: bytes) -> TallyError:
+    """What an engine's own error answer says, as an exception: the caller's fault from 400 to 499, else the engine's."""
+    try:
+        error = loads(body, "engine answer")["error"]
+        message = str(error["message"] if isinstance(error, dict) else error)
+    except (BadMessage, KeyError, TypeError):
+        message = body[:500].decode(errors="replace")
+    text = f"the engine answered {status}: {message[:2000]}"
+    if status < 500:
+        return Refusal(Code.BAD_MESSAGE, text, fault=Fault.CLIENT)
+    return Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.ENGINE)
+
+
+def read_text(body: bytes) -> str:
+    """The text of the first answer of a non-streamed completion. Raises BadMessage if there is none."""
+    try:
+        choice = loads(body, "answer")["choices"][0]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+    except (KeyError, IndexError, TypeError):
+        raise BadMessage("answer: not a completion with a text", fault=Fault.ENGINE) from None
+    return "" if text is None else str(text)
+
+
+def model_entry(name: str, market: dict[str, Any]) -> dict[str, Any]:
+    """A model as GET /v1/models lists it, with what the market knows of it beside OpenAI's members."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tallystick"} | market

@@ -1,0 +1,221 @@
+"""The payer's half of the tab, pure: how high a ceiling to sign, and whether a receipt may raise the tab.
+
+A tab is with one provider, for life. Its next ceiling is the cost of all accepted receipts, plus the caps of all open orders,
+plus the new job's cap. Receipts of concurrent jobs come in any order, and some never come (a lost connection); each one
+carries the tab's total, so a later one tells what the missing ones cost. Such a total was signed by the provider and lies
+within a ceiling that this payer signed before, so it counts as accepted as far as no open order explains it.
+
+No clock, no store: callers bring both. What it costs to be wrong: the payer can lose the caps in flight, nothing more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tallystick.protocol import pricing
+from tallystick.protocol.eip712 import Domain, Signer, Verified
+from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal
+from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Terms
+from tallystick.protocol.tab import PayerTab, check_receipt
+from tallystick.protocol.types import Address, Amount, Hash, JobId, format_amount
+
+OUTPUT_ALLOWANCE = 64
+"""Output tokens that a receipt may claim beyond the bytes of the answer: end marks and other tokens that no text shows."""
+
+MAX_CAP = Amount(10**15)
+"""Base units; the cap of a job is never above this (a billion dollars), so that sums of caps fit 63 bits."""
+
+MAX_SEQ = 1 << 62
+"""No honest tab has that many receipts; keeps seqs within 63 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What every order of a payer says. Amounts are base units, durations seconds."""
+
+    reserve_target: Amount
+    start_seconds: int
+    run_seconds: int
+    claim_seconds: int
+    max_fee_bps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A signed order and the terms that it commits to."""
+
+    order: Verified[Order]
+    terms: Terms
+
+    @property
+    def provider(self) -> Address:
+        """Whose order it is."""
+        return self.order.message.provider
+
+
+@dataclass(frozen=True, slots=True)
+class Tab:
+    """What the ledger knows of one provider, in base units.
+
+    `accepted`: cost of the receipts held. `total`: the highest cumulative cost among them. `open_caps`: caps of open orders;
+    `early_caps`: those of them that were signed before the receipt with that total came. `ceiling`: the highest ever signed.
+    `order_seq`: the last order's seq. `frozen`: why no more orders go to this provider; empty if they may.
+    """
+
+    accepted: Amount = Amount(0)
+    total: Amount = Amount(0)
+    open_caps: Amount = Amount(0)
+    early_caps: Amount = Amount(0)
+    ceiling: Amount = Amount(0)
+    order_seq: int = 0
+    frozen: str = ""
+
+    @property
+    def half(self) -> PayerTab:
+        """The tab as the protocol's arithmetic takes it. Early open orders may explain what the total has beyond `accepted`."""
+        return PayerTab(Amount(max(self.accepted, self.total - self.early_caps)), self.open_caps)
+
+
+def terms_for(ask: Verified[Ask], *, job: JobId, commitment: Hash, output_tokens: int, body_bytes: int) -> Terms:
+    """The terms of a job on this ask; its cap is the worst case of a body of this many bytes and output of this many tokens."""
+    offer = ask.message
+    prices = pricing.Prices(offer.input_price, offer.cached_input_price, offer.output_price)
+    return Terms(
+        model=offer.model,
+        ask=ask.digest,
+        input_price=offer.input_price,
+        cached_input_price=offer.cached_input_price,
+        output_price=offer.output_price,
+        max_cost=pricing.worst_case(body_bytes, output_tokens, prices),
+        max_output_tokens=output_tokens,
+        job=job,
+        request_commitment=commitment,
+    )
+
+
+def check_cap(terms: Terms, max_cost: Amount | None) -> None:
+    """Holds the cap of a job against what its payer allows for one. Raises Refusal (cost_above_cap)."""
+    limit = min(MAX_CAP, MAX_CAP if max_cost is None else max_cost)
+    if terms.max_cost > limit:
+        raise Refusal(
+            Code.COST_ABOVE_CAP,
+            f"this request may cost up to {format_amount(terms.max_cost)}, above the {format_amount(limit)} allowed for one "
+            "request; lower max_tokens or raise max_cost",
+        )
+
+
+def sign_order(
+    tab: Tab,
+    terms: Terms,
+    *,
+    signer: Signer,
+    provider: Address,
+    coordinator: Address,
+    domain: Domain,
+    policy: Policy,
+    now_ns: int,
+) -> Placed:
+    """The order of a job on one provider. `now_ns` is Unix time in nanoseconds: it makes seq unique across lost state files."""
+    now = now_ns // 1_000_000_000
+    order = Order(
+        payer=signer.address,
+        provider=provider,
+        ceiling=tab.half.ceiling_for(terms.max_cost),
+        reserve_target=policy.reserve_target,
+        seq=max(tab.order_seq + 1, now_ns),
+        deadline=now + policy.start_seconds,
+        claim_by=now + policy.claim_seconds,
+        max_fee_bps=policy.max_fee_bps,
+        coordinator=coordinator,
+        terms_hash=terms.struct_hash(),
+    )
+    return Placed(signer.sign(order, domain), terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What the client itself saw of a job: bytes sent and received, the transcript's commitment, whether the last chunk came.
+
+    `bounded` is False for requests whose tokens cannot be bounded by bytes (images, audio, files by reference).
+    """
+
+    request_bytes: int
+    response_bytes: int
+    commitment: Hash
+    finished: bool
+    bounded: bool = True
+
+
+def check_answer(placed: Placed, receipt: Receipt, delivered: Delivered | None) -> None:
+    """A verified receipt against its order and against what arrived (None: nobody watched). Raises BadReceipt.
+
+    Its fault is the coordinator where the receipt belongs to another order: that says nothing about the provider. Where the
+    stream was cut (cancelled, or a lost connection) the transcript cannot be compared, and the usage is bounded by the terms.
+    """
+    order = placed.order
+    if (receipt.payer, receipt.provider, receipt.order_hash) != (order.message.payer, order.message.provider, order.digest):
+        raise BadReceipt("receipt: of another order than the one that was matched", fault=Fault.COORDINATOR)
+    check_receipt(order, placed.terms, receipt)
+    if not 0 < receipt.seq <= MAX_SEQ:
+        raise BadReceipt(f"receipt.seq: {receipt.seq}; tabs count from 1, and no tab is that long")
+    if delivered is None:
+        return
+    same = receipt.result_commitment == delivered.commitment
+    if delivered.finished and not same:
+        raise BadReceipt("receipt.resultCommitment: not the transcript of the answer that arrived")
+    if same:
+        _check_usage(receipt, delivered)
+
+
+def _check_usage(receipt: Receipt, delivered: Delivered) -> None:
+    if receipt.outcome in (Outcome.COMPLETED, Outcome.LENGTH) and not delivered.finished:
+        raise BadReceipt("receipt.outcome: a finished answer, but its last chunk was never sent")
+    if not delivered.bounded:
+        return
+    most = delivered.response_bytes + OUTPUT_ALLOWANCE
+    if receipt.output_tokens > most:
+        raise BadReceipt(f"receipt.outputTokens: {receipt.output_tokens}, but the answer's bytes hold at most {most}")
+    most = delivered.request_bytes + pricing.TEMPLATE_ALLOWANCE
+    if receipt.input_tokens > most:
+        raise BadReceipt(f"receipt.inputTokens: {receipt.input_tokens}, but the request's bytes hold at most {most}")
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The receipts held around a new one: with its seq, the next lower and the next higher, and the one of the same order."""
+
+    same_seq: Receipt | None = None
+    below: Receipt | None = None
+    above: Receipt | None = None
+    same_order: Receipt | None = None
+
+
+def check_place(receipt: Receipt, near: Neighbours, ceiling: Amount) -> None:
+    """A receipt against its tab: `ceiling` is the highest that was signed. Raises BadReceipt.
+
+    Duplicates must be recognised before. Seqs may be missing in between (concurrent jobs, lost answers); totals must then
+    leave room for what is missing, and be exact where nothing is.
+    """
+    if near.same_seq is not None:
+        raise BadReceipt(f"receipt.seq: {receipt.seq} was used for another receipt before (equivocation)")
+    if near.same_order is not None:
+        raise BadReceipt(f"receipt: a second one for the same order; the first has seq {near.same_order.seq}")
+    if receipt.cumulative_cost > ceiling:
+        raise BadReceipt(f"receipt.cumulativeCost: {receipt.cumulative_cost} is above the highest signed ceiling {ceiling}")
+    if near.below is not None:
+        _check_step(near.below, receipt)
+    elif receipt.seq == 1 and receipt.cumulative_cost != receipt.cost:
+        raise BadReceipt(
+            f"receipt.cumulativeCost: {receipt.cumulative_cost} on a tab's first receipt, which costs {receipt.cost}"
+        )
+    if near.above is not None:
+        _check_step(receipt, near.above)
+
+
+def _check_step(lower: Receipt, higher: Receipt) -> None:
+    least = lower.cumulative_cost + higher.cost
+    if higher.cumulative_cost < least or (higher.seq == lower.seq + 1 and higher.cumulative_cost != least):
+        raise BadReceipt(
+            f"receipt.cumulativeCost: {higher.cumulative_cost} at seq {higher.seq} does not continue "
+            f"{lower.cumulative_cost} at seq {lower.seq} plus {higher.cost}"
+        )

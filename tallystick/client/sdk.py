@@ -1,0 +1,351 @@
+"""The market from Python: `async with Market(coordinator, wallet) as market: result = await market.chat(model, messages)`.
+
+A job is sealed and signed here and checked here: what leaves this process is ciphertext and orders, and what comes back is
+held against them. The coordinator is trusted with nothing but delay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+from tallystick.client.answer import Answer
+from tallystick.client.books import Evidence, KnownJob, NewJob
+from tallystick.client.config import ClientConfig
+from tallystick.client.job import Desk, Job, Result, require_success
+from tallystick.client.ledger import Ledger
+from tallystick.client.openai import CHAT, Call, read_call
+from tallystick.client.payer import Placed, Policy, Tab, check_cap, sign_order, terms_for
+from tallystick.client.pin import Pin
+from tallystick.client.resolver import Resolver
+from tallystick.client.shortlist import Demand, Shortlists
+from tallystick.client.tables import JobState
+from tallystick.client.transport import Broken, Coordinator, Info, ModelOffer
+from tallystick.protocol.eip712 import Domain, Signer, Verified
+from tallystick.protocol.errors import BadMessage, BadSeal, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.messages import Ask, Terms
+from tallystick.protocol.sealing import ContentKey, commit_request, wrap_key
+from tallystick.protocol.types import Address, Amount, JobId, parse_address
+from tallystick.protocol.wire import Candidate, RequestHead, Submission, dumps, join_request
+
+_STALE = (Code.NO_PROVIDER, Code.NODE_BUSY)
+"""Refusals that a fresh shortlist may heal."""
+
+
+class Market:
+    """A client of one coordinator with one wallet. Use as an async context manager; many jobs may run at once.
+
+    Entering raises BadMessage for a deployment file that cannot be read and Unavailable for a state file that cannot be used.
+    The coordinator is first spoken to when it is needed. Leaving cancels the jobs that still run.
+    """
+
+    def __init__(
+        self,
+        coordinator_url: str,
+        wallet: Signer,
+        config: ClientConfig | None = None,
+        *,
+        clock: Callable[[], int] = time.time_ns,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        config = replace(config or ClientConfig(), coordinator=coordinator_url)
+        self.config, self.wallet = config, wallet
+        self._clock, self._random = clock, random
+        self._coordinator = Coordinator(coordinator_url, config)
+        self._shortlists = Shortlists(
+            self._coordinator,
+            wallet.address,
+            limit=config.shortlist_size,
+            seconds=config.shortlist_seconds,
+            context=self._context,
+            now=self._now,
+        )
+        self._policy = Policy(
+            config.reserve_target, config.start_seconds, config.run_seconds, config.claim_seconds, config.max_fee_bps
+        )
+        self._pin = Pin()
+        self._asking = asyncio.Lock()
+        self._desk: Desk | None = None
+        self._info: Info | None = None
+        self._live: set[Job] = set()
+
+    @classmethod
+    def of(cls, config: ClientConfig, wallet: Signer) -> Market:
+        """A market with everything from one config."""
+        return cls(config.coordinator, wallet, config)
+
+    @property
+    def address(self) -> Address:
+        """The payer."""
+        return self.wallet.address
+
+    @property
+    def running(self) -> int:
+        """Jobs under way."""
+        return len(self._live)
+
+    def __repr__(self) -> str:
+        return f"Market({self.config.coordinator}, {self.address})"
+
+    def _now(self) -> int:
+        return self._clock() // 1_000_000_000
+
+    # Opening and closing
+
+    async def __aenter__(self) -> Self:
+        self._pin = Pin.of(self.config)
+        self._ledger = await Ledger.open(self.config.state_file(self.address), self.address)
+        await self._coordinator.__aenter__()
+        self._resolver = Resolver(self._ledger, self._coordinator, self._now, limit=self.config.max_jobs)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            await asyncio.gather(*(job.cancel() for job in list(self._live)), return_exceptions=True)
+            await self._resolver.close(self.config.cancel_seconds)
+        finally:
+            await self._coordinator.__aexit__(kind, error, trace)
+            await self._ledger.close()
+
+    async def info(self) -> Info:
+        """Who the coordinator is; asked once. Raises Refusal if it is not the one, or not on the deployment, insisted on."""
+        if self._info is None:
+            async with self._asking:
+                if self._info is None:
+                    info = await self._coordinator.info()
+                    self._pin.check(info, self.config.max_fee_bps)
+                    self._resolver.sweep(self._now() - self.config.start_seconds)
+                    self._info = info
+                return self._info
+        return self._info
+
+    async def _open_desk(self) -> tuple[Info, Desk]:
+        info = await self.info()
+        if self._desk is None:
+            self._desk = Desk(self.config, self._coordinator, self._ledger, self._resolver, info.domain, self._now, self._left)
+        return info, self._desk
+
+    def _left(self, job: Job) -> None:
+        self._live.discard(job)
+        if job.disputed:
+            self._shortlists.forget()
+
+    async def _context(self) -> tuple[Domain, Iterable[Address]]:
+        domain = (await self.info()).domain
+        return domain, await self._ledger.frozen(domain)
+
+    # Looking
+
+    async def models(self) -> list[ModelOffer]:
+        """The models on offer, as the coordinator tells them."""
+        return await self._coordinator.models()
+
+    async def shortlist(
+        self,
+        model: str,
+        *,
+        max_input_price: int | None = None,
+        max_output_price: int | None = None,
+        pin: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+    ) -> list[Verified[Ask]]:
+        """The verified asks that a job would be offered to, best first; prices default to the config's maxima.
+
+        Raises Refusal or Unavailable that say why there is none.
+        """
+        demand = self._demand(model, max_input_price, max_output_price, pin=pin, exclude=exclude)
+        found, _ = await self._shortlists.get(demand)
+        return found
+
+    def _demand(
+        self, model: str, max_input: int | None, max_output: int | None, *, pin: Iterable[str], exclude: Iterable[str]
+    ) -> Demand:
+        return Demand.of(
+            model,
+            self.config.max_input_price if max_input is None else max_input,
+            self.config.max_output_price if max_output is None else max_output,
+            pin=pin,
+            exclude=exclude,
+        )
+
+    # Jobs
+
+    async def submit(
+        self,
+        path: str,
+        body: bytes | Mapping[str, Any],
+        *,
+        model: str | None = None,
+        max_input_price: int | None = None,
+        max_output_price: int | None = None,
+        max_cost: Amount | None = None,
+        pin: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+    ) -> Job:
+        """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions; returns once it is admitted.
+
+        Bytes go to the engine as they are. `max_cost` (base units) bounds what this job can cost. Raises TallyError: then
+        nothing is owed.
+        """
+        raw = body if isinstance(body, bytes) else dumps(dict(body))
+        if len(raw) > self.config.max_body_bytes:
+            raise Refusal(
+                Code.BODY_TOO_LARGE, f"the request has {len(raw)} bytes, at most {self.config.max_body_bytes} are taken"
+            )
+        call = read_call(path, raw)
+        if model is not None and model != call.model:
+            raise BadMessage(f"model: {model!r} was asked for, but the body names {call.model!r}")
+        if len(self._live) >= self.config.max_jobs:
+            raise Unavailable(Code.NODE_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
+        demand = self._demand(call.model, max_input_price, max_output_price, pin=pin, exclude=exclude)
+        cap = self.config.max_cost if max_cost is None else max_cost
+        asks, remembered = await self._shortlists.get(demand)
+        try:
+            return await self._place(path, raw, call, asks, cap)
+        except Unavailable as error:
+            self._shortlists.forget(demand)
+            if not remembered or error.code not in _STALE:
+                raise
+        asks, _ = await self._shortlists.get(demand)
+        return await self._place(path, raw, call, asks, cap)
+
+    async def _place(self, path: str, body: bytes, call: Call, asks: Sequence[Verified[Ask]], max_cost: Amount | None) -> Job:
+        info, desk = await self._open_desk()
+        job, key = JobId(self._random(16)), ContentKey.new(self._random)
+        plain = join_request(RequestHead(path), body)
+        commitment = commit_request(key.commitment_key, job, plain)
+        drafts: list[tuple[Address, Terms]] = []
+        for ask in self._sold(call, asks):
+            wanted = call.most_output(self.config.default_max_output_tokens, ask.message.max_output_tokens)
+            terms = terms_for(ask, job=job, commitment=commitment, output_tokens=wanted, body_bytes=len(body))
+            drafts.append((ask.message.provider, terms))
+        now = self._now()
+        new = NewJob(
+            domain=info.domain,
+            payer=self.address,
+            job=job,
+            model=call.model,
+            path=path,
+            commitment_key=key.commitment_key,
+            created_at=now,
+            expires_at=now + self.config.start_seconds + self.config.run_seconds,
+        )
+        affordable = _affordable(drafts, max_cost)
+        async with self._closing(job):
+            placed = await self._sign(info, new, affordable)
+            candidates = _wrap(job, key, placed, asks)
+            response = await self._coordinator.submit(Submission(job, candidates, key.seal_request(job, plain)).dumps())
+        answer = Answer(job, key, {p.order.digest: p for p in placed}, info.domain, info.coordinator)
+        made = Job(desk, answer, response, call, len(body))
+        self._live.add(made)
+        return made
+
+    def _sold(self, call: Call, asks: Sequence[Verified[Ask]]) -> list[Verified[Ask]]:
+        """The asks that sell as much output as the call names."""
+        wanted = call.output_tokens or 0
+        found = [ask for ask in asks if wanted <= ask.message.max_output_tokens]
+        if not found:
+            most = max(ask.message.max_output_tokens for ask in asks)
+            text = f"{wanted} output tokens asked for; providers of {call.model!r} sell at most {most} a request"
+            raise Refusal(Code.ORDER_TERMS, text)
+        return found
+
+    async def _sign(self, info: Info, job: NewJob, drafts: Sequence[tuple[Address, Terms]]) -> list[Placed]:
+        now_ns = self._clock()
+
+        def sign(tab: Tab, provider: Address, terms: Terms) -> Placed:
+            return sign_order(
+                tab,
+                terms,
+                signer=self.wallet,
+                provider=provider,
+                coordinator=info.coordinator,
+                domain=info.domain,
+                policy=self._policy,
+                now_ns=now_ns,
+            )
+
+        placed = await self._ledger.take(job, drafts, sign)
+        if not placed:
+            text = f"every provider found for {job.model!r} once gave this wallet a dishonest receipt"
+            raise Refusal(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
+        return placed
+
+    @contextlib.asynccontextmanager
+    async def _closing(self, job: JobId) -> AsyncIterator[None]:
+        """However placing a job fails, its orders do not stay open longer than they must."""
+        try:
+            yield
+        except (Broken, asyncio.CancelledError):
+            self._resolver.abandon(job)
+            raise
+        except TallyError as error:
+            await self._ledger.end(job, JobState.FAILED, str(error), self._now())
+            if error.code is Code.UNAUTHORISED_TAB:
+                self._resolver.sweep(self._now())
+            raise
+
+    async def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Result:
+        """One chat completion, not streamed; options are OpenAI's (max_tokens, temperature, …). `result.text` is the answer.
+
+        Raises TallyError, also for an error answer of the engine.
+        """
+        body = {"model": model, "messages": list(messages)} | options | {"stream": False}
+        async with await self.submit(CHAT, body) as job:
+            return require_success(await job.result())
+
+    # Remembering
+
+    async def find(self, job: JobId) -> KnownJob | None:
+        """What this wallet's ledger knows of a job."""
+        return await self._ledger.find(job)
+
+    async def tab(self, provider: str) -> Tab:
+        """The tab with one provider: accepted, open caps, highest ceiling signed, in base units."""
+        info = await self.info()
+        return await self._ledger.tab(info.domain, parse_address(provider), self._now())
+
+    async def evidence(self) -> list[Evidence]:
+        """Dishonest receipts, kept for third parties."""
+        return await self._ledger.evidence()
+
+
+def _affordable(drafts: Sequence[tuple[Address, Terms]], max_cost: Amount | None) -> list[tuple[Address, Terms]]:
+    """The drafts whose cap is within what one job may cost. Raises the Refusal of the best one if none is."""
+    found: list[tuple[Address, Terms]] = []
+    refusals: list[Refusal] = []
+    for provider, terms in drafts:
+        try:
+            check_cap(terms, max_cost)
+        except Refusal as error:
+            refusals.append(error)
+        else:
+            found.append((provider, terms))
+    if not found:
+        raise refusals[0]
+    return found
+
+
+def _wrap(job: JobId, key: ContentKey, placed: Sequence[Placed], asks: Sequence[Verified[Ask]]) -> tuple[Candidate, ...]:
+    """The candidates, without those whose sealing key is unusable. Raises BadSeal if none is left."""
+    offers = {ask.message.provider: ask.message for ask in asks}
+    candidates: list[Candidate] = []
+    refused: BadSeal | None = None
+    for each in placed:
+        ask, digest = offers[each.provider], each.order.digest
+        try:
+            wrapped = wrap_key(key, ask.sealing_suite, ask.sealing_key, job=job, order_hash=digest, provider=each.provider)
+        except BadSeal as error:
+            error.fault = Fault.PROVIDER
+            refused = error
+        else:
+            candidates.append(Candidate(each.order, each.terms, wrapped))
+    if refused is not None and not candidates:
+        raise refused
+    return tuple(candidates)

@@ -1,0 +1,152 @@
+"""Shortlists: which asks a job is offered to. The coordinator proposes, this module verifies, and remembers for seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from tallystick.client.transport import Coordinator
+from tallystick.protocol.eip712 import Domain, Signed, Verified
+from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
+from tallystick.protocol.messages import Ask
+from tallystick.protocol.sealing import SUITES
+from tallystick.protocol.types import Address, parse_address
+
+log = structlog.get_logger()
+REMEMBERED = 256
+MAX_EXCLUDED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a job may be matched with. Prices are maxima in base units per 1,000,000 tokens; empty sets do not restrict."""
+
+    model: str
+    max_input_price: int | None = None
+    max_output_price: int | None = None
+    pin: frozenset[Address] = frozenset()
+    exclude: frozenset[Address] = frozenset()
+
+    @classmethod
+    def of(
+        cls, model: str, max_input_price: int | None, max_output_price: int | None, *, pin: Iterable[str], exclude: Iterable[str]
+    ) -> Demand:
+        """A demand with addresses as people write them. Raises BadMessage."""
+        pinned = frozenset(parse_address(address, "pin") for address in pin)
+        excluded = frozenset(parse_address(address, "exclude") for address in exclude)
+        return cls(model, max_input_price, max_output_price, pinned, excluded)
+
+    def to_json(self, payer: Address, limit: int) -> dict[str, Any]:
+        """The body of POST /v1/shortlist."""
+        body: dict[str, Any] = {"model": self.model, "payer": payer, "limit": limit}
+        if self.max_input_price is not None:
+            body["maxInputPrice"] = int(self.max_input_price)
+        if self.max_output_price is not None:
+            body["maxOutputPrice"] = int(self.max_output_price)
+        if self.pin:
+            body["providers"] = sorted(self.pin)
+        if self.exclude:
+            body["exclude"] = sorted(self.exclude)[:MAX_EXCLUDED]
+        return body
+
+    def objection(self, ask: Ask, now: int) -> str | None:
+        """Why this ask does not meet the demand at that Unix time, or None."""
+        return next((reason for reason, excludes in _OBJECTIONS if excludes(self, ask, now)), None)
+
+
+_OBJECTIONS: tuple[tuple[str, Callable[[Demand, Ask, int], bool]], ...] = (
+    ("another model", lambda d, a, _: a.model != d.model),
+    ("not valid now", lambda _, a, now: not a.valid_from <= now < a.valid_until),
+    ("input price above the maximum", lambda d, a, _: d.max_input_price is not None and a.input_price > d.max_input_price),
+    ("output price above the maximum", lambda d, a, _: d.max_output_price is not None and a.output_price > d.max_output_price),
+    ("cached input is dearer than input", lambda _, a, __: a.cached_input_price > a.input_price),
+    ("a provider that was not asked for", lambda d, a, _: bool(d.pin) and a.provider not in d.pin),
+    ("an excluded provider", lambda d, a, _: a.provider in d.exclude),
+    ("an unknown sealing suite", lambda _, a, __: a.sealing_suite not in SUITES),
+)
+
+
+def usable(listed: Iterable[Signed[Ask]], demand: Demand, domain: Domain, now: int) -> list[Verified[Ask]]:
+    """The asks that are signed by their providers and meet the demand, one a provider, in the same order. Logs the others."""
+    found: dict[Address, Verified[Ask]] = {}
+    for signed in listed:
+        reason = demand.objection(signed.message, now)
+        if reason is None:
+            try:
+                found.setdefault(signed.message.provider, signed.verify(domain))
+            except TallyError as error:
+                reason = str(error)
+        if reason is not None:
+            log.warning("an ask was left out", provider=signed.message.provider, reason=reason)
+    return list(found.values())
+
+
+@dataclass(slots=True)
+class _Kept:
+    task: asyncio.Task[list[Verified[Ask]]]
+    until: float
+
+    def good(self, now: float) -> bool:
+        return now < self.until and not _failed(self.task)
+
+
+class Shortlists:
+    """Asks the coordinator once for each demand and `seconds`; callers with the same demand share the question.
+
+    `context` gives the domain and the providers that get no more orders; `now` is Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        payer: Address,
+        *,
+        limit: int,
+        seconds: float,
+        context: Callable[[], Awaitable[tuple[Domain, Iterable[Address]]]],
+        now: Callable[[], int],
+    ) -> None:
+        self._coordinator, self._payer, self._limit, self._seconds = coordinator, payer, limit, seconds
+        self._context, self._now = context, now
+        self._kept: OrderedDict[Demand, _Kept] = OrderedDict()
+
+    async def get(self, demand: Demand) -> tuple[list[Verified[Ask]], bool]:
+        """The asks, best first, and whether they were remembered. Raises Refusal or Unavailable that say why there is none."""
+        clock = asyncio.get_running_loop().time()
+        kept = self._kept.get(demand)
+        remembered = kept is not None and kept.good(clock)
+        if kept is None or not remembered:
+            task = asyncio.create_task(self._ask(demand), name="shortlist")
+            task.add_done_callback(_failed)
+            kept = self._kept[demand] = _Kept(task, clock + self._seconds)
+            self._kept.move_to_end(demand)
+            if len(self._kept) > REMEMBERED:
+                self._kept.popitem(last=False)
+        return await asyncio.shield(kept.task), remembered
+
+    def forget(self, demand: Demand | None = None) -> None:
+        """Asks again next time, for this demand or for all."""
+        if demand is None:
+            self._kept.clear()
+        else:
+            self._kept.pop(demand, None)
+
+    async def _ask(self, demand: Demand) -> list[Verified[Ask]]:
+        domain, barred = await self._context()
+        asked = replace(demand, exclude=demand.exclude | frozenset(barred))
+        listed = await self._coordinator.shortlist(asked.to_json(self._payer, self._limit))
+        found = usable(listed, asked, domain, self._now())[: self._limit]
+        if not found:
+            text = f"the coordinator offered no usable ask for {demand.model!r}"
+            raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.COORDINATOR)
+        return found
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    """Whether it ended without a result; looking keeps asyncio from reporting an error that nobody waited for."""
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -1,0 +1,103 @@
+"""The tables of the payer's ledger; client/migrations makes them. Signed documents are kept as they came."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import sqlalchemy as sa
+
+
+class OrderState(str, Enum):
+    """Where an order is. Only open ones that have not expired count against the tab."""
+
+    OPEN = "open"
+    BOOKED = "booked"
+    CLOSED = "closed"
+    DISPUTED = "disputed"
+
+
+class JobState(str, Enum):
+    """Where a job is, as far as this client knows. `lost`: the stream broke before its end; the coordinator will be asked."""
+
+    OPEN = "open"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    LOST = "lost"
+    DISPUTED = "disputed"
+
+
+metadata = sa.MetaData()
+
+tabs = sa.Table(
+    "tabs",
+    metadata,
+    sa.Column("venue", sa.String(64), primary_key=True),
+    sa.Column("payer", sa.String(42), primary_key=True),
+    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("accepted", sa.BigInteger),
+    sa.Column("total", sa.BigInteger),
+    sa.Column("total_mark", sa.BigInteger),
+    sa.Column("ceiling", sa.BigInteger),
+    sa.Column("order_seq", sa.BigInteger),
+    sa.Column("frozen", sa.Text),
+)
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("job", sa.String(32), primary_key=True),
+    sa.Column("venue", sa.String(64)),
+    sa.Column("payer", sa.String(42)),
+    sa.Column("model", sa.Text),
+    sa.Column("path", sa.Text),
+    sa.Column("state", sa.String(16)),
+    sa.Column("reason", sa.Text),
+    sa.Column("commitment_key", sa.LargeBinary),
+    sa.Column("created_at", sa.BigInteger),
+    sa.Column("finished_at", sa.BigInteger),
+)
+orders = sa.Table(
+    "orders",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("job", sa.String(32)),
+    sa.Column("venue", sa.String(64)),
+    sa.Column("payer", sa.String(42)),
+    sa.Column("provider", sa.String(42)),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("cap", sa.BigInteger),
+    sa.Column("ceiling", sa.BigInteger),
+    sa.Column("expires_at", sa.BigInteger),
+    sa.Column("state", sa.String(16)),
+    sa.Column("order_doc", sa.Text),
+    sa.Column("terms_doc", sa.Text),
+)
+receipts = sa.Table(
+    "receipts",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("venue", sa.String(64)),
+    sa.Column("payer", sa.String(42)),
+    sa.Column("provider", sa.String(42)),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("order_digest", sa.String(64)),
+    sa.Column("receipt_doc", sa.Text),
+    sa.Column("whole", sa.Boolean),
+    sa.Column("booked_at", sa.BigInteger),
+)
+evidence = sa.Table(
+    "evidence",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("venue", sa.String(64)),
+    sa.Column("payer", sa.String(42)),
+    sa.Column("provider", sa.String(42)),
+    sa.Column("job", sa.String(32)),
+    sa.Column("reason", sa.Text),
+    sa.Column("receipt_doc", sa.Text),
+    sa.Column("order_doc", sa.Text),
+    sa.Column("terms_doc", sa.Text),
+    sa.Column("other_doc", sa.Text),
+    sa.Column("delivered_doc", sa.Text),
+    sa.Column("found_at", sa.BigInteger),
+)
