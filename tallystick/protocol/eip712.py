@@ -84,7 +84,7 @@ def _uint(bits: int, of: type) -> Codec:
 
 def _hex(field: str, raw: object, size: int | None) -> bytes:
     if not isinstance(raw, str) or len(raw) > 2 + 2 * MAX_BYTES or not _HEX.fullmatch(raw):
-        raise BadMessage(f"{field}: expected bytes as 0x and hex digits, at most {MAX_BYTES} of them")
+        raise BadMessage(f"{field}: expected bytes as 0x and hex digits, at most {MAX_BYTES} bytes")
     value = bytes.fromhex(raw[2:])
     if size is not None and len(value) != size:
         raise BadMessage(f"{field}: expected {size} bytes, got {len(value)}")
@@ -100,13 +100,17 @@ def _fixed_bytes(size: int) -> Codec:
     return Codec(f"bytes{size}", encode, lambda v: "0x" + v.hex(), lambda raw, field: _hex(field, raw, size))
 
 
+def _utf8(value: str, field: str = "a string") -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise BadMessage(f"{field}: contains a lone surrogate") from None
+
+
 def _string(raw: object, field: str) -> str:
     if not isinstance(raw, str) or len(raw) > MAX_STRING:
         raise BadMessage(f"{field}: expected a string of at most {MAX_STRING} characters")
-    try:
-        raw.encode()
-    except UnicodeEncodeError:
-        raise BadMessage(f"{field}: contains a lone surrogate") from None
+    _utf8(raw, field)
     return raw
 
 
@@ -121,7 +125,7 @@ _SCALARS: dict[object, Codec] = {
     Hash: _fixed_bytes(32),
     JobId: _fixed_bytes(16),
     bytes: Codec("bytes", keccak, lambda v: "0x" + v.hex(), lambda raw, field: _hex(field, raw, None)),
-    str: Codec("string", lambda v: keccak(v.encode()), str, _string),
+    str: Codec("string", lambda v: keccak(_utf8(v)), str, _string),
     bool: Codec("bool", lambda v: int(v).to_bytes(32, "big"), bool, _boolean),
 }
 
@@ -353,6 +357,8 @@ class Signer:
     """A secp256k1 key that signs messages (RFC 6979 nonces, low s). Its repr shows the address only."""
 
     def __init__(self, secret: bytes) -> None:
+        if len(secret) != 32:
+            raise ValueError("a secret key has 32 bytes")
         self._key = coincurve.PrivateKey(secret)
         self.address = _address(self._key.public_key)
 

@@ -15,7 +15,9 @@ Bugs are not in the tree: they crash, and the supervisor restarts.
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+E = TypeVar("E", bound=Enum)
 
 
 class Fault(str, Enum):
@@ -185,16 +187,24 @@ class Unavailable(TallyError):
 
 
 def from_public(body: object, status: int) -> TallyError:
-    """The error that a peer sent as JSON, as an exception of the same class. Unknown shapes become Unavailable or BadMessage."""
+    """The error that a peer sent as JSON: Unavailable where the peer says that trying again can help, else Refusal, with its code
+    and its fault. Unknown shapes become Unavailable or BadMessage; a code or a fault that is not known here, a general one.
+    """
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
-        text = f"the peer answered {status} without an error in the known shape"
-        return Unavailable(Code.COORDINATOR_UNAVAILABLE, text) if status >= 500 else BadMessage(text)
-    message = str(error.get("message", ""))[:2000]
-    try:
-        code, fault = Code(error.get("code")), Fault(error.get("fault"))
-    except ValueError:
-        code, fault = (Code.COORDINATOR_UNAVAILABLE if status >= 500 else Code.BAD_MESSAGE), Fault.NOBODY
-    if error.get("retry"):
+        unknown = f"the peer answered {status} without an error in the known shape"
+        return Unavailable(Code.COORDINATOR_UNAVAILABLE, unknown) if status >= 500 else BadMessage(unknown)
+    text = error.get("message")
+    message = text[:2000].encode(errors="replace").decode() if isinstance(text, str) else ""
+    code = _member(Code, error.get("code"), Code.COORDINATOR_UNAVAILABLE if status >= 500 else Code.BAD_MESSAGE)
+    fault = _member(Fault, error.get("fault"), Fault.NOBODY)
+    if error.get("retry") is True:
         return Unavailable(code, message, fault=fault)
     return Refusal(code, message, fault=fault)
+
+
+def _member(of: type[E], value: object, otherwise: E) -> E:
+    try:
+        return of(value)
+    except ValueError:
+        return otherwise

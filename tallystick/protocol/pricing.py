@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tallystick.protocol.errors import BadReceipt
 from tallystick.protocol.jobs import CHARGES, Charge
@@ -55,8 +55,11 @@ def charge(terms: Terms, usage: Usage, outcome: Outcome) -> Amount:
 
 
 def worst_case(body_bytes: int, max_output_tokens: int, prices: Prices) -> Amount:
-    """The cap to sign for a text request: a token is at least one byte, and the template adds a bounded few."""
-    return cost(Usage(body_bytes + TEMPLATE_ALLOWANCE, 0, max_output_tokens), prices)
+    """The cap to sign for a text request: a token is at least one byte, and the template adds a bounded few. Every input token
+    counts at the dearer of its two prices, since it is the provider that says which ones were cached.
+    """
+    dearest = replace(prices, input=max(prices.input, prices.cached_input))
+    return cost(Usage(body_bytes + TEMPLATE_ALLOWANCE, 0, max_output_tokens), dearest)
 
 
 def usage_of(receipt: Receipt) -> Usage:

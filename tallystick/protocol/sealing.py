@@ -116,10 +116,8 @@ class _Stream:
         self._count = 0
         self.finished = False
 
-    def _next(self, flag: bytes) -> tuple[bytes, bytes]:
-        nonce = self._count.to_bytes(12, "big")
-        self._count += 1
-        return nonce, self._bound + flag
+    def _at(self, flag: bytes) -> tuple[bytes, bytes]:
+        return self._count.to_bytes(12, "big"), self._bound + flag
 
 
 class Sealer(_Stream):
@@ -131,22 +129,26 @@ class Sealer(_Stream):
             raise ValueError("the response was closed")
         self.finished = last
         flag = b"\1" if last else b"\0"
-        nonce, bound = self._next(flag)
+        nonce, bound = self._at(flag)
+        self._count += 1
         return flag + self._cipher.encrypt(nonce, _pad(chunk), bound)
 
 
 class Opener(_Stream):
-    """Opens a response chunk by chunk, in order. `finished` tells whether the last one came."""
+    """Opens a response chunk by chunk, in order. `finished` tells whether the last one came. A chunk that does not open changes
+    nothing: what was opened is always a prefix of what was sealed.
+    """
 
     def open(self, sealed: bytes) -> bytes:
         """The plaintext of the next chunk. Raises BadSeal for one that is altered, out of order, or after the last."""
         if self.finished:
             raise BadSeal("seal: a chunk after the last one")
-        nonce, bound = self._next(sealed[:1])
+        nonce, bound = self._at(sealed[:1])
         try:
             chunk = _unpad(self._cipher.decrypt(nonce, sealed[1:], bound))
         except (InvalidTag, ValueError):
-            raise BadSeal(f"seal: chunk {self._count - 1} is altered, missing or out of order") from None
+            raise BadSeal(f"seal: chunk {self._count} is altered, missing or out of order") from None
+        self._count += 1
         self.finished = sealed[:1] == b"\1"
         return chunk
 
@@ -183,6 +185,8 @@ class SealingKey:
     """A provider's long-lived key that opens what was wrapped for it. Made from a secret: 32 bytes, or 96 for the hybrid."""
 
     def __init__(self, suite: str, secret: bytes) -> None:
+        if len(secret) != self.secret_bytes(suite):
+            raise ValueError(f"a {suite} key is made from {self.secret_bytes(suite)} bytes, not from {len(secret)}")
         self.suite = suite
         self._suite = _SUITES[suite]
         x25519 = X25519PrivateKey.from_private_bytes(secret[-32:])
@@ -201,6 +205,9 @@ class SealingKey:
     def unwrap(self, wrapped: bytes, *, job: JobId, order_hash: Hash, provider: Address) -> ContentKey:
         """The content key that was wrapped for this job, order and provider. Raises BadSeal."""
         try:
-            return ContentKey(self._suite.decrypt(wrapped, self._private, info=_info(job, order_hash, provider)))
+            secret = self._suite.decrypt(wrapped, self._private, info=_info(job, order_hash, provider))
         except (InvalidTag, ValueError):
             raise BadSeal("seal: the content key was not wrapped for this provider and order") from None
+        if len(secret) != KEY_BYTES:
+            raise BadSeal(f"seal: the content key has {len(secret)} bytes, not {KEY_BYTES}")
+        return ContentKey(secret)

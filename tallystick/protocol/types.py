@@ -28,8 +28,8 @@ _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 class Amount(int):
     """Money in integer base units of the market's token (6 decimals: 1_000_000 is one test dollar).
 
-    Adding and subtracting amounts gives amounts, multiplying by a whole number too; true division and any contact with
-    a float raise TypeError.
+    Adding and subtracting amounts gives amounts, multiplying by a whole number too; true division, powers and a float on the
+    right raise TypeError. (A float on the left is Python's own affair; what comes out is a float, and no amount is made of one.)
     """
 
     __slots__ = ()
@@ -55,6 +55,18 @@ class Amount(int):
         return Amount(int.__mul__(self, _whole(other)))
 
     __rmul__ = __mul__
+
+    def __floordiv__(self, other: int) -> int:
+        return int.__floordiv__(self, _whole(other))
+
+    def __mod__(self, other: int) -> int:
+        return int.__mod__(self, _whole(other))
+
+    def __divmod__(self, other: int) -> tuple[int, int]:
+        return int.__divmod__(self, _whole(other))
+
+    def __pow__(self, other: Any, modulo: Any = None) -> NoReturn:
+        raise TypeError("money has no powers")
 
     def __neg__(self) -> Amount:
         return Amount(int.__neg__(self))
@@ -94,11 +106,11 @@ def parse_job_id(value: str) -> JobId:
     return JobId(bytes.fromhex(value.removeprefix("0x")))
 
 
-def parse_amount(text: str, decimals: int = 6) -> Amount:
+def parse_amount(text: str, decimals: int = 6, field: str = "amount") -> Amount:
     """Base units from a decimal string such as "1.25". Raises BadMessage for anything else or too fine a fraction."""
-    match = re.fullmatch(r"(\d{1,30})(?:\.(\d+))?", text.strip())
+    match = re.fullmatch(r"([0-9]{1,30})(?:\.([0-9]+))?", text.strip())
     if not match or len(match[2] or "") > decimals:
-        raise BadMessage(f"amount: expected a decimal number with at most {decimals} places, got {text!r}")
+        raise BadMessage(f"{field}: expected a decimal number with at most {decimals} places, got {text[:100]!r}")
     return Amount(int(match[1]) * 10**decimals + int((match[2] or "").ljust(decimals, "0") or "0"))
 
 

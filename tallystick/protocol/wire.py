@@ -31,6 +31,8 @@ MAX_BODY = 32 * 1024 * 1024
 MAX_FRAME = 1024 * 1024
 MAX_CANDIDATES = 8
 MAX_WRAPPED = 4_096
+MAX_CHAIN_ID = (1 << 63) - 1
+"""Chains number themselves as they like: some ids are above 32 bits (EIP-2294 allows about 63)."""
 NO_JOB = JobId(bytes(16))
 LINK_HEAD = 17
 INITIAL_CREDIT = 64
@@ -90,10 +92,18 @@ def _list(raw: object, what: str, limit: int) -> list[Any]:
     return raw
 
 
-def _count(raw: object, what: str) -> int:
-    if isinstance(raw, bool) or not isinstance(raw, int) or not 0 <= raw < 1 << 32:
-        raise BadMessage(f"{what}: expected a whole number from 0")
+def _count(raw: object, what: str, low: int = 0, high: int = (1 << 32) - 1) -> int:
+    if isinstance(raw, bool) or not isinstance(raw, int) or not low <= raw <= high:
+        raise BadMessage(f"{what}: expected a whole number from {low} to {high}")
     return raw
+
+
+def _content_type(raw: object, what: str) -> str:
+    """What goes into an HTTP header at the other end: nothing that could end the header there."""
+    text = _text(raw, what)
+    if not (text.isascii() and text.isprintable()):
+        raise BadMessage(f"{what}: expected printable ASCII")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +228,7 @@ class Challenge:
         return cls(
             nonce,
             parse_address(coordinator, "challenge.coordinator"),
-            _count(chain, "challenge.chainId"),
+            _count(chain, "challenge.chainId", high=MAX_CHAIN_ID),
             parse_address(contract, "challenge.contract"),
         )
 
@@ -335,7 +345,7 @@ def split_request(plain: bytes) -> tuple[RequestHead, bytes]:
     if not separator:
         raise BadMessage("request: no head line")
     path, content_type = _members(loads(line, "request head"), "request head", "path", "contentType")
-    return RequestHead(_text(path, "request.path"), _text(content_type, "request.contentType")), body
+    return RequestHead(_text(path, "request.path"), _content_type(content_type, "request.contentType")), body
 
 
 def dump_response_head(head: ResponseHead) -> bytes:
@@ -346,7 +356,7 @@ def dump_response_head(head: ResponseHead) -> bytes:
 def load_response_head(chunk: bytes) -> ResponseHead:
     """The inverse. Raises BadMessage."""
     status, content_type = _members(loads(chunk, "response head"), "response head", "status", "contentType")
-    return ResponseHead(_count(status, "response.status"), _text(content_type, "response.contentType"))
+    return ResponseHead(_count(status, "response.status", 100, 599), _content_type(content_type, "response.contentType"))
 
 
 def pack_frame(kind: Kind, payload: bytes = b"") -> bytes:

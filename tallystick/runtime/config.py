@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from tallystick.protocol.errors import BadMessage
@@ -39,25 +39,30 @@ def load(
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values |= tomllib.loads(path.read_text())
+            values |= tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise BadMessage(f"config {path}: {error.strerror}") from None
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:
             raise BadMessage(f"config {path}: {error}") from None
     environ = os.environ if environment is None else environment
-    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # C is a dataclass
-    values |= {name: environ[prefix + name.upper()] for name in names if prefix and prefix + name.upper() in environ}
-    values |= {name: value for name, value in (flags or {}).items() if value is not None}
-    return _build(cls, values, str(path or "config"))
+    sources: dict[str, str] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # C is a dataclass
+        variable = prefix + field.name.upper()
+        if prefix and variable in environ:
+            values[field.name], sources[field.name] = environ[variable], f"environment variable {variable}"
+    for name, value in (flags or {}).items():
+        if value is not None:
+            values[name], sources[name] = value, f"flag {name}"
+    return _build(cls, values, str(path or "config"), sources)
 
 
-def _build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
+def _build(cls: type[C], values: Mapping[str, Any], where: str, sources: Mapping[str, str] = MappingProxyType({})) -> C:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # C is a dataclass
     unknown = values.keys() - fields.keys()
     if unknown:
         raise BadMessage(f"{where}: unknown setting {', '.join(sorted(unknown))}; known are {', '.join(sorted(fields))}")
     hints = get_type_hints(cls)
-    made = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    made = {name: _convert(hints[name], value, sources.get(name) or f"{where}: {name}") for name, value in values.items()}
     required = (dataclasses.MISSING, dataclasses.MISSING)
     missing = [n for n, f in fields.items() if n not in made and (f.default, f.default_factory) == required]
     if missing:
@@ -70,7 +75,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         inner = next(h for h in get_args(hint) if h is not NoneType)
         return None if value is None or value == "" else _convert(inner, value, where)
     if get_origin(hint) is tuple:
-        items = value.split(",") if isinstance(value, str) else value
+        items = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
             raise BadMessage(f"{where}: expected a list")
         return tuple(_convert(get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(items))
@@ -87,7 +92,7 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     if hint is Amount and isinstance(value, str):
-        return parse_amount(value)
+        return parse_amount(value, field=where)
     if hint is Address:
         return parse_address(value, where)
     if hint is bool and str(value).lower() in {"true", "false", "1", "0", "yes", "no"}:
@@ -100,4 +105,5 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         except ValueError:
             pass
     expected = "a decimal amount as a string" if hint is Amount else getattr(hint, "__name__", str(hint))
-    raise BadMessage(f"{where}: expected {expected}, got {value!r}")
+    got = f"{type(value).__name__}" if hint is str else f"{str(value)[:100]!r}"  # text may be a secret: it is not shown
+    raise BadMessage(f"{where}: expected {expected}, got {got}")

@@ -5,6 +5,8 @@ Passwords come from a file, from an environment variable or from a prompt, in th
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import secrets
@@ -15,6 +17,7 @@ from eth_account import Account
 
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.types import parse_address
 
 PASSWORD_ENV = "TALLYSTICK_PASSWORD"  # noqa: S105 - the variable's name
 PASSWORD_FILE_ENV = "TALLYSTICK_PASSWORD_FILE"  # noqa: S105 - the variable's name
@@ -22,26 +25,54 @@ SCRYPT_N = 1 << 17
 """eth-account's default cost is 2**18; half of it opens in about a third of a second and stays beyond guessing."""
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Writes a file that only its owner can read, all of it or nothing. Makes missing folders (0700)."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Writes a file that only its owner can read, durably, all of it or nothing. Makes missing folders (0700).
+
+    With `replace` false it raises FileExistsError where the file exists, also if another process makes it at that moment.
+    """
+    for folder in (*reversed(path.parent.parents), path.parent):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            part.replace(path)
+        else:
+            os.link(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Makes a new name in a folder survive a power cut, where the system can do that."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems sync no folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def find_password(file: Path | None = None, prompt: Callable[[], str] | None = None) -> str:
     """The password from `file`, TALLYSTICK_PASSWORD_FILE, TALLYSTICK_PASSWORD or the prompt. Raises BadMessage."""
-    named = file or (Path(os.environ[PASSWORD_FILE_ENV]) if PASSWORD_FILE_ENV in os.environ else None)
+    named = file or (Path(os.environ[PASSWORD_FILE_ENV]) if os.environ.get(PASSWORD_FILE_ENV) else None)
     if named is not None:
         try:
-            return named.read_text().rstrip("\r\n")
+            return named.read_text(encoding="utf-8").rstrip("\r\n")
         except OSError as error:
             raise BadMessage(f"password file {named}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise BadMessage(f"password file {named}: not text in UTF-8") from None
     if PASSWORD_ENV in os.environ:
         return os.environ[PASSWORD_ENV]
     if prompt is None:
@@ -50,12 +81,23 @@ def find_password(file: Path | None = None, prompt: Callable[[], str] | None = N
 
 
 def create_keystore(path: Path, password: str, secret: bytes | None = None, *, cost: int = SCRYPT_N) -> Signer:
-    """Writes a keystore with a new (or the given) secret. Raises BadMessage if the file exists: keys are never overwritten."""
+    """Writes a keystore with a new (or the given) secret. Raises BadMessage for an unusable secret or an empty password, and if
+    the file exists: keys are never overwritten.
+    """
+    exists = BadMessage(f"{path} exists; a key is never overwritten, choose another name or move it away")
     if path.exists():
-        raise BadMessage(f"{path} exists; a key is never overwritten, choose another name or move it away")
-    signer = Signer(secret or secrets.token_bytes(32))
+        raise exists
+    if not password:
+        raise BadMessage("the keystore password is empty; an empty password protects nothing")
+    try:
+        signer = Signer(secrets.token_bytes(32) if secret is None else secret)
+    except ValueError as error:
+        raise BadMessage(f"not a usable private key: {error}") from None
     store = Account.encrypt(signer.secret, password, kdf="scrypt", iterations=cost)
-    write_private(path, json.dumps(store).encode())
+    try:
+        write_private(path, json.dumps(store).encode(), replace=False)
+    except FileExistsError:
+        raise exists from None
     return signer
 
 
@@ -70,23 +112,32 @@ def open_keystore(path: Path, password: str) -> Signer:
     except (OSError, ValueError) as error:
         raise BadMessage(f"{path}: not a readable keystore: {error}") from None
     try:
-        return Signer(bytes(Account.decrypt(store, password)))
-    except (ValueError, KeyError, TypeError):
+        signer = Signer(bytes(Account.decrypt(store, password)))
+        named = str(store.get("address") or signer.address)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, NotImplementedError, MemoryError):
         raise BadMessage(f"{path}: the password does not open it, or the file is damaged") from None
+    if _address(named) != signer.address:  # what a keystore's checksum covers is not all of it
+        raise BadMessage(f"{path}: damaged, it does not hold the key of {named[:42]}")
+    return signer
 
 
 def keystore_address(path: Path) -> str:
     """The address that a keystore says it holds, without opening it. Raises BadMessage."""
     try:
-        return "0x" + str(json.loads(path.read_bytes())["address"]).lower().removeprefix("0x")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return parse_address(_address(json.loads(path.read_bytes())["address"]), f"{path}: address")
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise BadMessage(f"{path}: not a readable keystore: {error}") from None
+
+
+def _address(written: object) -> str:
+    return "0x" + str(written).lower().removeprefix("0x")
 
 
 def random_secret_file(path: Path, size: int) -> bytes:
     """The secret bytes kept in a 0600 file, made on first use. Raises BadMessage if others can read it or it has another size."""
     if not path.exists():
-        write_private(path, secrets.token_bytes(size))
+        with contextlib.suppress(FileExistsError):  # another process was faster: its secret counts
+            write_private(path, secrets.token_bytes(size), replace=False)
     if path.stat().st_mode & 0o077:
         raise BadMessage(f"{path} can be read by others; run: chmod 600 {path}")
     data = path.read_bytes()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import uvicorn
+
+from tallystick.protocol.errors import Code, Unavailable
 
 GRACE_SECONDS = 10
 
 
 @contextlib.asynccontextmanager
 async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
-    """Serves `app` inside the running loop; yields the bound port (useful with port 0). Raises OSError if it cannot bind."""
+    """Serves `app` inside the running loop; yields the bound port (useful with port 0). Raises Unavailable if it can't listen."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -29,19 +32,25 @@ async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
     )
     server = _Server(config)
     config.load()
-    sockets = [config.bind_socket()]
-    task = asyncio.create_task(server.serve(sockets), name="http-server")
-    ready = asyncio.create_task(server.ready.wait())
-    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-    ready.cancel()
-    if task.done():
-        await task
+    with _listener(host, port) as listener:
+        task = asyncio.create_task(server.serve([listener]), name="http-server")
+        ready = asyncio.create_task(server.ready.wait())
+        try:
+            await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                await task
+            yield int(listener.getsockname()[1])
+        finally:
+            ready.cancel()
+            server.should_exit = True
+            await task
+
+
+def _listener(host: str, port: int) -> socket.socket:
     try:
-        yield int(sockets[0].getsockname()[1])
-    finally:
-        server.should_exit = True
-        await task
-        sockets[0].close()
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"cannot listen on {host} port {port}: {error}") from error
 
 
 class _Server(uvicorn.Server):
@@ -66,6 +75,8 @@ async def until_stopped() -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
+    try:
+        await stopped.wait()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

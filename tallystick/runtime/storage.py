@@ -2,7 +2,8 @@
 
 `Database.write(fn)` runs `fn(connection)` and returns once its effects are synced to disk. Writes that arrive while a
 transaction is being synced wait for the next one and share it: a synced transaction costs milliseconds, a row in it
-microseconds. If one of a group fails, the group is rolled back and each runs alone, so that only the bad one fails.
+microseconds. If one of a group fails, the group is rolled back and each runs alone, so that only the bad one fails. (Where the
+transaction could not even begin, nobody's work is at fault, and all fail at once.)
 
 `fn` is synchronous SQLAlchemy code in both cases: SQLite runs it in one writer thread, PostgreSQL through asyncpg with
 `run_sync`. It must have no effects but the connection's, since it may run twice.
@@ -19,8 +20,10 @@ from typing import Any, Protocol, TypeVar
 import structlog
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, event, make_url, pool
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tallystick.protocol.errors import Code, Unavailable
@@ -40,13 +43,18 @@ class _Backend(Protocol):
 
 
 class _Sqlite:
-    """One thread that writes, another that reads; write-ahead log, fully synced."""
+    """One thread that writes, another that reads; write-ahead log, fully synced.
+
+    Its driver begins a transaction late, at the first change, and none for DDL. Begun here instead, a write holds the file's
+    write lock before it reads, so that processes that share the file do not overwrite each other; a read sees one snapshot.
+    """
 
     def __init__(self, url: str) -> None:
         path = make_url(url).database
         if path and path != ":memory:":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._engine = create_engine(url, poolclass=pool.SingletonThreadPool)
+        # Each thread has a connection of its own; that others may touch it is for `close`, when both threads have ended.
+        self._engine = create_engine(url, poolclass=pool.SingletonThreadPool, connect_args={"check_same_thread": False})
         event.listen(self._engine, "connect", _pragmas)
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
         in_memory = not path or path == ":memory:"
@@ -54,11 +62,15 @@ class _Sqlite:
 
     async def run(self, work: Work[R], *, write: bool) -> R:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer if write else self._reader, self._transact, work)
+        return await loop.run_in_executor(self._writer if write else self._reader, self._transact, work, write)
 
-    def _transact(self, work: Work[R]) -> R:
+    def _transact(self, work: Work[R], write: bool) -> R:
         with self._engine.begin() as connection:
-            return work(connection)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+            try:
+                return work(connection)
+            except StopIteration as error:  # no future can carry it: whoever awaits one would wait for ever
+                raise RuntimeError("StopIteration out of a transaction") from error
 
     async def close(self) -> None:
         await asyncio.to_thread(self._writer.shutdown)
@@ -93,23 +105,26 @@ class Database:
         self._backend: _Backend = _Sqlite(url) if url.startswith("sqlite") else _Postgres(url)
         self._queue: asyncio.Queue[tuple[Work[Any], asyncio.Future[Any]] | None] = asyncio.Queue(QUEUE)
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def start(self, migrations: Path) -> None:
         """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable without a database."""
         try:
             await self._backend.run(lambda c: _migrate(c, migrations), write=True)
-        except (OperationalError, OSError) as error:
+        except (OperationalError, OSError, CommandError) as error:
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"database: {error}") from error
         self._task = asyncio.create_task(self._commit_groups(), name="group-commit")
 
     async def write(self, work: Work[R]) -> R:
-        """Runs `work` and returns its result once it is durable. Raises what `work` raised, with nothing written."""
+        """Runs `work` and returns its result once it is durable. Raises what it raised, or Unavailable: nothing is written."""
+        self._check_open()
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         await self._queue.put((work, future))
         return await future
 
     def note(self, work: Work[Any]) -> None:
-        """Queues `work` and returns: it is durable before any later write is. Raises Unavailable if the queue is full."""
+        """Queues `work` and returns: it is durable before any later write is. Raises Unavailable if it cannot be queued."""
+        self._check_open()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_log_lost)
         try:
@@ -119,39 +134,57 @@ class Database:
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database is too far behind") from None
 
     async def read(self, work: Work[R]) -> R:
-        """Runs `work`, which only reads."""
-        return await self._backend.run(work, write=False)
+        """Runs `work`, which only reads. Raises Unavailable without a database."""
+        self._check_open()
+        try:
+            return await self._backend.run(work, write=False)
+        except (SQLAlchemyError, OSError) as error:
+            translated = _translate(error)
+            if translated is error:
+                raise
+            raise translated from error
 
     async def close(self) -> None:
-        """Writes what is queued, then lets go of the database."""
+        """Writes what is queued, then lets go of the database. Whatever comes later is refused."""
+        self._closed = True
         if self._task is not None:
             await self._queue.put(None)
             await self._task
             self._task = None
         await self._backend.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database is closed")
+
     async def _commit_groups(self) -> None:
-        while (first := await self._queue.get()) is not None:
-            group, closing = [first], False
-            while len(group) < GROUP and not self._queue.empty():
-                entry = self._queue.get_nowait()
-                if entry is None:
-                    closing = True
-                    break
-                group.append(entry)
-            await self._commit(group)
-            if closing:
-                return
+        closing = False
+        while not (closing and self._queue.empty()):  # writers that were let in before the end may queue behind its mark
+            taken = [await self._queue.get()]
+            while len(taken) < GROUP and not self._queue.empty():
+                taken.append(self._queue.get_nowait())
+            group = [entry for entry in taken if entry is not None]
+            closing = closing or len(group) < len(taken)
+            if group:
+                await self._commit(group)
 
     async def _commit(self, group: list[tuple[Work[Any], asyncio.Future[Any]]]) -> None:
+        begun = False
+
+        def together(connection: Connection) -> list[Any]:
+            nonlocal begun
+            begun = True
+            return [work(connection) for work, _ in group]
+
         try:
-            results = await self._backend.run(lambda c: [work(c) for work, _ in group], write=True)
+            results = await self._backend.run(together, write=True)
         except Exception as error:  # noqa: BLE001 - whatever one writer raised is that writer's, found by running it alone
-            if len(group) > 1:
+            if begun and len(group) > 1:
                 for entry in group:
                     await self._commit([entry])
                 return
-            _settle(group[0][1], error=_translate(error))
+            for _, future in group:
+                _settle(future, error=_translate(error))
             return
         for (_, future), result in zip(group, results, strict=True):
             _settle(future, result)
@@ -172,9 +205,10 @@ def _settle(future: asyncio.Future[Any], result: object = None, error: Exception
 
 
 def _translate(error: Exception) -> Exception:
-    if isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
-        log.error("database write failed", error=str(error))
-        return Unavailable(Code.COORDINATOR_UNAVAILABLE, f"the database did not take the write: {error.orig}")
+    gone = isinstance(error, OperationalError | PoolTimeout | OSError)
+    if gone or (isinstance(error, DBAPIError) and error.connection_invalidated):
+        log.error("database failed", error=str(error))
+        return Unavailable(Code.COORDINATOR_UNAVAILABLE, f"the database does not answer: {getattr(error, 'orig', None) or error}")
     return error
 
 
