@@ -22,7 +22,7 @@ def chain(
     chain_id: Annotated[int, typer.Option(help="The chain's id.")] = 31337,
     accounts: Annotated[int, typer.Option(help="How many funded accounts.", min=1, max=100)] = 10,
 ) -> None:
-    """Runs a local chain (eth-tester) behind JSON-RPC, with funded accounts whose keys everybody knows. It forgets all on exit."""
+    """Runs a local chain behind JSON-RPC, with funded accounts whose keys everybody knows. It forgets all on exit."""
     from tallystick.chain.devnet import build_app, dev_accounts
     from tallystick.cli.market import start
     from tallystick.runtime.serving import serving, until_stopped
@@ -42,9 +42,15 @@ def deploy(
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
     dev: Annotated[int | None, typer.Option(help="Deploy with this account of `tally chain` instead of a wallet.")] = None,
-    token: Annotated[str | None, typer.Option(help="Address of the ERC-20 to settle in; a test dollar is deployed without it.")] = None,
-    local: Annotated[bool, typer.Option(help="Waits of seconds instead of days (thaw, release, unstake), for trying things.")] = False,
-    to: Annotated[Path | None, typer.Option("--out", "-o", help="Deployment file to write; deployment.json in the home folder.")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="Address of the ERC-20 to settle in; a test dollar is deployed without it.")
+    ] = None,
+    local: Annotated[
+        bool, typer.Option(help="Waits of seconds instead of days (thaw, release, unstake), for trying things.")
+    ] = False,
+    to: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Deployment file to write; deployment.json in the home folder.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Deploys the escrow (and a test dollar) to any chain and writes the deployment file that every daemon is pointed at."""

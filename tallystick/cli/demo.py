@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,12 +26,12 @@ from tallystick.cli.output import err, out, show_facts, show_json, step
 from tallystick.cli.processes import Children, free_port
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Unavailable
-from tallystick.protocol.types import Amount, format_amount
+from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.runtime.keys import PASSWORD_FILE_ENV, create_keystore, write_private
 
 if TYPE_CHECKING:
+    from node.engines.discover import Finding
     from tallystick.chain.deployment import Deployment
-    from tallystick.chain.escrow import Escrow
 
 PROMPT = "In one sentence: what is a split tally stick, and why did both sides keep a half?"
 DEPOSIT = Amount(10_000_000)
@@ -62,6 +62,17 @@ class Stage:
     def url(self, port: int) -> str:
         """An address on this machine."""
         return f"http://127.0.0.1:{port}"
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where programs find the market."""
+        ports = self.ports
+        return {"gateway": self.url(ports.gateway), "coordinator": self.url(ports.coordinator), "rpc": self.url(ports.chain)}
+
+    @property
+    def providers(self) -> dict[str, Address]:
+        """The nodes' providers, by name."""
+        return {name: self.signers[name].address for name in ("node-a", "node-b")}
 
     def keystore(self, name: str) -> str:
         """A wallet's keystore file."""
@@ -107,20 +118,24 @@ async def _show(stage: Stage, children: Children, prompt: str, *, once: bool, as
     step(f"the market is up after {time.monotonic() - started:.1f} s")
     from tallystick.chain.escrow import Escrow
     from tallystick.chain.rpc import Rpc
+    from tallystick.cli.story import Witness, show_story
 
     rpc = Rpc(deployment.rpc)
     try:
-        story = await _tell_job(stage, Escrow(rpc, deployment), model, prompt, quiet=as_json)
+        view = Witness(
+            Escrow(rpc, deployment), stage.url(stage.ports.gateway), stage.url(stage.ports.coordinator), SETTLE_SECONDS
+        )
+        story = await view.tell(model, prompt, stage.providers, quiet=as_json)
     finally:
         await rpc.close()
     if as_json:
-        show_json(story)
+        show_json(story | stage.addresses)
     else:
-        _print_story(story)
+        show_story(story)
     if not once:
-        _print_addresses(stage, deployment, model)
-        while (dead := children.dead()) is None:
-            await asyncio.sleep(0.5)
+        if not as_json:
+            _show_addresses(stage, deployment, model)
+        dead = await children.first_death()
         raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{dead.name} ended by itself; see {dead.log}")
 
 
@@ -143,7 +158,7 @@ async def _raise_market(stage: Stage, children: Children) -> tuple[Deployment, s
     await _start_coordinator(stage, children)
     step(f"coordinator on {stage.url(ports.coordinator)}")
     model = await _start_nodes(stage, children)
-    await _start_gateway(stage, children, model)
+    await _start_gateway(stage, children)
     step(f"gateway on {stage.url(ports.gateway)}/v1")
     return deployment, model
 
@@ -178,7 +193,93 @@ async def _start_coordinator(stage: Stage, children: Children) -> None:
         "settle_every": 0.5,
         "name": "demo",
     }
-    config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    config.write_text(_toml(settings))
     url = f"{stage.url(stage.ports.coordinator)}/v1/health"
     wallet = ("--config", str(config), "--wallet", stage.keystore("coordinator"))
     await children.start("coordinator", "coordinator", "run", *wallet, ready=lambda: _answers(url))
+
+
+async def _start_nodes(stage: Stage, children: Children) -> str:
+    """Two nodes with wallets of their own; the model that they sell."""
+    from node.engines.demo import MODEL
+
+    found = await _find_engine()
+    if found is None:
+        for number, port in enumerate(stage.ports.engines):
+            await _start_stand_in(stage, children, "ab"[number], port)
+        step("no engine found on this machine: two stand-ins serve instead, and say so")
+    else:
+        step(f"engine: {found.kind.value} at {found.url}, model {found.models[0].name}")
+    for number, name in enumerate(stage.providers):
+        await _start_node(
+            stage, children, name, found.url if found else f"{stage.url(stage.ports.engines[number])}/v1", number + 1
+        )
+        step(f"{name} connected, provider {stage.signers[name].address}")
+    return found.models[0].name if found else MODEL
+
+
+async def _find_engine() -> Finding | None:
+    """The engine that is named or found here, if it has a model; stand-ins of other demos do not count."""
+    from node.engines.discover import Kind, discover
+
+    found = await discover(os.environ)
+    return next((one for one in found if one.kind is not Kind.DEMO and one.models), None)
+
+
+async def _start_stand_in(stage: Stage, children: Children, letter: str, port: int) -> None:
+    url = f"{stage.url(port)}/v1/models"
+    await children.start(f"engine-{letter}", "node", "demo-engine", "--port", str(port), ready=lambda: _answers(url))
+
+
+async def _start_gateway(stage: Stage, children: Children) -> None:
+    config = stage.folder / "gateway.toml"
+    settings = {
+        "coordinator": stage.url(stage.ports.coordinator),
+        "deployment": str(stage.folder / "deployment.json"),
+        "port": stage.ports.gateway,
+    }
+    config.write_text(_toml(settings))
+    arguments = ("gateway", "--config", str(config), "--wallet", stage.keystore("payer"))
+    await children.start("gateway", *arguments, ready=lambda: _answers(f"{stage.url(stage.ports.gateway)}/health"))
+
+
+async def _nodes_connected(stage: Stage, wanted: int) -> bool:
+    health = await _get(f"{stage.url(stage.ports.coordinator)}/v1/health")
+    return health is not None and health["nodes"] >= wanted and health["asks"] >= wanted
+
+
+async def _answers(url: str) -> bool:
+    return await _get(url) is not None
+
+
+async def _get(url: str) -> Any:
+    import httpx
+
+    try:
+        async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
+            response = await client.get(url)
+            return response.json() if response.status_code == 200 else None
+    except (httpx.HTTPError, ValueError):
+        return None
+
+
+def _toml(settings: dict[str, object]) -> str:
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+
+
+def _show_addresses(stage: Stage, deployment: Deployment, model: str) -> None:
+    gateway, coordinator = stage.url(stage.ports.gateway), stage.url(stage.ports.coordinator)
+    question = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+    rows = [
+        ("OpenAI API", f"{gateway}/v1"),
+        ("coordinator", f"{coordinator}/docs"),
+        ("chain", deployment.rpc),
+        ("escrow", deployment.escrow),
+        ("token", deployment.token),
+        *((name, signer.address) for name, signer in stage.signers.items()),
+        ("logs, configs, keys", str(stage.folder)),
+    ]
+    show_facts(rows, title="Still running")
+    out.print("Try it:", style="bold")
+    sys.stdout.write(f"curl {gateway}/v1/chat/completions -H 'content-type: application/json' -d '{question}'\n")
+    err.print("Ctrl-C stops everything.")

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, Wallet, deployment_path, unlock
 from tallystick.cli.output import err, out, show_json
-from tallystick.protocol.errors import TallyError
+from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.types import format_amount
+
+if TYPE_CHECKING:
+    from tallystick.client.config import ClientConfig
+    from tallystick.client.job import Job, Result
+    from tallystick.client.sdk import Market
+    from tallystick.protocol.eip712 import Signer
 
 node = typer.Typer(no_args_is_help=True, help="Sell what your engine can do: the provider's daemon.")
 coordinator = typer.Typer(no_args_is_help=True, help="Run a coordinator: matches jobs, relays ciphertext, batches claims.")
@@ -52,15 +60,10 @@ def node_demo_engine(
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
 ) -> None:
     """Serves the stand-in engine: an OpenAI-compatible endpoint that says it is no model. For demos and tests."""
-    from node.engines.demo import build_app
-    from tallystick.runtime.serving import serving, until_stopped
+    from node.engines.demo import serve
 
-    async def serve() -> None:
-        async with serving(build_app(), host, port) as bound:
-            err.print(f"stand-in engine on http://{host}:{bound}/v1")
-            await until_stopped()
-
-    start(serve())
+    err.print(f"stand-in engine on http://{host}:{port}/v1")
+    start(serve(host, port))
 
 
 @coordinator.command("run")
@@ -86,7 +89,6 @@ def coordinator_run(
     start(run(load_config(config, flags), unlock(wallet, password_file)))
 
 
-@typer.Typer().command()
 def gateway(
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
@@ -106,10 +108,11 @@ def gateway(
     start(run_gateway(loaded, unlock(wallet, password_file)))
 
 
-@typer.Typer().command()
 def chat(
     prompt: Annotated[str | None, typer.Argument(help="What to say; without it a conversation starts.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model to use; the only or first one on offer by default.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model to use; the only or first one on offer by default.")
+    ] = None,
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
@@ -125,39 +128,83 @@ def chat(
         runner.run(_converse(loaded, signer, model, prompt, as_json=as_json))
 
 
-async def _converse(config: Any, signer: Any, model: str | None, prompt: str | None, *, as_json: bool) -> None:
+async def _converse(config: ClientConfig, signer: Signer, model: str | None, prompt: str | None, *, as_json: bool) -> None:
     from tallystick.client.sdk import Market
 
     async with Market.of(config, signer) as market:
         chosen = model or await _first_model(market)
         history: list[dict[str, str]] = []
-        while True:
-            text = prompt if prompt is not None else await asyncio.to_thread(_ask)
-            if not text:
-                return
+        while text := prompt if prompt is not None else await asyncio.to_thread(_ask):
             history.append({"role": "user", "content": text})
             try:
-                history.append({"role": "assistant", "content": await _answer(market, chosen, history, as_json=as_json)})
+                answer = await _answer(market, chosen, history, as_json=as_json)
+                history.append({"role": "assistant", "content": answer})
             except TallyError as error:
                 if prompt is not None:
                     raise
                 history.pop()
-                err.print(f"[red]{error}[/]")
+                err.print(f"[red]error:[/] {error}", highlight=False)
             if prompt is not None:
                 return
 
 
-async def _first_model(market: Any) -> str:
-    from tallystick.protocol.errors import Code, Refusal
-
+async def _first_model(market: Market) -> str:
     models = await market.models()
     if not models:
-        raise Refusal(Code.UNKNOWN_MODEL, "no provider is connected to this coordinator")
-    return str(models[0].id)
+        raise Refusal(Code.NO_PROVIDER, "no provider is connected to this coordinator")
+    return models[0].id
 
 
 def _ask() -> str:
     try:
-        return out.input("[bold cyan]you ›[/] ").strip()
+        return out.input("[bold cyan]you >[/] ").strip()
     except EOFError:
         return ""
+
+
+async def _answer(market: Market, model: str, history: list[dict[str, str]], *, as_json: bool) -> str:
+    """Streams one answer to the terminal, then says what it cost; Ctrl-C stops it, and what it cost until then is paid."""
+    body = {"model": model, "messages": history, "stream": not as_json}
+    from tallystick.client.job import require_success
+
+    async with await market.submit("/v1/chat/completions", body) as job:
+        if as_json:
+            result = require_success(await job.result())
+            show_json({"text": result.text, "cost": str(int(result.cost)), "provider": result.provider, "job": result.job.hex()})
+            return result.text
+        if (await job.start()).status >= 400:
+            require_success(await job.result())
+        loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGINT, stopping.set)
+        try:
+            text = await _stream(job, stopping)
+            ended: Result | None = await job.cancel() if stopping.is_set() else await job.result()
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+    if ended is not None:
+        spent = f"{format_amount(ended.cost)} for {ended.usage.input} + {ended.usage.output} tokens"
+        err.print(f"[dim]{spent}, provider {ended.provider}, {ended.outcome.name.lower()}[/]", highlight=False)
+    return text
+
+
+async def _stream(job: Job, stopping: asyncio.Event) -> str:
+    parts: list[str] = []
+    pending = b""
+    async for chunk in job:
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            parts.append(_delta(line))
+            sys.stdout.write(parts[-1])
+        sys.stdout.flush()
+        if stopping.is_set():
+            break
+    sys.stdout.write("\n")
+    return "".join(parts)
+
+
+def _delta(line: bytes) -> str:
+    """The text in one line of a chat stream; nothing of other lines."""
+    if not line.startswith(b"data: {"):
+        return ""
+    choices = json.loads(line[6:]).get("choices") or [{}]
+    return choices[0].get("delta", {}).get("content") or ""

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile, Rpc, Wallet, deployment_path, keystore_path, unlock
+from tallystick.cli.options import (
+    DEFAULT_WALLET,
+    DeploymentFile,
+    Json,
+    PasswordFile,
+    Rpc,
+    Wallet,
+    deployment_path,
+    keystore_path,
+    unlock,
+)
 from tallystick.cli.output import show_json, show_rows, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Bind
@@ -117,20 +130,15 @@ async def places_of(escrow: Escrow, address: Address, providers: list[Address]) 
     return [{"place": place, "amount": str(int(amount)), "how": how} for place, amount, how in places]
 
 
-def _escrow(deployment: Any, rpc: str | None) -> Any:
-    from contextlib import asynccontextmanager
-
+@contextlib.asynccontextmanager
+async def _escrow(deployment: Path | None, rpc: str | None) -> AsyncIterator[Escrow]:
     from tallystick.chain.deployment import Deployment
-    from tallystick.chain.escrow import Escrow as EscrowOf
-    from tallystick.chain.rpc import Rpc as RpcOf
+    from tallystick.chain.escrow import Escrow
+    from tallystick.chain.rpc import Rpc
 
-    @asynccontextmanager
-    async def opened() -> Any:
-        known = Deployment.load(deployment_path(deployment))
-        endpoint = RpcOf(rpc or known.rpc)
-        try:
-            yield EscrowOf(endpoint, known)
-        finally:
-            await endpoint.close()
-
-    return opened()
+    known = Deployment.load(deployment_path(deployment))
+    endpoint = Rpc(rpc or known.rpc)
+    try:
+        yield Escrow(endpoint, known)
+    finally:
+        await endpoint.close()

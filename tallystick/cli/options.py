@@ -25,7 +25,9 @@ PasswordFile = Annotated[
 ]
 DeploymentFile = Annotated[
     Path | None,
-    typer.Option("--deployment", help="Deployment file written by `tally deploy`; deployment.json in the home folder by default."),
+    typer.Option(
+        "--deployment", help="Deployment file written by `tally deploy`; deployment.json in the home folder by default."
+    ),
 ]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the settings.")]
 Rpc = Annotated[str | None, typer.Option("--rpc", help="JSON-RPC address of the chain, instead of the deployment file's.")]

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from tallystick.protocol.errors import Code, Unavailable
 
@@ -34,7 +35,7 @@ class Children:
         self._folder, self._environment = folder, os.environ | environment
         self._running: list[Child] = []
 
-    async def __aenter__(self) -> Children:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -61,9 +62,15 @@ class Children:
         await _until_ready(child, ready)
         return child
 
-    def dead(self) -> Child | None:
-        """A process that ended by itself, if one did."""
-        return next((child for child in self._running if child.process.returncode is not None), None)
+    async def first_death(self) -> Child:
+        """Waits until a process ends by itself."""
+        waits = {asyncio.create_task(child.process.wait()): child for child in self._running}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return waits[done.pop()]
 
 
 async def _until_ready(child: Child, ready: Callable[[], Awaitable[bool]]) -> None:

@@ -107,5 +107,3 @@ def _show(name: str, path: Path, *, as_json: bool) -> None:
         show_json({"wallet": name, "address": address, "keystore": str(path)})
     else:
         show_facts([("wallet", name), ("address", address), ("keystore", path)])
-
-

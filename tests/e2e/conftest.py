@@ -1,0 +1,43 @@
+"""The real market for end-to-end tests: every process that a user would start, on free ports, with real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+TALLY = (sys.executable, "-m", "tallystick.cli")
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without anything that would point the demo at somebody's engine or wallet."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "TALLY"))}
+
+
+@pytest.fixture(scope="session")
+def market() -> Iterator[dict[str, Any]]:
+    """`tally demo --json`, up and running: the story of its first job, and where the market's parts listen."""
+    process = subprocess.Popen([*TALLY, "demo", "--json"], stdout=subprocess.PIPE, text=True, env=clean_environment())
+    try:
+        yield read_story(process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def read_story(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The JSON object that the demo prints once its job was settled."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if line == "}\n":
+            break
+    story: dict[str, Any] = json.loads("".join(lines))
+    return story

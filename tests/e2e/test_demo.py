@@ -1,0 +1,84 @@
+"""The README's first command, as a stranger would run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_account import Account
+from eth_account.messages import encode_typed_data
+from web3 import Web3
+
+from tests.e2e.conftest import TALLY, clean_environment, read_story
+
+KEYS = {
+    *("model", "text", "usage", "cost", "order", "order_signature", "receipt", "receipt_signature", "payer", "provider"),
+    *("chain_id", "contract", "purse_before", "purse_after", "provider_credit_before", "provider_credit_after", "settle_tx"),
+}
+
+
+def test_story_is_complete(market: dict[str, Any]) -> None:
+    """The demo's JSON has every promised key, and a real answer from an engine that says what it is."""
+    assert market.keys() >= KEYS
+    assert "stand-in" in market["model"]
+    assert "stand-in" in market["text"]
+
+
+@pytest.mark.parametrize(("document", "signer"), [("order", "payer"), ("receipt", "provider")])
+def test_any_wallet_library_can_check_the_signatures(market: dict[str, Any], document: str, signer: str) -> None:
+    """Order and receipt are full typed-data documents whose signatures eth_account recovers to payer and provider."""
+    signable = encode_typed_data(full_message=market[document])
+    recovered = Account.recover_message(signable, signature=market[f"{document}_signature"])
+    assert recovered.lower() == market[signer]
+    assert market[document]["domain"]["chainId"] == market["chain_id"]
+    assert market[document]["domain"]["verifyingContract"] == market["contract"]
+
+
+def test_the_money_moved_is_the_cost_signed(market: dict[str, Any]) -> None:
+    """What left the purse is what the provider was credited, and what the receipt says: prices times tokens."""
+    cost = int(market["cost"])
+    assert cost > 0
+    assert int(market["purse_before"]) - int(market["purse_after"]) == cost
+    assert int(market["provider_credit_after"]) - int(market["provider_credit_before"]) == cost
+    assert int(market["receipt"]["message"]["cumulativeCost"]) <= int(market["order"]["message"]["ceiling"])
+
+
+def test_the_settlement_is_on_chain(market: dict[str, Any]) -> None:
+    """The settlement's transaction went through, to the contract that both signatures name."""
+    web3 = Web3(Web3.HTTPProvider(market["rpc"]))
+    receipt = web3.eth.get_transaction_receipt(market["settle_tx"])
+    assert receipt["status"] == 1
+    assert receipt["to"].lower() == market["contract"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything(number: signal.Signals) -> None:
+    """Ctrl-C, or a polite kill, ends the demo with exit code 0 and leaves no process and no file behind."""
+    process = subprocess.Popen([*TALLY, "demo", "--json"], stdout=subprocess.PIPE, text=True, env=clean_environment())
+    read_story(process)
+    children = _children(process.pid)
+    assert len(children) >= 5
+    process.send_signal(number)
+    assert process.wait(60) == 0
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def test_once_exits_by_itself() -> None:
+    """`--once --json` ends by itself and prints exactly one JSON object on stdout."""
+    done = subprocess.run(
+        [*TALLY, "demo", "--once", "--json"], stdout=subprocess.PIPE, text=True, env=clean_environment(), timeout=110, check=True
+    )
+    assert json.loads(done.stdout).keys() >= KEYS
+
+
+def _children(parent: int) -> list[int]:
+    text = Path(f"/proc/{parent}/task/{parent}/children")
+    if text.exists():
+        return [int(pid) for pid in text.read_text().split()]
+    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, env=os.environ, check=False)  # noqa: S607
+    return [int(pid) for pid in found.stdout.split()]
