@@ -63,7 +63,9 @@ class Stop(Enum):
 
 
 class Ending(NamedTuple):
-    """How a job ended: with a receipt of this outcome and these chunks still to send, or without one. `reason` is for people."""
+    """How a job ended: with a receipt of this outcome and these chunks still to send, or without one; why, for people; and what
+    went wrong, if anything did.
+    """
 
     outcome: Outcome | None
     reason: str
@@ -226,9 +228,7 @@ class Job:
         if not work.cancelled() and error is None:
             return work.result()
         outcome, cause = self._judge(error)
-        if outcome is None:
-            return Ending(None, str(cause), error=cause)
-        return Ending(outcome, str(cause), self.delivery.abort())
+        return Ending(outcome, str(cause), () if outcome is None else self.delivery.abort(), cause)
 
     def _judge(self, error: BaseException | None) -> tuple[Outcome | None, TallyError]:
         """The table above: the outcome for the receipt, or None for no receipt, and the cause."""

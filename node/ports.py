@@ -125,8 +125,8 @@ class JobStore(Protocol):
 class ReceiptStore(Protocol):
     """What the courier needs to remember."""
 
-    async def unacknowledged(self, coordinator: Address, limit: int) -> list[Unacknowledged]:
-        """The oldest receipts that this coordinator has not confirmed."""
+    async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
+        """One page (from 0) of the receipts made before that time that this coordinator has not confirmed, oldest first."""
         ...
 
     async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:
@@ -215,6 +215,7 @@ class JobReport:
     output_tokens: int = 0
     first_seconds: float | None = None
     total_seconds: float = 0.0
+    engine_fault: bool = False
 
 
 class Observer(Protocol):

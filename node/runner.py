@@ -276,5 +276,6 @@ class Runner:
                 output_tokens=receipt.output_tokens if receipt is not None else 0,
                 first_seconds=first,
                 total_seconds=total,
+                engine_fault=ending.error is not None and ending.error.fault is Fault.ENGINE,
             )
         )

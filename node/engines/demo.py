@@ -321,9 +321,14 @@ def _error(status: int, message: str) -> Response:
     return _json({"error": {"message": message, "type": "demo_error", "param": None, "code": None}}, status)
 
 
+def build_app(behaviour: Behaviour | None = None) -> Starlette:
+    """The demo engine as an ASGI app."""
+    return DemoEngine(behaviour).app
+
+
 async def serve(host: str, port: int, behaviour: Behaviour | None = None) -> None:
-    """Serves the demo engine until SIGTERM or SIGINT; prints its address first. Raises OSError if it can't bind."""
-    async with serving(DemoEngine(behaviour).app, host, port) as bound:
+    """Serves the demo engine until SIGTERM or SIGINT; prints its address first. Raises Unavailable if it can't listen."""
+    async with serving(build_app(behaviour), host, port) as bound:
         sys.stdout.write(f"http://{host}:{bound}\n")
         sys.stdout.flush()
         await until_stopped()

@@ -1,0 +1,93 @@
+"""The courier: sees to it that every receipt reaches its coordinator. A receipt leaves once with its job; from then on it is sent
+again after every reconnection, and now and then, until the coordinator says that it is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+from node.ports import Link, LinkLost, ReceiptStore
+from tallystick.protocol.errors import TallyError
+from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.wire import Kind, dumps
+
+log = structlog.get_logger()
+BATCH = 256
+_GATHER_SECONDS = 0.1
+
+
+class Courier:
+    """See the module's docstring. `resend_seconds`: how long to wait for an acknowledgement before sending again."""
+
+    def __init__(self, store: ReceiptStore, resend_seconds: float = 60.0, now: Callable[[], float] = time.time) -> None:
+        self._store, self._resend, self._now = store, resend_seconds, now
+        self._link: Link | None = None
+        self._noted: dict[Address, set[JobId]] = {}
+        self._welcome, self._to_note = asyncio.Event(), asyncio.Event()
+
+    def welcomed(self, link: Link) -> None:
+        """A link is up: what it has not confirmed is sent again."""
+        self._link = link
+        self._welcome.set()
+
+    def lost(self, link: Link) -> None:
+        """A link ended."""
+        if self._link is link:
+            self._link = None
+
+    def acknowledged(self, link: Link, job: JobId) -> None:
+        """The coordinator has stored this job's receipt. Written down soon; if that is lost, it is sent once more."""
+        self._noted.setdefault(link.coordinator, set()).add(job)
+        self._to_note.set()
+
+    async def run(self) -> None:
+        """Sends and writes down until cancelled."""
+        await asyncio.gather(self._send_for_ever(), self._note_for_ever())
+
+    async def note(self) -> None:
+        """Writes down what was acknowledged."""
+        noted, self._noted = self._noted, {}
+        for coordinator, jobs in noted.items():
+            try:
+                await self._store.acknowledge(coordinator, jobs)
+            except TallyError as error:
+                log.warning("acknowledgements not written down", count=len(jobs), error=str(error))
+
+    async def _send_for_ever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._resend):
+                    await self._welcome.wait()
+            except TimeoutError:
+                before = int(self._now() - self._resend)
+            else:
+                before = int(self._now()) + 1
+            self._welcome.clear()
+            if self._link is not None:
+                with suppress(LinkLost):
+                    await self._send(self._link, before)
+
+    async def _send(self, link: Link, before: int) -> None:
+        await self.note()
+        for page in itertools.count():
+            entries = await self._store.unacknowledged(link.coordinator, before, page, BATCH)
+            for entry in entries:
+                link.post(Kind.RECEIPT, entry.job, dumps(entry.receipt.to_json()))
+            if entries:
+                log.info("receipts sent again", count=len(entries))
+                await link.drained()
+            if len(entries) < BATCH:
+                return
+
+    async def _note_for_ever(self) -> None:
+        while True:
+            await self._to_note.wait()
+            await asyncio.sleep(_GATHER_SECONDS)
+            self._to_note.clear()
+            await self.note()

@@ -1,0 +1,339 @@
+"""The node's store: SQLAlchemy Core on SQLite. What it returned from is on disk; signed documents are kept as they came."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.dialects.sqlite
+from sqlalchemy import Connection
+
+from node.admission import Admitted
+from node.ports import Booking, Claimable, Unacknowledged
+from node.tabs import Funds, TabRow
+from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.messages import Claim, Order, Receipt
+from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.runtime.storage import Database
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+_MONEY_DIGITS = 29
+_MAX_INT64 = (1 << 63) - 1
+
+metadata = sa.MetaData()
+
+
+class Money(sa.types.TypeDecorator[Amount]):
+    """An Amount as fixed-width decimal text: it sorts as a number does, and 96 bits fit."""
+
+    impl = sa.String(_MONEY_DIGITS)
+    cache_ok = True
+
+    def process_bind_param(self, value: Amount | None, _dialect: Any) -> str | None:
+        """To the database."""
+        return None if value is None else f"{int(value):0{_MONEY_DIGITS}d}"
+
+    def process_result_value(self, value: Any, _dialect: Any) -> Amount | None:
+        """From the database."""
+        return None if value is None else Amount(int(value))
+
+
+class Time(sa.types.TypeDecorator[int]):
+    """Unix seconds out of an order, which its payer may have set beyond what the database holds."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, _dialect: Any) -> int | None:
+        """To the database."""
+        return None if value is None else min(value, _MAX_INT64)
+
+
+identity = sa.Table(
+    "identity",
+    metadata,
+    sa.Column("provider", sa.String, primary_key=True),
+    sa.Column("chain_id", sa.BigInteger),
+    sa.Column("contract", sa.String),
+)
+orders = sa.Table(
+    "orders",
+    metadata,
+    sa.Column("digest", sa.String, primary_key=True),
+    sa.Column("payer", sa.String),
+    sa.Column("ceiling", Money),
+    sa.Column("deadline", Time),
+    sa.Column("claim_by", Time),
+    sa.Column("order_doc", sa.Text),
+    sa.Column("terms_doc", sa.Text),
+)
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("order_digest", sa.String, primary_key=True),
+    sa.Column("job", sa.String),
+    sa.Column("coordinator", sa.String),
+    sa.Column("model", sa.String),
+    sa.Column("attempt", sa.BigInteger),
+    sa.Column("admitted_at", sa.BigInteger),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("outcome", sa.SmallInteger),
+)
+receipts = sa.Table(
+    "receipts",
+    metadata,
+    sa.Column("order_digest", sa.String, primary_key=True),
+    sa.Column("job", sa.String),
+    sa.Column("payer", sa.String),
+    sa.Column("coordinator", sa.String),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("cumulative", Money),
+    sa.Column("cost", Money),
+    sa.Column("input_tokens", sa.BigInteger),
+    sa.Column("cached_input_tokens", sa.BigInteger),
+    sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("finished_at", sa.BigInteger),
+    sa.Column("acknowledged", sa.Boolean),
+    sa.Column("receipt_doc", sa.Text),
+)
+tabs = sa.Table(
+    "tabs",
+    metadata,
+    sa.Column("payer", sa.String, primary_key=True),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("cumulative", Money),
+    sa.Column("settled", Money),
+    sa.Column("reserved", Money),
+    sa.Column("since", sa.BigInteger),
+    sa.Column("claimed_at", sa.BigInteger),
+    sa.Column("claimed", Money),
+    sa.Column("observed_at", sa.BigInteger),
+)
+claims = sa.Table(
+    "claims",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("handed_in_at", sa.BigInteger),
+    sa.Column("claim_doc", sa.Text),
+)
+
+
+class SqlStore:
+    """JobStore, ReceiptStore, ClaimStore and Startup over one database."""
+
+    def __init__(self, url: str, provider: Address, domain: Domain) -> None:
+        self._db = Database(url)
+        self._provider, self._domain = provider, domain
+
+    async def start(self) -> None:
+        """Connects and migrates. Raises Unavailable, or BadMessage if this is the state of another key, chain or contract."""
+        await self._db.start(MIGRATIONS)
+        mine = {"provider": self._provider, "chain_id": self._domain.chain_id, "contract": self._domain.contract}
+
+        def work(connection: Connection) -> dict[str, Any]:
+            row = connection.execute(sa.select(identity)).mappings().first()
+            if row is None:
+                connection.execute(sa.insert(identity).values(mine))
+            return dict(row or mine)
+
+        found = await self._db.write(work)
+        if found != mine:
+            await self.close()
+            raise BadMessage(f"this state belongs to {found}, but the node is {mine}: receipts of one tab must stay in one place")
+
+    async def close(self) -> None:
+        """Writes what is queued and lets go."""
+        await self._db.close()
+
+    # Jobs
+
+    async def begin(self, admitted: Admitted, at: int) -> None:
+        """See ports.JobStore."""
+        order, digest = admitted.order, admitted.order.digest.hex()
+        order_row = {
+            "digest": digest,
+            "payer": order.message.payer,
+            "ceiling": order.message.ceiling,
+            "deadline": order.message.deadline,
+            "claim_by": order.message.claim_by,
+            "order_doc": order.dumps(),
+            "terms_doc": json.dumps(admitted.terms.to_json()),
+        }
+        job_row = {
+            "order_digest": digest,
+            "job": admitted.job.hex(),
+            "coordinator": order.message.coordinator,
+            "model": admitted.offer.model,
+            "attempt": admitted.attempt,
+            "admitted_at": at,
+        }
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.insert(orders).values(order_row))
+            connection.execute(sa.insert(jobs).values(job_row))
+
+        await self._db.write(work)
+
+    async def abandon(self, order: Hash) -> None:
+        """See ports.JobStore."""
+        digest = order.hex()
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.delete(jobs).where(jobs.c.order_digest == digest))
+            connection.execute(sa.delete(orders).where(orders.c.digest == digest))
+
+        await self._db.write(work)
+
+    async def book(self, booking: Booking) -> None:
+        """See ports.JobStore."""
+        admitted, receipt = booking.admitted, booking.receipt.message
+        digest = admitted.order.digest.hex()
+        receipt_row = {
+            "order_digest": digest,
+            "job": admitted.job.hex(),
+            "payer": receipt.payer,
+            "coordinator": admitted.order.message.coordinator,
+            "seq": receipt.seq,
+            "cumulative": receipt.cumulative_cost,
+            "cost": receipt.cost,
+            "input_tokens": receipt.input_tokens,
+            "cached_input_tokens": receipt.cached_input_tokens,
+            "output_tokens": receipt.output_tokens,
+            "finished_at": receipt.finished_at,
+            "acknowledged": False,
+            "receipt_doc": booking.receipt.dumps(),
+        }
+        ended = sa.update(jobs).where(jobs.c.order_digest == digest)
+        ended = ended.values(ended_at=receipt.finished_at, outcome=int(receipt.outcome))
+        tab = _book_tab(receipt)
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.insert(receipts).values(receipt_row))
+            connection.execute(ended)
+            connection.execute(tab)
+
+        await self._db.write(work)
+
+    # Receipts
+
+    async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
+        """See ports.ReceiptStore."""
+        query = (
+            sa.select(receipts.c.job, receipts.c.receipt_doc)
+            .where(receipts.c.coordinator == coordinator, receipts.c.acknowledged.is_(False))
+            .where(receipts.c.finished_at < before)
+            .order_by(receipts.c.finished_at, receipts.c.order_digest)
+            .limit(size)
+            .offset(page * size)
+        )
+        rows = await self._db.read(lambda c: c.execute(query).all())
+        return [Unacknowledged(JobId(bytes.fromhex(job)), loads_signed(Receipt, doc)) for job, doc in rows]
+
+    async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:
+        """See ports.ReceiptStore."""
+        named = [job.hex() for job in jobs]
+        query = sa.update(receipts).where(receipts.c.coordinator == coordinator, receipts.c.job.in_(named))
+        await self._db.write(lambda c: c.execute(query.values(acknowledged=True)))
+
+    # Claims
+
+    async def claimable(self, now: int, limit: int) -> list[Claimable]:
+        """See ports.ClaimStore."""
+        best = (
+            sa.select(orders.c.digest)
+            .where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
+            .order_by(orders.c.ceiling.desc(), orders.c.claim_by.desc())
+            .limit(1)
+            .correlate(tabs)
+            .scalar_subquery()
+        )
+        query = (
+            sa.select(tabs, orders.c.digest, orders.c.order_doc)
+            .join(orders, orders.c.digest == best)
+            .where(tabs.c.cumulative > tabs.c.settled, orders.c.ceiling > tabs.c.settled)
+            .order_by(tabs.c.since)
+            .limit(limit)
+        )
+        rows = await self._db.read(lambda c: c.execute(query).mappings().all())
+        return [_claimable(row) for row in rows]
+
+    async def observed(self, payer: Address, funds: Funds, at: int) -> None:
+        """See ports.ClaimStore."""
+        # What is left uncollected has waited since now at the latest, since a settlement takes the oldest first.
+        moved = sa.case((tabs.c.settled < funds.settled, at), else_=tabs.c.since)
+        query = sa.update(tabs).where(tabs.c.payer == payer)
+        query = query.values(settled=funds.settled, reserved=funds.reserved, since=moved, observed_at=at)
+        await self._db.write(lambda c: c.execute(query))
+
+    async def claimed(self, claim: Signed[Claim], at: int) -> None:
+        """See ports.ClaimStore."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.insert(claims).values(handed_in_at=at, claim_doc=claim.dumps()))
+            for row in claim.message.rows:
+                change = sa.update(tabs).where(tabs.c.payer == row.payer)
+                connection.execute(change.values(claimed_at=at, claimed=row.cumulative_cost))
+
+        await self._db.write(work)
+
+    # Startup
+
+    async def tabs(self, now: int) -> list[TabRow]:
+        """See ports.Startup."""
+        # SQLite takes the bare column from the row that holds the maximum.
+        live = sa.select(orders.c.payer, sa.func.max(orders.c.ceiling), orders.c.claim_by)
+        live = live.where(orders.c.claim_by > now).group_by(orders.c.payer)
+
+        def work(connection: Connection) -> tuple[Any, Any]:
+            return connection.execute(sa.select(tabs)).mappings().all(), connection.execute(live).all()
+
+        rows, backing = await self._db.read(work)
+        best = {payer: (ceiling, claim_by) for payer, ceiling, claim_by in backing}
+        return [_tab_row(row, *best.get(row["payer"], (Amount(0), 0))) for row in rows]
+
+    async def taken(self, now: int) -> list[tuple[Hash, int]]:
+        """See ports.Startup."""
+        query = sa.select(orders.c.digest, orders.c.deadline).where(orders.c.deadline > now)
+        rows = await self._db.read(lambda c: c.execute(query).all())
+        return [(Hash(bytes.fromhex(digest)), deadline) for digest, deadline in rows]
+
+
+def _book_tab(receipt: Receipt) -> sa.Executable:
+    """Brings the tab to this receipt. `since` is when the first unsettled receipt came: kept while something is unsettled."""
+    fresh = {"seq": receipt.seq, "cumulative": receipt.cumulative_cost}
+    start = {"settled": Amount(0), "reserved": Amount(0), "claimed_at": 0, "claimed": Amount(0), "observed_at": 0}
+    query = sa.dialects.sqlite.insert(tabs).values(payer=receipt.payer, since=receipt.finished_at, **fresh, **start)
+    since = sa.case((tabs.c.cumulative > tabs.c.settled, tabs.c.since), else_=receipt.finished_at)
+    return query.on_conflict_do_update(index_elements=["payer"], set_=fresh | {"since": since})
+
+
+def _claimable(row: Any) -> Claimable:
+    order = loads_signed(Order, row["order_doc"])
+    return Claimable(
+        payer=Address(row["payer"]),
+        seq=row["seq"],
+        cumulative=row["cumulative"],
+        settled=row["settled"],
+        reserved=row["reserved"],
+        # Only verified orders are ever stored.
+        order=Verified(order.message, order.signature, Hash(bytes.fromhex(row["digest"]))),
+        since=row["since"],
+        claimed_at=row["claimed_at"],
+        claimed=row["claimed"],
+    )
+
+
+def _tab_row(row: Any, ceiling: Amount, claim_by: int) -> TabRow:
+    return TabRow(
+        payer=Address(row["payer"]),
+        seq=row["seq"],
+        cumulative=row["cumulative"],
+        ceiling=ceiling,
+        claim_by=claim_by,
+        settled=row["settled"],
+        reserved=row["reserved"],
+    )

@@ -1,0 +1,85 @@
+"""The storefront: keeps what is offered in line with what the engines can do. An engine that stops answering has its asks
+withdrawn, one that returns has them put back, and asks are signed afresh long before they expire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import structlog
+
+from node.answers import UpstreamModel
+from node.job import Pool
+from node.offers import AskBook, Offer
+from tallystick.protocol.errors import Unavailable
+
+log = structlog.get_logger()
+MAX_ASKS = 256
+"""As many as a coordinator takes of one node."""
+OfferModels = Callable[[str, tuple[UpstreamModel, ...]], Awaitable[Sequence[Offer]]]
+"""What to sell of an engine: its name and the models that it says it has -> offers."""
+
+
+class Storefront:
+    """See the module's docstring. `changed` is called when the asks have changed; `suspicion` asks for a look at once, since a job
+    failed; `seconds` is how often engines are looked at anyway, `failures` how many looks in a row must fail for one to be down.
+    """
+
+    def __init__(
+        self,
+        *,
+        book: AskBook,
+        pools: Mapping[str, Pool],
+        offers: OfferModels,
+        changed: Callable[[], None],
+        suspicion: asyncio.Event,
+        seconds: float = 10.0,
+        failures: int = 2,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._book, self._pools, self._offers, self._changed = book, pools, offers, changed
+        self._seconds, self._failures, self._now = seconds, failures, now
+        self._failed = dict.fromkeys(pools, 0)
+        self._sold: dict[str, Sequence[Offer]] = {}
+        self._suspicion = suspicion
+
+    async def run(self) -> None:
+        """Looks at the engines until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await self._suspicion.wait()
+            except TimeoutError:
+                pass
+            self._suspicion.clear()
+            await self.look()
+
+    async def look(self, *, first: bool = False) -> None:
+        """Looks at all engines once, and brings the asks in line. On the `first` look one failure is enough."""
+        await asyncio.gather(*(self._look_at(name, pool, first=first) for name, pool in self._pools.items()))
+        offers = [offer for name, sold in self._sold.items() if self._pools[name].up for offer in sold]
+        if len(offers) > MAX_ASKS:
+            log.warning("too many models; the first are offered", models=len(offers), offered=MAX_ASKS)
+        if self._book.offer(offers[:MAX_ASKS], int(self._now())):
+            log.info("asks changed", models=sorted({offer.model for offer in self._book.offers}))
+            self._changed()
+
+    async def _look_at(self, name: str, pool: Pool, *, first: bool) -> None:
+        try:
+            models = await pool.engine.models()
+        except Unavailable as error:
+            self._failed[name] += 1
+            if pool.up and (first or self._failed[name] >= self._failures):
+                pool.up = False
+                log.warning("engine down, its asks are withdrawn", engine=name, reason=str(error))
+            return
+        self._failed[name] = 0
+        if not pool.up:
+            log.info("engine back", engine=name)
+        pool.up = True
+        offers = await self._offers(name, models)
+        if not offers and not self._sold.get(name):
+            log.warning("engine has no model to offer", engine=name)
+        self._sold[name] = offers
