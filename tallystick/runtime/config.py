@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Address, Amount, parse_address, parse_amount
@@ -71,7 +71,7 @@ def _build(cls: type[C], values: Mapping[str, Any], where: str, sources: Mapping
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (UnionType, Union):  # `Address | None` is the latter: Address is a NewType
         inner = next(h for h in get_args(hint) if h is not NoneType)
         return None if value is None or value == "" else _convert(inner, value, where)
     if get_origin(hint) is tuple:
