@@ -25,11 +25,18 @@ class SettleRow:
     cumulative_cost: Amount
 
     def encode(self) -> tuple[Any, ...]:
-        """The row as the ABI takes it, with the signature in EIP-2098's compact form."""
+        """The row as contracts/src/Rows.sol packs it, with the signature in EIP-2098's compact form."""
         order, signature = self.order.message, self.order.signature
-        fields = tuple(order.SCHEMA.read(order))
-        y_parity_and_s = bytes((signature[32] | (signature[64] - 27) << 7,)) + signature[33:64]
-        return fields, self.seq, self.cumulative_cost, signature[:32], y_parity_and_s
+        payer, coordinator = int(order.payer, 16), int(order.coordinator, 16)
+        return (
+            payer << 96 | order.ceiling,
+            coordinator << 96 | order.reserve_target,
+            order.seq << 192 | order.deadline << 128 | order.claim_by << 64 | self.seq,
+            self.cumulative_cost << 16 | order.max_fee_bps,
+            order.terms_hash,
+            signature[:32],
+            bytes((signature[32] | (signature[64] - 27) << 7,)) + signature[33:64],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -50,11 +49,6 @@ def build_app(chain_id: int = 31337, accounts: int = 10) -> Starlette:
     node = Node(evm, [signer.address for signer in dev_accounts(accounts)])
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evm")
 
-    @asynccontextmanager
-    async def lifespan(_: Starlette):  # type: ignore[no-untyped-def]  # noqa: ANN202
-        yield
-        worker.shutdown(wait=False, cancel_futures=True)
-
     async def rpc(request: Request) -> Response:
         body = bytearray()
         async for chunk in request.stream():
@@ -76,7 +70,7 @@ def build_app(chain_id: int = 31337, accounts: int = 10) -> Starlette:
         Route("/", preflight, methods=["OPTIONS"]),
         Route("/health", health),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    return Starlette(routes=routes)
 
 
 def _error(request_id: Any, code: int, message: str, extra: object = _ABSENT) -> dict[str, Any]:

@@ -19,13 +19,12 @@ class Skip(IntEnum):
 
     NONE = 0
     BAD_CLAIM = 1
-    WRONG_PROVIDER = 2
-    SELF_DEALING = 3
-    EXPIRED = 4
-    BAD_SIGNATURE = 5
-    UNKNOWN_PURSE = 6
-    NOTHING_OWED = 7
-    UNFUNDED = 8
+    SELF_DEALING = 2
+    EXPIRED = 3
+    BAD_SIGNATURE = 4
+    UNKNOWN_PURSE = 5
+    NOTHING_OWED = 6
+    UNFUNDED = 7
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -218,6 +218,7 @@ class Sender:
             if time.monotonic() >= resend:
                 resend = time.monotonic() + 10.0
                 await self._resend(sent)
+        self._nonce = None  # ask again: whatever holds this one up may have changed the count
         raise Unavailable(Code.CHAIN_UNAVAILABLE, f"transaction {sent.hash} was not mined within {self._deadline:g} s")
 
     async def _resend(self, sent: _Sent) -> None:
@@ -228,7 +229,8 @@ class Sender:
 
     async def _mined(self, sent: _Sent, receipt: dict[str, Any]) -> Mined:
         if int(receipt["status"], 16) != 1:
-            await self.rpc.request("eth_call", sent.call, receipt["blockNumber"])  # raises what the contract said
+            before = hex(int(receipt["blockNumber"], 16) - 1)
+            await self.rpc.request("eth_call", sent.call, before)  # raises what the contract said
             raise Refusal(Code.BAD_MESSAGE, f"transaction {sent.hash} failed, and would not fail now")
         created = receipt.get("contractAddress")
         return Mined(

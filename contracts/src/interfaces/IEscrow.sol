@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {Messages} from "../Messages.sol";
+import {Rows} from "../Rows.sol";
 
 /// @title The market's escrow: purses that payers fill, tabs that providers collect, stakes that back a provider's word.
 /// @notice Amounts are base units of one ERC-20, times Unix seconds, rates basis points. Every call checks, computes, stores,
@@ -9,19 +10,10 @@ import {Messages} from "../Messages.sol";
 interface IEscrow {
     // ---------------------------------------------------------------------------------------------------------- types
 
-    /// One tab to settle: the payer's order with its signature (EIP-2098 compact), and the provider's own total.
-    struct SettleRow {
-        Messages.Order order;
-        uint64 seq;
-        uint96 cumulativeCost;
-        bytes32 r;
-        bytes32 vs;
-    }
-
     /// What one provider collects. `signature` covers Claim(provider, rows); empty when the provider itself sends.
     struct ClaimBatch {
         address provider;
-        SettleRow[] rows;
+        Rows.Row[] rows;
         bytes signature;
     }
 
@@ -29,10 +21,9 @@ interface IEscrow {
     enum Skip {
         None,
         BadClaim, // the provider did not sign this claim
-        WrongProvider, // the order names another provider
         SelfDealing, // payer and provider are the same key
         Expired, // past the order's claimBy
-        BadSignature, // the payer did not sign this order
+        BadSignature, // the payer did not sign this order for this provider
         UnknownPurse, // no purse was ever opened for the payer
         NothingOwed, // min(cumulativeCost, ceiling) is already settled
         Unfunded // nothing is left, neither reserved nor free

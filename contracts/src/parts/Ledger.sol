@@ -8,25 +8,13 @@ import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 
 import {IEscrow} from "../interfaces/IEscrow.sol";
+import {Words} from "../Words.sol";
 
 /// @title What all parts share: the storage, and the only two places where tokens move.
 /// @dev The token's supply must fit 96 bits; `_pull` keeps the whole balance below that, so sums of what is held never overflow.
 abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
-
-    /// One word, so that settling reads and writes one; the owner lives elsewhere. Always thawing <= free.
-    struct Funds {
-        uint96 free;
-        uint96 thawing;
-        uint40 thawAt;
-        bool opened;
-    }
-
-    struct Tab {
-        uint96 settled;
-        uint96 reserved;
-        uint40 releaseAt;
-    }
+    using Words for Words.Funds;
 
     /// The rate lives beside the credit that it feeds: a fee costs one word, not two.
     struct Account {
@@ -44,9 +32,9 @@ abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
 
     IERC20 public immutable token;
 
-    mapping(address key => Funds) internal _funds;
+    mapping(address key => Words.Funds) internal _funds;
     mapping(address key => address) internal _owner;
-    mapping(address payer => mapping(address provider => Tab)) internal _tabs;
+    mapping(address provider => mapping(address payer => Words.Tab)) internal _tabs;
     mapping(address who => Account) internal _accounts;
     mapping(address who => address) internal _payout;
     mapping(address provider => Stake) internal _stakes;
@@ -85,6 +73,16 @@ abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
         if (amount == 0) revert ZeroAmount();
         if (amount > type(uint96).max) revert AmountTooLarge(amount);
         return uint96(amount);
+    }
+
+    function _addFree(address key, uint256 amount) internal {
+        Words.Funds storage funds = _funds[key];
+        (uint256 free, uint256 thawing, uint256 thawAt) = funds.read();
+        funds.write(free + amount, thawing, thawAt);
+    }
+
+    function _min(uint256 a, uint256 b) internal pure returns (uint256) {
+        return a < b ? a : b;
     }
 
     /// Plain ecrecover with low s, whatever code the signer's address may have.

@@ -5,10 +5,13 @@ import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC2
 
 import {IERC3009} from "../interfaces/IERC3009.sol";
 import {Messages} from "../Messages.sol";
+import {Words} from "../Words.sol";
 import {Ledger} from "./Ledger.sol";
 
 /// @title Purses: opened once for a key, filled and emptied by their owner.
 abstract contract Purses is Ledger {
+    using Words for Words.Funds;
+
     uint40 public immutable thawPeriod;
 
     constructor(uint40 thawPeriod_) {
@@ -20,7 +23,7 @@ abstract contract Purses is Ledger {
         if (_owner[key] != address(0)) revert PurseExists(key);
         if (msg.sender != key) _requireSignature(key, Messages.hash(Messages.Bind(key, owner)), signature);
         _owner[key] = owner;
-        _funds[key].opened = true;
+        _funds[key].write(0, 0, 0);
         emit PurseOpened(key, owner);
     }
 
@@ -58,40 +61,36 @@ abstract contract Purses is Ledger {
     }
 
     function thaw(address key, uint256 amount) external onlyOwnerOf(key) {
-        Funds memory funds = _funds[key];
-        uint96 leaving = _amount(amount);
-        if (leaving > funds.free) revert InsufficientFree(funds.free, leaving);
-        funds.thawing = leaving;
-        funds.thawAt = uint40(block.timestamp) + thawPeriod;
-        _funds[key] = funds;
-        emit ThawStarted(key, leaving, funds.thawAt);
+        Words.Funds storage funds = _funds[key];
+        (uint256 free,,) = funds.read();
+        uint256 thawing = _amount(amount);
+        if (thawing > free) revert InsufficientFree(free, thawing);
+        uint256 thawAt = block.timestamp + thawPeriod;
+        funds.write(free, thawing, thawAt);
+        emit ThawStarted(key, thawing, thawAt);
     }
 
     function cancelThaw(address key) external onlyOwnerOf(key) {
-        Funds memory funds = _funds[key];
-        if (funds.thawing == 0) revert NotThawing(key);
-        funds.thawing = 0;
-        funds.thawAt = 0;
-        _funds[key] = funds;
+        Words.Funds storage funds = _funds[key];
+        (uint256 free, uint256 thawing,) = funds.read();
+        if (thawing == 0) revert NotThawing(key);
+        funds.write(free, 0, 0);
         emit ThawCancelled(key);
     }
 
     function withdraw(address key) external nonReentrant onlyOwnerOf(key) {
-        Funds memory funds = _funds[key];
-        uint96 amount = funds.thawing;
-        if (amount == 0) revert NotThawing(key);
-        if (block.timestamp < funds.thawAt) revert TooEarly(funds.thawAt);
-        funds.free -= amount;
-        funds.thawing = 0;
-        funds.thawAt = 0;
-        _funds[key] = funds;
-        emit Withdrawn(key, msg.sender, amount);
-        _push(msg.sender, amount);
+        Words.Funds storage funds = _funds[key];
+        (uint256 free, uint256 thawing, uint256 thawAt) = funds.read();
+        if (thawing == 0) revert NotThawing(key);
+        if (block.timestamp < thawAt) revert TooEarly(thawAt);
+        funds.write(free - thawing, 0, 0);
+        emit Withdrawn(key, msg.sender, thawing);
+        _push(msg.sender, thawing);
     }
 
     function purse(address key) external view returns (address owner, uint96 free, uint96 thawing, uint40 thawAt) {
-        Funds memory funds = _funds[key];
-        return (_owner[key], funds.free, funds.thawing, funds.thawAt);
+        (uint256 free_, uint256 thawing_, uint256 thawAt_) = _funds[key].read();
+        return (_owner[key], uint96(free_), uint96(thawing_), uint40(thawAt_));
     }
 
     function authorizationNonce(address key, bytes32 salt) public pure returns (bytes32) {
@@ -100,7 +99,7 @@ abstract contract Purses is Ledger {
 
     /// After the token has moved, since only then is it known to have; `_received` bounds the sum and the guard bars the way back in.
     function _credit(address key, uint96 amount) private {
-        _funds[key].free += amount;
+        _addFree(key, amount);
         emit Deposited(key, amount);
     }
 }

@@ -2,12 +2,19 @@
 pragma solidity ^0.8.28;
 
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/MessageHashUtils.sol";
 
 import {Messages} from "../Messages.sol";
+import {Rows} from "../Rows.sol";
+import {Words} from "../Words.sol";
 import {Tabs} from "./Tabs.sol";
 
 /// @title Settlement: pays what the two halves of the stick agree on. No call leaves this contract on the way.
 abstract contract Settlement is Tabs {
+    using Rows for Rows.Row;
+    using Words for Words.Funds;
+    using Words for Words.Tab;
+
     /// What consecutive rows of one coordinator have earned it, written once at the end of the run.
     struct FeeRun {
         address coordinator;
@@ -18,11 +25,12 @@ abstract contract Settlement is Tabs {
     function settle(ClaimBatch[] calldata claims) external {
         if (claims.length == 0) revert EmptyBatch();
         FeeRun memory fees;
+        bytes32 domain = _domainSeparatorV4();
         for (uint256 i; i < claims.length; ++i) {
-            ClaimBatch calldata claim = claims[i];
-            bytes32[] memory digests = _digests(claim.rows);
-            if (_signed(claim, digests)) _settleRows(claim, digests, fees);
-            else _skipAll(claim);
+            (address provider, Rows.Row[] calldata rows) = (claims[i].provider, claims[i].rows);
+            bytes32[] memory digests = _digests(domain, provider, rows);
+            if (_signed(domain, provider, rows, digests, claims[i].signature)) _settleRows(provider, rows, digests, fees);
+            else _skipAll(provider, rows);
         }
         _payFees(fees);
     }
@@ -57,101 +65,115 @@ abstract contract Settlement is Tabs {
         return payout == address(0) ? who : payout;
     }
 
-    function _digests(SettleRow[] calldata rows) private view returns (bytes32[] memory digests) {
+    function _digests(bytes32 domain, address provider, Rows.Row[] calldata rows)
+        private
+        pure
+        returns (bytes32[] memory digests)
+    {
         digests = new bytes32[](rows.length);
-        for (uint256 i; i < rows.length; ++i) {
-            digests[i] = _hashTypedDataV4(Messages.hash(rows[i].order));
+        for (uint256 i; i < digests.length; ++i) {
+            digests[i] = MessageHashUtils.toTypedDataHash(domain, rows[i].orderHash(provider));
         }
     }
 
-    function _signed(ClaimBatch calldata claim, bytes32[] memory digests) private view returns (bool) {
-        if (msg.sender == claim.provider && claim.signature.length == 0) return true;
+    function _signed(
+        bytes32 domain,
+        address provider,
+        Rows.Row[] calldata rows,
+        bytes32[] memory digests,
+        bytes calldata signature
+    ) private view returns (bool) {
+        if (msg.sender == provider && signature.length == 0) return true;
         bytes32[] memory hashes = new bytes32[](digests.length);
         for (uint256 i; i < hashes.length; ++i) {
-            SettleRow calldata row = claim.rows[i];
-            hashes[i] = Messages.hashRow(row.order.payer, digests[i], row.seq, row.cumulativeCost);
+            Rows.Row calldata row = rows[i];
+            hashes[i] = Messages.hashRow(row.payer(), digests[i], row.receiptSeq(), row.cumulativeCost());
         }
-        bytes32 digest = _hashTypedDataV4(Messages.hashClaim(claim.provider, hashes));
-        (address signer,,) = ECDSA.tryRecoverCalldata(digest, claim.signature);
-        return signer == claim.provider && signer != address(0);
+        bytes32 digest = MessageHashUtils.toTypedDataHash(domain, Messages.hashClaim(provider, hashes));
+        (address signer,,) = ECDSA.tryRecoverCalldata(digest, signature);
+        return signer == provider && signer != address(0);
     }
 
-    function _skipAll(ClaimBatch calldata claim) private {
-        for (uint256 i; i < claim.rows.length; ++i) {
-            emit RowSkipped(claim.rows[i].order.payer, claim.provider, Skip.BadClaim);
+    function _skipAll(address provider, Rows.Row[] calldata rows) private {
+        for (uint256 i; i < rows.length; ++i) {
+            emit RowSkipped(rows[i].payer(), provider, Skip.BadClaim);
         }
     }
 
-    function _settleRows(ClaimBatch calldata claim, bytes32[] memory digests, FeeRun memory fees) private {
-        address provider = claim.provider;
+    function _settleRows(address provider, Rows.Row[] calldata rows, bytes32[] memory digests, FeeRun memory fees) private {
+        mapping(address => Words.Tab) storage tabs = _tabs[provider];
         uint256 earned;
         for (uint256 i; i < digests.length; ++i) {
-            SettleRow calldata row = claim.rows[i];
-            Skip reason = _objection(row, provider, digests[i]);
+            Rows.Row calldata row = rows[i];
+            address payer = row.payer();
+            Skip reason = _objection(row, payer, provider, digests[i]);
             uint256 paid;
             uint256 settled;
-            if (reason == Skip.None) (reason, paid, settled) = _charge(row, provider);
-            if (reason != Skip.None) {
-                emit RowSkipped(row.order.payer, provider, reason);
-                continue;
+            if (reason == Skip.None) (reason, paid, settled) = _charge(row, _funds[payer], tabs[payer]);
+            if (reason == Skip.None) {
+                uint256 fee = _fee(fees, row, paid);
+                earned += paid - fee;
+                emit Settled(payer, provider, paid, fee, settled);
+            } else {
+                emit RowSkipped(payer, provider, reason);
             }
-            uint256 fee = _fee(fees, row.order, paid);
-            earned += paid - fee;
-            emit Settled(row.order.payer, provider, paid, fee, settled);
         }
         if (earned != 0) _accounts[provider].credit += uint96(earned);
     }
 
     /// Why the row cannot stand, whatever the balances are.
-    function _objection(SettleRow calldata row, address provider, bytes32 digest) private view returns (Skip) {
-        Messages.Order calldata order = row.order;
-        if (order.provider != provider) return Skip.WrongProvider;
-        if (order.payer == provider) return Skip.SelfDealing;
-        if (block.timestamp > order.claimBy) return Skip.Expired;
+    function _objection(Rows.Row calldata row, address payer, address provider, bytes32 digest) private view returns (Skip) {
+        if (payer == provider) return Skip.SelfDealing;
+        if (block.timestamp > row.claimBy()) return Skip.Expired;
         (address signer,,) = ECDSA.tryRecover(digest, row.r, row.vs);
-        if (signer != order.payer || signer == address(0)) return Skip.BadSignature;
+        if (signer != payer || signer == address(0)) return Skip.BadSignature;
         return Skip.None;
     }
 
     /// Moves the money of one row: reservation first, then free balance; then refills the reservation.
-    function _charge(SettleRow calldata row, address provider) private returns (Skip, uint256 paid, uint256 settled) {
-        Messages.Order calldata order = row.order;
-        Funds memory funds = _funds[order.payer];
-        if (!funds.opened) return (Skip.UnknownPurse, 0, 0);
-        Tab memory tab_ = _tabs[order.payer][provider];
-        uint96 due = row.cumulativeCost < order.ceiling ? row.cumulativeCost : order.ceiling;
-        if (due <= tab_.settled) return (Skip.NothingOwed, 0, 0);
-        due -= tab_.settled;
-
-        uint96 fromReserved = due < tab_.reserved ? due : tab_.reserved;
-        uint96 fromFree = due - fromReserved < funds.free ? due - fromReserved : funds.free;
-        paid = fromReserved + fromFree;
-        if (paid == 0) return (Skip.Unfunded, 0, 0);
-        tab_.settled += uint96(paid);
-        tab_.reserved -= fromReserved;
-        funds.free -= fromFree;
-
-        if (funds.thawing != 0) {
-            if (funds.thawing > funds.free) funds.thawing = funds.free;
-        } else if (tab_.releaseAt == 0) {
-            uint96 added = _refill(order.reserveTarget, tab_.reserved, funds.free);
-            tab_.reserved += added;
-            funds.free -= added;
+    function _charge(Rows.Row calldata row, Words.Funds storage funds, Words.Tab storage tab_)
+        private
+        returns (Skip reason, uint256 paid, uint256 total)
+    {
+        (uint256 settled, uint256 reserved, uint256 releaseAt) = tab_.read();
+        uint256 due = _min(row.cumulativeCost(), row.ceiling());
+        if (due <= settled) return (Skip.NothingOwed, 0, 0);
+        (uint256 free, uint256 thawing, uint256 thawAt) = funds.read();
+        // Nothing below can overflow: due is above settled, and each sum is of money that the contract holds.
+        unchecked {
+            due -= settled;
+            uint256 fromReserved = _min(due, reserved);
+            uint256 fromFree = _min(due - fromReserved, free);
+            paid = fromReserved + fromFree;
+            if (paid == 0) return (funds.isOpen() ? Skip.Unfunded : Skip.UnknownPurse, 0, 0);
+            total = settled + paid;
+            reserved -= fromReserved;
+            free -= fromFree;
+            if (thawing != 0) {
+                thawing = _min(thawing, free);
+            } else if (releaseAt == 0) {
+                uint256 added = _refill(row.reserveTarget(), reserved, free);
+                reserved += added;
+                free -= added;
+            }
         }
-        _tabs[order.payer][provider] = tab_;
-        _funds[order.payer] = funds;
-        return (Skip.None, paid, tab_.settled);
+        tab_.write(total, reserved, releaseAt);
+        funds.write(free, thawing, thawAt);
     }
 
     /// The coordinator's part of `paid`: its own rate, never above the rate that the payer signed. Rounds down.
-    function _fee(FeeRun memory fees, Messages.Order calldata order, uint256 paid) private returns (uint256 fee) {
-        if (order.coordinator != fees.coordinator) {
+    function _fee(FeeRun memory fees, Rows.Row calldata row, uint256 paid) private returns (uint256 fee) {
+        if (row.maxFeeBps() == 0) return 0;
+        address coordinator = row.coordinator();
+        if (coordinator != fees.coordinator) {
             _payFees(fees);
-            fees.coordinator = order.coordinator;
-            fees.bps = _accounts[order.coordinator].feeBps;
+            fees.coordinator = coordinator;
+            fees.bps = _accounts[coordinator].feeBps;
         }
-        fee = paid * (fees.bps < order.maxFeeBps ? fees.bps : order.maxFeeBps) / BPS;
-        fees.earned += fee;
+        unchecked {
+            fee = paid * _min(fees.bps, row.maxFeeBps()) / BPS;
+            fees.earned += fee;
+        }
     }
 
     function _payFees(FeeRun memory fees) private {

@@ -2,10 +2,14 @@
 pragma solidity ^0.8.28;
 
 import {Messages} from "../Messages.sol";
+import {Words} from "../Words.sol";
 import {Ledger} from "./Ledger.sol";
 
 /// @title Tabs: what a purse pledges to one provider, and how the pledge ends.
 abstract contract Tabs is Ledger {
+    using Words for Words.Funds;
+    using Words for Words.Tab;
+
     uint40 public immutable releasePeriod;
 
     constructor(uint40 releasePeriod_) {
@@ -13,14 +17,13 @@ abstract contract Tabs is Ledger {
     }
 
     function reserve(address key, address provider, uint256 amount) external onlyOwnerOf(key) {
-        uint96 added = _amount(amount);
+        uint256 added = _amount(amount);
         if (provider == address(0)) revert ZeroAddress();
         if (provider == key || provider == msg.sender) revert SelfDealing(provider);
-        Funds memory funds = _funds[key];
-        uint96 available = funds.free - funds.thawing;
-        if (added > available) revert InsufficientFree(available, added);
-        funds.free -= added;
-        _funds[key] = funds;
+        Words.Funds storage funds = _funds[key];
+        (uint256 free, uint256 thawing, uint256 thawAt) = funds.read();
+        if (added > free - thawing) revert InsufficientFree(free - thawing, added);
+        funds.write(free - added, thawing, thawAt);
         _pledge(key, provider, added);
     }
 
@@ -29,32 +32,33 @@ abstract contract Tabs is Ledger {
         if (payer == provider) revert SelfDealing(provider);
         if (block.timestamp > order.deadline) revert Expired(order.deadline);
         _requireSignature(payer, Messages.hash(order), signature);
-        Funds memory funds = _funds[payer];
-        Tab memory tab_ = _tabs[payer][provider];
-        if (!funds.opened) revert UnknownPurse(payer);
-        if (funds.thawing != 0) revert Thawing(payer);
-        if (tab_.releaseAt != 0) revert Releasing(payer, provider);
-        uint96 added = _refill(order.reserveTarget, tab_.reserved, funds.free);
+        Words.Funds storage funds = _funds[payer];
+        if (!funds.isOpen()) revert UnknownPurse(payer);
+        (uint256 free, uint256 thawing,) = funds.read();
+        (, uint256 reserved, uint256 releaseAt) = _tabs[provider][payer].read();
+        if (thawing != 0) revert Thawing(payer);
+        if (releaseAt != 0) revert Releasing(payer, provider);
+        uint256 added = _refill(order.reserveTarget, reserved, free);
         if (added == 0) revert NothingToReserve(payer, provider);
-        funds.free -= added;
-        _funds[payer] = funds;
+        funds.write(free - added, 0, 0);
         _pledge(payer, provider, added);
     }
 
     function release(address key, address provider) external onlyOwnerOf(key) {
-        Tab memory tab_ = _tabs[key][provider];
-        if (tab_.reserved == 0) revert NothingReserved(key, provider);
-        if (tab_.releaseAt != 0) revert Releasing(key, provider);
-        tab_.releaseAt = uint40(block.timestamp) + releasePeriod;
-        _tabs[key][provider] = tab_;
-        emit ReleaseStarted(key, provider, tab_.releaseAt);
+        Words.Tab storage tab_ = _tabs[provider][key];
+        (uint256 settled, uint256 reserved, uint256 releaseAt) = tab_.read();
+        if (reserved == 0) revert NothingReserved(key, provider);
+        if (releaseAt != 0) revert Releasing(key, provider);
+        releaseAt = block.timestamp + releasePeriod;
+        tab_.write(settled, reserved, releaseAt);
+        emit ReleaseStarted(key, provider, releaseAt);
     }
 
     function finishRelease(address key, address provider) external onlyOwnerOf(key) {
-        Tab memory tab_ = _tabs[key][provider];
-        if (tab_.releaseAt == 0) revert NotReleasing(key, provider);
-        if (block.timestamp < tab_.releaseAt) revert TooEarly(tab_.releaseAt);
-        _unpledge(key, provider, tab_, 0);
+        (,, uint256 releaseAt) = _tabs[provider][key].read();
+        if (releaseAt == 0) revert NotReleasing(key, provider);
+        if (block.timestamp < releaseAt) revert TooEarly(releaseAt);
+        _unpledge(key, provider, 0);
     }
 
     function giveBack(address payer, uint256 floor) external {
@@ -68,38 +72,35 @@ abstract contract Tabs is Ledger {
     }
 
     function tab(address payer, address provider) external view returns (uint96 settled, uint96 reserved, uint40 releaseAt) {
-        Tab memory tab_ = _tabs[payer][provider];
-        return (tab_.settled, tab_.reserved, tab_.releaseAt);
+        (uint256 settled_, uint256 reserved_, uint256 releaseAt_) = _tabs[provider][payer].read();
+        return (uint96(settled_), uint96(reserved_), uint40(releaseAt_));
     }
 
     /// What brings `reserved` up to `target`, as far as `free` goes.
-    function _refill(uint96 target, uint96 reserved, uint96 free) internal pure returns (uint96) {
-        if (target <= reserved) return 0;
-        uint96 missing = target - reserved;
-        return missing < free ? missing : free;
+    function _refill(uint256 target, uint256 reserved, uint256 free) internal pure returns (uint256) {
+        return target <= reserved ? 0 : _min(target - reserved, free);
     }
 
-    function _pledge(address payer, address provider, uint96 added) private {
-        Tab memory tab_ = _tabs[payer][provider];
-        tab_.reserved += added;
-        tab_.releaseAt = 0;
-        _tabs[payer][provider] = tab_;
-        emit Reserved(payer, provider, added, tab_.reserved);
+    /// Adds to a reservation; a release that was running is called off.
+    function _pledge(address payer, address provider, uint256 added) private {
+        Words.Tab storage tab_ = _tabs[provider][payer];
+        (uint256 settled, uint256 reserved,) = tab_.read();
+        tab_.write(settled, reserved + added, 0);
+        emit Reserved(payer, provider, added, reserved + added);
     }
 
     function _dropTo(address payer, address provider, uint256 floor) private {
-        Tab memory tab_ = _tabs[payer][provider];
-        if (tab_.reserved <= floor) revert NothingReserved(payer, provider);
-        _unpledge(payer, provider, tab_, uint96(floor));
+        (, uint256 reserved,) = _tabs[provider][payer].read();
+        if (reserved <= floor) revert NothingReserved(payer, provider);
+        _unpledge(payer, provider, floor);
     }
 
-    /// Brings a reservation down to `floor`; a release that was running ends with it.
-    function _unpledge(address payer, address provider, Tab memory tab_, uint96 floor) private {
-        uint96 freed = tab_.reserved - floor;
-        tab_.reserved = floor;
-        if (floor == 0) tab_.releaseAt = 0;
-        _tabs[payer][provider] = tab_;
-        _funds[payer].free += freed;
-        emit Released(payer, provider, freed, floor);
+    /// Brings a reservation down to `floor`; a release that was running ends when nothing is left.
+    function _unpledge(address payer, address provider, uint256 floor) private {
+        Words.Tab storage tab_ = _tabs[provider][payer];
+        (uint256 settled, uint256 reserved, uint256 releaseAt) = tab_.read();
+        tab_.write(settled, floor, floor == 0 ? 0 : releaseAt);
+        _addFree(payer, reserved - floor);
+        emit Released(payer, provider, reserved - floor, floor);
     }
 }
