@@ -11,7 +11,6 @@ two or three Keccak calls in C, a recovery one call of libsecp256k1.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import coincurve
+import orjson
 import sha3
 
 from tallystick.protocol.errors import BadMessage, BadSignature
@@ -324,7 +324,7 @@ class Signed(Generic[M]):
 
     def dumps(self) -> str:
         """The wire form as compact JSON text, for stores."""
-        return json.dumps(self.to_json(), separators=(",", ":"))
+        return orjson.dumps(self.to_json()).decode()
 
 
 S = TypeVar("S", bound=Message)
@@ -341,8 +341,8 @@ def read_signed(cls: type[S], raw: object, field: str = "") -> Signed[S]:
 def loads_signed(cls: type[S], text: str | bytes) -> Signed[S]:
     """Reads what `Signed.dumps` wrote. Raises BadMessage."""
     try:
-        return read_signed(cls, json.loads(text))
-    except (ValueError, RecursionError) as error:
+        return read_signed(cls, orjson.loads(text))
+    except orjson.JSONDecodeError as error:
         raise BadMessage(f"{cls.SCHEMA.name.lower()}: not JSON: {error}") from None
 
 

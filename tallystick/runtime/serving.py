@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +15,10 @@ import uvicorn
 from tallystick.protocol.errors import Code, Unavailable
 
 GRACE_SECONDS = 10
+MAX_RECURSION = 12_288
+"""What py-evm needs. eth-account's libraries raise Python's limit to 100,000 when they are imported; the standard library's JSON
+parser, which FastAPI uses, then overflows the stack on a deeply nested body: one request would kill the process.
+"""
 
 
 @contextlib.asynccontextmanager
@@ -32,6 +37,7 @@ async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
     )
     server = _Server(config)
     config.load()
+    sys.setrecursionlimit(min(sys.getrecursionlimit(), MAX_RECURSION))
     with _listener(host, port) as listener:
         task = asyncio.create_task(server.serve([listener]), name="http-server")
         ready = asyncio.create_task(server.ready.wait())
