@@ -15,9 +15,11 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 
@@ -48,7 +50,8 @@ class Ports:
     chain: int
     coordinator: int
     gateway: int
-    engines: tuple[int, int]
+    engines: dict[str, int]
+    """Of the stand-ins, by node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ async def _show(stage: Stage, children: Children, prompt: str, *, once: bool, as
         view = Witness(
             Escrow(rpc, deployment), stage.url(stage.ports.gateway), stage.url(stage.ports.coordinator), SETTLE_SECONDS
         )
-        story = await view.tell(model, prompt, stage.providers, quiet=as_json)
+        story = await view.tell(model, prompt, stage.signers["payer"].address, stage.providers, quiet=as_json)
     finally:
         await rpc.close()
     if as_json:
@@ -144,7 +147,7 @@ def _prepare(folder: Path) -> Stage:
     write_private(folder / "password", password.encode())
     names = ("coordinator", "node-a", "node-b", "payer")
     signers = {name: create_keystore(folder / "keys" / f"{name}.json", password, cost=KEYSTORE_COST) for name in names}
-    ports = Ports(free_port(8545), free_port(8420), free_port(8421), (free_port(8431), free_port(8432)))
+    ports = Ports(free_port(8545), free_port(8420), free_port(8421), {"node-a": free_port(8431), "node-b": free_port(8432)})
     return Stage(folder, ports, signers)
 
 
@@ -155,12 +158,11 @@ async def _raise_market(stage: Stage, children: Children) -> tuple[Deployment, s
     step(f"chain on {stage.url(ports.chain)}")
     deployment = await _deploy_and_fund(stage)
     step(f"contracts deployed, payer's purse funded with {format_amount(DEPOSIT)} test dollars")
-    await _start_coordinator(stage, children)
-    step(f"coordinator on {stage.url(ports.coordinator)}")
-    model = await _start_nodes(stage, children)
-    await _start_gateway(stage, children)
-    step(f"gateway on {stage.url(ports.gateway)}/v1")
-    return deployment, model
+    found, _ = await asyncio.gather(_start_engines(stage, children), _start_coordinator(stage, children))
+    await asyncio.gather(
+        _start_gateway(stage, children), *(_start_node(stage, children, name, found) for name in stage.providers)
+    )
+    return deployment, found.models[0].name
 
 
 async def _deploy_and_fund(stage: Stage) -> Deployment:
@@ -197,38 +199,52 @@ async def _start_coordinator(stage: Stage, children: Children) -> None:
     url = f"{stage.url(stage.ports.coordinator)}/v1/health"
     wallet = ("--config", str(config), "--wallet", stage.keystore("coordinator"))
     await children.start("coordinator", "coordinator", "run", *wallet, ready=lambda: _answers(url))
+    step(f"coordinator on {stage.url(stage.ports.coordinator)}")
 
 
-async def _start_nodes(stage: Stage, children: Children) -> str:
-    """Two nodes with wallets of their own; the model that they sell."""
-    from node.engines.demo import MODEL
-
-    found = await _find_engine()
-    if found is None:
-        for number, port in enumerate(stage.ports.engines):
-            await _start_stand_in(stage, children, "ab"[number], port)
-        step("no engine found on this machine: two stand-ins serve instead, and say so")
-    else:
-        step(f"engine: {found.kind.value} at {found.url}, model {found.models[0].name}")
-    for number, name in enumerate(stage.providers):
-        await _start_node(
-            stage, children, name, found.url if found else f"{stage.url(stage.ports.engines[number])}/v1", number + 1
-        )
-        step(f"{name} connected, provider {stage.signers[name].address}")
-    return found.models[0].name if found else MODEL
-
-
-async def _find_engine() -> Finding | None:
-    """The engine that is named or found here, if it has a model; stand-ins of other demos do not count."""
-    from node.engines.discover import Kind, discover
+async def _start_engines(stage: Stage, children: Children) -> Finding:
+    """The engine that is named or found here, if it has a model; else a stand-in for each node."""
+    from node.engines.discover import Kind, discover, look
 
     found = await discover(os.environ)
-    return next((one for one in found if one.kind is not Kind.DEMO and one.models), None)
+    real = next((one for one in found if one.kind is not Kind.DEMO and one.models), None)
+    if real is not None:
+        step(f"engine: {real.kind.value} at {real.url}, model {real.models[0].name}")
+        return real
+    await asyncio.gather(*(_start_stand_in(stage, children, port) for port in stage.ports.engines.values()))
+    step("no engine found on this machine: two stand-ins serve instead, and say so")
+    return await look(stage.url(stage.ports.engines["node-a"]))
 
 
-async def _start_stand_in(stage: Stage, children: Children, letter: str, port: int) -> None:
+async def _start_stand_in(stage: Stage, children: Children, port: int) -> None:
     url = f"{stage.url(port)}/v1/models"
-    await children.start(f"engine-{letter}", "node", "demo-engine", "--port", str(port), ready=lambda: _answers(url))
+    await children.start(f"engine-{port}", "node", "demo-engine", "--port", str(port), ready=lambda: _answers(url))
+
+
+async def _start_node(stage: Stage, children: Children, name: str, found: Finding) -> None:
+    """One node beside the engine that was found, or beside its own stand-in; ready when its asks are in the book."""
+    from node.engines.discover import Kind
+
+    settings = {
+        "coordinator": stage.url(stage.ports.coordinator),
+        "deployment": str(stage.folder / "deployment.json"),
+        "state": str(stage.folder / name),
+    }
+    engine = {"url": stage.url(stage.ports.engines[name]) if found.kind is Kind.DEMO else found.url}
+    if found.api_key:
+        engine["api_key_env"] = "OPENAI_API_KEY"
+    claims = {"check": 0.5, "age": 0.5}
+    config = stage.folder / f"{name}.toml"
+    config.write_text(f"{_toml(settings)}[claims]\n{_toml(claims)}[[engines]]\n{_toml(engine)}")
+    wallet = ("--config", str(config), "--wallet", stage.keystore(name))
+    model, provider = found.models[0].name, stage.signers[name].address
+    await children.start(name, "node", "run", *wallet, ready=lambda: _sells(stage, model, provider))
+    step(f"{name} connected, provider {provider}")
+
+
+async def _sells(stage: Stage, model: str, provider: Address) -> bool:
+    book = await _get(f"{stage.url(stage.ports.coordinator)}/v1/asks?{urlencode({'model': model})}")
+    return book is not None and any(ask["ask"]["message"]["provider"] == provider for ask in book["asks"])
 
 
 async def _start_gateway(stage: Stage, children: Children) -> None:
@@ -241,11 +257,7 @@ async def _start_gateway(stage: Stage, children: Children) -> None:
     config.write_text(_toml(settings))
     arguments = ("gateway", "--config", str(config), "--wallet", stage.keystore("payer"))
     await children.start("gateway", *arguments, ready=lambda: _answers(f"{stage.url(stage.ports.gateway)}/health"))
-
-
-async def _nodes_connected(stage: Stage, wanted: int) -> bool:
-    health = await _get(f"{stage.url(stage.ports.coordinator)}/v1/health")
-    return health is not None and health["nodes"] >= wanted and health["asks"] >= wanted
+    step(f"gateway on {stage.url(stage.ports.gateway)}/v1")
 
 
 async def _answers(url: str) -> bool:
@@ -263,7 +275,7 @@ async def _get(url: str) -> Any:
         return None
 
 
-def _toml(settings: dict[str, object]) -> str:
+def _toml(settings: Mapping[str, object]) -> str:
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
 
 

@@ -28,14 +28,16 @@ class Witness:
     patience: float
     """Seconds to wait for the settlement."""
 
-    async def tell(self, model: str, prompt: str, providers: Mapping[str, Address], *, quiet: bool) -> dict[str, Any]:
+    async def tell(
+        self, model: str, prompt: str, payer: Address, providers: Mapping[str, Address], *, quiet: bool
+    ) -> dict[str, Any]:
         """Runs one streamed chat and returns its story. Amounts are base units as strings. Raises Unavailable."""
-        payer = parse_address((await self._json(f"{self.gateway}/health"))["payer"])
         purse_before = await self._purse(payer, providers)
         credit_before = {one: (await self.escrow.provider(one)).credit for one in providers.values()}
         job, text = await self._chat(model, prompt, quiet=quiet)
         known = await self._json(f"{self.gateway}/tally/jobs/{job}")
-        receipt = known["receipt"]["message"]
+        order, signed = known["order"], known["receipt"]
+        receipt = signed["typedData"]["message"]
         provider = parse_address(receipt["provider"])
         settlement = await self._settlement(job)
         return {
@@ -44,10 +46,12 @@ class Witness:
             "job": job,
             "usage": known["usage"],
             "cost": receipt["cost"],
-            "order": known["order"],
-            "order_signature": known["order_signature"],
-            "receipt": known["receipt"],
-            "receipt_signature": known["receipt_signature"],
+            "order": order["typedData"],
+            "order_signature": order["signature"],
+            "order_hash": order["digest"],
+            "receipt": signed["typedData"],
+            "receipt_signature": signed["signature"],
+            "receipt_hash": signed["digest"],
             "payer": payer,
             "provider": provider,
             "provider_name": next((name for name, address in providers.items() if address == provider), "?"),
@@ -127,9 +131,10 @@ def show_story(story: Mapping[str, Any]) -> None:
             ("order signature", _short(story["order_signature"])),
             ("ceiling signed", format_amount(int(story["order"]["message"]["ceiling"]))),
             ("provider", f"{story['provider']} ({story['provider_name']})"),
-            ("tokens", f"{usage['input']} in ({usage['cached']} cached), {usage['output']} out"),
+            ("tokens", f"{usage['inputTokens']} in ({usage['cachedInputTokens']} cached), {usage['outputTokens']} out"),
             ("cost", f"{money('cost')} test dollars"),
-            ("receipt", f"no. {receipt['seq']} of the tab, result commitment {_short(receipt['resultCommitment'])}"),
+            ("order hash", story["order_hash"]),
+            ("receipt hash", f"{story['receipt_hash']} (no. {receipt['seq']} of the tab)"),
             ("receipt signature", _short(story["receipt_signature"])),
             ("the chain paid in", story["settle_tx"]),
             ("purse (free + reserved)", f"{money('purse_before')} -> {money('purse_after')}"),
