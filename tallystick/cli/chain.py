@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from eth_utils.address import to_checksum_address
 
 from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, Wallet, unlock
 from tallystick.cli.output import err, show_facts, show_json, show_rows, step
+from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import parse_address
 from tallystick.runtime.config import home
@@ -29,7 +29,7 @@ def chain(
 
     async def serve() -> None:
         async with serving(build_app(chain_id, accounts), host, port) as bound:
-            rows = [(number, to_checksum_address(signer.address)) for number, signer in enumerate(dev_accounts(accounts))]
+            rows = [(number, checksum(signer.address)) for number, signer in enumerate(dev_accounts(accounts))]
             show_rows(("--dev", "funded account"), rows, title="Play money only: anyone can derive these keys")
             err.print(f"chain {chain_id} on http://{host}:{bound} - take an account with: tally wallet import NAME --dev 0")
             await until_stopped()

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from eth_utils.address import to_checksum_address
 
 from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, keystore_path, prompt_password, unlock
 from tallystick.cli.output import show_facts, show_json, show_rows, step
+from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.config import home
 from tallystick.runtime.keys import create_keystore, find_password, keystore_address, write_private
@@ -53,7 +53,7 @@ def import_(
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """Lists the wallets in the home folder."""
-    wallets = {path.stem: to_checksum_address(keystore_address(path)) for path in sorted((home() / "keys").glob("*.json"))}
+    wallets = {path.stem: checksum(keystore_address(path)) for path in sorted((home() / "keys").glob("*.json"))}
     if as_json:
         show_json(wallets)
     elif wallets:
@@ -102,7 +102,7 @@ def _create(name: str, password_file: Path | None, secret: bytes | None, *, as_j
 
 
 def _show(name: str, path: Path, *, as_json: bool) -> None:
-    address = to_checksum_address(keystore_address(path))
+    address = checksum(keystore_address(path))
     if as_json:
         show_json({"wallet": name, "address": address, "keystore": str(path)})
     else:

@@ -39,6 +39,13 @@ def keccak(data: bytes) -> Hash:
     return Hash(sha3.keccak_256(data).digest())
 
 
+def checksum(address: str) -> str:
+    """An address in EIP-55 mixed case, for people. Programs use the lower-case form."""
+    digits = address[2:].lower()
+    hashed = keccak(digits.encode()).hex()
+    return "0x" + "".join(c.upper() if int(h, 16) >= 8 else c for c, h in zip(digits, hashed, strict=False))
+
+
 @dataclass(frozen=True, slots=True)
 class Uint:
     """Marks an integer field as uintN: `Annotated[int, Uint(64)]`."""

@@ -12,11 +12,13 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-
-from eth_account import Account
+from typing import TYPE_CHECKING
 
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
+
+if TYPE_CHECKING:
+    from eth_account import Account
 from tallystick.protocol.types import parse_address
 
 PASSWORD_ENV = "TALLYSTICK_PASSWORD"  # noqa: S105 - the variable's name
@@ -93,7 +95,7 @@ def create_keystore(path: Path, password: str, secret: bytes | None = None, *, c
         signer = Signer(secrets.token_bytes(32) if secret is None else secret)
     except ValueError as error:
         raise BadMessage(f"not a usable private key: {error}") from None
-    store = Account.encrypt(signer.secret, password, kdf="scrypt", iterations=cost)
+    store = _account().encrypt(signer.secret, password, kdf="scrypt", iterations=cost)
     try:
         write_private(path, json.dumps(store).encode(), replace=False)
     except FileExistsError:
@@ -112,7 +114,7 @@ def open_keystore(path: Path, password: str) -> Signer:
     except (OSError, ValueError) as error:
         raise BadMessage(f"{path}: not a readable keystore: {error}") from None
     try:
-        signer = Signer(bytes(Account.decrypt(store, password)))
+        signer = Signer(bytes(_account().decrypt(store, password)))
         named = str(store.get("address") or signer.address)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, NotImplementedError, MemoryError):
         raise BadMessage(f"{path}: the password does not open it, or the file is damaged") from None
@@ -144,3 +146,9 @@ def random_secret_file(path: Path, size: int) -> bytes:
     if len(data) != size:
         raise BadMessage(f"{path}: expected {size} bytes, found {len(data)}")
     return data
+
+
+def _account() -> type[Account]:
+    from eth_account import Account  # noqa: PLC0415 - it loads for a third of a second, and most commands open no keystore
+
+    return Account
