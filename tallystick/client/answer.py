@@ -78,6 +78,8 @@ class Answer:
         self.chunks += 1
         if self.head is None:
             self.head = load_response_head(chunk)
+            if self.head.status < 200:
+                raise BadMessage(f"response.status: {self.head.status} ends no answer")
             return b""
         self.body_bytes += len(chunk)
         return chunk

@@ -64,7 +64,6 @@ _OBJECTIONS: tuple[tuple[str, Callable[[Demand, Ask, int], bool]], ...] = (
     ("not valid now", lambda _, a, now: not a.valid_from <= now < a.valid_until),
     ("input price above the maximum", lambda d, a, _: d.max_input_price is not None and a.input_price > d.max_input_price),
     ("output price above the maximum", lambda d, a, _: d.max_output_price is not None and a.output_price > d.max_output_price),
-    ("cached input is dearer than input", lambda _, a, __: a.cached_input_price > a.input_price),
     ("a provider that was not asked for", lambda d, a, _: bool(d.pin) and a.provider not in d.pin),
     ("an excluded provider", lambda d, a, _: a.provider in d.exclude),
     ("an unknown sealing suite", lambda _, a, __: a.sealing_suite not in SUITES),
