@@ -1,29 +1,33 @@
 // SPDX-License-Identifier: MIT
 pragma solidity ^0.8.28;
 
-import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
-
 import {Messages} from "../src/Messages.sol";
+import {Rows} from "../src/Rows.sol";
 
-/// @title Shows the hashes that the escrow computes, so that golden vectors can be checked on chain.
-contract MessageHashes is EIP712("Tallystick", "1") {
-    function order(Messages.Order calldata m) external view returns (bytes32) {
-        return _hashTypedDataV4(Messages.hash(m));
+/// @title Shows the struct hashes that the escrow computes, so that golden vectors can be checked on chain.
+contract MessageHashes {
+    function hashOrder(Messages.Order calldata m) external pure returns (bytes32) {
+        return Messages.hash(m);
     }
 
-    function receipt(Messages.Receipt calldata m) external view returns (bytes32) {
-        return _hashTypedDataV4(Messages.hash(m));
+    function hashReceipt(Messages.Receipt calldata m) external pure returns (bytes32) {
+        return Messages.hash(m);
     }
 
-    function claim(Messages.Claim calldata m) external view returns (bytes32) {
-        return _hashTypedDataV4(Messages.hash(m));
+    function hashClaim(Messages.Claim calldata m) external pure returns (bytes32) {
+        return Messages.hash(m);
     }
 
-    function bind(Messages.Bind calldata m) external view returns (bytes32) {
-        return _hashTypedDataV4(Messages.hash(Messages.Bind(m.key, m.owner)));
+    function hashBind(Messages.Bind calldata m) external pure returns (bytes32) {
+        return Messages.hash(m);
     }
 
-    function release(Messages.Release calldata m) external view returns (bytes32) {
-        return _hashTypedDataV4(Messages.hash(m));
+    function hashRelease(Messages.Release calldata m) external pure returns (bytes32) {
+        return Messages.hash(m);
+    }
+
+    /// The same order from the seven words in which it travels.
+    function hashRow(Rows.Row calldata row, address provider) external pure returns (bytes32) {
+        return Rows.orderHash(row, provider);
     }
 }

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS
 from tallystick.protocol.eip712 import Domain, Signed
-from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.errors import BadMessage, BadSignature
 from tallystick.protocol.messages import Claim, ClaimRow, Order
 from tallystick.protocol.types import Address, Amount, Hash
 
@@ -25,8 +25,13 @@ class SettleRow:
     cumulative_cost: Amount
 
     def encode(self) -> tuple[Any, ...]:
-        """The row as contracts/src/Rows.sol packs it, with the signature in EIP-2098's compact form."""
+        """The row as contracts/src/Rows.sol packs it, with the signature in EIP-2098's compact form.
+
+        Raises BadSignature for one that has no such form: not 65 bytes, v not 27 or 28, or s of 256 bits.
+        """
         order, signature = self.order.message, self.order.signature
+        if len(signature) != 65 or signature[64] not in (27, 28) or signature[32] > 0x7F:
+            raise BadSignature(f"order {order.seq} of {order.payer}: a signature that no wallet makes")
         payer, coordinator = int(order.payer, 16), int(order.coordinator, 16)
         return (
             payer << 96 | order.ceiling,

@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from eth_abi.abi import decode, encode
+from eth_abi.exceptions import DecodingError
 from eth_utils.abi import abi_to_signature
 
 from tallystick.protocol.eip712 import keccak
@@ -80,8 +81,11 @@ class Abi:
         return self.bytecode + (encode(self._constructor.types, arguments) if self._constructor else b"")
 
     def result(self, function: str, output: bytes) -> tuple[Any, ...]:
-        """The values that a function returned."""
-        return tuple(decode(self._functions[function].outputs, output))
+        """The values that a function returned. Raises Refusal where they are of another contract, or of none."""
+        try:
+            return tuple(decode(self._functions[function].outputs, output))
+        except DecodingError as error:
+            raise Refusal(Code.BAD_MESSAGE, f"{function}: the contract at this address is another one: {error}") from None
 
     def log(self, topics: Sequence[bytes], data: bytes) -> tuple[str, dict[str, Any]] | None:
         """An event's name and values; None for an event of another contract."""

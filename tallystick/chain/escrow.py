@@ -94,37 +94,42 @@ class Escrow:
 
     # ------------------------------------------------------------------------------------------------------------- reads
 
-    async def _read(self, function: str, *arguments: object, block: str = "latest") -> tuple[Any, ...]:
+    async def read(self, function: str, *arguments: object, block: str = "latest") -> tuple[Any, ...]:
+        """What any view function of the contract returns, untyped."""
         call = self._abi.call(function, *arguments)
         return self._abi.result(function, await self.rpc.call(self.deployment.escrow, call, block=block))
 
     async def purse(self, key: Address, *, block: str = "latest") -> Purse:
         """The purse of a signing key."""
-        owner, free, thawing, thaw_at = await self._read("purse", key, block=block)
+        owner, free, thawing, thaw_at = await self.read("purse", key, block=block)
         return Purse(None if owner == ZERO_ADDRESS else owner, Amount(free), Amount(thawing), Seconds(thaw_at))
 
     async def tab(self, payer: Address, provider: Address, *, block: str = "latest") -> TabState:
         """The tab of a payer key with a provider; all zero if it was never used."""
-        settled, reserved, release_at = await self._read("tab", payer, provider, block=block)
+        settled, reserved, release_at = await self.read("tab", payer, provider, block=block)
         return TabState(Amount(settled), Amount(reserved), Seconds(release_at))
 
     async def provider(self, address: Address, *, block: str = "latest") -> ProviderAccount:
         """Credit and stake of any account, a coordinator's too."""
         (credit, payout, fee_bps), (stake, unstaking, unstake_at) = await asyncio.gather(
-            self._read("account", address, block=block), self._read("stakeOf", address, block=block)
+            self.read("account", address, block=block), self.read("stakeOf", address, block=block)
         )
         return ProviderAccount(Amount(credit), payout, Amount(stake), Amount(unstaking), Seconds(unstake_at), fee_bps)
 
     async def rules(self) -> Rules:
         """What the contract was made with."""
         names = ("thawPeriod", "releasePeriod", "unstakePeriod", "penalty", "treasury")
-        thaw, release, unstake, penalty, treasury = [value for (value,) in await asyncio.gather(*map(self._read, names))]
+        thaw, release, unstake, penalty, treasury = [value for (value,) in await asyncio.gather(*map(self.read, names))]
         return Rules(thaw, release, unstake, Amount(penalty), treasury)
 
     async def evidence_used(self, evidence: Hash) -> bool:
         """Whether a provider was already slashed on this evidence."""
-        (used,) = await self._read("evidenceUsed", evidence)
+        (used,) = await self.read("evidenceUsed", evidence)
         return bool(used)
+
+    def calldata(self, function: str, *arguments: object) -> bytes:
+        """A call of the contract as bytes, for another wallet or contract to send."""
+        return self._abi.call(function, *arguments)
 
     # ------------------------------------------------------------------------------------------------------------- purses
 

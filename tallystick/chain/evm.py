@@ -194,8 +194,9 @@ class Evm:
         return int(max(int(self._clock()) + self._offset, self.headers[block].timestamp + 1))
 
     def increase_time(self, seconds: int) -> int:
-        """Moves the clock forward for good; the next block shows it. Returns the whole offset."""
-        self._offset += seconds
+        """Moves the clock forward for good: the next block is at least so much later than the last. Returns the whole offset."""
+        now = int(self._clock()) + self._offset
+        self._offset += max(now, self.headers[-1].timestamp) - now + seconds
         return self._offset
 
     def set_time(self, timestamp: int) -> None:

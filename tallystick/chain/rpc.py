@@ -153,6 +153,10 @@ class Sender:
         """The account that pays for gas."""
         return self.signer.address
 
+    def forget_nonce(self) -> None:
+        """Asks the chain for the next nonce again, where something else has sent with this key or the chain went back."""
+        self._nonce = None
+
     async def send(self, to: Address | None, data: bytes, *, value: int = 0, gas: int | None = None) -> Mined:
         """Sends and waits for the receipt. `to` None creates a contract; `value` is in wei; `gas` is estimated when not given.
 

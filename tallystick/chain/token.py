@@ -63,6 +63,11 @@ def split_signature(signature: bytes) -> tuple[int, bytes, bytes]:
     return signature[64], signature[:32], signature[32:64]
 
 
+def authorization_nonce(key: Address, salt: Hash) -> Hash:
+    """The EIP-3009 nonce that binds an authorization to the purse of `key`."""
+    return keccak(encode(["address", "bytes32"], [key, salt]))
+
+
 class Token:
     """Typed calls of one token. Reads raise Unavailable, writes what `Sender.send` raises."""
 
@@ -111,11 +116,16 @@ class Token:
         text = Permit(owner=owner.address, spender=spender, value=amount, nonce=nonce, deadline=deadline)  # type: ignore[arg-type]
         return SignedPermit(amount, deadline, owner.sign(text, await self.domain()).signature)
 
+    async def send_permit(self, sender: Sender, owner: Address, spender: Address, permit: SignedPermit) -> Mined:
+        """Puts a permit to work without spending it; anyone may."""
+        rest = split_signature(permit.signature)
+        return await sender.send(self.address, self._abi.call("permit", owner, spender, permit.amount, permit.deadline, *rest))
+
     async def authorize(
         self, owner: Signer, escrow: Address, key: Address, amount: Amount, salt: Hash, *, valid_before: Seconds
     ) -> SignedAuthorization:
         """Signs an authorization that can fill the purse of `key` in `escrow` only."""
-        nonce = keccak(encode(["address", "bytes32"], [key, salt]))
+        nonce = authorization_nonce(key, salt)
         text = ReceiveWithAuthorization(
             from_=owner.address, to=escrow, value=amount, valid_after=0, valid_before=valid_before, nonce=nonce
         )

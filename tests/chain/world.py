@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import pytest
 import uvicorn
 from starlette.applications import Starlette
 
 from tallystick.chain.claims import ClaimBatch, SettleRow
+from tallystick.chain.codec import ContractError
 from tallystick.chain.deploy import deploy
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
-from tallystick.chain.escrow import Escrow, Rules
+from tallystick.chain.escrow import Escrow, Rules, TxResult
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.eip712 import Domain, Signed, Signer, keccak
 from tallystick.protocol.messages import Bind, Order, Receipt
@@ -93,10 +95,15 @@ class World:
         bind = key.sign(Bind(key=key.address, owner=owner.address), self.domain)
         await self.escrow.open_purse(sender, key.address, owner.address, bind)
         if amount:
-            await self.give(owner.address, amount)
-            await self.escrow.token.approve(sender, self.deployment.escrow, Amount(amount))
-            await self.escrow.deposit(sender, key.address, Amount(amount))
+            await self.top_up(key, owner, amount)
         return sender
+
+    async def top_up(self, key: Signer, owner: Signer, amount: int) -> None:
+        """Fills a purse with fresh play money."""
+        sender = await self.sender(owner)
+        await self.give(owner.address, amount)
+        await self.escrow.token.approve(sender, self.deployment.escrow, Amount(amount))
+        await self.escrow.deposit(sender, key.address, Amount(amount))
 
     async def stake(self, provider: Signer, amount: int) -> Sender:
         """Stakes for a provider; gives its sender."""
@@ -105,6 +112,15 @@ class World:
         await self.escrow.token.approve(sender, self.deployment.escrow, Amount(amount))
         await self.escrow.stake(sender, Amount(amount))
         return sender
+
+    async def settle(self, provider: Sender, *rows: SettleRow) -> TxResult:
+        """A provider collects rows itself."""
+        return await self.escrow.settle(provider, [ClaimBatch(provider.address, rows)])
+
+    def forget_nonces(self) -> None:
+        """Lets every sender ask for its nonce again, after the chain went back."""
+        for sender in (self.deployer, *self.senders.values()):
+            sender.forget_nonce()
 
     def order(self, key: Signer, provider: Address, ceiling: int, **changes: object) -> Signed[Order]:
         """A signed order; `changes` replace fields."""
@@ -151,3 +167,12 @@ class World:
             "evidence_root": ZERO_HASH,
         }
         return provider.sign(Receipt(**(fields | changes)), self.domain)  # type: ignore[arg-type]
+
+
+@contextmanager
+def refused(name: str, **values: object) -> Iterator[None]:
+    """The block ends in the contract's custom error of this name, with these arguments among its own."""
+    with pytest.raises(ContractError) as caught:
+        yield
+    assert caught.value.name == name, caught.value
+    assert {key: caught.value.values[key] for key in values} == values

@@ -1,0 +1,124 @@
+"""Writes the golden vectors: messages.json (the inputs) and eth_account.json (what eth_account computes for them).
+
+    python -m tests.vectors.make && (cd contracts && node vectors.mjs > ../tests/vectors/viem.json)
+
+Inputs are fixed, extreme values included; neither oracle runs any code of this project, which only writes the inputs down.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from eth_account import Account
+from eth_account.messages import encode_typed_data
+
+from tallystick.protocol.eip712 import Message
+from tallystick.protocol.messages import (
+    Ask,
+    Bind,
+    Claim,
+    ClaimRow,
+    Connect,
+    Match,
+    Order,
+    Receipt,
+    Release,
+    Spec,
+    Terms,
+)
+from tallystick.protocol.types import Address, Amount, Hash, JobId
+
+FOLDER = Path(__file__).parent
+SECRET = "0x" + "4c" * 32
+DOMAIN = {"name": "Tallystick", "version": "1", "chainId": 31337, "verifyingContract": "0x" + "5f" * 20}
+
+_LOW, _HIGH = Address("0x" + "00" * 19 + "01"), Address("0x" + "ff" * 20)
+_ZERO, _ONES, _ASCENDING = Hash(bytes(32)), Hash(b"\xff" * 32), Hash(bytes(range(32)))
+
+
+def _row(payer: Address, order: Hash, seq: int, total: int) -> ClaimRow:
+    return ClaimRow(payer=payer, order_hash=order, seq=seq, cumulative_cost=Amount(total))
+
+
+def cases() -> Iterator[tuple[str, Message]]:
+    """Every flat struct with all least values, all greatest, and no two fields alike; the others by hand."""
+    for cls in (Order, Receipt, Bind, Release, Terms, Match, Connect):
+        for label, make in (("least", _least), ("greatest", _greatest), ("distinct", _distinct)):
+            names = [codec.name for codec in cls.SCHEMA.codecs]
+            values = [make(name, place) for place, name in enumerate(names, 1)]
+            yield f"{cls.__name__} {label}", cls(**dict(zip(cls.SCHEMA.fields, values, strict=True)))
+    yield "Spec unknown", Spec()
+    yield "Ask", _ask(Spec(revision="r1", precision="fp8", region="eu \u00e9\u4e2d", features=("tools", "json", "")))
+    yield "Ask without features", _ask(Spec())
+    row = _row(Address("0x" + "a1" * 20), _ASCENDING, 7, 1_234_567)
+    extreme = _row(_HIGH, _ONES, (1 << 64) - 1, (1 << 96) - 1)
+    yield "Claim empty", Claim(provider=_LOW, rows=())
+    yield "Claim one row", Claim(provider=Address("0x" + "b2" * 20), rows=(row,))
+    yield "Claim many rows", Claim(provider=_HIGH, rows=(row, extreme, _row(_LOW, _ZERO, 0, 0), row))
+
+
+def _ask(spec: Spec) -> Ask:
+    return Ask(
+        provider=_HIGH,
+        model="tiny-1",
+        input_price=1,
+        cached_input_price=2,
+        output_price=3,
+        context_tokens=4,
+        max_output_tokens=5,
+        sealing_suite="x25519",
+        sealing_key=bytes(range(32)),
+        valid_from=6,
+        valid_until=7,
+        seq=8,
+        spec=spec,
+    )
+
+
+def _least(kind: str, _place: int) -> Any:
+    return _value(kind, 0)
+
+
+def _greatest(kind: str, _place: int) -> Any:
+    return _value(kind, -1)
+
+
+def _distinct(kind: str, place: int) -> Any:
+    return _value(kind, place * 11)
+
+
+def _value(kind: str, number: int) -> Any:
+    """A number as a value of an EIP-712 type; -1 is the greatest value."""
+    if kind == "string":
+        return "\U0001f9fe" * 300 if number < 0 else str(number or "")
+    size = {"address": 160, "bytes16": 128, "bytes32": 256}.get(kind) or int(kind.removeprefix("uint"))
+    number %= 1 << size
+    if kind.startswith("uint"):
+        return Amount(number) if kind == "uint96" else number
+    raw = number.to_bytes(size // 8, "big")
+    if kind == "address":
+        return Address("0x" + raw.hex())
+    return JobId(raw) if kind == "bytes16" else Hash(raw)
+
+
+def main() -> None:
+    """Writes both files."""
+    made = list(cases())
+    types = {m.SCHEMA.name: m.SCHEMA.types() for _, m in made}
+    inputs: list[dict[str, Any]] = [{"name": n, "primaryType": m.SCHEMA.name, "message": m.to_json()} for n, m in made]
+    document = {"secret": SECRET, "domain": DOMAIN, "types": types, "cases": inputs}
+    (FOLDER / "messages.json").write_text(json.dumps(document, indent=2) + "\n")
+    found = []
+    for case in inputs:
+        signed = Account.sign_message(encode_typed_data(DOMAIN, types[case["primaryType"]], case["message"]), SECRET)
+        digest, signature = bytes(signed.message_hash).hex(), bytes(signed.signature).hex()
+        found.append({"name": case["name"], "digest": "0x" + digest, "signature": "0x" + signature})
+    signer = Account.from_key(SECRET).address.lower()
+    (FOLDER / "eth_account.json").write_text(json.dumps({"signer": signer, "vectors": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
