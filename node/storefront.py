@@ -23,7 +23,7 @@ OfferModels = Callable[[str, tuple[UpstreamModel, ...]], Awaitable[Sequence[Offe
 
 
 class Storefront:
-    """See the module's docstring. `changed` is called when the asks have changed; `suspicion` asks for a look at once, since a job
+    """See the module's docstring. `changed` is called when the asks have changed; `suspicion` asks for a look now, since a job
     failed; `seconds` is how often engines are looked at anyway, `failures` how many looks in a row must fail for one to be down.
     """
 

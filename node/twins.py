@@ -1,0 +1,246 @@
+"""The ports' twins in memory: what the core is tested on, and what another adapter can be held against."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from node.admission import Admitted
+from node.answers import UpstreamModel
+from node.ports import Booking, Claimable, Event, JobReport, LinkLost, Unacknowledged
+from node.requests import Call
+from node.tabs import Funds, TabRow
+from tallystick.protocol.eip712 import Signed
+from tallystick.protocol.errors import TallyError
+from tallystick.protocol.messages import Claim
+from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.wire import Kind
+
+Step = Event | BaseException | Callable[[], Awaitable[object]]
+"""One thing that a scripted engine does: yield an event, raise an error, or wait for something."""
+
+
+class ScriptedEngine:
+    """ports.Engine that does what it is told, the same for every call. `stopped` counts answers that were not read to their end."""
+
+    def __init__(self, *steps: Step, models: Sequence[str] = ("model",)) -> None:
+        self.steps: tuple[Step, ...] = steps
+        self.names = list(models)
+        self.fault: TallyError | None = None
+        self.calls: list[Call] = []
+        self.stopped = 0
+
+    async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+        """See ports.Engine."""
+        self.calls.append(call)
+        finished = False
+        try:
+            for step in self.steps:
+                if isinstance(step, BaseException):
+                    raise step
+                if callable(step):
+                    await step()
+                else:
+                    finished = step is self.steps[-1]
+                    yield step
+        finally:
+            self.stopped += not finished
+
+    async def models(self) -> tuple[UpstreamModel, ...]:
+        """See ports.Engine."""
+        if self.fault is not None:
+            raise self.fault
+        return tuple(UpstreamModel(name) for name in self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tab:
+    seq: int = 0
+    cumulative: Amount = Amount(0)
+    funds: Funds = Funds()
+    since: int = 0
+    claimed_at: int = 0
+    claimed: Amount = Amount(0)
+
+
+class MemoryStore:
+    """ports.JobStore, ReceiptStore, ClaimStore and Startup. `fault`, if set, is what the next writes raise."""
+
+    def __init__(self) -> None:
+        self.orders: dict[Hash, Admitted] = {}
+        self.bookings: list[Booking] = []
+        self.confirmed: set[JobId] = set()
+        self.claims: list[Signed[Claim]] = []
+        self.fault: TallyError | None = None
+        self._tabs: dict[Address, _Tab] = {}
+
+    async def begin(self, admitted: Admitted, at: int) -> None:  # noqa: ARG002 - the port's signature
+        """See ports.JobStore."""
+        self._check()
+        if admitted.order.digest in self.orders:
+            raise ValueError("an order begun twice")
+        self.orders[admitted.order.digest] = admitted
+
+    async def abandon(self, order: Hash) -> None:
+        """See ports.JobStore."""
+        self._check()
+        del self.orders[order]
+
+    async def book(self, booking: Booking) -> None:
+        """See ports.JobStore."""
+        await asyncio.sleep(0)
+        self._check()
+        receipt = booking.receipt.message
+        tab = self._tabs.get(receipt.payer, _Tab())
+        if receipt.seq != tab.seq + 1:
+            raise ValueError(f"receipt {receipt.seq} after {tab.seq}")
+        since = tab.since if tab.cumulative > tab.funds.settled else receipt.finished_at
+        self._tabs[receipt.payer] = replace(tab, seq=receipt.seq, cumulative=receipt.cumulative_cost, since=since)
+        self.bookings.append(booking)
+
+    async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
+        """See ports.ReceiptStore."""
+        found = [
+            Unacknowledged(booking.admitted.job, booking.receipt)
+            for booking in self.bookings
+            if booking.admitted.order.message.coordinator == coordinator
+            and booking.admitted.job not in self.confirmed
+            and booking.receipt.message.finished_at < before
+        ]
+        return found[page * size : (page + 1) * size]
+
+    async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:  # noqa: ARG002 - the port's signature
+        """See ports.ReceiptStore."""
+        self._check()
+        self.confirmed |= set(jobs)
+
+    async def claimable(self, now: int, limit: int) -> list[Claimable]:
+        """See ports.ClaimStore."""
+        found = [self._claimable(payer, tab, now) for payer, tab in self._tabs.items() if tab.cumulative > tab.funds.settled]
+        return [one for one in found if one is not None and one.due > 0][:limit]
+
+    async def observed(self, payer: Address, funds: Funds, at: int) -> None:
+        """See ports.ClaimStore."""
+        tab = self._tabs[payer]
+        since = at if funds.settled > tab.funds.settled else tab.since
+        self._tabs[payer] = replace(tab, funds=funds, since=since)
+
+    async def claimed(self, claim: Signed[Claim], at: int) -> None:
+        """See ports.ClaimStore."""
+        self._check()
+        self.claims.append(claim)
+        for row in claim.message.rows:
+            self._tabs[row.payer] = replace(self._tabs[row.payer], claimed_at=at, claimed=row.cumulative_cost)
+
+    async def tabs(self, now: int) -> list[TabRow]:
+        """See ports.Startup."""
+        return [self._row(payer, tab, now) for payer, tab in self._tabs.items()]
+
+    async def taken(self, now: int) -> list[tuple[Hash, int]]:
+        """See ports.Startup."""
+        orders = [(digest, admitted.order.message.deadline) for digest, admitted in self.orders.items()]
+        return [(digest, deadline) for digest, deadline in orders if deadline > now]
+
+    def _check(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+    def _best(self, payer: Address, now: int) -> Admitted | None:
+        live = [one for one in self.orders.values() if one.payer == payer and one.order.message.claim_by > now]
+        return max(live, key=lambda one: (one.order.message.ceiling, one.order.message.claim_by), default=None)
+
+    def _claimable(self, payer: Address, tab: _Tab, now: int) -> Claimable | None:
+        best = self._best(payer, now)
+        if best is None:
+            return None
+        return Claimable(
+            payer=payer,
+            seq=tab.seq,
+            cumulative=tab.cumulative,
+            settled=tab.funds.settled,
+            reserved=tab.funds.reserved,
+            order=best.order,
+            since=tab.since,
+            claimed_at=tab.claimed_at,
+            claimed=tab.claimed,
+        )
+
+    def _row(self, payer: Address, tab: _Tab, now: int) -> TabRow:
+        best = self._best(payer, now)
+        ceiling, claim_by = (best.order.message.ceiling, best.order.message.claim_by) if best else (Amount(0), 0)
+        return TabRow(payer, tab.seq, tab.cumulative, ceiling, claim_by, tab.funds.settled, tab.funds.reserved)
+
+
+class MemoryLink:
+    """ports.Link that keeps what was posted. `full` makes `drained` wait, `end` makes it raise LinkLost."""
+
+    def __init__(self, coordinator: Address) -> None:
+        self.coordinator = coordinator
+        self.frames: list[tuple[Kind, JobId, bytes]] = []
+        self._posted = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._lost = False
+
+    def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
+        """See ports.Link."""
+        if self._lost:
+            return
+        self.frames.append((kind, job, payload))
+        self._posted.set()
+
+    async def drained(self) -> None:
+        """See ports.Link."""
+        await self._room.wait()
+        if self._lost:
+            raise LinkLost
+
+    def end(self) -> None:
+        """The connection is lost."""
+        self._lost = True
+        self._room.set()
+
+    def full(self) -> None:
+        """Nothing fits any more."""
+        self._room.clear()
+
+    def of(self, job: JobId, kind: Kind | None = None) -> list[bytes]:
+        """The payloads posted for a job, of one kind or all."""
+        return [payload for found, of, payload in self.frames if of == job and kind in (None, found)]
+
+    async def until(self, kind: Kind, job: JobId, count: int = 1) -> bytes:
+        """Waits for the n-th frame of a kind for a job, and returns its payload."""
+        while len(self.of(job, kind)) < count:
+            self._posted.clear()
+            await self._posted.wait()
+        return self.of(job, kind)[count - 1]
+
+
+class MemoryChain:
+    """ports.ChainView with the funds that it is told; `fresh` is what only a refresh sees."""
+
+    def __init__(self, funds: Funds | None = None) -> None:
+        self.known: dict[Address, Funds] = {}
+        self.fresh: dict[Address, Funds] = {}
+        self.usual = funds or Funds(reserved=Amount(10**9), free=Amount(10**9), known=True)
+
+    async def funds(self, payer: Address) -> Funds:
+        """See ports.ChainView."""
+        return self.known.get(payer, self.usual)
+
+    async def refresh(self, payer: Address) -> Funds:
+        """See ports.ChainView."""
+        self.known[payer] = self.fresh.get(payer, self.known.get(payer, self.usual))
+        return self.known[payer]
+
+
+class Reports:
+    """ports.Observer that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.all: list[JobReport] = []
+
+    def ended(self, report: JobReport) -> None:
+        """See ports.Observer."""
+        self.all.append(report)

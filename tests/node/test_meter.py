@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.meter import NOTHING, Counted, Meter, Pace, estimate, make_receipt
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage, usage_of
+from tallystick.protocol.sealing import Transcript
+from tallystick.protocol.tab import ProviderTab, check_continuity, check_receipt
+from tallystick.protocol.types import Amount
+from tests.node.world import NOW, Client, ask_book
+
+PLACED = Client().order(ask_book().current[0])
+
+
+def meter(body: int = 1_000) -> Meter:
+    return Meter(PLACED.key, PLACED.order.digest, PLACED.terms, body)
+
+
+def test_the_engines_count_is_what_is_billed() -> None:
+    """A plausible usage of the engine is taken as it is; the last word counts."""
+    counted = meter()
+    counted.output(5_000, 300)
+    counted.reported(Counted(1, 0, 1))
+    counted.reported(Counted(200, 50, 80))
+    counted.reported(None)
+    assert counted.usage() == Usage(200, 50, 80)
+    assert not counted.clamped
+
+
+def test_without_a_count_bytes_are_the_rule() -> None:
+    """One token for four bytes, rounded up, of the request and of the generated text."""
+    counted = meter(body=1_001)
+    counted.output(5_000, 90)
+    assert counted.usage() == Usage(251, 0, 23)
+    assert (estimate(0), estimate(1), estimate(4), estimate(5)) == (0, 1, 1, 2)
+
+
+def test_nothing_delivered_is_nothing_billed() -> None:
+    """Whatever the engine counted, an answer of which nothing left counts nothing."""
+    counted = meter()
+    counted.reported(Counted(100, 0, 100))
+    assert counted.usage() == NOTHING
+
+
+def test_a_count_that_can_not_be_true_is_clamped() -> None:
+    """Input is clamped to the request's bytes and the template allowance, output to the order and to the bytes delivered."""
+    counted = meter(body=10)
+    counted.output(7, 3)
+    counted.reported(Counted(10**9, 10**9, 10**9))
+    assert counted.usage() == Usage(10 + TEMPLATE_ALLOWANCE, 10 + TEMPLATE_ALLOWANCE, 7)
+    assert counted.clamped
+
+
+counts = st.integers(-(10**6), 10**12)
+
+
+@given(
+    body=st.integers(0, 10_000),
+    size=st.integers(0, 10_000),
+    text=st.integers(0, 10_000),
+    said=st.none() | st.builds(Counted, counts, counts, counts),
+    outcome=st.sampled_from(Outcome),
+    seq=st.integers(0, 10**6),
+    total=st.integers(0, 10**12),
+)
+def test_every_receipt_passes_the_other_sides_checks(
+    body: int, size: int, text: int, said: Counted | None, outcome: Outcome, seq: int, total: int
+) -> None:
+    """Whatever an engine reports, the receipt is within its bounds, costs what its prices give, and continues its tab."""
+    counted = meter(body)
+    counted.output(size, min(text, size))
+    counted.reported(said)
+    tab = ProviderTab(seq, Amount(total))
+    receipt = make_receipt(
+        PLACED.order,
+        PLACED.terms,
+        tab,
+        usage=counted.usage(),
+        outcome=outcome,
+        commitment=counted.commitment,
+        finished_at=NOW,
+    )
+    check_receipt(PLACED.order, PLACED.terms, receipt)
+    usage = usage_of(receipt)
+    assert usage.input <= body + TEMPLATE_ALLOWANCE
+    assert usage.output <= min(size, PLACED.terms.max_output_tokens)
+    booked = tab.book(receipt.cost, Amount(0))
+    assert (receipt.seq, receipt.cumulative_cost) == (booked.seq, booked.cumulative)
+    following = make_receipt(
+        PLACED.order, PLACED.terms, booked, usage=NOTHING, outcome=outcome, commitment=counted.commitment, finished_at=NOW
+    )
+    check_continuity(receipt, following)
+
+
+def test_the_commitment_is_the_transcripts() -> None:
+    """Chunks are chained as a client chains them."""
+    counted, transcript = meter(), Transcript(PLACED.key.commitment_key, PLACED.order.digest)
+    for chunk in (b"head", b"body", b""):
+        counted.chunk(chunk)
+        transcript.add(chunk)
+    assert counted.commitment == transcript.commitment
+
+
+def test_the_pace_follows_the_last_jobs() -> None:
+    """Speed and time to first output start with the first job and move towards later ones."""
+    pace = Pace()
+    assert (pace.tokens_per_second, pace.first_token_ms) == (0, 0)
+    pace.add(first=0.5, total=1.5, tokens=101)
+    assert (pace.tokens_per_second, pace.first_token_ms) == (100, 500)
+    pace.add(first=1.5, total=2.5, tokens=201)
+    assert 100 < pace.tokens_per_second < 200
+    assert 500 < pace.first_token_ms < 1_500
+    pace.add(first=1.0, total=1.0, tokens=1)
