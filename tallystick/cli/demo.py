@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from tallystick.cli.options import Json
 from tallystick.cli.output import err, out, show_facts, show_json, step
 from tallystick.cli.processes import Children, free_port
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.errors import Code, TallyError, Unavailable
 from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.runtime.keys import PASSWORD_FILE_ENV, create_keystore, write_private
 
@@ -92,8 +93,13 @@ def demo(
     The engine is real if OPENAI_BASE_URL (with OPENAI_API_KEY) is set or Ollama, vLLM, SGLang or llama.cpp answers on its usual
     port; otherwise a stand-in that says so. With `--once --json` it prints one JSON object last.
     """
-    with tempfile.TemporaryDirectory(prefix="tallystick-demo-") as folder:
-        asyncio.run(_run(Path(folder), prompt, once=once, as_json=as_json))
+    folder = Path(tempfile.mkdtemp(prefix="tallystick-demo-"))
+    try:
+        asyncio.run(_run(folder, prompt, once=once, as_json=as_json))
+    except TallyError:
+        err.print(f"the logs are in {folder}", highlight=False)
+        raise
+    shutil.rmtree(folder)
 
 
 async def _run(folder: Path, prompt: str, *, once: bool, as_json: bool) -> None:
@@ -132,7 +138,7 @@ async def _show(stage: Stage, children: Children, prompt: str, *, once: bool, as
     finally:
         await rpc.close()
     if as_json:
-        show_json(story | stage.addresses)
+        show_json(story | stage.addresses | {"token": deployment.token, "providers": stage.providers})
     else:
         show_story(story)
     if not once:

@@ -32,9 +32,14 @@ class Witness:
         self, model: str, prompt: str, payer: Address, providers: Mapping[str, Address], *, quiet: bool
     ) -> dict[str, Any]:
         """Runs one streamed chat and returns its story. Amounts are base units as strings. Raises Unavailable."""
+        from openai import OpenAIError
+
         purse_before = await self._purse(payer, providers)
         credit_before = {one: (await self.escrow.provider(one)).credit for one in providers.values()}
-        job, text = await self._chat(model, prompt, quiet=quiet)
+        try:
+            job, text = await self._chat(model, prompt, quiet=quiet)
+        except OpenAIError as error:
+            raise Unavailable(Code.PROVIDER_FAILED, f"the chat failed: {error}") from error
         known = await self._json(f"{self.gateway}/tally/jobs/{job}")
         order, signed = known["order"], known["receipt"]
         receipt = signed["typedData"]["message"]
