@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from node.admission import Admitted
 from node.answers import UpstreamModel
@@ -22,18 +22,22 @@ Step = Event | BaseException | Callable[[], Awaitable[object]]
 
 
 class ScriptedEngine:
-    """ports.Engine that does what it is told, the same for every call. `stopped` counts answers that were not read to their end."""
+    """ports.Engine that does what it is told, the same for every call. `called` is set by the first call; `stopped` counts answers
+    that were not read to their end.
+    """
 
     def __init__(self, *steps: Step, models: Sequence[str] = ("model",)) -> None:
         self.steps: tuple[Step, ...] = steps
         self.names = list(models)
         self.fault: TallyError | None = None
         self.calls: list[Call] = []
+        self.called = asyncio.Event()
         self.stopped = 0
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
         """See ports.Engine."""
         self.calls.append(call)
+        self.called.set()
         finished = False
         try:
             for step in self.steps:
@@ -58,7 +62,7 @@ class ScriptedEngine:
 class _Tab:
     seq: int = 0
     cumulative: Amount = Amount(0)
-    funds: Funds = Funds()
+    funds: Funds = field(default_factory=Funds)
     since: int = 0
     claimed_at: int = 0
     claimed: Amount = Amount(0)

@@ -19,6 +19,7 @@ ASK = BOOK.current[0]
 
 
 def refusal(**spoilt: Any) -> Code:
+    """Why an order that is spoilt like this is refused."""
     placed = Client().order(ASK, **spoilt)
     with pytest.raises(Refusal) as caught:
         admission(BOOK).verify(HOUSE, placed.job, placed.dispatch, NOW)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ STREAM = b'data: {"a":1}\n\n: keep-alive\n\nevent: x\ndata: {"b":\ndata: 2}\n\nd
 
 
 def events(parts: list[bytes], limit: int = 1_000) -> list[bytes]:
+    """All events of a stream that comes in these parts."""
     reader = EventReader(limit)
     return [event for part in parts for event in reader.feed(part)]
 
@@ -21,7 +24,7 @@ def test_events_are_the_same_however_they_are_cut(cuts: list[int], newline: byte
     """Events come out whole and equal, wherever the network cut the stream, with any of the three line endings."""
     stream = STREAM.replace(b"\n", newline)
     edges = [0, *sorted(cuts), len(stream)]
-    parts = [stream[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [stream[a:b] for a, b in pairwise(edges)]
     # A lone CR at the very end could still become a CRLF, so the last event may have to wait for what follows.
     found = events([*parts, b": end\n\n"])
     assert [event for event in found if b"end" not in event] == events([STREAM])

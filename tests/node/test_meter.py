@@ -15,6 +15,7 @@ PLACED = Client().order(ask_book().current[0])
 
 
 def meter(body: int = 1_000) -> Meter:
+    """The meter of a response to a request of so many bytes."""
     return Meter(PLACED.key, PLACED.order.digest, PLACED.terms, body)
 
 
@@ -66,7 +67,7 @@ counts = st.integers(-(10**6), 10**12)
     total=st.integers(0, 10**12),
 )
 def test_every_receipt_passes_the_other_sides_checks(
-    body: int, size: int, text: int, said: Counted | None, outcome: Outcome, seq: int, total: int
+    *, body: int, size: int, text: int, said: Counted | None, outcome: Outcome, seq: int, total: int
 ) -> None:
     """Whatever an engine reports, the receipt is within its bounds, costs what its prices give, and continues its tab."""
     counted = meter(body)

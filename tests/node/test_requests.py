@@ -14,6 +14,7 @@ from tests.node.world import OFFER
 
 
 def sent(fields: dict[str, Any], path: str = CHAT, limit: int = 100, **offer: Any) -> dict[str, Any]:
+    """What the engine gets of a request."""
     body: dict[str, Any] = loads(prepare(RequestHead(path), dumps(fields), replace(OFFER, **offer), limit).body, "body")
     return body
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -26,22 +27,18 @@ DOWN = Unavailable(Code.ENGINE_UNAVAILABLE, "the engine is down", fault=Fault.EN
 
 
 def for_ever() -> Awaitable[object]:
+    """What an engine that hangs does."""
     return asyncio.Event().wait()
 
 
-async def ended(stage: Stage) -> None:
-    """Waits until the node has no job left."""
-    while stage.runner.running:
-        await asyncio.sleep(0)
-
-
 def nothing_is_owed(stage: Stage, placed: Placed) -> bool:
+    """Whether the payer's tab is as if the job had never been."""
     tab = stage.tabs.account(placed.order.message.payer).tab
     return (tab.seq, tab.cumulative, tab.in_flight) == (0, 0, 0) and not stage.store.bookings
 
 
 async def test_a_job_that_completes() -> None:
-    """ACCEPT, sealed chunks, the receipt: head first, the role with the first output, the end flagged last, the engine's count."""
+    """ACCEPT, sealed chunks, the receipt: head first, the role with the first output, the end last; the engine's count is billed."""
     stage = Stage(ScriptedEngine(HEAD, ROLE, ONE, TWO, END))
     placed = stage.dispatch()
     receipt = await stage.receipt(placed)
@@ -54,7 +51,7 @@ async def test_a_job_that_completes() -> None:
         10,
     )
     assert (receipt.seq, receipt.cost, receipt.finished_at) == (1, 6, NOW)
-    await ended(stage)
+    await stage.ended()
     assert stage.tabs.account(receipt.payer).tab.cumulative == receipt.cost
     assert stage.tabs.account(receipt.payer).tab.in_flight == 0
     assert stage.reports.all[0].outcome is Outcome.COMPLETED
@@ -88,7 +85,7 @@ async def test_no_output_leaves_before_the_order_is_remembered() -> None:
         await gate.wait()
         await begin(*arguments)  # type: ignore[arg-type]
 
-    stage.store.begin = slow  # type: ignore[method-assign]
+    stage.store.begin = slow  # type: ignore[method-assign, assignment]
     placed = stage.dispatch()
     await stage.link.until(Kind.ACCEPT, placed.job)
     for _ in range(20):
@@ -137,7 +134,7 @@ async def test_a_failure_before_output_is_for_the_next_provider(steps: tuple[Hea
     placed = stage.dispatch()
     error = await stage.failure(placed)
     assert (error["code"], error["fault"], error["retry"]) == ("engine_unavailable", "engine", True)
-    await ended(stage)
+    await stage.ended()
     assert not stage.link.of(placed.job, Kind.CHUNK)
     assert nothing_is_owed(stage, placed)
     assert stage.reports.all[0].outcome is None
@@ -150,12 +147,12 @@ async def test_a_failed_order_may_come_again() -> None:
     stage = Stage(engine)
     placed = stage.dispatch()
     await stage.failure(placed)
-    await ended(stage)
+    await stage.ended()
     assert not stage.store.orders
     engine.steps = (HEAD, ONE, END)
     stage.hand_over(placed)
     await stage.receipt(placed)
-    await ended(stage)
+    await stage.ended()
     stage.hand_over(placed)
     await stage.link.until(Kind.FAIL, placed.job, 2)
     assert len(stage.store.bookings) == 1
@@ -176,7 +173,7 @@ async def test_an_engine_that_says_nothing() -> None:
     placed = stage.dispatch()
     error = await stage.failure(placed)
     assert (error["code"], error["retry"]) == ("timed_out", True)
-    await ended(stage)
+    await stage.ended()
     assert engine.stopped == 1
     assert nothing_is_owed(stage, placed)
 
@@ -221,8 +218,7 @@ async def test_cancel_before_any_output() -> None:
     stage = Stage(engine := ScriptedEngine(HEAD, ROLE, for_ever))
     placed = stage.dispatch()
     await stage.link.until(Kind.ACCEPT, placed.job)
-    while not engine.calls:
-        await asyncio.sleep(0)
+    await engine.called.wait()
     stage.runner.cancel(stage.link, placed.job)
     receipt = await stage.receipt(placed)
     assert (receipt.outcome, receipt.cost, receipt.input_tokens) == (Outcome.CLIENT_CANCELLED, 0, 0)
@@ -241,7 +237,7 @@ async def test_cancel_while_still_being_admitted() -> None:
         await go_on.wait()
         return await funds(payer)  # type: ignore[arg-type]
 
-    chain.funds = slow  # type: ignore[method-assign, assignment]
+    chain.funds = slow  # type: ignore[method-assign]
     stage = Stage(engine := ScriptedEngine(HEAD, ONE, END), chain=chain)
     placed = stage.dispatch()
     await asked.wait()
@@ -305,11 +301,10 @@ async def test_a_lost_link_before_output_is_forgotten() -> None:
     """If the link goes before anything left, the engine is stopped, nothing is owed and the order may come again."""
     stage = Stage(engine := ScriptedEngine(HEAD, for_ever))
     placed = stage.dispatch()
-    while not engine.calls:
-        await asyncio.sleep(0)
+    await engine.called.wait()
     stage.link.end()
     stage.runner.lost(stage.link)
-    await ended(stage)
+    await stage.ended()
     assert engine.stopped == 1
     assert nothing_is_owed(stage, placed)
     assert not stage.store.orders
@@ -322,7 +317,7 @@ async def test_a_lost_link_after_output_leaves_a_receipt() -> None:
     await stage.link.until(Kind.CHUNK, placed.job, 2)
     stage.link.end()
     stage.runner.lost(stage.link)
-    await ended(stage)
+    await stage.ended()
     receipt = stage.store.bookings[0].receipt.message
     assert (receipt.outcome, receipt.cost) == (Outcome.PROVIDER_ERROR, 0)
     assert not stage.link.of(placed.job, Kind.RECEIPT)
@@ -339,7 +334,7 @@ async def test_a_full_link_slows_the_engine_down() -> None:
     assert not stage.link.of(placed.job, Kind.CHUNK)
     stage.link.end()
     stage.runner.lost(stage.link)
-    await ended(stage)
+    await stage.ended()
     assert nothing_is_owed(stage, placed)
 
 
@@ -351,7 +346,7 @@ async def test_a_receipt_that_can_not_be_stored_is_not_charged() -> None:
     stage.store.fault = Unavailable(Code.PROVIDER_FAILED, "disk full")
     stage.runner.cancel(stage.link, placed.job)
     await stage.failure(placed)
-    await ended(stage)
+    await stage.ended()
     assert nothing_is_owed(stage, placed)
     assert not stage.link.of(placed.job, Kind.RECEIPT)
     stage.store.fault = None
@@ -389,7 +384,7 @@ async def test_jobs_beyond_the_slots_wait_their_turn() -> None:
     gate.set()
     await stage.receipt(first)
     await stage.receipt(second)
-    await ended(stage)
+    await stage.ended()
     assert (stage.runner.capacity().free, stage.runner.capacity().slots) == (1, 1)
 
 
@@ -408,7 +403,7 @@ async def test_a_flood_is_turned_away() -> None:
     placed = [stage.dispatch() for _ in range(100)]
     busy = [one for one in placed if stage.link.of(one.job, Kind.FAIL)]
     assert len(busy) == 100 - (4 + 64)
-    await ended(stage)
+    await stage.ended()
     for one in placed:
         if one not in busy:
             await stage.receipt(one)
@@ -458,19 +453,19 @@ async def test_lack_of_funds_is_looked_at_twice() -> None:
 async def test_each_refusal_names_its_reason() -> None:
     """A forged, expired, misdirected or unpayable order, and a request that breaks a rule, get their own code, and no charge."""
     stage = Stage(ScriptedEngine(HEAD, ONE, END))
-    spoilt = {
+    spoilt: dict[str, dict[str, Any]] = {
         "order_expired": {"order_with": {"deadline": NOW}},
         "order_misdirected": {"matched_by": signer("stranger")},
         "unauthorised_tab": {"order_with": {"ceiling": Amount(1)}},
         "cost_above_cap": {"terms_with": {"max_cost": Amount(1)}},
     }
     for code, how in spoilt.items():
-        stage.client = Client()
+        stage.client = Client(signer(code))
         error = await stage.failure(stage.dispatch(None, **how))
         assert (error["code"], error["retry"]) == (code, False)
-    stage.client = Client()
+    stage.client = Client(signer("honest"))
     assert (await stage.failure(stage.dispatch(b"not json")))["code"] == "bad_message"
-    await ended(stage)
+    await stage.ended()
     assert stage.tabs.account(stage.client.payer.address).tab.in_flight == 0
     assert not stage.store.bookings
 

@@ -16,6 +16,7 @@ RICH = Funds(Amount(0), Amount(10**6), Amount(10**6), known=True)
 
 
 def order(ceiling: int, payer: Address = PAYER.address, claim_by: int = NOW + 86_400) -> Order:
+    """An order with this ceiling."""
     return Order(
         payer=payer,
         provider=PROVIDER.address,
@@ -31,6 +32,7 @@ def order(ceiling: int, payer: Address = PAYER.address, claim_by: int = NOW + 86
 
 
 def refused(tabs: Tabs, order: Order, cap: int, funds: Funds) -> Code:
+    """Why a job is not admitted."""
     with pytest.raises(Refusal) as caught:
         tabs.admit(order, Amount(cap), funds, NOW)
     return caught.value.code
@@ -121,8 +123,8 @@ def test_the_chain_is_asked_again() -> None:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(0, 2), st.integers(0, 40)), max_size=60))
 @settings(deadline=None, max_examples=100)
 def test_the_books_add_up(steps: list[tuple[int, int, int, int]]) -> None:
-    """Whatever is admitted, booked and dropped in whatever order: seq counts receipts, the total adds up their costs, in flight is
-    what was admitted and has not ended, and no exposure is above its limit.
+    """Whatever is admitted, booked and dropped, in whatever order: seq counts receipts, the total adds up their costs, in flight
+    is what was admitted and has not ended, and no exposure is above its limit.
     """
     exposure = Exposure(per_payer=Amount(60), total=Amount(150))
     tabs, funds = Tabs(exposure), Funds(free=Amount(10**6), known=True)

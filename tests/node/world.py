@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 from dataclasses import dataclass, field, replace
@@ -172,7 +173,7 @@ class Stage:
         self.pool = Pool(engine, slots)
         self.store, self.chain, self.reports = store or MemoryStore(), chain or MemoryChain(), Reports()
         self.tabs = Tabs(exposure or Exposure())
-        self.changes = 0
+        self._changes = asyncio.Event()
         self.runner = Runner(
             signer=PROVIDER,
             domain=DOMAIN,
@@ -185,13 +186,16 @@ class Stage:
             observer=self.reports,
             deadlines=deadlines or Deadlines(),
             now=lambda: self.now,
-            changed=self._changed,
+            changed=self._changes.set,
         )
         self.link = MemoryLink(COORDINATOR.address)
         self.client = Client()
 
-    def _changed(self) -> None:
-        self.changes += 1
+    async def ended(self) -> None:
+        """Waits until the node has no job left."""
+        while self.runner.running:
+            self._changes.clear()
+            await self._changes.wait()
 
     def dispatch(self, body: dict[str, Any] | bytes | None = None, **spoilt: Any) -> Placed:
         """Has the coordinator hand a new job to the node."""
