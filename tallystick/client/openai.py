@@ -19,7 +19,7 @@ ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS)
 MAX_CHOICES = 1_024
 EVENT_STREAM = "text/event-stream"
 RETRY_AFTER_SECONDS = 1
-_MEDIA = (b'"image_url"', b'"input_image"', b'"input_audio"', b'"video_url"', b'"file"', b'"input_file"')
+_TEXT_PARTS = ("text", "refusal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,20 @@ def read_call(path: str, body: bytes) -> Call:
     model = request.get("model")
     if not isinstance(model, str) or not 0 < len(model) <= 256:
         raise BadMessage("model: expected the name of a model, of at most 256 characters")
-    bounded = not any(mark in body for mark in _MEDIA)
     if path == EMBEDDINGS:
-        return Call(model, stream=False, output_tokens=0, answers=1, bounded=bounded)
+        return Call(model, stream=False, output_tokens=0, answers=1, bounded=True)
     answers = _answers(path, request)
     each = _count(request, "max_completion_tokens", 0) if path == CHAT else None
     each = _count(request, "max_tokens", 0) if each is None else each
     total = None if each is None else each * answers
-    return Call(model, _flag(request, "stream"), total, answers, bounded)
+    return Call(model, _flag(request, "stream"), total, answers, _only_text(request))
+
+
+def _only_text(request: dict[str, Any]) -> bool:
+    messages = request.get("messages")
+    contents = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    return all(part.get("type") in _TEXT_PARTS for part in parts)
 
 
 def _flag(request: dict[str, Any], name: str) -> bool:

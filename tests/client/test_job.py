@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -126,7 +127,7 @@ async def test_broken_answer_costs_nothing(market: Market, fake: FakeMarket) -> 
     assert (await market.tab(fake.providers[0].address)).accepted == 0
 
 
-LIES: dict[str, dict[str, object]] = {
+LIES: dict[str, dict[str, Any]] = {
     "cost": {"cost": Amount(4), "cumulative_cost": Amount(4)},
     "transcript": {"result_commitment": Hash(b"\7" * 32)},
     "total": {"cumulative_cost": Amount(10**9)},

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tallystick.client
+from tallystick.client.config import ClientConfig, load_config
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.types import Address, Amount
+
+EXAMPLE = Path(tallystick.client.__file__).parent / "example.toml"
+
+
+def test_example_is_the_defaults() -> None:
+    """The example file loads, and says what the defaults are."""
+    assert load_config(EXAMPLE) == ClientConfig()
+
+
+def test_commented_settings_are_right(tmp_path: Path) -> None:
+    """The settings that the example only shows in comments are known and parse."""
+    lines = [
+        line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in EXAMPLE.read_text().splitlines()
+    ]
+    (tmp_path / "all.toml").write_text("\n".join(line for line in lines if not line.startswith("# Every")))
+    config = load_config(tmp_path / "all.toml")
+    assert (config.max_input_price, config.max_cost) == (500_000, 100_000)
+    assert config.deployment == Path("deployment.json")
+
+
+def test_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environment wins over the file, flags win over both."""
+    monkeypatch.setenv("TALLY_GATEWAY_PORT", "1234")
+    monkeypatch.setenv("TALLY_GATEWAY_MAX_OUTPUT_PRICE", "1.25")
+    monkeypatch.setenv("TALLY_GATEWAY_ALLOW_ORIGINS", "http://a,http://b")
+    config = load_config(EXAMPLE, {"host": "::1", "coordinator": None})
+    assert (config.port, config.host, config.max_output_price) == (1234, "::1", Amount(1_250_000))
+    assert config.allow_origins == ("http://a", "http://b")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"coordinator": "ftp://x"},
+        {"shortlist_size": 9},
+        {"max_fee_bps": 10_001},
+        {"run_seconds": 0},
+        {"idle_seconds": 0.0},
+    ],
+)
+def test_settings_that_cannot_work(wrong: dict[str, object]) -> None:
+    """A value that can't work is refused at once, by its name."""
+    with pytest.raises(BadMessage, match=next(iter(wrong))):
+        load_config(None, wrong)
+
+
+def test_state_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The state file is the wallet's own, in the home folder, unless another is named."""
+    monkeypatch.setenv("TALLYSTICK_HOME", str(tmp_path))
+    wallet = Address("0x" + "12" * 20)
+    assert ClientConfig().state_file(wallet) == tmp_path / "client" / f"{wallet}.db"
+    assert ClientConfig(state=tmp_path / "x.db").state_file(wallet) == tmp_path / "x.db"

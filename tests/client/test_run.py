@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import httpx
+
+from tallystick.client.tables import JobState
+from tests.client.fake import CHAT, MODEL, STREAM, FakeMarket, eventually, until_cancelled
+
+GATEWAY = """
+import asyncio, sys
+from pathlib import Path
+from tallystick.client.config import ClientConfig
+from tallystick.client.gateway import run_gateway
+from tests.client.fake import signer
+
+config = ClientConfig(coordinator=sys.argv[1], state=Path(sys.argv[2]), port=0, cancel_seconds=2)
+asyncio.run(run_gateway(config, signer("payer"), ready=lambda port: print(port, flush=True)))
+"""
+
+
+async def start(fake: FakeMarket, state: Path) -> tuple[asyncio.subprocess.Process, str]:
+    """A gateway in a process of its own, and its URL."""
+    command = (sys.executable, "-c", GATEWAY, fake.url, str(state))
+    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=null)
+    assert process.stdout is not None
+    while not (line := await process.stdout.readline()).strip().isdigit():
+        assert line
+    return process, f"http://127.0.0.1:{int(line)}"
+
+
+async def test_sigterm_ends_in_order(fake: FakeMarket, tmp_path: Path) -> None:
+    """On SIGTERM the gateway cancels what runs, books its receipt, and exits with 0."""
+    fake.script = until_cancelled
+    process, url = await start(fake, tmp_path / "state.db")
+    async with httpx.AsyncClient(base_url=url) as http, http.stream("POST", CHAT, json=STREAM) as answer:
+        await anext(answer.aiter_raw())
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert fake.cancels == [fake.last.job]
+
+
+async def test_kill_loses_nothing(fake: FakeMarket, tmp_path: Path) -> None:
+    """After kill -9 in mid-stream the next gateway knows the order, settles it, and goes on with the same tab."""
+    fake.script = until_cancelled
+    state = tmp_path / "state.db"
+    process, url = await start(fake, state)
+    async with httpx.AsyncClient(base_url=url) as http, http.stream("POST", CHAT, json=STREAM) as answer:
+        await anext(answer.aiter_raw())
+        process.kill()
+        await process.wait()
+    killed = fake.last
+    await eventually(lambda: killed.state.value == "failed")
+    process, url = await start(fake, state)
+    async with httpx.AsyncClient(base_url=url) as http:
+        known = (await http.get(f"/tally/jobs/{killed.job.hex()}")).json()
+        assert (known["state"], known["model"]) == (JobState.OPEN.value, MODEL)
+        cap = int(known["shortlist"][0]["cap"])
+        async with http.stream("POST", CHAT, json=STREAM) as answer:
+            await anext(answer.aiter_raw())
+    assert fake.orders()[-1].ceiling >= cap
+    os.kill(process.pid, signal.SIGTERM)
+    assert await process.wait() == 0
