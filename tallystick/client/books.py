@@ -312,9 +312,9 @@ def frozen(c: Connection, domain: Domain, payer: Address) -> dict[Address, str]:
 
 
 def unresolved(c: Connection, payer: Address, before: int, limit: int) -> list[JobId]:
-    """Jobs made before that time whose end is not known, oldest first."""
+    """Jobs made until that time whose end is not known, oldest first."""
     pending = jobs.c.state.in_([JobState.OPEN, JobState.LOST])
-    query = sa.select(jobs.c.job).where(jobs.c.payer == payer, pending, jobs.c.created_at < before)
+    query = sa.select(jobs.c.job).where(jobs.c.payer == payer, pending, jobs.c.created_at <= before)
     return [JobId(bytes.fromhex(row)) for row in c.execute(query.order_by(jobs.c.created_at).limit(limit)).scalars()]
 
 

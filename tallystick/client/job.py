@@ -281,6 +281,8 @@ class Job:
         if answer.failure is not None:
             state = JobState.CANCELLED if self._cancelling else JobState.FAILED
             await desk.ledger.end(self.id, state, str(answer.failure), desk.now())
+            if answer.failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger lacks
+                desk.resolver.wake()
             self._fail(answer.failure)
         if answer.receipt is None or answer.match is None:
             raise RuntimeError("an answer ended without a receipt or a failure")

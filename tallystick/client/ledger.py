@@ -86,8 +86,8 @@ class Ledger:
         """The providers that get no more orders, and why."""
         return await self._database.read(lambda c: books.frozen(c, domain, self.payer))
 
-    async def unresolved(self, before: int, limit: int = 100) -> list[JobId]:
-        """Jobs made before that Unix time whose end this ledger does not know, oldest first."""
+    async def unresolved(self, before: int, limit: int = 1_000) -> list[JobId]:
+        """Jobs made until that Unix time whose end this ledger does not know, oldest first."""
         return await self._database.read(lambda c: books.unresolved(c, self.payer, before, limit))
 
     async def find(self, job: JobId) -> KnownJob | None:

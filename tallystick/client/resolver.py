@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+import contextlib
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -14,7 +14,7 @@ from tallystick.client.payer import Delivered, Placed
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator, RemoteJob
 from tallystick.protocol.eip712 import Signed, Verified
-from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, TallyError
+from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import JobId
@@ -28,25 +28,33 @@ _ENDED = {State.COMPLETED: JobState.FAILED, State.CANCELLED: JobState.CANCELLED}
 
 
 class Resolver:
-    """Settles jobs in the background. At most `limit` at a time: one that finds no room stays open until the next start."""
+    """Settles jobs in the background: those that this process abandoned, at most `limit` at a time, and every `every` seconds
+    whatever the ledger has open that is not `live` here (of earlier runs, and of times when the coordinator was away).
+    """
 
-    def __init__(self, ledger: Ledger, coordinator: Coordinator, now: Callable[[], int], *, limit: int) -> None:
-        self._ledger, self._coordinator, self._now, self._limit = ledger, coordinator, now, limit
+    def __init__(
+        self,
+        ledger: Ledger,
+        coordinator: Coordinator,
+        *,
+        now: Callable[[], int],
+        live: Callable[[], Collection[JobId]],
+        limit: int,
+        every: int,
+    ) -> None:
+        self._ledger, self._coordinator = ledger, coordinator
+        self._now, self._live, self._limit, self._every = now, live, limit, every
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sweeping: asyncio.Task[None] | None = None
+        self._awake = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
 
     async def resolve(self, job: JobId, delivered: Delivered | None = None) -> tuple[RemoteJob, Verified[Receipt] | None]:
         """Asks once. Books the receipt that the coordinator has, or closes the job's orders if it ended without one.
 
         Raises Unavailable if the coordinator does not answer, BadReceipt for a dishonest receipt, Refusal for an unknown job.
         """
+        remote = await self._coordinator.job(job)
         known = await self._ledger.find(job)
-        try:
-            remote = await self._coordinator.job(job)
-        except TallyError as error:
-            if error.code is Code.UNKNOWN_JOB:
-                await self._ledger.end(job, JobState.FAILED, "the coordinator never admitted it", self._now())
-            raise
         if remote.receipt is not None and known is not None:
             return remote, await self._book(known, remote.receipt, delivered)
         if remote.state in TERMINAL:
@@ -64,57 +72,87 @@ class Resolver:
             raise complaint
         return verified
 
+    # Jobs that this process abandoned
+
     def abandon(self, job: JobId) -> None:
         """Cancels a job whose stream nobody reads any more, and settles it once it has ended."""
-        self._spawn(self._cancel_and_settle(job))
+        if len(self._tasks) < self._limit:
+            task = asyncio.create_task(self._cancel_and_settle(job), name="abandoned-job")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _cancel_and_settle(self, job: JobId) -> None:
+        reason = "its end is not known"
         try:
             await self._coordinator.cancel(job)
             for pause in POLLS:
-                remote, receipt = await self.resolve(job)
-                if receipt is not None or remote.state in TERMINAL:
+                if await self._settled(job):
                     return
                 await asyncio.sleep(pause)
-        except PeerError as error:
-            log.warning("a job's receipt was refused", job=job.hex(), reason=str(error))
-            return
         except TallyError as error:
-            log.info("a job's end is not known yet", job=job.hex(), reason=str(error))
+            reason = str(error)
         known = await self._ledger.find(job)
         if known is not None and known.state is JobState.OPEN:
-            await self._ledger.end(job, JobState.LOST, "its end is not known", self._now())
+            await self._ledger.end(job, JobState.LOST, reason, self._now())
 
-    def sweep(self, before: int) -> None:
-        """Settles what earlier runs left open: jobs made before that Unix time. One sweep at a time."""
-        if self._sweeping is None or self._sweeping.done():
-            self._sweeping = self._spawn(self._settle_all(before))
+    async def _settled(self, job: JobId) -> bool:
+        """Whether the job's end is now in the ledger. Raises Unavailable."""
+        try:
+            remote, receipt = await self.resolve(job)
+        except PeerError as error:
+            log.warning("a job's receipt was refused", job=job.hex(), reason=str(error))
+            return True
+        except Refusal as error:
+            if error.code is not Code.UNKNOWN_JOB:
+                raise
+            return await self._never_admitted(job)
+        return receipt is not None or remote.state in TERMINAL
 
-    async def _settle_all(self, before: int) -> None:
-        for job in await self._ledger.unresolved(before):
+    async def _never_admitted(self, job: JobId) -> bool:
+        """A job that the coordinator does not know may still be on its way there; past its start deadline nobody may start it."""
+        known = await self._ledger.find(job)
+        if known is None:
+            return True
+        if any(order.order.message.deadline > self._now() for order in known.orders):
+            return False
+        await self._ledger.end(job, JobState.FAILED, "the coordinator never admitted it", self._now())
+        return True
+
+    # Whatever is open
+
+    def keep(self) -> None:
+        """Begins to look after what the ledger has open, if it has not begun."""
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(), name="resolver")
+
+    def wake(self) -> None:
+        """Looks now."""
+        self._awake.set()
+
+    async def _keep(self) -> None:
+        while True:
+            self._awake.clear()
             try:
-                await self.resolve(job)
+                await self._settle_open()
             except TallyError as error:
-                log.info("an earlier job's end is not known", job=job.hex(), reason=str(error))
-                if error.code is Code.COORDINATOR_UNAVAILABLE:
-                    return
+                log.info("earlier jobs can't be settled yet", reason=str(error))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every):
+                    await self._awake.wait()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
-        if len(self._tasks) >= self._limit:
-            work.close()
-            return None
-        task = asyncio.create_task(work, name="resolver")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    async def _settle_open(self) -> None:
+        for job in await self._ledger.unresolved(self._now()):
+            if job not in self._live():
+                await self._settled(job)
 
     async def close(self, seconds: float) -> None:
-        """Gives what is under way this long to end, then drops it: the next start finds it in the ledger."""
+        """Gives abandoned jobs this long to be settled, then lets go: the next start finds them in the ledger."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=seconds)
-        for task in set(self._tasks):
+        running = [*self._tasks, self._keeper] if self._keeper is not None else [*self._tasks]
+        for task in running:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def _reason(remote: RemoteJob) -> str:

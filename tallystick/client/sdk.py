@@ -102,7 +102,14 @@ class Market:
         self._pin = Pin.of(self.config)
         self._ledger = await Ledger.open(self.config.state_file(self.address), self.address)
         await self._coordinator.__aenter__()
-        self._resolver = Resolver(self._ledger, self._coordinator, self._now, limit=self.config.max_jobs)
+        self._resolver = Resolver(
+            self._ledger,
+            self._coordinator,
+            now=self._now,
+            live=lambda: {job.id for job in self._live},
+            limit=self.config.max_jobs,
+            every=self.config.start_seconds,
+        )
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -120,7 +127,7 @@ class Market:
                 if self._info is None:
                     info = await self._coordinator.info()
                     self._pin.check(info, self.config.max_fee_bps)
-                    self._resolver.sweep(self._now() - self.config.start_seconds)
+                    self._resolver.keep()
                     self._info = info
                 return self._info
         return self._info
@@ -287,8 +294,6 @@ class Market:
             raise
         except TallyError as error:
             await self._ledger.end(job, JobState.FAILED, str(error), self._now())
-            if error.code is Code.UNAUTHORISED_TAB:
-                self._resolver.sweep(self._now())
             raise
 
     async def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Result:

@@ -178,7 +178,7 @@ async def test_earlier_jobs_are_settled_at_the_next_start(fake: FakeMarket, wall
         job = fake.last.job
         assert (await market.tab(fake.providers[0].address)).open_caps > 0
     fake.last.bill()
-    async with Market(fake.url, wallet, config, clock=lambda: now + 120 * 10**9) as market:
+    async with Market(fake.url, wallet, config, clock=lambda: now + 10**9) as market:
         await market.info()
 
         async def settled() -> bool:
