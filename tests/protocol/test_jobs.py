@@ -1,0 +1,114 @@
+"""The life of a job: two tables, and what they imply."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallystick.protocol.jobs import CHARGES, ENDS, TERMINAL, TRANSITIONS, Charge, Event, IllegalTransition, State, step
+from tallystick.protocol.messages import Outcome
+
+from .strategies import many
+
+ENDINGS = {Event.FINISH, Event.CANCEL, Event.FAIL, Event.EXPIRE}
+
+
+def _reachable(start: State) -> set[State]:
+    seen, open_ = {start}, [start]
+    while open_:
+        here = open_.pop()
+        for (state, _), to in TRANSITIONS.items():
+            if state is here and to not in seen:
+                seen.add(to)
+                open_.append(to)
+    return seen
+
+
+def test_every_state_is_reached_from_the_first() -> None:
+    """No state is dead wood."""
+    assert _reachable(State.QUEUED) == set(State)
+
+
+@pytest.mark.parametrize("state", sorted(TERMINAL))
+@pytest.mark.parametrize("event", Event)
+def test_there_is_no_way_out_of_the_end(state: State, event: Event) -> None:
+    """A terminal state takes no event at all."""
+    with pytest.raises(IllegalTransition, match=f"{event.value} in state {state.value}"):
+        step(state, event)
+
+
+@pytest.mark.parametrize("state", sorted(set(State) - TERMINAL))
+def test_every_live_job_can_end(state: State) -> None:
+    """From every other state, cancelling, failing and expiring are possible at once, so that no job is ever stuck."""
+    for event, end in ((Event.CANCEL, State.CANCELLED), (Event.FAIL, State.FAILED), (Event.EXPIRE, State.EXPIRED)):
+        assert step(state, event) is end
+    assert _reachable(state) & TERMINAL == TERMINAL
+
+
+def test_the_ends_are_exactly_the_states_without_events() -> None:
+    """TERMINAL and the table tell the same story, and only ending events lead there."""
+    assert {state for state, _ in TRANSITIONS} == set(State) - TERMINAL
+    for (_, event), to in TRANSITIONS.items():
+        assert (to in TERMINAL) == (event in ENDINGS)
+
+
+def test_every_event_happens_somewhere() -> None:
+    """No event is dead wood."""
+    assert {event for _, event in TRANSITIONS} == set(Event)
+
+
+def test_a_failed_attempt_is_retried_only_before_the_first_output() -> None:
+    """Until the answer begins a failed attempt goes back to the queue; from then on the attempt is the job."""
+    assert step(State.MATCHED, Event.ATTEMPT_FAILED) is State.QUEUED
+    assert step(State.RUNNING, Event.ATTEMPT_FAILED) is State.QUEUED
+    with pytest.raises(IllegalTransition):
+        step(State.STREAMING, Event.ATTEMPT_FAILED)
+
+
+def test_every_outcome_has_a_charge_and_an_ending_event() -> None:
+    """Both tables cover all outcomes, and the event that a receipt is can happen to a job that was handed to a provider."""
+    assert CHARGES.keys() == ENDS.keys() == set(Outcome)
+    for outcome in Outcome:
+        assert ENDS[outcome] in ENDINGS
+        for state in (State.MATCHED, State.RUNNING, State.STREAMING):
+            assert step(state, ENDS[outcome]) in TERMINAL
+
+
+def test_an_answer_that_broke_costs_nothing() -> None:
+    """Only what ended by itself, or was stopped by the payer, may be charged."""
+    charged = {outcome for outcome, charge in CHARGES.items() if charge is Charge.USAGE}
+    assert charged == {Outcome.COMPLETED, Outcome.LENGTH, Outcome.CLIENT_CANCELLED}
+    assert {ENDS[outcome] for outcome in charged} == {Event.FINISH, Event.CANCEL}
+
+
+@given(st.lists(st.sampled_from(Event), max_size=60))
+@many
+def test_any_walk_ends_in_at_most_one_terminal_state(events: list[Event]) -> None:
+    """Whatever happens to a job in whatever order, illegal events change nothing and it ends at most once."""
+    state, ended = State.QUEUED, 0
+    for event in events:
+        try:
+            after = step(state, event)
+        except IllegalTransition:
+            assert (state, event) not in TRANSITIONS
+            continue
+        assert state not in TERMINAL
+        ended += after in TERMINAL
+        state = after
+    assert ended == (state in TERMINAL)
+
+
+@given(st.lists(st.sampled_from(Event), max_size=60))
+@many
+def test_each_attempt_is_matched_before_it_runs(events: list[Event]) -> None:
+    """A walk has as many attempts behind it as matches, and streams only after one."""
+    state, matches, failures = State.QUEUED, 0, 0
+    for event in events:
+        if (state, event) not in TRANSITIONS:
+            continue
+        state = step(state, event)
+        matches += event is Event.MATCH
+        failures += event is Event.ATTEMPT_FAILED
+        assert 0 <= matches - failures <= 1
+        assert (matches - failures == 1) or state in TERMINAL or state is State.QUEUED

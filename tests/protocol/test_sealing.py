@@ -1,0 +1,442 @@
+"""What the middle carries but cannot read, alter, reorder or match up."""
+
+from __future__ import annotations
+
+import os
+import random
+from itertools import permutations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallystick.protocol.errors import BadSeal
+from tallystick.protocol.sealing import (
+    HYBRID,
+    KEY_BYTES,
+    SUITES,
+    X25519,
+    ContentKey,
+    Opener,
+    Sealer,
+    SealingKey,
+    Transcript,
+    bucket,
+    commit_request,
+    wrap_key,
+)
+from tallystick.protocol.types import Address, Hash, JobId
+
+from .strategies import few, many, some
+
+JOB, OTHER_JOB = JobId(b"j" * 16), JobId(b"k" * 16)
+ORDER, OTHER_ORDER = Hash(b"o" * 32), Hash(b"p" * 32)
+PROVIDER, OTHER_PROVIDER = Address("0x" + "11" * 20), Address("0x" + "22" * 20)
+KEY = ContentKey(bytes(range(32)))
+OTHER_KEY = ContentKey(bytes(range(1, 33)))
+SEALING = {suite: SealingKey(suite, bytes(range(SealingKey.secret_bytes(suite)))) for suite in SUITES}
+OVERHEAD = 16
+bodies = st.binary(max_size=600)
+keys = st.binary(min_size=32, max_size=32).map(ContentKey)
+chunk_lists = st.lists(st.binary(max_size=300), min_size=1, max_size=6)
+
+
+def sealed_stream(chunks: list[bytes], key: ContentKey = KEY, order: Hash = ORDER) -> list[bytes]:
+    """All chunks of a response, sealed, the last one marked."""
+    sealer = Sealer(key, JOB, order)
+    return [sealer.seal(chunk, last=i == len(chunks) - 1) for i, chunk in enumerate(chunks)]
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    """The data with one bit changed."""
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+# Requests
+
+
+@given(keys, bodies)
+@some
+def test_a_request_opens_with_its_key_and_job(key: ContentKey, body: bytes) -> None:
+    """What was sealed comes out again, byte for byte."""
+    assert key.open_request(JOB, key.seal_request(JOB, body)) == body
+
+
+@pytest.mark.parametrize("size", [0, 1, 123, 124, 125, 16_380, 16_381, 1_000_000])
+def test_requests_of_every_size_travel(size: int) -> None:
+    """Sizes around the edges of the buckets, and large ones."""
+    body = os.urandom(size)
+    assert KEY.open_request(JOB, KEY.seal_request(JOB, body)) == body
+
+
+@given(bodies, st.data())
+@many
+def test_a_request_with_any_bit_flipped_does_not_open(body: bytes, data: st.DataObject) -> None:
+    """One changed bit anywhere, in text, padding or tag, is BadSeal."""
+    sealed = KEY.seal_request(JOB, body)
+    with pytest.raises(BadSeal):
+        KEY.open_request(JOB, flipped(sealed, data.draw(st.integers(0, len(sealed) * 8 - 1))))
+
+
+@given(bodies, st.data())
+@some
+def test_a_request_cut_or_grown_does_not_open(body: bytes, data: st.DataObject) -> None:
+    """A request that lost or gained bytes at the end is BadSeal, the empty one too."""
+    sealed = KEY.seal_request(JOB, body)
+    for wrong in (sealed[: data.draw(st.integers(0, len(sealed) - 1))], sealed + b"\0", b""):
+        with pytest.raises(BadSeal):
+            KEY.open_request(JOB, wrong)
+
+
+def test_a_request_is_bound_to_its_job_and_key() -> None:
+    """The same bytes under another job id or another key do not open."""
+    sealed = KEY.seal_request(JOB, b"body")
+    with pytest.raises(BadSeal, match="the request does not open"):
+        KEY.open_request(OTHER_JOB, sealed)
+    with pytest.raises(BadSeal, match="the request does not open"):
+        OTHER_KEY.open_request(JOB, sealed)
+
+
+@given(st.binary(max_size=2_000))
+@some
+def test_random_bytes_are_no_request_and_no_chunk(garbage: bytes) -> None:
+    """Nothing but BadSeal is raised for what was never sealed."""
+    with pytest.raises(BadSeal):
+        KEY.open_request(JOB, garbage)
+    with pytest.raises(BadSeal):
+        Opener(KEY, JOB, ORDER).open(garbage)
+
+
+# Sizes
+
+
+@given(st.integers(0, 2_000_000))
+@many
+def test_buckets_hide_sizes(size: int) -> None:
+    """A bucket holds its size, is a power of two from 128 or a multiple of 16 KiB, and above 128 more than half full."""
+    padded = bucket(size)
+    assert padded >= size
+    assert padded >= 128
+    if padded <= 16_384:
+        assert padded & (padded - 1) == 0
+        assert padded == 128 or padded < 2 * size
+    else:
+        assert padded % 16_384 == 0
+        assert padded - size < 16_384
+    assert bucket(padded) == padded, "a full bucket is not padded further"
+
+
+@given(st.integers(0, 20_000), st.integers(0, 20_000))
+@some
+def test_only_the_bucket_shows_outside(one: int, two: int) -> None:
+    """Two bodies, or two chunks, of one bucket have ciphertexts of one length: the bucket and the tag, nothing of the length."""
+    for size in (one, two):
+        assert len(KEY.seal_request(JOB, bytes(size))) == bucket(size + 4) + OVERHEAD
+        assert len(Sealer(KEY, JOB, ORDER).seal(bytes(size))) == 1 + bucket(size + 4) + OVERHEAD
+    same = bucket(one + 4) == bucket(two + 4)
+    assert (len(KEY.seal_request(JOB, bytes(one))) == len(KEY.seal_request(JOB, bytes(two)))) == same
+
+
+@given(st.text(min_size=4, max_size=200).map(str.encode))
+@some
+def test_nothing_of_the_text_is_in_the_ciphertext(text: bytes) -> None:
+    """No four bytes of a prompt or an answer appear in what is carried."""
+    carried = KEY.seal_request(JOB, text) + b"".join(sealed_stream([text, text]))
+    assert not any(text[i : i + 4] in carried for i in range(len(text) - 3))
+
+
+def test_a_padding_that_lies_about_the_length_is_refused() -> None:
+    """A sealer that writes a length beyond the padding (only a key holder could) is told BadSeal, not handed other bytes."""
+    cipher = KEY.response_cipher(ORDER)
+    for plain in (b"", b"\0", b"\0\0\0\1", b"\xff\xff\xff\xff" + bytes(124)):
+        lying = b"\0" + cipher.encrypt(bytes(12), plain, JOB + ORDER + b"\0")
+        with pytest.raises(BadSeal, match="padding"):
+            Opener(KEY, JOB, ORDER).open(lying)
+
+
+# Responses
+
+
+@given(keys, chunk_lists)
+@some
+def test_a_response_opens_in_order(key: ContentKey, chunks: list[bytes]) -> None:
+    """Every chunk comes out as it went in, and only the last one finishes the stream."""
+    opener = Opener(key, JOB, ORDER)
+    for i, sealed in enumerate(sealed_stream(chunks, key)):
+        assert not opener.finished
+        assert opener.open(sealed) == chunks[i]
+    assert opener.finished
+
+
+@given(chunk_lists, st.data())
+@many
+def test_a_chunk_with_any_bit_flipped_does_not_open(chunks: list[bytes], data: st.DataObject) -> None:
+    """One changed bit, the flag byte's included, is BadSeal."""
+    stream = sealed_stream(chunks)
+    at = data.draw(st.integers(0, len(stream) - 1))
+    opener = Opener(KEY, JOB, ORDER)
+    for sealed in stream[:at]:
+        opener.open(sealed)
+    bit = data.draw(st.integers(0, 7) | st.integers(0, len(stream[at]) * 8 - 1))
+    with pytest.raises(BadSeal, match=f"chunk {at} is altered"):
+        opener.open(flipped(stream[at], bit))
+
+
+def test_no_reordering_of_a_response_opens() -> None:
+    """Of all orders in which four equal chunks can arrive, only the right one opens."""
+    stream = sealed_stream([b"same"] * 4)
+    opened = 0
+    for order in permutations(stream):
+        opener = Opener(KEY, JOB, ORDER)
+        try:
+            opened += [opener.open(sealed) for sealed in order] == [b"same"] * 4
+        except BadSeal:
+            continue
+    assert opened == 1
+
+
+@given(st.integers(2, 6), st.data())
+@some
+def test_a_dropped_or_repeated_chunk_is_seen(count: int, data: st.DataObject) -> None:
+    """A response with a chunk missing or doubled does not open past it; one cut at its end is never finished."""
+    stream = sealed_stream([bytes((i,)) for i in range(count)])
+    at = data.draw(st.integers(0, count - 2))
+    with pytest.raises(BadSeal, match=f"chunk {at} "):
+        _open_all(stream[:at] + stream[at + 1 :])
+    with pytest.raises(BadSeal, match=f"chunk {at + 1} "):
+        _open_all([*stream[: at + 1], *stream[at:]])
+    assert not _open_all(stream[: at + 1]).finished
+
+
+def test_nothing_follows_the_last_chunk() -> None:
+    """Neither side goes on after the end."""
+    opener = _open_all(sealed_stream([b"a", b"b"]))
+    assert opener.finished
+    with pytest.raises(BadSeal, match="after the last one"):
+        opener.open(sealed_stream([b"a", b"b", b"c"])[2])
+    sealer = Sealer(KEY, JOB, ORDER)
+    sealer.seal(b"", last=True)
+    with pytest.raises(ValueError, match="closed"):
+        sealer.seal(b"more")
+
+
+@given(st.lists(st.integers(0, 5) | st.none(), max_size=30))
+@many
+def test_whatever_arrives_what_was_opened_is_a_prefix(arrivals: list[int | None]) -> None:
+    """Chunks in any order, repeated, with garbage between: all that ever opens is the response from its start, without a gap."""
+    chunks = [bytes((i,)) * 3 for i in range(6)]
+    stream = sealed_stream(chunks)
+    opener, opened = Opener(KEY, JOB, ORDER), list[bytes]()
+    for number in arrivals:
+        try:
+            opened.append(opener.open(os.urandom(150) if number is None else stream[number]))
+        except BadSeal:
+            continue
+    assert opened == chunks[: len(opened)]
+    assert opener.finished == (len(opened) == len(chunks))
+
+
+def test_a_response_is_bound_to_key_job_and_order() -> None:
+    """The same chunk for another key, job or order does not open."""
+    (sealed,) = sealed_stream([b"answer"])
+    for opener in (Opener(OTHER_KEY, JOB, ORDER), Opener(KEY, OTHER_JOB, ORDER), Opener(KEY, JOB, OTHER_ORDER)):
+        with pytest.raises(BadSeal):
+            opener.open(sealed)
+
+
+@given(keys, st.binary(max_size=300), st.integers(0, 3))
+@some
+def test_two_providers_of_a_shortlist_never_share_a_key_stream(key: ContentKey, chunk: bytes, number: int) -> None:
+    """Same content key, counter and plaintext, other order: other ciphertext, and their XOR is not that of the plaintexts."""
+    one = sealed_stream([chunk] * 4, key)[number]
+    two = sealed_stream([chunk] * 4, key, OTHER_ORDER)[number]
+    assert len(one) == len(two)
+    assert one[1:17] != two[1:17], "with one key stream, equal texts would show as equal"
+
+
+@given(keys, st.binary(max_size=300))
+@some
+def test_equal_chunks_look_different(key: ContentKey, chunk: bytes) -> None:
+    """Repeated text in one response, or in the request and the response, is not seen to repeat."""
+    first, second, _ = sealed_stream([chunk] * 3, key)
+    assert len({first[1:17], second[1:17], key.seal_request(JOB, chunk)[:16]}) == 3
+
+
+# Wrapped keys
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+@given(keys)
+@few
+def test_a_wrapped_key_opens_for_its_provider(suite: str, key: ContentKey) -> None:
+    """For both suites the provider gets the same content key back, and two wraps of it differ."""
+    sealing = SEALING[suite]
+    wraps = [wrap_key(key, suite, sealing.public, job=JOB, order_hash=ORDER, provider=PROVIDER) for _ in range(2)]
+    assert wraps[0] != wraps[1]
+    for wrapped in wraps:
+        assert sealing.unwrap(wrapped, job=JOB, order_hash=ORDER, provider=PROVIDER) == key
+        assert key.secret not in wrapped
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_a_wrapped_key_is_bound_to_job_order_and_provider(suite: str) -> None:
+    """It opens under no other job, order or provider, and with no other sealing key."""
+    sealing = SEALING[suite]
+    wrapped = wrap_key(KEY, suite, sealing.public, job=JOB, order_hash=ORDER, provider=PROVIDER)
+    for job, order, provider in (
+        (OTHER_JOB, ORDER, PROVIDER),
+        (JOB, OTHER_ORDER, PROVIDER),
+        (JOB, ORDER, OTHER_PROVIDER),
+    ):
+        with pytest.raises(BadSeal, match="not wrapped for this provider and order"):
+            sealing.unwrap(wrapped, job=job, order_hash=order, provider=provider)
+    stranger = SealingKey(suite, os.urandom(SealingKey.secret_bytes(suite)))
+    with pytest.raises(BadSeal, match="not wrapped for this provider and order"):
+        stranger.unwrap(wrapped, job=JOB, order_hash=ORDER, provider=PROVIDER)
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+@given(st.data())
+@few
+def test_a_damaged_wrapped_key_does_not_open(suite: str, data: st.DataObject) -> None:
+    """A flipped bit, a cut, an extension, or bytes that never were a wrapped key: BadSeal and nothing else."""
+    sealing = SEALING[suite]
+    wrapped = wrap_key(KEY, suite, sealing.public, job=JOB, order_hash=ORDER, provider=PROVIDER)
+    for wrong in (
+        flipped(wrapped, data.draw(st.integers(0, len(wrapped) * 8 - 1))),
+        wrapped[: data.draw(st.integers(0, len(wrapped) - 1))],
+        wrapped + b"\0",
+        bytes(len(wrapped)),
+        b"\xff" * len(wrapped),
+        data.draw(st.binary(max_size=200)),
+    ):
+        with pytest.raises(BadSeal):
+            sealing.unwrap(wrong, job=JOB, order_hash=ORDER, provider=PROVIDER)
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+@pytest.mark.parametrize("size", [0, 1, 31, 33, 1_000])
+def test_a_content_key_of_another_size_is_refused(suite: str, size: int) -> None:
+    """A payer that wraps something else than a 32-byte key is told so."""
+    sealing = SEALING[suite]
+    wrapped = wrap_key(ContentKey(bytes(size)), suite, sealing.public, job=JOB, order_hash=ORDER, provider=PROVIDER)
+    with pytest.raises(BadSeal, match=f"the content key has {size} bytes"):
+        sealing.unwrap(wrapped, job=JOB, order_hash=ORDER, provider=PROVIDER)
+
+
+@pytest.mark.parametrize("suite", [*sorted(SUITES), "", "rot13", "X25519"])
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 1_184, 1_216, 4_096])
+def test_an_unusable_sealing_key_is_named(suite: str, size: int) -> None:
+    """Unknown suites, keys of the wrong size, and keys that are no points (all zero, all ones) are the ask's fault."""
+    for raw in (bytes(size), b"\xff" * size):
+        if (suite, raw) == (X25519, b"\xff" * 32):
+            continue  # lawful: RFC 7748 masks the top bit
+        with pytest.raises(BadSeal, match=r"ask\.sealingKey: not a usable"):
+            wrap_key(KEY, suite, raw, job=JOB, order_hash=ORDER, provider=PROVIDER)
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_a_sealing_key_is_made_from_exactly_its_secret(suite: str) -> None:
+    """The same secret gives the same key, and a secret of another size is refused instead of cut."""
+    size = SealingKey.secret_bytes(suite)
+    assert SealingKey(suite, bytes(range(size))).public == SEALING[suite].public
+    for wrong in (size - 1, size + 1, 128 - size):
+        with pytest.raises(ValueError, match="is made from"):
+            SealingKey(suite, bytes(wrong))
+
+
+def test_the_suites_have_these_sizes() -> None:
+    """An ask's key and a wrapped key fit what the wire allows them."""
+    sizes = {
+        s: (len(k.public), len(wrap_key(KEY, s, k.public, job=JOB, order_hash=ORDER, provider=PROVIDER)))
+        for s, k in SEALING.items()
+    }
+    assert sizes == {X25519: (32, 80), HYBRID: (1_216, 1_168)}
+
+
+# Commitments
+
+
+@given(chunk_lists)
+@some
+def test_the_transcript_depends_on_every_chunk(chunks: list[bytes]) -> None:
+    """Any chunk changed, dropped, added or swapped gives another commitment; the same chunks give the same one."""
+    right = _transcript(chunks)
+    assert _transcript(list(chunks)) == right
+    for i, chunk in enumerate(chunks):
+        assert _transcript([*chunks[:i], chunk + b"\0", *chunks[i + 1 :]]) != right
+        assert _transcript([*chunks[:i], *chunks[i + 1 :]]) != right
+        assert _transcript([*chunks[:i], b"", *chunks[i:]]) != right
+    if chunks[0] != chunks[-1]:
+        assert _transcript([chunks[-1], *chunks[1:-1], chunks[0]]) != right
+
+
+@given(st.binary(min_size=1, max_size=60), st.data())
+@some
+def test_the_transcript_depends_on_the_boundaries(text: bytes, data: st.DataObject) -> None:
+    """The same bytes cut elsewhere are another transcript."""
+    cuts = data.draw(st.lists(st.integers(0, len(text)), min_size=2, max_size=2, unique=True))
+    one, two = (_transcript([text[:cut], text[cut:]]) for cut in cuts)
+    assert one != two
+    assert _transcript([text]) not in {one, two}
+
+
+def test_commitments_are_keyed_and_bound() -> None:
+    """Who lacks the key cannot confirm a guessed prompt or answer; another job or order has another commitment."""
+    one, two = KEY.commitment_key, OTHER_KEY.commitment_key
+    assert len({commit_request(k, job, body) for k in (one, two) for job in (JOB, OTHER_JOB) for body in (b"", b"a")}) == 8
+    assert len({_transcript([b"a"], k, order) for k in (one, two) for order in (ORDER, OTHER_ORDER)}) == 4
+
+
+def test_the_commitment_key_opens_commitments_only() -> None:
+    """The derived key that a payer may reveal is not the content key and does not open what was sealed with it."""
+    revealed = KEY.commitment_key
+    assert len(revealed) == KEY_BYTES
+    assert revealed != KEY.secret
+    with pytest.raises(BadSeal):
+        ContentKey(revealed).open_request(JOB, KEY.seal_request(JOB, b"body"))
+
+
+# Secrets
+
+
+def test_a_content_key_shows_nothing() -> None:
+    """Neither repr nor str of it, or of what holds it, contains the secret."""
+    key = ContentKey(b"SecretSecretSecretSecretSecret!!")
+    shown = f"{key!r} {key} {[key]!r} {(key,)} {KEY!r}"
+    assert "Secret" not in shown
+    assert key.secret.hex() not in shown
+    assert repr(KEY.secret) not in shown
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_a_sealing_key_shows_nothing(suite: str) -> None:
+    """Its repr holds neither its secret nor a part of it."""
+    secret = b"0123456789abcdef" * (SealingKey.secret_bytes(suite) // 16)
+    key = SealingKey(suite, secret)
+    shown = f"{key!r} {key} {vars(key)}"
+    assert "0123456789abcdef" not in shown
+    assert secret[:8].hex() not in shown
+
+
+def test_a_fresh_key_comes_from_the_given_randomness() -> None:
+    """`ContentKey.new` takes 32 bytes from its source, the system's by default."""
+    assert ContentKey.new(random.Random(1).randbytes) == ContentKey(random.Random(1).randbytes(32))
+    assert ContentKey.new() != ContentKey.new()
+    assert len(ContentKey.new().secret) == KEY_BYTES
+
+
+def _open_all(stream: list[bytes]) -> Opener:
+    opener = Opener(KEY, JOB, ORDER)
+    for sealed in stream:
+        opener.open(sealed)
+    return opener
+
+
+def _transcript(chunks: list[bytes], key: bytes = KEY.commitment_key, order: Hash = ORDER) -> Hash:
+    transcript = Transcript(key, order)
+    for chunk in chunks:
+        transcript.add(chunk)
+    return transcript.commitment

@@ -1,0 +1,540 @@
+"""How bytes travel, and what happens to bytes that should not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallystick.protocol.eip712 import Domain, Signed, Signer, keccak
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.messages import Ask, Claim, ClaimRow, Connect, Match, Order, Spec, Terms
+from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
+from tallystick.protocol.wire import (
+    LINK_HEAD,
+    MAX_CANDIDATES,
+    MAX_CHAIN_ID,
+    MAX_FRAME,
+    MAX_HEADER,
+    MAX_WRAPPED,
+    NO_JOB,
+    Candidate,
+    Capacity,
+    Challenge,
+    ClaimRequest,
+    Dispatch,
+    FrameReader,
+    Hello,
+    Kind,
+    RequestHead,
+    ResponseHead,
+    Submission,
+    dump_response_head,
+    dumps,
+    join_request,
+    load_response_head,
+    loads,
+    pack_frame,
+    pack_link,
+    read_asks,
+    read_kind,
+    split_request,
+    unpack_link,
+)
+
+from .strategies import addresses, few, hashes, job_ids, json_values, many, messages, mutated, some, uints
+
+DOMAIN = Domain(31_337, Address("0x" + "5f" * 20))
+PAYER, PROVIDER, COORDINATOR = (Signer(keccak(name)) for name in (b"payer", b"provider", b"coordinator"))
+JOB = JobId(b"j" * 16)
+
+TERMS = Terms(
+    model="m",
+    ask=ZERO_HASH,
+    input_price=1,
+    cached_input_price=1,
+    output_price=1,
+    max_cost=Amount(1),
+    max_output_tokens=1,
+    job=JOB,
+    request_commitment=ZERO_HASH,
+)
+
+
+def order_for(terms: Terms, payer: Signer = PAYER) -> Signed[Order]:
+    """An order of `payer` that commits to these terms."""
+    order = Order(
+        payer=payer.address,
+        provider=PROVIDER.address,
+        ceiling=Amount(1),
+        reserve_target=Amount(1),
+        seq=1,
+        deadline=1,
+        claim_by=1,
+        max_fee_bps=0,
+        coordinator=COORDINATOR.address,
+        terms_hash=terms.struct_hash(),
+    )
+    signed = payer.sign(order, DOMAIN)
+    return Signed(signed.message, signed.signature)
+
+
+def unverified(signed: Any) -> Any:
+    """A signed message as it is after a journey."""
+    return Signed(signed.message, signed.signature)
+
+
+CANDIDATE = Candidate(order_for(TERMS), TERMS, b"wrapped")
+SUBMISSION = Submission(JOB, (CANDIDATE, CANDIDATE), b"sealed")
+ASK = unverified(
+    PROVIDER.sign(
+        Ask(
+            provider=PROVIDER.address,
+            model="m",
+            input_price=1,
+            cached_input_price=1,
+            output_price=1,
+            context_tokens=1,
+            max_output_tokens=1,
+            sealing_suite="x25519",
+            sealing_key=bytes(32),
+            valid_from=0,
+            valid_until=1,
+            seq=1,
+            spec=Spec(),
+        ),
+        DOMAIN,
+    )
+)
+MATCH = unverified(
+    COORDINATOR.sign(
+        Match(
+            coordinator=COORDINATOR.address,
+            job=JOB,
+            provider=PROVIDER.address,
+            order_hash=CANDIDATE.order.message.digest(DOMAIN),
+            attempt=0,
+            matched_at=1,
+        ),
+        DOMAIN,
+    )
+)
+CONNECT = unverified(
+    PROVIDER.sign(Connect(provider=PROVIDER.address, coordinator=COORDINATOR.address, challenge=Hash(bytes(32))), DOMAIN)
+)
+DISPATCH = Dispatch(MATCH, CANDIDATE, b"sealed")
+CHALLENGE = Challenge(Hash(b"c" * 32), COORDINATOR.address, 31_337, DOMAIN.contract)
+CAPACITY = Capacity(3, 4, 100, 250)
+HELLO = Hello(CONNECT, (ASK, ASK), CAPACITY, "tally/1")
+CLAIM_REQUEST = ClaimRequest(
+    unverified(
+        PROVIDER.sign(
+            Claim(
+                provider=PROVIDER.address,
+                rows=(ClaimRow(payer=PAYER.address, order_hash=ZERO_HASH, seq=1, cumulative_cost=Amount(1)),) * 2,
+            ),
+            DOMAIN,
+        )
+    ),
+    (CANDIDATE.order, CANDIDATE.order),
+)
+
+TREES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "Candidate": (CANDIDATE, Candidate.from_json),
+    "Challenge": (CHALLENGE, Challenge.from_json),
+    "Capacity": (CAPACITY, Capacity.from_json),
+    "Hello": (HELLO, Hello.from_json),
+    "ClaimRequest": (CLAIM_REQUEST, ClaimRequest.from_json),
+}
+BINARIES: dict[str, tuple[Any, Callable[[bytes], Any]]] = {
+    "Submission": (SUBMISSION, Submission.loads),
+    "Dispatch": (DISPATCH, Dispatch.loads),
+}
+
+
+def orjson_or_nothing(value: Any) -> bytes:
+    """A value as JSON, or nothing where JSON cannot hold it."""
+    try:
+        return orjson.dumps(value)
+    except (TypeError, orjson.JSONEncodeError):
+        return b""
+
+
+def as_submission(value: Any) -> bytes:
+    """A value where a header should be, with something sealed behind it."""
+    head = orjson_or_nothing(value)
+    return len(head).to_bytes(4, "big") + head + b"sealed"
+
+
+# Round trips
+
+
+@given(messages(Terms, job=JOB), st.binary(max_size=2_000), st.binary(max_size=300), st.integers(1, MAX_CANDIDATES))
+@few
+def test_submissions_and_dispatches_survive_the_journey(terms: Terms, sealed: bytes, wrapped: bytes, count: int) -> None:
+    """What client and coordinator wrote, coordinator and node read, the sealed bytes untouched."""
+    candidate = Candidate(order_for(terms), terms, wrapped)
+    submission = Submission(JOB, (candidate,) * count, sealed)
+    assert Submission.loads(submission.dumps()) == submission
+    dispatch = Dispatch(MATCH, candidate, sealed)
+    assert Dispatch.loads(dispatch.dumps()) == dispatch
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_json_messages_survive_the_journey(name: str) -> None:
+    """Every JSON payload of the link is read as it was written."""
+    subject, read = TREES[name]
+    assert read(loads(dumps(subject.to_json()), name)) == subject
+
+
+@given(hashes, addresses, st.integers(0, MAX_CHAIN_ID), addresses, st.lists(uints(32), min_size=4, max_size=4))
+@some
+def test_challenges_and_capacities_of_any_value_survive(
+    nonce: Hash, coordinator: Address, chain: int, contract: Address, counts: list[int]
+) -> None:
+    """Chain ids go beyond 32 bits, as those of real chains do; counts use all of their 32 bits."""
+    challenge = Challenge(nonce, coordinator, chain, contract)
+    assert Challenge.from_json(loads(dumps(challenge.to_json()), "challenge")) == challenge
+    capacity = Capacity(*counts)
+    assert Capacity.from_json(loads(dumps(capacity.to_json()), "capacity")) == capacity
+
+
+printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=256)
+
+
+@given(st.text(max_size=256), printable, st.binary(max_size=500), st.integers(100, 599))
+@some
+def test_heads_survive_the_journey(path: str, content_type: str, body: bytes, status: int) -> None:
+    """Request and response heads come out as they went in, whatever the body's bytes (newlines too)."""
+    head = RequestHead(path, content_type)
+    assert split_request(join_request(head, body)) == (head, body)
+    answer = ResponseHead(status, content_type)
+    assert load_response_head(dump_response_head(answer)) == answer
+
+
+@given(st.sampled_from(Kind), job_ids, st.binary(max_size=300))
+@some
+def test_link_frames_survive_the_journey(kind: Kind, job: JobId, payload: bytes) -> None:
+    """Kind, job and payload of a link frame come out as they went in."""
+    assert unpack_link(pack_link(kind, job, payload)) == (kind, job, payload)
+    assert unpack_link(pack_link(kind)) == (kind, NO_JOB, b"")
+
+
+def test_the_numbers_of_the_kinds_are_the_wire() -> None:
+    """Frame kinds travel as these numbers; a change would part old peers from new ones."""
+    assert {kind.name: kind.value for kind in Kind} == {
+        "MATCH": 1,
+        "CHUNK": 2,
+        "RECEIPT": 3,
+        "FAIL": 4,
+        "BEAT": 5,
+        "CHALLENGE": 16,
+        "HELLO": 17,
+        "WELCOME": 18,
+        "ASKS": 19,
+        "DISPATCH": 20,
+        "ACCEPT": 21,
+        "CANCEL": 22,
+        "CREDIT": 23,
+        "RECEIPT_ACK": 24,
+        "CLAIM": 25,
+        "ERROR": 26,
+    }
+
+
+def test_the_layout_is_this_one() -> None:
+    """One of each binary layout, byte for byte."""
+    assert pack_frame(Kind.CHUNK, b"abc") == b"\x02\x00\x00\x00\x03abc"
+    assert pack_link(Kind.CREDIT, JOB, b"\0\0\0\1") == b"\x17" + b"j" * 16 + b"\0\0\0\1"
+    assert join_request(RequestHead("/v1/x"), b"{}") == b'{"path":"/v1/x","contentType":"application/json"}\n{}'
+    header = Submission(JOB, (CANDIDATE,), b"").dumps()
+    assert int.from_bytes(header[:4], "big") == len(header) - 4
+    assert orjson.loads(header[4:]).keys() == {"job", "candidates"}
+
+
+# Frames of a response
+
+
+@given(st.lists(st.tuples(st.sampled_from(Kind), st.binary(max_size=200)), max_size=12), st.data())
+@many
+def test_frames_are_cut_the_same_from_any_split_of_the_stream(frames: list[tuple[Kind, bytes]], data: st.DataObject) -> None:
+    """Wherever the network cuts the stream, the same frames come out, each as soon as its last byte is there."""
+    stream = b"".join(pack_frame(*frame) for frame in frames)
+    ends = [0]
+    for _, payload in frames:
+        ends.append(ends[-1] + 5 + len(payload))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
+    reader, found = FrameReader(), list[tuple[Kind, bytes]]()
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        found += reader.feed(stream[start:end])
+        whole = sum(1 for at in ends[1:] if at <= end)
+        assert found == frames[:whole]
+        assert reader.pending == end - ends[whole]
+    assert found == frames
+    assert reader.pending == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from(Kind), st.binary(max_size=20)), min_size=2, max_size=6))
+@few
+def test_frames_may_be_taken_one_at_a_time(frames: list[tuple[Kind, bytes]]) -> None:
+    """Who stops in the middle of what `feed` gives loses nothing: the next call goes on there."""
+    reader = FrameReader()
+    first = next(reader.feed(b"".join(pack_frame(*frame) for frame in frames)))
+    assert [first, *reader.feed(b"")] == frames
+
+
+@given(st.integers(0, 40), st.integers(0, 60))
+@some
+def test_an_oversized_frame_is_refused_by_its_head(limit: int, size: int) -> None:
+    """A frame above the limit is refused before its payload is awaited; one at the limit passes."""
+    reader = FrameReader(limit)
+    head = b"\x02" + size.to_bytes(4, "big")
+    if size > limit:
+        with pytest.raises(BadMessage, match=f"frame: {size} bytes, at most {limit}"):
+            list(reader.feed(head))
+    else:
+        assert list(reader.feed(head + bytes(size))) == [(Kind.CHUNK, bytes(size))]
+
+
+def test_the_reader_holds_at_most_one_frame() -> None:
+    """A peer that announces the largest frame and trickles it makes the reader hold that frame and no more."""
+    reader = FrameReader()
+    assert not list(reader.feed(b"\x02" + MAX_FRAME.to_bytes(4, "big")))
+    for _ in range(15):
+        assert not list(reader.feed(bytes(MAX_FRAME // 16)))
+    assert reader.pending <= MAX_FRAME + 5
+    assert len(list(reader.feed(bytes(MAX_FRAME // 16)))) == 1
+    assert reader.pending == 0
+
+
+@pytest.mark.parametrize("number", sorted(set(range(256)) - set(Kind)))
+def test_unknown_kinds_are_refused(number: int) -> None:
+    """On either kind of connection."""
+    with pytest.raises(BadMessage, match=f"unknown kind {number}"):
+        list(FrameReader().feed(bytes((number, 0, 0, 0, 0))))
+    with pytest.raises(BadMessage, match=f"unknown kind {number}"):
+        unpack_link(bytes((number,)) + JOB)
+    with pytest.raises(BadMessage):
+        read_kind(number)
+
+
+@given(st.lists(st.binary(max_size=60), max_size=8))
+@many
+def test_random_bytes_as_frames_raise_nothing_but_badmessage(pieces: list[bytes]) -> None:
+    """Any stream is frames, an unfinished frame, or BadMessage."""
+    reader = FrameReader(100)
+    with contextlib.suppress(BadMessage):
+        for piece in pieces:
+            for kind, payload in reader.feed(piece):
+                assert isinstance(kind, Kind)
+                assert len(payload) <= 100
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60))
+@some
+def test_random_link_frames_raise_nothing_but_badmessage(data: bytes | str) -> None:
+    """Text messages and messages shorter than a head are refused, unknown kinds too."""
+    if isinstance(data, str) or len(data) < LINK_HEAD:
+        with pytest.raises(BadMessage, match="at least 17 bytes"):
+            unpack_link(data)
+    else:
+        with contextlib.suppress(BadMessage):
+            assert unpack_link(data)[2] == data[LINK_HEAD:]
+
+
+# Hostile payloads
+
+
+READERS: list[Callable[[bytes], Any]] = [Submission.loads, Dispatch.loads, split_request, load_response_head]
+
+
+@pytest.mark.parametrize("read", READERS, ids=["submission", "dispatch", "request", "response head"])
+@given(
+    st.binary(max_size=400)
+    | json_values.map(as_submission)
+    | st.tuples(json_values, st.binary(max_size=20)).map(lambda pair: orjson_or_nothing(pair[0]) + b"\n" + pair[1])
+)
+@some
+def test_random_bytes_raise_nothing_but_badmessage(read: Callable[[bytes], Any], data: bytes) -> None:
+    """Random bytes, and any JSON where a header should be, are refused."""
+    with contextlib.suppress(BadMessage):
+        read(data)
+
+
+@pytest.mark.parametrize("name", TREES)
+@given(st.data())
+@many
+def test_mutated_json_raises_nothing_but_badmessage(name: str, data: st.DataObject) -> None:
+    """Any JSON at all, and a right payload with any node replaced, removed, renamed or added to, is read or refused."""
+    subject, read = TREES[name]
+    for raw in (data.draw(mutated(subject.to_json())), data.draw(json_values)):
+        with contextlib.suppress(BadMessage):
+            assert isinstance(read(raw), type(subject))
+
+
+@pytest.mark.parametrize("name", BINARIES)
+@given(st.data())
+@some
+def test_mutated_headers_raise_nothing_but_badmessage(name: str, data: st.DataObject) -> None:
+    """A submission or dispatch whose header is any variation of a right one is read or refused."""
+    subject, read = BINARIES[name]
+    right = subject.dumps()
+    size = int.from_bytes(right[:4], "big")
+    with contextlib.suppress(BadMessage):
+        assert isinstance(read(as_submission(data.draw(mutated(orjson.loads(right[4 : 4 + size]))))), type(subject))
+
+
+@pytest.mark.parametrize("name", BINARIES)
+@given(st.data())
+@some
+def test_damaged_bytes_raise_nothing_but_badmessage(name: str, data: st.DataObject) -> None:
+    """A submission or dispatch with any byte changed, or cut anywhere, is read or refused; one cut in its header is refused."""
+    subject, read = BINARIES[name]
+    right = subject.dumps()
+    at = data.draw(st.integers(0, 3) | st.integers(0, len(right) - 1))
+    with contextlib.suppress(BadMessage):
+        read(right[:at] + bytes((data.draw(st.integers(0, 255)),)) + right[at + 1 :])
+    with pytest.raises(BadMessage):
+        read(right[: data.draw(st.integers(0, len(right) - len(b"sealed") - 1))])
+
+
+@given(st.data())
+@some
+def test_mutated_heads_raise_nothing_but_badmessage(data: st.DataObject) -> None:
+    """The heads that only the two ends see are as hostile as any."""
+    for written, read in (
+        ({"path": "/v1/x", "contentType": "a"}, split_request),
+        ({"status": 200, "contentType": "a"}, load_response_head),
+    ):
+        with contextlib.suppress(BadMessage):
+            read(orjson_or_nothing(data.draw(mutated(written))) + b"\n")
+
+
+@given(json_values | st.lists(json_values, max_size=3))
+@some
+def test_any_json_as_asks_raises_nothing_but_badmessage(raw: Any) -> None:
+    """A list of asks is read whole or refused."""
+    with contextlib.suppress(BadMessage):
+        assert read_asks(raw) == ()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b"nan", b"1" * 5_000 + b"x", '"\ud800"', b"{} {}"]
+)
+def test_what_is_not_json_is_named(data: bytes | str) -> None:
+    """Deep nesting, wrong encodings and cut texts are BadMessage that says what was being read."""
+    with pytest.raises(BadMessage, match=r"^hello: not JSON: "):
+        loads(data, "hello")
+
+
+# Rules that the readers enforce
+
+
+def test_an_order_must_commit_to_the_terms_beside_it() -> None:
+    """Terms that were swapped on the way are refused by name."""
+    other = Terms(**({n: getattr(TERMS, n) for n in Terms.SCHEMA.fields} | {"max_cost": Amount(2)}))
+    with pytest.raises(BadMessage, match=r"candidates\[0\]\.order\.termsHash: not the hash of the terms"):
+        Submission.loads(Submission(JOB, (Candidate(CANDIDATE.order, other, b""),), b"").dumps())
+    with pytest.raises(BadMessage, match=r"dispatch\.candidate\.order\.termsHash"):
+        Dispatch.loads(Dispatch(MATCH, Candidate(CANDIDATE.order, other, b""), b"").dumps())
+
+
+def test_a_submission_is_of_one_payer_and_one_job() -> None:
+    """Orders of two payers, terms of another job, no candidate and too many candidates are refused."""
+    stranger = Candidate(order_for(TERMS, Signer(keccak(b"stranger"))), TERMS, b"")
+    cases: list[tuple[str, Submission]] = [
+        ("several payers", Submission(JOB, (CANDIDATE, stranger), b"")),
+        ("another job", Submission(JobId(bytes(16)), (CANDIDATE,), b"")),
+        ("at least one", Submission(JOB, (), b"")),
+        (f"at most {MAX_CANDIDATES}", Submission(JOB, (CANDIDATE,) * (MAX_CANDIDATES + 1), b"")),
+    ]
+    for named, submission in cases:
+        with pytest.raises(BadMessage, match=named):
+            Submission.loads(submission.dumps())
+
+
+def test_a_full_shortlist_fits_the_header() -> None:
+    """As many candidates as are allowed, with the longest model names and wrapped keys, stay below the header's limit."""
+    terms = Terms(
+        **({n: getattr(TERMS, n) for n in Terms.SCHEMA.fields} | {"model": "\u20ac" * 1_024, "max_cost": Amount(2**96 - 1)})
+    )
+    candidate = Candidate(order_for(terms), terms, bytes(MAX_WRAPPED // 4 * 3))
+    submission = Submission(JOB, (candidate,) * MAX_CANDIDATES, b"")
+    assert len(submission.dumps()) < MAX_HEADER
+    assert Submission.loads(submission.dumps()) == submission
+
+
+def test_a_header_has_a_limit() -> None:
+    """A header that says it is longer than the limit, or than what came, is refused before it is parsed."""
+    for size, rest in ((MAX_HEADER + 1, bytes(MAX_HEADER + 1)), (5, b"{}"), (2**32 - 1, b"")):
+        for read in (Submission.loads, Dispatch.loads):
+            with pytest.raises(BadMessage, match="cut off, or its header is longer"):
+                read(size.to_bytes(4, "big") + rest)
+
+
+def test_a_claim_brings_one_order_a_row() -> None:
+    """An order too few or too many is refused."""
+    for count in (0, 1, 3):
+        with pytest.raises(BadMessage, match="one order a row"):
+            ClaimRequest.from_json(ClaimRequest(CLAIM_REQUEST.claim, (CANDIDATE.order,) * count).to_json())
+
+
+@pytest.mark.parametrize("wrapped", ["%%%", "a", "YQ", "Y Q==", "\u20ac", "YQ==\n", "A" * (MAX_WRAPPED + 4), 5, None])
+def test_a_wrapped_key_is_strict_base64(wrapped: object) -> None:
+    """Foreign characters, missing padding and endless keys are refused by name."""
+    with pytest.raises(BadMessage, match=r"^candidate\.wrappedKey: expected"):
+        Candidate.from_json({**CANDIDATE.to_json(), "wrappedKey": wrapped})
+
+
+@pytest.mark.parametrize(
+    ("member", "values"),
+    [
+        ("challenge", ["", "zz" * 32, "00" * 31, "00" * 33, 5, None]),
+        ("coordinator", ["", "0x", 5, None]),
+        ("contract", ["0x" + "0" * 39, ZERO_ADDRESS[2:]]),
+        ("chainId", [-1, 1 << 63, "1", 1.0, True, None]),
+    ],
+)
+def test_each_member_of_a_challenge_is_checked_by_name(member: str, values: list[object]) -> None:
+    """A node signs nothing for a challenge that it cannot read."""
+    for value in values:
+        with pytest.raises(BadMessage, match=rf"^challenge\.{member}: expected"):
+            Challenge.from_json({**CHALLENGE.to_json(), member: value})
+
+
+@pytest.mark.parametrize("member", ["free", "slots", "tokensPerSecond", "firstTokenMs"])
+@pytest.mark.parametrize("value", [-1, 1 << 32, 1.0, True, "1", None])
+def test_each_member_of_a_capacity_is_checked_by_name(member: str, value: object) -> None:
+    """A capacity counts in whole numbers of 32 bits."""
+    with pytest.raises(BadMessage, match=rf"^capacity\.{member}: expected a whole number from 0 to 4294967295"):
+        Capacity.from_json({**CAPACITY.to_json(), member: value})
+
+
+@pytest.mark.parametrize("status", [0, 99, 600, 99_999, -200, 200.0, "200", True, None])
+def test_a_response_head_carries_a_real_status(status: object) -> None:
+    """A status that no HTTP server could send on is refused where it is read."""
+    with pytest.raises(BadMessage, match=r"^response\.status: expected a whole number from 100 to 599"):
+        load_response_head(orjson.dumps({"status": status, "contentType": "text/plain"}))
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain\r\nSet-Cookie: a=b", "a\nb", "a\0b", "\x7f", "t\u00e9xt", "a" * 257, 5, None]
+)
+def test_a_content_type_cannot_break_out_of_its_header(content_type: object) -> None:
+    """Line ends, controls and other characters that a header cannot hold are refused at both ends."""
+    with pytest.raises(BadMessage, match=r"^response\.contentType: expected"):
+        load_response_head(orjson.dumps({"status": 200, "contentType": content_type}))
+    with pytest.raises(BadMessage, match=r"^request\.contentType: expected"):
+        split_request(orjson.dumps({"path": "/", "contentType": content_type}) + b"\n")
+
+
+def test_members_that_a_newer_peer_adds_are_ignored() -> None:
+    """Unsigned envelopes may grow: unknown members do no harm (signed messages are strict)."""
+    for name, (subject, read) in TREES.items():
+        if name != "Candidate":
+            assert read({**subject.to_json(), "later": 1}) == subject
