@@ -132,10 +132,12 @@ def _known_errors() -> dict[bytes, Entry]:
 def revert_error(data: bytes, reason: str = "") -> TallyError:
     """The error for what a failed call returned, by name where it is one of ours, Solidity's or OpenZeppelin's."""
     entry = _known_errors().get(data[:4])
-    if entry is None:
-        said = data.hex()[:80] or reason or "no reason"
-        return Refusal(Code.BAD_MESSAGE, f"the contract refused: {said}")
-    return ContractError(entry.name, dict(zip(entry.names, decode(entry.types, data[4:]), strict=True)))
+    try:
+        if entry is not None:
+            return ContractError(entry.name, dict(zip(entry.names, decode(entry.types, data[4:]), strict=True)))
+    except DecodingError:
+        pass  # it only begins like one of ours
+    return Refusal(Code.BAD_MESSAGE, f"the contract refused: {data.hex()[:80] or reason or 'no reason'}")
 
 
 def snake(name: str) -> str:

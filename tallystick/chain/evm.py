@@ -75,6 +75,7 @@ class Evm:
             sender, nonce = transaction.sender, transaction.nonce
         except Exception as error:  # noqa: BLE001 - py-evm and rlp raise whatever they like on malformed bytes
             raise Rejected(f"not a signed transaction: {error}") from None
+        self._check(transaction)
         expected = self.nonce(sender)
         if nonce < expected:
             raise Rejected(f"nonce too low: next nonce {expected}, tx nonce {nonce}")
@@ -86,6 +87,16 @@ class Evm:
             raise Rejected("txpool is full")
         self._queued[sender, nonce] = transaction
         return "0x" + transaction.hash.hex()
+
+    def _check(self, transaction: Any) -> None:
+        """What py-evm lets pass or says in words of its own. Raises Rejected."""
+        if getattr(transaction, "chain_id", self.chain_id) not in (None, self.chain_id):
+            raise Rejected(f"invalid chain id: {transaction.chain_id}, this is chain {self.chain_id}")
+        if transaction.max_priority_fee_per_gas > transaction.max_fee_per_gas:
+            raise Rejected("max priority fee per gas higher than max fee per gas")
+        have, want = self.balance(transaction.sender), transaction.gas * transaction.max_fee_per_gas + transaction.value
+        if have < want:
+            raise Rejected(f"insufficient funds for gas * price + value: have {have} want {want}")
 
     def _drain(self, sender: bytes) -> None:
         while transaction := self._queued.pop((sender, self.nonce(sender)), None):

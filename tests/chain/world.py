@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import uvicorn
-from starlette.applications import Starlette
 
 from tallystick.chain.claims import ClaimBatch, SettleRow
 from tallystick.chain.codec import ContractError
@@ -30,7 +30,7 @@ FAR = 1 << 40
 
 
 @contextmanager
-def serving(app: Starlette) -> Iterator[str]:
+def serving(app: Any) -> Iterator[str]:
     """Serves an app on a free port of this machine from a thread of its own; gives its URL."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
