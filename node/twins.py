@@ -22,8 +22,8 @@ Step = Event | BaseException | Callable[[], Awaitable[object]]
 
 
 class ScriptedEngine:
-    """ports.Engine that does what it is told, the same for every call. `called` is set by the first call; `stopped` counts answers
-    that were not read to their end.
+    """ports.Engine that does what it is told, the same for every call. `called` is set by the first call; `stopped` counts the
+    answers that were not read to their end.
     """
 
     def __init__(self, *steps: Step, models: Sequence[str] = ("model",)) -> None:

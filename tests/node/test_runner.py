@@ -38,7 +38,7 @@ def nothing_is_owed(stage: Stage, placed: Placed) -> bool:
 
 
 async def test_a_job_that_completes() -> None:
-    """ACCEPT, sealed chunks, the receipt: head first, the role with the first output, the end last; the engine's count is billed."""
+    """ACCEPT, sealed chunks, the receipt: head first, the role with the first output, the end last, the engine's count billed."""
     stage = Stage(ScriptedEngine(HEAD, ROLE, ONE, TWO, END))
     placed = stage.dispatch()
     receipt = await stage.receipt(placed)

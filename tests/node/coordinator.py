@@ -1,0 +1,97 @@
+"""The coordinator's side of the node link, over a real WebSocket, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from tallystick.protocol.eip712 import Domain
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.types import Hash, JobId
+from tallystick.protocol.wire import NO_JOB, Challenge, Hello, Kind, dumps, loads, pack_link, unpack_link
+from tests.node.world import COORDINATOR, DOMAIN
+
+NONCE = Hash(bytes(range(32)))
+ROUTE = "/v1/node"
+
+
+@dataclass(eq=False)
+class Connection:
+    """One node that connected: what it said first, and every frame since. `acknowledge`: confirm receipts as they come."""
+
+    socket: ServerConnection
+    hello: Hello
+    frames: list[tuple[Kind, JobId, bytes]] = field(default_factory=list)
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def of(self, kind: Kind, job: JobId | None = None) -> list[bytes]:
+        """The payloads of one kind so far, of one job or all."""
+        return [payload for found, of, payload in self.frames if found is kind and job in (None, of)]
+
+    async def until(self, kind: Kind, count: int = 1, job: JobId | None = None) -> bytes:
+        """Waits for the n-th frame of a kind and returns its payload."""
+        while len(self.of(kind, job)) < count:
+            self.came.clear()
+            await self.came.wait()
+        return self.of(kind, job)[count - 1]
+
+    async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:
+        """Sends a frame to the node."""
+        await self.socket.send(pack_link(kind, job, payload))
+
+
+@dataclass
+class FakeCoordinator:
+    """Takes nodes. `domain` is what it says it works on; `acknowledge`: confirm receipts as they come."""
+
+    domain: Domain = DOMAIN
+    acknowledge: bool = True
+    port: int = 0
+    connections: asyncio.Queue[Connection] = field(default_factory=asyncio.Queue)
+
+    @property
+    def url(self) -> str:
+        """Its base address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @asynccontextmanager
+    async def serving(self, port: int = 0) -> AsyncIterator[FakeCoordinator]:
+        """Serves until the end of the block; a given port can be served again."""
+        async with serve(self._attend, "127.0.0.1", port, max_size=64 << 20, compression=None) as server:
+            self.port = next(iter(server.sockets)).getsockname()[1]
+            yield self
+            server.close(close_connections=True)
+
+    async def _attend(self, socket: ServerConnection) -> None:
+        assert socket.request is not None
+        assert socket.request.path == ROUTE
+        challenge = Challenge(NONCE, COORDINATOR.address, self.domain.chain_id, self.domain.contract)
+        await socket.send(pack_link(Kind.CHALLENGE, payload=dumps(challenge.to_json())))
+        try:
+            kind, _, payload = unpack_link(await socket.recv())
+        except ConnectionClosed:
+            return
+        assert kind is Kind.HELLO
+        hello = Hello.from_json(loads(payload, "hello"))
+        connect = hello.connect.verify(self.domain).message
+        assert (connect.challenge, connect.coordinator) == (NONCE, COORDINATOR.address)
+        connection = Connection(socket, hello)
+        await socket.send(pack_link(Kind.WELCOME, payload=b"{}"))
+        self.connections.put_nowait(connection)
+        try:
+            async for message in socket:
+                frame = unpack_link(message)
+                connection.frames.append(frame)
+                connection.came.set()
+                if frame[0] is Kind.RECEIPT and self.acknowledge:
+                    await connection.send(Kind.RECEIPT_ACK, frame[1])
+        except (ConnectionClosed, BadMessage):
+            pass
+        finally:
+            connection.closed.set()

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from node.answers import UpstreamModel
+from node.engines.openai_http import EngineSettings, OpenAIEngine
+from node.meter import Counted
+from node.ports import End, Event, Head, Piece
+from node.requests import CHAT, EMBEDDINGS, Call
+from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.wire import dumps, loads
+from tests.node.engines.raw import Behaviour, Write, head, raw_server, says, then_hangs
+
+STREAM = Call(CHAT, b'{"stream": true}', stream=True, strip_usage=True, rename=None)
+WHOLE = Call(CHAT, b"{}", stream=False, strip_usage=False, rename=None)
+SMALL = {"max_event_bytes": 1_000, "max_answer_bytes": 2_000, "connect_seconds": 1.0, "check_seconds": 0.2}
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+WORD = b'data: {"choices":[{"delta":{"content":"word"}}]}\n\n'
+STOP = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+async def ask(behave: Behaviour, call: Call = STREAM) -> list[Event]:
+    """All events of one answer."""
+    async with raw_server(behave) as server:
+        engine = OpenAIEngine(EngineSettings(server.url, **SMALL))  # type: ignore[arg-type]
+        try:
+            async with asyncio.timeout(10), aclosing(engine.answer(call)) as events:
+                return [event async for event in events]
+        finally:
+            await engine.close()
+
+
+async def fault(behave: Behaviour, call: Call = STREAM) -> Unavailable:
+    """The error that an answer ends with."""
+    with pytest.raises(Unavailable) as caught:
+        await ask(behave, call)
+    assert caught.value.fault is Fault.ENGINE
+    return caught.value
+
+
+def body(events: list[Event]) -> bytes:
+    """The bytes that a client would see."""
+    return b"".join(e.data if isinstance(e, Piece) else e.tail for e in events if not isinstance(e, Head))
+
+
+async def test_a_stream_passes_through() -> None:
+    """Events come out as they came in, with what is output marked and the usage that nobody had asked to see held back."""
+    events = await ask(says(head(), ROLE, WORD + WORD[:20], WORD[20:] + STOP, USAGE + DONE))
+    assert events[0] == Head(200, "text/event-stream")
+    assert events[-1] == End(DONE, counted=Counted(5, 0, 2))
+    assert body(events) == ROLE + WORD * 2 + STOP + DONE
+    assert sum(event.text for event in events if isinstance(event, Piece)) == 8
+
+
+async def test_usage_stays_for_a_client_that_asked() -> None:
+    """A client that asked for usage itself gets the event."""
+    call = Call(CHAT, b"{}", stream=True, strip_usage=False, rename=None)
+    assert USAGE in body(await ask(says(head(), WORD, STOP, USAGE, DONE), call))
+
+
+async def test_role_and_empty_deltas_are_no_output() -> None:
+    """A piece with nothing that a user would see is marked as such, so that failover stays possible."""
+    seen = asyncio.Event()
+
+    async def behave(write: Write) -> None:
+        await write(head() + b": ping\n\n" + ROLE + STOP[:10])
+        await seen.wait()
+        await write(STOP[10:] + DONE)
+
+    async with raw_server(behave) as server:
+        engine = OpenAIEngine(EngineSettings(server.url))
+        async with aclosing(engine.answer(STREAM)) as events:
+            await anext(events)
+            first = await anext(events)
+            assert isinstance(first, Piece)
+            assert (first.output, first.data) == (False, b": ping\n\n" + ROLE)
+            seen.set()
+            second = await anext(events)
+            assert isinstance(second, Piece)
+            assert second.output
+        await engine.close()
+
+
+async def test_a_stream_may_end_without_its_mark() -> None:
+    """An engine that closes after its finish reason has finished."""
+    events = await ask(says(head(), WORD, STOP.replace(b"stop", b"length")))
+    assert events[-1] == End(truncated=True)
+
+
+async def test_model_names_are_mapped_back() -> None:
+    """The client sees the name that it ordered, in events and in whole answers."""
+    call = Call(CHAT, b"{}", stream=True, strip_usage=True, rename=("org/model", "model"))
+    named = b'data: {"model":"org/model","choices":[{"delta":{"content":"a"}}]}\n\n'
+    events = await ask(says(head(), named, STOP, DONE), call)
+    assert b"org/model" not in body(events)
+    whole = {"model": "org/model", "choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}
+    call = Call(CHAT, b"{}", stream=False, strip_usage=False, rename=("org/model", "model"))
+    events = await ask(says(head(200, "application/json"), dumps(whole)), call)
+    assert loads(body(events), "answer")["model"] == "model"
+
+
+async def test_whole_answers() -> None:
+    """An answer in one piece is read for its usage, its text and its finish reason; embeddings have no choices."""
+    document = {
+        "choices": [{"message": {"content": "four"}, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+    }
+    events = await ask(says(head(200, "application/json"), dumps(document)), WHOLE)
+    assert events == [Head(200, "application/json"), End(dumps(document), 4, Counted(3, 0, 1), truncated=True)]
+    call = Call(EMBEDDINGS, b"{}", stream=False, strip_usage=False, rename=None)
+    vectors = dumps({"data": [], "usage": {"prompt_tokens": 3, "total_tokens": 3}})
+    events = await ask(says(head(200, "application/json"), vectors), call)
+    assert events[1] == End(vectors, counted=Counted(3, 0, 0))
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_the_clients_fault_is_passed_on(status: int) -> None:
+    """What any provider would refuse is an answer, with its status and the engine's own words."""
+    error = b'{"error": {"message": "context too long"}}'
+    events = await ask(says(head(status, "application/json"), error))
+    assert events == [Head(status, "application/json"), End(error)]
+
+
+@pytest.mark.parametrize("status", [408, 429, 503])
+async def test_a_busy_engine_is_busy(status: int) -> None:
+    """An engine without room now is no broken engine."""
+    assert (await fault(says(head(status), b"later"))).code is Code.NODE_BUSY
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 500, 502])
+async def test_what_the_provider_must_mend_is_not_the_clients_fault(status: int) -> None:
+    """A wrong key, a model that is gone or a crash is the engine's fault, and another provider may do better."""
+    error = await fault(says(head(status), b"secret details"))
+    assert (error.code, error.retry) == (Code.ENGINE_UNAVAILABLE, True)
+    assert "secret" not in str(error)
+
+
+BAD_STREAMS: dict[str, Behaviour] = {
+    "cut off before any end": says(head(), ROLE, WORD),
+    "half an SSE line": says(head(), WORD, b'data: {"choices":[{"del'),
+    "half an SSE line after the end": says(head(), WORD, STOP, b"data: [DO"),
+    "invalid JSON": says(head(), WORD, b"data: {broken\n\n", DONE),
+    "an error in mid-stream": says(head(), WORD, b'data: {"error":{"message":"oom"}}\n\n', DONE),
+    "10 MB without a newline": says(head(), b"data: " + b"x" * 10_000_000),
+    "10 MB in one event": says(head(), b"data: " + b"x" * 10_000_000 + b"\n\n"),
+    "a redirect": says(head(302, "text/html", "location: http://127.0.0.1:1/")),
+    "the wrong content type": says(head(200, "text/html"), b"<html>"),
+    "JSON instead of a stream": says(head(200, "application/json"), b"{}"),
+    "nothing": says(),
+    "no HTTP": says(b"SSH-2.0-OpenSSH\r\n\r\n"),
+    "a broken chunk size": says(head(200, "text/event-stream", "transfer-encoding: chunked"), b"zz\r\n" + WORD),
+    "fewer bytes than promised": says(head(200, "text/event-stream", "content-length: 1000"), WORD + STOP),
+    "endless headers": says(b"HTTP/1.1 200 OK\r\n" + b"x: " + b"y" * 100_000 + b"\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STREAMS)
+async def test_a_misbehaving_engine_has_a_named_fault(name: str) -> None:
+    """Whatever a streaming engine does wrong comes out as an unavailable engine, never as a crash or as an answer."""
+    assert (await fault(BAD_STREAMS[name])).code is Code.ENGINE_UNAVAILABLE
+
+
+BAD_ANSWERS: dict[str, Behaviour] = {
+    "invalid JSON": says(head(200, "application/json"), b'{"choices":'),
+    "no choice": says(head(200, "application/json"), b'{"choices":[]}'),
+    "an error with status 200": says(head(200, "application/json"), b'{"error":"no"}'),
+    "too long": says(head(200, "application/json"), b'"' + b"x" * 3_000 + b'"'),
+    "a stream instead of JSON": says(head(), WORD, STOP, DONE),
+    "too long an error": says(head(400, "application/json"), b"x" * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ANSWERS)
+async def test_a_misbehaving_answer_has_a_named_fault(name: str) -> None:
+    """The same for answers in one piece."""
+    assert (await fault(BAD_ANSWERS[name], WHOLE)).code is Code.ENGINE_UNAVAILABLE
+
+
+async def test_an_engine_that_is_not_there() -> None:
+    """A refused connection is an unavailable engine."""
+    engine = OpenAIEngine(EngineSettings("http://127.0.0.1:1"))
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await anext(engine.answer(STREAM))
+    await engine.close()
+
+
+async def test_a_stopped_answer_stops_the_engine() -> None:
+    """Closing an answer in the middle closes the connection, which is how an engine learns to stop."""
+    async with raw_server(then_hangs(head(), WORD)) as server:
+        engine = OpenAIEngine(EngineSettings(server.url))
+        async with aclosing(engine.answer(STREAM)) as events:
+            assert await anext(events) == Head(200, "text/event-stream")
+            assert isinstance(await anext(events), Piece)
+        async with asyncio.timeout(5):
+            await server.left.wait()
+        await engine.close()
+
+
+async def test_the_end_is_not_waited_for() -> None:
+    """After its end mark an answer is over, even if the engine keeps the connection open."""
+    assert (await ask(then_hangs(head(), WORD, STOP, DONE)))[-1] == End(DONE)
+
+
+async def test_the_key_goes_to_the_engine_and_is_not_shown() -> None:
+    """The API key is sent as a bearer token to the address that was configured, and appears in no representation."""
+    async with raw_server(says(head(), WORD, STOP, DONE)) as server:
+        settings = EngineSettings(server.url + "/v1/", "s3cret")
+        engine = OpenAIEngine(settings)
+        async with aclosing(engine.answer(STREAM)) as events:
+            assert [event async for event in events]
+        await engine.close()
+    request = server.requests[0]
+    assert request.startswith(b"POST /v1/chat/completions HTTP/1.1")
+    assert b"Bearer s3cret" in request
+    assert request.endswith(STREAM.body)
+    assert "s3cret" not in repr(settings)
+
+
+async def test_models_are_the_health_check() -> None:
+    """The list of models tells what the engine serves; an endpoint without a list is healthy and has none to tell."""
+
+    async def models(behave: Behaviour) -> tuple[UpstreamModel, ...]:
+        async with raw_server(behave) as server:
+            engine = OpenAIEngine(EngineSettings(server.url, **SMALL))  # type: ignore[arg-type]
+            try:
+                return await engine.models()
+            finally:
+                await engine.close()
+
+    listed = dumps({"data": [{"id": "a"}]})
+    assert await models(says(head(200, "application/json"), listed)) == (UpstreamModel("a"),)
+    assert await models(says(head(404), b"not found")) == ()
+    for bad in (says(head(500)), says(head(200, "text/html"), b"<html>"), then_hangs(), says(head(307))):
+        with pytest.raises(Unavailable):
+            await models(bad)
