@@ -1,20 +1,18 @@
 """The payer's ledger: tabs, orders, receipts and evidence of one wallet in one SQLite file, which its processes may share.
 
-Every change is one write transaction that takes the file's write lock before it reads, so that two processes never sign from
-the same state of a tab. What a method returned is on disk.
+Every change is one write transaction; it has the file's write lock before it reads (see `runtime.storage`), so that two processes
+never sign from the same state of a tab. What a method returned is on disk.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from sqlalchemy import Connection
-
-from tallystick.client import books
-from tallystick.client.books import Arrival, Evidence, KnownJob, NewJob, Sign
+from tallystick.client import books, lookups
+from tallystick.client.books import Arrival, NewJob, Sign
+from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.payer import Placed, Tab
 from tallystick.client.tables import JobState
 from tallystick.protocol.eip712 import Domain
@@ -24,7 +22,6 @@ from tallystick.protocol.types import Address, JobId
 from tallystick.runtime.storage import Database
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-R = TypeVar("R")
 
 
 class Ledger:
@@ -50,32 +47,23 @@ class Ledger:
         """Finishes what is queued and lets go of the file."""
         await self._database.close()
 
-    async def _write(self, work: Callable[[Connection], R]) -> R:
-        def locked(connection: Connection) -> R:
-            raw = connection.connection.dbapi_connection
-            if raw is not None and not raw.in_transaction:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            return work(connection)
-
-        return await self._database.write(locked)
-
     async def take(self, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: Sign) -> list[Placed]:
         """Signs an order for each draft whose provider's tab is not frozen, and remembers them as open.
 
         `sign` must be pure: it may be called twice. It gets the tab as it is at that moment.
         """
-        return await self._write(lambda c: books.take(c, job, drafts, sign))
+        return await self._database.write(lambda c: books.take(c, job, drafts, sign))
 
     async def book(self, arrival: Arrival) -> BadReceipt | None:
         """Checks a receipt and ends its job. Returns None if the tab now contains it (or did before), else what is wrong.
 
         A dishonest receipt is kept as evidence and freezes the tab with its provider.
         """
-        return await self._write(lambda c: books.book(c, arrival))
+        return await self._database.write(lambda c: books.book(c, arrival))
 
     async def end(self, job: JobId, state: JobState, reason: str, now: int) -> None:
         """Ends a job that has no receipt: its open orders stop counting. For `lost` they count on until they expire."""
-        await self._write(lambda c: books.end(c, job, state, reason, now))
+        await self._database.write(lambda c: books.end(c, job, state, reason, now))
 
     async def tab(self, domain: Domain, provider: Address, now: int) -> Tab:
         """The tab with one provider."""
@@ -84,16 +72,16 @@ class Ledger:
 
     async def frozen(self, domain: Domain) -> dict[Address, str]:
         """The providers that get no more orders, and why."""
-        return await self._database.read(lambda c: books.frozen(c, domain, self.payer))
+        return await self._database.read(lambda c: lookups.frozen(c, domain, self.payer))
 
     async def unresolved(self, before: int, limit: int = 1_000) -> list[JobId]:
         """Jobs made until that Unix time whose end this ledger does not know, oldest first."""
-        return await self._database.read(lambda c: books.unresolved(c, self.payer, before, limit))
+        return await self._database.read(lambda c: lookups.unresolved(c, self.payer, before, limit))
 
     async def find(self, job: JobId) -> KnownJob | None:
         """What is known of a job."""
-        return await self._database.read(lambda c: books.find(c, self.payer, job))
+        return await self._database.read(lambda c: lookups.find(c, self.payer, job))
 
     async def evidence(self) -> list[Evidence]:
         """Every dishonest receipt, oldest first."""
-        return await self._database.read(lambda c: books.read_evidence(c, self.payer))
+        return await self._database.read(lambda c: lookups.read_evidence(c, self.payer))

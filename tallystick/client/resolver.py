@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection
 
 import structlog
 
-from tallystick.client.books import Arrival, KnownJob
+from tallystick.client.books import Arrival
 from tallystick.client.ledger import Ledger
+from tallystick.client.lookups import KnownJob
 from tallystick.client.payer import Delivered, Placed
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator, RemoteJob

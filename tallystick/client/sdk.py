@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from tallystick.client.answer import Answer
-from tallystick.client.books import Evidence, KnownJob, NewJob
+from tallystick.client.books import NewJob
 from tallystick.client.config import ClientConfig
 from tallystick.client.job import Desk, Job, Result, require_success
 from tallystick.client.ledger import Ledger
+from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.openai import CHAT, Call, read_call
 from tallystick.client.payer import Placed, Policy, Tab, check_cap, sign_order, terms_for
 from tallystick.client.pin import Pin

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tallystick.client.books import KnownJob, KnownOrder
+from tallystick.client.lookups import KnownJob, KnownOrder
 from tallystick.client.tables import OrderState
 from tallystick.protocol.eip712 import Domain, Message, Signed, typed_data
 from tallystick.protocol.messages import Outcome, Receipt

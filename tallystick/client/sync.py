@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from tallystick.client.books import KnownJob
 from tallystick.client.config import ClientConfig
 from tallystick.client.job import Job, Result
+from tallystick.client.lookups import KnownJob
 from tallystick.client.sdk import Market
 from tallystick.client.transport import ModelOffer
 from tallystick.protocol.eip712 import Signer

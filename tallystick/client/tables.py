@@ -6,6 +6,8 @@ from enum import Enum
 
 import sqlalchemy as sa
 
+from tallystick.protocol.eip712 import Domain
+
 
 class OrderState(str, Enum):
     """Where an order is. Only open ones that have not expired count against the tab."""
@@ -25,6 +27,11 @@ class JobState(str, Enum):
     FAILED = "failed"
     LOST = "lost"
     DISPUTED = "disputed"
+
+
+def venue(domain: Domain) -> str:
+    """What keeps the tabs of one deployment apart from those of another."""
+    return f"{domain.chain_id}:{domain.contract}"
 
 
 metadata = sa.MetaData()

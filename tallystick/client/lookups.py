@@ -1,0 +1,120 @@
+"""Reading the ledger: what is known of a job, of a provider, of what is still open. Functions of one connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from tallystick.client.tables import JobState, OrderState, evidence, jobs, orders, receipts, tabs, venue
+from tallystick.protocol.eip712 import Domain, Signed, loads_signed
+from tallystick.protocol.messages import Order, Receipt, Terms
+from tallystick.protocol.types import Address, Hash, JobId
+from tallystick.protocol.wire import loads
+
+
+@dataclass(frozen=True, slots=True)
+class KnownOrder:
+    """An order as the ledger has it."""
+
+    order: Signed[Order]
+    terms: Terms
+    digest: Hash
+    state: OrderState
+
+
+@dataclass(frozen=True, slots=True)
+class KnownJob:
+    """A job as the ledger has it: its orders in the shortlist's order, and its receipt once it came."""
+
+    job: JobId
+    domain: Domain
+    model: str
+    path: str
+    state: JobState
+    reason: str
+    created_at: int
+    finished_at: int | None
+    orders: tuple[KnownOrder, ...]
+    receipt: Signed[Receipt] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A dishonest receipt, and what shows that it is one."""
+
+    provider: Address
+    job: JobId
+    reason: str
+    receipt: Signed[Receipt]
+    order: Signed[Order]
+    terms: Terms
+    found_at: int
+
+
+def _domain(text: str) -> Domain:
+    chain, _, contract = text.partition(":")
+    return Domain(int(chain), Address(contract))
+
+
+def frozen(c: Connection, domain: Domain, payer: Address) -> dict[Address, str]:
+    """The providers that get no more orders, and why."""
+    query = sa.select(tabs.c.provider, tabs.c.frozen)
+    rows = c.execute(query.where(tabs.c.venue == venue(domain), tabs.c.payer == payer, tabs.c.frozen != ""))
+    return {Address(row.provider): row.frozen for row in rows}
+
+
+def unresolved(c: Connection, payer: Address, before: int, limit: int) -> list[JobId]:
+    """Jobs made until that time whose end is not known, oldest first."""
+    pending = jobs.c.state.in_([JobState.OPEN, JobState.LOST])
+    query = sa.select(jobs.c.job).where(jobs.c.payer == payer, pending, jobs.c.created_at <= before)
+    return [JobId(bytes.fromhex(row)) for row in c.execute(query.order_by(jobs.c.created_at).limit(limit)).scalars()]
+
+
+def read_evidence(c: Connection, payer: Address) -> list[Evidence]:
+    """Every dishonest receipt, oldest first."""
+    rows = c.execute(sa.select(evidence).where(evidence.c.payer == payer).order_by(evidence.c.id))
+    return [
+        Evidence(
+            provider=Address(row.provider),
+            job=JobId(bytes.fromhex(row.job)),
+            reason=row.reason,
+            receipt=loads_signed(Receipt, row.receipt_doc),
+            order=loads_signed(Order, row.order_doc),
+            terms=Terms.from_json(loads(row.terms_doc, "terms")),
+            found_at=row.found_at,
+        )
+        for row in rows
+    ]
+
+
+def find(c: Connection, payer: Address, job: JobId) -> KnownJob | None:
+    """What is known of a job."""
+    row = c.execute(sa.select(jobs).where(jobs.c.job == job.hex(), jobs.c.payer == payer)).first()
+    if row is None:
+        return None
+    listed = c.execute(sa.select(orders).where(orders.c.job == job.hex()).order_by(sa.literal_column("orders.rowid"))).all()
+    digests = [entry.digest for entry in listed]
+    receipt = c.execute(sa.select(receipts.c.receipt_doc).where(receipts.c.order_digest.in_(digests))).scalar()
+    return KnownJob(
+        job=job,
+        domain=_domain(row.venue),
+        model=row.model,
+        path=row.path,
+        state=JobState(row.state),
+        reason=row.reason,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+        orders=tuple(_known_order(entry) for entry in listed),
+        receipt=None if receipt is None else loads_signed(Receipt, receipt),
+    )
+
+
+def _known_order(row: sa.Row[tuple[object, ...]]) -> KnownOrder:
+    return KnownOrder(
+        loads_signed(Order, row.order_doc),
+        Terms.from_json(loads(row.terms_doc, "terms")),
+        Hash(bytes.fromhex(row.digest)),
+        OrderState(row.state),
+    )
