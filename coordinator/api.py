@@ -19,10 +19,12 @@ from coordinator.jobs_route import PATH as JOBS_PATH
 from coordinator.jobs_route import JobsRoute
 from coordinator.market import Market
 from coordinator.matching import MAX_LISTED, Demand
-from coordinator.ports import ClaimStore, JobStore
+from coordinator.ports import ClaimStore, JobStore, KnownJob
 from tallystick import __version__
-from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
-from tallystick.protocol.types import Address, parse_address, parse_job_id
+from tallystick.protocol.eip712 import Signed
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.messages import Receipt
+from tallystick.protocol.types import parse_address, parse_job_id
 
 NODE_PATH = "/v1/node"
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
@@ -96,7 +98,8 @@ def build_control_plane(room: Room) -> FastAPI:
     )
     api.add_exception_handler(TallyError, _tally_error)
     api.add_exception_handler(RequestValidationError, _validation_error)
-    api.add_exception_handler(HTTPException, _unknown_route)
+    api.add_exception_handler(HTTPException, _http_error)
+    api.add_exception_handler(Exception, _bug)
     _describe_market(api, room)
     _describe_jobs(api, room)
     _describe_operations(api, room)
@@ -140,23 +143,7 @@ def _describe_jobs(api: FastAPI, room: Room) -> None:
         known = await room.jobs.job(parse_job_id(job))
         if known is None:
             raise Refusal(Code.UNKNOWN_JOB, f"no job {job} here")
-        record, receipt = known
-        settled = (
-            await _settlement(room, record.payer, receipt.message.provider, receipt.message.cumulative_cost) if receipt else None
-        )
-        return {
-            "job": job,
-            "state": record.state.value,
-            "model": record.terms.model,
-            "payer": record.payer,
-            "createdAt": record.created_at,
-            "finishedAt": record.finished_at,
-            "attempts": [
-                {"attempt": a.attempt, "provider": a.provider, "state": a.state, "reason": a.reason} for a in record.attempts
-            ],
-            "receipt": receipt.to_json() if receipt else None,
-            "settlement": settled,
-        }
+        return _job(job, known) | {"settlement": await _settlement(room, known.receipt)}
 
     @api.post("/v1/jobs/{job}/cancel", status_code=202)
     async def cancel(job: Hex32) -> dict[str, bool]:
@@ -202,9 +189,30 @@ def _ask(standing: Standing) -> dict[str, Any]:
     return {"ask": standing.ask.to_json(), "free": standing.node.free}
 
 
-async def _settlement(room: Room, payer: Address, provider: Address, total: int) -> dict[str, Any] | None:
-    settled = await room.claims.settlement(payer, provider)
-    if settled is None or settled.settled < total:
+def _job(job: str, known: KnownJob) -> dict[str, Any]:
+    record = known.record
+    attempts = []
+    for number, attempt in enumerate(record.attempts):
+        receipt = known.receipts.get(attempt.provider)
+        told = {"attempt": number, "provider": attempt.provider, "state": attempt.state.value, "reason": attempt.reason}
+        attempts.append(told | {"receipt": receipt.to_json() if receipt else None})
+    return {
+        "job": job,
+        "state": record.state.value,
+        "model": record.last.terms.model,
+        "payer": record.payer,
+        "createdAt": record.created_at,
+        "finishedAt": record.finished_at,
+        "attempts": attempts,
+        "receipt": attempts[-1]["receipt"],
+    }
+
+
+async def _settlement(room: Room, receipt: Signed[Receipt] | None) -> dict[str, Any] | None:
+    if receipt is None:
+        return None
+    settled = await room.claims.settlement(receipt.message.payer, receipt.message.provider)
+    if settled is None or settled.settled < receipt.message.cumulative_cost:
         return None
     return {"tx": settled.tx, "settled": str(int(settled.settled)), "block": settled.block}
 
@@ -215,15 +223,24 @@ async def _tally_error(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error.as_json(), error.status)
 
 
-async def _unknown_route(request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """What FastAPI refuses by itself: routes and methods that do not exist, and bodies that it cannot decode."""
     if not isinstance(error, HTTPException):
         raise error
+    if error.status_code == BadMessage("").status:
+        return await _tally_error(request, BadMessage(f"body: {error.detail}"))
     told = Refusal(Code.UNKNOWN_ROUTE, f"{request.method} {request.url.path}: {error.detail}; /docs lists the routes")
-    return JSONResponse(told.as_json(), error.status_code)
+    return JSONResponse(told.as_json(), error.status_code, headers=error.headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
     faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5])
-    return await _tally_error(request, BadMessage(faults[:1000]))
+    return await _tally_error(request, BadMessage(faults[:1000].encode(errors="replace").decode()))
+
+
+async def _bug(_request: Request, _error: Exception) -> JSONResponse:
+    """The client's part of a bug; the server logs the rest."""
+    told = Unavailable(Code.COORDINATOR_UNAVAILABLE, "the coordinator failed on this request", fault=Fault.COORDINATOR)
+    return JSONResponse(told.as_json(), 500)

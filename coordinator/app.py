@@ -1,10 +1,14 @@
-"""The composition root: builds the parts from the config, starts them in order, stops them in reverse."""
+"""The composition root: builds the parts from the config, starts them in order, stops them in reverse.
+
+A stop lets live jobs end, for a while. If a part dies of a bug, all stop with its error: no coordinator lives on without them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 import structlog
 
@@ -25,6 +29,7 @@ from tallystick.runtime import logs
 from tallystick.runtime.serving import serving, until_stopped
 
 log = structlog.get_logger()
+DRAIN_SECONDS = 5
 
 
 async def run(config: CoordinatorConfig, signer: Signer) -> None:
@@ -46,14 +51,8 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         await store.start()
         escrow = Escrow(rpc, deployment)
         bus = InProcessBus()
-        market = Market(
-            domain=deployment.domain,
-            signer=signer,
-            bus=bus,
-            store=store,
-            funds=ChainFunds(escrow, config.funds_ttl),
-            limits=config.limits,
-        )
+        funds = ChainFunds(escrow, config.funds_ttl)
+        market = Market(domain=deployment.domain, signer=signer, bus=bus, store=store, funds=funds, limits=config.limits)
         await market.start()
         settler = Settler(
             escrow=escrow,
@@ -65,18 +64,26 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         )
         hub = Hub(market, bus, settler.take)
         room = Room(market, hub, store, store, _info(config, deployment, signer))
-        async with serving(App(room), config.host, config.port) as port:
-            tasks = [asyncio.create_task(settler.run(), name="settler"), asyncio.create_task(_sweep(market), name="sweep")]
+        async with serving(App(room), config.host, config.port) as port, _beside(settler.run(), _sweep(market)):
             try:
                 yield port
+                await market.drain(DRAIN_SECONDS)
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
                 await hub.close()
+        await funds.close()
     finally:
         await store.close()
         await rpc.close()
+
+
+@contextlib.asynccontextmanager
+async def _beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs endless loops for as long as the context lasts; one that dies ends the context with its error."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(loop) for loop in loops]
+        yield
+        for task in tasks:
+            task.cancel()
 
 
 async def _sweep(market: Market) -> None:

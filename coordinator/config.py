@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.market import Limits
+from coordinator.rules import Limits
+from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.config import load
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
@@ -42,6 +43,18 @@ class CoordinatorConfig:
     """How long orders must leave providers to claim."""
     log_json: bool = True
     log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        """Raises BadMessage for a time or a rate that cannot be meant."""
+        times = ("settle_every", "accept_timeout", "first_output_timeout", "idle_timeout", "job_timeout", "order_horizon")
+        for name in times:
+            if not getattr(self, name) > 0:
+                raise BadMessage(f"config: {name}: expected seconds above 0, got {getattr(self, name)}")
+        for name in ("confirmations", "funds_ttl", "min_claim_window"):
+            if not getattr(self, name) >= 0:
+                raise BadMessage(f"config: {name}: expected a number from 0, got {getattr(self, name)}")
+        if not 0 <= self.fee_bps <= 10_000:
+            raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
 
     @property
     def limits(self) -> Limits:

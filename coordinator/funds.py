@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+
+import structlog
 
 from coordinator.ports import Backing
 from tallystick.chain.escrow import Escrow
-from tallystick.protocol.errors import Unavailable
+from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Address
 
 _Pair = tuple[Address, Address]
 _KEPT = 100_000
+log = structlog.get_logger()
 
 
 class ChainFunds:
-    """Values younger than `ttl` seconds are served as they are; older ones too, while a fresh read is under way."""
+    """Values younger than `ttl` seconds are served as they are; older ones too, while a fresh read is under way. What the chain
+    did not say is asked again after another `ttl`.
+    """
 
-    def __init__(self, escrow: Escrow, ttl: float) -> None:
-        self._escrow, self._ttl = escrow, ttl
+    def __init__(self, escrow: Escrow, ttl: float, tick: Callable[[], float] = time.monotonic) -> None:
+        self._escrow, self._ttl, self._tick = escrow, ttl, tick
         self._known: OrderedDict[_Pair, tuple[float, Backing]] = OrderedDict()
         self._reading: dict[_Pair, asyncio.Task[Backing]] = {}
 
@@ -27,25 +33,41 @@ class ChainFunds:
         """See ports.Funds."""
         pair = (payer, provider)
         known = self._known.get(pair)
-        if known is not None and not fresh and time.monotonic() - known[0] < self._ttl:
+        if known is not None and not fresh and self._tick() - known[0] < self._ttl:
             return known[1]
         task = self._reading.get(pair)
         if task is None:
             task = self._reading[pair] = asyncio.create_task(self._read(pair), name=f"funds of {payer}")
+            task.add_done_callback(_log_failed)
         return known[1] if known is not None and not fresh else await asyncio.shield(task)
 
     async def _read(self, pair: _Pair) -> Backing:
         try:
             purse, tab = await asyncio.gather(self._escrow.purse(pair[0]), self._escrow.tab(*pair))
-            backing = Backing(free=purse.free, reserved=tab.reserved, settled=tab.settled)
-        except Unavailable:
-            if pair not in self._known:
-                raise
-            backing = self._known[pair][1]
+        except TallyError:
+            if pair in self._known:
+                self._keep(pair, self._known[pair][1])
+            raise
         finally:
             del self._reading[pair]
-        self._known[pair] = (time.monotonic(), backing)
+        backing = Backing(free=purse.free, reserved=tab.reserved, settled=tab.settled)
+        self._keep(pair, backing)
+        return backing
+
+    def _keep(self, pair: _Pair, backing: Backing) -> None:
+        self._known[pair] = (self._tick(), backing)
         self._known.move_to_end(pair)
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
-        return backing
+
+    async def close(self) -> None:
+        """Stops reading."""
+        for task in list(self._reading.values()):
+            task.cancel()
+        await asyncio.gather(*self._reading.values(), return_exceptions=True)
+
+
+def _log_failed(task: asyncio.Task[Backing]) -> None:
+    """Whoever waits for a read gets its error; one that nobody waits for must not be silent."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("funds not read", task=task.get_name(), error=str(error))

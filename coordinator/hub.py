@@ -1,14 +1,16 @@
 """The hub: one WebSocket a node, opened by the node. It proves who a node is, passes its frames on, and frames to it.
 
 Raw ASGI, since every streamed token passes here. A node may send only for jobs that it has; one that breaks the rules is told
-why and closed.
+why and closed. A store that does not answer closes nobody: what was not acknowledged comes again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import structlog
 from starlette.types import Receive, Scope, Send
@@ -17,9 +19,19 @@ from coordinator.bus import job_subject, node_subject
 from coordinator.live import InboxOverrun
 from coordinator.market import Market
 from coordinator.ports import Bus
-from tallystick.protocol.errors import BadMessage, BadSignature, Code, PeerError, Refusal, TallyError, Unavailable
+from tallystick.protocol.errors import (
+    BadMessage,
+    BadReceipt,
+    BadSignature,
+    Code,
+    Fault,
+    Refusal,
+    TallyError,
+    Unavailable,
+)
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import (
+    MAX_FRAME,
     Capacity,
     Challenge,
     ClaimRequest,
@@ -35,6 +47,7 @@ from tallystick.protocol.wire import (
 log = structlog.get_logger()
 OUTBOX = 4_096
 HELLO_SECONDS = 10
+CLOSE_SECONDS = 5
 SILENCE_SECONDS = 45
 """A node that says nothing for this long is gone; it beats every few seconds."""
 
@@ -51,6 +64,8 @@ class Hub:
     def __init__(self, market: Market, bus: Bus, take_claim: TakeClaim, max_nodes: int = 10_000) -> None:
         self._market, self._bus, self._take_claim, self._max = market, bus, take_claim, max_nodes
         self._links: dict[Address, _Link] = {}
+        self._farewells: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     @property
     def connected(self) -> int:
@@ -63,32 +78,37 @@ class Hub:
         await send({"type": "websocket.accept"})
         link = _Link(receive, send)
         try:
-            if len(self._links) >= self._max:
-                raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator has as many nodes as it takes")
-            async with asyncio.timeout(HELLO_SECONDS):
-                provider, hello = await self._greet(link)
-            await self._attend(link, provider, hello)
-        except TimeoutError:
-            await link.refuse(BadMessage("silent for too long"))
+            if self._stopping or len(self._links) >= self._max:
+                why = "is stopping" if self._stopping else "has as many nodes as it takes"
+                raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
+            await self._attend(link, *await self._greet(link))
         except LinkClosed:
             pass
         except InboxOverrun as error:
-            await link.refuse(BadMessage(str(error)))
+            await link.refuse(BadMessage(str(error), fault=Fault.PROVIDER))
         except TallyError as error:
             log.info("node refused", error=str(error))
             await link.refuse(error)
 
     async def close(self) -> None:
-        """Closes all links; the nodes will come back to the next process."""
+        """Closes all links, and takes no new ones; the nodes will come back to the next process."""
+        self._stopping = True
         for link in list(self._links.values()):
-            await link.close()
+            self._dismiss(link.close())
+        await asyncio.gather(*self._farewells)
+
+    def _dismiss(self, farewell: Coroutine[Any, Any, None]) -> None:
+        """Takes leave of a node without waiting for it."""
+        task = asyncio.create_task(farewell, name="farewell")
+        self._farewells.add(task)
+        task.add_done_callback(self._farewells.discard)
 
     async def _greet(self, link: _Link) -> tuple[Address, Hello]:
         market = self._market
         challenge = Hash(secrets.token_bytes(32))
         offer = Challenge(challenge, market.address, market.domain.chain_id, market.domain.contract)
         await link.send_now(pack_link(Kind.CHALLENGE, payload=dumps(offer.to_json())))
-        kind, _, payload = unpack_link(await link.receive())
+        kind, _, payload = unpack_link(await link.receive(HELLO_SECONDS))
         if kind is not Kind.HELLO:
             raise BadMessage(f"link: expected HELLO, got {kind.name}")
         hello = Hello.from_json(loads(payload, "hello"))
@@ -106,13 +126,14 @@ class Hub:
         try:
             if former is not None:
                 self._market.node_gone(provider)
-                await former.refuse(Refusal(Code.NODE_GONE, "another connection of this provider took its place"))
+                self._dismiss(former.refuse(Refusal(Code.NODE_GONE, "another connection of this provider took its place")))
             self._market.place_asks(provider, hello.asks, hello.capacity)
             link.enqueue(pack_link(Kind.WELCOME, payload=b"{}"))
             log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
             while True:
-                async with asyncio.timeout(SILENCE_SECONDS):
-                    frame = await link.receive()
+                frame = await link.receive(SILENCE_SECONDS)
+                if self._links.get(provider) is not link:  # it was replaced, and speaks for nobody any more
+                    raise LinkClosed
                 await self._take(provider, frame)
         finally:
             writer.cancel()
@@ -124,6 +145,8 @@ class Hub:
 
     async def _take(self, provider: Address, frame: bytes) -> None:
         kind, job, payload = unpack_link(frame)
+        if kind in (Kind.CHUNK, Kind.ACCEPT, Kind.FAIL, Kind.RECEIPT) and len(payload) > MAX_FRAME:
+            raise BadMessage(f"link: {kind.name} of {len(payload)} bytes, at most {MAX_FRAME} are allowed")
         if kind in (Kind.CHUNK, Kind.ACCEPT, Kind.FAIL):
             if self._market.provider_of(job) == provider:
                 self._bus.send(job_subject(job), frame)
@@ -135,7 +158,7 @@ class Hub:
             raw = loads(payload, "asks")
             self._market.place_asks(provider, read_asks(raw.get("asks") if isinstance(raw, dict) else None))
         elif kind is Kind.CLAIM:
-            await self._take_claim(provider, ClaimRequest.from_json(loads(payload, "claim")))
+            await self._forward_claim(provider, ClaimRequest.from_json(loads(payload, "claim")))
         else:
             raise BadMessage(f"link: a node never sends {kind.name}")
 
@@ -145,8 +168,16 @@ class Hub:
         try:
             if not await self._market.accept_receipt(provider, job, payload):
                 log.warning("receipt of an unknown job", provider=provider, job=job.hex())
-        except PeerError as error:
+        except BadReceipt as error:
             log.warning("bad late receipt", provider=provider, job=job.hex(), error=str(error))
+        except Unavailable as error:
+            log.warning("late receipt not stored", provider=provider, job=job.hex(), error=str(error))
+
+    async def _forward_claim(self, provider: Address, request: ClaimRequest) -> None:
+        try:
+            await self._take_claim(provider, request)
+        except Unavailable as error:
+            log.warning("claim not stored", provider=provider, error=str(error))
 
 
 class _Link:
@@ -155,15 +186,18 @@ class _Link:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX)
-        self._closed = False
-        self._closing: asyncio.Future[None] | None = None
+        self._closed = self._overflowed = False
+        self._patience: asyncio.Timeout | None = None
 
     def enqueue(self, frame: bytes) -> None:
         """Queues a frame. A node that lets its queue fill up is closed, and its jobs fail over."""
         try:
             self._outbox.put_nowait(frame)
         except asyncio.QueueFull:
-            self._closing = asyncio.ensure_future(self.close())
+            self._overflowed = True
+            if self._patience is not None:
+                with contextlib.suppress(RuntimeError):  # it is running out by itself
+                    self._patience.reschedule(0)
 
     async def write(self) -> None:
         """Sends what is queued until cancelled."""
@@ -177,9 +211,17 @@ class _Link:
         except (OSError, RuntimeError):
             self._closed = True
 
-    async def receive(self) -> bytes:
-        """The next frame. Raises LinkClosed, or BadMessage for text."""
-        event = await self._receive()
+    async def receive(self, seconds: float) -> bytes:
+        """The next frame. Raises LinkClosed, BadMessage for text, Refusal for a node that is silent or does not read."""
+        event: Any = None
+        if not self._overflowed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds) as self._patience:
+                    event = await self._receive()
+            self._patience = None
+        if event is None:
+            text = "what is sent to it is not read" if self._overflowed else "silent for too long"
+            raise Refusal(Code.NODE_GONE, f"link: {text}", fault=Fault.PROVIDER)
         if event["type"] == "websocket.disconnect":
             self._closed = True
             raise LinkClosed
@@ -190,12 +232,16 @@ class _Link:
 
     async def refuse(self, error: TallyError) -> None:
         """Says why, and closes."""
-        if not self._closed:
-            await self.send_now(pack_link(Kind.ERROR, payload=dumps(error.as_json())))
-            await self.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if not self._closed:
+                    await self.send_now(pack_link(Kind.ERROR, payload=dumps(error.as_json())))
+                await self.close()
 
     async def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection, as far as the node lets it."""
         if not self._closed:
             self._closed = True
-            await self._send({"type": "websocket.close", "code": 1000})
+            with contextlib.suppress(TimeoutError, OSError, RuntimeError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await self._send({"type": "websocket.close", "code": 1000})

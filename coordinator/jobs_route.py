@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from coordinator.live import LiveJob
 from coordinator.market import Market
-from tallystick.protocol.errors import Code, Refusal, TallyError
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import MAX_BODY, Submission, dumps, pack_frame
 
 PATH = "/v1/jobs"
 FRAMES = b"application/vnd.tallystick.frames"
 BODY_SECONDS = 30
+STALL_SECONDS = 45
+"""A client that takes nothing for this long counts as gone: less than a provider may stay silent, so that it is not blamed."""
 
 
 class JobsRoute:
@@ -26,41 +30,64 @@ class JobsRoute:
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """One job."""
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                body = await self._read(receive)
-            job = await self._market.place_order(Submission.loads(body))
+            job = await self._market.place_order(Submission.loads(await self._read(receive)))
         except TallyError as error:
             await _answer(send, error)
             return
-        except (TimeoutError, ConnectionResetError):
+        except ConnectionResetError:
             return
         gone = asyncio.create_task(self._cancel_when_gone(receive, job.id))
         try:
-            await send(_start(200, FRAMES, job.id))
-            async for kind, payload in self._market.run(job):
-                await send({"type": "http.response.body", "body": pack_frame(kind, payload), "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            if await self._relay(job, send):
+                await send({"type": "http.response.body", "body": b""})
         finally:
             gone.cancel()
+
+    async def _relay(self, job: LiveJob, send: Send) -> bool:
+        """Drives a job to its end, whether its client still takes the frames or not; returns whether it does."""
+        events = [_start(200, FRAMES, job.id)]
+        reads = True
+        async with aclosing(self._market.run(job)) as frames:
+            async for kind, payload in frames:
+                events.append({"type": "http.response.body", "body": pack_frame(kind, payload), "more_body": True})
+                if reads and not await _sent(send, events):
+                    reads = False
+                    self._market.cancel(job.id)
+                events.clear()
+        return reads
 
     async def _read(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
         size = 0
-        while True:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                raise ConnectionResetError
-            size += len(event.get("body", b""))
-            if size > self._max_body:
-                raise Refusal(Code.BODY_TOO_LARGE, f"a job has at most {self._max_body} bytes")
-            parts.append(event.get("body", b""))
-            if not event.get("more_body"):
-                return b"".join(parts)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while True:
+                    event = await receive()
+                    if event["type"] == "http.disconnect":
+                        raise ConnectionResetError
+                    size += len(event.get("body", b""))
+                    if size > self._max_body:
+                        raise Refusal(Code.BODY_TOO_LARGE, f"a job has at most {self._max_body} bytes")
+                    parts.append(event.get("body", b""))
+                    if not event.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise BadMessage(f"submission: did not arrive within {BODY_SECONDS} s") from None
 
     async def _cancel_when_gone(self, receive: Receive, job: JobId) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._market.cancel(job)
+
+
+async def _sent(send: Send, events: list[dict[str, Any]]) -> bool:
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            for event in events:
+                await send(event)
+    except (TimeoutError, OSError):
+        return False
+    return True
 
 
 def _start(status: int, content_type: bytes, job: JobId | None = None) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from coordinator.book import Node
 from coordinator.ports import AttemptRecord, JobRecord
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import TallyError
@@ -21,21 +22,34 @@ class InboxOverrun(Exception):
     """A node sent more than its credit; the hub closes its link."""
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What a provider was given: the candidate, its order as it was checked, and the node as it was connected then."""
+
+    candidate: Candidate
+    order: Verified[Order]
+    node: Node
+
+
 @dataclass(slots=True)
 class LiveJob:
-    """One job, from its order to its terminal state. Times are seconds of a monotonic clock unless named `_at`."""
+    """One job, from its order to its terminal state. Times are seconds of a monotonic clock unless named `_at`.
+
+    `deadline` is that of the current phase; `overdue`: the market has told the attempt that it passed.
+    """
 
     submission: Submission
     created_at: int
     started: float
     heard: float
     state: State = State.QUEUED
-    matched: tuple[Candidate, Verified[Order]] | None = None
+    attempt: Attempt | None = None
     tried: set[Address] = field(default_factory=set)
     attempts: list[AttemptRecord] = field(default_factory=list)
     finished_at: int | None = None
     unread: int = 0
     deadline: float = 0.0
+    overdue: bool = False
     cancelled: bool = False
     last_error: TallyError | None = None
     inbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(INBOX))
@@ -51,16 +65,11 @@ class LiveJob:
         return self.submission.candidates[0].order.message.payer
 
     @property
-    def current(self) -> Candidate:
-        """The candidate of the latest attempt; the first one before there is any."""
-        return self.matched[0] if self.matched else self.submission.candidates[0]
-
-    @property
-    def order(self) -> Verified[Order]:
-        """The order of the latest attempt. An admitted job always has one."""
-        if self.matched is None:
+    def current(self) -> Attempt:
+        """The latest attempt. An admitted job always has one."""
+        if self.attempt is None:
             raise RuntimeError("the job was never matched")
-        return self.matched[1]
+        return self.attempt
 
     @property
     def provider(self) -> Address:
@@ -71,6 +80,11 @@ class LiveJob:
     def ended(self) -> bool:
         """Whether the state is terminal."""
         return self.state in TERMINAL
+
+    @property
+    def at_node(self) -> bool:
+        """Whether a provider has it now."""
+        return self.state in (State.MATCHED, State.RUNNING, State.STREAMING)
 
     def move(self, event: Event) -> None:
         """Follows the transition table. Raises IllegalTransition."""
@@ -83,27 +97,29 @@ class LiveJob:
         except asyncio.QueueFull:
             raise InboxOverrun(f"job {self.id.hex()}: more than {INBOX} frames unread") from None
 
-    def begin(self, candidate: Candidate, order: Verified[Order]) -> None:
+    def interrupt(self, frame: bytes) -> None:
+        """Delivers what must not be lost: where the inbox is full, it takes the place of all that waits there."""
+        if self.inbox.full():
+            self.inbox = asyncio.Queue(INBOX)
+        self.inbox.put_nowait(frame)
+
+    def begin(self, attempt: Attempt, deadline: float) -> None:
         """A new attempt, with an inbox of its own: late frames of a former attempt are not this one's."""
-        self.matched = (candidate, order)
+        self.attempt, self.deadline, self.overdue, self.unread = attempt, deadline, False, 0
         self.tried.add(self.provider)
         self.inbox = asyncio.Queue(INBOX)
-        self.unread = 0
-        self.attempts.append(AttemptRecord(len(self.attempts), self.provider, State.MATCHED.value))
+        self.attempts.append(AttemptRecord(attempt.order, attempt.candidate.terms, State.MATCHED))
         self.move(Event.MATCH)
 
-    def close_attempt(self, state: str, reason: str = "") -> None:
+    def close_attempt(self, state: State, reason: str = "") -> None:
         """Notes how the current attempt ended."""
-        last = self.attempts[-1]
-        self.attempts[-1] = AttemptRecord(last.attempt, last.provider, state, reason)
+        self.attempts[-1] = replace(self.attempts[-1], state=state, reason=reason)
 
     def record(self) -> JobRecord:
         """The job as it is stored."""
         return JobRecord(
             job=self.id,
             payer=self.payer,
-            order=self.current.order,
-            terms=self.current.terms,
             state=self.state,
             created_at=self.created_at,
             finished_at=self.finished_at,

@@ -6,18 +6,19 @@ Pure: the book, a demand and the time go in; a ranking or the reasons come out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 
-from coordinator.book import Standing
+from coordinator.book import Book, Standing
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.types import Address
+from tallystick.protocol.wire import Candidate
 
 MAX_LISTED = 8
 _SCAN = 256
-"""Asks looked at for one shortlist, cheapest first; bounds the work however large the book is."""
+"""Asks judged for one shortlist, cheapest first; bounds the work however large the book is."""
 
 
 class Reason(Enum):
@@ -28,6 +29,7 @@ class Reason(Enum):
     INPUT_PRICE = "its input price is above the client's maximum"
     OUTPUT_PRICE = "its output price is above the client's maximum"
     OUTPUT_TOKENS = "it writes fewer tokens than asked for"
+    ORDER_EXPIRED = "the order on it has expired"
     ASK_EXPIRED = "its ask has expired or is not valid yet"
     ASK_GONE = "its ask was replaced or withdrawn since the shortlist was made"
     BUSY = "no free slot now"
@@ -69,33 +71,86 @@ def judge(standing: Standing, demand: Demand, now: int) -> Reason | None:
     return next((reason for reason, excludes in PREDICATES if excludes(standing, demand, now)), None)
 
 
-def shortlist(standings: list[Standing], demand: Demand, now: int) -> list[Standing]:
+def shortlist(standings: Sequence[Standing], demand: Demand, now: int) -> list[Standing]:
     """The best asks for a demand, cheapest first, at most `demand.limit`. Raises Refusal or Unavailable that say why none."""
-    reasons: Counter[Reason] = Counter()
+    wanted = standings
+    if demand.providers:  # however dear and far down the list they are
+        wanted = [standing for standing in standings if standing.ask.message.provider in demand.providers]
+    judged: list[tuple[Reason, Standing]] = []
     found: list[Standing] = []
-    for standing in islice(standings, _SCAN):
+    for standing in islice(wanted, _SCAN):
         reason = judge(standing, demand, now)
-        if reason is None:
-            found.append(standing)
-            if len(found) == demand.limit:
-                break
-        else:
-            reasons[reason] += 1
+        if reason is not None:
+            judged.append((reason, standing))
+            continue
+        found.append(standing)
+        if len(found) == demand.limit:
+            break
     if not found:
-        raise explain_none(demand, reasons, standings)
+        raise explain_none(demand, judged, unasked=len(standings) - len(wanted))
     return found
 
 
-def explain_none(demand: Demand, reasons: Counter[Reason], standings: Iterable[Standing]) -> TallyError:
-    """The error that tells a client why nobody can take its job, and what would change that."""
+_PRICE = frozenset({Reason.INPUT_PRICE, Reason.OUTPUT_PRICE})
+_CHOICE = frozenset({Reason.NOT_PINNED, Reason.EXCLUDED})
+
+
+def explain_none(demand: Demand, judged: Sequence[tuple[Reason, Standing]], *, unasked: int = 0) -> TallyError:
+    """The error that tells a client why nobody can take its job, and what would change that.
+
+    `judged`: the asks looked at, each with the reason against it; `unasked`: how many more the client did not ask for.
+    """
+    reasons = Counter(reason for reason, _ in judged)
+    if unasked:
+        reasons[Reason.NOT_PINNED] += unasked
     if not reasons:
         return Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {demand.model!r}")
     told = "; ".join(f"{count} x {reason.value}" for reason, count in reasons.most_common())
-    if set(reasons) <= {Reason.INPUT_PRICE, Reason.OUTPUT_PRICE}:
-        asks = [s.ask.message for s in standings]
-        lowest = f"{min(a.input_price for a in asks)} in and {min(a.output_price for a in asks)} out"
-        message = f"every provider of {demand.model!r} is above the price cap; the lowest prices per million tokens are {lowest}"
-        return Refusal(Code.PRICE_ABOVE_CAP, message)
     if Reason.BUSY in reasons:
         return Unavailable(Code.NODE_BUSY, f"providers of {demand.model!r} are busy: {told}", fault=Fault.PROVIDER)
+    asks = [standing.ask.message for reason, standing in judged if reason in _PRICE]
+    if asks and set(reasons) <= _PRICE | _CHOICE:
+        among = "every provider asked for" if set(reasons) & _CHOICE else "every provider"
+        lowest = f"{min(a.input_price for a in asks)} in and {min(a.output_price for a in asks)} out"
+        message = f"{among} of {demand.model!r} is above the price cap; the lowest prices per million tokens are {lowest}"
+        return Refusal(Code.PRICE_ABOVE_CAP, message)
     return Refusal(Code.NO_PROVIDER, f"no provider of {demand.model!r} fits: {told}")
+
+
+def rank(
+    candidates: Sequence[Candidate], book: Book, *, tried: Collection[Address], score: Callable[[Address], float], now: int
+) -> tuple[list[tuple[Standing, Candidate]], list[str]]:
+    """The candidates of a job that can take it now, best first, and why the others cannot. Raises Refusal (order_terms)."""
+    fit: list[tuple[Standing, Candidate]] = []
+    against: list[str] = []
+    for candidate in candidates:
+        order, terms = candidate.order.message, candidate.terms
+        standing = book.find(terms.ask)
+        reason: Reason | None = Reason.ASK_GONE
+        if standing is not None:
+            check_terms(candidate, standing)
+            reason = judge(standing, Demand(model=terms.model), now)
+        if order.deadline <= now:
+            reason = Reason.ORDER_EXPIRED
+        if order.provider in tried:
+            reason = Reason.FAILED
+        if standing is not None and reason is None:
+            fit.append((standing, candidate))
+        elif reason is not None:
+            against.append(f"{order.provider}: {reason.value}")
+    fit.sort(key=lambda pair: pair[0].price_key[0] / score(pair[0].node.provider))
+    return fit, against
+
+
+def check_terms(candidate: Candidate, standing: Standing) -> None:
+    """Holds an order's terms against the ask that they name. Raises Refusal (order_terms)."""
+    terms, ask = candidate.terms, standing.ask.message
+    if ask.provider != candidate.order.message.provider or ask.model != terms.model:
+        raise Refusal(Code.ORDER_TERMS, "terms.ask: the ask of another provider or model")
+    offered = (ask.input_price, ask.cached_input_price, ask.output_price)
+    if offered != (terms.input_price, terms.cached_input_price, terms.output_price):
+        raise Refusal(Code.ORDER_TERMS, f"terms: prices differ from the ask's {offered}")
+    if terms.max_output_tokens > ask.max_output_tokens:
+        raise Refusal(
+            Code.ORDER_TERMS, f"terms.maxOutputTokens: {terms.max_output_tokens} is above the ask's {ask.max_output_tokens}"
+        )

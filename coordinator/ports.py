@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,26 +16,59 @@ from tallystick.protocol.wire import ClaimRequest
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One provider's try at a job, for the record."""
+    """One provider's try at a job: what was ordered of it, how far it came, and why it ended if it failed."""
 
-    attempt: int
-    provider: Address
-    state: str
+    order: Signed[Order]
+    terms: Terms
+    state: State
     reason: str = ""
+
+    @property
+    def provider(self) -> Address:
+        """Whose try it was."""
+        return self.order.message.provider
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as it is stored: the order in force (the last one matched), its terms and where the job stands."""
+    """A job as it is stored: where it stands, and its attempts so far, at least one and each with another provider."""
 
     job: JobId
     payer: Address
-    order: Signed[Order]
-    terms: Terms
     state: State
     created_at: int
     finished_at: int | None
     attempts: tuple[AttemptRecord, ...]
+
+    @property
+    def last(self) -> AttemptRecord:
+        """The attempt in force."""
+        return self.attempts[-1]
+
+    def attempt_of(self, provider: Address) -> AttemptRecord | None:
+        """This provider's attempt, if it had one."""
+        return next((attempt for attempt in self.attempts if attempt.provider == provider), None)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownJob:
+    """A job as the store knows it, with the receipts of its attempts by provider."""
+
+    record: JobRecord
+    receipts: Mapping[Address, Signed[Receipt]]
+
+    @property
+    def receipt(self) -> Signed[Receipt] | None:
+        """The receipt of the attempt in force."""
+        return self.receipts.get(self.record.last.provider)
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What a process starts from: jobs that must not be placed again, and what each tab (payer, provider) came to."""
+
+    jobs: tuple[JobId, ...]
+    totals: Mapping[tuple[Address, Address], Amount]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +106,24 @@ class Bus(Protocol):
 
 
 class JobStore(Protocol):
-    """Where jobs and receipts are kept. What a coroutine returned from is durable."""
+    """Where jobs and receipts are kept. What a coroutine returned from is durable. A terminal state is never replaced."""
 
     def note_job(self, record: JobRecord) -> None:
         """Stores a job, or its newer state, before anything stored later. Raises Unavailable if it is too far behind."""
 
-    async def put_receipt(self, record: JobRecord, receipt: Verified[Receipt]) -> None:
-        """Stores a receipt together with the final state of its job."""
+    async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
+        """Stores a receipt of a job, what its tab comes to, and the job's final state if given, together.
 
-    async def job(self, job: JobId) -> tuple[JobRecord, Signed[Receipt] | None] | None:
-        """A job and its receipt, if known."""
+        The first receipt of an attempt stays, whatever comes later. Raises Unavailable.
+        """
 
-    async def recent(self, since: int) -> Iterable[JobId]:
-        """Jobs created at or after a Unix time: the replay guard's memory."""
-        ...
+    async def job(self, job: JobId) -> KnownJob | None:
+        """A job with all that was noted of it, if it is known. Raises Unavailable."""
 
-    async def totals(self) -> Iterable[tuple[Address, Address, Amount]]:
-        """Payer, provider and the highest total of their receipts."""
+    async def recall(self, now: int, since: int) -> Recalled:
+        """At the start of a process: ends jobs that a former one left open as failed, and gives back what must be remembered:
+        the jobs created at or after `since`, and the highest total of each tab. Raises Unavailable.
+        """
         ...
 
 
@@ -99,7 +133,7 @@ class Funds(Protocol):
     async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:
         """Free balance, reservation and settled total, perhaps some seconds old unless `fresh` is asked for.
 
-        Raises Unavailable if it was never read and cannot be now.
+        Raises Unavailable if the chain does not answer, and either it never did or a fresh answer is wanted.
         """
         ...
 
@@ -116,7 +150,7 @@ class ClaimStore(Protocol):
     """Where claims wait, and what came of them."""
 
     async def put_claim(self, request: ClaimRequest, now: int) -> None:
-        """Stores a claim to be settled."""
+        """Stores a claim to be settled. One that was stored before is not stored twice, but waits again."""
 
     async def pending_claims(self, limit: int) -> list[PendingClaim]:
         """The oldest claims that wait."""

@@ -1,7 +1,7 @@
 """The settler: it collects for providers, in batches, what both sides signed, and learns from the chain what was paid.
 
 Anyone could do the same; the coordinator only does it for many at once. A chain that does not answer delays this and nothing
-else: claims wait in the store, and sending one twice pays nothing twice.
+else: claims wait in the store, and sending one twice pays nothing twice. A claim that the contract will not take closes alone.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ import structlog
 
 from coordinator.exposure import Exposure
 from coordinator.ports import ClaimStore, PendingClaim, Settlement
-from tallystick.chain.claims import ClaimBatch
+from tallystick.chain.claims import BATCH_GAS, CLAIM_GAS, ROW_GAS, ClaimBatch
+from tallystick.chain.codec import ContractError
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.events import Settled, read_events
-from tallystick.chain.rpc import Sender
-from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.chain.rpc import MAX_TRANSACTION_GAS, Sender
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import ClaimRequest
 
 log = structlog.get_logger()
 BATCH = 64
+MAX_ROWS = (MAX_TRANSACTION_GAS - BATCH_GAS - CLAIM_GAS) // ROW_GAS
+"""A claim is never divided, since its signature covers all of its rows; one with more rows fits no transaction."""
+NOTHING_OWED, REFUSED = "nothing owed", "refused by the contract"
 
 
 class Settler:
@@ -45,10 +49,12 @@ class Settler:
         self._interval, self._confirmations = interval, confirmations
 
     async def take(self, provider: Address, request: ClaimRequest) -> None:
-        """Stores a node's claim. Raises PeerError if it is not what it says."""
+        """Stores a node's claim. Raises PeerError if it is not what it says, Unavailable if it cannot be stored."""
         claim = request.claim.verify(self._domain)
         if claim.message.provider != provider:
             raise BadMessage("claim: of another provider")
+        if not 1 <= len(claim.message.rows) <= MAX_ROWS:
+            raise BadMessage(f"claim.rows: {len(claim.message.rows)}; a transaction takes 1 to {MAX_ROWS}")
         for row, order in zip(claim.message.rows, request.orders, strict=True):
             verified = order.verify(self._domain)
             if (verified.digest, verified.message.payer, verified.message.provider) != (row.order_hash, row.payer, provider):
@@ -56,31 +62,51 @@ class Settler:
         await self._store.put_claim(request, int(self._now()))
 
     async def run(self) -> None:
-        """Settles and follows until cancelled."""
+        """Follows and settles until cancelled. What was paid is looked up first, so that after a crash nothing is sent twice."""
         while True:
-            try:
-                await self.settle()
-                await self.follow()
-            except TallyError as error:
-                log.warning("settling waits for the chain", error=str(error))
+            for step in (self.follow, self.settle, self.follow):
+                try:
+                    await step()
+                except TallyError as error:
+                    log.warning("settling waits for the chain", step=step.__name__, error=str(error))
             await asyncio.sleep(self._interval)
 
     async def settle(self) -> None:
         """Sends all pending claims. Raises TallyError when the chain does not take them; they stay pending."""
         while pending := await self._store.pending_claims(BATCH):
             owed = [claim for claim in pending if await self._pays(claim)]
-            tx = "nothing owed"
+            idle = {claim.id for claim in pending} - {claim.id for claim in owed}
+            if idle:
+                await self._store.close_claims(sorted(idle), NOTHING_OWED)
             if owed:
-                batches = [ClaimBatch.of(c.request.claim, c.request.orders, self._domain) for c in owed]
-                sent = await self._escrow.settle_all(self._sender, batches)
-                tx = sent[-1].hash
-                log.info("settled", claims=len(owed), tx=tx, gas=sum(one.gas_used for one in sent))
-            await self._store.close_claims([claim.id for claim in pending], tx)
+                await self._send(owed)
+
+    async def _send(self, owed: list[PendingClaim]) -> None:
+        batches = [ClaimBatch.of(c.request.claim, c.request.orders, self._domain) for c in owed]
+        try:
+            sent = await self._escrow.settle_all(self._sender, batches)
+        except Refusal as error:
+            if error.code is Code.INSUFFICIENT_FUNDS and not isinstance(error, ContractError):
+                raise  # it is this coordinator that cannot pay the gas
+            if len(owed) > 1:  # one of them: each for itself, so that it holds up nobody else
+                for claim in owed:
+                    await self._send([claim])
+                return
+            log.warning("claim refused", claim=owed[0].id, provider=owed[0].request.claim.message.provider, error=str(error))
+            tx = REFUSED
+        else:
+            tx = sent[-1].hash
+            log.info("settled", claims=len(owed), tx=tx, gas=sum(one.gas_used for one in sent))
+        await self._store.close_claims([claim.id for claim in owed], tx)
 
     async def _pays(self, claim: PendingClaim) -> bool:
-        for row in claim.request.claim.message.rows:
-            known = await self._store.settlement(row.payer, claim.request.claim.message.provider)
-            if known is None or row.cumulative_cost > known.settled:
+        """Whether the contract would pay any row, as far as can be known here: gas is spent on nothing else."""
+        now, provider = self._now(), claim.request.claim.message.provider
+        for row, order in zip(claim.request.claim.message.rows, claim.request.orders, strict=True):
+            if order.message.claim_by < now:
+                continue
+            known = await self._store.settlement(row.payer, provider)
+            if min(row.cumulative_cost, order.message.ceiling) > (known.settled if known else 0):
                 return True
         return False
 
@@ -96,8 +122,7 @@ class Settler:
             settled = [event for event in page.events if isinstance(event, Settled)]
             await self._store.put_settlements([_settlement(event) for event in settled], page.cursor)
             for event in settled:
-                tab = self._exposure.tab(event.payer, event.provider)
-                self._exposure.observe(event.payer, event.provider, settled=event.settled, reserved=tab.reserved)
+                self._exposure.settle(event.payer, event.provider, event.settled)
 
 
 def _settlement(event: Settled) -> Settlement:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import sqlalchemy.dialects.postgresql
 import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
-from coordinator.ports import AttemptRecord, JobRecord, PendingClaim, Settlement
-from tallystick.protocol.eip712 import Signed, Verified, loads_signed
+from coordinator.ports import AttemptRecord, JobRecord, KnownJob, PendingClaim, Recalled, Settlement
+from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
@@ -33,24 +33,23 @@ jobs = sa.Table(
     sa.Column("state", sa.String(16)),
     sa.Column("created_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
-    sa.Column("order_doc", sa.Text),
-    sa.Column("terms_doc", sa.Text),
     sa.Column("attempts_doc", sa.Text),
 )
 receipts = sa.Table(
     "receipts",
     metadata,
     sa.Column("job", sa.String(32), primary_key=True),
+    sa.Column("provider", sa.String(42), primary_key=True),
     sa.Column("payer", sa.String(42)),
-    sa.Column("provider", sa.String(42)),
     sa.Column("seq", sa.BigInteger),
-    sa.Column("cumulative", sa.String(29)),
+    sa.Column("total", sa.String(29)),
     sa.Column("receipt_doc", sa.Text),
 )
 claims = sa.Table(
     "claims",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String(64), unique=True),
     sa.Column("provider", sa.String(42)),
     sa.Column("received_at", sa.BigInteger),
     sa.Column("claim_doc", sa.Text),
@@ -86,76 +85,73 @@ class Store:
 
     def note_job(self, record: JobRecord) -> None:
         """See ports.JobStore."""
-        self._db.note(lambda c: _upsert(c, jobs, _job_row(record), ("job",)))
+        row = _job_row(record)
+        self._db.note(lambda c: _put_job(c, row))
 
-    async def put_receipt(self, record: JobRecord, receipt: Verified[Receipt]) -> None:
+    async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
         """See ports.JobStore."""
         message = receipt.message
         row = {
-            "job": record.job.hex(),
-            "payer": message.payer,
+            "job": job.hex(),
             "provider": message.provider,
+            "payer": message.payer,
             "seq": message.seq,
-            "cumulative": str(message.cumulative_cost),
+            "total": f"{int(total):029}",
             "receipt_doc": receipt.dumps(),
         }
-        job_row = _job_row(record)
+        job_row = None if record is None else _job_row(record)
 
         def work(connection: Connection) -> None:
-            _upsert(connection, jobs, job_row, ("job",))
-            _upsert(connection, receipts, row, ("job",))
+            if job_row is not None:
+                _put_job(connection, job_row)
+            connection.execute(_insert(connection, receipts).on_conflict_do_nothing(), row)
 
         await self._db.write(work)
 
-    async def job(self, job: JobId) -> tuple[JobRecord, Signed[Receipt] | None] | None:
-        """See ports.JobStore."""
-        query = sa.select(jobs, receipts.c.receipt_doc).outerjoin(receipts, receipts.c.job == jobs.c.job)
-
-        def work(connection: Connection) -> Any:
-            return connection.execute(query.where(jobs.c.job == job.hex())).mappings().one_or_none()
-
-        row = await self._db.read(work)
-        if row is None:
+    async def job(self, job: JobId) -> KnownJob | None:
+        """See ports.JobStore. It waits its turn among the writes, and so sees all that was noted before."""
+        found = await self._db.write(lambda c: _read_job(c, job.hex()))
+        if found is None:
             return None
-        return _job_record(row), loads_signed(Receipt, row["receipt_doc"]) if row["receipt_doc"] else None
+        row, docs = found
+        read = [loads_signed(Receipt, doc) for doc in docs]
+        return KnownJob(_job_record(row), {receipt.message.provider: receipt for receipt in read})
 
-    async def recent(self, since: int) -> Iterable[JobId]:
+    async def recall(self, now: int, since: int) -> Recalled:
         """See ports.JobStore."""
-        query = sa.select(jobs.c.job).where(jobs.c.created_at >= since)
-        found = await self._db.read(lambda c: c.execute(query).scalars().all())
-        return [JobId(bytes.fromhex(job)) for job in found]
+        recent = sa.select(jobs.c.job).where(jobs.c.created_at >= since)
+        tabs = (receipts.c.payer, receipts.c.provider)
+        totals = sa.select(*tabs, sa.func.max(receipts.c.total)).group_by(*tabs)  # of equal length, so text sorts as numbers
 
-    async def close_stale(self, now: int) -> int:
-        """Jobs that were running when the process died end as failed; how many there were."""
-        query = (
-            sa.update(jobs)
-            .where(jobs.c.state.not_in([state.value for state in TERMINAL]))
-            .values(state=State.FAILED.value, finished_at=now)
-        )
-        return await self._db.write(lambda c: c.execute(query).rowcount)
+        def work(connection: Connection) -> tuple[Any, Any]:
+            _close_stale(connection, now)
+            return connection.execute(recent).scalars().all(), connection.execute(totals).all()
 
-    async def totals(self) -> Iterable[tuple[Address, Address, Amount]]:
-        """See ports.JobStore."""
-        last = (
-            sa.select(receipts.c.payer, receipts.c.provider, sa.func.max(receipts.c.seq).label("seq"))
-            .group_by(receipts.c.payer, receipts.c.provider)
-            .subquery()
+        found, sums = await self._db.write(work)
+        return Recalled(
+            tuple(JobId(bytes.fromhex(job)) for job in found),
+            {(Address(payer), Address(provider)): Amount(int(total)) for payer, provider, total in sums},
         )
-        same = sa.and_(*(receipts.c[name] == last.c[name] for name in ("payer", "provider", "seq")))
-        query = sa.select(receipts.c.payer, receipts.c.provider, receipts.c.cumulative).join(last, same)
-        rows = await self._db.read(lambda c: c.execute(query).all())
-        return [(Address(payer), Address(provider), Amount(int(total))) for payer, provider, total in rows]
 
     # Claims
 
     async def put_claim(self, request: ClaimRequest, now: int) -> None:
         """See ports.ClaimStore."""
+        doc = json.dumps(request.to_json())
         row = {
+            "digest": hashlib.sha256(doc.encode()).hexdigest(),
             "provider": request.claim.message.provider,
             "received_at": now,
-            "claim_doc": json.dumps(request.to_json()),
+            "claim_doc": doc,
+            "tx": None,
         }
-        await self._db.write(lambda c: c.execute(sa.insert(claims), row))
+
+        def work(connection: Connection) -> None:
+            insert = _insert(connection, claims)
+            again = {"received_at": insert.excluded.received_at, "tx": None}
+            connection.execute(insert.on_conflict_do_update(index_elements=("digest",), set_=again), row)
+
+        await self._db.write(work)
 
     async def pending_claims(self, limit: int) -> list[PendingClaim]:
         """See ports.ClaimStore."""
@@ -199,39 +195,65 @@ class Store:
         return Settlement(payer, provider, Amount(int(row["settled"])), row["tx"], row["block"])
 
 
-def _upsert(connection: Connection, table: sa.Table, row: dict[str, Any], key: tuple[str, ...]) -> None:
-    """INSERT … ON CONFLICT DO UPDATE, which SQLite and PostgreSQL spell alike."""
-    module = sa.dialects.postgresql if connection.dialect.name == "postgresql" else sa.dialects.sqlite
-    insert = module.insert(table)
+def _insert(connection: Connection, table: sa.Table) -> Any:
+    """An INSERT that can say ON CONFLICT, which SQLite and PostgreSQL spell alike."""
+    dialect = sa.dialects.postgresql if connection.dialect.name == "postgresql" else sa.dialects.sqlite
+    return dialect.insert(table)
+
+
+def _upsert(connection: Connection, table: sa.Table, row: dict[str, Any], key: tuple[str, ...], where: Any = None) -> None:
+    insert = _insert(connection, table)
     changed = {name: insert.excluded[name] for name in row if name not in key}
-    connection.execute(insert.on_conflict_do_update(index_elements=key, set_=changed), row)
+    connection.execute(insert.on_conflict_do_update(index_elements=key, set_=changed, where=where), row)
+
+
+_OPEN = jobs.c.state.not_in([state.value for state in TERMINAL])
+
+
+def _put_job(connection: Connection, row: dict[str, Any]) -> None:
+    _upsert(connection, jobs, row, ("job",), where=_OPEN)
+
+
+def _read_job(connection: Connection, job: str) -> tuple[Any, list[str]] | None:
+    row = connection.execute(sa.select(jobs).where(jobs.c.job == job)).mappings().one_or_none()
+    docs = sa.select(receipts.c.receipt_doc).where(receipts.c.job == job)
+    return None if row is None else (dict(row), list(connection.execute(docs).scalars()))
+
+
+def _close_stale(connection: Connection, now: int) -> None:
+    """Jobs that a process left open when it died end as failed."""
+    for row in connection.execute(sa.select(jobs).where(_OPEN)).mappings().all():
+        attempts = json.loads(row["attempts_doc"])
+        attempts[-1] |= {"state": State.FAILED.value, "reason": "the coordinator was restarted"}
+        ended = {"state": State.FAILED.value, "finished_at": now, "attempts_doc": json.dumps(attempts)}
+        connection.execute(sa.update(jobs).where(jobs.c.job == row["job"]).values(ended))
 
 
 def _job_row(record: JobRecord) -> dict[str, Any]:
-    attempts = [[a.attempt, a.provider, a.state, a.reason] for a in record.attempts]
+    attempts = [
+        {"order": a.order.to_json(), "terms": a.terms.to_json(), "state": a.state.value, "reason": a.reason}
+        for a in record.attempts
+    ]
     return {
         "job": record.job.hex(),
         "payer": record.payer,
-        "provider": record.order.message.provider,
+        "provider": record.last.provider,
         "state": record.state.value,
         "created_at": record.created_at,
         "finished_at": record.finished_at,
-        "order_doc": record.order.dumps(),
-        "terms_doc": json.dumps(record.terms.to_json()),
-        "attempts_doc": json.dumps(attempts),
+        "attempts_doc": json.dumps(attempts, separators=(",", ":")),
     }
 
 
-def _job_record(row: Any) -> JobRecord:
+def _job_record(row: dict[str, Any]) -> JobRecord:
     return JobRecord(
         job=JobId(bytes.fromhex(row["job"])),
         payer=Address(row["payer"]),
-        order=loads_signed(Order, row["order_doc"]),
-        terms=Terms.from_json(json.loads(row["terms_doc"])),
         state=State(row["state"]),
         created_at=row["created_at"],
         finished_at=row["finished_at"],
         attempts=tuple(
-            AttemptRecord(number, Address(p), state, reason) for number, p, state, reason in json.loads(row["attempts_doc"])
+            AttemptRecord(read_signed(Order, a["order"]), Terms.from_json(a["terms"]), State(a["state"]), a["reason"])
+            for a in json.loads(row["attempts_doc"])
         ),
     )

@@ -20,23 +20,22 @@ def upgrade() -> None:
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False, index=True),
         sa.Column("finished_at", sa.BigInteger),
-        sa.Column("order_doc", sa.Text, nullable=False),
-        sa.Column("terms_doc", sa.Text, nullable=False),
         sa.Column("attempts_doc", sa.Text, nullable=False),
     )
     op.create_table(
         "receipts",
         sa.Column("job", sa.String(32), primary_key=True),
+        sa.Column("provider", sa.String(42), primary_key=True),
         sa.Column("payer", sa.String(42), nullable=False),
-        sa.Column("provider", sa.String(42), nullable=False),
         sa.Column("seq", sa.BigInteger, nullable=False),
-        sa.Column("cumulative", sa.String(29), nullable=False),
+        sa.Column("total", sa.String(29), nullable=False),
         sa.Column("receipt_doc", sa.Text, nullable=False),
     )
-    op.create_index("receipts_tab", "receipts", ["payer", "provider", "seq"])
+    op.create_index("receipts_tab", "receipts", ["payer", "provider", "total"])
     op.create_table(
         "claims",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("digest", sa.String(64), nullable=False, unique=True),
         sa.Column("provider", sa.String(42), nullable=False),
         sa.Column("received_at", sa.BigInteger, nullable=False),
         sa.Column("claim_doc", sa.Text, nullable=False),

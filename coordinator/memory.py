@@ -1,0 +1,97 @@
+"""The ports' twins in memory, for tests and experiments. They keep the ports' promises, but nothing outlives the process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from coordinator.ports import Backing, JobRecord, KnownJob, PendingClaim, Recalled, Settlement
+from tallystick.protocol.eip712 import Signed, Verified
+from tallystick.protocol.jobs import TERMINAL, State
+from tallystick.protocol.messages import Receipt
+from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import ClaimRequest
+
+
+@dataclass
+class MemoryStore:
+    """JobStore and ClaimStore."""
+
+    jobs: dict[JobId, JobRecord] = field(default_factory=dict)
+    receipts: dict[JobId, dict[Address, tuple[Signed[Receipt], Amount]]] = field(default_factory=dict)
+    claims: dict[int, tuple[ClaimRequest, str | None]] = field(default_factory=dict)
+    settlements: dict[tuple[Address, Address], Settlement] = field(default_factory=dict)
+    block: int | None = None
+
+    def note_job(self, record: JobRecord) -> None:
+        """See ports.JobStore."""
+        known = self.jobs.get(record.job)
+        if known is None or known.state not in TERMINAL:
+            self.jobs[record.job] = record
+
+    async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
+        """See ports.JobStore."""
+        if record is not None:
+            self.note_job(record)
+        kept = Signed(receipt.message, receipt.signature)
+        self.receipts.setdefault(job, {}).setdefault(receipt.message.provider, (kept, total))
+
+    async def job(self, job: JobId) -> KnownJob | None:
+        """See ports.JobStore."""
+        record = self.jobs.get(job)
+        receipts = {provider: receipt for provider, (receipt, _) in self.receipts.get(job, {}).items()}
+        return None if record is None else KnownJob(record, receipts)
+
+    async def recall(self, now: int, since: int) -> Recalled:
+        """See ports.JobStore."""
+        for record in self.jobs.values():
+            if record.state not in TERMINAL:
+                last = replace(record.last, state=State.FAILED, reason="the coordinator was restarted")
+                attempts = (*record.attempts[:-1], last)
+                self.jobs[record.job] = replace(record, state=State.FAILED, finished_at=now, attempts=attempts)
+        totals: dict[tuple[Address, Address], Amount] = {}
+        for receipts in self.receipts.values():
+            for provider, (receipt, total) in receipts.items():
+                tab = (receipt.message.payer, provider)
+                totals[tab] = Amount(max(total, totals.get(tab, 0)))
+        return Recalled(tuple(job for job, record in self.jobs.items() if record.created_at >= since), totals)
+
+    async def put_claim(self, request: ClaimRequest, now: int) -> None:  # noqa: ARG002 - the port's
+        """See ports.ClaimStore."""
+        same = [number for number, (known, _) in self.claims.items() if known == request]
+        self.claims[same[0] if same else len(self.claims) + 1] = (request, None)
+
+    async def pending_claims(self, limit: int) -> list[PendingClaim]:
+        """See ports.ClaimStore."""
+        return [PendingClaim(number, request) for number, (request, tx) in self.claims.items() if tx is None][:limit]
+
+    async def close_claims(self, ids: list[int], tx: str) -> None:
+        """See ports.ClaimStore."""
+        for number in ids:
+            self.claims[number] = (self.claims[number][0], tx)
+
+    async def cursor(self) -> int | None:
+        """See ports.ClaimStore."""
+        return self.block
+
+    async def put_settlements(self, settlements: list[Settlement], cursor: int) -> None:
+        """See ports.ClaimStore."""
+        self.settlements |= {(one.payer, one.provider): one for one in settlements}
+        self.block = cursor
+
+    async def settlement(self, payer: Address, provider: Address) -> Settlement | None:
+        """See ports.ClaimStore."""
+        return self.settlements.get((payer, provider))
+
+
+@dataclass
+class MemoryFunds:
+    """Funds: what stands in its tables, in base units. `free` is by payer, `reserved` and `settled` by payer and provider."""
+
+    free: dict[Address, Amount] = field(default_factory=dict)
+    reserved: dict[tuple[Address, Address], Amount] = field(default_factory=dict)
+    settled: dict[tuple[Address, Address], Amount] = field(default_factory=dict)
+
+    async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:  # noqa: ARG002 - the port's
+        """See ports.Funds."""
+        zero, pair = Amount(0), (payer, provider)
+        return Backing(self.free.get(payer, zero), self.reserved.get(pair, zero), self.settled.get(pair, zero))

@@ -1,0 +1,40 @@
+"""The rules of the house: how long each phase of a job may take, and what an order must say to be taken. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tallystick.protocol.errors import Code, Refusal
+from tallystick.protocol.messages import Order, Terms
+from tallystick.protocol.types import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Deadlines in seconds, and the rules for orders. Accepting is a node's answer to a dispatch; idle is between two chunks."""
+
+    accept: float = 10
+    first_output: float = 120
+    idle: float = 60
+    total: float = 3_600
+    cancel: float = 15
+    beat: float = 10
+    order_horizon: int = 3_600
+    min_claim_window: int = 3_600
+    fee_bps: int = 0
+
+
+def check_order(order: Order, terms: Terms, *, coordinator: Address, limits: Limits, now: int) -> None:
+    """What an order must say, whoever it is for. Raises Refusal."""
+    if order.coordinator != coordinator:
+        raise Refusal(Code.ORDER_MISDIRECTED, f"order.coordinator: {order.coordinator}, but this is {coordinator}")
+    if order.deadline <= now:
+        raise Refusal(Code.ORDER_EXPIRED, f"order.deadline: passed {now - order.deadline} s ago")
+    if order.deadline > now + limits.order_horizon:
+        raise Refusal(Code.ORDER_TERMS, f"order.deadline: more than {limits.order_horizon} s ahead")
+    if order.claim_by < now + limits.min_claim_window:
+        raise Refusal(Code.ORDER_TERMS, f"order.claimBy: must leave providers at least {limits.min_claim_window} s")
+    if order.max_fee_bps < limits.fee_bps:
+        raise Refusal(Code.ORDER_TERMS, f"order.maxFeeBps: this coordinator's fee is {limits.fee_bps}")
+    if order.ceiling < terms.max_cost:
+        raise Refusal(Code.UNAUTHORISED_TAB, f"order.ceiling: {order.ceiling} is below the job's own cap {terms.max_cost}")

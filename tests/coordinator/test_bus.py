@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from coordinator.bus import InProcessBus, job_subject, node_subject
+from tallystick.protocol.types import JobId
+from tests.coordinator.world import PAYER
+
+
+def test_a_frame_goes_to_the_subjects_handler() -> None:
+    """What is sent to a subject comes to its handler at once, and to no other."""
+    bus, ours, theirs = InProcessBus(), list[bytes](), list[bytes]()
+    bus.attach("a", ours.append)
+    bus.attach("b", theirs.append)
+    assert bus.send("a", b"frame")
+    assert (ours, theirs) == ([b"frame"], [])
+
+
+def test_nobody_listens() -> None:
+    """Sending to a subject without a handler says so and does nothing."""
+    assert not InProcessBus().send("a", b"frame")
+
+
+def test_the_last_handler_has_the_subject() -> None:
+    """A second handler takes the subject over; the first one's leaving does not disturb it."""
+    bus, first, second = InProcessBus(), list[bytes](), list[bytes]()
+    bus.attach("a", first.append)
+    bus.attach("a", second.append)
+    bus.detach("a", first.append)
+    assert bus.send("a", b"frame")
+    assert (first, second) == ([], [b"frame"])
+    bus.detach("a", second.append)
+    assert not bus.send("a", b"frame")
+
+
+def test_subjects_do_not_meet() -> None:
+    """Jobs and nodes have subjects of their own."""
+    assert node_subject(PAYER.address) == f"node.{PAYER.address}"
+    assert job_subject(JobId(bytes(16))) == "job." + "00" * 16
