@@ -1,0 +1,100 @@
+"""A client that can be dishonest: builds submissions by hand, from the protocol alone, and posts them to a real coordinator."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import orjson
+
+from tallystick.protocol.eip712 import Domain, Signed, Signer, read_signed
+from tallystick.protocol.messages import Ask, Order, Terms
+from tallystick.protocol.sealing import ContentKey, commit_request, wrap_key
+from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import Candidate, FrameReader, Kind, RequestHead, Submission, join_request
+
+CAP = Amount(1_000)
+
+
+@dataclass(frozen=True)
+class Buyer:
+    """One payer at one coordinator."""
+
+    url: str
+    signer: Signer
+    domain: Domain
+    coordinator: Address
+
+    @classmethod
+    def at(cls, url: str, signer: Signer) -> Buyer:
+        """A buyer who asked the coordinator who it is."""
+        info = httpx.get(f"{url}/v1/info").raise_for_status().json()
+        return cls(url, signer, Domain(info["chainId"], info["contract"]), info["coordinator"])
+
+    def ask(self, model: str) -> Signed[Ask]:
+        """The best ask for a model."""
+        request = {"model": model, "payer": self.signer.address, "limit": 1}
+        answer = httpx.post(f"{self.url}/v1/shortlist", json=request).raise_for_status().json()
+        return read_signed(Ask, answer["asks"][0]["ask"])
+
+    def order(self, ask: Ask, terms: Terms, **changes: Any) -> Order:
+        """An honest order, but for the changes."""
+        now = int(time.time())
+        order = Order(
+            payer=self.signer.address,
+            provider=ask.provider,
+            ceiling=CAP,
+            reserve_target=Amount(0),
+            seq=time.time_ns(),
+            deadline=now + 60,
+            claim_by=now + 7 * 86_400,
+            max_fee_bps=500,
+            coordinator=self.coordinator,
+            terms_hash=terms.struct_hash(),
+        )
+        return replace(order, **changes)
+
+    def prepare(self, model: str, *, terms: dict[str, Any] | None = None, order: dict[str, Any] | None = None) -> Submission:
+        """A submission for one short chat, honest but for the changes to its terms and its order (made before signing)."""
+        ask = self.ask(model)
+        body = orjson.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 16})
+        plain, job, key = (
+            join_request(RequestHead("/v1/chat/completions"), body),
+            JobId(secrets.token_bytes(16)),
+            ContentKey.new(),
+        )
+        honest = Terms(
+            model=model,
+            ask=ask.message.digest(self.domain),
+            input_price=ask.message.input_price,
+            cached_input_price=ask.message.cached_input_price,
+            output_price=ask.message.output_price,
+            max_cost=CAP,
+            max_output_tokens=16,
+            job=job,
+            request_commitment=commit_request(key.commitment_key, job, plain),
+        )
+        agreed = replace(honest, **(terms or {}))
+        signed = self.signer.sign(self.order(ask.message, agreed, **(order or {})), self.domain)
+        wrapped = wrap_key(
+            key,
+            ask.message.sealing_suite,
+            ask.message.sealing_key,
+            job=job,
+            order_hash=signed.digest,
+            provider=ask.message.provider,
+        )
+        return Submission(job, (Candidate(signed, agreed, wrapped),), key.seal_request(job, plain))
+
+    def post(self, submission: Submission | bytes) -> httpx.Response:
+        """What the coordinator answers."""
+        data = submission if isinstance(submission, bytes) else submission.dumps()
+        return httpx.post(f"{self.url}/v1/jobs", content=data, timeout=60)
+
+
+def frames(response: httpx.Response) -> list[tuple[Kind, bytes]]:
+    """The frames of an admitted job."""
+    return list(FrameReader().feed(response.content))
