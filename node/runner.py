@@ -247,10 +247,9 @@ class Runner:
             await asyncio.shield(job.durable)
             if not job.has_output:
                 await self._store.abandon(admitted.order.digest)
+                del self._taken[admitted.order.digest]
         except TallyError as error:
-            log.warning("order not forgotten", job=admitted.job.hex(), error=str(error))
-        if not job.has_output:
-            self._taken.pop(admitted.order.digest, None)
+            log.warning("order not forgotten, it will not run again", job=admitted.job.hex(), error=str(error))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

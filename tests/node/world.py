@@ -135,7 +135,9 @@ class Client:
             terms_hash=terms.struct_hash(),
         )
         order = self.payer.sign(replace(order_message, **(order_with or {})), DOMAIN)
-        wrapped = wrap_key(key, X25519, SEALING.public, job=job, order_hash=order.digest, provider=order.message.provider)
+        wrapped = wrap_key(
+            key, X25519, ask.message.sealing_key, job=job, order_hash=order.digest, provider=order.message.provider
+        )
         match = Match(
             coordinator=(matched_by or coordinator).address,
             job=job,

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from node.collector import MAX_ROWS, ClaimPolicy, Collector
+from node.ports import Claimable, Link
+from node.tabs import Funds
+from node.twins import MemoryChain, MemoryLink, MemoryStore
+from tallystick.protocol.types import Address, Amount
+from tallystick.protocol.wire import NO_JOB, ClaimRequest, Kind, loads
+from tests.node.test_store import finish
+from tests.node.world import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, ask_book, signer
+
+TAB = Claimable(
+    payer=PAYER.address,
+    seq=1,
+    cumulative=Amount(500),
+    settled=Amount(100),
+    reserved=Amount(0),
+    order=Client().order(ask_book().current[0], order_with={"ceiling": Amount(10_000)}).order,
+    since=NOW,
+    claimed_at=0,
+    claimed=Amount(0),
+)
+POLICY = ClaimPolicy(amount=Amount(1_000), age=60, reserve_percent=50, margin=3_600, retry=30)
+
+
+@pytest.mark.parametrize(
+    ("tab", "now", "wants"),
+    [
+        (TAB, NOW, False),
+        (replace(TAB, cumulative=Amount(1_100)), NOW, True),
+        (replace(TAB, cumulative=Amount(1_099)), NOW, False),
+        (TAB, NOW + 60, True),
+        (replace(TAB, reserved=Amount(800)), NOW, True),
+        (replace(TAB, reserved=Amount(801)), NOW, False),
+        (TAB, NOW + 86_400 - 3_600, True),
+        (replace(TAB, settled=Amount(500)), NOW + 1_000, False),
+    ],
+)
+def test_when_a_tab_is_worth_a_claim(tab: Claimable, now: int, wants: bool) -> None:
+    """It is when it owes enough, has waited enough, used enough of its reservation, or rests on an order that soon expires."""
+    assert POLICY.wants(tab, now) is wants
+
+
+class World:
+    """A collector among twins, at a time that the test sets."""
+
+    def __init__(self, policy: ClaimPolicy = POLICY) -> None:
+        self.now = NOW
+        self.store, self.chain = MemoryStore(), MemoryChain(Funds(known=True))
+        self.link: MemoryLink | None = MemoryLink(COORDINATOR.address)
+        self.seen: list[tuple[Address, Funds]] = []
+        self.collector = Collector(
+            signer=PROVIDER,
+            domain=DOMAIN,
+            store=self.store,
+            chain=self.chain,
+            link=self._link,
+            policy=policy,
+            observed=lambda payer, funds: self.seen.append((payer, funds)),
+            now=lambda: self.now,
+        )
+
+    def _link(self) -> Link | None:
+        return self.link
+
+    @property
+    def claims(self) -> list[ClaimRequest]:
+        """What was handed in."""
+        assert self.link is not None
+        return [ClaimRequest.from_json(loads(raw, "claim")) for raw in self.link.of(NO_JOB, Kind.CLAIM)]
+
+
+async def test_a_claim_names_the_tab_and_the_order_behind_it() -> None:
+    """A due tab is claimed with the provider's signature, its last seq and total, and the order to claim on."""
+    world = World()
+    made = await finish(world.store, Client())
+    assert await world.collector.sweep() == 0
+    world.now += 60
+    assert await world.collector.sweep() == 1
+    (request,) = world.claims
+    claim = request.claim.verify(DOMAIN).message
+    (row,) = claim.rows
+    assert (row.payer, row.seq, row.cumulative_cost) == (PAYER.address, 1, 40)
+    assert row.order_hash == request.orders[0].verify(DOMAIN).digest == made.admitted.order.digest
+
+
+async def test_a_claim_that_does_not_show_is_made_again() -> None:
+    """A claim is given time to show on chain, and repeated when it has not."""
+    world = World()
+    await finish(world.store, Client())
+    world.now += 60
+    await world.collector.sweep()
+    world.now += 29
+    assert await world.collector.sweep() == 0
+    world.now += 1
+    assert await world.collector.sweep() == 1
+    assert len(world.claims) == 2
+
+
+async def test_what_was_settled_is_noticed() -> None:
+    """When the chain has paid, the tab is not claimed again, and the tabs in memory learn of it."""
+    world = World()
+    await finish(world.store, Client())
+    world.now += 60
+    await world.collector.sweep()
+    paid = Funds(settled=Amount(40), reserved=Amount(9), known=True)
+    world.chain.fresh[PAYER.address] = paid
+    world.now += 1_000
+    assert await world.collector.sweep(everything=True) == 0
+    assert world.seen == [(PAYER.address, paid)]
+    assert await world.store.claimable(world.now, 10) == []
+
+
+async def test_a_partial_payment_leaves_the_rest_claimable() -> None:
+    """What a short purse could not pay is claimed again later."""
+    world = World()
+    await finish(world.store, Client())
+    world.now += 60
+    await world.collector.sweep()
+    world.chain.fresh[PAYER.address] = Funds(settled=Amount(15), known=True)
+    world.now += 100
+    assert await world.collector.sweep(everything=True) == 1
+    (tab,) = await world.store.claimable(world.now, 10)
+    assert tab.due == 25
+
+
+async def test_without_a_link_claims_wait() -> None:
+    """With no coordinator to hand it to, nothing is marked as handed in; it is, once there is a link."""
+    world = World()
+    world.link = None
+    await finish(world.store, Client())
+    world.now += 60
+    assert await world.collector.sweep() == 0
+    assert not world.store.claims
+    world.link = MemoryLink(COORDINATOR.address)
+    assert await world.collector.sweep() == 1
+
+
+async def test_chain_trouble_does_not_keep_claims_back() -> None:
+    """A chain that can't be asked leaves the last known state, and the claim is handed in on it."""
+    world = World()
+    world.chain.usual = Funds()
+    await finish(world.store, Client())
+    assert await world.collector.sweep(everything=True) == 1
+
+
+async def test_many_tabs_go_in_several_claims() -> None:
+    """A claim stays small enough for one transaction; the rest goes into the next."""
+    world = World()
+    for number in range(MAX_ROWS + 1):
+        await finish(world.store, Client(signer(f"payer {number}")))
+    assert await world.collector.sweep(everything=True) == MAX_ROWS + 1
+    assert [len(request.orders) for request in world.claims] == [MAX_ROWS, 1]
+
+
+async def test_it_looks_by_itself() -> None:
+    """Left running, it claims what becomes due."""
+    world = World(replace(POLICY, check=0.01))
+    await finish(world.store, Client())
+    world.now += 60
+    task = asyncio.create_task(world.collector.run())
+    assert world.link is not None
+    await world.link.until(Kind.CLAIM, NO_JOB)
+    task.cancel()

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from node import courier as courier_module
+from node.courier import Courier
+from node.twins import MemoryLink, MemoryStore
+from tallystick.protocol.eip712 import read_signed
+from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.messages import Receipt
+from tallystick.protocol.wire import Kind, loads
+from tests.node.test_store import finish
+from tests.node.world import COORDINATOR, NOW, Client
+
+
+@asynccontextmanager
+async def running(courier: Courier) -> AsyncIterator[Courier]:
+    """Runs a courier until the end of the block."""
+    task = asyncio.create_task(courier.run())
+    try:
+        async with asyncio.timeout(10):
+            yield courier
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_open_receipts_are_sent_on_every_welcome() -> None:
+    """After a reconnection every receipt that was not confirmed is sent again, as it was signed; confirmed ones are not."""
+    store, client = MemoryStore(), Client()
+    made = [await finish(store, client, seq) for seq in range(3)]
+    async with running(Courier(store, now=lambda: NOW)) as courier:
+        first = MemoryLink(COORDINATOR.address)
+        courier.welcomed(first)
+        for one in made:
+            raw = await first.until(Kind.RECEIPT, one.admitted.job)
+            assert read_signed(Receipt, loads(raw, "receipt")).signature == one.receipt.signature
+        courier.acknowledged(first, made[0].admitted.job)
+        courier.lost(first)
+        second = MemoryLink(COORDINATOR.address)
+        courier.welcomed(second)
+        await second.until(Kind.RECEIPT, made[2].admitted.job)
+        assert not second.of(made[0].admitted.job)
+        assert second.of(made[1].admitted.job)
+
+
+async def test_receipts_are_sent_again_without_an_answer() -> None:
+    """A receipt that stays unconfirmed on an open link is sent again after a while; a fresh one is left alone."""
+    store, client = MemoryStore(), Client()
+    old = await finish(store, client, at=NOW - 10)
+    fresh = await finish(store, client, 1, at=NOW)
+    async with running(Courier(store, resend_seconds=0.01, now=lambda: NOW)) as courier:
+        link = MemoryLink(COORDINATOR.address)
+        courier.welcomed(link)
+        await link.until(Kind.RECEIPT, old.admitted.job, 3)
+        assert len(link.of(fresh.admitted.job)) == 1
+
+
+async def test_many_receipts_are_sent_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receipts that are never confirmed do not keep later ones from being sent."""
+    monkeypatch.setattr(courier_module, "BATCH", 2)
+    store, client = MemoryStore(), Client()
+    made = [await finish(store, client, seq) for seq in range(5)]
+    async with running(Courier(store, now=lambda: NOW)) as courier:
+        link = MemoryLink(COORDINATOR.address)
+        courier.welcomed(link)
+        for one in made:
+            await link.until(Kind.RECEIPT, one.admitted.job)
+
+
+async def test_a_full_disk_delays_acknowledgements_only() -> None:
+    """If a confirmation can't be written down, the courier goes on."""
+    store, client = MemoryStore(), Client()
+    made = await finish(store, client)
+    link = MemoryLink(COORDINATOR.address)
+    courier = Courier(store, now=lambda: NOW)
+    store.fault = Unavailable(Code.PROVIDER_FAILED, "disk full")
+    courier.acknowledged(link, made.admitted.job)
+    await courier.note()
+    store.fault = None
+    courier.acknowledged(link, made.admitted.job)
+    await courier.note()
+    assert store.confirmed == {made.admitted.job}

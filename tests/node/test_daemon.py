@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from node.engines.demo import MODEL, Behaviour, DemoEngine
+from tallystick.chain.deployment import Deployment
+from tallystick.protocol.eip712 import Verified, read_signed
+from tallystick.protocol.messages import Ask, Outcome, Receipt
+from tallystick.protocol.tab import check_receipt
+from tallystick.protocol.types import Address
+from tallystick.protocol.wire import ClaimRequest, Kind, loads, read_asks
+from tallystick.runtime.serving import serving
+from tests.node.coordinator import Connection, FakeCoordinator
+from tests.node.world import DOMAIN, Client, Placed
+
+ROOT = Path(__file__).parents[2]
+ASK = {"messages": [{"role": "user", "content": "what is a tally stick"}], "stream": True, "max_tokens": 100}
+
+
+class Site:
+    """A folder with a deployment and a config, an engine, and a coordinator. No chain answers: jobs must not need one."""
+
+    def __init__(self, folder: Path, coordinator: FakeCoordinator, engine: DemoEngine, engine_port: int) -> None:
+        self.folder, self.coordinator, self.engine, self.engine_port = folder, coordinator, engine, engine_port
+        self.client = Client()
+        deployment = Deployment(DOMAIN.chain_id, DOMAIN.contract, Address("0x" + "00" * 20), 6, 0, "http://127.0.0.1:1")
+        deployment.save(folder / "deployment.json")
+
+    def config(self, **settings: Any) -> Path:
+        """Writes a config."""
+        plain = {
+            "coordinator": self.coordinator.url,
+            "deployment": str(self.folder / "deployment.json"),
+            "state": str(self.folder / "state"),
+            "engine_check": 0.1,
+            "grace": 10.0,
+        } | settings
+        lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
+        lines += ["[[engines]]", f'url = "http://127.0.0.1:{self.engine_port}/v1"', "[link]", "first_pause_seconds = 0.05"]
+        path = self.folder / "node.toml"
+        path.write_text("\n".join(lines))
+        return path
+
+    async def start(self, **settings: Any) -> Process:
+        """Starts a node's process."""
+        command = (sys.executable, "-m", "tests.node.start", str(self.config(**settings)))
+        return await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
+
+    async def place(self, connection: Connection, ask: Verified[Ask], body: dict[str, Any] | None = None) -> Placed:
+        """Hands a job to the node."""
+        placed = self.client.order(ask, body or ASK, now=int(time.time()))
+        await connection.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
+        return placed
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    """Everything that a node needs around it."""
+    engine = DemoEngine()
+    async with asyncio.timeout(60), serving(engine.app, "127.0.0.1", 0) as port, FakeCoordinator().serving() as coordinator:
+        yield Site(tmp_path, coordinator, engine, port)
+
+
+@asynccontextmanager
+async def node(site: Site, **settings: Any) -> AsyncIterator[tuple[Process, Connection, Verified[Ask]]]:
+    """A node that runs and has connected; killed at the end if it still lives."""
+    process = await site.start(**settings)
+    try:
+        connection = await site.coordinator.connections.get()
+        yield process, connection, connection.hello.asks[0].verify(DOMAIN)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def receipt(connection: Connection, placed: Placed) -> Receipt:
+    """A job's receipt, checked as coordinator and client would."""
+    raw = await connection.until(Kind.RECEIPT, job=placed.job)
+    found = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
+    check_receipt(placed.order, placed.terms, found)
+    _, _, transcript, finished = placed.read(connection.of(Kind.CHUNK, placed.job))
+    assert finished
+    assert found.result_commitment == transcript.commitment
+    return found
+
+
+async def test_a_node_works_and_stops_in_order(site: Site) -> None:
+    """A fresh node offers what its engine lists, serves a streamed job without a chain, and on SIGTERM finishes what runs, takes
+    nothing new, hands in its claim and exits with 0.
+    """
+    async with node(site) as (process, connection, ask):
+        assert (ask.message.model, ask.message.context_tokens, ask.message.spec.engine) == (MODEL, 8_192, "tally-demo")
+        first = await site.place(connection, ask)
+        done = await receipt(connection, first)
+        assert (done.outcome, done.seq) == (Outcome.COMPLETED, 1)
+        head, body, _, _ = first.read(connection.of(Kind.CHUNK, first.job))
+        assert head is not None
+        assert (head.status, head.content_type) == (200, "text/event-stream")
+        assert b"stand-in" in body
+        assert b'"usage":{' not in body
+
+        site.engine._usual = Behaviour(token_seconds=0.01)
+        slow = await site.place(connection, ask)
+        await connection.until(Kind.CHUNK, 3, slow.job)
+        process.send_signal(signal.SIGTERM)
+        while (json_of(connection.of(Kind.BEAT)[-1]))["free"]:
+            await connection.until(Kind.BEAT, len(connection.of(Kind.BEAT)) + 1)
+        late = await site.place(connection, ask)
+        assert loads(await connection.until(Kind.FAIL, job=late.job), "failure")["error"]["code"] == "node_busy"
+        last = await receipt(connection, slow)
+        assert (last.outcome, last.seq) == (Outcome.COMPLETED, 2)
+        claim = ClaimRequest.from_json(loads(await connection.until(Kind.CLAIM), "claim"))
+        (row,) = claim.claim.verify(DOMAIN).message.rows
+        assert (row.seq, row.cumulative_cost) == (2, last.cumulative_cost)
+        assert await process.wait() == 0
+
+
+async def test_what_was_promised_survives_a_kill(site: Site) -> None:
+    """After kill -9 a restarted node sends the receipt again that nobody confirmed, refuses the same order, and goes on with the
+    next seq.
+    """
+    site.coordinator.acknowledge = False
+    async with node(site) as (process, connection, ask):
+        placed = await site.place(connection, ask)
+        first = await connection.until(Kind.RECEIPT, job=placed.job)
+        process.kill()
+        await process.wait()
+    site.coordinator.acknowledge = True
+    async with node(site) as (process, connection, ask):
+        assert await connection.until(Kind.RECEIPT, job=placed.job) == first
+        await connection.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
+        error = loads(await connection.until(Kind.FAIL, job=placed.job), "failure")["error"]
+        assert error["code"] in ("order_replayed", "order_terms")
+        following = await receipt(connection, await site.place(connection, ask))
+        assert following.seq == 2
+        process.terminate()
+        assert await process.wait() == 0
+
+
+async def test_asks_follow_the_engine(site: Site) -> None:
+    """A node whose engine goes away withdraws its asks and says so at /healthz; when the engine is back, so are they."""
+    port = site.engine_port
+    async with serving(DemoEngine().app, "127.0.0.1", 0) as other:
+        site.engine_port = other
+        process = await site.start(monitor_port=port + 1 if port < 65_000 else port - 1)
+        connection = await site.coordinator.connections.get()
+        assert len(connection.hello.asks) == 1
+    try:
+        seen = 0
+        while True:
+            seen += 1
+            if not read_asks(loads(await connection.until(Kind.ASKS, seen), "asks")["asks"]):
+                break
+        monitor = f"http://127.0.0.1:{port + 1 if port < 65_000 else port - 1}"
+        async with aiohttp.ClientSession() as session:
+            async with session.get(monitor + "/healthz") as response:
+                assert response.status == 503
+                assert list((await response.json())["engines"].values()) == ["down"]
+            async with serving(DemoEngine().app, "127.0.0.1", other):
+                while True:
+                    seen += 1
+                    if read_asks(loads(await connection.until(Kind.ASKS, seen), "asks")["asks"]):
+                        break
+                async with session.get(monitor + "/healthz") as response:
+                    assert response.status == 200
+                async with session.get(monitor + "/metrics") as response:
+                    assert "tally_node_unsecured_units" in await response.text()
+        process.terminate()
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def test_two_nodes_do_not_share_a_state(site: Site) -> None:
+    """A second process on the same state is refused with a sentence, since both would number the same receipts."""
+    async with node(site):
+        second = await site.start()
+        _, stderr = await second.communicate()
+        assert second.returncode == 1
+        assert b"another node is running on this state" in stderr
+
+
+async def test_a_node_without_a_deployment_says_so(site: Site) -> None:
+    """What is missing at the start is told in one line, with what to do."""
+    process = await site.start(deployment=str(site.folder / "missing.json"))
+    _, stderr = await process.communicate()
+    assert process.returncode == 1
+    assert b"tally deploy" in stderr
+    assert b"Traceback" not in stderr
+
+
+def json_of(payload: bytes) -> dict[str, Any]:
+    """A frame's JSON."""
+    document: dict[str, Any] = loads(payload, "frame")
+    return document
