@@ -57,6 +57,7 @@ class Code(str, Enum):
     ENGINE_UNAVAILABLE = "engine_unavailable"
     TIMED_OUT = "timed_out"
     CHAIN_UNAVAILABLE = "chain_unavailable"
+    CHAIN_REFUSED = "chain_refused"
     COORDINATOR_UNAVAILABLE = "coordinator_unavailable"
     UNAUTHENTICATED = "unauthenticated"
     CANCELLED = "cancelled"
@@ -96,6 +97,7 @@ PUBLIC: dict[Code, Public] = {
     Code.ENGINE_UNAVAILABLE: Public(502, _SERVER),
     Code.TIMED_OUT: Public(504, _SERVER),
     Code.CHAIN_UNAVAILABLE: Public(503, _SERVER),
+    Code.CHAIN_REFUSED: Public(409, _INVALID),
     Code.COORDINATOR_UNAVAILABLE: Public(503, _SERVER),
     Code.UNAUTHENTICATED: Public(401, "authentication_error"),
     Code.CANCELLED: Public(499, _SERVER),

@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
@@ -25,6 +25,7 @@ PASSWORD_ENV = "TALLYSTICK_PASSWORD"  # noqa: S105 - the variable's name
 PASSWORD_FILE_ENV = "TALLYSTICK_PASSWORD_FILE"  # noqa: S105 - the variable's name
 SCRYPT_N = 1 << 17
 """eth-account's default cost is 2**18; half of it opens in about a third of a second and stays beyond guessing."""
+_DEAREST = {"dklen": 64, "c": 100_000_000, "n": 1 << 20, "r": 32, "p": 32}
 
 
 def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
@@ -114,6 +115,7 @@ def open_keystore(path: Path, password: str) -> Signer:
     except (OSError, ValueError) as error:
         raise BadMessage(f"{path}: not a readable keystore: {error}") from None
     try:
+        _check_cost(store)
         signer = Signer(bytes(_account().decrypt(store, password)))
         named = str(store.get("address") or signer.address)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, NotImplementedError, MemoryError):
@@ -121,6 +123,15 @@ def open_keystore(path: Path, password: str) -> Signer:
     if _address(named) != signer.address:  # what a keystore's checksum covers is not all of it
         raise BadMessage(f"{path}: damaged, it does not hold the key of {named[:42]}")
     return signer
+
+
+def _check_cost(store: dict[str, Any]) -> None:
+    """Keystores come from elsewhere, too: one that would take hours or all memory to open is as good as damaged."""
+    crypto = {str(name).lower(): value for name, value in store.items()}["crypto"]
+    parameters = {str(name).lower(): value for name, value in crypto.items()}["kdfparams"]
+    for name, most in _DEAREST.items():
+        if parameters.get(name, 0) > most:
+            raise ValueError(f"{name} is too large")
 
 
 def keystore_address(path: Path) -> str:

@@ -25,7 +25,7 @@ parser, which FastAPI uses, then overflows the stack on a deeply nested body: on
 async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
     """Serves `app` inside the running loop; yields the bound port (useful with port 0). Raises Unavailable if it can't listen."""
     config = uvicorn.Config(
-        app,
+        _guarded(app),
         host=host,
         port=port,
         log_config=None,
@@ -37,7 +37,6 @@ async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
     )
     server = _Server(config)
     config.load()
-    sys.setrecursionlimit(min(sys.getrecursionlimit(), MAX_RECURSION))
     with _listener(host, port) as listener:
         task = asyncio.create_task(server.serve([listener]), name="http-server")
         ready = asyncio.create_task(server.ready.wait())
@@ -50,6 +49,17 @@ async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
             ready.cancel()
             server.should_exit = True
             await task
+
+
+def _guarded(app: Any) -> Any:
+    """The app behind a look at the recursion limit: those libraries may be imported at any time."""
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if sys.getrecursionlimit() > MAX_RECURSION:
+            sys.setrecursionlimit(MAX_RECURSION)
+        await app(scope, receive, send)
+
+    return guarded
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -1,0 +1,267 @@
+"""Config: TOML, then environment, then flags; every type; errors that say where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount
+from tallystick.runtime.config import home, load
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A nested table."""
+
+    url: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field of every type that config knows."""
+
+    name: str
+    port: int = 1
+    rate: float = 0.5
+    fast: bool = False
+    folder: Path = Path("x")
+    cap: Amount = Amount(5)
+    owner: Address = ZERO_ADDRESS
+    maybe: str | None = None
+    limit: Amount | None = Amount(7)
+    heir: Address | None = None
+    tags: tuple[str, ...] = ("a",)
+    numbers: tuple[int, ...] = ()
+    peers: tuple[Address, ...] = ()
+    engines: tuple[Engine, ...] = ()
+    main: Engine | None = None
+    extra: tuple[str, ...] = field(default_factory=tuple)
+
+
+ADDRESS = "0x" + "Ab" * 20
+TOML = f"""
+name = "toml"
+port = 9000
+rate = 2
+fast = true
+folder = "~/state"
+cap = "1.25"
+owner = "{ADDRESS}"
+maybe = "yes"
+limit = ""
+heir = "{ADDRESS}"
+tags = ["b", "c"]
+numbers = [1, 2]
+peers = ["{ADDRESS}"]
+[[engines]]
+url = "http://one"
+[[engines]]
+url = "http://two"
+weight = 0.5
+[main]
+url = "http://main"
+"""
+
+
+def loaded(tmp_path: Path, text: str, **more: Any) -> Settings:
+    """The settings from this TOML."""
+    path = tmp_path / "c.toml"
+    path.write_text(text, encoding="utf-8")
+    return load(Settings, path, **({"environment": {}} | more))
+
+
+def test_every_type_is_read_from_toml(tmp_path: Path) -> None:
+    """Each field gets a value of its own type."""
+    assert loaded(tmp_path, TOML) == Settings(
+        name="toml",
+        port=9000,
+        rate=2.0,
+        fast=True,
+        folder=Path("~/state").expanduser(),
+        cap=Amount(1_250_000),
+        owner=Address(ADDRESS.lower()),
+        maybe="yes",
+        limit=None,
+        heir=Address(ADDRESS.lower()),
+        tags=("b", "c"),
+        numbers=(1, 2),
+        peers=(Address(ADDRESS.lower()),),
+        engines=(Engine("http://one"), Engine("http://two", 0.5)),
+        main=Engine("http://main"),
+    )
+    assert isinstance(loaded(tmp_path, TOML).rate, float)
+    assert isinstance(loaded(tmp_path, TOML).cap, Amount)
+
+
+def test_every_flat_type_is_read_from_the_environment() -> None:
+    """Variables are texts: numbers, booleans, amounts, addresses, paths and comma-separated lists are made of them."""
+    texts = {
+        "name": "env",
+        "port": "9001",
+        "rate": "1.5",
+        "fast": "yes",
+        "folder": "/tmp/x",
+        "cap": "2",
+        "owner": ADDRESS,
+        "maybe": "",
+        "limit": "0.5",
+        "tags": "b, c",
+        "numbers": "1,2, 3",
+        "peers": ADDRESS,
+        "extra": "",
+    }
+    made = load(Settings, prefix="T_", environment={f"T_{name.upper()}": text for name, text in texts.items()} | {"OTHER": "x"})
+    assert made == Settings(
+        name="env",
+        port=9001,
+        rate=1.5,
+        fast=True,
+        folder=Path("/tmp/x"),
+        cap=Amount(2_000_000),
+        owner=Address(ADDRESS.lower()),
+        maybe=None,
+        limit=Amount(500_000),
+        tags=("b", "c"),
+        numbers=(1, 2, 3),
+        peers=(Address(ADDRESS.lower()),),
+        extra=(),
+    )
+
+
+def test_flags_beat_the_environment_beats_toml(tmp_path: Path) -> None:
+    """Each source overrides the one before, setting by setting; a flag that was not given (None) overrides nothing."""
+    environment = {"T_PORT": "2", "T_RATE": "2", "PORT": "99"}
+    made = loaded(
+        tmp_path,
+        'name = "toml"\nport = 1\nrate = 1.0\nfast = true',
+        prefix="T_",
+        environment=environment,
+        flags={"port": 3, "fast": None, "maybe": None, "tags": ("x",)},
+    )
+    assert (made.name, made.port, made.rate, made.fast, made.tags) == ("toml", 3, 2.0, True, ("x",))
+
+
+def test_the_environment_counts_only_with_a_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a prefix no variable is read; with one, those of the process are."""
+    monkeypatch.setenv("NAME", "shell")
+    monkeypatch.setenv("T_NAME", "ours")
+    assert loaded(tmp_path, 'name = "toml"', environment=None).name == "toml"
+    assert loaded(tmp_path, 'name = "toml"', prefix="T_", environment=None).name == "ours"
+
+
+def test_values_that_are_made_already_pass(tmp_path: Path) -> None:
+    """Flags may bring values of the field's own type."""
+    flags = {"cap": Amount(3), "folder": Path("y"), "engines": [Engine("u")], "main": Engine("v")}
+    made = loaded(tmp_path, 'name = "n"', flags=flags)
+    assert (made.cap, made.folder, made.engines, made.main) == (Amount(3), Path("y"), (Engine("u"),), Engine("v"))
+
+
+WRONG: list[tuple[str, str, str]] = [
+    ("port", '"x"', "expected int"),
+    ("port", "1.5", "expected int"),
+    ("port", "true", "expected int"),
+    ("port", "[1]", "expected int"),
+    ("rate", '"fast"', "expected float"),
+    ("rate", "false", "expected float"),
+    ("fast", '"maybe"', "expected bool"),
+    ("fast", "2", "expected bool"),
+    ("name", "5", "expected str"),
+    ("folder", "5", "expected Path"),
+    ("cap", "5", "a decimal amount as a string"),
+    ("cap", "0.5", "a decimal amount as a string"),
+    ("cap", '"half"', "expected a decimal number"),
+    ("cap", '"0.0000001"', "at most 6 places"),
+    ("limit", '"-1"', "expected a decimal number"),
+    ("owner", '"0x12"', "expected a 20-byte address"),
+    ("owner", "5", "expected a 20-byte address"),
+    ("maybe", "5", "expected str"),
+    ("heir", '"0x"', "expected a 20-byte address"),
+    ("tags", "5", "expected a list"),
+    ("tags", "{a = 1}", "expected a list"),
+    ("engines", '["http://one"]', "expected a table"),
+    ("main", '"http://one"', "expected a table"),
+    ("main", "[]", "expected a table"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "reason"), WRONG)
+def test_a_wrong_value_is_named_with_its_file(tmp_path: Path, name: str, value: str, reason: str) -> None:
+    """The error names the file, the setting and what was expected."""
+    text = f"{name} = {value}" if name == "name" else f'name = "n"\n{name} = {value}'
+    with pytest.raises(BadMessage) as caught:
+        loaded(tmp_path, text)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}/c.toml: {name}")
+    assert reason in said
+
+
+def test_values_inside_lists_and_tables_are_named_by_their_path(tmp_path: Path) -> None:
+    """An error inside a list or a nested table says which item and which member."""
+    with pytest.raises(BadMessage, match=r"c\.toml: numbers\[1\]: expected int"):
+        loaded(tmp_path, 'name = "n"\nnumbers = [1, "x"]')
+    with pytest.raises(BadMessage, match=r"c\.toml: engines\[0\]: weight: expected float"):
+        loaded(tmp_path, 'name = "n"\n[[engines]]\nurl = "u"\nweight = "heavy"')
+    with pytest.raises(BadMessage, match=r"c\.toml: engines\[0\]: url must be set"):
+        loaded(tmp_path, 'name = "n"\n[[engines]]')
+    with pytest.raises(BadMessage, match=r"c\.toml: main: unknown setting ulr; known are url, weight"):
+        loaded(tmp_path, 'name = "n"\n[main]\nulr = "u"')
+
+
+def test_an_error_names_the_source_that_it_came_from(tmp_path: Path) -> None:
+    """A wrong variable or flag is not blamed on the file."""
+    with pytest.raises(BadMessage, match=r"^environment variable T_PORT: expected int, got 'x'$"):
+        loaded(tmp_path, 'name = "n"', prefix="T_", environment={"T_PORT": "x"})
+    with pytest.raises(BadMessage, match=r"^flag cap: expected a decimal number"):
+        loaded(tmp_path, 'name = "n"', flags={"cap": "x"})
+    with pytest.raises(BadMessage, match=r"^environment variable T_NUMBERS\[1\]: expected int"):
+        loaded(tmp_path, 'name = "n"', prefix="T_", environment={"T_NUMBERS": "1,x"})
+
+
+def test_a_text_that_may_be_a_secret_is_not_repeated(tmp_path: Path) -> None:
+    """An API key that was written as a number is refused without being printed."""
+    with pytest.raises(BadMessage, match="maybe: expected str, got int") as caught:
+        loaded(tmp_path, 'name = "n"\nmaybe = 123456789')
+    assert "123456789" not in str(caught.value)
+
+
+def test_unknown_and_missing_settings_are_named(tmp_path: Path) -> None:
+    """A misspelt setting is an error that lists the known ones; a missing one says that it must be set."""
+    with pytest.raises(BadMessage, match=r"c\.toml: unknown setting prot; known are cap, engines, extra, fast, .*port"):
+        loaded(tmp_path, 'name = "n"\nprot = 1')
+    with pytest.raises(BadMessage, match=r"^config: unknown setting prot"):
+        load(Settings, flags={"prot": 1}, environment={})
+    with pytest.raises(BadMessage, match=r"^config: name must be set$"):
+        load(Settings, environment={})
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Missing files, folders, broken TOML and other encodings are errors of ours that name the path."""
+    with pytest.raises(BadMessage, match=r"config .*/none\.toml: No such file"):
+        load(Settings, tmp_path / "none.toml")
+    with pytest.raises(BadMessage, match="Is a directory"):
+        load(Settings, tmp_path)
+    with pytest.raises(BadMessage, match=r"config .*/c\.toml: .*line 2"):
+        loaded(tmp_path, 'name = "n"\nport = = 1')
+    (tmp_path / "latin.toml").write_bytes('name = "caf\u00e9"'.encode("latin-1"))
+    with pytest.raises(BadMessage, match=r"config .*/latin\.toml: .*utf-8"):
+        load(Settings, tmp_path / "latin.toml")
+
+
+def test_toml_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    """Names beyond ASCII survive."""
+    assert loaded(tmp_path, 'name = "caf\u00e9 \u20ac"').name == "caf\u00e9 \u20ac"
+
+
+def test_home_is_the_variable_or_a_folder_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TALLYSTICK_HOME counts unless it is empty; ~ is expanded."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value, expected in (("/srv/t", Path("/srv/t")), ("~/t", tmp_path / "t"), ("", tmp_path / ".tallystick")):
+        monkeypatch.setenv("TALLYSTICK_HOME", value)
+        assert home() == expected
+    monkeypatch.delenv("TALLYSTICK_HOME")
+    assert home() == tmp_path / ".tallystick"

@@ -1,0 +1,192 @@
+"""Serving: real HTTP, an orderly stop, real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tallystick.protocol.errors import Unavailable
+from tallystick.runtime.serving import MAX_RECURSION, serving, until_stopped
+
+from .processes import PATIENCE, line, script
+
+LOOPBACK = "127.0.0.1"
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI app that answers with the path it was asked for."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+
+async def test_an_app_is_served_on_a_free_port() -> None:
+    """Port 0 gives a port that answers as soon as the context is entered, and no longer once it is left."""
+    async with httpx.AsyncClient() as client:
+        async with serving(echo, LOOPBACK, 0) as port:
+            assert port > 0
+            answer = await client.get(f"http://{LOOPBACK}:{port}/hello")
+            assert (answer.status_code, answer.text) == (200, "/hello")
+        with pytest.raises(httpx.ConnectError):
+            await client.get(f"http://{LOOPBACK}:{port}/hello")
+
+
+async def test_a_request_under_way_is_answered_before_the_end() -> None:
+    """Leaving the context waits for answers that have begun."""
+    asked = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        asked.set()
+        await asyncio.sleep(0.2)
+        await echo(scope, receive, send)
+
+    async with httpx.AsyncClient() as client:
+        async with serving(slow, LOOPBACK, 0) as port:
+            asking = asyncio.create_task(client.get(f"http://{LOOPBACK}:{port}/slow"))
+            await asked.wait()
+        assert (await asking).text == "/slow"
+
+
+async def test_a_port_that_is_taken_is_said_and_not_a_crash() -> None:
+    """A second server on the same port, a foreign address and a port out of range raise Unavailable with the reason."""
+    async with serving(echo, LOOPBACK, 0) as port:
+        for host, number in ((LOOPBACK, port), ("192.0.2.1", 0), (LOOPBACK, 70_000), ("no.such.host.invalid", 0)):
+            with pytest.raises(Unavailable, match=f"cannot listen on {host} port {number}"):
+                async with serving(echo, host, number):
+                    pytest.fail("it listened")
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"http://{LOOPBACK}:{port}/still")).text == "/still"
+
+
+async def test_the_port_is_free_again_at_once() -> None:
+    """A restart on the same port works."""
+    async with serving(echo, LOOPBACK, 0) as port:
+        pass
+    async with serving(echo, LOOPBACK, port) as again:
+        assert again == port
+
+
+async def test_an_error_inside_passes_through_and_the_server_stops() -> None:
+    """The context closes the server whatever ends it, and does not hide the reason."""
+    with pytest.raises(LookupError, match="mine"):
+        async with serving(echo, LOOPBACK, 0) as port:
+            raise LookupError("mine")
+    with socket.socket() as probe:
+        assert probe.connect_ex((LOOPBACK, port)) != 0
+
+
+async def test_ipv6_is_served_where_there_is_one() -> None:
+    """An address with colons is IPv6."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    async with serving(echo, "::1", 0) as port, httpx.AsyncClient() as client:
+        assert (await client.get(f"http://[::1]:{port}/six")).text == "/six"
+
+
+SERVER = """
+import asyncio, sys
+from tallystick.runtime.serving import serving, until_stopped
+from tests.runtime.test_serving import echo
+
+async def main():
+    async with serving(echo, "127.0.0.1", 0) as port:
+        asyncio.get_running_loop().call_soon(print, port)  # runs when `until_stopped` has taken over the signals
+        await until_stopped()
+        print("stopping")
+        if "linger" in sys.argv:
+            await asyncio.sleep(60)
+    print("stopped")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_in_order(number: signal.Signals) -> None:
+    """On SIGTERM or SIGINT the process leaves its contexts one by one and ends with code 0."""
+    with script(SERVER) as process:
+        port = int(line(process))
+        assert httpx.get(f"http://{LOOPBACK}:{port}/alive").text == "/alive"
+        process.send_signal(number)
+        assert line(process) == "stopping"
+        assert line(process) == "stopped"
+        assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_does_not_wait(number: signal.Signals) -> None:
+    """A stop that takes too long is cut short by the same signal again."""
+    with script(SERVER, "linger") as process:
+        line(process)
+        process.send_signal(number)
+        assert line(process) == "stopping"
+        process.send_signal(number)
+        assert process.wait(PATIENCE) != 0
+
+
+JSON_SERVER = """
+import asyncio, sys
+from fastapi import FastAPI
+from tallystick.runtime.serving import serving, until_stopped
+
+app = FastAPI()
+
+@app.post("/")
+async def take(body: dict[str, object]) -> int:
+    return len(body)
+
+async def main():
+    async with serving(app, "127.0.0.1", 0) as port:
+        import eth_account
+        print(sys.getrecursionlimit())
+        print(port)
+        await until_stopped()
+
+asyncio.run(main())
+"""
+
+
+def test_a_deeply_nested_body_does_not_kill_the_process() -> None:
+    """eth-account's libraries lift Python's recursion limit so far that JSON can overflow the stack: serving lowers it."""
+    with script(JSON_SERVER) as process:
+        assert int(line(process)) > MAX_RECURSION, "if this fails, those libraries were mended, and so may be serving"
+        url = f"http://{LOOPBACK}:{line(process)}/"
+        for bracket in ("[", '{"a":', '{"a":['):
+            for depth in (1_000, 50_000, 200_000):
+                answer = httpx.post(url, content=bracket * depth, headers={"content-type": "application/json"})
+                assert 400 <= answer.status_code < 500
+        assert httpx.post(url, json={"a": 1}).text == "1"
+
+
+CANCELLED = """
+import asyncio, signal
+from tallystick.runtime.serving import until_stopped
+
+async def main():
+    task = asyncio.create_task(until_stopped())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+
+asyncio.run(main())
+"""
+
+
+def test_a_cancelled_wait_gives_the_signals_back() -> None:
+    """Whoever stops waiting leaves the process with the signals' default effects."""
+    with script(CANCELLED) as process:
+        assert line(process) == "True True"
+
+
+def test_these_tests_run_from_the_repository() -> None:
+    """The processes above import this module by name."""
+    assert Path(__file__).name == "test_serving.py"
+    assert callable(until_stopped)

@@ -1,0 +1,435 @@
+"""Durable storage: what was acknowledged stays, what fails fails alone, nobody waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
+from tallystick.runtime import storage
+from tallystick.runtime.storage import GROUP, QUEUE, Database
+
+from .processes import line, script
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+IN_TIME = 30
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A database that does not exist yet, in a folder that does not either."""
+    return f"sqlite:///{tmp_path}/state/facts.db"
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    """An open database."""
+    database = Database(url)
+    await database.start(MIGRATIONS)
+    yield database
+    await database.close()
+
+
+def insert(number: int, word: str | None = None) -> Callable[[Connection], int]:
+    """Work that adds a row."""
+
+    def work(connection: Connection) -> int:
+        connection.execute(sa.text("INSERT INTO facts (id, word) VALUES (:i, :w)"), {"i": number, "w": word or f"word {number}"})
+        return number
+
+    return work
+
+
+def ids(connection: Connection) -> list[int]:
+    """All rows."""
+    return list(connection.execute(sa.text("SELECT id FROM facts ORDER BY id")).scalars())
+
+
+def commits(database: Database) -> list[int]:
+    """A list that grows with every commit of the database."""
+    counted: list[int] = []
+    engine = database._backend._engine  # type: ignore[attr-defined]  # the SQLite backend has one
+    event.listen(engine, "commit", lambda _connection: counted.append(1))
+    return counted
+
+
+@asynccontextmanager
+async def stuck(database: Database) -> AsyncIterator[None]:
+    """Inside, the writer hangs in a transaction, so that everything else queues."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def work(_connection: Connection) -> None:
+        entered.set()
+        leave.wait(IN_TIME)
+
+    task = asyncio.create_task(database.write(work))
+    await asyncio.to_thread(entered.wait, IN_TIME)
+    try:
+        yield
+    finally:
+        leave.set()
+        await task
+
+
+async def test_a_write_returns_its_result_and_survives_reopening(url: str) -> None:
+    """What `write` returned is there after the database was closed and opened again."""
+    async with opened(url) as database:
+        assert await database.write(insert(1)) == 1
+    async with opened(url) as database:
+        assert await database.read(ids) == [0, 1]
+
+
+async def test_concurrent_writes_share_transactions(url: str) -> None:
+    """A thousand writes that arrive together take a handful of commits, and each gets its own result."""
+    async with opened(url) as database:
+        counted = commits(database)
+        assert await asyncio.gather(*(database.write(insert(n)) for n in range(1, 1_001))) == list(range(1, 1_001))
+        assert len(counted) <= -(-1_000 // GROUP) + 1
+        assert len(await database.read(ids)) == 1_001
+
+
+async def test_writes_that_wait_for_a_commit_share_the_next(url: str) -> None:
+    """Whatever arrives while a transaction runs goes into one that follows."""
+    async with opened(url) as database:
+        async with stuck(database):
+            counted = commits(database)
+            waiting = [asyncio.create_task(database.write(insert(n))) for n in range(1, 51)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+        assert len(counted) == 2, "the one that was running, and one for all the others"
+
+
+async def test_a_failing_write_fails_alone(url: str) -> None:
+    """In a group where some fail, each gets its own error, leaves nothing behind, and all the others are written."""
+
+    def halfway(connection: Connection) -> None:
+        insert(500)(connection)
+        raise Refusal(Code.UNSECURED, "changed its mind")
+
+    async with opened(url) as database:
+        async with stuck(database):
+            works: list[Callable[[Connection], Any]] = [insert(1), halfway, insert(2), insert(2), insert(3), insert(4, "first")]
+            tasks = [asyncio.create_task(database.write(work)) for work in works]
+            await asyncio.sleep(0)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [int, Refusal, int, IntegrityError, int, IntegrityError]
+        assert await database.read(ids) == [0, 1, 2, 3]
+        assert await database.write(insert(5)) == 5, "the writer goes on"
+
+
+async def test_a_write_out_of_which_stopiteration_comes_does_not_hang(url: str) -> None:
+    """An exception that no future can carry becomes one that it can; the writer goes on."""
+    nothing: list[int] = []
+    async with opened(url) as database:
+        for access in (database.write, database.read):
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await asyncio.wait_for(access(lambda _c: next(iter(nothing))), IN_TIME)
+        assert await database.write(insert(1)) == 1
+
+
+async def test_a_caller_that_went_away_does_not_stop_the_others(url: str) -> None:
+    """A cancelled write may still happen; those queued behind it do."""
+    async with opened(url) as database:
+        async with stuck(database):
+            gone, stays = (asyncio.create_task(database.write(insert(n))) for n in (1, 2))
+            await asyncio.sleep(0)
+            gone.cancel()
+        assert await stays == 2
+        assert set(await database.read(ids)) >= {0, 2}
+
+
+async def test_a_note_is_durable_before_any_later_write(url: str) -> None:
+    """When a write returns, every note made before it is on disk, in order."""
+    async with opened(url) as database:
+        order: list[int] = []
+
+        def noted(number: int) -> Callable[[Connection], None]:
+            def work(connection: Connection) -> None:
+                order.append(number)
+                insert(number)(connection)
+
+            return work
+
+        for n in range(1, 600):
+            database.note(noted(n))
+        await database.write(noted(600))
+        assert order == list(range(1, 601))
+        assert await database.read(ids) == list(range(601))
+
+
+async def test_a_note_that_fails_is_logged_and_harms_nobody(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost note is said in the log; the writes around it are kept."""
+    said: list[str] = []
+
+    class Log:
+        def error(self, text: str, **_more: object) -> None:
+            said.append(text)
+
+    monkeypatch.setattr(storage, "log", Log())
+    async with opened(url) as database:
+        database.note(insert(1))
+        database.note(insert(1))
+        await database.write(insert(2))
+        assert await database.read(ids) == [0, 1, 2]
+    assert said == ["a noted write was lost"]
+
+
+async def test_a_full_queue_refuses_notes_and_makes_writes_wait(url: str) -> None:
+    """Beyond the queue's size a note is Unavailable at once, and a write waits for room; nothing that was taken is lost."""
+    async with opened(url) as database:
+        async with stuck(database):
+            for n in range(1, QUEUE + 1):
+                database.note(insert(n))
+            with pytest.raises(Unavailable, match="too far behind"):
+                database.note(insert(QUEUE + 1))
+            late = asyncio.create_task(database.write(insert(QUEUE + 2)))
+            await asyncio.sleep(0)
+            assert not late.done()
+        await asyncio.wait_for(late, IN_TIME)
+        assert await database.read(ids) == [*range(QUEUE + 1), QUEUE + 2]
+
+
+async def test_close_writes_what_is_queued(url: str) -> None:
+    """Everything that was noted or being written when `close` was called is there afterwards."""
+    database = Database(url)
+    await database.start(MIGRATIONS)
+    writes = [asyncio.create_task(database.write(insert(n))) for n in range(1, 400)]
+    await asyncio.sleep(0)
+    for n in range(400, 800):
+        database.note(insert(n))
+    await database.close()
+    assert await asyncio.gather(*writes) == list(range(1, 400))
+    async with opened(url) as database:
+        assert await database.read(ids) == list(range(800))
+
+
+async def test_nobody_waits_for_a_closed_database(url: str) -> None:
+    """Writes, notes and reads after `close` are Unavailable at once, instead of queueing for ever."""
+    database = Database(url)
+    await database.start(MIGRATIONS)
+    closing = asyncio.create_task(database.close())
+    await asyncio.sleep(0)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="closed"):
+            await asyncio.wait_for(database.write(insert(1)), IN_TIME)
+        with pytest.raises(Unavailable, match="closed"):
+            database.note(insert(1))
+        with pytest.raises(Unavailable, match="closed"):
+            await database.read(ids)
+        await closing
+    await database.close()
+
+
+async def test_writers_that_waited_for_room_are_served_before_the_end(url: str) -> None:
+    """Writes that were let in while the queue was full are written, even if `close` queued its mark before them."""
+    database = Database(url)
+    await database.start(MIGRATIONS)
+    async with stuck(database):
+        for n in range(1, QUEUE + 1):
+            database.note(insert(n))
+        late = [asyncio.create_task(database.write(insert(n))) for n in range(QUEUE + 1, QUEUE + 600)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(database.close())
+        await asyncio.sleep(0)
+    await asyncio.wait_for(asyncio.gather(*late, closing), IN_TIME)
+    async with opened(url) as database:
+        assert await database.read(ids) == list(range(QUEUE + 600))
+
+
+async def test_close_lets_go_of_the_file(url: str, tmp_path: Path) -> None:
+    """After `close` no write-ahead log is left, and the file can be moved away."""
+    async with opened(url) as database:
+        await database.write(insert(1))
+        await database.read(ids)
+        assert (tmp_path / "state" / "facts.db-wal").exists()
+    assert [file.name for file in (tmp_path / "state").iterdir()] == ["facts.db"]
+
+
+async def test_closing_what_was_never_started_is_allowed(url: str) -> None:
+    """A composition root may close in its `finally` whatever happened before."""
+    await Database(url).close()
+
+
+async def test_two_databases_on_one_file_lose_no_update(url: str) -> None:
+    """Processes that share a file read and change it under its write lock: counting up from both sides loses nothing."""
+
+    def count(connection: Connection) -> None:
+        number = connection.execute(sa.text("SELECT word FROM facts WHERE id = 1")).scalar_one()
+        connection.execute(sa.text("UPDATE facts SET word = :n WHERE id = 1"), {"n": str(int(number) + 1)})
+
+    async with opened(url) as one, opened(url) as two:
+        await one.write(insert(1, "0"))
+
+        async def many(database: Database) -> None:
+            for _ in range(50):
+                await database.write(count)
+
+        await asyncio.gather(many(one), many(two))
+        assert await one.read(lambda c: c.execute(sa.text("SELECT word FROM facts WHERE id = 1")).scalar_one()) == "100"
+
+
+async def test_a_read_sees_one_moment(url: str) -> None:
+    """Two queries of one read agree, whatever is written between them."""
+    counted, written = threading.Event(), threading.Event()
+
+    def twice(connection: Connection) -> tuple[list[int], list[int]]:
+        before = ids(connection)
+        counted.set()
+        written.wait(IN_TIME)
+        return before, ids(connection)
+
+    async with opened(url) as database:
+        reading = asyncio.create_task(database.read(twice))
+        await asyncio.to_thread(counted.wait, IN_TIME)
+        await database.write(insert(1))
+        written.set()
+        assert await reading == ([0], [0])
+        assert await database.read(ids) == [0, 1]
+
+
+async def test_two_that_start_together_make_the_tables_once(url: str) -> None:
+    """Migrations run under the write lock: of several starting at once, one migrates and the others find it done."""
+    databases = [Database(url) for _ in range(4)]
+    await asyncio.gather(*(database.start(MIGRATIONS) for database in databases))
+    assert [await database.read(ids) for database in databases] == [[0]] * 4
+    for database in databases:
+        await database.close()
+
+
+async def test_a_database_in_memory_works(url: str) -> None:
+    """Tests and demos may keep nothing."""
+    async with opened("sqlite:///:memory:") as database:
+        await database.write(insert(1))
+        assert await database.read(ids) == [0, 1]
+
+
+async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
+    """A folder, or a file that is no database or holds a newer one, is a TallyError with a reason, not a traceback."""
+    (tmp_path / "folder").mkdir()
+    database = Database(f"sqlite:///{tmp_path}/folder")
+    with pytest.raises(Unavailable, match="unable to open database file"):
+        await database.start(MIGRATIONS)
+    await database.close()
+
+    async with opened(f"sqlite:///{tmp_path}/newer.db") as newer:
+        await newer.write(lambda c: c.execute(sa.text("UPDATE alembic_version SET version_num = '9999'")))
+    database = Database(f"sqlite:///{tmp_path}/newer.db")
+    with pytest.raises(Unavailable, match="9999"):
+        await database.start(MIGRATIONS)
+    await database.close()
+
+
+class Failing:
+    """A backend whose database went away: fails before the work begins, or after it."""
+
+    def __init__(self, error: Exception, *, late: bool) -> None:
+        self.error, self.late = error, late
+        self.runs = 0
+
+    async def run(self, work: Callable[[Any], Any], *, write: bool) -> Any:
+        self.runs += 1
+        await asyncio.sleep(0)
+        if self.late:
+            work(None)
+        raise self.error
+
+    async def close(self) -> None:
+        pass
+
+
+GONE = [
+    OperationalError("COMMIT", {}, Exception("disk I/O error")),
+    ConnectionRefusedError(111, "Connection refused"),
+    TimeoutError("no answer"),
+    PoolTimeout("QueuePool limit reached"),
+]
+
+
+@pytest.mark.parametrize("error", GONE, ids=lambda error: type(error).__name__)
+async def test_a_database_that_went_away_is_unavailable(error: Exception) -> None:
+    """Whatever the driver raises when the server is gone, callers see Unavailable with the reason, for writes and reads alike."""
+    database = Database("sqlite://")
+    await database._backend.close()
+    database._backend = Failing(error, late=True)
+    database._task = asyncio.create_task(database._commit_groups())
+    for access in (database.write, database.read):
+        with pytest.raises(Unavailable, match="does not answer") as caught:
+            await access(lambda _c: 1)
+        assert caught.value.retry
+    await database.close()
+
+
+async def test_a_transaction_that_cannot_begin_fails_the_whole_group_at_once() -> None:
+    """Where no work has run, nobody's work is at fault: a locked or lost database is not asked again for each of a group."""
+    database = Database("sqlite://")
+    await database._backend.close()
+    backend = database._backend = Failing(GONE[0], late=False)
+    tasks = [asyncio.create_task(database.write(lambda _c: 1)) for _ in range(50)]
+    await asyncio.sleep(0)
+    database._task = asyncio.create_task(database._commit_groups())
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(result) for result in results} == {Unavailable}
+    assert backend.runs == 1
+    await database.close()
+
+
+async def test_errors_of_the_work_itself_come_through_unchanged(url: str) -> None:
+    """A lawful no and a bug inside work are raised as they are; only a lost database is translated."""
+    errors: list[Exception] = [Refusal(Code.UNSECURED, "no"), KeyError("bug"), ZeroDivisionError()]
+    async with opened(url) as database:
+        for error in errors:
+
+            def work(_connection: Connection, error: Exception = error) -> None:
+                raise error
+
+            for access in (database.write, database.read):
+                with pytest.raises(type(error)) as caught:
+                    await access(work)
+                assert caught.value is error
+    assert issubclass(Unavailable, TallyError)
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+import sqlalchemy as sa
+from tallystick.runtime.storage import Database
+
+async def main():
+    database = Database(sys.argv[1])
+    await database.start(Path(sys.argv[2]))
+    async def worker(start):
+        for n in range(start, 1_000_000, 4):
+            await database.write(lambda c: c.execute(sa.text("INSERT INTO facts VALUES (:n, :w)"), {"n": n, "w": f"w{n}"}))
+            print(n, flush=True)
+    await asyncio.gather(*(worker(1 + n) for n in range(4)))
+
+asyncio.run(main())
+"""
+
+
+async def test_kill_9_loses_nothing_that_was_acknowledged(url: str) -> None:
+    """A process that is killed at any moment leaves every write it reported, and a database that opens at once."""
+    for round_ in range(2):
+        with script(WRITER.replace("range(start", f"range({round_} * 500_000 + start"), url, str(MIGRATIONS)) as process:
+            reported = [int(line(process)) for _ in range(100 + 57 * round_)]
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+            assert process.stdout is not None
+            reported += [int(text) for text in process.stdout.read().split("\n")[:-1]]
+        async with opened(url) as database:
+            kept = set(await database.read(ids))
+            assert kept >= set(reported)
+            assert len(kept - {0} - set(reported)) <= 4, "and no more than was under way"
+            await database.write(lambda c: c.execute(sa.text("DELETE FROM facts WHERE id > 0")))
