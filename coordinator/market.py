@@ -63,7 +63,7 @@ class Market:
         self._now, self._tick = now, tick
         self._live: dict[JobId, LiveJob] = {}
         self._seen: OrderedDict[JobId, int] = OrderedDict()
-        self._unnoted: list[JobRecord] = []
+        self._unnoted: dict[JobId, JobRecord] = {}
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -350,7 +350,7 @@ class Market:
         try:
             self._store.note_job(record)
         except Unavailable:
-            self._unnoted.append(record)
+            self._unnoted[record.job] = record
 
     def cancel(self, job_id: JobId) -> bool:
         """Asks the job's node to stop; its receipt will end the job. False if no such job lives here."""
@@ -371,7 +371,8 @@ class Market:
         known = await self._store.job(job_id)
         if known is None:
             return False
-        await self._receipts.take_late(known, provider, payload, live=job_id in self._live)
+        unended = job_id not in self._live and job_id not in self._unnoted
+        await self._receipts.take_late(known, provider, payload, unended=unended)
         return True
 
     # Time
@@ -384,18 +385,19 @@ class Market:
                 self._watch(job, tick)
         while self._seen and next(iter(self._seen.values())) <= horizon:
             self._seen.popitem(last=False)
-        unnoted, self._unnoted = self._unnoted, []
-        for record in unnoted:
+        unnoted, self._unnoted = self._unnoted, {}
+        for record in unnoted.values():
             self._note(record)
 
     def _watch(self, job: LiveJob, tick: float) -> None:
-        """While frames wait in the inbox, it is not the node that is late."""
-        late = tick > job.started + self.limits.total or (tick > job.deadline and job.inbox.empty())
-        if late and not job.overdue and not job.inbox.full():
+        """While frames wait in the inbox it is not the node that is late, unless it was told to stop or all time is up."""
+        over = tick > job.started + self.limits.total
+        late = tick > job.deadline and (job.cancelled or job.inbox.empty())
+        if (over or late) and not job.overdue:
             error = Unavailable(Code.TIMED_OUT, "the provider took too long", fault=Fault.PROVIDER)
             job.overdue = True
             self._bus.send(node_subject(job.provider), pack_link(Kind.CANCEL, job.id))
-            job.inbox.put_nowait(pack_link(Kind.FAIL, job.id, dumps(error.as_json())))
+            job.interrupt(pack_link(Kind.FAIL, job.id, dumps(error.as_json())))
         elif tick > job.heard + self.limits.beat and job.inbox.empty():
             job.heard = tick
             job.inbox.put_nowait(pack_link(Kind.BEAT, job.id))

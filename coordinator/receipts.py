@@ -53,15 +53,18 @@ class Receipts:
         self._reputation.record(message.provider, Outcome(message.outcome))
         self._acknowledge(message.provider, job)
 
-    async def take_late(self, known: KnownJob, provider: Address, payload: bytes, *, live: bool) -> None:
-        """A receipt that comes when its attempt is over here. `live`: the job itself is not. Raises BadReceipt, Unavailable."""
+    async def take_late(self, known: KnownJob, provider: Address, payload: bytes, *, unended: bool) -> None:
+        """A receipt that comes when its attempt is over here. Raises BadReceipt, Unavailable.
+
+        `unended`: nobody else will tell the store how the job ended, if it does not know yet.
+        """
         record, stored = known.record, known.receipts.get(provider)
         attempt = record.attempt_of(provider)
         if attempt is None:
             raise BadReceipt("receipt: of a provider that never had the job")
         receipt = self.check(attempt.order.verify(self._domain), attempt.terms, payload)
         if stored is None:
-            await self.put(record.job, attempt.order, receipt, None if live else self._ended(record, receipt.message))
+            await self.put(record.job, attempt.order, receipt, self._ended(record, receipt.message) if unended else None)
         elif (stored.message, stored.signature) == (receipt.message, receipt.signature):
             self._acknowledge(provider, record.job)
         else:

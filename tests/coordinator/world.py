@@ -90,7 +90,7 @@ def make_ask(provider: Signer, **changes: Any) -> Verified[Ask]:
     return provider.sign(Ask(**(values | changes)), DOMAIN)
 
 
-def make_terms(ask: Verified[Ask], job: JobId, **changes: Any) -> Terms:
+def make_terms(ask: Verified[Ask], job: JobId, /, **changes: Any) -> Terms:
     """Terms that fit an ask."""
     offer = ask.message
     values: dict[str, Any] = {
@@ -107,7 +107,7 @@ def make_terms(ask: Verified[Ask], job: JobId, **changes: Any) -> Terms:
     return Terms(**(values | changes))
 
 
-def make_order(terms: Terms, provider: Address, payer: Signer = PAYER, now: int = START, **changes: Any) -> Verified[Order]:
+def make_order(terms: Terms, provider: Address, /, payer: Signer = PAYER, now: int = START, **changes: Any) -> Verified[Order]:
     """An order that fits its terms; changes are signed as well."""
     values: dict[str, Any] = {
         "payer": payer.address,
@@ -145,7 +145,7 @@ def unchecked(signed: Signed[M]) -> Signed[M]:
     return Signed(signed.message, signed.signature)
 
 
-def make_receipt(provider: Signer, order: Verified[Order], terms: Terms, **changes: Any) -> Verified[Receipt]:
+def make_receipt(provider: Signer, order: Verified[Order], terms: Terms, /, **changes: Any) -> Verified[Receipt]:
     """An honest receipt of USAGE, the tab's first unless said otherwise; changes are signed as well."""
     outcome = Outcome(changes.get("outcome", Outcome.COMPLETED))
     cost = charge(terms, USAGE, outcome)
