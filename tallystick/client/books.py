@@ -115,6 +115,7 @@ _END_JOB = (
     .where(jobs.c.job == bindparam("of_job"))
     .values(state=bindparam("to_state"), reason=bindparam("to_reason"), finished_at=bindparam("to_finished"))
 )
+_LOSE_JOB = _END_JOB.where(jobs.c.state == JobState.OPEN.value)
 _CLOSE_ORDERS = (
     sa.update(orders)
     .where(orders.c.job == bindparam("of_job"), orders.c.state == OrderState.OPEN.value)
@@ -286,8 +287,12 @@ def _freeze(c: Connection, arrival: Arrival, other: Receipt | None, reason: str)
 
 
 def end(c: Connection, job: JobId, state: JobState, reason: str, now: int) -> None:
-    """Ends a job: its open orders stop counting. Those of a lost one count on until they expire, or until its end is known."""
+    """Ends a job: its open orders stop counting. If it is lost they count on until they expire or its end is known; a job whose
+    end is known is not lost.
+    """
     which = {"of_job": job.hex()}
-    c.execute(_END_JOB, which | {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": now})
-    if state is not JobState.LOST:
+    lost = state is JobState.LOST
+    told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": now}
+    c.execute(_LOSE_JOB if lost else _END_JOB, which | told)
+    if not lost:
         c.execute(_CLOSE_ORDERS, which)

@@ -45,6 +45,7 @@ class ClientConfig:
     connect_seconds: float = 5.0
     control_seconds: float = 15.0
     cancel_seconds: float = 15.0
+    grace_seconds: float = 10.0
     max_jobs: int = 1_024
 
     state: Path | None = None

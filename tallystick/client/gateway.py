@@ -262,10 +262,10 @@ def check_exposed(config: ClientConfig) -> None:
 
 
 async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[int], None] | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, then ends what runs. `ready` gets the bound port (useful with port 0).
+    """Serves until SIGTERM or SIGINT; then lets what runs go on for a while, and cancels the rest.
 
-    Raises BadMessage for settings that cannot be served, Unavailable for a state file that cannot be used, OSError for a port
-    that cannot be bound.
+    `ready` gets the bound port (useful with port 0). Raises BadMessage for settings that cannot be served, Unavailable for a
+    state file that cannot be used or a port that cannot be bound.
     """
     check_exposed(config)
     async with Market.of(config, signer) as market, serving(build_app(market), config.host, config.port) as port:
@@ -275,3 +275,4 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
             ready(port)
         await until_stopped()
         log.info("gateway stopping", jobs=market.running)
+        await market.drain(config.grace_seconds)

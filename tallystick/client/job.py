@@ -142,13 +142,16 @@ class Job:
         """Waits for the response head. Raises TallyError if the job fails before it."""
         while self.head is None and not self._done:
             await self._frame()
-        self._raise_again()
+        if self.head is None or self._error is not None:
+            self._raise_again()
         if self.head is None:
             raise Unavailable(Code.PROVIDER_FAILED, "the job ended without an answer", fault=Fault.PROVIDER)
         return self.head
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The body, as the engine sent it, piece by piece. Ends once the receipt is booked; raises TallyError."""
+        """The body, as the engine sent it, piece by piece. Ends once the receipt is booked; raises TallyError, also if it was
+        cancelled meanwhile: what came is then not the whole answer.
+        """
         while not self._done:
             chunk = await self._frame()
             if chunk:
@@ -254,6 +257,8 @@ class Job:
     def _raise_again(self) -> None:
         if self._error is not None:
             raise self._error
+        if self._cancelling:
+            raise Unavailable(Code.CANCELLED, "the job was cancelled by this client", fault=Fault.CLIENT)
 
     async def _cut_off(self, how: str) -> NoReturn:
         """The stream is gone: finds out what the coordinator knows of the job, and says what had been received."""

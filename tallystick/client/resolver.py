@@ -90,14 +90,18 @@ class Resolver:
                 if await self._settled(job):
                     return
                 await asyncio.sleep(pause)
+            if await self._settled(job, give_up=True):
+                return
         except TallyError as error:
             reason = str(error)
-        known = await self._ledger.find(job)
-        if known is not None and known.state is JobState.OPEN:
-            await self._ledger.end(job, JobState.LOST, reason, self._now())
+        await self._ledger.end(job, JobState.LOST, reason, self._now())
 
-    async def _settled(self, job: JobId) -> bool:
-        """Whether the job's end is now in the ledger. Raises Unavailable."""
+    async def _settled(self, job: JobId, *, give_up: bool = False) -> bool:
+        """Whether the job's end is now in the ledger. Raises Unavailable.
+
+        A job that the coordinator does not know may still be on its way there: it is given up past its start deadline, or at
+        the caller's word.
+        """
         try:
             remote, receipt = await self.resolve(job)
         except PeerError as error:
@@ -106,18 +110,12 @@ class Resolver:
         except Refusal as error:
             if error.code is not Code.UNKNOWN_JOB:
                 raise
-            return await self._never_admitted(job)
+            known = await self._ledger.find(job)
+            given_up = give_up or (known is not None and all(o.order.message.deadline <= self._now() for o in known.orders))
+            if given_up:
+                await self._ledger.end(job, JobState.FAILED, "the coordinator never admitted it", self._now())
+            return given_up
         return receipt is not None or remote.state in TERMINAL
-
-    async def _never_admitted(self, job: JobId) -> bool:
-        """A job that the coordinator does not know may still be on its way there; past its start deadline nobody may start it."""
-        known = await self._ledger.find(job)
-        if known is None:
-            return True
-        if any(order.order.message.deadline > self._now() for order in known.orders):
-            return False
-        await self._ledger.end(job, JobState.FAILED, "the coordinator never admitted it", self._now())
-        return True
 
     # Whatever is open
 

@@ -75,6 +75,8 @@ class Market:
         self._desk: Desk | None = None
         self._info: Info | None = None
         self._live: set[Job] = set()
+        self._idle = asyncio.Event()
+        self._draining = False
 
     @classmethod
     def of(cls, config: ClientConfig, wallet: Signer) -> Market:
@@ -115,11 +117,21 @@ class Market:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            await asyncio.gather(*(job.cancel() for job in list(self._live)), return_exceptions=True)
+            await self.drain(0)
             await self._resolver.close(self.config.cancel_seconds)
         finally:
             await self._coordinator.__aexit__(kind, error, trace)
             await self._ledger.close()
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no more jobs, lets those under way go on for so long, then cancels them and waits for their receipts."""
+        self._draining = True
+        if self._live:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._idle.wait()
+        await asyncio.gather(*(job.cancel() for job in list(self._live)), return_exceptions=True)
 
     async def info(self) -> Info:
         """Who the coordinator is; asked once. Raises Refusal if it is not the one, or not on the deployment, insisted on."""
@@ -141,6 +153,8 @@ class Market:
 
     def _left(self, job: Job) -> None:
         self._live.discard(job)
+        if not self._live:
+            self._idle.set()
         if job.disputed:
             self._shortlists.forget()
 
@@ -209,6 +223,8 @@ class Market:
         call = read_call(path, raw)
         if model is not None and model != call.model:
             raise BadMessage(f"model: {model!r} was asked for, but the body names {call.model!r}")
+        if self._draining:
+            raise Unavailable(Code.NODE_BUSY, "this client is stopping", fault=Fault.CLIENT)
         if len(self._live) >= self.config.max_jobs:
             raise Unavailable(Code.NODE_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
         demand = self._demand(call.model, max_input_price, max_output_price, pin=pin, exclude=exclude)

@@ -8,7 +8,8 @@ import pytest
 from tallystick.client.config import ClientConfig
 from tallystick.client.sdk import Market
 from tallystick.protocol.eip712 import Signer
-from tests.client.fake import FakeMarket, signer
+from tests.client.fake import FakeMarket
+from tests.client.parties import signer
 
 
 @pytest.fixture
@@ -19,8 +20,8 @@ def wallet() -> Signer:
 
 @pytest.fixture
 def config(tmp_path: Path) -> ClientConfig:
-    """Settings with short waits and a state file of its own."""
-    return ClientConfig(state=tmp_path / "client.db", cancel_seconds=2, control_seconds=2, idle_seconds=2)
+    """Settings with a state file of its own, and no wait longer than a test."""
+    return ClientConfig(state=tmp_path / "client.db", cancel_seconds=10, control_seconds=10, idle_seconds=10)
 
 
 @pytest.fixture

@@ -9,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from aiohttp import web
 
 from tallystick.client.sdk import Market
-from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
+from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
-from tallystick.protocol.messages import Ask, Match, Order, Outcome, Receipt, Spec
+from tallystick.protocol.messages import Match, Order, Outcome, Receipt
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
-from tallystick.protocol.sealing import X25519, ContentKey, Sealer, SealingKey, Transcript, commit_request
-from tallystick.protocol.tab import ProviderTab, Security
-from tallystick.protocol.types import ZERO_HASH, Address, Amount, JobId, parse_address, parse_job_id
+from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
+from tallystick.protocol.tab import Security
+from tallystick.protocol.types import ZERO_HASH, Amount, JobId, parse_address, parse_job_id
 from tallystick.protocol.wire import (
     Candidate,
     Kind,
@@ -35,56 +34,15 @@ from tallystick.protocol.wire import (
     pack_frame,
     split_request,
 )
+from tests.client.parties import DOMAIN, MODEL, Provider, signer
 
 CHAT = "/v1/chat/completions"
-DOMAIN = Domain(31337, Address("0x" + "ab" * 20))
-MODEL = "stand-in/small"
 JSON = "application/json"
 EVENTS = "text/event-stream"
 MESSAGES = [{"role": "user", "content": "What is a tally?"}]
 BODY: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 100}
 STREAM = BODY | {"stream": True}
 TRUST = Security(Amount(0), Amount(10**12), Amount(0))
-
-
-def signer(name: str) -> Signer:
-    """A key made from a name."""
-    return Signer(name.encode().rjust(32, b"\1"))
-
-
-@dataclass
-class Provider:
-    """A provider: its keys, its ask, its half of the tab."""
-
-    signer: Signer
-    sealing: SealingKey
-    ask: Verified[Ask]
-    tab: ProviderTab = field(default_factory=ProviderTab)
-
-    @property
-    def address(self) -> Address:
-        return self.signer.address
-
-    @classmethod
-    def make(cls, name: str, **changes: Any) -> Provider:
-        key = signer(name)
-        sealing = SealingKey(X25519, name.encode().rjust(32, b"\2"))
-        values: dict[str, Any] = {
-            "provider": key.address,
-            "model": MODEL,
-            "input_price": 100_000,
-            "cached_input_price": 50_000,
-            "output_price": 400_000,
-            "context_tokens": 32_768,
-            "max_output_tokens": 8_192,
-            "sealing_suite": X25519,
-            "sealing_key": sealing.public,
-            "valid_from": 0,
-            "valid_until": 1 << 40,
-            "seq": 1,
-            "spec": Spec(),
-        }
-        return cls(key, sealing, key.sign(Ask(**(values | changes)), DOMAIN))
 
 
 class Session:
@@ -425,7 +383,7 @@ async def run(market: Market, body: dict[str, Any] | None = None) -> bytes:
 
 async def eventually(ready: Callable[[], Awaitable[bool] | bool]) -> None:
     """Waits until it holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             found = ready()
             if found if isinstance(found, bool) else await found:

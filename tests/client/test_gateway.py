@@ -20,7 +20,6 @@ from tests.client.fake import (
     BODY,
     CHAT,
     EVENTS,
-    MODEL,
     STREAM,
     WORDS,
     FakeMarket,
@@ -30,6 +29,7 @@ from tests.client.fake import (
     eventually,
     until_cancelled,
 )
+from tests.client.parties import MODEL
 
 TEXT = "".join(WORDS)
 

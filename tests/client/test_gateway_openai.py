@@ -19,15 +19,8 @@ from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Amount, JobId
 from tallystick.runtime.serving import serving
-from tests.client.fake import (
-    EVENTS,
-    MODEL,
-    WORDS,
-    FakeMarket,
-    Session,
-    completion,
-    event,
-)
+from tests.client.fake import EVENTS, WORDS, FakeMarket, Session, completion, event
+from tests.client.parties import MODEL
 
 TEXT = "".join(WORDS)
 

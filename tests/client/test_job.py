@@ -29,10 +29,8 @@ from tallystick.protocol.wire import Kind, dumps
 from tests.client.fake import (
     BODY,
     CHAT,
-    DOMAIN,
     EVENTS,
     MESSAGES,
-    MODEL,
     STREAM,
     FakeMarket,
     Session,
@@ -41,9 +39,9 @@ from tests.client.fake import (
     eventually,
     honest,
     run,
-    signer,
     until_cancelled,
 )
+from tests.client.parties import DOMAIN, MODEL, signer
 
 
 async def test_failover_restarts_the_answer(market: Market, fake: FakeMarket) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import stat
 import subprocess
 import sys
@@ -10,19 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.client.books import Arrival, NewJob
+from tallystick.client.books import Arrival
 from tallystick.client.ledger import Ledger
-from tallystick.client.payer import Delivered, Placed, Tab, sign_order, terms_for
+from tallystick.client.payer import Delivered, Placed
 from tallystick.client.tables import JobState, OrderState
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import Unavailable
-from tallystick.protocol.messages import Receipt, Terms
+from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
-from tests.client.fake import DOMAIN, Provider
-from tests.client.test_payer import ALICE, COORDINATOR, NOW, PAYER, POLICY, bill
+from tests.client.parties import ALICE, BOB, DOMAIN, NOW_S, PAYER, bill, take
 
-BOB = Provider.make("bob")
-NOW_S = NOW // 10**9
 FINE = Delivered(200, 50, ZERO_HASH, finished=True)
 
 
@@ -32,31 +28,6 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
     ledger = await Ledger.open(tmp_path / "state.db", PAYER.address)
     yield ledger
     await ledger.close()
-
-
-def sign(tab: Tab, provider: Address, terms: Terms) -> Placed:
-    """Signs as the SDK does."""
-    return sign_order(
-        tab,
-        terms,
-        signer=PAYER,
-        provider=provider,
-        coordinator=COORDINATOR,
-        domain=DOMAIN,
-        policy=POLICY,
-        now_ns=NOW,
-    )
-
-
-async def take(ledger: Ledger, *providers: Provider, at: int = NOW_S, domain: Domain = DOMAIN) -> tuple[JobId, list[Placed]]:
-    """Orders for one new job."""
-    job = JobId(os.urandom(16))
-    new = NewJob(domain, PAYER.address, job, "model", "/v1/chat/completions", b"k" * 32, at, at + 100)
-    drafts = [
-        (p.address, terms_for(p.ask, job=job, commitment=ZERO_HASH, output_tokens=100, body_bytes=200))
-        for p in providers or (ALICE,)
-    ]
-    return job, await ledger.take(new, drafts, sign)
 
 
 def arrival(job: JobId, placed: Placed, receipt: Receipt, delivered: Delivered | None = FINE) -> Arrival:
@@ -186,7 +157,7 @@ TAKER = """
 import asyncio, sys
 from pathlib import Path
 from tallystick.client.ledger import Ledger
-from tests.client.test_ledger import PAYER, take
+from tests.client.parties import PAYER, take
 
 async def main():
     ledger = await Ledger.open(Path(sys.argv[1]), PAYER.address)

@@ -15,67 +15,19 @@ from tallystick.client.payer import (
     Delivered,
     Neighbours,
     Placed,
-    Policy,
     Tab,
     check_answer,
     check_cap,
     check_place,
-    sign_order,
-    terms_for,
 )
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage, charge, cost, prices_of
 from tallystick.protocol.tab import ProviderTab, Security
-from tallystick.protocol.types import ZERO_HASH, Amount, Hash, JobId
-from tests.client.fake import DOMAIN, Provider, signer
+from tallystick.protocol.types import ZERO_HASH, Amount, Hash
+from tests.client.parties import ALICE, COORDINATOR, DOMAIN, NOW, bill, place
 
-PAYER = signer("payer")
-ALICE = Provider.make("alice")
-COORDINATOR = signer("coordinator").address
-POLICY = Policy(Amount(1_000_000), 60, 3_600, 86_400, 100)
-NOW = 1_700_000_000_000_000_000
 AMOUNTS = st.integers(0, 10**12).map(Amount)
-JOB = JobId(bytes(16))
-NEW, SOME = Tab(), Usage(10, 0, 5)
-
-
-def place(tab: Tab = NEW, *, output: int = 100, body: int = 200, now_ns: int = NOW, job: JobId = JOB) -> Placed:
-    """An order on alice."""
-    terms = terms_for(ALICE.ask, job=job, commitment=ZERO_HASH, output_tokens=output, body_bytes=body)
-    return sign_order(
-        tab,
-        terms,
-        signer=PAYER,
-        provider=ALICE.address,
-        coordinator=COORDINATOR,
-        domain=DOMAIN,
-        policy=POLICY,
-        now_ns=now_ns,
-    )
-
-
-def bill(placed: Placed, usage: Usage = SOME, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> Receipt:
-    """An honest first receipt for it, with changes."""
-    due = charge(placed.terms, usage, outcome)
-    values: dict[str, Any] = {
-        "payer": PAYER.address,
-        "provider": placed.provider,
-        "seq": 1,
-        "cumulative_cost": due,
-        "order_hash": placed.order.digest,
-        "result_commitment": ZERO_HASH,
-        "input_tokens": usage.input,
-        "cached_input_tokens": usage.cached,
-        "output_tokens": usage.output,
-        "cost": due,
-        "outcome": outcome,
-        "finished_at": 0,
-        "evidence_root": ZERO_HASH,
-    }
-    return Receipt(**(values | changes))
-
-
 SEEN = Delivered(request_bytes=200, response_bytes=50, commitment=ZERO_HASH, finished=True)
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import httpx
 
+from tallystick.client.ledger import Ledger
 from tallystick.client.tables import JobState
-from tests.client.fake import CHAT, MODEL, STREAM, FakeMarket, eventually, until_cancelled
+from tests.client.fake import CHAT, STREAM, FakeMarket, event, eventually, until_cancelled
+from tests.client.parties import MODEL, signer
 
 GATEWAY = """
 import asyncio, sys
@@ -18,7 +20,7 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.gateway import run_gateway
 from tests.client.fake import signer
 
-config = ClientConfig(coordinator=sys.argv[1], state=Path(sys.argv[2]), port=0, cancel_seconds=2)
+config = ClientConfig(coordinator=sys.argv[1], state=Path(sys.argv[2]), port=0, cancel_seconds=10, grace_seconds=0.2)
 asyncio.run(run_gateway(config, signer("payer"), ready=lambda port: print(port, flush=True)))
 """
 
@@ -35,14 +37,23 @@ async def start(fake: FakeMarket, state: Path) -> tuple[asyncio.subprocess.Proce
 
 
 async def test_sigterm_ends_in_order(fake: FakeMarket, tmp_path: Path) -> None:
-    """On SIGTERM the gateway cancels what runs, books its receipt, and exits with 0."""
+    """On SIGTERM the gateway cancels what runs, tells its callers, books the receipts, and exits with 0."""
     fake.script = until_cancelled
-    process, url = await start(fake, tmp_path / "state.db")
+    state = tmp_path / "state.db"
+    process, url = await start(fake, state)
     async with httpx.AsyncClient(base_url=url) as http, http.stream("POST", CHAT, json=STREAM) as answer:
-        await anext(answer.aiter_raw())
+        chunks = answer.aiter_raw()
+        assert await anext(chunks) == event("on and on ")
         process.send_signal(signal.SIGTERM)
+        rest = b"".join([chunk async for chunk in chunks])
         assert await process.wait() == 0
+    assert b'"code":"cancelled"' in rest
     assert fake.cancels == [fake.last.job]
+    ledger = await Ledger.open(state, signer("payer").address)
+    known = await ledger.find(fake.last.job)
+    await ledger.close()
+    assert known is not None
+    assert known.state is JobState.CANCELLED
 
 
 async def test_kill_loses_nothing(fake: FakeMarket, tmp_path: Path) -> None:

@@ -26,14 +26,11 @@ from tallystick.protocol.types import Amount
 from tests.client.fake import (
     BODY,
     CHAT,
-    DOMAIN,
     EVENTS,
     MESSAGES,
-    MODEL,
     STREAM,
     WORDS,
     FakeMarket,
-    Provider,
     Session,
     event,
     eventually,
@@ -41,6 +38,7 @@ from tests.client.fake import (
     run,
     until_cancelled,
 )
+from tests.client.parties import DOMAIN, MODEL, Provider
 
 
 async def test_a_chat_brings_text_receipt_and_cost(market: Market, fake: FakeMarket) -> None:

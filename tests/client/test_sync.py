@@ -10,7 +10,8 @@ from tallystick import ClientConfig, SyncMarket
 from tallystick.client.tables import JobState
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, Unavailable
-from tests.client.fake import CHAT, MESSAGES, MODEL, STREAM, WORDS, FakeMarket, event, until_cancelled
+from tests.client.fake import CHAT, MESSAGES, STREAM, WORDS, FakeMarket, event, until_cancelled
+from tests.client.parties import MODEL
 
 
 async def test_everything_without_async(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
