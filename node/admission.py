@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from node.offers import AskBook, Offer
 from tallystick.protocol.eip712 import Domain, Verified
-from tallystick.protocol.errors import Code, Fault, Refusal
+from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Order, Terms
 from tallystick.protocol.pricing import prices_of, worst_case
 from tallystick.protocol.sealing import commit_request
@@ -76,7 +76,7 @@ class Admission:
         self._book, self._rules, self._seen = book, rules, seen
 
     def verify(self, house: House, job: JobId, dispatch: Dispatch, now: int) -> Admitted:
-        """The admitted job. Raises Refusal with the reason, BadSignature or BadMessage."""
+        """The admitted job. Raises Refusal with the reason, BadSignature, BadMessage, or Unavailable for an ask that is gone."""
         order = _verify_match(house, job, dispatch)
         _verify_order(house, order.message)
         terms = dispatch.candidate.terms
@@ -96,7 +96,8 @@ class Admission:
     def _verify_terms(self, terms: Terms, now: int) -> Offer:
         standing = self._book.find(terms.ask, now)
         if standing is None:
-            raise Refusal(Code.ORDER_TERMS, "terms.ask: not an ask of this node that still stands", fault=Fault.NOBODY)
+            # Its engine may have gone since the shortlist was made: that is nobody's fault, and others can do the job.
+            raise Unavailable(Code.ORDER_TERMS, "terms.ask: not an ask of this node that still stands")
         ask = standing.ask.message
         if terms.model != ask.model:
             raise Refusal(Code.UNKNOWN_MODEL, f"terms.model: the ask sells {ask.model!r}")

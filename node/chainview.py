@@ -14,7 +14,7 @@ import structlog
 from node.tabs import Funds
 from tallystick.chain.escrow import Escrow
 from tallystick.protocol.errors import TallyError
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, Amount
 
 log = structlog.get_logger()
 _REMEMBERED = 10_000
@@ -91,7 +91,8 @@ class EscrowView:
         if not self.reachable:
             log.info("the chain answers again")
         self.reachable = True
-        funds = Funds(tab.settled, tab.reserved, purse.free, known=True)
+        # What is on its way out of the purse is no security.
+        funds = Funds(tab.settled, tab.reserved, Amount(max(0, purse.free - purse.thawing)), known=True)
         self._seen[payer] = (funds, self._tick())
         self._seen.move_to_end(payer)
         if len(self._seen) > _REMEMBERED:

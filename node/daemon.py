@@ -125,11 +125,16 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         settings=config.link,
         coordinator=config.coordinator_address,
     )
+
+    def asks_changed() -> None:
+        link.announce()
+        slots_changed.set()
+
     storefront = Storefront(
         book=book,
         pools=pools,
         offers=Shelf(ground.engines),
-        changed=link.announce,
+        changed=asks_changed,
         suspicion=suspicion,
         seconds=config.engine_check,
     )
@@ -179,6 +184,7 @@ class Shelf:
     def __init__(self, engines: Mapping[str, EngineConfig]) -> None:
         self._engines = engines
         self._identified: dict[str, Spec] = {}
+        self._missing: set[str] = set()
 
     async def __call__(self, name: str, models: tuple[UpstreamModel, ...]) -> Sequence[Offer]:
         """The offers of one engine."""
@@ -187,9 +193,10 @@ class Shelf:
             self._identified[name] = await _identify(engine)
         contexts = {model.name: model.context_tokens for model in models}
         listed = engine.models or tuple(engine.listed(model.name) for model in models)
-        for model in listed:
-            if contexts and model.name not in contexts:
-                log.warning("the engine does not list a configured model", engine=name, model=model.name)
+        missing = {model.name for model in listed if contexts and model.name not in contexts}
+        if missing - self._missing:
+            log.warning("the engine does not list configured models", engine=name, models=sorted(missing))
+        self._missing |= missing
         return [engine.offer(model, contexts.get(model.name), self._identified[name]) for model in listed]
 
 

@@ -104,6 +104,7 @@ class Job:
         *,
         link: Link,
         admitted: Admitted,
+        dispatch: Dispatch,
         pool: Pool,
         durable: asyncio.Task[None],
         sealing_key: SealingKey,
@@ -111,6 +112,7 @@ class Job:
     ) -> None:
         self.link, self.admitted, self.pool, self.durable = link, admitted, pool, durable
         self._sealing_key, self._deadlines = sealing_key, deadlines
+        self._dispatch: Dispatch | None = dispatch
         self._delivery: Delivery | None = None
         self._work: asyncio.Task[Ending] | None = None
         self._stopped: Stop | None = None
@@ -151,12 +153,16 @@ class Job:
             self._stopped = why
             self._work.cancel()
 
-    async def run(self, dispatch: Dispatch) -> Ending:
-        """Runs it to its end."""
+    async def run(self) -> Ending:
+        """Runs it to its end, once."""
+        dispatch, self._dispatch = self._dispatch, None
+        if dispatch is None:
+            raise RuntimeError("a job runs once")
         try:
             call = self._open(dispatch)
         except TallyError as error:
             return Ending(None, str(error), error=error)
+        del dispatch
         self._work = asyncio.create_task(self._answer(call), name=f"answer {self.admitted.job.hex()}")
         await asyncio.wait({self._work})
         return self._ended(self._work)

@@ -167,12 +167,11 @@ class NodeLink:
             challenge = Challenge.from_json(loads(await _expect(socket, Kind.CHALLENGE), "challenge"))
             self._check(challenge)
             answer = Connect(provider=self._signer.address, coordinator=challenge.coordinator, challenge=challenge.challenge)
-            hello = Hello(
-                self._signer.sign(answer, self._domain), self._asks(), self._capacity(), f"tallystick-node/{__version__}"
-            )
+            told = self._asks()
+            hello = Hello(self._signer.sign(answer, self._domain), told, self._capacity(), f"tallystick-node/{__version__}")
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             await _expect(socket, Kind.WELCOME)
-        return Session(socket, challenge.coordinator, self._settings.outbox)
+        return Session(socket, challenge.coordinator, self._settings.outbox, told)
 
     def _check(self, challenge: Challenge) -> None:
         if self._coordinator is not None and challenge.coordinator != self._coordinator:
@@ -191,8 +190,8 @@ class NodeLink:
         writer = asyncio.create_task(session.write(), name="outbox")
         try:
             self._handler.welcomed(session)
-            # What changed between HELLO and here would otherwise wait for the next change.
-            self.announce()
+            if self._asks() != session.told:
+                self.announce()
             await self._read(session)
         except TallyError as error:
             log.warning("the coordinator broke the protocol", url=self.url, error=str(error))
@@ -232,8 +231,9 @@ class Session:
     cuts a frame in two; `drained` slows down whoever posts more than the other side takes.
     """
 
-    def __init__(self, socket: ClientConnection, coordinator: Address, outbox: int) -> None:
-        self.socket, self.coordinator = socket, coordinator
+    def __init__(self, socket: ClientConnection, coordinator: Address, outbox: int, told: tuple[Signed[Ask], ...] = ()) -> None:
+        """`told`: the asks that HELLO carried."""
+        self.socket, self.coordinator, self.told = socket, coordinator, told
         self.trouble = ""
         self._limit = outbox
         self._outbox: deque[bytes] = deque()

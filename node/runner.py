@@ -59,6 +59,7 @@ class Runner:
         self._pools, self._tabs, self._store, self._chain = pools, tabs, store, chain
         self._deadlines, self._observer, self._now, self._changed = deadlines or Deadlines(), observer, now, changed
         self._taken = dict(taken or {})
+        self._prune_at = _REMEMBERED
         self._admission = Admission(book, rules or Rules(), lambda order, job: order in self._taken or job in self._jobs)
         self._pending: dict[JobId, Link] = {}
         self._jobs: dict[JobId, Job] = {}
@@ -137,7 +138,9 @@ class Runner:
         self._pending[job_id] = link
         try:
             dispatch = Dispatch.loads(payload)
+            del payload  # a request may be large; from here on it is held once
             job = await self._admit(link, job_id, dispatch)
+            del dispatch
         except TallyError as error:
             log.info("job refused", job=job_id.hex(), code=error.code.value, reason=str(error))
             self._fail(link, job_id, error)
@@ -145,7 +148,7 @@ class Runner:
         finally:
             self._pending.pop(job_id, None)
         try:
-            ending = await job.run(dispatch)
+            ending = await job.run()
             receipt = await self._book(job, ending)
             if receipt is None:
                 await self._give_up(job, ending)
@@ -160,14 +163,13 @@ class Runner:
         house = House(self._signer.address, link.coordinator, self._domain)
         admitted = self._admission.verify(house, job_id, dispatch, now)
         await self._admit_to_tab(admitted, now)
-        if len(self._taken) > _REMEMBERED:
-            self._taken = {digest: deadline for digest, deadline in self._taken.items() if deadline > now}
-        self._taken[admitted.order.digest] = admitted.order.message.deadline
+        self._remember(admitted, now)
         pool = self._pools[admitted.offer.engine]
         durable = asyncio.create_task(self._store.begin(admitted, now))
         job = Job(
             link=link,
             admitted=admitted,
+            dispatch=dispatch,
             pool=pool,
             durable=durable,
             sealing_key=self._sealing_key,
@@ -178,6 +180,13 @@ class Runner:
         link.post(Kind.ACCEPT, job_id)
         self._changed()
         return job
+
+    def _remember(self, admitted: Admitted, now: int) -> None:
+        """Keeps an order from running again until its deadline, past which it is refused anyway."""
+        self._taken[admitted.order.digest] = admitted.order.message.deadline
+        if len(self._taken) > self._prune_at:
+            self._taken = {digest: deadline for digest, deadline in self._taken.items() if deadline > now}
+            self._prune_at = max(_REMEMBERED, 2 * len(self._taken))
 
     async def _admit_to_tab(self, admitted: Admitted, now: int) -> None:
         """What is known of a purse may be seconds old, so a no for lack of money asks the chain again first."""

@@ -14,6 +14,7 @@ from node.answers import UpstreamModel
 from node.job import Pool
 from node.offers import AskBook, Offer
 from tallystick.protocol.errors import Unavailable
+from tallystick.protocol.types import format_amount
 
 log = structlog.get_logger()
 MAX_ASKS = 256
@@ -63,7 +64,7 @@ class Storefront:
         if len(offers) > MAX_ASKS:
             log.warning("too many models; the first are offered", models=len(offers), offered=MAX_ASKS)
         if self._book.offer(offers[:MAX_ASKS], int(self._now())):
-            log.info("asks changed", models=sorted({offer.model for offer in self._book.offers}))
+            log.info("asks changed", offers=[_describe(offer) for offer in self._book.offers])
             self._changed()
 
     async def _look_at(self, name: str, pool: Pool, *, first: bool) -> None:
@@ -80,6 +81,11 @@ class Storefront:
             log.info("engine back", engine=name)
         pool.up = True
         offers = await self._offers(name, models)
-        if not offers and not self._sold.get(name):
+        if not offers and (name not in self._sold or self._sold[name]):
             log.warning("engine has no model to offer", engine=name)
         self._sold[name] = offers
+
+
+def _describe(offer: Offer) -> str:
+    prices = offer.prices
+    return f"{offer.model}: {format_amount(prices.input)} in, {format_amount(prices.output)} out per million tokens"

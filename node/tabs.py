@@ -142,4 +142,7 @@ class Tabs:
     def _put(self, payer: Address, account: Account) -> None:
         former = self._accounts.get(payer)
         self._unsecured += account.unsecured - (former.unsecured if former else 0)
-        self._accounts[payer] = account
+        if account.tab.seq or account.tab.in_flight:
+            self._accounts[payer] = account
+        else:  # a stranger again: whoever only tries costs no memory
+            self._accounts.pop(payer, None)

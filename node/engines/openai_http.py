@@ -191,7 +191,9 @@ class OpenAIEngine:
         """The session, made inside the running loop."""
         if self._session is None:
             settings = self._settings
-            headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+            headers = {"accept-encoding": "identity"}
+            if settings.api_key:
+                headers["authorization"] = f"Bearer {settings.api_key}"
             self._session = aiohttp.ClientSession(
                 headers=headers,
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
@@ -200,7 +202,6 @@ class OpenAIEngine:
                     total=None, connect=settings.connect_seconds, sock_connect=settings.connect_seconds
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=True,
                 trust_env=settings.trust_env,
             )
         return self._session

@@ -26,7 +26,7 @@ class FakeEscrow:
         self.asked += 1
         if self.trouble is not None:
             await self.trouble()
-        return Purse(None, Amount(self.free), Amount(0), Seconds(0))
+        return Purse(None, Amount(self.free + 2), Amount(2), Seconds(0))
 
     async def tab(self, payer: Address, provider: Address) -> TabState:
         assert provider == PROVIDER.address
@@ -48,7 +48,7 @@ class World:
 
 
 async def test_funds_are_what_the_chain_says() -> None:
-    """Settled and reserved come from the tab, free money from the purse."""
+    """Settled and reserved come from the tab, free money from the purse; what is thawing does not count."""
     assert await World().view.funds(PAYER.address) == KNOWN
 
 

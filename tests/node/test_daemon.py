@@ -3,27 +3,34 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import sys
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from node import daemon
+from node.config import load_config
+from node.daemon import build
 from node.engines.demo import MODEL, Behaviour, DemoEngine
+from node.engines.discover import Finding
 from tallystick.chain.deployment import Deployment
 from tallystick.protocol.eip712 import Verified, read_signed
+from tallystick.protocol.errors import BadMessage, Unavailable
 from tallystick.protocol.messages import Ask, Outcome, Receipt
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import ClaimRequest, Kind, loads, read_asks
 from tallystick.runtime.serving import serving
 from tests.node.coordinator import Connection, FakeCoordinator
-from tests.node.world import DOMAIN, Client, Placed
+from tests.node.world import DOMAIN, PROVIDER, Client, Placed
 
 ROOT = Path(__file__).parents[2]
 ASK = {"messages": [{"role": "user", "content": "what is a tally stick"}], "stream": True, "max_tokens": 100}
@@ -152,10 +159,11 @@ async def test_what_was_promised_survives_a_kill(site: Site) -> None:
 
 async def test_asks_follow_the_engine(site: Site) -> None:
     """A node whose engine goes away withdraws its asks and says so at /healthz; when the engine is back, so are they."""
-    port = site.engine_port
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     async with serving(DemoEngine().app, "127.0.0.1", 0) as other:
         site.engine_port = other
-        process = await site.start(monitor_port=port + 1 if port < 65_000 else port - 1)
+        process = await site.start(monitor_port=port)
         connection = await site.coordinator.connections.get()
         assert len(connection.hello.asks) == 1
     try:
@@ -164,7 +172,7 @@ async def test_asks_follow_the_engine(site: Site) -> None:
             seen += 1
             if not read_asks(loads(await connection.until(Kind.ASKS, seen), "asks")["asks"]):
                 break
-        monitor = f"http://127.0.0.1:{port + 1 if port < 65_000 else port - 1}"
+        monitor = f"http://127.0.0.1:{port}"
         async with aiohttp.ClientSession() as session:
             async with session.get(monitor + "/healthz") as response:
                 assert response.status == 503
@@ -187,21 +195,37 @@ async def test_asks_follow_the_engine(site: Site) -> None:
 
 
 async def test_two_nodes_do_not_share_a_state(site: Site) -> None:
-    """A second process on the same state is refused with a sentence, since both would number the same receipts."""
-    async with node(site):
-        second = await site.start()
-        _, stderr = await second.communicate()
-        assert second.returncode == 1
-        assert b"another node is running on this state" in stderr
+    """A second node on the same state is refused with a sentence, since both would number the same receipts."""
+    config = load_config(site.config(), environment={})
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        await build(config, PROVIDER, first)
+        with pytest.raises(BadMessage, match="another node is running on this state"):
+            await build(config, PROVIDER, second)
 
 
 async def test_a_node_without_a_deployment_says_so(site: Site) -> None:
     """What is missing at the start is told in one line, with what to do."""
-    process = await site.start(deployment=str(site.folder / "missing.json"))
-    _, stderr = await process.communicate()
-    assert process.returncode == 1
-    assert b"tally deploy" in stderr
-    assert b"Traceback" not in stderr
+    config = load_config(site.config(deployment=str(site.folder / "missing.json")), environment={})
+    async with AsyncExitStack() as stack:
+        with pytest.raises(BadMessage, match="tally deploy"):
+            await build(config, PROVIDER, stack)
+
+
+async def test_a_node_without_an_engine_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no engine in the config, none named and none found, the node says what to do; one that is named is taken."""
+
+    async def nothing(_environment: object) -> list[Finding]:
+        return []
+
+    monkeypatch.setattr(daemon, "discover", nothing)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    config = replace(load_config(site.config(), environment={}), engines=())
+    async with AsyncExitStack() as stack:
+        with pytest.raises(Unavailable, match="OPENAI_BASE_URL"):
+            await build(config, PROVIDER, stack)
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.example/v1")
+    async with AsyncExitStack() as stack:
+        assert list((await build(config, PROVIDER, stack)).pools) == ["api.example"]
 
 
 def json_of(payload: bytes) -> dict[str, Any]:

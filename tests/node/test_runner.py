@@ -14,6 +14,7 @@ from node.tabs import Exposure, Funds
 from node.twins import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
+from tallystick.protocol.sealing import HYBRID, SealingKey
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import INITIAL_CREDIT, Kind, ResponseHead
 from tests.node.world import NOW, Client, Placed, Stage, signer
@@ -514,6 +515,13 @@ async def test_draining_stops_what_takes_too_long() -> None:
     await stage.runner.drain(0)
     assert (await stage.receipt(first)).outcome == Outcome.PROVIDER_ERROR
     assert (await stage.failure(second))["retry"] is True
+
+
+async def test_the_hybrid_seal() -> None:
+    """A node may ask for the post-quantum hybrid suite; jobs work the same."""
+    secret = bytes(range(SealingKey.secret_bytes(HYBRID)))
+    stage = Stage(ScriptedEngine(HEAD, ONE, END), sealing=SealingKey(HYBRID, secret))
+    assert (await stage.receipt(stage.dispatch())).outcome == Outcome.COMPLETED
 
 
 async def test_wrong_usage_is_clamped() -> None:

@@ -50,9 +50,9 @@ OFFER = Offer("model", "engine", "model", PRICES, 8_192, 1_024, Spec())
 HOUSE = House(PROVIDER.address, COORDINATOR.address, DOMAIN)
 
 
-def ask_book(*offers: Offer, now: int = NOW) -> AskBook:
+def ask_book(*offers: Offer, now: int = NOW, sealing: SealingKey = SEALING) -> AskBook:
     """A book with signed asks."""
-    book = AskBook(Seller(PROVIDER.address, X25519, SEALING.public), lambda ask: PROVIDER.sign(ask, DOMAIN))
+    book = AskBook(Seller(PROVIDER.address, sealing.suite, sealing.public), lambda ask: PROVIDER.sign(ask, DOMAIN))
     book.offer(offers or (OFFER,), now)
     return book
 
@@ -136,7 +136,12 @@ class Client:
         )
         order = self.payer.sign(replace(order_message, **(order_with or {})), DOMAIN)
         wrapped = wrap_key(
-            key, X25519, ask.message.sealing_key, job=job, order_hash=order.digest, provider=order.message.provider
+            key,
+            ask.message.sealing_suite,
+            ask.message.sealing_key,
+            job=job,
+            order_hash=order.digest,
+            provider=order.message.provider,
         )
         match = Match(
             coordinator=(matched_by or coordinator).address,
@@ -169,9 +174,10 @@ class Stage:
         chain: MemoryChain | None = None,
         store: MemoryStore | None = None,
         offer: Offer = OFFER,
+        sealing: SealingKey = SEALING,
     ) -> None:
         self.now = NOW
-        self.book = ask_book(offer)
+        self.book = ask_book(offer, sealing=sealing)
         self.pool = Pool(engine, slots)
         self.store, self.chain, self.reports = store or MemoryStore(), chain or MemoryChain(), Reports()
         self.tabs = Tabs(exposure or Exposure())
@@ -179,7 +185,7 @@ class Stage:
         self.runner = Runner(
             signer=PROVIDER,
             domain=DOMAIN,
-            sealing_key=SEALING,
+            sealing_key=sealing,
             book=self.book,
             pools={offer.engine: self.pool},
             tabs=self.tabs,
