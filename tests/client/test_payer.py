@@ -32,6 +32,7 @@ SEEN = Delivered(request_bytes=200, response_bytes=50, commitment=ZERO_HASH, fin
 
 
 @given(AMOUNTS, AMOUNTS, AMOUNTS, AMOUNTS, st.integers(0, 4_000))
+@settings(deadline=None)
 def test_ceiling(accepted: Amount, missing: Amount, open_caps: Amount, early: Amount, output: int) -> None:
     """A ceiling is accepted plus open plus cap, where a total that no open order explains counts as accepted; never more."""
     early = Amount(min(early, open_caps))
@@ -44,6 +45,7 @@ def test_ceiling(accepted: Amount, missing: Amount, open_caps: Amount, early: Am
 
 
 @given(st.integers(0, 2**62), st.integers(1, 2**62))
+@settings(deadline=None)
 def test_seq_grows(last: int, now_ns: int) -> None:
     """An order's seq is above the last one whatever the clock does, and follows the clock where that leads."""
     seq = place(Tab(order_seq=last), now_ns=now_ns).order.message.seq
@@ -64,6 +66,7 @@ def test_order_says_what_the_policy_says() -> None:
 
 
 @given(st.integers(0, 1_000), st.integers(0, 1_000), st.integers(0, 1_000), st.integers(0, 8_000))
+@settings(deadline=None)
 def test_cap_covers_every_honest_bill(body: int, more: int, cached: int, output: int) -> None:
     """No usage that the bounds allow costs more than the cap that was signed."""
     placed = place(output=output, body=body)
@@ -151,6 +154,7 @@ def chain(*costs: int) -> list[Receipt]:
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.data())
+@settings(deadline=None)
 def test_any_order_of_arrival_is_fine(costs: list[int], data: st.DataObject) -> None:
     """The receipts of an honest tab are accepted in whatever order they come, and whichever are missing."""
     receipts = chain(*costs)

@@ -25,7 +25,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def keen(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[Market]:
     """A client that looks after its open jobs every second."""
-    async with Market(fake.url, wallet, replace(config, start_seconds=1)) as market:
+    async with Market(fake.url, wallet, replace(config, start_seconds=1, cancel_seconds=0.2)) as market:
         yield market
 
 
@@ -64,10 +64,10 @@ async def test_lost_job_is_settled_when_its_end_is_known(keen: Market, fake: Fak
     assert (await keen.tab(fake.providers[0].address)).accepted == 3
 
 
-async def test_job_that_never_got_there_is_given_up(market: Market, fake: FakeMarket) -> None:
+async def test_job_that_never_got_there_is_given_up(keen: Market, fake: FakeMarket) -> None:
     """A job of which the coordinator never heard stops counting after a few questions."""
     fake.script = until_cancelled
-    task = asyncio.create_task(run(market, STREAM))
+    task = asyncio.create_task(run(keen, STREAM))
     await eventually(lambda: bool(fake.sessions))
     job = fake.last.job
     fake.sessions.clear()
@@ -75,10 +75,10 @@ async def test_job_that_never_got_there_is_given_up(market: Market, fake: FakeMa
     await asyncio.gather(task, return_exceptions=True)
 
     async def failed() -> bool:
-        return await state_of(market, job) is JobState.FAILED
+        return await state_of(keen, job) is JobState.FAILED
 
     await eventually(failed)
-    assert (await market.tab(fake.providers[0].address)).open_caps == 0
+    assert (await keen.tab(fake.providers[0].address)).open_caps == 0
 
 
 async def test_dishonest_receipt_of_a_lost_job(keen: Market, fake: FakeMarket) -> None:
