@@ -1,0 +1,350 @@
+"""One suite over all stores: what passes it is interchangeable. PostgreSQL takes part if TALLYSTICK_TEST_POSTGRES names one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from coordinator.memory import MemoryStore
+from coordinator.ports import AttemptRecord, ClaimStore, JobRecord, JobStore, Settlement
+from coordinator.store import Store
+from tallystick.protocol.eip712 import Signer, Verified
+from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.jobs import State
+from tallystick.protocol.messages import Order, Receipt
+from tallystick.protocol.types import Address, Amount, JobId
+from tests.coordinator.world import (
+    PAYER,
+    START,
+    make_ask,
+    make_claim,
+    make_order,
+    make_receipt,
+    make_terms,
+    person,
+    unchecked,
+)
+
+POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
+MOST = Amount((1 << 96) - 1)
+ANN, BOB = person("ann"), person("bob")
+JOB, OTHER = JobId(b"\x01" * 16), JobId(b"\xff" * 16)
+
+
+class AnyStore(JobStore, ClaimStore, Protocol):
+    """Both ports of one store."""
+
+
+Reopen = Callable[[], Awaitable[AnyStore]]
+
+
+async def _empty_database() -> str:
+    """An empty database of this worker's own, beside the one that was named."""
+    url = sa.make_url(POSTGRES)
+    name = f"{url.database}_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        await connection.execute(sa.text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+        await connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
+    await engine.dispose()
+    return url.set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+async def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Reopen]:
+    """Opens the store, or closes it in order and opens it again."""
+    if request.param == "memory":
+        memory = MemoryStore()
+
+        async def same() -> AnyStore:
+            return memory
+
+        yield same
+        return
+    if request.param == "postgres" and not POSTGRES:
+        pytest.skip("TALLYSTICK_TEST_POSTGRES is not set")
+    url = f"sqlite:///{tmp_path}/coordinator.db" if request.param == "sqlite" else await _empty_database()
+    opened: list[Store] = []
+
+    async def again() -> AnyStore:
+        if opened:
+            await opened.pop().close()
+        opened.append(Store(url))
+        await opened[0].start()
+        return opened[0]
+
+    yield again
+    for store in opened:
+        await store.close()
+
+
+@pytest.fixture
+async def store(reopen: Reopen) -> AnyStore:
+    """An empty store."""
+    return await reopen()
+
+
+def _attempt(provider: Signer, job: JobId = JOB, state: State = State.MATCHED, reason: str = "") -> AttemptRecord:
+    ask = make_ask(provider)
+    terms = make_terms(ask, job)
+    return AttemptRecord(unchecked(make_order(terms, provider.address)), terms, state, reason)
+
+
+def _record(*attempts: AttemptRecord, job: JobId = JOB, state: State = State.MATCHED, created_at: int = START) -> JobRecord:
+    listed = attempts or (_attempt(ANN, job),)
+    return JobRecord(job, PAYER.address, state, created_at, None if state is State.MATCHED else created_at + 9, listed)
+
+
+def _receipt(provider: Signer = ANN, job: JobId = JOB, **changes: object) -> Verified[Receipt]:
+    terms = make_terms(make_ask(provider), job)
+    return make_receipt(provider, make_order(terms, provider.address), terms, **changes)
+
+
+async def _known(store: JobStore, job: JobId = JOB) -> JobRecord:
+    known = await store.job(job)
+    assert known is not None
+    return known.record
+
+
+# Jobs and receipts
+
+
+async def test_an_unknown_job(store: AnyStore) -> None:
+    """A job that was never noted is not known."""
+    assert await store.job(JOB) is None
+
+
+async def test_a_noted_job_is_read_back_whole(store: AnyStore) -> None:
+    """What was noted is what is read, every attempt with its order and terms, however strange the words in it."""
+    reason = "quotes ' \" and \x00 and \N{SNOWMAN} and \\u0000"
+    record = _record(_attempt(ANN, state=State.FAILED, reason=reason), _attempt(BOB))
+    store.note_job(record)
+    assert await _known(store) == record
+
+
+async def test_what_was_noted_is_seen_at_once(store: AnyStore) -> None:
+    """A read sees all that was noted before it, so that the end of a job is never missed."""
+    for state in (State.MATCHED, State.COMPLETED):
+        store.note_job(_record(state=state))
+        assert (await _known(store)).state is state
+
+
+async def test_a_terminal_state_stays(store: AnyStore) -> None:
+    """Whatever is noted after a job ended, it stays as it ended."""
+    ended = _record(state=State.EXPIRED)
+    store.note_job(_record())
+    store.note_job(ended)
+    store.note_job(_record())
+    store.note_job(_record(state=State.COMPLETED))
+    await store.put_receipt(JOB, _receipt(), Amount(20), _record(state=State.COMPLETED))
+    assert await _known(store) == ended
+
+
+async def test_a_receipt_with_the_end_of_its_job(store: AnyStore) -> None:
+    """A receipt and the state that it brings are stored together."""
+    store.note_job(_record())
+    await store.put_receipt(JOB, _receipt(), Amount(20), _record(state=State.COMPLETED))
+    known = await store.job(JOB)
+    assert known is not None
+    assert (known.record.state, known.receipt) == (State.COMPLETED, unchecked(_receipt()))
+
+
+async def test_a_late_receipt_leaves_the_job_alone(store: AnyStore) -> None:
+    """A receipt without a state changes nothing about its job."""
+    store.note_job(_record(state=State.FAILED))
+    await store.put_receipt(JOB, _receipt(), Amount(20))
+    known = await store.job(JOB)
+    assert known is not None
+    assert (known.record.state, known.receipt) == (State.FAILED, unchecked(_receipt()))
+
+
+async def test_the_first_receipt_of_an_attempt_stays(store: AnyStore) -> None:
+    """Storing a receipt again changes nothing, and another one does not take its place."""
+    store.note_job(_record())
+    for receipt in (_receipt(), _receipt(), _receipt(seq=2)):
+        await store.put_receipt(JOB, receipt, Amount(20))
+    known = await store.job(JOB)
+    assert known is not None
+    assert known.receipts == {ANN.address: unchecked(_receipt())}
+
+
+async def test_each_attempt_has_its_receipt(store: AnyStore) -> None:
+    """Receipts of two providers for one job stand side by side; the job's is that of the attempt in force."""
+    store.note_job(_record(_attempt(ANN), _attempt(BOB)))
+    for provider in (ANN, BOB):
+        await store.put_receipt(JOB, _receipt(provider), Amount(20))
+    known = await store.job(JOB)
+    assert known is not None
+    assert set(known.receipts) == {ANN.address, BOB.address}
+    assert known.receipt == unchecked(_receipt(BOB))
+
+
+async def test_the_largest_numbers(store: AnyStore, reopen: Reopen) -> None:
+    """Totals of 96 bits and seqs of 63 are kept to the last digit, and compared as numbers."""
+    for job, total in ((JOB, MOST), (OTHER, Amount(9))):
+        await store.put_receipt(job, _receipt(job=job, seq=(1 << 63) - 1, cumulative_cost=MOST), total)
+    recalled = await (await reopen()).recall(START, START)
+    assert recalled.totals == {(PAYER.address, ANN.address): MOST}
+    assert all(isinstance(total, Amount) for total in recalled.totals.values())
+
+
+# Recalling
+
+
+async def test_recent_jobs_are_recalled(store: AnyStore, reopen: Reopen) -> None:
+    """A new process gets the jobs made since a time, that second included, and no older ones."""
+    store.note_job(_record(state=State.COMPLETED))
+    store.note_job(_record(job=OTHER, state=State.COMPLETED, created_at=START - 1))
+    store = await reopen()
+    assert (await store.recall(START + 5, START)).jobs == (JOB,)
+    assert set((await store.recall(START + 5, START - 1)).jobs) == {JOB, OTHER}
+
+
+async def test_each_tabs_highest_total_is_recalled(store: AnyStore, reopen: Reopen) -> None:
+    """A tab's total is the highest of its receipts, in whatever order they came; tabs do not mix."""
+    for number, total in enumerate((999, 1_000, 20)):
+        await store.put_receipt(JobId(bytes([number] * 16)), _receipt(), Amount(total))
+    await store.put_receipt(JOB, _receipt(BOB), Amount(7))
+    recalled = await (await reopen()).recall(START, START)
+    assert recalled.totals == {(PAYER.address, ANN.address): 1_000, (PAYER.address, BOB.address): 7}
+
+
+async def test_open_jobs_are_ended(store: AnyStore, reopen: Reopen) -> None:
+    """Jobs that a former process left open end as failed, with the reason; ended ones stay as they are."""
+    store.note_job(_record(_attempt(ANN, state=State.FAILED, reason="away"), _attempt(BOB)))
+    ended = _record(_attempt(ANN, OTHER, State.CANCELLED), job=OTHER, state=State.CANCELLED)
+    store.note_job(ended)
+    store = await reopen()
+    await store.recall(START + 99, START)
+    record = await _known(store)
+    assert (record.state, record.finished_at) == (State.FAILED, START + 99)
+    assert [(a.state, a.reason) for a in record.attempts] == [
+        (State.FAILED, "away"),
+        (State.FAILED, "the coordinator was restarted"),
+    ]
+    assert await _known(store, OTHER) == ended
+
+
+async def test_an_empty_store_recalls_nothing(store: AnyStore) -> None:
+    """The first start finds nothing."""
+    recalled = await store.recall(START, 0)
+    assert (recalled.jobs, recalled.totals) == ((), {})
+
+
+async def test_closing_keeps_what_was_noted(store: AnyStore, reopen: Reopen) -> None:
+    """An orderly close writes what is queued."""
+    record = _record(state=State.COMPLETED)
+    store.note_job(record)
+    assert await _known(await reopen()) == record
+
+
+# Claims and settlements
+
+
+def _order(provider: Signer = ANN, **changes: object) -> Verified[Order]:
+    return make_order(make_terms(make_ask(provider), JOB), provider.address, **changes)  # type: ignore[arg-type]
+
+
+async def test_claims_wait_in_order(store: AnyStore, reopen: Reopen) -> None:
+    """Claims wait, oldest first and whole, until they are closed, also over a restart."""
+    claims = [make_claim(ANN, (_order(), seq, 20 * seq)) for seq in (1, 2, 3)]
+    for claim in claims:
+        await store.put_claim(claim, START)
+    store = await reopen()
+    pending = await store.pending_claims(2)
+    assert [each.request for each in pending] == claims[:2]
+    await store.close_claims([each.id for each in pending], "0x01")
+    assert [each.request for each in await store.pending_claims(9)] == claims[2:]
+
+
+async def test_a_claim_that_comes_again_waits_once(store: AnyStore) -> None:
+    """The same claim is kept once however often it is handed in, and waits again after it was closed."""
+    claim = make_claim(ANN, (_order(), 1, 20))
+    await store.put_claim(claim, START)
+    await store.put_claim(claim, START + 1)
+    (pending,) = await store.pending_claims(9)
+    await store.close_claims([pending.id], "0x01")
+    assert await store.pending_claims(9) == []
+    await store.put_claim(claim, START + 2)
+    assert await store.pending_claims(9) == [pending]
+
+
+async def test_closing_nothing(store: AnyStore) -> None:
+    """Closing no claims, or claims that are closed, is no error."""
+    await store.put_claim(make_claim(ANN, (_order(), 1, 20)), START)
+    (pending,) = await store.pending_claims(9)
+    for ids in ([], [pending.id], [pending.id]):
+        await store.close_claims(ids, "nothing owed")
+    assert await store.pending_claims(9) == []
+
+
+def _settlement(settled: int, payer: Address = PAYER.address, block: int = 7) -> Settlement:
+    return Settlement(payer, ANN.address, Amount(settled), "0x" + "ab" * 32, block)
+
+
+async def test_settlements_and_cursor_are_kept_together(store: AnyStore, reopen: Reopen) -> None:
+    """What the chain settled, and how far it was read, survive together."""
+    assert await store.cursor() is None
+    assert await store.settlement(PAYER.address, ANN.address) is None
+    await store.put_settlements([_settlement(MOST)], 8)
+    store = await reopen()
+    assert await store.cursor() == 8
+    found = await store.settlement(PAYER.address, ANN.address)
+    assert found == _settlement(MOST)
+    assert found is not None
+    assert isinstance(found.settled, Amount)
+
+
+async def test_the_last_settlement_of_a_tab_stands(store: AnyStore) -> None:
+    """Later settlements take the place of earlier ones, also within one page; repeating a page changes nothing."""
+    page = [_settlement(10), _settlement(5, BOB.address), _settlement(30, block=8)]
+    for _ in range(2):
+        await store.put_settlements(page, 9)
+        assert await store.settlement(PAYER.address, ANN.address) == _settlement(30, block=8)
+        assert await store.settlement(BOB.address, ANN.address) == _settlement(5, BOB.address)
+    await store.put_settlements([], 12)
+    assert await store.cursor() == 12
+
+
+# What only databases can show
+
+
+async def test_a_database_that_does_not_answer() -> None:
+    """A database that cannot be reached is told as such at the start, and the store can still be closed."""
+    store = Store("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
+    with pytest.raises(Unavailable, match="database"):
+        await store.start()
+    await store.close()
+
+
+async def test_a_closed_store_refuses(tmp_path: Path) -> None:
+    """After its close a store takes nothing more, with an error that says so."""
+    store = Store(f"sqlite:///{tmp_path}/coordinator.db")
+    await store.start()
+    await store.close()
+    with pytest.raises(Unavailable, match="closed") as caught:
+        store.note_job(_record())
+    assert caught.value.code is Code.COORDINATOR_UNAVAILABLE
+    with pytest.raises(Unavailable):
+        await store.put_receipt(JOB, _receipt(), Amount(1))
+    with pytest.raises(Unavailable):
+        await store.job(JOB)
+
+
+async def test_one_bad_write_does_not_take_others_with_it(tmp_path: Path) -> None:
+    """Writes that share a transaction with a bad one are stored all the same."""
+    store = Store(f"sqlite:///{tmp_path}/coordinator.db")
+    await store.start()
+    good, bad = _record(), replace(_record(), job=OTHER, created_at=1 << 70)
+    store.note_job(bad)
+    store.note_job(good)
+    assert await _known(store) == good
+    assert await store.job(OTHER) is None
+    await store.close()
