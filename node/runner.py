@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 import structlog
@@ -165,6 +166,8 @@ class Runner:
         await self._admit_to_tab(admitted, now)
         self._remember(admitted, now)
         pool = self._pools[admitted.offer.engine]
+        # No job starts after its order's deadline, so none waits for a slot beyond it.
+        queue = min(self._deadlines.queue, admitted.order.message.deadline - now)
         durable = asyncio.create_task(self._store.begin(admitted, now))
         job = Job(
             link=link,
@@ -173,7 +176,7 @@ class Runner:
             pool=pool,
             durable=durable,
             sealing_key=self._sealing_key,
-            deadlines=self._deadlines,
+            deadlines=replace(self._deadlines, queue=queue),
         )
         self._jobs[job_id] = job
         pool.taken += 1

@@ -115,11 +115,14 @@ class OpenAIEngine:
         reader = EventReader(self._settings.max_event_bytes)
         finish: str | None = None
         counted: Counted | None = None
+        answered = False
         while data := await response.content.readany():
             batch = _Batch()
             for event in reader.feed(data):
                 payload = data_of(event)
                 if payload == DONE:
+                    if finish is None and not (answered or batch.output):
+                        raise _Broken("a stream without an answer")
                     if batch.data:
                         yield batch.piece()
                     await self._drain(response)
@@ -133,6 +136,7 @@ class OpenAIEngine:
                 if not (reading.usage_only and call.strip_usage):
                     batch.add(_render(event, reading, call), reading)
                 batch.counted = counted
+            answered = answered or batch.output
             if batch.data:
                 yield batch.piece()
         if finish is None or reader.rest.strip():

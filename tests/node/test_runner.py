@@ -398,6 +398,15 @@ async def test_no_slot_in_time() -> None:
     await stage.runner.drain(0)
 
 
+async def test_no_slot_before_the_orders_deadline() -> None:
+    """However long the node would wait for a slot, no job starts after its order's deadline."""
+    stage = Stage(ScriptedEngine(HEAD, ONE, for_ever), slots=1, deadlines=Deadlines(queue=3_600))
+    stage.dispatch()
+    late = stage.dispatch(None, order_with={"deadline": NOW + 1})
+    assert (await stage.failure(late))["code"] == "node_busy"
+    await stage.runner.drain(0)
+
+
 async def test_a_flood_is_turned_away() -> None:
     """Beyond a bounded number of waiting jobs the rest are refused at once, and what was taken still ends."""
     stage = Stage(ScriptedEngine(HEAD, ONE, END), slots=1)

@@ -151,6 +151,7 @@ BAD_STREAMS: dict[str, Behaviour] = {
     "a redirect": says(head(302, "text/html", "location: http://127.0.0.1:1/")),
     "the wrong content type": says(head(200, "text/html"), b"<html>"),
     "JSON instead of a stream": says(head(200, "application/json"), b"{}"),
+    "an end without an answer": says(head(), ROLE, DONE),
     "nothing": says(),
     "no HTTP": says(b"SSH-2.0-OpenSSH\r\n\r\n"),
     "a broken chunk size": says(head(200, "text/event-stream", "transfer-encoding: chunked"), b"zz\r\n" + WORD),
