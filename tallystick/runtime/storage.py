@@ -32,6 +32,8 @@ R = TypeVar("R")
 Work = Callable[[Connection], R]
 GROUP = 256
 QUEUE = 4_096
+MIGRATION_LOCK = 0x7A11
+"""Of replicas that start together on one PostgreSQL, one migrates and the others wait for it."""
 log = structlog.get_logger()
 
 
@@ -213,6 +215,8 @@ def _translate(error: Exception) -> Exception:
 
 
 def _migrate(connection: Connection, migrations: Path) -> None:
+    if connection.dialect.name == "postgresql":  # SQLite's write lock is held already
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "alembic"))
     config.set_main_option("version_locations", str(migrations / "versions"))

@@ -33,8 +33,7 @@ from tallystick.protocol.eip712 import (
 from tallystick.protocol.errors import BadMessage, BadSignature, TallyError
 from tallystick.protocol.messages import Ask, Bind, Claim, ClaimRow, Order, Spec, Terms
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash
-
-from .strategies import (
+from tests.protocol.strategies import (
     ALL,
     SIGNED,
     addresses,

@@ -25,8 +25,7 @@ from tallystick.protocol.errors import (
     Unavailable,
     from_public,
 )
-
-from .strategies import json_values, many, some
+from tests.protocol.strategies import json_values, many, some
 
 OPENAI_TYPES = {
     "invalid_request_error",

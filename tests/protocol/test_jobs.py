@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from tallystick.protocol.jobs import CHARGES, ENDS, TERMINAL, TRANSITIONS, Charge, Event, IllegalTransition, State, step
 from tallystick.protocol.messages import Outcome
-
-from .strategies import many
+from tests.protocol.strategies import many
 
 ENDINGS = {Event.FINISH, Event.CANCEL, Event.FAIL, Event.EXPIRE}
 

@@ -7,8 +7,7 @@ import pytest
 from tallystick.protocol import messages as module
 from tallystick.protocol.eip712 import Message, keccak
 from tallystick.protocol.messages import UNKNOWN, Outcome, Spec
-
-from .strategies import ALL
+from tests.protocol.strategies import ALL
 
 SPEC = (
     "Spec(string revision,string tokenizer,string template,string precision,string kvPrecision,string engine,"

@@ -14,8 +14,7 @@ from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Outcome, Receipt, Terms
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Prices, Usage, charge, cost, prices_of, usage_of, worst_case
 from tallystick.protocol.types import Amount
-
-from .strategies import many, messages, some, uints
+from tests.protocol.strategies import many, messages, some, uints
 
 tokens = uints(32)
 all_prices = st.builds(Prices, uints(64), uints(64), uints(64))

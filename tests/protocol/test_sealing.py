@@ -26,8 +26,7 @@ from tallystick.protocol.sealing import (
     wrap_key,
 )
 from tallystick.protocol.types import Address, Hash, JobId
-
-from .strategies import few, many, some
+from tests.protocol.strategies import few, many, some
 
 JOB, OTHER_JOB = JobId(b"j" * 16), JobId(b"k" * 16)
 ORDER, OTHER_ORDER = Hash(b"o" * 32), Hash(b"p" * 32)

@@ -17,8 +17,7 @@ from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.tab import PayerTab, ProviderTab, Security, check_continuity, check_receipt
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
-
-from .strategies import addresses, amounts, few, hashes, many, some
+from tests.protocol.strategies import addresses, amounts, few, hashes, many, some
 
 PAYER, PROVIDER = Signer(keccak(b"payer")), Signer(keccak(b"provider"))
 DOMAIN = Domain(1, Address("0x" + "5f" * 20))

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount, format_amount, parse_address, parse_amount, parse_job_id
-
-from .strategies import amounts, many, some
+from tests.protocol.strategies import amounts, many, some
 
 whole = st.integers(-(2**100), 2**100)
 money = whole.map(Amount)

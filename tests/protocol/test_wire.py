@@ -46,8 +46,7 @@ from tallystick.protocol.wire import (
     split_request,
     unpack_link,
 )
-
-from .strategies import addresses, few, hashes, job_ids, json_values, many, messages, mutated, some, uints
+from tests.protocol.strategies import addresses, few, hashes, job_ids, json_values, many, messages, mutated, some, uints
 
 DOMAIN = Domain(31_337, Address("0x" + "5f" * 20))
 PAYER, PROVIDER, COORDINATOR = (Signer(keccak(name)) for name in (b"payer", b"provider", b"coordinator"))

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from .processes import PATIENCE, script
+from tests.runtime.processes import PATIENCE, script
 
 LOGGING = """
 import logging, sys

@@ -13,8 +13,7 @@ import pytest
 
 from tallystick.protocol.errors import Unavailable
 from tallystick.runtime.serving import MAX_RECURSION, serving, until_stopped
-
-from .processes import PATIENCE, line, script
+from tests.runtime.processes import PATIENCE, line, script
 
 LOOPBACK = "127.0.0.1"
 

@@ -1,8 +1,13 @@
-"""Durable storage: what was acknowledged stays, what fails fails alone, nobody waits for ever."""
+"""Durable storage: what was acknowledged stays, what fails fails alone, nobody waits for ever.
+
+PostgreSQL takes part where TALLYSTICK_TEST_POSTGRES names one (scripts/with-postgres). What is proved on SQLite only either is
+about its file, or holds up the writer's thread, which PostgreSQL has none of.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -15,21 +20,39 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.runtime import storage
 from tallystick.runtime.storage import GROUP, QUEUE, Database
-
-from .processes import line, script
+from tests.runtime.processes import line, script
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 IN_TIME = 30
+POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def sqlite(tmp_path: Path) -> str:
     """A database that does not exist yet, in a folder that does not either."""
     return f"sqlite:///{tmp_path}/state/facts.db"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def url(request: pytest.FixtureRequest, sqlite: str) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return sqlite
+    if not POSTGRES:
+        pytest.skip("TALLYSTICK_TEST_POSTGRES is not set")
+    named = sa.make_url(POSTGRES)
+    name = f"{named.database}_storage_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    engine = create_async_engine(named, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        await connection.execute(sa.text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+        await connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
+    await engine.dispose()
+    return named.set(database=name).render_as_string(hide_password=False)
 
 
 @asynccontextmanager
@@ -59,8 +82,8 @@ def ids(connection: Connection) -> list[int]:
 def commits(database: Database) -> list[int]:
     """A list that grows with every commit of the database."""
     counted: list[int] = []
-    engine = database._backend._engine  # type: ignore[attr-defined]  # the SQLite backend has one
-    event.listen(engine, "commit", lambda _connection: counted.append(1))
+    engine = database._backend._engine  # type: ignore[attr-defined]  # both backends have one
+    event.listen(getattr(engine, "sync_engine", engine), "commit", lambda _connection: counted.append(1))
     return counted
 
 
@@ -99,9 +122,9 @@ async def test_concurrent_writes_share_transactions(url: str) -> None:
         assert len(await database.read(ids)) == 1_001
 
 
-async def test_writes_that_wait_for_a_commit_share_the_next(url: str) -> None:
+async def test_writes_that_wait_for_a_commit_share_the_next(sqlite: str) -> None:
     """Whatever arrives while a transaction runs goes into one that follows."""
-    async with opened(url) as database:
+    async with opened(sqlite) as database:
         async with stuck(database):
             counted = commits(database)
             waiting = [asyncio.create_task(database.write(insert(n))) for n in range(1, 51)]
@@ -118,11 +141,8 @@ async def test_a_failing_write_fails_alone(url: str) -> None:
         raise Refusal(Code.UNSECURED, "changed its mind")
 
     async with opened(url) as database:
-        async with stuck(database):
-            works: list[Callable[[Connection], Any]] = [insert(1), halfway, insert(2), insert(2), insert(3), insert(4, "first")]
-            tasks = [asyncio.create_task(database.write(work)) for work in works]
-            await asyncio.sleep(0)
-        results = await asyncio.gather(*tasks, return_exceptions=True)
+        works: list[Callable[[Connection], Any]] = [insert(1), halfway, insert(2), insert(2), insert(3), insert(4, "first")]
+        results = await asyncio.gather(*(database.write(work) for work in works), return_exceptions=True)
         assert [type(result) for result in results] == [int, Refusal, int, IntegrityError, int, IntegrityError]
         assert await database.read(ids) == [0, 1, 2, 3]
         assert await database.write(insert(5)) == 5, "the writer goes on"
@@ -138,9 +158,9 @@ async def test_a_write_out_of_which_stopiteration_comes_does_not_hang(url: str) 
         assert await database.write(insert(1)) == 1
 
 
-async def test_a_caller_that_went_away_does_not_stop_the_others(url: str) -> None:
+async def test_a_caller_that_went_away_does_not_stop_the_others(sqlite: str) -> None:
     """A cancelled write may still happen; those queued behind it do."""
-    async with opened(url) as database:
+    async with opened(sqlite) as database:
         async with stuck(database):
             gone, stays = (asyncio.create_task(database.write(insert(n))) for n in (1, 2))
             await asyncio.sleep(0)
@@ -185,9 +205,9 @@ async def test_a_note_that_fails_is_logged_and_harms_nobody(url: str, monkeypatc
     assert said == ["a noted write was lost"]
 
 
-async def test_a_full_queue_refuses_notes_and_makes_writes_wait(url: str) -> None:
+async def test_a_full_queue_refuses_notes_and_makes_writes_wait(sqlite: str) -> None:
     """Beyond the queue's size a note is Unavailable at once, and a write waits for room; nothing that was taken is lost."""
-    async with opened(url) as database:
+    async with opened(sqlite) as database:
         async with stuck(database):
             for n in range(1, QUEUE + 1):
                 database.note(insert(n))
@@ -231,9 +251,9 @@ async def test_nobody_waits_for_a_closed_database(url: str) -> None:
     await database.close()
 
 
-async def test_writers_that_waited_for_room_are_served_before_the_end(url: str) -> None:
+async def test_writers_that_waited_for_room_are_served_before_the_end(sqlite: str) -> None:
     """Writes that were let in while the queue was full are written, even if `close` queued its mark before them."""
-    database = Database(url)
+    database = Database(sqlite)
     await database.start(MIGRATIONS)
     async with stuck(database):
         for n in range(1, QUEUE + 1):
@@ -243,13 +263,13 @@ async def test_writers_that_waited_for_room_are_served_before_the_end(url: str) 
         closing = asyncio.create_task(database.close())
         await asyncio.sleep(0)
     await asyncio.wait_for(asyncio.gather(*late, closing), IN_TIME)
-    async with opened(url) as database:
+    async with opened(sqlite) as database:
         assert await database.read(ids) == list(range(QUEUE + 600))
 
 
-async def test_close_lets_go_of_the_file(url: str, tmp_path: Path) -> None:
+async def test_close_lets_go_of_the_file(sqlite: str, tmp_path: Path) -> None:
     """After `close` no write-ahead log is left, and the file can be moved away."""
-    async with opened(url) as database:
+    async with opened(sqlite) as database:
         await database.write(insert(1))
         await database.read(ids)
         assert (tmp_path / "state" / "facts.db-wal").exists()
@@ -261,14 +281,14 @@ async def test_closing_what_was_never_started_is_allowed(url: str) -> None:
     await Database(url).close()
 
 
-async def test_two_databases_on_one_file_lose_no_update(url: str) -> None:
+async def test_two_databases_on_one_file_lose_no_update(sqlite: str) -> None:
     """Processes that share a file read and change it under its write lock: counting up from both sides loses nothing."""
 
     def count(connection: Connection) -> None:
         number = connection.execute(sa.text("SELECT word FROM facts WHERE id = 1")).scalar_one()
         connection.execute(sa.text("UPDATE facts SET word = :n WHERE id = 1"), {"n": str(int(number) + 1)})
 
-    async with opened(url) as one, opened(url) as two:
+    async with opened(sqlite) as one, opened(sqlite) as two:
         await one.write(insert(1, "0"))
 
         async def many(database: Database) -> None:
@@ -279,7 +299,7 @@ async def test_two_databases_on_one_file_lose_no_update(url: str) -> None:
         assert await one.read(lambda c: c.execute(sa.text("SELECT word FROM facts WHERE id = 1")).scalar_one()) == "100"
 
 
-async def test_a_read_sees_one_moment(url: str) -> None:
+async def test_a_read_sees_one_moment(sqlite: str) -> None:
     """Two queries of one read agree, whatever is written between them."""
     counted, written = threading.Event(), threading.Event()
 
@@ -289,7 +309,7 @@ async def test_a_read_sees_one_moment(url: str) -> None:
         written.wait(IN_TIME)
         return before, ids(connection)
 
-    async with opened(url) as database:
+    async with opened(sqlite) as database:
         reading = asyncio.create_task(database.read(twice))
         await asyncio.to_thread(counted.wait, IN_TIME)
         await database.write(insert(1))
@@ -307,7 +327,7 @@ async def test_two_that_start_together_make_the_tables_once(url: str) -> None:
         await database.close()
 
 
-async def test_a_database_in_memory_works(url: str) -> None:
+async def test_a_database_in_memory_works() -> None:
     """Tests and demos may keep nothing."""
     async with opened("sqlite:///:memory:") as database:
         await database.write(insert(1))
