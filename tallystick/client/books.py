@@ -7,7 +7,7 @@ their statements are built once: building one costs more than running it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
@@ -41,7 +41,7 @@ class NewJob:
     job: JobId
     model: str
     path: str
-    commitment_key: bytes
+    commitment_key: bytes = field(repr=False)
     created_at: int
     expires_at: int
 

@@ -37,6 +37,7 @@ log = structlog.get_logger()
 BODY_SECONDS = 60
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _JSON = "application/json"
+_OURS = ("x-request-id", "x-tally-job", "x-tally-provider", "x-tally-cost", "x-tally-receipt")
 
 
 class Forward:
@@ -122,7 +123,7 @@ async def _until_gone(receive: Receive) -> None:
 
 
 def _job_headers(job: Job) -> dict[str, str]:
-    return {"x-tally-job": job.id.hex(), "x-tally-provider": job.provider or ""}
+    return {"x-request-id": job.id.hex(), "x-tally-job": job.id.hex(), "x-tally-provider": job.provider or ""}
 
 
 async def _send_head(send: Send, status: int, headers: dict[str, str]) -> None:
@@ -138,6 +139,7 @@ async def _send_whole(send: Send, status: int, headers: dict[str, str], body: by
 async def _send_result(send: Send, result: Result) -> None:
     headers = {
         "content-type": result.head.content_type,
+        "x-request-id": result.job.hex(),
         "x-tally-job": result.job.hex(),
         "x-tally-provider": result.provider,
         "x-tally-cost": str(int(result.cost)),
@@ -223,7 +225,9 @@ def build_app(market: Market) -> ASGIApp:
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
     guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), market.config)
     origins = market.config.allow_origins
-    return CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]) if origins else guarded
+    if not origins:
+        return guarded
+    return CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_OURS)
 
 
 class _PostOnly:

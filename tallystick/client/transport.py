@@ -14,7 +14,7 @@ import orjson
 
 from tallystick.client.config import ClientConfig
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
-from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable, from_public
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable, from_public
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Ask, Receipt
 from tallystick.protocol.types import Address, JobId, parse_address
@@ -24,6 +24,9 @@ JOB_TYPE = "application/vnd.tallystick.job"
 MAX_CONTROL = 8 * 1024 * 1024
 """Bytes of a control answer (models, shortlist, job state); more is refused unread."""
 
+
+KEPT_SECONDS = 4
+"""How long an idle connection is kept: less than the five seconds after which a coordinator closes its end."""
 
 LARGE = 1 << 20
 """Bytes from which a submission is sent piece by piece, so that the event loop goes on meanwhile."""
@@ -130,7 +133,7 @@ class Coordinator:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS),
             timeout=aiohttp.ClientTimeout(total=self._config.control_seconds, connect=self._config.connect_seconds),
             read_bufsize=1 << 18,
             auto_decompress=False,
@@ -204,20 +207,36 @@ class Coordinator:
         return found
 
     async def submit(self, submission: bytes) -> aiohttp.ClientResponse:
-        """POST /v1/jobs: the open stream of an admitted job. Raises the refusal, NotSent or Broken."""
+        """POST /v1/jobs: the open stream of an admitted job. Raises the refusal, NotSent or Broken.
+
+        A pooled connection that the coordinator just closed is replaced once; the job's id keeps it from running twice.
+        """
+        try:
+            return await self._submit(submission)
+        except aiohttp.ServerDisconnectedError:
+            try:
+                return await self._submit(submission)
+            except aiohttp.ClientError as error:
+                raise Broken(Code.COORDINATOR_UNAVAILABLE, str(self.unavailable(error))) from error
+            except Refusal as error:
+                if error.code is Code.ORDER_REPLAYED:
+                    text = "the connection broke after the coordinator had taken the job"
+                    raise Broken(Code.COORDINATOR_UNAVAILABLE, text) from error
+                raise
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self.unavailable(error) from error
+
+    async def _submit(self, submission: bytes) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(
             total=self._config.run_seconds, connect=self._config.connect_seconds, sock_read=self._config.idle_seconds
         )
-        try:
-            data = submission if len(submission) < LARGE else io.BytesIO(submission)
-            headers = {"content-type": JOB_TYPE}
-            response = await self._client().post(f"{self.url}/v1/jobs", data=data, headers=headers, timeout=timeout)
-            if response.status == 200:
-                return response
-            async with response:
-                raise from_public(await self._read(response), response.status)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self.unavailable(error) from error
+        data = submission if len(submission) < LARGE else io.BytesIO(submission)
+        headers = {"content-type": JOB_TYPE}
+        response = await self._client().post(f"{self.url}/v1/jobs", data=data, headers=headers, timeout=timeout)
+        if response.status == 200:
+            return response
+        async with response:
+            raise from_public(await self._read(response), response.status)
 
     async def cancel(self, job: JobId) -> None:
         """POST /v1/jobs/{id}/cancel."""

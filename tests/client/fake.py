@@ -231,6 +231,8 @@ class FakeMarket:
         }
         self.url = ""
         self.crash: Exception | None = None
+        self.drops, self.keeps = 0, False
+        self.connections: set[int] = set()
 
     def _asks(self) -> list[Any]:
         return [{"ask": provider.ask.to_json(), "free": 1} for provider in self.providers]
@@ -306,6 +308,19 @@ class FakeMarket:
     async def _jobs(self, request: web.Request) -> web.StreamResponse:
         assert request.content_type == "application/vnd.tallystick.job"
         submission = Submission.loads(await request.read())
+        transport = request.transport
+        assert transport is not None
+        self.connections.add(transport.get_extra_info("peername")[1])
+        if self.drops:
+            self.drops -= 1
+            if self.keeps:
+                self.submissions.append(submission)
+                self.sessions[submission.job] = taken = Session(self, submission, web.StreamResponse())
+                taken.state = State.FAILED
+            transport.abort()
+            return web.Response()
+        if submission.job in self.sessions:
+            return _refuse(Refusal(Code.ORDER_REPLAYED, "seen"))
         self.submissions.append(submission)
         if self.refusals:
             return _refuse(self.refusals.pop(0))

@@ -294,3 +294,29 @@ async def test_unusable_sealing_key(market: Market, fake: FakeMarket) -> None:
     with pytest.raises(BadSeal) as caught:
         await market.submit(CHAT, BODY, max_output_price=10**9)
     assert caught.value.fault is Fault.PROVIDER
+
+
+async def test_stale_connection_is_replaced(market: Market, fake: FakeMarket) -> None:
+    """A connection that the coordinator closed just before the job arrived is replaced, and the job runs once."""
+    await run(market)
+    fake.drops = 1
+    await run(market)
+    assert len(fake.submissions) == 2
+    assert (await market.tab(fake.providers[0].address)).accepted == 6
+
+
+async def test_connection_lost_after_the_job_was_taken(market: Market, fake: FakeMarket) -> None:
+    """If the job had arrived all the same, it is not run twice: its end is found out, and the caller may try again."""
+    await run(market)
+    fake.drops, fake.keeps = 1, True
+    with pytest.raises(Unavailable, match="had taken the job"):
+        await run(market)
+    await eventually(lambda: bool(fake.cancels))
+    assert len(fake.submissions) == 2
+
+
+async def test_connections_are_reused(market: Market, fake: FakeMarket) -> None:
+    """Jobs one after the other share a connection."""
+    for _ in range(5):
+        await run(market)
+    assert len(fake.connections) == 1
