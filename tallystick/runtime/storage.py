@@ -12,6 +12,7 @@ transaction could not even begin, nobody's work is at fault, and all fail at onc
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,8 @@ GROUP = 256
 QUEUE = 4_096
 MIGRATION_LOCK = 0x7A11
 """Of replicas that start together on one PostgreSQL, one migrates and the others wait for it."""
+_MIGRATING = threading.Lock()
+"""Alembic keeps what it migrates in module globals: one database of a process at a time, or one's tables end in another."""
 log = structlog.get_logger()
 
 
@@ -56,7 +59,9 @@ class _Sqlite:
         if path and path != ":memory:":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         # Each thread has a connection of its own; that others may touch it is for `close`, when both threads have ended.
-        self._engine = create_engine(url, poolclass=pool.SingletonThreadPool, connect_args={"check_same_thread": False})
+        # Rows hold what logs must not: errors are told without their parameters.
+        connect = {"check_same_thread": False}
+        self._engine = create_engine(url, poolclass=pool.SingletonThreadPool, connect_args=connect, hide_parameters=True)
         event.listen(self._engine, "connect", _pragmas)
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
         in_memory = not path or path == ":memory:"
@@ -89,7 +94,7 @@ def _pragmas(connection: Any, _record: object) -> None:
 
 class _Postgres:
     def __init__(self, url: str) -> None:
-        self._engine = create_async_engine(url, pool_size=4, pool_pre_ping=True)
+        self._engine = create_async_engine(url, pool_size=4, pool_pre_ping=True, hide_parameters=True)
 
     async def run(self, work: Work[R], *, write: bool) -> R:  # noqa: ARG002 - one pool serves both
         async with self._engine.begin() as connection:
@@ -111,10 +116,14 @@ class Database:
 
     async def start(self, migrations: Path) -> None:
         """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable without a database."""
+        while not _MIGRATING.acquire(blocking=False):
+            await asyncio.sleep(0.01)  # noqa: ASYNC110 - other threads and loops may hold it, so nobody here can be told
         try:
             await self._backend.run(lambda c: _migrate(c, migrations), write=True)
         except (OperationalError, OSError, CommandError) as error:
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"database: {error}") from error
+        finally:
+            _MIGRATING.release()
         self._task = asyncio.create_task(self._commit_groups(), name="group-commit")
 
     async def write(self, work: Work[R]) -> R:

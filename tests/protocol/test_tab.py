@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -70,6 +70,15 @@ def test_a_job_is_admitted_exactly_if_it_is_secured(cumulative: Amount, flying: 
         with pytest.raises(Refusal) as caught:
             tab.admit(order_of(2**96 - 1), cap, security)
         assert caught.value.code is Code.UNSECURED
+
+
+def test_a_fresh_tab_is_empty_and_tabs_are_values() -> None:
+    """Nothing is owed, signed or in flight at first; a tab never changes under whoever holds it."""
+    assert PayerTab().ceiling_for(Amount(7)) == 7
+    assert ProviderTab() == ProviderTab(0, Amount(0), Amount(0), Amount(0))
+    for tab in (PayerTab(), ProviderTab(), RICH):
+        with pytest.raises(AttributeError):
+            setattr(tab, fields(tab)[0].name, 1)
 
 
 def test_the_limits_themselves_are_allowed() -> None:

@@ -327,6 +327,16 @@ async def test_two_that_start_together_make_the_tables_once(url: str) -> None:
         await database.close()
 
 
+async def test_stores_that_start_together_do_not_meet(tmp_path: Path) -> None:
+    """Alembic keeps what it migrates in module globals: several databases of one process, opened at once, get their own tables."""
+    databases = [Database(f"sqlite:///{tmp_path}/{n}.db") for n in range(12)]
+    await asyncio.gather(*(database.start(MIGRATIONS) for database in databases))
+    for number, database in enumerate(databases, 1):
+        assert await database.write(insert(number)) == number
+        assert await database.read(ids) == [0, number]
+        await database.close()
+
+
 async def test_a_database_in_memory_works() -> None:
     """Tests and demos may keep nothing."""
     async with opened("sqlite:///:memory:") as database:
