@@ -116,8 +116,8 @@ class Database:
 
     async def start(self, migrations: Path) -> None:
         """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable without a database."""
-        while not _MIGRATING.acquire(blocking=False):
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - other threads and loops may hold it, so nobody here can be told
+        while not _MIGRATING.acquire(blocking=False):  # noqa: ASYNC110 - other loops may hold it, and no event crosses loops
+            await asyncio.sleep(0.01)
         try:
             await self._backend.run(lambda c: _migrate(c, migrations), write=True)
         except (OperationalError, OSError, CommandError) as error:

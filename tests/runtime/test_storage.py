@@ -328,7 +328,7 @@ async def test_two_that_start_together_make_the_tables_once(url: str) -> None:
 
 
 async def test_stores_that_start_together_do_not_meet(tmp_path: Path) -> None:
-    """Alembic keeps what it migrates in module globals: several databases of one process, opened at once, get their own tables."""
+    """Alembic keeps what it migrates in module globals: several databases of one process, opened at once, have their own."""
     databases = [Database(f"sqlite:///{tmp_path}/{n}.db") for n in range(12)]
     await asyncio.gather(*(database.start(MIGRATIONS) for database in databases))
     for number, database in enumerate(databases, 1):
