@@ -25,11 +25,13 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadMessage
 from tallystick.runtime import logs
 from tallystick.runtime.serving import serving, until_stopped
 
 log = structlog.get_logger()
 DRAIN_SECONDS = 5
+SWEEP_SECONDS = 1
 
 
 async def run(config: CoordinatorConfig, signer: Signer) -> None:
@@ -44,7 +46,7 @@ async def run(config: CoordinatorConfig, signer: Signer) -> None:
 @contextlib.asynccontextmanager
 async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[int]:
     """The whole coordinator as a context: yields the bound port."""
-    deployment = Deployment.load(config.deployment)
+    deployment = _deployment(config)
     rpc = Rpc(config.rpc or deployment.rpc)
     store = Store(config.db)
     try:
@@ -86,9 +88,16 @@ async def _beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             task.cancel()
 
 
+def _deployment(config: CoordinatorConfig) -> Deployment:
+    try:
+        return Deployment.load(config.deployment)
+    except OSError as error:
+        raise BadMessage(f"deployment {config.deployment}: {error.strerror}; `tally deploy` writes one") from error
+
+
 async def _sweep(market: Market) -> None:
     while True:
-        await asyncio.sleep(1)
+        await asyncio.sleep(SWEEP_SECONDS)
         market.sweep()
 
 

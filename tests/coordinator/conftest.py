@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 
+from tests.coordinator.served import Served, served
 from tests.coordinator.world import World
 
 
@@ -9,3 +12,10 @@ from tests.coordinator.world import World
 def world() -> World:
     """A market without nodes, with one payer who has money."""
     return World()
+
+
+@pytest.fixture
+async def at() -> AsyncIterator[Served]:
+    """A market behind a real port."""
+    async with served() as running:
+        yield running

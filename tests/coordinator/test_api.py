@@ -1,0 +1,326 @@
+"""The control plane over real HTTP: every route, its documentation, and errors in one shape with the right status."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from coordinator.ports import Settlement
+from tallystick import __version__
+from tallystick.protocol.eip712 import read_signed
+from tallystick.protocol.messages import Ask, Outcome, Receipt
+from tallystick.protocol.types import Amount
+from tallystick.protocol.wire import Capacity, Kind
+from tests.coordinator.served import TOKEN, LinkNode, Served
+from tests.coordinator.world import (
+    COORDINATOR,
+    DOMAIN,
+    MODEL,
+    PAYER,
+    START,
+    Client,
+    World,
+    make_ask,
+    make_submission,
+    person,
+    quiet,
+    unchecked,
+)
+
+UNKNOWN = "00" * 16
+DEMAND: dict[str, Any] = {"model": MODEL, "payer": PAYER.address}
+
+
+def _error(response: httpx.Response) -> tuple[int, str]:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code", "fault", "retry"}
+    assert error["message"]
+    return response.status_code, error["code"]
+
+
+# What it tells
+
+
+async def test_info(at: Served) -> None:
+    """Everybody can see who the coordinator is and what every signature must bind."""
+    assert (await at.http.get("/v1/info")).json() == {
+        "name": "test",
+        "version": "0",
+        "coordinator": COORDINATOR.address,
+        "chainId": DOMAIN.chain_id,
+        "contract": DOMAIN.contract,
+        "token": TOKEN,
+        "tokenDecimals": 6,
+        "feeBps": 0,
+    }
+
+
+async def test_models(at: Served) -> None:
+    """Models are listed with how many sell them, how many could now, and the lowest prices as strings of digits."""
+    at.world.node("ann", input_price=5, output_price=1 << 63)
+    busy = at.world.node("bob", input_price=7, context_tokens=10_000, max_output_tokens=2_000)
+    at.world.market.set_capacity(busy.address, Capacity(0, 1))
+    (model,) = (await at.http.get("/v1/models")).json()["data"]
+    assert model == {
+        "id": MODEL,
+        "providers": 2,
+        "live": 1,
+        "inputPrice": "5",
+        "cachedInputPrice": "500000",
+        "outputPrice": "2000000",
+        "contextTokens": 10_000,
+        "maxOutputTokens": 2_000,
+    }
+
+
+async def test_asks(at: Served) -> None:
+    """The asks for a model come as they were signed, cheapest first; for an unknown one there are none."""
+    dear, cheap = at.world.node("ann", output_price=9_000_000), at.world.node("bob")
+    listed = (await at.http.get("/v1/asks", params={"model": MODEL})).json()["asks"]
+    assert [read_signed(Ask, each["ask"]) for each in listed] == [unchecked(cheap.ask), unchecked(dear.ask)]
+    assert [each["free"] for each in listed] == [4, 4]
+    assert (await at.http.get("/v1/asks", params={"model": "unknown"})).json() == {"asks": []}
+
+
+async def test_a_hundred_asks_are_enough(at: Served) -> None:
+    """The list of asks is bounded."""
+    key = person("ann")
+    at.world.market.place_asks(key.address, [make_ask(key, seq=n) for n in range(120)], Capacity(1, 1))
+    assert len((await at.http.get("/v1/asks", params={"model": MODEL})).json()["asks"]) == 100
+
+
+async def test_a_shortlist(at: Served) -> None:
+    """A shortlist holds what the demand allows: prices, pins, exclusions and length; addresses in any case."""
+    nodes = [at.world.node(str(n), output_price=2_000_000 + n) for n in range(6)]
+    listed = [node.address for node in nodes]
+
+    async def ask(**demand: Any) -> list[str]:
+        response = await at.http.post("/v1/shortlist", json=DEMAND | demand)
+        return [each["ask"]["message"]["provider"] for each in response.json()["asks"]]
+
+    assert await ask() == listed[:4]
+    assert await ask(limit=2) == listed[:2]
+    assert await ask(exclude=[listed[0]]) == listed[1:5]
+    assert await ask(providers=[listed[5].upper().replace("0X", "0x")]) == [listed[5]]
+    assert await ask(maxOutputPrice=2_000_001) == listed[:2]
+    assert await ask(maxInputPrice=1_000_000, maxOutputPrice="2000000") == listed[:1]
+
+
+async def test_health_and_metrics(at: Served) -> None:
+    """Health and metrics count nodes, asks and live jobs as they come and go."""
+    node = await LinkNode.join(at, person("ann"))
+    at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
+    await node.take_job()
+    assert (await at.http.get("/v1/health")).json() == {"status": "ok", "nodes": 1, "asks": 1, "jobs": 1}
+    metrics = await at.http.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    for line in ("tallystick_nodes_connected 1.0", "tallystick_asks_standing 1.0", "tallystick_jobs_live 1.0"):
+        assert line in metrics.text
+
+
+async def test_the_docs(at: Served) -> None:
+    """/docs shows the API, and /openapi.json describes every route of the control plane, with a text each."""
+    assert "swagger" in (await at.http.get("/docs")).text
+    described = (await at.http.get("/openapi.json")).json()
+    assert described["info"]["version"] == __version__
+    routes = {(path, method): route for path, methods in described["paths"].items() for method, route in methods.items()}
+    assert set(routes) == {
+        ("/v1/info", "get"),
+        ("/v1/models", "get"),
+        ("/v1/asks", "get"),
+        ("/v1/shortlist", "post"),
+        ("/v1/jobs/{job}", "get"),
+        ("/v1/jobs/{job}/cancel", "post"),
+        ("/v1/health", "get"),
+    }
+    assert all(route["description"] for route in routes.values())
+
+
+# Jobs
+
+
+async def _finished(world: World) -> Client:
+    """A job that one provider gave back and another one did."""
+    ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
+    client = await world.started(ann, bob)
+    ann.fail(client.job.id)
+    await quiet()
+    bob.finish(client.job.id)
+    await quiet()
+    return client
+
+
+async def test_a_job_is_told_whole(at: Served) -> None:
+    """Who knows a job's id can read its state, its attempts with their reasons, its receipt, and that it is not settled yet."""
+    client = await _finished(at.world)
+    ann, bob = at.world.nodes
+    told = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}")).json()
+    receipt = told.pop("receipt")
+    assert read_signed(Receipt, receipt).message.order_hash == client.job.current.order.digest
+    assert told == {
+        "job": client.job.id.hex(),
+        "state": "completed",
+        "model": MODEL,
+        "payer": PAYER.address,
+        "createdAt": START,
+        "finishedAt": START,
+        "attempts": [
+            {"attempt": 0, "provider": ann.address, "state": "failed", "reason": "the engine is away", "receipt": None},
+            {"attempt": 1, "provider": bob.address, "state": "completed", "reason": "", "receipt": receipt},
+        ],
+        "settlement": None,
+    }
+
+
+async def test_a_settled_job(at: Served) -> None:
+    """Once the chain has paid the tab as far as a job's receipt, the job names the transaction."""
+    client = await _finished(at.world)
+    bob = at.world.nodes[1]
+    cost = at.store.receipts[client.job.id][bob.address][0].message.cumulative_cost
+
+    async def settlement(settled: int) -> Any:
+        await at.store.put_settlements([Settlement(PAYER.address, bob.address, Amount(settled), "0xabc", 9)], 10)
+        return (await at.http.get(f"/v1/jobs/{client.job.id.hex()}")).json()["settlement"]
+
+    assert await settlement(cost - 1) is None
+    assert await settlement(cost) == {"tx": "0xabc", "settled": str(int(cost)), "block": 9}
+
+
+async def test_a_job_that_lives(at: Served) -> None:
+    """A job can be asked about from the moment its node has it."""
+    node = at.world.node("ann")
+    client = await at.world.started(node)
+    told = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}")).json()
+    assert (told["state"], told["finishedAt"], told["receipt"]) == ("matched", None, None)
+
+
+async def test_cancelling(at: Served) -> None:
+    """Cancelling a job that lives tells its node; where there is nothing to cancel the answer says so."""
+    node = at.world.node("ann")
+    client = await at.world.started(node)
+    path = f"/v1/jobs/{client.job.id.hex()}/cancel"
+    response = await at.http.post(path)
+    assert (response.status_code, response.json()) == (202, {"cancelling": True})
+    assert node.got(Kind.CANCEL) == [b""]
+    node.finish(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
+    await quiet()
+    assert (await at.http.post(path)).json() == {"cancelling": False}
+    assert (await at.http.post(f"/v1/jobs/{UNKNOWN}/cancel")).json() == {"cancelling": False}
+
+
+# Errors
+
+
+async def test_an_unknown_job(at: Served) -> None:
+    """A job that was never here is not found."""
+    response = await at.http.get(f"/v1/jobs/{UNKNOWN}")
+    assert _error(response) == (404, "unknown_job")
+    assert UNKNOWN in response.text
+
+
+@pytest.mark.parametrize("job", ["x", "00", "zz" * 16, "0x" + "00" * 16, "00" * 17])
+async def test_a_job_id_that_is_none(at: Served, job: str) -> None:
+    """What is no job id is refused as such."""
+    assert _error(await at.http.get(f"/v1/jobs/{job}")) == (400, "bad_message")
+    assert _error(await at.http.post(f"/v1/jobs/{job}/cancel")) == (400, "bad_message")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v2/info", 404),
+        ("DELETE", "/v1/info", 405),
+        ("GET", "/v1/node", 404),
+        ("PUT", "/v1/jobs", 404),
+    ],
+)
+async def test_an_unknown_route(at: Served, method: str, path: str, status: int) -> None:
+    """Routes and methods that do not exist are told in the same shape, with the way to the docs."""
+    response = await at.http.request(method, path)
+    assert _error(response) == (status, "unknown_route")
+    assert "/docs" in response.text
+
+
+@pytest.mark.parametrize(
+    ("demand", "says"),
+    [
+        ({}, "model"),
+        (DEMAND | {"payer": "me"}, "payer"),
+        (DEMAND | {"limit": 0}, "limit"),
+        (DEMAND | {"limit": 9}, "limit"),
+        (DEMAND | {"maxInputPrice": -1}, "maxInputPrice"),
+        (DEMAND | {"maxInputPrice": 1 << 64}, "maxInputPrice"),
+        (DEMAND | {"maxOutputPrice": 1.5}, "maxOutputPrice"),
+        (DEMAND | {"providers": ["0x12"]}, "providers"),
+        (DEMAND | {"exclude": [PAYER.address] * 257}, "exclude"),
+        (DEMAND | {"model": "x" * 1_025}, "model"),
+        (DEMAND | {"surprise": 1}, "surprise"),
+        ([], "body"),
+        (None, "body"),
+    ],
+)
+async def test_an_invalid_shortlist(at: Served, demand: Any, says: str) -> None:
+    """A demand that makes no sense is refused with the member that is wrong."""
+    response = await at.http.post("/v1/shortlist", json=demand)
+    assert _error(response) == (400, "bad_message")
+    assert says in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"not JSON", b'{"model": ', b"\xff\xfe", b"[" * 100_000, b'{"\\ud800": 1}', b'{"model": "\\ud800", "payer": "x"}'],
+)
+async def test_a_body_that_is_not_json(at: Served, body: bytes) -> None:
+    """Whatever bytes are posted, the answer is a 400 in the same shape, and the process goes on."""
+    headers = {"content-type": "application/json"}
+    assert _error(await at.http.post("/v1/shortlist", content=body, headers=headers)) == (400, "bad_message")
+    assert (await at.http.get("/v1/health")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("demand", "status", "code"),
+    [
+        ({"model": "unknown"}, 404, "unknown_model"),
+        ({"maxInputPrice": 1}, 402, "price_above_cap"),
+        ({"exclude": [person("ann").address]}, 503, "no_provider"),
+    ],
+)
+async def test_no_provider_fits(at: Served, demand: dict[str, Any], status: int, code: str) -> None:
+    """Why nobody can take a job has a code and a status of its own."""
+    at.world.node("ann")
+    assert _error(await at.http.post("/v1/shortlist", json=DEMAND | demand)) == (status, code)
+
+
+async def test_all_providers_are_busy(at: Served) -> None:
+    """Busy providers are a reason to try again."""
+    node = at.world.node("ann")
+    at.world.market.set_capacity(node.address, Capacity(0, 1))
+    response = await at.http.post("/v1/shortlist", json=DEMAND)
+    assert _error(response) == (503, "node_busy")
+    assert response.json()["error"]["retry"] is True
+
+
+async def test_a_bug_is_told_in_the_same_shape(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that meets a bug gets an error in the same shape that tells nothing of the inside; the process goes on."""
+
+    async def broken(_job: object) -> None:
+        raise KeyError("secret inside")
+
+    monkeypatch.setattr(at.store, "job", broken)
+    response = await at.http.get(f"/v1/jobs/{UNKNOWN}")
+    assert _error(response) == (500, "coordinator_unavailable")
+    assert "secret" not in response.text
+    assert (await at.http.get("/v1/health")).status_code == 200
+
+
+async def test_many_at_once(at: Served) -> None:
+    """A crowd of requests, good and bad, is served side by side."""
+    at.world.node("ann")
+    good = [at.http.post("/v1/shortlist", json=DEMAND) for _ in range(20)]
+    bad = [at.http.post("/v1/shortlist", content=b"nonsense") for _ in range(20)]
+    statuses = [response.status_code for response in await asyncio.gather(*good, *bad)]
+    assert statuses == [200] * 20 + [400] * 20

@@ -1,0 +1,106 @@
+"""The whole coordinator as one context: it needs no chain to serve, remembers over restarts, and does not limp on."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from coordinator import app as module
+from coordinator.app import running
+from coordinator.config import CoordinatorConfig
+from coordinator.market import Market
+from coordinator.settler import Settler
+from tallystick.protocol.errors import BadMessage, Code, Unavailable
+from tests.coordinator.chain import DEPLOYMENT
+from tests.coordinator.world import COORDINATOR, make_ask, make_submission, person
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CoordinatorConfig:
+    """A coordinator on a free port, whose chain never answers."""
+    DEPLOYMENT.save(tmp_path / "deployment.json")
+    return CoordinatorConfig(
+        deployment=tmp_path / "deployment.json", port=0, db=f"sqlite:///{tmp_path}/coordinator.db", settle_every=0.01
+    )
+
+
+@asynccontextmanager
+async def _client(config: CoordinatorConfig) -> AsyncIterator[httpx.AsyncClient]:
+    async with (
+        running(config, COORDINATOR) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,
+    ):
+        yield http
+
+
+async def test_it_serves_without_a_chain(config: CoordinatorConfig) -> None:
+    """A chain that is down delays settlement only: the market is up, and says who it is."""
+    async with _client(config) as http:
+        info = (await http.get("/v1/info")).json()
+        assert (info["coordinator"], info["contract"]) == (COORDINATOR.address, DEPLOYMENT.escrow)
+        assert (await http.get("/v1/health")).json()["status"] == "ok"
+        response = await http.post("/v1/jobs", content=make_submission(make_ask(person("ann"))).dumps())
+        assert response.status_code == 400, "its orders are of another time"
+
+
+async def test_it_starts_and_stops_again(config: CoordinatorConfig) -> None:
+    """A second start on the same database works, and a stop leaves no task behind."""
+    before = asyncio.all_tasks()
+    for _ in range(2):
+        async with _client(config) as http:
+            assert (await http.get("/v1/models")).json() == {"data": []}
+    left = {task.get_name() for task in asyncio.all_tasks() - before}
+    assert not left & {"settler", "sweep", "group-commit", "http-server"}
+
+
+async def test_a_part_that_dies_stops_the_whole(config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the sweep or the settler dies of a bug, the process stops with its error instead of limping on without deadlines."""
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    for part, name in ((Market, "sweep"), (Settler, "settle")):
+        with monkeypatch.context() as patch:
+            patch.setattr(part, name, broken)
+            patch.setattr(module, "SWEEP_SECONDS", 0.001)
+            with pytest.raises(ExceptionGroup) as caught:
+                async with running(config, COORDINATOR):
+                    await asyncio.wait_for(asyncio.Event().wait(), 20)
+            assert caught.value.subgroup(ZeroDivisionError) is not None
+
+
+async def test_a_taken_port(config: CoordinatorConfig) -> None:
+    """A port that somebody else has is told as such, and everything that was opened is closed."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(Unavailable, match="cannot listen"):
+            async with running(replace(config, port=taken.getsockname()[1]), COORDINATOR):
+                pass
+
+
+async def test_no_deployment(config: CoordinatorConfig, tmp_path: Path) -> None:
+    """A deployment file that is missing or broken is named."""
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(BadMessage, match=r"broken\.json"):
+        async with running(replace(config, deployment=tmp_path / "broken.json"), COORDINATOR):
+            pass
+    with pytest.raises(BadMessage, match=r"missing\.json"):
+        async with running(replace(config, deployment=tmp_path / "missing.json"), COORDINATOR):
+            pass
+
+
+async def test_no_database(config: CoordinatorConfig) -> None:
+    """A database that does not answer is told at the start."""
+    with pytest.raises(Unavailable, match="database") as caught:
+        async with running(replace(config, db="postgresql+asyncpg://nobody@127.0.0.1:1/nothing"), COORDINATOR):
+            pass
+    assert caught.value.code is Code.COORDINATOR_UNAVAILABLE

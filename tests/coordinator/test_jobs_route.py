@@ -1,0 +1,314 @@
+"""Placing a job over real HTTP: the whole way, every way to post nonsense, and clients that leave or stop reading."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from coordinator import jobs_route as module
+from coordinator.jobs_route import JobsRoute
+from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.errors import Code, Unavailable, from_public
+from tallystick.protocol.jobs import State
+from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.types import Amount, JobId
+from tallystick.protocol.wire import MAX_CANDIDATES, Dispatch, Kind, Submission, dumps
+from tests.coordinator.served import LinkNode, Served, frames_of, until
+from tests.coordinator.world import (
+    DOMAIN,
+    PAYER,
+    START,
+    World,
+    altered,
+    make_receipt,
+    make_submission,
+    person,
+    quiet,
+    with_orders,
+)
+
+ANN = person("ann")
+
+
+async def _refusal(response: httpx.Response) -> tuple[int, str]:
+    """Status and code of an error in OpenAI's shape."""
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code", "fault", "retry"}
+    assert error["message"]
+    assert from_public(response.json(), response.status_code).status == response.status_code
+    return response.status_code, error["code"]
+
+
+async def _stored(at: Served, job: JobId) -> State:
+    known = await at.store.job(job)
+    assert known is not None
+    return known.record.state
+
+
+# The whole way
+
+
+async def test_a_job_over_http(at: Served) -> None:
+    """The answer to a job is a stream of frames as they happen: match, chunks, receipt; then it ends."""
+    node = await LinkNode.join(at, ANN)
+    submission = make_submission(node.asks[0])
+    async with at.http.stream("POST", "/v1/jobs", content=submission.dumps()) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "application/vnd.tallystick.frames"
+        assert response.headers["x-tally-job"] == submission.job.hex()
+        frames = frames_of(response)
+        assert (await anext(frames))[0] is Kind.MATCH
+        job, receipt = await node.take_job()
+        await node.send(Kind.ACCEPT, job)
+        await node.send(Kind.CHUNK, job, b"sealed")
+        assert await anext(frames) == (Kind.CHUNK, b"sealed")
+        await node.finish(job, receipt)
+        assert [frame async for frame in frames] == [(Kind.RECEIPT, dumps(receipt.to_json()))]
+    assert await _stored(at, job) is State.COMPLETED
+    at.world.assert_idle()
+
+
+async def test_a_failure_is_the_last_frame(at: Served) -> None:
+    """A job that fails after it was admitted says so in its stream, since the status is sent."""
+    node = await LinkNode.join(at, ANN)
+    submission = make_submission(node.asks[0])
+    answer = asyncio.create_task(at.post(submission))
+    job, _ = await node.take_job()
+    error = Unavailable(Code.PROVIDER_FAILED, "out of memory")
+    await node.send(Kind.FAIL, job, dumps(error.as_json()))
+    response = await answer
+    assert response.status_code == 200
+    assert dumps(error.as_json()) in response.content
+    assert await _stored(at, job) is State.FAILED
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not a submission",
+        b'{"model": "gpt"}',
+        (8).to_bytes(4, "big") + b"not JSON",
+        (2).to_bytes(4, "big") + b"{}",
+        (4).to_bytes(4, "big") + b"null",
+        b"\xff" * 100,
+        dumps({"job": "00" * 16, "candidates": []}),
+    ],
+)
+async def test_what_is_no_submission(at: Served, body: bytes) -> None:
+    """A body that does not parse is refused as such, and the process goes on."""
+    assert await _refusal(await at.post(body)) == (400, "bad_message")
+
+
+async def test_a_truncated_submission(at: Served) -> None:
+    """A submission cut off anywhere in its header is refused."""
+    node = await LinkNode.join(at, ANN)
+    whole = make_submission(node.asks[0]).dumps()
+    header = 4 + int.from_bytes(whole[:4], "big")
+    for cut in (1, 3, 4, 40, header - 1):
+        assert await _refusal(await at.post(whole[:cut])) == (400, "bad_message")
+    assert at.world.market.live == 0
+
+
+async def test_a_header_that_lies(at: Served) -> None:
+    """Orders of several payers, of another job, with other terms or too many of them are no submission."""
+    node = await LinkNode.join(at, ANN)
+    good = make_submission(node.asks[0])
+    other = make_submission(node.asks[0], payer=person("other"), job=good.job)
+    longer = replace(good.candidates[0], terms=replace(good.candidates[0].terms, max_cost=Amount(1)))
+    for bad in (
+        replace(good, candidates=good.candidates + other.candidates),
+        replace(good, job=JobId(b"\x07" * 16)),
+        replace(good, candidates=(longer,)),
+        replace(good, candidates=good.candidates * (MAX_CANDIDATES + 1)),
+    ):
+        assert await _refusal(await at.post(bad)) == (400, "bad_message")
+
+
+async def test_too_large_a_body(at: Served) -> None:
+    """A body above the limit is refused before it is read to its end."""
+    at.world.node("ann")
+    route = JobsRoute(at.world.market, max_body=1_000)
+    sent = await _call(route, [b"x" * 600, b"x" * 600, b"never read"])
+    assert sent[0]["status"] == 413
+    assert b"body_too_large" in sent[1]["body"]
+
+
+async def test_a_body_that_never_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that does not send its body in time gets an answer that says so."""
+    monkeypatch.setattr(module, "BODY_SECONDS", 0.02)
+    sent = await _call(JobsRoute(world.market), [b"some", b"more"], stall=True)
+    assert sent[0]["status"] == 400
+    assert b"did not arrive" in sent[1]["body"]
+
+
+def _rich(submission: Submission) -> Submission:
+    return with_orders(submission, lambda signed: altered(signed, lambda order: replace(order, ceiling=Amount(10**9))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code"),
+    [
+        ({"deadline": START - 1}, 400, "order_expired"),
+        ({"deadline": START + 10**6}, 400, "order_terms"),
+        ({"coordinator": PAYER.address}, 400, "order_misdirected"),
+        ({"terms": {"input_price": 1}}, 400, "order_terms"),
+        ({"terms": {"max_cost": Amount(10**9)}, "ceiling": Amount(10**9)}, 402, "insufficient_funds"),
+        ({"ceiling": Amount(1)}, 402, "unauthorised_tab"),
+        ({"payer": person("poor")}, 402, "insufficient_funds"),
+        ({"terms": {"ask": bytes(32)}}, 503, "no_provider"),
+    ],
+)
+async def test_refused_orders(at: Served, changes: dict[str, Any], status: int, code: str) -> None:
+    """Each lawful no has its own code and HTTP status, and nothing is dispatched."""
+    node = await LinkNode.join(at, ANN)
+    assert await _refusal(await at.post(make_submission(node.asks[0], **changes))) == (status, code)
+    at.world.assert_idle()
+
+
+async def test_a_forged_order(at: Served) -> None:
+    """An order that was changed after it was signed is refused as not authentic."""
+    node = await LinkNode.join(at, ANN)
+    assert await _refusal(await at.post(_rich(make_submission(node.asks[0])))) == (401, "bad_signature")
+
+
+async def test_a_replayed_job(at: Served) -> None:
+    """Posting a job again is a conflict, while it lives and after."""
+    node = await LinkNode.join(at, ANN)
+    submission = make_submission(node.asks[0])
+    answer = asyncio.create_task(at.post(submission))
+    job, receipt = await node.take_job()
+    assert await _refusal(await at.post(submission)) == (409, "order_replayed")
+    await node.finish(job, receipt)
+    await answer
+    assert await _refusal(await at.post(submission)) == (409, "order_replayed")
+
+
+async def test_get_is_no_way_to_place_a_job(at: Served) -> None:
+    """Another method on the route is told in the same shape."""
+    assert await _refusal(await at.http.get("/v1/jobs")) == (404, "unknown_route")
+
+
+# Clients that leave
+
+
+async def test_a_client_that_disconnects(at: Served) -> None:
+    """A client that leaves cancels its job; the node's receipt is stored and acknowledged all the same."""
+    node = await LinkNode.join(at, ANN)
+    submission = make_submission(node.asks[0])
+    async with at.http.stream("POST", "/v1/jobs", content=submission.dumps()) as response:
+        frames = frames_of(response)
+        await anext(frames)
+        job, _ = await node.take_job()
+        await node.send(Kind.CHUNK, job, b"sealed")
+        await anext(frames)
+        await frames.aclose()
+    await node.expect(Kind.CANCEL)
+    await node.finish(job, _cancelled(node))
+    await until(lambda: at.world.market.live == 0)
+    assert await _stored(at, job) is State.CANCELLED
+    assert set(at.store.receipts[job]) == {ANN.address}
+    at.world.assert_idle()
+
+
+def _cancelled(node: LinkNode) -> Verified[Receipt]:
+    """The receipt of the node's last job, as cancelled."""
+    payload = next(payload for kind, _, payload in reversed(node.seen) if kind is Kind.DISPATCH)
+    candidate = Dispatch.loads(payload).candidate
+    return make_receipt(node.signer, candidate.order.verify(DOMAIN), candidate.terms, outcome=Outcome.CLIENT_CANCELLED)
+
+
+async def _call(route: JobsRoute, body: list[bytes], send: Any = None, *, stall: bool = False) -> list[dict[str, Any]]:
+    """Calls the route as a server would; returns what it sent. The client stays until the end, or stalls before its last part."""
+    sent: list[dict[str, Any]] = []
+    parts = iter(body[:-1] if stall else body)
+
+    async def receive() -> dict[str, Any]:
+        part = next(parts, None)
+        if part is None:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": part, "more_body": part is not body[-1]}
+
+    async def note(event: Any) -> None:
+        sent.append(dict(event))
+
+    await route({"type": "http"}, receive, send or note)
+    return sent
+
+
+async def test_a_client_that_stops_reading(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is there but takes nothing counts as gone: its job is cancelled, its receipt stored, nothing hangs."""
+    monkeypatch.setattr(module, "STALL_SECONDS", 0.05)
+    node = world.node("ann")
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+        if len(sent) == 3:
+            await asyncio.Event().wait()
+
+    submission = world.submission(node)
+    call = asyncio.create_task(_call(JobsRoute(world.market), [submission.dumps()], send))
+    await quiet()
+    for _ in range(5):
+        node.chunk(submission.job)
+    await until(lambda: node.got(Kind.CANCEL))
+    node.finish(submission.job, outcome=Outcome.CLIENT_CANCELLED)
+    await call
+    assert len(sent) == 3, "nothing is written to it any more"
+    assert node.got(Kind.RECEIPT_ACK) == [b""]
+    assert world.market.reputation.score(node.address) == 1
+    world.assert_idle()
+
+
+async def test_a_connection_that_fails_at_the_first_byte(world: World) -> None:
+    """A client that is lost before the answer begins leaves no job behind."""
+    node = world.node("ann")
+
+    async def send(_event: Any) -> None:
+        raise OSError("connection lost")
+
+    submission = world.submission(node)
+    call = asyncio.create_task(_call(JobsRoute(world.market), [submission.dumps()], send))
+    await quiet()
+    assert len(node.got(Kind.CANCEL)) == 1
+    node.finish(submission.job, outcome=Outcome.CLIENT_CANCELLED)
+    await call
+    world.assert_idle()
+
+
+async def test_a_server_that_is_torn_down(world: World) -> None:
+    """When the server cancels a request, its job fails at once, the node is told, and nothing is held."""
+    node = world.node("ann")
+    submission = world.submission(node)
+    call = asyncio.create_task(_call(JobsRoute(world.market), [submission.dumps()]))
+    await quiet()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    assert node.got(Kind.CANCEL, submission.job) == [b""]
+    known = await world.store.job(submission.job)
+    assert known is not None
+    assert known.record.state is State.FAILED
+    world.assert_idle()
+
+
+async def test_a_client_that_leaves_while_it_posts(world: World) -> None:
+    """A connection lost in the middle of the body is no job, and gets no answer."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    await JobsRoute(world.market)({"type": "http"}, receive, send)
+    assert sent == []
