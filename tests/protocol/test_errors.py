@@ -50,6 +50,26 @@ def test_every_code_has_a_public_row() -> None:
         assert public.type in OPENAI_TYPES
 
 
+STATUSES = {
+    400: "bad_message bad_seal order_expired order_misdirected order_terms",
+    401: "bad_signature unauthenticated",
+    402: "price_above_cap cost_above_cap unauthorised_tab insufficient_funds unsecured",
+    404: "unknown_model unknown_job unknown_route",
+    409: "order_replayed chain_refused",
+    413: "body_too_large",
+    499: "cancelled",
+    502: "bad_receipt provider_failed engine_unavailable",
+    503: "no_provider node_busy node_gone chain_unavailable coordinator_unavailable",
+    504: "timed_out",
+}
+
+
+def test_statuses_are_these() -> None:
+    """SDKs decide by status whether to try again: codes may be added, but what one was answered with stays."""
+    for status, codes in STATUSES.items():
+        assert [PUBLIC[Code(code)].status for code in codes.split()] == [status] * len(codes.split())
+
+
 def test_every_concrete_error_knows_its_code_and_fault() -> None:
     """No class of the tree that can be raised is without a code, a fault and a retry class."""
     for error in (BadMessage("x"), BadSignature("x"), BadReceipt("x"), BadSeal("x")):

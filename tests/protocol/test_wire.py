@@ -532,6 +532,12 @@ def test_a_content_type_cannot_break_out_of_its_header(content_type: object) -> 
         split_request(orjson.dumps({"path": "/", "contentType": content_type}) + b"\n")
 
 
+def test_a_request_without_a_line_end_has_no_head() -> None:
+    """A head that was cut off is not taken for a request without a body."""
+    with pytest.raises(BadMessage, match="no head line"):
+        split_request(b'{"path":"/","contentType":"a"}')
+
+
 def test_members_that_a_newer_peer_adds_are_ignored() -> None:
     """Unsigned envelopes may grow: unknown members do no harm (signed messages are strict)."""
     for name, (subject, read) in TREES.items():
