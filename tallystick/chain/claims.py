@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from tallystick.chain.rpc import MAX_TRANSACTION_GAS
+from tallystick.chain.sender import MAX_TRANSACTION_GAS
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, BadSignature
 from tallystick.protocol.messages import Claim, ClaimRow, Order

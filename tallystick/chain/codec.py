@@ -18,7 +18,7 @@ from eth_abi.exceptions import DecodingError
 from eth_utils.abi import abi_to_signature
 
 from tallystick.protocol.eip712 import keccak
-from tallystick.protocol.errors import Code, Refusal, TallyError
+from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 
 _BUILT_IN = [
     {"type": "error", "name": "Error", "inputs": [{"name": "message", "type": "string"}]},
@@ -41,8 +41,17 @@ class ContractError(Refusal):
 
     def __init__(self, name: str, values: Mapping[str, Any]) -> None:
         arguments = ", ".join(f"{k}={v.hex() if isinstance(v, bytes) else v}" for k, v in values.items())
-        super().__init__(_CODES.get(name, Code.BAD_MESSAGE), f"the contract refused: {name}({arguments})")
+        super().__init__(_CODES.get(name, Code.CHAIN_REFUSED), f"the contract refused: {name}({arguments})")
         self.name, self.values = name, dict(values)
+
+
+class WrongContract(Unavailable):
+    """There is no contract, or another one, where a deployment says. Waiting does not help: the settings must change."""
+
+    retry = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.CHAIN_UNAVAILABLE, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +90,11 @@ class Abi:
         return self.bytecode + (encode(self._constructor.types, arguments) if self._constructor else b"")
 
     def result(self, function: str, output: bytes) -> tuple[Any, ...]:
-        """The values that a function returned. Raises Refusal where they are of another contract, or of none."""
+        """The values that a function returned. Raises WrongContract where they are of another contract, or of none."""
         try:
             return tuple(decode(self._functions[function].outputs, output))
         except DecodingError as error:
-            raise Refusal(Code.BAD_MESSAGE, f"{function}: the contract at this address is another one: {error}") from None
+            raise WrongContract(f"{function}: the contract at this address is another one: {error}") from None
 
     def log(self, topics: Sequence[bytes], data: bytes) -> tuple[str, dict[str, Any]] | None:
         """An event's name and values; None for an event of another contract."""
@@ -137,7 +146,7 @@ def revert_error(data: bytes, reason: str = "") -> TallyError:
             return ContractError(entry.name, dict(zip(entry.names, decode(entry.types, data[4:]), strict=True)))
     except DecodingError:
         pass  # it only begins like one of ours
-    return Refusal(Code.BAD_MESSAGE, f"the contract refused: {data.hex()[:80] or reason or 'no reason'}")
+    return Refusal(Code.CHAIN_REFUSED, f"the contract refused: {data.hex()[:80] or reason or 'no reason'}")
 
 
 def snake(name: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import astuple
 
-from tallystick.chain.codec import load_abi
+from tallystick.chain.codec import WrongContract, load_abi
 from tallystick.chain.deployment import Deployment
+from tallystick.chain.endpoint import Rpc
 from tallystick.chain.escrow import Rules
-from tallystick.chain.rpc import Rpc, Sender
+from tallystick.chain.sender import Sender
 from tallystick.chain.token import Token
-from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.types import Address, Amount
 
 BURN = Address("0x000000000000000000000000000000000000dead")
@@ -21,10 +22,15 @@ LOCAL_RULES = Rules(thaw=5, release=5, unstake=15, penalty=Amount(100_000_000), 
 
 
 async def deploy(rpc: Rpc, sender: Sender, *, rules: Rules = PRODUCTION_RULES, token: Address | None = None) -> Deployment:
-    """Creates the contracts and waits for them. Raises ContractError (rules that make no sense), Refusal, Unavailable."""
+    """Creates the contracts and waits for them. Raises ContractError (rules that make no sense), Refusal (no token there),
+    Unavailable.
+    """
     if token is None:
         token, _ = await create(sender, load_abi("TestUSD").create())
-    decimals = await Token(rpc, token).decimals()
+    try:
+        decimals = await Token(rpc, token).decimals()
+    except WrongContract:
+        raise Refusal(Code.CHAIN_REFUSED, f"there is no ERC-20 at {token}, on the chain at {rpc.url}") from None
     escrow, block = await create(sender, load_abi("Escrow").create(token, astuple(rules)))
     return Deployment(
         chain_id=await rpc.chain_id(), escrow=escrow, token=token, token_decimals=decimals, block=block, rpc=rpc.url

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tallystick.chain.claims import ClaimBatch, cut_batches
-from tallystick.chain.codec import load_abi
+from tallystick.chain.codec import WrongContract, load_abi
 from tallystick.chain.deployment import Deployment
+from tallystick.chain.endpoint import Rpc
 from tallystick.chain.events import Event, read_logs
-from tallystick.chain.rpc import Rpc, Sender
+from tallystick.chain.sender import Sender
 from tallystick.chain.token import SignedAuthorization, SignedPermit, Token, split_signature
 from tallystick.protocol.eip712 import Message, Signed
 from tallystick.protocol.messages import Bind, Claim, Order, Receipt, Release
@@ -85,12 +86,31 @@ class TxResult:
 
 
 class Escrow:
-    """One deployed escrow."""
+    """One deployed escrow. An endpoint of another chain than the deployment's raises WrongChain at the first call."""
 
     def __init__(self, rpc: Rpc, deployment: Deployment) -> None:
         self.rpc, self.deployment = rpc, deployment
+        rpc.expect(deployment.chain_id)
         self.token = Token(rpc, deployment.token)
         self._abi = load_abi("Escrow")
+
+    async def check(self) -> None:
+        """For daemons to call at their start: is this the chain of the deployment, and is its escrow there?
+
+        Raises WrongChain, WrongContract, both with what to do about it; Unavailable if the chain does not answer now.
+        """
+        code = await self.rpc.request("eth_getCode", self.deployment.escrow, "latest")
+        if code in ("0x", None):
+            raise self._absent()
+        (token,) = await self.read("token")
+        if token != self.deployment.token:
+            raise WrongContract(
+                f"the escrow {self.deployment.escrow} settles in {token}, not in {self.deployment.token} as the deployment says",
+            )
+
+    def _absent(self) -> WrongContract:
+        where = f"{self.deployment.escrow} on chain {self.deployment.chain_id}, asked at {self.rpc.url}"
+        return WrongContract(f"there is no escrow at {where}. A local chain forgets all on exit: deploy again")
 
     # ------------------------------------------------------------------------------------------------------------- reads
 
@@ -133,8 +153,11 @@ class Escrow:
 
     # ------------------------------------------------------------------------------------------------------------- purses
 
-    async def _write(self, sender: Sender, function: str, *arguments: object) -> TxResult:
+    async def _write(self, sender: Sender, function: str, *arguments: object, silent: bool = False) -> TxResult:
+        """Every call of the escrow leaves a fact, except where it is `silent`."""
         mined = await sender.send(self.deployment.escrow, self._abi.call(function, *arguments))
+        if not mined.logs and not silent:  # calling an address where nothing is succeeds, too
+            raise self._absent()
         return TxResult(mined.hash, mined.block, mined.gas_used, read_logs(mined.logs, self.deployment.escrow))
 
     async def open_purse(self, sender: Sender, key: Address, owner: Address, bind: Signed[Bind] | None = None) -> TxResult:
@@ -198,7 +221,8 @@ class Escrow:
 
     async def settle(self, sender: Sender, claims: Sequence[ClaimBatch]) -> TxResult:
         """Collects claims in one transaction: one Settled or RowSkipped a row, in order."""
-        return await self._write(sender, "settle", [claim.encode() for claim in claims])
+        empty = not any(claim.rows for claim in claims)
+        return await self._write(sender, "settle", [claim.encode() for claim in claims], silent=empty)
 
     async def settle_all(self, sender: Sender, claims: Sequence[ClaimBatch]) -> list[TxResult]:
         """Collects claims in as many transactions as they need, one after the other."""

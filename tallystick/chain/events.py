@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, get_type_hints
 
+from eth_abi.exceptions import DecodingError
+
 from tallystick.chain.codec import load_abi, snake
 from tallystick.chain.deployment import Deployment
-from tallystick.chain.rpc import Rpc
+from tallystick.chain.endpoint import Block, Rpc, RpcError
+from tallystick.protocol.errors import Code, Fault, PeerError, TallyError, Unavailable
 from tallystick.protocol.types import Address, Amount, Hash, Seconds
 
 
@@ -222,41 +225,96 @@ def read_log(log: Mapping[str, Any]) -> Event | None:
 
 
 def read_logs(logs: Iterable[Mapping[str, Any]], escrow: Address) -> tuple[Event, ...]:
-    """The facts among logs that may come from other contracts too."""
-    return tuple(event for log in logs if log["address"].lower() == escrow and (event := read_log(log)) is not None)
+    """The facts among logs that may come from other contracts too. Raises Unavailable for what are no logs."""
+    try:
+        found = [read_log(log) for log in logs if log["address"].lower() == escrow and not log.get("removed")]
+    except (TypeError, AttributeError, LookupError, ValueError, StopIteration, DecodingError) as error:
+        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain answered with logs that are none: {error!r}") from None
+    return tuple(event for event in found if event is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Facts in order, and the cursor to store with them: the first block that is not read yet."""
+    """Facts in order, and what to store with them: `cursor`, the first block that is not read yet, and `tip`, the hash of the
+    block before it, by which the next reading notices that the chain took back what was read.
+    """
 
     events: tuple[Event, ...]
     cursor: int
+    tip: str = ""
 
 
-async def read_events(rpc: Rpc, deployment: Deployment, cursor: int, *, confirmations: int = 0, span: int = 2_000) -> Page:
+class DeepReorg(PeerError):
+    """The chain took back blocks that had their confirmations: facts that were read from them may never have happened."""
+
+    code = Code.CHAIN_REFUSED
+    fault = Fault.NOBODY
+
+    def __init__(self, block: int, known: str, found: str) -> None:
+        super().__init__(
+            f"the chain took back block {block}, which had been final: it was {known} and is {found}. Read all facts again from "
+            "the deployment's first block, and wait for more confirmations"
+        )
+        self.block = block
+
+
+async def read_events(
+    rpc: Rpc, deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0, span: int = 2_000
+) -> Page:
     """The facts from block `cursor` on that `confirmations` further blocks stand on, over at most `span` blocks.
 
-    Reading twice from one cursor gives the same facts: store facts and cursor in one transaction and none is lost or doubled.
-    Raises Unavailable.
+    `after` is the tip that was stored with the cursor. Reading twice from one cursor gives the same facts: store facts, cursor
+    and tip in one transaction and none is lost or doubled. A chain that changes while it is read gives an empty page, not a
+    wrong one. Raises DeepReorg, Unavailable.
     """
-    last = min(await rpc.block_number() - confirmations, cursor + span - 1)
+    known = _header(max(cursor - 1, 0))
+    head, previous = await _ask(rpc, ("eth_blockNumber",), known)
+    _compare(rpc.read_block(previous), after)
+    last = min(rpc.read_number("eth_blockNumber", head) - confirmations, cursor + span - 1)
     if last < cursor:
-        return Page((), cursor)
+        return Page((), cursor, after)
     wanted = {"address": deployment.escrow, "fromBlock": hex(cursor), "toBlock": hex(last)}
-    logs = await rpc.request("eth_getLogs", wanted)
+    try:
+        # One exchange, so that one node answers all: one that is behind says so by having no such block.
+        previous, before, logs, behind = await _ask(rpc, known, _header(last), ("eth_getLogs", wanted), _header(last))
+    except RpcError:  # more facts, or more blocks, than the node gives at once
+        if last == cursor:
+            raise
+        return await read_events(rpc, deployment, cursor, after=after, confirmations=confirmations, span=(last - cursor + 1) // 2)
+    _compare(rpc.read_block(previous), after)
+    tip = rpc.read_block(before)
+    if tip is None or tip != rpc.read_block(behind):
+        return Page((), cursor, after)
     events = sorted(read_logs(logs, deployment.escrow), key=lambda event: event.at)
-    return Page(tuple(events), last + 1)
+    return Page(tuple(events), last + 1, tip.hash)
+
+
+def _header(number: int) -> tuple[str, str, bool]:
+    return "eth_getBlockByNumber", hex(number), False
+
+
+async def _ask(rpc: Rpc, *calls: tuple[Any, ...]) -> list[Any]:
+    results = await rpc.batch(*calls)
+    for result in results:
+        if isinstance(result, TallyError):
+            raise result
+    return results
+
+
+def _compare(previous: Block | None, known: str) -> None:
+    """Raises DeepReorg where the last block that was read is another one now. None: the node is behind, which says nothing."""
+    if known and previous is not None and previous.hash != known:
+        raise DeepReorg(previous.number, known, previous.hash)
 
 
 async def follow_events(
-    rpc: Rpc, deployment: Deployment, cursor: int, *, confirmations: int = 0, interval: float = 1.0
+    rpc: Rpc, deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0, interval: float = 1.0
 ) -> AsyncIterator[Page]:
-    """Pages of final facts for ever, without the empty ones; looks every `interval` seconds. Raises Unavailable."""
+    """Pages of final facts for ever, without the empty ones; looks every `interval` seconds. Raises DeepReorg, Unavailable."""
     while True:
-        page = await read_events(rpc, deployment, cursor, confirmations=confirmations)
+        page = await read_events(rpc, deployment, cursor, after=after, confirmations=confirmations)
         if page.cursor == cursor:
             await asyncio.sleep(interval)
         elif page.events:
             yield page
-        cursor = page.cursor
+        cursor, after = page.cursor, page.tip

@@ -137,11 +137,11 @@ class Evm:
     # ------------------------------------------------------------------------------------------------------------- calls
 
     def call(self, call: Call, block: int) -> bytes:
-        """The output of a call on the state after `block`, at the time of the block to come. Raises Reverted."""
+        """The output of a call on the state after `block`, at the time of the block to come. Raises Reverted, Rejected."""
         return bytes(self._execute(call, block).output)
 
     def estimate_gas(self, call: Call, block: int) -> int:
-        """Gas limit with which the transaction goes through. Raises Reverted where none does."""
+        """Gas limit with which the transaction goes through. Raises Reverted where none does, Rejected."""
         remaining = int(self._execute(call._replace(gas=GAS_LIMIT), block).get_gas_remaining())
         zeros = call.data.count(0)
         floor = 21_000 + 10 * (zeros + 4 * (len(call.data) - zeros))  # EIP-7623
@@ -157,7 +157,9 @@ class Evm:
 
     def _execute(self, call: Call, block: int) -> Any:
         state = self._state(block, free=True)
-        nonce = state.get_nonce(call.sender)
+        nonce, have = state.get_nonce(call.sender), state.get_balance(call.sender)
+        if have < call.value:
+            raise Rejected(f"insufficient funds for transfer: have {have} want {call.value}")
         unsigned = self._chain.create_unsigned_transaction(
             nonce=nonce, gas_price=0, gas=call.gas, to=Address(call.to), value=call.value, data=call.data
         )

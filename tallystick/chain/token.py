@@ -8,7 +8,8 @@ from typing import Annotated
 from eth_abi.abi import encode
 
 from tallystick.chain.codec import load_abi
-from tallystick.chain.rpc import Mined, Rpc, Sender
+from tallystick.chain.endpoint import Rpc
+from tallystick.chain.sender import Mined, Sender
 from tallystick.protocol.eip712 import Domain, Message, Signer, Uint, keccak, message
 from tallystick.protocol.types import Address, Amount, Hash, Seconds
 

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import fcntl
+import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from tallystick.chain.devnet import build_app
 from tallystick.chain.rpc import Rpc
+from tests.chain.proxy import Proxy, misbehaving
 from tests.chain.world import World, serving
 
 
@@ -28,3 +34,52 @@ async def rpc(chain_url: str) -> AsyncIterator[Rpc]:
 async def world(rpc: Rpc) -> World:
     """A market with contracts of its own."""
     return await World.make(rpc)
+
+
+@pytest.fixture
+def anvil_url() -> Iterator[str]:
+    """The anvil chain, for one test at a time: its clock and its mining are everybody's."""
+    url = os.environ.get("TALLYSTICK_TEST_ANVIL")
+    if not url:
+        if os.environ.get("TALLYSTICK_REQUIRE_SERVICES"):
+            pytest.fail("anvil is needed here: scripts/with-anvil scripts/test")
+        pytest.skip("needs anvil: scripts/with-anvil scripts/test")
+    lock = Path(tempfile.gettempdir()) / f"tallystick-anvil-{urlsplit(url).port}.lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield url
+
+
+@pytest.fixture(params=["embedded", "anvil"])
+def either_url(request: pytest.FixtureRequest) -> str:
+    """The embedded chain, then anvil."""
+    return str(request.getfixturevalue("chain_url" if request.param == "embedded" else "anvil_url"))
+
+
+@pytest.fixture
+async def either_rpc(either_url: str) -> AsyncIterator[Rpc]:
+    """A client of either chain."""
+    rpc = Rpc(either_url)
+    yield rpc
+    await rpc.close()
+
+
+@pytest.fixture
+async def either(either_rpc: Rpc) -> World:
+    """A market with contracts of its own on either chain."""
+    return await World.make(either_rpc)
+
+
+@pytest.fixture
+def proxy(either_url: str) -> Iterator[Proxy]:
+    """A proxy before either chain."""
+    with misbehaving(either_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def through(proxy: Proxy) -> AsyncIterator[Rpc]:
+    """A client of the proxy that does not wait long."""
+    rpc = Rpc(proxy.url, timeout=0.3, attempts=2, backoff=0.001)
+    yield rpc
+    await rpc.close()

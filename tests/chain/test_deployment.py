@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from tallystick.chain.codec import WrongContract
 from tallystick.chain.deploy import deploy
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.protocol.eip712 import Domain
-from tallystick.protocol.errors import BadMessage, Refusal
+from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Address
 from tests.chain.world import RULES, World, person
 
@@ -57,5 +58,5 @@ async def test_deploying_tells_where(world: World) -> None:
 async def test_a_wrong_address_is_noticed(world: World) -> None:
     """Reading a deployment that is not there says so instead of inventing numbers."""
     nowhere = Deployment(31337, person("nobody").address, world.deployment.token, 6, 0, world.rpc.url)
-    with pytest.raises(Refusal, match="another one"):
+    with pytest.raises(WrongContract, match="another one"):
         await Escrow(world.rpc, nowhere).purse(person("key").address)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
 from tallystick.chain.codec import load_abi, snake
-from tallystick.chain.events import Deposited, Event, PurseOpened, Settled, follow_events, read_events
-from tallystick.chain.rpc import Rpc
+from tallystick.chain.events import DeepReorg, Deposited, Event, FeeSet, Page, PurseOpened, Settled, follow_events, read_events
+from tallystick.chain.rpc import Rpc, RpcError
+from tallystick.protocol.errors import PeerError, Unavailable
+from tests.chain.proxy import Fault, Proxy, misbehaving
 from tests.chain.world import DOLLAR, World, person
 
 KEY, OWNER, PROVIDER = person("key"), person("owner"), person("provider")
@@ -88,3 +91,203 @@ async def test_other_contracts_say_nothing_here(world: World, rpc: Rpc) -> None:
 def test_abis_are_loaded_once(name: str) -> None:
     """Reading the interface is not repeated for every call."""
     assert load_abi(name) is load_abi(name)
+
+
+# -------------------------------------------------------------------------------------------------- chains that change their mind
+
+
+async def _set(world: World, *rates: int) -> None:
+    for bps in rates:
+        await world.escrow.set_fee(world.deployer, bps)
+
+
+async def _mine(rpc: Rpc, blocks: int) -> None:
+    for _ in range(blocks):
+        await rpc.request("evm_mine")
+
+
+def _rates(page: Page) -> list[int]:
+    return [event.bps for event in page.events if isinstance(event, FeeSet)]
+
+
+async def _back(world: World, mark: str) -> str:
+    """Takes back the blocks after a mark; the new mark."""
+    assert await world.rpc.request("evm_revert", mark)
+    world.forget_nonces()
+    return str(await world.rpc.request("evm_snapshot"))
+
+
+async def test_what_was_taken_back_within_the_depth_is_never_reported(either: World) -> None:
+    """With three confirmations, a fact whose block is replaced after two is not seen; the one in its place is, once."""
+    rpc, start = either.rpc, await either.rpc.block_number() + 1
+    mark, seen = await rpc.request("evm_snapshot"), list[int]()
+    cursor, tip = start, ""
+
+    async def look() -> None:
+        nonlocal cursor, tip
+        page = await read_events(rpc, either.deployment, cursor, after=tip, confirmations=3)
+        cursor, tip = page.cursor, page.tip
+        seen.extend(_rates(page))
+
+    await _set(either, 1)
+    for blocks in (2, 0):
+        await _mine(rpc, blocks)
+        await look()
+    mark = await _back(either, mark)
+    await look()
+    await _set(either, 2)
+    await look()
+    await _mine(rpc, 3)
+    for _ in range(2):
+        await look()
+    assert seen == [2]
+
+
+async def test_a_reorg_below_the_depth_is_told(either: World) -> None:
+    """When blocks that were final are replaced, reading from the stored cursor and tip raises an error that names the block."""
+    rpc, start = either.rpc, await either.rpc.block_number() + 1
+    mark = await rpc.request("evm_snapshot")
+    await _set(either, 1)
+    await _mine(rpc, 2)
+    page = await read_events(rpc, either.deployment, start, confirmations=2)
+    assert _rates(page) == [1]
+    await _back(either, mark)
+    await rpc.request("evm_increaseTime", 60)
+    behind = await read_events(rpc, either.deployment, page.cursor, after=page.tip, confirmations=2)
+    assert (behind.events, behind.cursor, behind.tip) == ((), page.cursor, page.tip)  # shorter than before: nothing is certain
+    await _set(either, 3)
+    await _mine(rpc, 5)
+    with pytest.raises(DeepReorg, match="took back block") as caught:
+        await read_events(rpc, either.deployment, page.cursor, after=page.tip, confirmations=2)
+    assert (caught.value.block, caught.value.retry, isinstance(caught.value, PeerError)) == (page.cursor - 1, False, True)
+    with pytest.raises(DeepReorg):
+        await anext(follow_events(rpc, either.deployment, page.cursor, after=page.tip, interval=0.01))
+    again = await read_events(rpc, either.deployment, start)
+    assert _rates(again) == [3]
+
+
+async def test_a_follower_notices_by_itself(either: World) -> None:
+    """A follower keeps the tip between its own pages."""
+    rpc = either.rpc
+    mark, start = await rpc.request("evm_snapshot"), await rpc.block_number() + 1
+    pages = follow_events(rpc, either.deployment, start, interval=0.01)
+    await _set(either, 1)
+    assert _rates(await asyncio.wait_for(anext(pages), 5)) == [1]
+    await _back(either, mark)
+    await rpc.request("evm_increaseTime", 60)
+    await _set(either, 2, 3)
+    with pytest.raises(DeepReorg):
+        await asyncio.wait_for(anext(pages), 5)
+
+
+async def test_a_real_reorg_of_a_few_blocks(anvil_url: str) -> None:
+    """Anvil replaces its last blocks as a network would: facts above the depth move, those below stay, none comes twice."""
+    rpc = Rpc(anvil_url)
+    world = await World.make(rpc)
+    start = await rpc.block_number() + 1
+    await _set(world, 1)
+    await _mine(rpc, 3)
+    first = await read_events(rpc, world.deployment, start, confirmations=3)
+    await _set(world, 2)
+    await rpc.request("anvil_reorg", 2, [])
+    world.forget_nonces()
+    await _mine(rpc, 4)
+    second = await read_events(rpc, world.deployment, first.cursor, after=first.tip, confirmations=3)
+    await _set(world, 3)
+    await _mine(rpc, 3)
+    third = await read_events(rpc, world.deployment, second.cursor, after=second.tip, confirmations=3)
+    assert [_rates(page) for page in (first, second, third)] == [[1], [], [3]]
+    await rpc.request("anvil_reorg", 8, [])
+    with pytest.raises(DeepReorg):
+        await read_events(rpc, world.deployment, third.cursor, after=third.tip, confirmations=3)
+    await rpc.close()
+
+
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.CUT, Fault.BROKEN, Fault.RATE_LIMIT, Fault.GARBAGE], ids=lambda f: f.name)
+async def test_reading_over_a_bad_line(either: World, proxy: Proxy, through: Rpc, fault: Fault) -> None:
+    """Trouble on the way either goes unnoticed or is Unavailable; the cursor does not move and no fact is lost."""
+    start = await either.rpc.block_number() + 1
+    await _set(either, 1, 2)
+    proxy.plan("eth_getLogs", fault, fault, fault)
+    with pytest.raises(Unavailable):
+        await read_events(through, either.deployment, start)
+    assert _rates(await read_events(through, either.deployment, start)) == [1, 2]
+
+
+async def test_a_node_that_is_behind_loses_nothing(either: World, proxy: Proxy, through: Rpc) -> None:
+    """When the node that gives the number of the last block is ahead of the one that gives the logs, nothing is passed over."""
+    start = await either.rpc.block_number() + 1
+    await _set(either, 1)
+    proxy.answers["eth_blockNumber"] = hex(start + 5)
+    page = await read_events(through, either.deployment, start)
+    assert (page.events, page.cursor) == ((), start)
+    proxy.answers.clear()
+    assert _rates(await read_events(through, either.deployment, start)) == [1]
+
+
+async def test_a_chain_that_changes_while_it_is_read(either: World, proxy: Proxy, through: Rpc) -> None:
+    """Logs beside two different versions of the last block are not believed."""
+    start = await either.rpc.block_number() + 1
+    await _set(either, 1)
+    proxy.answers["eth_getBlockByNumber"] = {"hash": "0x" + "11" * 32, "number": "0x1", "timestamp": "0x1"}
+    proxy.alter_from = 2
+    page = await read_events(through, either.deployment, start)
+    assert (page.events, page.cursor) == ((), start)
+
+
+async def test_small_appetites_are_respected(either: World, proxy: Proxy, through: Rpc) -> None:
+    """A node that gives logs of few blocks at a time is asked for fewer, until it answers."""
+    start = await either.rpc.block_number() + 1
+    await _set(either, *range(8))
+    proxy.most_blocks = 3
+    found, cursor = list[int](), start
+    while (page := await read_events(through, either.deployment, cursor)).cursor != cursor:
+        found, cursor = [*found, *_rates(page)], page.cursor
+    assert found == list(range(8))
+    proxy.most_blocks = 0
+    await _set(either, 9)
+    with pytest.raises(RpcError, match="range"):
+        await read_events(through, either.deployment, cursor)
+
+
+async def test_a_reader_that_dies_anywhere_reads_on(either: World) -> None:
+    """Whatever page size, and however often it is repeated from the stored cursor, the facts are those of one reading."""
+    start = await either.rpc.block_number() + 1
+    await _set(either, *range(6))
+    whole = await read_events(either.rpc, either.deployment, start)
+    for span in (1, 2, 5):
+        cursor, tip, found = start, "", list[Event]()
+        while cursor < whole.cursor:
+            pages = [await read_events(either.rpc, either.deployment, cursor, after=tip, span=span) for _ in range(2)]
+            assert pages[0] == pages[1]
+            cursor, tip, found = pages[0].cursor, pages[0].tip, [*found, *pages[0].events]
+        assert tuple(found) == whole.events
+        assert tip == whole.tip
+
+
+@pytest.mark.parametrize("logs", [None, 5, [5], [{}], [{"address": 5}], "spoiled"], ids=str)
+async def test_what_are_no_logs(world: World, proxy_of_world: Proxy, logs: object) -> None:
+    """Whatever an endpoint calls logs, the reader ends in Unavailable or in facts, and does not move on."""
+    start = await world.rpc.block_number() + 1
+    await _set(world, 1)
+    if logs == "spoiled":
+        wanted = {"address": world.deployment.escrow, "fromBlock": hex(start)}
+        (log,) = await world.rpc.request("eth_getLogs", wanted)
+        spoiled = [{"data": "0x"}, {"data": "zz"}, {"topics": log["topics"][:1]}, {"blockNumber": None}, {"logIndex": "x"}]
+    else:
+        log, spoiled = {}, [{}]
+    rpc = Rpc(proxy_of_world.url)
+    for change in spoiled:
+        proxy_of_world.answers["eth_getLogs"] = [log | change] if log else logs
+        with pytest.raises(Unavailable):
+            await read_events(rpc, world.deployment, start)
+    proxy_of_world.answers["eth_getLogs"] = [log | {"address": world.deployment.escrow, "removed": True}]
+    assert not (await read_events(rpc, world.deployment, start)).events
+    await rpc.close()
+
+
+@pytest.fixture
+def proxy_of_world(chain_url: str) -> Iterator[Proxy]:
+    """A proxy before the embedded chain."""
+    with misbehaving(chain_url) as proxy:
+        yield proxy

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tallystick.chain.codec import ContractError, WrongContract, load_abi, revert_error
+from tallystick.chain.devnet import dev_accounts
+from tallystick.chain.endpoint import MAX_PAUSE
+from tallystick.chain.escrow import Escrow
+from tallystick.chain.rpc import Rpc, RpcError, WrongChain
+from tallystick.protocol.errors import Code, Refusal, Unavailable
+from tests.chain.proxy import Fault, Proxy
+from tests.chain.world import World, serving
+
+(ALICE,) = dev_accounts(1)
+Answer = Callable[[dict[str, Any]], Awaitable[Response]]
+
+
+class Endpoint:
+    """A JSON-RPC endpoint that answers as a test says; counts its calls."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers, self.calls = list(answers), list[dict[str, Any]]()
+        self.app = Starlette(routes=[Route("/", self.serve, methods=["POST"])])
+
+    async def serve(self, request: Request) -> Response:
+        """The next answer; the last one for ever."""
+        self.calls.append(await request.json())
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Response):
+            return answer
+        if isinstance(answer, float):
+            await asyncio.sleep(answer)
+            answer = {"result": "0x1"}
+        assert isinstance(answer, dict)
+        return JSONResponse({"jsonrpc": "2.0", "id": self.calls[-1]["id"]} | answer, answer.pop("status", 200))
+
+
+def _error(code: int, message: str, **extra: object) -> dict[str, object]:
+    return {"error": {"code": code, "message": message} | extra}
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        Response(status_code=429),
+        Response(status_code=503),
+        Response("<html>busy</html>"),
+        Response("[]", media_type="application/json"),
+        _error(-32005, "limit exceeded"),
+        _error(429, "slow down"),
+        0.5,
+    ],
+    ids=["429", "503", "html", "list", "limit", "error 429", "time-out"],
+)
+async def test_trouble_is_tried_again_and_then_reported(trouble: object) -> None:
+    """One bad exchange is bridged; many are Unavailable after a bounded number of attempts."""
+    passing, lasting = Endpoint(trouble, {"result": "0x2a"}), Endpoint(trouble)
+    with serving(passing.app) as url:
+        rpc = Rpc(url, timeout=0.2, backoff=0.001)
+        assert await rpc.block_number() == 42
+        await rpc.close()
+    with serving(lasting.app) as url:
+        rpc = Rpc(url, timeout=0.2, attempts=3, backoff=0.001)
+        with pytest.raises(Unavailable) as caught:
+            await rpc.block_number()
+        await rpc.close()
+    assert (caught.value.code, caught.value.retry, len(lasting.calls)) == (Code.CHAIN_UNAVAILABLE, True, 3)
+
+
+async def test_nobody_listens() -> None:
+    """A refused connection is Unavailable and names the endpoint."""
+    rpc = Rpc("http://127.0.0.1:9", attempts=2, backoff=0.001)
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
+        await rpc.chain_id()
+    await rpc.close()
+
+
+async def test_a_lasting_error_is_not_tried_again() -> None:
+    """An answer that will not change is passed on at once."""
+    endpoint = Endpoint(_error(-32601, "no such method"))
+    with serving(endpoint.app) as url:
+        rpc = Rpc(url)
+        with pytest.raises(RpcError, match="no such method") as caught:
+            await rpc.request("eth_teapot")
+        await rpc.close()
+    assert (caught.value.number, len(endpoint.calls)) == (-32601, 1)
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: {"data": d}], ids=["plain", "wrapped"])
+async def test_a_revert_is_named(wrap: Callable[[str], object]) -> None:
+    """Revert data becomes the contract's error by name, however the node wraps it."""
+    data = "0x" + _selector("TooEarly") + f"{99:064x}"
+    endpoint = Endpoint(_error(3, "execution reverted", data=wrap(data)))
+    with serving(endpoint.app) as url:
+        rpc = Rpc(url)
+        with pytest.raises(ContractError) as caught:
+            await rpc.call(ALICE.address, b"")
+        await rpc.close()
+    assert (caught.value.name, caught.value.values, len(endpoint.calls)) == ("TooEarly", {"readyAt": 99}, 1)
+
+
+def _selector(name: str) -> str:
+    return next(key.hex() for key, entry in load_abi("Escrow").errors.items() if entry.name == name)
+
+
+def test_what_contracts_say() -> None:
+    """Custom errors of ours and of OpenZeppelin, Error(string) and panics are named; anything else is a refusal in words."""
+    text = bytes.fromhex("08c379a0" + f"{32:064x}{2:064x}" + b"no".hex().ljust(64, "0"))
+    assert (_named(text).name, _named(text).values) == ("Error", {"message": "no"})
+    assert _named(bytes.fromhex("4e487b71" + f"{17:064x}")).values == {"code": 17}
+    short = _named(bytes.fromhex(_selector("InsufficientFree") + f"{1:064x}{2:064x}"))
+    assert (short.code, short.status, short.values) == (Code.INSUFFICIENT_FUNDS, 402, {"available": 1, "wanted": 2})
+    for unknown in (b"", b"\x01\x02", bytes(40), bytes.fromhex(_selector("TooEarly")), text[:50]):
+        assert type(revert_error(unknown, "out of gas")) is Refusal
+
+
+def _named(data: bytes) -> ContractError:
+    error = revert_error(data)
+    assert isinstance(error, ContractError)
+    return error
+
+
+# ----------------------------------------------------------------------------------------------- either chain, a bad line to it
+
+TROUBLE = [fault for fault in Fault if fault is not Fault.SWALLOW]
+
+
+@pytest.mark.parametrize("fault", TROUBLE, ids=lambda fault: fault.name)
+async def test_a_bad_line_is_bridged(through: Rpc, proxy: Proxy, fault: Fault) -> None:
+    """One bad exchange with a real chain is tried again and goes unnoticed; lasting trouble is Unavailable, by name."""
+    proxy.plan("eth_blockNumber", fault)
+    assert await through.block_number() >= 0
+    proxy.plan("eth_blockNumber", fault, fault)
+    with pytest.raises(Unavailable) as caught:
+        await through.block_number()
+    assert (caught.value.code, caught.value.retry, proxy.calls["eth_blockNumber"]) == (Code.CHAIN_UNAVAILABLE, True, 4)
+    if fault is not Fault.LIMIT_ERROR:
+        assert proxy.url in str(caught.value)
+    assert await through.block_number() >= 0
+
+
+async def test_a_batch_is_one_exchange(either_rpc: Rpc) -> None:
+    """Answers come in the order of the questions; one that fails does not spoil the others."""
+    number, nothing, wrong, chain_id = await either_rpc.batch(
+        ("eth_blockNumber",), ("eth_getTransactionByHash", "0x" + "11" * 32), ("eth_teapot",), ("eth_chainId",)
+    )
+    assert (int(number, 16) >= 0, nothing, chain_id) == (True, None, "0x7a69")
+    assert isinstance(wrong, RpcError)
+    assert wrong.number == -32601
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.NONSENSE, Fault.BROKEN], ids=lambda fault: fault.name)
+async def test_a_batch_is_tried_again_too(through: Rpc, proxy: Proxy, fault: Fault) -> None:
+    """A batch that went wrong as a whole is asked again."""
+    proxy.plan("eth_blockNumber", fault)
+    assert len(await through.batch(("eth_blockNumber",), ("eth_chainId",))) == 2
+
+
+async def test_another_chain_is_told_at_once(either: World) -> None:
+    """A deployment of another chain is refused at the first call, before anything is read or signed, with what to do."""
+    foreign = replace(either.deployment, chain_id=1)
+    rpc = Rpc(either.rpc.url)
+    escrow = Escrow(rpc, foreign)
+    for attempt in (escrow.check, lambda: escrow.purse(ALICE.address)):
+        with pytest.raises(WrongChain, match=r"on chain 1, but .* is chain 31337") as caught:
+            await attempt()
+        assert not caught.value.retry
+    await rpc.close()
+
+
+async def test_a_deployment_that_is_gone_is_told(either: World) -> None:
+    """Where a local chain was started afresh, reading, writing and checking say that the contract is not there."""
+    gone = Escrow(either.rpc, replace(either.deployment, escrow=ALICE.address))
+    for attempt in (gone.check, lambda: gone.purse(ALICE.address), lambda: gone.set_fee(either.deployer, 1)):
+        with pytest.raises(WrongContract):
+            await attempt()
+    swapped = Escrow(either.rpc, replace(either.deployment, token=ALICE.address))
+    with pytest.raises(WrongContract, match="settles in"):
+        await swapped.check()
+
+
+@pytest.mark.parametrize("answer", [None, "", "0x", "0xzz", 5, [], {}, "0x" + "f" * 64], ids=str)
+async def test_nonsense_is_never_a_number(answer: object) -> None:
+    """A result that is no number where one is due is Unavailable; no other error escapes."""
+    endpoint = Endpoint({"result": answer})
+    with serving(endpoint.app) as url:
+        rpc = Rpc(url)
+        if answer == "0x" + "f" * 64:
+            assert await rpc.block_number() == 2**256 - 1
+        else:
+            with pytest.raises(Unavailable):
+                await rpc.block_number()
+        for attempt in (rpc.timestamp, lambda: rpc.call(ALICE.address, b"")):
+            with contextlib.suppress(Unavailable):
+                await attempt()
+        await rpc.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [(401, Response("no key", 401)), (403, Response("{}", 403)), (-32602, _error(-32602, "too many blocks") | {"status": 400})],
+    ids=["401", "403", "400 with an error"],
+)
+async def test_a_refusal_of_the_endpoint_is_passed_on(status: int, answer: object) -> None:
+    """An HTTP refusal that will not change is not tried again; one that carries a JSON-RPC error is that error."""
+    endpoint = Endpoint(answer)
+    with serving(endpoint.app) as url:
+        rpc = Rpc(url)
+        with pytest.raises(RpcError) as caught:
+            await rpc.block_number()
+        await rpc.close()
+    assert (caught.value.number, len(endpoint.calls)) == (status, 1)
+
+
+async def test_a_patient_endpoint_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a 429 wants to be left alone is how long it is left alone, within reason."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    limits = [Response(status_code=429, headers={"retry-after": text}) for text in ("3", "9999", "soon")]
+    endpoint = Endpoint(*limits, {"result": "0x2a"})
+    with serving(endpoint.app) as url:
+        rpc = Rpc(url, backoff=0.5)
+        monkeypatch.setattr("tallystick.chain.endpoint.asyncio.sleep", sleep)
+        assert await rpc.block_number() == 42
+        monkeypatch.undo()
+        await rpc.close()
+    assert slept == [3.0, MAX_PAUSE, 2.0]
+
+
+async def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer beyond the largest size is not read to its end."""
+    monkeypatch.setattr("tallystick.chain.endpoint.MAX_ANSWER", 1_000)
+    endpoint = Endpoint({"result": "0x" + "00" * 1_000})
+    with serving(endpoint.app) as url:
+        rpc = Rpc(url, attempts=1)
+        with pytest.raises(Unavailable, match="more than 1000 bytes"):
+            await rpc.request("eth_getCode")
+        await rpc.close()
+
+
+def test_the_room_is_cheap_to_enter() -> None:
+    """Calling a chain loads neither web3 nor eth_account, which take most of a second and need not."""
+    code = "import sys, tallystick.chain.escrow; print([name for name in ('web3', 'eth_account') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from typing import Any
+
+from eth_account import Account
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tallystick.chain.transactions import Call, Fees, Nonces, sign
+from tallystick.protocol.types import Address
+from tests.chain.world import person
+
+KEY = person("key")
+wei = st.integers(0, 2**128)
+
+
+@given(
+    st.none() | st.binary(min_size=20, max_size=20),
+    st.binary(max_size=300),
+    st.tuples(wei, st.integers(1, 2**53), st.integers(0, 2**63), st.integers(21_000, 2**24), wei, wei),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_transaction_is_signed_as_everybody_signs_it(to: bytes | None, data: bytes, numbers: tuple[int, ...]) -> None:
+    """Hash and bytes are those of eth_account, for calls and creations of any content."""
+    value, chain_id, nonce, gas, tip, more = numbers
+    fees = Fees(tip, tip + more)
+    call = Call(KEY.address, Address("0x" + to.hex()) if to else None, data, value)
+    made = sign(KEY, call, chain_id=chain_id, nonce=nonce, gas=gas, fees=fees)
+    fields: dict[str, Any] = {"type": 2, "chainId": chain_id, "nonce": nonce, "gas": gas, "value": value, "data": data}
+    fields |= {"maxPriorityFeePerGas": fees.tip, "maxFeePerGas": fees.most} | ({"to": to} if to else {})
+    theirs = Account.sign_transaction(fields, KEY.secret)
+    assert (made.raw, made.hash) == ("0x" + theirs.raw_transaction.hex(), "0x" + theirs.hash.hex())
+
+
+@given(wei, wei, wei, wei)
+@settings(max_examples=100, deadline=None)
+def test_a_replacement_pays_a_tenth_more_of_both(tip: int, more: int, fresh_tip: int, fresh_more: int) -> None:
+    """Whatever the market does, both fees rise by more than 10 %, never stay below the market's, and the tip fits the whole."""
+    old, fresh = Fees(tip, tip + more), Fees(fresh_tip, fresh_tip + fresh_more)
+    new = old.raised(fresh)
+    assert 10 * new.tip > 11 * old.tip
+    assert 10 * new.most > 11 * old.most
+    assert fresh.tip <= new.tip <= new.most >= fresh.most
+    capped = new.capped(10**9)
+    assert capped.tip <= capped.most <= max(10**9, 0)
+    assert new.capped(None) == new
+
+
+def test_the_lowest_free_nonce_goes_first() -> None:
+    """A nonce that was not used is used next; those in flight, and those of others, are passed over."""
+    nonces = Nonces()
+    assert [nonces.take(5) for _ in range(3)] == [5, 6, 7]
+    nonces.free(6)
+    assert nonces.take(5) == 6
+    nonces.landed(5)
+    assert nonces.take(5, busy={8}) == 9
+    assert nonces.floor == 6
+
+
+def test_what_was_given_up_is_taken_over() -> None:
+    """The nonce of a transaction that was not mined in time goes to the next one, which must beat its fees, unless it landed."""
+    nonces = Nonces()
+    first, second = nonces.take(5), nonces.take(5)
+    nonces.give_up(first, Fees(1, 2))
+    nonces.give_up(second, Fees(3, 4))
+    nonces.forget_given_up(6)
+    assert nonces.take(7) == 6
+    assert nonces.fees_to_beat(6) == Fees(3, 4)
+    assert not nonces.any_given_up
+    assert nonces.take(7) == 7
+    assert nonces.fees_to_beat(7) is None
+
+
+def test_a_hole_below_goes_before_what_was_given_up() -> None:
+    """Where the chain lost a transaction, the hole that it left is filled first: all others wait behind it."""
+    nonces = Nonces()
+    assert nonces.take(10) == 10
+    nonces.give_up(10, Fees(1, 1))
+    nonces.floor = 10
+    nonces.went_back(8)
+    assert [nonces.take(8) for _ in range(3)] == [8, 9, 10]
