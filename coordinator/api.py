@@ -1,7 +1,8 @@
-"""The coordinator's HTTP API. FastAPI serves the control plane with its docs; the hot route and the node link are raw ASGI."""
+"""The control plane of the coordinator's HTTP API: FastAPI, with its docs. Jobs and node links have routes of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,12 +12,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
 from coordinator.book import Standing
-from coordinator.hub import Hub
-from coordinator.jobs_route import PATH as JOBS_PATH
-from coordinator.jobs_route import JobsRoute
 from coordinator.market import Market
 from coordinator.matching import MAX_LISTED, Demand
 from coordinator.ports import ClaimStore, JobStore, KnownJob
@@ -26,7 +23,6 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyEr
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import parse_address, parse_job_id
 
-NODE_PATH = "/v1/node"
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
 Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
 Price = Annotated[int, Field(ge=0, lt=1 << 64)]
@@ -64,28 +60,11 @@ class Room:
     """What the API serves: the parts that the root composed."""
 
     market: Market
-    hub: Hub
+    connected: Callable[[], int]
+    """How many nodes are connected."""
     jobs: JobStore
     claims: ClaimStore
     info: Info
-
-
-class App:
-    """The ASGI app: two raw routes, and FastAPI for everything else."""
-
-    def __init__(self, room: Room) -> None:
-        self._jobs = JobsRoute(room.market)
-        self._hub = room.hub
-        self._control = build_control_plane(room)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Routes one connection."""
-        if scope["type"] == "http" and scope["path"] == JOBS_PATH and scope["method"] == "POST":
-            await self._jobs(scope, receive, send)
-        elif scope["type"] == "websocket" and scope["path"] == NODE_PATH:
-            await self._hub.serve(scope, receive, send)
-        else:
-            await self._control(scope, receive, send)
 
 
 def build_control_plane(room: Room) -> FastAPI:
@@ -154,7 +133,7 @@ def _describe_jobs(api: FastAPI, room: Room) -> None:
 def _describe_operations(api: FastAPI, room: Room) -> None:
     registry = CollectorRegistry()
     gauges = {
-        "tallystick_nodes_connected": ("Nodes connected.", lambda: room.hub.connected),
+        "tallystick_nodes_connected": ("Nodes connected.", room.connected),
         "tallystick_asks_standing": ("Asks in the book.", lambda: room.market.book.size),
         "tallystick_jobs_live": ("Jobs between order and terminal state.", lambda: room.market.live),
     }
@@ -164,7 +143,7 @@ def _describe_operations(api: FastAPI, room: Room) -> None:
     @api.get("/v1/health")
     async def health() -> dict[str, Any]:
         """Whether this process serves, and how many nodes and asks it has."""
-        return {"status": "ok", "nodes": room.hub.connected, "asks": room.market.book.size, "jobs": room.market.live}
+        return {"status": "ok", "nodes": room.connected(), "asks": room.market.book.size, "jobs": room.market.live}
 
     @api.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

@@ -11,12 +11,15 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import structlog
+from starlette.types import Receive, Scope, Send
 
-from coordinator.api import App, Info, Room
+from coordinator.api import Info, Room, build_control_plane
 from coordinator.bus import InProcessBus
 from coordinator.config import CoordinatorConfig
 from coordinator.funds import ChainFunds
 from coordinator.hub import Hub
+from coordinator.jobs_route import PATH as JOBS_PATH
+from coordinator.jobs_route import JobsRoute
 from coordinator.market import Market
 from coordinator.settler import Settler
 from coordinator.store import Store
@@ -32,6 +35,23 @@ from tallystick.runtime.serving import serving, until_stopped
 log = structlog.get_logger()
 DRAIN_SECONDS = 5
 SWEEP_SECONDS = 1
+NODE_PATH = "/v1/node"
+
+
+class App:
+    """The ASGI app: two raw routes, and FastAPI for everything else."""
+
+    def __init__(self, room: Room, hub: Hub) -> None:
+        self._jobs, self._hub, self._control = JobsRoute(room.market), hub, build_control_plane(room)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Routes one connection."""
+        if scope["type"] == "http" and scope["path"] == JOBS_PATH and scope["method"] == "POST":
+            await self._jobs(scope, receive, send)
+        elif scope["type"] == "websocket" and scope["path"] == NODE_PATH:
+            await self._hub.serve(scope, receive, send)
+        else:
+            await self._control(scope, receive, send)
 
 
 async def run(config: CoordinatorConfig, signer: Signer) -> None:
@@ -65,8 +85,8 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
             confirmations=config.confirmations,
         )
         hub = Hub(market, bus, settler.take)
-        room = Room(market, hub, store, store, _info(config, deployment, signer))
-        async with serving(App(room), config.host, config.port) as port, _beside(settler.run(), _sweep(market)):
+        room = Room(market, lambda: hub.connected, store, store, _info(config, deployment, signer))
+        async with serving(App(room, hub), config.host, config.port) as port, _beside(settler.run(), _sweep(market)):
             try:
                 yield port
                 await market.drain(DRAIN_SECONDS)

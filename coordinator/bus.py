@@ -4,21 +4,7 @@ replicas the same verbs run over a broker.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from tallystick.protocol.types import Address, JobId
-
-Handler = Callable[[bytes], None]
-
-
-def node_subject(provider: Address) -> str:
-    """Where frames for a node go."""
-    return f"node.{provider}"
-
-
-def job_subject(job: JobId) -> str:
-    """Where a node's frames for a job go."""
-    return f"job.{job.hex()}"
+from coordinator.ports import Handler
 
 
 class InProcessBus:

@@ -15,10 +15,9 @@ from typing import Any
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from coordinator.bus import job_subject, node_subject
 from coordinator.live import InboxOverrun
 from coordinator.market import Market
-from coordinator.ports import Bus
+from coordinator.ports import Bus, job_subject, node_subject
 from tallystick.protocol.errors import (
     BadMessage,
     BadReceipt,

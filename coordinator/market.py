@@ -18,11 +18,10 @@ from contextlib import aclosing
 import structlog
 
 from coordinator.book import Book, Standing
-from coordinator.bus import job_subject, node_subject
 from coordinator.exposure import Exposure
 from coordinator.live import Attempt, LiveJob, link_payload
 from coordinator.matching import Demand, Reason, rank, shortlist
-from coordinator.ports import Bus, Funds, JobRecord, JobStore
+from coordinator.ports import Bus, Funds, JobRecord, JobStore, job_subject, node_subject
 from coordinator.receipts import Receipts
 from coordinator.reputation import Reputation
 from coordinator.rules import Limits, check_order
@@ -35,6 +34,8 @@ from tallystick.protocol.wire import Capacity, Dispatch, Kind, Submission, dumps
 
 log = structlog.get_logger()
 CREDIT_STEP = 32
+HOPELESS = frozenset({Code.BAD_MESSAGE, Code.BODY_TOO_LARGE, Code.UNKNOWN_ROUTE, Code.CANCELLED})
+"""What one provider says of the request itself, every other would say too."""
 GONE = Kind.ERROR
 """Put into a job's inbox when its node's connection is lost; never relayed."""
 
@@ -302,8 +303,11 @@ class Market:
         return from_public(raw, 502)
 
     def _fail(self, job: LiveJob, error: TallyError) -> tuple[Kind, bytes] | None:
-        """The attempt failed: so does the job, unless nothing was put out yet and another provider may do better."""
-        if job.state is State.STREAMING or not error.retry or job.cancelled:
+        """The attempt failed: so does the job, unless nothing was put out yet and another provider may do better.
+
+        A node's refusal is about its own tab, ask or clock, so the next one is asked all the same.
+        """
+        if job.state is State.STREAMING or error.code in HOPELESS or job.cancelled:
             return self._end(job, error)
         log.info("attempt failed", job=job.id.hex(), provider=job.provider, reason=str(error))
         job.close_attempt(State.FAILED, str(error))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from coordinator.bus import Handler
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Order, Receipt, Terms
@@ -89,6 +88,19 @@ class Backing:
     free: Amount
     reserved: Amount
     settled: Amount
+
+
+Handler = Callable[[bytes], None]
+
+
+def node_subject(provider: Address) -> str:
+    """Where frames for a node go."""
+    return f"node.{provider}"
+
+
+def job_subject(job: JobId) -> str:
+    """Where a node's frames for a job go."""
+    return f"job.{job.hex()}"
 
 
 class Bus(Protocol):

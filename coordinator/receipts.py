@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from coordinator.bus import node_subject
 from coordinator.exposure import Exposure
-from coordinator.ports import Bus, JobRecord, JobStore, KnownJob
+from coordinator.ports import Bus, JobRecord, JobStore, KnownJob, node_subject
 from coordinator.reputation import Reputation
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature

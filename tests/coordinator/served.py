@@ -12,7 +12,8 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from coordinator.api import App, Info, Room
+from coordinator.api import Info, Room
+from coordinator.app import App
 from coordinator.hub import Hub
 from coordinator.memory import MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
@@ -79,7 +80,7 @@ async def served(world: World | None = None, max_nodes: int = 100) -> AsyncItera
         tokenDecimals=6,
         feeBps=0,
     )
-    app = App(Room(world.market, hub, world.store, world.store, info))
+    app = App(Room(world.market, lambda: hub.connected, world.store, world.store, info), hub)
     async with (
         serving(app, "127.0.0.1", 0) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as http,

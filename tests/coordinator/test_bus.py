@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from coordinator.bus import InProcessBus, job_subject, node_subject
+from coordinator.bus import InProcessBus
+from coordinator.ports import job_subject, node_subject
 from tallystick.protocol.types import JobId
 from tests.coordinator.world import PAYER
 

@@ -129,13 +129,23 @@ async def test_a_node_that_falls_silent_in_the_middle(world: World, ann: FakeNod
 async def test_a_deterministic_error_is_final(world: World, ann: FakeNode, bob: FakeNode) -> None:
     """What would fail everywhere is not tried elsewhere, and is the client's own."""
     client = await world.started(ann, bob)
-    ann.fail(client.job.id, Refusal(Code.BAD_SEAL, "the request does not open"))
+    ann.fail(client.job.id, Refusal(Code.BAD_MESSAGE, "the request has no head"))
     await quiet()
-    assert (client.failure.code, client.failure.status, client.failure.retry) == (Code.BAD_SEAL, 400, False)
+    assert (client.failure.code, client.failure.status, client.failure.retry) == (Code.BAD_MESSAGE, 400, False)
     assert bob.sent == []
     assert await world.stored(client) is State.FAILED
     assert world.market.reputation.score(ann.address) == 1
     world.assert_idle()
+
+
+@pytest.mark.parametrize("code", [Code.UNSECURED, Code.UNAUTHORISED_TAB, Code.ORDER_EXPIRED, Code.BAD_SEAL])
+async def test_a_refusal_of_one_node_is_not_the_last_word(world: World, ann: FakeNode, bob: FakeNode, code: Code) -> None:
+    """What a node says of its own tab, ask, key or clock does not keep the next one from the job, and is not blamed on it."""
+    client = await world.started(ann, bob)
+    ann.fail(client.job.id, Refusal(code, "not with me"))
+    await quiet()
+    assert client.kinds == [Kind.MATCH, Kind.MATCH]
+    assert world.market.reputation.score(ann.address) == 1
 
 
 async def test_the_last_failure_is_told(world: World, ann: FakeNode, bob: FakeNode) -> None:

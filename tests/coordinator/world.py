@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from coordinator.bus import InProcessBus, job_subject, node_subject
+from coordinator.bus import InProcessBus
 from coordinator.live import LiveJob
 from coordinator.market import Market
 from coordinator.memory import MemoryFunds, MemoryStore
-from coordinator.ports import JobStore
+from coordinator.ports import JobStore, job_subject, node_subject
 from coordinator.rules import Limits
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, Verified, keccak
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable, from_public
