@@ -11,6 +11,9 @@ import {Tabs} from "./parts/Tabs.sol";
 
 /// @title Tallystick's escrow. No owner, no upgrade, no pause: the rules below are all there is.
 contract Escrow is Purses, Settlement, Stakes {
+    /// Far below the 40 bits of a wait, so that no clock can run over and no mistake locks money for good.
+    uint40 public constant MAX_WAIT = 365 days;
+
     constructor(IERC20 token_, Rules memory rules)
         Ledger(token_)
         Purses(rules.thaw)
@@ -18,6 +21,7 @@ contract Escrow is Purses, Settlement, Stakes {
         Stakes(rules.unstake, rules.penalty, rules.treasury)
     {
         uint40 longest = rules.thaw > rules.release ? rules.thaw : rules.release;
+        if (rules.unstake > MAX_WAIT) revert WaitTooLong(rules.unstake, MAX_WAIT);
         if (rules.unstake <= longest) revert UnstakeTooShort(rules.unstake, longest);
     }
 }

@@ -86,16 +86,16 @@ library Messages {
         return keccak256(abi.encode(ORDER_TYPEHASH, order));
     }
 
-    /// The same from loose fields: building a struct in memory first would cost a settlement 1 % more.
+    /// The same from loose fields, since building a struct in memory first costs more. Each number must fit its field.
     function hashOrder(
         address payer,
         address provider,
-        uint96 ceiling,
-        uint96 reserveTarget,
-        uint64 seq,
-        uint64 deadline,
-        uint64 claimBy,
-        uint16 maxFeeBps,
+        uint256 ceiling,
+        uint256 reserveTarget,
+        uint256 seq,
+        uint256 deadline,
+        uint256 claimBy,
+        uint256 maxFeeBps,
         address coordinator,
         bytes32 termsHash
     ) internal pure returns (bytes32) {
@@ -120,7 +120,8 @@ library Messages {
         return keccak256(abi.encode(RECEIPT_TYPEHASH, receipt));
     }
 
-    function hashRow(address payer, bytes32 orderHash, uint64 seq, uint96 cumulativeCost) internal pure returns (bytes32) {
+    /// Each number must fit its field.
+    function hashRow(address payer, bytes32 orderHash, uint256 seq, uint256 cumulativeCost) internal pure returns (bytes32) {
         return keccak256(abi.encode(CLAIM_ROW_TYPEHASH, payer, orderHash, seq, cumulativeCost));
     }
 

@@ -20,7 +20,7 @@ library Rows {
         return address(uint160(row.payerAndCeiling >> 96));
     }
 
-    function ceiling(Row calldata row) internal pure returns (uint96) {
+    function ceiling(Row calldata row) internal pure returns (uint256) {
         return uint96(row.payerAndCeiling);
     }
 
@@ -28,23 +28,23 @@ library Rows {
         return address(uint160(row.coordinatorAndTarget >> 96));
     }
 
-    function reserveTarget(Row calldata row) internal pure returns (uint96) {
+    function reserveTarget(Row calldata row) internal pure returns (uint256) {
         return uint96(row.coordinatorAndTarget);
     }
 
-    function claimBy(Row calldata row) internal pure returns (uint64) {
+    function claimBy(Row calldata row) internal pure returns (uint256) {
         return uint64(row.numbers >> 64);
     }
 
-    function receiptSeq(Row calldata row) internal pure returns (uint64) {
+    function receiptSeq(Row calldata row) internal pure returns (uint256) {
         return uint64(row.numbers);
     }
 
-    function cumulativeCost(Row calldata row) internal pure returns (uint96) {
+    function cumulativeCost(Row calldata row) internal pure returns (uint256) {
         return uint96(row.costAndFee >> 16);
     }
 
-    function maxFeeBps(Row calldata row) internal pure returns (uint16) {
+    function maxFeeBps(Row calldata row) internal pure returns (uint256) {
         return uint16(row.costAndFee);
     }
 

@@ -143,7 +143,7 @@ class Escrow:
         return Rules(thaw, release, unstake, Amount(penalty), treasury)
 
     async def evidence_used(self, evidence: Hash) -> bool:
-        """Whether a provider was already slashed on this evidence."""
+        """Whether this evidence has cost the provider the whole penalty; until then it can be brought again."""
         (used,) = await self.read("evidenceUsed", evidence)
         return bool(used)
 

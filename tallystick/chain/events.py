@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, get_type_hints
 
@@ -32,17 +32,22 @@ class Skip(IntEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """Where a fact stands. (block, log) orders and identifies facts of one chain; the hashes tell forks apart."""
+    """Where a fact stands. (block, log, row) orders and identifies facts of one chain; the hashes tell forks apart. The rows of
+    a claim share one log.
+    """
 
     block: int
     log: int
     block_hash: str
     transaction: str
+    row: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A fact from the chain. Its class name is the name of the contract's event, its fields are the event's."""
+    """A fact from the chain. Its class name is the name of the contract's event, its fields are the event's; only Settled and
+    RowSkipped are packed into one event a claim, RowsSettled.
+    """
 
     at: Position
 
@@ -209,19 +214,37 @@ class Slashed(Event):
 _CLASSES = {cls.__name__: cls for cls in Event.__subclasses__()}
 _MAKERS: dict[Any, Any] = {Amount: Amount, Skip: Skip}
 _HINTS = {name: get_type_hints(cls) for name, cls in _CLASSES.items()}
+_U96 = 1 << 96
 
 
-def read_log(log: Mapping[str, Any]) -> Event | None:
-    """A JSON-RPC log of the escrow as a fact; None for a log of something else."""
+def read_log(log: Mapping[str, Any]) -> list[Event]:
+    """The facts in a JSON-RPC log of the escrow; none in a log of something else."""
     topics = [bytes.fromhex(topic[2:]) for topic in log["topics"]]
     found = load_abi("Escrow").log(topics, bytes.fromhex(log["data"][2:]))
-    cls = _CLASSES.get(found[0]) if found else None
-    if found is None or cls is None:
-        return None
+    if found is None:
+        return []
+    name, values = found
     at = Position(int(log["blockNumber"], 16), int(log["logIndex"], 16), log["blockHash"], log["transactionHash"])
-    hints = _HINTS[cls.__name__]
-    values = {snake(name): value for name, value in found[1].items()}
-    return cls(at=at, **{name: _MAKERS.get(hints[name], lambda v: v)(value) for name, value in values.items()})
+    if name == "RowsSettled":
+        return _read_rows(at, values["provider"], values["results"])
+    if name not in _CLASSES:
+        return []
+    hints = _HINTS[name]
+    fields = {snake(field): value for field, value in values.items()}
+    return [_CLASSES[name](at=at, **{field: _MAKERS.get(hints[field], lambda v: v)(value) for field, value in fields.items()})]
+
+
+def _read_rows(at: Position, provider: Address, results: Sequence[int]) -> list[Event]:
+    """A claim's rows, two words each: payer 160 | settled 96, reason 64 | fee 96 | paid 96."""
+    facts: list[Event] = []
+    for row, (first, second) in enumerate(zip(results[::2], results[1::2], strict=True)):
+        place, payer, reason = replace(at, row=row), Address(f"0x{first >> 96:040x}"), Skip(second >> 192)
+        if reason is Skip.NONE:
+            paid, fee, settled = Amount(second % _U96), Amount((second >> 96) % _U96), Amount(first % _U96)
+            facts.append(Settled(at=place, payer=payer, provider=provider, paid=paid, fee=fee, settled=settled))
+        else:
+            facts.append(RowSkipped(at=place, payer=payer, provider=provider, reason=reason))
+    return facts
 
 
 def read_logs(logs: Iterable[Mapping[str, Any]], escrow: Address) -> tuple[Event, ...]:
@@ -230,7 +253,7 @@ def read_logs(logs: Iterable[Mapping[str, Any]], escrow: Address) -> tuple[Event
         found = [read_log(log) for log in logs if log["address"].lower() == escrow and not log.get("removed")]
     except (TypeError, AttributeError, LookupError, ValueError, StopIteration, DecodingError) as error:
         raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain answered with logs that are none: {error!r}") from None
-    return tuple(event for event in found if event is not None)
+    return tuple(event for facts in found for event in facts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ def test_every_event_of_the_contract_is_a_class() -> None:
     """Names and fields of the facts are those of the contract's events, so that neither drifts."""
     classes = {cls.__name__: cls for cls in Event.__subclasses__()}
     events = {e.name: [snake(n) for n in e.names] for e in load_abi("Escrow").events.values() if e.name != "EIP712DomainChanged"}
-    assert events.keys() == classes.keys()
+    assert events.pop("RowsSettled") == ["provider", "results"]  # packs these two, which no event of the contract spells out
+    assert classes.keys() - events.keys() == {"Settled", "RowSkipped"}
     for name, fields in events.items():
         assert list(classes[name].__annotations__) == fields
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from tallystick.chain.claims import ClaimBatch, SettleRow
+from tallystick.chain.escrow import Purse
 from tallystick.chain.events import CashedOut, FeeEarned, PayoutSet, RowSkipped, Settled, Skip
 from tallystick.chain.rpc import Sender
 from tallystick.protocol.eip712 import Domain, Signed
-from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Amount
+from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Amount, Seconds
 from tests.chain.world import DOLLAR, World, person, refused
 
 KEY, OWNER, STRANGER, PROVIDER, COORDINATOR = map(person, ("key", "owner", "stranger", "provider", "coordinator"))
@@ -105,6 +106,7 @@ async def test_money_under_thaw_still_pays(world: World, provider: Sender) -> No
     purse = await world.escrow.purse(KEY.address)
     assert (purse.free, purse.thawing) == (3 * DOLLAR, 3 * DOLLAR)
     await world.settle(provider, world.row(KEY, PROVIDER.address, 10 * DOLLAR))
+    assert await world.escrow.purse(KEY.address) == Purse(OWNER.address, Amount(0), Amount(0), Seconds(0))
     with refused("NotThawing"):
         await world.escrow.withdraw(owner, KEY.address)
 
@@ -257,13 +259,16 @@ async def test_an_empty_batch_is_a_mistake(world: World, provider: Sender) -> No
 
 
 async def test_cash_out_goes_where_the_account_said(world: World, provider: Sender) -> None:
-    """Anyone may push the credit, only to the payout address, which only the account sets."""
+    """Anyone may push the credit, only to the payout address, which only the account sets, and never to where it is lost."""
     vault = person("vault").address
     await world.settle(provider, world.row(KEY, PROVIDER.address, DOLLAR))
     (changed,) = (await world.escrow.set_payout(provider, vault)).of(PayoutSet)
     assert (changed.account, changed.payout) == (PROVIDER.address, vault)
     await world.escrow.cash_out(await world.sender(STRANGER), PROVIDER.address)
     assert await world.escrow.token.balance_of(vault) == DOLLAR
+    for nobody in (world.deployment.escrow, world.deployment.token):
+        with refused("BadPayee", payee=nobody):
+            await world.escrow.set_payout(provider, nobody)
     await world.escrow.set_payout(provider, ZERO_ADDRESS)
     assert (await world.escrow.provider(PROVIDER.address)).payout == PROVIDER.address
 

@@ -8,7 +8,7 @@ from tallystick.chain.deploy import deploy
 from tallystick.chain.events import Slashed, Staked, Unstaked, UnstakeStarted
 from tallystick.chain.rpc import Sender
 from tallystick.protocol.eip712 import Signed
-from tallystick.protocol.messages import Claim, ClaimRow
+from tallystick.protocol.messages import Claim, ClaimRow, Receipt
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Amount
 from tests.chain.world import DOLLAR, RULES, World, person, refused
 
@@ -18,6 +18,10 @@ PROVIDER, REPORTER, PAYER = person("provider"), person("reporter"), person("paye
 def _claim(world: World, seq: int, total: int) -> Signed[Claim]:
     row = ClaimRow(payer=PAYER, order_hash=ZERO_HASH, seq=seq, cumulative_cost=Amount(total))
     return PROVIDER.sign(Claim(provider=PROVIDER.address, rows=(row,)), world.domain)
+
+
+def _equivocation(world: World, seq: int) -> tuple[Signed[Receipt], Signed[Receipt]]:
+    return world.receipt(PROVIDER, PAYER, seq, DOLLAR), world.receipt(PROVIDER, PAYER, seq, 2 * DOLLAR)
 
 
 async def _stake(world: World) -> tuple[int, int]:
@@ -137,20 +141,39 @@ async def test_what_is_no_overclaim(world: World, reporter: Sender) -> None:
 
 
 async def test_a_penalty_takes_what_is_there(world: World, reporter: Sender) -> None:
-    """The stake that counts goes first, then what is leaving; an empty stake is slashed by nothing, without failing."""
+    """The stake that counts goes first, then what is leaving; an empty stake has nothing to lose, which is said by name."""
     provider = await world.sender(PROVIDER)
     await world.escrow.unstake(provider, Amount(20 * DOLLAR))
     taken = []
-    for seq in range(1, 5):
-        pair = world.receipt(PROVIDER, PAYER, seq, DOLLAR), world.receipt(PROVIDER, PAYER, seq, 2 * DOLLAR)
-        (slashed,) = (await world.escrow.slash_equivocation(reporter, *pair)).of(Slashed)
+    for seq in range(1, 4):
+        (slashed,) = (await world.escrow.slash_equivocation(reporter, *_equivocation(world, seq))).of(Slashed)
         taken.append(slashed.amount)
         if seq == 1:
             assert await _stake(world) == (0, 15 * DOLLAR)
-    assert taken == [10 * DOLLAR, 10 * DOLLAR, 5 * DOLLAR, 0]
+    assert taken == [10 * DOLLAR, 10 * DOLLAR, 5 * DOLLAR]
+    assert (await world.escrow.provider(PROVIDER.address)).unstake_at == 0
+    with refused("NothingAtStake", provider=PROVIDER.address):
+        await world.escrow.slash_equivocation(reporter, *_equivocation(world, 4))
     await world.advance(RULES.unstake)
     with refused("NotUnstaking"):
         await world.escrow.withdraw_stake(provider)
+
+
+async def test_evidence_does_not_wear_out(world: World, reporter: Sender) -> None:
+    """What a stake could not pay stays due: reporting oneself with little or nothing at stake buys no immunity."""
+    cheat = person("cheat")
+    pair = [world.receipt(cheat, PAYER, 1, total) for total in (DOLLAR, 2 * DOLLAR)]
+    with refused("NothingAtStake", provider=cheat.address):
+        await world.escrow.slash_equivocation(await world.sender(cheat), pair[0], pair[1])
+    await world.stake(cheat, 3 * DOLLAR)
+    (first,) = (await world.escrow.slash_equivocation(await world.sender(cheat), pair[0], pair[1])).of(Slashed)
+    assert (first.amount, await world.escrow.evidence_used(first.evidence)) == (3 * DOLLAR, False)
+    await world.stake(cheat, 25 * DOLLAR)
+    (rest,) = (await world.escrow.slash_equivocation(reporter, pair[1], pair[0])).of(Slashed)
+    assert (rest.amount, rest.evidence, await world.escrow.evidence_used(rest.evidence)) == (7 * DOLLAR, first.evidence, True)
+    with refused("EvidenceUsed", evidence=first.evidence):
+        await world.escrow.slash_equivocation(reporter, pair[0], pair[1])
+    assert (await world.escrow.provider(cheat.address)).stake == 18 * DOLLAR
 
 
 async def test_reporting_oneself_is_no_early_way_out(world: World) -> None:
@@ -163,11 +186,17 @@ async def test_reporting_oneself_is_no_early_way_out(world: World) -> None:
 
 
 async def test_rules_must_make_sense(world: World) -> None:
-    """Unstaking outlasts every other wait; a penalty, a treasury and a token must be there."""
+    """Unstaking outlasts every other wait and ends within a year; a penalty, a treasury and a token must be there."""
     sender, token = world.deployer, world.deployment.token
     for rules in (replace(RULES, unstake=RULES.release), replace(RULES, thaw=RULES.unstake)):
         with refused("UnstakeTooShort"):
             await deploy(world.rpc, sender, rules=rules, token=token)
+    year = 365 * 86_400
+    with refused("WaitTooLong", wait=year + 1, longest=year):
+        await deploy(world.rpc, sender, rules=replace(RULES, unstake=year + 1), token=token)
+    await deploy(world.rpc, sender, rules=replace(RULES, unstake=year), token=token)
+    with refused("BadPayee", payee=token):
+        await deploy(world.rpc, sender, rules=replace(RULES, treasury=token), token=token)
     with refused("ZeroAmount"):
         await deploy(world.rpc, sender, rules=replace(RULES, penalty=Amount(0)), token=token)
     with refused("ZeroAddress"):

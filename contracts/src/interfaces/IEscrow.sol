@@ -48,9 +48,9 @@ interface IEscrow {
     event Reserved(address indexed payer, address indexed provider, uint256 amount, uint256 reserved);
     event ReleaseStarted(address indexed payer, address indexed provider, uint256 releaseAt);
     event Released(address indexed payer, address indexed provider, uint256 amount, uint256 reserved);
-    /// `paid` includes `fee`; `settled` is the tab's new total.
-    event Settled(address indexed payer, address indexed provider, uint256 paid, uint256 fee, uint256 settled);
-    event RowSkipped(address indexed payer, address indexed provider, Skip reason);
+    /// What became of a claim's rows, in their order, two words a row: payer 160 | the tab's new total 96, and
+    /// reason (Skip) 64 | fee 96 | paid 96. `paid` includes `fee`. Of a skipped row only payer and reason are set.
+    event RowsSettled(address indexed provider, uint256[] results);
     event FeeEarned(address indexed coordinator, uint256 amount);
     event FeeSet(address indexed coordinator, uint256 bps);
     event PayoutSet(address indexed account, address indexed payout);
@@ -87,7 +87,10 @@ interface IEscrow {
     error NotUnstaking(address provider);
     error NotEvidence();
     error EvidenceUsed(bytes32 evidence);
+    error NothingAtStake(address provider);
+    error BadPayee(address payee);
     error UnstakeTooShort(uint256 unstake, uint256 longest);
+    error WaitTooLong(uint256 wait, uint256 longest);
 
     // --------------------------------------------------------------------------------------------------------- purses
 
@@ -156,13 +159,13 @@ interface IEscrow {
     /// @notice Pays, row by row, min(cumulativeCost, ceiling) minus what the tab has settled: from the reservation first, then from
     /// the free balance, in part when money is short. Then refills the reservation to the order's reserveTarget, except during a
     /// thaw or a release. A row that cannot be paid is skipped with the reason; it never stops the others.
-    /// @dev Every row leaves exactly one event, Settled or RowSkipped. Reverts EmptyBatch only.
+    /// @dev Every claim leaves one event, RowsSettled, with a result for each of its rows. Reverts EmptyBatch only.
     function settle(ClaimBatch[] calldata claims) external;
 
     /// @notice Pays an account's whole credit to its payout address. Anyone may send it. Reverts NoCredit.
     function cashOut(address account) external;
 
-    /// @notice Sets where the caller's credit is paid to; zero means the caller itself.
+    /// @notice Sets where the caller's credit is paid to; zero means the caller itself. Reverts BadPayee.
     function setPayout(address payout) external;
 
     /// @notice Sets the caller's rate as a coordinator. What it gets is never above the order's maxFeeBps. Reverts FeeTooHigh.
@@ -182,7 +185,7 @@ interface IEscrow {
     function withdrawStake() external;
 
     /// @notice Slashes a provider that signed two different receipts for one payer and seq.
-    /// @dev Reverts NotEvidence, BadSignature, EvidenceUsed.
+    /// @dev Reverts NotEvidence, BadSignature, EvidenceUsed, NothingAtStake.
     function slashEquivocation(
         Messages.Receipt calldata first,
         bytes calldata firstSignature,
@@ -191,7 +194,7 @@ interface IEscrow {
     ) external;
 
     /// @notice Slashes a provider that signed a claim row above its own receipt of the same or a later seq for that payer.
-    /// @dev Reverts NotEvidence, BadSignature, EvidenceUsed.
+    /// @dev Reverts NotEvidence, BadSignature, EvidenceUsed, NothingAtStake.
     function slashOverclaim(
         Messages.Claim calldata claim,
         uint256 row,
@@ -217,6 +220,6 @@ interface IEscrow {
     /// @notice The EIP-3009 nonce that binds an authorization to one purse.
     function authorizationNonce(address key, bytes32 salt) external pure returns (bytes32);
 
-    /// @notice Whether this piece of evidence was already used.
+    /// @notice Whether this piece of evidence has cost the provider the whole penalty. Until then it can be brought again.
     function evidenceUsed(bytes32 evidence) external view returns (bool);
 }

@@ -5,6 +5,7 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 
 import {IEscrow} from "../interfaces/IEscrow.sol";
@@ -38,7 +39,7 @@ abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
     mapping(address who => Account) internal _accounts;
     mapping(address who => address) internal _payout;
     mapping(address provider => Stake) internal _stakes;
-    mapping(bytes32 evidence => bool) public evidenceUsed;
+    mapping(bytes32 evidence => uint96) internal _taken;
 
     constructor(IERC20 token_) EIP712("Tallystick", "1") {
         if (address(token_) == address(0)) revert ZeroAddress();
@@ -65,7 +66,8 @@ abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
 
     function _received(uint256 heldBefore, uint256 amount) internal view {
         uint256 held = token.balanceOf(address(this));
-        if (held != heldBefore + amount) revert ShortDelivery(amount, held - heldBefore);
+        uint256 received = Math.saturatingSub(held, heldBefore);
+        if (received != amount) revert ShortDelivery(amount, received);
         if (held > type(uint96).max) revert AmountTooLarge(held);
     }
 
@@ -75,14 +77,15 @@ abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
         return uint96(amount);
     }
 
+    /// Credit that is paid to the escrow itself, or to its token, is lost to all.
+    function _requirePayee(address payee) internal view {
+        if (payee == address(this) || payee == address(token)) revert BadPayee(payee);
+    }
+
     function _addFree(address key, uint256 amount) internal {
         Words.Funds storage funds = _funds[key];
         (uint256 free, uint256 thawing, uint256 thawAt) = funds.read();
         funds.write(free + amount, thawing, thawAt);
-    }
-
-    function _min(uint256 a, uint256 b) internal pure returns (uint256) {
-        return a < b ? a : b;
     }
 
     /// Plain ecrecover with low s, whatever code the signer's address may have.

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 pragma solidity ^0.8.28;
 
+import {Memory} from "@openzeppelin/contracts/utils/Memory.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/MessageHashUtils.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 
 import {Messages} from "../Messages.sol";
 import {Rows} from "../Rows.sol";
@@ -27,10 +29,11 @@ abstract contract Settlement is Tabs {
         FeeRun memory fees;
         bytes32 domain = _domainSeparatorV4();
         for (uint256 i; i < claims.length; ++i) {
-            (address provider, Rows.Row[] calldata rows) = (claims[i].provider, claims[i].rows);
-            bytes32[] memory digests = _digests(domain, provider, rows);
-            if (_signed(domain, provider, rows, digests, claims[i].signature)) _settleRows(provider, rows, digests, fees);
-            else _skipAll(provider, rows);
+            // What a claim puts in memory is of no use to the next one, and a growing memory costs a large batch several percent.
+            Memory.Pointer free = Memory.getFreeMemoryPointer();
+            ClaimBatch calldata claim = claims[i];
+            _settleClaim(domain, claim.provider, claim.rows, claim.signature, fees);
+            Memory.unsafeSetFreeMemoryPointer(free);
         }
         _payFees(fees);
     }
@@ -45,6 +48,7 @@ abstract contract Settlement is Tabs {
     }
 
     function setPayout(address payout) external {
+        _requirePayee(payout);
         _payout[msg.sender] = payout;
         emit PayoutSet(msg.sender, _payoutOf(msg.sender));
     }
@@ -65,60 +69,60 @@ abstract contract Settlement is Tabs {
         return payout == address(0) ? who : payout;
     }
 
-    function _digests(bytes32 domain, address provider, Rows.Row[] calldata rows)
-        private
-        pure
-        returns (bytes32[] memory digests)
-    {
-        digests = new bytes32[](rows.length);
-        for (uint256 i; i < digests.length; ++i) {
-            digests[i] = MessageHashUtils.toTypedDataHash(domain, rows[i].orderHash(provider));
-        }
-    }
-
-    function _signed(
+    function _settleClaim(
         bytes32 domain,
         address provider,
         Rows.Row[] calldata rows,
-        bytes32[] memory digests,
-        bytes calldata signature
-    ) private view returns (bool) {
-        if (msg.sender == provider && signature.length == 0) return true;
-        bytes32[] memory hashes = new bytes32[](digests.length);
-        for (uint256 i; i < hashes.length; ++i) {
-            Rows.Row calldata row = rows[i];
-            hashes[i] = Messages.hashRow(row.payer(), digests[i], row.receiptSeq(), row.cumulativeCost());
-        }
-        bytes32 digest = MessageHashUtils.toTypedDataHash(domain, Messages.hashClaim(provider, hashes));
-        (address signer,,) = ECDSA.tryRecoverCalldata(digest, signature);
-        return signer == provider && signer != address(0);
-    }
-
-    function _skipAll(address provider, Rows.Row[] calldata rows) private {
-        for (uint256 i; i < rows.length; ++i) {
-            emit RowSkipped(rows[i].payer(), provider, Skip.BadClaim);
-        }
-    }
-
-    function _settleRows(address provider, Rows.Row[] calldata rows, bytes32[] memory digests, FeeRun memory fees) private {
+        bytes calldata signature,
+        FeeRun memory fees
+    ) private {
+        bytes32[] memory digests = new bytes32[](rows.length);
+        bool claimed = _readClaim(domain, provider, rows, signature, digests);
         mapping(address => Words.Tab) storage tabs = _tabs[provider];
+        uint256[] memory results = new uint256[](2 * rows.length);
         uint256 earned;
-        for (uint256 i; i < digests.length; ++i) {
+        for (uint256 i; i < rows.length; ++i) {
             Rows.Row calldata row = rows[i];
             address payer = row.payer();
-            Skip reason = _objection(row, payer, provider, digests[i]);
-            uint256 paid;
-            uint256 settled;
-            if (reason == Skip.None) (reason, paid, settled) = _charge(row, _funds[payer], tabs[payer]);
+            Skip reason = claimed ? _objection(row, payer, provider, digests[i]) : Skip.BadClaim;
+            (uint256 paid, uint256 fee, uint256 settled) = (0, 0, 0);
             if (reason == Skip.None) {
-                uint256 fee = _fee(fees, row, paid);
+                (reason, paid, settled) = _charge(row, _funds[payer], tabs[payer]);
+                fee = _fee(fees, row, paid);
+            }
+            // A fee is part of what is paid, all that is paid is money that the contract holds, and rows fit in calldata.
+            unchecked {
                 earned += paid - fee;
-                emit Settled(payer, provider, paid, fee, settled);
-            } else {
-                emit RowSkipped(payer, provider, reason);
+                results[2 * i] = uint256(uint160(payer)) << 96 | settled;
+                results[2 * i + 1] = uint256(reason) << 192 | fee << 96 | paid;
             }
         }
         if (earned != 0) _accounts[provider].credit += uint96(earned);
+        emit RowsSettled(provider, results);
+    }
+
+    /// Fills in what each row's payer signed; true if the provider signed the rows, or sends them itself.
+    function _readClaim(
+        bytes32 domain,
+        address provider,
+        Rows.Row[] calldata rows,
+        bytes calldata signature,
+        bytes32[] memory digests
+    ) private view returns (bool) {
+        bool sentByProvider = msg.sender == provider && signature.length == 0;
+        bytes32[] memory hashes = new bytes32[](sentByProvider ? 0 : rows.length);
+        for (uint256 i; i < rows.length; ++i) {
+            Memory.Pointer free = Memory.getFreeMemoryPointer();
+            Rows.Row calldata row = rows[i];
+            bytes32 digest = MessageHashUtils.toTypedDataHash(domain, row.orderHash(provider));
+            digests[i] = digest;
+            if (!sentByProvider) hashes[i] = Messages.hashRow(row.payer(), digest, row.receiptSeq(), row.cumulativeCost());
+            Memory.unsafeSetFreeMemoryPointer(free);
+        }
+        if (sentByProvider) return true;
+        bytes32 claim = MessageHashUtils.toTypedDataHash(domain, Messages.hashClaim(provider, hashes));
+        (address signer,,) = ECDSA.tryRecoverCalldata(claim, signature);
+        return signer == provider && signer != address(0);
     }
 
     /// Why the row cannot stand, whatever the balances are.
@@ -136,21 +140,22 @@ abstract contract Settlement is Tabs {
         returns (Skip reason, uint256 paid, uint256 total)
     {
         (uint256 settled, uint256 reserved, uint256 releaseAt) = tab_.read();
-        uint256 due = _min(row.cumulativeCost(), row.ceiling());
+        uint256 due = Math.min(row.cumulativeCost(), row.ceiling());
         if (due <= settled) return (Skip.NothingOwed, 0, 0);
         (uint256 free, uint256 thawing, uint256 thawAt) = funds.read();
         // Nothing below can overflow: due is above settled, and each sum is of money that the contract holds.
         unchecked {
             due -= settled;
-            uint256 fromReserved = _min(due, reserved);
-            uint256 fromFree = _min(due - fromReserved, free);
+            uint256 fromReserved = Math.min(due, reserved);
+            uint256 fromFree = Math.min(due - fromReserved, free);
             paid = fromReserved + fromFree;
             if (paid == 0) return (funds.isOpen() ? Skip.Unfunded : Skip.UnknownPurse, 0, 0);
             total = settled + paid;
             reserved -= fromReserved;
             free -= fromFree;
             if (thawing != 0) {
-                thawing = _min(thawing, free);
+                thawing = Math.min(thawing, free);
+                if (thawing == 0) thawAt = 0;
             } else if (releaseAt == 0) {
                 uint256 added = _refill(row.reserveTarget(), reserved, free);
                 reserved += added;
@@ -163,15 +168,17 @@ abstract contract Settlement is Tabs {
 
     /// The coordinator's part of `paid`: its own rate, never above the rate that the payer signed. Rounds down.
     function _fee(FeeRun memory fees, Rows.Row calldata row, uint256 paid) private returns (uint256 fee) {
-        if (row.maxFeeBps() == 0) return 0;
+        uint256 maxFeeBps = row.maxFeeBps();
+        if (maxFeeBps == 0 || paid == 0) return 0;
         address coordinator = row.coordinator();
         if (coordinator != fees.coordinator) {
             _payFees(fees);
             fees.coordinator = coordinator;
             fees.bps = _accounts[coordinator].feeBps;
         }
+        // Amounts are of 96 bits, rates at most BPS.
         unchecked {
-            fee = paid * _min(fees.bps, row.maxFeeBps()) / BPS;
+            fee = paid * Math.min(fees.bps, maxFeeBps) / BPS;
             fees.earned += fee;
         }
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 pragma solidity ^0.8.28;
 
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
+
 import {Messages} from "../Messages.sol";
 import {Ledger} from "./Ledger.sol";
 
@@ -16,6 +18,7 @@ abstract contract Stakes is Ledger {
     constructor(uint40 unstakePeriod_, uint96 penalty_, address treasury_) {
         if (penalty_ == 0) revert ZeroAmount();
         if (treasury_ == address(0)) revert ZeroAddress();
+        _requirePayee(treasury_);
         unstakePeriod = unstakePeriod_;
         penalty = penalty_;
         treasury = treasury_;
@@ -88,19 +91,26 @@ abstract contract Stakes is Ledger {
         return (bond.staked, bond.unstaking, bond.unstakeAt);
     }
 
-    /// Takes the penalty, or what is there: from the stake that counts first, then from what is leaving.
+    function evidenceUsed(bytes32 evidence) external view returns (bool) {
+        return _taken[evidence] == penalty;
+    }
+
+    /// Takes the penalty, or what is there: from the stake that counts first, then from what is leaving. What an empty stake could
+    /// not pay stays due, so that nobody wears evidence out before staking.
     function _slash(address provider, bytes32 evidence) private {
-        if (evidenceUsed[evidence]) revert EvidenceUsed(evidence);
-        evidenceUsed[evidence] = true;
+        uint96 due = penalty - _taken[evidence];
+        if (due == 0) revert EvidenceUsed(evidence);
         Stake memory bond = _stakes[provider];
-        uint96 fromStaked = penalty < bond.staked ? penalty : bond.staked;
-        uint96 rest = penalty - fromStaked;
-        uint96 fromUnstaking = rest < bond.unstaking ? rest : bond.unstaking;
+        uint96 fromStaked = uint96(Math.min(due, bond.staked));
+        uint96 fromUnstaking = uint96(Math.min(due - fromStaked, bond.unstaking));
+        uint96 taken = fromStaked + fromUnstaking;
+        if (taken == 0) revert NothingAtStake(provider);
+        _taken[evidence] += taken;
         bond.staked -= fromStaked;
         bond.unstaking -= fromUnstaking;
+        if (bond.unstaking == 0) bond.unstakeAt = 0;
         _stakes[provider] = bond;
 
-        uint96 taken = fromStaked + fromUnstaking;
         uint96 reward = uint96(taken * REPORTER_BPS / BPS);
         _accounts[msg.sender].credit += reward;
         _accounts[treasury].credit += taken - reward;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 pragma solidity ^0.8.28;
 
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
+
 import {Messages} from "../Messages.sol";
 import {Words} from "../Words.sol";
 import {Ledger} from "./Ledger.sol";
@@ -78,7 +80,7 @@ abstract contract Tabs is Ledger {
 
     /// What brings `reserved` up to `target`, as far as `free` goes.
     function _refill(uint256 target, uint256 reserved, uint256 free) internal pure returns (uint256) {
-        return target <= reserved ? 0 : _min(target - reserved, free);
+        return Math.min(Math.saturatingSub(target, reserved), free);
     }
 
     /// Adds to a reservation; a release that was running is called off.

@@ -1,0 +1,148 @@
+"""The real bytecode on bare py-evm, in this process: no blocks, no port, no signatures of transactions. A call takes a
+millisecond or two, and any state can be marked and come back to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from eth._utils.address import generate_contract_address
+from eth.constants import BLANK_ROOT_HASH
+from eth.db.atomic import AtomicDB
+from eth.vm.execution_context import ExecutionContext
+from eth.vm.forks.cancun.transaction_context import CancunTransactionContext
+from eth.vm.forks.prague.state import PragueState
+from eth.vm.message import Message
+from eth_typing import Address as RawAddress
+
+from tallystick.chain.codec import revert_error
+from tallystick.chain.events import Event, Position, read_logs
+from tallystick.chain.rpc import MAX_TRANSACTION_GAS
+from tallystick.protocol.types import Address
+
+START = 1_700_000_000
+CHAIN_ID = 31337
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A call that went through. `gas` is what the whole transaction would cost, calldata and refunds included."""
+
+    output: bytes
+    gas: int
+    logs: tuple[dict[str, Any], ...]
+
+    def events(self, escrow: Address) -> tuple[Event, ...]:
+        """The escrow's facts, all at one position: a test compares what happened, not where."""
+        return tuple(replace(event, at=NOWHERE) for event in read_logs(self.logs, escrow))
+
+
+NOWHERE = Position(0, 0, "", "")
+
+
+class Ground:
+    """An EVM state of one's own at a time of one's own."""
+
+    def __init__(self, chain_id: int = CHAIN_ID) -> None:
+        self._context = ExecutionContext(
+            coinbase=RawAddress(bytes(20)),
+            timestamp=START,
+            block_number=1,  # type: ignore[arg-type]
+            difficulty=0,
+            mix_hash=bytes(32),  # type: ignore[arg-type]
+            gas_limit=1 << 62,
+            prev_hashes=(),
+            chain_id=chain_id,
+            base_fee_per_gas=0,
+            excess_blob_gas=0,
+        )
+        self._db = AtomicDB()
+        self.state = PragueState(self._db, self._context, BLANK_ROOT_HASH)
+
+    @property
+    def now(self) -> int:
+        """Unix seconds of every call."""
+        return self._context.timestamp
+
+    @now.setter
+    def now(self, seconds: int) -> None:
+        self._context._timestamp = seconds
+
+    def fork(self, chain_id: int) -> None:
+        """The same state goes on as another chain."""
+        self._context._chain_id = chain_id
+
+    def create(self, sender: Address, code: bytes) -> Address:
+        """Makes a contract. Raises what its constructor says."""
+        raw = _raw(sender)
+        self.state.increment_nonce(raw)
+        address = generate_contract_address(raw, self.state.get_nonce(raw) - 1)
+        message = Message(gas=1 << 40, to=b"", sender=raw, value=0, data=b"", code=code, create_address=address)  # type: ignore[arg-type]
+        self._finish(self.state.computation_class.apply_create_message(self.state, message, self._transaction(raw)))
+        return _address(address)
+
+    def send(self, sender: Address, to: Address, data: bytes, *, gas: int = 1 << 40) -> Done:
+        """One transaction. Raises what the contract says, and then nothing has happened."""
+        raw, target = _raw(sender), _raw(to)
+        self.state.mark_address_warm(raw)
+        self.state.mark_address_warm(target)
+        message = Message(gas=gas, to=target, sender=raw, value=0, data=data, code=self.state.get_code(target))
+        computation = self.state.computation_class.apply_message(self.state, message, self._transaction(raw))
+        self._finish(computation)
+        logs = tuple(map(_log, computation.get_log_entries()))
+        used = gas - computation.get_gas_remaining()
+        return Done(computation.output, _whole_gas(data, used, computation.get_gas_refund()), logs)
+
+    def ask(self, to: Address, data: bytes) -> bytes:
+        """The answer of a view."""
+        return self.send(Address("0x" + "00" * 20), to, data).output
+
+    def etch(self, at: Address, code: bytes) -> None:
+        """Puts code at any address."""
+        self.state.set_code(_raw(at), code)
+
+    def mark(self) -> tuple[bytes, int]:
+        """A state to come back to."""
+        self.state.persist()
+        return self.state.state_root, self.now
+
+    def back(self, mark: tuple[bytes, int]) -> None:
+        """To a marked state and time."""
+        root, self.now = mark
+        self.state = PragueState(self._db, self._context, root)  # type: ignore[arg-type]
+
+    def _transaction(self, sender: RawAddress) -> CancunTransactionContext:
+        return CancunTransactionContext(gas_price=0, origin=sender)
+
+    def _finish(self, computation: Any) -> None:
+        self.state.clear_transient_storage()
+        self.state.lock_changes()
+        if computation.is_error:
+            raise revert_error(computation.output, repr(computation.error))
+
+
+def _whole_gas(data: bytes, used: int, refund: int) -> int:
+    """What a receipt says: EIP-2028 calldata, EIP-3529 refunds, EIP-7623 floor."""
+    zeros = data.count(0)
+    tokens = zeros + 4 * (len(data) - zeros)
+    gross = 21_000 + 4 * tokens + used
+    return max(gross - min(refund, gross // 5), 21_000 + 10 * tokens)
+
+
+def _log(entry: tuple[bytes, tuple[int, ...], bytes]) -> dict[str, Any]:
+    address, topics, data = entry
+    at = {"blockNumber": "0x0", "logIndex": "0x0", "blockHash": "", "transactionHash": ""}
+    body = {"address": _address(address), "topics": [f"0x{topic:064x}" for topic in topics], "data": "0x" + data.hex()}
+    return at | body
+
+
+def _raw(address: Address) -> RawAddress:
+    return RawAddress(bytes.fromhex(address[2:]))
+
+
+def _address(raw: bytes) -> Address:
+    return Address("0x" + raw.hex())
+
+
+__all__ = ["CHAIN_ID", "MAX_TRANSACTION_GAS", "NOWHERE", "START", "Done", "Ground"]
