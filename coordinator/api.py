@@ -216,7 +216,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
     faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5])
-    return await _tally_error(request, BadMessage(faults[:1000].encode(errors="replace").decode()))
+    return await _tally_error(request, BadMessage(faults[:1000]))
 
 
 async def _bug(_request: Request, _error: Exception) -> JSONResponse:

@@ -88,6 +88,10 @@ class Book:
         """Asks for a model, cheapest first. Do not change the list."""
         return self._by_model.get(model, [])
 
+    def of_providers(self, model: str, providers: Iterable[Address]) -> Iterator[Standing]:
+        """Asks of these providers for a model, in no order."""
+        return (s for provider in providers for s in self._of_node.get(provider, ()) if s.ask.message.model == model)
+
     def find(self, digest: Hash) -> Standing | None:
         """The standing ask with this digest."""
         return self._by_digest.get(digest)

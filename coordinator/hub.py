@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from coordinator.live import InboxOverrun
 from coordinator.market import Market
+from coordinator.patience import Patience
 from coordinator.ports import Bus, job_subject, node_subject
 from tallystick.protocol.errors import (
     BadMessage,
@@ -80,7 +81,10 @@ class Hub:
             if self._stopping or len(self._links) >= self._max:
                 why = "is stopping" if self._stopping else "has as many nodes as it takes"
                 raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
-            await self._attend(link, *await self._greet(link))
+            with contextlib.closing(Patience(HELLO_SECONDS)) as patience:
+                provider, hello = await self._greet(link, patience)
+            with contextlib.closing(Patience(SILENCE_SECONDS)) as patience:
+                await self._attend(link, provider, hello, patience)
         except LinkClosed:
             pass
         except InboxOverrun as error:
@@ -102,12 +106,12 @@ class Hub:
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
-    async def _greet(self, link: _Link) -> tuple[Address, Hello]:
+    async def _greet(self, link: _Link, patience: Patience) -> tuple[Address, Hello]:
         market = self._market
         challenge = Hash(secrets.token_bytes(32))
         offer = Challenge(challenge, market.address, market.domain.chain_id, market.domain.contract)
         await link.send_now(pack_link(Kind.CHALLENGE, payload=dumps(offer.to_json())))
-        kind, _, payload = unpack_link(await link.receive(HELLO_SECONDS))
+        kind, _, payload = unpack_link(await link.receive(patience))
         if kind is not Kind.HELLO:
             raise BadMessage(f"link: expected HELLO, got {kind.name}")
         hello = Hello.from_json(loads(payload, "hello"))
@@ -116,7 +120,7 @@ class Hub:
             raise BadSignature("hello.connect: an answer to another challenge")
         return connect.message.provider, hello
 
-    async def _attend(self, link: _Link, provider: Address, hello: Hello) -> None:
+    async def _attend(self, link: _Link, provider: Address, hello: Hello, patience: Patience) -> None:
         former = self._links.get(provider)
         self._links[provider] = link
         subject = node_subject(provider)
@@ -130,7 +134,7 @@ class Hub:
             link.enqueue(pack_link(Kind.WELCOME, payload=b"{}"))
             log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
             while True:
-                frame = await link.receive(SILENCE_SECONDS)
+                frame = await link.receive(patience)
                 if self._links.get(provider) is not link:  # it was replaced, and speaks for nobody any more
                     raise LinkClosed
                 await self._take(provider, frame)
@@ -186,7 +190,7 @@ class _Link:
         self._receive, self._send = receive, send
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX)
         self._closed = self._overflowed = False
-        self._patience: asyncio.Timeout | None = None
+        self._patience: Patience | None = None
 
     def enqueue(self, frame: bytes) -> None:
         """Queues a frame. A node that lets its queue fill up is closed, and its jobs fail over."""
@@ -195,8 +199,7 @@ class _Link:
         except asyncio.QueueFull:
             self._overflowed = True
             if self._patience is not None:
-                with contextlib.suppress(RuntimeError):  # it is running out by itself
-                    self._patience.reschedule(0)
+                self._patience.cut()
 
     async def write(self) -> None:
         """Sends what is queued until cancelled."""
@@ -210,14 +213,13 @@ class _Link:
         except (OSError, RuntimeError):
             self._closed = True
 
-    async def receive(self, seconds: float) -> bytes:
+    async def receive(self, patience: Patience) -> bytes:
         """The next frame. Raises LinkClosed, BadMessage for text, Refusal for a node that is silent or does not read."""
+        self._patience = patience
         event: Any = None
         if not self._overflowed:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds) as self._patience:
-                    event = await self._receive()
-            self._patience = None
+                event = await patience.wait(self._receive())
         if event is None:
             text = "what is sent to it is not read" if self._overflowed else "silent for too long"
             raise Refusal(Code.NODE_GONE, f"link: {text}", fault=Fault.PROVIDER)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from coordinator.live import LiveJob
 from coordinator.market import Market
+from coordinator.patience import Patience
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import MAX_BODY, Submission, dumps, pack_frame
@@ -46,15 +47,17 @@ class JobsRoute:
     async def _relay(self, job: LiveJob, send: Send) -> bool:
         """Drives a job to its end, whether its client still takes the frames or not; returns whether it does."""
         events = [_start(200, FRAMES, job.id)]
-        reads = True
-        async with aclosing(self._market.run(job)) as frames:
-            async for kind, payload in frames:
-                events.append({"type": "http.response.body", "body": pack_frame(kind, payload), "more_body": True})
-                if reads and not await _sent(send, events):
-                    reads = False
-                    self._market.cancel(job.id)
-                events.clear()
-        return reads
+        with closing(Patience(STALL_SECONDS)) as patience:
+            async with aclosing(self._market.run(job)) as frames:
+                async for kind, payload in frames:
+                    events.append({"type": "http.response.body", "body": pack_frame(kind, payload), "more_body": True})
+                    try:
+                        while events:
+                            await patience.wait(send(events.pop(0)))
+                    except (TimeoutError, OSError):
+                        self._market.cancel(job.id)
+                        send = _nowhere
+        return send is not _nowhere
 
     async def _read(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
@@ -80,14 +83,8 @@ class JobsRoute:
         self._market.cancel(job)
 
 
-async def _sent(send: Send, events: list[dict[str, Any]]) -> bool:
-    try:
-        async with asyncio.timeout(STALL_SECONDS):
-            for event in events:
-                await send(event)
-    except (TimeoutError, OSError):
-        return False
-    return True
+async def _nowhere(_event: Any) -> None:
+    """Where the frames for a client go that is gone."""
 
 
 def _start(status: int, content_type: bytes, job: JobId | None = None) -> dict[str, Any]:

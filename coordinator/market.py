@@ -120,7 +120,7 @@ class Market:
 
     def shortlist(self, demand: Demand) -> list[Standing]:
         """The best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
-        return shortlist(self.book.of_model(demand.model), demand, int(self._now()))
+        return shortlist(self.book, demand, int(self._now()))
 
     # Orders
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import islice
 
 from coordinator.book import Book, Standing
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
@@ -18,7 +17,7 @@ from tallystick.protocol.wire import Candidate
 
 MAX_LISTED = 8
 _SCAN = 256
-"""Asks judged for one shortlist, cheapest first; bounds the work however large the book is."""
+"""Asks judged for one shortlist, cheapest first, beside those that are excluded; bounds the work however large the book is."""
 
 
 class Reason(Enum):
@@ -71,23 +70,26 @@ def judge(standing: Standing, demand: Demand, now: int) -> Reason | None:
     return next((reason for reason, excludes in PREDICATES if excludes(standing, demand, now)), None)
 
 
-def shortlist(standings: Sequence[Standing], demand: Demand, now: int) -> list[Standing]:
+def shortlist(book: Book, demand: Demand, now: int) -> list[Standing]:
     """The best asks for a demand, cheapest first, at most `demand.limit`. Raises Refusal or Unavailable that say why none."""
-    wanted = standings
-    if demand.providers:  # however dear and far down the list they are
-        wanted = [standing for standing in standings if standing.ask.message.provider in demand.providers]
+    listed: Sequence[Standing] = book.of_model(demand.model)
+    wanted = listed
+    if demand.providers:  # wherever they stand in the list
+        wanted = sorted(book.of_providers(demand.model, demand.providers), key=lambda standing: standing.price_key)
     judged: list[tuple[Reason, Standing]] = []
     found: list[Standing] = []
-    for standing in islice(wanted, _SCAN):
+    left = _SCAN
+    for standing in wanted:
         reason = judge(standing, demand, now)
-        if reason is not None:
+        if reason is None:
+            found.append(standing)
+        else:
             judged.append((reason, standing))
-            continue
-        found.append(standing)
-        if len(found) == demand.limit:
+        left -= reason is not Reason.EXCLUDED
+        if len(found) == demand.limit or not left:
             break
     if not found:
-        raise explain_none(demand, judged, unasked=len(standings) - len(wanted))
+        raise explain_none(demand, judged, unasked=len(listed) - len(wanted))
     return found
 
 

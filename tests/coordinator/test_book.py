@@ -85,3 +85,13 @@ def test_a_node_keeps_its_jobs_when_its_asks_change() -> None:
     book.replace(ANN.address, [make_ask(ANN)], Capacity(1, 1))
     assert book.node(ANN.address) is node
     assert (node.assigned, node.capacity) == (1, Capacity(1, 1))
+
+
+def test_the_asks_of_some_providers() -> None:
+    """The asks of named providers for a model are found without a look at all others."""
+    book = Book()
+    ann, bob = make_ask(ANN), make_ask(BOB)
+    book.replace(ANN.address, [ann, make_ask(ANN, model="other")], FREE)
+    book.replace(BOB.address, [bob], FREE)
+    found = book.of_providers(MODEL, [ANN.address, person("stranger").address])
+    assert [standing.ask for standing in found] == [ann]

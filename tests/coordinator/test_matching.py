@@ -31,7 +31,7 @@ def _standing(free: int = 1, **changes: Any) -> Standing:
 
 def _refusal(book: Book, **demand: Any) -> TallyError:
     with pytest.raises(TallyError) as caught:
-        shortlist(book.of_model(MODEL), Demand(**({"model": MODEL} | demand)), START)
+        shortlist(book, Demand(**({"model": MODEL} | demand)), START)
     return caught.value
 
 
@@ -74,16 +74,32 @@ def test_what_fits_exactly_fits(demand: dict[str, Any]) -> None:
 def test_the_shortlist_is_ranked_and_bounded() -> None:
     """The cheapest asks come first, as many as wanted and no more."""
     book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(20, 0, -1)])
-    found = shortlist(book.of_model(MODEL), Demand(model=MODEL, limit=3), START)
+    found = shortlist(book, Demand(model=MODEL, limit=3), START)
     assert [s.ask.message.output_price for s in found] == [1, 2, 3]
-    assert len(shortlist(book.of_model(MODEL), Demand(model=MODEL), START)) == MAX_LISTED
+    assert len(shortlist(book, Demand(model=MODEL), START)) == MAX_LISTED
 
 
 def test_a_pinned_provider_is_found_however_dear() -> None:
     """A provider that was asked for by name is found behind any number of cheaper ones."""
     book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(300)], (ANN, {"output_price": 10**9}))
-    found = shortlist(book.of_model(MODEL), Demand(model=MODEL, providers=frozenset({ANN.address})), START)
+    found = shortlist(book, Demand(model=MODEL, providers=frozenset({ANN.address})), START)
     assert [s.node.provider for s in found] == [ANN.address]
+
+
+def test_excluded_providers_do_not_hide_the_others() -> None:
+    """However many cheap providers a client does not want, those behind them are found."""
+    unwanted = [person(str(n)) for n in range(300)]
+    book, _ = _book_of(*[(key, {"output_price": n}) for n, key in enumerate(unwanted)], (ANN, {"output_price": 10**9}))
+    found = shortlist(book, Demand(model=MODEL, exclude=frozenset(key.address for key in unwanted)), START)
+    assert [s.node.provider for s in found] == [ANN.address]
+
+
+def test_the_work_is_bounded() -> None:
+    """However many asks do not fit, only so many are looked at."""
+    book, _ = _book_of(
+        *[(person(str(n)), {"valid_until": START, "output_price": n}) for n in range(300)], (ANN, {"output_price": 10**9})
+    )
+    assert "256 x" in str(_refusal(book))
 
 
 @pytest.mark.parametrize("limit", [0, MAX_LISTED + 1])
