@@ -78,9 +78,7 @@ class Hub:
         await send({"type": "websocket.accept"})
         link = _Link(receive, send)
         try:
-            if self._stopping or len(self._links) >= self._max:
-                why = "is stopping" if self._stopping else "has as many nodes as it takes"
-                raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
+            self._check_room()
             with contextlib.closing(Patience(HELLO_SECONDS)) as patience:
                 provider, hello = await self._greet(link, patience)
             with contextlib.closing(Patience(SILENCE_SECONDS)) as patience:
@@ -92,6 +90,13 @@ class Hub:
         except TallyError as error:
             log.info("node refused", error=str(error))
             await link.refuse(error)
+
+    def _check_room(self, provider: Address | None = None) -> None:
+        """Raises Unavailable where no more nodes are taken; one that comes back on a new connection always is."""
+        full = provider is not None and provider not in self._links and len(self._links) >= self._max
+        if self._stopping or full:
+            why = "has as many nodes as it takes" if full else "is stopping"
+            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
 
     async def close(self) -> None:
         """Closes all links, and takes no new ones; the nodes will come back to the next process."""
@@ -121,6 +126,7 @@ class Hub:
         return connect.message.provider, hello
 
     async def _attend(self, link: _Link, provider: Address, hello: Hello, patience: Patience) -> None:
+        self._check_room(provider)
         former = self._links.get(provider)
         self._links[provider] = link
         subject = node_subject(provider)

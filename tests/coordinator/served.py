@@ -108,13 +108,14 @@ class LinkNode:
     seen: list[tuple[Kind, JobId, bytes]] = field(default_factory=list)
 
     @classmethod
-    async def open(cls, at: Served, signer: Signer, *asks: Verified[Ask]) -> Self:
-        """A connection that has not said anything yet."""
-        socket = await connect(at.node_url, proxy=None, compression=None, max_size=None, ping_interval=None, close_timeout=1)
+    async def open(cls, at: Served | str, signer: Signer, *asks: Verified[Ask]) -> Self:
+        """A connection to a market, or to the node link at a URL, that has not said anything yet."""
+        url = at if isinstance(at, str) else at.node_url
+        socket = await connect(url, proxy=None, compression=None, max_size=None, ping_interval=None, close_timeout=1)
         return cls(signer, socket, asks or (make_ask(signer),))
 
     @classmethod
-    async def join(cls, at: Served, signer: Signer, *asks: Verified[Ask], slots: int = 4) -> Self:
+    async def join(cls, at: Served | str, signer: Signer, *asks: Verified[Ask], slots: int = 4) -> Self:
         """A connection that was welcomed."""
         node = await cls.open(at, signer, *asks)
         await node.hello(capacity=Capacity(slots, slots))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,8 +20,10 @@ from coordinator.config import CoordinatorConfig
 from coordinator.market import Market
 from coordinator.settler import Settler
 from tallystick.protocol.errors import BadMessage, Code, Unavailable
-from tests.coordinator.chain import DEPLOYMENT
-from tests.coordinator.world import COORDINATOR, make_ask, make_submission, person
+from tallystick.protocol.wire import NO_JOB, Kind, dumps
+from tests.coordinator.chain import DEPLOYMENT, FakeEscrow
+from tests.coordinator.served import PATIENCE, LinkNode
+from tests.coordinator.world import COORDINATOR, DOMAIN, PAYER, make_ask, make_claim, make_submission, person
 
 
 @pytest.fixture
@@ -59,6 +62,50 @@ async def test_it_starts_and_stops_again(config: CoordinatorConfig) -> None:
             assert (await http.get("/v1/models")).json() == {"data": []}
     left = {task.get_name() for task in asyncio.all_tasks() - before}
     assert not left & {"settler", "sweep", "group-commit", "http-server"}
+
+
+async def test_a_job_over_restarts(config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job goes the whole way over HTTP, the link and SQLite, is claimed and settled; the next process knows all of it."""
+    escrow = FakeEscrow()
+    escrow.free[PAYER.address] = 10_000
+    monkeypatch.setattr(module, "Escrow", lambda *_: escrow)
+    monkeypatch.setattr("coordinator.settler.read_events", escrow.read_events)
+    node_key = person("ann")
+    submission = make_submission(make_ask(node_key), now=int(time.time()))
+    path = f"/v1/jobs/{submission.job.hex()}"
+    async with _client(config) as http:
+        node = await LinkNode.join(_node_url(http), node_key)
+        answer = asyncio.create_task(http.post("/v1/jobs", content=submission.dumps()))
+        job, receipt = await node.take_job()
+        await node.finish(job, receipt)
+        assert (await answer).status_code == 200
+        order = submission.candidates[0].order.verify(DOMAIN)
+        claim = make_claim(node_key, (order, 1, receipt.message.cumulative_cost))
+        await node.send(Kind.CLAIM, NO_JOB, dumps(claim.to_json()))
+        told = await _settled(http, path)
+        assert (told["state"], told["receipt"]["signature"]) == ("completed", "0x" + receipt.signature.hex())
+    assert escrow.settled == {(PAYER.address, node_key.address): receipt.message.cost}
+    async with _client(config) as http:
+        assert (await http.get(path)).json() == told
+        again = await http.post("/v1/jobs", content=submission.dumps())
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "order_replayed")
+        node = await LinkNode.join(_node_url(http), node_key)
+        await node.finish(job, receipt)
+    assert len(escrow.sent) == 1
+
+
+def _node_url(http: httpx.AsyncClient) -> str:
+    return f"ws://{http.base_url.host}:{http.base_url.port}/v1/node"
+
+
+async def _settled(http: httpx.AsyncClient, path: str) -> Any:
+    """What is told of a job once it is settled."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            told = (await http.get(path)).json()
+            if told["settlement"] is not None:
+                return told
+            await asyncio.sleep(0.01)
 
 
 async def test_a_part_that_dies_stops_the_whole(config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch) -> None:

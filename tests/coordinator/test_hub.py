@@ -124,13 +124,15 @@ async def test_silence_at_the_door(at: Served, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_full_house() -> None:
-    """A coordinator that has as many nodes as it takes says so, and takes the next one when there is room."""
+    """A coordinator that has as many nodes as it takes says so, but lets its own come back, and others in when one has left."""
     async with served(max_nodes=1) as at:
-        first = await LinkNode.join(at, ANN)
+        await LinkNode.join(at, ANN)
         second = await LinkNode.open(at, BOB)
+        await second.hello()
         error = await second.refusal()
         assert (error.code, error.retry) == (Code.COORDINATOR_UNAVAILABLE, True)
-        await first.socket.close()
+        again = await LinkNode.join(at, ANN)
+        await again.socket.close()
         await until(lambda: at.hub.connected == 0)
         await LinkNode.join(at, BOB)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -336,6 +338,24 @@ async def test_a_closed_store_refuses(tmp_path: Path) -> None:
         await store.put_receipt(JOB, _receipt(), Amount(1))
     with pytest.raises(Unavailable):
         await store.job(JOB)
+
+
+async def test_what_was_stored_survives_a_kill(tmp_path: Path) -> None:
+    """What a write has returned from is on disk by then: a copy of the files, as a crash would leave them, has it all."""
+    store = Store(f"sqlite:///{tmp_path}/coordinator.db")
+    await store.start()
+    store.note_job(_record())
+    await store.put_receipt(JOB, _receipt(), Amount(20), _record(state=State.COMPLETED))
+    await store.put_claim(make_claim(ANN, (_order(), 1, 20)), START)
+    await asyncio.to_thread(shutil.copytree, tmp_path, tmp_path.with_name("crashed"))
+    await store.close()
+    found = Store(f"sqlite:///{tmp_path.with_name('crashed')}/coordinator.db")
+    await found.start()
+    known = await found.job(JOB)
+    assert known is not None
+    assert (known.record.state, known.receipt) == (State.COMPLETED, unchecked(_receipt()))
+    assert len(await found.pending_claims(9)) == 1
+    await found.close()
 
 
 async def test_one_bad_write_does_not_take_others_with_it(tmp_path: Path) -> None:
