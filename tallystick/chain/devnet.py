@@ -207,6 +207,10 @@ class Node:
         return hex(self.evm.estimate_gas(_read_call(call), self._block(block)))
 
     def _block_by_number(self, raw: object, full: object = False) -> dict[str, Any] | None:
+        if raw == "pending":  # nothing waits, but its time is when the next call would happen
+            last = self.evm.blocks[-1]
+            coming = {"hash": None, "number": hex(len(self.evm.blocks)), "timestamp": hex(self.evm.next_timestamp())}
+            return last | coming | {"parentHash": last["hash"], "transactions": [], "baseFeePerGas": hex(self.evm.base_fee)}
         try:
             return self._with_bodies(self._block(raw), full)
         except Rejected:

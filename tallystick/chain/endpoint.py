@@ -194,6 +194,11 @@ class Rpc:
             raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {self.url} has no blocks")
         return latest.timestamp
 
+    async def now(self) -> int:
+        """The time that a transaction sent now would have, as well as it can be known: that of the block to come."""
+        raw = await self.request("eth_getBlockByNumber", "pending", False)
+        return self.read_number("block.timestamp", raw.get("timestamp")) if isinstance(raw, dict) else await self.timestamp()
+
     async def balance(self, account: Address) -> int:
         """Coins of an account, in wei."""
         return await self.quantity("eth_getBalance", account, "latest")

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from tallystick import __version__
-from tallystick.cli import chain, demo, market, money, wallet
+from tallystick.cli import chain, contract, demo, funds, market, money, wallet
 from tallystick.cli.output import fail
 from tallystick.protocol.errors import TallyError
 
@@ -27,8 +27,11 @@ app.add_typer(market.coordinator, name="coordinator")
 app.add_typer(wallet.app, name="wallet")
 app.command("deposit")(money.deposit)
 app.command("balance")(money.balance)
-app.command("chain")(chain.chain)
+for command in (funds.thaw, funds.withdraw, funds.reserve, funds.release, funds.cash_out, funds.stake, funds.unstake):
+    app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(chain.app, name="chain")
 app.command("deploy")(chain.deploy)
+app.add_typer(contract.app, name="contract")
 
 
 def _version(show: bool) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tallystick.cli.onchain import open_escrow, require_coins
 from tallystick.cli.options import (
     DEFAULT_WALLET,
     DeploymentFile,
@@ -18,7 +16,6 @@ from tallystick.cli.options import (
     PasswordFile,
     Rpc,
     Wallet,
-    deployment_path,
     keystore_path,
     unlock,
 )
@@ -54,7 +51,7 @@ def deposit(
     payer = key if owner is None else unlock(owner, password_file)
 
     async def run() -> None:
-        async with _escrow(deployment, rpc) as escrow:
+        async with open_escrow(deployment, rpc) as escrow:
             tx = await fill_purse(escrow, Sender(escrow.rpc, payer), key, value, mint=mint)
             purse = await escrow.purse(key.address)
             facts = {"key": key.address, "deposited": str(value), "free": str(purse.free), "owner": purse.owner, "tx": tx}
@@ -73,8 +70,7 @@ async def fill_purse(escrow: Escrow, sender: Sender, key: Signer, value: Amount,
     purse = await escrow.purse(key.address)
     if purse.owner is not None and purse.owner != sender.address:
         raise Refusal(Code.BAD_MESSAGE, f"the purse of {key.address} belongs to {purse.owner}, not to {sender.address}")
-    if await escrow.rpc.balance(sender.address) == 0:
-        raise Refusal(Code.INSUFFICIENT_FUNDS, f"{sender.address} has no coins of the chain to pay for gas; send it some first")
+    await require_coins(escrow, sender.address)
     if mint:
         await escrow.token.mint(sender, sender.address, value)
     held = await escrow.token.balance_of(sender.address)
@@ -101,7 +97,7 @@ def balance(
     providers = [parse_address(one, "--provider") for one in provider or []]
 
     async def run() -> None:
-        async with _escrow(deployment, rpc) as escrow:
+        async with open_escrow(deployment, rpc) as escrow:
             places = await places_of(escrow, address, providers)
         if as_json:
             show_json({"address": address, "places": places})
@@ -128,17 +124,3 @@ async def places_of(escrow: Escrow, address: Address, providers: list[Address]) 
         ("stake", account.stake, "unstake, wait, withdraw"),
     ]
     return [{"place": place, "amount": str(int(amount)), "how": how} for place, amount, how in places]
-
-
-@contextlib.asynccontextmanager
-async def _escrow(deployment: Path | None, rpc: str | None) -> AsyncIterator[Escrow]:
-    from tallystick.chain.deployment import Deployment
-    from tallystick.chain.escrow import Escrow
-    from tallystick.chain.rpc import Rpc
-
-    known = Deployment.load(deployment_path(deployment))
-    endpoint = Rpc(rpc or known.rpc)
-    try:
-        yield Escrow(endpoint, known)
-    finally:
-        await endpoint.close()

@@ -183,6 +183,18 @@ async def test_time_travel(http: httpx.AsyncClient) -> None:
     assert int((await _ask(http, "eth_getBlockByNumber", hex(blocks - 2), False))["timestamp"], 16) == after + 500
 
 
+async def test_the_block_to_come(either: World) -> None:
+    """Its time is the one that a transaction would have now: no earlier than the last block's, and moved with the clock."""
+    last = await either.rpc.timestamp()
+    assert last <= await either.rpc.now() <= last + 60
+    await either.rpc.request("evm_increaseTime", 1_000)
+    assert 1_000 <= await either.rpc.now() - last <= 1_060
+    result = await either.escrow.set_fee(either.deployer, 1)
+    block = await either.rpc.block(result.block)
+    assert block is not None
+    assert 1_000 <= block.timestamp - last <= 1_060
+
+
 async def test_snapshot_and_revert(http: httpx.AsyncClient) -> None:
     """Reverting forgets blocks, balances, receipts and logs after the mark; a mark that is gone is not found."""
     payee = person("payee").address
