@@ -33,7 +33,9 @@ def show_facts(facts: Iterable[tuple[str, object]], title: str | None = None) ->
 
 def show_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
     """A table."""
-    table = Table(*columns, title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(str, row))
     out.print(table)
