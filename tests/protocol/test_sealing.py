@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import random
 from itertools import permutations
@@ -261,6 +263,60 @@ def test_equal_chunks_look_different(key: ContentKey, chunk: bytes) -> None:
     """Repeated text in one response, or in the request and the response, is not seen to repeat."""
     first, second, _ = sealed_stream([chunk] * 3, key)
     assert len({first[1:17], second[1:17], key.seal_request(JOB, chunk)[:16]}) == 3
+
+
+def test_sealed_bytes_are_these() -> None:
+    """Labels, nonces, padding and bound data are the wire: what an older peer sealed or committed to, a newer one opens."""
+    parts = (
+        KEY.seal_request(JOB, b"body"),
+        *sealed_stream([b"first", b"last"]),
+        KEY.commitment_key,
+        commit_request(KEY.commitment_key, JOB, b"body"),
+        _transcript([b"first", b"last"]),
+    )
+    assert [hashlib.sha256(part).hexdigest()[:16] for part in parts] == [
+        "c2e354fdc4327494",
+        "032a92b251709fe2",
+        "b9bbb783619d538d",
+        "88b928b1fe9f57e1",
+        "a560f835e79991e3",
+        "8f0902bf60656b3f",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("suite", "wrapped"),
+    [
+        (
+            X25519,
+            "Bfd6Ia5oW+W0YE8XGYOQfNkwxhORCjY8wEJlV/8sW1qTqMGYH73tr75akerce1/FEtv+ztK4gMJgyAE8VXyG6Lnt42lmktxNMnrKlFDAGTc=",
+        ),
+        (
+            HYBRID,
+            (
+                "wqnhsgG/eha4DvDZdB/zDkx5JppK4W67xNgP6GQbOmV5L+DEPxNoldDeRvxz63PShGFbtauSkApIU6qyMqbEdD8AXymIia/nRYASfEtJ7zlpSa"
+                "cJmGccA9g8CtZLgvy3+ai4QgMrzk6UkcopwjxzghS7EAtJx0c5jjkgjD4jXkQELlwdUj57HrC9VDuNLgy7WLEBDVu0W1MyDjk2oODCnVNyvTz4"
+                "+WQZS3MeKh96T8tsfwtrJaApukTGUFM/lVdrJ4gdoyCB4jmcm6tuh1oy9PKjAVFwlp0jZD2O0ymdUCNdKDLdRmopmsgyf3fId6jGSi2i7tu1ug"
+                "yB6RJ1r+Rq9mI2C23tcDoCrIk8lz6O9fJAgk4lvZXL+zC6SLnSA+/tcIdp9ah9AAZvjHqVJQT2hJ36LXxMHsm7EBqXiILy0cIhqxVpM4CeuITj"
+                "xobjEty2mlamq0xmkz9zqmUjIlAhPN6gh//yBnXVEEgVYhBWMsLsaLlPOrGUwP2fBa35FgmggqzRWGjAw3RGFp07u8tTM9UQIdwTlP33tQWtZG"
+                "nGV3L6f9eBocjWmZ7BVk44g1C//jhsAdHMmWDSqVXCywyzwmKf/aYMc8T/phOUMMdDaI7SVB6qBy9LIcX7CoiyH1+EaLwzHJlSiiEEipUIIYfZ"
+                "SYofhLTUkffgEpgNtIQLelARgKZ19d/473sooEHh00wcez+3EE3EwubtAEw5l7vNowD9ziyJTDMsNmPBBrLSjrgsrsE4kmh/YoGeZkd5DRVuj3"
+                "7eYeM0fkyf6qT3KhhV00nfCi5VnAnG9eF5U8y7ujDU+NrpiLCSMjiwqW746mOc57sAH0qqKv5hPPSm7LqL5zMgaUb4eILzG5fC2F4GxQ4fDtmC"
+                "73VmahK3QWgaepT7If92OOIaK5b9jP6jjp/ZXiOhcvUnT0ror9YjCV5VSVQOZB1+/b7A8MG35aIHG9EIX42P6vtBu5QEBm5HPqOVoYtdsRvpR1"
+                "D2VUQyiRxwwZcfK/ZxBAUAaDV42FV2X3vAqBhA5XTZ0atA0Yh+NjEP9oykMEMkgD5ZU57hWXV3XKmpGCZvs5kwBkeGTVDDN3s9pybKhAHVzbug"
+                "F6jmf1R2xgXfUKEyZXBom7ehTTDiqBTfXNjbilmgzXq+7gmXim64NA5FWQeg5Vk0IwRAMhFXhcK6ya9ogw8rZWQycJvSkQXaELoz+0oAHsZOA2"
+                "GFoagbrxOyJ/g2scGxx2q+8UPPo6B3+9/jb2/M8BaxaSEeVA57rfONNrgSAa9rezs7XV3cdRrCGIB1A2gEZ8TRSi9wI6w+S4XBguwkO93FpMgd"
+                "Fhh5BMf2uwiIzOsX9vDlUZt4hkyAeXYRm7XbNp7lg3nxPrHn0O5DzMOYeoGgfpztxqgL0fwvP7HODBHP3ESqIMWFAAaKqZtOQg1Tt3Oldbu7Kc"
+                "IYaXvhsLDnQLQ7ZAis3m7hgjr8MBq81p2DIHEvbBt2hxYZCjXB04NrAQ037z9MaC4SyF8FhkQndKeVh/Ve2pchvUAmzUHx5KwCBPcC8xjvfbkX"
+                "UH7ai3PLsEf6DOHUQQ=="
+            ),
+        ),
+    ],
+)
+def test_a_key_that_was_wrapped_long_ago_still_opens(suite: str, wrapped: str) -> None:
+    """One wrapped key of each suite, made when this test was written: the suite's parameters and what is bound do not drift."""
+    sealed = base64.b64decode(wrapped)
+    assert SEALING[suite].unwrap(sealed, job=JOB, order_hash=ORDER, provider=PROVIDER) == KEY
 
 
 # Wrapped keys

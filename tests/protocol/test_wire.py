@@ -16,7 +16,9 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import Ask, Claim, ClaimRow, Connect, Match, Order, Spec, Terms
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import (
+    INITIAL_CREDIT,
     LINK_HEAD,
+    MAX_BODY,
     MAX_CANDIDATES,
     MAX_CHAIN_ID,
     MAX_FRAME,
@@ -466,6 +468,12 @@ def test_a_full_shortlist_fits_the_header() -> None:
     submission = Submission(JOB, (candidate,) * MAX_CANDIDATES, b"")
     assert len(submission.dumps()) < MAX_HEADER
     assert Submission.loads(submission.dumps()) == submission
+
+
+def test_the_limits_are_these() -> None:
+    """Limits are a part of the wire: a peer that lowers one breaks those that use it."""
+    assert (MAX_HEADER, MAX_BODY, MAX_FRAME) == (262_144, 33_554_432, 1_048_576)
+    assert (MAX_CANDIDATES, MAX_WRAPPED, INITIAL_CREDIT, LINK_HEAD) == (8, 4_096, 64, 17)
 
 
 def test_a_header_has_a_limit() -> None:

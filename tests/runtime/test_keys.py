@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -320,6 +321,25 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
         write_private(path, b"new")
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_private_file_and_its_name_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contents are on disk before the name is, and the name before the call returns; a folder that cannot sync is borne."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def spy(descriptor: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        synced.append(
+            f"{kind}, name there: {(tmp_path / 'f').exists()}, bytes: {os.fstat(descriptor).st_size if kind == 'file' else 0}"
+        )
+        fsync(descriptor)
+        if kind == "folder":
+            raise OSError(errno.EINVAL, "no syncing of folders here")
+
+    monkeypatch.setattr(os, "fsync", spy)
+    write_private(tmp_path / "f", b"data")
+    assert synced == ["file, name there: False, bytes: 4", "folder, name there: True, bytes: 0"]
 
 
 def test_a_private_file_can_insist_on_being_new(tmp_path: Path) -> None:
