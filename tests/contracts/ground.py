@@ -57,6 +57,7 @@ class Ground:
             base_fee_per_gas=0,
             excess_blob_gas=0,
         )
+        self.chain_id = chain_id
         self._db = AtomicDB()
         self.state = PragueState(self._db, self._context, BLANK_ROOT_HASH)
 

@@ -1,0 +1,133 @@
+"""What the model of the escrow holds: the state behind model.py's calls."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+from tallystick.chain.escrow import Rules
+from tallystick.protocol.eip712 import Domain, Message, recover
+from tallystick.protocol.errors import BadSignature
+from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash
+
+TOP = 1 << 96
+
+
+class No(Exception):
+    """The contract must refuse with this error."""
+
+    def __init__(self, name: str, **values: object) -> None:
+        super().__init__(name, values)
+        self.name, self.values = name, values
+
+
+@dataclass
+class Purse:
+    """A payer's deposit; `thaw_at` is 0 while nothing thaws."""
+
+    owner: Address
+    free: int = 0
+    thawing: int = 0
+    thaw_at: int = 0
+
+
+@dataclass
+class Tab:
+    """One payer with one provider."""
+
+    settled: int = 0
+    reserved: int = 0
+    release_at: int = 0
+
+
+@dataclass
+class Account:
+    """A provider's or a coordinator's credit."""
+
+    credit: int = 0
+    fee_bps: int = 0
+    payout: Address = ZERO_ADDRESS
+
+
+@dataclass
+class Bond:
+    """A provider's stake."""
+
+    staked: int = 0
+    unstaking: int = 0
+    unstake_at: int = 0
+
+
+class Holdings:
+    """The escrow's whole state, its token's as far as it matters, and what every call asks of them."""
+
+    def __init__(self, domain: Domain, token: Address, rules: Rules, now: int) -> None:
+        self.domain, self.token, self.rules, self.now = domain, token, rules, now
+        self.purses: dict[Address, Purse] = {}
+        self.tabs: defaultdict[tuple[Address, Address], Tab] = defaultdict(Tab)
+        self.accounts: defaultdict[Address, Account] = defaultdict(Account)
+        self.bonds: defaultdict[Address, Bond] = defaultdict(Bond)
+        self.taken: Counter[bytes] = Counter()
+        self.coins: Counter[Address] = Counter()
+        self.allowance: Counter[Address] = Counter()
+        self.nonces: Counter[Address] = Counter()
+        self.used: set[tuple[Address, bytes]] = set()
+
+    @property
+    def owed(self) -> int:
+        """Purses, credit and stakes."""
+        purses = sum(purse.free for purse in self.purses.values()) + sum(tab.reserved for tab in self.tabs.values())
+        credit = sum(account.credit for account in self.accounts.values())
+        return purses + credit + sum(bond.staked + bond.unstaking for bond in self.bonds.values())
+
+    def reserved(self, key: Address) -> int:
+        """What a purse has pledged in all."""
+        return sum(tab.reserved for (payer, _), tab in self.tabs.items() if payer == key)
+
+    def wealth(self, who: Address) -> int:
+        """All that is somebody's: wallet, purses, credit, stake."""
+        purses = sum(purse.free + self.reserved(key) for key, purse in self.purses.items() if purse.owner == who)
+        bond = self.bonds[who]
+        return self.coins[who] + purses + self.accounts[who].credit + bond.staked + bond.unstaking
+
+    def payout_of(self, who: Address) -> Address:
+        """Where credit goes."""
+        return who if self.accounts[who].payout == ZERO_ADDRESS else self.accounts[who].payout
+
+    def owned(self, sender: Address, key: Address) -> Purse:
+        if key not in self.purses:
+            raise No("UnknownPurse", key=key)
+        if self.purses[key].owner != sender:
+            raise No("NotOwner", key=key, caller=sender)
+        return self.purses[key]
+
+    def is_signed(self, signer: Address, digest: Hash, signature: bytes) -> bool:
+        try:
+            return recover(digest, signature) == signer != ZERO_ADDRESS
+        except BadSignature:
+            return False
+
+    def require_signed(self, signer: Address, message: Message, signature: bytes) -> None:
+        if not self.is_signed(signer, message.digest(self.domain), signature):
+            raise No("BadSignature", signer=signer)
+
+    def pull(self, who: Address, amount: int) -> None:
+        if self.allowance[who] < amount:
+            raise No("ERC20InsufficientAllowance", spender=self.domain.contract, allowance=self.allowance[who], needed=amount)
+        if self.coins[who] < amount:
+            raise No("ERC20InsufficientBalance", sender=who, balance=self.coins[who], needed=amount)
+        self.coins[who] -= amount
+        self.allowance[who] -= amount
+        self.coins[self.domain.contract] += amount
+
+    def push(self, who: Address, amount: int) -> None:
+        self.coins[self.domain.contract] -= amount
+        self.coins[who] += amount
+
+
+def sane(amount: int) -> None:
+    """Refuses amounts that are none."""
+    if not amount:
+        raise No("ZeroAmount")
+    if amount >= TOP:
+        raise No("AmountTooLarge", amount=amount)
