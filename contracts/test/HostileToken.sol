@@ -3,17 +3,30 @@ pragma solidity ^0.8.28;
 
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
 
-/// @title A token that keeps a fee, blocks accounts, calls back, or says nothing: what the escrow must survive.
+/// @title A token that keeps a fee, blocks accounts, calls back, lies or says nothing: what the escrow must survive.
 contract HostileToken is ERC20("Hostile", "HOST") {
+    /// What a transfer answers: true, false without having moved anything, or nothing at all.
+    enum Answer {
+        True,
+        False,
+        Nothing
+    }
+
     uint256 public fee;
     mapping(address => bool) public blocked;
     address public target;
     bytes public callback;
+    bool public patient;
+    Answer public answer;
 
     error Blocked(address account);
 
     function mint(address to, uint256 amount) external {
         _mint(to, amount);
+    }
+
+    function burn(address from, uint256 amount) external {
+        _burn(from, amount);
     }
 
     function decimals() public pure override returns (uint8) {
@@ -29,9 +42,38 @@ contract HostileToken is ERC20("Hostile", "HOST") {
         blocked[account] = value;
     }
 
-    /// During every transfer this call is made; its failure makes the transfer fail. An empty target calls nobody.
-    function setCallback(address target_, bytes calldata data) external {
-        (target, callback) = (target_, data);
+    function setAnswer(Answer value) external {
+        answer = value;
+    }
+
+    /// During every transfer this call is made; its failure makes the transfer fail, unless `patient_`. An empty target calls nobody.
+    function setCallback(address target_, bytes calldata data, bool patient_) external {
+        (target, callback, patient) = (target_, data, patient_);
+    }
+
+    /// The token itself takes part in the market: it makes a call and fails as the call does.
+    function act(address to, bytes calldata data) external {
+        _call(to, data, false);
+    }
+
+    function transfer(address to, uint256 amount) public override returns (bool) {
+        return _answer(msg.sender, to, amount);
+    }
+
+    function transferFrom(address from, address to, uint256 amount) public override returns (bool) {
+        _spendAllowance(from, msg.sender, amount);
+        return _answer(from, to, amount);
+    }
+
+    function _answer(address from, address to, uint256 amount) private returns (bool) {
+        if (answer == Answer.False) return false;
+        _transfer(from, to, amount);
+        if (answer == Answer.Nothing) {
+            assembly ("memory-safe") {
+                return(0, 0)
+            }
+        }
+        return true;
     }
 
     function _update(address from, address to, uint256 amount) internal override {
@@ -43,13 +85,15 @@ contract HostileToken is ERC20("Hostile", "HOST") {
             super._update(from, to, amount - fee);
             super._update(from, address(0), fee);
         }
-        if (from != address(0) && target != address(0)) {
-            (bool ok, bytes memory said) = target.call(callback);
-            if (!ok) {
-                assembly ("memory-safe") {
-                    revert(add(said, 32), mload(said))
-                }
-            }
+        bool moved = from != address(0) && to != address(0);
+        if (moved && target != address(0)) _call(target, callback, patient);
+    }
+
+    function _call(address to, bytes memory data, bool patient_) private {
+        (bool ok, bytes memory said) = to.call(data);
+        if (ok || patient_) return;
+        assembly ("memory-safe") {
+            revert(add(said, 32), mload(said))
         }
     }
 }

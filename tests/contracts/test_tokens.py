@@ -68,10 +68,10 @@ async def test_a_token_that_calls_back_gets_nowhere(hostile: World) -> None:
     """A transfer that re-enters the escrow fails as a whole."""
     await hostile.settle(await hostile.sender(PROVIDER), hostile.row(KEY, PROVIDER.address, DOLLAR))
     again = hostile.escrow.calldata("cashOut", PROVIDER.address)
-    await _tell(hostile, "setCallback", hostile.deployment.escrow, again)
+    await _tell(hostile, "setCallback", hostile.deployment.escrow, again, False)
     with pytest.raises(Refusal):
         await hostile.escrow.cash_out(await hostile.sender(STRANGER), PROVIDER.address)
-    await _tell(hostile, "setCallback", ZERO_ADDRESS, b"")
+    await _tell(hostile, "setCallback", ZERO_ADDRESS, b"", False)
     await hostile.escrow.cash_out(await hostile.sender(STRANGER), PROVIDER.address)
     assert await hostile.escrow.token.balance_of(PROVIDER.address) == DOLLAR
 
