@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tallystick.chain.escrow import ProviderAccount, Purse, Rules, TabState
-from tallystick.protocol.types import Amount, format_amount
+from tallystick.protocol.types import Address, Amount, format_amount
 
 REPORTER_PERCENT = 20
 _UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
@@ -25,10 +25,12 @@ class Step:
     call: str
     command: str = ""
     at: int = 0
+    account: Address | None = None
+    """Of `who`, where it is one account that is known."""
 
     def to_json(self) -> dict[str, object]:
         """The step for programs; `command` is null where `tally` has none."""
-        step: dict[str, object] = {"who": self.who, "what": self.what, "call": self.call}
+        step: dict[str, object] = {"who": self.who, "account": self.account, "what": self.what, "call": self.call}
         return step | {"command": self.command or None, "at": self.at or None}
 
 
@@ -73,14 +75,18 @@ class Explainer:
             unknown = "No purse was ever opened for this key: orders that it signs cannot be paid."
             step = Step("the key, or anyone with its signature", "open it, and fill it", "open", "tally deposit AMOUNT")
             return Meaning("unopened", (unknown,), (step,))
-        owner, free = f"the owner {purse.owner}", Amount(purse.free - purse.thawing)
+        free = Amount(purse.free - purse.thawing)
         says = [
             f"{self._money(free)} is free: it pays what any provider collects on orders that the key signed, pledged to none.",
         ]
+
+        def owner(what: str, call: str, command: str, at: int = 0) -> Step:
+            return Step("the owner", what, call, command, at, purse.owner)
+
         steps = [
-            Step(owner, "add to it", "deposit", "tally deposit AMOUNT"),
-            Step(owner, f"pledge up to {self._money(free)} to a provider", "reserve", "tally reserve PROVIDER AMOUNT"),
-            Step(owner, f"start taking it out: {span(self._rules.thaw)} later it may leave", "thaw", "tally thaw AMOUNT"),
+            owner("add to it", "deposit", "tally deposit AMOUNT"),
+            owner(f"pledge up to {self._money(free)} to a provider", "reserve", "tally reserve PROVIDER AMOUNT"),
+            owner(f"start taking it out: {span(self._rules.thaw)} later it may leave", "thaw", "tally thaw AMOUNT"),
         ]
         if not purse.thawing:
             return Meaning("open" if free else "empty", tuple(says), tuple(steps if free else steps[:1]))
@@ -90,41 +96,50 @@ class Explainer:
             "what providers collect. No reservation is refilled meanwhile."
         )
         out = [
-            Step(owner, f"withdraw {amount}", "withdraw", "tally withdraw", 0 if ready else purse.thaw_at),
-            Step(owner, "call the thaw off", "cancelThaw", "tally thaw --cancel"),
+            owner(f"withdraw {amount}", "withdraw", "tally withdraw", 0 if ready else purse.thaw_at),
+            owner("call the thaw off", "cancelThaw", "tally thaw --cancel"),
         ]
         return Meaning("thawed" if ready else "thawing", tuple(says), (*out, *steps[:2]) if free else (*out, steps[0]))
 
     def tab(self, tab: TabState, purse: Purse) -> Meaning:
         """One payer's account with one provider; `purse` is the payer's."""
-        owner = f"the purse's owner {purse.owner}" if purse.owner else "the purse's owner"
+
+        def owner(what: str, call: str, command: str, at: int = 0) -> Step:
+            return Step("the purse's owner", what, call, command, at, purse.owner)
+
         says = [f"The provider was paid {self._money(tab.settled)} by this payer, in all."]
         collect = Step("the provider, or anyone with its signed claim", "collect what receipts and orders allow", "settle")
-        reserve = Step(owner, "pledge more", "reserve", "tally reserve PROVIDER AMOUNT")
-        if not tab.reserved:
+        reserve = owner("pledge more", "reserve", "tally reserve PROVIDER AMOUNT")
+        if not tab.reserved and not tab.release_at:
             free = self._money(purse.free)
             says.append(f"Nothing is reserved for it. It can collect out of the purse's {free}, as long as others do not first.")
             return Meaning("open" if tab.settled else "unused", tuple(says), (collect, reserve) if purse.owner else ())
         reserved = self._money(tab.reserved)
-        says.append(f"{reserved} is reserved: nobody but this provider can collect it.")
-        back = Step("the provider", "give back any part of it at once", "giveBack")
+        says.append(f"{reserved} is reserved" + (": nobody but this provider can collect it." if tab.reserved else " any more."))
+        back = [Step("the provider", "give back any part of it at once", "giveBack")] if tab.reserved else []
         if not tab.release_at:
             wait = f"start taking it back: {span(self._rules.release)} later it is free again"
-            release = Step(owner, wait, "release", "tally release PROVIDER")
-            return Meaning("reserved", tuple(says), (collect, reserve, release, back))
+            release = owner(wait, "release", "tally release PROVIDER")
+            return Meaning("reserved", tuple(says), (collect, reserve, release, *back))
         ready = tab.release_at <= self._now
         says.append(
             f"The owner is taking it back, and may do so {moment(tab.release_at, self._now)}. Until then the provider can "
             "collect it. It is not refilled meanwhile."
         )
         at = 0 if ready else tab.release_at
-        finish = Step(owner, f"take back {reserved}", "finishRelease", "tally release PROVIDER", at)
-        stop = Step(owner, "pledge more, which calls the release off", "reserve", "tally reserve PROVIDER AMOUNT")
-        return Meaning("released" if ready else "releasing", tuple(says), (collect, finish, stop, back))
+        finish = owner(
+            f"take back {reserved}" if tab.reserved else "end the release", "finishRelease", "tally release PROVIDER", at
+        )
+        stop = owner("pledge more, which calls the release off", "reserve", "tally reserve PROVIDER AMOUNT")
+        return Meaning("released" if ready else "releasing", tuple(says), (collect, finish, stop, *back))
 
-    def provider(self, account: ProviderAccount, address: str) -> Meaning:
+    def provider(self, account: ProviderAccount, address: Address) -> Meaning:
         """Credit and stake of an account."""
-        who, says, steps = f"the account {address}", list[str](), list[Step]()
+
+        def itself(what: str, call: str, command: str, at: int = 0) -> Step:
+            return Step("the account itself", what, call, command, at, address)
+
+        says, steps = list[str](), list[Step]()
         if account.credit:
             says.append(f"{self._money(account.credit)} is earned and not yet cashed out; it goes to {account.payout}.")
             out = f"pay {self._money(account.credit)} to {account.payout}"
@@ -138,10 +153,10 @@ class Explainer:
                 f"{penalty} each: {REPORTER_PERCENT} % goes to whoever reports it."
             )
             leave = f"start taking it out: {span(self._rules.unstake)} later it may leave"
-            steps.append(Step(who, leave, "unstake", "tally unstake AMOUNT"))
+            steps.append(itself(leave, "unstake", "tally unstake AMOUNT"))
         else:
             says.append("Nothing is staked: evidence against this account would cost it nothing.")
-            steps.append(Step(who, "stake", "stake", "tally stake AMOUNT"))
+            steps.append(itself("stake", "stake", "tally stake AMOUNT"))
         ready = account.unstake_at <= self._now
         if account.unstaking:
             amount = self._money(account.unstaking)
@@ -149,8 +164,8 @@ class Explainer:
                 f"{amount} more is leaving: it may be withdrawn {moment(account.unstake_at, self._now)}, and lost until then."
             )
             at = 0 if ready else account.unstake_at
-            steps.append(Step(who, f"withdraw {amount} of the stake", "withdrawStake", "tally unstake", at))
-            steps.append(Step(who, "let it stay", "unstake", "tally unstake --cancel"))
+            steps.append(itself(f"withdraw {amount} of the stake", "withdrawStake", "tally unstake", at))
+            steps.append(itself("let it stay", "unstake", "tally unstake --cancel"))
         if account.fee_bps:
             rate = format_amount(account.fee_bps, 2)
             says.append(f"As a coordinator it asks for {rate} % of what it settles, or less where an order says so.")

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from tallystick.chain.escrow import Rules
     from tallystick.protocol.eip712 import Signer
 
-COIN = 10**18
+LONGEST_WAIT = 365 * 86_400
+"""As the contract has it."""
+
 GIFT_COINS, GIFT_DOLLARS = "1", "1000"
 
 app = typer.Typer(help="Runs a local chain behind JSON-RPC; its sub-commands use one that runs.")
@@ -220,6 +222,8 @@ def _rules(local: bool, waits: dict[str, str | None], penalty: str | None, treas
     if treasury is not None:
         changed["treasury"] = parse_address(treasury, "--treasury")
     rules = replace(LOCAL_RULES if local else PRODUCTION_RULES, **changed)
+    if rules.unstake > LONGEST_WAIT:
+        raise BadMessage("--unstake: at most 365d, so that no mistake locks money for good")
     if rules.unstake <= max(rules.thaw, rules.release):
         raise BadMessage("--unstake: must be longer than --thaw and --release, so that evidence against a provider is never late")
     return rules

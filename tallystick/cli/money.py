@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallystick.cli.onchain import open_escrow, require_coins
+from tallystick.cli.onchain import account_of, open_escrow, require_coins
 from tallystick.cli.options import (
     DEFAULT_WALLET,
     DeploymentFile,
@@ -16,14 +16,12 @@ from tallystick.cli.options import (
     PasswordFile,
     Rpc,
     Wallet,
-    keystore_path,
     unlock,
 )
 from tallystick.cli.output import show_json, show_rows, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Bind
 from tallystick.protocol.types import Address, Amount, Seconds, format_amount, parse_address, parse_amount
-from tallystick.runtime.keys import keystore_address
 
 if TYPE_CHECKING:
     from tallystick.chain.escrow import Escrow
@@ -88,17 +86,21 @@ def balance(
     wallet: Wallet = DEFAULT_WALLET,
     account: Annotated[str | None, typer.Option("--address", help="Look at this address instead of a wallet.")] = None,
     provider: Annotated[list[str] | None, typer.Option(help="Also show the tab with this provider (repeatable).")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Look for every tab in the contract's events; slow where the chain is long.")
+    ] = False,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
     """Shows where an account's money is and how to get it back: wallet, purse, reservations, credit. Needs no password."""
-    address = parse_address(account) if account else parse_address(keystore_address(keystore_path(wallet)))
-    providers = [parse_address(one, "--provider") for one in provider or []]
+    address = parse_address(account) if account else account_of(wallet, "--wallet")
+    providers = [account_of(one, "--provider") for one in provider or []]
 
     async def run() -> None:
         async with open_escrow(deployment, rpc) as escrow:
-            places = await places_of(escrow, address, providers)
+            found = await providers_of(escrow, address) if every else []
+            places = await places_of(escrow, address, list(dict.fromkeys(providers + found)))
         if as_json:
             show_json({"address": address, "places": places})
         else:
@@ -108,19 +110,39 @@ def balance(
     asyncio.run(run())
 
 
+async def providers_of(escrow: Escrow, payer: Address) -> list[Address]:
+    """Every provider that a payer ever had a tab with, from the contract's events. Raises Unavailable."""
+    from tallystick.chain.events import Reserved, Settled, read_events
+
+    cursor, found = escrow.deployment.block, dict[Address, None]()
+    while (page := await read_events(escrow.rpc, escrow.deployment, cursor)).cursor != cursor:
+        cursor = page.cursor
+        found |= {one.provider: None for one in page.events if isinstance(one, Reserved | Settled) and one.payer == payer}
+    return list(found)
+
+
 async def places_of(escrow: Escrow, address: Address, providers: list[Address]) -> list[dict[str, Any]]:
     """Every place where an account's money can sit, in base units. Raises Unavailable."""
     purse = await escrow.purse(address)
     account = await escrow.provider(address)
     tabs = [(one, await escrow.tab(address, one)) for one in providers]
     held = await escrow.token.balance_of(address)
-    thaw = f"until {time.strftime('%F %T', time.localtime(purse.thaw_at))}, then the owner withdraws" if purse.thaw_at else "none"
     places: list[tuple[str, int, str]] = [
         ("wallet", held, "it is yours"),
-        ("purse, free", purse.free - purse.thawing, "the owner thaws it, waits, withdraws"),
-        ("purse, thawing", purse.thawing, thaw),
-        *((f"reserved for {one}", tab.reserved, "release the tab, or the provider gives it back") for one, tab in tabs),
-        ("credit as provider or coordinator", account.credit, f"cash out to {account.payout}"),
-        ("stake", account.stake, "unstake, wait, withdraw"),
+        ("purse, free", purse.free - purse.thawing, "tally thaw AMOUNT, wait, tally withdraw"),
+        ("purse, thawing", purse.thawing, _after(purse.thaw_at, "tally withdraw")),
+        *((f"reserved for {one}", tab.reserved, _released(one, tab.release_at)) for one, tab in tabs),
+        ("credit as provider or coordinator", account.credit, f"tally cash-out pays it to {account.payout}"),
+        ("stake", account.stake, "tally unstake AMOUNT, wait, tally unstake"),
+        ("stake, leaving", account.unstaking, _after(account.unstake_at, "tally unstake")),
     ]
     return [{"place": place, "amount": str(int(amount)), "how": how} for place, amount, how in places]
+
+
+def _after(at: int, command: str) -> str:
+    return f"{command}, from {time.strftime('%F %T', time.localtime(at))} on" if at else "-"
+
+
+def _released(provider: Address, at: int) -> str:
+    again = _after(at, f"tally release {provider}")
+    return again if at else f"tally release {provider}, wait, the same again; or the provider gives it back"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tallystick.protocol.errors import TallyError
@@ -27,7 +28,7 @@ def show_facts(facts: Iterable[tuple[str, object]], title: str | None = None) ->
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts:
-        table.add_row(name, str(value))
+        table.add_row(escape(name), escape(str(value)))
     out.print(table)
 
 
@@ -37,13 +38,13 @@ def show_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], title: s
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(escape(str(value)) for value in row))
     out.print(table)
 
 
 def step(text: str) -> None:
     """A line of progress."""
-    err.print(f"[green]✓[/] {text}", highlight=False)
+    err.print(f"[green]✓[/] {escape(text)}", highlight=False)
 
 
 def fail(error: TallyError, *, as_json: bool = False) -> NoReturn:
@@ -51,7 +52,7 @@ def fail(error: TallyError, *, as_json: bool = False) -> NoReturn:
     if as_json:
         show_json(error.as_json())
     else:
-        err.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         hint = "trying again may help" if error.retry else f"code {error.code.value}"
         err.print(f"[dim]({hint}; at fault: {error.fault.value})[/]", highlight=False)
     sys.exit(1)

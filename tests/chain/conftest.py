@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -70,11 +71,25 @@ async def either(either_rpc: Rpc) -> World:
     return await World.make(either_rpc)
 
 
+@pytest.fixture(scope="session")
+def proxies() -> Iterator[Callable[[str], Proxy]]:
+    """A proxy before each chain, for all tests of one worker."""
+    with contextlib.ExitStack() as stack:
+        made: dict[str, Proxy] = {}
+
+        def before(url: str) -> Proxy:
+            if url not in made:
+                made[url] = stack.enter_context(misbehaving(url))
+            made[url].reset()
+            return made[url]
+
+        yield before
+
+
 @pytest.fixture
-def proxy(either_url: str) -> Iterator[Proxy]:
+def proxy(either_url: str, proxies: Callable[[str], Proxy]) -> Proxy:
     """A proxy before either chain."""
-    with misbehaving(either_url) as proxy:
-        yield proxy
+    return proxies(either_url)
 
 
 @pytest.fixture

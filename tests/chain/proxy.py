@@ -28,6 +28,7 @@ class Fault(Enum):
     CUT = "half an answer, then a closed connection"
     LOSE = "passes the request on, then closes the connection"
     SWALLOW = "acknowledges a transaction and forgets it"
+    NO_METHOD = "a JSON-RPC error: there is no such method"
 
 
 class Proxy:
@@ -38,6 +39,10 @@ class Proxy:
 
     def __init__(self, target: str) -> None:
         self.target, self.url = target, ""
+        self.reset()
+
+    def reset(self) -> None:
+        """Behaves, and has seen nothing."""
         self.faults: dict[str, list[Fault]] = {}
         self.answers: dict[str, Any] = {}
         self.calls: Counter[str] = Counter()
@@ -84,6 +89,9 @@ class Proxy:
             await _reply(send, 429, b"slow down", (b"retry-after", b"0"))
         elif fault is Fault.LIMIT_ERROR:
             error = {"code": -32005, "message": "limit exceeded"}
+            await _reply(send, 200, json.dumps({"jsonrpc": "2.0", "id": request["id"], "error": error}).encode())
+        elif fault is Fault.NO_METHOD:
+            error = {"code": -32601, "message": "the method does not exist/is not available"}
             await _reply(send, 200, json.dumps({"jsonrpc": "2.0", "id": request["id"], "error": error}).encode())
         elif fault is Fault.BROKEN:
             await _reply(send, 500, b'{"error": "internal"}')

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -9,7 +9,7 @@ from tallystick.chain.codec import load_abi, snake
 from tallystick.chain.events import DeepReorg, Deposited, Event, FeeSet, Page, PurseOpened, Settled, follow_events, read_events
 from tallystick.chain.rpc import Rpc, RpcError
 from tallystick.protocol.errors import PeerError, Unavailable
-from tests.chain.proxy import Fault, Proxy, misbehaving
+from tests.chain.proxy import Fault, Proxy
 from tests.chain.world import DOLLAR, World, person
 
 KEY, OWNER, PROVIDER = person("key"), person("owner"), person("provider")
@@ -288,7 +288,6 @@ async def test_what_are_no_logs(world: World, proxy_of_world: Proxy, logs: objec
 
 
 @pytest.fixture
-def proxy_of_world(chain_url: str) -> Iterator[Proxy]:
+def proxy_of_world(chain_url: str, proxies: Callable[[str], Proxy]) -> Proxy:
     """A proxy before the embedded chain."""
-    with misbehaving(chain_url) as proxy:
-        yield proxy
+    return proxies(chain_url)
