@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eth_account import Account
+
+from tallystick.chain.evm import Evm
+from tallystick.chain.rpc import MAX_TRANSACTION_GAS
+from tallystick.protocol.eip712 import Signer, checksum
+from tallystick.protocol.types import Amount
+from tests.contracts import gas
+from tests.contracts.ground import CHAIN_ID
+from tests.contracts.market import DOLLAR, Market, person
+
+KEY, OWNER, PROVIDER, DEPLOYER = (person(n) for n in ("key", "owner", "provider", "deployer"))
+
+
+def test_the_targets_that_are_met_stay_met() -> None:
+    """Alone at most 52,000 a row, at 100 rows at most 22,000, relayed and with a coordinator's fee too; cheaper than x402."""
+    found = json.loads((Path(__file__).parents[2] / "contracts" / "gas.json").read_text())
+    assert found["settle_row_1"] <= gas.TARGETS["settle_row_1"]
+    assert max(value for name, value in found.items() if name.startswith("settle_row_100")) <= gas.TARGETS["settle_row_100"]
+    for rows in (10, 100):
+        assert found[f"settle_row_{rows}_relayed"] < gas.QUOTED[f"x402_row_{rows}"]
+    assert found["max_rows"] * found["settle_row_100_relayed"] < 1.05 * MAX_TRANSACTION_GAS
+
+
+def test_the_measure_is_what_receipts_say() -> None:
+    """Gas as computed here is the gasUsed of the same transactions in blocks of the embedded chain."""
+    people = (DEPLOYER, KEY, OWNER, PROVIDER)
+    market = Market()
+    evm = Evm(CHAIN_ID, [bytes.fromhex(who.address[2:]) for who in people])
+    nonces = dict.fromkeys((who.address for who in people), 0)
+
+    def send(who: Signer, to: str | None, data: bytes) -> int:
+        fields: dict[str, Any] = {"type": 2, "chainId": CHAIN_ID, "nonce": nonces[who.address], "gas": 10**7, "data": data}
+        fees = {"maxFeePerGas": 10**11, "maxPriorityFeePerGas": 10**9, "value": 0} | ({"to": checksum(to)} if to else {})
+        nonces[who.address] += 1
+        raw = bytes(Account.sign_transaction(fields | fees, who.secret).raw_transaction)
+        receipt = evm.receipts[evm.send_raw(raw)]
+        assert receipt["status"] == "0x1"
+        return int(receipt["gasUsed"], 16)
+
+    rules = tuple(getattr(market.rules, name) for name in market.rules.__slots__)
+    for code in (market.token_abi.create(), market.escrow_abi.create(market.token, rules)):
+        send(DEPLOYER, None, code)
+    row = market.row(KEY, PROVIDER.address, DOLLAR, reserve_target=Amount(DOLLAR))
+    market.ground.now = evm.next_timestamp()
+    for who, function, arguments in (
+        (OWNER, "mint", (OWNER.address, 5 * DOLLAR)),
+        (OWNER, "approve", (market.escrow, 5 * DOLLAR)),
+        (KEY, "open", (KEY.address, OWNER.address, b"")),
+        (OWNER, "deposit", (KEY.address, 5 * DOLLAR)),
+        (PROVIDER, "settle", ([(PROVIDER.address, [row.encode()], b"")],)),
+        (OWNER, "thaw", (KEY.address, DOLLAR)),
+        (OWNER, "cancelThaw", (KEY.address,)),
+        (PROVIDER, "cashOut", (PROVIDER.address,)),
+    ):
+        abi, to = (market.token_abi, market.token) if function in {"mint", "approve"} else (market.escrow_abi, market.escrow)
+        data = abi.call(function, *arguments)
+        assert market.ground.send(who.address, to, data).gas == send(who, to, data), function
