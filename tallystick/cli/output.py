@@ -44,7 +44,7 @@ def show_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], title: s
 
 def step(text: str) -> None:
     """A line of progress."""
-    err.print(f"[green]✓[/] {escape(text)}", highlight=False)
+    err.print(f"[green]✓[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def fail(error: TallyError, *, as_json: bool = False) -> NoReturn:

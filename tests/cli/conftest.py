@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallystick.cli.main import main
+from tallystick.runtime.keys import create_keystore
+from tests.chain.conftest import anvil_url, chain_url, either_url, proxies, proxy
+from tests.chain.world import person
+
+__all__ = ["anvil_url", "chain_url", "either_url", "proxies", "proxy"]
+
+PASSWORD = "a password"
+CHEAP = 1 << 12
+
+
+@dataclass
+class Tally:
+    """`tally` in this process, with a home folder of its own."""
+
+    home: Path
+    run_main: Callable[[tuple[str, ...]], tuple[int, str, str]]
+
+    def __call__(self, *arguments: str, fails: bool = False) -> Any:
+        """Its JSON; with `fails`, the error in it. Exit codes are checked."""
+        code, out, err = self.run_main((*arguments, "--json"))
+        assert code == int(fails), out + err
+        answer = json.loads(out)
+        return answer["error"] if fails else answer
+
+    def says(self, *arguments: str, code: int = 0) -> str:
+        """What people see, in one line."""
+        found, out, err = self.run_main(arguments)
+        assert found == code, out + err
+        return " ".join((out + err).split())
+
+    def wallet(self, name: str) -> str:
+        """Makes a wallet whose key follows from its name; its address."""
+        signer = person(f"wallet {name}")
+        create_keystore(self.home / "keys" / f"{name}.json", PASSWORD, signer.secret, cost=CHEAP)
+        return signer.address
+
+
+@pytest.fixture
+def tally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tally:
+    """Runs commands as `tally …` would, in an environment without settings of anybody's."""
+    for name, value in {"TALLYSTICK_HOME": str(tmp_path), "TALLYSTICK_PASSWORD": PASSWORD, "COLUMNS": "300"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TALLYSTICK_PASSWORD_FILE", raising=False)
+
+    def run_main(arguments: tuple[str, ...]) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["tally", *arguments])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return Tally(tmp_path, run_main)
