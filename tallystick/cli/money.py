@@ -77,7 +77,7 @@ async def fill_purse(escrow: Escrow, sender: Sender, key: Signer, value: Amount,
     if purse.owner is None:
         bind = key.sign(Bind(key=key.address, owner=sender.address), escrow.deployment.domain)
         await escrow.open_purse(sender, key.address, sender.address, bind)
-    deadline = Seconds(int(time.time()) + PERMIT_SECONDS)
+    deadline = Seconds(await escrow.rpc.now() + PERMIT_SECONDS)
     permit = await escrow.token.permit(sender.signer, escrow.deployment.escrow, value, deadline)
     return (await escrow.deposit_with_permit(sender, key.address, permit)).hash
 

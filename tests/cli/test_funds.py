@@ -66,6 +66,12 @@ def _advance(market: Tally, length: str) -> None:
     market("chain", "advance", length, "--rpc", rpc)
 
 
+def test_a_deposit_after_time_travel(market: Tally, chain_url: str) -> None:
+    """What is signed for the chain goes by the chain's clock, which may be far ahead of this machine's."""
+    market("chain", "advance", "2d", "--rpc", chain_url)
+    assert market("deposit", "1")["deposited"] == "1000000"
+
+
 def test_thawing(market: Tally) -> None:
     """Announced, called off, announced anew, too early, then paid; inspecting names each state and what can be done."""
     assert _state(market, "purse") == ("open", ["deposit", "reserve", "thaw"])

@@ -126,17 +126,18 @@ def test_a_payer_key_with_code(market: Market, code: str, delegation: bool) -> N
 
 async def test_eip_7702_delegated_payer_key(world: World) -> None:
     """The same with a real delegation: a type-4 transaction turns the payer's key into a smart account, and its order pays."""
-    await world.purse(KEY, OWNER, 10 * DOLLAR)
-    row = world.row(KEY, PROVIDER.address, DOLLAR)
+    key = person("smart account")  # of its own: the chain is shared, and this key takes no coins any more
+    await world.purse(key, OWNER, 10 * DOLLAR)
+    row = world.row(key, PROVIDER.address, DOLLAR)
     await world.sender(THIEF)
     chain = {"chainId": world.deployment.chain_id}
-    authorization = Account.sign_authorization(chain | {"address": checksum(world.deployment.token), "nonce": 0}, KEY.secret)
+    authorization = Account.sign_authorization(chain | {"address": checksum(world.deployment.token), "nonce": 0}, key.secret)
     nonce = int(await world.rpc.request("eth_getTransactionCount", THIEF.address, "latest"), 16)
     fees = {"gas": 200_000, "maxFeePerGas": 10**11, "maxPriorityFeePerGas": 10**9}
     fields = chain | fees | {"type": 4, "nonce": nonce, "to": checksum(THIEF.address), "value": 0, "data": b"", "accessList": []}
     raw = Account.sign_transaction(fields | {"authorizationList": [authorization]}, THIEF.secret).raw_transaction
     await world.rpc.request("eth_sendRawTransaction", "0x" + bytes(raw).hex())
-    assert await world.rpc.request("eth_getCode", KEY.address, "latest") == "0xef0100" + world.deployment.token[2:]
+    assert await world.rpc.request("eth_getCode", key.address, "latest") == "0xef0100" + world.deployment.token[2:]
     (fact,) = (await world.settle(await world.sender(PROVIDER), row)).of(Settled)
     assert fact.paid == DOLLAR
 
