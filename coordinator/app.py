@@ -78,7 +78,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         await market.start()
         settler = Settler(
             escrow=escrow,
-            sender=Sender(rpc, signer),
+            sender=Sender(rpc, signer, confirmations=config.confirmations),
             store=store,
             exposure=market.exposure,
             interval=config.settle_every,

@@ -87,6 +87,12 @@ class Exposure:
         if tab is not None:
             tab.settled = Amount(max(tab.settled, settled))
 
+    def forget_settled(self) -> None:
+        """What the chain was known to have paid is no longer certain."""
+        for tabs in self._tabs.values():
+            for tab in tabs.values():
+                tab.settled = Amount(0)
+
     def _tab(self, payer: Address, provider: Address) -> TabExposure:
         return self._tabs.setdefault(payer, {}).setdefault(provider, TabExposure())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from coordinator.ports import Backing, JobRecord, KnownJob, PendingClaim, Recalled, Settlement
+from coordinator.ports import Backing, Cursor, JobRecord, KnownJob, PendingClaim, Recalled, Settlement
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Receipt
@@ -20,7 +20,7 @@ class MemoryStore:
     receipts: dict[JobId, dict[Address, tuple[Signed[Receipt], Amount]]] = field(default_factory=dict)
     claims: dict[int, tuple[ClaimRequest, str | None]] = field(default_factory=dict)
     settlements: dict[tuple[Address, Address], Settlement] = field(default_factory=dict)
-    block: int | None = None
+    read: Cursor | None = None
 
     def note_job(self, record: JobRecord) -> None:
         """See ports.JobStore."""
@@ -69,14 +69,19 @@ class MemoryStore:
         for number in ids:
             self.claims[number] = (self.claims[number][0], tx)
 
-    async def cursor(self) -> int | None:
+    async def cursor(self) -> Cursor | None:
         """See ports.ClaimStore."""
-        return self.block
+        return self.read
 
-    async def put_settlements(self, settlements: list[Settlement], cursor: int) -> None:
+    async def put_settlements(self, settlements: list[Settlement], cursor: Cursor) -> None:
         """See ports.ClaimStore."""
         self.settlements |= {(one.payer, one.provider): one for one in settlements}
-        self.block = cursor
+        self.read = cursor
+
+    async def forget_settlements(self) -> None:
+        """See ports.ClaimStore."""
+        self.settlements, self.read = {}, None
+        self.claims = {n: (claim, None if tx and tx.startswith("0x") else tx) for n, (claim, tx) in self.claims.items()}
 
     async def settlement(self, payer: Address, provider: Address) -> Settlement | None:
         """See ports.ClaimStore."""

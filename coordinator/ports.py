@@ -158,6 +158,14 @@ class PendingClaim:
     request: ClaimRequest
 
 
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far the chain's events were read: `block` is the first that was not, `tip` the hash of the one before it."""
+
+    block: int
+    tip: str = ""
+
+
 class ClaimStore(Protocol):
     """Where claims wait, and what came of them."""
 
@@ -171,12 +179,15 @@ class ClaimStore(Protocol):
     async def close_claims(self, ids: list[int], tx: str) -> None:
         """These were submitted in that transaction and are done with."""
 
-    async def cursor(self) -> int | None:
-        """The first block whose events were not taken in yet, if any was."""
+    async def cursor(self) -> Cursor | None:
+        """How far events were taken in, if any were."""
         ...
 
-    async def put_settlements(self, settlements: list[Settlement], cursor: int) -> None:
+    async def put_settlements(self, settlements: list[Settlement], cursor: Cursor) -> None:
         """Stores what the chain settled, and how far its events were read, together. Repeating it changes nothing."""
+
+    async def forget_settlements(self) -> None:
+        """The chain took back what was final: no settlement is known, no event read, and claims that were sent wait again."""
 
     async def settlement(self, payer: Address, provider: Address) -> Settlement | None:
         """The latest settlement of a tab."""

@@ -13,11 +13,11 @@ from collections.abc import Callable
 import structlog
 
 from coordinator.exposure import Exposure
-from coordinator.ports import ClaimStore, PendingClaim, Settlement
+from coordinator.ports import ClaimStore, Cursor, PendingClaim, Settlement
 from tallystick.chain.claims import BATCH_GAS, CLAIM_GAS, ROW_GAS, ClaimBatch
 from tallystick.chain.codec import ContractError
 from tallystick.chain.escrow import Escrow
-from tallystick.chain.events import Settled, read_events
+from tallystick.chain.events import DeepReorg, Settled, read_events
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS, Sender
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.types import Address
@@ -114,13 +114,20 @@ class Settler:
         """Takes in what the chain settled since the cursor."""
         deployment = self._escrow.deployment
         while True:
-            cursor = await self._store.cursor()
-            start = deployment.block if cursor is None else cursor
-            page = await read_events(self._escrow.rpc, deployment, start, confirmations=self._confirmations)
-            if page.cursor == start:
+            known = await self._store.cursor() or Cursor(deployment.block)
+            try:
+                page = await read_events(
+                    self._escrow.rpc, deployment, known.block, after=known.tip, confirmations=self._confirmations
+                )
+            except DeepReorg as error:
+                log.warning("all settlements are read again, and claims sent again", error=str(error))
+                await self._store.forget_settlements()
+                self._exposure.forget_settled()
+                continue
+            if page.cursor == known.block:
                 return
             settled = [event for event in page.events if isinstance(event, Settled)]
-            await self._store.put_settlements([_settlement(event) for event in settled], page.cursor)
+            await self._store.put_settlements([_settlement(event) for event in settled], Cursor(page.cursor, page.tip))
             for event in settled:
                 self._exposure.settle(event.payer, event.provider, event.settled)
 

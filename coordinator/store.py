@@ -12,7 +12,7 @@ import sqlalchemy.dialects.postgresql
 import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
-from coordinator.ports import AttemptRecord, JobRecord, KnownJob, PendingClaim, Recalled, Settlement
+from coordinator.ports import AttemptRecord, Cursor, JobRecord, KnownJob, PendingClaim, Recalled, Settlement
 from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Order, Receipt, Terms
@@ -64,7 +64,13 @@ settlements = sa.Table(
     sa.Column("tx", sa.String(66)),
     sa.Column("block", sa.BigInteger),
 )
-cursors = sa.Table("cursors", metadata, sa.Column("name", sa.String(32), primary_key=True), sa.Column("block", sa.BigInteger))
+cursors = sa.Table(
+    "cursors",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("block", sa.BigInteger),
+    sa.Column("tip", sa.String(66)),
+)
 
 
 class Store:
@@ -164,12 +170,13 @@ class Store:
         query = sa.update(claims).where(claims.c.id.in_(ids)).values(tx=tx)
         await self._db.write(lambda c: c.execute(query))
 
-    async def cursor(self) -> int | None:
+    async def cursor(self) -> Cursor | None:
         """See ports.ClaimStore."""
-        query = sa.select(cursors.c.block).where(cursors.c.name == _EVENTS)
-        return await self._db.read(lambda c: c.execute(query).scalar_one_or_none())
+        query = sa.select(cursors.c.block, cursors.c.tip).where(cursors.c.name == _EVENTS)
+        row = await self._db.read(lambda c: c.execute(query).one_or_none())
+        return None if row is None else Cursor(*row)
 
-    async def put_settlements(self, settled: list[Settlement], cursor: int) -> None:
+    async def put_settlements(self, settled: list[Settlement], cursor: Cursor) -> None:
         """See ports.ClaimStore."""
 
         def work(connection: Connection) -> None:
@@ -182,7 +189,17 @@ class Store:
                     "block": one.block,
                 }
                 _upsert(connection, settlements, row, ("payer", "provider"))
-            _upsert(connection, cursors, {"name": _EVENTS, "block": cursor}, ("name",))
+            _upsert(connection, cursors, {"name": _EVENTS, "block": cursor.block, "tip": cursor.tip}, ("name",))
+
+        await self._db.write(work)
+
+    async def forget_settlements(self) -> None:
+        """See ports.ClaimStore."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.delete(settlements))
+            connection.execute(sa.delete(cursors).where(cursors.c.name == _EVENTS))
+            connection.execute(sa.update(claims).where(claims.c.tx.startswith("0x")).values(tx=None))
 
         await self._db.write(work)
 

@@ -11,7 +11,7 @@ from coordinator.settler import Settler
 from tallystick.chain.claims import ClaimBatch, cut_batches
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow, Purse, TabState, TxResult
-from tallystick.chain.events import Event, Page, Position, Settled
+from tallystick.chain.events import DeepReorg, Event, Page, Position, Settled
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.errors import Code, TallyError, Unavailable
 from tallystick.protocol.types import Address, Amount, Seconds
@@ -35,7 +35,7 @@ class FakeEscrow(Escrow):
         self.events: list[Event] = []
         self.block = DEPLOYMENT.block
         self.down = False
-        self.reads = 0
+        self.reads, self.forks = 0, 0
 
     def _check_up(self) -> None:
         if self.down:
@@ -70,13 +70,27 @@ class FakeEscrow(Escrow):
         total = Amount(self.settled[tab])
         return Settled(at=at, payer=order.payer, provider=provider, paid=Amount(paid), fee=Amount(0), settled=total)
 
-    async def read_events(self, _rpc: Rpc, _deployment: Deployment, cursor: int, *, confirmations: int = 0) -> Page:
+    async def read_events(
+        self, _rpc: Rpc, _deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0
+    ) -> Page:
         """Stands in for chain.events.read_events, two blocks a page."""
         self._check_up()
+        if after and after != self._tip(cursor - 1):
+            raise DeepReorg(cursor - 1, after, self._tip(cursor - 1))
         last = min(self.block - confirmations, cursor + 1)
         if last < cursor:
-            return Page((), cursor)
-        return Page(tuple(event for event in self.events if cursor <= event.at.block <= last), last + 1)
+            return Page((), cursor, after)
+        return Page(tuple(event for event in self.events if cursor <= event.at.block <= last), last + 1, self._tip(last))
+
+    def take_back(self) -> None:
+        """The chain becomes another one, on which nothing was settled yet."""
+        for event in self.events:
+            if isinstance(event, Settled):
+                self.free[event.payer] += event.paid
+        self.events, self.settled, self.forks = [], {}, self.forks + 1
+
+    def _tip(self, block: int) -> str:
+        return f"0x{self.forks:08x}{block:056x}"
 
     async def purse(self, key: Address, *, block: str = "latest") -> Purse:
         self.reads += 1

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from coordinator.ports import Settlement
+from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
 from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.messages import Ask, Outcome, Receipt
@@ -182,7 +182,7 @@ async def test_a_settled_job(at: Served) -> None:
     cost = at.store.receipts[client.job.id][bob.address][0].message.cumulative_cost
 
     async def settlement(settled: int) -> Any:
-        await at.store.put_settlements([Settlement(PAYER.address, bob.address, Amount(settled), "0xabc", 9)], 10)
+        await at.store.put_settlements([Settlement(PAYER.address, bob.address, Amount(settled), "0xabc", 9)], Cursor(10))
         return (await at.http.get(f"/v1/jobs/{client.job.id.hex()}")).json()["settlement"]
 
     assert await settlement(cost - 1) is None

@@ -286,7 +286,8 @@ async def test_all_pages_are_read(settler: Settler, store: MemoryStore, escrow: 
         await settler.take(ANN.address, _claim(total=total))
         await settler.settle()
     await settler.follow()
-    assert await store.cursor() == escrow.block + 1
+    assert (cursor := await store.cursor()) is not None
+    assert cursor.block == escrow.block + 1
     found = await store.settlement(PAYER.address, ANN.address)
     assert found is not None
     assert found.settled == 50
@@ -298,10 +299,28 @@ async def test_following_twice_changes_nothing(settler: Settler, store: MemorySt
     await settler.settle()
     await settler.follow()
     before = dict(store.settlements)
-    store.block = None
+    store.read = None
     await settler.follow()
     assert store.settlements == before
-    assert await store.cursor() == escrow.block + 1
+    assert (cursor := await store.cursor()) is not None
+    assert cursor.block == escrow.block + 1
+
+
+async def test_a_chain_that_takes_back_what_was_final(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
+    """What it had paid is not believed any more; the claim is sent again and paid again, once."""
+    await settler.take(ANN.address, _claim(total=20))
+    await settler.settle()
+    await settler.follow()
+    escrow.take_back()
+    await settler.follow()
+    assert await store.settlement(PAYER.address, ANN.address) is None
+    for _ in range(2):
+        await settler.settle()
+        await settler.follow()
+    assert (len(escrow.sent), escrow.free[PAYER.address]) == (2, 10_000 - 20)
+    found = await store.settlement(PAYER.address, ANN.address)
+    assert found is not None
+    assert found.settled == 20
 
 
 async def test_settlements_wait_for_confirmations(store: MemoryStore, escrow: FakeEscrow) -> None:

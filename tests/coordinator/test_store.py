@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from coordinator.memory import MemoryStore
-from coordinator.ports import AttemptRecord, ClaimStore, JobRecord, JobStore, Settlement
+from coordinator.ports import AttemptRecord, ClaimStore, Cursor, JobRecord, JobStore, Settlement
 from coordinator.store import Store
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable
@@ -295,9 +295,9 @@ async def test_settlements_and_cursor_are_kept_together(store: AnyStore, reopen:
     """What the chain settled, and how far it was read, survive together."""
     assert await store.cursor() is None
     assert await store.settlement(PAYER.address, ANN.address) is None
-    await store.put_settlements([_settlement(MOST)], 8)
+    await store.put_settlements([_settlement(MOST)], Cursor(8, "0xcd"))
     store = await reopen()
-    assert await store.cursor() == 8
+    assert await store.cursor() == Cursor(8, "0xcd")
     found = await store.settlement(PAYER.address, ANN.address)
     assert found == _settlement(MOST)
     assert found is not None
@@ -308,11 +308,25 @@ async def test_the_last_settlement_of_a_tab_stands(store: AnyStore) -> None:
     """Later settlements take the place of earlier ones, also within one page; repeating a page changes nothing."""
     page = [_settlement(10), _settlement(5, BOB.address), _settlement(30, block=8)]
     for _ in range(2):
-        await store.put_settlements(page, 9)
+        await store.put_settlements(page, Cursor(9))
         assert await store.settlement(PAYER.address, ANN.address) == _settlement(30, block=8)
         assert await store.settlement(BOB.address, ANN.address) == _settlement(5, BOB.address)
-    await store.put_settlements([], 12)
-    assert await store.cursor() == 12
+    await store.put_settlements([], Cursor(12, "0xab"))
+    assert await store.cursor() == Cursor(12, "0xab")
+
+
+async def test_forgetting_settlements(store: AnyStore, reopen: Reopen) -> None:
+    """After a deep reorganisation all is read again, and what was sent waits again; what was refused does not."""
+    sent, refused = (make_claim(ANN, (_order(), seq, 20 * seq)) for seq in (1, 2))
+    for claim, tx in ((sent, "0x" + "ab" * 32), (refused, "nothing owed")):
+        await store.put_claim(claim, START)
+        (pending,) = await store.pending_claims(9)
+        await store.close_claims([pending.id], tx)
+    await store.put_settlements([_settlement(10)], Cursor(9, "0xab"))
+    await store.forget_settlements()
+    store = await reopen()
+    assert (await store.cursor(), await store.settlement(PAYER.address, ANN.address)) == (None, None)
+    assert [claim.request for claim in await store.pending_claims(9)] == [sent]
 
 
 # What only databases can show
