@@ -7,7 +7,7 @@ import sys
 import typer
 
 from tallystick import __version__
-from tallystick.cli import chain, contract, demo, funds, market, money, wallet
+from tallystick.cli import chain, contract, demo, funds, jobs, market, money, wallet
 from tallystick.cli.output import fail
 from tallystick.protocol.errors import TallyError
 
@@ -24,6 +24,8 @@ app.command("chat")(market.chat)
 app.command("gateway")(market.gateway)
 app.add_typer(market.node, name="node")
 app.add_typer(market.coordinator, name="coordinator")
+app.add_typer(jobs.job, name="job")
+app.add_typer(jobs.receipt, name="receipt")
 app.add_typer(wallet.app, name="wallet")
 app.command("deposit")(money.deposit)
 app.command("balance")(money.balance)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, Wallet, deployment_path, unlock
-from tallystick.cli.output import err, out, show_json
+from tallystick.cli.output import err, out, show_json, step
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.types import format_amount
 
@@ -117,6 +117,10 @@ def chat(
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
     coordinator_url: Annotated[str | None, typer.Option("--coordinator", help="The coordinator's address.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", help="Write the answer's proof there, for `tally receipt verify`. It has the plaintext."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Talks to a model on the market and shows what each answer cost. Ctrl-C stops the answer; an empty line or Ctrl-D ends."""
@@ -125,10 +129,12 @@ def chat(
     loaded = load_config(config, {"coordinator": coordinator_url})
     signer = unlock(wallet, password_file)
     with asyncio.Runner() as runner:
-        runner.run(_converse(loaded, signer, model, prompt, as_json=as_json))
+        runner.run(_converse(loaded, signer, model, prompt, save, as_json=as_json))
 
 
-async def _converse(config: ClientConfig, signer: Signer, model: str | None, prompt: str | None, *, as_json: bool) -> None:
+async def _converse(
+    config: ClientConfig, signer: Signer, model: str | None, prompt: str | None, save: Path | None, *, as_json: bool
+) -> None:
     from tallystick.client.sdk import Market
 
     async with Market.of(config, signer) as market:
@@ -137,7 +143,7 @@ async def _converse(config: ClientConfig, signer: Signer, model: str | None, pro
         while text := prompt if prompt is not None else await asyncio.to_thread(_ask):
             history.append({"role": "user", "content": text})
             try:
-                answer = await _answer(market, chosen, history, as_json=as_json)
+                answer = await _answer(market, chosen, history, save, as_json=as_json)
                 history.append({"role": "assistant", "content": answer})
             except TallyError as error:
                 if prompt is not None:
@@ -162,14 +168,15 @@ def _ask() -> str:
         return ""
 
 
-async def _answer(market: Market, model: str, history: list[dict[str, str]], *, as_json: bool) -> str:
+async def _answer(market: Market, model: str, history: list[dict[str, str]], save: Path | None, *, as_json: bool) -> str:
     """Streams one answer to the terminal, then says what it cost; Ctrl-C stops it, and what it cost until then is paid."""
     body = {"model": model, "messages": history, "stream": not as_json}
     from tallystick.client.job import require_success
 
-    async with await market.submit("/v1/chat/completions", body) as job:
+    async with await market.submit("/v1/chat/completions", body, keep=save is not None) as job:
         if as_json:
             result = require_success(await job.result())
+            _save(job, save)
             show_json({"text": result.text, "cost": str(int(result.cost)), "provider": result.provider, "job": result.job.hex()})
             return result.text
         if (await job.start()).status >= 400:
@@ -181,10 +188,23 @@ async def _answer(market: Market, model: str, history: list[dict[str, str]], *, 
             ended: Result | None = await job.cancel() if stopping.is_set() else await job.result()
         finally:
             loop.remove_signal_handler(signal.SIGINT)
+        _save(job, save)
     if ended is not None:
         spent = f"{format_amount(ended.cost)} for {ended.usage.input} + {ended.usage.output} tokens"
         err.print(f"[dim]{spent}, provider {ended.provider}, {ended.outcome.name.lower()}[/]", highlight=False)
     return text
+
+
+def _save(job: Job, path: Path | None) -> None:
+    """Writes the job's proof, if it was asked for."""
+    from tallystick.runtime.keys import write_private
+
+    if path is None:
+        return
+    if job.proof is None:
+        raise Refusal(Code.BODY_TOO_LARGE, "the answer has no receipt or is too long to be kept, so there is no proof to save")
+    write_private(path.absolute(), job.proof.dumps())
+    step(f"proof of the answer in {path}; check it with: tally receipt verify {path}")
 
 
 async def _stream(job: Job, stopping: asyncio.Event) -> str:

@@ -32,11 +32,11 @@ def show_facts(facts: Iterable[tuple[str, object]], title: str | None = None) ->
     out.print(table)
 
 
-def show_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """A table."""
+def show_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, *, keyed: bool = False) -> None:
+    """A table. Where it is keyed, the first column is one to copy from and is never folded."""
     table = Table(title=title, title_justify="left", title_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=keyed and number == 0)
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row))
     out.print(table)

@@ -17,12 +17,29 @@ from tallystick.protocol.sealing import ContentKey, Opener, Transcript
 from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
 from tallystick.protocol.wire import Kind, ResponseHead, load_response_head, loads
 
+CHUNK_COST = 64
+"""Bytes that keeping a chunk takes beside its content."""
+
 
 class Answer:
-    """One answer. `accept` takes frames in the order in which they came."""
+    """One answer. `accept` takes frames in the order in which they came.
 
-    def __init__(self, job: JobId, key: ContentKey, placed: Mapping[Hash, Placed], domain: Domain, coordinator: Address) -> None:
+    `kept`: the plaintext chunks so far, where up to `keep_bytes` of them are to be kept; None once they are more.
+    """
+
+    def __init__(
+        self,
+        job: JobId,
+        key: ContentKey,
+        placed: Mapping[Hash, Placed],
+        domain: Domain,
+        coordinator: Address,
+        *,
+        keep_bytes: int = 0,
+    ) -> None:
         self.job, self.key = job, key
+        self.kept: list[bytes] | None = [] if keep_bytes else None
+        self._room = keep_bytes
         self.match: Placed | None = None
         self.head: ResponseHead | None = None
         self.receipt: Verified[Receipt] | None = None
@@ -76,6 +93,7 @@ class Answer:
         chunk = self._opener.open(payload)
         self._transcript.add(chunk)
         self.chunks += 1
+        self._keep(chunk)
         if self.head is None:
             self.head = load_response_head(chunk)
             if self.head.status < 200:
@@ -83,6 +101,13 @@ class Answer:
             return b""
         self.body_bytes += len(chunk)
         return chunk
+
+    def _keep(self, chunk: bytes) -> None:
+        if self.kept is not None:
+            self._room -= len(chunk) + CHUNK_COST
+            self.kept.append(chunk)
+            if self._room < 0:
+                self.kept = None
 
     def _take_match(self, payload: bytes) -> None:
         if self.chunks:

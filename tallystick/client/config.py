@@ -49,6 +49,8 @@ class ClientConfig:
     max_jobs: int = 1_024
 
     state: Path | None = None
+    proofs: Path | None = None
+    proofs_mib: int = 1_024
     host: str = "127.0.0.1"
     port: int = 8421
     api_key: str | None = field(default=None, repr=False)
@@ -63,7 +65,7 @@ class ClientConfig:
             raise BadMessage(f"config: shortlist_size: expected 1 to {MAX_CANDIDATES}")
         if not 0 <= self.max_fee_bps <= 10_000:
             raise BadMessage("config: max_fee_bps: expected 0 to 10000")
-        for name in ("start_seconds", "run_seconds", "claim_seconds", "default_max_output_tokens", "max_jobs"):
+        for name in ("start_seconds", "run_seconds", "claim_seconds", "default_max_output_tokens", "max_jobs", "proofs_mib"):
             if getattr(self, name) < 1:
                 raise BadMessage(f"config: {name}: expected at least 1")
         for name in ("idle_seconds", "connect_seconds", "control_seconds", "cancel_seconds"):

@@ -17,24 +17,27 @@ import aiohttp
 from tallystick.client.answer import Answer
 from tallystick.client.books import Arrival
 from tallystick.client.config import ClientConfig
+from tallystick.client.folder import ProofFolder
 from tallystick.client.ledger import Ledger
 from tallystick.client.openai import Call, engine_error, read_text
+from tallystick.client.proof import Proof
 from tallystick.client.resolver import Resolver
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator
-from tallystick.protocol.eip712 import Domain, Verified
+from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadReceipt, BadSeal, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, usage_of
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, loads
+from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, loads, split_request
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """A finished job. `body`: the bytes of the answer that were not taken by iterating. `cost` is in base units.
 
-    `commitment_key` opens the commitments of order and receipt; whoever has it can confirm guesses of the prompt.
+    `commitment_key` opens the commitments of order and receipt; whoever has it can confirm guesses of the prompt. `proof` is
+    None unless it was to be kept.
     """
 
     job: JobId
@@ -44,6 +47,7 @@ class Result:
     order: Verified[Order]
     terms: Terms
     commitment_key: bytes
+    proof: Proof | None = None
 
     @property
     def provider(self) -> Address:
@@ -98,14 +102,15 @@ class Desk:
     domain: Domain
     now: Callable[[], int]
     left: Callable[[Job], None]
+    proofs: ProofFolder | None
 
 
 class Job:
     """One job under way. `head` is None until `start` returned or the first bytes came."""
 
-    def __init__(self, desk: Desk, answer: Answer, response: aiohttp.ClientResponse, call: Call, body_bytes: int) -> None:
+    def __init__(self, desk: Desk, answer: Answer, response: aiohttp.ClientResponse, call: Call, request: bytes) -> None:
         self._desk, self._answer, self._response, self._call = desk, answer, response, call
-        self._body_bytes = body_bytes
+        self._request, self._body_bytes = request, len(split_request(request)[1])
         self._reader = FrameReader()
         self._frames: deque[tuple[Kind, bytes]] = deque()
         self._reading = asyncio.Lock()
@@ -176,7 +181,24 @@ class Job:
         if answer.head is None or answer.receipt is None or answer.match is None:
             raise Unavailable(Code.CANCELLED, "the job ended before an answer began", fault=Fault.CLIENT)
         placed, key = answer.match, answer.key.commitment_key
-        return Result(self.id, answer.head, body, answer.receipt, placed.order, placed.terms, key)
+        return Result(self.id, answer.head, body, answer.receipt, placed.order, placed.terms, key, self.proof)
+
+    @property
+    def proof(self) -> Proof | None:
+        """What proves the job to others, once its receipt came. None before, and where it was not to be kept or is too long."""
+        answer = self._answer
+        if answer.kept is None or answer.receipt is None or answer.match is None:
+            return None
+        order, receipt = answer.match.order, answer.receipt
+        return Proof(
+            domain=self._desk.domain,
+            order=Signed(order.message, order.signature),
+            terms=answer.match.terms,
+            receipt=Signed(receipt.message, receipt.signature),
+            commitment_key=answer.key.commitment_key,
+            request=self._request,
+            response=tuple(answer.kept),
+        )
 
     async def cancel(self) -> Result | None:
         """Stops the job and waits, for a bounded time, for the receipt of what was delivered. None if it is not known yet."""
@@ -294,6 +316,8 @@ class Job:
         delivered = answer.delivered(self._body_bytes, bounded=self._call.bounded)
         arrival = Arrival(desk.domain, self.id, answer.match, answer.receipt, delivered, desk.now())
         complaint = await desk.ledger.book(arrival)
+        if desk.proofs is not None and self.proof is not None:
+            await desk.proofs.put(self.id, self.proof)
         error = complaint or self._shortfall(answer.receipt.message)
         if error is not None:
             self._fail(error)

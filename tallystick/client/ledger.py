@@ -82,6 +82,10 @@ class Ledger:
         """What is known of a job."""
         return await self._database.read(lambda c: lookups.find(c, self.payer, job))
 
+    async def latest(self, limit: int) -> list[KnownJob]:
+        """The newest jobs, newest first."""
+        return await self._database.read(lambda c: lookups.latest(c, self.payer, limit))
+
     async def evidence(self) -> list[Evidence]:
         """Every dishonest receipt, oldest first."""
         return await self._database.read(lambda c: lookups.read_evidence(c, self.payer))

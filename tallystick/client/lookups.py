@@ -89,6 +89,14 @@ def read_evidence(c: Connection, payer: Address) -> list[Evidence]:
     ]
 
 
+def latest(c: Connection, payer: Address, limit: int) -> list[KnownJob]:
+    """The newest jobs, newest first."""
+    query = sa.select(jobs.c.job).where(jobs.c.payer == payer)
+    rows = c.execute(query.order_by(jobs.c.created_at.desc(), sa.literal_column("jobs.rowid").desc()).limit(limit)).scalars()
+    found = (find(c, payer, JobId(bytes.fromhex(job))) for job in rows.all())
+    return [known for known in found if known is not None]
+
+
 def find(c: Connection, payer: Address, job: JobId) -> KnownJob | None:
     """What is known of a job."""
     row = c.execute(sa.select(jobs).where(jobs.c.job == job.hex(), jobs.c.payer == payer)).first()

@@ -18,6 +18,7 @@ from typing import Any, Self
 from tallystick.client.answer import Answer
 from tallystick.client.books import NewJob
 from tallystick.client.config import ClientConfig
+from tallystick.client.folder import ProofFolder
 from tallystick.client.job import Desk, Job, Result, require_success
 from tallystick.client.ledger import Ledger
 from tallystick.client.lookups import Evidence, KnownJob
@@ -148,7 +149,16 @@ class Market:
     async def _open_desk(self) -> tuple[Info, Desk]:
         info = await self.info()
         if self._desk is None:
-            self._desk = Desk(self.config, self._coordinator, self._ledger, self._resolver, info.domain, self._now, self._left)
+            self._desk = Desk(
+                self.config,
+                self._coordinator,
+                self._ledger,
+                self._resolver,
+                info.domain,
+                self._now,
+                self._left,
+                ProofFolder.of(self.config),
+            )
         return info, self._desk
 
     def _left(self, job: Job) -> None:
@@ -209,11 +219,12 @@ class Market:
         max_cost: Amount | None = None,
         pin: Iterable[str] = (),
         exclude: Iterable[str] = (),
+        keep: bool = False,
     ) -> Job:
         """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions; returns once it is admitted.
 
-        Bytes go to the engine as they are. `max_cost` (base units) bounds what this job can cost. Raises TallyError: then
-        nothing is owed.
+        Bytes go to the engine as they are. `max_cost` (base units) bounds what this job can cost. With `keep`, the job has a
+        `proof` at its end. Raises TallyError: then nothing is owed.
         """
         raw = body if isinstance(body, bytes) else dumps(dict(body))
         if len(raw) > self.config.max_body_bytes:
@@ -231,15 +242,17 @@ class Market:
         cap = self.config.max_cost if max_cost is None else max_cost
         asks, remembered = await self._shortlists.get(demand)
         try:
-            return await self._place(path, raw, call, asks, cap)
+            return await self._place(path, raw, call, asks, cap, keep=keep)
         except Unavailable as error:
             self._shortlists.forget(demand)
             if not remembered or error.code not in _STALE:
                 raise
         asks, _ = await self._shortlists.get(demand)
-        return await self._place(path, raw, call, asks, cap)
+        return await self._place(path, raw, call, asks, cap, keep=keep)
 
-    async def _place(self, path: str, body: bytes, call: Call, asks: Sequence[Verified[Ask]], max_cost: Amount | None) -> Job:
+    async def _place(
+        self, path: str, body: bytes, call: Call, asks: Sequence[Verified[Ask]], max_cost: Amount | None, *, keep: bool
+    ) -> Job:
         info, desk = await self._open_desk()
         job, key = JobId(self._random(16)), ContentKey.new(self._random)
         plain = join_request(RequestHead(path), body)
@@ -265,8 +278,9 @@ class Market:
             placed = await self._sign(info, new, affordable)
             candidates = _wrap(job, key, placed, asks)
             response = await self._coordinator.submit(Submission(job, candidates, key.seal_request(job, plain)).dumps())
-        answer = Answer(job, key, {p.order.digest: p for p in placed}, info.domain, info.coordinator)
-        made = Job(desk, answer, response, call, len(body))
+        room = self.config.max_answer_bytes if keep or desk.proofs is not None else 0
+        answer = Answer(job, key, {p.order.digest: p for p in placed}, info.domain, info.coordinator, keep_bytes=room)
+        made = Job(desk, answer, response, call, plain)
         self._live.add(made)
         return made
 

@@ -1,0 +1,174 @@
+"""Looking at jobs: `tally job show`, `tally job list`, and `tally receipt verify` for those who were not there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from tallystick.cli.onchain import account_of
+from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
+from tallystick.cli.output import show_facts, show_json, show_rows, step
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.types import JobId, format_amount, parse_job_id
+
+if TYPE_CHECKING:
+    from tallystick.client.config import ClientConfig
+    from tallystick.client.ledger import Ledger
+    from tallystick.client.lookups import KnownJob
+
+job = typer.Typer(no_args_is_help=True, help="See what became of jobs.")
+receipt = typer.Typer(no_args_is_help=True, help="Check what providers signed.")
+
+T = TypeVar("T")
+
+
+@job.command("show")
+def show(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id, as in the header x-tally-job.")],
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    coordinator_url: Annotated[str | None, typer.Option("--coordinator", help="The coordinator's address.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the coordinator.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Shows a job: its offers, every attempt and why it ended, tokens, cost, receipt, and what the chain paid.
+
+    It reads this wallet's books and asks the coordinator what it knows. Needs no password.
+    """
+    number = parse_job_id(job_id.removeprefix("0x"))
+
+    async def find(ledger: Ledger, loaded: ClientConfig) -> None:
+        known = await ledger.find(number)
+        told, silence = (None, "not asked") if offline else await _ask(loaded, number)
+        if known is None and told is None:
+            raise Refusal(Code.UNKNOWN_JOB, f"neither the books of {ledger.payer} nor the coordinator know this job ({silence})")
+        from tallystick.client.story import tell_job
+
+        document = (tell_job(known) if known else {"job": number.hex()}) | {"coordinator": told}
+        if as_json:
+            show_json(document)
+        else:
+            _show(document, silence)
+
+    _with_books(config, wallet, coordinator_url, find)
+
+
+@job.command("list")
+def listing(
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many, the newest.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Lists this wallet's last jobs, newest first. Needs no password."""
+
+    async def read(ledger: Ledger, _config: ClientConfig) -> None:
+        found = await ledger.latest(limit)
+        if as_json:
+            from tallystick.client.story import tell_job
+
+            show_json([tell_job(known) for known in found])
+        else:
+            show_rows(("job", "at", "model", "state", "cost"), map(_row, found), keyed=True)
+
+    _with_books(config, wallet, None, read)
+
+
+@receipt.command("verify")
+def verify(
+    file: Annotated[Path, typer.Argument(help="A proof: what `tally chat --save` or a gateway's `proofs` folder wrote.")],
+    as_json: Json = False,
+) -> None:
+    """Checks a job's proof offline: who signed order and receipt, that the price is right, and that the answer is the one signed.
+
+    Ends with exit code 1 if anything is not so. It needs nothing but the file: neither wallet, nor network, nor chain.
+    """
+    from tallystick.client.proof import MAX_BYTES, describe, read_proof
+
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BadMessage(f"{file}: {error.strerror}") from None
+    proof = read_proof(data)
+    findings = proof.check()
+    if as_json:
+        show_json(describe(proof, findings))
+        return
+    show_facts(((finding.check, finding.found) for finding in findings), title=f"job {proof.terms.job.hex()}")
+    step("all of it is so; whether the chain paid it is another question: tally job show")
+
+
+def _with_books(
+    config: Path | None, wallet: str, coordinator_url: str | None, act: Callable[[Ledger, ClientConfig], Awaitable[None]]
+) -> None:
+    from tallystick.client.config import load_config
+    from tallystick.client.ledger import Ledger
+
+    loaded = load_config(config, {"coordinator": coordinator_url})
+    payer = account_of(wallet, "--wallet")
+
+    async def run() -> None:
+        ledger = await Ledger.open(loaded.state_file(payer), payer)
+        try:
+            await act(ledger, loaded)
+        finally:
+            await ledger.close()
+
+    asyncio.run(run())
+
+
+async def _ask(config: ClientConfig, number: JobId) -> tuple[dict[str, Any] | None, str]:
+    """What the coordinator knows of the job, and if nothing, why."""
+    from tallystick.client.transport import Coordinator
+
+    try:
+        async with Coordinator(config.coordinator, config) as coordinator:
+            return (await coordinator.job(number)).raw, ""
+    except TallyError as error:
+        return None, str(error)
+
+
+def _show(document: dict[str, Any], silence: str) -> None:
+    told = document["coordinator"]
+    state = document.get("state")
+    facts: list[tuple[str, object]] = []
+    if state:
+        usage, reason = document["usage"], document["reason"]
+        facts += [
+            ("state", f"{state}: {reason}" if reason else state),
+            ("model", document["model"]),
+            ("payer", document["payer"]),
+        ]
+        facts += [("placed", _time(document["createdAt"])), ("ended", _time(document["finishedAt"]))]
+        if usage:
+            facts += [("provider", document["provider"]), ("outcome", document["outcome"])]
+            facts += [("tokens", f"{usage['inputTokens']} + {usage['outputTokens']}"), ("cost", document["costDollars"])]
+            facts += [("receipt", document["receipt"]["digest"])]
+    if told:
+        settlement = told.get("settlement")
+        facts += [("coordinator says", told["state"]), ("settled by", settlement["tx"] if settlement else "not yet")]
+    else:
+        facts += [("coordinator says", f"nothing: {silence}")]
+    show_facts(facts, title=f"job {document['job']}")
+    if told:
+        rows = ((a["attempt"], a["provider"], a["state"], a["reason"], "yes" if a["receipt"] else "no") for a in told["attempts"])
+        show_rows(("attempt", "provider", "state", "why", "receipt"), rows, title="attempts, as the coordinator tells them")
+    if document.get("shortlist"):
+        orders = ((o["provider"], o["state"], format_amount(int(o["cap"]))) for o in document["shortlist"])
+        show_rows(("provider", "order", "at most"), orders, title="orders that this wallet signed")
+
+
+def _row(known: KnownJob) -> tuple[object, ...]:
+    bill = known.receipt.message if known.receipt else None
+    at = f"{datetime.fromtimestamp(known.created_at).astimezone():%m-%d %H:%M}"
+    return known.job.hex(), at, known.model, known.state.value, format_amount(bill.cost) if bill else ""
+
+
+def _time(at: int | None) -> str:
+    return "" if at is None else f"{datetime.fromtimestamp(at).astimezone():%F %T}"
