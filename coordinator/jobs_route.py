@@ -18,6 +18,8 @@ from tallystick.protocol.wire import MAX_BODY, Submission, dumps, pack_frame
 PATH = "/v1/jobs"
 FRAMES = b"application/vnd.tallystick.frames"
 BODY_SECONDS = 30
+BURST = 16
+"""Frames that wait already are sent together, up to so many."""
 STALL_SECONDS = 45
 """A client that takes nothing for this long counts as gone: less than a provider may stay silent, so that it is not blamed."""
 
@@ -46,14 +48,21 @@ class JobsRoute:
 
     async def _relay(self, job: LiveJob, send: Send) -> bool:
         """Drives a job to its end, whether its client still takes the frames or not; returns whether it does."""
-        events = [_start(200, FRAMES, job.id)]
+        held: list[bytes] = []
+        begun = False
         with closing(Patience(STALL_SECONDS)) as patience:
             async with aclosing(self._market.run(job)) as frames:
                 async for kind, payload in frames:
-                    events.append({"type": "http.response.body", "body": pack_frame(kind, payload), "more_body": True})
+                    held.append(pack_frame(kind, payload))
+                    if job.more_waits and len(held) < BURST:
+                        continue
+                    body = {"type": "http.response.body", "body": b"".join(held), "more_body": True}
+                    held.clear()
                     try:
-                        while events:
-                            await patience.wait(send(events.pop(0)))
+                        if not begun:
+                            begun = True
+                            await patience.wait(send(_start(200, FRAMES, job.id)))
+                        await patience.wait(send(body))
                     except (TimeoutError, OSError):
                         self._market.cancel(job.id)
                         send = _nowhere

@@ -86,6 +86,11 @@ class LiveJob:
         """Whether a provider has it now."""
         return self.state in (State.MATCHED, State.RUNNING, State.STREAMING)
 
+    @property
+    def more_waits(self) -> bool:
+        """Whether chunks are there to follow the one in hand at once. One frame alone may be a receipt, which takes a while."""
+        return self.state is State.STREAMING and self.inbox.qsize() > 1
+
     def move(self, event: Event) -> None:
         """Follows the transition table. Raises IllegalTransition."""
         self.state = step(self.state, event)
@@ -108,7 +113,8 @@ class LiveJob:
         self.attempt, self.deadline, self.overdue, self.unread = attempt, deadline, False, 0
         self.tried.add(self.provider)
         self.inbox = asyncio.Queue(INBOX)
-        self.attempts.append(AttemptRecord(attempt.order, attempt.candidate.terms, State.MATCHED))
+        candidate = attempt.candidate
+        self.attempts.append(AttemptRecord(attempt.order, candidate.terms, State.MATCHED, raw=candidate.raw))
         self.move(Event.MATCH)
 
     def close_attempt(self, state: State, reason: str = "") -> None:

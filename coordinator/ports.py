@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import State
@@ -21,6 +21,8 @@ class AttemptRecord:
     terms: Terms
     state: State
     reason: str = ""
+    raw: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    """The candidate that it was read from, as JSON: what a store need not write again."""
 
     @property
     def provider(self) -> Address:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import ClaimRequest
+from tallystick.protocol.wire import ClaimRequest, dumps
 from tallystick.runtime.storage import Database
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -110,7 +112,7 @@ class Store:
         def work(connection: Connection) -> None:
             if job_row is not None:
                 _put_job(connection, job_row)
-            connection.execute(_insert(connection, receipts).on_conflict_do_nothing(), row)
+            connection.execute(_receipt_insert(connection.dialect.name), row)
 
         await self._db.write(work)
 
@@ -153,7 +155,7 @@ class Store:
         }
 
         def work(connection: Connection) -> None:
-            insert = _insert(connection, claims)
+            insert = _inserting(connection.dialect.name, claims)
             again = {"received_at": insert.excluded.received_at, "tx": None}
             connection.execute(insert.on_conflict_do_update(index_elements=("digest",), set_=again), row)
 
@@ -212,23 +214,40 @@ class Store:
         return Settlement(payer, provider, Amount(int(row["settled"])), row["tx"], row["block"])
 
 
-def _insert(connection: Connection, table: sa.Table) -> Any:
+def _inserting(dialect: str, table: sa.Table) -> Any:
     """An INSERT that can say ON CONFLICT, which SQLite and PostgreSQL spell alike."""
-    dialect = sa.dialects.postgresql if connection.dialect.name == "postgresql" else sa.dialects.sqlite
-    return dialect.insert(table)
+    return (sa.dialects.postgresql if dialect == "postgresql" else sa.dialects.sqlite).insert(table)
 
 
-def _upsert(connection: Connection, table: sa.Table, row: dict[str, Any], key: tuple[str, ...], where: Any = None) -> None:
-    insert = _insert(connection, table)
-    changed = {name: insert.excluded[name] for name in row if name not in key}
-    connection.execute(insert.on_conflict_do_update(index_elements=key, set_=changed, where=where), row)
+def _upserting(dialect: str, table: sa.Table, names: Iterable[str], key: tuple[str, ...], where: Any = None) -> sa.Insert:
+    insert = _inserting(dialect, table)
+    changed = {name: insert.excluded[name] for name in names if name not in key}
+    made: sa.Insert = insert.on_conflict_do_update(index_elements=key, set_=changed, where=where)
+    return made
 
 
-_OPEN = jobs.c.state.not_in([state.value for state in TERMINAL])
+def _upsert(connection: Connection, table: sa.Table, row: dict[str, Any], key: tuple[str, ...]) -> None:
+    connection.execute(_upserting(connection.dialect.name, table, row, key), row)
+
+
+_OPEN = sa.and_(*(jobs.c.state != sa.literal_column(f"'{state.value}'") for state in sorted(TERMINAL)))
+"""Without bound values: SQLAlchemy would spell out a list of them anew every time."""
+
+
+@functools.cache
+def _job_upsert(dialect: str) -> sa.Insert:
+    """Made once: a job's two rows are most of what this store does."""
+    return _upserting(dialect, jobs, jobs.c.keys(), ("job",), where=_OPEN)
+
+
+@functools.cache
+def _receipt_insert(dialect: str) -> sa.Insert:
+    insert: sa.Insert = _inserting(dialect, receipts).on_conflict_do_nothing()
+    return insert
 
 
 def _put_job(connection: Connection, row: dict[str, Any]) -> None:
-    _upsert(connection, jobs, row, ("job",), where=_OPEN)
+    connection.execute(_job_upsert(connection.dialect.name), row)
 
 
 def _read_job(connection: Connection, job: str) -> tuple[Any, list[str]] | None:
@@ -247,10 +266,6 @@ def _close_stale(connection: Connection, now: int) -> None:
 
 
 def _job_row(record: JobRecord) -> dict[str, Any]:
-    attempts = [
-        {"order": a.order.to_json(), "terms": a.terms.to_json(), "state": a.state.value, "reason": a.reason}
-        for a in record.attempts
-    ]
     return {
         "job": record.job.hex(),
         "payer": record.payer,
@@ -258,8 +273,13 @@ def _job_row(record: JobRecord) -> dict[str, Any]:
         "state": record.state.value,
         "created_at": record.created_at,
         "finished_at": record.finished_at,
-        "attempts_doc": json.dumps(attempts, separators=(",", ":")),
+        "attempts_doc": dumps([_attempt_doc(attempt) for attempt in record.attempts]).decode(),
     }
+
+
+def _attempt_doc(attempt: AttemptRecord) -> dict[str, Any]:
+    raw = attempt.raw or {"order": attempt.order.to_json(), "terms": attempt.terms.to_json()}
+    return {"order": raw["order"], "terms": raw["terms"], "state": attempt.state.value, "reason": attempt.reason}
 
 
 def _job_record(row: dict[str, Any]) -> JobRecord:

@@ -10,6 +10,7 @@ two or three Keccak calls in C, a recovery one call of libsecp256k1.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -31,7 +32,6 @@ MAX_BYTES = 4_096
 MAX_ITEMS = 1_024
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,77}")
-_HEX = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 
 
 def keccak(data: bytes) -> Hash:
@@ -90,9 +90,12 @@ def _uint(bits: int, of: type) -> Codec:
 
 
 def _hex(field: str, raw: object, size: int | None) -> bytes:
-    if not isinstance(raw, str) or len(raw) > 2 + 2 * MAX_BYTES or not _HEX.fullmatch(raw):
+    value = b""
+    if isinstance(raw, str) and raw[:2] == "0x" and len(raw) <= 2 + 2 * MAX_BYTES:
+        with contextlib.suppress(ValueError):
+            value = bytes.fromhex(raw[2:])
+    if not isinstance(raw, str) or len(raw) != 2 + 2 * len(value) or raw[:2] != "0x":  # fromhex also takes spaces
         raise BadMessage(f"{field}: expected bytes as 0x and hex digits, at most {MAX_BYTES} bytes")
-    value = bytes.fromhex(raw[2:])
     if size is not None and len(value) != size:
         raise BadMessage(f"{field}: expected {size} bytes, got {len(value)}")
     return value
@@ -178,6 +181,10 @@ class Schema:
         self.fields = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]  # @message made it one
         self.codecs = tuple(_codec(hints[name]) for name in self.fields)
         self.wire_names = tuple(map(_camel, self.fields))
+        self.wire_set = frozenset(self.wire_names)
+        self.readers = tuple((f, n, c.from_json) for f, n, c in zip(self.fields, self.wire_names, self.codecs, strict=True))
+        self.writers = tuple((n, c.to_json) for n, c in zip(self.wire_names, self.codecs, strict=True))
+        self.encoders = tuple(codec.encode for codec in self.codecs)
         self.read = attrgetter(*self.fields)
         self.nested = self._nested(hints)
         self.type_string = self.own_string() + "".join(self.nested[n].own_string() for n in sorted(self.nested))
@@ -218,7 +225,7 @@ class Message:
         """EIP-712 hashStruct. Raises BadMessage where a value does not fit its type."""
         schema = self.SCHEMA
         parts = [schema.type_hash]
-        parts += [codec.encode(value) for codec, value in zip(schema.codecs, schema.read(self), strict=True)]  # type: ignore[misc]
+        parts += [encode(value) for encode, value in zip(schema.encoders, schema.read(self), strict=True)]  # type: ignore[misc]
         return keccak(b"".join(parts))
 
     def digest(self, domain: Domain) -> Hash:
@@ -228,7 +235,7 @@ class Message:
     def to_json(self) -> dict[str, Any]:
         """The wire form: camelCase names, hex bytes, wide integers as decimal strings."""
         schema = self.SCHEMA
-        return {n: c.to_json(v) for n, c, v in zip(schema.wire_names, schema.codecs, schema.read(self), strict=True)}
+        return {name: write(v) for (name, write), v in zip(schema.writers, schema.read(self), strict=True)}
 
     @classmethod
     def from_json(cls, raw: object, field: str = "") -> Self:
@@ -237,14 +244,13 @@ class Message:
         where = field or schema.name.lower()
         if not isinstance(raw, dict):
             raise BadMessage(f"{where}: expected a JSON object")
-        if raw.keys() != set(schema.wire_names):
-            wrong = sorted(map(str, raw.keys() ^ set(schema.wire_names)))[:5]
+        if raw.keys() != schema.wire_set:
+            wrong = sorted(map(str, raw.keys() ^ schema.wire_set))[:5]
             raise BadMessage(f"{where}: missing or unknown members: {', '.join(wrong)}"[:500])
-        values = {
-            f: codec.from_json(raw[name], f"{where}.{name}")
-            for f, codec, name in zip(schema.fields, schema.codecs, schema.wire_names, strict=True)
-        }
-        return cls(**values)
+        try:
+            return cls(**{f: read(raw[name], name) for f, name, read in schema.readers})
+        except BadMessage as error:
+            raise BadMessage(f"{where}.{error}") from None
 
 
 T = TypeVar("T", bound=type[Message])

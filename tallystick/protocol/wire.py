@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -113,23 +113,28 @@ class Candidate:
     order: Signed[Order]
     terms: Terms
     wrapped_key: bytes
+    raw: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+    """The wire form that it was read from: what is passed on and stored need not be written again."""
 
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
+        if self.raw is not None:
+            return self.raw
         wrapped = base64.b64encode(self.wrapped_key).decode()
         return {"order": self.order.to_json(), "terms": self.terms.to_json(), "wrappedKey": wrapped}
 
     @classmethod
-    def from_json(cls, raw: object, field: str = "candidate") -> Candidate:
+    def from_json(cls, raw: object, where: str = "candidate") -> Candidate:
         """Reads the wire form and checks that the order commits to the terms. Raises BadMessage."""
-        order, terms, wrapped = _members(raw, field, "order", "terms", "wrappedKey")
+        order, terms, wrapped = _members(raw, where, "order", "terms", "wrappedKey")
         try:
-            key = base64.b64decode(_text(wrapped, f"{field}.wrappedKey", MAX_WRAPPED), validate=True)
+            key = base64.b64decode(_text(wrapped, f"{where}.wrappedKey", MAX_WRAPPED), validate=True)
         except (binascii.Error, ValueError):
-            raise BadMessage(f"{field}.wrappedKey: expected base64") from None
-        made = cls(read_signed(Order, order, f"{field}.order"), Terms.from_json(terms, f"{field}.terms"), key)
+            raise BadMessage(f"{where}.wrappedKey: expected base64") from None
+        parts = read_signed(Order, order, f"{where}.order"), Terms.from_json(terms, f"{where}.terms"), key
+        made = cls(*parts, raw={"order": order, "terms": terms, "wrappedKey": wrapped})
         if made.order.message.terms_hash != made.terms.struct_hash():
-            raise BadMessage(f"{field}.order.termsHash: not the hash of the terms beside it")
+            raise BadMessage(f"{where}.order.termsHash: not the hash of the terms beside it")
         return made
 
 

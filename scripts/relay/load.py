@@ -1,0 +1,263 @@
+"""The load of a benchmark: OpenAI requests to any base address, and signed jobs straight to a coordinator with a bare node."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import aiohttp
+import orjson
+from websockets.asyncio.client import ClientConnection, connect
+
+from scripts.relay.mock import BODY, MODEL
+from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
+from tallystick.protocol.messages import Ask, Connect, Order, Outcome, Receipt, Spec, Terms
+from tallystick.protocol.pricing import Usage, charge
+from tallystick.protocol.sealing import X25519, ContentKey, Sealer, SealingKey, commit_request, wrap_key
+from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
+from tallystick.protocol.wire import (
+    INITIAL_CREDIT,
+    MAX_BODY,
+    Candidate,
+    Capacity,
+    Challenge,
+    Dispatch,
+    FrameReader,
+    Hello,
+    Kind,
+    RequestHead,
+    ResponseHead,
+    Submission,
+    dump_response_head,
+    dumps,
+    join_request,
+    loads,
+    pack_link,
+    unpack_link,
+)
+
+CAP = Amount(1_000)
+CHAT = "/v1/chat/completions"
+TEXT = "word " * 60
+"""A prompt of 300 bytes."""
+BARE_MODEL = "bench-bare"
+_REPLY, _PIECE = b"x" * BODY, b"x" * 150
+
+
+@dataclass(slots=True)
+class Times:
+    """What clients saw: seconds to the first text and to the end, of each request, and how long all took."""
+
+    first: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    chunks: int = 0
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which this share of them lies."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+# ------------------------------------------------------------------------------------------------------- OpenAI requests
+
+
+def _body(chunks: int | None, gap: float) -> bytes:
+    request: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": TEXT}], "max_tokens": 512}
+    if chunks is not None:
+        request |= {"stream": True, "user": f"{chunks} {gap}"}
+    return orjson.dumps(request)
+
+
+async def ask(url: str, *, requests: int, at_once: int, chunks: int | None = None, gap: float = 0.0) -> Times:
+    """So many requests, so many of them under way at any time; streamed where `chunks` says how many pieces."""
+    times, body = Times(), _body(chunks, gap)
+    left = iter(range(requests))
+    headers = {"content-type": "application/json", "authorization": "Bearer none"}
+    timeout = aiohttp.ClientTimeout(total=120)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout, headers=headers) as session:
+        began = time.perf_counter()
+        await asyncio.gather(*(_client(session, url + CHAT, body, left, times) for _ in range(at_once)))
+        times.seconds = time.perf_counter() - began
+    return times
+
+
+async def _client(session: aiohttp.ClientSession, url: str, body: bytes, left: Iterator[int], times: Times) -> None:
+    for _ in left:
+        began, first, marks, tail = time.perf_counter(), 0.0, 0, b""
+        async with session.post(url, data=body) as response:
+            async for piece in response.content.iter_any():
+                tail = tail[-16:] + piece
+                found = tail.count(b'"content":"word')
+                if found and not first:
+                    first = time.perf_counter() - began
+                marks += piece.count(b'"content":"word')
+            if response.status != 200:
+                raise RuntimeError(f"{url} answered {response.status}: {tail[-300:]!r}")
+        times.first.append(first or time.perf_counter() - began)
+        times.whole.append(time.perf_counter() - began)
+        times.chunks += marks
+
+
+# ------------------------------------------------------------------------------------------------- the coordinator alone
+
+
+class BareNode:
+    """A provider with no engine: answers each dispatch with a sealed reply of `chunks` pieces and a signed receipt."""
+
+    def __init__(self, socket: ClientConnection, signer: Signer, domain: Domain, key: SealingKey, ask: Verified[Ask]) -> None:
+        self._socket, self._signer, self._domain, self._key, self.ask = socket, signer, domain, key, ask
+        self.chunks = 1
+        self._seq = self._total = 0
+        self._credit: dict[JobId, asyncio.Semaphore] = {}
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def join(cls, url: str, signer: Signer, domain: Domain) -> BareNode:
+        """Connects, and stands in the coordinator's book."""
+        key = SealingKey(X25519, secrets.token_bytes(SealingKey.secret_bytes(X25519)))
+        offer = Ask(
+            provider=signer.address,
+            model=BARE_MODEL,
+            input_price=1_000_000,
+            cached_input_price=1_000_000,
+            output_price=1_000_000,
+            context_tokens=8_192,
+            max_output_tokens=4_096,
+            sealing_suite=X25519,
+            sealing_key=key.public,
+            valid_from=0,
+            valid_until=int(time.time()) + 3_600,
+            seq=1,
+            spec=Spec(),
+        )
+        ask = signer.sign(offer, domain)
+        socket = await connect(f"ws{url.removeprefix('http')}/v1/node", max_size=MAX_BODY, compression=None, ping_interval=None)
+        challenge = Challenge.from_json(loads(unpack_link(await socket.recv())[2], "challenge"))
+        answer = Connect(provider=signer.address, coordinator=challenge.coordinator, challenge=challenge.challenge)
+        hello = Hello(signer.sign(answer, domain), (ask,), Capacity(1_000, 1_000), "bench")
+        await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
+        await socket.recv()
+        return cls(socket, signer, domain, key, ask)
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        beats = asyncio.create_task(self._beat())
+        try:
+            async for frame in self._socket:
+                kind, job, payload = unpack_link(frame)
+                if kind is Kind.DISPATCH:
+                    self._credit[job] = asyncio.Semaphore(INITIAL_CREDIT)
+                    task = asyncio.create_task(self._work(job, Dispatch.loads(payload)))
+                    self._jobs.add(task)
+                    task.add_done_callback(self._jobs.discard)
+                elif kind is Kind.CREDIT and job in self._credit:
+                    for _ in range(int.from_bytes(payload, "big")):
+                        self._credit[job].release()
+        finally:
+            beats.cancel()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(5)
+            await self._socket.send(pack_link(Kind.BEAT, payload=dumps(Capacity(1_000, 1_000).to_json())))
+
+    async def _work(self, job: JobId, dispatch: Dispatch) -> None:
+        order, terms = dispatch.candidate.order.message, dispatch.candidate.terms
+        order_hash = dispatch.match.message.order_hash
+        key = self._key.unwrap(dispatch.candidate.wrapped_key, job=job, order_hash=order_hash, provider=order.provider)
+        sealer, send, credit = Sealer(key, job, order_hash), self._socket.send, self._credit[job]
+        await send(pack_link(Kind.ACCEPT, job))
+        await credit.acquire()
+        await send(pack_link(Kind.CHUNK, job, sealer.seal(dump_response_head(ResponseHead(200, "application/json")))))
+        for left in range(self.chunks - 1, -1, -1):
+            await credit.acquire()
+            await send(pack_link(Kind.CHUNK, job, sealer.seal(_PIECE if self.chunks > 1 else _REPLY, last=left == 0)))
+        await send(pack_link(Kind.RECEIPT, job, dumps(self._receipt(order, order_hash, terms).to_json())))
+        del self._credit[job]
+
+    def _receipt(self, order: Order, order_hash: Hash, terms: Terms) -> Signed[Receipt]:
+        usage = Usage(9, 0, 9)
+        cost = charge(terms, usage, Outcome.COMPLETED)
+        self._seq, self._total = self._seq + 1, self._total + cost
+        receipt = Receipt(
+            payer=order.payer,
+            provider=order.provider,
+            seq=self._seq,
+            cumulative_cost=Amount(self._total),
+            order_hash=order_hash,
+            result_commitment=ZERO_HASH,
+            input_tokens=usage.input,
+            cached_input_tokens=usage.cached,
+            output_tokens=usage.output,
+            cost=cost,
+            outcome=Outcome.COMPLETED,
+            finished_at=int(time.time()),
+            evidence_root=ZERO_HASH,
+        )
+        return self._signer.sign(receipt, self._domain)
+
+
+def sign_jobs(count: int, *, payer: Signer, coordinator: Address, domain: Domain, ask: Verified[Ask]) -> list[bytes]:
+    """So many submissions, sealed and signed for one provider; made before the clock runs, since signing is the client's work."""
+    now, body, made = int(time.time()), _body(None, 0), []
+    for number in range(count):
+        job, key = JobId(secrets.token_bytes(16)), ContentKey.new()
+        plain = join_request(RequestHead(CHAT), body)
+        terms = Terms(
+            model=ask.message.model,
+            ask=ask.digest,
+            input_price=ask.message.input_price,
+            cached_input_price=ask.message.cached_input_price,
+            output_price=ask.message.output_price,
+            max_cost=CAP,
+            max_output_tokens=512,
+            job=job,
+            request_commitment=commit_request(key.commitment_key, job, plain),
+        )
+        order = Order(
+            payer=payer.address,
+            provider=ask.message.provider,
+            ceiling=Amount(CAP * (number + 1)),
+            reserve_target=Amount(0),
+            seq=time.time_ns(),
+            deadline=now + 300,
+            claim_by=now + 7 * 86_400,
+            max_fee_bps=500,
+            coordinator=coordinator,
+            terms_hash=terms.struct_hash(),
+        )
+        signed = payer.sign(order, domain)
+        provider = ask.message.provider
+        wrapped = wrap_key(key, X25519, ask.message.sealing_key, job=job, order_hash=signed.digest, provider=provider)
+        made.append(Submission(job, (Candidate(signed, terms, wrapped),), key.seal_request(job, plain)).dumps())
+    return made
+
+
+async def post(url: str, jobs: list[bytes], *, at_once: int) -> Times:
+    """Posts signed jobs to a coordinator's job route and reads their frames to the receipt."""
+    times, left = Times(), iter(jobs)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(120)) as session:
+        began = time.perf_counter()
+        await asyncio.gather(*(_poster(session, f"{url}/v1/jobs", left, times) for _ in range(at_once)))
+        times.seconds = time.perf_counter() - began
+    return times
+
+
+async def _poster(session: aiohttp.ClientSession, url: str, left: Iterator[bytes], times: Times) -> None:
+    for job in left:
+        began, reader, last = time.perf_counter(), FrameReader(), None
+        async with session.post(url, data=job) as response:
+            if response.status != 200:
+                raise RuntimeError(f"{url} answered {response.status}: {(await response.text())[:300]}")
+            async for piece in response.content.iter_any():
+                for kind, payload in reader.feed(piece):
+                    times.chunks += kind is Kind.CHUNK
+                    last = (kind, payload)
+        if last is None or last[0] is not Kind.RECEIPT:
+            raise RuntimeError(f"a job ended with {last}")
+        times.whole.append(time.perf_counter() - began)
