@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import Claim, Order, Receipt
 from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.wire import dumps
 from tallystick.runtime.storage import Database
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -161,7 +161,7 @@ class SqlStore:
             "deadline": order.message.deadline,
             "claim_by": order.message.claim_by,
             "order_doc": order.dumps(),
-            "terms_doc": json.dumps(admitted.terms.to_json()),
+            "terms_doc": dumps(admitted.terms.to_json()).decode(),
         }
         job_row = {
             "order_digest": digest,
@@ -173,8 +173,8 @@ class SqlStore:
         }
 
         def work(connection: Connection) -> None:
-            connection.execute(sa.insert(orders).values(order_row))
-            connection.execute(sa.insert(jobs).values(job_row))
+            connection.execute(_NEW_ORDER, order_row)
+            connection.execute(_NEW_JOB, job_row)
 
         await self._db.write(work)
 
@@ -207,14 +207,13 @@ class SqlStore:
             "acknowledged": False,
             "receipt_doc": booking.receipt.dumps(),
         }
-        ended = sa.update(jobs).where(jobs.c.order_digest == digest)
-        ended = ended.values(ended_at=receipt.finished_at, outcome=int(receipt.outcome))
-        tab = _book_tab(receipt)
+        end = {"of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)}
+        tab = {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost}
 
         def work(connection: Connection) -> None:
-            connection.execute(sa.insert(receipts).values(receipt_row))
-            connection.execute(ended)
-            connection.execute(tab)
+            connection.execute(_NEW_RECEIPT, receipt_row)
+            connection.execute(_END_JOB, end)
+            connection.execute(_BOOK_TAB, _NEW_TAB | tab)
 
         await self._db.write(work)
 
@@ -302,13 +301,27 @@ class SqlStore:
         return [(Hash(bytes.fromhex(digest)), deadline) for digest, deadline in rows]
 
 
-def _book_tab(receipt: Receipt) -> sa.Executable:
-    """Brings the tab to this receipt. `since` is when the first unsettled receipt came: kept while something is unsettled."""
-    fresh = {"seq": receipt.seq, "cumulative": receipt.cumulative_cost}
-    start = {"settled": Amount(0), "reserved": Amount(0), "claimed_at": 0, "claimed": Amount(0), "observed_at": 0}
-    query = sa.dialects.sqlite.insert(tabs).values(payer=receipt.payer, since=receipt.finished_at, **fresh, **start)
-    since = sa.case((tabs.c.cumulative > tabs.c.settled, tabs.c.since), else_=receipt.finished_at)
-    return query.on_conflict_do_update(index_elements=["payer"], set_=fresh | {"since": since})
+# Statements of every job, made once: making them anew costs more than the database takes for them.
+
+_NEW_ORDER, _NEW_JOB, _NEW_RECEIPT = sa.insert(orders), sa.insert(jobs), sa.insert(receipts)
+_END_JOB = (
+    sa.update(jobs)
+    .where(jobs.c.order_digest == sa.bindparam("of_order"))
+    .values(ended_at=sa.bindparam("to_ended"), outcome=sa.bindparam("to_outcome"))
+)
+_NEW_TAB = {"settled": Amount(0), "reserved": Amount(0), "claimed_at": 0, "claimed": Amount(0), "observed_at": 0}
+
+
+def _book_tab() -> sa.Executable:
+    """Brings the tab to a receipt. `since` is when the first unsettled receipt came: kept while something is unsettled."""
+    query = sa.dialects.sqlite.insert(tabs)
+    new = query.excluded
+    since = sa.case((tabs.c.cumulative > tabs.c.settled, tabs.c.since), else_=new.since)
+    changed = {"seq": new.seq, "cumulative": new.cumulative, "since": since}
+    return query.on_conflict_do_update(index_elements=["payer"], set_=changed)
+
+
+_BOOK_TAB = _book_tab()
 
 
 def _claimable(row: Any) -> Claimable:

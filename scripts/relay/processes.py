@@ -178,7 +178,7 @@ async def _until_answers(url: str, process: asyncio.subprocess.Process, seconds:
         while not await _answers(url):
             if process.returncode is not None:
                 raise RuntimeError(f"{url} ended before it answered")
-            await asyncio.sleep(0.1)  # noqa: ASYNC110 - another process is waited for
+            await asyncio.sleep(0.1)
 
 
 async def _answers(url: str, text: str = "", wanted: bool = False) -> bool:

@@ -38,7 +38,6 @@ async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
     )
     server = _Server(config)
     config.load()
-    _spare_the_collector()
     with _listener(host, port) as listener:
         task = asyncio.create_task(server.serve([listener]), name="http-server")
         ready = asyncio.create_task(server.ready.wait())
@@ -54,7 +53,9 @@ async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
 
 
 def _spare_the_collector() -> None:
-    """What is loaded now stays for good, and a request leaves few cycles: the collector need not look at all of it so often."""
+    """What a daemon has loaded when it is ready stays for good, and a request leaves few cycles: the collector need not look at
+    all of it so often.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
@@ -96,6 +97,7 @@ class _Server(uvicorn.Server):
 
 async def until_stopped() -> None:
     """Returns on the first SIGTERM or SIGINT. A second one then kills the process, as the default would."""
+    _spare_the_collector()
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+PROMISED = (
+    *("coordinator_cpu_us_per_job", "litellm_cpu_us_per_request", "cpu_ratio", "added_ttft_ms_p50", "added_ttft_ms_p99"),
+    *("chunks_per_s", "rss_mib"),
+)
+
+
+def test_a_quick_run_has_every_figure() -> None:
+    """The benchmark runs whole, on real processes; what it leaves out it says to be null."""
+    command = [sys.executable, "-m", "scripts.bench_relay", "--quick", "--json"]
+    figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
+    assert figures.keys() >= set(PROMISED)
+    assert {name for name in PROMISED if figures[name] is None} == {"litellm_cpu_us_per_request", "cpu_ratio"}
+    assert figures["coordinator_cpu_us_per_job"] > 0
