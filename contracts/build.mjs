@@ -2,41 +2,24 @@
 // if a committed file differs. The output depends on the sources and the locked packages only.
 import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
-import solc from "solc";
+import { compile, here } from "./solc.mjs";
 
-const here = dirname(fileURLToPath(import.meta.url));
 const root = dirname(here);
 const PUBLIC = { folder: join(root, "tallystick/chain/abi"), names: ["Escrow", "TestUSD"] };
 const TESTS = { folder: join(root, "tests/contracts/abi"), names: namesIn("test") };
-
-// The compiler's standing note on TSTORE: OpenZeppelin's guard clears what it sets.
-const TRANSIENT_STORAGE_NOTE = "2394";
 
 function namesIn(folder) {
   return readdirSync(join(here, folder)).filter((f) => f.endsWith(".sol")).map((f) => f.slice(0, -4)).sort();
 }
 
-function compile() {
+function compileAll() {
   const paths = [...PUBLIC.names.map((n) => `src/${n}.sol`), ...TESTS.names.map((n) => `test/${n}.sol`)];
-  const sources = Object.fromEntries(paths.map((p) => [p, { content: readFileSync(join(here, p), "utf8") }]));
-  const settings = {
-    optimizer: { enabled: true, runs: 1_000_000 },
-    viaIR: true,
-    evmVersion: "cancun",
-    metadata: { bytecodeHash: "none", appendCBOR: false },
-    outputSelection: { "*": { "*": ["abi", "evm.bytecode.object"] } },
-  };
-  const find = (path) => [here, join(here, "node_modules")].map((base) => join(base, path)).find(existsSync);
-  const read = (path) => (find(path) ? { contents: readFileSync(find(path), "utf8") } : { error: `no such file: ${path}` });
-  const input = JSON.stringify({ language: "Solidity", sources, settings });
-  const output = JSON.parse(solc.compile(input, { import: read }));
-  const problems = (output.errors ?? []).filter((e) => e.errorCode !== TRANSIENT_STORAGE_NOTE);
+  const { contracts, problems } = compile(paths);
   if (problems.length > 0) {
     console.error(problems.map((e) => e.formattedMessage).join("\n"));
     process.exit(1);
   }
-  return output.contracts;
+  return contracts;
 }
 
 function render({ abi, evm }) {
@@ -45,7 +28,7 @@ function render({ abi, evm }) {
 }
 
 const check = process.argv.includes("--check");
-const contracts = compile();
+const contracts = compileAll();
 let stale = 0;
 for (const [source, { folder, names }] of [["src", PUBLIC], ["test", TESTS]]) {
   for (const name of names) {

@@ -65,6 +65,13 @@ contract HostileToken is ERC20("Hostile", "HOST") {
         return _answer(from, to, amount);
     }
 
+    /// As EIP-3009, but believes everybody.
+    function receiveWithAuthorization(address from, address to, uint256 amount, uint256, uint256, bytes32, uint8, bytes32, bytes32)
+        external
+    {
+        _answer(from, to, amount);
+    }
+
     function _answer(address from, address to, uint256 amount) private returns (bool) {
         if (answer == Answer.False) return false;
         _transfer(from, to, amount);

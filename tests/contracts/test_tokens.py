@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import pytest
 
 from tallystick.chain.codec import load_abi
@@ -10,6 +12,7 @@ from tallystick.protocol.errors import Refusal
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash, Seconds
 from tests.chain.world import DOLLAR, FAR, RULES, World, person, refused
 from tests.contracts.artifacts import load
+from tests.contracts.market import Market
 
 KEY, OWNER, STRANGER, PROVIDER = person("key"), person("owner"), person("stranger"), person("provider")
 HOSTILE = load("HostileToken")
@@ -74,6 +77,36 @@ async def test_a_token_that_calls_back_gets_nowhere(hostile: World) -> None:
     await _tell(hostile, "setCallback", ZERO_ADDRESS, b"", False)
     await hostile.escrow.cash_out(await hostile.sender(STRANGER), PROVIDER.address)
     assert await hostile.escrow.token.balance_of(PROVIDER.address) == DOLLAR
+
+
+def _authorized(world: World, amount: int) -> SignedAuthorization:
+    """As good as any to a token that believes everybody."""
+    return SignedAuthorization(Amount(amount), Seconds(0), Seconds(FAR), Hash(bytes(32)), bytes(64) + b"\x1b")
+
+
+async def test_an_authorization_is_no_way_around(hostile: World) -> None:
+    """A deposit by authorization, too, credits exactly what arrived, and nobody gets in during it."""
+    stranger = await hostile.sender(STRANGER)
+    await _tell(hostile, "mint", OWNER.address, 10 * DOLLAR)
+    await hostile.escrow.deposit_with_authorization(stranger, KEY.address, _authorized(hostile, DOLLAR))
+    assert (await hostile.escrow.purse(KEY.address)).free == 11 * DOLLAR
+    await _tell(hostile, "setFee", 5)
+    with refused("ShortDelivery", expected=DOLLAR, received=DOLLAR - 5):
+        await hostile.escrow.deposit_with_authorization(stranger, KEY.address, _authorized(hostile, DOLLAR))
+    await _tell(hostile, "setFee", 0)
+    await hostile.settle(await hostile.sender(PROVIDER), hostile.row(KEY, PROVIDER.address, DOLLAR))
+    again = hostile.escrow.calldata("cashOut", PROVIDER.address)
+    await _tell(hostile, "setCallback", hostile.deployment.escrow, again, False)
+    with refused("ReentrancyGuardReentrantCall"):
+        await hostile.escrow.deposit_with_authorization(stranger, KEY.address, _authorized(hostile, DOLLAR))
+
+
+def test_no_escrow_without_a_token() -> None:
+    """The zero address is no token."""
+    market = Market()
+    code = market.escrow_abi.create(ZERO_ADDRESS, astuple(market.rules))
+    with refused("ZeroAddress"):
+        market.ground.create(STRANGER.address, code)
 
 
 async def test_the_faucet_is_bounded(world: World) -> None:

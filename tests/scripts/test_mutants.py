@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scripts.mutants import PARTS, SOURCES, mutants
+from scripts.mutate_contracts import REASONS
+
+
+@pytest.mark.parametrize("path", PARTS)
+def test_every_break_is_one_change(path: str) -> None:
+    """Each has a name of its own and differs from the source in one place only."""
+    source = (SOURCES / path).read_text()
+    found = list(mutants(path))
+    assert len({mutant.name for mutant in found}) == len(found) > 0
+    for mutant in found:
+        text = mutant.text()
+        assert text != source
+        assert text == source[: mutant.start] + mutant.put + source[mutant.end :]
+
+
+def test_what_is_broken() -> None:
+    """Comparisons are turned both ways; requires, updates of state, events and guards are left out."""
+    names = "\n".join(mutant.name for mutant in mutants("parts/Settlement.sol"))
+    for expected in (
+        "'>' -> '<=' in 'if (block.timestamp > row.claimBy()) return Skip.Expired;'",
+        "'>' -> '>=' in 'if (block.timestamp > row.claimBy()) return Skip.Expired;'",
+        "without 'if (payer == provider) return Skip.SelfDealing;'",
+        "without 'tab_.write(total, reserved, releaseAt);'",
+        "without 'emit RowsSettled(provider, results);'",
+        "without 'nonReentrant'",
+        "'-=' -> '+=' in 'reserved -= fromReserved;'",
+    ):
+        assert expected in names
+
+
+def test_excuses_are_for_breaks_that_exist() -> None:
+    """A break that may go unnoticed has a reason, and is still there."""
+    reasons = json.loads(REASONS.read_text())
+    assert reasons.keys() <= {mutant.name for path in PARTS for mutant in mutants(path)}
+    assert all(len(reason) > 20 for reason in reasons.values())
