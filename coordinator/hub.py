@@ -176,11 +176,16 @@ class Hub:
             return
         try:
             if not await self._market.accept_receipt(provider, job, payload):
-                log.warning("receipt of an unknown job", provider=provider, job=job.hex())
+                self._refuse(provider, job, Refusal(Code.UNKNOWN_JOB, "this coordinator does not know that job"))
         except BadReceipt as error:
-            log.warning("bad late receipt", provider=provider, job=job.hex(), error=str(error))
+            self._refuse(provider, job, error)
         except Unavailable as error:
             log.warning("late receipt not stored", provider=provider, job=job.hex(), error=str(error))
+
+    def _refuse(self, provider: Address, job: JobId, error: TallyError) -> None:
+        """Tells a node that its receipt will never be taken, so that it stops sending it."""
+        log.warning("receipt refused", provider=provider, job=job.hex(), error=str(error))
+        self._bus.send(node_subject(provider), pack_link(Kind.RECEIPT_REFUSED, job, dumps(error.as_json())))
 
     async def _forward_claim(self, provider: Address, request: ClaimRequest) -> None:
         try:

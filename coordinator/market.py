@@ -30,7 +30,7 @@ from tallystick.protocol.errors import BadMessage, BadReceipt, Code, Fault, Refu
 from tallystick.protocol.jobs import ENDS, Event, State
 from tallystick.protocol.messages import Ask, Match, Order, Outcome, Terms
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import Capacity, Dispatch, Kind, Submission, dumps, loads, pack_link
+from tallystick.protocol.wire import CancelReason, Capacity, Dispatch, Kind, Submission, dumps, loads, pack_link
 
 log = structlog.get_logger()
 CREDIT_STEP = 32
@@ -205,7 +205,7 @@ class Market:
                         yield self._end(job, error)
         finally:
             if not job.ended:
-                self._bus.send(node_subject(job.provider), pack_link(Kind.CANCEL, job.id))
+                self._stop(job, CancelReason.COORDINATOR)
                 why = "the coordinator stopped relaying this job"
                 self._end(job, Unavailable(Code.COORDINATOR_UNAVAILABLE, why, fault=Fault.COORDINATOR))
             del self._live[job.id]
@@ -364,8 +364,11 @@ class Market:
         if not job.cancelled:
             job.cancelled = True
             job.deadline = min(job.deadline, self._tick() + self.limits.cancel)
-            self._bus.send(node_subject(job.provider), pack_link(Kind.CANCEL, job.id))
+            self._stop(job, CancelReason.CLIENT)
         return True
+
+    def _stop(self, job: LiveJob, reason: CancelReason) -> None:
+        self._bus.send(node_subject(job.provider), pack_link(Kind.CANCEL, job.id, reason.value.encode()))
 
     async def accept_receipt(self, provider: Address, job_id: JobId, payload: bytes) -> bool:
         """A receipt outside a live attempt: after a lost link, a failover, a restart. False if the job is not known here.
@@ -400,7 +403,7 @@ class Market:
         if (over or late) and not job.overdue:
             error = Unavailable(Code.TIMED_OUT, "the provider took too long", fault=Fault.PROVIDER)
             job.overdue = True
-            self._bus.send(node_subject(job.provider), pack_link(Kind.CANCEL, job.id))
+            self._stop(job, CancelReason.TIMED_OUT)
             job.interrupt(pack_link(Kind.FAIL, job.id, dumps(error.as_json())))
         elif tick > job.heard + self.limits.beat and job.inbox.empty():
             job.heard = tick

@@ -1,5 +1,5 @@
 """The courier: sees to it that every receipt reaches its coordinator. A receipt leaves once with its job; from then on it is sent
-again after every reconnection, and now and then, until the coordinator says that it is stored.
+again after every reconnection, and now and then, until the coordinator says that it is stored or will never be.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ class Courier:
         """The coordinator has stored this job's receipt. Written down soon; if that is lost, it is sent once more."""
         self._noted.setdefault(link.coordinator, set()).add(job)
         self._to_note.set()
+
+    def refused(self, link: Link, job: JobId, why: TallyError) -> None:
+        """The coordinator will never take this job's receipt. It stays on disk, and is collected like any other."""
+        log.warning("receipt refused; it is kept, and collected on chain", job=job.hex(), reason=str(why))
+        self.acknowledged(link, job)
 
     async def run(self) -> None:
         """Sends and writes down until cancelled."""

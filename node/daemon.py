@@ -34,11 +34,11 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
 from tallystick.protocol.eip712 import Domain, Signer
-from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable, from_public
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import Kind
+from tallystick.protocol.wire import CancelReason, Kind, loads
 from tallystick.runtime.keys import random_secret_file
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, until_stopped
@@ -166,9 +166,11 @@ class Desk:
         if kind is Kind.DISPATCH:
             self.runner.dispatch(link, job, payload)
         elif kind is Kind.CANCEL:
-            self.runner.cancel(link, job)
+            self.runner.cancel(link, job, CancelReason.loads(payload))
         elif kind is Kind.CREDIT:
             self.runner.credit(link, job, payload)
+        elif kind is Kind.RECEIPT_REFUSED:
+            self.courier.refused(link, job, from_public(loads(payload, "refusal"), 502))
         else:
             self.courier.acknowledged(link, job)
 

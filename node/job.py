@@ -5,8 +5,9 @@ How it ends, which is also what the receipt will say:
     what happened                 before any output left             after
     the engine's answer ended     completed, length; upstream_error where it is a deterministic 4xx
     the engine failed             no receipt, try elsewhere          provider_error
-    a phase took too long         no receipt, try elsewhere          timed_out
-    CANCEL, or nobody reads       client_cancelled                   client_cancelled
+    a phase took too long, by     no receipt, try elsewhere          timed_out
+    its clock or the coordinator's
+    the client cancels or stalls  client_cancelled                   client_cancelled
     the link was lost             no receipt                         provider_error
     the node shuts down           no receipt, try elsewhere          provider_error
     the request breaks a rule     no receipt, final                  -
@@ -58,6 +59,7 @@ class Stop(Enum):
     """Why a running job is stopped from outside."""
 
     CANCELLED = "it was cancelled"
+    TIMED_OUT = "the coordinator's time for it was up"
     LINK_LOST = "the link to the coordinator was lost"
     SHUTDOWN = "the node is shutting down"
 
@@ -241,7 +243,7 @@ class Job:
         after = self.has_output
         if self._stopped is Stop.CANCELLED or isinstance(error, Stalled):
             return Outcome.CLIENT_CANCELLED, Unavailable(Code.CANCELLED, str(error or Stop.CANCELLED.value))
-        if isinstance(error, TimeoutError):
+        if self._stopped is Stop.TIMED_OUT or isinstance(error, TimeoutError):
             cause = Unavailable(Code.TIMED_OUT, f"took too long: {self._phase}", fault=Fault.ENGINE)
             return (Outcome.TIMED_OUT if after else None), cause
         if error is None or isinstance(error, LinkLost):

@@ -68,7 +68,7 @@ class Handler(Protocol):
         ...
 
     def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
-        """DISPATCH, CANCEL, CREDIT or RECEIPT_ACK. Must not wait."""
+        """DISPATCH, CANCEL, CREDIT, RECEIPT_ACK or RECEIPT_REFUSED. Must not wait."""
         ...
 
     def lost(self, link: Link) -> None:
@@ -76,7 +76,7 @@ class Handler(Protocol):
         ...
 
 
-_FOR_HANDLER = frozenset({Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK})
+_FOR_HANDLER = frozenset({Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RECEIPT_REFUSED})
 
 
 class NodeLink:

@@ -25,11 +25,16 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyEr
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import Capacity, Dispatch, Kind, dumps
+from tallystick.protocol.wire import CancelReason, Capacity, Dispatch, Kind, dumps
 
 log = structlog.get_logger()
 _REMEMBERED = 10_000
 _WAITING = 64
+_STOPS = {
+    CancelReason.CLIENT: Stop.CANCELLED,
+    CancelReason.TIMED_OUT: Stop.TIMED_OUT,
+    CancelReason.COORDINATOR: Stop.LINK_LOST,
+}
 _FOR_LACK_OF_MONEY = frozenset({Code.UNSECURED, Code.INSUFFICIENT_FUNDS})
 
 
@@ -81,13 +86,13 @@ class Runner:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    def cancel(self, link: Link, job: JobId) -> None:
-        """Stops a job at once, for its client."""
+    def cancel(self, link: Link, job: JobId, reason: CancelReason = CancelReason.CLIENT) -> None:
+        """Stops a job at once, for its client or whoever else the reason names."""
         if self._pending.get(job) is link:
             del self._pending[job]
         running = self._jobs.get(job)
         if running is not None and running.link is link:
-            running.stop(Stop.CANCELLED)
+            running.stop(_STOPS[reason])
 
     def credit(self, link: Link, job: JobId, payload: bytes) -> None:
         """The coordinator will take more chunks of a job. Raises BadMessage."""

@@ -16,7 +16,7 @@ import base64
 import binascii
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Any
 
 import orjson
@@ -54,11 +54,28 @@ class Kind(IntEnum):
     ASKS = 19  # node -> coordinator: {"asks": [Signed[Ask]]}, replaces the standing ones
     DISPATCH = 20  # coordinator -> node: Dispatch
     ACCEPT = 21  # node -> coordinator: empty; the job was admitted
-    CANCEL = 22  # coordinator -> node: empty
+    CANCEL = 22  # coordinator -> node: a CancelReason as text; empty: the client
     CREDIT = 23  # coordinator -> node: 4 bytes big-endian, how many more chunks may be sent
     RECEIPT_ACK = 24  # coordinator -> node: empty; the receipt is stored durably
     CLAIM = 25  # node -> coordinator: ClaimRequest
     ERROR = 26  # coordinator -> node: an error in OpenAI's shape, then the link is closed
+    RECEIPT_REFUSED = 27  # coordinator -> node: an error in OpenAI's shape; sending that receipt again will not help
+
+
+class CancelReason(str, Enum):
+    """Why a node is told to stop a job. It decides the receipt's outcome, and so who pays."""
+
+    CLIENT = "client"
+    TIMED_OUT = "timed_out"
+    COORDINATOR = "coordinator"
+
+    @classmethod
+    def loads(cls, payload: bytes) -> CancelReason:
+        """Reads a CANCEL's payload. Raises BadMessage."""
+        try:
+            return cls(payload.decode()) if payload else cls.CLIENT
+        except ValueError:
+            raise BadMessage("cancel: not a reason that is known") from None
 
 
 def loads(data: bytes | str, what: str) -> Any:

@@ -12,6 +12,7 @@ transaction could not even begin, nobody's work is at fault, and all fail at onc
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, event, make_url, pool
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -120,7 +121,9 @@ class Database:
             await asyncio.sleep(0.01)
         try:
             await self._backend.run(lambda c: _migrate(c, migrations), write=True)
-        except (OperationalError, OSError, CommandError) as error:
+        except (DatabaseError, OSError, CommandError) as error:
+            if _damaged(error):
+                raise _translate(error) from error
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"database: {error}") from error
         finally:
             _MIGRATING.release()
@@ -215,7 +218,20 @@ def _settle(future: asyncio.Future[Any], result: object = None, error: Exception
         future.set_exception(error)
 
 
+def _damaged(error: Exception) -> bool:
+    """Whether SQLite says that the file itself is at fault."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def _translate(error: Exception) -> Exception:
+    if _damaged(error):
+        log.error("database damaged", error=str(error))
+        text = (
+            f"the database file is damaged ({getattr(error, 'orig', error)}): stop what uses it, keep a copy of it with its -wal "
+            "and -shm files, and restore a backup or save what can be read with `sqlite3 FILE .recover | sqlite3 NEW`"
+        )
+        return Unavailable(Code.COORDINATOR_UNAVAILABLE, text)
     gone = isinstance(error, OperationalError | PoolTimeout | OSError)
     if gone or (isinstance(error, DBAPIError) and error.connection_invalidated):
         log.error("database failed", error=str(error))

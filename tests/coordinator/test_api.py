@@ -204,7 +204,7 @@ async def test_cancelling(at: Served) -> None:
     path = f"/v1/jobs/{client.job.id.hex()}/cancel"
     response = await at.http.post(path)
     assert (response.status_code, response.json()) == (202, {"cancelling": True})
-    assert node.got(Kind.CANCEL) == [b""]
+    assert node.got(Kind.CANCEL) == [b"client"]
     node.finish(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
     await quiet()
     assert (await at.http.post(path)).json() == {"cancelling": False}

@@ -14,7 +14,7 @@ from coordinator.live import INBOX
 from coordinator.memory import MemoryStore
 from coordinator.ports import KnownJob, node_subject
 from tallystick.protocol.eip712 import Domain
-from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.errors import Code, Fault, Unavailable, from_public
 from tallystick.protocol.messages import Connect
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import MAX_FRAME, NO_JOB, Capacity, Challenge, Kind, dumps, loads, pack_link
@@ -284,8 +284,10 @@ async def test_a_store_that_is_down_closes_nobody() -> None:
         assert client.kinds == [Kind.MATCH, Kind.RECEIPT]
 
 
-async def test_bad_late_receipts_are_not_acknowledged(at: Served) -> None:
-    """A late receipt that is wrong or of an unknown job is ignored; the node stays, and its next one is taken."""
+async def test_bad_late_receipts_are_refused(at: Served) -> None:
+    """A late receipt that is wrong or of an unknown job is refused with the reason, and so not sent for ever; the node stays, and
+    its next one is taken.
+    """
     node = await LinkNode.join(at, ANN)
     client = at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
     job, receipt = await node.take_job()
@@ -295,6 +297,9 @@ async def test_bad_late_receipts_are_not_acknowledged(at: Served) -> None:
         await node.send(Kind.RECEIPT, about, payload)
     await node.finish(job, receipt)
     assert [kind for kind, _, _ in node.seen].count(Kind.RECEIPT_ACK) == 2
+    refused = [(job, loads(raw, "error")) for kind, job, raw in node.seen if kind is Kind.RECEIPT_REFUSED]
+    told = [(about, from_public(raw, 502).code) for about, raw in refused]
+    assert told == [(JOB, Code.UNKNOWN_JOB), (job, Code.BAD_RECEIPT), (job, Code.BAD_RECEIPT)]
 
 
 # Ends of connections

@@ -293,7 +293,7 @@ async def test_a_server_that_is_torn_down(world: World) -> None:
     await quiet()
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
-    assert node.got(Kind.CANCEL, submission.job) == [b""]
+    assert node.got(Kind.CANCEL, submission.job) == [b"coordinator"]
     known = await world.store.job(submission.job)
     assert known is not None
     assert known.record.state is State.FAILED

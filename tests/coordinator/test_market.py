@@ -234,7 +234,7 @@ async def test_a_run_that_is_closed_early_fails_its_job(world: World) -> None:
     frames = world.market.run(job)
     assert (await anext(frames))[0] is Kind.MATCH
     await frames.aclose()
-    assert node.got(Kind.CANCEL, job.id) == [b""]
+    assert node.got(Kind.CANCEL, job.id) == [b"coordinator"]
     known = await world.store.job(job.id)
     assert known is not None
     assert (known.record.state, known.record.last.state) == (State.FAILED, State.FAILED)

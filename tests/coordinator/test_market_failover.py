@@ -63,7 +63,7 @@ async def test_a_node_that_does_not_answer(world: World, ann: FakeNode, bob: Fak
     await world.pass_time(10)
     assert len(bob.sent) == 0
     await world.pass_time(0.5)
-    assert ann.got(Kind.CANCEL, client.job.id) == [b""]
+    assert ann.got(Kind.CANCEL, client.job.id) == [b"timed_out"]
     await _handed_on(world, client, ann, bob)
 
 

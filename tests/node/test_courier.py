@@ -10,7 +10,7 @@ from node import courier as courier_module
 from node.courier import Courier
 from node.twins import MemoryLink, MemoryStore
 from tallystick.protocol.eip712 import read_signed
-from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.wire import Kind, loads
 from tests.node.test_store import finish
@@ -46,6 +46,19 @@ async def test_open_receipts_are_sent_on_every_welcome() -> None:
         await second.until(Kind.RECEIPT, made[2].admitted.job)
         assert not second.of(made[0].admitted.job)
         assert second.of(made[1].admitted.job)
+
+
+async def test_a_refused_receipt_is_not_sent_again() -> None:
+    """What the coordinator will never take is not sent for ever."""
+    store, client = MemoryStore(), Client()
+    made = await finish(store, client)
+    async with running(Courier(store, now=lambda: NOW)) as courier:
+        link = MemoryLink(COORDINATOR.address)
+        courier.welcomed(link)
+        await link.until(Kind.RECEIPT, made.admitted.job)
+        courier.refused(link, made.admitted.job, Refusal(Code.UNKNOWN_JOB, "never heard of it"))
+        await courier.note()
+        assert not await store.unacknowledged(link.coordinator, NOW + 1, 0, 10)
 
 
 async def test_receipts_are_sent_again_without_an_answer() -> None:

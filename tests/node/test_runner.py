@@ -16,7 +16,7 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.sealing import HYBRID, SealingKey
 from tallystick.protocol.types import Amount
-from tallystick.protocol.wire import INITIAL_CREDIT, Kind, ResponseHead
+from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Kind, ResponseHead
 from tests.node.world import NOW, Client, Placed, Stage, signer
 
 HEAD = Head(200, "text/event-stream")
@@ -212,6 +212,20 @@ async def test_cancel_in_mid_answer() -> None:
     assert receipt.cost > 0
     assert engine.stopped == 1
     assert stage.answer(placed)[1] == b"one.two."
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome"), [(CancelReason.TIMED_OUT, Outcome.TIMED_OUT), (CancelReason.COORDINATOR, Outcome.PROVIDER_ERROR)]
+)
+async def test_a_stop_that_the_client_did_not_ask_for(reason: CancelReason, outcome: Outcome) -> None:
+    """What the coordinator stopped by itself says so in its receipt, and charges nothing."""
+    stage = Stage(engine := ScriptedEngine(HEAD, ONE, TWO, for_ever))
+    placed = stage.dispatch()
+    await stage.link.until(Kind.CHUNK, placed.job, 3)
+    stage.runner.cancel(stage.link, placed.job, reason)
+    receipt = await stage.receipt(placed)
+    assert (receipt.outcome, receipt.cost) == (outcome, 0)
+    assert engine.stopped == 1
 
 
 async def test_cancel_before_any_output() -> None:

@@ -245,6 +245,7 @@ def test_the_numbers_of_the_kinds_are_the_wire() -> None:
         "RECEIPT_ACK": 24,
         "CLAIM": 25,
         "ERROR": 26,
+        "RECEIPT_REFUSED": 27,
     }
 
 

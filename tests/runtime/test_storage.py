@@ -360,6 +360,22 @@ async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path: Path) -
     await database.close()
 
 
+@pytest.mark.parametrize("at", [0, 4_096])
+async def test_a_damaged_file_is_unavailable_and_says_what_to_do(tmp_path: Path, at: int) -> None:
+    """A file whose header or whose pages are overwritten: the error says so and how to save it, and the file is left alone."""
+    file = tmp_path / "facts.db"
+    async with opened(f"sqlite:///{file}") as database:
+        await database.write(insert(1))
+    whole = file.read_bytes()
+    damaged = whole[:at] + b"\xa5" * (len(whole) - at)
+    file.write_bytes(damaged)
+    database = Database(f"sqlite:///{file}")
+    with pytest.raises(Unavailable, match=r"damaged.*\.recover"):
+        await database.start(MIGRATIONS)
+    await database.close()
+    assert file.read_bytes() == damaged
+
+
 class Failing:
     """A backend whose database went away: fails before the work begins, or after it."""
 
