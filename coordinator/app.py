@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from coordinator.answers import Retention
 from coordinator.api import Info, Room, build_control_plane
 from coordinator.bus import InProcessBus
 from coordinator.config import CoordinatorConfig
@@ -41,8 +42,8 @@ NODE_PATH = "/v1/node"
 class App:
     """The ASGI app: two raw routes, and FastAPI for everything else."""
 
-    def __init__(self, room: Room, hub: Hub) -> None:
-        self._jobs, self._hub, self._control = JobsRoute(room.market), hub, build_control_plane(room)
+    def __init__(self, room: Room, hub: Hub, retention: Retention | None = None) -> None:
+        self._jobs, self._hub, self._control = JobsRoute(room.market, retention=retention), hub, build_control_plane(room)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Routes one connection."""
@@ -86,7 +87,8 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         )
         hub = Hub(market, bus, settler.take)
         room = Room(market, lambda: hub.connected, store, store, _info(config, deployment, signer))
-        async with serving(App(room, hub), config.host, config.port) as port, _beside(settler.run(), _sweep(market)):
+        app = App(room, hub, config.retention)
+        async with serving(app, config.host, config.port) as port, _beside(settler.run(), _sweep(market)):
             try:
                 yield port
                 await market.drain(DRAIN_SECONDS)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.answers import Retention
 from coordinator.rules import Limits
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.config import load
@@ -41,6 +42,14 @@ class CoordinatorConfig:
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600
     """How long orders must leave providers to claim."""
+    answer_seconds: float = 600
+    """How long the sealed answer of a job with an idempotency key is kept in memory after its end, for a client that lost it."""
+    answer_mib: int = 4
+    """The longest such answer that is kept."""
+    answers_mib: int = 256
+    """How much all of them may take."""
+    linger_seconds: float = 60
+    """The longest that such a job goes on after its client's connection is lost."""
     log_json: bool = True
     log_level: str = "info"
 
@@ -50,11 +59,17 @@ class CoordinatorConfig:
         for name in times:
             if not getattr(self, name) > 0:
                 raise BadMessage(f"config: {name}: expected seconds above 0, got {getattr(self, name)}")
-        for name in ("confirmations", "funds_ttl", "min_claim_window"):
+        kept = ("answer_seconds", "answer_mib", "answers_mib", "linger_seconds")
+        for name in ("confirmations", "funds_ttl", "min_claim_window", *kept):
             if not getattr(self, name) >= 0:
                 raise BadMessage(f"config: {name}: expected a number from 0, got {getattr(self, name)}")
         if not 0 <= self.fee_bps <= 10_000:
             raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
+
+    @property
+    def retention(self) -> Retention:
+        """The jobs route's part of the settings."""
+        return Retention(self.answer_seconds, self.answer_mib << 20, self.answers_mib << 20, self.linger_seconds)
 
     @property
     def limits(self) -> Limits:

@@ -1,13 +1,20 @@
-"""POST /v1/jobs: the hot route, raw ASGI inside the same app. It parses, calls the market and passes frames on."""
+"""POST /v1/jobs: the hot route, raw ASGI inside the same app. It parses, calls the market and passes frames on.
+
+With the header X-Tally-Linger (seconds) a job does not end with its connection: it goes on for so long, and whoever posts the
+same bytes again gets its answer from the first frame on, while it runs and as long as it is kept.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import time
 from contextlib import aclosing, closing
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from coordinator.answers import Answer, Answers, Retention
 from coordinator.live import LiveJob
 from coordinator.market import Market
 from coordinator.patience import Patience
@@ -17,6 +24,7 @@ from tallystick.protocol.wire import MAX_BODY, Submission, dumps, pack_frame
 
 PATH = "/v1/jobs"
 FRAMES = b"application/vnd.tallystick.frames"
+LINGER = b"x-tally-linger"
 BODY_SECONDS = 30
 BURST = 16
 """Frames that wait already are sent together, up to so many."""
@@ -27,13 +35,22 @@ STALL_SECONDS = 45
 class JobsRoute:
     """The route as an ASGI app. A client that leaves cancels its job; the job is then driven to its receipt all the same."""
 
-    def __init__(self, market: Market, max_body: int = MAX_BODY) -> None:
+    def __init__(self, market: Market, max_body: int = MAX_BODY, retention: Retention | None = None) -> None:
         self._market, self._max_body = market, max_body
+        self._answers = Answers(retention or Retention(), time.monotonic)
+        self._drivers: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One job."""
         try:
-            job = await self._market.place_order(Submission.loads(await self._read(receive)))
+            body = await self._read(receive)
+            submission = Submission.loads(body)
+            linger = _linger(scope)
+            if linger is not None:
+                await self._serve_kept(submission, hashlib.sha256(body).digest(), linger, receive, send)
+                return
+            del body
+            job = await self._market.place_order(submission)
         except TallyError as error:
             await _answer(send, error)
             return
@@ -68,6 +85,61 @@ class JobsRoute:
                         send = _nowhere
         return send is not _nowhere
 
+    # Jobs that outlive their connection
+
+    async def _serve_kept(self, submission: Submission, fingerprint: bytes, linger: float, receive: Receive, send: Send) -> None:
+        """Reads a job's answer from its first frame on, new or begun before. Raises TallyError before anything is sent."""
+        answer = self._answers.find(submission.job, fingerprint)
+        if answer is None:
+            answer = self._answers.begin(submission.job, fingerprint)
+            driver = asyncio.create_task(self._drive(submission, answer), name=f"kept {submission.job.hex()}")
+            self._drivers.add(driver)
+            driver.add_done_callback(self._drivers.discard)
+        relay = asyncio.create_task(self._pass_on(submission.job, answer, send), name="relay")
+        gone = asyncio.create_task(_until_gone(receive), name="client-gone")
+        try:
+            await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            relay.cancel()
+            results = await asyncio.gather(relay, gone, return_exceptions=True)
+            answer.leave()
+            if not answer.ended and not answer.readers:
+                seconds = min(linger, self._answers.retention.linger_seconds)
+                asyncio.get_running_loop().call_later(seconds, self._cancel_unread, submission.job, answer)
+        if isinstance(results[0], Exception) and not isinstance(results[0], OSError | TimeoutError):
+            raise results[0]
+
+    async def _drive(self, submission: Submission, answer: Answer) -> None:
+        """A job from its order to its end, whether anybody reads or not."""
+        refusal: TallyError | None = None
+        try:
+            job = await self._market.place_order(submission)
+            async with aclosing(self._market.run(job)) as frames:
+                async for kind, payload in frames:
+                    await answer.add(pack_frame(kind, payload))
+        except TallyError as error:
+            refusal = error
+        finally:
+            self._answers.end(submission.job, refusal)
+
+    async def _pass_on(self, job: JobId, answer: Answer, send: Send) -> None:
+        begun = False
+        with closing(Patience(STALL_SECONDS)) as patience:
+            async with aclosing(answer.read()) as frames:
+                async for data in frames:
+                    if not begun:
+                        begun = True
+                        await patience.wait(send(_start(200, FRAMES, job)))
+                    await patience.wait(send({"type": "http.response.body", "body": data, "more_body": True}))
+            await patience.wait(send({"type": "http.response.body", "body": b""}))
+
+    def _cancel_unread(self, job: JobId, answer: Answer) -> None:
+        if not answer.ended and not answer.readers:
+            self._market.cancel(job)
+
+    # Reading
+
     async def _read(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
         size = 0
@@ -87,9 +159,27 @@ class JobsRoute:
             raise BadMessage(f"submission: did not arrive within {BODY_SECONDS} s") from None
 
     async def _cancel_when_gone(self, receive: Receive, job: JobId) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await _until_gone(receive)
         self._market.cancel(job)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _linger(scope: Scope) -> float | None:
+    """What X-Tally-Linger says, if it is there. Raises BadMessage."""
+    for name, value in scope.get("headers", ()):
+        if name == LINGER:
+            try:
+                seconds = int(value)
+            except ValueError:
+                seconds = -1
+            if seconds < 0:
+                raise BadMessage("x-tally-linger: expected whole seconds")
+            return float(seconds)
+    return None
 
 
 async def _nowhere(_event: Any) -> None:

@@ -16,7 +16,7 @@ from tallystick.protocol.errors import Code, Unavailable, from_public
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import Amount, JobId
-from tallystick.protocol.wire import MAX_CANDIDATES, Dispatch, Kind, Submission, dumps
+from tallystick.protocol.wire import MAX_CANDIDATES, Dispatch, FrameReader, Kind, Submission, dumps
 from tests.coordinator.served import LinkNode, Served, frames_of, until
 from tests.coordinator.world import (
     DOMAIN,
@@ -190,6 +190,79 @@ async def test_a_replayed_job(at: Served) -> None:
     await node.finish(job, receipt)
     await answer
     assert await _refusal(await at.post(submission)) == (409, "order_replayed")
+
+
+# Jobs that outlive their connection
+
+LINGER = {"x-tally-linger": "30"}
+
+
+async def _begun(at: Served, submission: Submission) -> None:
+    """Posts a job that lingers, reads its match, and loses the connection."""
+    async with at.http.stream("POST", "/v1/jobs", content=submission.dumps(), headers=LINGER) as response:
+        frames = frames_of(response)
+        assert (await anext(frames))[0] is Kind.MATCH
+        await frames.aclose()
+
+
+async def test_a_lost_connection_is_taken_up_again(at: Served) -> None:
+    """The same bytes posted again bring the same job: what came before, what follows, one receipt, one dispatch; and once it has
+    ended, the same answer again.
+    """
+    node = await LinkNode.join(at, ANN)
+    submission = make_submission(node.asks[0])
+    await _begun(at, submission)
+    job, receipt = await node.take_job()
+    await node.send(Kind.CHUNK, job, b"one")
+    async with at.http.stream("POST", "/v1/jobs", content=submission.dumps(), headers=LINGER) as response:
+        frames = frames_of(response)
+        assert [(await anext(frames))[0], await anext(frames)] == [Kind.MATCH, (Kind.CHUNK, b"one")]
+        await node.send(Kind.CHUNK, job, b"two")
+        assert await anext(frames) == (Kind.CHUNK, b"two")
+        await node.finish(job, receipt)
+        assert [frame async for frame in frames] == [(Kind.RECEIPT, dumps(receipt.to_json()))]
+        first = response.status_code
+    again = await at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER)
+    kinds = [kind for kind, _ in FrameReader().feed(again.content)]
+    assert (first, kinds) == (200, [Kind.MATCH, Kind.CHUNK, Kind.CHUNK, Kind.RECEIPT])
+    seen = [kind for kind, _, _ in node.seen]
+    assert (seen.count(Kind.DISPATCH), seen.count(Kind.CANCEL)) == (1, 0)
+    at.world.assert_idle()
+
+
+async def test_another_body_for_the_same_job(at: Served) -> None:
+    """A job that lingers is given back for the bytes that placed it, not for others."""
+    node = await LinkNode.join(at, ANN)
+    submission = make_submission(node.asks[0])
+    await _begun(at, submission)
+    response = await at.http.post("/v1/jobs", content=replace(submission, sealed=b"other").dumps(), headers=LINGER)
+    assert await _refusal(response) == (409, "order_replayed")
+    assert "another submission" in response.text
+
+
+async def test_a_job_that_nobody_comes_back_for(at: Served) -> None:
+    """When its linger is over, the job is cancelled as any other whose client left."""
+    node = await LinkNode.join(at, ANN)
+    async with at.http.stream(
+        "POST", "/v1/jobs", content=make_submission(node.asks[0]).dumps(), headers={"x-tally-linger": "0"}
+    ) as response:
+        frames = frames_of(response)
+        await anext(frames)
+        await frames.aclose()
+    job, _ = await node.take_job()
+    assert await node.expect(Kind.CANCEL) == b"client"
+    await node.finish(job, _cancelled(node))
+
+
+async def test_a_refused_job_that_would_linger(at: Served) -> None:
+    """A job that is not admitted is refused with its status, and leaves nothing behind: it may be posted again."""
+    node = await LinkNode.join(at, ANN, slots=0)
+    submission = make_submission(node.asks[0])
+    for _ in range(2):
+        response = await at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER)
+        assert await _refusal(response) == (503, "no_provider")
+    bad = await at.http.post("/v1/jobs", content=submission.dumps(), headers={"x-tally-linger": "soon"})
+    assert await _refusal(bad) == (400, "bad_message")
 
 
 async def test_get_is_no_way_to_place_a_job(at: Served) -> None:
