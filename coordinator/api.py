@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,7 +27,24 @@ from tallystick.protocol.types import parse_address, parse_job_id
 
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
 Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
-Price = Annotated[int, Field(ge=0, lt=1 << 64)]
+Price = Annotated[int, Field(ge=0, le=10**18)]
+
+
+class Problem(BaseModel):
+    """What was wrong, whose fault it is (`client`, `provider`, `coordinator` or `nobody`), and whether trying again may help."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    fault: str
+    retry: bool
+
+
+class ErrorBody(BaseModel):
+    """Every error of this API, in OpenAI's shape."""
+
+    error: Problem
 
 
 class Info(BaseModel):
@@ -74,7 +93,12 @@ def build_control_plane(room: Room) -> FastAPI:
         version=__version__,
         description="Matches signed orders to signed asks and relays ciphertext. Jobs themselves are posted to `/v1/jobs` as"
         " binary frames (see tallystick/protocol/wire.py), nodes connect to the WebSocket `/v1/node`.",
+        responses={
+            "4XX": {"model": ErrorBody, "description": "The request cannot be met; the error says why."},
+            "5XX": {"model": ErrorBody, "description": "No provider, or this coordinator, can meet it now."},
+        },
     )
+    api.openapi = functools.partial(_document, api)  # type: ignore[method-assign]  # FastAPI's own way of changing it
     api.add_exception_handler(TallyError, _tally_error)
     api.add_exception_handler(RequestValidationError, _validation_error)
     api.add_exception_handler(HTTPException, _http_error)
@@ -83,6 +107,19 @@ def build_control_plane(room: Room) -> FastAPI:
     _describe_jobs(api, room)
     _describe_operations(api, room)
     return api
+
+
+def _document(api: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, without the 422 that FastAPI adds to every route: what does not fit is a 400 here, as everywhere."""
+    if not api.openapi_schema:
+        made = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+        for path in made["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            made["components"]["schemas"].pop(name, None)
+        api.openapi_schema = made
+    return api.openapi_schema
 
 
 def _describe_market(api: FastAPI, room: Room) -> None:

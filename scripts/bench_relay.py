@@ -73,7 +73,7 @@ def _install_litellm() -> Path | None:
     command = BUILD / "bin" / "litellm"
     if not command.exists():
         print(f"installing {LITELLM} into {BUILD} (once) …", file=sys.stderr)
-        pip = [sys.executable, "-m", "pip"] if _has_pip(sys.executable) else ["python3", "-m", "pip"]
+        pip = [str(Path(sys.base_prefix) / "bin" / "python3"), "-m", "pip"]
         steps = (
             [sys.executable, "-m", "venv", "--without-pip", str(BUILD)],
             [*pip, "--python", str(BUILD / "bin" / "python"), "install", "--quiet", LITELLM],
@@ -83,10 +83,6 @@ def _install_litellm() -> Path | None:
                 print("LiteLLM cannot be installed here, so its figures are null", file=sys.stderr)
                 return None
     return command
-
-
-def _has_pip(python: str) -> bool:
-    return subprocess.run([python, "-c", "import pip"], check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
 async def _measure(folder: Path, size: Size, peer: Path | None) -> Figures:

@@ -1,0 +1,217 @@
+"""Everything that reads bytes from outside, as functions of bytes that must not fail otherwise than with an error of ours.
+
+`scripts/fuzz` drives them guided by coverage, tests/protocol/test_fuzz.py in every run of the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from node.answers import EventReader, Malformed, data_of, read_document, read_models
+from node.requests import prepare
+from tallystick.client.openai import engine_error, read_call, read_text
+from tallystick.client.proof import Proof, read_proof
+from tallystick.protocol.eip712 import Domain, loads_signed
+from tallystick.protocol.errors import BadSeal, TallyError, from_public
+from tallystick.protocol.messages import Ask, Claim, Match, Order, Receipt, Terms
+from tallystick.protocol.sealing import X25519, ContentKey, Opener, Sealer, SealingKey, wrap_key
+from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash, JobId
+from tallystick.protocol.wire import (
+    Capacity,
+    Challenge,
+    ClaimRequest,
+    Dispatch,
+    FrameReader,
+    Hello,
+    Kind,
+    RequestHead,
+    ResponseHead,
+    Submission,
+    dump_response_head,
+    dumps,
+    join_request,
+    load_response_head,
+    loads,
+    pack_frame,
+    pack_link,
+    read_asks,
+    split_request,
+    unpack_link,
+)
+from tests.coordinator.world import make_ask, make_claim, make_order, make_receipt, make_submission, make_terms, person
+from tests.node.world import OFFER
+
+Target = Callable[[bytes], None]
+
+JOB, ORDER, PROVIDER = JobId(bytes(16)), Hash(bytes(32)), Address("0x" + "11" * 20)
+KEY = ContentKey(bytes(range(32)))
+SEALING_KEY = SealingKey(X25519, bytes(range(1, 33)))
+DOMAIN = Domain(31_337, ZERO_ADDRESS)
+
+
+def frames(data: bytes) -> None:
+    """The response of a job, cut anywhere."""
+    whole, parts = FrameReader(limit=1_024), FrameReader(limit=1_024)
+    found = _read(whole, [data])
+    cut = data[0] if data else 0
+    assert _read(parts, [data[:cut], data[cut:]]) == found
+    assert whole.pending <= len(data)
+
+
+def _read(reader: FrameReader, parts: list[bytes]) -> list[object]:
+    found: list[object] = []
+    try:
+        for part in parts:
+            found.extend(reader.feed(part))
+    except TallyError as error:
+        found.append(type(error))
+    return found
+
+
+def link(data: bytes) -> None:
+    """A message of the node link, and what its payload may be."""
+    _, _, payload = unpack_link(data)
+    raw = loads(payload, "payload")
+    for read in (Challenge.from_json, Hello.from_json, Capacity.from_json, ClaimRequest.from_json, read_asks):
+        with contextlib.suppress(TallyError):
+            read(raw)
+
+
+def submission(data: bytes) -> None:
+    """A posted job. What was read is written again as it was read."""
+    read = Submission.loads(data)
+    assert Submission.loads(read.dumps()) == read
+    for candidate in read.candidates:
+        with contextlib.suppress(TallyError):
+            candidate.order.verify(DOMAIN)
+
+
+def dispatch(data: bytes) -> None:
+    """A job as a node gets it."""
+    assert Dispatch.loads(Dispatch.loads(data).dumps()) == Dispatch.loads(data)
+
+
+def signed(data: bytes) -> None:
+    """Signed messages as JSON."""
+    for kind in (Ask, Order, Receipt, Claim, Match):
+        with contextlib.suppress(TallyError):
+            message = loads_signed(kind, data)
+            with contextlib.suppress(TallyError):
+                message.verify(DOMAIN)
+    with contextlib.suppress(TallyError):
+        Terms.from_json(loads(data, "terms"))
+
+
+def seals(data: bytes) -> None:
+    """What pretends to be sealed: only what was sealed opens, and what does not changes nothing."""
+    with contextlib.suppress(BadSeal):
+        KEY.open_request(JOB, data)
+    with contextlib.suppress(BadSeal):
+        SEALING_KEY.unwrap(data, job=JOB, order_hash=ORDER, provider=PROVIDER)
+    opener, sealer = Opener(KEY, JOB, ORDER), Sealer(KEY, JOB, ORDER)
+    with contextlib.suppress(BadSeal):
+        opener.open(data)
+    assert opener.open(sealer.seal(b"first")) == b"first"
+    with contextlib.suppress(TallyError):
+        split_request(data)
+    with contextlib.suppress(TallyError):
+        load_response_head(data)
+
+
+def events(data: bytes) -> None:
+    """An engine's event stream, cut anywhere, and what its events say."""
+    try:
+        whole = list(_events([data]))
+        cut = data[0] if data else 0
+        assert list(_events([data[:cut], data[cut:]])) == whole
+    except Malformed:
+        return
+    for event in whole:
+        said = data_of(event)
+        if said is not None:
+            with contextlib.suppress(Malformed):
+                read_document(said)
+
+
+def _events(parts: list[bytes]) -> Iterator[bytes]:
+    reader = EventReader(4_096)
+    for part in parts:
+        yield from reader.feed(part)
+
+
+def answers(data: bytes) -> None:
+    """An engine's documents, as the node and as the client read them; and errors of anybody."""
+    for read in (read_document, read_models):
+        with contextlib.suppress(Malformed, TallyError):
+            read(data)
+    with contextlib.suppress(TallyError):
+        read_text(data)
+    engine_error(500, data)
+    with contextlib.suppress(TallyError):
+        from_public(loads(data, "error"), 502)
+
+
+def requests(data: bytes) -> None:
+    """A caller's request, as the client and as the node read it."""
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+        with contextlib.suppress(TallyError):
+            read_call(path, data)
+        with contextlib.suppress(TallyError):
+            prepare(RequestHead(path), data, OFFER, 100)
+
+
+def proofs(data: bytes) -> None:
+    """A file that says it is a proof."""
+    read_proof(data).check()
+
+
+TARGETS: dict[str, Target] = {
+    target.__name__: target for target in (frames, link, submission, dispatch, signed, seals, events, answers, requests, proofs)
+}
+"""All of them by name."""
+
+
+def seeds() -> dict[str, list[bytes]]:
+    """Good inputs of each target, to begin with."""
+    ann, job = person("ann"), JobId(bytes(16))
+    ask = make_ask(ann)
+    terms = make_terms(ask, job)
+    order = make_order(terms, ann.address)
+    placed, receipt, claim = make_submission(ask), make_receipt(ann, order, terms), make_claim(ann, (order, 1, 20))
+    head, chunk = ResponseHead(200, "application/json"), b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
+    chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 5}
+    match = Match(
+        coordinator=ann.address, job=job, provider=ann.address, order_hash=order.digest, attempt=0, matched_at=1_700_000_000
+    )
+    listed = [signed.dumps().encode() for signed in (ask, order, receipt, claim.claim, ann.sign(match, DOMAIN))]
+    whole = dumps({"choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
+    proof = Proof(DOMAIN, order, terms, receipt, bytes(32), join_request(RequestHead("/v1/x"), b"{}"), (chunk,))
+    return {
+        "frames": [pack_frame(Kind.MATCH, listed[4]) + pack_frame(Kind.CHUNK, chunk) + pack_frame(Kind.RECEIPT, listed[2])],
+        "link": [
+            pack_link(Kind.HELLO, payload=dumps({"connect": {}, "asks": [ask.to_json()], "capacity": Capacity(1, 2).to_json()})),
+            pack_link(Kind.CLAIM, payload=dumps(claim.to_json())),
+            pack_link(Kind.BEAT, payload=dumps(Capacity(1, 2).to_json())),
+        ],
+        "submission": [placed.dumps()],
+        "dispatch": [Dispatch(ann.sign(match, DOMAIN), placed.candidates[0], b"sealed").dumps()],
+        "signed": [*listed, dumps(terms.to_json())],
+        "seals": [
+            KEY.seal_request(JOB, b"body"),
+            Sealer(KEY, JOB, ORDER).seal(b"chunk"),
+            wrap_key(KEY, X25519, SEALING_KEY.public, job=JOB, order_hash=ORDER, provider=PROVIDER),
+            join_request(RequestHead("/v1/chat/completions"), b"{}"),
+            dump_response_head(head),
+        ],
+        "events": [chunk + b": beat\r\n\r\n" + b"event: x\ndata: 1\ndata: 2\n\n" + b"data: [DONE]\n\n"],
+        "answers": [whole, dumps({"data": [{"id": "m", "max_model_len": 5}]}), dumps({"error": {"message": "no", "code": "x"}})],
+        "requests": [dumps(chat), dumps({"model": "m", "prompt": ["a", [1, 2]]}), dumps({"model": "m", "input": "a"})],
+        "proofs": [proof.dumps()],
+    }
+
+
+def run(target: Target, data: bytes) -> None:
+    """One input. What is bad in it is refused in our words, or nothing is."""
+    with contextlib.suppress(TallyError):
+        target(data)
