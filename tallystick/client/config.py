@@ -46,6 +46,8 @@ class ClientConfig:
     control_seconds: float = 15.0
     cancel_seconds: float = 15.0
     grace_seconds: float = 10.0
+    linger_seconds: int = 30
+    key_seconds: int = 86_400
     max_jobs: int = 1_024
 
     state: Path | None = None
@@ -65,7 +67,8 @@ class ClientConfig:
             raise BadMessage(f"config: shortlist_size: expected 1 to {MAX_CANDIDATES}")
         if not 0 <= self.max_fee_bps <= 10_000:
             raise BadMessage("config: max_fee_bps: expected 0 to 10000")
-        for name in ("start_seconds", "run_seconds", "claim_seconds", "default_max_output_tokens", "max_jobs", "proofs_mib"):
+        spans = ("start_seconds", "run_seconds", "claim_seconds", "key_seconds")
+        for name in (*spans, "default_max_output_tokens", "max_jobs", "proofs_mib"):
             if getattr(self, name) < 1:
                 raise BadMessage(f"config: {name}: expected at least 1")
         for name in ("idle_seconds", "connect_seconds", "control_seconds", "cancel_seconds"):

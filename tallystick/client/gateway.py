@@ -55,10 +55,13 @@ class Forward:
             return
         if body is None:
             return
-        relay = asyncio.create_task(self._relay(scope["path"], body, send), name="relay")
+        key = Headers(scope=scope).get("idempotency-key")
+        relay = asyncio.create_task(self._relay(scope["path"], body, key, send), name="relay")
         gone = asyncio.create_task(_until_gone(receive), name="client-gone")
         try:
             await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if key is not None:  # its client may come back for it
+                await asyncio.wait({relay}, timeout=self._market.config.linger_seconds)
         finally:
             gone.cancel()
             if not relay.done():
@@ -67,11 +70,11 @@ class Forward:
         if not relay.cancelled():
             relay.result()
 
-    async def _relay(self, path: str, body: bytes, send: Send) -> None:
+    async def _relay(self, path: str, body: bytes, key: str | None, send: Send) -> None:
         """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
         started = False
         try:
-            async with await self._market.submit(path, body) as job:
+            async with await self._market.submit(path, body, key=key) as job:
                 head = await job.start()
                 if head.content_type.partition(";")[0].strip().lower() == EVENT_STREAM:
                     started = True

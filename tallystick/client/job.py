@@ -102,13 +102,25 @@ class Desk:
     domain: Domain
     now: Callable[[], int]
     left: Callable[[Job], None]
+    shared: Callable[[Job], bool]
     proofs: ProofFolder | None
 
 
 class Job:
     """One job under way. `head` is None until `start` returned or the first bytes came."""
 
-    def __init__(self, desk: Desk, answer: Answer, response: aiohttp.ClientResponse, call: Call, request: bytes) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        answer: Answer,
+        response: aiohttp.ClientResponse,
+        call: Call,
+        request: bytes,
+        *,
+        keyed: bool = False,
+    ) -> None:
+        """`keyed`: the job has an idempotency key, so a lost stream does not end it."""
+        self._keyed = keyed
         self._desk, self._answer, self._response, self._call = desk, answer, response, call
         self._request, self._body_bytes = request, len(split_request(request)[1])
         self._reader = FrameReader()
@@ -225,8 +237,17 @@ class Job:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self._done:
+        if self._done:
+            return
+        if self._desk.shared(self):  # a retry with the same key reads it now
+            self._leave()
+        else:
             await self.cancel()
+
+    def _abandon(self) -> None:
+        """Nobody reads the stream any more. A keyed job goes on for a while: a retry may take it up."""
+        if not self._keyed:
+            self._desk.resolver.abandon(self.id)
 
     # Reading
 
@@ -262,7 +283,7 @@ class Job:
             self._break(error)
 
     def _break(self, error: TallyError) -> NoReturn:
-        self._desk.resolver.abandon(self.id)
+        self._abandon()
         self._fail(error)
 
     def _fail(self, error: TallyError) -> NoReturn:
@@ -291,12 +312,12 @@ class Job:
             remote, receipt = await self._desk.resolver.resolve(self.id, delivered)
             told = f"the coordinator says that the job is {remote.state.value}"
             if receipt is None and remote.receipt is None:
-                self._desk.resolver.abandon(self.id)
+                self._abandon()
         except BadReceipt as error:
             self._fail(error)
         except TallyError as error:
             told = str(error)
-            self._desk.resolver.abandon(self.id)
+            self._abandon()
         if receipt is not None:
             told += f", billed {receipt.message.cost} base units"
         self._fail(Unfinished(f"the stream from the coordinator broke ({how}) after {received}; {told}", receipt))

@@ -10,8 +10,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tallystick.client import books, lookups
+from tallystick.client import books, keys, lookups
 from tallystick.client.books import Arrival, NewJob, Sign
+from tallystick.client.keys import Keyed
 from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.payer import Placed, Tab
 from tallystick.client.tables import JobState
@@ -64,6 +65,18 @@ class Ledger:
     async def end(self, job: JobId, state: JobState, reason: str, now: int) -> None:
         """Ends a job that has no receipt: its open orders stop counting. For `lost` they count on until they expire."""
         await self._database.write(lambda c: books.end(c, job, state, reason, now))
+
+    async def keep_key(self, keyed: Keyed, horizon: int) -> Keyed:
+        """Remembers which job a key stands for, and returns what it stands for: another process may have been faster."""
+        return await self._database.write(lambda c: keys.put(c, self.payer, keyed, horizon))
+
+    async def keyed(self, key: str) -> Keyed | None:
+        """The job that a key stands for."""
+        return await self._database.read(lambda c: keys.find(c, self.payer, key))
+
+    async def forget_key(self, key: str) -> None:
+        """The key stands for no job any more."""
+        await self._database.write(lambda c: keys.forget(c, self.payer, key))
 
     async def tab(self, domain: Domain, provider: Address, now: int) -> Tab:
         """The tab with one provider."""

@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
+from tallystick.client import keys
 from tallystick.client.answer import Answer
 from tallystick.client.books import NewJob
 from tallystick.client.config import ClientConfig
@@ -26,6 +28,7 @@ from tallystick.client.openai import CHAT, Call, read_call
 from tallystick.client.payer import Placed, Policy, Tab, check_cap, sign_order, terms_for
 from tallystick.client.pin import Pin
 from tallystick.client.resolver import Resolver
+from tallystick.client.resume import take_up
 from tallystick.client.shortlist import Demand, Shortlists
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Broken, Coordinator, Info, ModelOffer
@@ -36,6 +39,8 @@ from tallystick.protocol.sealing import ContentKey, commit_request, wrap_key
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
 from tallystick.protocol.wire import Candidate, RequestHead, Submission, dumps, join_request
 
+Named = tuple[str, str] | None
+"""An idempotency key, and the fingerprint of its request."""
 _STALE = (Code.NO_PROVIDER, Code.NODE_BUSY)
 """Refusals that a fresh shortlist may heal."""
 
@@ -76,6 +81,7 @@ class Market:
         self._desk: Desk | None = None
         self._info: Info | None = None
         self._live: set[Job] = set()
+        self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._idle = asyncio.Event()
         self._draining = False
 
@@ -157,6 +163,7 @@ class Market:
                 info.domain,
                 self._now,
                 self._left,
+                lambda job: any(other is not job and other.id == job.id for other in self._live),
                 ProofFolder.of(self.config),
             )
         return info, self._desk
@@ -220,11 +227,13 @@ class Market:
         pin: Iterable[str] = (),
         exclude: Iterable[str] = (),
         keep: bool = False,
+        key: str | None = None,
     ) -> Job:
         """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions; returns once it is admitted.
 
         Bytes go to the engine as they are. `max_cost` (base units) bounds what this job can cost. With `keep`, the job has a
-        `proof` at its end. Raises TallyError: then nothing is owed.
+        `proof` at its end. With an idempotency `key` a job survives a lost connection, of this process too, and the same
+        request with the same key is that job. Raises TallyError: then nothing is owed but what an earlier job of the key costs.
         """
         raw = body if isinstance(body, bytes) else dumps(dict(body))
         if len(raw) > self.config.max_body_bytes:
@@ -240,18 +249,45 @@ class Market:
             raise Unavailable(Code.NODE_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
         demand = self._demand(call.model, max_input_price, max_output_price, pin=pin, exclude=exclude)
         cap = self.config.max_cost if max_cost is None else max_cost
+        if key is None:
+            return await self._find_and_place(path, raw, call, demand, cap, keep=keep)
+        request = keys.fingerprint(path, raw)
+        async with self._keys.setdefault(keys.check_key(key), asyncio.Lock()):
+            known = await self._ledger.keyed(key)
+            if known is None:
+                return await self._find_and_place(path, raw, call, demand, cap, keep=keep, named=(key, request))
+            keys.check_same(known, request)
+            info, desk = await self._open_desk()
+            job = await take_up(desk, info.coordinator, known, (path, raw), call, keep_bytes=self._room(desk, keep))
+            self._live.add(job)
+            return job
+
+    async def _find_and_place(
+        self, path: str, raw: bytes, call: Call, demand: Demand, cap: Amount | None, *, keep: bool, named: Named = None
+    ) -> Job:
         asks, remembered = await self._shortlists.get(demand)
         try:
-            return await self._place(path, raw, call, asks, cap, keep=keep)
+            return await self._place(path, raw, call, asks, cap, keep=keep, named=named)
         except Unavailable as error:
             self._shortlists.forget(demand)
             if not remembered or error.code not in _STALE:
                 raise
         asks, _ = await self._shortlists.get(demand)
-        return await self._place(path, raw, call, asks, cap, keep=keep)
+        return await self._place(path, raw, call, asks, cap, keep=keep, named=named)
+
+    def _room(self, desk: Desk, keep: bool) -> int:
+        return self.config.max_answer_bytes if keep or desk.proofs is not None else 0
 
     async def _place(
-        self, path: str, body: bytes, call: Call, asks: Sequence[Verified[Ask]], max_cost: Amount | None, *, keep: bool
+        self,
+        path: str,
+        body: bytes,
+        call: Call,
+        asks: Sequence[Verified[Ask]],
+        max_cost: Amount | None,
+        *,
+        keep: bool,
+        named: Named,
     ) -> Job:
         info, desk = await self._open_desk()
         job, key = JobId(self._random(16)), ContentKey.new(self._random)
@@ -274,13 +310,19 @@ class Market:
             expires_at=now + self.config.start_seconds + self.config.run_seconds,
         )
         affordable = _affordable(drafts, max_cost)
-        async with self._closing(job):
+        async with self._closing(job, named):
             placed = await self._sign(info, new, affordable)
             candidates = _wrap(job, key, placed, asks)
-            response = await self._coordinator.submit(Submission(job, candidates, key.seal_request(job, plain)).dumps())
-        room = self.config.max_answer_bytes if keep or desk.proofs is not None else 0
+            header = Submission(job, candidates, b"").dumps()
+            if named is not None:
+                keyed = keys.Keyed(*named, job, key.secret, header, now)
+                if (await self._ledger.keep_key(keyed, now - self.config.key_seconds)).job != job:
+                    raise Unavailable(Code.NODE_BUSY, "another process placed this key's job just now", fault=Fault.CLIENT)
+            linger = None if named is None else self.config.linger_seconds
+            response = await self._coordinator.submit(header + key.seal_request(job, plain), linger=linger)
+        room = self._room(desk, keep)
         answer = Answer(job, key, {p.order.digest: p for p in placed}, info.domain, info.coordinator, keep_bytes=room)
-        made = Job(desk, answer, response, call, plain)
+        made = Job(desk, answer, response, call, plain, keyed=named is not None)
         self._live.add(made)
         return made
 
@@ -316,14 +358,19 @@ class Market:
         return placed
 
     @contextlib.asynccontextmanager
-    async def _closing(self, job: JobId) -> AsyncIterator[None]:
-        """However placing a job fails, its orders do not stay open longer than they must."""
+    async def _closing(self, job: JobId, named: Named) -> AsyncIterator[None]:
+        """However placing a job fails, its orders do not stay open longer than they must; those of a keyed job that may have
+        arrived wait for the next request with the key.
+        """
         try:
             yield
         except (Broken, asyncio.CancelledError):
-            self._resolver.abandon(job)
+            if named is None:
+                self._resolver.abandon(job)
             raise
         except TallyError as error:
+            if named is not None and (known := await self._ledger.keyed(named[0])) is not None and known.job == job:
+                await self._ledger.forget_key(named[0])
             await self._ledger.end(job, JobState.FAILED, str(error), self._now())
             raise
 

@@ -108,3 +108,14 @@ evidence = sa.Table(
     sa.Column("delivered_doc", sa.Text),
     sa.Column("found_at", sa.BigInteger),
 )
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("payer", sa.String(42), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("fingerprint", sa.String(64)),
+    sa.Column("job", sa.String(32)),
+    sa.Column("content_key", sa.LargeBinary),
+    sa.Column("header", sa.LargeBinary),
+    sa.Column("made_at", sa.BigInteger),
+)

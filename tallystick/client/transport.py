@@ -206,16 +206,18 @@ class Coordinator:
                 found.append(read_signed(Ask, entry["ask"]))
         return found
 
-    async def submit(self, submission: bytes) -> aiohttp.ClientResponse:
+    async def submit(self, submission: bytes, *, linger: int | None = None) -> aiohttp.ClientResponse:
         """POST /v1/jobs: the open stream of an admitted job. Raises the refusal, NotSent or Broken.
+
+        `linger`: seconds that the job goes on after a lost connection; the same bytes then bring the same answer.
 
         A pooled connection that the coordinator just closed is replaced once; the job's id keeps it from running twice.
         """
         try:
-            return await self._submit(submission)
+            return await self._submit(submission, linger)
         except aiohttp.ServerDisconnectedError:
             try:
-                return await self._submit(submission)
+                return await self._submit(submission, linger)
             except aiohttp.ClientError as error:
                 raise Broken(Code.COORDINATOR_UNAVAILABLE, str(self.unavailable(error))) from error
             except Refusal as error:
@@ -226,12 +228,14 @@ class Coordinator:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self.unavailable(error) from error
 
-    async def _submit(self, submission: bytes) -> aiohttp.ClientResponse:
+    async def _submit(self, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(
             total=self._config.run_seconds, connect=self._config.connect_seconds, sock_read=self._config.idle_seconds
         )
         data = submission if len(submission) < LARGE else io.BytesIO(submission)
         headers = {"content-type": JOB_TYPE}
+        if linger is not None:
+            headers["x-tally-linger"] = str(linger)
         response = await self._client().post(f"{self.url}/v1/jobs", data=data, headers=headers, timeout=timeout)
         if response.status == 200:
             return response

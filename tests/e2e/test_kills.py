@@ -1,0 +1,204 @@
+"""kill -9 of every process of the market in the middle of paid jobs, with seeds: nothing is lost, nothing is paid twice.
+
+TALLYSTICK_PROOF=deep kills some hundred times; TALLYSTICK_KILLS and TALLYSTICK_SEED set how many and from which seed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from node.engines.demo import MODEL
+from node.engines.discover import look
+from tallystick.chain.escrow import Escrow
+from tallystick.chain.rpc import Rpc
+from tallystick.cli import demo
+from tallystick.cli.processes import Child, Children
+from tallystick.runtime.keys import PASSWORD_FILE_ENV
+
+DEEP = os.environ.get("TALLYSTICK_PROOF") == "deep"
+KILLS = int(os.environ.get("TALLYSTICK_KILLS", "200" if DEEP else "6"))
+SEED = int(os.environ.get("TALLYSTICK_SEED", "1"))
+PATIENCE = 45
+TERMINAL = {"completed", "cancelled", "failed", "expired", "disputed"}
+VICTIMS = ("gateway", "coordinator", "node-a", "node-b")
+STREAM_SECONDS = 0.8
+"""About how long an answer takes; kills come from before its order to after its end."""
+
+
+@dataclass
+class Town:
+    """The market's processes, and how to start each again."""
+
+    stage: demo.Stage
+    children: Children
+    found: Any
+    running: dict[str, Child]
+
+    async def start(self, name: str) -> None:
+        """Starts one, as its operator would."""
+        before = len(self.children._running)
+        if name == "gateway":
+            await demo._start_gateway(self.stage, self.children)
+        elif name == "coordinator":
+            await demo._start_coordinator(self.stage, self.children)
+        else:
+            await demo._start_node(self.stage, self.children, name, self.found)
+        self.running[name] = self.children._running[before]
+
+    async def kill(self, name: str) -> None:
+        """Kills it with -9."""
+        process = self.running[name].process
+        process.kill()
+        await process.wait()
+
+    def rows(self, name: str, query: str) -> list[tuple[Any, ...]]:
+        """What a party's books say."""
+        folder = self.stage.folder
+        payer = self.stage.signers["payer"].address
+        file = folder / "client" / f"{payer}.db" if name == "payer" else next((folder / name).glob("*.db"))
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as books:
+            return books.execute(query).fetchall()
+
+
+async def _until(ready: Callable[[], Any], what: str) -> Any:
+    """Asks until there is an answer; a process may be away meanwhile."""
+    seen: object = None
+    for _ in range(PATIENCE * 10):
+        with suppress(httpx.HTTPError, sqlite3.OperationalError):
+            seen = await ready()
+            if seen:
+                return seen
+        await asyncio.sleep(0.1)
+    pytest.fail(f"{what}: not within {PATIENCE} s; last seen {seen}")
+
+
+async def _ask(town: Town, key: str) -> tuple[int, bytes]:
+    """One streamed chat. Raises httpx.HTTPError where the connection is lost."""
+    words = " ".join(f"word{number}" for number in range(40))
+    body = {"model": MODEL, "messages": [{"role": "user", "content": words}], "stream": True, "max_tokens": 200}
+    url = f"{town.stage.url(town.stage.ports.gateway)}/v1/chat/completions"
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+        response = await client.post(url, json=body, headers={"idempotency-key": key})
+        return response.status_code, response.content
+
+
+async def _again(town: Town, key: str) -> tuple[int, bytes] | None:
+    """Asks with the same key; None where that says to come again."""
+    status, body = await _ask(town, key)
+    return None if status in (502, 503, 504) and b'"retry":true' in body else (status, body)
+
+
+async def _ended(town: Town, job: str) -> str | None:
+    """The job's end where all sides know it: payer and coordinator."""
+    stage = town.stage
+    async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+        mine = (await client.get(f"{stage.url(stage.ports.gateway)}/tally/jobs/{job}")).json()
+        theirs = await client.get(f"{stage.url(stage.ports.coordinator)}/v1/jobs/{job}")
+    known = theirs.json()
+    told = [row for name in stage.providers for row in town.rows(name, "SELECT acknowledged FROM receipts")]
+    if mine.get("state") not in TERMINAL or not all(done for (done,) in told):
+        return None
+    if theirs.status_code == 404:
+        return str(mine["state"])
+    return str(known["state"]) if known["state"] in TERMINAL else None
+
+
+def _check_job(town: Town, job: str) -> int:
+    """What the providers' books charge for a job, which is what the payer's say. Base units."""
+    charged = [
+        cost
+        for name in town.stage.providers
+        for (cost,) in town.rows(name, f"SELECT CAST(cost AS INTEGER) FROM receipts WHERE job = '{job}'")
+    ]
+    paid = town.rows(
+        "payer", f"SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.digest = r.order_digest WHERE o.job = '{job}'"
+    )
+    assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
+    assert len(paid) <= 1
+    return sum(charged)
+
+
+def _check_tabs(town: Town) -> dict[str, int]:
+    """Both sides' running totals are equal. Returns them by provider."""
+    totals = {}
+    for name, provider in town.stage.providers.items():
+        theirs = town.rows(name, "SELECT CAST(cumulative AS INTEGER) FROM tabs")
+        mine = town.rows("payer", f"SELECT total FROM tabs WHERE provider = '{provider}'")
+        totals[provider] = theirs[0][0] if theirs else 0
+        assert (mine[0][0] if mine else 0) == totals[provider], f"the tab with {name} differs"
+        assert not town.rows("payer", "SELECT frozen FROM tabs WHERE frozen != ''")
+    return totals
+
+
+async def _one_kill(town: Town, seed: int) -> str:
+    """One job, one kill at a moment that follows from the seed, one restart, and the same request again with its key."""
+    chance = random.Random(seed)
+    victim, delay, key = chance.choice(VICTIMS), chance.uniform(0, 1.4 * STREAM_SECONDS), f"seed-{seed}"
+    first = asyncio.create_task(_ask(town, key))
+    await asyncio.sleep(delay)
+    await town.kill(victim)
+    await town.start(victim)
+    with suppress(httpx.HTTPError):
+        await asyncio.wait_for(first, PATIENCE)
+    status, body = await _until(lambda: _again(town, key), f"seed {seed}: an answer after {victim} was killed")
+    jobs = town.rows("payer", f"SELECT job FROM keys WHERE key = '{key}'")
+    if not jobs:
+        assert status >= 400, f"seed {seed}: an answer without a job"
+        return f"{victim} at {delay:.2f} s: never admitted"
+    job = jobs[0][0]
+    state = await _until(lambda: _ended(town, job), f"seed {seed}: the end of {job} after {victim} was killed")
+    cost = _check_job(town, job)
+    whole = status == 200 and b"[DONE]" in body
+    assert not whole or cost > 0
+    if victim == "gateway":
+        assert whole, f"seed {seed}: the answer was lost with the gateway: {status} {body[-300:]!r}"
+    return f"{victim} at {delay:.2f} s: {state}, {'whole' if whole else status}, {cost}"
+
+
+async def _settled(town: Town, escrow: Escrow, totals: dict[str, int]) -> bool:
+    payer = town.stage.signers["payer"].address
+    tabs = [await escrow.tab(payer, provider) for provider in town.stage.providers.values()]
+    return sum(int(tab.settled) for tab in tabs) == sum(totals.values())
+
+
+async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is killed whenever: the job ends on all sides, is charged at most once and as its receipt says, the tabs are
+    equal, the next job works, and the chain pays the sum of the receipts.
+    """
+    for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+        monkeypatch.delenv(name)
+    stage = demo._prepare(tmp_path)
+    environment = {PASSWORD_FILE_ENV: str(tmp_path / "password"), "TALLYSTICK_HOME": str(tmp_path)}
+    async with Children(tmp_path, environment) as children:
+        chain = stage.url(stage.ports.chain)
+        await children.start("chain", "chain", "--port", str(stage.ports.chain), ready=lambda: demo._answers(f"{chain}/health"))
+        deployment = await demo._deploy_and_fund(stage)
+        for port in stage.ports.engines.values():
+            await demo._start_stand_in(stage, children, port)
+            slow = {"token_seconds": STREAM_SECONDS / 40}
+            async with httpx.AsyncClient(trust_env=False) as client:
+                (await client.post(f"{stage.url(port)}/demo/behaviour", json=slow)).raise_for_status()
+        town = Town(stage, children, await look(stage.url(stage.ports.engines["node-a"])), {})
+        for name in ("coordinator", "node-a", "node-b", "gateway"):
+            await town.start(name)
+        for seed in range(SEED, SEED + KILLS):
+            print(seed, await _one_kill(town, seed), flush=True)  # noqa: T201 - shown where a test fails, and by the deep run
+        status, body = await _ask(town, "the next job")
+        assert (status, b"[DONE]" in body) == (200, True)
+        rpc = Rpc(deployment.rpc)
+        try:
+            totals = _check_tabs(town)
+            await _until(lambda: _settled(town, Escrow(rpc, deployment), totals), "settlement on chain")
+        finally:
+            await rpc.close()
