@@ -131,7 +131,7 @@ def _check_job(town: Town, job: str) -> int:
 
 def _check_tabs(town: Town) -> dict[str, int]:
     """Both sides' running totals are equal. Returns them by provider."""
-    totals = {}
+    totals: dict[str, int] = {}
     for name, provider in town.stage.providers.items():
         theirs = town.rows(name, "SELECT CAST(cumulative AS INTEGER) FROM tabs")
         mine = town.rows("payer", f"SELECT total FROM tabs WHERE provider = '{provider}'")
