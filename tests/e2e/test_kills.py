@@ -172,6 +172,7 @@ async def _settled(town: Town, escrow: Escrow, totals: dict[str, int]) -> bool:
     return sum(int(tab.settled) for tab in tabs) == sum(totals.values())
 
 
+@pytest.mark.timeout(90 + 15 * KILLS)
 async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is killed whenever: the job ends on all sides, is charged at most once and as its receipt says, the tabs are
     equal, the next job works, and the chain pays the sum of the receipts.
