@@ -22,6 +22,7 @@ from coordinator.hub import Hub
 from coordinator.jobs_route import PATH as JOBS_PATH
 from coordinator.jobs_route import JobsRoute
 from coordinator.market import Market
+from coordinator.rules import Intake
 from coordinator.settler import Settler
 from coordinator.store import Store
 from tallystick import __version__
@@ -37,13 +38,16 @@ log = structlog.get_logger()
 DRAIN_SECONDS = 5
 SWEEP_SECONDS = 1
 NODE_PATH = "/v1/node"
+MAX_LINK_FRAME = 8 << 20
+"""Bytes of the largest message of a node: its asks, or a claim of a whole transaction's rows."""
 
 
 class App:
     """The ASGI app: two raw routes, and FastAPI for everything else."""
 
-    def __init__(self, room: Room, hub: Hub, retention: Retention | None = None) -> None:
-        self._jobs, self._hub, self._control = JobsRoute(room.market, retention=retention), hub, build_control_plane(room)
+    def __init__(self, room: Room, hub: Hub, retention: Retention | None = None, intake: Intake | None = None) -> None:
+        self._jobs = JobsRoute(room.market, intake=intake, retention=retention)
+        self._hub, self._control = hub, build_control_plane(room)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Routes one connection."""
@@ -83,12 +87,14 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
             store=store,
             exposure=market.exposure,
             interval=config.settle_every,
+            least=config.min_claim,
             confirmations=config.confirmations,
         )
         hub = Hub(market, bus, settler.take)
         room = Room(market, lambda: hub.connected, store, store, _info(config, deployment, signer))
-        app = App(room, hub, config.retention)
-        async with serving(app, config.host, config.port) as port, _beside(settler.run(), _sweep(market)):
+        app = App(room, hub, config.retention, config.intake)
+        server = serving(app, config.host, config.port, doors=config.doors, ws_max_size=MAX_LINK_FRAME)
+        async with server as port, _beside(settler.run(), _sweep(market)):
             try:
                 yield port
                 await market.drain(DRAIN_SECONDS)

@@ -7,11 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.answers import Retention
-from coordinator.rules import Limits
+from coordinator.rules import Intake, Limits
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.types import Amount
 from tallystick.runtime.config import load
+from tallystick.runtime.doors import DoorLimits
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
+
+
+_MAXIMA = (
+    *("max_connections", "max_connections_per_address", "max_jobs_per_payer", "max_jobs_per_node"),
+    *("max_body_mib", "max_bodies_mib"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class CoordinatorConfig:
     """The chain's JSON-RPC; the deployment file's by default."""
     settle_every: float = 30
     """How often pending claims are batched and sent to the chain."""
+    min_claim: Amount = Amount(1)
+    """What a claim must bring its provider, in base units, for gas to be spent on it."""
     confirmations: int = 0
     """Blocks that must follow a settlement before it counts as final."""
     funds_ttl: float = 5
@@ -50,6 +60,18 @@ class CoordinatorConfig:
     """How much all of them may take."""
     linger_seconds: float = 60
     """The longest that such a job goes on after its client's connection is lost."""
+    max_connections: int = 10_000
+    """Connections at once, clients and nodes together."""
+    max_connections_per_address: int = 1_000
+    max_jobs_per_payer: int = 256
+    max_jobs_per_node: int = 1_024
+    max_body_mib: int = 32
+    """The largest job, sealed."""
+    max_bodies_mib: int = 1_024
+    """What all jobs under way may hold together."""
+    bad_requests_per_second: float = 2
+    """Of one address: unreadable or badly signed jobs, after `bad_requests_burst` at once."""
+    bad_requests_burst: int = 100
     log_json: bool = True
     log_level: str = "info"
 
@@ -63,6 +85,9 @@ class CoordinatorConfig:
         for name in ("confirmations", "funds_ttl", "min_claim_window", *kept):
             if not getattr(self, name) >= 0:
                 raise BadMessage(f"config: {name}: expected a number from 0, got {getattr(self, name)}")
+        for name in (*_MAXIMA, "bad_requests_per_second", "bad_requests_burst"):
+            if not getattr(self, name) > 0:
+                raise BadMessage(f"config: {name}: expected a number above 0, got {getattr(self, name)}")
         if not 0 <= self.fee_bps <= 10_000:
             raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
 
@@ -82,6 +107,20 @@ class CoordinatorConfig:
             order_horizon=self.order_horizon,
             min_claim_window=self.min_claim_window,
             fee_bps=self.fee_bps,
+            jobs_per_payer=self.max_jobs_per_payer,
+            jobs_per_node=self.max_jobs_per_node,
+        )
+
+    @property
+    def doors(self) -> DoorLimits:
+        """The server's part of the settings."""
+        return DoorLimits(connections=self.max_connections, per_address=self.max_connections_per_address)
+
+    @property
+    def intake(self) -> Intake:
+        """What the jobs route takes in."""
+        return Intake(
+            self.max_body_mib << 20, self.max_bodies_mib << 20, self.bad_requests_per_second, float(self.bad_requests_burst)
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -16,6 +17,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from coordinator.live import InboxOverrun
+from coordinator.manners import Budget
 from coordinator.market import Market
 from coordinator.patience import Patience
 from coordinator.ports import Bus, job_subject, node_subject
@@ -46,6 +48,7 @@ from tallystick.protocol.wire import (
 
 log = structlog.get_logger()
 OUTBOX = 4_096
+ASKS_PER_SECOND, ASKS_AT_ONCE = 2, 60
 HELLO_SECONDS = 10
 CLOSE_SECONDS = 5
 SILENCE_SECONDS = 45
@@ -64,6 +67,7 @@ class Hub:
     def __init__(self, market: Market, bus: Bus, take_claim: TakeClaim, max_nodes: int = 10_000) -> None:
         self._market, self._bus, self._take_claim, self._max = market, bus, take_claim, max_nodes
         self._links: dict[Address, _Link] = {}
+        self._manners = Budget(ASKS_PER_SECOND, ASKS_AT_ONCE)
         self._farewells: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -164,12 +168,20 @@ class Hub:
         elif kind is Kind.BEAT:
             self._market.set_capacity(provider, Capacity.from_json(loads(payload, "capacity")))
         elif kind is Kind.ASKS:
+            self._check_pace(provider)
             raw = loads(payload, "asks")
             self._market.place_asks(provider, read_asks(raw.get("asks") if isinstance(raw, dict) else None))
         elif kind is Kind.CLAIM:
             await self._forward_claim(provider, ClaimRequest.from_json(loads(payload, "claim")))
         else:
             raise BadMessage(f"link: a node never sends {kind.name}")
+
+    def _check_pace(self, provider: Address) -> None:
+        """A node may change its asks as often as its engines come and go, not as often as it can."""
+        if not self._manners.spend(provider, time.monotonic()):
+            raise Unavailable(
+                Code.RATE_LIMITED, f"link: asks more often than {ASKS_PER_SECOND} times a second", fault=Fault.PROVIDER
+            )
 
     async def _take_receipt(self, provider: Address, job: JobId, frame: bytes, payload: bytes) -> None:
         if self._market.provider_of(job) == provider and self._bus.send(job_subject(job), frame):

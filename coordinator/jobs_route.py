@@ -16,16 +16,19 @@ from starlette.types import Receive, Scope, Send
 
 from coordinator.answers import Answer, Answers, Retention
 from coordinator.live import LiveJob
+from coordinator.manners import Budget
 from coordinator.market import Market
 from coordinator.patience import Patience
-from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from coordinator.rules import Intake
+from tallystick.protocol.errors import BadMessage, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import MAX_BODY, Submission, dumps, pack_frame
+from tallystick.protocol.wire import Submission, dumps, pack_frame
 
 PATH = "/v1/jobs"
 FRAMES = b"application/vnd.tallystick.frames"
 LINGER = b"x-tally-linger"
 BODY_SECONDS = 30
+_SOON = (Code.RATE_LIMITED, Code.NODE_BUSY)
 BURST = 16
 """Frames that wait already are sent together, up to so many."""
 STALL_SECONDS = 45
@@ -35,27 +38,45 @@ STALL_SECONDS = 45
 class JobsRoute:
     """The route as an ASGI app. A client that leaves cancels its job; the job is then driven to its receipt all the same."""
 
-    def __init__(self, market: Market, max_body: int = MAX_BODY, retention: Retention | None = None) -> None:
-        self._market, self._max_body = market, max_body
+    def __init__(self, market: Market, intake: Intake | None = None, retention: Retention | None = None) -> None:
+        self._market, self._intake = market, intake or Intake()
+        self._manners = Budget(self._intake.bad_rate, self._intake.bad_burst)
+        self._held = 0
         self._answers = Answers(retention or Retention(), time.monotonic)
         self._drivers: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One job."""
+        """One job. Who sends too much nonsense is no longer listened to, for a while."""
+        address = (scope.get("client") or ("",))[0]
+        load = _Load()
         try:
-            body = await self._read(receive)
-            submission = Submission.loads(body)
-            linger = _linger(scope)
-            if linger is not None:
-                await self._serve_kept(submission, hashlib.sha256(body).digest(), linger, receive, send)
-                return
-            del body
-            job = await self._market.place_order(submission)
+            self._check_manners(address)
+            await self._serve(scope, receive, send, load)
         except TallyError as error:
+            if isinstance(error, PeerError):
+                self._manners.spend(address, time.monotonic())
             await _answer(send, error)
-            return
         except ConnectionResetError:
             return
+        finally:
+            self._held -= load.bytes
+
+    def _check_manners(self, address: str) -> None:
+        wait = self._manners.wait(address, time.monotonic())
+        if wait:
+            text = f"too many unreadable or badly signed jobs came from {address}; the next is looked at in {wait:.1f} s"
+            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, load: _Load) -> None:
+        """Raises TallyError before anything is sent."""
+        body = await self._read(receive, load)
+        submission = Submission.loads(body)
+        linger = _linger(scope)
+        if linger is not None:
+            await self._serve_kept(submission, hashlib.sha256(body).digest(), linger, receive, send)
+            return
+        del body
+        job = await self._market.place_order(submission)
         gone = asyncio.create_task(self._cancel_when_gone(receive, job.id))
         try:
             if await self._relay(job, send):
@@ -140,18 +161,24 @@ class JobsRoute:
 
     # Reading
 
-    async def _read(self, receive: Receive) -> bytes:
+    async def _read(self, receive: Receive, load: _Load) -> bytes:
         parts: list[bytes] = []
-        size = 0
+        size, limits = 0, self._intake
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 while True:
                     event = await receive()
                     if event["type"] == "http.disconnect":
                         raise ConnectionResetError
-                    size += len(event.get("body", b""))
-                    if size > self._max_body:
-                        raise Refusal(Code.BODY_TOO_LARGE, f"a job has at most {self._max_body} bytes")
+                    came = len(event.get("body", b""))
+                    size += came
+                    self._held += came
+                    load.bytes += came
+                    if size > limits.body:
+                        raise Refusal(Code.BODY_TOO_LARGE, f"a job has at most {limits.body} bytes")
+                    if self._held > limits.bodies:
+                        text = "this coordinator holds as many requests as it can"
+                        raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)
                     parts.append(event.get("body", b""))
                     if not event.get("more_body"):
                         return b"".join(parts)
@@ -161,6 +188,15 @@ class JobsRoute:
     async def _cancel_when_gone(self, receive: Receive, job: JobId) -> None:
         await _until_gone(receive)
         self._market.cancel(job)
+
+
+class _Load:
+    """What one request holds of the coordinator's memory."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
 
 
 async def _until_gone(receive: Receive) -> None:
@@ -194,5 +230,8 @@ def _start(status: int, content_type: bytes, job: JobId | None = None) -> dict[s
 
 
 async def _answer(send: Send, error: TallyError) -> None:
-    await send(_start(error.status, b"application/json"))
+    start = _start(error.status, b"application/json")
+    if error.code in _SOON:
+        start["headers"].append((b"retry-after", b"1"))
+    await send(start)
     await send({"type": "http.response.body", "body": dumps(error.as_json())})

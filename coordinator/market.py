@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 
@@ -63,6 +63,7 @@ class Market:
         )
         self._now, self._tick = now, tick
         self._live: dict[JobId, LiveJob] = {}
+        self._running: Counter[Address] = Counter()
         self._seen: OrderedDict[JobId, int] = OrderedDict()
         self._unnoted: dict[JobId, JobRecord] = {}
         self._stopping = False
@@ -138,6 +139,9 @@ class Market:
         for candidate in submission.candidates:
             order, terms = candidate.order.message, candidate.terms
             check_order(order, terms, coordinator=self.address, limits=self.limits, now=now)
+        if self._running[submission.candidates[0].order.message.payer] >= self.limits.jobs_per_payer:
+            text = f"this payer already runs {self.limits.jobs_per_payer} jobs here, which is all that one may"
+            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
         job = LiveJob(submission, created_at=now, started=self._tick(), heard=self._tick())
         self._seen[job.id] = now
         try:
@@ -146,6 +150,7 @@ class Market:
             self._seen.pop(job.id, None)
             raise
         self._live[job.id] = job
+        self._running[job.payer] += 1
         self._idle.clear()
         return job
 
@@ -155,7 +160,7 @@ class Market:
         fit, against = rank(job.submission.candidates, self.book, tried=job.tried, score=self.reputation.score, now=now)
         for standing, candidate in fit:
             order, node = candidate.order.verify(self.domain), standing.node
-            if node.free < 1:
+            if node.free < 1 or node.assigned >= self.limits.jobs_per_node:
                 against.append(f"{node.provider}: {Reason.BUSY.value}")
                 continue
             node.assigned += 1
@@ -209,6 +214,9 @@ class Market:
                 why = "the coordinator stopped relaying this job"
                 self._end(job, Unavailable(Code.COORDINATOR_UNAVAILABLE, why, fault=Fault.COORDINATOR))
             del self._live[job.id]
+            self._running[job.payer] -= 1
+            if not self._running[job.payer]:
+                del self._running[job.payer]
             if not self._live:
                 self._idle.set()
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Order, Terms
 from tallystick.protocol.types import Address
+from tallystick.protocol.wire import MAX_BODY
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Deadlines in seconds, and the rules for orders. Accepting is a node's answer to a dispatch; idle is between two chunks."""
+    """Deadlines in seconds, the rules for orders, jobs at once. Accepting is a node's answer to a dispatch; idle is between two
+    chunks.
+    """
 
     accept: float = 10
     first_output: float = 120
@@ -22,6 +25,18 @@ class Limits:
     order_horizon: int = 3_600
     min_claim_window: int = 3_600
     fee_bps: int = 0
+    jobs_per_payer: int = 256
+    jobs_per_node: int = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Bytes of one job and of all under way, and how many bad ones of an address a second, and at once, are looked at."""
+
+    body: int = MAX_BODY
+    bodies: int = 1 << 30
+    bad_rate: float = 2
+    bad_burst: float = 100
 
 
 def check_order(order: Order, terms: Terms, *, coordinator: Address, limits: Limits, now: int) -> None:

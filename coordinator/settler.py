@@ -20,18 +20,18 @@ from tallystick.chain.escrow import Escrow
 from tallystick.chain.events import DeepReorg, Settled, read_events
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS, Sender
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import ClaimRequest
 
 log = structlog.get_logger()
 BATCH = 64
 MAX_ROWS = (MAX_TRANSACTION_GAS - BATCH_GAS - CLAIM_GAS) // ROW_GAS
 """A claim is never divided, since its signature covers all of its rows; one with more rows fits no transaction."""
-NOTHING_OWED, REFUSED = "nothing owed", "refused by the contract"
+NOTHING_OWED, UNFUNDED, REFUSED = "nothing owed", "too little to be paid", "refused by the contract"
 
 
 class Settler:
-    """Takes claims from nodes, sends them every `interval` seconds, and follows the contract's events."""
+    """Takes claims from nodes, sends those that pay `least` base units or more every `interval` seconds, follows the events."""
 
     def __init__(
         self,
@@ -41,12 +41,13 @@ class Settler:
         store: ClaimStore,
         exposure: Exposure,
         interval: float,
+        least: Amount = Amount(1),
         confirmations: int = 0,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._escrow, self._sender, self._domain = escrow, sender, escrow.deployment.domain
         self._store, self._exposure, self._now = store, exposure, now
-        self._interval, self._confirmations = interval, confirmations
+        self._interval, self._confirmations, self._least = interval, confirmations, least
 
     async def take(self, provider: Address, request: ClaimRequest) -> None:
         """Stores a node's claim. Raises PeerError if it is not what it says, Unavailable if it cannot be stored."""
@@ -74,11 +75,11 @@ class Settler:
     async def settle(self) -> None:
         """Sends all pending claims. Raises TallyError when the chain does not take them; they stay pending."""
         while pending := await self._store.pending_claims(BATCH):
-            owed = [claim for claim in pending if await self._pays(claim)]
-            idle = {claim.id for claim in pending} - {claim.id for claim in owed}
-            if idle:
-                await self._store.close_claims(sorted(idle), NOTHING_OWED)
-            if owed:
+            judged = [(claim, await self._worth(claim)) for claim in pending]
+            for reason in (NOTHING_OWED, UNFUNDED):
+                if idle := [claim.id for claim, found in judged if found == reason]:
+                    await self._store.close_claims(idle, reason)
+            if owed := [claim for claim, found in judged if not found]:
                 await self._send(owed)
 
     async def _send(self, owed: list[PendingClaim]) -> None:
@@ -99,16 +100,23 @@ class Settler:
             log.info("settled", claims=len(owed), tx=tx, gas=sum(one.gas_used for one in sent))
         await self._store.close_claims([claim.id for claim in owed], tx)
 
-    async def _pays(self, claim: PendingClaim) -> bool:
-        """Whether the contract would pay any row, as far as can be known here: gas is spent on nothing else."""
-        now, provider = self._now(), claim.request.claim.message.provider
+    async def _worth(self, claim: PendingClaim) -> str:
+        """Why no gas is spent on a claim; empty where the contract would pay `least` or more for it, as the chain is now."""
+        now, provider, payable, reason = self._now(), claim.request.claim.message.provider, 0, NOTHING_OWED
         for row, order in zip(claim.request.claim.message.rows, claim.request.orders, strict=True):
-            if order.message.claim_by < now:
-                continue
+            total = min(row.cumulative_cost, order.message.ceiling)
             known = await self._store.settlement(row.payer, provider)
-            if min(row.cumulative_cost, order.message.ceiling) > (known.settled if known else 0):
-                return True
-        return False
+            if order.message.claim_by < now or total <= (known.settled if known else 0):
+                continue
+            tab = await self._escrow.tab(row.payer, provider)
+            if total <= tab.settled:
+                continue
+            reason = UNFUNDED
+            purse = await self._escrow.purse(row.payer)
+            payable += min(total - tab.settled, tab.reserved + purse.free)
+            if payable >= self._least:
+                return ""
+        return reason
 
     async def follow(self) -> None:
         """Takes in what the chain settled since the cursor."""

@@ -110,7 +110,7 @@ class BareNode:
     """A provider with no engine: answers each dispatch with a sealed reply of `chunks` pieces and a signed receipt."""
 
     def __init__(self, socket: ClientConnection, signer: Signer, domain: Domain, key: SealingKey, ask: Verified[Ask]) -> None:
-        self._socket, self._signer, self._domain, self._key, self.ask = socket, signer, domain, key, ask
+        self.socket, self._signer, self._domain, self._key, self.ask = socket, signer, domain, key, ask
         self.chunks = 1
         self._seq = self._total = 0
         self._credit: dict[JobId, asyncio.Semaphore] = {}
@@ -148,7 +148,7 @@ class BareNode:
         """Serves until cancelled."""
         beats = asyncio.create_task(self._beat())
         try:
-            async for frame in self._socket:
+            async for frame in self.socket:
                 kind, job, payload = unpack_link(frame)
                 if kind is Kind.DISPATCH:
                     self._credit[job] = asyncio.Semaphore(INITIAL_CREDIT)
@@ -164,13 +164,13 @@ class BareNode:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(5)
-            await self._socket.send(pack_link(Kind.BEAT, payload=dumps(Capacity(1_000, 1_000).to_json())))
+            await self.socket.send(pack_link(Kind.BEAT, payload=dumps(Capacity(1_000, 1_000).to_json())))
 
     async def _work(self, job: JobId, dispatch: Dispatch) -> None:
         order, terms = dispatch.candidate.order.message, dispatch.candidate.terms
         order_hash = dispatch.match.message.order_hash
         key = self._key.unwrap(dispatch.candidate.wrapped_key, job=job, order_hash=order_hash, provider=order.provider)
-        sealer, send, credit = Sealer(key, job, order_hash), self._socket.send, self._credit[job]
+        sealer, send, credit = Sealer(key, job, order_hash), self.socket.send, self._credit[job]
         await send(pack_link(Kind.ACCEPT, job))
         await credit.acquire()
         await send(pack_link(Kind.CHUNK, job, sealer.seal(dump_response_head(ResponseHead(200, "application/json")))))

@@ -60,6 +60,7 @@ class Code(str, Enum):
     CHAIN_REFUSED = "chain_refused"
     COORDINATOR_UNAVAILABLE = "coordinator_unavailable"
     UNAUTHENTICATED = "unauthenticated"
+    RATE_LIMITED = "rate_limited"
     CANCELLED = "cancelled"
 
 
@@ -100,6 +101,7 @@ PUBLIC: dict[Code, Public] = {
     Code.CHAIN_REFUSED: Public(409, _INVALID),
     Code.COORDINATOR_UNAVAILABLE: Public(503, _SERVER),
     Code.UNAUTHENTICATED: Public(401, "authentication_error"),
+    Code.RATE_LIMITED: Public(429, "rate_limit_error"),
     Code.CANCELLED: Public(499, _SERVER),
 }
 """One row a code; a test proves that every code has one."""

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from tallystick.protocol.errors import Code, Unavailable
+from tallystick.runtime.doors import DoorLimits, Doors
 
 GRACE_SECONDS = 10
 MAX_RECURSION = 12_288
@@ -23,8 +24,11 @@ parser, which FastAPI uses, then overflows the stack on a deeply nested body: on
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
+async def serving(
+    app: Any, host: str, port: int, *, doors: DoorLimits | None = None, ws_max_size: int = 1 << 20
+) -> AsyncIterator[int]:
     """Serves `app` inside the running loop; yields the bound port (useful with port 0). Raises Unavailable if it can't listen."""
+    http, websocket = Doors(doors or DoorLimits()).protocols()
     config = uvicorn.Config(
         _guarded(app),
         host=host,
@@ -33,7 +37,9 @@ async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=GRACE_SECONDS,
-        ws_max_size=64 * 1024 * 1024,
+        http=http,
+        ws=websocket,
+        ws_max_size=ws_max_size,
         ws_per_message_deflate=False,
     )
     server = _Server(config)

@@ -104,7 +104,13 @@ class FakeEscrow(Escrow):
 
 
 def make_settler(
-    escrow: Escrow, store: MemoryStore, clock: Clock | None = None, exposure: Exposure | None = None, confirmations: int = 0
+    escrow: Escrow,
+    store: MemoryStore,
+    clock: Clock | None = None,
+    exposure: Exposure | None = None,
+    *,
+    confirmations: int = 0,
+    least: int = 1,
 ) -> Settler:
     """A settler of that escrow; its `run` would look every hundredth of a second."""
     return Settler(
@@ -113,6 +119,7 @@ def make_settler(
         store=store,
         exposure=exposure or Exposure(),
         interval=0.01,
+        least=Amount(least),
         confirmations=confirmations,
         now=(clock or Clock()).now,
     )

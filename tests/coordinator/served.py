@@ -13,7 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from coordinator.api import Info, Room
-from coordinator.app import App
+from coordinator.app import MAX_LINK_FRAME, App
 from coordinator.hub import Hub
 from coordinator.memory import MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
@@ -82,7 +82,7 @@ async def served(world: World | None = None, max_nodes: int = 100) -> AsyncItera
     )
     app = App(Room(world.market, lambda: hub.connected, world.store, world.store, info), hub)
     async with (
-        serving(app, "127.0.0.1", 0) as port,
+        serving(app, "127.0.0.1", 0, ws_max_size=MAX_LINK_FRAME) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as http,
     ):
         try:

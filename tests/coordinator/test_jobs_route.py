@@ -11,6 +11,7 @@ import pytest
 
 from coordinator import jobs_route as module
 from coordinator.jobs_route import JobsRoute
+from coordinator.rules import Intake
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import Code, Unavailable, from_public
 from tallystick.protocol.jobs import State
@@ -136,10 +137,33 @@ async def test_a_header_that_lies(at: Served) -> None:
 async def test_too_large_a_body(at: Served) -> None:
     """A body above the limit is refused before it is read to its end."""
     at.world.node("ann")
-    route = JobsRoute(at.world.market, max_body=1_000)
+    route = JobsRoute(at.world.market, intake=Intake(body=1_000))
     sent = await _call(route, [b"x" * 600, b"x" * 600, b"never read"])
     assert sent[0]["status"] == 413
     assert b"body_too_large" in sent[1]["body"]
+
+
+async def test_all_bodies_together(world: World) -> None:
+    """More than the coordinator can hold is told to come again; what ended makes room."""
+    route = JobsRoute(world.market, intake=Intake(bodies=1_000))
+    for _ in range(3):
+        assert (await _call(route, [b"x" * 600]))[0]["status"] == 400
+    waiting = asyncio.create_task(_call(route, [b"x" * 600, b"y"], stall=True))
+    await quiet()
+    sent = await _call(route, [b"x" * 600])
+    assert sent[0]["status"] == 429
+    assert (b"retry-after", b"1") in sent[0]["headers"]
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert (await _call(route, [b"x" * 600]))[0]["status"] == 400
+
+
+async def test_nonsense_is_heard_only_so_often(world: World) -> None:
+    """An address that sent too much of it is refused unread, for a while; others are not."""
+    route = JobsRoute(world.market, intake=Intake(bad_rate=0.001, bad_burst=3))
+    seen = [(await _call(route, [b"nonsense"]))[0]["status"] for _ in range(5)]
+    assert seen == [400, 400, 400, 429, 429]
+    assert (await _call(route, [b"nonsense"], client="10.0.0.9"))[0]["status"] == 400
 
 
 async def test_a_body_that_never_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +323,9 @@ def _cancelled(node: LinkNode) -> Verified[Receipt]:
     return make_receipt(node.signer, candidate.order.verify(DOMAIN), candidate.terms, outcome=Outcome.CLIENT_CANCELLED)
 
 
-async def _call(route: JobsRoute, body: list[bytes], send: Any = None, *, stall: bool = False) -> list[dict[str, Any]]:
+async def _call(
+    route: JobsRoute, body: list[bytes], send: Any = None, *, stall: bool = False, client: str = "10.0.0.1"
+) -> list[dict[str, Any]]:
     """Calls the route as a server would; returns what it sent. The client stays until the end, or stalls before its last part."""
     sent: list[dict[str, Any]] = []
     parts = iter(body[:-1] if stall else body)
@@ -313,7 +339,7 @@ async def _call(route: JobsRoute, body: list[bytes], send: Any = None, *, stall:
     async def note(event: Any) -> None:
         sent.append(dict(event))
 
-    await route({"type": "http"}, receive, send or note)
+    await route({"type": "http", "client": (client, 1)}, receive, send or note)
     return sent
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from coordinator.memory import MemoryFunds, MemoryStore
 from coordinator.ports import Backing, JobRecord
+from coordinator.rules import Limits
 from tallystick.protocol.errors import BadSignature, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Order
@@ -101,6 +102,37 @@ async def test_a_busy_node(world: World) -> None:
     error = await _refused(world, world.submission(node))
     assert (error.code, error.retry) == (Code.NO_PROVIDER, True)
     assert "no free slot now" in str(error)
+
+
+async def test_a_payer_runs_only_so_many_jobs() -> None:
+    """One more is told to come again; as soon as one ends there is room, and other payers never wait for it."""
+    world = World(limits=Limits(jobs_per_payer=2))
+    node = world.node("ann", slots=8)
+    world.funds.free[person("other").address] = Amount(10 * CAP)
+    clients = [await world.started(node) for _ in range(2)]
+    with pytest.raises(Unavailable, match="2 jobs") as caught:
+        await world.market.place_order(world.submission(node))
+    assert (caught.value.code, caught.value.status, caught.value.fault) == (Code.RATE_LIMITED, 429, Fault.CLIENT)
+    clients.append(await world.started(node, payer=person("other")))
+    node.finish(clients[0].job.id)
+    await quiet()
+    clients.append(await world.started(node))
+    for client in clients[1:]:
+        node.finish(client.job.id)
+    await quiet()
+    world.assert_idle()
+
+
+async def test_a_node_is_given_only_so_many_jobs() -> None:
+    """Whatever a node says of its slots."""
+    world = World(limits=Limits(jobs_per_node=1))
+    node = world.node("ann", slots=1_000)
+    client = await world.started(node)
+    with pytest.raises(Unavailable, match="no free slot") as caught:
+        await world.market.place_order(world.submission(node))
+    assert caught.value.code is Code.NO_PROVIDER
+    node.finish(client.job.id)
+    await quiet()
 
 
 async def test_a_placed_job_is_not_placed_again(world: World) -> None:

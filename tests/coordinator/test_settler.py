@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.exposure import Exposure
 from coordinator.memory import MemoryStore
-from coordinator.settler import BATCH, MAX_ROWS, NOTHING_OWED, REFUSED, Settler
+from coordinator.settler import BATCH, MAX_ROWS, NOTHING_OWED, REFUSED, UNFUNDED, Settler
 from tallystick.chain.claims import ClaimBatch, cut_batches
 from tallystick.chain.codec import ContractError
 from tallystick.protocol.eip712 import Signer, Verified
@@ -143,6 +143,19 @@ async def test_many_claims_need_several_batches(settler: Settler, store: MemoryS
     assert len(escrow.sent) == 2
     assert None not in _closed(store)
     assert escrow.settled == {(PAYER.address, ANN.address): BATCH + 3}
+
+
+async def test_no_gas_for_what_cannot_be_paid(store: MemoryStore, escrow: FakeEscrow) -> None:
+    """A claim on an empty purse, or one that brings too little, costs no gas; handed in again when there is money, it is sent."""
+    settler = make_settler(escrow, store, least=15)
+    escrow.free[PAYER.address] = 10
+    await settler.take(ANN.address, _claim(total=20))
+    await settler.settle()
+    assert (escrow.sent, _closed(store)) == ([], [UNFUNDED])
+    escrow.reserved[PAYER.address, ANN.address] = 5
+    await settler.take(ANN.address, _claim(total=20))
+    await settler.settle()
+    assert len(escrow.sent) == 1
 
 
 async def test_nothing_waits(settler: Settler, escrow: FakeEscrow) -> None:

@@ -30,6 +30,7 @@ from tests.protocol.strategies import json_values, many, some
 OPENAI_TYPES = {
     "invalid_request_error",
     "authentication_error",
+    "rate_limit_error",
     "insufficient_quota",
     "not_found_error",
     "server_error",
