@@ -277,6 +277,8 @@ class Market:
         if kind == Kind.CHUNK:
             if job.state is not State.STREAMING:
                 job.move(Event.OUTPUT)
+                # From here on no other attempt begins; a node signs no receipt that charges before it knows that.
+                self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
             job.heard = self._tick()
             self._extend(job, self.limits.idle)
         elif kind == Kind.ACCEPT and job.state is State.MATCHED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from node.meter import Meter
 from node.ports import Head, Link
@@ -30,14 +31,31 @@ class Delivery:
         self.meter = meter
         self._credit = INITIAL_CREDIT
         self._granted = asyncio.Event()
+        self._taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._head = CANCELLED_HEAD
         self._held = bytearray()
         self.started = False
 
     def grant(self, chunks: int) -> None:
-        """The coordinator will take so many more chunks."""
+        """The coordinator has output of this response, so that no other attempt can begin, and will take so many more chunks."""
         self._credit += chunks
         self._granted.set()
+        self._settle(taken=True)
+
+    def lose(self) -> None:
+        """The link was lost: no word of the coordinator comes any more."""
+        self._settle(taken=False)
+
+    def _settle(self, *, taken: bool) -> None:
+        if not self._taken.done():
+            self._taken.set_result(taken)
+
+    async def taken(self, seconds: float) -> bool:
+        """Whether the coordinator said that it has the output of this attempt; waits for its word for a while."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await asyncio.shield(self._taken)
+        return False
 
     def head(self, head: Head) -> None:
         """The response's head; it leaves with the first output."""

@@ -45,7 +45,8 @@ MAX_HELD = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Deadlines:
     """Seconds that each phase of a job may take. `queue`: until a slot is free; `first_token`: until the first output of a
-    stream (an answer in one piece has `total`); `between_tokens`: from one output to the next; `stall`: while nobody reads.
+    stream (an answer in one piece has `total`); `between_tokens`: from one output to the next; `stall`: while nobody reads;
+    `taken`: until the coordinator confirms that it has output.
     """
 
     queue: float = 10.0
@@ -53,6 +54,7 @@ class Deadlines:
     between_tokens: float = 30.0
     total: float = 900.0
     stall: float = 60.0
+    taken: float = 15.0
 
 
 class Stop(Enum):
@@ -148,6 +150,12 @@ class Job:
         """More credit."""
         if self._delivery is not None:
             self._delivery.grant(chunks)
+
+    def lose_link(self) -> None:
+        """Nothing more comes from the coordinator."""
+        if self._delivery is not None:
+            self._delivery.lose()
+        self.stop(Stop.LINK_LOST)
 
     def stop(self, why: Stop) -> None:
         """Stops the engine at once, unless the answer has ended already."""

@@ -22,6 +22,7 @@ from node.ports import Booking, ChainView, JobReport, JobStore, Link, Observer
 from node.tabs import Tabs
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import Address, Amount, Hash, JobId
@@ -107,7 +108,7 @@ class Runner:
         self._pending = {job: on for job, on in self._pending.items() if on is not link}
         for running in list(self._jobs.values()):
             if running.link is link:
-                running.stop(Stop.LINK_LOST)
+                running.lose_link()
 
     # What the daemon asks
 
@@ -220,11 +221,12 @@ class Runner:
         if ending.outcome is None:
             return None
         admitted = job.admitted
+        outcome = await self._confirmed(job, ending.outcome)
         lock = self._books.setdefault(admitted.payer, asyncio.Lock())
         try:
             await asyncio.shield(job.durable)
             async with lock:
-                receipt = self._sign(job, ending.outcome)
+                receipt = self._sign(job, outcome)
                 await self._store.book(Booking(admitted, receipt))
                 self._tabs.book(admitted.payer, receipt.message.cost, admitted.cap)
         except Exception:  # whatever kept the receipt from being stored, the job must end, uncharged, and give its slot back
@@ -235,6 +237,16 @@ class Runner:
         job.link.post(Kind.RECEIPT, admitted.job, dumps(receipt.to_json()))
         self._tell(job, ending, receipt.message)
         return receipt.message
+
+    async def _confirmed(self, job: Job, outcome: Outcome) -> Outcome:
+        """The outcome, if it charges only where the coordinator has output of this attempt: else it may be giving the job to
+        another, and two providers would charge for one job.
+        """
+        charges = CHARGES[outcome] is not Charge.NOTHING and job.has_output
+        if charges and not await job.delivery.taken(self._deadlines.taken):
+            log.warning("the coordinator never had the answer, so it is not charged", job=job.admitted.job.hex())
+            return Outcome.PROVIDER_ERROR
+        return outcome
 
     def _sign(self, job: Job, outcome: Outcome) -> Verified[Receipt]:
         admitted, meter = job.admitted, job.delivery.meter

@@ -186,13 +186,18 @@ class MemoryLink:
         self._room = asyncio.Event()
         self._room.set()
         self._lost = False
+        self.taken: Callable[[JobId], None] = lambda _job: None
+        """What the coordinator does with a job's first chunk."""
 
     def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
         """See ports.Link."""
         if self._lost:
             return
+        first = kind is Kind.CHUNK and not self.of(job, Kind.CHUNK)
         self.frames.append((kind, job, payload))
         self._posted.set()
+        if first:
+            asyncio.get_running_loop().call_soon(self.taken, job)
 
     async def drained(self) -> None:
         """See ports.Link."""

@@ -115,6 +115,10 @@ async def test_a_reconnected_node_starts_with_its_own_count(world: World) -> Non
 # Credit and beats
 
 
+NOTHING = bytes(4)
+"""No more credit, but word that the output came."""
+
+
 async def _stream(world: World, chunks: int) -> Client:
     node = world.nodes[0]
     client = await world.started(node)
@@ -128,10 +132,25 @@ async def test_credit_is_granted_as_the_client_reads(world: World) -> None:
     """For every 32 chunks that the client took, the node may send 32 more."""
     node = world.node("ann")
     client = await _stream(world, CREDIT_STEP - 1)
+    assert node.got(Kind.CREDIT) == [NOTHING]
+    node.chunk(client.job.id)
+    await quiet()
+    assert node.got(Kind.CREDIT, client.job.id) == [NOTHING, CREDIT_STEP.to_bytes(4, "big")]
+
+
+async def test_a_node_is_told_that_its_output_came(world: World) -> None:
+    """With the first chunk, and no other, the node knows that no other attempt will begin: then it may charge."""
+    node = world.node("ann")
+    client = await world.started(node)
+    node.accept(client.job.id)
+    await quiet()
     assert node.got(Kind.CREDIT) == []
     node.chunk(client.job.id)
     await quiet()
-    assert node.got(Kind.CREDIT, client.job.id) == [CREDIT_STEP.to_bytes(4, "big")]
+    assert node.got(Kind.CREDIT, client.job.id) == [NOTHING]
+    node.chunk(client.job.id)
+    await quiet()
+    assert len(node.got(Kind.CREDIT)) == 1
 
 
 async def test_a_client_that_does_not_read_grants_no_credit(world: World) -> None:
@@ -142,11 +161,11 @@ async def test_a_client_that_does_not_read_grants_no_credit(world: World) -> Non
     for _ in range(2 * CREDIT_STEP):
         node.chunk(client.job.id)
     await quiet()
-    assert node.got(Kind.CREDIT) == []
+    assert node.got(Kind.CREDIT) == [NOTHING]
     assert client.kinds == [Kind.MATCH, Kind.CHUNK]
     client.reads.set()
     await quiet()
-    assert len(node.got(Kind.CREDIT)) == 2
+    assert len(node.got(Kind.CREDIT)) == 3
 
 
 async def test_silence_beats_for_the_client(world: World) -> None:

@@ -22,10 +22,11 @@ ROUTE = "/v1/node"
 
 @dataclass(eq=False)
 class Connection:
-    """One node that connected: what it said first, and every frame since. `acknowledge`: confirm receipts as they come."""
+    """One node that connected: what it said first, and every frame since. `confirm`: say that output came."""
 
     socket: ServerConnection
     hello: Hello
+    confirm: bool = True
     frames: list[tuple[Kind, JobId, bytes]] = field(default_factory=list)
     came: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -87,6 +88,8 @@ class FakeCoordinator:
         try:
             async for message in socket:
                 frame = unpack_link(message)
+                if frame[0] is Kind.CHUNK and connection.confirm and not connection.of(Kind.CHUNK, frame[1]):
+                    await connection.send(Kind.CREDIT, frame[1], bytes(4))
                 connection.frames.append(frame)
                 connection.came.set()
                 if frame[0] is Kind.RECEIPT and self.acknowledge:

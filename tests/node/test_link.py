@@ -110,6 +110,7 @@ async def test_frames_go_both_ways_in_order() -> None:
     """What is posted arrives in order, and what the coordinator sends reaches the handler."""
     async with connected() as (node, connection):
         _, link = await node.told()
+        connection.confirm = False
         for number in range(100):
             link.post(Kind.CHUNK, JOB, bytes((number,)))
             await link.drained()

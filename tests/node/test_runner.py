@@ -338,6 +338,21 @@ async def test_a_lost_link_after_output_leaves_a_receipt() -> None:
     assert not stage.link.of(placed.job, Kind.RECEIPT)
 
 
+@pytest.mark.parametrize("lost", [True, False], ids=["the link is lost", "no word comes"])
+async def test_an_answer_that_the_coordinator_never_had_is_not_charged(lost: bool) -> None:
+    """All of it was generated and posted, but without the coordinator's word the job may have gone elsewhere: no charge."""
+    stage = Stage(ScriptedEngine(HEAD, ONE, TWO, END), deadlines=Deadlines(taken=30 if lost else 0.02))
+    stage.link.taken = lambda _job: None
+    placed = stage.dispatch()
+    await stage.link.until(Kind.CHUNK, placed.job)
+    if lost:
+        await asyncio.sleep(0)
+        stage.runner.lost(stage.link)
+    await stage.ended()
+    receipt = stage.store.bookings[0].receipt.message
+    assert (receipt.outcome, receipt.cost) == (Outcome.PROVIDER_ERROR, 0)
+
+
 async def test_a_full_link_slows_the_engine_down() -> None:
     """A link with no room keeps the answer waiting; when it is lost, the job ends."""
     stage = Stage(ScriptedEngine(HEAD, ONE, TWO, END))
