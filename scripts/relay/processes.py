@@ -77,17 +77,23 @@ async def upstream() -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def market(folder: Path, mock: str) -> AsyncIterator[Site]:
-    """Chain, coordinator, one node around the mock, gateway: each a process, as `tally` starts it."""
+async def market(
+    folder: Path, mock: str, *, coordinator_port: int = 0, told_port: int = 0, log_level: str = "info"
+) -> AsyncIterator[Site]:
+    """Chain, coordinator, one node around the mock, gateway: each a process, as `tally` starts it.
+
+    `told_port`: where node and gateway look for the coordinator, if something stands between.
+    """
     (folder / "keys").mkdir(parents=True)
     write_private(folder / "password", b"bench")
     signers = {n: create_keystore(folder / "keys" / f"{n}.json", "bench", cost=1 << 12) for n in ("coordinator", "node", "payer")}
-    ports = {name: free_port(0) for name in ("chain", "coordinator", "gateway")}
+    ports = {"chain": free_port(0), "coordinator": coordinator_port or free_port(0), "gateway": free_port(0)}
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    told = f"http://127.0.0.1:{told_port or ports['coordinator']}"
     settings = {
-        "coordinator": {"port": ports["coordinator"], "db": f"sqlite:///{folder}/coordinator.db"},
-        "node": {"coordinator": urls["coordinator"], "state": str(folder / "node")},
-        "gateway": {"coordinator": urls["coordinator"], "port": ports["gateway"]},
+        "coordinator": {"port": ports["coordinator"], "db": f"sqlite:///{folder}/coordinator.db", "log_level": log_level},
+        "node": {"coordinator": told, "state": str(folder / "node")},
+        "gateway": {"coordinator": told, "port": ports["gateway"]},
     }
     tables = {"node": f'[[engines]]\nurl = "{mock}/v1"\nslots = 256\n'}
     environment = {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
@@ -97,8 +103,8 @@ async def market(folder: Path, mock: str) -> AsyncIterator[Site]:
         pids: dict[str, int] = {}
         for name, path in (("coordinator", "/v1/health"), ("node", ""), ("gateway", "/health")):
             config = folder / f"{name}.toml"
-            told = settings[name] | {"deployment": str(folder / "deployment.json")}
-            config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in told.items()) + tables.get(name, ""))
+            lines = settings[name] | {"deployment": str(folder / "deployment.json")}
+            config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()) + tables.get(name, ""))
             command = ("gateway",) if name == "gateway" else (name, "run")
             wallet = str(folder / "keys" / f"{'payer' if name == 'gateway' else name}.json")
             check = f"{urls['coordinator']}/v1/asks?model={MODEL}" if name == "node" else urls[name] + path
