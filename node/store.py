@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import sqlalchemy.dialects.sqlite
@@ -20,6 +20,7 @@ from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.storage import Database
 
+R = TypeVar("R")
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MONEY_DIGITS = 29
 _MAX_INT64 = (1 << 63) - 1
@@ -144,6 +145,10 @@ class SqlStore:
         if found != mine:
             await self.close()
             raise BadMessage(f"this state belongs to {found}, but the node is {mine}: receipts of one tab must stay in one place")
+
+    async def read(self, work: Callable[[Connection], R]) -> R:
+        """What a reader of the tables finds, at one moment."""
+        return await self._db.read(work)
 
     async def close(self) -> None:
         """Writes what is queued and lets go."""

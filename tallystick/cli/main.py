@@ -7,7 +7,7 @@ import sys
 import typer
 
 from tallystick import __version__
-from tallystick.cli import chain, contract, demo, funds, jobs, market, money, wallet
+from tallystick.cli import chain, contract, demo, doctor, funds, jobs, market, money, provider, wallet
 from tallystick.cli.output import fail
 from tallystick.protocol.errors import TallyError
 
@@ -22,6 +22,9 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("chat")(market.chat)
 app.command("gateway")(market.gateway)
+market.node.command("doctor")(doctor.doctor)
+market.node.command("earnings")(provider.earnings)
+market.node.command("collect")(provider.collect)
 app.add_typer(market.node, name="node")
 app.add_typer(market.coordinator, name="coordinator")
 app.add_typer(jobs.job, name="job")

@@ -1,0 +1,168 @@
+"""What a provider asks of its node's books: `tally node earnings`, `tally node collect`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tallystick.cli.onchain import account_of, open_escrow, require_coins
+from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, Wallet, unlock
+from tallystick.cli.output import out, show_facts, show_json, show_rows, step
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.types import Address, Amount, format_amount
+
+if TYPE_CHECKING:
+    from node.config import NodeConfig
+    from node.ports import Claimable
+    from node.store import SqlStore
+    from tallystick.chain.escrow import Escrow
+
+DAY = 86_400
+
+
+def earnings(
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    days: Annotated[int, typer.Option(min=1, max=3_650, help="How far to look back.")] = 30,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the chain.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Shows what a node earned, by day, model and payer, and where every unit of it is now. Needs no password.
+
+    Earned: on receipts. Settled: paid into your credit on chain; `tally cash-out` brings it home. Claimable: can be collected
+    now; the node does so by itself, or `tally node collect`. Out of reach: the orders behind it have expired.
+    """
+    loaded, provider = _config(config), account_of(wallet, "--wallet")
+
+    async def run() -> None:
+        from node.earnings import read_lines, read_totals
+
+        now = int(time.time())
+        async with _store(loaded, provider) as store:
+            lines = await store.read(lambda c: read_lines(c, now - days * DAY))
+            totals = await store.read(read_totals)
+            claimable = sum(tab.due for tab in await store.claimable(now, 100_000))
+        pending = totals.earned - totals.settled
+        places = {
+            "earned": totals.earned,
+            "settled": totals.settled,
+            "claimable": Amount(claimable),
+            "out_of_reach": Amount(max(0, pending - claimable)),
+        }
+        if not offline:
+            async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
+                account = await escrow.provider(provider)
+            places |= {"credit": account.credit, "stake": account.stake}
+        if as_json:
+            told = [{"day": n.day, "model": n.model, "payer": n.payer, "jobs": n.jobs} | _amounts(n) for n in lines]
+            show_json({"provider": provider, "days": told, "where": {name: str(int(value)) for name, value in places.items()}})
+            return
+        rows = (
+            (n.day, n.model, n.payer, n.jobs, f"{n.input_tokens} + {n.output_tokens}", format_amount(n.revenue)) for n in lines
+        )
+        show_rows(("day", "model", "payer", "jobs", "tokens", "revenue"), rows, title=f"the last {days} days")
+        show_facts(((name.replace("_", " "), format_amount(value)) for name, value in places.items()), title="where it is")
+
+    asyncio.run(run())
+
+
+def _amounts(line: Any) -> dict[str, Any]:
+    return {"inputTokens": line.input_tokens, "outputTokens": line.output_tokens, "revenue": str(int(line.revenue))}
+
+
+def collect(
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    password_file: PasswordFile = None,
+    least: Annotated[str, typer.Option(help="Leave tabs alone on which less is owed, in dollars.")] = "0.01",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be collected.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Collects what payers owe straight on chain, without any coordinator. The wallet pays the gas; the node may go on meanwhile.
+
+    Then `tally cash-out` brings the credit home.
+    """
+    from tallystick.protocol.types import parse_amount
+
+    loaded, limit = _config(config), parse_amount(least)
+    signer = None if dry_run else unlock(wallet, password_file)
+    provider = signer.address if signer else account_of(wallet, "--wallet")
+
+    async def run() -> None:
+        from tallystick.chain.claims import ClaimBatch, SettleRow
+        from tallystick.chain.events import RowSkipped, Settled
+        from tallystick.chain.rpc import Sender
+
+        async with _store(loaded, provider) as store, open_escrow(loaded.deployment, loaded.rpc) as escrow:
+            tabs = [tab for tab in await store.claimable(int(time.time()), 100_000) if tab.due >= max(1, limit)]
+            owed = {tab.payer: due for tab in tabs if (due := await _owed(escrow, tab, provider)) >= max(1, limit)}
+            rows = tuple(SettleRow(tab.order, tab.seq, tab.cumulative) for tab in tabs if tab.payer in owed)
+            paid: dict[Address, int] = {}
+            skipped: dict[Address, str] = {}
+            hashes: list[str] = []
+            if rows and signer:
+                await require_coins(escrow, provider)
+                for result in await escrow.settle_all(Sender(escrow.rpc, signer), [ClaimBatch(provider, rows)]):
+                    hashes.append(result.hash)
+                    paid |= {event.payer: int(event.paid) for event in result.of(Settled)}
+                    skipped |= {event.payer: event.reason.name.lower() for event in result.of(RowSkipped)}
+        if as_json:
+            found = [
+                {"payer": payer, "owed": str(due), "paid": str(paid.get(payer, 0)), "skipped": skipped.get(payer)}
+                for payer, due in owed.items()
+            ]
+            show_json({"provider": provider, "tabs": found, "transactions": hashes})
+            return
+        if not owed:
+            out.print("nothing to collect", highlight=False)
+            return
+        lines = ((payer, format_amount(Amount(due)), _outcome(payer, paid, skipped)) for payer, due in owed.items())
+        show_rows(("payer", "owed", "collected"), lines)
+        if hashes:
+            step(f"collected {format_amount(Amount(sum(paid.values())))} in {len(hashes)} transaction(s); next: tally cash-out")
+
+    asyncio.run(run())
+
+
+async def _owed(escrow: Escrow, tab: Claimable, provider: Address) -> int:
+    """What is still owed on a tab, as the chain says now."""
+    settled = (await escrow.tab(tab.payer, provider)).settled
+    return min(tab.cumulative, tab.order.message.ceiling) - settled
+
+
+def _outcome(payer: Address, paid: dict[Address, int], skipped: dict[Address, str]) -> str:
+    if payer in paid:
+        return format_amount(Amount(paid[payer]))
+    return f"skipped: {skipped[payer]}" if payer in skipped else "not sent"
+
+
+def _config(path: Path | None) -> NodeConfig:
+    from node.config import load_config
+
+    return load_config(path)
+
+
+@contextlib.asynccontextmanager
+async def _store(loaded: NodeConfig, provider: Address) -> AsyncIterator[SqlStore]:
+    """The node's books, also while the node runs. Raises BadMessage where there are none."""
+    from node.store import SqlStore
+    from tallystick.chain.deployment import Deployment
+
+    if not (loaded.state / "node.db").exists():
+        raise BadMessage(f"no node has worked on {loaded.state} yet; `state` in the config says where its books are")
+    try:
+        domain = Deployment.load(loaded.deployment).domain
+    except OSError as error:
+        raise BadMessage(f"deployment file {loaded.deployment}: {error.strerror}") from None
+    store = SqlStore(loaded.database, provider, domain)
+    await store.start()
+    try:
+        yield store
+    finally:
+        await store.close()

@@ -1,0 +1,99 @@
+"""A provider's own commands, beside a node that works: is it ready, what did it earn, and collecting without a coordinator."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.relay import load, processes
+from tests.e2e.conftest import TALLY, clean_environment
+
+
+class Provider:
+    """Runs `tally node …` as the node's provider would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._environment = clean_environment() | {
+            "TALLYSTICK_HOME": str(folder),
+            "TALLYSTICK_PASSWORD_FILE": str(folder / "password"),
+        }
+
+    async def __call__(self, *arguments: str, code: int = 0, as_json: bool = True) -> Any:
+        """Its JSON, or its words."""
+        node = ("--config", str(self.folder / "node.toml"), "--wallet", str(self.folder / "keys" / "node.json"))
+        command = (*TALLY, "node", *arguments, *node, *(("--json",) if as_json else ()))
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=self._environment
+        )
+        said, _ = await process.communicate()
+        assert process.returncode == code, said.decode()
+        return json.loads(said) if as_json else " ".join(said.decode().split())
+
+
+def _problems(told: dict[str, Any]) -> list[str]:
+    return [check["check"] for check in told["checks"] if not check["ok"]]
+
+
+@pytest.mark.timeout(120)
+async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
+    """Ready while all is well; earnings by day, model and payer; collected on chain with the coordinator dead."""
+    folder = tmp_path / "market"
+    async with processes.upstream() as mock, processes.market(folder, mock) as site:
+        tally = Provider(folder)
+        told = await tally("doctor")
+        assert (told["ready"], _problems(told)) == (True, [])
+        assert "ready" in await tally("doctor", as_json=False)
+        empty = await tally("earnings")
+        assert (empty["days"], empty["where"]["earned"]) == ([], "0")
+        await load.ask(site.gateway, requests=5, at_once=2)
+
+        earned = await tally("earnings")
+        (day,) = earned["days"]
+        assert (day["model"], day["payer"], day["jobs"]) == ("bench", site.payer.address, 5)
+        assert earned["where"]["claimable"] == earned["where"]["earned"] == day["revenue"] != "0"
+        assert "where it is" in await tally("earnings", as_json=False)
+
+        os.kill(site.pids["coordinator"], signal.SIGKILL)
+        shown = await tally("collect", "--least", "0", "--dry-run")
+        assert [tab["owed"] for tab in shown["tabs"]] == [day["revenue"]]
+        refused = await tally("collect", "--least", "0", code=1)
+        assert "has no coins" in refused["error"]["message"]
+        await _fund(site, folder)
+        (tab,) = (await tally("collect", "--least", "0"))["tabs"]
+        assert (tab["paid"], tab["skipped"]) == (day["revenue"], None)
+        assert (await tally("collect", "--least", "0"))["tabs"] == []
+        assert "nothing to collect" in await tally("collect", as_json=False)
+        assert (await tally("earnings"))["where"]["credit"] == day["revenue"]
+        assert _problems(await tally("doctor", code=1)) == ["coordinator"]
+        assert "check `coordinator`" in await tally("doctor", as_json=False, code=1)
+
+
+async def _fund(site: processes.Site, folder: Path) -> None:
+    """Coins for the provider's gas."""
+    address = json.loads((folder / "keys" / "node.json").read_text())["address"]
+    command = (sys.executable, "-m", "tallystick.cli", "chain", "fund", f"0x{address}", "--rpc", site.deployment.rpc)
+    process = await asyncio.create_subprocess_exec(*command, env=clean_environment())
+    assert await process.wait() == 0
+
+
+async def test_a_doctor_names_what_is_wrong(tmp_path: Path) -> None:
+    """Nothing there at all: each thing that is missing is named, with what to do about it."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "password").write_text("x")
+    (tmp_path / "node.toml").write_text(
+        'coordinator = "http://127.0.0.1:9"\ndeployment = "nowhere.json"\n[[engines]]\nurl = "http://127.0.0.1:9/v1"\n'
+    )
+    tally = Provider(tmp_path)
+    told = await tally("doctor", code=1)
+    assert _problems(told) == ["wallet", "chain", "coordinator", "engine 127.0.0.1:9"]
+    assert all(check["remedy"] for check in told["checks"] if not check["ok"])
+    (tmp_path / "node.toml").write_text("slots = ")
+    assert _problems(await tally("doctor", code=1)) == ["config"]
