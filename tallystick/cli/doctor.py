@@ -134,8 +134,8 @@ async def _look_at_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Add
         diagnosis.add("chain", False, str(error), "check `deployment` and `rpc` in the config; is the chain reachable from here?")
 
 
-async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None) -> dict[str, Any]:
-    """The market's models by name; empty if the coordinator does not say."""
+async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None) -> dict[str, Any] | None:
+    """The market's models by name; None if the coordinator does not say."""
     import aiohttp
 
     from tallystick.chain.deployment import Deployment
@@ -153,7 +153,7 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
                     connected |= any(ask["ask"]["message"]["provider"] == provider for ask in (await response.json())["asks"])
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
         diagnosis.add("coordinator", False, f"{loaded.coordinator}: {error or type(error).__name__}", remedy)
-        return {}
+        return None
     with contextlib.suppress(TallyError, OSError):
         deployment = Deployment.load(loaded.deployment)
         same = (info.get("chainId"), info.get("contract")) == (deployment.chain_id, deployment.escrow)
@@ -176,7 +176,7 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
     return models
 
 
-async def _look_at_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[str, Any]) -> None:
+async def _look_at_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[str, Any] | None) -> None:
     from node.config import EngineConfig
     from node.engines.discover import discover
 
@@ -197,8 +197,8 @@ async def _look_at_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dic
             partial(_try_engine, engine),
             "is it running, with a model loaded? is `url` right?",
         )
-        for model in engine.models:
-            _look_at_price(diagnosis, model, market.get(model.sold_as))
+        for model in engine.models if market is not None else ():
+            _look_at_price(diagnosis, model, (market or {}).get(model.sold_as))
 
 
 async def _try_engine(engine: EngineConfig) -> str:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from tallystick import __version__
-from tallystick.cli import chain, contract, demo, doctor, funds, jobs, market, money, provider, wallet
+from tallystick.cli import chain, contract, demo, doctor, funds, init, jobs, market, money, provider, wallet
 from tallystick.cli.output import fail
 from tallystick.protocol.errors import TallyError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("chat")(market.chat)
 app.command("gateway")(market.gateway)
+market.node.command("init")(init.init)
 market.node.command("doctor")(doctor.doctor)
 market.node.command("earnings")(provider.earnings)
 market.node.command("collect")(provider.collect)

@@ -19,23 +19,25 @@ from tests.e2e.conftest import TALLY, clean_environment
 class Provider:
     """Runs `tally node …` as the node's provider would."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._environment = clean_environment() | {
+    def __init__(self, folder: Path, wallet: str = "node") -> None:
+        self.wallet, self.config = folder / "keys" / f"{wallet}.json", folder / "node.toml"
+        self.environment = clean_environment() | {
             "TALLYSTICK_HOME": str(folder),
             "TALLYSTICK_PASSWORD_FILE": str(folder / "password"),
         }
 
     async def __call__(self, *arguments: str, code: int = 0, as_json: bool = True) -> Any:
         """Its JSON, or its words."""
-        node = ("--config", str(self.folder / "node.toml"), "--wallet", str(self.folder / "keys" / "node.json"))
-        command = (*TALLY, "node", *arguments, *node, *(("--json",) if as_json else ()))
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=self._environment
-        )
-        said, _ = await process.communicate()
-        assert process.returncode == code, said.decode()
-        return json.loads(said) if as_json else " ".join(said.decode().split())
+        node = ("--config", str(self.config), "--wallet", str(self.wallet))
+        return await self.run(*arguments, *node, *(("--json",) if as_json else ()), code=code)
+
+    async def run(self, *arguments: str, code: int = 0) -> Any:
+        """What a command says: with --json its JSON, else the words of both its streams."""
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*TALLY, "node", *arguments, stdout=pipe, stderr=pipe, env=self.environment)
+        said, words = await process.communicate()
+        assert process.returncode == code, (said + words).decode()
+        return json.loads(said) if "--json" in arguments else " ".join((said + words).decode().split())
 
 
 def _problems(told: dict[str, Any]) -> list[str]:
@@ -74,6 +76,43 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         assert (await tally("earnings"))["where"]["credit"] == day["revenue"]
         assert _problems(await tally("doctor", code=1)) == ["coordinator"]
         assert "check `coordinator`" in await tally("doctor", as_json=False, code=1)
+
+
+@pytest.mark.timeout(120)
+async def test_from_an_engine_to_a_node_that_sells(tmp_path: Path) -> None:
+    """`init` finds the engine, takes the market's price, makes the wallet; what it wrote passes the doctor, and sells."""
+    folder = tmp_path / "market"
+    async with processes.upstream() as mock, processes.market(folder, mock) as site:
+        tally, config = Provider(folder, wallet="new"), folder / "mine.toml"
+        options = ("--engine", mock, "--coordinator", site.coordinator, "--wallet", "new", "--file", str(config))
+        told = await tally.run("init", *options, "--output-price", "0.30", "--json")
+        (engine,) = told["engines"]
+        (model,) = engine["models"]
+        assert (model["name"], model["inputPrice"], model["outputPrice"]) == ("bench", "100000", "300000")
+        assert (folder / "keys" / "new.json").stat().st_mode & 0o777 == 0o600
+        assert "exists; --force" in (await tally.run("init", *options, "--json", code=1))["error"]["message"]
+        await tally.run("init", *options, "--json", "--force")
+        tally.config = config
+        config.write_text(f'state = "{folder}/new"\n' + config.read_text())
+        assert (await tally("doctor"))["ready"]
+        command = (*TALLY, "node", "run", "--config", str(config), "--wallet", "new")
+        node = await asyncio.create_subprocess_exec(*command, env=tally.environment, stderr=asyncio.subprocess.DEVNULL)
+        try:
+            while "stand in the book" not in str(await tally("doctor")):
+                pass
+        finally:
+            node.send_signal(signal.SIGTERM)
+            assert await node.wait() == 0
+
+
+async def test_init_without_an_engine(tmp_path: Path) -> None:
+    """An engine that is named and does not answer is said to; nothing is written."""
+    (tmp_path / "password").write_text("x")
+    tally = Provider(tmp_path)
+    told = await tally.run("init", "--engine", "http://127.0.0.1:9", "--file", str(tmp_path / "n.toml"), "--json", code=1)
+    assert told["error"]["code"] == "engine_unavailable"
+    assert not (tmp_path / "n.toml").exists()
+    assert not (tmp_path / "keys").exists()
 
 
 async def _fund(site: processes.Site, folder: Path) -> None:
