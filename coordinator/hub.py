@@ -20,7 +20,7 @@ from coordinator.live import InboxOverrun
 from coordinator.manners import Budget
 from coordinator.market import Market
 from coordinator.patience import Patience
-from coordinator.ports import Bus, job_subject, node_subject
+from coordinator.ports import Bus, node_subject
 from tallystick.protocol.errors import (
     BadMessage,
     BadReceipt,
@@ -47,6 +47,7 @@ from tallystick.protocol.wire import (
 )
 
 log = structlog.get_logger()
+_OF_A_JOB = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL})
 OUTBOX = 4_096
 ASKS_PER_SECOND, ASKS_AT_ONCE = 2, 60
 HELLO_SECONDS = 10
@@ -158,11 +159,11 @@ class Hub:
 
     async def _take(self, provider: Address, frame: bytes) -> None:
         kind, job, payload = unpack_link(frame)
-        if kind in (Kind.CHUNK, Kind.ACCEPT, Kind.FAIL, Kind.RECEIPT) and len(payload) > MAX_FRAME:
+        if len(payload) > MAX_FRAME and kind in (*_OF_A_JOB, Kind.RECEIPT):
             raise BadMessage(f"link: {kind.name} of {len(payload)} bytes, at most {MAX_FRAME} are allowed")
-        if kind in (Kind.CHUNK, Kind.ACCEPT, Kind.FAIL):
-            if self._market.provider_of(job) == provider:
-                self._bus.send(job_subject(job), frame)
+        if kind in _OF_A_JOB:
+            if subject := self._market.subject_of(job, provider):
+                self._bus.send(subject, frame)
         elif kind is Kind.RECEIPT:
             await self._take_receipt(provider, job, frame, payload)
         elif kind is Kind.BEAT:
@@ -184,7 +185,8 @@ class Hub:
             )
 
     async def _take_receipt(self, provider: Address, job: JobId, frame: bytes, payload: bytes) -> None:
-        if self._market.provider_of(job) == provider and self._bus.send(job_subject(job), frame):
+        subject = self._market.subject_of(job, provider)
+        if subject and self._bus.send(subject, frame):
             return
         try:
             if not await self._market.accept_receipt(provider, job, payload):

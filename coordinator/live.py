@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from coordinator.book import Node
-from coordinator.ports import AttemptRecord, JobRecord
+from coordinator.ports import AttemptRecord, JobRecord, job_subject
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import TERMINAL, Event, State, step
@@ -53,6 +53,11 @@ class LiveJob:
     cancelled: bool = False
     last_error: TallyError | None = None
     inbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(INBOX))
+    subject: str = field(init=False)
+    """Where its frames go."""
+
+    def __post_init__(self) -> None:
+        self.subject = job_subject(self.id)
 
     @property
     def id(self) -> JobId:

@@ -21,7 +21,7 @@ from coordinator.book import Book, Standing
 from coordinator.exposure import Exposure
 from coordinator.live import Attempt, LiveJob, link_payload
 from coordinator.matching import Demand, Reason, rank, shortlist
-from coordinator.ports import Bus, Funds, JobRecord, JobStore, job_subject, node_subject
+from coordinator.ports import Bus, Funds, JobRecord, JobStore, node_subject
 from coordinator.receipts import Receipts
 from coordinator.reputation import Reputation
 from coordinator.rules import Limits, check_order
@@ -114,10 +114,10 @@ class Market:
         """How many jobs are between order and terminal state."""
         return len(self._live)
 
-    def provider_of(self, job_id: JobId) -> Address | None:
-        """Which provider has a live job now."""
+    def subject_of(self, job_id: JobId, provider: Address) -> str | None:
+        """Where the frames of a live job go, if it is this provider's that has it now."""
         job = self._live.get(job_id)
-        return job.provider if job is not None and job.at_node else None
+        return job.subject if job is not None and job.at_node and job.provider == provider else None
 
     def shortlist(self, demand: Demand) -> list[Standing]:
         """The best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
@@ -228,7 +228,7 @@ class Market:
         await self._match(job)
 
     async def _attempt(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
-        attempt, subject = job.current, job_subject(job.id)
+        attempt, subject = job.current, job.subject
         self._bus.attach(subject, job.deliver)
         try:
             yield self._dispatch(job, attempt)
@@ -280,11 +280,13 @@ class Market:
                 # From here on no other attempt begins; a node signs no receipt that charges before it knows that.
                 self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
             job.heard = self._tick()
-            self._extend(job, self.limits.idle)
-        elif kind == Kind.ACCEPT and job.state is State.MATCHED:
+            if not job.cancelled:
+                job.deadline = job.heard + self.limits.idle
+            return Kind.CHUNK, payload
+        if kind == Kind.ACCEPT and job.state is State.MATCHED:
             job.move(Event.ACCEPT)
             self._extend(job, self.limits.first_output)
-        return (Kind(kind), payload) if kind in (Kind.CHUNK, Kind.BEAT) else None
+        return (Kind.BEAT, payload) if kind == Kind.BEAT else None
 
     def _extend(self, job: LiveJob, seconds: float) -> None:
         """A sign of life moves the deadline, but not that of a node that was told to stop."""

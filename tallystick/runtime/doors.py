@@ -11,10 +11,10 @@ from typing import Any
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.wire import dumps
+from tallystick.runtime.websocket import QuickWebSocket
 
 _LINGER_SECONDS = 1.0
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class Doors:
         if not self._inside[address]:
             del self._inside[address]
 
-    def protocols(self) -> tuple[type[HttpToolsProtocol], type[WebSocketsSansIOProtocol]]:
+    def protocols(self) -> tuple[type[HttpToolsProtocol], type[QuickWebSocket]]:
         """Uvicorn's protocols behind these doors."""
         doors = self
 
@@ -170,7 +170,7 @@ class _Http(HttpToolsProtocol):
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
 
-class _WebSocket(WebSocketsSansIOProtocol):
+class _WebSocket(QuickWebSocket):
     """One node link. It was counted as an HTTP connection a moment ago, so there is room."""
 
     DOORS: Doors

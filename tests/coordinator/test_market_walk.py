@@ -108,7 +108,7 @@ class Walk:
         node, job = given
         changes = {"cost": Amount(7)} if self.random.random() < 0.1 else {}
         receipt = node.receipt(job, outcome=self.random.choice(list(Outcome)), **changes)
-        if self.world.market.provider_of(job) == node.address:
+        if self.world.market.subject_of(job, node.address):
             node.hand_in(job, receipt)
             return
         try:

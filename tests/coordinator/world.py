@@ -222,7 +222,7 @@ class FakeNode:
         return dispatch.candidate.order.verify(DOMAIN), dispatch.candidate.terms
 
     def send(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
-        if self.market.provider_of(job) == self.address:
+        if self.market.subject_of(job, self.address):
             self.bus.send(job_subject(job), pack_link(kind, job, payload))
 
     def accept(self, job: JobId) -> None:

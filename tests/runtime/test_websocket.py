@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
+
+from tallystick.runtime.serving import serving
+
+LIMIT = 200_000
+
+
+class Listener:
+    """An ASGI app that keeps what comes, and says how many messages came when it is sent the text "count"."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes | str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One connection."""
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (event := await receive())["type"] == "websocket.receive":
+            said = event.get("bytes") if event.get("bytes") is not None else event["text"]
+            if said == "count":
+                await send({"type": "websocket.send", "text": str(len(self.heard))})
+            else:
+                self.heard.append(said)
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[tuple[Listener, ClientConnection]]:
+    """One that listens, and a connection to it."""
+    app = Listener()
+    async with (
+        serving(app, "127.0.0.1", 0, ws_max_size=LIMIT) as port,
+        connect(f"ws://127.0.0.1:{port}", compression=None, ping_interval=None) as socket,
+    ):
+        yield app, socket
+
+
+def _frame(data: bytes, opcode: Opcode = Opcode.BINARY, *, fin: bool = True) -> bytes:
+    return Frame(opcode, data, fin).serialize(mask=True)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_frames_however_they_are_mixed_and_cut(listener: tuple[Listener, ClientConnection], seed: int) -> None:
+    """Whole, fragmented, empty and long messages, texts and pings among them, come out as they went in, wherever TCP cuts."""
+    app, socket = listener
+    rng, sent, wire = random.Random(seed), list[bytes | str](), bytearray()
+    for number in range(200):
+        size = rng.choice((0, 1, 10, 125, 126, 127, 300, 65_535, 65_536, 70_000) if number % 20 == 0 else (0, 1, 125, 126, 400))
+        data = rng.randbytes(size)
+        kind = rng.random()
+        if kind < 0.7:
+            wire += _frame(data)
+            sent.append(data)
+        elif kind < 0.8:
+            cut = rng.randint(0, size)
+            wire += _frame(data[:cut], fin=False) + _frame(b"ping", Opcode.PING) + _frame(data[cut:], Opcode.CONT)
+            sent.append(data)
+        elif kind < 0.9:
+            wire += _frame(b"ping", Opcode.PING)
+        else:
+            wire += _frame(data.hex().encode(), Opcode.TEXT)
+            sent.append(data.hex())
+    while wire:
+        cut = rng.choice((1, 5, 100, 1_000, 50_000))
+        socket.transport.write(bytes(wire[:cut]))
+        del wire[:cut]
+        if rng.random() < 0.2:
+            await asyncio.sleep(0)
+    await socket.send("count")
+    async with asyncio.timeout(20):
+        assert await socket.recv() == str(len(sent))
+    assert app.heard == sent
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"\x82\x05hello",  # not masked
+        b"\xc2\x80\x00\x00\x00\x00",  # a bit of an extension that nobody agreed on
+        b"\x82\xff" + (LIMIT + 1).to_bytes(8, "big") + bytes(4),  # too long
+        _frame(b"x", Opcode.CONT),  # of no message
+        b"\x83\x80\x00\x00\x00\x00",  # no such kind
+    ],
+)
+async def test_what_breaks_the_protocol(listener: tuple[Listener, ClientConnection], bad: bytes) -> None:
+    """After good messages in the same packet, these close the connection all the same."""
+    app, socket = listener
+    socket.transport.write(_frame(b"good") + bad)
+    with pytest.raises(ConnectionClosed):
+        async with asyncio.timeout(20):
+            await socket.recv()
+    assert app.heard == [b"good"]
+
+
+async def test_the_longest_message(listener: tuple[Listener, ClientConnection]) -> None:
+    """As long as is allowed passes."""
+    app, socket = listener
+    await socket.send(bytes(LIMIT))
+    await socket.send("count")
+    assert await socket.recv() == "1"
+    assert app.heard == [bytes(LIMIT)]
