@@ -91,6 +91,7 @@ async def test_frames_however_they_are_mixed_and_cut(listener: tuple[Listener, C
         _frame(b"x", Opcode.CONT),  # of no message
         b"\x83\x80\x00\x00\x00\x00",  # no such kind
     ],
+    ids=["not masked", "an extension", "too long", "of no message", "no such kind"],
 )
 async def test_what_breaks_the_protocol(listener: tuple[Listener, ClientConnection], bad: bytes) -> None:
     """After good messages in the same packet, these close the connection all the same."""
