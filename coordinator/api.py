@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
@@ -26,6 +26,7 @@ from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import parse_address, parse_job_id
 
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
+ProviderPath = Annotated[str, Path(pattern="^0x[0-9a-fA-F]{40}$", description="The provider's account.")]
 Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
 Price = Annotated[int, Field(ge=0, le=10**18)]
 
@@ -104,6 +105,7 @@ def build_control_plane(room: Room) -> FastAPI:
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(Exception, _bug)
     _describe_market(api, room)
+    _describe_providers(api, room)
     _describe_jobs(api, room)
     _describe_operations(api, room)
     return api
@@ -150,6 +152,18 @@ def _describe_market(api: FastAPI, room: Room) -> None:
             limit=request.limit,
         )
         return {"asks": [_ask(standing) for standing in room.market.shortlist(demand)]}
+
+
+def _describe_providers(api: FastAPI, room: Room) -> None:
+    @api.get("/v1/providers/{provider}/why")
+    async def why(provider: ProviderPath, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> dict[str, Any]:
+        """Why a provider got work or did not: the last decisions that concerned it, newest first. They name no payer."""
+        address, market = parse_address(provider), room.market
+        return {
+            "provider": address,
+            "connected": market.book.node(address) is not None,
+            "decisions": [asdict(verdict) for verdict in market.decisions.why(address, market.book, limit)],
+        }
 
 
 def _describe_jobs(api: FastAPI, room: Room) -> None:

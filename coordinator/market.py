@@ -18,6 +18,7 @@ from contextlib import aclosing
 import structlog
 
 from coordinator.book import Book, Standing
+from coordinator.decisions import Decisions
 from coordinator.exposure import Exposure
 from coordinator.live import Attempt, LiveJob, link_payload
 from coordinator.matching import Demand, Reason, rank, shortlist
@@ -57,6 +58,7 @@ class Market:
     ) -> None:
         self.domain, self.address, self.limits = domain, signer.address, limits
         self.book, self.exposure, self.reputation = Book(), Exposure(), Reputation()
+        self.decisions = Decisions()
         self._signer, self._bus, self._store, self._funds = signer, bus, store, funds
         self._receipts = Receipts(
             domain=domain, store=store, bus=bus, exposure=self.exposure, reputation=self.reputation, now=now
@@ -121,7 +123,13 @@ class Market:
 
     def shortlist(self, demand: Demand) -> list[Standing]:
         """The best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
-        return shortlist(self.book, demand, int(self._now()))
+        now, judged, found = int(self._now()), list[tuple[Reason, Standing]](), list[Standing]()
+        try:
+            found = shortlist(self.book, demand, now, judged)
+        finally:
+            against = ((standing.node.provider, reason) for reason, standing in judged)
+            self.decisions.listed(demand, (standing.node.provider for standing in found), against, now)
+        return found
 
     # Orders
 
@@ -158,6 +166,10 @@ class Market:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the reason why there is none."""
         now, refused = int(self._now()), job.last_error
         fit, against = rank(job.submission.candidates, self.book, tried=job.tried, score=self.reputation.score, now=now)
+        lost = dict.fromkeys(
+            (standing.node.provider for standing, _ in fit), "another was ranked before it: cheaper, or more reliable"
+        )
+        model = job.submission.candidates[0].terms.model
         for standing, candidate in fit:
             order, node = candidate.order.verify(self.domain), standing.node
             if node.free < 1 or node.assigned >= self.limits.jobs_per_node:
@@ -173,7 +185,10 @@ class Market:
                 refused = refused or error
             else:
                 job.begin(Attempt(candidate, order, node), self._tick() + self.limits.accept)
+                self.decisions.matched(model, node.provider, lost | _reasons(against), now)
                 return
+        lost = dict.fromkeys(lost, "the payer's purse did not cover the job") | _reasons(against)
+        self.decisions.matched(model, None, lost, now)
         raise refused or Unavailable(
             Code.NO_PROVIDER, "no candidate can take the job now: " + "; ".join(against), fault=Fault.PROVIDER
         )
@@ -420,3 +435,8 @@ class Market:
         elif tick > job.heard + self.limits.beat and job.inbox.empty():
             job.heard = tick
             job.inbox.put_nowait(pack_link(Kind.BEAT, job.id))
+
+
+def _reasons(against: list[str]) -> dict[Address, str]:
+    """The reasons of `rank`, by provider."""
+    return {Address(provider): reason for provider, _, reason in (one.partition(": ") for one in against)}

@@ -70,13 +70,16 @@ def judge(standing: Standing, demand: Demand, now: int) -> Reason | None:
     return next((reason for reason, excludes in PREDICATES if excludes(standing, demand, now)), None)
 
 
-def shortlist(book: Book, demand: Demand, now: int) -> list[Standing]:
-    """The best asks for a demand, cheapest first, at most `demand.limit`. Raises Refusal or Unavailable that say why none."""
+def shortlist(book: Book, demand: Demand, now: int, judged: list[tuple[Reason, Standing]] | None = None) -> list[Standing]:
+    """The best asks for a demand, cheapest first, at most `demand.limit`. Raises Refusal or Unavailable that say why none.
+
+    `judged` is filled with the asks that were looked at in vain, each with the reason against it.
+    """
     listed: Sequence[Standing] = book.of_model(demand.model)
     wanted = listed
     if demand.providers:  # wherever they stand in the list
         wanted = sorted(book.of_providers(demand.model, demand.providers), key=lambda standing: standing.price_key)
-    judged: list[tuple[Reason, Standing]] = []
+    judged = [] if judged is None else judged
     found: list[Standing] = []
     left = _SCAN
     for standing in wanted:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +76,47 @@ def earnings(
 
 def _amounts(line: Any) -> dict[str, Any]:
     return {"inputTokens": line.input_tokens, "outputTokens": line.output_tokens, "revenue": str(int(line.revenue))}
+
+
+def why(
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=500, help="How many decisions, the newest.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Tells why the last jobs came to this node or went elsewhere, in the coordinator's own reasons. Needs no password."""
+    loaded, provider = _config(config), account_of(wallet, "--wallet")
+    told = asyncio.run(_ask_why(f"{loaded.coordinator.rstrip('/')}/v1/providers/{provider}/why?limit={limit}"))
+    if as_json:
+        show_json(told)
+        return
+    rows = (
+        (f"{datetime.fromtimestamp(one['at']).astimezone():%m-%d %H:%M:%S}", one["model"], one["stage"], one["why"])
+        for one in told["decisions"]
+    )
+    show_rows(("when", "model", "stage", "what came of it"), rows)
+    if not told["connected"]:
+        out.print("This node is not connected now, so it gets nothing: tally node doctor", highlight=False)
+    elif not told["decisions"]:
+        out.print("Nobody asked for its models since the coordinator started.", highlight=False)
+    else:
+        counts = Counter(one["why"].partition(", place")[0] for one in told["decisions"])
+        show_rows(("times", "reason"), ((count, reason) for reason, count in counts.most_common()))
+
+
+async def _ask_why(url: str) -> Any:
+    import aiohttp
+
+    from tallystick.protocol.errors import Code, Unavailable, from_public
+
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session, session.get(url) as response:
+            body = await response.json()
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{url}: {error or type(error).__name__}") from None
+    if response.status != 200:
+        raise from_public(body, response.status)
+    return body
 
 
 def collect(

@@ -130,6 +130,7 @@ async def test_the_docs(at: Served) -> None:
     assert set(routes) == {
         ("/v1/info", "get"),
         ("/v1/models", "get"),
+        ("/v1/providers/{provider}/why", "get"),
         ("/v1/asks", "get"),
         ("/v1/shortlist", "post"),
         ("/v1/jobs/{job}", "get"),

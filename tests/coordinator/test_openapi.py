@@ -48,6 +48,7 @@ ROUTES = [
     ("GET", "/v1/models"),
     ("GET", "/v1/asks"),
     ("POST", "/v1/shortlist"),
+    ("GET", "/v1/providers/{provider}/why"),
     ("GET", "/v1/jobs/{job}"),
     ("POST", "/v1/jobs/{job}/cancel"),
     ("GET", "/v1/health"),

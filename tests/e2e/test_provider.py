@@ -63,6 +63,11 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         assert earned["where"]["claimable"] == earned["where"]["earned"] == day["revenue"] != "0"
         assert "where it is" in await tally("earnings", as_json=False)
 
+        why = await tally("why")
+        assert why["connected"]
+        assert {one["why"] for one in why["decisions"]} == {"got the job", "offered to the client, place 1 of 1"}
+        assert "got the job" in await tally("why", as_json=False)
+
         os.kill(site.pids["coordinator"], signal.SIGKILL)
         shown = await tally("collect", "--least", "0", "--dry-run")
         assert [tab["owed"] for tab in shown["tabs"]] == [day["revenue"]]
@@ -75,6 +80,7 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         assert "nothing to collect" in await tally("collect", as_json=False)
         assert (await tally("earnings"))["where"]["credit"] == day["revenue"]
         assert _problems(await tally("doctor", code=1)) == ["coordinator"]
+        assert (await tally("why", code=1))["error"]["code"] == "coordinator_unavailable"
         assert "check `coordinator`" in await tally("doctor", as_json=False, code=1)
 
 
