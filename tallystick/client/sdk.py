@@ -19,13 +19,14 @@ from weakref import WeakValueDictionary
 from tallystick.client import keys
 from tallystick.client.answer import Answer
 from tallystick.client.books import NewJob
+from tallystick.client.candidates import affordable, wrap
 from tallystick.client.config import ClientConfig
 from tallystick.client.folder import ProofFolder
 from tallystick.client.job import Desk, Job, Result, require_success
 from tallystick.client.ledger import Ledger
 from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.openai import CHAT, Call, read_call
-from tallystick.client.payer import Placed, Policy, Tab, check_cap, sign_order, terms_for
+from tallystick.client.payer import Placed, Policy, Tab, sign_order, terms_for
 from tallystick.client.pin import Pin
 from tallystick.client.resolver import Resolver
 from tallystick.client.resume import take_up
@@ -33,11 +34,11 @@ from tallystick.client.shortlist import Demand, Shortlists
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Broken, Coordinator, Info, ModelOffer
 from tallystick.protocol.eip712 import Domain, Signer, Verified
-from tallystick.protocol.errors import BadMessage, BadSeal, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask, Terms
-from tallystick.protocol.sealing import ContentKey, commit_request, wrap_key
+from tallystick.protocol.sealing import ContentKey, commit_request
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
-from tallystick.protocol.wire import Candidate, RequestHead, Submission, dumps, join_request
+from tallystick.protocol.wire import RequestHead, Submission, dumps, join_request
 
 Named = tuple[str, str] | None
 """An idempotency key, and the fingerprint of its request."""
@@ -309,10 +310,10 @@ class Market:
             created_at=now,
             expires_at=now + self.config.start_seconds + self.config.run_seconds,
         )
-        affordable = _affordable(drafts, max_cost)
+        within = affordable(drafts, max_cost)
         async with self._closing(job, named):
-            placed = await self._sign(info, new, affordable)
-            candidates = _wrap(job, key, placed, asks)
+            placed = await self._sign(info, new, within)
+            candidates = wrap(job, key, placed, asks)
             header = Submission(job, candidates, b"").dumps()
             if named is not None:
                 keyed = keys.Keyed(*named, job, key.secret, header, now)
@@ -397,38 +398,3 @@ class Market:
     async def evidence(self) -> list[Evidence]:
         """Dishonest receipts, kept for third parties."""
         return await self._ledger.evidence()
-
-
-def _affordable(drafts: Sequence[tuple[Address, Terms]], max_cost: Amount | None) -> list[tuple[Address, Terms]]:
-    """The drafts whose cap is within what one job may cost. Raises the Refusal of the best one if none is."""
-    found: list[tuple[Address, Terms]] = []
-    refusals: list[Refusal] = []
-    for provider, terms in drafts:
-        try:
-            check_cap(terms, max_cost)
-        except Refusal as error:
-            refusals.append(error)
-        else:
-            found.append((provider, terms))
-    if not found:
-        raise refusals[0]
-    return found
-
-
-def _wrap(job: JobId, key: ContentKey, placed: Sequence[Placed], asks: Sequence[Verified[Ask]]) -> tuple[Candidate, ...]:
-    """The candidates, without those whose sealing key is unusable. Raises BadSeal if none is left."""
-    offers = {ask.message.provider: ask.message for ask in asks}
-    candidates: list[Candidate] = []
-    refused: BadSeal | None = None
-    for each in placed:
-        ask, digest = offers[each.provider], each.order.digest
-        try:
-            wrapped = wrap_key(key, ask.sealing_suite, ask.sealing_key, job=job, order_hash=digest, provider=each.provider)
-        except BadSeal as error:
-            error.fault = Fault.PROVIDER
-            refused = error
-        else:
-            candidates.append(Candidate(each.order, each.terms, wrapped))
-    if refused is not None and not candidates:
-        raise refused
-    return tuple(candidates)

@@ -1,0 +1,48 @@
+"""The candidates of a job: which of the drafts may be ordered, and the job's key wrapped for those that were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tallystick.client.payer import Placed, check_cap
+from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.errors import BadSeal, Fault, Refusal
+from tallystick.protocol.messages import Ask, Terms
+from tallystick.protocol.sealing import ContentKey, wrap_key
+from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import Candidate
+
+
+def affordable(drafts: Sequence[tuple[Address, Terms]], max_cost: Amount | None) -> list[tuple[Address, Terms]]:
+    """The drafts whose cap is within what one job may cost. Raises the Refusal of the best one if none is."""
+    found: list[tuple[Address, Terms]] = []
+    refusals: list[Refusal] = []
+    for provider, terms in drafts:
+        try:
+            check_cap(terms, max_cost)
+        except Refusal as error:
+            refusals.append(error)
+        else:
+            found.append((provider, terms))
+    if not found:
+        raise refusals[0]
+    return found
+
+
+def wrap(job: JobId, key: ContentKey, placed: Sequence[Placed], asks: Sequence[Verified[Ask]]) -> tuple[Candidate, ...]:
+    """The candidates, without those whose sealing key is unusable. Raises BadSeal if none is left."""
+    offers = {ask.message.provider: ask.message for ask in asks}
+    candidates: list[Candidate] = []
+    refused: BadSeal | None = None
+    for each in placed:
+        ask, digest = offers[each.provider], each.order.digest
+        try:
+            wrapped = wrap_key(key, ask.sealing_suite, ask.sealing_key, job=job, order_hash=digest, provider=each.provider)
+        except BadSeal as error:
+            error.fault = Fault.PROVIDER
+            refused = error
+        else:
+            candidates.append(Candidate(each.order, each.terms, wrapped))
+    if refused is not None and not candidates:
+        raise refused
+    return tuple(candidates)
