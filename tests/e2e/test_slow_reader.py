@@ -38,6 +38,6 @@ async def test_a_client_that_does_not_read(tmp_path: Path) -> None:
             assert max(grown.values()) < GROWTH_MIB, grown
         writer.transport.abort()
         async with asyncio.timeout(10):
-            while (told := _last_job(folder / "node.log"))["outcome"] != "client_cancelled":
+            while (told := _last_job(folder / "node.log"))["outcome"] != "client_cancelled":  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.05)
     assert told["reason"] == "it was cancelled"
