@@ -82,6 +82,7 @@ class Market:
         self._desk: Desk | None = None
         self._info: Info | None = None
         self._live: set[Job] = set()
+        self._placing: set[JobId] = set()
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._idle = asyncio.Event()
         self._draining = False
@@ -117,7 +118,7 @@ class Market:
             self._ledger,
             self._coordinator,
             now=self._now,
-            live=lambda: {job.id for job in self._live},
+            live=lambda: self._placing | {job.id for job in self._live},
             limit=self.config.max_jobs,
             every=self.config.start_seconds,
         )
@@ -363,6 +364,7 @@ class Market:
         """However placing a job fails, its orders do not stay open longer than they must; those of a keyed job that may have
         arrived wait for the next request with the key.
         """
+        self._placing.add(job)  # until it is among the live ones: nobody else is to settle it meanwhile
         try:
             yield
         except (Broken, asyncio.CancelledError):
@@ -374,6 +376,8 @@ class Market:
                 await self._ledger.forget_key(named[0])
             await self._ledger.end(job, JobState.FAILED, str(error), self._now())
             raise
+        finally:
+            self._placing.discard(job)
 
     async def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Result:
         """One chat completion, not streamed; options are OpenAI's (max_tokens, temperature, …). `result.text` is the answer.
