@@ -79,13 +79,12 @@ class JobsRoute:
         job = await self._market.place_order(submission)
         gone = asyncio.create_task(self._cancel_when_gone(receive, job.id))
         try:
-            if await self._relay(job, send):
-                await send({"type": "http.response.body", "body": b""})
+            await self._relay(job, send)
         finally:
             gone.cancel()
 
-    async def _relay(self, job: LiveJob, send: Send) -> bool:
-        """Drives a job to its end, whether its client still takes the frames or not; returns whether it does."""
+    async def _relay(self, job: LiveJob, send: Send) -> None:
+        """Drives a job to its end, whether its client still takes the frames or not. Its last frame ends the response."""
         held: list[bytes] = []
         begun = False
         with closing(Patience(STALL_SECONDS)) as patience:
@@ -94,7 +93,7 @@ class JobsRoute:
                     held.append(pack_frame(kind, payload))
                     if job.more_waits and len(held) < BURST:
                         continue
-                    body = {"type": "http.response.body", "body": b"".join(held), "more_body": True}
+                    body = {"type": "http.response.body", "body": b"".join(held), "more_body": not job.ended}
                     held.clear()
                     try:
                         if not begun:
@@ -104,7 +103,6 @@ class JobsRoute:
                     except (TimeoutError, OSError):
                         self._market.cancel(job.id)
                         send = _nowhere
-        return send is not _nowhere
 
     # Jobs that outlive their connection
 

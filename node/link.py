@@ -40,6 +40,7 @@ from tallystick.protocol.wire import (
     pack_link,
     unpack_link,
 )
+from tallystick.runtime.cork import corked
 
 log = structlog.get_logger()
 _JITTER = random.SystemRandom().random
@@ -142,6 +143,7 @@ class NodeLink:
         try:
             async with connect(
                 self.url,
+                create_connection=_Connection,
                 open_timeout=settings.connect_seconds,
                 ping_interval=settings.ping_seconds,
                 ping_timeout=settings.ping_seconds,
@@ -224,6 +226,13 @@ class NodeLink:
             await asyncio.sleep(_BEAT_GAP_SECONDS)
             await _until(self._changed, self._settings.beat_seconds)
             self._changed.clear()
+
+
+class _Connection(ClientConnection):
+    """Frames that are sent together leave together."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(corked(transport))
 
 
 class Session:

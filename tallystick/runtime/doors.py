@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.wire import dumps
+from tallystick.runtime.cork import corked
 from tallystick.runtime.websocket import QuickWebSocket
 
 _LINGER_SECONDS = 1.0
@@ -87,12 +88,12 @@ class _Http(HttpToolsProtocol):
     _refused = False
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(corked(transport))
         address = self.client[0] if self.client else ""
         refused = self.DOORS.enter(address)
         if refused is not None:
             self._refuse(*refused)
-            transport.close()
+            self.transport.close()
             return
         self._address = address
         self._begin_head()
@@ -177,7 +178,7 @@ class _WebSocket(QuickWebSocket):
     _address: str | None = None
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(corked(transport))
         address = self.client[0] if self.client else ""
         if self.DOORS.enter(address) is None:
             self._address = address
