@@ -27,6 +27,7 @@ from tallystick.protocol.errors import (
     BadSignature,
     Code,
     Fault,
+    PeerError,
     Refusal,
     TallyError,
     Unavailable,
@@ -39,6 +40,7 @@ from tallystick.protocol.wire import (
     ClaimRequest,
     Hello,
     Kind,
+    LateReceipt,
     dumps,
     loads,
     pack_link,
@@ -159,13 +161,15 @@ class Hub:
 
     async def _take(self, provider: Address, frame: bytes) -> None:
         kind, job, payload = unpack_link(frame)
-        if len(payload) > MAX_FRAME and kind in (*_OF_A_JOB, Kind.RECEIPT):
+        if len(payload) > MAX_FRAME and kind in (*_OF_A_JOB, Kind.RECEIPT, Kind.LATE_RECEIPT):
             raise BadMessage(f"link: {kind.name} of {len(payload)} bytes, at most {MAX_FRAME} are allowed")
         if kind in _OF_A_JOB:
             if subject := self._market.subject_of(job, provider):
                 self._bus.send(subject, frame)
         elif kind is Kind.RECEIPT:
             await self._take_receipt(provider, job, frame, payload)
+        elif kind is Kind.LATE_RECEIPT:
+            await self._take_late_receipt(provider, job, payload)
         elif kind is Kind.BEAT:
             self._market.set_capacity(provider, Capacity.from_json(loads(payload, "capacity")))
         elif kind is Kind.ASKS:
@@ -185,13 +189,25 @@ class Hub:
             )
 
     async def _take_receipt(self, provider: Address, job: JobId, frame: bytes, payload: bytes) -> None:
+        """A receipt of the live job goes to it. What is not answered here its node sends again, with what it is for."""
         subject = self._market.subject_of(job, provider)
         if subject and self._bus.send(subject, frame):
             return
         try:
-            if not await self._market.accept_receipt(provider, job, payload):
-                self._refuse(provider, job, Refusal(Code.UNKNOWN_JOB, "this coordinator does not know that job"))
+            await self._market.accept_receipt(provider, job, payload)
         except BadReceipt as error:
+            self._refuse(provider, job, error)
+        except Unavailable as error:
+            log.warning("late receipt not stored", provider=provider, job=job.hex(), error=str(error))
+
+    async def _take_late_receipt(self, provider: Address, job: JobId, payload: bytes) -> None:
+        try:
+            late = LateReceipt.from_json(loads(payload, "late receipt"))
+            subject = self._market.subject_of(job, provider)
+            if subject and self._bus.send(subject, pack_link(Kind.RECEIPT, job, dumps(late.receipt.to_json()))):
+                return
+            await self._market.accept_late(provider, job, late)
+        except (PeerError, Refusal) as error:
             self._refuse(provider, job, error)
         except Unavailable as error:
             log.warning("late receipt not stored", provider=provider, job=job.hex(), error=str(error))

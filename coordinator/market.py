@@ -31,7 +31,7 @@ from tallystick.protocol.errors import BadMessage, BadReceipt, Code, Fault, Refu
 from tallystick.protocol.jobs import ENDS, Event, State
 from tallystick.protocol.messages import Ask, Match, Order, Outcome, Terms
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Capacity, Dispatch, Kind, Submission, dumps, loads, pack_link
+from tallystick.protocol.wire import CancelReason, Capacity, Dispatch, Kind, LateReceipt, Submission, dumps, loads, pack_link
 
 log = structlog.get_logger()
 CREDIT_STEP = 32
@@ -408,6 +408,18 @@ class Market:
         unended = job_id not in self._live and job_id not in self._unnoted
         await self._receipts.take_late(known, provider, payload, unended=unended)
         return True
+
+    async def accept_late(self, provider: Address, job_id: JobId, late: LateReceipt) -> None:
+        """A receipt with what it is for, whether its job is known here or was lost. Raises BadReceipt, Refusal, Unavailable."""
+        if await self.accept_receipt(provider, job_id, dumps(late.receipt.to_json())):
+            return
+        order = late.order.message
+        if (order.coordinator, order.provider, late.terms.job) != (self.address, provider, job_id):
+            raise BadReceipt("receipt: its order is for another coordinator, provider or job")
+        if order.claim_by <= self._now():
+            raise Refusal(Code.UNKNOWN_JOB, "this coordinator does not know that job, and its order can no longer be claimed on")
+        await self._receipts.take_unknown(job_id, late)
+        self._seen.setdefault(job_id, int(self._now()))
 
     # Time
 

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from coordinator.exposure import Exposure
-from coordinator.ports import Bus, JobRecord, JobStore, KnownJob, node_subject
+from coordinator.ports import AttemptRecord, Bus, JobRecord, JobStore, KnownJob, node_subject
 from coordinator.reputation import Reputation
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature
-from tallystick.protocol.jobs import ENDS, TERMINAL, step
+from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import Kind, loads, pack_link
+from tallystick.protocol.wire import Kind, LateReceipt, loads, pack_link
 
 MAX_SEQ = (1 << 63) - 1
 """No honest tab has that many receipts; keeps seqs within what databases count."""
@@ -36,7 +36,14 @@ class Receipts:
     def check(self, order: Verified[Order], terms: Terms, payload: bytes) -> Verified[Receipt]:
         """What a provider sent, as a receipt for this order. Raises BadReceipt: whatever is wrong is the provider's fault."""
         try:
-            receipt = _read(payload).verify(self._domain)
+            signed = read_signed(Receipt, loads(payload, "receipt"))
+        except BadMessage as error:
+            raise BadReceipt(str(error)) from None
+        return self._verify(order, terms, signed)
+
+    def _verify(self, order: Verified[Order], terms: Terms, signed: Signed[Receipt]) -> Verified[Receipt]:
+        try:
+            receipt = signed.verify(self._domain)
         except (BadMessage, BadSignature) as error:
             raise BadReceipt(str(error)) from None
         check_receipt(order, terms, receipt.message)
@@ -46,11 +53,14 @@ class Receipts:
 
     async def put(self, job: JobId, order: Signed[Order], receipt: Verified[Receipt], record: JobRecord | None = None) -> None:
         """Counts, stores and acknowledges a checked receipt, and with it the job's final state. Raises Unavailable."""
+        await self._keep(job, order, receipt, record)
+        self._reputation.record(receipt.message.provider, Outcome(receipt.message.outcome))
+
+    async def _keep(self, job: JobId, order: Signed[Order], receipt: Verified[Receipt], record: JobRecord | None) -> None:
         message = receipt.message
         total = self._exposure.book(message.payer, message.provider, message.cumulative_cost, order.message.ceiling)
         await self._store.put_receipt(job, receipt, total, record)
-        self._reputation.record(message.provider, Outcome(message.outcome))
-        self._acknowledge(message.provider, job)
+        self._bus.send(node_subject(message.provider), pack_link(Kind.RECEIPT_ACK, job))
 
     async def take_late(self, known: KnownJob, provider: Address, payload: bytes, *, unended: bool) -> None:
         """A receipt that comes when its attempt is over here. Raises BadReceipt, Unavailable.
@@ -69,6 +79,21 @@ class Receipts:
         else:
             raise BadReceipt(f"receipt: a second one for the same order; the first has seq {stored.message.seq}")
 
+    async def take_unknown(self, job: JobId, late: LateReceipt) -> None:
+        """A receipt of a job that was lost with a process before it was written down: payer and provider both signed for it.
+
+        It says nothing of the provider's quality, since nobody here saw the job. Raises BadReceipt, Unavailable.
+        """
+        try:
+            order = late.order.verify(self._domain)
+        except (BadMessage, BadSignature) as error:
+            raise BadReceipt(str(error)) from None
+        receipt = self._verify(order, late.terms, late.receipt)
+        state = step(State.RUNNING, ENDS[Outcome(receipt.message.outcome)])
+        attempt = AttemptRecord(late.order, late.terms, state, "told by its provider, after this coordinator had lost it")
+        at = receipt.message.finished_at
+        await self._keep(job, late.order, receipt, JobRecord(job, order.message.payer, state, at, at, (attempt,)))
+
     def _ended(self, record: JobRecord, receipt: Receipt) -> JobRecord | None:
         """How a job ended of which the store knows no end, because it could not take it when it came."""
         if record.state in TERMINAL or receipt.provider != record.last.provider:
@@ -79,7 +104,3 @@ class Receipts:
 
     def _acknowledge(self, provider: Address, job: JobId) -> None:
         self._bus.send(node_subject(provider), pack_link(Kind.RECEIPT_ACK, job))
-
-
-def _read(payload: bytes) -> Signed[Receipt]:
-    return read_signed(Receipt, loads(payload, "receipt"))

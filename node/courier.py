@@ -1,5 +1,6 @@
 """The courier: sees to it that every receipt reaches its coordinator. A receipt leaves once with its job; from then on it is sent
-again after every reconnection, and now and then, until the coordinator says that it is stored or will never be.
+again after every reconnection, and now and then, until the coordinator says that it is stored or will never be. It then goes
+with its order, for a coordinator that was killed before it had written the job down.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Courier:
         for page in itertools.count():
             entries = await self._store.unacknowledged(link.coordinator, before, page, BATCH)
             for entry in entries:
-                link.post(Kind.RECEIPT, entry.job, dumps(entry.receipt.to_json()))
+                link.post(Kind.LATE_RECEIPT, entry.job, dumps(entry.late.to_json()))
             if entries:
                 log.info("receipts sent again", count=len(entries))
                 await link.drained()

@@ -14,7 +14,7 @@ from node.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.messages import Claim, Order, Outcome, Receipt
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import Kind
+from tallystick.protocol.wire import Kind, LateReceipt
 
 # Engine
 
@@ -77,10 +77,10 @@ class Booking:
 
 @dataclass(frozen=True, slots=True)
 class Unacknowledged:
-    """A receipt that its coordinator has not confirmed."""
+    """A receipt that its coordinator has not confirmed, and what it is for."""
 
     job: JobId
-    receipt: Signed[Receipt]
+    late: LateReceipt
 
 
 @dataclass(frozen=True, slots=True)

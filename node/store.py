@@ -15,9 +15,9 @@ from node.ports import Booking, Claimable, Unacknowledged
 from node.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.messages import Claim, Order, Receipt
+from tallystick.protocol.messages import Claim, Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import dumps
+from tallystick.protocol.wire import LateReceipt, dumps, loads
 from tallystick.runtime.storage import Database
 
 R = TypeVar("R")
@@ -227,7 +227,8 @@ class SqlStore:
     async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
         """See ports.ReceiptStore."""
         query = (
-            sa.select(receipts.c.job, receipts.c.receipt_doc)
+            sa.select(receipts.c.job, receipts.c.receipt_doc, orders.c.order_doc, orders.c.terms_doc)
+            .join(orders, orders.c.digest == receipts.c.order_digest)
             .where(receipts.c.coordinator == coordinator, receipts.c.acknowledged.is_(False))
             .where(receipts.c.finished_at < before)
             .order_by(receipts.c.finished_at, receipts.c.order_digest)
@@ -235,7 +236,15 @@ class SqlStore:
             .offset(page * size)
         )
         rows = await self._db.read(lambda c: c.execute(query).all())
-        return [Unacknowledged(JobId(bytes.fromhex(job)), loads_signed(Receipt, doc)) for job, doc in rows]
+        return [
+            Unacknowledged(
+                JobId(bytes.fromhex(job)),
+                LateReceipt(
+                    loads_signed(Receipt, receipt), loads_signed(Order, order), Terms.from_json(loads(terms, "stored terms"))
+                ),
+            )
+            for job, receipt, order, terms in rows
+        ]
 
     async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:
         """See ports.ReceiptStore."""

@@ -15,7 +15,7 @@ from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.messages import Claim
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import Kind
+from tallystick.protocol.wire import Kind, LateReceipt
 
 Step = Event | BaseException | Callable[[], Awaitable[object]]
 """One thing that a scripted engine does: yield an event, raise an error, or wait for something."""
@@ -106,7 +106,7 @@ class MemoryStore:
     async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
         """See ports.ReceiptStore."""
         found = [
-            Unacknowledged(booking.admitted.job, booking.receipt)
+            Unacknowledged(booking.admitted.job, LateReceipt(booking.receipt, booking.admitted.order, booking.admitted.terms))
             for booking in self.bookings
             if booking.admitted.order.message.coordinator == coordinator
             and booking.admitted.job not in self.confirmed

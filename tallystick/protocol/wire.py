@@ -23,7 +23,7 @@ import orjson
 
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.messages import Ask, Claim, Connect, Match, Order, Terms
+from tallystick.protocol.messages import Ask, Claim, Connect, Match, Order, Receipt, Terms
 from tallystick.protocol.types import Address, Hash, JobId, parse_address, parse_job_id
 
 MAX_HEADER = 256 * 1024
@@ -60,6 +60,7 @@ class Kind(IntEnum):
     CLAIM = 25  # node -> coordinator: ClaimRequest
     ERROR = 26  # coordinator -> node: an error in OpenAI's shape, then the link is closed
     RECEIPT_REFUSED = 27  # coordinator -> node: an error in OpenAI's shape; sending that receipt again will not help
+    LATE_RECEIPT = 28  # node -> coordinator: LateReceipt, where RECEIPT was not answered
 
 
 class CancelReason(str, Enum):
@@ -314,6 +315,28 @@ class Hello:
             Capacity.from_json(capacity),
             _text(software, "hello.software"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class LateReceipt:
+    """A receipt with the order behind it and that order's terms: all that a coordinator which lost the job needs to check it."""
+
+    receipt: Signed[Receipt]
+    order: Signed[Order]
+    terms: Terms
+
+    def to_json(self) -> dict[str, Any]:
+        """The wire form."""
+        return {"receipt": self.receipt.to_json(), "order": self.order.to_json(), "terms": self.terms.to_json()}
+
+    @classmethod
+    def from_json(cls, raw: object) -> LateReceipt:
+        """Reads the wire form and checks that the order commits to the terms. Raises BadMessage."""
+        receipt, order, terms = _members(raw, "late receipt", "receipt", "order", "terms")
+        made = cls(read_signed(Receipt, receipt), read_signed(Order, order), Terms.from_json(terms))
+        if made.order.message.terms_hash != made.terms.struct_hash():
+            raise BadMessage("late receipt.order.termsHash: not the hash of the terms beside it")
+        return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A transport that writes once what is written to it in one turn of the event loop.
 
-Heads and bodies, or several small frames, then leave in one system call and wake the other side once, which is a good part of what
-a small message costs.
+Heads and bodies, or several small frames, then leave in one system call and wake the other side once: a good part of what a
+small message costs.
 """
 
 from __future__ import annotations

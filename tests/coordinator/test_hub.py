@@ -17,7 +17,7 @@ from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import Code, Fault, Unavailable, from_public
 from tallystick.protocol.messages import Connect
 from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import MAX_FRAME, NO_JOB, Capacity, Challenge, Kind, dumps, loads, pack_link
+from tallystick.protocol.wire import MAX_FRAME, NO_JOB, Capacity, Challenge, Kind, LateReceipt, dumps, loads, pack_link
 from tests.coordinator.served import LinkNode, Served, served, until
 from tests.coordinator.world import (
     COORDINATOR,
@@ -285,7 +285,7 @@ async def test_a_store_that_is_down_closes_nobody() -> None:
 
 
 async def test_bad_late_receipts_are_refused(at: Served) -> None:
-    """A late receipt that is wrong or of an unknown job is refused with the reason, and so not sent for ever; the node stays, and
+    """A late receipt that is wrong or of another job is refused with the reason, and so not sent for ever; the node stays, and
     its next one is taken.
     """
     node = await LinkNode.join(at, ANN)
@@ -293,13 +293,19 @@ async def test_bad_late_receipts_are_refused(at: Served) -> None:
     job, receipt = await node.take_job()
     await node.finish(job, receipt)
     await until(lambda: client.ended)
-    for about, payload in ((JOB, dumps(receipt.to_json())), (job, b"nonsense"), (job, b"{}")):
-        await node.send(Kind.RECEIPT, about, payload)
+    order, terms = client.job.submission.candidates[0].order, client.job.submission.candidates[0].terms
+    late = LateReceipt(receipt, order, terms)
+    await node.send(Kind.LATE_RECEIPT, JOB, dumps(late.to_json()))
+    for payload in (b"nonsense", b"{}"):
+        await node.send(Kind.RECEIPT, job, payload)
+        await node.send(Kind.LATE_RECEIPT, job, payload)
+    await node.send(Kind.LATE_RECEIPT, job, dumps(late.to_json()))
+    await node.expect(Kind.RECEIPT_ACK)
     await node.finish(job, receipt)
-    assert [kind for kind, _, _ in node.seen].count(Kind.RECEIPT_ACK) == 2
+    assert [kind for kind, _, _ in node.seen].count(Kind.RECEIPT_ACK) == 3
     refused = [(job, loads(raw, "error")) for kind, job, raw in node.seen if kind is Kind.RECEIPT_REFUSED]
     told = [(about, from_public(raw, 502).code) for about, raw in refused]
-    assert told == [(JOB, Code.UNKNOWN_JOB), (job, Code.BAD_RECEIPT), (job, Code.BAD_RECEIPT)]
+    assert told == [(JOB, Code.BAD_RECEIPT), *[(job, Code.BAD_RECEIPT), (job, Code.BAD_MESSAGE)] * 2]
 
 
 # Ends of connections

@@ -11,12 +11,12 @@ from coordinator.memory import MemoryStore
 from coordinator.ports import JobRecord
 from coordinator.receipts import MAX_SEQ
 from tallystick.protocol.eip712 import Signed, Verified
-from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
+from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import Amount, JobId
-from tallystick.protocol.wire import Kind, dumps
-from tests.coordinator.world import COST, PAYER, Client, FakeNode, World, hash_of, person, quiet, unchecked
+from tallystick.protocol.wire import Kind, LateReceipt, dumps
+from tests.coordinator.world import COST, PAYER, START, Client, FakeNode, World, hash_of, make_order, person, quiet, unchecked
 
 
 async def _receipts(world: World, client: Client) -> list[Signed[Receipt]]:
@@ -228,6 +228,66 @@ async def test_a_receipt_of_an_unknown_job(world: World) -> None:
     client = await world.started(node)
     receipt = node.receipt(client.job.id)
     assert not await node.hand_in_late(JobId(b"\x09" * 16), receipt)
+    assert node.got(Kind.RECEIPT_ACK) == []
+
+
+def _late(node: FakeNode, client: Client, **changes: Any) -> LateReceipt:
+    order, terms = node.dispatch(client.job.id)
+    return LateReceipt(unchecked(node.receipt(client.job.id, **changes)), unchecked(order), terms)
+
+
+async def _forgotten(world: World) -> None:
+    """A coordinator whose predecessor was killed before it had written anything down."""
+    world.store = MemoryStore()
+    await world.restart()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [(Outcome.COMPLETED, State.COMPLETED), (Outcome.CLIENT_CANCELLED, State.CANCELLED), (Outcome.TIMED_OUT, State.EXPIRED)],
+)
+async def test_a_job_that_was_lost_is_known_again_by_its_receipt(world: World, outcome: Outcome, state: State) -> None:
+    """A receipt that comes with its order tells a coordinator that lost the job all of it: how it ended, what is owed."""
+    node = world.node("ann")
+    client = await world.started(node)
+    late = _late(node, client, outcome=outcome)
+    await _forgotten(world)
+    assert not await node.hand_in_late(client.job.id, late.receipt), "alone, it says nothing"
+    await world.market.accept_late(node.address, client.job.id, late)
+    known = await world.store.job(client.job.id)
+    assert known is not None
+    assert (known.record.state, known.receipt) == (state, late.receipt)
+    tab = world.market.exposure.known(PAYER.address, node.address)
+    assert (tab.cumulative if tab else 0) == late.receipt.message.cost
+    await world.market.accept_late(node.address, client.job.id, late)
+    assert node.got(Kind.RECEIPT_ACK, client.job.id) == [b"", b""], "also when it comes again"
+    assert world.market.reputation.score(node.address) == world.market.reputation.score(person("somebody").address)
+    with pytest.raises(Refusal, match="placed before"):
+        await world.market.place_order(client.job.submission)
+
+
+async def test_a_lost_jobs_receipt_must_be_as_good(world: World) -> None:
+    """Who cannot show the payer's own order for this coordinator, or reckons wrong, gets nothing written down."""
+    node, stranger = world.node("ann"), world.node("bob")
+    client = await world.started(node)
+    late, wrong = _late(node, client), _late(node, client, cost=Amount(COST + 1))
+    order = late.order.message
+    elsewhere = make_order(late.terms, node.address, coordinator=stranger.address)
+    forged = Signed(order, stranger.signer.sign_digest(order.digest(world.market.domain)))
+    await _forgotten(world)
+    for provider, job, told in (
+        (node.address, client.job.id, wrong),
+        (node.address, client.job.id, replace(late, order=unchecked(elsewhere))),
+        (node.address, client.job.id, replace(late, order=forged)),
+        (node.address, JobId(b"\x09" * 16), late),
+        (stranger.address, client.job.id, late),
+    ):
+        with pytest.raises(BadReceipt):
+            await world.market.accept_late(provider, job, told)
+    world.clock.seconds = order.claim_by - START
+    with pytest.raises(Refusal, match="no longer be claimed"):
+        await world.market.accept_late(node.address, client.job.id, late)
+    assert await world.store.job(client.job.id) is None
     assert node.got(Kind.RECEIPT_ACK) == []
 
 

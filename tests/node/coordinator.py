@@ -92,7 +92,7 @@ class FakeCoordinator:
                     await connection.send(Kind.CREDIT, frame[1], bytes(4))
                 connection.frames.append(frame)
                 connection.came.set()
-                if frame[0] is Kind.RECEIPT and self.acknowledge:
+                if frame[0] in (Kind.RECEIPT, Kind.LATE_RECEIPT) and self.acknowledge:
                     await connection.send(Kind.RECEIPT_ACK, frame[1])
         except (ConnectionClosed, BadMessage):
             pass

@@ -9,10 +9,8 @@ import pytest
 from node import courier as courier_module
 from node.courier import Courier
 from node.twins import MemoryLink, MemoryStore
-from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.errors import Code, Refusal, Unavailable
-from tallystick.protocol.messages import Receipt
-from tallystick.protocol.wire import Kind, loads
+from tallystick.protocol.wire import Kind, LateReceipt, loads
 from tests.node.test_store import finish
 from tests.node.world import COORDINATOR, NOW, Client
 
@@ -37,13 +35,15 @@ async def test_open_receipts_are_sent_on_every_welcome() -> None:
         first = MemoryLink(COORDINATOR.address)
         courier.welcomed(first)
         for one in made:
-            raw = await first.until(Kind.RECEIPT, one.admitted.job)
-            assert read_signed(Receipt, loads(raw, "receipt")).signature == one.receipt.signature
+            raw = await first.until(Kind.LATE_RECEIPT, one.admitted.job)
+            late = LateReceipt.from_json(loads(raw, "receipt"))
+            assert late.receipt.signature == one.receipt.signature
+            assert late.order.signature == one.admitted.order.signature
         courier.acknowledged(first, made[0].admitted.job)
         courier.lost(first)
         second = MemoryLink(COORDINATOR.address)
         courier.welcomed(second)
-        await second.until(Kind.RECEIPT, made[2].admitted.job)
+        await second.until(Kind.LATE_RECEIPT, made[2].admitted.job)
         assert not second.of(made[0].admitted.job)
         assert second.of(made[1].admitted.job)
 
@@ -55,7 +55,7 @@ async def test_a_refused_receipt_is_not_sent_again() -> None:
     async with running(Courier(store, now=lambda: NOW)) as courier:
         link = MemoryLink(COORDINATOR.address)
         courier.welcomed(link)
-        await link.until(Kind.RECEIPT, made.admitted.job)
+        await link.until(Kind.LATE_RECEIPT, made.admitted.job)
         courier.refused(link, made.admitted.job, Refusal(Code.UNKNOWN_JOB, "never heard of it"))
         await courier.note()
         assert not await store.unacknowledged(link.coordinator, NOW + 1, 0, 10)
@@ -69,7 +69,7 @@ async def test_receipts_are_sent_again_without_an_answer() -> None:
     async with running(Courier(store, resend_seconds=0.01, now=lambda: NOW)) as courier:
         link = MemoryLink(COORDINATOR.address)
         courier.welcomed(link)
-        await link.until(Kind.RECEIPT, old.admitted.job, 3)
+        await link.until(Kind.LATE_RECEIPT, old.admitted.job, 3)
         assert len(link.of(fresh.admitted.job)) == 1
 
 
@@ -82,7 +82,7 @@ async def test_many_receipts_are_sent_page_by_page(monkeypatch: pytest.MonkeyPat
         link = MemoryLink(COORDINATOR.address)
         courier.welcomed(link)
         for one in made:
-            await link.until(Kind.RECEIPT, one.admitted.job)
+            await link.until(Kind.LATE_RECEIPT, one.admitted.job)
 
 
 async def test_a_full_disk_delays_acknowledgements_only() -> None:

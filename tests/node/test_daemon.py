@@ -27,7 +27,7 @@ from tallystick.protocol.errors import BadMessage, Unavailable
 from tallystick.protocol.messages import Ask, Outcome, Receipt
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import ClaimRequest, Kind, loads, read_asks
+from tallystick.protocol.wire import ClaimRequest, Kind, LateReceipt, dumps, loads, read_asks
 from tallystick.runtime.serving import serving
 from tests.node.coordinator import Connection, FakeCoordinator
 from tests.node.world import DOMAIN, PROVIDER, Client, Placed
@@ -147,7 +147,9 @@ async def test_what_was_promised_survives_a_kill(site: Site) -> None:
         await process.wait()
     site.coordinator.acknowledge = True
     async with node(site) as (process, connection, ask):
-        assert await connection.until(Kind.RECEIPT, job=placed.job) == first
+        late = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
+        assert dumps(late.receipt.to_json()) == first
+        assert late.order.signature == placed.order.signature
         await connection.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
         error = loads(await connection.until(Kind.FAIL, job=placed.job), "failure")["error"]
         assert error["code"] in ("order_replayed", "order_terms")

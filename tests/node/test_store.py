@@ -96,8 +96,9 @@ async def test_receipts_are_kept_until_they_are_confirmed(store: Store) -> None:
     first = await store.unacknowledged(COORDINATOR.address, NOW + 4, 0, 3)
     rest = await store.unacknowledged(COORDINATOR.address, NOW + 4, 1, 3)
     assert [entry.job for entry in (*first, *rest)] == [one.admitted.job for one in made[:4]]
-    assert [entry.receipt.signature for entry in first] == [one.receipt.signature for one in made[:3]]
-    assert first[0].receipt.verify(DOMAIN).message == made[0].receipt.message
+    assert [entry.late.receipt.signature for entry in first] == [one.receipt.signature for one in made[:3]]
+    assert first[0].late.receipt.verify(DOMAIN).message == made[0].receipt.message
+    assert first[0].late.terms == made[0].admitted.terms
     await store.acknowledge(COORDINATOR.address, [one.admitted.job for one in made[:4]])
     (left,) = await store.unacknowledged(COORDINATOR.address, NOW + 100, 0, 10)
     assert left.job == made[4].admitted.job
@@ -169,7 +170,7 @@ async def test_everything_survives_reopening(tmp_path: Path) -> None:
     assert (row.seq, row.cumulative) == (1, 40)
     assert {digest for digest, _ in await second.taken(NOW)} == {made.admitted.order.digest, begun.order.digest}
     (open_receipt,) = await second.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)
-    assert open_receipt.receipt.signature == made.receipt.signature
+    assert open_receipt.late.receipt.signature == made.receipt.signature
     assert len(await second.claimable(NOW, 10)) == 1
     await second.close()
 

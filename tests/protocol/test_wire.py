@@ -246,6 +246,7 @@ def test_the_numbers_of_the_kinds_are_the_wire() -> None:
         "CLAIM": 25,
         "ERROR": 26,
         "RECEIPT_REFUSED": 27,
+        "LATE_RECEIPT": 28,
     }
 
 

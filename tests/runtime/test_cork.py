@@ -34,10 +34,12 @@ class Wire:
 
 @pytest.fixture
 async def wire() -> Wire:
+    """The transport underneath."""
     return Wire()
 
 
 async def test_what_is_written_in_one_turn_leaves_at_once_and_in_order(wire: Wire) -> None:
+    """Parts of one turn are one write; those of the next another."""
     transport = corked(wire)
     for part in (b"head", b"", b"body"):
         transport.write(part)
@@ -49,6 +51,7 @@ async def test_what_is_written_in_one_turn_leaves_at_once_and_in_order(wire: Wir
 
 
 async def test_much_does_not_wait(wire: Wire) -> None:
+    """A large part leaves at once, with what was held."""
     transport = corked(wire)
     transport.write(b"x")
     transport.write(bytes(20_000))
@@ -59,6 +62,7 @@ async def test_much_does_not_wait(wire: Wire) -> None:
 
 @pytest.mark.parametrize("end", ["close", "write_eof"])
 async def test_an_end_comes_after_what_was_written(wire: Wire, end: str) -> None:
+    """Closing loses nothing."""
     transport = corked(wire)
     transport.write(b"last")
     getattr(transport, end)()
@@ -67,6 +71,7 @@ async def test_an_end_comes_after_what_was_written(wire: Wire, end: str) -> None
 
 
 async def test_an_abort_drops_it(wire: Wire) -> None:
+    """Nothing is written after an abort."""
     transport = corked(wire)
     transport.write(b"last")
     transport.abort()
@@ -75,6 +80,7 @@ async def test_an_abort_drops_it(wire: Wire) -> None:
 
 
 async def test_a_connection_lost_meanwhile_is_left_alone(wire: Wire) -> None:
+    """A transport that closed before the turn was over is not written to."""
     transport = corked(wire)
     transport.write(b"last")
     wire.closing = True
@@ -83,6 +89,7 @@ async def test_a_connection_lost_meanwhile_is_left_alone(wire: Wire) -> None:
 
 
 async def test_it_is_corked_once_and_asks_the_transport_for_the_rest(wire: Wire) -> None:
+    """A second cork changes nothing."""
     transport = corked(wire)
     assert corked(transport) is transport
     assert not transport.is_closing()
