@@ -2,7 +2,7 @@
 
 A job that its client posts with a linger is driven apart from its connection, and whoever posts the same bytes again reads the
 same frames from the first on. Memory is bounded: an answer that grows beyond its share is passed on without being kept, and
-ended ones go when they are old or when their room is needed.
+ended ones go when they are old or when their room is needed. Beyond the process they are kept by a store, for as long.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ class Answer:
         self._read = 0
         self._changed = asyncio.Event()
 
+    def of(self, job: JobId, fingerprint: bytes) -> Answer:
+        """This answer. Raises Refusal if the job was posted with other bytes."""
+        if self.fingerprint != fingerprint:
+            raise Refusal(Code.ORDER_REPLAYED, f"job {job.hex()} was placed before with another submission")
+        return self
+
     @property
     def wanted(self) -> bool:
         """Whether somebody reads it or will at once."""
@@ -81,6 +87,16 @@ class Answer:
             self.size -= len(self._frames[number]) + FRAME_COST
             self._frames[number] = b""
         self._read = max(self._read, until)
+
+    def frames(self, last: bytes) -> bytes | None:
+        """All of it with this frame as its end; None if it is not kept whole."""
+        fits = self.whole and self.size + len(last) <= self._room
+        return b"".join((*self._frames, last)) if fits else None
+
+    def restore(self, frames: bytes) -> None:
+        """Takes all frames at once, which were kept elsewhere."""
+        self._frames.append(frames)
+        self.size = len(frames) + FRAME_COST
 
     def end(self, at: float, refusal: TallyError | None = None) -> None:
         """Nothing more will come; `refusal`: the job was never admitted."""
@@ -126,6 +142,7 @@ class Answers:
         self._live: dict[JobId, Answer] = {}
         self._ended: OrderedDict[JobId, Answer] = OrderedDict()
         self._ended_bytes = 0
+        self._dropped: list[JobId] = []
 
     def find(self, job: JobId, fingerprint: bytes) -> Answer | None:
         """The answer of a job that was posted before. Raises Refusal if those were other bytes."""
@@ -133,18 +150,20 @@ class Answers:
         while self._ended and next(iter(self._ended.values())).ended_at < horizon:
             self._forget_oldest()
         answer = self._live.get(job) or self._ended.get(job)
-        if answer is not None and answer.fingerprint != fingerprint:
-            raise Refusal(Code.ORDER_REPLAYED, f"job {job.hex()} was placed before with another submission")
-        return answer
+        return None if answer is None else answer.of(job, fingerprint)
 
     def begin(self, job: JobId, fingerprint: bytes) -> Answer:
         """A new one, whose reader is about to come. Where there is no room it is passed on, not kept."""
-        share = self.retention.answer_bytes
-        room = self.retention.total_bytes - (len(self._live) + 1) * share
+        room = self._make_room()
+        answer = self._live[job] = Answer(fingerprint, self.retention.answer_bytes if room >= 0 else 0)
+        return answer
+
+    def _make_room(self) -> int:
+        """Lets go of the oldest until one more of any length fits; returns what is left for ended ones, below 0 for no room."""
+        room = self.retention.total_bytes - (len(self._live) + 1) * self.retention.answer_bytes
         while self._ended and self._ended_bytes > room:
             self._forget_oldest()
-        answer = self._live[job] = Answer(fingerprint, share if room >= 0 else 0)
-        return answer
+        return room
 
     def end(self, job: JobId, refusal: TallyError | None = None) -> None:
         """Nothing more will come. One that cannot be read again is forgotten, and so is a job that was not admitted."""
@@ -154,6 +173,22 @@ class Answers:
             self._ended[job] = answer
             self._ended_bytes += answer.size
 
+    def restore(self, job: JobId, fingerprint: bytes, frames: bytes) -> Answer:
+        """An answer of a former process, read again by somebody."""
+        answer = Answer(fingerprint, len(frames) + FRAME_COST)
+        answer.restore(frames)
+        answer.end(self._tick())
+        if self._make_room() >= 0:
+            self._ended[job] = answer
+            self._ended_bytes += answer.size
+        return answer
+
+    def dropped(self) -> list[JobId]:
+        """Those that had to go since this was last asked."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
     def _forget_oldest(self) -> None:
-        _, answer = self._ended.popitem(last=False)
+        job, answer = self._ended.popitem(last=False)
         self._ended_bytes -= answer.size
+        self._dropped.append(job)

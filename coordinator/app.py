@@ -22,6 +22,7 @@ from coordinator.hub import Hub
 from coordinator.jobs_route import PATH as JOBS_PATH
 from coordinator.jobs_route import JobsRoute
 from coordinator.market import Market
+from coordinator.ports import AnswerStore
 from coordinator.rules import Intake
 from coordinator.settler import Settler
 from coordinator.store import Store
@@ -45,8 +46,10 @@ MAX_LINK_FRAME = 8 << 20
 class App:
     """The ASGI app: two raw routes, and FastAPI for everything else."""
 
-    def __init__(self, room: Room, hub: Hub, retention: Retention | None = None, intake: Intake | None = None) -> None:
-        self._jobs = JobsRoute(room.market, intake=intake, retention=retention)
+    def __init__(
+        self, room: Room, hub: Hub, answers: AnswerStore, retention: Retention | None = None, intake: Intake | None = None
+    ) -> None:
+        self._jobs = JobsRoute(room.market, answers, intake=intake, retention=retention)
         self._hub, self._control = hub, build_control_plane(room)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +95,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         )
         hub = Hub(market, bus, settler.take)
         room = Room(market, lambda: hub.connected, store, store, _info(config, deployment, signer))
-        app = App(room, hub, config.retention, config.intake)
+        app = App(room, hub, store, config.retention, config.intake)
         server = serving(app, config.host, config.port, doors=config.doors, ws_max_size=MAX_LINK_FRAME)
         async with server as port, _beside(settler.run(), _sweep(market)):
             try:

@@ -1,7 +1,7 @@
 """POST /v1/jobs: the hot route, raw ASGI inside the same app. It parses, calls the market and passes frames on.
 
 With the header X-Tally-Linger (seconds) a job does not end with its connection: it goes on for so long, and whoever posts the
-same bytes again gets its answer from the first frame on, while it runs and as long as it is kept.
+same bytes again gets its answer from the first frame on, while it runs and as long as it is kept, also by the next process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from contextlib import aclosing, closing
 from typing import Any
 
+import structlog
 from starlette.types import Receive, Scope, Send
 
 from coordinator.answers import Answer, Answers, Retention
@@ -19,11 +20,13 @@ from coordinator.live import LiveJob
 from coordinator.manners import Budget
 from coordinator.market import Market
 from coordinator.patience import Patience
+from coordinator.ports import AnswerStore, KeptAnswer
 from coordinator.rules import Intake
 from tallystick.protocol.errors import BadMessage, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import Submission, dumps, pack_frame
+from tallystick.protocol.wire import Kind, Submission, dumps, pack_frame
 
+log = structlog.get_logger()
 PATH = "/v1/jobs"
 FRAMES = b"application/vnd.tallystick.frames"
 LINGER = b"x-tally-linger"
@@ -38,8 +41,16 @@ STALL_SECONDS = 45
 class JobsRoute:
     """The route as an ASGI app. A client that leaves cancels its job; the job is then driven to its receipt all the same."""
 
-    def __init__(self, market: Market, intake: Intake | None = None, retention: Retention | None = None) -> None:
-        self._market, self._intake = market, intake or Intake()
+    def __init__(
+        self,
+        market: Market,
+        store: AnswerStore | None = None,
+        *,
+        intake: Intake | None = None,
+        retention: Retention | None = None,
+    ) -> None:
+        """`store`: where answers outlive the process; without one they don't."""
+        self._market, self._store, self._intake = market, store, intake or Intake()
         self._manners = Budget(self._intake.bad_rate, self._intake.bad_burst)
         self._held = 0
         self._answers = Answers(retention or Retention(), time.monotonic)
@@ -108,7 +119,7 @@ class JobsRoute:
 
     async def _serve_kept(self, submission: Submission, fingerprint: bytes, linger: float, receive: Receive, send: Send) -> None:
         """Reads a job's answer from its first frame on, new or begun before. Raises TallyError before anything is sent."""
-        answer = self._answers.find(submission.job, fingerprint)
+        answer = self._answers.find(submission.job, fingerprint) or await self._restore(submission.job, fingerprint)
         if answer is None:
             answer = self._answers.begin(submission.job, fingerprint)
             driver = asyncio.create_task(self._drive(submission, answer), name=f"kept {submission.job.hex()}")
@@ -129,6 +140,30 @@ class JobsRoute:
         if isinstance(results[0], Exception) and not isinstance(results[0], OSError | TimeoutError):
             raise results[0]
 
+    async def _restore(self, job: JobId, fingerprint: bytes) -> Answer | None:
+        """The answer of a job that a former process ended. Raises Refusal if those were other bytes; Unavailable."""
+        if self._store is None or not self._market.placed_before(job):
+            return None
+        kept = await self._store.answer(job, self._horizon())
+        known = self._answers.find(job, fingerprint)  # another may have been faster
+        if kept is None or known is not None:
+            return known
+        return self._answers.restore(job, kept.fingerprint, kept.frames).of(job, fingerprint)
+
+    async def _keep(self, job: JobId, answer: Answer, receipt: bytes) -> None:
+        """Writes an answer down before its receipt leaves, which says that it can be had again."""
+        frames = answer.frames(receipt)
+        if self._store is None or frames is None:
+            return
+        kept = KeptAnswer(job, answer.fingerprint, frames, int(time.time()))
+        try:
+            await self._store.put_answer(kept, since=self._horizon(), dropped=self._answers.dropped())
+        except Unavailable as error:
+            log.warning("answer not kept beyond this process", job=job.hex(), error=str(error))
+
+    def _horizon(self) -> int:
+        return int(time.time() - self._answers.retention.seconds)
+
     async def _drive(self, submission: Submission, answer: Answer) -> None:
         """A job from its order to its end, whether anybody reads or not."""
         refusal: TallyError | None = None
@@ -136,7 +171,10 @@ class JobsRoute:
             job = await self._market.place_order(submission)
             async with aclosing(self._market.run(job)) as frames:
                 async for kind, payload in frames:
-                    await answer.add(pack_frame(kind, payload))
+                    frame = pack_frame(kind, payload)
+                    if kind is Kind.RECEIPT:
+                        await self._keep(submission.job, answer, frame)
+                    await answer.add(frame)
         except TallyError as error:
             refusal = error
         finally:

@@ -116,6 +116,10 @@ class Market:
         """How many jobs are between order and terminal state."""
         return len(self._live)
 
+    def placed_before(self, job_id: JobId) -> bool:
+        """Whether a job with this id was placed here lately, in this process or a former one."""
+        return job_id in self._seen
+
     def subject_of(self, job_id: JobId, provider: Address) -> str | None:
         """Where the frames of a live job go, if it is this provider's that has it now."""
         job = self._live.get(job_id)

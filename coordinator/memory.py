@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from coordinator.ports import Backing, Cursor, JobRecord, KnownJob, PendingClaim, Recalled, Settlement
+from coordinator.ports import Backing, Cursor, JobRecord, KeptAnswer, KnownJob, PendingClaim, Recalled, Settlement
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Receipt
@@ -14,13 +15,14 @@ from tallystick.protocol.wire import ClaimRequest
 
 @dataclass
 class MemoryStore:
-    """JobStore and ClaimStore."""
+    """JobStore, AnswerStore and ClaimStore."""
 
     jobs: dict[JobId, JobRecord] = field(default_factory=dict)
     receipts: dict[JobId, dict[Address, tuple[Signed[Receipt], Amount]]] = field(default_factory=dict)
     claims: dict[int, tuple[ClaimRequest, str | None]] = field(default_factory=dict)
     settlements: dict[tuple[Address, Address], Settlement] = field(default_factory=dict)
     read: Cursor | None = None
+    answers: dict[JobId, KeptAnswer] = field(default_factory=dict)
 
     def note_job(self, record: JobRecord) -> None:
         """See ports.JobStore."""
@@ -54,6 +56,17 @@ class MemoryStore:
                 tab = (receipt.message.payer, provider)
                 totals[tab] = Amount(max(total, totals.get(tab, 0)))
         return Recalled(tuple(job for job, record in self.jobs.items() if record.created_at >= since), totals)
+
+    async def put_answer(self, kept: KeptAnswer, *, since: int, dropped: Iterable[JobId] = ()) -> None:
+        """See ports.AnswerStore."""
+        gone = set(dropped)
+        self.answers = {job: one for job, one in self.answers.items() if one.ended_at >= since and job not in gone}
+        self.answers[kept.job] = kept
+
+    async def answer(self, job: JobId, since: int) -> KeptAnswer | None:
+        """See ports.AnswerStore."""
+        kept = self.answers.get(job)
+        return kept if kept is not None and kept.ended_at >= since else None
 
     async def put_claim(self, request: ClaimRequest, now: int) -> None:  # noqa: ARG002 - the port's
         """See ports.ClaimStore."""

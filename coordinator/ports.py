@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -166,6 +166,28 @@ class Cursor:
 
     block: int
     tip: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswer:
+    """All frames of an ended job, sealed as they came, for who posts the same bytes again. `fingerprint`: of those bytes."""
+
+    job: JobId
+    fingerprint: bytes
+    frames: bytes
+    ended_at: int
+
+
+class AnswerStore(Protocol):
+    """Answers that outlive a process."""
+
+    async def put_answer(self, kept: KeptAnswer, *, since: int, dropped: Iterable[JobId] = ()) -> None:
+        """Durable on return. Those that ended before `since`, and those named, are forgotten. Raises Unavailable."""
+        ...
+
+    async def answer(self, job: JobId, since: int) -> KeptAnswer | None:
+        """The answer of a job that ended at `since` or later. Raises Unavailable."""
+        ...
 
 
 class ClaimStore(Protocol):

@@ -14,7 +14,7 @@ import sqlalchemy.dialects.postgresql
 import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
-from coordinator.ports import AttemptRecord, Cursor, JobRecord, KnownJob, PendingClaim, Recalled, Settlement
+from coordinator.ports import AttemptRecord, Cursor, JobRecord, KeptAnswer, KnownJob, PendingClaim, Recalled, Settlement
 from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Order, Receipt, Terms
@@ -73,10 +73,18 @@ cursors = sa.Table(
     sa.Column("block", sa.BigInteger),
     sa.Column("tip", sa.String(66)),
 )
+answers = sa.Table(
+    "answers",
+    metadata,
+    sa.Column("job", sa.String(32), primary_key=True),
+    sa.Column("fingerprint", sa.String(64)),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("frames", sa.LargeBinary),
+)
 
 
 class Store:
-    """JobStore and ClaimStore over one database."""
+    """JobStore, AnswerStore and ClaimStore over one database."""
 
     def __init__(self, url: str) -> None:
         self._db = Database(url)
@@ -140,6 +148,30 @@ class Store:
             tuple(JobId(bytes.fromhex(job)) for job in found),
             {(Address(payer), Address(provider)): Amount(int(total)) for payer, provider, total in sums},
         )
+
+    # Answers
+
+    async def put_answer(self, kept: KeptAnswer, *, since: int, dropped: Iterable[JobId] = ()) -> None:
+        """See ports.AnswerStore."""
+        row = {
+            "job": kept.job.hex(),
+            "fingerprint": kept.fingerprint.hex(),
+            "ended_at": kept.ended_at,
+            "frames": kept.frames,
+        }
+        gone = sa.or_(answers.c.ended_at < since, answers.c.job.in_([job.hex() for job in dropped]))
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.delete(answers).where(gone))
+            _upsert(connection, answers, row, ("job",))
+
+        await self._db.write(work)
+
+    async def answer(self, job: JobId, since: int) -> KeptAnswer | None:
+        """See ports.AnswerStore."""
+        query = sa.select(answers).where(answers.c.job == job.hex(), answers.c.ended_at >= since)
+        row = await self._db.read(lambda c: c.execute(query).mappings().one_or_none())
+        return None if row is None else KeptAnswer(job, bytes.fromhex(row["fingerprint"]), row["frames"], row["ended_at"])
 
     # Claims
 

@@ -72,3 +72,22 @@ async def test_a_reader_that_leaves_holds_nobody_up() -> None:
     with pytest.raises(Refusal) as caught:
         await _all(answer)
     assert caught.value.code is Code.ORDER_REPLAYED
+
+
+async def test_an_answer_of_a_former_process() -> None:
+    """What a store gives back is read like any other, under the same bounds; who keeps the store tidy is told what had to go."""
+    answers = Answers(Retention(10, SHARE, 2 * SHARE, 1), lambda: 0.0)
+    first = answers.begin(ONE, b"")
+    await first.add(b"some ")
+    assert first.frames(b"more") == b"some more"
+    assert first.frames(bytes(SHARE)) is None, "longer than its share"
+    answers.end(ONE)
+    assert await _all(answers.restore(TWO, b"two", b"frames")) == b"frames"
+    assert answers.find(TWO, b"two") is not None
+    with pytest.raises(Refusal, match="another submission"):
+        answers.find(TWO, b"other")
+    assert answers.dropped() == []
+    answers.restore(THREE, b"", bytes(SHARE))
+    answers.begin(JobId(bytes(16)), b"")
+    assert answers.dropped() == [ONE, TWO, THREE]
+    assert answers.dropped() == []

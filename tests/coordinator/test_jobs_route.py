@@ -18,7 +18,7 @@ from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import Amount, JobId
 from tallystick.protocol.wire import MAX_CANDIDATES, Dispatch, FrameReader, Kind, Submission, dumps
-from tests.coordinator.served import LinkNode, Served, frames_of, until
+from tests.coordinator.served import LinkNode, Served, frames_of, served, until
 from tests.coordinator.world import (
     DOMAIN,
     PAYER,
@@ -252,6 +252,25 @@ async def test_a_lost_connection_is_taken_up_again(at: Served) -> None:
     seen = [kind for kind, _, _ in node.seen]
     assert (seen.count(Kind.DISPATCH), seen.count(Kind.CANCEL)) == (1, 0)
     at.world.assert_idle()
+
+
+async def test_an_answer_after_a_restart(at: Served) -> None:
+    """Who posts the same bytes to the next process gets the same frames; other bytes are refused."""
+    node = await LinkNode.join(at, ANN)
+    submission = make_submission(node.asks[0])
+    post = asyncio.create_task(at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER))
+    job, receipt = await node.take_job()
+    await node.send(Kind.CHUNK, job, b"one")
+    await node.finish(job, receipt)
+    first = (await post).content
+    await node.socket.close()
+    await at.world.restart()
+    async with served(at.world) as after:
+        for _ in range(2):
+            again = await after.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER)
+            assert (again.status_code, again.content) == (200, first)
+        other = await after.http.post("/v1/jobs", content=replace(submission, sealed=b"other").dumps(), headers=LINGER)
+        assert await _refusal(other) == (409, "order_replayed")
 
 
 async def test_another_body_for_the_same_job(at: Served) -> None:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from coordinator.memory import MemoryStore
-from coordinator.ports import AttemptRecord, ClaimStore, Cursor, JobRecord, JobStore, Settlement
+from coordinator.ports import AnswerStore, AttemptRecord, ClaimStore, Cursor, JobRecord, JobStore, KeptAnswer, Settlement
 from coordinator.store import Store
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable
@@ -40,8 +40,8 @@ ANN, BOB = person("ann"), person("bob")
 JOB, OTHER = JobId(b"\x01" * 16), JobId(b"\xff" * 16)
 
 
-class AnyStore(JobStore, ClaimStore, Protocol):
-    """Both ports of one store."""
+class AnyStore(JobStore, AnswerStore, ClaimStore, Protocol):
+    """All ports of one store."""
 
 
 Reopen = Callable[[], Awaitable[AnyStore]]
@@ -245,6 +245,24 @@ async def test_closing_keeps_what_was_noted(store: AnyStore, reopen: Reopen) -> 
     record = _record(state=State.COMPLETED)
     store.note_job(record)
     assert await _known(await reopen()) == record
+
+
+# Answers
+
+
+async def test_answers_outlive_a_process(store: AnyStore, reopen: Reopen) -> None:
+    """An answer is there for the next process, until it is too old, dropped, or put anew."""
+    first, second = (KeptAnswer(job, b"\x05" * 32, bytes(range(256)), START + n) for n, job in enumerate((JOB, OTHER)))
+    await store.put_answer(first, since=START)
+    await store.put_answer(second, since=START)
+    store = await reopen()
+    assert [await store.answer(one.job, START) for one in (first, second)] == [first, second]
+    assert await store.answer(JOB, START + 1) is None, "too old to be given"
+    await store.put_answer(replace(second, frames=b"anew"), since=START + 1)
+    assert await store.answer(JOB, START) is None, "too old to be kept"
+    assert await store.answer(OTHER, START) == replace(second, frames=b"anew")
+    await store.put_answer(first, since=START, dropped=[OTHER])
+    assert [await store.answer(job, START) for job in (JOB, OTHER)] == [first, None]
 
 
 # Claims and settlements
