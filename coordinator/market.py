@@ -35,6 +35,8 @@ from tallystick.protocol.wire import CancelReason, Capacity, Dispatch, Kind, Lat
 
 log = structlog.get_logger()
 CREDIT_STEP = 32
+RETURN_SECONDS = 35
+"""After a restart, providers may take this long to come back; what nobody offers meanwhile may be offered soon."""
 HOPELESS = frozenset({Code.BAD_MESSAGE, Code.BODY_TOO_LARGE, Code.UNKNOWN_ROUTE, Code.CANCELLED})
 """What one provider says of the request itself, every other would say too."""
 GONE = Kind.ERROR
@@ -69,6 +71,7 @@ class Market:
         self._seen: OrderedDict[JobId, int] = OrderedDict()
         self._unnoted: dict[JobId, JobRecord] = {}
         self._stopping = False
+        self._whole_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -77,6 +80,8 @@ class Market:
         now = int(self._now())
         recalled = await self._store.recall(now, now - self.limits.order_horizon)
         self._seen = OrderedDict.fromkeys(recalled.jobs, now)
+        if recalled.jobs:
+            self._whole_at = self._tick() + RETURN_SECONDS
         for (payer, provider), total in recalled.totals.items():
             self.exposure.book(payer, provider, total, total)
 
@@ -130,6 +135,11 @@ class Market:
         now, judged, found = int(self._now()), list[tuple[Reason, Standing]](), list[Standing]()
         try:
             found = shortlist(self.book, demand, now, judged)
+        except Refusal as error:
+            if error.code is Code.UNKNOWN_MODEL and self._tick() < self._whole_at:
+                text = f"nobody offers {demand.model!r} yet: this coordinator was restarted, and its providers are coming back"
+                raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.COORDINATOR) from error
+            raise
         finally:
             against = ((standing.node.provider, reason) for reason, standing in judged)
             self.decisions.listed(demand, (standing.node.provider for standing in found), against, now)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from coordinator.market import RETURN_SECONDS
+from coordinator.matching import Demand
 from coordinator.memory import MemoryStore
 from coordinator.ports import JobRecord
 from coordinator.receipts import MAX_SEQ
@@ -307,6 +309,20 @@ async def test_a_receipt_after_a_restart(world: World) -> None:
     assert await node.hand_in_late(client.job.id, receipt)
     assert await _receipts(world, client) == [unchecked(receipt)]
     assert node.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
+
+
+async def test_nobody_is_gone_for_good_right_after_a_restart(world: World) -> None:
+    """A model that nobody offers yet may come back with its provider, which is a reason to ask again, for a while."""
+    node = world.node("ann")
+    client = await world.started(node)
+    world.nodes.clear()
+    await world.restart()
+    demand = Demand(model=client.job.submission.candidates[0].terms.model)
+    with pytest.raises(Unavailable, match="was restarted"):
+        world.market.shortlist(demand)
+    await world.pass_time(RETURN_SECONDS)
+    with pytest.raises(Refusal, match="no provider offers"):
+        world.market.shortlist(demand)
 
 
 async def test_a_restart_remembers_jobs_and_totals(world: World) -> None:

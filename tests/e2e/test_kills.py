@@ -198,7 +198,7 @@ async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             await town.start(name)
         for seed in range(SEED, SEED + KILLS):
             print(seed, await _one_kill(town, seed), flush=True)  # noqa: T201 - shown where a test fails, and by the deep run
-        status, body = await _ask(town, "the next job")
+        status, body = await _until(lambda: _again(town, "the next job"), "the next job")
         assert (status, b"[DONE]" in body) == (200, True)
         rpc = Rpc(deployment.rpc)
         try:
