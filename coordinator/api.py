@@ -23,6 +23,7 @@ from tallystick import __version__
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Receipt
+from tallystick.protocol.routes import check_route
 from tallystick.protocol.types import parse_address, parse_job_id
 
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
@@ -72,6 +73,7 @@ class ShortlistRequest(BaseModel):
     maxOutputPrice: Price | None = None  # noqa: N815
     providers: list[Account] = Field(default_factory=list, max_length=256)
     exclude: list[Account] = Field(default_factory=list, max_length=256)
+    route: str | None = Field(default=None, max_length=256)
     limit: int = Field(default=4, ge=1, le=MAX_LISTED)
 
 
@@ -149,6 +151,7 @@ def _describe_market(api: FastAPI, room: Room) -> None:
             max_output_price=request.maxOutputPrice,
             providers=frozenset(map(parse_address, request.providers)),
             exclude=frozenset(map(parse_address, request.exclude)),
+            route=None if request.route is None else check_route(request.route),
             limit=request.limit,
         )
         return {"asks": [_ask(standing) for standing in room.market.shortlist(demand)]}

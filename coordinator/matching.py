@@ -12,6 +12,7 @@ from enum import Enum
 
 from coordinator.book import Book, Standing
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.routes import serves
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Candidate
 
@@ -25,6 +26,7 @@ class Reason(Enum):
 
     NOT_PINNED = "not among the providers asked for"
     EXCLUDED = "excluded by the client"
+    ROUTE = "it does not serve that route"
     INPUT_PRICE = "its input price is above the client's maximum"
     OUTPUT_PRICE = "its output price is above the client's maximum"
     OUTPUT_TOKENS = "it writes fewer tokens than asked for"
@@ -45,6 +47,7 @@ class Demand:
     providers: frozenset[Address] = frozenset()
     exclude: frozenset[Address] = frozenset()
     max_output_tokens: int = 0
+    route: str | None = None
     limit: int = MAX_LISTED
 
     def __post_init__(self) -> None:
@@ -57,6 +60,7 @@ _Predicate = Callable[[Standing, Demand, int], bool]
 PREDICATES: tuple[tuple[Reason, _Predicate], ...] = (
     (Reason.NOT_PINNED, lambda s, d, _: bool(d.providers) and s.ask.message.provider not in d.providers),
     (Reason.EXCLUDED, lambda s, d, _: s.ask.message.provider in d.exclude),
+    (Reason.ROUTE, lambda s, d, _: d.route is not None and not serves(s.ask.message.spec.features, d.route)),
     (Reason.INPUT_PRICE, lambda s, d, _: d.max_input_price is not None and s.ask.message.input_price > d.max_input_price),
     (Reason.OUTPUT_PRICE, lambda s, d, _: d.max_output_price is not None and s.ask.message.output_price > d.max_output_price),
     (Reason.OUTPUT_TOKENS, lambda s, d, _: s.ask.message.max_output_tokens < d.max_output_tokens),

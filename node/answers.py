@@ -74,8 +74,7 @@ class Reading:
     usage_only: bool
 
 
-def read_document(data: bytes) -> Reading:
-    """Reads an event's data, or a whole answer that was not streamed. Raises Malformed."""
+def _load(data: bytes) -> dict[str, Any]:
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -84,6 +83,35 @@ def read_document(data: bytes) -> Reading:
         raise Malformed("not a JSON object")
     if document.get("error"):
         raise Malformed("an error instead of an answer")
+    return document
+
+
+_PREAMBLE = frozenset({"response.created", "response.queued", "response.in_progress"})
+_ENDS = {"response.completed": "stop", "response.incomplete": "length", "completed": "stop", "incomplete": "length"}
+_FAILED = frozenset({"error", "response.failed", "failed"})
+
+
+def read_other(data: bytes) -> Reading:
+    """Like `read_document`, of a route other than completions: a response and its events (OpenAI's Responses API), images, ranks.
+
+    What is not known is output, and passes through. Raises Malformed.
+    """
+    document = _load(data)
+    inner = document.get("response")
+    whole = inner if isinstance(inner, dict) else document
+    said = str(document.get("type") or document.get("status") or "")
+    if said in _FAILED or (inner is whole and whole.get("status") in _FAILED):
+        raise Malformed("an error instead of an answer")
+    finish = _ENDS.get(said)
+    delta = document.get("delta")
+    text = _text_bytes(delta) if delta is not None else _text_bytes(document.get("output"))
+    bare = said in _PREAMBLE or (said.endswith(".added") and not text)
+    return Reading(document, not bare, text, finish, _counted(whole.get("usage")), usage_only=False)
+
+
+def read_document(data: bytes) -> Reading:
+    """Reads an event's data, or a whole answer that was not streamed. Raises Malformed."""
+    document = _load(data)
     choices = document.get("choices")
     listed = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
     text, seen, finish = 0, False, None
@@ -124,12 +152,17 @@ def _text_bytes(value: Any, depth: int = 8) -> int:
 
 
 def _counted(usage: Any) -> Counted | None:
-    """OpenAI's usage object; None if it is missing or makes no sense."""
+    """OpenAI's usage object, of completions or of responses and images; None if it is missing or makes no sense.
+
+    A total alone (embeddings, ranks) is all input.
+    """
     if not isinstance(usage, dict):
         return None
-    details = usage.get("prompt_tokens_details")
+    given, written = ("input", "output") if "input_tokens" in usage else ("prompt", "completion")
+    details = usage.get(f"{given}_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    counts: list[Any] = [usage.get("prompt_tokens"), cached or 0, usage.get("completion_tokens") or 0]
+    count = usage.get(f"{given}_tokens", usage.get("total_tokens"))
+    counts: list[Any] = [count, cached or 0, usage.get(f"{written}_tokens") or 0]
     if any(isinstance(count, bool) or not isinstance(count, int) for count in counts):
         return None
     return Counted(*counts)

@@ -1,22 +1,21 @@
 """A client's request as the engine gets it. Pure.
 
-Every field passes through untouched, except those that the order bounds: the model's name, the output limit, and on streams
-`stream_options.include_usage`, which is asked for so that the receipt can rest on the engine's own count.
+Every field passes through untouched, except those that the order bounds: the model's name, the output limit where the route has
+one, and on streams `stream_options.include_usage`, which is asked for so that the receipt can rest on the engine's own count.
+Of a form (audio, image edits) only the model's name is touched.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from node.offers import Offer
 from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.routes import ALWAYS, CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, RESPONSES, declared, media_type, serves
 from tallystick.protocol.wire import RequestHead, dumps, loads
+from tallystick.runtime.forms import replace_field
 
-CHAT: Final = "/v1/chat/completions"
-COMPLETIONS: Final = "/v1/completions"
-EMBEDDINGS: Final = "/v1/embeddings"
-ROUTES = frozenset({CHAT, COMPLETIONS, EMBEDDINGS})
 _MAX_CHOICES = 1_024
 
 
@@ -29,6 +28,12 @@ class Call:
     stream: bool
     strip_usage: bool
     rename: tuple[str, str] | None
+    content_type: str = JSON
+
+    @property
+    def completes(self) -> bool:
+        """Whether the answer is a completion: choices of generated text, and a known end of a stream."""
+        return self.path in (CHAT, COMPLETIONS)
 
 
 def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int) -> Call:
@@ -36,10 +41,16 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
 
     Error texts say nothing of the body, since they travel unsealed.
     """
-    if head.path not in ROUTES:
-        raise Refusal(Code.UNKNOWN_ROUTE, f"this provider serves {', '.join(sorted(ROUTES))}")
-    if head.content_type.partition(";")[0].strip().lower() != "application/json":
-        raise BadMessage("request.contentType: expected application/json")
+    if not serves(offer.spec.features, head.path):
+        served = ", ".join((*ALWAYS, *declared(offer.spec.features)))
+        raise Refusal(Code.UNKNOWN_ROUTE, f"this provider's {offer.model!r} serves {served}")
+    rename = None if offer.upstream == offer.model else (offer.upstream, offer.model)
+    kind = media_type(head.content_type)
+    if kind == FORM and head.path not in ALWAYS:
+        form = replace_field(head.content_type, body, "model", offer.upstream)
+        return Call(head.path, form, stream=False, strip_usage=False, rename=rename, content_type=head.content_type)
+    if kind != JSON:
+        raise BadMessage(f"request.contentType: expected {JSON}")
     fields = loads(body, "request body")
     if not isinstance(fields, dict):
         raise BadMessage("request body: expected a JSON object")
@@ -47,10 +58,13 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     if not isinstance(stream, bool | None) or (stream and head.path == EMBEDDINGS):
         raise BadMessage("request body: stream: expected true or false, and never true for embeddings")
     fields["model"] = offer.upstream
-    if head.path != EMBEDDINGS:
+    if head.path in (CHAT, COMPLETIONS):
         _limit_output(fields, head.path, offer, max_output_tokens)
-    strip = _ask_usage(fields) if stream and offer.usage_option else False
-    rename = None if offer.upstream == offer.model else (offer.upstream, offer.model)
+    elif head.path == RESPONSES:
+        given = _count(fields, "max_output_tokens")
+        fields["max_output_tokens"] = max_output_tokens if given is None else min(given, max_output_tokens)
+    asks_usage = stream and offer.usage_option and head.path in (CHAT, COMPLETIONS)
+    strip = _ask_usage(fields) if asks_usage else False
     return Call(head.path, dumps(fields), bool(stream), strip, rename)
 
 

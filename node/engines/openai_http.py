@@ -11,22 +11,24 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import orjson
 import structlog
 
-from node.answers import DONE, EventReader, Malformed, Reading, UpstreamModel, data_of, read_document, read_models
+from node.answers import DONE, EventReader, Malformed, Reading, UpstreamModel, data_of, read_document, read_models, read_other
 from node.meter import Counted
 from node.ports import End, Event, Head, Piece
-from node.requests import EMBEDDINGS, Call
+from node.requests import Call
 from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, JSON, RESPONSES
 
 log = structlog.get_logger()
 DETERMINISTIC = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 451})
 """The client's own fault: any provider would say the same."""
 BUSY = frozenset({408, 409, 425, 429, 503, 529})
-EVENT_STREAM, JSON = "text/event-stream", "application/json"
+EVENT_STREAM = "text/event-stream"
 _DRAIN_SECONDS = 0.02
 
 
@@ -87,7 +89,8 @@ class OpenAIEngine:
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
         """See ports.Engine."""
-        headers = {"content-type": JSON, "accept": EVENT_STREAM if call.stream else JSON}
+        accept = EVENT_STREAM if call.stream else JSON if call.completes or call.path == EMBEDDINGS else "*/*"
+        headers = {"content-type": call.content_type, "accept": accept}
         address = self._settings.at(call.path)
         async with (
             self._faults(),
@@ -100,19 +103,31 @@ class OpenAIEngine:
                 return
             self._check_status(response.status)
             expected = EVENT_STREAM if call.stream else JSON
-            if response.content_type != expected:
-                raise _Broken(f"the content type {response.content_type[:60]!r} instead of {expected}")
-            yield Head(200, expected)
-            if not call.stream:
+            kind = response.content_type
+            if kind != expected and (call.completes or call.path == EMBEDDINGS or call.stream or kind == EVENT_STREAM):
+                raise _Broken(f"the content type {kind[:60]!r} instead of {expected}")
+            yield Head(200, _plain_type(kind))
+            if kind == JSON:
                 yield self._whole(await self._read_all(response, self._settings.max_answer_bytes), call)
                 return
-            async with aclosing(self._stream(response, call)) as events:
+            async with aclosing(self._stream(response, call) if call.stream else self._bytes(response)) as events:
                 async for event in events:
                     yield event
+
+    async def _bytes(self, response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None]:
+        """What is neither JSON nor a stream of events (speech, a picture), as it comes."""
+        size = 0
+        while data := await response.content.readany():
+            size += len(data)
+            if size > self._settings.max_answer_bytes:
+                raise _Broken(f"an answer of more than {self._settings.max_answer_bytes} bytes")
+            yield Piece(data, output=True)
+        yield End()
 
     async def _stream(self, response: aiohttp.ClientResponse, call: Call) -> AsyncGenerator[Event, None]:
         """Pieces as they come, each all the events that one read completed; the end of the stream is held back for the End."""
         reader = EventReader(self._settings.max_event_bytes)
+        read = read_document if call.completes else read_other
         finish: str | None = None
         counted: Counted | None = None
         answered = False
@@ -131,7 +146,7 @@ class OpenAIEngine:
                 if payload is None:
                     batch.data += event
                     continue
-                reading = read_document(payload)
+                reading = read(payload)
                 finish, counted = reading.finish or finish, reading.counted or counted
                 if not (reading.usage_only and call.strip_usage):
                     batch.add(_render(event, reading, call), reading)
@@ -139,7 +154,8 @@ class OpenAIEngine:
             answered = answered or batch.output
             if batch.data:
                 yield batch.piece()
-        if finish is None or reader.rest.strip():
+        ended = finish is not None or (answered and call.path not in (CHAT, COMPLETIONS, RESPONSES))
+        if not ended or reader.rest.strip():
             raise _Broken("a stream that was cut off")
         yield End(counted=counted, truncated=finish == "length")
 
@@ -150,12 +166,11 @@ class OpenAIEngine:
                 await response.content.readany()
 
     def _whole(self, body: bytes, call: Call) -> End:
-        reading = read_document(body)
-        finished = call.path == EMBEDDINGS or reading.finish is not None or reading.output
+        reading = read_document(body) if call.completes or call.path == EMBEDDINGS else read_other(body)
+        finished = not call.completes or reading.finish is not None or reading.output
         if not finished:
             raise _Broken("an answer without any choice")
-        if call.rename is not None:
-            reading.document["model"] = call.rename[1]
+        if _renamed(reading.document, call):
             body = orjson.dumps(reading.document)
         return End(body, reading.text, reading.counted, truncated=reading.finish == "length")
 
@@ -231,10 +246,21 @@ class _Batch:
 
 def _render(event: bytes, reading: Reading, call: Call) -> bytes:
     """The event as the client gets it: as it came, unless the model has another name here."""
-    if call.rename is None or reading.document.get("model") == call.rename[1]:
+    if not _renamed(reading.document, call):
         return event
-    reading.document["model"] = call.rename[1]
-    return b"data: " + orjson.dumps(reading.document) + b"\n\n"
+    named = b"".join(line + b"\n" for line in event.splitlines() if line.startswith(b"event:"))
+    return named + b"data: " + orjson.dumps(reading.document) + b"\n\n"
+
+
+def _renamed(document: dict[str, Any], call: Call) -> bool:
+    """Gives the model the name that it is sold by, wherever the document names it; whether anything changed."""
+    changed = False
+    for part in (document, document.get("response")):
+        named = isinstance(part, dict) and ("model" in part or (part is document and call.completes))
+        if call.rename is not None and isinstance(part, dict) and named and part.get("model") != call.rename[1]:
+            part["model"] = call.rename[1]
+            changed = True
+    return changed
 
 
 def _plain_type(content_type: str) -> str:

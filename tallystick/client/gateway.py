@@ -24,11 +24,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.job import Job, Result
-from tallystick.client.openai import EVENT_STREAM, ROUTES, error_event, model_entry, render_error
+from tallystick.client.openai import EVENT_STREAM, error_event, model_entry, render_error
 from tallystick.client.sdk import Market
 from tallystick.client.story import tell_job
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.routes import ALWAYS, FORM, media_type
 from tallystick.protocol.types import parse_job_id
 from tallystick.protocol.wire import ResponseHead, dumps
 from tallystick.runtime.serving import serving, until_stopped
@@ -55,8 +56,11 @@ class Forward:
             return
         if body is None:
             return
-        key = Headers(scope=scope).get("idempotency-key")
-        relay = asyncio.create_task(self._relay(scope["path"], body, key, send), name="relay")
+        headers = Headers(scope=scope)
+        key, kind = headers.get("idempotency-key"), headers.get("content-type", "")
+        # Like OpenAI's own servers and engines, whatever does not say that it is a form is read as JSON.
+        kind = kind if media_type(kind) == FORM else _JSON
+        relay = asyncio.create_task(self._relay(scope["path"], body, kind, key, send), name="relay")
         gone = asyncio.create_task(_until_gone(receive), name="client-gone")
         try:
             await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -70,11 +74,11 @@ class Forward:
         if not relay.cancelled():
             relay.result()
 
-    async def _relay(self, path: str, body: bytes, key: str | None, send: Send) -> None:
+    async def _relay(self, path: str, body: bytes, kind: str, key: str | None, send: Send) -> None:
         """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
         started = False
         try:
-            async with await self._market.submit(path, body, key=key) as job:
+            async with await self._market.submit(path, body, key=key, content_type=kind) as job:
                 head = await job.start()
                 if head.content_type.partition(";")[0].strip().lower() == EVENT_STREAM:
                     started = True
@@ -223,7 +227,7 @@ def build_app(market: Market) -> ASGIApp:
         Route("/v1/models", models),
         Route("/v1/models/{model:path}", model),
         Route("/tally/jobs/{job}", job),
-        *(Route(path, _PostOnly(forward)) for path in ROUTES),
+        Route("/v1/{path:path}", _PostOnly(forward)),
     ]
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
     guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), market.config)
@@ -258,7 +262,9 @@ async def _show_error(_request: Request, error: Exception) -> Response:
 
 
 async def _no_route(request: Request, _error: Exception) -> Response:
-    text = f"{request.method} {request.url.path}: not a route of this gateway; it has /v1/models, {', '.join(ROUTES)}"
+    text = (
+        f"{request.method} {request.url.path}: not a route of this gateway; it has GET /v1/models and POST {', '.join(ALWAYS)}, …"
+    )
     return await _show_error(request, Refusal(Code.UNKNOWN_ROUTE, text))
 
 

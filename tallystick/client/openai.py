@@ -5,21 +5,19 @@ Pure. A body is read, never rewritten: the bytes that the caller sent are the by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.protocol.errors import PUBLIC, BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.wire import dumps, loads
-
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-EMBEDDINGS = "/v1/embeddings"
-ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS)
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, RESPONSES, check_route, media_type
+from tallystick.protocol.wire import RequestHead, dumps, join_request, loads
+from tallystick.runtime.forms import read_field
 
 MAX_CHOICES = 1_024
 EVENT_STREAM = "text/event-stream"
 RETRY_AFTER_SECONDS = 1
-_TEXT_PARTS = ("text", "refusal")
+_TEXT_PARTS = ("text", "refusal", "input_text", "output_text")
+_LIMITS = {CHAT: ("max_completion_tokens", "max_tokens"), COMPLETIONS: ("max_tokens",), RESPONSES: ("max_output_tokens",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +39,59 @@ class Call:
         return min(default * self.answers, sold) if self.output_tokens is None else self.output_tokens
 
 
-def read_call(path: str, body: bytes) -> Call:
-    """Reads a request to one of ROUTES. Raises BadMessage that names the member, or Refusal for another route."""
-    if path not in ROUTES:
-        raise Refusal(Code.UNKNOWN_ROUTE, f"{path}: not a route of the market; known are {', '.join(ROUTES)}")
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as its caller sent it, and what it asks for."""
+
+    head: RequestHead
+    body: bytes = field(repr=False)
+    call: Call
+
+    @classmethod
+    def of(cls, path: str, body: bytes, content_type: str = JSON) -> Asked:
+        """Reads a request. Raises BadMessage or Refusal, see read_call."""
+        return cls(RequestHead(path, content_type), body, read_call(path, body, content_type))
+
+    @property
+    def plain(self) -> bytes:
+        """What is sealed for the provider."""
+        return join_request(self.head, self.body)
+
+
+def read_call(path: str, body: bytes, content_type: str = JSON) -> Call:
+    """Reads a request to a route of the market. Raises BadMessage that names the member, or Refusal for what is no route."""
+    check_route(path)
+    if media_type(content_type) == FORM:
+        model = _model(read_field(content_type, body, "model"))
+        return Call(model, read_field(content_type, body, "stream") == "true", None, 1, bounded=False)
+    if media_type(content_type) != JSON:
+        raise BadMessage(f"content-type: expected {JSON} or {FORM}, got {content_type[:60]!r}")
     request = loads(body, "request body")
     if not isinstance(request, dict):
         raise BadMessage("request body: expected a JSON object")
-    model = request.get("model")
-    if not isinstance(model, str) or not 0 < len(model) <= 256:
-        raise BadMessage("model: expected the name of a model, of at most 256 characters")
+    model = _model(request.get("model"))
     if path == EMBEDDINGS:
         return Call(model, stream=False, output_tokens=0, answers=1, bounded=True)
-    answers = _answers(path, request)
-    each = _count(request, "max_completion_tokens", 0) if path == CHAT else None
-    each = _count(request, "max_tokens", 0) if each is None else each
+    answers = _answers(path, request) if path in (CHAT, COMPLETIONS) else 1
+    limits = (_count(request, name, 0) for name in _LIMITS.get(path, ()))
+    each = next((limit for limit in limits if limit is not None), None)
     total = None if each is None else each * answers
-    return Call(model, _flag(request, "stream"), total, answers, _only_text(request))
+    return Call(model, _flag(request, "stream"), total, answers, path in _LIMITS and _only_text(request))
+
+
+def _model(name: object) -> str:
+    if not isinstance(name, str) or not 0 < len(name) <= 256:
+        raise BadMessage("model: expected the name of a model, of at most 256 characters")
+    return name
 
 
 def _only_text(request: dict[str, Any]) -> bool:
-    messages = request.get("messages")
+    """Whether what it says is all in it. An earlier response that it refers to is not."""
+    messages = request.get("messages", request.get("input"))
     contents = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    return all(part.get("type") in _TEXT_PARTS for part in parts)
+    alone = not (request.get("previous_response_id") or request.get("conversation"))
+    return alone and all(part.get("type") in _TEXT_PARTS for part in parts)
 
 
 def _flag(request: dict[str, Any], name: str) -> bool:

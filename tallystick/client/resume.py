@@ -7,7 +7,7 @@ import aiohttp
 from tallystick.client.answer import Answer
 from tallystick.client.job import Desk, Job
 from tallystick.client.keys import Keyed
-from tallystick.client.openai import Call
+from tallystick.client.openai import Asked
 from tallystick.client.payer import Placed
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Broken, NotSent
@@ -15,24 +15,20 @@ from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavail
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.sealing import ContentKey
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import RequestHead, join_request
 
 
-async def take_up(
-    desk: Desk, coordinator: Address, known: Keyed, request: tuple[str, bytes], call: Call, *, keep_bytes: int
-) -> Job:
+async def take_up(desk: Desk, coordinator: Address, known: Keyed, asked: Asked, *, keep_bytes: int) -> Job:
     """The job that a key stands for, from its first frame on. Raises TallyError: nothing more is owed than the job itself.
 
     A key whose job was never admitted is forgotten, so that the next request with it is a new job.
     """
-    path, body = request
-    key, plain = ContentKey(known.content_key), join_request(RequestHead(path), body)
+    key, plain = ContentKey(known.content_key), asked.plain
     found = await desk.ledger.find(known.job)
     orders = () if found is None else found.orders
     placed = [Placed(one.order.verify(desk.domain), one.terms) for one in orders]
     response = await _post(desk, known, known.header + key.seal_request(known.job, plain))
     answer = Answer(known.job, key, {p.order.digest: p for p in placed}, desk.domain, coordinator, keep_bytes=keep_bytes)
-    return Job(desk, answer, response, call, plain, keyed=True)
+    return Job(desk, answer, response, asked.call, plain, keyed=True)
 
 
 async def _post(desk: Desk, known: Keyed, submission: bytes) -> aiohttp.ClientResponse:

@@ -25,7 +25,7 @@ from tallystick.client.folder import ProofFolder
 from tallystick.client.job import Desk, Job, Result, require_success
 from tallystick.client.ledger import Ledger
 from tallystick.client.lookups import Evidence, KnownJob
-from tallystick.client.openai import CHAT, Call, read_call
+from tallystick.client.openai import Asked, Call
 from tallystick.client.payer import Placed, Policy, Tab, sign_order, terms_for
 from tallystick.client.pin import Pin
 from tallystick.client.resolver import Resolver
@@ -36,9 +36,10 @@ from tallystick.client.transport import Broken, Coordinator, Info, ModelOffer
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask, Terms
+from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.sealing import ContentKey, commit_request
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
-from tallystick.protocol.wire import RequestHead, Submission, dumps, join_request
+from tallystick.protocol.wire import Submission, dumps
 
 Named = tuple[str, str] | None
 """An idempotency key, and the fingerprint of its request."""
@@ -195,17 +196,25 @@ class Market:
         max_output_price: int | None = None,
         pin: Iterable[str] = (),
         exclude: Iterable[str] = (),
+        route: str = CHAT,
     ) -> list[Verified[Ask]]:
         """The verified asks that a job would be offered to, best first; prices default to the config's maxima.
 
         Raises Refusal or Unavailable that say why there is none.
         """
-        demand = self._demand(model, max_input_price, max_output_price, pin=pin, exclude=exclude)
+        demand = self._demand(model, max_input_price, max_output_price, pin=pin, exclude=exclude, path=route)
         found, _ = await self._shortlists.get(demand)
         return found
 
     def _demand(
-        self, model: str, max_input: int | None, max_output: int | None, *, pin: Iterable[str], exclude: Iterable[str]
+        self,
+        model: str,
+        max_input: int | None,
+        max_output: int | None,
+        *,
+        pin: Iterable[str],
+        exclude: Iterable[str],
+        path: str,
     ) -> Demand:
         return Demand.of(
             model,
@@ -213,6 +222,7 @@ class Market:
             self.config.max_output_price if max_output is None else max_output,
             pin=pin,
             exclude=exclude,
+            path=path,
         )
 
     # Jobs
@@ -230,6 +240,7 @@ class Market:
         exclude: Iterable[str] = (),
         keep: bool = False,
         key: str | None = None,
+        content_type: str = JSON,
     ) -> Job:
         """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions; returns once it is admitted.
 
@@ -242,49 +253,46 @@ class Market:
             raise Refusal(
                 Code.BODY_TOO_LARGE, f"the request has {len(raw)} bytes, at most {self.config.max_body_bytes} are taken"
             )
-        call = read_call(path, raw)
+        asked = Asked.of(path, raw, content_type)
+        call = asked.call
         if model is not None and model != call.model:
             raise BadMessage(f"model: {model!r} was asked for, but the body names {call.model!r}")
         if self._draining:
             raise Unavailable(Code.NODE_BUSY, "this client is stopping", fault=Fault.CLIENT)
         if len(self._live) >= self.config.max_jobs:
             raise Unavailable(Code.NODE_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
-        demand = self._demand(call.model, max_input_price, max_output_price, pin=pin, exclude=exclude)
+        demand = self._demand(call.model, max_input_price, max_output_price, pin=pin, exclude=exclude, path=path)
         cap = self.config.max_cost if max_cost is None else max_cost
         if key is None:
-            return await self._find_and_place(path, raw, call, demand, cap, keep=keep)
+            return await self._find_and_place(asked, demand, cap, keep=keep)
         request = keys.fingerprint(path, raw)
         async with self._keys.setdefault(keys.check_key(key), asyncio.Lock()):
             known = await self._ledger.keyed(key)
             if known is None:
-                return await self._find_and_place(path, raw, call, demand, cap, keep=keep, named=(key, request))
+                return await self._find_and_place(asked, demand, cap, keep=keep, named=(key, request))
             keys.check_same(known, request)
             info, desk = await self._open_desk()
-            job = await take_up(desk, info.coordinator, known, (path, raw), call, keep_bytes=self._room(desk, keep))
+            job = await take_up(desk, info.coordinator, known, asked, keep_bytes=self._room(desk, keep))
             self._live.add(job)
             return job
 
-    async def _find_and_place(
-        self, path: str, raw: bytes, call: Call, demand: Demand, cap: Amount | None, *, keep: bool, named: Named = None
-    ) -> Job:
+    async def _find_and_place(self, asked: Asked, demand: Demand, cap: Amount | None, *, keep: bool, named: Named = None) -> Job:
         asks, remembered = await self._shortlists.get(demand)
         try:
-            return await self._place(path, raw, call, asks, cap, keep=keep, named=named)
+            return await self._place(asked, asks, cap, keep=keep, named=named)
         except Unavailable as error:
             self._shortlists.forget(demand)
             if not remembered or error.code not in _STALE:
                 raise
         asks, _ = await self._shortlists.get(demand)
-        return await self._place(path, raw, call, asks, cap, keep=keep, named=named)
+        return await self._place(asked, asks, cap, keep=keep, named=named)
 
     def _room(self, desk: Desk, keep: bool) -> int:
         return self.config.max_answer_bytes if keep or desk.proofs is not None else 0
 
     async def _place(
         self,
-        path: str,
-        body: bytes,
-        call: Call,
+        asked: Asked,
         asks: Sequence[Verified[Ask]],
         max_cost: Amount | None,
         *,
@@ -293,12 +301,12 @@ class Market:
     ) -> Job:
         info, desk = await self._open_desk()
         job, key = JobId(self._random(16)), ContentKey.new(self._random)
-        plain = join_request(RequestHead(path), body)
+        call, plain = asked.call, asked.plain
         commitment = commit_request(key.commitment_key, job, plain)
         drafts: list[tuple[Address, Terms]] = []
         for ask in self._sold(call, asks):
             wanted = call.most_output(self.config.default_max_output_tokens, ask.message.max_output_tokens)
-            terms = terms_for(ask, job=job, commitment=commitment, output_tokens=wanted, body_bytes=len(body))
+            terms = terms_for(ask, job=job, commitment=commitment, output_tokens=wanted, body_bytes=len(asked.body))
             drafts.append((ask.message.provider, terms))
         now = self._now()
         new = NewJob(
@@ -306,7 +314,7 @@ class Market:
             payer=self.address,
             job=job,
             model=call.model,
-            path=path,
+            path=asked.head.path,
             commitment_key=key.commitment_key,
             created_at=now,
             expires_at=now + self.config.start_seconds + self.config.run_seconds,

@@ -14,6 +14,7 @@ from tallystick.client.transport import Coordinator
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.routes import ALWAYS, CHAT, serves
 from tallystick.protocol.sealing import SUITES
 from tallystick.protocol.types import Address, parse_address
 
@@ -31,15 +32,24 @@ class Demand:
     max_output_price: int | None = None
     pin: frozenset[Address] = frozenset()
     exclude: frozenset[Address] = frozenset()
+    route: str | None = None
+    """A route that not every ask serves."""
 
     @classmethod
     def of(
-        cls, model: str, max_input_price: int | None, max_output_price: int | None, *, pin: Iterable[str], exclude: Iterable[str]
+        cls,
+        model: str,
+        max_input_price: int | None,
+        max_output_price: int | None,
+        *,
+        pin: Iterable[str],
+        exclude: Iterable[str],
+        path: str = CHAT,
     ) -> Demand:
         """A demand with addresses as people write them. Raises BadMessage."""
         pinned = frozenset(parse_address(address, "pin") for address in pin)
         excluded = frozenset(parse_address(address, "exclude") for address in exclude)
-        return cls(model, max_input_price, max_output_price, pinned, excluded)
+        return cls(model, max_input_price, max_output_price, pinned, excluded, None if path in ALWAYS else path)
 
     def to_json(self, payer: Address, limit: int) -> dict[str, Any]:
         """The body of POST /v1/shortlist."""
@@ -48,6 +58,8 @@ class Demand:
             body["maxInputPrice"] = int(self.max_input_price)
         if self.max_output_price is not None:
             body["maxOutputPrice"] = int(self.max_output_price)
+        if self.route is not None:
+            body["route"] = self.route
         if self.pin:
             body["providers"] = sorted(self.pin)
         if self.exclude:
@@ -66,6 +78,7 @@ _OBJECTIONS: tuple[tuple[str, Callable[[Demand, Ask, int], bool]], ...] = (
     ("output price above the maximum", lambda d, a, _: d.max_output_price is not None and a.output_price > d.max_output_price),
     ("a provider that was not asked for", lambda d, a, _: bool(d.pin) and a.provider not in d.pin),
     ("an excluded provider", lambda d, a, _: a.provider in d.exclude),
+    ("a route that it does not serve", lambda d, a, _: d.route is not None and not serves(a.spec.features, d.route)),
     ("an unknown sealing suite", lambda _, a, __: a.sealing_suite not in SUITES),
 )
 

@@ -292,13 +292,15 @@ class FakeMarket:
     async def _shortlist(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.shortlists.append(body)
-        known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "limit"}
+        known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "route", "limit"}
         assert body.keys() <= known
         parse_address(body["payer"])
         if self.refusals:
             return _refuse(self.refusals.pop(0))
         if body["model"] != MODEL:
             return _refuse(Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {body['model']!r}"))
+        if "route" in body:
+            return _refuse(Refusal(Code.NO_PROVIDER, f"no provider serves {body['route']}"))
         excluded = set(body.get("exclude", ()))
         asks = [entry for entry in self.asks() if not _is_of(entry, excluded)]
         if not asks:

@@ -134,9 +134,11 @@ async def test_body_limit(fake: FakeMarket, wallet: Signer, config: ClientConfig
 
 
 async def test_unknown_routes(http: httpx.AsyncClient) -> None:
-    """Unknown routes and wrong methods are 404s in OpenAI's shape."""
-    for answer in (await http.post("/v1/images/generations", json={}), await http.get(CHAT), await http.get("/")):
+    """Unknown routes and wrong methods are 404s in OpenAI's shape; a route that nobody serves is asked for in vain."""
+    for answer in (await http.post("/v1/Images", json={}), await http.get(CHAT), await http.get("/")):
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_route")
+    answer = await http.post("/v1/images/generations", json={"model": MODEL})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_provider")
 
 
 async def test_health(http: httpx.AsyncClient, wallet: Signer) -> None:

@@ -9,9 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.client.openai import (
-    CHAT,
-    COMPLETIONS,
-    EMBEDDINGS,
     Call,
     engine_error,
     error_event,
@@ -20,6 +17,7 @@ from tallystick.client.openai import (
     render_error,
 )
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, RESPONSES
 
 
 def call(path: str, **members: Any) -> Call:
@@ -69,13 +67,35 @@ def test_media_is_not_bounded_by_bytes() -> None:
     assert said == Call("m", stream=True, output_tokens=None, answers=1, bounded=True)
 
 
+def test_other_routes() -> None:
+    """Any path that can be a route is read for its model; only responses limit their output, and say when bytes bound tokens."""
+    assert call("/v1/rerank", query="q", documents=["a"]) == Call("m", stream=False, output_tokens=None, answers=1, bounded=False)
+    words = [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]
+    said = call(RESPONSES, input=words, max_output_tokens=5, stream=True)
+    assert said == Call("m", stream=True, output_tokens=5, answers=1, bounded=True)
+    assert call(RESPONSES, input="hi").bounded
+    picture = [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]
+    assert not call(RESPONSES, input=picture).bounded
+    assert not call(RESPONSES, input="hi", previous_response_id="r").bounded
+    form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--b--\r\n'
+    transcription = read_call("/v1/audio/transcriptions", form, "multipart/form-data; boundary=b")
+    assert transcription == Call("m", stream=False, output_tokens=None, answers=1, bounded=False)
+    for kind, says in (("text/plain", "content-type"), ("multipart/form-data", "boundary")):
+        with pytest.raises(BadMessage, match=says):
+            read_call("/v1/audio/transcriptions", form, kind)
+    for path in ("/v1", "/v1/", "/v1/../x", "/v1/x/../y", "/v1//x", "/health", "/v1/X", "/v1/x?y", "/v1/" + "x/" * 9 + "x"):
+        with pytest.raises(Refusal, match="routes are paths"):
+            call(path)
+
+
 @given(st.binary() | st.text().map(str.encode))
 @settings(deadline=None)
 def test_any_bytes(body: bytes) -> None:
     """Whatever bytes a caller sends, they are read or refused, never a crash."""
-    for path in (CHAT, COMPLETIONS, EMBEDDINGS):
-        with contextlib.suppress(BadMessage):
-            assert read_call(path, body).model
+    for path in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, "/v1/rerank"):
+        for kind in ("application/json", f"{FORM}; boundary=b"):
+            with contextlib.suppress(BadMessage):
+                assert read_call(path, body, kind).model
 
 
 @pytest.mark.parametrize(

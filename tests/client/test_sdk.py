@@ -248,7 +248,7 @@ async def test_body_limit_and_bad_bodies(market: Market, wallet: Signer, fake: F
     with pytest.raises(BadMessage, match="not JSON"):
         await market.submit(CHAT, b"hello")
     with pytest.raises(Refusal) as caught:
-        await market.submit("/v1/images", BODY)
+        await market.submit("/v1/../images", BODY)
     assert caught.value.code is Code.UNKNOWN_ROUTE
     with pytest.raises(BadMessage):
         await market.submit(CHAT, BODY, model="else")

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.requests import CHAT, COMPLETIONS, EMBEDDINGS, prepare
+from node.requests import prepare
 from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.messages import Spec
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from tallystick.protocol.wire import RequestHead, dumps, loads
 from tests.node.world import OFFER
 
@@ -82,6 +84,26 @@ def test_usage_is_asked_for_on_streams(fields: dict[str, Any], strip: bool) -> N
 def test_usage_is_not_asked_of_an_engine_that_can_not() -> None:
     """An engine without that option gets the request without it."""
     assert "stream_options" not in sent({"stream": True}, usage_option=False)
+
+
+def test_routes_that_the_ask_declares() -> None:
+    """They are served by asks that list them, with every field untouched but the model and a response's output limit."""
+    offer = replace(OFFER, upstream="org/model", spec=Spec(features=(RESPONSES, "/v1/rerank", "/v1/audio/transcriptions")))
+    asked = {"input": "hi", "max_output_tokens": 500, "stream": True}
+    call = prepare(RequestHead(RESPONSES), dumps(asked), offer, 100)
+    assert loads(call.body, "body") == asked | {"model": "org/model", "max_output_tokens": 100}
+    assert (call.stream, call.strip_usage, call.completes) == (True, False, False)
+    assert loads(prepare(RequestHead(RESPONSES), b"{}", offer, 100).body, "body")["max_output_tokens"] == 100
+    ranks = prepare(RequestHead("/v1/rerank"), dumps({"query": "q", "max_tokens": 7}), offer, 100)
+    assert loads(ranks.body, "body") == {"query": "q", "max_tokens": 7, "model": "org/model"}
+    kind = "multipart/form-data; boundary=b"
+    form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nmodel\r\n--b--\r\n'
+    heard = prepare(RequestHead("/v1/audio/transcriptions", kind), form, offer, 100)
+    assert (heard.body, heard.content_type) == (form.replace(b"model\r\n--b--", b"org/model\r\n--b--"), kind)
+    with pytest.raises(BadMessage, match="missing"):
+        prepare(RequestHead("/v1/audio/transcriptions", kind), b"--b--\r\n", offer, 100)
+    with pytest.raises(Refusal, match=r"serves .*, /v1/rerank"):
+        prepare(RequestHead("/v1/moderations"), b"{}", offer, 10)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions/../models", "http://elsewhere/v1/embeddings", ""])

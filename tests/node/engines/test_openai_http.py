@@ -9,8 +9,9 @@ from node.answers import UpstreamModel
 from node.engines.openai_http import EngineSettings, OpenAIEngine
 from node.meter import Counted
 from node.ports import End, Event, Head, Piece
-from node.requests import CHAT, EMBEDDINGS, Call
+from node.requests import Call
 from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.routes import CHAT, EMBEDDINGS, RESPONSES
 from tallystick.protocol.wire import dumps, loads
 from tests.node.engines.raw import Behaviour, Write, head, raw_server, says, then_hangs
 
@@ -116,6 +117,89 @@ async def test_whole_answers() -> None:
     vectors = dumps({"data": [], "usage": {"prompt_tokens": 3, "total_tokens": 3}})
     events = await ask(says(head(200, "application/json"), vectors), call)
     assert events[1] == End(vectors, counted=Counted(3, 0, 0))
+
+
+def _other(path: str, *, stream: bool = False, rename: tuple[str, str] | None = None) -> Call:
+    return Call(path, b"{}", stream=stream, strip_usage=False, rename=rename)
+
+
+def _event(kind: str, **members: object) -> bytes:
+    return f"event: {kind}\n".encode() + b"data: " + dumps({"type": kind} | members) + b"\n\n"
+
+
+async def test_a_streamed_response() -> None:
+    """OpenAI's Responses API: nothing is output before the first delta, usage is in the last event, no mark ends the stream."""
+    call = _other(RESPONSES, stream=True, rename=("org/model", "model"))
+    created = _event("response.created", response={"model": "org/model", "status": "in_progress"})
+    added = _event("response.output_item.added", item={"type": "message"})
+    words = [_event("response.output_text.delta", delta=word) for word in ("four", "five")]
+    usage = {"input_tokens": 9, "input_tokens_details": {"cached_tokens": 4}, "output_tokens": 2}
+    done = _event("response.completed", response={"model": "org/model", "status": "completed", "usage": usage})
+    sent: list[bytes] = []
+
+    async def behave(write: Write) -> None:
+        for part in (head(), created, added, *words, done):
+            await write(part)
+            await asyncio.sleep(0.02)
+
+    events = await ask(behave, call)
+    sent = [event.data for event in events if isinstance(event, Piece)]
+    assert [(event.output, event.text) for event in events if isinstance(event, Piece)] == [
+        (False, 0), (False, 0), (True, 4), (True, 4), (True, 0)
+    ]  # fmt: skip
+    assert b"org/model" not in b"".join(sent)
+    assert b"event: response.created\n" in sent[0]
+    assert sent[2:4] == words
+    assert events[-1] == End(counted=Counted(9, 4, 2))
+    limited = _event("response.incomplete", response={"status": "incomplete", "usage": usage})
+    assert (await ask(says(head(), *words, limited), _other(RESPONSES, stream=True)))[-1] == End(
+        counted=Counted(9, 4, 2), truncated=True
+    )
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (_event("response.output_text.delta", delta="x"),),
+        (_event("error", message="x"),),
+        (_event("response.failed", response={"status": "failed"}),),
+        (_event("response.completed", response={"status": "completed", "error": None}, error={"message": "x"}),),
+    ],
+    ids=["cut off", "error", "failed", "error in an end"],
+)
+async def test_a_response_that_fails(parts: tuple[bytes, ...]) -> None:
+    """A response that is cut off or says that it failed is a broken answer, not a whole one."""
+    with pytest.raises(Unavailable) as caught:
+        await ask(says(head(), *parts), _other(RESPONSES, stream=True))
+    assert caught.value.code is Code.ENGINE_UNAVAILABLE
+
+
+async def test_a_response_in_one_piece() -> None:
+    """Text, usage and end are read; the model's name is mapped back."""
+    output = [{"type": "message", "content": [{"type": "output_text", "text": "four"}]}]
+    document = {"model": "org/model", "status": "incomplete", "error": None, "output": output}
+    usage = {"usage": {"input_tokens": 3, "output_tokens": 1}}
+    call = _other(RESPONSES, rename=("org/model", "model"))
+    (_, end) = await ask(says(head(200, "application/json"), dumps(document | usage)), call)
+    assert end == End(dumps(document | usage | {"model": "model"}), 4, Counted(3, 0, 1), truncated=True)
+
+
+async def test_answers_that_are_not_completions() -> None:
+    """Ranks say their usage as a total; speech is bytes that pass through as they come, and a stream of unknown events too."""
+    ranks = dumps({"results": [{"index": 0, "relevance_score": 0.5}], "usage": {"total_tokens": 7}})
+    (_, end) = await ask(says(head(200, "application/json"), ranks), _other("/v1/rerank"))
+    assert end == End(ranks, counted=Counted(7, 0, 0))
+    speech = await ask(says(head(200, "audio/mpeg"), b"\xff\xfb" * 500), _other("/v1/audio/speech"))
+    assert speech[0] == Head(200, "audio/mpeg")
+    assert (body(speech), speech[-1]) == (b"\xff\xfb" * 500, End())
+    assert all(event.output for event in speech if isinstance(event, Piece))
+    parts = [_event("image_generation.partial_image", b64_json="aaaa"), b"data: 1\n\n"[:0]]
+    streamed = await ask(says(head(), *parts), _other("/v1/images/generations", stream=True))
+    assert (body(streamed), streamed[-1]) == (parts[0], End())
+    with pytest.raises(Unavailable):
+        await ask(says(head(200, "audio/mpeg"), bytes(3_000)), _other("/v1/audio/speech"))
+    with pytest.raises(Unavailable):
+        await ask(says(head(200, "audio/mpeg"), b"x"), _other("/v1/images/generations", stream=True))
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
