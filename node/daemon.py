@@ -19,7 +19,8 @@ from node.chainview import EscrowView
 from node.collector import Collector
 from node.config import EngineConfig, NodeConfig
 from node.courier import Courier
-from node.engines.discover import discover, look
+from node.engines.discover import Finding, discover, look
+from node.engines.kinds import Kind as EngineKind
 from node.engines.openai_http import OpenAIEngine
 from node.job import Pool
 from node.link import NodeLink
@@ -35,7 +36,7 @@ from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable, from_public
-from tallystick.protocol.messages import Spec
+from tallystick.protocol.messages import UNKNOWN
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import CancelReason, Kind, loads
@@ -185,7 +186,7 @@ class Shelf:
 
     def __init__(self, engines: Mapping[str, EngineConfig]) -> None:
         self._engines = engines
-        self._identified: dict[str, Spec] = {}
+        self._identified: dict[str, Finding] = {}
         self._missing: set[str] = set()
 
     async def __call__(self, name: str, models: tuple[UpstreamModel, ...]) -> Sequence[Offer]:
@@ -193,13 +194,17 @@ class Shelf:
         engine = self._engines[name]
         if name not in self._identified:
             self._identified[name] = await _identify(engine)
+        found = self._identified[name]
         contexts = {model.name: model.context_tokens for model in models}
+        contexts |= {
+            model.name: model.context_tokens for model in found.models if model.context_tokens and model.name in contexts
+        }
         listed = engine.models or tuple(engine.listed(model.name) for model in models)
         missing = {model.name for model in listed if contexts and model.name not in contexts}
         if missing - self._missing:
             log.warning("the engine does not list configured models", engine=name, models=sorted(missing))
         self._missing |= missing
-        return [engine.offer(model, contexts.get(model.name), self._identified[name]) for model in listed]
+        return [engine.offer(model, contexts.get(model.name), found.spec(model.name)) for model in listed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,10 +311,9 @@ async def _find_engines(environment: Mapping[str, str]) -> tuple[EngineConfig, .
     return tuple(EngineConfig(url=finding.url) for finding in found)
 
 
-async def _identify(engine: EngineConfig) -> Spec:
+async def _identify(engine: EngineConfig) -> Finding:
     """What kind of engine it is, as far as it says."""
     try:
-        finding = await look(engine.url, engine.settings(os.environ).api_key)
+        return await look(engine.url, engine.settings(os.environ).api_key)
     except Unavailable:
-        return Spec()
-    return Spec(engine=finding.kind.value, engine_version=finding.version)
+        return Finding(engine.url, EngineKind.OTHER, UNKNOWN, ())

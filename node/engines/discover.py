@@ -4,49 +4,41 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
 import orjson
 
 from node.answers import Malformed, UpstreamModel, read_models
+from node.engines.kinds import PATHS, USUAL, Kind, details, identify
 from tallystick.protocol.errors import Code, Fault, Unavailable
-from tallystick.protocol.messages import UNKNOWN
+from tallystick.protocol.messages import Spec
 
 TIMEOUT_SECONDS = 1.5
 NAMED_TIMEOUT_SECONDS = 10.0
 _MAX_BYTES = 4 << 20
 
 
-class Kind(str, Enum):
-    """What an engine is."""
-
-    OLLAMA = "ollama"
-    VLLM = "vllm"
-    SGLANG = "sglang"
-    LLAMA_CPP = "llama.cpp"
-    DEMO = "tally-demo"
-    OTHER = "openai-compatible"
-
-
-USUAL = ("http://127.0.0.1:11434", "http://127.0.0.1:8000", "http://127.0.0.1:30000", "http://127.0.0.1:8080")
-"""Where Ollama, vLLM, SGLang and llama.cpp listen unless told otherwise."""
-
-_OWNERS = {"vllm": Kind.VLLM, "sglang": Kind.SGLANG, "llamacpp": Kind.LLAMA_CPP, "tally-demo": Kind.DEMO}
-"""What engines write into `owned_by`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """An engine that answered. `version` is "unknown" where it does not say; `api_key` is what it was asked with."""
+    """An engine that answered. `version` is "unknown" where it does not say; `api_key` is what it was asked with.
+
+    `slots`: requests that it says it runs at once; `specs`: what it says of its models.
+    """
 
     url: str
     kind: Kind
     version: str
     models: tuple[UpstreamModel, ...]
     api_key: str | None = field(default=None, repr=False)
+    slots: int | None = None
+    specs: Mapping[str, Spec] = field(default_factory=dict)
+
+    def spec(self, model: str) -> Spec:
+        """What is known of a model: the engine, and what that says."""
+        known = self.specs.get(model, Spec())
+        return replace(known, engine=self.kind.value, engine_version=self.version)
 
 
 async def discover(environment: Mapping[str, str], urls: tuple[str, ...] = USUAL) -> list[Finding]:
@@ -70,23 +62,12 @@ async def look(url: str, api_key: str | None = None, *, seconds: float = TIMEOUT
             models = read_models(await _get(session, base + "/v1/models") or b"")
         except Malformed as error:
             raise Unavailable(Code.ENGINE_UNAVAILABLE, f"{url}: {error}", fault=Fault.ENGINE) from None
-        kind, version = await _identify(session, base, models)
-    return Finding(url, kind, version, models, api_key)
-
-
-async def _identify(session: aiohttp.ClientSession, base: str, models: tuple[UpstreamModel, ...]) -> tuple[Kind, str]:
-    """By what it calls itself, else by an endpoint that only this kind of engine has."""
-    kind = next((_OWNERS[model.owner.lower()] for model in models if model.owner.lower() in _OWNERS), None)
-    ollama, version = await asyncio.gather(_object(session, base + "/api/version"), _object(session, base + "/version"))
-    if kind is None and "version" in ollama:
-        return Kind.OLLAMA, _text(ollama, "version")
-    if kind is None:
-        props, info = await asyncio.gather(_object(session, base + "/props"), _object(session, base + "/get_model_info"))
-        if "default_generation_settings" in props:
-            return Kind.LLAMA_CPP, _text(props, "build_info")
-        if "model_path" in info:
-            kind = Kind.SGLANG
-    return kind or Kind.OTHER, _text(version, "version")
+        answers = await asyncio.gather(*(_object(session, base + path) for path in PATHS))
+    said = dict(zip(PATHS, answers, strict=True))
+    kind, version = identify(models, said)
+    told = details(kind, models, said)
+    models = tuple(replace(model, context_tokens=told.contexts.get(model.name, model.context_tokens)) for model in models)
+    return Finding(url, kind, version, models, api_key, told.slots, told.specs)
 
 
 async def _object(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
@@ -118,8 +99,3 @@ async def _rest(response: aiohttp.ClientResponse, body: bytes) -> bytes | None:
             return body
         body += more
     return None
-
-
-def _text(document: dict[str, Any], name: str) -> str:
-    value = document.get(name)
-    return value[:64] if isinstance(value, str) and value else UNKNOWN

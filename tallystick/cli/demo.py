@@ -210,7 +210,8 @@ async def _start_coordinator(stage: Stage, children: Children) -> None:
 
 async def _start_engines(stage: Stage, children: Children) -> Finding:
     """The engine that is named or found here, if it has a model; else a stand-in for each node."""
-    from node.engines.discover import Kind, discover, look
+    from node.engines.discover import discover, look
+    from node.engines.kinds import Kind
 
     found = await discover(os.environ)
     real = next((one for one in found if one.kind is not Kind.DEMO and one.models), None)
@@ -229,7 +230,7 @@ async def _start_stand_in(stage: Stage, children: Children, port: int) -> None:
 
 async def _start_node(stage: Stage, children: Children, name: str, found: Finding) -> None:
     """One node beside the engine that was found, or beside its own stand-in; ready when its asks are in the book."""
-    from node.engines.discover import Kind
+    from node.engines.kinds import Kind
 
     settings = {
         "coordinator": stage.url(stage.ports.coordinator),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,11 @@ from tallystick.runtime.keys import create_keystore, find_password, keystore_add
 
 if TYPE_CHECKING:
     from node.engines.discover import Finding
+    from node.engines.probe import Abilities
 
+MOST_PROBED = 8
+"""Models of one engine that are asked what they can do, unless there are more."""
+DEFAULT_SLOTS = 4
 COORDINATOR = "http://127.0.0.1:8420"
 
 
@@ -33,6 +37,8 @@ class Sale:
     input_price: Amount
     output_price: Amount
     why: str
+    abilities: Abilities | None = None
+    """None where it was not asked."""
 
     @property
     def sold_as(self) -> str:
@@ -52,9 +58,10 @@ def init(
     deployment: Annotated[
         Path | None, typer.Option(help="Deployment file; deployment.json in the home folder by default.")
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Jobs that each engine may run at once.")] = 4,
+    slots: Annotated[int | None, typer.Option(min=1, help="Jobs that each engine may run at once; what it says, else 4.")] = None,
     input_price: Annotated[str | None, typer.Option(help="Dollars per million input tokens, for every model.")] = None,
     output_price: Annotated[str | None, typer.Option(help="Dollars per million output tokens, for every model.")] = None,
+    no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not ask the models what they can do.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take what is found and suggested.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the config if it exists.")] = False,
     password_file: PasswordFile = None,
@@ -69,10 +76,17 @@ def init(
     quiet = yes or as_json
     where = coordinator_url or (COORDINATOR if quiet else typer.prompt("Coordinator", default=COORDINATOR, err=True))
     findings, market = asyncio.run(_look(engine or [], where))
+    abilities = {} if no_probe else asyncio.run(_probe(findings))
     if not quiet:
-        _show(findings)
+        _show(findings, abilities)
     given = [None if price is None else parse_amount(price) for price in (input_price, output_price)]
-    sales = {found.url: [_sale(model, market, *given, ask=not quiet) for model in found.models] for found in findings}
+    sales = {
+        found.url: [
+            replace(_sale(model, market, *given, ask=not quiet), abilities=abilities.get((found.url, model.name)))
+            for model in found.models
+        ]
+        for found in findings
+    }
     address = _wallet(wallet, password_file)
     path = (deployment or home() / "deployment.json").expanduser().absolute()
     file.write_text(_toml(where, path, findings, sales, slots))
@@ -101,6 +115,21 @@ async def _look(urls: list[str], coordinator: str) -> tuple[list[Finding], dict[
     return found, await _market(coordinator)
 
 
+async def _probe(findings: list[Finding]) -> dict[tuple[str, str], Abilities]:
+    """What the models can do, by engine and name: one model at a time, since an engine may have to load each."""
+    from node.engines.probe import probe
+
+    told: dict[tuple[str, str], Abilities] = {}
+    for found in findings:
+        if len(found.models) > MOST_PROBED:
+            err.print(f"{found.url} lists {len(found.models)} models: what they can do is for you to declare", highlight=False)
+            continue
+        for model in found.models:
+            with err.status(f"asking {model.name} what it can do …"):
+                told[found.url, model.name] = await probe(found.url, model.name, found.api_key)
+    return told
+
+
 async def _market(coordinator: str) -> dict[str, Any]:
     import aiohttp
 
@@ -115,13 +144,28 @@ async def _market(coordinator: str) -> dict[str, Any]:
         return {}
 
 
-def _show(findings: list[Finding]) -> None:
+def _show(findings: list[Finding], abilities: dict[tuple[str, str], Abilities]) -> None:
     rows = [
-        (found.url, f"{found.kind.value} {found.version}", model.name, model.context_tokens or "it does not say")
+        (
+            found.url,
+            f"{found.kind.value} {found.version}",
+            model.name,
+            model.context_tokens or "it does not say",
+            _can(abilities.get((found.url, model.name))),
+        )
         for found in findings
         for model in found.models
     ]
-    show_rows(("engine", "what it is", "model", "context"), rows, title="found here")
+    show_rows(("engine", "what it is", "model", "context", "can"), rows, title="found here")
+
+
+def _can(abilities: Abilities | None) -> str:
+    """What a model can do, in words."""
+    if abilities is None:
+        return "not asked"
+    streams = {"usage": ["streams with usage"], "yes": ["streams without usage"]}.get(abilities.streams, [])
+    words = [*(["chat"] if abilities.chat else []), *(["completions"] if abilities.completions else []), *streams]
+    return ", ".join((*words, *abilities.features)) or "nothing that was asked"
 
 
 def _sale(model: Any, market: dict[str, Any], given_input: Amount | None, given_output: Amount | None, *, ask: bool) -> Sale:
@@ -142,6 +186,21 @@ def _sale(model: Any, market: dict[str, Any], given_input: Amount | None, given_
     return Sale(model.name, model.context_tokens, prices[0], prices[1], why)
 
 
+def _usage_option(sales: list[Sale]) -> list[str]:
+    """Where streams come without a count although it was asked for, it need not be asked for."""
+    asked = [sale.abilities for sale in sales if sale.abilities is not None and sale.abilities.chat]
+    if not asked or any(abilities.streams == "usage" for abilities in asked):
+        return []
+    return ["# Its streams say no usage, so receipts of streams rest on the node's own estimate.", "usage_option = false"]
+
+
+def _features(sale: Sale) -> list[str]:
+    """What the model can do, for its ask."""
+    if sale.abilities is None or not sale.abilities.features:
+        return []
+    return ["[engines.models.spec]", f"features = {json.dumps(list(sale.abilities.features))}"]
+
+
 def _wallet(name: str, password_file: Path | None) -> str:
     path = keystore_path(name)
     if not path.exists():
@@ -152,13 +211,20 @@ def _wallet(name: str, password_file: Path | None) -> str:
 
 def _models(sales: list[Sale]) -> dict[str, Any]:
     told = [
-        {"name": s.name, "inputPrice": str(int(s.input_price)), "outputPrice": str(int(s.output_price)), "why": s.why}
+        {
+            "name": s.name,
+            "context": s.context,
+            "inputPrice": str(int(s.input_price)),
+            "outputPrice": str(int(s.output_price)),
+            "why": s.why,
+            "abilities": None if s.abilities is None else asdict(s.abilities),
+        }
         for s in sales
     ]
     return {"models": told}
 
 
-def _toml(coordinator: str, deployment: Path, findings: list[Finding], sales: dict[str, list[Sale]], slots: int) -> str:
+def _toml(coordinator: str, deployment: Path, findings: list[Finding], sales: dict[str, list[Sale]], slots: int | None) -> str:
     """The config with its comments. Names and addresses are quoted as JSON strings, which TOML takes."""
     lines = [
         "# A node's settings; node/example.toml in the source explains all that there are.",
@@ -176,7 +242,8 @@ def _toml(coordinator: str, deployment: Path, findings: list[Finding], sales: di
             f"url = {json.dumps(found.url)}",
             *(['api_key_env = "OPENAI_API_KEY"'] if found.api_key else []),
             "# Jobs that it may run at once.",
-            f"slots = {slots}",
+            f"slots = {slots or found.slots or DEFAULT_SLOTS}",
+            *_usage_option(sales[found.url]),
         ]
         for sale in sales[found.url]:
             lines += [
@@ -188,5 +255,6 @@ def _toml(coordinator: str, deployment: Path, findings: list[Finding], sales: di
                 f'input_price = "{format_amount(sale.input_price)}"',
                 f'output_price = "{format_amount(sale.output_price)}"',
                 *([f"context_tokens = {sale.context}"] if sale.context else []),
+                *_features(sale),
             ]
     return "\n".join(lines) + "\n"

@@ -4,7 +4,8 @@ import tomllib
 from pathlib import Path
 
 from node.config import load_config
-from node.engines.discover import Finding, Kind
+from node.engines.discover import Finding
+from node.engines.kinds import Kind
 from tallystick.cli.init import Sale, _toml
 from tallystick.protocol.types import Amount
 

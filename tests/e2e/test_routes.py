@@ -107,7 +107,9 @@ async def _node(folder: Path, site: processes.Site, engine: str) -> AsyncIterato
     process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.DEVNULL)
     try:
         async with httpx.AsyncClient(trust_env=False) as http:
-            while '"ask"' not in (await http.get(f"{site.coordinator}/v1/asks?model=all")).text:
+            for _ in range(300):
+                if '"ask"' in (await http.get(f"{site.coordinator}/v1/asks?model=all")).text:
+                    break
                 await asyncio.sleep(0.1)
         yield
     finally:
@@ -117,8 +119,8 @@ async def _node(folder: Path, site: processes.Site, engine: str) -> AsyncIterato
 
 @pytest.mark.timeout(120)
 async def test_every_kind_of_route(tmp_path: Path) -> None:
-    """Responses (also streamed), ranks, speech, transcriptions of a form, pictures: each reaches the engine, comes back as it was,
-    and is billed by the engine's own count or by the stated rule.
+    """Responses (also streamed), ranks, speech, transcriptions of a form, pictures: each reaches the engine, comes back as it
+    was, and is billed by the engine's own count or by the stated rule.
     """
     folder = tmp_path / "market"
     async with (

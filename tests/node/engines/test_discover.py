@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from node.answers import UpstreamModel
 from node.engines.demo import MODEL, build_app
-from node.engines.discover import Finding, Kind, discover, look
+from node.engines.discover import discover, look
+from node.engines.kinds import OLLAMA_CONTEXT, USUAL, Kind
 from node.engines.openai_http import EngineSettings
 from tallystick.protocol.errors import Unavailable
 from tallystick.runtime.serving import serving
@@ -23,10 +23,10 @@ NOWHERE = "http://127.0.0.1:1"
 
 
 @asynccontextmanager
-async def engine(owner: str = "me", key: str | None = None, **endpoints: dict[str, Any]) -> AsyncIterator[str]:
-    """A server that lists one model, owned by `owner`, and answers these endpoints (slashes as underscores)."""
+async def engine(owner: str = "me", key: str | None = None, said: dict[str, Any] | None = None) -> AsyncIterator[str]:
+    """A server that lists one model, owned by `owner`, and answers these paths."""
 
-    def answer(document: dict[str, Any]) -> Callable[[Request], Any]:
+    def answer(document: Any) -> Callable[[Request], Any]:
         async def respond(request: Request) -> JSONResponse:
             allowed = key is None or request.headers.get("authorization") == f"Bearer {key}"
             return JSONResponse(document if allowed else {}, 200 if allowed else 401)
@@ -35,27 +35,77 @@ async def engine(owner: str = "me", key: str | None = None, **endpoints: dict[st
 
     models = {"data": [{"id": "model", "owned_by": owner, "max_model_len": 4_096}]}
     routes = [Route("/v1/models", answer(models))]
-    routes += [Route("/" + path.replace("__", "/"), answer(document)) for path, document in endpoints.items()]
+    routes += [Route(path, answer(document)) for path, document in (said or {}).items()]
     async with serving(Starlette(routes=routes), "127.0.0.1", 0) as port:
         yield f"http://127.0.0.1:{port}"
 
 
+OLLAMA = {"/api/version": {"version": "0.12.0"}}
+VLLM = {"/version": {"version": "0.11.2"}}
+LOADED = {"/api/ps": {"models": [{"name": "model", "context_length": 32_768}]}}
+LLAMA = {"/props": {"default_generation_settings": {"n_ctx": 2_048}, "total_slots": 3, "build_info": "b7000"}}
+STUDIO = {"id": "model", "type": "llm", "quantization": "Q4_K_M", "state": "loaded", "max_context_length": 131_072}
+INFO = {"model_id": "m", "model_sha": "abc", "model_dtype": "bfloat16", "max_concurrent_requests": 128, "version": "3.3.6"}
+SGLANG = {"model_path": "org/model"}
+
+
 @pytest.mark.parametrize(
-    ("owner", "endpoints", "kind", "version"),
+    ("owner", "said", "kind", "version"),
     [
-        ("vllm", {"version": {"version": "0.11.2"}}, Kind.VLLM, "0.11.2"),
+        ("vllm", VLLM, Kind.VLLM, "0.11.2"),
         ("sglang", {}, Kind.SGLANG, "unknown"),
-        ("org", {"get_model_info": {"model_path": "org/model"}}, Kind.SGLANG, "unknown"),
+        ("org", {"/get_model_info": SGLANG}, Kind.SGLANG, "unknown"),
         ("llamacpp", {}, Kind.LLAMA_CPP, "unknown"),
-        ("me", {"props": {"default_generation_settings": {}, "build_info": "b7000"}}, Kind.LLAMA_CPP, "b7000"),
-        ("library", {"api__version": {"version": "0.12.0"}}, Kind.OLLAMA, "0.12.0"),
+        ("me", LLAMA, Kind.LLAMA_CPP, "b7000"),
+        ("library", OLLAMA, Kind.OLLAMA, "0.12.0"),
+        ("organization_owner", {"/api/v0/models": {"data": [STUDIO]}}, Kind.LM_STUDIO, "unknown"),
+        ("org/model", {"/info": INFO | {"max_total_tokens": 8_192}}, Kind.TGI, "3.3.6"),
+        ("tensorrt_llm", {"/version": {"version": "1.1.0"}}, Kind.TENSORRT_LLM, "1.1.0"),
+        ("Triton Inference Server", {}, Kind.TRITON, "unknown"),
+        ("vllm", VLLM | {"/v1/metadata": {"modelInfo": [], "version": "2.0.1"}}, Kind.NIM, "2.0.1"),
+        ("openai", {"/health/readiness": {"status": "healthy", "litellm_version": "1.106.2"}}, Kind.LITELLM, "1.106.2"),
+        ("", OLLAMA | {"/system": {"backends": []}, "/version": {"version": "v3.8.0"}}, Kind.LOCALAI, "v3.8.0"),
+        ("user", {"/v1/internal/model/info": {"model_name": "m", "loader": "ExLlamav3"}}, Kind.WEBUI, "unknown"),
+        ("vllm", VLLM | {"/schema.json": {"name": "llm", "routes": []}}, Kind.BENTOML, "0.11.2"),
+        ("vllm", VLLM | {"/-/routes": {"/": "llm"}}, Kind.RAY_SERVE, "0.11.2"),
         ("me", {}, Kind.OTHER, "unknown"),
+        ("me", {"/props": [], "/info": "text", "/api/version": {}}, Kind.OTHER, "unknown"),
     ],
 )
-async def test_engines_are_told_apart(owner: str, endpoints: dict[str, Any], kind: Kind, version: str) -> None:
+async def test_engines_are_told_apart(owner: str, said: dict[str, Any], kind: Kind, version: str) -> None:
     """Each kind of engine is known by what it says of itself, or by an endpoint that only it has."""
-    async with engine(owner, **endpoints) as url:
-        assert await look(url) == Finding(url, kind, version, (UpstreamModel("model", 4_096, owner),))
+    async with engine(owner, said=said) as url:
+        found = await look(url)
+    assert (found.url, found.kind, found.version) == (url, kind, version)
+    assert [(model.name, model.owner) for model in found.models] == [("model", owner)]
+    assert (found.spec("model").engine, found.spec("model").engine_version) == (kind.value, version)
+
+
+@pytest.mark.parametrize(
+    ("said", "slots", "context", "precision"),
+    [
+        (LLAMA, 3, 2_048, "unknown"),
+        (OLLAMA, None, OLLAMA_CONTEXT, "unknown"),
+        (OLLAMA | LOADED, None, 32_768, "unknown"),
+        ({"/api/v0/models": {"data": [STUDIO]}}, None, 131_072, "Q4_K_M"),
+        ({"/api/v0/models": {"data": [STUDIO | {"loaded_context_length": 8_192}, 7]}}, None, 8_192, "Q4_K_M"),
+        ({"/info": INFO | {"max_total_tokens": 8_192}}, 128, 8_192, "bfloat16"),
+        ({"/get_model_info": SGLANG, "/get_server_info": {"max_running_requests": 64, "dtype": "fp8"}}, 64, 4_096, "fp8"),
+        ({"/get_model_info": SGLANG, "/get_server_info": {"max_running_requests": True}}, None, 4_096, "unknown"),
+    ],
+)
+async def test_what_engines_say_of_themselves(said: dict[str, Any], slots: int | None, context: int, precision: str) -> None:
+    """How many requests at once, how long a context really is, what precision: read where the engine tells it, never guessed."""
+    async with engine(said=said) as url:
+        found = await look(url)
+    assert (found.slots, found.models[0].context_tokens, found.spec("model").precision) == (slots, context, precision)
+
+
+def test_the_usual_ports() -> None:
+    """Every engine that can be told apart has its port among those that are asked."""
+    assert {url.rpartition(":")[2] for url in USUAL} == {
+        "11434", "8000", "30000", "8080", "1234", "3000", "4000", "5000", "9000",
+    }  # fmt: skip
 
 
 async def test_only_what_answers_is_found() -> None:

@@ -1,0 +1,156 @@
+"""What engines say of themselves: the endpoints that tell them apart, and what else can be read there. Pure.
+
+Each entry follows the engine's own documentation or source; tests/node/engines/test_discover.py holds what each was seen to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from node.answers import UpstreamModel
+from tallystick.protocol.messages import UNKNOWN, Spec
+
+Documents = Mapping[str, dict[str, Any]]
+"""What an engine answered, by path; an empty object where it did not."""
+
+
+class Kind(str, Enum):
+    """What an engine is."""
+
+    OLLAMA = "ollama"
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    LLAMA_CPP = "llama.cpp"
+    LM_STUDIO = "lm-studio"
+    TGI = "tgi"
+    TENSORRT_LLM = "tensorrt-llm"
+    TRITON = "triton"
+    NIM = "nim"
+    LITELLM = "litellm"
+    LOCALAI = "localai"
+    WEBUI = "text-generation-webui"
+    BENTOML = "bentoml"
+    RAY_SERVE = "ray-serve"
+    DEMO = "tally-demo"
+    OTHER = "openai-compatible"
+
+
+USUAL = tuple(f"http://127.0.0.1:{port}" for port in (11434, 8000, 30000, 8080, 1234, 3000, 4000, 5000, 9000))
+"""Where they listen unless told otherwise: Ollama; vLLM, TensorRT-LLM, NIM, Ray Serve; SGLang; llama.cpp, LocalAI, TGI;
+LM Studio; BentoML; LiteLLM; text-generation-webui; Triton's OpenAI frontend.
+"""
+
+OWNERS = {
+    "vllm": Kind.VLLM,
+    "sglang": Kind.SGLANG,
+    "llamacpp": Kind.LLAMA_CPP,
+    "tensorrt_llm": Kind.TENSORRT_LLM,
+    "triton inference server": Kind.TRITON,
+    "tally-demo": Kind.DEMO,
+}
+"""What engines write into `owned_by`, in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """An endpoint that only one kind of engine has: its path, a member of what it answers, and where that has the version."""
+
+    kind: Kind
+    path: str
+    member: str
+    version: str = ""
+
+
+FIRST = (
+    Sign(Kind.NIM, "/v1/metadata", "modelInfo", "version"),
+    Sign(Kind.LITELLM, "/health/readiness", "litellm_version", "litellm_version"),
+    Sign(Kind.RAY_SERVE, "/-/routes", "/"),
+    Sign(Kind.BENTOML, "/schema.json", "routes"),
+)
+"""Those that stand before another engine and pass on what it says of itself; they are asked before anybody is believed."""
+THEN = (
+    Sign(Kind.LM_STUDIO, "/api/v0/models", "data"),
+    Sign(Kind.LOCALAI, "/system", "backends"),
+    Sign(Kind.WEBUI, "/v1/internal/model/info", "loader"),
+    Sign(Kind.TGI, "/info", "max_total_tokens", "version"),
+    Sign(Kind.OLLAMA, "/api/version", "version", "version"),
+    Sign(Kind.LLAMA_CPP, "/props", "default_generation_settings", "build_info"),
+    Sign(Kind.SGLANG, "/get_model_info", "model_path"),
+)
+PATHS = (*(sign.path for sign in (*FIRST, *THEN)), "/version", "/api/ps", "/get_server_info")
+
+
+def identify(models: tuple[UpstreamModel, ...], said: Documents) -> tuple[Kind, str]:
+    """What kind of engine it is, and its version."""
+    for sign in FIRST:
+        if sign.member in said[sign.path]:
+            return sign.kind, _text(said[sign.path], sign.version) if sign.version else _text(said["/version"], "version")
+    kind = next((OWNERS[model.owner.lower()] for model in models if model.owner.lower() in OWNERS), None)
+    for sign in THEN:
+        if sign.member in said[sign.path] and kind in (None, sign.kind):
+            version = _text(said[sign.path], sign.version) if sign.version else _text(said["/version"], "version")
+            return sign.kind, version
+    return kind or Kind.OTHER, _text(said["/version"], "version")
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What is known of an engine beyond its kind. `slots`: requests that it runs at once; by model: context length and spec."""
+
+    slots: int | None = None
+    contexts: Mapping[str, int] = field(default_factory=dict)
+    specs: Mapping[str, Spec] = field(default_factory=dict)
+
+
+OLLAMA_CONTEXT = 4_096
+"""What Ollama gives a model that is not loaded, whatever the model could take; a longer prompt it silently cuts."""
+
+
+def details(kind: Kind, models: tuple[UpstreamModel, ...], said: Documents) -> Details:
+    """Reads them from what the engine answered."""
+    names = [model.name for model in models]
+    if kind is Kind.LLAMA_CPP:
+        settings = said["/props"].get("default_generation_settings")
+        context = _count(settings, "n_ctx") if isinstance(settings, dict) else None
+        return Details(_count(said["/props"], "total_slots"), dict.fromkeys(names, context) if context else {})
+    if kind is Kind.TGI:
+        info = said["/info"]
+        spec = Spec(precision=_text(info, "model_dtype"), revision=_text(info, "model_sha"))
+        context = _count(info, "max_total_tokens")
+        return Details(
+            _count(info, "max_concurrent_requests"), dict.fromkeys(names, context) if context else {}, dict.fromkeys(names, spec)
+        )
+    if kind is Kind.OLLAMA:
+        loaded = {_text(one, "name"): _count(one, "context_length") for one in _list(said["/api/ps"], "models")}
+        return Details(contexts={name: loaded.get(name) or OLLAMA_CONTEXT for name in names})
+    if kind is Kind.LM_STUDIO:
+        listed = {_text(one, "id"): one for one in _list(said["/api/v0/models"], "data")}
+        known = {name: listed[name] for name in names if name in listed}
+        sizes = {name: _count(one, "loaded_context_length") or _count(one, "max_context_length") for name, one in known.items()}
+        return Details(
+            contexts={name: size for name, size in sizes.items() if size},
+            specs={name: Spec(precision=_text(one, "quantization")) for name, one in known.items()},
+        )
+    if kind is Kind.SGLANG:
+        server = said["/get_server_info"]
+        spec = Spec(precision=_text(server, "dtype"), kv_precision=_text(server, "kv_cache_dtype"))
+        return Details(_count(server, "max_running_requests"), specs=dict.fromkeys(names, spec))
+    return Details()
+
+
+def _text(document: Mapping[str, Any], name: str) -> str:
+    value = document.get(name)
+    return value[:64] if isinstance(value, str) and value else UNKNOWN
+
+
+def _count(document: Mapping[str, Any], name: str) -> int | None:
+    value = document.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31 else None
+
+
+def _list(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    value = document.get(name)
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
