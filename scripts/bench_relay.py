@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -23,12 +22,11 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from scripts.peers import LITELLM, install
 from scripts.relay import load, processes
 from scripts.relay.load import Times, percentile
 from tallystick.protocol.eip712 import Signer
 
-LITELLM = "litellm[proxy]==1.106.2"
-BUILD = Path(__file__).parent.parent / "build" / "litellm"
 STREAMS, CHUNKS = 64, 200
 
 Figures = dict[str, float | None]
@@ -56,7 +54,7 @@ def main() -> int:
     parser.add_argument("--no-litellm", action="store_true", help="leave LiteLLM out")
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
-    peer = None if options.no_litellm or options.quick else _install_litellm()
+    peer = None if options.no_litellm or options.quick else install(*LITELLM)
     os.environ.setdefault("PYTHONHASHSEED", "0")
     processes.pin(os.getpid(), processes.LOAD)
     with tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder:
@@ -66,23 +64,6 @@ def main() -> int:
     else:
         _show(figures)
     return 0
-
-
-def _install_litellm() -> Path | None:
-    """The proxy's command in an environment of its own; None, with a word on stderr, if it cannot be installed."""
-    command = BUILD / "bin" / "litellm"
-    if not command.exists():
-        print(f"installing {LITELLM} into {BUILD} (once) …", file=sys.stderr)
-        pip = [str(Path(sys.base_prefix) / "bin" / "python3"), "-m", "pip"]
-        steps = (
-            [sys.executable, "-m", "venv", "--without-pip", str(BUILD)],
-            [*pip, "--python", str(BUILD / "bin" / "python"), "install", "--quiet", LITELLM],
-        )
-        for step in steps:
-            if subprocess.run(step, check=False, stderr=subprocess.DEVNULL).returncode != 0:
-                print("LiteLLM cannot be installed here, so its figures are null", file=sys.stderr)
-                return None
-    return command
 
 
 async def _measure(folder: Path, size: Size, peer: Path | None) -> Figures:
@@ -159,7 +140,7 @@ async def _litellm(figures: Figures, folder: Path, mock: str, peer: Path | None,
     figures |= dict.fromkeys(names)
     if peer is None:
         return
-    async with processes.litellm(folder, mock, peer) as (url, pid):
+    async with processes.litellm(folder, mock, peer / "litellm") as (url, pid):
         await load.ask(url, requests=20, at_once=4)
         direct = await load.ask(mock, requests=60, at_once=1, chunks=4)
         theirs = await load.ask(url, requests=60, at_once=1, chunks=4)

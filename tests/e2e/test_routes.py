@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,8 @@ from starlette.routing import Route
 from scripts.relay import processes
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.forms import read_field
-from tallystick.runtime.keys import create_keystore
 from tallystick.runtime.serving import serving
-from tests.e2e.conftest import TALLY, clean_environment
+from tests.e2e.nodes import node_beside
 
 SPEECH = bytes(range(256)) * 300
 USAGE = {"input_tokens": 9, "output_tokens": 4, "total_tokens": 13}
@@ -90,31 +87,18 @@ async def _paced(lines: list[bytes]) -> AsyncIterator[bytes]:
         await asyncio.sleep(0.01)
 
 
-@asynccontextmanager
-async def _node(folder: Path, site: processes.Site, engine: str) -> AsyncIterator[None]:
-    """A provider that sells all routes of that engine as the model `all`."""
-    create_keystore(folder / "keys" / "all.json", "x" * 12)
-    (folder / "all.password").write_text("x" * 12)
-    config = folder / "all.toml"
-    routes = ["responses", "rerank", "audio/speech", "audio/transcriptions", "images/generations"]
-    config.write_text(
-        f'coordinator = "{site.coordinator}"\ndeployment = "{folder}/deployment.json"\nstate = "{folder}/all"\n'
-        f'[[engines]]\nurl = "{engine}"\n[engines.spec]\nfeatures = {[f"/v1/{route}" for route in routes]}\n'
-        '[[engines.models]]\nname = "engine/all"\nsell_as = "all"\ninput_price = "1"\noutput_price = "1"\n'
-    )
-    command = (*TALLY, "node", "run", "--config", str(config), "--wallet", str(folder / "keys" / "all.json"))
-    environment = clean_environment() | {"TALLYSTICK_PASSWORD_FILE": str(folder / "all.password")}
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.DEVNULL)
-    try:
-        async with httpx.AsyncClient(trust_env=False) as http:
-            for _ in range(300):
-                if '"ask"' in (await http.get(f"{site.coordinator}/v1/asks?model=all")).text:
-                    break
-                await asyncio.sleep(0.1)
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0
+ROUTES = ["responses", "rerank", "audio/speech", "audio/transcriptions", "images/generations"]
+ENGINES = f"""
+[[engines]]
+url = "URL"
+[engines.spec]
+features = {[f"/v1/{route}" for route in ROUTES]}
+[[engines.models]]
+name = "engine/all"
+sell_as = "all"
+input_price = "1"
+output_price = "1"
+"""
 
 
 @pytest.mark.timeout(120)
@@ -127,7 +111,7 @@ async def test_every_kind_of_route(tmp_path: Path) -> None:
         processes.upstream() as mock,
         processes.market(folder, mock) as site,
         serving(_engine(), "127.0.0.1", 0) as port,
-        _node(folder, site, f"http://127.0.0.1:{port}"),
+        node_beside(folder, site, ENGINES.replace("URL", f"http://127.0.0.1:{port}"), model="all"),
         AsyncOpenAI(base_url=f"{site.gateway}/v1", api_key="unused", max_retries=0) as client,
         httpx.AsyncClient(base_url=site.gateway, trust_env=False) as http,
     ):

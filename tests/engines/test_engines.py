@@ -1,0 +1,163 @@
+"""Real engines behind a real market: what each is found to be, and that its work is sold, counted, cancelled and survived."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import AsyncOpenAI, OpenAIError
+
+from node.engines.discover import look
+from node.engines.probe import probe
+from scripts.relay import processes
+from tests.e2e.nodes import node_beside, sells
+from tests.engines.conftest import WANTED
+from tests.engines.real import LARGE, QUICK, Engine
+
+ENGINES = QUICK | (LARGE if WANTED == "all" else {})
+SAY: Any = [{"role": "user", "content": "def "}]
+
+
+def _toml(engine: Engine) -> str:
+    extra = f'[[engines]]\nname = "vectors"\nurl = "{engine.embeddings}"\n' if engine.embeddings else ""
+    extra += f'[[engines.models]]\nname = "{engine.model}"\nsell_as = "vectors"\n' if engine.embeddings else ""
+    features = sorted(engine.features)
+    usage = "" if engine.streams == "usage" else "usage_option = false\n"
+    return (
+        f'[[engines]]\nname = "main"\nurl = "{engine.process.url}/v1"\nslots = 2\n{usage}[engines.spec]\nfeatures = {features}\n'
+        f'[[engines.models]]\nname = "{engine.model}"\nsell_as = "tinycode"\ninput_price = "1"\noutput_price = "1"\n'
+        f"max_output_tokens = 450\n{extra}"
+    )
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ENGINES)
+async def test_a_real_engine(name: str, tmp_path: Path) -> None:
+    """Found for what it is; chat, stream, cancel, embeddings; each receipt with the engine's own count; killed and back."""
+    async with ENGINES[name](tmp_path) as engine:
+        await _is_found(engine)
+        folder = tmp_path / "market"
+        async with (
+            processes.upstream() as mock,
+            processes.market(folder, mock) as site,
+            node_beside(folder, site, _toml(engine), model="tinycode") as node,
+            AsyncOpenAI(base_url=f"{site.gateway}/v1", api_key="unused", max_retries=0, timeout=120) as client,
+            httpx.AsyncClient(base_url=site.gateway, trust_env=False, timeout=120) as http,
+        ):
+            await _chats(client, http, engine)
+            await _streams(client, http, engine)
+            await _is_cancelled(site, http, engine)
+            if engine.embeddings:
+                await _embeds(site, client)
+            await _is_killed(site, client, http, engine)
+            assert node.returncode is None
+
+
+async def _is_found(engine: Engine) -> None:
+    """By asking it, as `tally node init` does."""
+    found = await look(engine.process.url, seconds=30)
+    able = await probe(engine.process.url, engine.model)
+    print(found.kind.value, found.version, found.slots, [model.context_tokens for model in found.models], able)  # noqa: T201
+    assert found.kind is engine.kind
+    assert (able.chat, able.streams) == (True, engine.streams)
+    assert engine.features <= set(able.features)
+    if engine.context:
+        assert [model.context_tokens for model in found.models] == [engine.context]
+
+
+async def _receipt(http: httpx.AsyncClient, job: str) -> dict[str, Any]:
+    """What the job's receipt says, once the client has it."""
+    for _ in range(200):
+        story = (await http.get(f"/tally/jobs/{job}")).json()
+        if story.get("receipt"):
+            return dict(story["receipt"]["typedData"]["message"])
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"no receipt: {story}")
+
+
+def _billed(receipt: dict[str, Any]) -> tuple[int, int]:
+    return receipt["inputTokens"], receipt["outputTokens"]
+
+
+async def _chats(client: AsyncOpenAI, http: httpx.AsyncClient, engine: Engine) -> None:
+    raw = await client.chat.completions.with_raw_response.create(model="tinycode", messages=SAY, max_tokens=20)
+    answer, receipt = raw.parse(), await _receipt(http, raw.headers["x-tally-job"])
+    assert answer.usage is not None
+    assert _billed(receipt) == (answer.usage.prompt_tokens, answer.usage.completion_tokens)
+    assert (answer.choices[0].finish_reason, answer.model) == ("length", "tinycode")
+    assert raw.headers["x-tally-cost"] == str(answer.usage.total_tokens)
+    assert engine.model == "tinycode" or engine.model not in raw.text
+
+
+async def _streams(client: AsyncOpenAI, http: httpx.AsyncClient, engine: Engine) -> None:
+    options: Any = {"stream_options": {"include_usage": True}} if engine.streams == "usage" else {}
+    stream: Any = await client.chat.completions.create(model="tinycode", messages=SAY, max_tokens=30, stream=True, **options)
+    job, text, usage = stream.response.headers["x-tally-job"], "", None
+    async for chunk in stream:
+        text += "".join(choice.delta.content or "" for choice in chunk.choices)
+        usage = chunk.usage or usage
+    receipt = await _receipt(http, job)
+    assert text
+    if engine.streams == "usage":
+        assert usage is not None
+        assert _billed(receipt) == (usage.prompt_tokens, usage.completion_tokens)
+    else:
+        assert 0 < receipt["outputTokens"] <= len(text)
+
+
+async def _is_cancelled(site: processes.Site, http: httpx.AsyncClient, engine: Engine) -> None:
+    """A client that leaves stops the engine, and pays for what it had."""
+    body = {"model": "tinycode", "messages": SAY, "max_tokens": 440, "stream": True} | engine.slow
+    async with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        job = response.headers["x-tally-job"]
+        async for _ in response.aiter_raw():
+            break
+    receipt = await _receipt(http, job)
+    if receipt["outcome"] == 0 or receipt["outcome"] == 1:
+        pytest.skip("the engine was faster than the client could leave")
+    assert receipt["outcome"] == 2, "client_cancelled"
+    assert 0 < receipt["outputTokens"] < 440
+    async with httpx.AsyncClient(trust_env=False) as direct:
+        for _ in range(20):
+            slots = (await direct.get(f"{engine.process.url}/slots")).json() if engine.kind.value == "llama.cpp" else []
+            if not any(slot["is_processing"] for slot in slots):
+                break
+            await asyncio.sleep(0.05)
+        else:
+            raise AssertionError(f"the engine goes on: {slots}")
+
+
+async def _embeds(site: processes.Site, client: AsyncOpenAI) -> None:
+    await sells(site, "vectors")
+    raw = await client.embeddings.with_raw_response.create(model="vectors", input="def add(a, b):", encoding_format="float")
+    vectors = raw.parse()
+    assert len(vectors.data[0].embedding) == 256
+    assert (vectors.usage.prompt_tokens, vectors.model) == (vectors.usage.total_tokens, "vectors")
+    assert vectors.usage.prompt_tokens > 0
+
+
+async def _read_until_killed(stream: AsyncIterator[Any], engine: Engine) -> None:
+    async for _ in stream:
+        await engine.process.kill()
+
+
+async def _is_killed(site: processes.Site, client: AsyncOpenAI, http: httpx.AsyncClient, engine: Engine) -> None:
+    """An engine that dies in the middle of an answer: the client is told, nothing is charged, and the next one is sold."""
+    stream: Any = await client.chat.completions.create(
+        model="tinycode", messages=SAY, max_tokens=440, stream=True, extra_body=engine.slow
+    )
+    job = stream.response.headers["x-tally-job"]
+    with pytest.raises((OpenAIError, httpx.HTTPError)):
+        await _read_until_killed(stream, engine)
+    receipt = await _receipt(http, job)
+    assert (receipt["outcome"], receipt["cost"]) == (3, "0"), "provider_error"
+    await sells(site, "tinycode", yes=False)
+    refused = await http.post("/v1/chat/completions", json={"model": "tinycode", "messages": SAY})
+    assert refused.status_code in (404, 503), refused.text
+    await engine.process.start()
+    await sells(site, "tinycode")
+    await _chats(client, http, engine)
