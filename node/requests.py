@@ -63,6 +63,7 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     elif head.path == RESPONSES:
         given = _count(fields, "max_output_tokens")
         fields["max_output_tokens"] = max_output_tokens if given is None else min(given, max_output_tokens)
+        fields.setdefault("stream", False)  # some engines stream unless told not to
     asks_usage = stream and offer.usage_option and head.path in (CHAT, COMPLETIONS)
     strip = _ask_usage(fields) if asks_usage else False
     return Call(head.path, dumps(fields), bool(stream), strip, rename)

@@ -66,7 +66,7 @@ class Sign:
 
 FIRST = (
     Sign(Kind.NIM, "/v1/metadata", "modelInfo", "version"),
-    Sign(Kind.LITELLM, "/health/readiness", "litellm_version", "litellm_version"),
+    Sign(Kind.LITELLM, "/health/readiness", "db", "litellm_version"),
     Sign(Kind.RAY_SERVE, "/-/routes", "/"),
     Sign(Kind.BENTOML, "/schema.json", "routes"),
 )

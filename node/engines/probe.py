@@ -58,7 +58,7 @@ async def probe(url: str, model: str, api_key: str | None = None, *, seconds: fl
             ask(CHAT, _has_logprobs, **small, logprobs=True, top_logprobs=1),
             ask(CHAT, _has("choices"), **(small | {"max_tokens": 8}), response_format=_SCHEMA),
             ask(EMBEDDINGS, _has("data"), input="Hi"),
-            ask(RESPONSES, _has("output"), input="Hi", max_output_tokens=16),
+            ask(RESPONSES, _has("output"), input="Hi", max_output_tokens=16, stream=False),
             ask(RERANK, _has("results"), query="a", documents=["a", "b"]),
             ask(SPEECH, lambda kind, _: kind.startswith("audio/"), input="a", voice="alloy"),
         )
