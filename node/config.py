@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from node.engines.openai_http import EngineSettings
 from node.job import Deadlines
 from node.link import LinkSettings, node_url
 from node.offers import Offer
+from node.prices import PriceRule, adjusted
 from node.tabs import Exposure
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import UNKNOWN, Spec
@@ -68,12 +70,14 @@ class EngineConfig:
     api_key: str | None = field(default=None, repr=False)
     api_key_env: str | None = None
     slots: int = 4
+    max_slots: int | None = None
     models: tuple[ModelConfig, ...] = ()
     input_price: Amount | None = None
     cached_input_price: Amount | None = None
     output_price: Amount | None = None
     limit_field: str = "max_tokens"
     usage_option: bool = True
+    price_rules: tuple[PriceRule, ...] = ()
     spec: Spec = field(default_factory=Spec)
 
     def __post_init__(self) -> None:
@@ -81,6 +85,8 @@ class EngineConfig:
             raise BadMessage(f"config: engines: url: expected an http:// or https:// address, got {self.url!r}")
         if self.slots < 1:
             raise BadMessage("config: engines: slots: expected at least 1")
+        if self.max_slots is not None and self.max_slots < self.slots:
+            raise BadMessage("config: engines: max_slots: expected at least as many as slots, from where learning begins")
         if self.limit_field not in ("max_tokens", "max_completion_tokens"):
             raise BadMessage("config: engines: limit_field: expected max_tokens or max_completion_tokens")
 
@@ -99,14 +105,14 @@ class EngineConfig:
         host = urlsplit(self.url).hostname or ""
         return EngineSettings(self.url, key, trust_env=host not in ("localhost", "127.0.0.1", "::1"))
 
-    def offer(self, model: ModelConfig, context: int | None, found: Spec) -> Offer:
-        """What is sold of a model, where the engine told its context length and what it is."""
+    def offer(self, model: ModelConfig, context: int | None, found: Spec, when: datetime, load: float) -> Offer:
+        """What is sold of a model at this moment, with this share of the slots taken. `context`, `found`: what it says."""
         tokens = model.context_tokens or context or DEFAULT_CONTEXT_TOKENS
         return Offer(
             model=model.sold_as,
             engine=self.label,
             upstream=model.name,
-            prices=model.prices,
+            prices=adjusted(model.prices, self.price_rules, when, load),
             context_tokens=tokens,
             max_output_tokens=min(model.max_output_tokens or DEFAULT_OUTPUT_TOKENS, tokens),
             spec=merge_specs(found, self.spec, model.spec),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from node.monitor import Monitor
 from node.offers import AskBook, Offer, Seller
 from node.ports import Link
 from node.runner import Runner
+from node.slots import Slots
 from node.store import SqlStore
 from node.storefront import Storefront
 from node.tabs import Tabs
@@ -134,7 +136,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
     storefront = Storefront(
         book=book,
         pools=pools,
-        offers=Shelf(ground.engines),
+        offers=Shelf(ground.engines, pools),
         changed=asks_changed,
         suspicion=suspicion,
         seconds=config.engine_check,
@@ -184,8 +186,8 @@ class Desk:
 class Shelf:
     """What is sold of each engine (storefront.OfferModels): what the config names, or all that the engine lists."""
 
-    def __init__(self, engines: Mapping[str, EngineConfig]) -> None:
-        self._engines = engines
+    def __init__(self, engines: Mapping[str, EngineConfig], pools: Mapping[str, Pool]) -> None:
+        self._engines, self._pools = engines, pools
         self._identified: dict[str, Finding] = {}
         self._missing: set[str] = set()
 
@@ -204,7 +206,8 @@ class Shelf:
         if missing - self._missing:
             log.warning("the engine does not list configured models", engine=name, models=sorted(missing))
         self._missing |= missing
-        return [engine.offer(model, contexts.get(model.name), found.spec(model.name)) for model in listed]
+        when, load = datetime.now(UTC), self._pools[name].load
+        return [engine.offer(model, contexts.get(model.name), found.spec(model.name), when, load) for model in listed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +294,7 @@ def _pools(engines: Mapping[str, EngineConfig], stack: AsyncExitStack) -> dict[s
     for name, config in engines.items():
         engine = OpenAIEngine(config.settings(os.environ))
         stack.push_async_callback(engine.close)
-        pools[name] = Pool(engine, config.slots)
+        pools[name] = Pool(engine, Slots(config.slots, config.max_slots))
     return pools
 
 

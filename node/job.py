@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -32,12 +32,15 @@ from node.delivery import Delivery, Stalled
 from node.meter import Meter
 from node.ports import End, Engine, Head, Link, LinkLost, Piece
 from node.requests import Call, prepare
+from node.slots import Slots
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.sealing import Sealer, SealingKey
 from tallystick.protocol.wire import Dispatch, split_request
 
 log = structlog.get_logger()
+LOAD_WEIGHT = 0.2
+"""Of the newest look at how many slots are taken; with a look every ten seconds that is about a minute."""
 MAX_HELD = 1 << 20
 """Bytes that an engine may send before any output."""
 
@@ -78,26 +81,41 @@ class Ending(NamedTuple):
 
 
 class Pool:
-    """An engine and the jobs that it may run at once. `taken`: jobs that run or wait; `up`: it answered when last asked."""
+    """An engine and the jobs that it may run at once. `taken`: jobs that run or wait; `up`: it answered when last asked;
+    `crowded`: it says that requests wait in it; `load`: the share of its slots that was taken lately.
+    """
 
-    def __init__(self, engine: Engine, slots: int) -> None:
-        self.engine, self.slots = engine, slots
+    def __init__(self, engine: Engine, slots: Slots | int) -> None:
+        self.engine = engine
+        self.gate = slots if isinstance(slots, Slots) else Slots(slots)
         self.taken = 0
-        self.up = True
-        self._gate = asyncio.Semaphore(slots)
+        self.up, self.crowded = True, False
+        self.load = 0.0
+
+    @property
+    def slots(self) -> int:
+        """Jobs that may run at once, as it is known now."""
+        return self.gate.limit
+
+    @property
+    def free(self) -> int:
+        """Jobs that it could take now."""
+        return max(0, self.slots - self.taken) if self.up and not self.crowded else 0
+
+    def looked(self) -> None:
+        """Called at every look: brings `load` up to date."""
+        self.load += LOAD_WEIGHT * (min(1.0, self.taken / self.slots) - self.load)
 
     @asynccontextmanager
     async def slot(self, seconds: float) -> AsyncIterator[None]:
         """Holds a slot. Raises Unavailable (node_busy) if none is free in time."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._gate.acquire()
-        except TimeoutError:
-            raise Unavailable(Code.NODE_BUSY, f"no slot was free within {seconds} s", fault=Fault.PROVIDER) from None
-        try:
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(seconds):
+                    await held.enter_async_context(self.gate.hold())
+            except TimeoutError:
+                raise Unavailable(Code.NODE_BUSY, f"no slot was free within {seconds} s", fault=Fault.PROVIDER) from None
             yield
-        finally:
-            self._gate.release()
 
 
 class Job:

@@ -18,6 +18,8 @@ from tallystick.protocol.wire import Kind, LateReceipt
 
 # Engine
 
+CROWDED_KV = 0.95
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -50,6 +52,19 @@ class End:
 Event = Head | Piece | End
 
 
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine says of itself: requests that wait in it, and the share of its KV cache that is used, where it tells."""
+
+    waiting: int
+    kv_used: float | None = None
+
+    @property
+    def crowded(self) -> bool:
+        """Whether one more request would wait."""
+        return self.waiting > 0 or (self.kv_used is not None and self.kv_used >= CROWDED_KV)
+
+
 class Engine(Protocol):
     """One endpoint that answers requests."""
 
@@ -61,6 +76,10 @@ class Engine(Protocol):
 
     async def models(self) -> tuple[UpstreamModel, ...]:
         """The models that it serves now; its health check. Raises Unavailable."""
+        ...
+
+    async def load(self) -> EngineLoad | None:
+        """What it says of its own queue; None where it says nothing. Never raises."""
         ...
 
 

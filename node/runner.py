@@ -125,7 +125,7 @@ class Runner:
     def capacity(self) -> Capacity:
         """What this node can take now, over the engines that are up."""
         pools = [pool for pool in self._pools.values() if pool.up]
-        free = 0 if self._draining else sum(max(0, pool.slots - pool.taken) for pool in pools)
+        free = 0 if self._draining else sum(pool.free for pool in pools)
         return Capacity(free, sum(pool.slots for pool in pools), self._pace.tokens_per_second, self._pace.first_token_ms)
 
     async def drain(self, grace: float) -> None:
@@ -290,6 +290,10 @@ class Runner:
 
     def _tell(self, job: Job, ending: Ending, receipt: Receipt | None) -> None:
         first, total = job.first_seconds, job.total_seconds
+        engine_busy = ending.error is not None and (ending.error.code, ending.error.fault) == (Code.NODE_BUSY, Fault.ENGINE)
+        full = job.pool.taken >= job.pool.slots
+        if job.pool.gate.learn(time.monotonic(), busy=engine_busy, first_seconds=first, full=full):
+            log.info("slots learned", engine=job.admitted.offer.engine, slots=job.pool.slots)
         if receipt is not None and first is not None and receipt.output_tokens:
             self._pace.add(first=first, total=total, tokens=receipt.output_tokens)
         self._observer.ended(

@@ -77,6 +77,9 @@ class Storefront:
                 log.warning("engine down, its asks are withdrawn", engine=name, reason=str(error))
             return
         self._failed[name] = 0
+        load = await pool.engine.load()
+        pool.crowded = load is not None and load.crowded
+        pool.looked()
         if not pool.up:
             log.info("engine back", engine=name)
         pool.up = True

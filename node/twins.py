@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from node.admission import Admitted
 from node.answers import UpstreamModel
-from node.ports import Booking, Claimable, Event, JobReport, LinkLost, Unacknowledged
+from node.ports import Booking, Claimable, EngineLoad, Event, JobReport, LinkLost, Unacknowledged
 from node.requests import Call
 from node.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Signed
@@ -33,6 +33,7 @@ class ScriptedEngine:
         self.calls: list[Call] = []
         self.called = asyncio.Event()
         self.stopped = 0
+        self.said: EngineLoad | None = None
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
         """See ports.Engine."""
@@ -50,6 +51,10 @@ class ScriptedEngine:
                     yield step
         finally:
             self.stopped += not finished
+
+    async def load(self) -> EngineLoad | None:
+        """See ports.Engine."""
+        return self.said
 
     async def models(self) -> tuple[UpstreamModel, ...]:
         """See ports.Engine."""

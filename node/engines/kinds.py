@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from node.answers import UpstreamModel
+from node.ports import EngineLoad
 from tallystick.protocol.messages import UNKNOWN, Spec
 
 Documents = Mapping[str, dict[str, Any]]
@@ -139,6 +142,26 @@ def details(kind: Kind, models: tuple[UpstreamModel, ...], said: Documents) -> D
         spec = Spec(precision=_text(server, "dtype"), kv_precision=_text(server, "kv_cache_dtype"))
         return Details(_count(server, "max_running_requests"), specs=dict.fromkeys(names, spec))
     return Details()
+
+
+_WAITING = frozenset({"vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred", "tgi_queue_size"})
+_KV_USED = frozenset({"vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage"})
+
+
+def read_load(metrics: bytes) -> EngineLoad | None:
+    """An engine's queue and KV cache, out of its Prometheus metrics; None where they say nothing of a queue."""
+    waiting: float | None = None
+    used: list[float] = []
+    try:
+        for family in text_string_to_metric_families(metrics.decode(errors="replace")):
+            for sample in family.samples:
+                if sample.name in _WAITING:
+                    waiting = (waiting or 0) + max(0.0, sample.value)
+                elif sample.name in _KV_USED:
+                    used.append(sample.value)
+    except ValueError:  # not what it should be
+        return None
+    return None if waiting is None else EngineLoad(int(min(waiting, 1e9)), max(used) if used else None)
 
 
 def _text(document: Mapping[str, Any], name: str) -> str:

@@ -18,8 +18,9 @@ import orjson
 import structlog
 
 from node.answers import DONE, EventReader, Malformed, Reading, UpstreamModel, data_of, read_document, read_models, read_other
+from node.engines.kinds import read_load
 from node.meter import Counted
-from node.ports import End, Event, Head, Piece
+from node.ports import End, EngineLoad, Event, Head, Piece
 from node.requests import Call
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, JSON, RESPONSES
@@ -66,6 +67,7 @@ class OpenAIEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
+        self._has_metrics = True
 
     async def close(self) -> None:
         """Closes all its connections."""
@@ -86,6 +88,24 @@ class OpenAIEngine:
             self._check_status(response.status)
             return read_models(await self._read_all(response, settings.max_answer_bytes))
         raise AssertionError  # the fault handler either passes or raises
+
+    async def load(self) -> EngineLoad | None:
+        """See ports.Engine. Asked until it turns out that there are no such figures."""
+        settings = self._settings
+        if not self._has_metrics:
+            return None
+        try:
+            async with (
+                asyncio.timeout(settings.check_seconds),
+                self._open().get(settings.at("/metrics"), allow_redirects=False) as response,
+            ):
+                if response.status in (401, 403, 404, 405, 501):
+                    self._has_metrics = False
+                if response.status != 200 or response.content_type != "text/plain":
+                    return None
+                return read_load(await self._read_all(response, settings.max_answer_bytes))
+        except (_Broken, aiohttp.ClientError, TimeoutError, OSError):
+            return None
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
         """See ports.Engine."""

@@ -5,7 +5,6 @@ What costs an engine real work (pictures, transcriptions) is not tried; a provid
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,28 +48,20 @@ async def probe(url: str, model: str, api_key: str | None = None, *, seconds: fl
 
         small = {"messages": _HI, "max_tokens": 1}
         stream = small | {"stream": True}
-        chat = await ask(CHAT, _has("choices"), **small)  # first, and alone: it may have to load the model
-        counted, streams, completes, tools, logprobs, schema, embeds, responds, ranks, speaks = await asyncio.gather(
-            ask(CHAT, _counts, **stream, stream_options={"include_usage": True}),
-            ask(CHAT, _streams, **stream),
-            ask(COMPLETIONS, _has("choices"), prompt="Hi", max_tokens=1),
-            ask(CHAT, _has("choices"), **small, tools=[_TOOL]),
-            ask(CHAT, _has_logprobs, **small, logprobs=True, top_logprobs=1),
-            ask(CHAT, _has("choices"), **(small | {"max_tokens": 8}), response_format=_SCHEMA),
-            ask(EMBEDDINGS, _has("data"), input="Hi"),
-            ask(RESPONSES, _has("output"), input="Hi", max_output_tokens=16, stream=False),
-            ask(RERANK, _has("results"), query="a", documents=["a", "b"]),
-            ask(SPEECH, lambda kind, _: kind.startswith("audio/"), input="a", voice="alloy"),
-        )
-    found = {
-        "tools": chat and tools,
-        "logprobs": chat and logprobs,
-        "json_schema": chat and schema,
-        "embeddings": embeds,
-        RESPONSES: responds,
-        RERANK: ranks,
-        SPEECH: speaks,
-    }
+        # One after another: some engines take one request at a time, and a new one cuts off the one before.
+        chat = await ask(CHAT, _has("choices"), **small)
+        counted = await ask(CHAT, _counts, **stream, stream_options={"include_usage": True})
+        streams = counted or await ask(CHAT, _streams, **stream)
+        completes = await ask(COMPLETIONS, _has("choices"), prompt="Hi", max_tokens=1)
+        found = {
+            "tools": chat and await ask(CHAT, _has("choices"), **small, tools=[_TOOL]),
+            "logprobs": chat and await ask(CHAT, _has_logprobs, **small, logprobs=True, top_logprobs=1),
+            "json_schema": chat and await ask(CHAT, _has("choices"), **(small | {"max_tokens": 8}), response_format=_SCHEMA),
+            "embeddings": await ask(EMBEDDINGS, _has("data"), input="Hi"),
+            RESPONSES: await ask(RESPONSES, _has("output"), input="Hi", max_output_tokens=16, stream=False),
+            RERANK: await ask(RERANK, _has("results"), query="a", documents=["a", "b"]),
+            SPEECH: await ask(SPEECH, lambda kind, _: kind.startswith("audio/"), input="a", voice="alloy"),
+        }
     features = tuple(name for name, there in found.items() if there)
     return Abilities(chat, completes, "usage" if counted else "yes" if streams else "no", features)
 

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
@@ -212,10 +213,13 @@ async def _try_engine(engine: EngineConfig) -> str:
     settings = engine.settings(os.environ)
     finding = await look(engine.url, settings.api_key, seconds=10)
     wanted = [model.name for model in engine.models] or [model.name for model in finding.models]
-    missing = sorted(set(wanted) - {model.name for model in finding.models})
+    listed = {model.name for model in finding.models}
+    missing = sorted(set(wanted) - listed) if listed else []  # some engines list nothing and serve what is asked for
     if missing or not wanted:
         raise BadMessage(f"{finding.kind.value} at {finding.url} does not list {', '.join(missing) or 'any model'}")
-    offer = engine.offer(engine.models[0] if engine.models else engine.listed(wanted[0]), None, engine.spec)
+    offer = engine.offer(
+        engine.models[0] if engine.models else engine.listed(wanted[0]), None, engine.spec, datetime.now(UTC), 0.0
+    )
     asked = {"model": offer.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stream": True}
     adapter, began = OpenAIEngine(settings), time.monotonic()
     try:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -13,6 +15,7 @@ from tallystick.protocol.pricing import Prices
 from tallystick.protocol.types import Amount
 
 HERE = Path(node.__file__).parent
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 def test_the_example_says_what_the_defaults_are() -> None:
@@ -26,9 +29,12 @@ def test_the_example_says_what_the_defaults_are() -> None:
     (model,) = engine.models
     assert model.prices == Prices(50_000, 20_000, 150_000)
     assert (model.name, model.sold_as) == ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b-instruct")
-    offer = engine.offer(model, None, Spec(engine="vllm", engine_version="0.11.2"))
+    offer = engine.offer(model, None, Spec(engine="vllm", engine_version="0.11.2"), NOON, 0.0)
     assert (offer.spec.engine, offer.spec.precision, offer.spec.region) == ("vllm", "bf16", "eu-west")
     assert (offer.context_tokens, offer.max_output_tokens) == (131_072, 8_192)
+    night = engine.offer(model, None, Spec(), datetime(2026, 11, 20, 23, tzinfo=ZoneInfo("Europe/Berlin")), 0.0)
+    assert night.prices == Prices(30_000, 12_000, 90_000)
+    assert engine.offer(model, None, Spec(), NOON, 0.9).prices == Prices(75_000, 30_000, 225_000)
 
 
 def test_the_minimal_example_is_enough() -> None:
@@ -56,11 +62,11 @@ def test_prices_have_defaults() -> None:
 def test_limits_come_from_the_engine_where_nobody_set_them() -> None:
     """The context length is the configured one, else the engine's, else a default; output never exceeds it."""
     engine = EngineConfig(url="http://e:1/v1")
-    offer = engine.offer(ModelConfig(name="m"), 2_048, Spec())
+    offer = engine.offer(ModelConfig(name="m"), 2_048, Spec(), NOON, 0.0)
     assert (offer.context_tokens, offer.max_output_tokens, offer.engine) == (2_048, 2_048, "e:1")
-    offer = engine.offer(ModelConfig(name="m", context_tokens=100_000), 2_048, Spec())
+    offer = engine.offer(ModelConfig(name="m", context_tokens=100_000), 2_048, Spec(), NOON, 0.0)
     assert (offer.context_tokens, offer.max_output_tokens) == (100_000, 4_096)
-    assert engine.offer(ModelConfig(name="m"), None, Spec()).context_tokens == 8_192
+    assert engine.offer(ModelConfig(name="m"), None, Spec(), NOON, 0.0).context_tokens == 8_192
 
 
 def test_keys_stay_secret() -> None:

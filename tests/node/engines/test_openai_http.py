@@ -8,7 +8,7 @@ import pytest
 from node.answers import UpstreamModel
 from node.engines.openai_http import EngineSettings, OpenAIEngine
 from node.meter import Counted
-from node.ports import End, Event, Head, Piece
+from node.ports import End, EngineLoad, Event, Head, Piece
 from node.requests import Call
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.routes import CHAT, EMBEDDINGS, RESPONSES
@@ -323,3 +323,41 @@ async def test_models_are_the_health_check() -> None:
     for bad in (says(head(500)), says(head(200, "text/html"), b"<html>"), then_hangs(), says(head(307))):
         with pytest.raises(Unavailable):
             await models(bad)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "load"),
+    [
+        (b'vllm:num_requests_waiting{model_name="m"} 3\nvllm:kv_cache_usage_perc{model_name="m"} 0.5\n', EngineLoad(3, 0.5)),
+        (b"sglang:num_queue_reqs 0.0\nsglang:token_usage 0.97\n", EngineLoad(0, 0.97)),
+        (b"# TYPE llamacpp:requests_deferred gauge\nllamacpp:requests_deferred 2\n", EngineLoad(2)),
+        (b"tgi_queue_size 1\n", EngineLoad(1)),
+        (b"process_cpu_seconds_total 1\n", None),
+        (b"{}", None),
+        (b"\xff\xfe", None),
+    ],
+)
+async def test_what_an_engine_says_of_its_queue(metrics: bytes, load: EngineLoad | None) -> None:
+    """Its waiting requests and its KV cache, where its metrics have them; whatever else is there is nothing."""
+    async with raw_server(says(head(200, "text/plain"), metrics)) as server:
+        engine = OpenAIEngine(EngineSettings(server.url))
+        assert await engine.load() == load
+        await engine.close()
+
+
+async def test_an_engine_without_metrics_is_not_asked_again() -> None:
+    """One no is enough; trouble is not a no."""
+    async with raw_server(says(head(404, "text/html"), b"no")) as server:
+        engine = OpenAIEngine(EngineSettings(server.url))
+        assert [await engine.load(), await engine.load()] == [None, None]
+        assert len(server.requests) == 1
+        await engine.close()
+    engine = OpenAIEngine(EngineSettings(server.url))
+    assert await engine.load() is None
+    await engine.close()
+
+
+def test_a_crowded_engine() -> None:
+    """One more request would wait."""
+    assert [EngineLoad(0, 0.5).crowded, EngineLoad(0).crowded] == [False, False]
+    assert [EngineLoad(1).crowded, EngineLoad(0, 0.96).crowded] == [True, True]
