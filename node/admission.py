@@ -73,7 +73,7 @@ class Admission:
     """Checks dispatches for one node. `seen` tells whether an order with this digest, or a job with this id, is known."""
 
     def __init__(self, book: AskBook, rules: Rules, seen: Callable[[Hash, JobId], bool]) -> None:
-        self._book, self._rules, self._seen = book, rules, seen
+        self._book, self.rules, self._seen = book, rules, seen
 
     def verify(self, house: House, job: JobId, dispatch: Dispatch, now: int) -> Admitted:
         """The admitted job. Raises Refusal with the reason, BadSignature, BadMessage, or Unavailable for an ask that is gone."""
@@ -108,7 +108,7 @@ class Admission:
         return standing.offer
 
     def _verify_times(self, order: Order, now: int) -> None:
-        rules = self._rules
+        rules = self.rules
         if order.deadline <= now:
             raise Refusal(Code.ORDER_EXPIRED, f"order.deadline: passed {now - order.deadline} s ago by this node's clock")
         if order.deadline > now + rules.horizon:

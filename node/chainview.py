@@ -92,7 +92,7 @@ class EscrowView:
             log.info("the chain answers again")
         self.reachable = True
         # What is on its way out of the purse is no security.
-        funds = Funds(tab.settled, tab.reserved, Amount(max(0, purse.free - purse.thawing)), known=True)
+        funds = Funds(tab.settled, tab.reserved, Amount(max(0, purse.free - purse.thawing)), known=True, thawing=purse.thawing)
         self._seen[payer] = (funds, self._tick())
         self._seen.move_to_end(payer)
         if len(self._seen) > _REMEMBERED:

@@ -25,6 +25,8 @@ from tallystick.protocol.wire import NO_JOB, ClaimRequest, Kind, dumps
 log = structlog.get_logger()
 MAX_ROWS = 64
 _MAX_TABS = 1_024
+_WATCHED = 64
+THAWING, EXPIRING = "a payer that owes takes its money out", "a debt will soon be out of reach"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,9 @@ class ClaimPolicy:
 
 
 class Collector:
-    """See the module's docstring. `link` gives the connection to hand claims to, if there is one; `observed` is told what the
-    chain says of a payer.
+    """See the module's docstring. `link` gives the connection to a coordinator, if there is one; `observed` is told what the
+    chain says of a payer, `alarm` once what a person should see: that a payer takes its money out while it owes, or that a debt
+    will soon be out of reach.
     """
 
     def __init__(
@@ -72,13 +75,16 @@ class Collector:
         domain: Domain,
         store: ClaimStore,
         chain: ChainView,
-        link: Callable[[], Link | None],
+        link: Callable[[Address], Link | None],
+        alarm: Callable[[str, Address, Claimable], None] = lambda _what, _payer, _tab: None,
         policy: ClaimPolicy | None = None,
         observed: Callable[[Address, Funds], None] = lambda _payer, _funds: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._signer, self._domain, self._store, self._chain = signer, domain, store, chain
-        self._link, self._policy, self._observed, self._now = link, policy or ClaimPolicy(), observed, now
+        self._link, self.policy, self._observed, self._now = link, policy or ClaimPolicy(), observed, now
+        self._alarm = alarm
+        self._alarmed: set[tuple[str, Address]] = set()
 
     async def run(self) -> None:
         """Looks at the tabs every `check` seconds until cancelled."""
@@ -87,22 +93,44 @@ class Collector:
                 await self.sweep()
             except TallyError as error:
                 log.warning("claims are delayed", error=str(error))
-            await asyncio.sleep(self._policy.check)
+            await asyncio.sleep(self.policy.check)
 
     async def sweep(self, *, everything: bool = False) -> int:
         """Claims what is due, or `everything` that is owed. Returns the number of tabs claimed. Raises Unavailable."""
-        now, policy = self._now(), self._policy
+        now, policy = self._now(), self.policy
         tabs = await self._store.claimable(int(now), _MAX_TABS)
-        wanted = [tab for tab in tabs if policy.wants(tab, now) or (everything and tab.due >= max(1, policy.dust))]
+        thawing = await self._watch(tabs, now)
+        wanted = [
+            tab
+            for tab in tabs
+            if policy.wants(tab, now) or ((everything or tab.payer in thawing) and tab.due >= max(1, policy.dust))
+        ]
         due = [tab for tab in wanted if await self._still_due(tab)]
         # A claim that the chain has not shown in time is made again.
         ready = [tab for tab in due if everything or not policy.waits(tab, now)]
-        link = self._link()
-        if link is None:
-            return 0
-        for start in range(0, len(ready), MAX_ROWS):
-            await self._claim(link, ready[start : start + MAX_ROWS])
-        return len(ready)
+        handed = 0
+        for coordinator in dict.fromkeys(tab.order.message.coordinator for tab in ready):
+            link = self._link(coordinator)
+            its = [tab for tab in ready if tab.order.message.coordinator == coordinator]
+            for start in range(0, len(its) if link is not None else 0, MAX_ROWS):
+                if link is not None:
+                    await self._claim(link, its[start : start + MAX_ROWS])
+            handed += len(its) if link is not None else 0
+        return handed
+
+    async def _watch(self, tabs: list[Claimable], now: float) -> set[Address]:
+        """Sounds the alarms; returns the payers whose money is on its way out. The tabs that owe most are asked after."""
+        thawing: set[Address] = set()
+        alarms: set[tuple[str, Address]] = set()
+        for tab in sorted(tabs, key=lambda tab: -tab.due)[:_WATCHED]:
+            if (await self._chain.funds(tab.payer)).thawing:
+                thawing.add(tab.payer)
+                alarms.add((THAWING, tab.payer))
+        alarms |= {(EXPIRING, tab.payer) for tab in tabs if tab.order.message.claim_by - now <= self.policy.margin / 2}
+        for what, payer in sorted(alarms - self._alarmed):
+            self._alarm(what, payer, next(tab for tab in tabs if tab.payer == payer))
+        self._alarmed = alarms
+        return thawing
 
     async def _still_due(self, tab: Claimable) -> bool:
         funds = await self._chain.refresh(tab.payer)

@@ -136,6 +136,7 @@ class NodeConfig:
 
     coordinator: str = "http://127.0.0.1:8420"
     coordinator_address: Address | None = None
+    coordinators: tuple[str, ...] = ()
     deployment: Path = field(default_factory=lambda: home() / "deployment.json")
     rpc: str | None = None
     state: Path = field(default_factory=lambda: home() / "node")
@@ -147,6 +148,8 @@ class NodeConfig:
     grace: float = 60.0
     monitor_host: str = "127.0.0.1"
     monitor_port: int | None = None
+    gpus: int = 0
+    gpu_hour_cost: Amount | None = None
     log_json: bool = True
     log_level: str = "info"
     rules: Rules = field(default_factory=Rules)
@@ -156,7 +159,8 @@ class NodeConfig:
     link: LinkSettings = field(default_factory=LinkSettings)
 
     def __post_init__(self) -> None:
-        node_url(self.coordinator)
+        for url in self.all_coordinators:
+            node_url(url)
         if self.sealing_suite not in SUITES:
             raise BadMessage(f"config: sealing_suite: expected one of {', '.join(sorted(SUITES))}")
         if self.ask_validity < 60:
@@ -168,6 +172,11 @@ class NodeConfig:
             for one in fields(part):
                 if getattr(part, one.name) <= 0:
                     raise BadMessage(f"config: {one.name}: every wait has a deadline, so more than 0")
+
+    @property
+    def all_coordinators(self) -> tuple[str, ...]:
+        """All that this node works with, each once."""
+        return tuple(dict.fromkeys((self.coordinator, *self.coordinators)))
 
     @property
     def database(self) -> str:

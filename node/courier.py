@@ -28,19 +28,21 @@ class Courier:
 
     def __init__(self, store: ReceiptStore, resend_seconds: float = 60.0, now: Callable[[], float] = time.time) -> None:
         self._store, self._resend, self._now = store, resend_seconds, now
-        self._link: Link | None = None
+        self._links: dict[Address, Link] = {}
+        self._fresh: set[Address] = set()
         self._noted: dict[Address, set[JobId]] = {}
         self._welcome, self._to_note = asyncio.Event(), asyncio.Event()
 
     def welcomed(self, link: Link) -> None:
         """A link is up: what it has not confirmed is sent again."""
-        self._link = link
+        self._links[link.coordinator] = link
+        self._fresh.add(link.coordinator)
         self._welcome.set()
 
     def lost(self, link: Link) -> None:
         """A link ended."""
-        if self._link is link:
-            self._link = None
+        if self._links.get(link.coordinator) is link:
+            del self._links[link.coordinator]
 
     def acknowledged(self, link: Link, job: JobId) -> None:
         """The coordinator has stored this job's receipt. Written down soon; if that is lost, it is sent once more."""
@@ -67,17 +69,15 @@ class Courier:
 
     async def _send_for_ever(self) -> None:
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._resend):
                     await self._welcome.wait()
-            except TimeoutError:
-                before = int(self._now() - self._resend)
-            else:
-                before = int(self._now()) + 1
             self._welcome.clear()
-            if self._link is not None:
+            fresh, self._fresh = self._fresh, set()
+            for coordinator, link in list(self._links.items()):
+                before = int(self._now()) + 1 if coordinator in fresh else int(self._now() - self._resend)
                 with suppress(LinkLost):
-                    await self._send(self._link, before)
+                    await self._send(link, before)
 
     async def _send(self, link: Link, before: int) -> None:
         await self.note()

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from node.answers import UpstreamModel
 from node.chainview import EscrowView
 from node.collector import Collector
-from node.config import EngineConfig, NodeConfig
+from node.config import NodeConfig
 from node.courier import Courier
-from node.engines.discover import Finding, discover, look
-from node.engines.kinds import Kind as EngineKind
-from node.engines.openai_http import OpenAIEngine
-from node.job import Pool
+from node.fleet import Fleet, find_engines
 from node.link import NodeLink
-from node.monitor import Monitor
-from node.offers import AskBook, Offer, Seller
+from node.monitor import Monitor, count_gpus
+from node.offers import AskBook, Seller
 from node.ports import Link
 from node.runner import Runner
-from node.slots import Slots
 from node.store import SqlStore
 from node.storefront import Storefront
 from node.tabs import Tabs
@@ -37,10 +33,9 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
 from tallystick.protocol.eip712 import Domain, Signer
-from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable, from_public
-from tallystick.protocol.messages import UNKNOWN
+from tallystick.protocol.errors import BadMessage, TallyError, from_public
 from tallystick.protocol.sealing import SealingKey
-from tallystick.protocol.types import JobId
+from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import CancelReason, Kind, loads
 from tallystick.runtime.keys import random_secret_file
 from tallystick.runtime.logs import configure
@@ -50,13 +45,17 @@ log = structlog.get_logger()
 _CLAIM_SECONDS = 10.0
 
 
-async def run(config: NodeConfig, signer: Signer) -> None:
+async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeConfig] | None = None) -> None:
     """Runs a node until SIGTERM or SIGINT; then it takes nothing new, finishes what runs within `config.grace` seconds, hands in
-    its claims and returns. Raises TallyError if it cannot start: a bad config, a state of another key, no engine.
+    its claims and returns. On SIGHUP it takes up what `read_again` gives, without a break.
+
+    Raises TallyError if it cannot start: a bad config, a state of another key, no engine.
     """
     configure(json=config.log_json, level=config.log_level)
     async with AsyncExitStack() as stack:
         node = await build(config, signer, stack)
+        if read_again is not None:
+            stack.enter_context(_on_hangup(lambda: node.reload(read_again)))
         if config.monitor_port is not None:
             port = await stack.enter_async_context(
                 serving(node.monitor.app(node.health), config.monitor_host, config.monitor_port)
@@ -72,8 +71,7 @@ class Ground:
     domain: Domain
     store: SqlStore
     chain: EscrowView
-    engines: Mapping[str, EngineConfig]
-    pools: Mapping[str, Pool]
+    fleet: Fleet
     sealing_key: SealingKey
 
 
@@ -83,30 +81,37 @@ async def _ground(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> 
     store = SqlStore(config.database, signer.address, deployment.domain)
     await store.start()
     stack.push_async_callback(store.close)
-    engines = {engine.label: engine for engine in config.engines or await _find_engines(os.environ)}
+    fleet = Fleet(config.engines or await find_engines(os.environ), os.environ)
+    stack.push_async_callback(fleet.close)
     rpc = Rpc(config.rpc or deployment.rpc)
     stack.push_async_callback(rpc.close)
     chain = EscrowView(Escrow(rpc, deployment), signer.address)
     stack.push_async_callback(chain.close)
-    return Ground(deployment.domain, store, chain, engines, _pools(engines, stack), _sealing_key(config))
+    return Ground(deployment.domain, store, chain, fleet, _sealing_key(config))
 
 
 async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Node:
     """Makes and wires the parts of a node. What must be closed is left on the stack. Raises TallyError."""
     ground = await _ground(config, signer, stack)
-    domain, store, chain, pools = ground.domain, ground.store, ground.chain, ground.pools
-    slots_changed, suspicion = asyncio.Event(), asyncio.Event()
+    domain, store, chain, fleet = ground.domain, ground.store, ground.chain, ground.fleet
+    suspicion = asyncio.Event()
     now = int(time.time())
     tabs = Tabs(config.exposure, await store.tabs(now))
     seller = Seller(signer.address, config.sealing_suite, ground.sealing_key.public, config.ask_validity)
     book = AskBook(seller, lambda ask: signer.sign(ask, domain))
-    monitor = Monitor(lambda: int(tabs.unsecured), suspicion.set)
+    monitor = Monitor(tabs.exposed, suspicion.set, gpus=config.gpus or count_gpus(), gpu_hour_cost=config.gpu_hour_cost)
+    links: list[NodeLink] = []
+
+    def slots_changed() -> None:
+        for link in links:
+            link.slots_changed()
+
     runner = Runner(
         signer=signer,
         domain=domain,
         sealing_key=ground.sealing_key,
         book=book,
-        pools=pools,
+        pools=fleet.pools,
         tabs=tabs,
         store=store,
         chain=chain,
@@ -114,29 +119,21 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         rules=config.rules,
         deadlines=config.deadlines,
         taken=dict(await store.taken(now)),
-        changed=slots_changed.set,
+        changed=slots_changed,
     )
     courier = Courier(store, config.receipt_resend)
-    link = NodeLink(
-        config.coordinator,
-        signer=signer,
-        domain=domain,
-        handler=Desk(runner, courier),
-        asks=lambda: book.current,
-        capacity=runner.capacity,
-        slots_changed=slots_changed,
-        settings=config.link,
-        coordinator=config.coordinator_address,
-    )
+    desk = Desk(runner, courier)
+    links += _links(config, signer, domain, desk, book)
 
     def asks_changed() -> None:
-        link.announce()
-        slots_changed.set()
+        for link in links:
+            link.announce()
+            link.slots_changed()
 
     storefront = Storefront(
         book=book,
-        pools=pools,
-        offers=Shelf(ground.engines, pools),
+        pools=fleet.pools,
+        offers=fleet.offers,
         changed=asks_changed,
         suspicion=suspicion,
         seconds=config.engine_check,
@@ -146,11 +143,48 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         domain=domain,
         store=store,
         chain=chain,
-        link=lambda: link.session,
+        link=lambda coordinator: _session(links, coordinator),
         policy=config.claims,
         observed=tabs.observe,
+        alarm=monitor.alarm,
     )
-    return Node(config, runner, courier, link, collector, storefront, monitor, book, pools, chain)
+    return Node(config, runner, courier, tuple(links), collector, storefront, monitor, book, fleet, chain, tabs, suspicion)
+
+
+def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, book: AskBook) -> list[NodeLink]:
+    """One connection to each coordinator; the address that is configured is that of the first."""
+    return [
+        NodeLink(
+            url,
+            signer=signer,
+            domain=domain,
+            handler=desk,
+            asks=lambda: book.current,
+            capacity=desk.runner.capacity,
+            settings=config.link,
+            coordinator=config.coordinator_address if url == config.coordinator else None,
+        )
+        for url in config.all_coordinators
+    ]
+
+
+def _session(links: Sequence[NodeLink], coordinator: Address) -> Link | None:
+    """The open connection to a coordinator."""
+    return next((link.session for link in links if link.session is not None and link.session.coordinator == coordinator), None)
+
+
+@contextlib.contextmanager
+def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
+    """Acts on SIGHUP, where the system has it."""
+    number = getattr(signal, "SIGHUP", None)
+    loop = asyncio.get_running_loop()
+    if number is not None:
+        loop.add_signal_handler(number, act)
+    try:
+        yield
+    finally:
+        if number is not None:
+            loop.remove_signal_handler(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,55 +217,50 @@ class Desk:
         self.runner.lost(link)
 
 
-class Shelf:
-    """What is sold of each engine (storefront.OfferModels): what the config names, or all that the engine lists."""
-
-    def __init__(self, engines: Mapping[str, EngineConfig], pools: Mapping[str, Pool]) -> None:
-        self._engines, self._pools = engines, pools
-        self._identified: dict[str, Finding] = {}
-        self._missing: set[str] = set()
-
-    async def __call__(self, name: str, models: tuple[UpstreamModel, ...]) -> Sequence[Offer]:
-        """The offers of one engine."""
-        engine = self._engines[name]
-        if name not in self._identified:
-            self._identified[name] = await _identify(engine)
-        found = self._identified[name]
-        contexts = {model.name: model.context_tokens for model in models}
-        contexts |= {
-            model.name: model.context_tokens for model in found.models if model.context_tokens and model.name in contexts
-        }
-        listed = engine.models or tuple(engine.listed(model.name) for model in models)
-        missing = {model.name for model in listed if contexts and model.name not in contexts}
-        if missing - self._missing:
-            log.warning("the engine does not list configured models", engine=name, models=sorted(missing))
-        self._missing |= missing
-        when, load = datetime.now(UTC), self._pools[name].load
-        return [engine.offer(model, contexts.get(model.name), found.spec(model.name), when, load) for model in listed]
+FIXED = (
+    "coordinator",
+    "coordinator_address",
+    "coordinators",
+    "deployment",
+    "rpc",
+    "state",
+    "sealing_suite",
+    "ask_validity",
+    "engine_check",
+    "receipt_resend",
+    "monitor_host",
+    "monitor_port",
+    "gpus",
+    "gpu_hour_cost",
+    "link",
+)
+"""Settings that a node takes up only when it starts."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Node:
     """A node, ready to work."""
 
     config: NodeConfig
     runner: Runner
     courier: Courier
-    link: NodeLink
+    links: tuple[NodeLink, ...]
     collector: Collector
     storefront: Storefront
     monitor: Monitor
     book: AskBook
-    pools: Mapping[str, Pool]
+    fleet: Fleet
     chain: EscrowView
+    tabs: Tabs
+    suspicion: asyncio.Event
 
     async def work(self) -> None:
         """Works until SIGTERM or SIGINT, then stops in order."""
         await self.storefront.look(first=True)
         if not self.book.current:
-            log.warning("nothing to offer yet: no engine answers with a model", engines=sorted(self.pools))
+            log.warning("nothing to offer yet: no engine answers with a model", engines=sorted(self.fleet.pools))
         async with asyncio.TaskGroup() as group:
-            parts = (self.link.run(), self.storefront.run(), self.courier.run(), self.collector.run())
+            parts = (*(link.run() for link in self.links), self.storefront.run(), self.courier.run(), self.collector.run())
             tasks = [group.create_task(part) for part in parts]
             await until_stopped()
             log.info("stopping", running=self.runner.running, grace_seconds=self.config.grace)
@@ -240,20 +269,48 @@ class Node:
                 task.cancel()
         log.info("stopped")
 
+    def reload(self, read: Callable[[], NodeConfig]) -> None:
+        """Takes up another config: engines, models, prices, rules, limits, deadlines, claims, logs. One that is wrong changes
+        nothing, and what only a start can change is said.
+        """
+        try:
+            new = read()
+            if not new.engines:
+                raise BadMessage("config: engines: none is named, and they are looked for only at the start")
+            self.fleet.adopt(new.engines)
+        except (TallyError, OSError) as error:
+            log.warning("config not taken up; going on as before", reason=str(error))
+            return
+        fixed = [name for name in FIXED if getattr(new, name) != getattr(self.config, name)]
+        if fixed:
+            log.warning("these settings need a restart", settings=fixed)
+        self.runner.adjust(new.rules, new.deadlines)
+        self.tabs.adjust(new.exposure)
+        self.collector.policy = new.claims
+        configure(json=new.log_json, level=new.log_level)
+        self.config = replace(new, **{name: getattr(self.config, name) for name in FIXED})
+        self.suspicion.set()
+        log.info("config taken up", engines=sorted(self.fleet.pools))
+
     def health(self) -> dict[str, Any]:
         """What /healthz says. `ok`: it is connected and has something to offer."""
-        session, capacity = self.link.session, self.runner.capacity()
+        sessions, capacity = [link.session for link in self.links], self.runner.capacity()
+        connected = [session.coordinator for session in sessions if session is not None]
         return {
-            "ok": session is not None and bool(self.book.current),
-            "coordinator": session.coordinator if session is not None else None,
-            "trouble": self.link.trouble,
+            "ok": bool(connected) and bool(self.book.current),
+            "coordinator": connected[0] if connected else None,
+            "coordinators": {link.url: link.session.coordinator if link.session else None for link in self.links},
+            "trouble": "; ".join(link.trouble for link in self.links if link.trouble),
             "chain_reachable": self.chain.reachable,
             "models": sorted({offer.model for offer in self.book.offers}),
-            "engines": {name: "up" if pool.up else "down" for name, pool in self.pools.items()},
+            "engines": {name: "up" if pool.up else "down" for name, pool in self.fleet.pools.items()},
+            "slots": {name: {"taken": pool.taken, "of": pool.slots} for name, pool in self.fleet.pools.items()},
             "running": self.runner.running,
             "free_slots": capacity.free,
             "tokens_per_second": capacity.tokens_per_second,
             "first_token_ms": capacity.first_token_ms,
+            "unsecured": str(int(self.tabs.unsecured)),
+            "alarms": self.monitor.alarms,
         }
 
     async def _drain(self) -> None:
@@ -264,7 +321,7 @@ class Node:
         except (TallyError, TimeoutError) as error:
             log.warning("claims not handed in; they will be after the next start", error=str(error) or "timed out")
         await self.courier.note()
-        await self.link.close()
+        await asyncio.gather(*(link.close() for link in self.links))
 
 
 def _deployment(path: Path) -> Deployment:
@@ -287,36 +344,3 @@ def _lock(state: Path, stack: AsyncExitStack) -> None:
 def _sealing_key(config: NodeConfig) -> SealingKey:
     suite = config.sealing_suite
     return SealingKey(suite, random_secret_file(config.state / f"sealing-{suite}.key", SealingKey.secret_bytes(suite)))
-
-
-def _pools(engines: Mapping[str, EngineConfig], stack: AsyncExitStack) -> dict[str, Pool]:
-    pools = {}
-    for name, config in engines.items():
-        engine = OpenAIEngine(config.settings(os.environ))
-        stack.push_async_callback(engine.close)
-        pools[name] = Pool(engine, Slots(config.slots, config.max_slots))
-    return pools
-
-
-async def _find_engines(environment: Mapping[str, str]) -> tuple[EngineConfig, ...]:
-    named = environment.get("OPENAI_BASE_URL", "").strip()
-    if named:
-        return (EngineConfig(url=named, api_key=environment.get("OPENAI_API_KEY") or None),)
-    found = await discover(environment)
-    for finding in found:
-        log.info("engine found", kind=finding.kind.value, url=finding.url, models=[model.name for model in finding.models])
-    if not found:
-        raise Unavailable(
-            Code.ENGINE_UNAVAILABLE,
-            "no engine answers on the usual ports; start one, set OPENAI_BASE_URL, or name it in the config: [[engines]] url = …",
-            fault=Fault.ENGINE,
-        )
-    return tuple(EngineConfig(url=finding.url) for finding in found)
-
-
-async def _identify(engine: EngineConfig) -> Finding:
-    """What kind of engine it is, as far as it says."""
-    try:
-        return await look(engine.url, engine.settings(os.environ).api_key)
-    except Unavailable:
-        return Finding(engine.url, EngineKind.OTHER, UNKNOWN, ())

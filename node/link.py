@@ -92,22 +92,23 @@ class NodeLink:
         handler: Handler,
         asks: Callable[[], tuple[Signed[Ask], ...]],
         capacity: Callable[[], Capacity],
-        slots_changed: asyncio.Event,
         settings: LinkSettings | None = None,
         coordinator: Address | None = None,
         jitter: Callable[[], float] = _JITTER,
     ) -> None:
-        """`coordinator`: the only account to talk to, if it is known. `slots_changed` is set when the capacity is to be told at
-        once. `jitter` gives numbers from 0 to 1.
-        """
+        """`coordinator`: the only account to talk to, if it is known. `jitter` gives numbers from 0 to 1."""
         self.url = node_url(url)
         self._signer, self._domain, self._handler = signer, domain, handler
         self._asks, self._capacity, self._settings = asks, capacity, settings or LinkSettings()
         self._coordinator, self._jitter = coordinator, jitter
         self._closing = asyncio.Event()
-        self._changed = slots_changed
+        self._changed = asyncio.Event()
         self.session: Session | None = None
         self.trouble = "not connected yet"
+
+    def slots_changed(self) -> None:
+        """The capacity has changed: tells the coordinator at once."""
+        self._changed.set()
 
     def announce(self) -> None:
         """The asks have changed: tells the coordinator."""

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from node.ports import JobReport
-from tallystick.protocol.types import format_amount
+from node.ports import Claimable, JobReport
+from tallystick.protocol.types import Address, Amount, format_amount
 
 log = structlog.get_logger()
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOTAL = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
+_HOUR = 3_600.0
+_ALARMS, _PAYERS = 20, 100
 
 Health = Callable[[], Mapping[str, Any]]
 """The state of the node; `ok` says whether it can earn right now."""
@@ -27,11 +36,22 @@ Health = Callable[[], Mapping[str, Any]]
 class Monitor:
     """Sees every job that ends (ports.Observer), and shows it."""
 
-    def __init__(self, unsecured: Callable[[], int], suspect: Callable[[], None] = lambda: None) -> None:
-        """`unsecured`: what payers could come to owe beyond their reservations, in base units. `suspect` is called when an engine
-        failed a job.
+    def __init__(
+        self,
+        exposed: Callable[[], Mapping[Address, int]],
+        suspect: Callable[[], None] = lambda: None,
+        *,
+        gpus: int = 0,
+        gpu_hour_cost: Amount | None = None,
+        tick: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`exposed`: what each payer could come to owe beyond its reservation, in base units. `suspect` is called when an engine
+        failed a job. `gpus`: how many earn it; `gpu_hour_cost`: what one costs an hour, in base units.
         """
-        self._suspect = suspect
+        self._suspect, self._gpus, self._tick = suspect, gpus, tick
+        self._lately: deque[tuple[float, int]] = deque()
+        self._began = tick()
+        self.alarms: list[dict[str, str]] = []
         self.registry = CollectorRegistry()
         self._jobs = Counter("tally_node_jobs", "Jobs that ended", ["model", "outcome"], registry=self.registry)
         self._tokens = Counter("tally_node_tokens", "Tokens on receipts", ["model", "direction"], registry=self.registry)
@@ -42,8 +62,24 @@ class Monitor:
         self._total = Histogram(
             "tally_node_job_seconds", "Time of a whole job", ["model"], registry=self.registry, buckets=_TOTAL
         )
-        gauge = Gauge("tally_node_unsecured_units", "Owed beyond reservations at worst, base units", registry=self.registry)
-        gauge.set_function(unsecured)
+        self._per_token = Histogram(
+            "tally_node_token_seconds",
+            "Time of one output token after the first",
+            ["model"],
+            registry=self.registry,
+            buckets=_TOKEN,
+        )
+        self._alarms = Counter("tally_node_alarms", "What a person should see", ["what"], registry=self.registry)
+        self.registry.register(_Exposed(exposed))
+        if gpus:
+            Gauge("tally_node_gpus", "GPUs that earn this", registry=self.registry).set(gpus)
+            hour = Gauge(
+                "tally_node_revenue_per_gpu_hour_units", "Revenue of the last hour a GPU, base units", registry=self.registry
+            )
+            hour.set_function(self.revenue_per_gpu_hour)
+        if gpu_hour_cost is not None:
+            cost = Gauge("tally_node_gpu_hour_cost_units", "What a GPU costs an hour, base units", registry=self.registry)
+            cost.set(int(gpu_hour_cost))
 
     def ended(self, report: JobReport) -> None:
         """See ports.Observer."""
@@ -55,6 +91,10 @@ class Monitor:
         self._total.labels(report.model).observe(report.total_seconds)
         if report.first_seconds is not None:
             self._first.labels(report.model).observe(report.first_seconds)
+            if report.output_tokens > 1:
+                each = (report.total_seconds - report.first_seconds) / (report.output_tokens - 1)
+                self._per_token.labels(report.model).observe(each)
+        self._earn(int(report.cost))
         if report.engine_fault:
             self._suspect()
         log.info(
@@ -69,6 +109,26 @@ class Monitor:
             seconds=round(report.total_seconds, 3),
         )
 
+    def _earn(self, cost: int) -> None:
+        now = self._tick()
+        if cost:
+            self._lately.append((now, cost))
+        while self._lately and self._lately[0][0] < now - _HOUR:
+            self._lately.popleft()
+
+    def revenue_per_gpu_hour(self) -> float:
+        """What a GPU brought in the last hour, in base units; of a shorter life, what it would come to."""
+        self._earn(0)
+        lived = min(_HOUR, max(1.0, self._tick() - self._began))
+        return sum(cost for _, cost in self._lately) * (_HOUR / lived) / max(1, self._gpus)
+
+    def alarm(self, what: str, payer: Address, tab: Claimable) -> None:
+        """Something that the provider should see: it is logged, counted, and told at /healthz."""
+        self._alarms.labels(what).inc()
+        due, until = format_amount(Amount(tab.due)), tab.order.message.claim_by
+        self.alarms = [*self.alarms[1 - _ALARMS :], {"what": what, "payer": payer, "due": due, "claim_by": str(until)}]
+        log.error("alarm", what=what, payer=payer, due=due, claim_by=until, remedy="tally node collect")
+
     def app(self, health: Health) -> Starlette:
         """The ASGI app over what was seen, and over what `health` says."""
 
@@ -80,3 +140,31 @@ class Monitor:
             return JSONResponse(said, 200 if said.get("ok") else 503)
 
         return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz)])
+
+
+class _Exposed(Collector):
+    """What payers could come to owe beyond their reservations: the largest each, and all of them, asked when it is read."""
+
+    def __init__(self, exposed: Callable[[], Mapping[Address, int]]) -> None:
+        self._exposed = exposed
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        found = self._exposed()
+        total = GaugeMetricFamily("tally_node_unsecured_units", "Owed beyond reservations at worst, base units")
+        total.add_metric([], sum(found.values()))
+        yield total
+        each = GaugeMetricFamily("tally_node_payer_unsecured_units", "The same, of the payers that owe most", labels=["payer"])
+        for payer, owed in sorted(found.items(), key=lambda one: -one[1])[:_PAYERS]:
+            each.add_metric([payer], owed)
+        yield each
+
+
+def count_gpus() -> int:
+    """How many NVIDIA GPUs there are; 0 where there are none, or without NVML (pip install nvidia-ml-py)."""
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+        return int(nvml.nvmlDeviceGetCount())
+    except Exception:  # noqa: BLE001 - whatever is wrong with a driver, it is not this node's job
+        return 0

@@ -112,6 +112,10 @@ class Runner:
 
     # What the daemon asks
 
+    def adjust(self, rules: Rules, deadlines: Deadlines) -> None:
+        """The config has changed: jobs that come from now on are held to this."""
+        self._admission.rules, self._deadlines = rules, deadlines
+
     @property
     def slots(self) -> int:
         """Jobs that may run at once, over all engines."""
@@ -171,7 +175,10 @@ class Runner:
         admitted = self._admission.verify(house, job_id, dispatch, now)
         await self._admit_to_tab(admitted, now)
         self._remember(admitted, now)
-        pool = self._pools[admitted.offer.engine]
+        pool = self._pools.get(admitted.offer.engine)
+        if pool is None:
+            self._tabs.drop(admitted.payer, admitted.cap)
+            raise Unavailable(Code.NODE_BUSY, "the engine was taken out of service just now", fault=Fault.PROVIDER)
         # No job starts after its order's deadline, so none waits for a slot beyond it.
         queue = min(self._deadlines.queue, admitted.order.message.deadline - now)
         durable = asyncio.create_task(self._store.begin(admitted, now))

@@ -36,6 +36,11 @@ class Slots:
         """How many may run now."""
         return int(self._limit)
 
+    def set(self, limit: int, most: int | None = None) -> None:
+        """The config has changed: begins anew from there."""
+        self._limit, self._most = float(limit), most
+        self._wake()
+
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
         """Waits for a slot and holds it."""

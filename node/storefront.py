@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
@@ -42,7 +43,7 @@ class Storefront:
     ) -> None:
         self._book, self._pools, self._offers, self._changed = book, pools, offers, changed
         self._seconds, self._failures, self._now = seconds, failures, now
-        self._failed = dict.fromkeys(pools, 0)
+        self._failed: Counter[str] = Counter()
         self._sold: dict[str, Sequence[Offer]] = {}
         self._suspicion = suspicion
 
@@ -59,7 +60,8 @@ class Storefront:
 
     async def look(self, *, first: bool = False) -> None:
         """Looks at all engines once, and brings the asks in line. On the `first` look one failure is enough."""
-        await asyncio.gather(*(self._look_at(name, pool, first=first) for name, pool in self._pools.items()))
+        await asyncio.gather(*(self._look_at(name, pool, first=first) for name, pool in list(self._pools.items())))
+        self._sold = {name: sold for name, sold in self._sold.items() if name in self._pools}
         offers = [offer for name, sold in self._sold.items() if self._pools[name].up for offer in sold]
         if len(offers) > MAX_ASKS:
             log.warning("too many models; the first are offered", models=len(offers), offered=MAX_ASKS)

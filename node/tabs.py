@@ -17,12 +17,15 @@ from tallystick.protocol.types import Address, Amount
 
 @dataclass(frozen=True, slots=True)
 class Funds:
-    """What the chain says of a payer and its tab with this node. `known` is false where it could not be asked yet."""
+    """What the chain says of a payer and its tab with this node. `known` is false where it could not be asked yet; `thawing` is
+    on its way out of the purse, and not in `free`.
+    """
 
     settled: Amount = Amount(0)
     reserved: Amount = Amount(0)
     free: Amount = Amount(0)
     known: bool = False
+    thawing: Amount = Amount(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,10 @@ class Tabs:
         for row in rows:
             tab = ProviderTab(row.seq, row.cumulative, row.ceiling)
             self._put(row.payer, Account(tab, row.claim_by, Funds(row.settled, row.reserved)))
+
+    def adjust(self, exposure: Exposure) -> None:
+        """The config has changed: jobs that come from now on are held to this."""
+        self._exposure = exposure
 
     @property
     def unsecured(self) -> Amount:

@@ -44,6 +44,7 @@ def node_run(
     password_file: PasswordFile = None,
 ) -> None:
     """Connects your engine to the market and works until SIGTERM: then it finishes what runs, hands in its claims and stops.
+    SIGHUP makes it read its config again.
 
     Needs a config (see node/example.toml) that names the coordinator, the deployment file and the engine.
     """
@@ -51,7 +52,7 @@ def node_run(
     from node.daemon import run
 
     loaded = load_config(config)
-    start(run(loaded, unlock(wallet, password_file)))
+    start(run(loaded, unlock(wallet, password_file), lambda: load_config(config)))
 
 
 @node.command("demo-engine")

@@ -14,6 +14,7 @@ from tests.node.world import PROVIDER
 
 if __name__ == "__main__":
     try:
-        uvloop.run(run(load_config(Path(sys.argv[1])), PROVIDER))
+        path = Path(sys.argv[1])
+        uvloop.run(run(load_config(path), PROVIDER, lambda: load_config(path)))
     except TallyError as error:
         sys.exit(f"error: {error}")

@@ -11,7 +11,7 @@ from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address, Amount, Seconds
 from tests.node.world import PAYER, PROVIDER
 
-KNOWN = Funds(Amount(3), Amount(5), Amount(7), known=True)
+KNOWN = Funds(Amount(3), Amount(5), Amount(7), known=True, thawing=Amount(2))
 
 
 class FakeEscrow:

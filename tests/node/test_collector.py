@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from node.collector import MAX_ROWS, ClaimPolicy, Collector
+from node.collector import EXPIRING, MAX_ROWS, THAWING, ClaimPolicy, Collector
 from node.ports import Claimable, Link
 from node.tabs import Funds
 from node.twins import MemoryChain, MemoryLink, MemoryStore
@@ -53,7 +53,9 @@ class World:
         self.now = NOW
         self.store, self.chain = MemoryStore(), MemoryChain(Funds(known=True))
         self.link: MemoryLink | None = MemoryLink(COORDINATOR.address)
+        self.others: dict[Address, Link] = {}
         self.seen: list[tuple[Address, Funds]] = []
+        self.alarms: list[tuple[str, Address]] = []
         self.collector = Collector(
             signer=PROVIDER,
             domain=DOMAIN,
@@ -62,11 +64,12 @@ class World:
             link=self._link,
             policy=policy,
             observed=lambda payer, funds: self.seen.append((payer, funds)),
+            alarm=lambda what, payer, _: self.alarms.append((what, payer)),
             now=lambda: self.now,
         )
 
-    def _link(self) -> Link | None:
-        return self.link
+    def _link(self, coordinator: Address) -> Link | None:
+        return self.link if coordinator == COORDINATOR.address else self.others.get(coordinator)
 
     @property
     def claims(self) -> list[ClaimRequest]:
@@ -156,6 +159,46 @@ async def test_many_tabs_go_in_several_claims() -> None:
         await finish(world.store, Client(signer(f"payer {number}")))
     assert await world.collector.sweep(everything=True) == MAX_ROWS + 1
     assert [len(request.orders) for request in world.claims] == [MAX_ROWS, 1]
+
+
+async def test_each_claim_goes_to_the_coordinator_of_its_orders() -> None:
+    """Of several coordinators each gets the tabs whose orders name it; what no open link is for waits."""
+    world = World()
+    elsewhere = signer("another coordinator").address
+    await finish(world.store, Client(signer("near")))
+    await finish(world.store, Client(signer("far")), coordinator=elsewhere)
+    assert await world.collector.sweep(everything=True) == 1
+    far = MemoryLink(elsewhere)
+    world.others[elsewhere] = far
+    world.now += 100
+    assert await world.collector.sweep(everything=True) == 2
+    (request,) = [ClaimRequest.from_json(loads(raw, "claim")) for raw in far.of(NO_JOB, Kind.CLAIM)]
+    assert [row.payer for row in request.claim.message.rows] == [signer("far").address]
+
+
+async def test_a_payer_that_takes_its_money_out() -> None:
+    """While a payer that owes thaws its purse its tab is claimed at once, and a person is told, once."""
+    world = World()
+    await finish(world.store, Client())
+    assert await world.collector.sweep() == 0
+    world.chain.usual = Funds(known=True, thawing=Amount(5))
+    assert await world.collector.sweep() == 1
+    await world.collector.sweep()
+    assert world.alarms == [(THAWING, PAYER.address)]
+    for funds in (Funds(known=True), Funds(known=True, thawing=Amount(5))):
+        world.chain.known[PAYER.address] = funds
+        await world.collector.sweep()
+    assert world.alarms == [(THAWING, PAYER.address)] * 2, "it thaws again"
+
+
+async def test_a_debt_that_will_be_out_of_reach() -> None:
+    """A tab whose order can soon no longer be claimed on, though it was claimed in time, is told of while there is time."""
+    world = World()
+    made = await finish(world.store, Client())
+    world.link = None
+    world.now = made.admitted.order.message.claim_by - int(POLICY.margin / 2)
+    assert await world.collector.sweep() == 0
+    assert world.alarms == [(EXPIRING, PAYER.address)]
 
 
 async def test_it_looks_by_itself() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from node import daemon
+from node import fleet
 from node.config import load_config
 from node.daemon import build
 from node.engines.demo import MODEL, Behaviour, DemoEngine
@@ -219,7 +219,7 @@ async def test_a_node_without_an_engine_says_so(site: Site, monkeypatch: pytest.
     async def nothing(_environment: object) -> list[Finding]:
         return []
 
-    monkeypatch.setattr(daemon, "discover", nothing)
+    monkeypatch.setattr(fleet, "discover", nothing)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     config = replace(load_config(site.config(), environment={}), engines=())
     async with AsyncExitStack() as stack:
@@ -227,7 +227,44 @@ async def test_a_node_without_an_engine_says_so(site: Site, monkeypatch: pytest.
             await build(config, PROVIDER, stack)
     monkeypatch.setenv("OPENAI_BASE_URL", "https://api.example/v1")
     async with AsyncExitStack() as stack:
-        assert list((await build(config, PROVIDER, stack)).pools) == ["api.example"]
+        assert list((await build(config, PROVIDER, stack)).fleet.pools) == ["api.example"]
+
+
+async def test_a_config_that_is_read_again(site: Site) -> None:
+    """On SIGHUP prices and limits change without a break: a job under way ends; a config that is wrong changes nothing."""
+    async with node(site) as (process, connection, ask):
+        site.engine._usual = Behaviour(token_seconds=0.02)
+        running = await site.place(connection, ask)
+        await connection.until(Kind.CHUNK, 2, running.job)
+        path = site.config()
+        good = path.read_text()
+        path.write_text(good.replace("[link]", 'output_price = "0.2"\n[link]'))
+        process.send_signal(signal.SIGHUP)
+        (changed,) = read_asks(json_of(await connection.until(Kind.ASKS))["asks"])
+        assert (changed.message.output_price, changed.message.seq > ask.message.seq) == (200_000, True)
+        path.write_text("slots = ")
+        process.send_signal(signal.SIGHUP)
+        assert (await receipt(connection, running)).outcome == Outcome.COMPLETED
+        again = await site.place(connection, changed.verify(DOMAIN))
+        assert (await receipt(connection, again)).outcome == Outcome.COMPLETED
+        path.write_text(good.replace(str(site.engine_port), "1"))
+        process.send_signal(signal.SIGHUP)
+        assert json_of(await connection.until(Kind.ASKS, 2))["asks"] == [], "the engine of the new config does not answer"
+
+
+async def test_several_coordinators_at_once(site: Site) -> None:
+    """A node works for each of them with the same engine and one book of tabs, and loses nothing when one goes away."""
+    async with FakeCoordinator().serving() as second, node(site, coordinators=[second.url]) as (process, first, ask):
+        other = await second.connections.get()
+        assert [signed.signature for signed in other.hello.asks] == [ask.signature]
+        for number, connection in enumerate((first, other, first)):
+            assert (await receipt(connection, await site.place(connection, ask))).seq == number + 1
+        await other.socket.close()
+        assert (await receipt(first, await site.place(first, ask))).seq == 4
+        again = await second.connections.get()
+        assert (await receipt(again, await site.place(again, ask))).seq == 5
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
 
 
 def json_of(payload: bytes) -> dict[str, Any]:

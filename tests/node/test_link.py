@@ -49,7 +49,7 @@ class Node:
     """A link with what it reports."""
 
     def __init__(self, url: str, **settings: Any) -> None:
-        self.handler, self.changed = Recorder(), asyncio.Event()
+        self.handler = Recorder()
         self.asks: tuple[Signed[Ask], ...] = ask_book().current
         self.capacity = Capacity(2, 3)
         self.link = NodeLink(
@@ -59,7 +59,6 @@ class Node:
             handler=self.handler,
             asks=lambda: self.asks,
             capacity=lambda: self.capacity,
-            slots_changed=self.changed,
             settings=QUICK,
             jitter=lambda: 0.5,
             **settings,
@@ -126,7 +125,7 @@ async def test_beats_follow_the_free_slots() -> None:
     async with connected() as (node, connection):
         assert Capacity.from_json(loads(await connection.until(Kind.BEAT), "beat")) == Capacity(2, 3)
         node.capacity = Capacity(1, 3)
-        node.changed.set()
+        node.link.slots_changed()
         assert Capacity.from_json(loads(await connection.until(Kind.BEAT, 2), "beat")) == Capacity(1, 3)
 
 

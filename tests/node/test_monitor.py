@@ -4,20 +4,25 @@ from typing import Any
 
 import aiohttp
 
-from node.monitor import Monitor
+from node.monitor import Monitor, count_gpus
 from node.ports import JobReport
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Amount
 from tallystick.runtime.serving import serving
-from tests.node.world import PAYER, Client, ask_book
+from tests.node.test_collector import TAB
+from tests.node.world import PAYER, Client, ask_book, signer
 
+STRANGER = signer("stranger").address
 JOB = Client().order(ask_book().current[0]).job
 
 
 async def test_an_operator_can_see_what_happened() -> None:
     """/metrics counts jobs by outcome, tokens and revenue, and /healthz says whether the node can earn."""
     suspected: list[bool] = []
-    monitor = Monitor(lambda: 42, lambda: suspected.append(True))
+    clock = 0.0
+    owed = {PAYER.address: 40, STRANGER: 2}
+    suspect = lambda: suspected.append(True)  # noqa: E731
+    monitor = Monitor(lambda: owed, suspect, gpus=2, gpu_hour_cost=Amount(900_000), tick=lambda: clock)
     monitor.ended(
         JobReport(
             job=JOB,
@@ -45,9 +50,40 @@ async def test_an_operator_can_see_what_happened() -> None:
             'tally_node_revenue_units_total{model="m"} 70.0',
             'tally_node_first_output_seconds_count{model="m"} 1.0',
             "tally_node_unsecured_units 42.0",
+            f'tally_node_payer_unsecured_units{{payer="{PAYER.address}"}} 40.0',
+            'tally_node_token_seconds_count{model="m"} 1.0',
+            "tally_node_gpus 2.0",
+            "tally_node_gpu_hour_cost_units 900000.0",
         ):
             assert line in text
         for ok, status in ((True, 200), (False, 503)):
             health["ok"] = ok
             async with session.get(f"http://127.0.0.1:{port}/healthz") as response:
                 assert (response.status, await response.json()) == (status, {"ok": ok})
+
+
+def test_revenue_of_an_hour() -> None:
+    """What came in within the last hour, a GPU; of a shorter life, what it would come to."""
+    clock = 0.0
+    monitor = Monitor(dict, gpus=2, tick=lambda: clock)
+    clock = 360.0
+    monitor.ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=Outcome.COMPLETED, reason="", cost=Amount(100)))
+    assert monitor.revenue_per_gpu_hour() == 500
+    clock = 3_600.0
+    assert monitor.revenue_per_gpu_hour() == 50
+    clock = 4_000.0
+    assert monitor.revenue_per_gpu_hour() == 0
+
+
+def test_alarms() -> None:
+    """They are counted, and the latest are told at /healthz."""
+    monitor = Monitor(dict)
+    for number in range(30):
+        monitor.alarm(f"trouble {number}", PAYER.address, TAB)
+    assert [alarm["what"] for alarm in monitor.alarms] == [f"trouble {number}" for number in range(10, 30)]
+    assert monitor.alarms[0]["due"] == "0.0004"
+
+
+def test_gpus_are_counted_where_there_is_a_way() -> None:
+    """Without NVML there are none, and nothing breaks."""
+    assert count_gpus() >= 0
