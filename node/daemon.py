@@ -29,6 +29,7 @@ from node.runner import Runner
 from node.store import SqlStore
 from node.storefront import Storefront
 from node.tabs import Tabs
+from node.window import window
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
@@ -61,6 +62,7 @@ async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeC
                 serving(node.monitor.app(node.health), config.monitor_host, config.monitor_port)
             )
             log.info("metrics and health", host=config.monitor_host, port=port)
+        await stack.enter_async_context(window(config.state, node.status))
         await node.work()
 
 
@@ -312,6 +314,20 @@ class Node:
             "unsecured": str(int(self.tabs.unsecured)),
             "alarms": self.monitor.alarms,
         }
+
+    def status(self) -> dict[str, Any]:
+        """All that `tally node status` shows."""
+        asks = [
+            {
+                "model": offer.model,
+                "engine": offer.engine,
+                "inputPrice": str(offer.prices.input),
+                "outputPrice": str(offer.prices.output),
+                "contextTokens": offer.context_tokens,
+            }
+            for offer in self.book.offers
+        ]
+        return self.health() | {"asks": asks} | self.monitor.since_start()
 
     async def _drain(self) -> None:
         await self.runner.drain(self.config.grace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections import Counter as PlainCounter
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,7 +28,7 @@ _TOTAL = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 _HOUR = 3_600.0
-_ALARMS, _PAYERS = 20, 100
+_ALARMS, _PAYERS, _LAST = 20, 100, 10
 
 Health = Callable[[], Mapping[str, Any]]
 """The state of the node; `ok` says whether it can earn right now."""
@@ -51,6 +52,9 @@ class Monitor:
         self._suspect, self._gpus, self._tick = suspect, gpus, tick
         self._lately: deque[tuple[float, int]] = deque()
         self._began = tick()
+        self._outcomes: PlainCounter[str] = PlainCounter()
+        self._sums = {"inputTokens": 0, "outputTokens": 0, "revenue": 0}
+        self._last: deque[dict[str, Any]] = deque(maxlen=_LAST)
         self.alarms: list[dict[str, str]] = []
         self.registry = CollectorRegistry()
         self._jobs = Counter("tally_node_jobs", "Jobs that ended", ["model", "outcome"], registry=self.registry)
@@ -95,6 +99,7 @@ class Monitor:
                 each = (report.total_seconds - report.first_seconds) / (report.output_tokens - 1)
                 self._per_token.labels(report.model).observe(each)
         self._earn(int(report.cost))
+        self._note(report, outcome)
         if report.engine_fault:
             self._suspect()
         log.info(
@@ -108,6 +113,31 @@ class Monitor:
             tokens=[report.input_tokens, report.output_tokens],
             seconds=round(report.total_seconds, 3),
         )
+
+    def _note(self, report: JobReport, outcome: str) -> None:
+        """For people who look now and then."""
+        self._outcomes[outcome] += 1
+        self._sums["inputTokens"] += report.input_tokens
+        self._sums["outputTokens"] += report.output_tokens
+        self._sums["revenue"] += int(report.cost)
+        self._last.appendleft(
+            {
+                "job": report.job.hex(),
+                "model": report.model,
+                "outcome": outcome,
+                "cost": str(int(report.cost)),
+                "tokens": [report.input_tokens, report.output_tokens],
+                "firstMs": None if report.first_seconds is None else round(report.first_seconds * 1_000),
+                "seconds": round(report.total_seconds, 3),
+            }
+        )
+
+    def since_start(self) -> dict[str, Any]:
+        """What this process has done: jobs by outcome, tokens, revenue in base units, its last jobs, newest first."""
+        sums = {name: str(value) for name, value in self._sums.items()}
+        hour = round(self.revenue_per_gpu_hour() * max(1, self._gpus))
+        up = {"upSeconds": round(self._tick() - self._began), "revenueLastHour": str(hour)}
+        return up | sums | {"jobs": dict(self._outcomes), "last": list(self._last)}
 
     def _earn(self, cost: int) -> None:
         now = self._tick()

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from tallystick import __version__
-from tallystick.cli import chain, contract, demo, doctor, funds, init, jobs, market, money, provider, wallet
+from tallystick.cli import chain, contract, demo, doctor, funds, init, jobs, market, money, provider, status, wallet
 from tallystick.cli.output import fail
 from tallystick.protocol.errors import TallyError
 
@@ -24,6 +24,7 @@ app.command("chat")(market.chat)
 app.command("gateway")(market.gateway)
 market.node.command("init")(init.init)
 market.node.command("doctor")(doctor.doctor)
+market.node.command("status")(status.status)
 market.node.command("why")(provider.why)
 market.node.command("earnings")(provider.earnings)
 market.node.command("collect")(provider.collect)

@@ -28,7 +28,7 @@ class Provider:
 
     async def __call__(self, *arguments: str, code: int = 0, as_json: bool = True) -> Any:
         """Its JSON, or its words."""
-        node = ("--config", str(self.config), "--wallet", str(self.wallet))
+        node = ("--config", str(self.config), *(("--wallet", str(self.wallet)) if arguments[0] != "status" else ()))
         return await self.run(*arguments, *node, *(("--json",) if as_json else ()), code=code)
 
     async def run(self, *arguments: str, code: int = 0) -> Any:
@@ -68,6 +68,12 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         assert {one["why"] for one in why["decisions"]} == {"got the job", "offered to the client, place 1 of 1"}
         assert "got the job" in await tally("why", as_json=False)
 
+        status = await tally("status")
+        assert (status["ok"], status["jobs"], status["revenue"]) == (True, {"completed": 5}, day["revenue"])
+        assert [job["outcome"] for job in status["last"]] == ["completed"] * 5
+        shown = await tally("status", as_json=False)
+        assert all(words in shown for words in ("ready to earn", "on offer", "last jobs", "bench"))
+
         os.kill(site.pids["coordinator"], signal.SIGKILL)
         shown = await tally("collect", "--least", "0", "--dry-run")
         assert [tab["owed"] for tab in shown["tabs"]] == [day["revenue"]]
@@ -82,6 +88,10 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         assert _problems(await tally("doctor", code=1)) == ["coordinator"]
         assert (await tally("why", code=1))["error"]["code"] == "coordinator_unavailable"
         assert "check `coordinator`" in await tally("doctor", as_json=False, code=1)
+        assert not (await tally("status"))["ok"]
+        assert "not earning" in await tally("status", as_json=False)
+        os.kill(site.pids["node"], signal.SIGKILL)
+        assert "no node works" in (await tally("status", code=1))["error"]["message"]
 
 
 @pytest.mark.timeout(120)
