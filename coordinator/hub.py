@@ -20,7 +20,7 @@ from coordinator.live import InboxOverrun
 from coordinator.manners import Budget
 from coordinator.market import Market
 from coordinator.patience import Patience
-from coordinator.ports import Bus, node_subject
+from coordinator.ports import Bus, TabStore, node_subject
 from tallystick.protocol.errors import (
     BadMessage,
     BadReceipt,
@@ -52,6 +52,7 @@ log = structlog.get_logger()
 _OF_A_JOB = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL})
 OUTBOX = 4_096
 ASKS_PER_SECOND, ASKS_AT_ONCE = 2, 60
+RECALL_PAGE = 200
 HELLO_SECONDS = 10
 CLOSE_SECONDS = 5
 SILENCE_SECONDS = 45
@@ -67,8 +68,8 @@ class LinkClosed(Exception):
 class Hub:
     """All node connections of this replica."""
 
-    def __init__(self, market: Market, bus: Bus, take_claim: TakeClaim, max_nodes: int = 10_000) -> None:
-        self._market, self._bus, self._take_claim, self._max = market, bus, take_claim, max_nodes
+    def __init__(self, market: Market, bus: Bus, tabs: TabStore, take_claim: TakeClaim, max_nodes: int = 10_000) -> None:
+        self._market, self._bus, self._tabs, self._take_claim, self._max = market, bus, tabs, take_claim, max_nodes
         self._links: dict[Address, _Link] = {}
         self._manners = Budget(ASKS_PER_SECOND, ASKS_AT_ONCE)
         self._farewells: set[asyncio.Task[None]] = set()
@@ -176,10 +177,26 @@ class Hub:
             self._check_pace(provider)
             raw = loads(payload, "asks")
             self._market.place_asks(provider, read_asks(raw.get("asks") if isinstance(raw, dict) else None))
+        elif kind is Kind.RECALL:
+            self._check_pace(provider)
+            await self._recall(provider, loads(payload, "recall"))
         elif kind is Kind.CLAIM:
             await self._forward_claim(provider, ClaimRequest.from_json(loads(payload, "claim")))
         else:
             raise BadMessage(f"link: a node never sends {kind.name}")
+
+    async def _recall(self, provider: Address, raw: Any) -> None:
+        """Tells a node that lost its state, or has none yet, what it signed here last."""
+        after = raw.get("after") if isinstance(raw, dict) else None
+        if not isinstance(after, str) or len(after) > 42:
+            raise BadMessage("recall.after: expected an address, or an empty text")
+        try:
+            found = await self._tabs.last_receipts(provider, after, RECALL_PAGE)
+        except Unavailable as error:
+            log.warning("tabs not told", provider=provider, error=str(error))
+            return
+        told = {"receipts": [late.to_json() for late in found], "more": len(found) == RECALL_PAGE}
+        self._bus.send(node_subject(provider), pack_link(Kind.RECALLED, payload=dumps(told)))
 
     def _check_pace(self, provider: Address) -> None:
         """A node may change its asks as often as its engines come and go, not as often as it can."""

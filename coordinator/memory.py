@@ -10,12 +10,12 @@ from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import ClaimRequest
+from tallystick.protocol.wire import ClaimRequest, LateReceipt
 
 
 @dataclass
 class MemoryStore:
-    """JobStore, AnswerStore and ClaimStore."""
+    """JobStore, TabStore, AnswerStore and ClaimStore."""
 
     jobs: dict[JobId, JobRecord] = field(default_factory=dict)
     receipts: dict[JobId, dict[Address, tuple[Signed[Receipt], Amount]]] = field(default_factory=dict)
@@ -56,6 +56,18 @@ class MemoryStore:
                 tab = (receipt.message.payer, provider)
                 totals[tab] = Amount(max(total, totals.get(tab, 0)))
         return Recalled(tuple(job for job, record in self.jobs.items() if record.created_at >= since), totals)
+
+    async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
+        """See ports.TabStore."""
+        last: dict[Address, LateReceipt] = {}
+        for job, by_provider in self.receipts.items():
+            attempt = self.jobs[job].attempt_of(provider)
+            if provider in by_provider and attempt is not None:
+                late = LateReceipt(by_provider[provider][0], attempt.order, attempt.terms)
+                payer = late.receipt.message.payer
+                if payer > after and (payer not in last or last[payer].receipt.message.seq < late.receipt.message.seq):
+                    last[payer] = late
+        return [last[payer] for payer in sorted(last)][:limit]
 
     async def put_answer(self, kept: KeptAnswer, *, since: int, dropped: Iterable[JobId] = ()) -> None:
         """See ports.AnswerStore."""

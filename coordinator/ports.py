@@ -10,7 +10,7 @@ from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import ClaimRequest
+from tallystick.protocol.wire import ClaimRequest, LateReceipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +187,14 @@ class AnswerStore(Protocol):
 
     async def answer(self, job: JobId, since: int) -> KeptAnswer | None:
         """The answer of a job that ended at `since` or later. Raises Unavailable."""
+        ...
+
+
+class TabStore(Protocol):
+    """What a provider may have lost."""
+
+    async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
+        """The last receipt of each of a provider's tabs with payers after this one, in their order. Raises Unavailable."""
         ...
 
 

@@ -19,7 +19,7 @@ from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import ClaimRequest, dumps
+from tallystick.protocol.wire import ClaimRequest, LateReceipt, dumps
 from tallystick.runtime.storage import Database
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -84,7 +84,7 @@ answers = sa.Table(
 
 
 class Store:
-    """JobStore, AnswerStore and ClaimStore over one database."""
+    """JobStore, TabStore, AnswerStore and ClaimStore over one database."""
 
     def __init__(self, url: str) -> None:
         self._db = Database(url)
@@ -148,6 +148,21 @@ class Store:
             tuple(JobId(bytes.fromhex(job)) for job in found),
             {(Address(payer), Address(provider)): Amount(int(total)) for payer, provider, total in sums},
         )
+
+    async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
+        """See ports.TabStore."""
+        mine = (receipts.c.provider == provider, receipts.c.payer > after)
+        last = sa.select(receipts.c.payer, sa.func.max(receipts.c.seq).label("seq")).where(*mine)
+        newest = last.group_by(receipts.c.payer).order_by(receipts.c.payer).limit(limit).subquery()
+        query = (
+            sa.select(receipts.c.receipt_doc, jobs.c.attempts_doc)
+            .join(newest, sa.and_(receipts.c.payer == newest.c.payer, receipts.c.seq == newest.c.seq))
+            .join(jobs, jobs.c.job == receipts.c.job)
+            .where(receipts.c.provider == provider)
+            .order_by(receipts.c.payer)
+        )
+        rows = await self._db.read(lambda c: c.execute(query).all())
+        return [_late(provider, receipt, attempts) for receipt, attempts in rows]
 
     # Answers
 
@@ -312,6 +327,11 @@ def _job_row(record: JobRecord) -> dict[str, Any]:
 def _attempt_doc(attempt: AttemptRecord) -> dict[str, Any]:
     raw = attempt.raw or {"order": attempt.order.to_json(), "terms": attempt.terms.to_json()}
     return {"order": raw["order"], "terms": raw["terms"], "state": attempt.state.value, "reason": attempt.reason}
+
+
+def _late(provider: Address, receipt: str, attempts: str) -> LateReceipt:
+    its = next(one for one in json.loads(attempts) if one["order"]["message"]["provider"] == provider)
+    return LateReceipt(loads_signed(Receipt, receipt), read_signed(Order, its["order"]), Terms.from_json(its["terms"]))
 
 
 def _job_record(row: dict[str, Any]) -> JobRecord:

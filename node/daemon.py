@@ -25,6 +25,7 @@ from node.link import NodeLink
 from node.monitor import Monitor, count_gpus
 from node.offers import AskBook, Seller
 from node.ports import Link
+from node.recall import Recall
 from node.runner import Runner
 from node.store import SqlStore
 from node.storefront import Storefront
@@ -124,7 +125,8 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         changed=slots_changed,
     )
     courier = Courier(store, config.receipt_resend)
-    desk = Desk(runner, courier)
+    recall = Recall(store, tabs, domain=domain, provider=signer.address, known=await store.recalled())
+    desk = Desk(runner, courier, recall)
     links += _links(config, signer, domain, desk, book)
 
     def asks_changed() -> None:
@@ -132,6 +134,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
             link.announce()
             link.slots_changed()
 
+    recall.finished = asks_changed
     storefront = Storefront(
         book=book,
         pools=fleet.pools,
@@ -161,7 +164,7 @@ def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, book:
             signer=signer,
             domain=domain,
             handler=desk,
-            asks=lambda: book.current,
+            asks=lambda coordinator: book.current if desk.recall.done(coordinator) else (),
             capacity=desk.runner.capacity,
             settings=config.link,
             coordinator=config.coordinator_address if url == config.coordinator else None,
@@ -195,9 +198,11 @@ class Desk:
 
     runner: Runner
     courier: Courier
+    recall: Recall
 
     def welcomed(self, link: Link) -> None:
         """See link.Handler."""
+        self.recall.welcomed(link)
         self.courier.welcomed(link)
 
     def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
@@ -208,6 +213,8 @@ class Desk:
             self.runner.cancel(link, job, CancelReason.loads(payload))
         elif kind is Kind.CREDIT:
             self.runner.credit(link, job, payload)
+        elif kind is Kind.RECALLED:
+            self.recall.recalled(link, payload)
         elif kind is Kind.RECEIPT_REFUSED:
             self.courier.refused(link, job, from_public(loads(payload, "refusal"), 502))
         else:

@@ -69,7 +69,7 @@ class Handler(Protocol):
         ...
 
     def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
-        """DISPATCH, CANCEL, CREDIT, RECEIPT_ACK or RECEIPT_REFUSED. Must not wait."""
+        """DISPATCH, CANCEL, CREDIT, RECEIPT_ACK, RECEIPT_REFUSED or RECALLED. Must not wait."""
         ...
 
     def lost(self, link: Link) -> None:
@@ -77,7 +77,7 @@ class Handler(Protocol):
         ...
 
 
-_FOR_HANDLER = frozenset({Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RECEIPT_REFUSED})
+_FOR_HANDLER = frozenset({Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RECEIPT_REFUSED, Kind.RECALLED})
 
 
 class NodeLink:
@@ -90,13 +90,15 @@ class NodeLink:
         signer: Signer,
         domain: Domain,
         handler: Handler,
-        asks: Callable[[], tuple[Signed[Ask], ...]],
+        asks: Callable[[Address], tuple[Signed[Ask], ...]],
         capacity: Callable[[], Capacity],
         settings: LinkSettings | None = None,
         coordinator: Address | None = None,
         jitter: Callable[[], float] = _JITTER,
     ) -> None:
-        """`coordinator`: the only account to talk to, if it is known. `jitter` gives numbers from 0 to 1."""
+        """`asks`: what is offered to a coordinator. `coordinator`: the only account to talk to, if it is known. `jitter` gives
+        numbers from 0 to 1.
+        """
         self.url = node_url(url)
         self._signer, self._domain, self._handler = signer, domain, handler
         self._asks, self._capacity, self._settings = asks, capacity, settings or LinkSettings()
@@ -113,7 +115,7 @@ class NodeLink:
     def announce(self) -> None:
         """The asks have changed: tells the coordinator."""
         if self.session is not None:
-            self.session.post(Kind.ASKS, NO_JOB, _asks_json(self._asks()))
+            self.session.post(Kind.ASKS, NO_JOB, _asks_json(self._asks(self.session.coordinator)))
 
     async def run(self) -> None:
         """Connects and reconnects until `close`."""
@@ -170,7 +172,7 @@ class NodeLink:
             challenge = Challenge.from_json(loads(await _expect(socket, Kind.CHALLENGE), "challenge"))
             self._check(challenge)
             answer = Connect(provider=self._signer.address, coordinator=challenge.coordinator, challenge=challenge.challenge)
-            told = self._asks()
+            told = self._asks(challenge.coordinator)
             hello = Hello(self._signer.sign(answer, self._domain), told, self._capacity(), f"tallystick-node/{__version__}")
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             await _expect(socket, Kind.WELCOME)
@@ -188,12 +190,12 @@ class NodeLink:
     async def _attend(self, session: Session) -> None:
         """Serves a welcomed connection to its end."""
         self.session = session
-        log.info("connected to the coordinator", url=self.url, coordinator=session.coordinator, asks=len(self._asks()))
+        log.info("connected to the coordinator", url=self.url, coordinator=session.coordinator, asks=len(session.told))
         beats = asyncio.create_task(self._beat(session), name="beats")
         writer = asyncio.create_task(session.write(), name="outbox")
         try:
             self._handler.welcomed(session)
-            if self._asks() != session.told:
+            if self._asks(session.coordinator) != session.told:
                 self.announce()
             await self._read(session)
         except TallyError as error:

@@ -169,6 +169,22 @@ class ClaimStore(Protocol):
         ...
 
 
+class RecallStore(Protocol):
+    """What recalling needs to remember."""
+
+    async def adopt(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
+        """A receipt of a former state, the last on its tab: durable on return. Raises Unavailable."""
+        ...
+
+    async def note_recalled(self, coordinator: Address, at: int) -> None:
+        """This coordinator has told all that it knows."""
+        ...
+
+    async def recalled(self) -> list[Address]:
+        """Those that have."""
+        ...
+
+
 class Startup(Protocol):
     """What a node needs to know of its former life."""
 

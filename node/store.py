@@ -121,10 +121,16 @@ claims = sa.Table(
     sa.Column("handed_in_at", sa.BigInteger),
     sa.Column("claim_doc", sa.Text),
 )
+recalled = sa.Table(
+    "recalled",
+    metadata,
+    sa.Column("coordinator", sa.String, primary_key=True),
+    sa.Column("at", sa.BigInteger),
+)
 
 
 class SqlStore:
-    """JobStore, ReceiptStore, ClaimStore and Startup over one database."""
+    """JobStore, ReceiptStore, RecallStore, ClaimStore and Startup over one database."""
 
     def __init__(self, url: str, provider: Address, domain: Domain) -> None:
         self._db = Database(url)
@@ -159,15 +165,7 @@ class SqlStore:
     async def begin(self, admitted: Admitted, at: int) -> None:
         """See ports.JobStore."""
         order, digest = admitted.order, admitted.order.digest.hex()
-        order_row = {
-            "digest": digest,
-            "payer": order.message.payer,
-            "ceiling": order.message.ceiling,
-            "deadline": order.message.deadline,
-            "claim_by": order.message.claim_by,
-            "order_doc": order.dumps(),
-            "terms_doc": dumps(admitted.terms.to_json()).decode(),
-        }
+        order_row = _order_row(order, admitted.terms)
         job_row = {
             "order_digest": digest,
             "job": admitted.job.hex(),
@@ -197,21 +195,7 @@ class SqlStore:
         """See ports.JobStore."""
         admitted, receipt = booking.admitted, booking.receipt.message
         digest = admitted.order.digest.hex()
-        receipt_row = {
-            "order_digest": digest,
-            "job": admitted.job.hex(),
-            "payer": receipt.payer,
-            "coordinator": admitted.order.message.coordinator,
-            "seq": receipt.seq,
-            "cumulative": receipt.cumulative_cost,
-            "cost": receipt.cost,
-            "input_tokens": receipt.input_tokens,
-            "cached_input_tokens": receipt.cached_input_tokens,
-            "output_tokens": receipt.output_tokens,
-            "finished_at": receipt.finished_at,
-            "acknowledged": False,
-            "receipt_doc": booking.receipt.dumps(),
-        }
+        receipt_row = _receipt_row(booking.receipt, digest, admitted.job, admitted.order.message.coordinator)
         end = {"of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)}
         tab = {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost}
 
@@ -251,6 +235,32 @@ class SqlStore:
         named = [job.hex() for job in jobs]
         query = sa.update(receipts).where(receipts.c.coordinator == coordinator, receipts.c.job.in_(named))
         await self._db.write(lambda c: c.execute(query.values(acknowledged=True)))
+
+    # What a former state signed
+
+    async def adopt(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
+        """See ports.RecallStore."""
+        message, digest = receipt.message, order.digest.hex()
+        order_row = _order_row(order, late.terms)
+        receipt_row = _receipt_row(receipt, digest, late.terms.job, order.message.coordinator) | {"acknowledged": True}
+        tab = {"payer": message.payer, "since": message.finished_at, "seq": message.seq, "cumulative": message.cumulative_cost}
+
+        def work(connection: Connection) -> None:
+            for table, row in ((orders, order_row), (receipts, receipt_row)):
+                connection.execute(sa.dialects.sqlite.insert(table).on_conflict_do_nothing(), row)
+            connection.execute(_BOOK_TAB, _NEW_TAB | tab)
+
+        await self._db.write(work)
+
+    async def note_recalled(self, coordinator: Address, at: int) -> None:
+        """See ports.RecallStore."""
+        query = sa.dialects.sqlite.insert(recalled).on_conflict_do_nothing()
+        await self._db.write(lambda c: c.execute(query, {"coordinator": coordinator, "at": at}))
+
+    async def recalled(self) -> list[Address]:
+        """See ports.RecallStore."""
+        found = await self._db.read(lambda c: c.execute(sa.select(recalled.c.coordinator)).scalars().all())
+        return [Address(one) for one in found]
 
     # Claims
 
@@ -336,6 +346,38 @@ def _book_tab() -> sa.Executable:
 
 
 _BOOK_TAB = _book_tab()
+
+
+def _order_row(order: Verified[Order], terms: Terms) -> dict[str, Any]:
+    message = order.message
+    return {
+        "digest": order.digest.hex(),
+        "payer": message.payer,
+        "ceiling": message.ceiling,
+        "deadline": message.deadline,
+        "claim_by": message.claim_by,
+        "order_doc": order.dumps(),
+        "terms_doc": dumps(terms.to_json()).decode(),
+    }
+
+
+def _receipt_row(receipt: Verified[Receipt], order: str, job: JobId, coordinator: Address) -> dict[str, Any]:
+    message = receipt.message
+    return {
+        "order_digest": order,
+        "job": job.hex(),
+        "payer": message.payer,
+        "coordinator": coordinator,
+        "seq": message.seq,
+        "cumulative": message.cumulative_cost,
+        "cost": message.cost,
+        "input_tokens": message.input_tokens,
+        "cached_input_tokens": message.cached_input_tokens,
+        "output_tokens": message.output_tokens,
+        "finished_at": message.finished_at,
+        "acknowledged": False,
+        "receipt_doc": receipt.dumps(),
+    }
 
 
 def _claimable(row: Any) -> Claimable:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
-from tallystick.protocol.messages import Order
+from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.tab import ProviderTab, Security
 from tallystick.protocol.types import Address, Amount
 
@@ -81,6 +81,18 @@ class Tabs:
         for row in rows:
             tab = ProviderTab(row.seq, row.cumulative, row.ceiling)
             self._put(row.payer, Account(tab, row.claim_by, Funds(row.settled, row.reserved)))
+
+    def adopt(self, receipt: Receipt, order: Order) -> None:
+        """A receipt of a former state of this node turned up: the tab goes on from there."""
+        held = self.account(receipt.payer)
+        better = order.ceiling >= held.tab.ceiling
+        tab = replace(
+            held.tab,
+            seq=receipt.seq,
+            cumulative=Amount(max(held.tab.cumulative, receipt.cumulative_cost)),
+            ceiling=Amount(max(held.tab.ceiling, order.ceiling)),
+        )
+        self._put(receipt.payer, replace(held, tab=tab, claim_by=order.claim_by if better else held.claim_by))
 
     def adjust(self, exposure: Exposure) -> None:
         """The config has changed: jobs that come from now on are held to this."""

@@ -173,6 +173,40 @@ def collect(
     asyncio.run(run())
 
 
+def backup(
+    file: Annotated[Path, typer.Argument(help="The file to write; it is its owner's alone.")],
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Copies the node's state, also while it works: receipts, orders, tabs, and the key that opens requests. Not the wallet."""
+    from node.backup import back_up
+
+    about = back_up(_config(config).state, file)
+    if as_json:
+        show_json({"file": str(file)} | about)
+    else:
+        step(f"{file}: {about['receipts']} receipts of provider {about['provider']}; keep it secret, and the wallet elsewhere")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `tally node backup` wrote.")],
+    config: Config = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Put it in the place of a state that is there, which is kept aside.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Puts a copy of a node's state in place. What the node signed since, it asks its coordinators for before it works again."""
+    from node.backup import restore as put_back
+
+    state = _config(config).state
+    about = put_back(file, state, force=force)
+    if as_json:
+        show_json({"state": str(state)} | about)
+    else:
+        step(f"{state}: {about['receipts']} receipts of provider {about['provider']}; next: tally node run")
+
+
 async def _owed(escrow: Escrow, tab: Claimable, provider: Address) -> int:
     """What is still owed on a tab, as the chain says now."""
     settled = (await escrow.tab(tab.payer, provider)).settled

@@ -61,6 +61,8 @@ class Kind(IntEnum):
     ERROR = 26  # coordinator -> node: an error in OpenAI's shape, then the link is closed
     RECEIPT_REFUSED = 27  # coordinator -> node: an error in OpenAI's shape; sending that receipt again will not help
     LATE_RECEIPT = 28  # node -> coordinator: LateReceipt, where RECEIPT was not answered
+    RECALL = 29  # node -> coordinator: {"after": address or ""}; what it last signed on each tab, of payers after this one
+    RECALLED = 30  # coordinator -> node: {"receipts": [LateReceipt], "more": bool}, by payer
 
 
 class CancelReason(str, Enum):
@@ -319,7 +321,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class LateReceipt:
-    """A receipt with the order behind it and that order's terms: all that a coordinator which lost the job needs to check it."""
+    """A receipt with the order behind it and that order's terms: all that a side which lost the job needs to check it."""
 
     receipt: Signed[Receipt]
     order: Signed[Order]

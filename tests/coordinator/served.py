@@ -69,7 +69,7 @@ async def served(world: World | None = None, max_nodes: int = 100) -> AsyncItera
     """Serves a market on a free port."""
     world = world or World()
     assert isinstance(world.store, MemoryStore)
-    hub = Hub(world.market, world.bus, make_settler(FakeEscrow(), world.store).take, max_nodes)
+    hub = Hub(world.market, world.bus, world.store, make_settler(FakeEscrow(), world.store).take, max_nodes)
     info = Info(
         name="test",
         version="0",

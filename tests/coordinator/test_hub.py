@@ -308,6 +308,24 @@ async def test_bad_late_receipts_are_refused(at: Served) -> None:
     assert told == [(JOB, Code.BAD_RECEIPT), *[(job, Code.BAD_RECEIPT), (job, Code.BAD_MESSAGE)] * 2]
 
 
+async def test_a_node_that_recalls(at: Served) -> None:
+    """A node is told what it signed last on each of its tabs, and nothing of others; nonsense closes the link."""
+    ann, bob = await LinkNode.join(at, ANN), await LinkNode.join(at, BOB, make_ask(BOB, output_price=9_000_000))
+    client = at.world.read(await at.world.market.place_order(make_submission(ann.asks[0])))
+    job, receipt = await ann.take_job()
+    await ann.finish(job, receipt)
+    await until(lambda: client.ended)
+    told = []
+    for node, after in ((ann, ""), (ann, PAYER.address), (bob, "")):
+        await node.send(Kind.RECALL, NO_JOB, dumps({"after": after}))
+        told.append(loads(await node.expect(Kind.RECALLED), "recalled"))
+    assert [(len(one["receipts"]), one["more"]) for one in told] == [(1, False), (0, False), (0, False)]
+    late = LateReceipt.from_json(told[0]["receipts"][0])
+    assert (late.receipt.signature, late.terms.job) == (receipt.signature, job)
+    await ann.send(Kind.RECALL, NO_JOB, b"{}")
+    assert (await ann.refusal()).code is Code.BAD_MESSAGE
+
+
 # Ends of connections
 
 

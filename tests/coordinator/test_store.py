@@ -15,13 +15,24 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from coordinator.memory import MemoryStore
-from coordinator.ports import AnswerStore, AttemptRecord, ClaimStore, Cursor, JobRecord, JobStore, KeptAnswer, Settlement
+from coordinator.ports import (
+    AnswerStore,
+    AttemptRecord,
+    ClaimStore,
+    Cursor,
+    JobRecord,
+    JobStore,
+    KeptAnswer,
+    Settlement,
+    TabStore,
+)
 from coordinator.store import Store
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import LateReceipt
 from tests.coordinator.world import (
     PAYER,
     START,
@@ -40,7 +51,7 @@ ANN, BOB = person("ann"), person("bob")
 JOB, OTHER = JobId(b"\x01" * 16), JobId(b"\xff" * 16)
 
 
-class AnyStore(JobStore, AnswerStore, ClaimStore, Protocol):
+class AnyStore(JobStore, TabStore, AnswerStore, ClaimStore, Protocol):
     """All ports of one store."""
 
 
@@ -245,6 +256,28 @@ async def test_closing_keeps_what_was_noted(store: AnyStore, reopen: Reopen) -> 
     record = _record(state=State.COMPLETED)
     store.note_job(record)
     assert await _known(await reopen()) == record
+
+
+async def test_the_last_receipt_of_each_tab(store: AnyStore) -> None:
+    """What a provider signed last, by payer, page by page, with the order and terms behind it; not what another signed."""
+    payers = sorted((person(name) for name in ("p", "q", "r")), key=lambda payer: payer.address)
+    last: list[LateReceipt] = []
+    for number, payer in enumerate(payers):
+        for seq in (1, 2, 10):
+            for provider in (ANN, BOB):
+                job = JobId(bytes([number, seq, provider is BOB]) + bytes(13))
+                terms = make_terms(make_ask(provider), job)
+                order = make_order(terms, provider.address, payer)
+                receipt = make_receipt(provider, order, terms, seq=seq, cumulative_cost=Amount(1_000 * seq))
+                attempt = AttemptRecord(unchecked(order), terms, State.COMPLETED)
+                record = JobRecord(job, payer.address, State.COMPLETED, START, START, (attempt,))
+                await store.put_receipt(job, receipt, Amount(1_000 * seq), record)
+                if (seq, provider) == (10, ANN):
+                    last.append(LateReceipt(unchecked(receipt), unchecked(order), terms))
+    assert await store.last_receipts(ANN.address, "", 10) == last
+    assert await store.last_receipts(ANN.address, "", 2) == last[:2]
+    assert await store.last_receipts(ANN.address, payers[1].address, 2) == last[2:]
+    assert await store.last_receipts(person("nobody").address, "", 10) == []
 
 
 # Answers

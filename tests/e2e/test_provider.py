@@ -28,7 +28,11 @@ class Provider:
 
     async def __call__(self, *arguments: str, code: int = 0, as_json: bool = True) -> Any:
         """Its JSON, or its words."""
-        node = ("--config", str(self.config), *(("--wallet", str(self.wallet)) if arguments[0] != "status" else ()))
+        node = (
+            "--config",
+            str(self.config),
+            *(("--wallet", str(self.wallet)) if arguments[0] not in ("status", "backup", "restore") else ()),
+        )
         return await self.run(*arguments, *node, *(("--json",) if as_json else ()), code=code)
 
     async def run(self, *arguments: str, code: int = 0) -> Any:
@@ -92,6 +96,49 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         assert "not earning" in await tally("status", as_json=False)
         os.kill(site.pids["node"], signal.SIGKILL)
         assert "no node works" in (await tally("status", code=1))["error"]["message"]
+
+
+@pytest.mark.timeout(120)
+async def test_a_state_that_is_restored(tmp_path: Path) -> None:
+    """A backup taken while the node works, put back after it worked on: the node learns what it signed since from its
+    coordinator, goes on from there, and both sides' books and the chain say the same.
+    """
+    folder = tmp_path / "market"
+    async with processes.upstream() as mock, processes.market(folder, mock) as site:
+        tally, file = Provider(folder), tmp_path / "backup.tgz"
+        await load.ask(site.gateway, requests=3, at_once=1)
+        made = await tally("backup", str(file))
+        assert (made["receipts"], file.stat().st_mode & 0o777) == (3, 0o600)
+        assert "exists" in (await tally("backup", str(file), code=1))["error"]["message"]
+        await load.ask(site.gateway, requests=4, at_once=1)
+        assert "is running" in (await tally("restore", str(file), "--force", code=1))["error"]["message"]
+        os.kill(site.pids["node"], signal.SIGKILL)
+        assert "no node works" in str(await tally("status", code=1))
+        assert "--force" in (await tally("restore", str(file), code=1))["error"]["message"]
+        assert (await tally("restore", str(file), "--force"))["receipts"] == 3
+        assert sum(day["jobs"] for day in (await tally("earnings"))["days"]) == 3
+        command = (*TALLY, "node", "run", "--config", str(tally.config), "--wallet", str(tally.wallet))
+        node = await asyncio.create_subprocess_exec(*command, env=tally.environment, stderr=asyncio.subprocess.DEVNULL)
+        try:
+            await _until_ready(tally)
+            await load.ask(site.gateway, requests=2, at_once=1)
+            earned = await tally("earnings")
+            assert int(earned["where"]["earned"]) == 9 * int(earned["days"][0]["revenue"]) // earned["days"][0]["jobs"]
+        finally:
+            node.send_signal(signal.SIGTERM)
+            assert await node.wait() == 0
+        (tmp_path / "broken.tgz").write_bytes(file.read_bytes()[:1_000])
+        assert "not a backup" in (await tally("restore", str(tmp_path / "broken.tgz"), code=1))["error"]["message"]
+
+
+async def _until_ready(tally: Provider) -> None:
+    for _ in range(100):
+        try:
+            if (await tally("status"))["ok"]:
+                return
+        except AssertionError:
+            await asyncio.sleep(0.1)
+    raise AssertionError("the node did not get ready")
 
 
 @pytest.mark.timeout(120)

@@ -10,10 +10,22 @@ from dataclasses import dataclass, field
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from tallystick.protocol.eip712 import Domain
+from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Hash, JobId
-from tallystick.protocol.wire import NO_JOB, Challenge, Hello, Kind, dumps, loads, pack_link, unpack_link
+from tallystick.protocol.wire import (
+    NO_JOB,
+    Challenge,
+    Hello,
+    Kind,
+    LateReceipt,
+    dumps,
+    loads,
+    pack_link,
+    read_asks,
+    unpack_link,
+)
 from tests.node.world import COORDINATOR, DOMAIN
 
 NONCE = Hash(bytes(range(32)))
@@ -42,6 +54,15 @@ class Connection:
             await self.came.wait()
         return self.of(kind, job)[count - 1]
 
+    async def asks(self) -> tuple[Signed[Ask], ...]:
+        """What the node offered first, with its HELLO or, where it had to recall, after that."""
+        told = list(self.hello.asks)
+        number = 0
+        while not told:
+            number += 1
+            told = list(read_asks(loads(await self.until(Kind.ASKS, number), "asks")["asks"]))
+        return tuple(told)
+
     async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:
         """Sends a frame to the node."""
         await self.socket.send(pack_link(kind, job, payload))
@@ -55,6 +76,8 @@ class FakeCoordinator:
     acknowledge: bool = True
     port: int = 0
     connections: asyncio.Queue[Connection] = field(default_factory=asyncio.Queue)
+    remembered: list[LateReceipt] = field(default_factory=list)
+    """What it tells a node that recalls, one a page."""
 
     @property
     def url(self) -> str:
@@ -68,6 +91,10 @@ class FakeCoordinator:
             self.port = next(iter(server.sockets)).getsockname()[1]
             yield self
             server.close(close_connections=True)
+
+    def _page(self, after: str) -> bytes:
+        left = [late for late in self.remembered if late.receipt.message.payer > after]
+        return dumps({"receipts": [late.to_json() for late in left[:1]], "more": len(left) > 1})
 
     async def _attend(self, socket: ServerConnection) -> None:
         assert socket.request is not None
@@ -92,6 +119,8 @@ class FakeCoordinator:
                     await connection.send(Kind.CREDIT, frame[1], bytes(4))
                 connection.frames.append(frame)
                 connection.came.set()
+                if frame[0] is Kind.RECALL:
+                    await connection.send(Kind.RECALLED, NO_JOB, self._page(loads(frame[2], "recall")["after"]))
                 if frame[0] in (Kind.RECEIPT, Kind.LATE_RECEIPT) and self.acknowledge:
                     await connection.send(Kind.RECEIPT_ACK, frame[1])
         except (ConnectionClosed, BadMessage):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import sys
@@ -86,7 +87,7 @@ async def node(site: Site, **settings: Any) -> AsyncIterator[tuple[Process, Conn
     process = await site.start(**settings)
     try:
         connection = await site.coordinator.connections.get()
-        yield process, connection, connection.hello.asks[0].verify(DOMAIN)
+        yield process, connection, (await connection.asks())[0].verify(DOMAIN)
     finally:
         if process.returncode is None:
             process.kill()
@@ -167,9 +168,9 @@ async def test_asks_follow_the_engine(site: Site) -> None:
         site.engine_port = other
         process = await site.start(monitor_port=port)
         connection = await site.coordinator.connections.get()
-        assert len(connection.hello.asks) == 1
+        assert len(await connection.asks()) == 1
+        seen = len(connection.of(Kind.ASKS))
     try:
-        seen = 0
         while True:
             seen += 1
             if not read_asks(loads(await connection.until(Kind.ASKS, seen), "asks")["asks"]):
@@ -239,8 +240,9 @@ async def test_a_config_that_is_read_again(site: Site) -> None:
         path = site.config()
         good = path.read_text()
         path.write_text(good.replace("[link]", 'output_price = "0.2"\n[link]'))
+        told = len(connection.of(Kind.ASKS))
         process.send_signal(signal.SIGHUP)
-        (changed,) = read_asks(json_of(await connection.until(Kind.ASKS))["asks"])
+        (changed,) = read_asks(json_of(await connection.until(Kind.ASKS, told + 1))["asks"])
         assert (changed.message.output_price, changed.message.seq > ask.message.seq) == (200_000, True)
         path.write_text("slots = ")
         process.send_signal(signal.SIGHUP)
@@ -249,14 +251,14 @@ async def test_a_config_that_is_read_again(site: Site) -> None:
         assert (await receipt(connection, again)).outcome == Outcome.COMPLETED
         path.write_text(good.replace(str(site.engine_port), "1"))
         process.send_signal(signal.SIGHUP)
-        assert json_of(await connection.until(Kind.ASKS, 2))["asks"] == [], "the engine of the new config does not answer"
+        assert json_of(await connection.until(Kind.ASKS, told + 2))["asks"] == [], "the engine of the new config does not answer"
 
 
 async def test_several_coordinators_at_once(site: Site) -> None:
     """A node works for each of them with the same engine and one book of tabs, and loses nothing when one goes away."""
     async with FakeCoordinator().serving() as second, node(site, coordinators=[second.url]) as (process, first, ask):
         other = await second.connections.get()
-        assert [signed.signature for signed in other.hello.asks] == [ask.signature]
+        assert [signed.signature for signed in await other.asks()] == [ask.signature]
         for number, connection in enumerate((first, other, first)):
             assert (await receipt(connection, await site.place(connection, ask))).seq == number + 1
         await other.socket.close()
@@ -265,6 +267,33 @@ async def test_several_coordinators_at_once(site: Site) -> None:
         assert (await receipt(again, await site.place(again, ask))).seq == 5
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+async def test_a_state_that_was_lost(site: Site) -> None:
+    """A node with its key and an empty state learns from its coordinator what it signed last, before it offers anything, and goes
+    on from there: no number and no total is given twice.
+    """
+    async with node(site) as (process, connection, ask):
+        placed = [await site.place(connection, ask) for _ in range(2)]
+        lost = [await receipt(connection, one) for one in placed]
+        process.kill()
+        await process.wait()
+    raw = connection.of(Kind.RECEIPT, placed[1].job)[0]
+    last = LateReceipt(read_signed(Receipt, loads(raw, "receipt")), placed[1].order, placed[1].terms)
+    forged = replace(last, receipt=replace(last.receipt, message=replace(last.receipt.message, seq=99)))
+    site.coordinator.remembered = [last, forged]
+    shutil.rmtree(site.folder / "state")
+    async with node(site) as (process, connection, ask):
+        assert connection.hello.asks == ()
+        following = await receipt(connection, await site.place(connection, ask))
+        assert (following.seq, following.cumulative_cost) == (3, lost[1].cumulative_cost + following.cost)
+        process.send_signal(signal.SIGTERM)
+        claim = ClaimRequest.from_json(loads(await connection.until(Kind.CLAIM), "claim"))
+        assert claim.claim.message.rows[0].cumulative_cost == following.cumulative_cost
+        assert await process.wait() == 0
+    site.coordinator.remembered = []
+    async with node(site) as (process, connection, ask):
+        assert connection.hello.asks, "it knows now, and need not ask again"
 
 
 def json_of(payload: bytes) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Node:
             signer=PROVIDER,
             domain=DOMAIN,
             handler=self.handler,
-            asks=lambda: self.asks,
+            asks=lambda _: self.asks,
             capacity=lambda: self.capacity,
             settings=QUICK,
             jitter=lambda: 0.5,

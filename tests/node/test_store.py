@@ -18,6 +18,7 @@ from tallystick.protocol.messages import Claim, ClaimRow, Outcome
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import Amount, Hash
+from tallystick.protocol.wire import LateReceipt
 from tests.node.world import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, Placed, admitted, ask_book, signer
 
 ASK = ask_book().current[0]
@@ -103,6 +104,32 @@ async def test_receipts_are_kept_until_they_are_confirmed(store: Store) -> None:
     (left,) = await store.unacknowledged(COORDINATOR.address, NOW + 100, 0, 10)
     assert left.job == made[4].admitted.job
     assert await store.unacknowledged(signer("another").address, NOW + 100, 0, 10) == []
+
+
+async def test_what_a_former_state_signed(tmp_path: Path) -> None:
+    """A receipt that turned up is the tab's, can be claimed on, and needs no more confirmation; who told is remembered."""
+    client = Client()
+    other = MemoryStore()
+    await finish(other, client)
+    made = await finish(other, client, 1)
+    store = open_store(tmp_path)
+    await store.start()
+    late = LateReceipt(made.receipt, made.admitted.order, made.admitted.terms)
+    for _ in range(2):
+        await store.adopt(made.receipt, made.admitted.order, late)
+    assert await store.recalled() == []
+    await store.note_recalled(COORDINATOR.address, NOW)
+    await store.note_recalled(COORDINATOR.address, NOW + 1)
+    await store.close()
+    store = open_store(tmp_path)
+    await store.start()
+    assert await store.recalled() == [COORDINATOR.address]
+    (row,) = await store.tabs(NOW)
+    assert (row.seq, row.cumulative) == (2, 80)
+    (tab,) = await store.claimable(NOW, 10)
+    assert (tab.seq, tab.order.digest) == (2, made.admitted.order.digest)
+    assert await store.unacknowledged(COORDINATOR.address, NOW + 100, 0, 10) == []
+    await store.close()
 
 
 async def test_what_can_be_claimed(store: Store) -> None:

@@ -247,6 +247,8 @@ def test_the_numbers_of_the_kinds_are_the_wire() -> None:
         "ERROR": 26,
         "RECEIPT_REFUSED": 27,
         "LATE_RECEIPT": 28,
+        "RECALL": 29,
+        "RECALLED": 30,
     }
 
 

@@ -1,4 +1,4 @@
-"""Answers that outlive their connection, kept for a while beyond this process.
+"""Answers that outlive their connection, kept for a while beyond this process; and the last receipt of a tab, found at once.
 
 Revision ID: 0003
 """
@@ -11,7 +11,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Adds the table."""
+    """Adds them."""
     op.create_table(
         "answers",
         sa.Column("job", sa.String(32), primary_key=True),
@@ -19,8 +19,10 @@ def upgrade() -> None:
         sa.Column("ended_at", sa.BigInteger, nullable=False, index=True),
         sa.Column("frames", sa.LargeBinary, nullable=False),
     )
+    op.create_index("receipts_of_tab", "receipts", ["provider", "payer", "seq"])
 
 
 def downgrade() -> None:
-    """Drops it."""
+    """Drops them."""
+    op.drop_index("receipts_of_tab")
     op.drop_table("answers")
