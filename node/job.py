@@ -276,6 +276,8 @@ class Job:
             stop = Stop.LINK_LOST if error else (self._stopped or Stop.SHUTDOWN)
             return (Outcome.PROVIDER_ERROR if after else None), Unavailable(Code.NODE_BUSY, stop.value, fault=Fault.PROVIDER)
         if isinstance(error, TallyError):
+            if error.code is Code.COORDINATOR_UNAVAILABLE:  # the storage's word, which both sides share
+                error = Unavailable(Code.PROVIDER_FAILED, f"the node cannot store the order: {error}", fault=Fault.PROVIDER)
             return (Outcome.PROVIDER_ERROR if after else None), error
         # A bug in one job must not take the others down; it is logged in full, and the client is told to go elsewhere.
         log.error("bug in a job", job=self.admitted.job.hex(), exc_info=error)

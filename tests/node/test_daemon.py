@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import shutil
 import signal
 import socket
@@ -267,6 +268,21 @@ async def test_several_coordinators_at_once(site: Site) -> None:
         assert (await receipt(again, await site.place(again, ask))).seq == 5
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+async def test_a_full_disk(site: Site) -> None:
+    """A node that can write no more sends its jobs elsewhere, uncharged, and goes on as soon as there is room."""
+    async with node(site) as (process, connection, ask):
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 1
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        for _ in range(2):
+            placed = await site.place(connection, ask)
+            error = loads(await connection.until(Kind.FAIL, job=placed.job), "failure")["error"]
+            assert (error["retry"], error["fault"]) == (True, "provider")
+            assert not connection.of(Kind.CHUNK, placed.job)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 2
 
 
 async def test_a_state_that_was_lost(site: Site) -> None:
