@@ -33,8 +33,10 @@ THAWING, EXPIRING = "a payer that owes takes its money out", "a debt will soon b
 class ClaimPolicy:
     """When to claim. `amount` is base units, times are seconds, `reserve_percent` is of a tab's reservation.
 
-    `check`: how often tabs are looked at; `age`: how long something may stay uncollected; `margin`: how near claimBy may come;
-    `retry`: how long a claim is given to show on chain; `dust`: less than this is not worth anything, not even at the end.
+    `row_gas`: what settling one row costs in base units, and `gas_multiple` how many times that a claim must bring, unless its
+    order expires; `check`: how often tabs are looked at; `age`: how long something may stay uncollected; `margin`: how near
+    claimBy may come; `retry`: how long a claim is given to show on chain; `dust`: less than this is not worth anything, not even
+    at the end.
     """
 
     check: float = 15.0
@@ -44,17 +46,20 @@ class ClaimPolicy:
     margin: float = 86_400.0
     retry: float = 120.0
     dust: Amount = Amount(1)
+    row_gas: Amount = Amount(0)
+    gas_multiple: int = 10
 
     def wants(self, tab: Claimable, now: float) -> bool:
         """Whether it is time to claim this tab."""
         due = tab.due
         if due < max(1, self.dust):
             return False
-        return (
+        if tab.order.message.claim_by - now <= self.margin:
+            return True
+        return due >= self.gas_multiple * self.row_gas and (
             due >= self.amount
             or now - tab.since >= self.age
             or (tab.reserved > 0 and due * 100 >= tab.reserved * self.reserve_percent)
-            or tab.order.message.claim_by - now <= self.margin
         )
 
     def waits(self, tab: Claimable, now: float) -> bool:

@@ -18,6 +18,8 @@ from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.types import format_amount
 
 log = structlog.get_logger()
+MOST_PASSED = 3
+"""Rounds in a row in which an engine that stays down is passed over."""
 MAX_ASKS = 256
 """As many as a coordinator takes of one node."""
 OfferModels = Callable[[str, tuple[UpstreamModel, ...]], Awaitable[Sequence[Offer]]]
@@ -44,6 +46,7 @@ class Storefront:
         self._book, self._pools, self._offers, self._changed = book, pools, offers, changed
         self._seconds, self._failures, self._now = seconds, failures, now
         self._failed: Counter[str] = Counter()
+        self._asleep: Counter[str] = Counter()
         self._sold: dict[str, Sequence[Offer]] = {}
         self._suspicion = suspicion
 
@@ -59,8 +62,11 @@ class Storefront:
             await self.look()
 
     async def look(self, *, first: bool = False) -> None:
-        """Looks at all engines once, and brings the asks in line. On the `first` look one failure is enough."""
-        await asyncio.gather(*(self._look_at(name, pool, first=first) for name, pool in list(self._pools.items())))
+        """Looks at the engines once, and brings the asks in line. On the `first` look one failure is enough; an engine that stays
+        down is looked at less and less often.
+        """
+        due = [(name, pool) for name, pool in self._pools.items() if not self._sleeps(name)]
+        await asyncio.gather(*(self._look_at(name, pool, first=first) for name, pool in due))
         self._sold = {name: sold for name, sold in self._sold.items() if name in self._pools}
         offers = [offer for name, sold in self._sold.items() if self._pools[name].up for offer in sold]
         if len(offers) > MAX_ASKS:
@@ -68,6 +74,13 @@ class Storefront:
         if self._book.offer(offers[:MAX_ASKS], int(self._now())):
             log.info("asks changed", offers=[_describe(offer) for offer in self._book.offers])
             self._changed()
+
+    def _sleeps(self, name: str) -> bool:
+        """Whether this round passes over an engine that is down."""
+        if not self._asleep[name]:
+            return False
+        self._asleep[name] -= 1
+        return True
 
     async def _look_at(self, name: str, pool: Pool, *, first: bool) -> None:
         try:
@@ -77,6 +90,8 @@ class Storefront:
             if pool.up and (first or self._failed[name] >= self._failures):
                 pool.up = False
                 log.warning("engine down, its asks are withdrawn", engine=name, reason=str(error))
+            if not pool.up:
+                self._asleep[name] = min(max(0, self._failed[name] - self._failures), MOST_PASSED)
             return
         self._failed[name] = 0
         load = await pool.engine.load()

@@ -34,6 +34,7 @@ class ScriptedEngine:
         self.called = asyncio.Event()
         self.stopped = 0
         self.said: EngineLoad | None = None
+        self.looks = 0
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
         """See ports.Engine."""
@@ -58,6 +59,7 @@ class ScriptedEngine:
 
     async def models(self) -> tuple[UpstreamModel, ...]:
         """See ports.Engine."""
+        self.looks += 1
         if self.fault is not None:
             raise self.fault
         return tuple(UpstreamModel(name) for name in self.names)

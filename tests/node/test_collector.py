@@ -46,6 +46,14 @@ def test_when_a_tab_is_worth_a_claim(tab: Claimable, now: int, wants: bool) -> N
     assert POLICY.wants(tab, now) is wants
 
 
+def test_a_claim_must_be_worth_its_gas() -> None:
+    """However old it is; but before it is lost, anything is worth it."""
+    policy = replace(POLICY, row_gas=Amount(41), gas_multiple=10)
+    assert not policy.wants(TAB, NOW + 60), "400 are due, 410 would be worth it"
+    assert policy.wants(replace(TAB, cumulative=Amount(510)), NOW + 60)
+    assert policy.wants(TAB, NOW + 86_400 - 3_600)
+
+
 class World:
     """A collector among twins, at a time that the test sets."""
 

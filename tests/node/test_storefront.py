@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -74,6 +75,21 @@ async def test_asks_follow_an_engine_down_and_up() -> None:
     world.engines["a"].fault = None
     await world.front.look()
     assert (world.sold, world.pools["a"].up) == (["model-a", "model-b"], True)
+
+
+async def test_an_engine_that_stays_down_is_left_alone_more_and_more() -> None:
+    """It is asked again after one, two, three rounds, and then every fourth; the other one in every round."""
+    world = World()
+    await world.front.look(first=True)
+    world.engines["a"].fault = DOWN
+    asked = [world.engines["a"].looks]
+    for _ in range(20):
+        await world.front.look()
+        asked.append(world.engines["a"].looks)
+    assert [later - before for before, later in itertools.pairwise(asked)] == [
+        1, 1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1
+    ]  # fmt: skip
+    assert world.engines["b"].looks == 21
 
 
 async def test_an_engine_that_is_down_at_the_start() -> None:
