@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from node.store import jobs, receipts, tabs
+from node.store import gas, jobs, receipts, tabs
 from tallystick.protocol.types import Address, Amount
 
 
@@ -31,6 +31,21 @@ class Totals:
     earned: Amount
     settled: Amount
     payers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gas:
+    """What this provider paid itself to settle: transactions, gas, and coins in the chain's smallest unit."""
+
+    transactions: int
+    gas_used: int
+    fee: int
+
+
+def read_gas(c: Connection, since: int) -> Gas:
+    """Since that time (Unix seconds). Coordinators pay for what they settle, so it is often nothing."""
+    found = c.execute(sa.select(gas.c.gas_used, gas.c.fee).where(gas.c.at >= since)).all()
+    return Gas(len(found), sum(row.gas_used for row in found), sum(row.fee for row in found))
 
 
 def read_lines(c: Connection, since: int) -> list[Line]:

@@ -127,6 +127,14 @@ recalled = sa.Table(
     sa.Column("coordinator", sa.String, primary_key=True),
     sa.Column("at", sa.BigInteger),
 )
+gas = sa.Table(
+    "gas",
+    metadata,
+    sa.Column("tx", sa.String, primary_key=True),
+    sa.Column("at", sa.BigInteger),
+    sa.Column("gas_used", sa.BigInteger),
+    sa.Column("fee", Money),
+)
 
 
 class SqlStore:
@@ -302,6 +310,11 @@ class SqlStore:
                 connection.execute(change.values(claimed_at=at, claimed=row.cumulative_cost))
 
         await self._db.write(work)
+
+    async def note_gas(self, tx: str, at: int, gas_used: int, fee: int) -> None:
+        """This provider paid for a transaction; `fee` is in the chain's smallest coin."""
+        row = {"tx": tx, "at": at, "gas_used": gas_used, "fee": fee}
+        await self._db.write(lambda c: c.execute(sa.dialects.sqlite.insert(gas).on_conflict_do_nothing(), row))
 
     # Startup
 

@@ -78,6 +78,7 @@ class TxResult:
     hash: str
     block: int
     gas_used: int
+    fee: int
     events: tuple[Event, ...]
 
     def of(self, kind: type[E]) -> tuple[E, ...]:
@@ -157,7 +158,7 @@ class Escrow:
         mined = await sender.send(self.deployment.escrow, self._abi.call(function, *arguments))
         if not mined.logs:  # every call of the escrow leaves some, but calling an address where nothing is succeeds, too
             raise self._absent()
-        return TxResult(mined.hash, mined.block, mined.gas_used, read_logs(mined.logs, self.deployment.escrow))
+        return TxResult(mined.hash, mined.block, mined.gas_used, mined.fee, read_logs(mined.logs, self.deployment.escrow))
 
     async def open_purse(self, sender: Sender, key: Address, owner: Address, bind: Signed[Bind] | None = None) -> TxResult:
         """Binds a signing key to an owner for ever. `bind` may be left out when the sender is the key."""

@@ -48,6 +48,7 @@ class Mined:
     hash: str
     block: int
     gas_used: int
+    fee: int
     created: Address | None
     logs: tuple[dict[str, Any], ...]
 
@@ -290,6 +291,7 @@ class Sender:
             hash=receipt["transactionHash"],
             block=block,
             gas_used=int(receipt["gasUsed"], 16),
+            fee=int(receipt["gasUsed"], 16) * int(receipt.get("effectiveGasPrice") or "0x0", 16),
             created=parse_address(created) if created else None,
             logs=tuple(receipt["logs"]),
         )

@@ -43,12 +43,13 @@ def earnings(
     loaded, provider = _config(config), account_of(wallet, "--wallet")
 
     async def run() -> None:
-        from node.earnings import read_lines, read_totals
+        from node.earnings import read_gas, read_lines, read_totals
 
         now = int(time.time())
         async with _store(loaded, provider) as store:
             lines = await store.read(lambda c: read_lines(c, now - days * DAY))
             totals = await store.read(read_totals)
+            gas = await store.read(lambda c: read_gas(c, now - days * DAY))
             claimable = sum(tab.due for tab in await store.claimable(now, 100_000))
         pending = totals.earned - totals.settled
         places = {
@@ -63,13 +64,21 @@ def earnings(
             places |= {"credit": account.credit, "stake": account.stake}
         if as_json:
             told = [{"day": n.day, "model": n.model, "payer": n.payer, "jobs": n.jobs} | _amounts(n) for n in lines]
-            show_json({"provider": provider, "days": told, "where": {name: str(int(value)) for name, value in places.items()}})
+            where = {name: str(int(value)) for name, value in places.items()}
+            paid = {"transactions": gas.transactions, "gasUsed": gas.gas_used, "fee": str(gas.fee)}
+            show_json({"provider": provider, "days": told, "where": where, "gas": paid})
             return
         rows = (
             (n.day, n.model, n.payer, n.jobs, f"{n.input_tokens} + {n.output_tokens}", format_amount(n.revenue)) for n in lines
         )
         show_rows(("day", "model", "payer", "jobs", "tokens", "revenue"), rows, title=f"the last {days} days")
-        show_facts(((name.replace("_", " "), format_amount(value)) for name, value in places.items()), title="where it is")
+        facts = [(name.replace("_", " "), format_amount(value)) for name, value in places.items()]
+        spent = (
+            f"{gas.fee / 10**18:.9f} coins for {gas.transactions} transaction(s)"
+            if gas.transactions
+            else "none: coordinators paid"
+        )
+        show_facts([*facts, ("gas", spent)], title="where it is")
 
     asyncio.run(run())
 
@@ -153,6 +162,7 @@ def collect(
                 await require_coins(escrow, provider)
                 for result in await escrow.settle_all(Sender(escrow.rpc, signer), [ClaimBatch(provider, rows)]):
                     hashes.append(result.hash)
+                    await store.note_gas(result.hash, int(time.time()), result.gas_used, result.fee)
                     paid |= {event.payer: int(event.paid) for event in result.of(Settled)}
                     skipped |= {event.payer: event.reason.name.lower() for event in result.of(RowSkipped)}
         if as_json:

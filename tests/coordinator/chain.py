@@ -55,7 +55,7 @@ class FakeEscrow(Escrow):
         tx = f"0x{self.block:064x}"
         settled = [event for claim in claims for row in claim.rows if (event := self._pay(claim.provider, row, tx))]
         self.events += settled
-        return TxResult(tx, self.block, 50_000, tuple(settled))
+        return TxResult(tx, self.block, 50_000, 0, tuple(settled))
 
     def _pay(self, provider: Address, row: Any, tx: str) -> Settled | None:
         order = row.order.message

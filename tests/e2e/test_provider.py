@@ -88,7 +88,11 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         assert (tab["paid"], tab["skipped"]) == (day["revenue"], None)
         assert (await tally("collect", "--least", "0"))["tabs"] == []
         assert "nothing to collect" in await tally("collect", as_json=False)
-        assert (await tally("earnings"))["where"]["credit"] == day["revenue"]
+        earned = await tally("earnings")
+        assert earned["where"]["credit"] == day["revenue"]
+        assert earned["gas"]["transactions"] == 1
+        assert int(earned["gas"]["fee"]) >= earned["gas"]["gasUsed"] > 20_000
+        assert "gwei for 1 transaction" in await tally("earnings", as_json=False)
         assert _problems(await tally("doctor", code=1)) == ["coordinator"]
         assert (await tally("why", code=1))["error"]["code"] == "coordinator_unavailable"
         assert "check `coordinator`" in await tally("doctor", as_json=False, code=1)
