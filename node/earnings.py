@@ -45,7 +45,7 @@ class Gas:
 def read_gas(c: Connection, since: int) -> Gas:
     """Since that time (Unix seconds). Coordinators pay for what they settle, so it is often nothing."""
     found = c.execute(sa.select(gas.c.gas_used, gas.c.fee).where(gas.c.at >= since)).all()
-    return Gas(len(found), sum(row.gas_used for row in found), sum(row.fee for row in found))
+    return Gas(len(found), sum(row.gas_used for row in found), sum(int(row.fee) for row in found))
 
 
 def read_lines(c: Connection, since: int) -> list[Line]:

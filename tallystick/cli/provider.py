@@ -73,11 +73,8 @@ def earnings(
         )
         show_rows(("day", "model", "payer", "jobs", "tokens", "revenue"), rows, title=f"the last {days} days")
         facts = [(name.replace("_", " "), format_amount(value)) for name, value in places.items()]
-        spent = (
-            f"{gas.fee / 10**18:.9f} coins for {gas.transactions} transaction(s)"
-            if gas.transactions
-            else "none: coordinators paid"
-        )
+        coins = f"{gas.fee // 10**9} gwei for {gas.transactions} transaction(s)"
+        spent = coins if gas.transactions else "none: coordinators paid"
         show_facts([*facts, ("gas", spent)], title="where it is")
 
     asyncio.run(run())
