@@ -154,7 +154,7 @@ def _describe_market(api: FastAPI, room: Room) -> None:
             route=None if request.route is None else check_route(request.route),
             limit=request.limit,
         )
-        return {"asks": [_ask(standing) for standing in room.market.shortlist(demand)]}
+        return {"asks": [_ask(standing) for standing in room.market.matchmaker.shortlist(demand)]}
 
 
 def _describe_providers(api: FastAPI, room: Room) -> None:

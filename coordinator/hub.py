@@ -144,7 +144,7 @@ class Hub:
             if former is not None:
                 self._market.node_gone(provider)
                 self._dismiss(former.refuse(Refusal(Code.NODE_GONE, "another connection of this provider took its place")))
-            self._market.place_asks(provider, hello.asks, hello.capacity)
+            self._market.matchmaker.place_asks(provider, hello.asks, hello.capacity)
             link.enqueue(pack_link(Kind.WELCOME, payload=b"{}"))
             log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
             while True:
@@ -172,11 +172,11 @@ class Hub:
         elif kind is Kind.LATE_RECEIPT:
             await self._take_late_receipt(provider, job, payload)
         elif kind is Kind.BEAT:
-            self._market.set_capacity(provider, Capacity.from_json(loads(payload, "capacity")))
+            self._market.matchmaker.set_capacity(provider, Capacity.from_json(loads(payload, "capacity")))
         elif kind is Kind.ASKS:
             self._check_pace(provider)
             raw = loads(payload, "asks")
-            self._market.place_asks(provider, read_asks(raw.get("asks") if isinstance(raw, dict) else None))
+            self._market.matchmaker.place_asks(provider, read_asks(raw.get("asks") if isinstance(raw, dict) else None))
         elif kind is Kind.RECALL:
             self._check_pace(provider)
             await self._recall(provider, loads(payload, "recall"))

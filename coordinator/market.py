@@ -1,8 +1,8 @@
 """The market: the only place that decides in which order things happen to a job.
 
-`place_asks` puts offers into the book, `shortlist` ranks them, `place_order` admits a job and `run` drives it: match, relay,
-fail over, receipt. The frames of a job come through its inbox; the caller of `run` passes on what it yields. Everything that
-touches the world comes in through ports; time comes in through two clocks.
+`place_order` admits a job, for which the matchmaker finds a provider, and `run` drives it: match, relay, fail over, receipt.
+The frames of a job come through its inbox; the caller of `run` passes on what it yields. Everything that touches the world
+comes in through ports; time comes in through two clocks.
 
 Whatever node, client and store do, a job ends in one terminal state, and what it held (exposure, a node's slot) is given back.
 """
@@ -12,31 +12,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import structlog
 
-from coordinator.book import Book, Standing
-from coordinator.decisions import Decisions
-from coordinator.exposure import Exposure
 from coordinator.live import Attempt, LiveJob, link_payload
-from coordinator.matching import Demand, Reason, rank, shortlist
+from coordinator.matchmaker import Matchmaker
 from coordinator.ports import Bus, Funds, JobRecord, JobStore, node_subject
 from coordinator.receipts import Receipts
-from coordinator.reputation import Reputation
 from coordinator.rules import Limits, check_order
-from tallystick.protocol.eip712 import Domain, Signed, Signer
+from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage, BadReceipt, Code, Fault, Refusal, TallyError, Unavailable, from_public
 from tallystick.protocol.jobs import ENDS, Event, State
-from tallystick.protocol.messages import Ask, Match, Order, Outcome, Terms
+from tallystick.protocol.messages import Match, Outcome
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Capacity, Dispatch, Kind, LateReceipt, Submission, dumps, loads, pack_link
+from tallystick.protocol.wire import CancelReason, Dispatch, Kind, LateReceipt, Submission, dumps, loads, pack_link
 
 log = structlog.get_logger()
 CREDIT_STEP = 32
-RETURN_SECONDS = 35
-"""After a restart, providers may take this long to come back; what nobody offers meanwhile may be offered soon."""
 HOPELESS = frozenset({Code.BAD_MESSAGE, Code.BODY_TOO_LARGE, Code.UNKNOWN_ROUTE, Code.CANCELLED})
 """What one provider says of the request itself, every other would say too."""
 GONE = Kind.ERROR
@@ -59,9 +53,9 @@ class Market:
         tick: Callable[[], float] = time.monotonic,
     ) -> None:
         self.domain, self.address, self.limits = domain, signer.address, limits
-        self.book, self.exposure, self.reputation = Book(), Exposure(), Reputation()
-        self.decisions = Decisions()
-        self._signer, self._bus, self._store, self._funds = signer, bus, store, funds
+        self.matchmaker = made = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick)
+        self.book, self.exposure, self.reputation, self.decisions = made.book, made.exposure, made.reputation, made.decisions
+        self._signer, self._bus, self._store = signer, bus, store
         self._receipts = Receipts(
             domain=domain, store=store, bus=bus, exposure=self.exposure, reputation=self.reputation, now=now
         )
@@ -71,7 +65,6 @@ class Market:
         self._seen: OrderedDict[JobId, int] = OrderedDict()
         self._unnoted: dict[JobId, JobRecord] = {}
         self._stopping = False
-        self._whole_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -81,7 +74,7 @@ class Market:
         recalled = await self._store.recall(now, now - self.limits.order_horizon)
         self._seen = OrderedDict.fromkeys(recalled.jobs, now)
         if recalled.jobs:
-            self._whole_at = self._tick() + RETURN_SECONDS
+            self.matchmaker.restarted()
         for (payer, provider), total in recalled.totals.items():
             self.exposure.book(payer, provider, total, total)
 
@@ -94,20 +87,7 @@ class Market:
         except TimeoutError:
             log.warning("jobs cut off", count=len(self._live))
 
-    # Asks
-
-    def place_asks(self, provider: Address, asks: Iterable[Signed[Ask]], capacity: Capacity | None = None) -> None:
-        """Makes these a connected provider's standing asks. Raises PeerError if one is forged or another's."""
-        verified = [ask.verify(self.domain) for ask in asks]
-        if any(ask.message.provider != provider for ask in verified):
-            raise BadMessage("asks: an ask of another provider")
-        self.book.replace(provider, verified, capacity)
-
-    def set_capacity(self, provider: Address, capacity: Capacity) -> None:
-        """A node's own word on what it can take."""
-        node = self.book.node(provider)
-        if node is not None:
-            node.capacity = capacity
+    # Nodes
 
     def node_gone(self, provider: Address) -> None:
         """A node's link is lost: its asks leave the book, its jobs learn of it."""
@@ -129,21 +109,6 @@ class Market:
         """Where the frames of a live job go, if it is this provider's that has it now."""
         job = self._live.get(job_id)
         return job.subject if job is not None and job.at_node and job.provider == provider else None
-
-    def shortlist(self, demand: Demand) -> list[Standing]:
-        """The best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
-        now, judged, found = int(self._now()), list[tuple[Reason, Standing]](), list[Standing]()
-        try:
-            found = shortlist(self.book, demand, now, judged)
-        except Refusal as error:
-            if error.code is Code.UNKNOWN_MODEL and self._tick() < self._whole_at:
-                text = f"nobody offers {demand.model!r} yet: this coordinator was restarted, and its providers are coming back"
-                raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.COORDINATOR) from error
-            raise
-        finally:
-            against = ((standing.node.provider, reason) for reason, standing in judged)
-            self.decisions.listed(demand, (standing.node.provider for standing in found), against, now)
-        return found
 
     # Orders
 
@@ -167,7 +132,7 @@ class Market:
         job = LiveJob(submission, created_at=now, started=self._tick(), heard=self._tick())
         self._seen[job.id] = now
         try:
-            await self._match(job)
+            await self.matchmaker.match(job)
         except BaseException:
             self._seen.pop(job.id, None)
             raise
@@ -175,50 +140,6 @@ class Market:
         self._running[job.payer] += 1
         self._idle.clear()
         return job
-
-    async def _match(self, job: LiveJob) -> None:
-        """Begins an attempt with the best candidate left that the payer can pay. Raises the reason why there is none."""
-        now, refused = int(self._now()), job.last_error
-        fit, against = rank(job.submission.candidates, self.book, tried=job.tried, score=self.reputation.score, now=now)
-        lost = dict.fromkeys(
-            (standing.node.provider for standing, _ in fit), "another was ranked before it: cheaper, or more reliable"
-        )
-        model = job.submission.candidates[0].terms.model
-        for standing, candidate in fit:
-            order, node = candidate.order.verify(self.domain), standing.node
-            if node.free < 1 or node.assigned >= self.limits.jobs_per_node:
-                against.append(f"{node.provider}: {Reason.BUSY.value}")
-                continue
-            node.assigned += 1
-            try:
-                await self._admit(order.message, candidate.terms)
-            except BaseException as error:
-                node.assigned -= 1
-                if not isinstance(error, Refusal):
-                    raise
-                refused = refused or error
-            else:
-                job.begin(Attempt(candidate, order, node), self._tick() + self.limits.accept)
-                self.decisions.matched(model, node.provider, lost | _reasons(against), now)
-                return
-        lost = dict.fromkeys(lost, "the payer's purse did not cover the job") | _reasons(against)
-        self.decisions.matched(model, None, lost, now)
-        raise refused or Unavailable(
-            Code.NO_PROVIDER, "no candidate can take the job now: " + "; ".join(against), fault=Fault.PROVIDER
-        )
-
-    async def _admit(self, order: Order, terms: Terms) -> None:
-        """Counts the job against the payer's funds. A no is said only of fresh figures: the payer may just have deposited."""
-        for fresh in (False, True):
-            backing = await self._funds.backing(order.payer, order.provider, fresh=fresh)
-            self.exposure.observe(order.payer, order.provider, settled=backing.settled, reserved=backing.reserved)
-            try:
-                self.exposure.admit(order.payer, order.provider, terms.max_cost, backing.free)
-            except Refusal:
-                if fresh:
-                    raise
-            else:
-                return
 
     # Jobs
 
@@ -254,7 +175,7 @@ class Market:
         spent = self._stopping or self._tick() > job.started + self.limits.total
         if job.last_error is not None and (spent or job.cancelled):
             raise job.last_error
-        await self._match(job)
+        await self.matchmaker.match(job)
 
     async def _attempt(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
         attempt, subject = job.current, job.subject
@@ -461,8 +382,3 @@ class Market:
         elif tick > job.heard + self.limits.beat and job.inbox.empty():
             job.heard = tick
             job.inbox.put_nowait(pack_link(Kind.BEAT, job.id))
-
-
-def _reasons(against: list[str]) -> dict[Address, str]:
-    """The reasons of `rank`, by provider."""
-    return {Address(provider): reason for provider, _, reason in (one.partition(": ") for one in against)}

@@ -62,7 +62,7 @@ async def test_models(at: Served) -> None:
     """Models are listed with how many sell them, how many could now, and the lowest prices as strings of digits."""
     at.world.node("ann", input_price=5, output_price=1 << 63)
     busy = at.world.node("bob", input_price=7, context_tokens=10_000, max_output_tokens=2_000)
-    at.world.market.set_capacity(busy.address, Capacity(0, 1))
+    at.world.market.matchmaker.set_capacity(busy.address, Capacity(0, 1))
     (model,) = (await at.http.get("/v1/models")).json()["data"]
     assert model == {
         "id": MODEL,
@@ -88,7 +88,7 @@ async def test_asks(at: Served) -> None:
 async def test_a_hundred_asks_are_enough(at: Served) -> None:
     """The list of asks is bounded."""
     key = person("ann")
-    at.world.market.place_asks(key.address, [make_ask(key, seq=n) for n in range(120)], Capacity(1, 1))
+    at.world.market.matchmaker.place_asks(key.address, [make_ask(key, seq=n) for n in range(120)], Capacity(1, 1))
     assert len((await at.http.get("/v1/asks", params={"model": MODEL})).json()["asks"]) == 100
 
 
@@ -299,7 +299,7 @@ async def test_no_provider_fits(at: Served, demand: dict[str, Any], status: int,
 async def test_all_providers_are_busy(at: Served) -> None:
     """Busy providers are a reason to try again."""
     node = at.world.node("ann")
-    at.world.market.set_capacity(node.address, Capacity(0, 1))
+    at.world.market.matchmaker.set_capacity(node.address, Capacity(0, 1))
     response = await at.http.post("/v1/shortlist", json=DEMAND)
     assert _error(response) == (503, "node_busy")
     assert response.json()["error"]["retry"] is True

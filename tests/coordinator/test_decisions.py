@@ -20,9 +20,9 @@ def _why(world: World, node: FakeNode) -> list[tuple[str, bool, str]]:
 async def test_shortlists_say_why(world: World) -> None:
     """Listed at which place; too dear; busy; crowded out by cheaper ones: each node can tell which it was."""
     cheap, dear, busy = world.node("ann"), world.node("bob", output_price=9_000_000), world.node("eve", output_price=3_000_000)
-    world.market.set_capacity(busy.address, Capacity(0, 4))
-    world.market.shortlist(Demand(MODEL, max_output_price=5_000_000))
-    world.market.shortlist(Demand(MODEL, limit=1))
+    world.market.matchmaker.set_capacity(busy.address, Capacity(0, 4))
+    world.market.matchmaker.shortlist(Demand(MODEL, max_output_price=5_000_000))
+    world.market.matchmaker.shortlist(Demand(MODEL, limit=1))
     assert _why(world, cheap) == [
         ("shortlist", True, "offered to the client, place 1 of 1"),
         ("shortlist", True, "offered to the client, place 1 of 1"),
@@ -38,7 +38,7 @@ async def test_a_shortlist_that_found_nobody(world: World) -> None:
     """The reason is told also where the client got an error."""
     node = world.node("ann")
     with pytest.raises(TallyError):
-        world.market.shortlist(Demand(MODEL, max_input_price=1))
+        world.market.matchmaker.shortlist(Demand(MODEL, max_input_price=1))
     assert _why(world, node) == [("shortlist", False, "its input price is above the client's maximum")]
 
 
@@ -78,7 +78,7 @@ def test_memory_is_bounded() -> None:
 async def test_the_route(at: Served) -> None:
     """Anyone may ask; nobody who never stood in the book has anything to be told."""
     node = at.world.node("ann")
-    at.world.market.shortlist(Demand(MODEL))
+    at.world.market.matchmaker.shortlist(Demand(MODEL))
     told = (await at.http.get(f"/v1/providers/{node.address}/why")).json()
     assert (told["connected"], [one["won"] for one in told["decisions"]]) == (True, [True])
     stranger = (await at.http.get(f"/v1/providers/0x{'ee' * 20}/why")).json()

@@ -269,22 +269,22 @@ async def test_forged_asks_do_not_stand(world: World) -> None:
     node = world.node("ann")
     forged = unchecked(node.ask)
     with pytest.raises(BadSignature):
-        world.market.place_asks(node.address, [replace(forged, message=replace(forged.message, output_price=1))])
+        world.market.matchmaker.place_asks(node.address, [replace(forged, message=replace(forged.message, output_price=1))])
     with pytest.raises(BadMessage, match="another provider"):
-        world.market.place_asks(node.address, [make_ask(person("bob"))])
+        world.market.matchmaker.place_asks(node.address, [make_ask(person("bob"))])
     assert world.market.book.find(node.ask.digest) is not None
 
 
 async def test_capacity_of_a_stranger_is_ignored(world: World) -> None:
     """Word of a node that is not connected changes nothing."""
-    world.market.set_capacity(person("ann").address, Capacity(9, 9))
+    world.market.matchmaker.set_capacity(person("ann").address, Capacity(9, 9))
     assert world.market.book.node(person("ann").address) is None
 
 
 async def test_shortlists_come_from_the_book(world: World) -> None:
     """The market ranks what stands in its book now."""
     node = world.node("ann")
-    assert [s.node.provider for s in world.market.shortlist(Demand(model=node.ask.message.model))] == [node.address]
+    assert [s.node.provider for s in world.market.matchmaker.shortlist(Demand(model=node.ask.message.model))] == [node.address]
 
 
 async def test_draining_waits_for_live_jobs(world: World) -> None:

@@ -98,7 +98,7 @@ async def test_an_ask_that_is_gone(world: World) -> None:
 async def test_a_busy_node(world: World) -> None:
     """A node without a free slot is not given the job; trying again is reasonable."""
     node = world.node("ann")
-    world.market.set_capacity(node.address, Capacity(0, 4))
+    world.market.matchmaker.set_capacity(node.address, Capacity(0, 4))
     error = await _refused(world, world.submission(node))
     assert (error.code, error.retry) == (Code.NO_PROVIDER, True)
     assert "no free slot now" in str(error)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from coordinator.market import RETURN_SECONDS
 from coordinator.matching import Demand
+from coordinator.matchmaker import RETURN_SECONDS
 from coordinator.memory import MemoryStore
 from coordinator.ports import JobRecord
 from coordinator.receipts import MAX_SEQ
@@ -319,10 +319,10 @@ async def test_nobody_is_gone_for_good_right_after_a_restart(world: World) -> No
     await world.restart()
     demand = Demand(model=client.job.submission.candidates[0].terms.model)
     with pytest.raises(Unavailable, match="was restarted"):
-        world.market.shortlist(demand)
+        world.market.matchmaker.shortlist(demand)
     await world.pass_time(RETURN_SECONDS)
     with pytest.raises(Refusal, match="no provider offers"):
-        world.market.shortlist(demand)
+        world.market.matchmaker.shortlist(demand)
 
 
 async def test_a_restart_remembers_jobs_and_totals(world: World) -> None:

@@ -203,7 +203,7 @@ class FakeNode:
 
     def connect(self, capacity: Capacity | None = None) -> None:
         self.bus.attach(node_subject(self.address), self.receive)
-        self.market.place_asks(self.address, self.asks, capacity or Capacity(self.slots, self.slots))
+        self.market.matchmaker.place_asks(self.address, self.asks, capacity or Capacity(self.slots, self.slots))
 
     def leave(self) -> None:
         self.bus.detach(node_subject(self.address), self.receive)

@@ -1,0 +1,117 @@
+"""The matchmaker: which asks a demand is shown, and which candidate of a job gets it now.
+
+It keeps what a match rests on (the book, what payers owe, what providers are known for) and why each was decided as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from coordinator.book import Book, Standing
+from coordinator.decisions import Decisions
+from coordinator.exposure import Exposure
+from coordinator.live import Attempt, LiveJob
+from coordinator.matching import Demand, Reason, rank, shortlist
+from coordinator.ports import Funds
+from coordinator.reputation import Reputation
+from coordinator.rules import Limits
+from tallystick.protocol.eip712 import Domain, Signed
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.messages import Ask, Order, Terms
+from tallystick.protocol.types import Address
+from tallystick.protocol.wire import Capacity
+
+RETURN_SECONDS = 35
+"""After a restart, providers may take this long to come back; what nobody offers meanwhile may be offered soon."""
+
+
+class Matchmaker:
+    """See the module's docstring. `now` is Unix time, `tick` a monotonic clock, both in seconds."""
+
+    def __init__(
+        self, *, domain: Domain, funds: Funds, limits: Limits, now: Callable[[], float], tick: Callable[[], float]
+    ) -> None:
+        self.book, self.exposure, self.reputation, self.decisions = Book(), Exposure(), Reputation(), Decisions()
+        self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
+        self._whole_at = 0.0
+
+    def restarted(self) -> None:
+        """This process follows another: its providers may not be back yet."""
+        self._whole_at = self._tick() + RETURN_SECONDS
+
+    def place_asks(self, provider: Address, asks: Iterable[Signed[Ask]], capacity: Capacity | None = None) -> None:
+        """Makes these a connected provider's standing asks. Raises PeerError if one is forged or another's."""
+        verified = [ask.verify(self._domain) for ask in asks]
+        if any(ask.message.provider != provider for ask in verified):
+            raise BadMessage("asks: an ask of another provider")
+        self.book.replace(provider, verified, capacity)
+
+    def set_capacity(self, provider: Address, capacity: Capacity) -> None:
+        """A node's own word on what it can take."""
+        node = self.book.node(provider)
+        if node is not None:
+            node.capacity = capacity
+
+    def shortlist(self, demand: Demand) -> list[Standing]:
+        """The best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
+        now, judged, found = int(self._now()), list[tuple[Reason, Standing]](), list[Standing]()
+        try:
+            found = shortlist(self.book, demand, now, judged)
+        except Refusal as error:
+            if error.code is Code.UNKNOWN_MODEL and self._tick() < self._whole_at:
+                text = f"nobody offers {demand.model!r} yet: this coordinator was restarted, and its providers are coming back"
+                raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.COORDINATOR) from error
+            raise
+        finally:
+            against = ((standing.node.provider, reason) for reason, standing in judged)
+            self.decisions.listed(demand, (standing.node.provider for standing in found), against, now)
+        return found
+
+    async def match(self, job: LiveJob) -> None:
+        """Begins an attempt with the best candidate left that the payer can pay. Raises the reason why there is none."""
+        now, refused = int(self._now()), job.last_error
+        fit, against = rank(job.submission.candidates, self.book, tried=job.tried, score=self.reputation.score, now=now)
+        lost = dict.fromkeys(
+            (standing.node.provider for standing, _ in fit), "another was ranked before it: cheaper, or more reliable"
+        )
+        model = job.submission.candidates[0].terms.model
+        for standing, candidate in fit:
+            order, node = candidate.order.verify(self._domain), standing.node
+            if node.free < 1 or node.assigned >= self._limits.jobs_per_node:
+                against.append(f"{node.provider}: {Reason.BUSY.value}")
+                continue
+            node.assigned += 1
+            try:
+                await self._admit(order.message, candidate.terms)
+            except BaseException as error:
+                node.assigned -= 1
+                if not isinstance(error, Refusal):
+                    raise
+                refused = refused or error
+            else:
+                job.begin(Attempt(candidate, order, node), self._tick() + self._limits.accept)
+                self.decisions.matched(model, node.provider, lost | _reasons(against), now)
+                return
+        lost = dict.fromkeys(lost, "the payer's purse did not cover the job") | _reasons(against)
+        self.decisions.matched(model, None, lost, now)
+        raise refused or Unavailable(
+            Code.NO_PROVIDER, "no candidate can take the job now: " + "; ".join(against), fault=Fault.PROVIDER
+        )
+
+    async def _admit(self, order: Order, terms: Terms) -> None:
+        """Counts the job against the payer's funds. A no is said only of fresh figures: the payer may just have deposited."""
+        for fresh in (False, True):
+            backing = await self._funds.backing(order.payer, order.provider, fresh=fresh)
+            self.exposure.observe(order.payer, order.provider, settled=backing.settled, reserved=backing.reserved)
+            try:
+                self.exposure.admit(order.payer, order.provider, terms.max_cost, backing.free)
+            except Refusal:
+                if fresh:
+                    raise
+            else:
+                return
+
+
+def _reasons(against: list[str]) -> dict[Address, str]:
+    """The reasons of `rank`, by provider."""
+    return {Address(provider): reason for provider, _, reason in (one.partition(": ") for one in against)}
