@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, Hash
-from tallystick.protocol.wire import Capacity
 
 
 @dataclass(slots=True)

@@ -32,21 +32,9 @@ from tallystick.protocol.errors import (
     TallyError,
     Unavailable,
 )
+from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
 from tallystick.protocol.types import Address, Hash, JobId
-from tallystick.protocol.wire import (
-    MAX_FRAME,
-    Capacity,
-    Challenge,
-    ClaimRequest,
-    Hello,
-    Kind,
-    LateReceipt,
-    dumps,
-    loads,
-    pack_link,
-    read_asks,
-    unpack_link,
-)
+from tallystick.protocol.wire import MAX_FRAME, Kind, dumps, loads, pack_link, unpack_link
 
 log = structlog.get_logger()
 _OF_A_JOB = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL})

@@ -25,9 +25,10 @@ from coordinator.rules import Limits, check_order
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage, BadReceipt, Code, Fault, Refusal, TallyError, Unavailable, from_public
 from tallystick.protocol.jobs import ENDS, Event, State
+from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Match, Outcome
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Dispatch, Kind, LateReceipt, Submission, dumps, loads, pack_link
+from tallystick.protocol.wire import CancelReason, Dispatch, Kind, Submission, dumps, loads, pack_link
 
 log = structlog.get_logger()
 CREDIT_STEP = 32

@@ -17,9 +17,9 @@ from coordinator.reputation import Reputation
 from coordinator.rules import Limits
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Order, Terms
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Capacity
 
 RETURN_SECONDS = 35
 """After a restart, providers may take this long to come back; what nobody offers meanwhile may be offered soon."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from coordinator.ports import Backing, Cursor, JobRecord, KeptAnswer, KnownJob, PendingClaim, Recalled, Settlement
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import TERMINAL, State
+from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import ClaimRequest, LateReceipt
 
 
 @dataclass

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import State
+from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import ClaimRequest, LateReceipt
 
 
 @dataclass(frozen=True, slots=True)

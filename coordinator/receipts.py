@@ -15,10 +15,11 @@ from coordinator.reputation import Reputation
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature
 from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
+from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import Kind, LateReceipt, loads, pack_link
+from tallystick.protocol.wire import Kind, loads, pack_link
 
 MAX_SEQ = (1 << 63) - 1
 """No honest tab has that many receipts; keeps seqs within what databases count."""

@@ -20,8 +20,8 @@ from tallystick.chain.escrow import Escrow
 from tallystick.chain.events import DeepReorg, Settled, read_events
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS, Sender
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.types import Address, Amount
-from tallystick.protocol.wire import ClaimRequest
 
 log = structlog.get_logger()
 BATCH = 64

@@ -17,9 +17,10 @@ from sqlalchemy import Connection
 from coordinator.ports import AttemptRecord, Cursor, JobRecord, KeptAnswer, KnownJob, PendingClaim, Recalled, Settlement
 from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
 from tallystick.protocol.jobs import TERMINAL, State
+from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import ClaimRequest, LateReceipt, dumps
+from tallystick.protocol.wire import dumps
 from tallystick.runtime.storage import Database
 
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -18,9 +18,10 @@ from node.ports import ChainView, Claimable, ClaimStore, Link
 from node.tabs import Funds
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import TallyError
+from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.messages import Claim, ClaimRow
 from tallystick.protocol.types import Address, Amount
-from tallystick.protocol.wire import NO_JOB, ClaimRequest, Kind, dumps
+from tallystick.protocol.wire import NO_JOB, Kind, dumps
 
 log = structlog.get_logger()
 MAX_ROWS = 64

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from node.store import gas, jobs, receipts, tabs
+from node.tables import gas, jobs, receipts, tabs
 from tallystick.protocol.types import Address, Amount
 
 

@@ -25,21 +25,10 @@ from node.ports import Link, LinkLost
 from tallystick import __version__
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage, TallyError, from_public
+from tallystick.protocol.link import Capacity, Challenge, Hello
 from tallystick.protocol.messages import Ask, Connect
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import (
-    MAX_BODY,
-    MAX_FRAME,
-    NO_JOB,
-    Capacity,
-    Challenge,
-    Hello,
-    Kind,
-    dumps,
-    loads,
-    pack_link,
-    unpack_link,
-)
+from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.cork import corked
 
 log = structlog.get_logger()

@@ -12,9 +12,10 @@ from node.meter import Counted
 from node.requests import Call
 from node.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Signed, Verified
+from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Claim, Order, Outcome, Receipt
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import Kind, LateReceipt
+from tallystick.protocol.wire import Kind
 
 # Engine
 

@@ -17,9 +17,10 @@ from node.ports import Link, RecallStore
 from node.tabs import Tabs
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import BadMessage, PeerError, TallyError
+from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import NO_JOB, Kind, LateReceipt, dumps, loads
+from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads
 
 log = structlog.get_logger()
 MAX_PAGE = 1_000

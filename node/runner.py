@@ -23,10 +23,11 @@ from node.tabs import Tabs
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import CHARGES, Charge
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import CancelReason, Capacity, Dispatch, Kind, dumps
+from tallystick.protocol.wire import CancelReason, Dispatch, Kind, dumps
 
 log = structlog.get_logger()
 _REMEMBERED = 10_000

@@ -13,9 +13,10 @@ from node.requests import Call
 from node.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import TallyError
+from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Claim
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import Kind, LateReceipt
+from tallystick.protocol.wire import Kind
 
 Step = Event | BaseException | Callable[[], Awaitable[object]]
 """One thing that a scripted engine does: yield an event, raise an error, or wait for something."""

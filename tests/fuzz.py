@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from node.answers import EventReader, Malformed, data_of, read_document, read_models
+from node.answers import EventReader, Malformed, data_of, read_document, read_models, read_other
+from node.engines.kinds import read_load
 from node.requests import prepare
 from tallystick.client.openai import engine_error, read_call, read_text
 from tallystick.client.proof import Proof, read_proof
 from tallystick.protocol.eip712 import Domain, loads_signed
 from tallystick.protocol.errors import BadSeal, TallyError, from_public
-from tallystick.protocol.messages import Ask, Claim, Match, Order, Receipt, Terms
+from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
+from tallystick.protocol.messages import Ask, Claim, Match, Order, Receipt, Spec, Terms
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, Sealer, SealingKey, wrap_key
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash, JobId
 from tallystick.protocol.wire import (
-    Capacity,
-    Challenge,
-    ClaimRequest,
     Dispatch,
     FrameReader,
-    Hello,
     Kind,
     RequestHead,
     ResponseHead,
@@ -35,7 +34,6 @@ from tallystick.protocol.wire import (
     loads,
     pack_frame,
     pack_link,
-    read_asks,
     split_request,
     unpack_link,
 )
@@ -73,7 +71,8 @@ def link(data: bytes) -> None:
     """A message of the node link, and what its payload may be."""
     _, _, payload = unpack_link(data)
     raw = loads(payload, "payload")
-    for read in (Challenge.from_json, Hello.from_json, Capacity.from_json, ClaimRequest.from_json, read_asks):
+    readers = (Challenge, Hello, Capacity, ClaimRequest, LateReceipt)
+    for read in (*(reader.from_json for reader in readers), read_asks):
         with contextlib.suppress(TallyError):
             read(raw)
 
@@ -142,7 +141,7 @@ def _events(parts: list[bytes]) -> Iterator[bytes]:
 
 def answers(data: bytes) -> None:
     """An engine's documents, as the node and as the client read them; and errors of anybody."""
-    for read in (read_document, read_models):
+    for read in (read_document, read_other, read_models, read_load):
         with contextlib.suppress(Malformed, TallyError):
             read(data)
     with contextlib.suppress(TallyError):
@@ -152,13 +151,17 @@ def answers(data: bytes) -> None:
         from_public(loads(data, "error"), 502)
 
 
+SELLS_ALL = replace(OFFER, spec=Spec(features=("/v1/responses", "/v1/audio/transcriptions")))
+
+
 def requests(data: bytes) -> None:
     """A caller's request, as the client and as the node read it."""
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
-        with contextlib.suppress(TallyError):
-            read_call(path, data)
-        with contextlib.suppress(TallyError):
-            prepare(RequestHead(path), data, OFFER, 100)
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/audio/transcriptions"):
+        for kind in ("application/json", "multipart/form-data; boundary=b"):
+            with contextlib.suppress(TallyError):
+                read_call(path, data, kind)
+            with contextlib.suppress(TallyError):
+                prepare(RequestHead(path, kind), data, SELLS_ALL, 100)
 
 
 def proofs(data: bytes) -> None:
@@ -193,6 +196,7 @@ def seeds() -> dict[str, list[bytes]]:
             pack_link(Kind.HELLO, payload=dumps({"connect": {}, "asks": [ask.to_json()], "capacity": Capacity(1, 2).to_json()})),
             pack_link(Kind.CLAIM, payload=dumps(claim.to_json())),
             pack_link(Kind.BEAT, payload=dumps(Capacity(1, 2).to_json())),
+            pack_link(Kind.LATE_RECEIPT, payload=dumps(LateReceipt(receipt, order, terms).to_json())),
         ],
         "submission": [placed.dumps()],
         "dispatch": [Dispatch(ann.sign(match, DOMAIN), placed.candidates[0], b"sealed").dumps()],

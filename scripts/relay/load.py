@@ -14,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from scripts.relay.mock import BODY, MODEL
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
+from tallystick.protocol.link import Capacity, Challenge, Hello
 from tallystick.protocol.messages import Ask, Connect, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.sealing import X25519, ContentKey, Sealer, SealingKey, commit_request, wrap_key
@@ -22,11 +23,8 @@ from tallystick.protocol.wire import (
     INITIAL_CREDIT,
     MAX_BODY,
     Candidate,
-    Capacity,
-    Challenge,
     Dispatch,
     FrameReader,
-    Hello,
     Kind,
     RequestHead,
     ResponseHead,

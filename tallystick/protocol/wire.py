@@ -23,16 +23,15 @@ import orjson
 
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.messages import Ask, Claim, Connect, Match, Order, Receipt, Terms
-from tallystick.protocol.types import Address, Hash, JobId, parse_address, parse_job_id
+from tallystick.protocol.messages import Match, Order, Terms
+from tallystick.protocol.reading import read_content_type, read_count, read_items, read_members, read_text
+from tallystick.protocol.types import JobId, parse_job_id
 
 MAX_HEADER = 256 * 1024
 MAX_BODY = 32 * 1024 * 1024
 MAX_FRAME = 1024 * 1024
 MAX_CANDIDATES = 8
 MAX_WRAPPED = 4_096
-MAX_CHAIN_ID = (1 << 63) - 1
-"""Chains number themselves as they like: some ids are above 32 bits (EIP-2294 allows about 63)."""
 NO_JOB = JobId(bytes(16))
 LINK_HEAD = 17
 INITIAL_CREDIT = 64
@@ -94,38 +93,6 @@ def dumps(value: Any) -> bytes:
     return orjson.dumps(value)
 
 
-def _members(raw: object, what: str, *names: str) -> list[Any]:
-    if not isinstance(raw, dict) or not raw.keys() >= set(names):
-        raise BadMessage(f"{what}: expected a JSON object with {', '.join(names)}")
-    return [raw[name] for name in names]
-
-
-def _text(raw: object, what: str, limit: int = 256) -> str:
-    if not isinstance(raw, str) or len(raw) > limit:
-        raise BadMessage(f"{what}: expected a string of at most {limit} characters")
-    return raw
-
-
-def _list(raw: object, what: str, limit: int) -> list[Any]:
-    if not isinstance(raw, list) or len(raw) > limit:
-        raise BadMessage(f"{what}: expected a list of at most {limit} items")
-    return raw
-
-
-def _count(raw: object, what: str, low: int = 0, high: int = (1 << 32) - 1) -> int:
-    if isinstance(raw, bool) or not isinstance(raw, int) or not low <= raw <= high:
-        raise BadMessage(f"{what}: expected a whole number from {low} to {high}")
-    return raw
-
-
-def _content_type(raw: object, what: str) -> str:
-    """What goes into an HTTP header at the other end: nothing that could end the header there."""
-    text = _text(raw, what)
-    if not (text.isascii() and text.isprintable()):
-        raise BadMessage(f"{what}: expected printable ASCII")
-    return text
-
-
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One provider of a shortlist: an order on it, the order's terms, and the content key wrapped for it."""
@@ -146,9 +113,9 @@ class Candidate:
     @classmethod
     def from_json(cls, raw: object, where: str = "candidate") -> Candidate:
         """Reads the wire form and checks that the order commits to the terms. Raises BadMessage."""
-        order, terms, wrapped = _members(raw, where, "order", "terms", "wrappedKey")
+        order, terms, wrapped = read_members(raw, where, "order", "terms", "wrappedKey")
         try:
-            key = base64.b64decode(_text(wrapped, f"{where}.wrappedKey", MAX_WRAPPED), validate=True)
+            key = base64.b64decode(read_text(wrapped, f"{where}.wrappedKey", MAX_WRAPPED), validate=True)
         except (binascii.Error, ValueError):
             raise BadMessage(f"{where}.wrappedKey: expected base64") from None
         parts = read_signed(Order, order, f"{where}.order"), Terms.from_json(terms, f"{where}.terms"), key
@@ -186,10 +153,10 @@ class Submission:
     def loads(cls, data: bytes) -> Submission:
         """Reads the wire form: all candidates must be of one payer and this job. Raises BadMessage."""
         header, sealed = _split(data, "submission")
-        job, candidates = _members(header, "submission", "job", "candidates")
-        listed = _list(candidates, "submission.candidates", MAX_CANDIDATES)
+        job, candidates = read_members(header, "submission", "job", "candidates")
+        listed = read_items(candidates, "submission.candidates", MAX_CANDIDATES)
         made = cls(
-            parse_job_id(_text(job, "submission.job")),
+            parse_job_id(read_text(job, "submission.job")),
             tuple(Candidate.from_json(raw, f"candidates[{i}]") for i, raw in enumerate(listed)),
             sealed,
         )
@@ -218,151 +185,8 @@ class Dispatch:
     def loads(cls, data: bytes) -> Dispatch:
         """Reads the wire form. Raises BadMessage."""
         header, sealed = _split(data, "dispatch")
-        match, candidate = _members(header, "dispatch", "match", "candidate")
+        match, candidate = read_members(header, "dispatch", "match", "candidate")
         return cls(read_signed(Match, match, "dispatch.match"), Candidate.from_json(candidate, "dispatch.candidate"), sealed)
-
-
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """What a coordinator sends first: random bytes to sign, and who and where it is."""
-
-    challenge: Hash
-    coordinator: Address
-    chain_id: int
-    contract: Address
-
-    def to_json(self) -> dict[str, Any]:
-        """The wire form."""
-        return {
-            "challenge": self.challenge.hex(),
-            "coordinator": self.coordinator,
-            "chainId": self.chain_id,
-            "contract": self.contract,
-        }
-
-    @classmethod
-    def from_json(cls, raw: object) -> Challenge:
-        """Reads the wire form. Raises BadMessage."""
-        challenge, coordinator, chain, contract = _members(raw, "challenge", "challenge", "coordinator", "chainId", "contract")
-        try:
-            nonce = Hash(bytes.fromhex(_text(challenge, "challenge.challenge")))
-        except ValueError:
-            raise BadMessage("challenge.challenge: expected hex") from None
-        if len(nonce) != 32:
-            raise BadMessage("challenge.challenge: expected 32 bytes")
-        return cls(
-            nonce,
-            parse_address(coordinator, "challenge.coordinator"),
-            _count(chain, "challenge.chainId", high=MAX_CHAIN_ID),
-            parse_address(contract, "challenge.contract"),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """What a node can take now: free slots over all its models, and the tokens a second it last measured (0: unknown)."""
-
-    free: int
-    slots: int
-    tokens_per_second: int = 0
-    first_token_ms: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        """The wire form."""
-        return {
-            "free": self.free,
-            "slots": self.slots,
-            "tokensPerSecond": self.tokens_per_second,
-            "firstTokenMs": self.first_token_ms,
-        }
-
-    @classmethod
-    def from_json(cls, raw: object) -> Capacity:
-        """Reads the wire form. Raises BadMessage."""
-        names = ("free", "slots", "tokensPerSecond", "firstTokenMs")
-        values = _members(raw, "capacity", *names)
-        return cls(*(_count(value, f"capacity.{name}") for name, value in zip(names, values, strict=True)))
-
-
-def read_asks(raw: object, field: str = "asks") -> tuple[Signed[Ask], ...]:
-    """A list of signed asks, at most 256. Raises BadMessage."""
-    return tuple(read_signed(Ask, ask, f"{field}[{i}]") for i, ask in enumerate(_list(raw, field, 256)))
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """A node's first frame: the signed answer to the challenge, its standing asks and its capacity."""
-
-    connect: Signed[Connect]
-    asks: tuple[Signed[Ask], ...]
-    capacity: Capacity
-    software: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The wire form."""
-        return {
-            "connect": self.connect.to_json(),
-            "asks": [ask.to_json() for ask in self.asks],
-            "capacity": self.capacity.to_json(),
-            "software": self.software,
-        }
-
-    @classmethod
-    def from_json(cls, raw: object) -> Hello:
-        """Reads the wire form. Raises BadMessage."""
-        connect, asks, capacity, software = _members(raw, "hello", "connect", "asks", "capacity", "software")
-        return cls(
-            read_signed(Connect, connect, "hello.connect"),
-            read_asks(asks, "hello.asks"),
-            Capacity.from_json(capacity),
-            _text(software, "hello.software"),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class LateReceipt:
-    """A receipt with the order behind it and that order's terms: all that a side which lost the job needs to check it."""
-
-    receipt: Signed[Receipt]
-    order: Signed[Order]
-    terms: Terms
-
-    def to_json(self) -> dict[str, Any]:
-        """The wire form."""
-        return {"receipt": self.receipt.to_json(), "order": self.order.to_json(), "terms": self.terms.to_json()}
-
-    @classmethod
-    def from_json(cls, raw: object) -> LateReceipt:
-        """Reads the wire form and checks that the order commits to the terms. Raises BadMessage."""
-        receipt, order, terms = _members(raw, "late receipt", "receipt", "order", "terms")
-        made = cls(read_signed(Receipt, receipt), read_signed(Order, order), Terms.from_json(terms))
-        if made.order.message.terms_hash != made.terms.struct_hash():
-            raise BadMessage("late receipt.order.termsHash: not the hash of the terms beside it")
-        return made
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimRequest:
-    """A claim, and the signed order behind each of its rows, in the same order."""
-
-    claim: Signed[Claim]
-    orders: tuple[Signed[Order], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The wire form."""
-        return {"claim": self.claim.to_json(), "orders": [order.to_json() for order in self.orders]}
-
-    @classmethod
-    def from_json(cls, raw: object) -> ClaimRequest:
-        """Reads the wire form. Raises BadMessage."""
-        claim, orders = _members(raw, "claim request", "claim", "orders")
-        made = cls(
-            read_signed(Claim, claim, "claim"),
-            tuple(read_signed(Order, o, f"orders[{i}]") for i, o in enumerate(_list(orders, "orders", 1_024))),
-        )
-        if len(made.orders) != len(made.claim.message.rows):
-            raise BadMessage("claim request: one order a row is needed")
-        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,8 +215,8 @@ def split_request(plain: bytes) -> tuple[RequestHead, bytes]:
     line, separator, body = plain.partition(b"\n")
     if not separator:
         raise BadMessage("request: no head line")
-    path, content_type = _members(loads(line, "request head"), "request head", "path", "contentType")
-    return RequestHead(_text(path, "request.path"), _content_type(content_type, "request.contentType")), body
+    path, content_type = read_members(loads(line, "request head"), "request head", "path", "contentType")
+    return RequestHead(read_text(path, "request.path"), read_content_type(content_type, "request.contentType")), body
 
 
 def dump_response_head(head: ResponseHead) -> bytes:
@@ -402,8 +226,8 @@ def dump_response_head(head: ResponseHead) -> bytes:
 
 def load_response_head(chunk: bytes) -> ResponseHead:
     """The inverse. Raises BadMessage."""
-    status, content_type = _members(loads(chunk, "response head"), "response head", "status", "contentType")
-    return ResponseHead(_count(status, "response.status", 100, 599), _content_type(content_type, "response.contentType"))
+    status, content_type = read_members(loads(chunk, "response head"), "response head", "status", "contentType")
+    return ResponseHead(read_count(status, "response.status", 100, 599), read_content_type(content_type, "response.contentType"))
 
 
 def pack_frame(kind: Kind, payload: bytes = b"") -> bytes:

@@ -18,22 +18,10 @@ from coordinator.hub import Hub
 from coordinator.memory import MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import TallyError, from_public
+from tallystick.protocol.link import Capacity, Challenge, Hello
 from tallystick.protocol.messages import Ask, Connect, Receipt
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import (
-    NO_JOB,
-    Capacity,
-    Challenge,
-    Dispatch,
-    FrameReader,
-    Hello,
-    Kind,
-    Submission,
-    dumps,
-    loads,
-    pack_link,
-    unpack_link,
-)
+from tallystick.protocol.wire import NO_JOB, Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.serving import serving
 from tests.coordinator.chain import FakeEscrow, make_settler
 from tests.coordinator.world import COORDINATOR, DOMAIN, World, make_ask, make_receipt, unchecked

@@ -11,9 +11,10 @@ import pytest
 from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
 from tallystick.protocol.eip712 import read_signed
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Outcome, Receipt
 from tallystick.protocol.types import Amount
-from tallystick.protocol.wire import Capacity, Kind
+from tallystick.protocol.wire import Kind
 from tests.coordinator.served import TOKEN, LinkNode, Served
 from tests.coordinator.world import (
     COORDINATOR,

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from coordinator.book import Book, Node
-from tallystick.protocol.wire import Capacity
+from tallystick.protocol.link import Capacity
 from tests.coordinator.world import MODEL, make_ask, person
 
 ANN, BOB = person("ann"), person("bob")

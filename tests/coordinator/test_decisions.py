@@ -5,8 +5,8 @@ import pytest
 from coordinator.decisions import REMEMBERED, Decisions
 from coordinator.matching import Demand
 from tallystick.protocol.errors import TallyError
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Capacity
 from tests.coordinator.served import Served
 from tests.coordinator.world import MODEL, FakeNode, World, quiet
 

@@ -15,9 +15,10 @@ from coordinator.memory import MemoryStore
 from coordinator.ports import KnownJob, node_subject
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import Code, Fault, Unavailable, from_public
+from tallystick.protocol.link import Capacity, Challenge, LateReceipt
 from tallystick.protocol.messages import Connect
 from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import MAX_FRAME, NO_JOB, Capacity, Challenge, Kind, LateReceipt, dumps, loads, pack_link
+from tallystick.protocol.wire import MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link
 from tests.coordinator.served import LinkNode, Served, served, until
 from tests.coordinator.world import (
     COORDINATOR,

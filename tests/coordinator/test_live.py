@@ -5,8 +5,9 @@ import pytest
 from coordinator.book import Node
 from coordinator.live import INBOX, Attempt, InboxOverrun, LiveJob, link_payload
 from tallystick.protocol.jobs import Event, IllegalTransition, State
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import INITIAL_CREDIT, Capacity, Kind, pack_link
+from tallystick.protocol.wire import INITIAL_CREDIT, Kind, pack_link
 from tests.coordinator.world import DOMAIN, PAYER, START, make_ask, make_submission, person
 
 ANN, BOB = person("ann"), person("bob")

@@ -12,9 +12,10 @@ from coordinator.matching import Demand
 from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Unavailable
 from tallystick.protocol.jobs import State
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Match, Outcome, Receipt
 from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import Capacity, Dispatch, Kind, loads
+from tallystick.protocol.wire import Dispatch, Kind, loads
 from tests.coordinator.world import CAP, COORDINATOR, COST, DOMAIN, PAYER, Client, World, make_ask, person, quiet, unchecked
 
 

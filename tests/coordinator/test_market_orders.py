@@ -14,9 +14,10 @@ from coordinator.ports import Backing, JobRecord
 from coordinator.rules import Limits
 from tallystick.protocol.errors import BadSignature, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Order
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import Capacity, Kind, Submission
+from tallystick.protocol.wire import Kind, Submission
 from tests.coordinator.world import (
     CAP,
     COST,

@@ -8,9 +8,10 @@ from coordinator.book import Book, Standing
 from coordinator.matching import MAX_LISTED, Demand, Reason, judge, rank, shortlist
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Capacity, Submission
+from tallystick.protocol.wire import Submission
 from tests.coordinator.world import MODEL, START, make_ask, make_submission, person
 
 ANN, BOB, CAT = person("ann"), person("bob"), person("cat")

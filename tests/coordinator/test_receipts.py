@@ -15,9 +15,10 @@ from coordinator.receipts import MAX_SEQ
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import State
+from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import Amount, JobId
-from tallystick.protocol.wire import Kind, LateReceipt, dumps
+from tallystick.protocol.wire import Kind, dumps
 from tests.coordinator.world import COST, PAYER, START, Client, FakeNode, World, hash_of, make_order, person, quiet, unchecked
 
 

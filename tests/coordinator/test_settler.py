@@ -13,9 +13,9 @@ from tallystick.chain.claims import ClaimBatch, cut_batches
 from tallystick.chain.codec import ContractError
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, PeerError, Refusal, Unavailable
+from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.messages import Order
 from tallystick.protocol.types import Amount, JobId
-from tallystick.protocol.wire import ClaimRequest
 from tests.coordinator.chain import DEPLOYMENT, FakeEscrow, make_settler
 from tests.coordinator.world import PAYER, START, Clock, make_ask, make_claim, make_order, make_terms, person
 

@@ -30,9 +30,9 @@ from coordinator.store import Store
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.jobs import State
+from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import LateReceipt
 from tests.coordinator.world import (
     PAYER,
     START,

@@ -16,22 +16,12 @@ from coordinator.rules import Limits
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, Verified, keccak
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable, from_public
 from tallystick.protocol.jobs import State
+from tallystick.protocol.link import Capacity, ClaimRequest
 from tallystick.protocol.messages import Ask, Claim, ClaimRow, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.sealing import X25519
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
-from tallystick.protocol.wire import (
-    Candidate,
-    Capacity,
-    ClaimRequest,
-    Dispatch,
-    Kind,
-    Submission,
-    dumps,
-    loads,
-    pack_link,
-    unpack_link,
-)
+from tallystick.protocol.wire import Candidate, Dispatch, Kind, Submission, dumps, loads, pack_link, unpack_link
 
 M = TypeVar("M", bound=Message)
 DOMAIN = Domain(31337, Address("0x" + "ab" * 20))

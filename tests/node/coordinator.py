@@ -12,20 +12,10 @@ from websockets.exceptions import ConnectionClosed
 
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.link import Challenge, Hello, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Hash, JobId
-from tallystick.protocol.wire import (
-    NO_JOB,
-    Challenge,
-    Hello,
-    Kind,
-    LateReceipt,
-    dumps,
-    loads,
-    pack_link,
-    read_asks,
-    unpack_link,
-)
+from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link, unpack_link
 from tests.node.world import COORDINATOR, DOMAIN
 
 NONCE = Hash(bytes(range(32)))

@@ -9,8 +9,9 @@ from node.collector import EXPIRING, MAX_ROWS, THAWING, ClaimPolicy, Collector
 from node.ports import Claimable, Link
 from node.tabs import Funds
 from node.twins import MemoryChain, MemoryLink, MemoryStore
+from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.types import Address, Amount
-from tallystick.protocol.wire import NO_JOB, ClaimRequest, Kind, loads
+from tallystick.protocol.wire import NO_JOB, Kind, loads
 from tests.node.test_store import finish
 from tests.node.world import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, ask_book, signer
 

@@ -10,7 +10,8 @@ from node import courier as courier_module
 from node.courier import Courier
 from node.twins import MemoryLink, MemoryStore
 from tallystick.protocol.errors import Code, Refusal, Unavailable
-from tallystick.protocol.wire import Kind, LateReceipt, loads
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.wire import Kind, loads
 from tests.node.test_store import finish
 from tests.node.world import COORDINATOR, NOW, Client
 

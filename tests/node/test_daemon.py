@@ -26,10 +26,11 @@ from node.engines.discover import Finding
 from tallystick.chain.deployment import Deployment
 from tallystick.protocol.eip712 import Verified, read_signed
 from tallystick.protocol.errors import BadMessage, Unavailable
+from tallystick.protocol.link import ClaimRequest, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask, Outcome, Receipt
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import ClaimRequest, Kind, LateReceipt, dumps, loads, read_asks
+from tallystick.protocol.wire import Kind, dumps, loads
 from tallystick.runtime.serving import serving
 from tests.node.coordinator import Connection, FakeCoordinator
 from tests.node.world import DOMAIN, PROVIDER, Client, Placed

@@ -14,9 +14,10 @@ from node.link import LinkSettings, NodeLink, Session, node_url
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.link import Capacity, read_asks
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import NO_JOB, Capacity, Kind, dumps, loads, pack_link, read_asks
+from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link
 from tests.node.coordinator import Connection, FakeCoordinator
 from tests.node.world import COORDINATOR, DOMAIN, OFFER, PROVIDER, ask_book
 

@@ -10,15 +10,16 @@ import sqlalchemy as sa
 
 from node.meter import make_receipt
 from node.ports import Booking
-from node.store import SqlStore, metadata
+from node.store import SqlStore
+from node.tables import metadata
 from node.tabs import Funds, TabRow
 from node.twins import MemoryStore
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Claim, ClaimRow, Outcome
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import Amount, Hash
-from tallystick.protocol.wire import LateReceipt
 from tests.node.world import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, Placed, admitted, ask_book, signer
 
 ASK = ask_book().current[0]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tallystick.protocol.eip712 import Domain, Signed, Signer, keccak
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.link import MAX_CHAIN_ID, Capacity, Challenge, ClaimRequest, Hello, read_asks
 from tallystick.protocol.messages import Ask, Claim, ClaimRow, Connect, Match, Order, Spec, Terms
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import (
@@ -20,18 +21,13 @@ from tallystick.protocol.wire import (
     LINK_HEAD,
     MAX_BODY,
     MAX_CANDIDATES,
-    MAX_CHAIN_ID,
     MAX_FRAME,
     MAX_HEADER,
     MAX_WRAPPED,
     NO_JOB,
     Candidate,
-    Capacity,
-    Challenge,
-    ClaimRequest,
     Dispatch,
     FrameReader,
-    Hello,
     Kind,
     RequestHead,
     ResponseHead,
@@ -43,7 +39,6 @@ from tallystick.protocol.wire import (
     loads,
     pack_frame,
     pack_link,
-    read_asks,
     read_kind,
     split_request,
     unpack_link,

@@ -1,0 +1,123 @@
+"""The tables of a node's store, and how money and times lie in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from tallystick.protocol.types import Amount
+
+_MONEY_DIGITS = 29
+_MAX_INT64 = (1 << 63) - 1
+
+metadata = sa.MetaData()
+
+
+class Money(sa.types.TypeDecorator[Amount]):
+    """An Amount as fixed-width decimal text: it sorts as a number does, and 96 bits fit."""
+
+    impl = sa.String(_MONEY_DIGITS)
+    cache_ok = True
+
+    def process_bind_param(self, value: Amount | None, _dialect: Any) -> str | None:
+        """To the database."""
+        return None if value is None else f"{int(value):0{_MONEY_DIGITS}d}"
+
+    def process_result_value(self, value: Any, _dialect: Any) -> Amount | None:
+        """From the database."""
+        return None if value is None else Amount(int(value))
+
+
+class Time(sa.types.TypeDecorator[int]):
+    """Unix seconds out of an order, which its payer may have set beyond what the database holds."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, _dialect: Any) -> int | None:
+        """To the database."""
+        return None if value is None else min(value, _MAX_INT64)
+
+
+identity = sa.Table(
+    "identity",
+    metadata,
+    sa.Column("provider", sa.String, primary_key=True),
+    sa.Column("chain_id", sa.BigInteger),
+    sa.Column("contract", sa.String),
+)
+orders = sa.Table(
+    "orders",
+    metadata,
+    sa.Column("digest", sa.String, primary_key=True),
+    sa.Column("payer", sa.String),
+    sa.Column("ceiling", Money),
+    sa.Column("deadline", Time),
+    sa.Column("claim_by", Time),
+    sa.Column("order_doc", sa.Text),
+    sa.Column("terms_doc", sa.Text),
+)
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("order_digest", sa.String, primary_key=True),
+    sa.Column("job", sa.String),
+    sa.Column("coordinator", sa.String),
+    sa.Column("model", sa.String),
+    sa.Column("attempt", sa.BigInteger),
+    sa.Column("admitted_at", sa.BigInteger),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("outcome", sa.SmallInteger),
+)
+receipts = sa.Table(
+    "receipts",
+    metadata,
+    sa.Column("order_digest", sa.String, primary_key=True),
+    sa.Column("job", sa.String),
+    sa.Column("payer", sa.String),
+    sa.Column("coordinator", sa.String),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("cumulative", Money),
+    sa.Column("cost", Money),
+    sa.Column("input_tokens", sa.BigInteger),
+    sa.Column("cached_input_tokens", sa.BigInteger),
+    sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("finished_at", sa.BigInteger),
+    sa.Column("acknowledged", sa.Boolean),
+    sa.Column("receipt_doc", sa.Text),
+)
+tabs = sa.Table(
+    "tabs",
+    metadata,
+    sa.Column("payer", sa.String, primary_key=True),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("cumulative", Money),
+    sa.Column("settled", Money),
+    sa.Column("reserved", Money),
+    sa.Column("since", sa.BigInteger),
+    sa.Column("claimed_at", sa.BigInteger),
+    sa.Column("claimed", Money),
+    sa.Column("observed_at", sa.BigInteger),
+)
+claims = sa.Table(
+    "claims",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("handed_in_at", sa.BigInteger),
+    sa.Column("claim_doc", sa.Text),
+)
+recalled = sa.Table(
+    "recalled",
+    metadata,
+    sa.Column("coordinator", sa.String, primary_key=True),
+    sa.Column("at", sa.BigInteger),
+)
+gas = sa.Table(
+    "gas",
+    metadata,
+    sa.Column("tx", sa.String, primary_key=True),
+    sa.Column("at", sa.BigInteger),
+    sa.Column("gas_used", sa.BigInteger),
+    sa.Column("fee", Money),
+)
