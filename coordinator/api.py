@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +23,7 @@ from tallystick import __version__
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Receipt
+from tallystick.protocol.requirements import MAX_NAMES, NOTHING, Requirements
 from tallystick.protocol.routes import check_route
 from tallystick.protocol.types import parse_address, parse_job_id
 
@@ -62,6 +63,26 @@ class Info(BaseModel):
     feeBps: int  # noqa: N815
 
 
+Names = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=MAX_NAMES)]
+
+
+class Required(BaseModel):
+    """What an ask's spec must say: one of the regions, tiers, precisions and engines that are named, and all features."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    precision: Names = []
+    region: Names = []
+    tier: Names = []
+    engine: Names = []
+    features: Names = []
+    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)  # noqa: N815
+
+    def requirements(self) -> Requirements:
+        """As the matchmaker takes it."""
+        return Requirements.from_json(self.model_dump()) if self.model_fields_set else NOTHING
+
+
 class ShortlistRequest(BaseModel):
     """What a client wants to buy. Prices are maxima in base units per 1,000,000 tokens."""
 
@@ -74,6 +95,9 @@ class ShortlistRequest(BaseModel):
     providers: list[Account] = Field(default_factory=list, max_length=256)
     exclude: list[Account] = Field(default_factory=list, max_length=256)
     route: str | None = Field(default=None, max_length=256)
+    require: Required = Field(default_factory=Required)
+    minReputation: int = Field(default=0, ge=0, le=100)  # noqa: N815
+    sort: Literal["price", "latency", "throughput"] = "price"
     limit: int = Field(default=4, ge=1, le=MAX_LISTED)
 
 
@@ -142,19 +166,44 @@ def _describe_market(api: FastAPI, room: Room) -> None:
         """The signed asks for a model, cheapest first, at most 100."""
         return {"asks": [_ask(standing) for standing in room.market.book.of_model(model)[:100]]}
 
+    @api.post("/v1/explain")
+    async def explain(request: ShortlistRequest) -> dict[str, Any]:
+        """Every ask for the model, and why it would not be on the shortlist; the best first of those that would."""
+        told = room.market.matchmaker.explain(_demand(request))
+        score = room.market.reputation.score
+        return {
+            "asks": [
+                _ask(standing)
+                | {
+                    "why": None if reason is None else reason.value,
+                    "tokensPerSecond": standing.node.capacity.tokens_per_second,
+                    "firstTokenMs": standing.node.capacity.first_token_ms,
+                    "reputation": round(100 * score(standing.node.provider)),
+                }
+                for standing, reason in told
+            ]
+        }
+
     @api.post("/v1/shortlist")
     async def shortlist(request: ShortlistRequest) -> dict[str, Any]:
         """The best signed asks for a request, best first; the error tells why there is none."""
-        demand = Demand(
-            model=request.model,
-            max_input_price=request.maxInputPrice,
-            max_output_price=request.maxOutputPrice,
-            providers=frozenset(map(parse_address, request.providers)),
-            exclude=frozenset(map(parse_address, request.exclude)),
-            route=None if request.route is None else check_route(request.route),
-            limit=request.limit,
-        )
+        demand = _demand(request)
         return {"asks": [_ask(standing) for standing in room.market.matchmaker.shortlist(demand)]}
+
+
+def _demand(request: ShortlistRequest) -> Demand:
+    return Demand(
+        model=request.model,
+        max_input_price=request.maxInputPrice,
+        max_output_price=request.maxOutputPrice,
+        providers=frozenset(map(parse_address, request.providers)),
+        exclude=frozenset(map(parse_address, request.exclude)),
+        route=None if request.route is None else check_route(request.route),
+        require=request.require.requirements(),
+        min_reputation=request.minReputation,
+        sort=request.sort,
+        limit=request.limit,
+    )
 
 
 def _describe_providers(api: FastAPI, room: Room) -> None:
@@ -215,6 +264,8 @@ def _model(name: str, standings: list[Standing]) -> dict[str, Any]:
         "outputPrice": str(min(ask.output_price for ask in asks)),
         "contextTokens": max(ask.context_tokens for ask in asks),
         "maxOutputTokens": max(ask.max_output_tokens for ask in asks),
+        "tokensPerSecond": max(standing.node.capacity.tokens_per_second for standing in standings),
+        "firstTokenMs": min((ms for standing in standings if (ms := standing.node.capacity.first_token_ms)), default=0),
     }
 
 

@@ -12,6 +12,7 @@ from enum import Enum
 
 from coordinator.book import Book, Standing
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.requirements import NOTHING, Requirements
 from tallystick.protocol.routes import serves
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Candidate
@@ -27,6 +28,13 @@ class Reason(Enum):
     NOT_PINNED = "not among the providers asked for"
     EXCLUDED = "excluded by the client"
     ROUTE = "it does not serve that route"
+    REGION = "it is not in a region asked for"
+    TIER = "it is not of a tier asked for"
+    PRECISION = "it is not of a precision asked for"
+    ENGINE = "it does not run on an engine asked for"
+    FEATURES = "it lacks a feature asked for"
+    CONTEXT = "its context is shorter than asked for"
+    REPUTATION = "it failed too many jobs lately"
     INPUT_PRICE = "its input price is above the client's maximum"
     OUTPUT_PRICE = "its output price is above the client's maximum"
     OUTPUT_TOKENS = "it writes fewer tokens than asked for"
@@ -48,12 +56,34 @@ class Demand:
     exclude: frozenset[Address] = frozenset()
     max_output_tokens: int = 0
     route: str | None = None
+    require: Requirements = NOTHING
+    min_reputation: int = 0
+    """Percent of the score that a provider has by its last jobs."""
+    sort: str = "price"
     limit: int = MAX_LISTED
 
     def __post_init__(self) -> None:
         if not 1 <= self.limit <= MAX_LISTED:
             raise BadMessage(f"limit: expected 1 to {MAX_LISTED}")
+        if self.sort not in SORTS:
+            raise BadMessage(f"sort: expected one of {', '.join(SORTS)}")
 
+
+_LACKS = {
+    "region": Reason.REGION,
+    "tier": Reason.TIER,
+    "precision": Reason.PRECISION,
+    "engine": Reason.ENGINE,
+    "features": Reason.FEATURES,
+    "context_tokens": Reason.CONTEXT,
+}
+
+SORTS: dict[str, Callable[[Standing], float]] = {
+    "price": lambda s: s.price_key[0],
+    "latency": lambda s: s.node.capacity.first_token_ms or float("inf"),
+    "throughput": lambda s: -s.node.capacity.tokens_per_second,
+}
+"""How a shortlist is ordered; what is not known yet comes last, and ties go to the cheaper."""
 
 _Predicate = Callable[[Standing, Demand, int], bool]
 
@@ -61,6 +91,10 @@ PREDICATES: tuple[tuple[Reason, _Predicate], ...] = (
     (Reason.NOT_PINNED, lambda s, d, _: bool(d.providers) and s.ask.message.provider not in d.providers),
     (Reason.EXCLUDED, lambda s, d, _: s.ask.message.provider in d.exclude),
     (Reason.ROUTE, lambda s, d, _: d.route is not None and not serves(s.ask.message.spec.features, d.route)),
+    *(
+        (reason, lambda s, d, _, name=name: d.require is not NOTHING and d.require.lacks(s.ask.message) == name)
+        for name, reason in _LACKS.items()
+    ),
     (Reason.INPUT_PRICE, lambda s, d, _: d.max_input_price is not None and s.ask.message.input_price > d.max_input_price),
     (Reason.OUTPUT_PRICE, lambda s, d, _: d.max_output_price is not None and s.ask.message.output_price > d.max_output_price),
     (Reason.OUTPUT_TOKENS, lambda s, d, _: s.ask.message.max_output_tokens < d.max_output_tokens),
@@ -74,8 +108,14 @@ def judge(standing: Standing, demand: Demand, now: int) -> Reason | None:
     return next((reason for reason, excludes in PREDICATES if excludes(standing, demand, now)), None)
 
 
-def shortlist(book: Book, demand: Demand, now: int, judged: list[tuple[Reason, Standing]] | None = None) -> list[Standing]:
-    """The best asks for a demand, cheapest first, at most `demand.limit`. Raises Refusal or Unavailable that say why none.
+def shortlist(
+    book: Book,
+    demand: Demand,
+    now: int,
+    judged: list[tuple[Reason, Standing]] | None = None,
+    score: Callable[[Address], float] = lambda _: 1.0,
+) -> list[Standing]:
+    """The best asks for a demand, best first, at most `demand.limit`. Raises Refusal or Unavailable that say why none.
 
     `judged` is filled with the asks that were looked at in vain, each with the reason against it.
     """
@@ -88,13 +128,17 @@ def shortlist(book: Book, demand: Demand, now: int, judged: list[tuple[Reason, S
     left = _SCAN
     for standing in wanted:
         reason = judge(standing, demand, now)
+        if reason is None and demand.min_reputation > 100 * score(standing.node.provider):
+            reason = Reason.REPUTATION
         if reason is None:
             found.append(standing)
         else:
             judged.append((reason, standing))
         left -= reason is not Reason.EXCLUDED
-        if len(found) == demand.limit or not left:
+        if (len(found) == demand.limit and demand.sort == "price") or not left:
             break
+    if demand.sort != "price":
+        found = sorted(found, key=SORTS[demand.sort])[: demand.limit]
     if not found:
         raise explain_none(demand, judged, unasked=len(listed) - len(wanted))
     return found
@@ -127,9 +171,18 @@ def explain_none(demand: Demand, judged: Sequence[tuple[Reason, Standing]], *, u
 
 
 def rank(
-    candidates: Sequence[Candidate], book: Book, *, tried: Collection[Address], score: Callable[[Address], float], now: int
+    candidates: Sequence[Candidate],
+    book: Book,
+    *,
+    tried: Collection[Address],
+    score: Callable[[Address], float],
+    now: int,
+    ranked: bool = False,
 ) -> tuple[list[tuple[Standing, Candidate]], list[str]]:
-    """The candidates of a job that can take it now, best first, and why the others cannot. Raises Refusal (order_terms)."""
+    """The candidates of a job that can take it now, best first, and why the others cannot. Raises Refusal (order_terms).
+
+    `ranked`: they are in the order in which the client would have them.
+    """
     fit: list[tuple[Standing, Candidate]] = []
     against: list[str] = []
     for candidate in candidates:
@@ -147,7 +200,8 @@ def rank(
             fit.append((standing, candidate))
         elif reason is not None:
             against.append(f"{order.provider}: {reason.value}")
-    fit.sort(key=lambda pair: pair[0].price_key[0] / score(pair[0].node.provider))
+    if not ranked:
+        fit.sort(key=lambda pair: pair[0].price_key[0] / score(pair[0].node.provider))
     return fit, against
 
 

@@ -11,7 +11,7 @@ from coordinator.book import Book, Standing
 from coordinator.decisions import Decisions
 from coordinator.exposure import Exposure
 from coordinator.live import Attempt, LiveJob
-from coordinator.matching import Demand, Reason, rank, shortlist
+from coordinator.matching import Demand, Reason, judge, rank, shortlist
 from coordinator.ports import Funds
 from coordinator.reputation import Reputation
 from coordinator.rules import Limits
@@ -21,6 +21,7 @@ from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Order, Terms
 from tallystick.protocol.types import Address
 
+EXPLAINED = 200
 RETURN_SECONDS = 35
 """After a restart, providers may take this long to come back; what nobody offers meanwhile may be offered soon."""
 
@@ -56,7 +57,7 @@ class Matchmaker:
         """The best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
         now, judged, found = int(self._now()), list[tuple[Reason, Standing]](), list[Standing]()
         try:
-            found = shortlist(self.book, demand, now, judged)
+            found = shortlist(self.book, demand, now, judged, self.reputation.score)
         except Refusal as error:
             if error.code is Code.UNKNOWN_MODEL and self._tick() < self._whole_at:
                 text = f"nobody offers {demand.model!r} yet: this coordinator was restarted, and its providers are coming back"
@@ -67,10 +68,28 @@ class Matchmaker:
             self.decisions.listed(demand, (standing.node.provider for standing in found), against, now)
         return found
 
+    def explain(self, demand: Demand) -> list[tuple[Standing, Reason | None]]:
+        """Every ask for the demand's model with the reason against it, the cheapest first, at most EXPLAINED. Decides nothing."""
+        now, score = int(self._now()), self.reputation.score
+        told: list[tuple[Standing, Reason | None]] = []
+        for standing in self.book.of_model(demand.model)[:EXPLAINED]:
+            reason = judge(standing, demand, now)
+            if reason is None and demand.min_reputation > 100 * score(standing.node.provider):
+                reason = Reason.REPUTATION
+            told.append((standing, reason))
+        return told
+
     async def match(self, job: LiveJob) -> None:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the reason why there is none."""
         now, refused = int(self._now()), job.last_error
-        fit, against = rank(job.submission.candidates, self.book, tried=job.tried, score=self.reputation.score, now=now)
+        fit, against = rank(
+            job.submission.candidates,
+            self.book,
+            tried=job.tried,
+            score=self.reputation.score,
+            now=now,
+            ranked=job.submission.ranked,
+        )
         lost = dict.fromkeys(
             (standing.node.provider for standing, _ in fit), "another was ranked before it: cheaper, or more reliable"
         )

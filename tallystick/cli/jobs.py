@@ -55,7 +55,7 @@ def show(
         else:
             _show(document, silence)
 
-    _with_books(config, wallet, coordinator_url, find)
+    with_books(config, wallet, coordinator_url, find)
 
 
 @job.command("list")
@@ -76,7 +76,7 @@ def listing(
         else:
             show_rows(("job", "at", "model", "state", "cost"), map(_row, found), keyed=True)
 
-    _with_books(config, wallet, None, read)
+    with_books(config, wallet, None, read)
 
 
 @receipt.command("verify")
@@ -104,9 +104,10 @@ def verify(
     step("all of it is so; whether the chain paid it is another question: tally job show")
 
 
-def _with_books(
+def with_books(
     config: Path | None, wallet: str, coordinator_url: str | None, act: Callable[[Ledger, ClientConfig], Awaitable[None]]
 ) -> None:
+    """Acts on a wallet's books, without its password."""
     from tallystick.client.config import load_config
     from tallystick.client.ledger import Ledger
 

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from tallystick import __version__
-from tallystick.cli import chain, contract, demo, doctor, funds, init, jobs, market, money, provider, status, wallet
+from tallystick.cli import chain, contract, demo, doctor, funds, init, jobs, market, models, money, provider, status, wallet
 from tallystick.cli.output import fail
 from tallystick.protocol.errors import TallyError
 
@@ -22,6 +22,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("chat")(market.chat)
 app.command("gateway")(market.gateway)
+app.command("models")(models.models)
+app.command("explain")(models.explain)
 market.node.command("init")(init.init)
 market.node.command("doctor")(doctor.doctor)
 market.node.command("status")(status.status)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import MAX_CANDIDATES
 from tallystick.runtime.config import home, load
 
 MIB = 1024 * 1024
 ENV_PREFIX = "TALLY_GATEWAY_"
+SORTS = ("price", "latency", "throughput")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,11 @@ class ClientConfig:
     max_input_price: Amount | None = None
     max_output_price: Amount | None = None
     max_cost: Amount | None = None
+    require: Requirements = field(default_factory=Requirements)
+    min_reputation: int = 0
+    sort: str = "price"
+    prefer: tuple[Address, ...] = ()
+    exclude: tuple[Address, ...] = ()
     max_fee_bps: int = 500
     reserve_target: Amount = Amount(1_000_000)
     default_max_output_tokens: int = 4_096
@@ -65,6 +72,10 @@ class ClientConfig:
             raise BadMessage(f"config: coordinator: expected an http:// or https:// address, got {self.coordinator!r}")
         if not 1 <= self.shortlist_size <= MAX_CANDIDATES:
             raise BadMessage(f"config: shortlist_size: expected 1 to {MAX_CANDIDATES}")
+        if self.sort not in SORTS:
+            raise BadMessage(f"config: sort: expected one of {', '.join(SORTS)}")
+        if not 0 <= self.min_reputation <= 100:
+            raise BadMessage("config: min_reputation: expected 0 to 100 percent")
         if not 0 <= self.max_fee_bps <= 10_000:
             raise BadMessage("config: max_fee_bps: expected 0 to 10000")
         spans = ("start_seconds", "run_seconds", "claim_seconds", "key_seconds")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tallystick.client.choice import HEADER, read_options
 from tallystick.client.config import ClientConfig
 from tallystick.client.job import Job, Result
 from tallystick.client.openai import EVENT_STREAM, error_event, model_entry, render_error
@@ -41,6 +43,25 @@ _JSON = "application/json"
 _OURS = ("x-request-id", "x-tally-job", "x-tally-provider", "x-tally-cost", "x-tally-receipt")
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """One request of a caller: its route and body, and what its headers say."""
+
+    path: str
+    body: bytes
+    content_type: str
+    key: str | None
+    options: str | None
+
+    @classmethod
+    def of(cls, scope: Scope, body: bytes) -> _Wanted:
+        """Like OpenAI's own servers and engines, whatever does not say that it is a form is read as JSON."""
+        headers = Headers(scope=scope)
+        kind = headers.get("content-type", "")
+        form = media_type(kind) == FORM
+        return cls(scope["path"], body, kind if form else _JSON, headers.get("idempotency-key"), headers.get(HEADER))
+
+
 class Forward:
     """The hot routes, raw ASGI: one request is one job."""
 
@@ -56,11 +77,9 @@ class Forward:
             return
         if body is None:
             return
-        headers = Headers(scope=scope)
-        key, kind = headers.get("idempotency-key"), headers.get("content-type", "")
-        # Like OpenAI's own servers and engines, whatever does not say that it is a form is read as JSON.
-        kind = kind if media_type(kind) == FORM else _JSON
-        relay = asyncio.create_task(self._relay(scope["path"], body, kind, key, send), name="relay")
+        wanted = _Wanted.of(scope, body)
+        key = wanted.key
+        relay = asyncio.create_task(self._relay(wanted, send), name="relay")
         gone = asyncio.create_task(_until_gone(receive), name="client-gone")
         try:
             await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -74,11 +93,15 @@ class Forward:
         if not relay.cancelled():
             relay.result()
 
-    async def _relay(self, path: str, body: bytes, kind: str, key: str | None, send: Send) -> None:
+    async def _relay(self, wanted: _Wanted, send: Send) -> None:
         """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
         started = False
         try:
-            async with await self._market.submit(path, body, key=key, content_type=kind) as job:
+            choice, most = read_options(wanted.options)
+            job = await self._market.submit(
+                wanted.path, wanted.body, key=wanted.key, content_type=wanted.content_type, max_cost=most, **choice
+            )
+            async with job:
                 head = await job.start()
                 if head.content_type.partition(";")[0].strip().lower() == EVENT_STREAM:
                     started = True

@@ -13,13 +13,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
 from tallystick.client import keys
 from tallystick.client.answer import Answer
 from tallystick.client.books import NewJob
 from tallystick.client.candidates import affordable, wrap
+from tallystick.client.choice import Choice, Explained, demand_of, explained
 from tallystick.client.config import ClientConfig
 from tallystick.client.folder import ProofFolder
 from tallystick.client.job import Desk, Job, Result, require_success
@@ -39,7 +40,7 @@ from tallystick.protocol.messages import Ask, Terms
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.sealing import ContentKey, commit_request
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
-from tallystick.protocol.wire import Submission, dumps
+from tallystick.protocol.wire import MAX_CANDIDATES, Submission, dumps
 
 Named = tuple[str, str] | None
 """An idempotency key, and the fingerprint of its request."""
@@ -188,42 +189,20 @@ class Market:
         """The models on offer, as the coordinator tells them."""
         return await self._coordinator.models()
 
-    async def shortlist(
-        self,
-        model: str,
-        *,
-        max_input_price: int | None = None,
-        max_output_price: int | None = None,
-        pin: Iterable[str] = (),
-        exclude: Iterable[str] = (),
-        route: str = CHAT,
-    ) -> list[Verified[Ask]]:
-        """The verified asks that a job would be offered to, best first; prices default to the config's maxima.
+    async def shortlist(self, model: str, *, route: str = CHAT, **choice: Unpack[Choice]) -> list[Verified[Ask]]:
+        """The verified asks that a job would be offered to, best first; what is not chosen here the config says.
 
         Raises Refusal or Unavailable that say why there is none.
         """
-        demand = self._demand(model, max_input_price, max_output_price, pin=pin, exclude=exclude, path=route)
-        found, _ = await self._shortlists.get(demand)
+        found, _ = await self._shortlists.get(demand_of(self.config, model, route, choice))
         return found
 
-    def _demand(
-        self,
-        model: str,
-        max_input: int | None,
-        max_output: int | None,
-        *,
-        pin: Iterable[str],
-        exclude: Iterable[str],
-        path: str,
-    ) -> Demand:
-        return Demand.of(
-            model,
-            self.config.max_input_price if max_input is None else max_input,
-            self.config.max_output_price if max_output is None else max_output,
-            pin=pin,
-            exclude=exclude,
-            path=path,
-        )
+    async def explain(self, model: str, *, route: str = CHAT, **choice: Unpack[Choice]) -> list[Explained]:
+        """Every ask for a model and why it would not be offered a job; those that would come first. Places nothing."""
+        demand = demand_of(self.config, model, route, choice)
+        frozen = await self._ledger.frozen((await self.info()).domain)
+        listed = await self._coordinator.explain(demand.to_json(self.address, MAX_CANDIDATES))
+        return explained(listed, demand, frozen, self._now())
 
     # Jobs
 
@@ -233,14 +212,11 @@ class Market:
         body: bytes | Mapping[str, Any],
         *,
         model: str | None = None,
-        max_input_price: int | None = None,
-        max_output_price: int | None = None,
         max_cost: Amount | None = None,
-        pin: Iterable[str] = (),
-        exclude: Iterable[str] = (),
         keep: bool = False,
         key: str | None = None,
         content_type: str = JSON,
+        **choice: Unpack[Choice],
     ) -> Job:
         """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions; returns once it is admitted.
 
@@ -261,7 +237,7 @@ class Market:
             raise Unavailable(Code.NODE_BUSY, "this client is stopping", fault=Fault.CLIENT)
         if len(self._live) >= self.config.max_jobs:
             raise Unavailable(Code.NODE_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
-        demand = self._demand(call.model, max_input_price, max_output_price, pin=pin, exclude=exclude, path=path)
+        demand = demand_of(self.config, call.model, path, choice)
         cap = self.config.max_cost if max_cost is None else max_cost
         if key is None:
             return await self._find_and_place(asked, demand, cap, keep=keep)
@@ -279,13 +255,13 @@ class Market:
     async def _find_and_place(self, asked: Asked, demand: Demand, cap: Amount | None, *, keep: bool, named: Named = None) -> Job:
         asks, remembered = await self._shortlists.get(demand)
         try:
-            return await self._place(asked, asks, cap, keep=keep, named=named)
+            return await self._place(asked, asks, cap, keep=keep, named=named, ranked=demand.ranked)
         except Unavailable as error:
             self._shortlists.forget(demand)
             if not remembered or error.code not in _STALE:
                 raise
         asks, _ = await self._shortlists.get(demand)
-        return await self._place(asked, asks, cap, keep=keep, named=named)
+        return await self._place(asked, asks, cap, keep=keep, named=named, ranked=demand.ranked)
 
     def _room(self, desk: Desk, keep: bool) -> int:
         return self.config.max_answer_bytes if keep or desk.proofs is not None else 0
@@ -298,6 +274,7 @@ class Market:
         *,
         keep: bool,
         named: Named,
+        ranked: bool,
     ) -> Job:
         info, desk = await self._open_desk()
         job, key = JobId(self._random(16)), ContentKey.new(self._random)
@@ -323,7 +300,7 @@ class Market:
         async with self._closing(job, named):
             placed = await self._sign(info, new, within)
             candidates = wrap(job, key, placed, asks)
-            header = Submission(job, candidates, b"").dumps()
+            header = Submission(job, candidates, b"", ranked).dumps()
             if named is not None:
                 keyed = keys.Keyed(*named, job, key.secret, header, now)
                 if (await self._ledger.keep_key(keyed, now - self.config.key_seconds)).job != job:

@@ -12,8 +12,9 @@ import structlog
 
 from tallystick.client.transport import Coordinator
 from tallystick.protocol.eip712 import Domain, Signed, Verified
-from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
+from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.requirements import NOTHING, Requirements
 from tallystick.protocol.routes import ALWAYS, CHAT, serves
 from tallystick.protocol.sealing import SUITES
 from tallystick.protocol.types import Address, parse_address
@@ -34,6 +35,11 @@ class Demand:
     exclude: frozenset[Address] = frozenset()
     route: str | None = None
     """A route that not every ask serves."""
+    require: Requirements = NOTHING
+    min_reputation: int = 0
+    sort: str = "price"
+    prefer: tuple[Address, ...] = ()
+    """Those of the shortlist that come first, in this order."""
 
     @classmethod
     def of(
@@ -45,11 +51,22 @@ class Demand:
         pin: Iterable[str],
         exclude: Iterable[str],
         path: str = CHAT,
+        require: Requirements = NOTHING,
+        min_reputation: int = 0,
+        sort: str = "price",
+        prefer: Iterable[str] = (),
     ) -> Demand:
         """A demand with addresses as people write them. Raises BadMessage."""
         pinned = frozenset(parse_address(address, "pin") for address in pin)
         excluded = frozenset(parse_address(address, "exclude") for address in exclude)
-        return cls(model, max_input_price, max_output_price, pinned, excluded, None if path in ALWAYS else path)
+        preferred = tuple(parse_address(address, "prefer") for address in prefer)
+        route = None if path in ALWAYS else path
+        return cls(model, max_input_price, max_output_price, pinned, excluded, route, require, min_reputation, sort, preferred)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the order of the shortlist is the client's own, and not that of the price."""
+        return self.sort != "price" or bool(self.prefer)
 
     def to_json(self, payer: Address, limit: int) -> dict[str, Any]:
         """The body of POST /v1/shortlist."""
@@ -60,6 +77,12 @@ class Demand:
             body["maxOutputPrice"] = int(self.max_output_price)
         if self.route is not None:
             body["route"] = self.route
+        if self.require != NOTHING:
+            body["require"] = self.require.to_json()
+        if self.min_reputation:
+            body["minReputation"] = self.min_reputation
+        if self.sort != "price":
+            body["sort"] = self.sort
         if self.pin:
             body["providers"] = sorted(self.pin)
         if self.exclude:
@@ -79,6 +102,7 @@ _OBJECTIONS: tuple[tuple[str, Callable[[Demand, Ask, int], bool]], ...] = (
     ("a provider that was not asked for", lambda d, a, _: bool(d.pin) and a.provider not in d.pin),
     ("an excluded provider", lambda d, a, _: a.provider in d.exclude),
     ("a route that it does not serve", lambda d, a, _: d.route is not None and not serves(a.spec.features, d.route)),
+    ("a spec that was not asked for", lambda d, a, _: d.require.lacks(a) is not None),
     ("an unknown sealing suite", lambda _, a, __: a.sealing_suite not in SUITES),
 )
 
@@ -148,11 +172,25 @@ class Shortlists:
         else:
             self._kept.pop(demand, None)
 
+    async def _preferred(self, demand: Demand, domain: Domain, listed: set[Address]) -> list[Verified[Ask]]:
+        """Asks of preferred providers that are not among the best, where they fit the demand."""
+        missing = frozenset(demand.prefer) - listed - demand.exclude
+        if not missing or (demand.pin and not missing & demand.pin):
+            return []
+        try:
+            found = await self._coordinator.shortlist(replace(demand, pin=missing).to_json(self._payer, self._limit))
+        except (Refusal, Unavailable):
+            return []
+        return usable(found, replace(demand, pin=missing), domain, self._now())
+
     async def _ask(self, demand: Demand) -> list[Verified[Ask]]:
         domain, barred = await self._context()
         asked = replace(demand, exclude=demand.exclude | frozenset(barred))
         listed = await self._coordinator.shortlist(asked.to_json(self._payer, self._limit))
         found = usable(listed, asked, domain, self._now())[: self._limit]
+        found += await self._preferred(asked, domain, {ask.message.provider for ask in found})
+        place = {provider: number for number, provider in enumerate(demand.prefer)}
+        found = sorted(found, key=lambda ask: place.get(ask.message.provider, len(place)))[: self._limit]
         if not found:
             text = f"the coordinator offered no usable ask for {demand.model!r}"
             raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.COORDINATOR)

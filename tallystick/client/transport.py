@@ -77,6 +77,9 @@ class ModelOffer:
     output_price: int
     context_tokens: int
     max_output_tokens: int
+    tokens_per_second: int = 0
+    first_token_ms: int = 0
+    """The best that its providers measured; 0 where none has yet."""
 
     @classmethod
     def from_json(cls, raw: object) -> ModelOffer:
@@ -84,7 +87,8 @@ class ModelOffer:
         try:
             if not isinstance(raw, dict) or not isinstance(raw["id"], str):
                 raise BadMessage("models: expected an object with an id")
-            return cls(raw["id"], *(int(raw[name]) for name in _MODEL_NUMBERS))
+            speeds = (int(raw.get(name, 0)) for name in _MODEL_SPEEDS)
+            return cls(raw["id"], *(int(raw[name]) for name in _MODEL_NUMBERS), *speeds)
         except (KeyError, TypeError, ValueError) as error:
             raise BadMessage(f"models: {error}") from None
 
@@ -92,10 +96,12 @@ class ModelOffer:
         """The wire form."""
         values = (self.providers, self.live, self.input_price, self.cached_input_price, self.output_price)
         told = zip(_MODEL_NUMBERS, (*values, self.context_tokens, self.max_output_tokens), strict=True)
-        return {"id": self.id} | {name: str(value) if name.endswith("Price") else value for name, value in told}
+        speeds = dict(zip(_MODEL_SPEEDS, (self.tokens_per_second, self.first_token_ms), strict=True))
+        return {"id": self.id} | {name: str(value) if name.endswith("Price") else value for name, value in told} | speeds
 
 
 _MODEL_NUMBERS = ("providers", "live", "inputPrice", "cachedInputPrice", "outputPrice", "contextTokens", "maxOutputTokens")
+_MODEL_SPEEDS = ("tokensPerSecond", "firstTokenMs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +211,14 @@ class Coordinator:
             with contextlib.suppress(BadMessage, KeyError, TypeError):
                 found.append(read_signed(Ask, entry["ask"]))
         return found
+
+    async def explain(self, demand: dict[str, Any]) -> list[dict[str, Any]]:
+        """POST /v1/explain: every ask for a model, with why it would not be on the shortlist."""
+        raw = await self._call("POST", "/v1/explain", demand)
+        listed = raw.get("asks") if isinstance(raw, dict) else None
+        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+            raise BadMessage("explain: expected a list of asks", fault=Fault.COORDINATOR)
+        return listed
 
     async def submit(self, submission: bytes, *, linger: int | None = None) -> aiohttp.ClientResponse:
         """POST /v1/jobs: the open stream of an admitted job. Raises the refusal, NotSent or Broken.

@@ -144,10 +144,13 @@ class Submission:
     job: JobId
     candidates: tuple[Candidate, ...]
     sealed: bytes
+    ranked: bool = False
+    """Whether the candidates are in the order in which the client would have them, instead of the cheapest first."""
 
     def dumps(self) -> bytes:
         """The wire form."""
-        return _join({"job": self.job.hex(), "candidates": [c.to_json() for c in self.candidates]}, self.sealed)
+        header = {"job": self.job.hex(), "candidates": [c.to_json() for c in self.candidates]}
+        return _join(header | ({"ranked": True} if self.ranked else {}), self.sealed)
 
     @classmethod
     def loads(cls, data: bytes) -> Submission:
@@ -155,10 +158,14 @@ class Submission:
         header, sealed = _split(data, "submission")
         job, candidates = read_members(header, "submission", "job", "candidates")
         listed = read_items(candidates, "submission.candidates", MAX_CANDIDATES)
+        ranked = header.get("ranked", False)
+        if not isinstance(ranked, bool):
+            raise BadMessage("submission.ranked: expected true or false")
         made = cls(
             parse_job_id(read_text(job, "submission.job")),
             tuple(Candidate.from_json(raw, f"candidates[{i}]") for i, raw in enumerate(listed)),
             sealed,
+            ranked,
         )
         if not made.candidates:
             raise BadMessage("submission.candidates: expected at least one")

@@ -20,12 +20,14 @@ def test_example_is_the_defaults() -> None:
 def test_commented_settings_are_right(tmp_path: Path) -> None:
     """The settings that the example only shows in comments are known and parse."""
     lines = [
-        line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in EXAMPLE.read_text().splitlines()
+        line.removeprefix("# ") if line.startswith("# ") and (" = " in line or line.startswith("# [")) else line
+        for line in EXAMPLE.read_text().splitlines()
     ]
     (tmp_path / "all.toml").write_text("\n".join(line for line in lines if not line.startswith("# Every")))
     config = load_config(tmp_path / "all.toml")
     assert (config.max_input_price, config.max_cost) == (500_000, 100_000)
     assert config.deployment == Path("deployment.json")
+    assert (config.require.region, config.require.context_tokens) == (("eu-west", "eu-north"), 32_768)
 
 
 def test_sources(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
+from coordinator.matching import Reason
 from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
 from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.link import Capacity
-from tallystick.protocol.messages import Ask, Outcome, Receipt
+from tallystick.protocol.messages import Ask, Outcome, Receipt, Spec
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import Kind
 from tests.coordinator.served import TOKEN, LinkNode, Served
@@ -74,7 +75,12 @@ async def test_models(at: Served) -> None:
         "outputPrice": "2000000",
         "contextTokens": 10_000,
         "maxOutputTokens": 2_000,
+        "tokensPerSecond": 0,
+        "firstTokenMs": 0,
     }
+    at.world.market.matchmaker.set_capacity(busy.address, Capacity(1, 1, 70, 250))
+    (model,) = (await at.http.get("/v1/models")).json()["data"]
+    assert (model["live"], model["tokensPerSecond"], model["firstTokenMs"]) == (2, 70, 250)
 
 
 async def test_asks(at: Served) -> None:
@@ -134,11 +140,44 @@ async def test_the_docs(at: Served) -> None:
         ("/v1/providers/{provider}/why", "get"),
         ("/v1/asks", "get"),
         ("/v1/shortlist", "post"),
+        ("/v1/explain", "post"),
         ("/v1/jobs/{job}", "get"),
         ("/v1/jobs/{job}/cancel", "post"),
         ("/v1/health", "get"),
     }
     assert all(route["description"] for route in routes.values())
+
+
+async def test_what_is_required(at: Served) -> None:
+    """A shortlist has only asks that say what is required, best first by what was asked for; `explain` tells why the others do
+    not fit, and changes nothing.
+    """
+    eu = Spec(region="EU-west", precision="bf16", features=("tools", "logprobs"))
+    dear, cheap = at.world.node("ann", output_price=9_000_000, spec=eu), at.world.node("bob")
+    at.world.market.matchmaker.set_capacity(dear.address, Capacity(1, 1, 90, 100))
+    asked = {"model": MODEL, "payer": PAYER.address}
+
+    async def listed(**how: Any) -> list[str]:
+        answer = await at.http.post("/v1/shortlist", json=asked | how)
+        return [each["ask"]["message"]["provider"] for each in answer.json().get("asks", ())]
+
+    assert await listed() == [cheap.address, dear.address]
+    for sort in ("latency", "throughput"):
+        assert await listed(sort=sort) == [dear.address, cheap.address]
+        assert await listed(sort=sort, limit=1) == [dear.address]
+    for require in ({"region": ["eu-west"]}, {"precision": ["fp8", "BF16"]}, {"features": ["tools"]}):
+        assert await listed(require=require) == [dear.address]
+    assert await listed(require={"region": ["us"]}) == []
+    for _ in range(30):
+        at.world.market.reputation.record(cheap.address, Outcome.PROVIDER_ERROR)
+    assert await listed(minReputation=80) == [dear.address]
+    why = (await at.http.post("/v1/explain", json=asked | {"require": {"tier": ["edge"]}, "minReputation": 80})).json()["asks"]
+    assert [(one["why"], one["firstTokenMs"], one["reputation"]) for one in why] == [
+        (Reason.TIER.value, 0, 55),
+        (Reason.TIER.value, 100, 100),
+    ]
+    assert (await at.http.post("/v1/shortlist", json=asked | {"sort": "beauty"})).status_code == 400
+    assert (await at.http.post("/v1/shortlist", json=asked | {"require": {"mood": ["good"]}})).status_code == 400
 
 
 # Jobs

@@ -47,6 +47,7 @@ ROUTES = [
     ("GET", "/v1/info"),
     ("GET", "/v1/models"),
     ("GET", "/v1/asks"),
+    ("POST", "/v1/explain"),
     ("POST", "/v1/shortlist"),
     ("GET", "/v1/providers/{provider}/why"),
     ("GET", "/v1/jobs/{job}"),

@@ -1,0 +1,132 @@
+"""Choosing providers: what a request may say, on top of what the config says, and why each ask will do or not. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict, cast
+
+from tallystick.client.config import SORTS, ClientConfig
+from tallystick.client.shortlist import Demand
+from tallystick.protocol.eip712 import Signed, read_signed
+from tallystick.protocol.errors import BadMessage, Fault
+from tallystick.protocol.messages import Ask
+from tallystick.protocol.reading import read_count, read_items, read_text
+from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.types import Address, Amount, parse_amount
+from tallystick.protocol.wire import loads
+
+HEADER = "x-tally-options"
+MAX_PROVIDERS = 256
+
+
+class Choice(TypedDict, total=False):
+    """What a request says of its providers. Prices are base units per 1,000,000 tokens; addresses as people write them.
+
+    `require` narrows what the config requires and never widens it; `pin`: these only; `prefer`: these first, in this order.
+    """
+
+    max_input_price: int | None
+    max_output_price: int | None
+    pin: Iterable[str]
+    prefer: Iterable[str]
+    exclude: Iterable[str]
+    require: Requirements
+    min_reputation: int
+    sort: str
+
+
+def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> Demand:
+    """The demand of a request. Raises BadMessage, or Refusal where it asks for what the config does not allow."""
+    most_input, most_output = choice.get("max_input_price"), choice.get("max_output_price")
+    sort = choice.get("sort", config.sort)
+    if sort not in SORTS:
+        raise BadMessage(f"sort: expected one of {', '.join(SORTS)}")
+    return Demand.of(
+        model,
+        config.max_input_price if most_input is None else most_input,
+        config.max_output_price if most_output is None else most_output,
+        pin=choice.get("pin", ()),
+        exclude=(*config.exclude, *choice.get("exclude", ())),
+        path=route,
+        require=config.require.narrowed(choice.get("require", Requirements())),
+        min_reputation=max(config.min_reputation, choice.get("min_reputation", 0)),
+        sort=sort,
+        prefer=choice.get("prefer", config.prefer),
+    )
+
+
+def read_options(header: str | None) -> tuple[Choice, Amount | None]:
+    """A request's choice and its `max_cost`, out of the header X-Tally-Options: a JSON object in which amounts and prices are
+    dollars, written as text. Raises BadMessage that names the member.
+    """
+    if header is None:
+        return {}, None
+    raw = loads(header, HEADER)
+    if not isinstance(raw, dict):
+        raise BadMessage(f"{HEADER}: expected a JSON object")
+    unknown = sorted(map(str, raw.keys() - _READERS.keys()))
+    if unknown:
+        raise BadMessage(f"{HEADER}: unknown: {', '.join(unknown)[:200]}; known are {', '.join(_READERS)}")
+    read: dict[str, Any] = {name: _READERS[name](value, f"{HEADER}.{name}") for name, value in raw.items()}
+    cost = read.pop("max_cost", None)
+    return cast("Choice", read), cost
+
+
+def _dollars(value: object, where: str) -> Amount:
+    try:
+        return parse_amount(read_text(value, where))
+    except BadMessage:
+        raise BadMessage(f'{where}: expected dollars as text, such as "0.50"') from None
+
+
+def _texts(value: object, where: str) -> tuple[str, ...]:
+    listed = [value] if isinstance(value, str) else read_items(value, where, MAX_PROVIDERS)
+    return tuple(read_text(one, where) for one in listed)
+
+
+_READERS: dict[str, Callable[[object, str], Any]] = {
+    "max_cost": _dollars,
+    "max_input_price": _dollars,
+    "max_output_price": _dollars,
+    "pin": _texts,
+    "prefer": _texts,
+    "exclude": _texts,
+    "require": Requirements.from_json,
+    "min_reputation": lambda value, where: read_count(value, where, high=100),
+    "sort": read_text,
+}
+"""How each option is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One ask, and why it would not be offered the job; empty if it would. Speeds are as its node measured them, 0 for unknown;
+    `reputation` is a percentage of the coordinator's.
+    """
+
+    ask: Ask
+    why: str
+    free: int
+    tokens_per_second: int
+    first_token_ms: int
+    reputation: int
+
+
+def explained(listed: Iterable[Mapping[str, Any]], demand: Demand, frozen: Mapping[Address, str], now: int) -> list[Explained]:
+    """What the coordinator says of each ask, with what this client itself has against it; those that will do first.
+
+    Raises BadMessage where it makes no sense.
+    """
+    told: list[Explained] = []
+    for entry in listed:
+        try:
+            signed: Signed[Ask] = read_signed(Ask, entry.get("ask"))
+            numbers = [read_count(entry.get(name, 0), name) for name in ("free", "tokensPerSecond", "firstTokenMs", "reputation")]
+        except BadMessage as error:
+            error.fault = Fault.COORDINATOR
+            raise
+        ask = signed.message
+        against = (demand.objection(ask, now), entry.get("why"), frozen.get(ask.provider))
+        told.append(Explained(ask, next((str(why) for why in against if why), ""), *numbers))
+    return sorted(told, key=lambda one: bool(one.why))

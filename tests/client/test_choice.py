@@ -1,0 +1,104 @@
+"""Choosing providers: what a request may say, and why an ask will do or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tallystick.client.choice import HEADER, Choice, demand_of, explained, read_options
+from tallystick.client.config import ClientConfig
+from tallystick.protocol.errors import BadMessage, Fault, Refusal
+from tallystick.protocol.messages import Spec
+from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.types import Amount
+from tests.coordinator.world import MODEL, START, make_ask, person, unchecked
+
+ANN, BOB = person("ann").address, person("bob").address
+
+
+def test_a_request_narrows_what_the_config_says() -> None:
+    """Prices, order and preferences are the request's where it names them; exclusions add up; requirements are never relaxed."""
+    config = ClientConfig(
+        max_input_price=Amount(5),
+        require=Requirements(region=("eu",)),
+        min_reputation=50,
+        sort="latency",
+        prefer=(ANN,),
+        exclude=(ANN,),
+    )
+    plain = demand_of(config, "m", "/v1/rerank", {})
+    assert (plain.max_input_price, plain.min_reputation, plain.sort, plain.prefer) == (5, 50, "latency", (ANN,))
+    assert (plain.require, plain.exclude, plain.route, plain.ranked) == (config.require, {ANN}, "/v1/rerank", True)
+    wants = Choice(
+        max_input_price=9,
+        exclude=[BOB],
+        require=Requirements(features=("tools",)),
+        min_reputation=10,
+        sort="price",
+        prefer=(),
+    )
+    asked = demand_of(config, "m", "/v1/chat/completions", wants)
+    assert (asked.max_input_price, asked.min_reputation, asked.exclude) == (9, 50, {ANN, BOB})
+    assert asked.require == Requirements(region=("eu",), features=("tools",))
+    assert (asked.route, asked.ranked) == (None, False)
+    with pytest.raises(Refusal, match="only eu is allowed"):
+        demand_of(config, "m", "/v1/chat/completions", {"require": Requirements(region=("us",))})
+    with pytest.raises(BadMessage, match="sort"):
+        demand_of(config, "m", "/v1/chat/completions", {"sort": "beauty"})
+
+
+def test_the_header() -> None:
+    """Dollars as text, one name for a list of one, everything optional."""
+    assert read_options(None) == ({}, None)
+    choice, cost = read_options(
+        '{"max_cost": "0.5", "max_output_price": "2", "pin": "0xaa", "prefer": ["0xbb"], "sort": "latency",'
+        ' "require": {"region": "eu"}, "min_reputation": 90}'
+    )
+    assert cost == 500_000
+    assert choice == {
+        "max_output_price": 2_000_000,
+        "pin": ("0xaa",),
+        "prefer": ("0xbb",),
+        "sort": "latency",
+        "require": Requirements(region=("eu",)),
+        "min_reputation": 90,
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"maxcost": "1"}', "unknown: maxcost; known are max_cost"),
+        ('{"max_cost": 1}', "expected dollars as text"),
+        ('{"max_cost": "a lot"}', "expected dollars as text"),
+        ('{"pin": 5}', "pin: expected a list"),
+        ('{"require": {"mood": []}}', r"require: unknown members"),
+        ('{"min_reputation": 101}', "min_reputation"),
+    ],
+)
+def test_headers_that_make_no_sense(header: str, says: str) -> None:
+    """The member at fault is named."""
+    with pytest.raises(BadMessage, match=says) as caught:
+        read_options(header)
+    assert HEADER in str(caught.value)
+
+
+def test_why_each_ask_will_do_or_not() -> None:
+    """The coordinator's reasons and this client's own; those that will do come first."""
+    demand = demand_of(ClientConfig(), MODEL, "/v1/chat/completions", {"require": Requirements(region=("eu",))})
+    asks = [make_ask(person(name), spec=Spec(region=region)) for name, region in (("ann", "us"), ("bob", "eu"), ("cid", "eu"))]
+    listed: list[dict[str, Any]] = [{"ask": unchecked(ask).to_json(), "free": 1, "reputation": 99} for ask in asks]
+    listed[1]["why"] = "no free slot now"
+    told = explained(listed, demand, {person("dan").address: "a dishonest receipt"}, START)
+    assert [(one.ask.provider, one.why) for one in told] == [
+        (person("cid").address, ""),
+        (ANN, "a spec that was not asked for"),
+        (BOB, "no free slot now"),
+    ]
+    assert [one.why for one in explained(listed[2:], demand, {person("cid").address: "dishonest"}, START)] == ["dishonest"]
+    with pytest.raises(BadMessage) as caught:
+        explained([{"ask": {}}], demand, {}, START)
+    assert caught.value.fault is Fault.COORDINATOR

@@ -1,0 +1,72 @@
+"""Choosing providers through the whole market: a header of a request, the config, `tally models` and `tally explain`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from scripts.relay import processes
+from scripts.relay.mock import MODEL
+from tests.e2e.conftest import TALLY, clean_environment
+from tests.e2e.nodes import node_beside, sells
+
+
+async def _tally(folder: Path, *arguments: str) -> Any:
+    environment = clean_environment() | {"TALLYSTICK_HOME": str(folder), "COLUMNS": "250"}
+    process = await asyncio.create_subprocess_exec(*TALLY, *arguments, stdout=asyncio.subprocess.PIPE, env=environment)
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
+    return json.loads(said) if "--json" in arguments else said.decode()
+
+
+@pytest.mark.timeout(120)
+async def test_who_gets_a_request(tmp_path: Path) -> None:
+    """Of two providers the cheaper one gets a request, unless that says otherwise; `explain` says the same beforehand."""
+    folder = tmp_path / "market"
+    async with processes.upstream() as mock, processes.market(folder, mock) as site:
+        dear = (
+            f'[[engines]]\nurl = "{mock}"\n[engines.spec]\nregion = "eu"\nprecision = "bf16"\n'
+            f'[[engines.models]]\nname = "{MODEL}"\ninput_price = "5"\noutput_price = "5"\n'
+            f'[[engines.models]]\nname = "{MODEL}"\nsell_as = "other"\n'
+        )
+        async with (
+            node_beside(folder, site, dear, model="other"),
+            httpx.AsyncClient(base_url=site.gateway, trust_env=False, timeout=30) as http,
+        ):
+            await sells(site, MODEL)
+            wallet = json.loads((folder / "keys" / "beside.json").read_text())["address"]
+            expensive = f"0x{wallet}".lower()
+
+            async def provider(**options: Any) -> tuple[int, str]:
+                headers = {"x-tally-options": json.dumps(options)} if options else {}
+                body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+                answer = await http.post("/v1/chat/completions", json=body, headers=headers)
+                return answer.status_code, answer.headers.get("x-tally-provider") or answer.json()["error"]["message"]
+
+            status, cheap = await provider()
+            assert (status, cheap != expensive) == (200, True)
+            for options in ({"require": {"region": ["EU"]}}, {"pin": [expensive]}, {"prefer": [expensive]}, {"exclude": [cheap]}):
+                assert await provider(**options) == (200, expensive), options
+            assert await provider(prefer=[expensive], max_input_price="1") == (200, cheap)
+            status, why = await provider(require={"region": ["us"]})
+            assert (status, "not in a region asked for" in why) == (503, True)
+            status, why = await provider(mood="good")
+            assert (status, "unknown: mood" in why) == (400, True)
+
+            common = ("--coordinator", site.coordinator)
+            names = {model["id"]: model for model in await _tally(folder, "models", *common, "--json")}
+            assert names.keys() == {MODEL, "other"}
+            assert (names[MODEL]["providers"], names[MODEL]["inputPrice"]) == (2, "100000")
+            assert MODEL in await _tally(folder, "models", *common)
+            told = await _tally(folder, "explain", MODEL, "--region", "eu", *common, "--wallet", "payer", "--json")
+            assert [(one["provider"], one["offered"], one["why"]) for one in told] == [
+                (expensive, True, None),
+                (cheap, False, "a spec that was not asked for"),
+            ]
+            shown = await _tally(folder, "explain", MODEL, "--max-input-price", "1", *common, "--wallet", "payer")
+            assert "input price above the maximum" in shown

@@ -1,0 +1,102 @@
+"""What a client requires of an ask."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.messages import Ask, Spec
+from tallystick.protocol.requirements import NOTHING, Requirements
+from tests.coordinator.world import make_ask, person
+
+SPEC = Spec(region="eu-west", tier="Edge", precision="bf16", engine="vllm", features=("tools", "Logprobs", "/v1/rerank"))
+ASK = replace(make_ask(person("ann")).message, spec=SPEC)
+
+
+@pytest.mark.parametrize(
+    ("required", "lacks"),
+    [
+        ({}, None),
+        ({"region": ("EU-WEST",)}, None),
+        ({"region": ("us", "eu-west")}, None),
+        ({"region": ("eu",)}, "region"),
+        ({"tier": ("edge",), "precision": ("fp8",)}, "precision"),
+        ({"tier": ("cloud",), "precision": ("fp8",)}, "tier"),
+        ({"engine": ("sglang",)}, "engine"),
+        ({"features": ("tools", "logprobs")}, None),
+        ({"features": ("tools", "vision")}, "features"),
+        ({"context_tokens": 8_192}, None),
+        ({"context_tokens": 8_193}, "context_tokens"),
+    ],
+)
+def test_what_an_ask_lacks(required: dict[str, Any], lacks: str | None) -> None:
+    """One of the names of each kind, all of the features, at least the context; case does not matter."""
+    assert Requirements(**required).lacks(ASK) == lacks
+
+
+def test_unknown_meets_nothing() -> None:
+    """A provider that does not say where it is, is not in Europe."""
+    silent = replace(ASK, spec=Spec())
+    for name in ("region", "tier", "precision", "engine"):
+        assert Requirements(**{name: ("eu",)}).lacks(silent) == name
+    assert NOTHING.lacks(silent) is None
+
+
+def test_narrowing() -> None:
+    """What holds for both; what one restricts the other never widens."""
+    house = Requirements(region=("eu-west", "eu-north"), features=("tools",), context_tokens=100)
+    asked = Requirements(region=("US", "EU-north"), features=("logprobs",), precision=("fp8",), context_tokens=50)
+    both = house.narrowed(asked)
+    assert both == Requirements(region=("EU-north",), precision=("fp8",), features=("tools", "logprobs"), context_tokens=100)
+    assert house.narrowed(NOTHING) == NOTHING.narrowed(house) == house
+    with pytest.raises(Refusal, match=r"require.region: us was asked for, but only eu-west, eu-north is allowed") as caught:
+        house.narrowed(Requirements(region=("us",)))
+    assert caught.value.code is Code.NO_PROVIDER
+
+
+NAMES = st.lists(st.sampled_from(["eu", "EU", "us", "asia"]), max_size=3).map(tuple)
+ANY = st.builds(Requirements, region=NAMES, tier=NAMES, features=NAMES, context_tokens=st.integers(0, 10_000))
+SPECS = st.builds(Spec, region=st.sampled_from(["eu", "us", "unknown"]), tier=st.sampled_from(["eu", "us"]), features=NAMES)
+
+
+@given(ANY, ANY, SPECS)
+def test_narrowed_is_both(one: Requirements, other: Requirements, spec: Spec) -> None:
+    """An ask meets what was narrowed exactly if it meets each of the two."""
+    ask: Ask = replace(ASK, spec=spec)
+    both = one.lacks(ask) is None and other.lacks(ask) is None
+    try:
+        narrowed = one.narrowed(other)
+    except Refusal:
+        assert not both
+    else:
+        assert (narrowed.lacks(ask) is None) is both
+
+
+@given(ANY)
+def test_the_wire_form(required: Requirements) -> None:
+    """What is written is read back; what does not restrict is not written."""
+    assert Requirements.from_json(required.to_json()) == required
+    assert all(required.to_json().values())
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ([], "expected a JSON object"),
+        ({"mood": "good"}, "unknown members: mood"),
+        ({"region": 5}, r"require\.region: expected a list"),
+        ({"region": [5]}, r"require\.region: expected a string"),
+        ({"region": ["x"] * 65}, "at most 64"),
+        ({"contextTokens": "many"}, r"require\.contextTokens"),
+    ],
+)
+def test_what_is_no_requirement(raw: object, says: str) -> None:
+    """It is refused by name."""
+    with pytest.raises(BadMessage, match=says):
+        Requirements.from_json(raw)
+    assert Requirements.from_json({"region": "eu"}) == Requirements(region=("eu",))
