@@ -29,7 +29,7 @@ def test_a_request_narrows_what_the_config_says() -> None:
     )
     plain = demand_of(config, "m", "/v1/rerank", {})
     assert (plain.max_input_price, plain.min_reputation, plain.sort, plain.prefer) == (5, 50, "latency", (ANN,))
-    assert (plain.require, plain.exclude, plain.route, plain.ranked) == (config.require, {ANN}, "/v1/rerank", True)
+    assert (plain.require, plain.exclude, plain.route, plain.ranked) == (config.require, frozenset({ANN}), "/v1/rerank", True)
     wants = Choice(
         max_input_price=9,
         exclude=[BOB],
@@ -39,7 +39,7 @@ def test_a_request_narrows_what_the_config_says() -> None:
         prefer=(),
     )
     asked = demand_of(config, "m", "/v1/chat/completions", wants)
-    assert (asked.max_input_price, asked.min_reputation, asked.exclude) == (9, 50, {ANN, BOB})
+    assert (asked.max_input_price, asked.min_reputation, asked.exclude) == (9, 50, frozenset({ANN, BOB}))
     assert asked.require == Requirements(region=("eu",), features=("tools",))
     assert (asked.route, asked.ranked) == (None, False)
     with pytest.raises(Refusal, match="only eu is allowed"):

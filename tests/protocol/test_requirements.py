@@ -43,7 +43,7 @@ def test_unknown_meets_nothing() -> None:
     """A provider that does not say where it is, is not in Europe."""
     silent = replace(ASK, spec=Spec())
     for name in ("region", "tier", "precision", "engine"):
-        assert Requirements(**{name: ("eu",)}).lacks(silent) == name
+        assert Requirements.from_json({name: ["eu"]}).lacks(silent) == name
     assert NOTHING.lacks(silent) is None
 
 
