@@ -112,10 +112,7 @@ class OpenAIEngine:
         accept = EVENT_STREAM if call.stream else JSON if call.completes or call.path == EMBEDDINGS else "*/*"
         headers = {"content-type": call.content_type, "accept": accept}
         address = self._settings.at(call.path)
-        async with (
-            self._faults(),
-            self._open().post(address, data=call.body, headers=headers, allow_redirects=False) as response,
-        ):
+        async with self._faults(), self._post(address, call.body, headers) as response:
             if response.status in DETERMINISTIC:
                 body = await self._read_all(response, self._settings.max_error_bytes)
                 yield Head(response.status, _plain_type(response.content_type))
@@ -143,6 +140,23 @@ class OpenAIEngine:
                 raise _Broken(f"an answer of more than {self._settings.max_answer_bytes} bytes")
             yield Piece(data, output=True)
         yield End()
+
+    @asynccontextmanager
+    async def _post(self, address: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Some engines close a connection after a stream without a word. A request that met such a one was not heard, and is
+        asked again, until it went over a connection of its own.
+        """
+        while True:
+            kept: list[bool] = []
+            request = self._open().post(address, data=body, headers=headers, allow_redirects=False, trace_request_ctx=kept)
+            try:
+                response = await request
+                break
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not kept:
+                    raise
+        async with response:
+            yield response
 
     async def _stream(self, response: aiohttp.ClientResponse, call: Call) -> AsyncGenerator[Event, None]:
         """Pieces as they come, each all the events that one read completed; the end of the stream is held back for the End."""
@@ -233,8 +247,11 @@ class OpenAIEngine:
             headers = {"accept-encoding": "identity"}
             if settings.api_key:
                 headers["authorization"] = f"Bearer {settings.api_key}"
+            traces = aiohttp.TraceConfig()
+            traces.on_connection_reuseconn.append(_note_kept)
             self._session = aiohttp.ClientSession(
                 headers=headers,
+                trace_configs=[traces],
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
                 # The runner's deadlines bound each phase of an answer; here, only what comes before it.
                 timeout=aiohttp.ClientTimeout(
@@ -244,6 +261,12 @@ class OpenAIEngine:
                 trust_env=settings.trust_env,
             )
         return self._session
+
+
+async def _note_kept(_session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceConnectionReuseconnParams) -> None:
+    """The request went over a connection that had served another."""
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.append(True)
 
 
 class _Batch:

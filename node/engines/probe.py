@@ -41,7 +41,10 @@ async def probe(url: str, model: str, api_key: str | None = None, *, seconds: fl
     """Asks an engine (its base address, with or without /v1) about one of its models. What fails is not there."""
     base = url.rstrip("/").removesuffix("/v1")
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=seconds)) as session:
+    timeout = aiohttp.ClientTimeout(total=seconds)
+    # Some engines close a connection after a stream without a word, and the next request on it would fail.
+    connector = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
 
         async def ask(path: str, good: Callable[[str, bytes], bool], **members: object) -> bool:
             return await _ask(session, base + path, {"model": model} | members, good)

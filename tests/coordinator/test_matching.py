@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from coordinator.matching import MAX_LISTED, Demand, Reason, judge, rank, shortl
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import Capacity
-from tallystick.protocol.messages import Ask
+from tallystick.protocol.messages import Ask, Spec
+from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Submission
 from tests.coordinator.world import MODEL, START, make_ask, make_submission, person
@@ -44,6 +46,13 @@ def _refusal(book: Book, **demand: Any) -> TallyError:
         (Reason.INPUT_PRICE, {"max_input_price": 999_999}, {}),
         (Reason.OUTPUT_PRICE, {"max_output_price": 1_999_999}, {}),
         (Reason.OUTPUT_TOKENS, {"max_output_tokens": 1_025}, {}),
+        (Reason.ROUTE, {"route": "/v1/rerank"}, {}),
+        (Reason.REGION, {"require": Requirements(region=("eu",))}, {}),
+        (Reason.TIER, {"require": Requirements(tier=("edge",))}, {}),
+        (Reason.PRECISION, {"require": Requirements(precision=("bf16",))}, {"spec": Spec(precision="fp8")}),
+        (Reason.ENGINE, {"require": Requirements(engine=("vllm",))}, {}),
+        (Reason.FEATURES, {"require": Requirements(features=("tools",))}, {"spec": Spec(features=("logprobs",))}),
+        (Reason.CONTEXT, {"require": Requirements(context_tokens=8_193)}, {}),
         (Reason.ASK_EXPIRED, {}, {"valid_until": START}),
         (Reason.ASK_EXPIRED, {}, {"valid_from": START + 1}),
     ],
@@ -78,6 +87,32 @@ def test_the_shortlist_is_ranked_and_bounded() -> None:
     found = shortlist(book, Demand(model=MODEL, limit=3), START)
     assert [s.ask.message.output_price for s in found] == [1, 2, 3]
     assert len(shortlist(book, Demand(model=MODEL), START)) == MAX_LISTED
+
+
+def test_the_shortlist_is_sorted_as_asked() -> None:
+    """By the first token or by throughput, as nodes measured them; what is not known comes last, and ties go to the cheaper."""
+    keys = [person(name) for name in ("ann", "bob", "cid", "dan")]
+    speeds = [Capacity(1, 1), Capacity(1, 1, 50, 300), Capacity(1, 1, 20, 100), Capacity(1, 1, 50, 300)]
+    book = Book()
+    for number, (key, speed) in enumerate(zip(keys, speeds, strict=True)):
+        book.replace(key.address, [make_ask(key, output_price=number)], speed)
+    named = {key.address: name for key, name in zip(keys, "abcd", strict=True)}
+    for sort, order in (("price", "abcd"), ("latency", "cbda"), ("throughput", "bdca")):
+        found = shortlist(book, Demand(model=MODEL, sort=sort), START)
+        assert "".join(named[standing.node.provider] for standing in found) == order
+        assert len(shortlist(book, Demand(model=MODEL, sort=sort, limit=2), START)) == 2
+    with pytest.raises(BadMessage, match="sort"):
+        Demand(model=MODEL, sort="beauty")
+
+
+def test_who_failed_too_often_is_left_out() -> None:
+    """Of those that fit, a client may want only providers that mostly did well lately."""
+    book, _ = _book_of((ANN, {}), (BOB, {}))
+    scores = {ANN.address: 0.89, BOB.address: 0.9}
+    judged: list[tuple[Reason, Standing]] = []
+    found = shortlist(book, Demand(model=MODEL, min_reputation=90), START, judged, scores.__getitem__)
+    assert [standing.node.provider for standing in found] == [BOB.address]
+    assert [reason for reason, _ in judged] == [Reason.REPUTATION]
 
 
 def test_a_pinned_provider_is_found_however_dear() -> None:
@@ -171,7 +206,12 @@ def _ranked(
     book: Book, submission: Submission, *, tried: frozenset[Address] = frozenset(), bad: Address | None = None
 ) -> tuple[list[Address], list[str]]:
     fit, against = rank(
-        submission.candidates, book, tried=tried, score=lambda provider: 0.5 if provider == bad else 1.0, now=START
+        submission.candidates,
+        book,
+        tried=tried,
+        score=lambda provider: 0.5 if provider == bad else 1.0,
+        now=START,
+        ranked=submission.ranked,
     )
     return [standing.node.provider for standing, _ in fit], against
 
@@ -182,6 +222,9 @@ def test_candidates_are_ranked_by_price_and_reputation() -> None:
     submission = make_submission(*asks)
     assert _ranked(book, submission)[0] == [ANN.address, BOB.address]
     assert _ranked(book, submission, bad=ANN.address)[0] == [BOB.address, ANN.address]
+    backwards = replace(submission, candidates=submission.candidates[::-1], ranked=True)
+    assert Submission.loads(backwards.dumps()) == backwards
+    assert _ranked(book, backwards)[0] == [BOB.address, ANN.address], "as the client would have them"
 
 
 def test_a_candidate_that_cannot_take_the_job_is_explained() -> None:

@@ -63,10 +63,17 @@ async def _is_found(engine: Engine) -> None:
     able = await probe(engine.process.url, engine.model)
     print(found.kind.value, found.version, found.slots, [model.context_tokens for model in found.models], able)  # noqa: T201
     assert found.kind is engine.kind
-    assert (able.chat, able.streams) == (True, engine.streams)
+    assert (able.chat, able.completions, able.streams) == (True, True, engine.streams)
     assert engine.features <= set(able.features)
     if engine.context:
         assert [model.context_tokens for model in found.models] == [engine.context]
+    # LiteLLM lets a model rest for seconds after it was asked for what it cannot do.
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as direct:
+        asked = {"model": engine.model, "messages": SAY, "max_tokens": 1}
+        for _ in range(60):
+            if (await direct.post(f"{engine.process.url}/v1/chat/completions", json=asked)).status_code == 200:
+                break
+            await asyncio.sleep(0.5)
 
 
 async def _receipt(http: httpx.AsyncClient, job: str) -> dict[str, Any]:

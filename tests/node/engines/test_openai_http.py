@@ -274,6 +274,36 @@ async def test_an_engine_that_is_not_there() -> None:
     await engine.close()
 
 
+@pytest.mark.parametrize(("deaf", "answered"), [(False, True), (True, False)])
+async def test_a_connection_closed_without_a_word(deaf: bool, answered: bool) -> None:
+    """A request that met a connection which the engine had given up is asked on a new one; one that met none there fails."""
+    heard: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        if not (deaf and heard):
+            heard.append(1)
+            answer = b'{"choices":[{"message":{"content":"word"},"finish_reason":"stop"}]}'
+            writer.write(b"HTTP/1.1 200 X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer)
+            await reader.read(1)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    engine = OpenAIEngine(EngineSettings(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+    try:
+        async with asyncio.timeout(10):
+            assert isinstance([event async for event in engine.answer(WHOLE)][-1], End)
+            if answered:
+                assert isinstance([event async for event in engine.answer(WHOLE)][-1], End)
+                assert len(heard) == 2
+            else:
+                with pytest.raises(Unavailable):
+                    _ = [event async for event in engine.answer(WHOLE)]
+    finally:
+        await engine.close()
+        server.close()
+
+
 async def test_a_stopped_answer_stops_the_engine() -> None:
     """Closing an answer in the middle closes the connection, which is how an engine learns to stop."""
     async with raw_server(then_hangs(head(), WORD)) as server:
