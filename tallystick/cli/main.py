@@ -7,7 +7,22 @@ import sys
 import typer
 
 from tallystick import __version__
-from tallystick.cli import chain, contract, demo, doctor, funds, init, jobs, market, models, money, provider, status, wallet
+from tallystick.cli import (
+    chain,
+    contract,
+    demo,
+    doctor,
+    funds,
+    init,
+    jobs,
+    market,
+    models,
+    money,
+    provider,
+    spend,
+    status,
+    wallet,
+)
 from tallystick.cli.output import fail
 from tallystick.protocol.errors import TallyError
 
@@ -24,6 +39,7 @@ app.command("chat")(market.chat)
 app.command("gateway")(market.gateway)
 app.command("models")(models.models)
 app.command("explain")(models.explain)
+app.command("spend")(spend.spend)
 market.node.command("init")(init.init)
 market.node.command("doctor")(doctor.doctor)
 market.node.command("status")(status.status)

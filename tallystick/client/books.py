@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
+from tallystick.client import spending
 from tallystick.client.payer import Delivered, Neighbours, Placed, Tab, check_answer, check_place
 from tallystick.client.tables import JobState, OrderState, evidence, jobs, orders, receipts, tabs, venue
 from tallystick.protocol.eip712 import Domain, Verified, loads_signed
@@ -34,7 +35,7 @@ _ENDED: dict[Event, JobState] = {
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job about to be submitted. `commitment_key` opens its commitments; times are Unix seconds."""
+    """A job about to be submitted. `commitment_key` opens its commitments; times are Unix seconds; `label`: its workload."""
 
     domain: Domain
     payer: Address
@@ -44,6 +45,7 @@ class NewJob:
     commitment_key: bytes = field(repr=False)
     created_at: int
     expires_at: int
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ def _job_row(where: str, job: NewJob) -> dict[str, object]:
         "reason": "",
         "commitment_key": job.commitment_key,
         "created_at": job.created_at,
+        "label": job.label,
     }
 
 
@@ -261,7 +264,8 @@ def _accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | N
     c.execute(_MARK_ORDER, {"of_order": order, "to_state": OrderState.BOOKED.value})
     outcome = Outcome(receipt.outcome)
     state = _ENDED[ENDS[outcome]]
-    end(c, arrival.job, state, "" if state is JobState.COMPLETED else outcome.name.lower(), arrival.now)
+    spending.add(c, arrival.job, receipt, arrival.now, failed=state is JobState.FAILED)
+    _end(c, arrival.job, state, "" if state is JobState.COMPLETED else outcome.name.lower(), arrival.now)
 
 
 def _freeze(c: Connection, arrival: Arrival, other: Receipt | None, reason: str) -> None:
@@ -290,6 +294,12 @@ def end(c: Connection, job: JobId, state: JobState, reason: str, now: int) -> No
     """Ends a job: its open orders stop counting. If it is lost they count on until they expire or its end is known; a job whose
     end is known is not lost.
     """
+    if state in (JobState.FAILED, JobState.DISPUTED):
+        spending.add_failed(c, job, now)
+    _end(c, job, state, reason, now)
+
+
+def _end(c: Connection, job: JobId, state: JobState, reason: str, now: int) -> None:
     which = {"of_job": job.hex()}
     lost = state is JobState.LOST
     told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": now}

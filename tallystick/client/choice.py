@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
-from tallystick.client.config import SORTS, ClientConfig
+from tallystick.client.config import MAX_LABEL, SORTS, ClientConfig
 from tallystick.client.shortlist import Demand
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Fault
@@ -36,6 +36,13 @@ class Choice(TypedDict, total=False):
     sort: str
 
 
+class Options(Choice, total=False):
+    """What the header X-Tally-Options says: a choice, and how `Market.submit` is to bound and label the job."""
+
+    max_cost: Amount
+    label: str
+
+
 def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> Demand:
     """The demand of a request. Raises BadMessage, or Refusal where it asks for what the config does not allow."""
     most_input, most_output = choice.get("max_input_price"), choice.get("max_output_price")
@@ -56,21 +63,19 @@ def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> D
     )
 
 
-def read_options(header: str | None) -> tuple[Choice, Amount | None]:
-    """A request's choice and its `max_cost`, out of the header X-Tally-Options: a JSON object in which amounts and prices are
-    dollars, written as text. Raises BadMessage that names the member.
+def read_options(header: str | None) -> Options:
+    """A request's options, out of the header X-Tally-Options: a JSON object in which amounts and prices are dollars, written
+    as text. Raises BadMessage that names the member.
     """
     if header is None:
-        return {}, None
+        return {}
     raw = loads(header, HEADER)
     if not isinstance(raw, dict):
         raise BadMessage(f"{HEADER}: expected a JSON object")
     unknown = sorted(map(str, raw.keys() - _READERS.keys()))
     if unknown:
         raise BadMessage(f"{HEADER}: unknown: {', '.join(unknown)[:200]}; known are {', '.join(_READERS)}")
-    read: dict[str, Any] = {name: _READERS[name](value, f"{HEADER}.{name}") for name, value in raw.items()}
-    cost = read.pop("max_cost", None)
-    return cast("Choice", read), cost
+    return cast("Options", {name: _READERS[name](value, f"{HEADER}.{name}") for name, value in raw.items()})
 
 
 def _dollars(value: object, where: str) -> Amount:
@@ -95,6 +100,7 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "require": Requirements.from_json,
     "min_reputation": lambda value, where: read_count(value, where, high=100),
     "sort": read_text,
+    "label": lambda value, where: read_text(value, where, MAX_LABEL),
 }
 """How each option is read."""
 

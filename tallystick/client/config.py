@@ -14,7 +14,26 @@ from tallystick.runtime.config import home, load
 
 MIB = 1024 * 1024
 ENV_PREFIX = "TALLY_GATEWAY_"
+MAX_LABEL = 64
 SORTS = ("price", "latency", "throughput")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The most to spend in a UTC day, in base units: on jobs of one workload `label`, or on all. Raises BadMessage."""
+
+    per_day: Amount
+    label: str | None = None
+    warn_percent: int = 80
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warn_percent <= 100:
+            raise BadMessage("config: budgets: warn_percent: expected 0 to 100")
+
+    @property
+    def name(self) -> str:
+        """How it is called where it is told of."""
+        return "the day's budget" if self.label is None else f"the day's budget of {self.label!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +58,8 @@ class ClientConfig:
     sort: str = "price"
     prefer: tuple[Address, ...] = ()
     exclude: tuple[Address, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    label: str = ""
     max_fee_bps: int = 500
     reserve_target: Amount = Amount(1_000_000)
     default_max_output_tokens: int = 4_096
@@ -76,6 +97,11 @@ class ClientConfig:
             raise BadMessage(f"config: sort: expected one of {', '.join(SORTS)}")
         if not 0 <= self.min_reputation <= 100:
             raise BadMessage("config: min_reputation: expected 0 to 100 percent")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        if len(self.label) > MAX_LABEL:
+            raise BadMessage(f"config: label: at most {MAX_LABEL} characters")
         if not 0 <= self.max_fee_bps <= 10_000:
             raise BadMessage("config: max_fee_bps: expected 0 to 10000")
         spans = ("start_seconds", "run_seconds", "claim_seconds", "key_seconds")

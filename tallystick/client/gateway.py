@@ -97,10 +97,8 @@ class Forward:
         """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
         started = False
         try:
-            choice, most = read_options(wanted.options)
-            job = await self._market.submit(
-                wanted.path, wanted.body, key=wanted.key, content_type=wanted.content_type, max_cost=most, **choice
-            )
+            options = read_options(wanted.options)
+            job = await self._market.submit(wanted.path, wanted.body, key=wanted.key, content_type=wanted.content_type, **options)
             async with job:
                 head = await job.start()
                 if head.content_type.partition(";")[0].strip().lower() == EVENT_STREAM:

@@ -10,11 +10,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tallystick.client import books, keys, lookups
+import structlog
+from sqlalchemy import Connection
+
+from tallystick.client import books, keys, lookups, spending
 from tallystick.client.books import Arrival, NewJob, Sign
+from tallystick.client.config import Budget
 from tallystick.client.keys import Keyed
 from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.payer import Placed, Tab
+from tallystick.client.spending import DAY_SECONDS, Spent, Standing
 from tallystick.client.tables import JobState
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
@@ -22,6 +27,7 @@ from tallystick.protocol.messages import Terms
 from tallystick.protocol.types import Address, JobId
 from tallystick.runtime.storage import Database
 
+log = structlog.get_logger()
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -31,6 +37,7 @@ class Ledger:
     def __init__(self, database: Database, payer: Address) -> None:
         self._database = database
         self.payer = payer
+        self._warned: set[tuple[int, str]] = set()
 
     @classmethod
     async def open(cls, path: Path, payer: Address) -> Ledger:
@@ -48,12 +55,37 @@ class Ledger:
         """Finishes what is queued and lets go of the file."""
         await self._database.close()
 
-    async def take(self, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: Sign) -> list[Placed]:
-        """Signs an order for each draft whose provider's tab is not frozen, and remembers them as open.
+    async def take(
+        self, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: Sign, budgets: Sequence[Budget] = ()
+    ) -> list[Placed]:
+        """Signs an order for each draft that the budgets have room for and whose provider's tab is not frozen, and remembers
+        them as open. Raises Refusal where a budget has no room.
 
         `sign` must be pure: it may be called twice. It gets the tab as it is at that moment.
         """
-        return await self._database.write(lambda c: books.take(c, job, drafts, sign))
+        if not budgets:
+            return await self._database.write(lambda c: books.take(c, job, drafts, sign))
+
+        def take(c: Connection) -> tuple[list[Placed], list[Standing]]:
+            mine = (budget for budget in budgets if budget.label in (None, job.label))
+            stands = [spending.standing(c, self.payer, budget, job.created_at) for budget in mine]
+            return books.take(c, job, spending.within(drafts, stands), sign), stands
+
+        placed, stands = await self._database.write(take)
+        for one in stands:
+            known = (job.created_at // DAY_SECONDS, one.budget.name)
+            if one.percent >= one.budget.warn_percent and known not in self._warned:
+                self._warned.add(known)
+                log.warning("a budget is nearly used up", budget=one.budget.name, percent=one.percent)
+        return placed
+
+    async def standing(self, budget: Budget, now: int) -> Standing:
+        """How a budget stands today."""
+        return await self._database.read(lambda c: spending.standing(c, self.payer, budget, now))
+
+    async def spent(self, since: int, by: Sequence[str]) -> list[Spent]:
+        """See `spending.read`."""
+        return await self._database.read(lambda c: spending.read(c, self.payer, since, by))
 
     async def book(self, arrival: Arrival) -> BadReceipt | None:
         """Checks a receipt and ends its job. Returns None if the tab now contains it (or did before), else what is wrong.

@@ -41,16 +41,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request as its caller sent it, and what it asks for."""
+    """A request as its caller sent it, what it asks for, and the workload that it belongs to."""
 
     head: RequestHead
     body: bytes = field(repr=False)
     call: Call
+    label: str = ""
 
     @classmethod
-    def of(cls, path: str, body: bytes, content_type: str = JSON) -> Asked:
+    def of(cls, path: str, body: bytes, content_type: str = JSON, label: str = "") -> Asked:
         """Reads a request. Raises BadMessage or Refusal, see read_call."""
-        return cls(RequestHead(path, content_type), body, read_call(path, body, content_type))
+        return cls(RequestHead(path, content_type), body, read_call(path, body, content_type), label)
 
     @property
     def plain(self) -> bytes:

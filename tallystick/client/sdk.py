@@ -21,7 +21,7 @@ from tallystick.client.answer import Answer
 from tallystick.client.books import NewJob
 from tallystick.client.candidates import affordable, wrap
 from tallystick.client.choice import Choice, Explained, demand_of, explained
-from tallystick.client.config import ClientConfig
+from tallystick.client.config import MAX_LABEL, ClientConfig
 from tallystick.client.folder import ProofFolder
 from tallystick.client.job import Desk, Job, Result, require_success
 from tallystick.client.ledger import Ledger
@@ -37,6 +37,7 @@ from tallystick.client.transport import Broken, Coordinator, Info, ModelOffer
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask, Terms
+from tallystick.protocol.reading import read_text
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.sealing import ContentKey, commit_request
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
@@ -215,21 +216,24 @@ class Market:
         max_cost: Amount | None = None,
         keep: bool = False,
         key: str | None = None,
+        label: str | None = None,
         content_type: str = JSON,
         **choice: Unpack[Choice],
     ) -> Job:
         """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions; returns once it is admitted.
 
-        Bytes go to the engine as they are. `max_cost` (base units) bounds what this job can cost. With `keep`, the job has a
-        `proof` at its end. With an idempotency `key` a job survives a lost connection, of this process too, and the same
-        request with the same key is that job. Raises TallyError: then nothing is owed but what an earlier job of the key costs.
+        Bytes go to the engine as they are. `max_cost` (base units) bounds what this job can cost, as do the config's budgets,
+        those of its workload `label` among them. With `keep`, the job has a `proof` at its end. With an idempotency `key` a
+        job survives a lost connection, of this process too, and the same request with the same key is that job. Raises
+        TallyError: then nothing is owed but what an earlier job of the key costs.
         """
         raw = body if isinstance(body, bytes) else dumps(dict(body))
         if len(raw) > self.config.max_body_bytes:
             raise Refusal(
                 Code.BODY_TOO_LARGE, f"the request has {len(raw)} bytes, at most {self.config.max_body_bytes} are taken"
             )
-        asked = Asked.of(path, raw, content_type)
+        label = self.config.label if label is None else read_text(label, "label", MAX_LABEL)
+        asked = Asked.of(path, raw, content_type, label)
         call = asked.call
         if model is not None and model != call.model:
             raise BadMessage(f"model: {model!r} was asked for, but the body names {call.model!r}")
@@ -294,6 +298,7 @@ class Market:
             path=asked.head.path,
             commitment_key=key.commitment_key,
             created_at=now,
+            label=asked.label,
             expires_at=now + self.config.start_seconds + self.config.run_seconds,
         )
         within = affordable(drafts, max_cost)
@@ -338,7 +343,7 @@ class Market:
                 now_ns=now_ns,
             )
 
-        placed = await self._ledger.take(job, drafts, sign)
+        placed = await self._ledger.take(job, drafts, sign, self.config.budgets)
         if not placed:
             text = f"every provider found for {job.model!r} once gave this wallet a dishonest receipt"
             raise Refusal(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)

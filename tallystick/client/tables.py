@@ -62,6 +62,22 @@ jobs = sa.Table(
     sa.Column("commitment_key", sa.LargeBinary),
     sa.Column("created_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
+    sa.Column("label", sa.String(64)),
+)
+spent = sa.Table(
+    "spent",
+    metadata,
+    sa.Column("payer", sa.String(42), primary_key=True),
+    sa.Column("day", sa.BigInteger, primary_key=True),
+    sa.Column("label", sa.String(64), primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("requests", sa.BigInteger),
+    sa.Column("failed", sa.BigInteger),
+    sa.Column("cost", sa.BigInteger),
+    sa.Column("input_tokens", sa.BigInteger),
+    sa.Column("cached_tokens", sa.BigInteger),
+    sa.Column("output_tokens", sa.BigInteger),
 )
 orders = sa.Table(
     "orders",

@@ -44,6 +44,7 @@ class Code(str, Enum):
     ORDER_TERMS = "order_terms"
     PRICE_ABOVE_CAP = "price_above_cap"
     COST_ABOVE_CAP = "cost_above_cap"
+    OVER_BUDGET = "over_budget"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_JOB = "unknown_job"
     UNKNOWN_ROUTE = "unknown_route"
@@ -85,6 +86,7 @@ PUBLIC: dict[Code, Public] = {
     Code.ORDER_TERMS: Public(400, _INVALID),
     Code.PRICE_ABOVE_CAP: Public(402, _FUNDS),
     Code.COST_ABOVE_CAP: Public(402, _FUNDS),
+    Code.OVER_BUDGET: Public(402, _FUNDS),
     Code.UNKNOWN_MODEL: Public(404, _GONE),
     Code.UNKNOWN_JOB: Public(404, _GONE),
     Code.UNKNOWN_ROUTE: Public(404, _GONE),

@@ -87,6 +87,26 @@ def test_jobs_are_listed(payer: Tally, url: str) -> None:
     assert second in payer.says("job", "list")
 
 
+def test_where_the_money_went(payer: Tally, url: str, tmp_path: Path) -> None:
+    """By what one likes, with the budgets of the config, for people, programs and spreadsheets."""
+    assert payer("spend") == {"spent": [], "budgets": []}
+    _job(payer, url), _job(payer, url)
+    config = tmp_path / "client.toml"
+    config.write_text('[[budgets]]\nper_day = "0.000012"\n[[budgets]]\nper_day = "1"\nlabel = "research"\n')
+    told = payer("spend", "--by", "model", "--config", str(config))
+    assert [(one["model"], one["requests"], one["failed"], one["cost"]) for one in told["spent"]] == [(MODEL, 2, 0, "6")]
+    assert [(one["label"], one["spent"], one["left"], one["percent"]) for one in told["budgets"]] == [
+        (None, "6", "6", 50),
+        ("research", "0", "1000000", 0),
+    ]
+    assert [one["day"][:2] for one in payer("spend")["spent"]] == ["20"]
+    text = payer.says("spend", "--config", str(config))
+    for part in (MODEL, "0.000006", "50 %", "research", "everything"):
+        assert part in text
+    assert f",{MODEL},2,0,20,0,10,6,0.000006" in payer.says("spend", "--csv", "--by", "label,model")
+    assert "--by" in payer("spend", "--by", "mood", fails=True)["message"]
+
+
 @pytest.mark.parametrize("job", ["00" * 16, "no job", "0x12"])
 def test_an_unknown_job(payer: Tally, job: str) -> None:
     """Said in words, and whose it is not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -12,8 +13,10 @@ import orjson
 import pytest
 from openai.types.chat import ChatCompletion
 
+from tallystick.client.config import Budget, ClientConfig
 from tallystick.client.gateway import build_app
 from tallystick.client.sdk import Market
+from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
@@ -208,3 +211,18 @@ async def test_engine_error_passes_through(sdk: openai.AsyncOpenAI, fake: FakeMa
         with pytest.raises(openai.UnprocessableEntityError, match="bad temperature") as caught:
             await sdk.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}], stream=stream)
         assert caught.value.response.headers["x-tally-cost"] == "0"
+
+
+async def test_a_budget_stops_a_workload(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """What does not fit a budget is refused as an exhausted quota, which the SDK does not ask again; other work goes on."""
+    bounded = replace(config, budgets=(Budget(per_day=Amount(0), label="research"),))
+    async with (
+        Market(fake.url, wallet, bounded) as market,
+        serving(build_app(market), "127.0.0.1", 0) as port,
+        openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=3) as sdk,
+    ):
+        with pytest.raises(openai.APIStatusError, match="the day's budget of 'research' has 0 left") as caught:
+            await ask(sdk.with_options(default_headers={"x-tally-options": '{"label": "research"}'}))
+        assert (caught.value.status_code, caught.value.code, caught.value.type) == (402, "over_budget", "insufficient_quota")
+        assert not fake.sessions
+        assert (await ask(sdk)).choices[0].message.content == TEXT

@@ -1,0 +1,33 @@
+"""What was spent, by day, workload label, model and provider.
+
+Revision ID: 0003
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Makes the table."""
+    op.add_column("jobs", sa.Column("label", sa.String(64), nullable=False, server_default=""))
+    op.create_table(
+        "spent",
+        sa.Column("payer", sa.String(42), primary_key=True),
+        sa.Column("day", sa.BigInteger, primary_key=True),
+        sa.Column("label", sa.String(64), primary_key=True),
+        sa.Column("model", sa.Text, primary_key=True),
+        sa.Column("provider", sa.String(42), primary_key=True),
+        *(
+            sa.Column(name, sa.BigInteger, nullable=False)
+            for name in ("requests", "failed", "cost", "input_tokens", "cached_tokens", "output_tokens")
+        ),
+    )
+
+
+def downgrade() -> None:
+    """Drops it."""
+    op.drop_table("spent")
+    op.drop_column("jobs", "label")

@@ -1,0 +1,151 @@
+"""What a wallet spent, by day, workload label, model and provider, and the budgets that bound it.
+
+A job reserves its worst case from its budgets before it is placed, in the transaction that signs its orders; what its receipt
+says takes the place of that. Days are UTC, and a job belongs to the day of its receipt. Functions of one connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, bindparam
+from sqlalchemy.dialects.sqlite import insert
+
+from tallystick.client.config import Budget
+from tallystick.client.tables import JobState, OrderState, jobs, orders, spent
+from tallystick.protocol.errors import Code, Refusal
+from tallystick.protocol.messages import Receipt, Terms
+from tallystick.protocol.types import Address, Amount, JobId, format_amount
+
+DAY_SECONDS = 86_400
+GROUPS = ("day", "label", "model", "provider")
+_SUMS = ("requests", "failed", "cost", "input_tokens", "cached_tokens", "output_tokens")
+
+_THIS = sa.select(
+    jobs.c.payer,
+    bindparam("to_day", type_=sa.BigInteger),
+    jobs.c.label,
+    jobs.c.model,
+    bindparam("to_provider", type_=sa.String),
+    sa.literal(1),
+    *(bindparam(f"to_{name}", type_=sa.BigInteger) for name in _SUMS[1:]),
+).where(jobs.c.job == bindparam("of_job"))
+_COLUMNS = ("payer", *GROUPS, *_SUMS)
+
+
+def _adding(source: sa.Select[tuple[object, ...]]) -> sa.Executable:
+    new = insert(spent).from_select(_COLUMNS, source)
+    return new.on_conflict_do_update(
+        index_elements=["payer", *GROUPS], set_={name: spent.c[name] + new.excluded[name] for name in _SUMS}
+    )
+
+
+_ADD = _adding(_THIS)
+_ADD_FAILED = _adding(_THIS.where(jobs.c.state.in_([JobState.OPEN.value, JobState.LOST.value])))
+_SPENT = sa.select(sa.func.coalesce(sa.func.sum(spent.c.cost), 0)).where(
+    spent.c.payer == bindparam("of_payer"), spent.c.day == bindparam("of_day")
+)
+_WORST = (
+    sa.select(sa.func.max(orders.c.cap).label("cap"), jobs.c.label)
+    .join(jobs, jobs.c.job == orders.c.job)
+    .where(
+        orders.c.payer == bindparam("of_payer"),
+        orders.c.state == OrderState.OPEN.value,
+        orders.c.expires_at > bindparam("of_now"),
+    )
+    .group_by(orders.c.job)
+    .subquery()
+)
+_RESERVED = sa.select(sa.func.coalesce(sa.func.sum(_WORST.c.cap), 0))
+
+
+def add(c: Connection, job: JobId, receipt: Receipt, now: int, *, failed: bool) -> None:
+    """A receipt was booked."""
+    told = {
+        "of_job": job.hex(),
+        "to_day": now // DAY_SECONDS,
+        "to_provider": receipt.provider,
+        "to_failed": int(failed),
+        "to_cost": int(receipt.cost),
+        "to_input_tokens": receipt.input_tokens,
+        "to_cached_tokens": receipt.cached_input_tokens,
+        "to_output_tokens": receipt.output_tokens,
+    }
+    c.execute(_ADD, told)
+
+
+def add_failed(c: Connection, job: JobId, now: int) -> None:
+    """A job ends without a receipt; to be called before its state is changed."""
+    none = dict.fromkeys((f"to_{name}" for name in _SUMS[2:]), 0)
+    c.execute(_ADD_FAILED, none | {"of_job": job.hex(), "to_day": now // DAY_SECONDS, "to_provider": "", "to_failed": 1})
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a budget stands today, in base units. `reserved`: the worst case of the jobs under way."""
+
+    budget: Budget
+    spent: Amount
+    reserved: Amount
+
+    @property
+    def left(self) -> int:
+        """What another job may cost; below zero where the budget was lowered."""
+        return self.budget.per_day - self.spent - self.reserved
+
+    @property
+    def percent(self) -> int:
+        """How much of it is spent or reserved."""
+        return 100 if self.budget.per_day == 0 else (self.spent + self.reserved) * 100 // self.budget.per_day
+
+
+def standing(c: Connection, payer: Address, budget: Budget, now: int) -> Standing:
+    """How a budget stands."""
+    paid, reserved = _SPENT, _RESERVED
+    if budget.label is not None:
+        paid, reserved = paid.where(spent.c.label == budget.label), reserved.where(_WORST.c.label == budget.label)
+    which = {"of_payer": payer, "of_day": now // DAY_SECONDS}
+    open_caps = c.execute(reserved, {"of_payer": payer, "of_now": now}).scalar_one()
+    return Standing(budget, Amount(c.execute(paid, which).scalar_one()), Amount(open_caps))
+
+
+def within(drafts: Sequence[tuple[Address, Terms]], stands: Sequence[Standing]) -> list[tuple[Address, Terms]]:
+    """The drafts that every budget has room for. Raises Refusal if there is none."""
+    fitting = [draft for draft in drafts if all(draft[1].max_cost <= one.left for one in stands)]
+    if drafts and not fitting:
+        least = min(drafts, key=lambda draft: draft[1].max_cost)[1].max_cost
+        tight = min(stands, key=lambda one: one.left)
+        raise Refusal(
+            Code.OVER_BUDGET,
+            f"{tight.budget.name} has {format_amount(Amount(max(tight.left, 0)))} left until midnight UTC "
+            f"(spent {format_amount(tight.spent)}, jobs under way may cost {format_amount(tight.reserved)}), and this request "
+            f"may cost {format_amount(least)}: lower max_tokens, or raise the budget",
+        )
+    return fitting
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one group cost, in base units; `group` has a value for each member that was grouped by, days as Unix days."""
+
+    group: tuple[object, ...]
+    requests: int
+    failed: int
+    cost: Amount
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+def read(c: Connection, payer: Address, since: int, by: Sequence[str]) -> list[Spent]:
+    """What was spent since that Unix time's day, grouped by some of GROUPS, newest day first, then the dearest first."""
+    groups = [spent.c[name] for name in by]
+    sums = [sa.func.sum(spent.c[name]).label(name) for name in _SUMS]
+    query = sa.select(*groups, *sums).where(spent.c.payer == payer, spent.c.day >= since // DAY_SECONDS).group_by(*groups)
+    newest = [spent.c.day.desc()] if "day" in by else []
+    rows = c.execute(query.order_by(*newest, sums[2].desc(), *groups)).all()
+    if not by:
+        rows = [row for row in rows if row[0] is not None]
+    return [Spent(tuple(row[: len(by)]), *row[len(by) :]) for row in rows]

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tallystick.client.books import Arrival, NewJob
+from tallystick.client.config import Budget, ClientConfig
+from tallystick.client.ledger import Ledger
+from tallystick.client.payer import Delivered, Placed, terms_for
+from tallystick.client.spending import DAY_SECONDS, GROUPS, Spent
+from tallystick.client.tables import JobState
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
+from tallystick.protocol.types import ZERO_HASH, Amount, JobId
+from tests.client.parties import ALICE, BOB, DOMAIN, NOW_S, PAYER, Provider, bill, sign
+
+FINE = Delivered(200, 50, ZERO_HASH, finished=True)
+TODAY = NOW_S // DAY_SECONDS
+
+
+class Desk:
+    """A ledger that numbers its jobs."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.jobs = 0
+
+    async def take(
+        self, *budgets: Budget, label: str = "", at: int = NOW_S, providers: tuple[Provider, ...] = (ALICE,)
+    ) -> tuple[JobId, list[Placed]]:
+        """Orders for one new job."""
+        self.jobs += 1
+        job = JobId(self.jobs.to_bytes(16))
+        new = NewJob(DOMAIN, PAYER.address, job, "model", "/v1/chat/completions", b"k" * 32, at, at + 100, label)
+        drafts = [
+            (p.address, terms_for(p.ask, job=job, commitment=ZERO_HASH, output_tokens=100, body_bytes=200)) for p in providers
+        ]
+        return job, await self.ledger.take(new, drafts, sign, budgets)
+
+    async def book(self, job: JobId, placed: Placed, seq: int = 1) -> None:
+        """Alice's receipt of that number comes, twice."""
+        receipt = ALICE.signer.sign(bill(placed, seq=seq, cumulative_cost=3 * seq), DOMAIN)
+        for _ in range(2):
+            assert await self.ledger.book(Arrival(DOMAIN, job, placed, receipt, FINE, NOW_S)) is None
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    """An empty ledger."""
+    ledger = await Ledger.open(tmp_path / "state.db", PAYER.address)
+    yield Desk(ledger)
+    await ledger.close()
+
+
+async def _cap(desk: Desk) -> int:
+    """The worst case of one job."""
+    job, (placed,) = await desk.take(label="probe")
+    await desk.ledger.end(job, JobState.FAILED, "", NOW_S)
+    return int(placed.terms.max_cost)
+
+
+async def test_what_was_spent_adds_up(desk: Desk) -> None:
+    """By each member and by several; a receipt twice counts once; a job without a receipt counts as failed, and once."""
+    for seq, label in enumerate(("a", "a", "b"), 1):
+        job, (placed,) = await desk.take(label=label)
+        await desk.book(job, placed, seq)
+    job, _ = await desk.take(label="b")
+    for state in (JobState.LOST, JobState.FAILED, JobState.FAILED):
+        await desk.ledger.end(job, state, "gone", NOW_S)
+    read = desk.ledger.spent
+    assert await read(NOW_S, ()) == [Spent((), 4, 1, Amount(9), 30, 0, 15)]
+    assert await read(NOW_S, ("label",)) == [
+        Spent(("a",), 2, 0, Amount(6), 20, 0, 10),
+        Spent(("b",), 2, 1, Amount(3), 10, 0, 5),
+    ]
+    assert [one.group for one in await read(NOW_S, GROUPS)] == [
+        (TODAY, "a", "model", ALICE.address),
+        (TODAY, "b", "model", ALICE.address),
+        (TODAY, "b", "model", ""),
+    ]
+    assert await read(NOW_S + DAY_SECONDS, ()) == []
+
+
+async def test_a_budget_holds_back_the_worst_case(desk: Desk) -> None:
+    """Jobs under way count with their caps, once each whatever their shortlists; what they cost takes the caps' place."""
+    cap = await _cap(desk)
+    budget = Budget(per_day=Amount(2 * cap))
+    first, (alice, _) = await desk.take(budget, providers=(ALICE, BOB))
+    await desk.take(budget)
+    with pytest.raises(Refusal, match="the day's budget has 0 left") as caught:
+        await desk.take(budget)
+    assert (caught.value.code, caught.value.fault, caught.value.status) == (Code.OVER_BUDGET, Fault.CLIENT, 402)
+    await desk.book(first, alice)
+    stand = await desk.ledger.standing(budget, NOW_S)
+    assert (stand.spent, stand.reserved, stand.left) == (3, cap, cap - 3)
+    with pytest.raises(Refusal):
+        await desk.take(budget)
+    assert (await desk.ledger.standing(budget, NOW_S + 100)).reserved == 0, "an expired order reserves nothing"
+    tomorrow = NOW_S + DAY_SECONDS
+    assert (await desk.ledger.standing(budget, tomorrow)).left == 2 * cap
+    await desk.take(budget, at=tomorrow)
+
+
+async def test_a_budget_of_a_workload(desk: Desk) -> None:
+    """It bounds jobs of its label alone, and the one for everything bounds them too."""
+    cap = await _cap(desk)
+    research, everything = Budget(per_day=Amount(cap), label="research"), Budget(per_day=Amount(2 * cap))
+    await desk.take(research, everything, label="research")
+    with pytest.raises(Refusal, match="the day's budget of 'research'"):
+        await desk.take(research, everything, label="research")
+    await desk.take(research, everything, label="play")
+    with pytest.raises(Refusal, match="the day's budget has"):
+        await desk.take(research, everything, label="play")
+
+
+async def test_two_at_once_do_not_overspend(desk: Desk) -> None:
+    """Whoever signs second finds what the first reserved."""
+    cap = await _cap(desk)
+    budget = Budget(per_day=Amount(3 * cap))
+    ends = await asyncio.gather(*(desk.take(budget) for _ in range(12)), return_exceptions=True)
+    assert sum(not isinstance(end, BaseException) for end in ends) == 3
+
+
+async def test_a_warning_once_a_day(desk: Desk, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """From warn_percent on, in the log."""
+    cap = await _cap(desk)
+    budget = Budget(per_day=Amount(10 * cap), warn_percent=20)
+    for _ in range(5):
+        await desk.take(budget)
+    said = capsys.readouterr().out + caplog.text
+    assert said.count("nearly used up") == 1
+
+
+def test_budgets_in_a_config() -> None:
+    """What makes no sense is refused."""
+    with pytest.raises(BadMessage, match="warn_percent"):
+        Budget(per_day=Amount(1), warn_percent=101)
+    with pytest.raises(BadMessage, match="label"):
+        ClientConfig(label="x" * 65)
