@@ -84,7 +84,7 @@ def _show(found: list[dict[str, Any]], groups: tuple[str, ...], stands: list[Sta
     if len(found) > 1:
         total = {name: sum(int(one[name]) for one in found) for name in _FIGURES if name != "costDollars"}
         rows.append(_row(["total", *("" for _ in groups[1:])], total))
-    show_rows((*groups, "requests", "failed", "tokens in", "out", "dollars", "a request"), rows, title="spent")
+    show_rows((*groups, "requests", "failed", "tokens", "dollars", "a request"), rows, title="spent")
     if stands:
         budgets = (
             (one.budget.label or "everything", *map(format_amount, amounts), f"{one.percent} %")
@@ -97,4 +97,4 @@ def _show(found: list[dict[str, Any]], groups: tuple[str, ...], stands: list[Sta
 def _row(named: list[object], one: dict[str, Any]) -> tuple[object, ...]:
     requests, cost = one["requests"], int(one["cost"])
     each = format_amount(Amount(cost // requests)) if requests else ""
-    return (*named, requests, one["failed"], one["inputTokens"], one["outputTokens"], format_amount(Amount(cost)), each)
+    return (*named, requests, one["failed"], f"{one['inputTokens']} + {one['outputTokens']}", format_amount(Amount(cost)), each)

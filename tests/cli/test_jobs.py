@@ -100,8 +100,8 @@ def test_where_the_money_went(payer: Tally, url: str, tmp_path: Path) -> None:
         ("research", "0", "1000000", 0),
     ]
     assert [one["day"][:2] for one in payer("spend")["spent"]] == ["20"]
-    text = payer.says("spend", "--config", str(config))
-    for part in (MODEL, "0.000006", "50 %", "research", "everything"):
+    text = payer.says("spend", "--by", "", "--config", str(config))
+    for part in ("20 + 10", "0.000006", "50 %", "research", "everything"):
         assert part in text
     assert f",{MODEL},2,0,20,0,10,6,0.000006" in payer.says("spend", "--csv", "--by", "label,model")
     assert "--by" in payer("spend", "--by", "mood", fails=True)["message"]

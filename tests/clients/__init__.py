@@ -1,0 +1,1 @@
+"""Unmodified clients of others, each in an environment of its own, through the whole market."""

@@ -1,0 +1,1 @@
+"""Run by the environments of those clients, not by ours."""

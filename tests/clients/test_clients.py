@@ -1,0 +1,134 @@
+"""Unmodified clients through the whole market: what they ask reaches the engine, what it answers reaches them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.peers import BUILD, LITELLM, install
+from scripts.relay import processes
+from tallystick.runtime.serving import serving
+from tests.clients.engine import CITIES, DOCUMENT, TEXT, USAGE, VECTOR, Engine
+from tests.e2e.conftest import clean_environment
+
+PROGRAMS = Path(__file__).parent / "programs"
+PYTHON = {
+    "litellm_sdk": LITELLM,
+    "langchain_openai_chat": ("langchain", ("langchain-openai==1.7.3",)),
+    "pydantic_ai_agent": ("pydantic-ai", ("pydantic-ai-slim[openai]==2.68.0",)),
+}
+LLM = ("llm", ("llm==0.36",))
+JAVASCRIPT = "openai@7.55.0"
+SAID: dict[str, Any] = {
+    "text": TEXT,
+    "stream": TEXT,
+    "tools": [["weather", {"city": city}] for city in CITIES],
+    "streamed_tools": [["weather", {"city": city}] for city in CITIES],
+    "tokens": USAGE["total_tokens"],
+    "json": json.loads(DOCUMENT),
+    "vectors": [VECTOR, VECTOR],
+}
+"""What each client is to find, as far as its program looks."""
+
+
+@dataclass
+class Site:
+    """A market that runs, and the engine behind it."""
+
+    url: str
+    engine: Engine
+    folder: Path
+
+    async def run(self, *command: str, **environment: str) -> str:
+        """What a program says that is told of the market as any client is: by environment variables."""
+        told = {"OPENAI_BASE_URL": f"{self.url}/v1", "OPENAI_API_KEY": "unused", "HOME": str(self.folder)} | {
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True"
+        }
+        pipe = asyncio.subprocess.PIPE
+        started = await asyncio.create_subprocess_exec(
+            *command, env=clean_environment() | told | environment, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        )
+        out, err = await started.communicate()
+        assert started.returncode == 0, (out + err).decode()[-3000:]
+        return out.decode()
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    """Every part a process of its own but the engine."""
+    engine = Engine()
+    async with (
+        serving(engine.app, "127.0.0.1", 0) as port,
+        processes.market(tmp_path / "market", f"http://127.0.0.1:{port}") as market,
+    ):
+        yield Site(market.gateway, engine, tmp_path)
+
+
+def _check(said: dict[str, Any], engine: Engine) -> None:
+    fault = said.pop("fault", None)
+    assert fault is None or "no such user" in fault
+    assert said == {name: SAID[name] for name in said}
+    assert any(asked.get("seed") == 7 for asked in engine.asked)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("program", PYTHON)
+async def test_a_python_client(program: str, site: Site) -> None:
+    """Whole and streamed answers, parallel tools, JSON, embeddings, errors."""
+    commands = install(*PYTHON[program])
+    assert commands is not None
+    said = json.loads((await site.run(str(commands / "python"), str(PROGRAMS / f"{program}.py"))).splitlines()[-1])
+    assert said.keys() >= {"text", "stream", "tools", "tokens"}
+    _check(said, site.engine)
+
+
+@pytest.mark.timeout(600)
+async def test_the_llm_command(site: Site) -> None:
+    """Streamed by default, whole with --no-stream."""
+    commands = install(*LLM)
+    assert commands is not None
+    (site.folder / "extra-openai-models.yaml").write_text(
+        f"- model_id: market\n  model_name: bench\n  api_base: {site.url}/v1\n  api_key_name: market\n"
+    )
+    for option in ((), ("--no-stream",)):
+        command = (str(commands / "llm"), "-m", "market", "--key", "unused", *option, "hi")
+        assert (await site.run(*command, LLM_USER_PATH=str(site.folder))).strip() == TEXT
+
+
+@pytest.mark.timeout(600)
+async def test_the_javascript_package(site: Site) -> None:
+    """The official `openai` of Node.js."""
+    folder = BUILD / "js-openai"
+    package = folder / "node_modules" / "openai" / "package.json"
+    if not package.exists() or json.loads(package.read_text())["version"] != JAVASCRIPT.partition("@")[2]:
+        folder.mkdir(parents=True, exist_ok=True)
+        npm = shutil.which("npm")
+        assert npm, "npm is needed, as for the contracts"
+        command = [npm, "install", "--no-fund", "--no-audit", "--silent", "--prefix", str(folder), JAVASCRIPT]
+        await asyncio.to_thread(subprocess.run, command, check=True)
+    shutil.copy(PROGRAMS / "js_openai.mjs", folder)
+    said = json.loads(await site.run(shutil.which("node") or "node", str(folder / "js_openai.mjs"), PATH=os.environ["PATH"]))
+    assert said.keys() == {*SAID.keys(), "fault"} - {"json"}
+    _check(said, site.engine)
+
+
+async def test_curl(site: Site) -> None:
+    """As the README of any OpenAI-compatible server has it."""
+    body = '{"model": "bench", "messages": [{"role": "user", "content": "hi"}], "n": 2, "logprobs": true}'
+    address = f"{site.url}/v1/chat/completions"
+    said = json.loads(await site.run("curl", "-sS", address, "-H", "content-type: application/json", "-d", body))
+    assert [choice["message"]["content"] for choice in said["choices"]] == [TEXT, TEXT]
+    assert all(choice["logprobs"]["content"][0]["logprob"] == -0.5 for choice in said["choices"])
+    streamed = await site.run(
+        "curl", "-sSN", address, "-H", "content-type: application/json", "-d", body[:-1] + ', "stream": true}'
+    )
+    assert streamed.endswith("data: [DONE]\n\n")
