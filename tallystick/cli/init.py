@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import tomllib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +47,24 @@ class Sale:
         return Path(self.name).stem if self.name.startswith(("/", "./")) else self.name
 
 
+def _take_answers(context: typer.Context, file: Path | None) -> Path | None:
+    """What the file says stands in for options that are not given."""
+    if file is None:
+        return None
+    try:
+        read = tomllib.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise BadMessage(f"--answers {file}: {error.strerror if isinstance(error, OSError) else error}") from None
+    names = {o.lstrip("-").replace("-", "_"): str(p.name) for p in context.command.params for o in p.opts if o.startswith("--")}
+    unknown = sorted(read.keys() - names.keys() | read.keys() & {"answers"})
+    if unknown:
+        raise BadMessage(
+            f"--answers {file}: unknown: {', '.join(unknown)}; known are the options, such as engine and input_price"
+        )
+    context.default_map = {names[name]: value for name, value in read.items()}
+    return file
+
+
 def init(
     file: Annotated[Path, typer.Option("--file", "-o", help="The config to write.")] = Path("node.toml"),
     wallet: Annotated[str, typer.Option("--wallet", "-w", help="The node's wallet; made if there is none.")] = DEFAULT_WALLET,
@@ -62,6 +81,10 @@ def init(
     input_price: Annotated[str | None, typer.Option(help="Dollars per million input tokens, for every model.")] = None,
     output_price: Annotated[str | None, typer.Option(help="Dollars per million output tokens, for every model.")] = None,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not ask the models what they can do.")] = False,
+    _answers: Annotated[
+        Path | None,
+        typer.Option("--answers", is_eager=True, callback=_take_answers, help="TOML file with any of these options by name."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take what is found and suggested.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the config if it exists.")] = False,
     password_file: PasswordFile = None,
@@ -69,7 +92,7 @@ def init(
 ) -> None:
     """Writes a node's config: looks which engines run here, suggests prices from the market, makes a wallet if there is none.
 
-    Everything can be given as options, for scripts; what is missing is asked for, unless --yes.
+    Everything can be given as options or in a file, for scripts; what is missing is asked for, unless --yes.
     """
     if file.exists() and not force:
         raise BadMessage(f"{file} exists; --force overwrites it, --file writes another")

@@ -158,6 +158,19 @@ async def test_from_an_engine_to_a_node_that_sells(tmp_path: Path) -> None:
         assert (model["name"], model["inputPrice"], model["outputPrice"]) == ("bench", "100000", "300000")
         assert (folder / "keys" / "new.json").stat().st_mode & 0o777 == 0o600
         assert "exists; --force" in (await tally.run("init", *options, "--json", code=1))["error"]["message"]
+        answers = folder / "answers.toml"
+        answers.write_text(
+            f'engine = ["{mock}"]\ncoordinator = "{site.coordinator}"\nwallet = "new"\nfile = "{config}"\n'
+            'input_price = "7"\noutput_price = 8.5\nslots = 3\nforce = true\njson = true\n'
+        )
+        told = await tally.run("init", "--answers", str(answers), "--input-price", "0.2", "--json")
+        (model,) = told["engines"][0]["models"]
+        assert (model["inputPrice"], model["outputPrice"]) == ("200000", "8500000"), "a flag wins over the file"
+        assert "slots = 3" in config.read_text()
+        answers.write_text("mood = 1")
+        assert "unknown: mood" in (await tally.run("init", "--answers", str(answers), "--json", code=1))["error"]["message"]
+        answers.write_text("slots =")
+        assert "answers.toml" in (await tally.run("init", "--answers", str(answers), "--json", code=1))["error"]["message"]
         await tally.run("init", *options, "--json", "--force")
         tally.config = config
         config.write_text(f'state = "{folder}/new"\n' + config.read_text())
