@@ -45,7 +45,7 @@ def spend(
         found = [_tell(one, groups) for one in await ledger.spent(now - (days - 1) * DAY_SECONDS, groups)]
         stands = [await ledger.standing(budget, now) for budget in loaded.budgets]
         if as_csv:
-            writer = csv.DictWriter(sys.stdout, [*groups, *_FIGURES], extrasaction="ignore")
+            writer = csv.DictWriter(sys.stdout, [*groups, *_FIGURES, *_LATENCY], extrasaction="ignore")
             writer.writeheader()
             writer.writerows(found)
         elif as_json:
@@ -57,6 +57,7 @@ def spend(
 
 
 _FIGURES = ("requests", "failed", "inputTokens", "cachedInputTokens", "outputTokens", "cost", "costDollars")
+_LATENCY = ("latencyMsP50", "latencyMsP95", "latencyMsP99")
 
 
 def _tell(one: Spent, groups: tuple[str, ...]) -> dict[str, Any]:
@@ -65,7 +66,8 @@ def _tell(one: Spent, groups: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(day := named.get("day"), int):
         named["day"] = f"{datetime.fromtimestamp(day * 86_400, UTC):%F}"
     figures = (one.requests, one.failed, one.input_tokens, one.cached_tokens, one.output_tokens)
-    return named | dict(zip(_FIGURES, (*figures, str(int(one.cost)), format_amount(Amount(one.cost))), strict=True))
+    told = dict(zip(_FIGURES, (*figures, str(int(one.cost)), format_amount(Amount(one.cost))), strict=True))
+    return named | told | dict(zip(_LATENCY, one.latency_ms or (None, None, None), strict=True))
 
 
 def _tell_standing(one: Standing) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def _show(found: list[dict[str, Any]], groups: tuple[str, ...], stands: list[Sta
     if len(found) > 1:
         total = {name: sum(int(one[name]) for one in found) for name in _FIGURES if name != "costDollars"}
         rows.append(_row(["total", *("" for _ in groups[1:])], total))
-    show_rows((*groups, "requests", "failed", "tokens", "dollars", "a request"), rows, title="spent")
+    show_rows((*groups, "requests", "failed", "tokens", "dollars", "a request", "ms p50/95/99"), rows, title="spent")
     if stands:
         budgets = (
             (one.budget.label or "everything", *map(format_amount, amounts), f"{one.percent} %")
@@ -97,4 +99,13 @@ def _show(found: list[dict[str, Any]], groups: tuple[str, ...], stands: list[Sta
 def _row(named: list[object], one: dict[str, Any]) -> tuple[object, ...]:
     requests, cost = one["requests"], int(one["cost"])
     each = format_amount(Amount(cost // requests)) if requests else ""
-    return (*named, requests, one["failed"], f"{one['inputTokens']} + {one['outputTokens']}", format_amount(Amount(cost)), each)
+    took = " / ".join(str(one[name]) for name in _LATENCY) if one.get(_LATENCY[0]) is not None else ""
+    return (
+        *named,
+        requests,
+        one["failed"],
+        f"{one['inputTokens']} + {one['outputTokens']}",
+        format_amount(Amount(cost)),
+        each,
+        took,
+    )

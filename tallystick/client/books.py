@@ -50,7 +50,9 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A receipt that came for an order of a job, what the client saw of the answer (None: nobody watched), and when."""
+    """A receipt that came for an order of a job, what the client saw of the answer (None: nobody watched), when, and how long
+    after the request (None: nobody knows).
+    """
 
     domain: Domain
     job: JobId
@@ -58,6 +60,7 @@ class Arrival:
     receipt: Verified[Receipt]
     delivered: Delivered | None
     now: int
+    took_ms: int | None = None
 
     @property
     def tab(self) -> dict[str, object]:
@@ -115,7 +118,12 @@ _MARK_ORDER = sa.update(orders).where(orders.c.digest == bindparam("of_order")).
 _END_JOB = (
     sa.update(jobs)
     .where(jobs.c.job == bindparam("of_job"))
-    .values(state=bindparam("to_state"), reason=bindparam("to_reason"), finished_at=bindparam("to_finished"))
+    .values(
+        state=bindparam("to_state"),
+        reason=bindparam("to_reason"),
+        finished_at=bindparam("to_finished"),
+        took_ms=bindparam("to_took"),
+    )
 )
 _LOSE_JOB = _END_JOB.where(jobs.c.state == JobState.OPEN.value)
 _CLOSE_ORDERS = (
@@ -265,7 +273,8 @@ def _accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | N
     outcome = Outcome(receipt.outcome)
     state = _ENDED[ENDS[outcome]]
     spending.add(c, arrival.job, receipt, arrival.now, failed=state is JobState.FAILED)
-    _end(c, arrival.job, state, "" if state is JobState.COMPLETED else outcome.name.lower(), arrival.now)
+    reason = "" if state is JobState.COMPLETED else outcome.name.lower()
+    _end(c, arrival.job, state, reason, arrival.now, took_ms=arrival.took_ms)
 
 
 def _freeze(c: Connection, arrival: Arrival, other: Receipt | None, reason: str) -> None:
@@ -299,10 +308,10 @@ def end(c: Connection, job: JobId, state: JobState, reason: str, now: int) -> No
     _end(c, job, state, reason, now)
 
 
-def _end(c: Connection, job: JobId, state: JobState, reason: str, now: int) -> None:
+def _end(c: Connection, job: JobId, state: JobState, reason: str, now: int, *, took_ms: int | None = None) -> None:
     which = {"of_job": job.hex()}
     lost = state is JobState.LOST
-    told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": now}
+    told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": now, "to_took": took_ms}
     c.execute(_LOSE_JOB if lost else _END_JOB, which | told)
     if not lost:
         c.execute(_CLOSE_ORDERS, which)

@@ -118,8 +118,10 @@ class Job:
         request: bytes,
         *,
         keyed: bool = False,
+        began: float | None = None,
     ) -> None:
-        """`keyed`: the job has an idempotency key, so a lost stream does not end it."""
+        """`keyed`: the job has an idempotency key, so a lost stream does not end it. `began`: the loop's time at the request."""
+        self._began = began
         self._keyed = keyed
         self._desk, self._answer, self._response, self._call = desk, answer, response, call
         self._request, self._body_bytes = request, len(split_request(request)[1])
@@ -335,7 +337,8 @@ class Job:
         if answer.receipt is None or answer.match is None:
             raise RuntimeError("an answer ended without a receipt or a failure")
         delivered = answer.delivered(self._body_bytes, bounded=self._call.bounded)
-        arrival = Arrival(desk.domain, self.id, answer.match, answer.receipt, delivered, desk.now())
+        took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
+        arrival = Arrival(desk.domain, self.id, answer.match, answer.receipt, delivered, desk.now(), took)
         complaint = await desk.ledger.book(arrival)
         if desk.proofs is not None and self.proof is not None:
             await desk.proofs.put(self.id, self.proof)

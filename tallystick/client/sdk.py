@@ -280,6 +280,7 @@ class Market:
         named: Named,
         ranked: bool,
     ) -> Job:
+        began = asyncio.get_running_loop().time()
         info, desk = await self._open_desk()
         job, key = JobId(self._random(16)), ContentKey.new(self._random)
         call, plain = asked.call, asked.plain
@@ -314,7 +315,7 @@ class Market:
             response = await self._coordinator.submit(header + key.seal_request(job, plain), linger=linger)
         room = self._room(desk, keep)
         answer = Answer(job, key, {p.order.digest: p for p in placed}, info.domain, info.coordinator, keep_bytes=room)
-        made = Job(desk, answer, response, call, plain, keyed=named is not None)
+        made = Job(desk, answer, response, call, plain, keyed=named is not None, began=began)
         self._live.add(made)
         return made
 

@@ -6,6 +6,7 @@ says takes the place of that. Days are UTC, and a job belongs to the day of its 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
 from tallystick.client.config import Budget
-from tallystick.client.tables import JobState, OrderState, jobs, orders, spent
+from tallystick.client.tables import JobState, OrderState, jobs, orders, receipts, spent
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId, format_amount
@@ -137,6 +138,8 @@ class Spent:
     input_tokens: int
     cached_tokens: int
     output_tokens: int
+    latency_ms: tuple[int, int, int] | None = None
+    """How long its requests took, from asking to the receipt: p50, p95, p99 (nearest rank). None: not known of any."""
 
 
 def read(c: Connection, payer: Address, since: int, by: Sequence[str]) -> list[Spent]:
@@ -148,4 +151,29 @@ def read(c: Connection, payer: Address, since: int, by: Sequence[str]) -> list[S
     rows = c.execute(query.order_by(*newest, sums[2].desc(), *groups)).all()
     if not by:
         rows = [row for row in rows if row[0] is not None]
-    return [Spent(tuple(row[: len(by)]), *row[len(by) :]) for row in rows]
+    took = _latencies(c, payer, since, by)
+    told: list[Spent] = []
+    for row in rows:
+        group = tuple(row[: len(by)])
+        told.append(Spent(group, **{name: getattr(row, name) for name in _SUMS}, latency_ms=took.get(group)))
+    return told
+
+
+def _latencies(c: Connection, payer: Address, since: int, by: Sequence[str]) -> dict[tuple[object, ...], tuple[int, int, int]]:
+    day = receipts.c.booked_at // DAY_SECONDS
+    of = {"day": day, "label": jobs.c.label, "model": jobs.c.model, "provider": receipts.c.provider}
+    query = (
+        sa.select(*(of[name] for name in by), jobs.c.took_ms)
+        .join(orders, orders.c.job == jobs.c.job)
+        .join(receipts, receipts.c.order_digest == orders.c.digest)
+        .where(jobs.c.payer == payer, day >= since // DAY_SECONDS, jobs.c.took_ms.is_not(None))
+        .order_by(jobs.c.took_ms)
+    )
+    found: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for *group, took in c.execute(query):
+        found[tuple(group)].append(took)
+    return {group: (_rank(sorted_, 50), _rank(sorted_, 95), _rank(sorted_, 99)) for group, sorted_ in found.items()}
+
+
+def _rank(ordered: Sequence[int], percent: int) -> int:
+    return ordered[-(-len(ordered) * percent // 100) - 1]

@@ -63,6 +63,7 @@ jobs = sa.Table(
     sa.Column("created_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
     sa.Column("label", sa.String(64)),
+    sa.Column("took_ms", sa.BigInteger),
 )
 spent = sa.Table(
     "spent",

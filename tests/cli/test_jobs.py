@@ -100,10 +100,11 @@ def test_where_the_money_went(payer: Tally, url: str, tmp_path: Path) -> None:
         ("research", "0", "1000000", 0),
     ]
     assert [one["day"][:2] for one in payer("spend")["spent"]] == ["20"]
+    assert all(0 <= one["latencyMsP50"] <= one["latencyMsP99"] < 10_000 for one in told["spent"])
     text = payer.says("spend", "--by", "", "--config", str(config))
     for part in ("20 + 10", "0.000006", "50 %", "research", "everything"):
         assert part in text
-    assert f",{MODEL},2,0,20,0,10,6,0.000006" in payer.says("spend", "--csv", "--by", "label,model")
+    assert f",{MODEL},2,0,20,0,10,6,0.000006," in payer.says("spend", "--csv", "--by", "label,model")
     assert "--by" in payer("spend", "--by", "mood", fails=True)["message"]
 
 

@@ -39,11 +39,11 @@ class Desk:
         ]
         return job, await self.ledger.take(new, drafts, sign, budgets)
 
-    async def book(self, job: JobId, placed: Placed, seq: int = 1) -> None:
+    async def book(self, job: JobId, placed: Placed, seq: int = 1, took: int | None = None) -> None:
         """Alice's receipt of that number comes, twice."""
         receipt = ALICE.signer.sign(bill(placed, seq=seq, cumulative_cost=3 * seq), DOMAIN)
         for _ in range(2):
-            assert await self.ledger.book(Arrival(DOMAIN, job, placed, receipt, FINE, NOW_S)) is None
+            assert await self.ledger.book(Arrival(DOMAIN, job, placed, receipt, FINE, NOW_S, took)) is None
 
 
 @pytest.fixture
@@ -81,6 +81,19 @@ async def test_what_was_spent_adds_up(desk: Desk) -> None:
         (TODAY, "b", "model", ""),
     ]
     assert await read(NOW_S + DAY_SECONDS, ()) == []
+
+
+async def test_how_long_requests_took(desk: Desk) -> None:
+    """The nearest ranks of those whose time is known, by group."""
+    for seq, took in enumerate((None, *range(200, 0, -1)), 1):
+        job, (placed,) = await desk.take(label="a" if seq % 2 else "b")
+        await desk.book(job, placed, seq, took)
+    for by in ((), ("model", "day"), ("provider",)):
+        assert [one.latency_ms for one in await desk.ledger.spent(NOW_S, by)] == [(100, 190, 198)]
+    assert {one.group[0]: one.latency_ms for one in await desk.ledger.spent(NOW_S, ("label",))} == {
+        "a": (99, 189, 197),
+        "b": (100, 190, 198),
+    }
 
 
 async def test_a_budget_holds_back_the_worst_case(desk: Desk) -> None:

@@ -1,4 +1,4 @@
-"""What was spent, by day, workload label, model and provider.
+"""What was spent, by day, workload label, model and provider, and how long jobs took.
 
 Revision ID: 0003
 """
@@ -13,6 +13,7 @@ down_revision = "0002"
 def upgrade() -> None:
     """Makes the table."""
     op.add_column("jobs", sa.Column("label", sa.String(64), nullable=False, server_default=""))
+    op.add_column("jobs", sa.Column("took_ms", sa.BigInteger))
     op.create_table(
         "spent",
         sa.Column("payer", sa.String(42), primary_key=True),
@@ -30,4 +31,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drops it."""
     op.drop_table("spent")
+    op.drop_column("jobs", "took_ms")
     op.drop_column("jobs", "label")
