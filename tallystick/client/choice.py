@@ -63,19 +63,21 @@ def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> D
     )
 
 
-def read_options(header: str | None) -> Options:
-    """A request's options, out of the header X-Tally-Options: a JSON object in which amounts and prices are dollars, written
-    as text. Raises BadMessage that names the member.
+def read_options(header: str | None) -> tuple[Options, tuple[str, ...]]:
+    """A request's options and the models to fall back on, out of the header X-Tally-Options: a JSON object in which amounts
+    and prices are dollars, written as text. Raises BadMessage that names the member.
     """
     if header is None:
-        return {}
+        return {}, ()
     raw = loads(header, HEADER)
     if not isinstance(raw, dict):
         raise BadMessage(f"{HEADER}: expected a JSON object")
     unknown = sorted(map(str, raw.keys() - _READERS.keys()))
     if unknown:
         raise BadMessage(f"{HEADER}: unknown: {', '.join(unknown)[:200]}; known are {', '.join(_READERS)}")
-    return cast("Options", {name: _READERS[name](value, f"{HEADER}.{name}") for name, value in raw.items()})
+    read: dict[str, Any] = {name: _READERS[name](value, f"{HEADER}.{name}") for name, value in raw.items()}
+    fallbacks = read.pop("fallbacks", ())
+    return cast("Options", read), fallbacks
 
 
 def _dollars(value: object, where: str) -> Amount:
@@ -100,6 +102,7 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "require": Requirements.from_json,
     "min_reputation": lambda value, where: read_count(value, where, high=100),
     "sort": read_text,
+    "fallbacks": _texts,
     "label": lambda value, where: read_text(value, where, MAX_LABEL),
 }
 """How each option is read."""

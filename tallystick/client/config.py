@@ -37,6 +37,24 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alias:
+    """A name that stands for several models, asked in this order; with `weights`, each is first for that share of requests.
+
+    Raises BadMessage.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    weights: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.models or len(set(self.models)) != len(self.models):
+            raise BadMessage(f"config: aliases: {self.name}: models: expected at least one, each once")
+        if self.weights and (len(self.weights) != len(self.models) or min(self.weights) < 0 or not sum(self.weights)):
+            raise BadMessage(f"config: aliases: {self.name}: weights: expected a whole number for each model, not all 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClientConfig:
     """Everything that a `Market` and a gateway are told. See example.toml for each setting in words.
 
@@ -58,6 +76,7 @@ class ClientConfig:
     sort: str = "price"
     prefer: tuple[Address, ...] = ()
     exclude: tuple[Address, ...] = ()
+    aliases: tuple[Alias, ...] = ()
     budgets: tuple[Budget, ...] = ()
     label: str = ""
     max_fee_bps: int = 500

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tallystick.client.aliases import draw_of, next_may_do, requests
 from tallystick.client.choice import HEADER, read_options
 from tallystick.client.config import ClientConfig
 from tallystick.client.job import Job, Result
@@ -95,17 +97,32 @@ class Forward:
 
     async def _relay(self, wanted: _Wanted, send: Send) -> None:
         """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
+        market, key = self._market, wanted.key
         started = False
         try:
-            options = read_options(wanted.options)
-            job = await self._market.submit(wanted.path, wanted.body, key=wanted.key, content_type=wanted.content_type, **options)
-            async with job:
-                head = await job.start()
-                if head.content_type.partition(";")[0].strip().lower() == EVENT_STREAM:
-                    started = True
-                    await self._stream(job, head, send)
+            options, fallbacks = read_options(wanted.options)
+            bodies = [wanted.body]
+            if wanted.content_type == _JSON:
+                draw = draw_of(key or secrets.token_hex())
+                bodies = requests(wanted.body, market.config.aliases, fallbacks, draw)
+            if key is not None:
+                bodies = bodies[:1]  # a key stands for one job
+            for left, body in zip(range(len(bodies) - 1, -1, -1), bodies, strict=True):
+                try:
+                    job = await market.submit(wanted.path, body, key=key, content_type=wanted.content_type, **options)
+                    async with job:
+                        head = await job.start()
+                        if head.content_type.partition(";")[0].strip().lower() == EVENT_STREAM:
+                            started = True
+                            await self._stream(job, head, send)
+                        else:
+                            await _send_result(send, await job.result())
+                except TallyError as error:
+                    if started or not left or not next_may_do(error):
+                        raise
+                    log.info("falling back to another model", code=error.code.value, reason=str(error))
                 else:
-                    await _send_result(send, await job.result())
+                    return
         except TallyError as error:
             if not started:
                 await _send_error(send, error)
@@ -224,14 +241,13 @@ def build_app(market: Market) -> ASGIApp:
     forward = Forward(market)
 
     async def models(_request: Request) -> Response:
-        data = [model_entry(offer.id, offer.to_json()) for offer in await market.models()]
-        return _json({"object": "list", "data": data})
+        return _json({"object": "list", "data": await _models(market)})
 
     async def model(request: Request) -> Response:
         wanted = request.path_params["model"]
-        for offer in await market.models():
-            if offer.id == wanted:
-                return _json(model_entry(offer.id, offer.to_json()))
+        for entry in await _models(market):
+            if entry["id"] == wanted:
+                return _json(entry)
         raise Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {wanted!r}")
 
     async def job(request: Request) -> Response:
@@ -256,6 +272,12 @@ def build_app(market: Market) -> ASGIApp:
     if not origins:
         return guarded
     return CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_OURS)
+
+
+async def _models(market: Market) -> list[dict[str, Any]]:
+    """What is for sale, and the names that stand for several models."""
+    offered = [model_entry(offer.id, offer.to_json()) for offer in await market.models()]
+    return offered + [model_entry(alias.name, {"models": alias.models}) for alias in market.config.aliases]
 
 
 class _PostOnly:

@@ -50,11 +50,12 @@ def test_a_request_narrows_what_the_config_says() -> None:
 
 def test_the_header() -> None:
     """Dollars as text, one name for a list of one, everything optional."""
-    assert read_options(None) == {}
-    options = read_options(
+    assert read_options(None) == ({}, ())
+    options, fallbacks = read_options(
         '{"max_cost": "0.5", "max_output_price": "2", "pin": "0xaa", "prefer": ["0xbb"], "sort": "latency",'
-        ' "require": {"region": "eu"}, "min_reputation": 90, "label": "research"}'
+        ' "require": {"region": "eu"}, "min_reputation": 90, "label": "research", "fallbacks": "other"}'
     )
+    assert fallbacks == ("other",)
     assert options == {
         "max_cost": 500_000,
         "label": "research",

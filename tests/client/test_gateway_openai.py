@@ -13,11 +13,11 @@ import orjson
 import pytest
 from openai.types.chat import ChatCompletion
 
-from tallystick.client.config import Budget, ClientConfig
+from tallystick.client.config import Alias, Budget, ClientConfig
 from tallystick.client.gateway import build_app
 from tallystick.client.sdk import Market
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
+from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Amount, JobId
@@ -226,3 +226,62 @@ async def test_a_budget_stops_a_workload(fake: FakeMarket, wallet: Signer, confi
         assert (caught.value.status_code, caught.value.code, caught.value.type) == (402, "over_budget", "insufficient_quota")
         assert not fake.sessions
         assert (await ask(sdk)).choices[0].message.content == TEXT
+
+
+async def test_another_model_answers(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Where a model cannot be had, the next one of an alias or of the request's own fallbacks is asked; the answer is its own."""
+    named = replace(
+        config, aliases=(Alias(name="best", models=("missing", MODEL)), Alias(name="none", models=("missing", "too")))
+    )
+    async with (
+        Market(fake.url, wallet, named) as market,
+        serving(build_app(market), "127.0.0.1", 0) as port,
+        openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0) as sdk,
+    ):
+
+        async def answers(model: str, **headers: str) -> str | None:
+            made = await sdk.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": "hi"}], extra_headers=dict(headers)
+            )
+            return made.choices[0].message.content
+
+        assert await answers("best") == TEXT
+        assert fake.last.request["model"] == MODEL
+        stream = await sdk.chat.completions.create(model="best", messages=[{"role": "user", "content": "hi"}], stream=True)
+        assert [chunk.choices[0].delta.content async for chunk in stream] == list(WORDS)
+        assert await answers("missing", **{"x-tally-options": json.dumps({"fallbacks": ["too", MODEL]})}) == TEXT
+        for name in ("none", "missing"):
+            with pytest.raises(openai.NotFoundError, match="'too'" if name == "none" else "'missing'"):
+                await answers(name)
+        with pytest.raises(openai.NotFoundError, match="'missing'"):  # a key stands for one job
+            await answers("best", **{"idempotency-key": "k"})
+        assert len(fake.sessions) == 3
+        assert [model.id async for model in sdk.models.list()][-2:] == ["best", "none"]
+        assert (await sdk.models.retrieve("best")).id == "best"
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        (Unavailable(Code.ENGINE_UNAVAILABLE, "gone", fault=Fault.ENGINE), "no provider offers the model 'never'"),
+        (Refusal(Code.ORDER_TERMS, "not so"), "not so"),
+    ],
+)
+async def test_a_placed_job_that_fails(
+    failure: TallyError, says: str, fake: FakeMarket, wallet: Signer, config: ClientConfig
+) -> None:
+    """Another model is asked as long as nothing came, but not for what it would say too."""
+
+    async def fail(session: Session) -> None:
+        await session.match()
+        await session.fail(failure)
+
+    fake.script = fail
+    async with Market(fake.url, wallet, config) as market, serving(build_app(market), "127.0.0.1", 0) as port:
+        headers = {"x-tally-options": json.dumps({"fallbacks": [MODEL, "never"]})}
+        async with openai.AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0, default_headers=headers
+        ) as sdk:
+            with pytest.raises(openai.APIStatusError, match=says):
+                await ask(sdk)
+    assert len(fake.sessions) == 1
