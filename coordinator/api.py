@@ -59,8 +59,8 @@ class Info(BaseModel):
     chainId: int  # noqa: N815 - the wire's names are camelCase
     contract: str
     token: str
-    tokenDecimals: int  # noqa: N815
-    feeBps: int  # noqa: N815
+    tokenDecimals: int  # noqa: N815 - as on the wire
+    feeBps: int  # noqa: N815 - as on the wire
 
 
 Names = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=MAX_NAMES)]
@@ -76,7 +76,7 @@ class Required(BaseModel):
     tier: Names = []
     engine: Names = []
     features: Names = []
-    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)  # noqa: N815
+    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)  # noqa: N815 - as on the wire
 
     def requirements(self) -> Requirements:
         """As the matchmaker takes it."""
@@ -90,13 +90,13 @@ class ShortlistRequest(BaseModel):
 
     model: str = Field(max_length=1024)
     payer: Account
-    maxInputPrice: Price | None = None  # noqa: N815
-    maxOutputPrice: Price | None = None  # noqa: N815
+    maxInputPrice: Price | None = None  # noqa: N815 - as on the wire
+    maxOutputPrice: Price | None = None  # noqa: N815 - as on the wire
     providers: list[Account] = Field(default_factory=list, max_length=256)
     exclude: list[Account] = Field(default_factory=list, max_length=256)
     route: str | None = Field(default=None, max_length=256)
     require: Required = Field(default_factory=Required)
-    minReputation: int = Field(default=0, ge=0, le=100)  # noqa: N815
+    minReputation: int = Field(default=0, ge=0, le=100)  # noqa: N815 - as on the wire
     sort: Literal["price", "latency", "throughput"] = "price"
     limit: int = Field(default=4, ge=1, le=MAX_LISTED)
 
@@ -168,7 +168,7 @@ def _describe_market(api: FastAPI, room: Room) -> None:
 
     @api.post("/v1/explain")
     async def explain(request: ShortlistRequest) -> dict[str, Any]:
-        """Every ask for the model, and why it would not be on the shortlist; the best first of those that would."""
+        """Every ask for the model, and why it would not be on the shortlist, in the order that the demand sorts by."""
         told = room.market.matchmaker.explain(_demand(request))
         score = room.market.reputation.score
         return {

@@ -85,16 +85,19 @@ SORTS: dict[str, Callable[[Standing], float]] = {
 }
 """How a shortlist is ordered; what is not known yet comes last, and ties go to the cheaper."""
 
+Score = Callable[[Address], float]
+"""What a provider is known for, from 0 to 1."""
+
 _Predicate = Callable[[Standing, Demand, int], bool]
 
-PREDICATES: tuple[tuple[Reason, _Predicate], ...] = (
+_WANTED: tuple[tuple[Reason, _Predicate], ...] = (
     (Reason.NOT_PINNED, lambda s, d, _: bool(d.providers) and s.ask.message.provider not in d.providers),
     (Reason.EXCLUDED, lambda s, d, _: s.ask.message.provider in d.exclude),
     (Reason.ROUTE, lambda s, d, _: d.route is not None and not serves(s.ask.message.spec.features, d.route)),
-    *(
-        (reason, lambda s, d, _, name=name: d.require is not NOTHING and d.require.lacks(s.ask.message) == name)
-        for name, reason in _LACKS.items()
-    ),
+)
+"""Whether it is asked for at all."""
+
+PREDICATES: tuple[tuple[Reason, _Predicate], ...] = (
     (Reason.INPUT_PRICE, lambda s, d, _: d.max_input_price is not None and s.ask.message.input_price > d.max_input_price),
     (Reason.OUTPUT_PRICE, lambda s, d, _: d.max_output_price is not None and s.ask.message.output_price > d.max_output_price),
     (Reason.OUTPUT_TOKENS, lambda s, d, _: s.ask.message.max_output_tokens < d.max_output_tokens),
@@ -103,9 +106,18 @@ PREDICATES: tuple[tuple[Reason, _Predicate], ...] = (
 )
 
 
-def judge(standing: Standing, demand: Demand, now: int) -> Reason | None:
+def judge(standing: Standing, demand: Demand, now: int, score: Score = lambda _: 1.0) -> Reason | None:
     """The first reason against this ask for this demand, or None."""
-    return next((reason for reason, excludes in PREDICATES if excludes(standing, demand, now)), None)
+    return (
+        _first(_WANTED, standing, demand, now)
+        or (_LACKS.get(demand.require.lacks(standing.ask.message) or "") if demand.require is not NOTHING else None)
+        or _first(PREDICATES, standing, demand, now)
+        or (Reason.REPUTATION if demand.min_reputation > 100 * score(standing.node.provider) else None)
+    )
+
+
+def _first(table: tuple[tuple[Reason, _Predicate], ...], standing: Standing, demand: Demand, now: int) -> Reason | None:
+    return next((reason for reason, excludes in table if excludes(standing, demand, now)), None)
 
 
 def shortlist(
@@ -113,7 +125,7 @@ def shortlist(
     demand: Demand,
     now: int,
     judged: list[tuple[Reason, Standing]] | None = None,
-    score: Callable[[Address], float] = lambda _: 1.0,
+    score: Score = lambda _: 1.0,
 ) -> list[Standing]:
     """The best asks for a demand, best first, at most `demand.limit`. Raises Refusal or Unavailable that say why none.
 
@@ -127,9 +139,7 @@ def shortlist(
     found: list[Standing] = []
     left = _SCAN
     for standing in wanted:
-        reason = judge(standing, demand, now)
-        if reason is None and demand.min_reputation > 100 * score(standing.node.provider):
-            reason = Reason.REPUTATION
+        reason = judge(standing, demand, now, score)
         if reason is None:
             found.append(standing)
         else:
@@ -175,7 +185,7 @@ def rank(
     book: Book,
     *,
     tried: Collection[Address],
-    score: Callable[[Address], float],
+    score: Score,
     now: int,
     ranked: bool = False,
 ) -> tuple[list[tuple[Standing, Candidate]], list[str]]:

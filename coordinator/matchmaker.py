@@ -11,7 +11,7 @@ from coordinator.book import Book, Standing
 from coordinator.decisions import Decisions
 from coordinator.exposure import Exposure
 from coordinator.live import Attempt, LiveJob
-from coordinator.matching import Demand, Reason, judge, rank, shortlist
+from coordinator.matching import SORTS, Demand, Reason, judge, rank, shortlist
 from coordinator.ports import Funds
 from coordinator.reputation import Reputation
 from coordinator.rules import Limits
@@ -69,15 +69,10 @@ class Matchmaker:
         return found
 
     def explain(self, demand: Demand) -> list[tuple[Standing, Reason | None]]:
-        """Every ask for the demand's model with the reason against it, the cheapest first, at most EXPLAINED. Decides nothing."""
+        """Every ask for the demand's model with the reason against it, sorted as asked, at most EXPLAINED. Decides nothing."""
         now, score = int(self._now()), self.reputation.score
-        told: list[tuple[Standing, Reason | None]] = []
-        for standing in self.book.of_model(demand.model)[:EXPLAINED]:
-            reason = judge(standing, demand, now)
-            if reason is None and demand.min_reputation > 100 * score(standing.node.provider):
-                reason = Reason.REPUTATION
-            told.append((standing, reason))
-        return told
+        listed = sorted(self.book.of_model(demand.model)[:EXPLAINED], key=SORTS[demand.sort])
+        return [(standing, judge(standing, demand, now, score)) for standing in listed]
 
     async def match(self, job: LiveJob) -> None:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the reason why there is none."""

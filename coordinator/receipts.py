@@ -61,7 +61,7 @@ class Receipts:
         message = receipt.message
         total = self._exposure.book(message.payer, message.provider, message.cumulative_cost, order.message.ceiling)
         await self._store.put_receipt(job, receipt, total, record)
-        self._bus.send(node_subject(message.provider), pack_link(Kind.RECEIPT_ACK, job))
+        self._acknowledge(message.provider, job)
 
     async def take_late(self, known: KnownJob, provider: Address, payload: bytes, *, unended: bool) -> None:
         """A receipt that comes when its attempt is over here. Raises BadReceipt, Unavailable.

@@ -117,11 +117,12 @@ class Collector:
         handed = 0
         for coordinator in dict.fromkeys(tab.order.message.coordinator for tab in ready):
             link = self._link(coordinator)
+            if link is None:
+                continue
             its = [tab for tab in ready if tab.order.message.coordinator == coordinator]
-            for start in range(0, len(its) if link is not None else 0, MAX_ROWS):
-                if link is not None:
-                    await self._claim(link, its[start : start + MAX_ROWS])
-            handed += len(its) if link is not None else 0
+            for start in range(0, len(its), MAX_ROWS):
+                await self._claim(link, its[start : start + MAX_ROWS])
+            handed += len(its)
         return handed
 
     async def _watch(self, tabs: list[Claimable], now: float) -> set[Address]:

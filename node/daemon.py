@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,24 +226,8 @@ class Desk:
         self.runner.lost(link)
 
 
-FIXED = (
-    "coordinator",
-    "coordinator_address",
-    "coordinators",
-    "deployment",
-    "rpc",
-    "state",
-    "sealing_suite",
-    "ask_validity",
-    "engine_check",
-    "receipt_resend",
-    "monitor_host",
-    "monitor_port",
-    "gpus",
-    "gpu_hour_cost",
-    "link",
-)
-"""Settings that a node takes up only when it starts."""
+TAKEN_UP = frozenset({"engines", "rules", "exposure", "deadlines", "claims", "grace", "log_json", "log_level"})
+"""Settings that a node takes up while it works; all others when it starts."""
 
 
 @dataclass(slots=True)
@@ -290,14 +274,15 @@ class Node:
         except (TallyError, OSError) as error:
             log.warning("config not taken up; going on as before", reason=str(error))
             return
-        fixed = [name for name in FIXED if getattr(new, name) != getattr(self.config, name)]
+        former = {field.name: getattr(self.config, field.name) for field in fields(new) if field.name not in TAKEN_UP}
+        fixed = [name for name, value in former.items() if getattr(new, name) != value]
         if fixed:
             log.warning("these settings need a restart", settings=fixed)
         self.runner.adjust(new.rules, new.deadlines)
         self.tabs.adjust(new.exposure)
         self.collector.policy = new.claims
         configure(json=new.log_json, level=new.log_level)
-        self.config = replace(new, **{name: getattr(self.config, name) for name in FIXED})
+        self.config = replace(new, **former)
         self.suspicion.set()
         log.info("config taken up", engines=sorted(self.fleet.pools))
 

@@ -90,13 +90,16 @@ def identify(models: tuple[UpstreamModel, ...], said: Documents) -> tuple[Kind, 
     """What kind of engine it is, and its version."""
     for sign in FIRST:
         if sign.member in said[sign.path]:
-            return sign.kind, _text(said[sign.path], sign.version) if sign.version else _text(said["/version"], "version")
+            return sign.kind, _version(sign, said)
     kind = next((OWNERS[model.owner.lower()] for model in models if model.owner.lower() in OWNERS), None)
     for sign in THEN:
         if sign.member in said[sign.path] and kind in (None, sign.kind):
-            version = _text(said[sign.path], sign.version) if sign.version else _text(said["/version"], "version")
-            return sign.kind, version
+            return sign.kind, _version(sign, said)
     return kind or Kind.OTHER, _text(said["/version"], "version")
+
+
+def _version(sign: Sign, said: Documents) -> str:
+    return _text(said[sign.path], sign.version) if sign.version else _text(said["/version"], "version")
 
 
 @dataclass(frozen=True, slots=True)

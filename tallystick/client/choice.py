@@ -23,7 +23,7 @@ MAX_PROVIDERS = 256
 class Choice(TypedDict, total=False):
     """What a request says of its providers. Prices are base units per 1,000,000 tokens; addresses as people write them.
 
-    `require` narrows what the config requires and never widens it; `pin`: these only; `prefer`: these first, in this order.
+    Maxima and `require` narrow what the config says and never widen it; `pin`: these only; `prefer`: these first, in this order.
     """
 
     max_input_price: int | None
@@ -45,14 +45,13 @@ class Options(Choice, total=False):
 
 def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> Demand:
     """The demand of a request. Raises BadMessage, or Refusal where it asks for what the config does not allow."""
-    most_input, most_output = choice.get("max_input_price"), choice.get("max_output_price")
     sort = choice.get("sort", config.sort)
     if sort not in SORTS:
         raise BadMessage(f"sort: expected one of {', '.join(SORTS)}")
     return Demand.of(
         model,
-        config.max_input_price if most_input is None else most_input,
-        config.max_output_price if most_output is None else most_output,
+        least(config.max_input_price, choice.get("max_input_price")),
+        least(config.max_output_price, choice.get("max_output_price")),
         pin=choice.get("pin", ()),
         exclude=(*config.exclude, *choice.get("exclude", ())),
         path=route,
@@ -61,6 +60,11 @@ def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> D
         sort=sort,
         prefer=choice.get("prefer", config.prefer),
     )
+
+
+def least(*limits: int | None) -> int | None:
+    """The strictest of some limits, of which None is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def read_options(header: str | None) -> tuple[Options, tuple[str, ...]]:

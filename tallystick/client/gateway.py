@@ -33,7 +33,7 @@ from tallystick.client.sdk import Market
 from tallystick.client.story import tell_job
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
-from tallystick.protocol.routes import ALWAYS, FORM, media_type
+from tallystick.protocol.routes import ALWAYS, FORM, JSON, media_type
 from tallystick.protocol.types import parse_job_id
 from tallystick.protocol.wire import ResponseHead, dumps
 from tallystick.runtime.serving import serving, until_stopped
@@ -41,7 +41,6 @@ from tallystick.runtime.serving import serving, until_stopped
 log = structlog.get_logger()
 BODY_SECONDS = 60
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-_JSON = "application/json"
 _OURS = ("x-request-id", "x-tally-job", "x-tally-provider", "x-tally-cost", "x-tally-receipt")
 
 
@@ -61,7 +60,7 @@ class _Wanted:
         headers = Headers(scope=scope)
         kind = headers.get("content-type", "")
         form = media_type(kind) == FORM
-        return cls(scope["path"], body, kind if form else _JSON, headers.get("idempotency-key"), headers.get(HEADER))
+        return cls(scope["path"], body, kind if form else JSON, headers.get("idempotency-key"), headers.get(HEADER))
 
 
 class Forward:
@@ -102,7 +101,7 @@ class Forward:
         try:
             options, fallbacks = read_options(wanted.options)
             bodies = [wanted.body]
-            if wanted.content_type == _JSON:
+            if wanted.content_type == JSON:
                 draw = draw_of(key or secrets.token_hex())
                 bodies = requests(wanted.body, market.config.aliases, fallbacks, draw)
             if key is not None:
@@ -196,7 +195,7 @@ async def _send_result(send: Send, result: Result) -> None:
 async def _send_error(send: Send, error: TallyError) -> None:
     shown = render_error(error)
     log.info("request refused", status=shown.status, code=error.code.value, reason=str(error))
-    await _send_whole(send, shown.status, {"content-type": _JSON} | shown.headers, shown.body)
+    await _send_whole(send, shown.status, {"content-type": JSON} | shown.headers, shown.body)
 
 
 class Guard:
@@ -294,14 +293,14 @@ class _PostOnly:
 
 
 def _json(document: object) -> Response:
-    return Response(dumps(document), media_type=_JSON)
+    return Response(dumps(document), media_type=JSON)
 
 
 async def _show_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, TallyError):
         raise error
     shown = render_error(error)
-    return Response(shown.body, shown.status, shown.headers, _JSON)
+    return Response(shown.body, shown.status, shown.headers, JSON)
 
 
 async def _no_route(request: Request, _error: Exception) -> Response:

@@ -20,7 +20,7 @@ from tallystick.client import keys
 from tallystick.client.answer import Answer
 from tallystick.client.books import NewJob
 from tallystick.client.candidates import affordable, wrap
-from tallystick.client.choice import Choice, Explained, demand_of, explained
+from tallystick.client.choice import Choice, Explained, demand_of, explained, least
 from tallystick.client.config import MAX_LABEL, ClientConfig
 from tallystick.client.folder import ProofFolder
 from tallystick.client.job import Desk, Job, Result, require_success
@@ -242,7 +242,8 @@ class Market:
         if len(self._live) >= self.config.max_jobs:
             raise Unavailable(Code.NODE_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
         demand = demand_of(self.config, call.model, path, choice)
-        cap = self.config.max_cost if max_cost is None else max_cost
+        limit = least(self.config.max_cost, max_cost)
+        cap = None if limit is None else Amount(limit)
         if key is None:
             return await self._find_and_place(asked, demand, cap, keep=keep)
         request = keys.fingerprint(path, raw)

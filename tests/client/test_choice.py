@@ -18,7 +18,7 @@ ANN, BOB = person("ann").address, person("bob").address
 
 
 def test_a_request_narrows_what_the_config_says() -> None:
-    """Prices, order and preferences are the request's where it names them; exclusions add up; requirements are never relaxed."""
+    """Order and preferences are the request's where it names them; exclusions add up; limits are never relaxed."""
     config = ClientConfig(
         max_input_price=Amount(5),
         require=Requirements(region=("eu",)),
@@ -32,6 +32,7 @@ def test_a_request_narrows_what_the_config_says() -> None:
     assert (plain.require, plain.exclude, plain.route, plain.ranked) == (config.require, frozenset({ANN}), "/v1/rerank", True)
     wants = Choice(
         max_input_price=9,
+        max_output_price=9,
         exclude=[BOB],
         require=Requirements(features=("tools",)),
         min_reputation=10,
@@ -39,7 +40,8 @@ def test_a_request_narrows_what_the_config_says() -> None:
         prefer=(),
     )
     asked = demand_of(config, "m", "/v1/chat/completions", wants)
-    assert (asked.max_input_price, asked.min_reputation, asked.exclude) == (9, 50, frozenset({ANN, BOB}))
+    assert (asked.max_input_price, asked.max_output_price) == (5, 9), "a request pays no more than the config allows"
+    assert (asked.min_reputation, asked.exclude) == (50, frozenset({ANN, BOB}))
     assert asked.require == Requirements(region=("eu",), features=("tools",))
     assert (asked.route, asked.ranked) == (None, False)
     with pytest.raises(Refusal, match="only eu is allowed"):

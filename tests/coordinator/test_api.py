@@ -176,6 +176,9 @@ async def test_what_is_required(at: Served) -> None:
         (Reason.TIER.value, 0, 55),
         (Reason.TIER.value, 100, 100),
     ]
+    for sort, first in (("price", 0), ("latency", 100)):
+        told = (await at.http.post("/v1/explain", json=asked | {"sort": sort})).json()["asks"]
+        assert told[0]["firstTokenMs"] == first, "as a shortlist would be sorted"
     assert (await at.http.post("/v1/shortlist", json=asked | {"sort": "beauty"})).status_code == 400
     assert (await at.http.post("/v1/shortlist", json=asked | {"require": {"mood": ["good"]}})).status_code == 400
 
