@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
-from tallystick.client.config import MAX_LABEL, SORTS, ClientConfig
+from tallystick.client.config import MAX_LABEL, SORTS, ApiKey, ClientConfig
 from tallystick.client.shortlist import Demand
 from tallystick.protocol.eip712 import Signed, read_signed
-from tallystick.protocol.errors import BadMessage, Fault
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.reading import read_count, read_items, read_text
 from tallystick.protocol.requirements import Requirements
@@ -23,7 +23,8 @@ MAX_PROVIDERS = 256
 class Choice(TypedDict, total=False):
     """What a request says of its providers. Prices are base units per 1,000,000 tokens; addresses as people write them.
 
-    Maxima and `require` narrow what the config says and never widen it; `pin`: these only; `prefer`: these first, in this order.
+    Maxima and `require` narrow what the config says and never widen it; `pin`: these only; `prefer`: these first, in this order;
+    `models`: the request must name one of these, if any are given.
     """
 
     max_input_price: int | None
@@ -34,17 +35,21 @@ class Choice(TypedDict, total=False):
     require: Requirements
     min_reputation: int
     sort: str
+    models: Iterable[str]
 
 
 class Options(Choice, total=False):
     """What the header X-Tally-Options says: a choice, and how `Market.submit` is to bound and label the job."""
 
-    max_cost: Amount
+    max_cost: Amount | None
     label: str
 
 
 def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> Demand:
     """The demand of a request. Raises BadMessage, or Refusal where it asks for what the config does not allow."""
+    allowed = tuple(choice.get("models", ()))
+    if allowed and model not in allowed:
+        raise Refusal(Code.UNKNOWN_MODEL, f"{model!r} is not among the models allowed here: {', '.join(allowed)[:500]}")
     sort = choice.get("sort", config.sort)
     if sort not in SORTS:
         raise BadMessage(f"sort: expected one of {', '.join(SORTS)}")
@@ -60,6 +65,22 @@ def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> D
         sort=sort,
         prefer=choice.get("prefer", config.prefer),
     )
+
+
+def under(caller: ApiKey | None, options: Options) -> Options:
+    """A request's options, held to what its caller's key allows. Raises Refusal where they ask for more."""
+    if caller is None:
+        return options
+    held = Options(**options)
+    most = least(caller.max_cost, options.get("max_cost"))
+    held["max_cost"] = None if most is None else Amount(most)
+    held["max_input_price"] = least(caller.max_input_price, options.get("max_input_price"))
+    held["max_output_price"] = least(caller.max_output_price, options.get("max_output_price"))
+    held["min_reputation"] = max(caller.min_reputation, options.get("min_reputation", 0))
+    held["require"] = caller.require.narrowed(options.get("require", Requirements()))
+    held["label"] = "/".join(part for part in (caller.label, options.get("label")) if part)
+    held["models"] = caller.models
+    return held
 
 
 def least(*limits: int | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,15 @@ from tallystick.runtime.config import home, load
 MIB = 1024 * 1024
 ENV_PREFIX = "TALLY_GATEWAY_"
 MAX_LABEL = 64
+MIN_SECRET = 16
 SORTS = ("price", "latency", "throughput")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The most to spend in a UTC day, in base units: on jobs of one workload `label`, or on all. Raises BadMessage."""
+    """The most to spend in a UTC day, in base units: on the workload `label` and those under it ("research/papers" is under
+    "research"), or on all. Raises BadMessage.
+    """
 
     per_day: Amount
     label: str | None = None
@@ -34,6 +38,42 @@ class Budget:
     def name(self) -> str:
         """How it is called where it is told of."""
         return "the day's budget" if self.label is None else f"the day's budget of {self.label!r}"
+
+    def covers(self, label: str) -> bool:
+        """Whether it bounds jobs of this workload."""
+        return self.label is None or label == self.label or label.startswith(f"{self.label}/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiKey:
+    """A key of the gateway's callers, and what jobs asked for with it are held to, beside what the config says.
+
+    Their workload is `label`, or what they name under it. `models`: empty for any. Raises BadMessage.
+    """
+
+    label: str
+    secret: str | None = field(default=None, repr=False)
+    secret_env: str | None = None
+    models: tuple[str, ...] = ()
+    max_cost: Amount | None = None
+    max_input_price: Amount | None = None
+    max_output_price: Amount | None = None
+    min_reputation: int = 0
+    require: Requirements = field(default_factory=Requirements)
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.label) <= MAX_LABEL:
+            raise BadMessage(f"config: keys: label: expected 1 to {MAX_LABEL} characters")
+        if (self.secret is None) is (self.secret_env is None):
+            raise BadMessage(f"config: keys: {self.label}: give one of secret and secret_env")
+        if len(self.value) < MIN_SECRET:
+            named = "secret" if self.secret_env is None else f"the environment variable {self.secret_env}"
+            raise BadMessage(f"config: keys: {self.label}: {named} has fewer than {MIN_SECRET} characters: anyone could guess it")
+
+    @property
+    def value(self) -> str:
+        """What callers send."""
+        return os.environ.get(self.secret_env, "") if self.secret_env is not None else self.secret or ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +143,7 @@ class ClientConfig:
     host: str = "127.0.0.1"
     port: int = 8421
     api_key: str | None = field(default=None, repr=False)
+    keys: tuple[ApiKey, ...] = ()
     allow_origins: tuple[str, ...] = ()
     max_body_bytes: int = 16 * MIB
     max_answer_bytes: int = 32 * MIB
@@ -116,6 +157,9 @@ class ClientConfig:
             raise BadMessage(f"config: sort: expected one of {', '.join(SORTS)}")
         if not 0 <= self.min_reputation <= 100:
             raise BadMessage("config: min_reputation: expected 0 to 100 percent")
+        secrets = [one.value for one in self.keys] + ([self.api_key] if self.api_key else [])
+        if len(set(secrets)) != len(secrets):
+            raise BadMessage("config: keys: two of them have the same secret")
         self._check_numbers()
 
     def _check_numbers(self) -> None:

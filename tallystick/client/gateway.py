@@ -8,12 +8,10 @@ pages (Origin), nor names that were made to point here (Host).
 from __future__ import annotations
 
 import asyncio
-import hmac
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
 from starlette.applications import Starlette
@@ -25,14 +23,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick.client.aliases import draw_of, next_may_do, requests
-from tallystick.client.choice import HEADER, read_options
-from tallystick.client.config import ClientConfig
+from tallystick.client.choice import HEADER, read_options, under
+from tallystick.client.config import ApiKey, ClientConfig
+from tallystick.client.guard import CALLER, Guard, check_exposed
 from tallystick.client.job import Job, Result
 from tallystick.client.openai import EVENT_STREAM, error_event, model_entry, render_error
 from tallystick.client.sdk import Market
 from tallystick.client.story import tell_job
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.routes import ALWAYS, FORM, JSON, media_type
 from tallystick.protocol.types import parse_job_id
 from tallystick.protocol.wire import ResponseHead, dumps
@@ -40,7 +39,6 @@ from tallystick.runtime.serving import serving, until_stopped
 
 log = structlog.get_logger()
 BODY_SECONDS = 60
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _OURS = ("x-request-id", "x-tally-job", "x-tally-provider", "x-tally-cost", "x-tally-receipt")
 
 
@@ -53,6 +51,7 @@ class _Wanted:
     content_type: str
     key: str | None
     options: str | None
+    caller: ApiKey | None
 
     @classmethod
     def of(cls, scope: Scope, body: bytes) -> _Wanted:
@@ -60,7 +59,8 @@ class _Wanted:
         headers = Headers(scope=scope)
         kind = headers.get("content-type", "")
         form = media_type(kind) == FORM
-        return cls(scope["path"], body, kind if form else JSON, headers.get("idempotency-key"), headers.get(HEADER))
+        key, options = headers.get("idempotency-key"), headers.get(HEADER)
+        return cls(scope["path"], body, kind if form else JSON, key, options, scope.get(CALLER))
 
 
 class Forward:
@@ -100,6 +100,7 @@ class Forward:
         started = False
         try:
             options, fallbacks = read_options(wanted.options)
+            options = under(wanted.caller, options)
             bodies = [wanted.body]
             if wanted.content_type == JSON:
                 draw = draw_of(key or secrets.token_hex())
@@ -198,53 +199,16 @@ async def _send_error(send: Send, error: TallyError) -> None:
     await _send_whole(send, shown.status, {"content-type": JSON} | shown.headers, shown.body)
 
 
-class Guard:
-    """Who may use the gateway; see the module's docstring. Everything but GET /health passes through it."""
-
-    def __init__(self, app: ASGIApp, config: ClientConfig) -> None:
-        self._app, self._key, self._origins = app, config.api_key, frozenset(config.allow_origins)
-        self._names = _LOCAL_NAMES | {config.host}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on, or answers 401."""
-        if scope["type"] == "http" and scope["path"] != "/health":
-            error = self._objection(Headers(scope=scope))
-            if error is not None:
-                await _send_error(send, error)
-                return
-        await self._app(scope, receive, send)
-
-    def _objection(self, headers: Headers) -> TallyError | None:
-        if self._key is not None:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key.encode()):
-                return None
-            return Refusal(Code.UNAUTHENTICATED, "this gateway wants its API key: Authorization: Bearer …")
-        origin = headers.get("origin")
-        if origin is not None and origin not in self._origins:
-            return Refusal(Code.UNAUTHENTICATED, f"web pages of {origin} may not spend from this wallet; see allow_origins")
-        if _host_name(headers.get("host", "")) in self._names:
-            return None
-        return Refusal(Code.UNAUTHENTICATED, "the Host header names another machine; set api_key to serve other names")
-
-
-def _host_name(host: str) -> str | None:
-    try:
-        return urlsplit("//" + host).hostname
-    except ValueError:
-        return None
-
-
 def build_app(market: Market) -> ASGIApp:
     """The gateway as an ASGI app over an open market."""
     forward = Forward(market)
 
-    async def models(_request: Request) -> Response:
-        return _json({"object": "list", "data": await _models(market)})
+    async def models(request: Request) -> Response:
+        return _json({"object": "list", "data": await _models(market, request.scope.get(CALLER))})
 
     async def model(request: Request) -> Response:
         wanted = request.path_params["model"]
-        for entry in await _models(market):
+        for entry in await _models(market, request.scope.get(CALLER)):
             if entry["id"] == wanted:
                 return _json(entry)
         raise Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {wanted!r}")
@@ -266,17 +230,19 @@ def build_app(market: Market) -> ASGIApp:
         Route("/v1/{path:path}", _PostOnly(forward)),
     ]
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
-    guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), market.config)
+    guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), market.config, _send_error)
     origins = market.config.allow_origins
     if not origins:
         return guarded
     return CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_OURS)
 
 
-async def _models(market: Market) -> list[dict[str, Any]]:
-    """What is for sale, and the names that stand for several models."""
+async def _models(market: Market, caller: ApiKey | None) -> list[dict[str, Any]]:
+    """What is for sale to a caller, and the names that stand for several models."""
     offered = [model_entry(offer.id, offer.to_json()) for offer in await market.models()]
-    return offered + [model_entry(alias.name, {"models": alias.models}) for alias in market.config.aliases]
+    named = [model_entry(alias.name, {"models": alias.models}) for alias in market.config.aliases]
+    allowed = () if caller is None else caller.models
+    return [entry for entry in offered if not allowed or entry["id"] in allowed] + named
 
 
 class _PostOnly:
@@ -308,12 +274,6 @@ async def _no_route(request: Request, _error: Exception) -> Response:
         f"{request.method} {request.url.path}: not a route of this gateway; it has GET /v1/models and POST {', '.join(ALWAYS)}, …"
     )
     return await _show_error(request, Refusal(Code.UNKNOWN_ROUTE, text))
-
-
-def check_exposed(config: ClientConfig) -> None:
-    """Raises BadMessage for a gateway that others could spend from: bound beyond this machine without an API key."""
-    if not config.loopback and not config.api_key:
-        raise BadMessage(f"gateway: {config.host} can be reached from other machines, so set api_key (TALLY_GATEWAY_API_KEY)")
 
 
 async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[int], None] | None = None) -> None:

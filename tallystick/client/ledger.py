@@ -67,7 +67,7 @@ class Ledger:
             return await self._database.write(lambda c: books.take(c, job, drafts, sign))
 
         def take(c: Connection) -> tuple[list[Placed], list[Standing]]:
-            mine = (budget for budget in budgets if budget.label in (None, job.label))
+            mine = (budget for budget in budgets if budget.covers(job.label))
             stands = [spending.standing(c, self.payer, budget, job.created_at) for budget in mine]
             return books.take(c, job, spending.within(drafts, stands), sign), stands
 

@@ -102,11 +102,17 @@ class Standing:
         return 100 if self.budget.per_day == 0 else (self.spent + self.reserved) * 100 // self.budget.per_day
 
 
+def _under(label: sa.ColumnElement[str], workload: str) -> sa.ColumnElement[bool]:
+    """As `Budget.covers`, in SQL; LIKE is blind to case."""
+    above = workload + "/"
+    return (label == workload) | (sa.func.substr(label, 1, len(above)) == above)
+
+
 def standing(c: Connection, payer: Address, budget: Budget, now: int) -> Standing:
     """How a budget stands."""
     paid, reserved = _SPENT, _RESERVED
     if budget.label is not None:
-        paid, reserved = paid.where(spent.c.label == budget.label), reserved.where(_WORST.c.label == budget.label)
+        paid, reserved = paid.where(_under(spent.c.label, budget.label)), reserved.where(_under(_WORST.c.label, budget.label))
     which = {"of_payer": payer, "of_day": now // DAY_SECONDS}
     open_caps = c.execute(reserved, {"of_payer": payer, "of_now": now}).scalar_one()
     return Standing(budget, Amount(c.execute(paid, which).scalar_one()), Amount(open_caps))

@@ -10,7 +10,8 @@ import openai
 import pytest
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.gateway import build_app, check_exposed
+from tallystick.client.gateway import build_app
+from tallystick.client.guard import check_exposed
 from tallystick.client.sdk import Market
 from tallystick.client.tables import JobState
 from tallystick.protocol.eip712 import Signer
