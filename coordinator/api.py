@@ -84,7 +84,7 @@ class Required(BaseModel):
 
 
 class ShortlistRequest(BaseModel):
-    """What a client wants to buy. Prices are maxima in base units per 1,000,000 tokens."""
+    """What a client wants to buy. Prices are maxima in base units per 1,000,000 tokens, `minStake` is base units."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -97,6 +97,7 @@ class ShortlistRequest(BaseModel):
     route: str | None = Field(default=None, max_length=256)
     require: Required = Field(default_factory=Required)
     minReputation: int = Field(default=0, ge=0, le=100)  # noqa: N815 - as on the wire
+    minStake: Price = 0  # noqa: N815 - as on the wire
     sort: Literal["price", "latency", "throughput"] = "price"
     limit: int = Field(default=4, ge=1, le=MAX_LISTED)
 
@@ -169,7 +170,7 @@ def _describe_market(api: FastAPI, room: Room) -> None:
     @api.post("/v1/explain")
     async def explain(request: ShortlistRequest) -> dict[str, Any]:
         """Every ask for the model, and why it would not be on the shortlist, in the order that the demand sorts by."""
-        told = room.market.matchmaker.explain(_demand(request))
+        told = room.market.matchmaker.explain(await _learned(room, request))
         score = room.market.reputation.score
         return {
             "asks": [
@@ -187,11 +188,14 @@ def _describe_market(api: FastAPI, room: Room) -> None:
     @api.post("/v1/shortlist")
     async def shortlist(request: ShortlistRequest) -> dict[str, Any]:
         """The best signed asks for a request, best first; the error tells why there is none."""
-        demand = _demand(request)
+        demand = await _learned(room, request)
         return {"asks": [_ask(standing) for standing in room.market.matchmaker.shortlist(demand)]}
 
 
-def _demand(request: ShortlistRequest) -> Demand:
+async def _learned(room: Room, request: ShortlistRequest) -> Demand:
+    """The demand, once all that it asks for is known."""
+    if request.minStake:
+        await room.market.matchmaker.learn_stakes(request.model)
     return Demand(
         model=request.model,
         max_input_price=request.maxInputPrice,
@@ -201,6 +205,7 @@ def _demand(request: ShortlistRequest) -> Demand:
         route=None if request.route is None else check_route(request.route),
         require=request.require.requirements(),
         min_reputation=request.minReputation,
+        min_stake=request.minStake,
         sort=request.sort,
         limit=request.limit,
     )

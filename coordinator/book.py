@@ -19,6 +19,8 @@ class Node:
     provider: Address
     capacity: Capacity
     assigned: int = 0
+    stake: int = 0
+    """What its provider has staked, in base units, as far as that was asked for."""
 
     @property
     def free(self) -> int:

@@ -12,10 +12,12 @@ import structlog
 from coordinator.ports import Backing
 from tallystick.chain.escrow import Escrow
 from tallystick.protocol.errors import TallyError
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, Amount
 
 _Pair = tuple[Address, Address]
 _KEPT = 100_000
+_STAKE_SECONDS = 60
+"""A stake takes hours to leave, so a minute old is young."""
 log = structlog.get_logger()
 
 
@@ -28,6 +30,7 @@ class ChainFunds:
         self._escrow, self._ttl, self._tick = escrow, ttl, tick
         self._known: OrderedDict[_Pair, tuple[float, Backing]] = OrderedDict()
         self._reading: dict[_Pair, asyncio.Task[Backing]] = {}
+        self._stakes: OrderedDict[Address, tuple[float, Amount]] = OrderedDict()
 
     async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:
         """See ports.Funds."""
@@ -40,6 +43,18 @@ class ChainFunds:
             task = self._reading[pair] = asyncio.create_task(self._read(pair), name=f"funds of {payer}")
             task.add_done_callback(_log_failed)
         return known[1] if known is not None and not fresh else await asyncio.shield(task)
+
+    async def stake(self, provider: Address) -> Amount:
+        """See ports.Funds."""
+        known = self._stakes.get(provider)
+        if known is not None and self._tick() - known[0] < _STAKE_SECONDS:
+            return known[1]
+        stake = (await self._escrow.provider(provider)).stake
+        self._stakes[provider] = (self._tick(), stake)
+        self._stakes.move_to_end(provider)
+        while len(self._stakes) > _KEPT:
+            self._stakes.popitem(last=False)
+        return stake
 
     async def _read(self, pair: _Pair) -> Backing:
         try:

@@ -35,6 +35,7 @@ class Reason(Enum):
     FEATURES = "it lacks a feature asked for"
     CONTEXT = "its context is shorter than asked for"
     REPUTATION = "it failed too many jobs lately"
+    STAKE = "it has staked less than asked for"
     INPUT_PRICE = "its input price is above the client's maximum"
     OUTPUT_PRICE = "its output price is above the client's maximum"
     OUTPUT_TOKENS = "it writes fewer tokens than asked for"
@@ -59,6 +60,8 @@ class Demand:
     require: Requirements = NOTHING
     min_reputation: int = 0
     """Percent of the score that a provider has by its last jobs."""
+    min_stake: int = 0
+    """Base units."""
     sort: str = "price"
     limit: int = MAX_LISTED
 
@@ -98,6 +101,7 @@ _WANTED: tuple[tuple[Reason, _Predicate], ...] = (
 """Whether it is asked for at all."""
 
 PREDICATES: tuple[tuple[Reason, _Predicate], ...] = (
+    (Reason.STAKE, lambda s, d, _: s.node.stake < d.min_stake),
     (Reason.INPUT_PRICE, lambda s, d, _: d.max_input_price is not None and s.ask.message.input_price > d.max_input_price),
     (Reason.OUTPUT_PRICE, lambda s, d, _: d.max_output_price is not None and s.ask.message.output_price > d.max_output_price),
     (Reason.OUTPUT_TOKENS, lambda s, d, _: s.ask.message.max_output_tokens < d.max_output_tokens),

@@ -5,9 +5,10 @@ It keeps what a match rests on (the book, what payers owe, what providers are kn
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 
-from coordinator.book import Book, Standing
+from coordinator.book import Book, Node, Standing
 from coordinator.decisions import Decisions
 from coordinator.exposure import Exposure
 from coordinator.live import Attempt, LiveJob
@@ -22,6 +23,8 @@ from tallystick.protocol.messages import Ask, Order, Terms
 from tallystick.protocol.types import Address
 
 EXPLAINED = 200
+_AT_ONCE = 16
+"""Questions to the chain."""
 RETURN_SECONDS = 35
 """After a restart, providers may take this long to come back; what nobody offers meanwhile may be offered soon."""
 
@@ -52,6 +55,17 @@ class Matchmaker:
         node = self.book.node(provider)
         if node is not None:
             node.capacity = capacity
+
+    async def learn_stakes(self, model: str) -> None:
+        """Has the chain say what stands behind the providers of a model. Raises Unavailable if it does not answer."""
+        nodes = {standing.node.provider: standing.node for standing in self.book.of_model(model)[:EXPLAINED]}
+        some = asyncio.Semaphore(_AT_ONCE)
+
+        async def learn(node: Node) -> None:
+            async with some:
+                node.stake = await self._funds.stake(node.provider)
+
+        await asyncio.gather(*map(learn, nodes.values()))
 
     def shortlist(self, demand: Demand) -> list[Standing]:
         """The best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""

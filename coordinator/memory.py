@@ -120,6 +120,11 @@ class MemoryFunds:
     free: dict[Address, Amount] = field(default_factory=dict)
     reserved: dict[tuple[Address, Address], Amount] = field(default_factory=dict)
     settled: dict[tuple[Address, Address], Amount] = field(default_factory=dict)
+    stakes: dict[Address, Amount] = field(default_factory=dict)
+
+    async def stake(self, provider: Address) -> Amount:
+        """See ports.Funds."""
+        return self.stakes.get(provider, Amount(0))
 
     async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:  # noqa: ARG002 - the port's
         """See ports.Funds."""

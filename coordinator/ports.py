@@ -142,13 +142,17 @@ class JobStore(Protocol):
 
 
 class Funds(Protocol):
-    """What the chain says of a payer."""
+    """What the chain says of a payer, and of who stands behind an ask."""
 
     async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:
         """Free balance, reservation and settled total, perhaps some seconds old unless `fresh` is asked for.
 
         Raises Unavailable if the chain does not answer, and either it never did or a fresh answer is wanted.
         """
+        ...
+
+    async def stake(self, provider: Address) -> Amount:
+        """What a provider has staked and is not taking out, perhaps a minute old. Raises Unavailable if the chain is silent."""
         ...
 
 

@@ -69,6 +69,7 @@ def explain(
     context: Annotated[int, typer.Option(min=0, help="At least so many tokens of context.")] = 0,
     pin: Annotated[Several, typer.Option(help="Only this provider (repeatable).")] = None,
     exclude: Annotated[Several, typer.Option(help="Not this provider (repeatable).")] = None,
+    min_stake: Annotated[str | None, typer.Option(help="Only who has staked at least so many dollars.")] = None,
     sort: Annotated[str | None, typer.Option(help="price, latency or throughput.")] = None,
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
@@ -90,6 +91,8 @@ def explain(
     )
     choice = Choice(pin=pin or (), exclude=exclude or (), require=require)
     _add_prices(choice, max_input_price, max_output_price)
+    if min_stake is not None:
+        choice["min_stake"] = parse_amount(min_stake)
     if sort is not None:
         choice["sort"] = sort
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from tallystick.cli.onchain import account_of, open_escrow, require_coins
 from tallystick.cli.options import (
     DEFAULT_WALLET,
+    Config,
     DeploymentFile,
     Json,
     PasswordFile,
@@ -24,11 +26,14 @@ from tallystick.protocol.messages import Bind
 from tallystick.protocol.types import Address, Amount, Seconds, format_amount, parse_address, parse_amount
 
 if TYPE_CHECKING:
-    from tallystick.chain.escrow import Escrow
+    from tallystick.chain.escrow import Escrow, TabState
     from tallystick.chain.rpc import Sender
-    from tallystick.protocol.eip712 import Signer
+    from tallystick.client.accounts import Account
+    from tallystick.client.config import ClientConfig
+    from tallystick.protocol.eip712 import Domain, Signer
 
 PERMIT_SECONDS = 3_600
+DAY = 86_400
 
 
 def deposit(
@@ -87,20 +92,31 @@ def balance(
     account: Annotated[str | None, typer.Option("--address", help="Look at this address instead of a wallet.")] = None,
     provider: Annotated[list[str] | None, typer.Option(help="Also show the tab with this provider (repeatable).")] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Look for every tab in the contract's events; slow where the chain is long.")
+        bool, typer.Option("--all", help="Look for every tab in the contract's events too; slow where the chain is long.")
     ] = False,
+    config: Config = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Shows where an account's money is and how to get it back: wallet, purse, reservations, credit. Needs no password."""
+    """Shows where an account's money is and how to get it back: wallet, purse, jobs under way, reservations, credit.
+
+    Providers are those of this machine's ledger (of --config) and those named. Needs no password.
+    """
+    from tallystick.client.config import load_config
+
     address = parse_address(account) if account else account_of(wallet, "--wallet")
     providers = [account_of(one, "--provider") for one in provider or []]
+    loaded = load_config(config)
 
     async def run() -> None:
-        async with open_escrow(deployment, rpc) as escrow:
+        async with open_escrow(deployment or loaded.deployment, rpc or loaded.rpc) as escrow:
+            accounts = await _accounts(loaded, address, escrow.deployment.domain)
             found = await providers_of(escrow, address) if every else []
-            places = await places_of(escrow, address, list(dict.fromkeys(providers + found)))
+            named = dict.fromkeys([*accounts, *providers, *found])
+            now = await escrow.rpc.now()
+            tabs = [(one, await escrow.tab(address, one), accounts.get(one)) for one in named]
+            places = await places_of(escrow, address, tabs, idle_before=now - loaded.idle_days * DAY)
         if as_json:
             show_json({"address": address, "places": places})
         else:
@@ -121,17 +137,43 @@ async def providers_of(escrow: Escrow, payer: Address) -> list[Address]:
     return list(found)
 
 
-async def places_of(escrow: Escrow, address: Address, providers: list[Address]) -> list[dict[str, Any]]:
-    """Every place where an account's money can sit, in base units. Raises Unavailable."""
+async def _accounts(config: ClientConfig, payer: Address, domain: Domain) -> dict[Address, Account]:
+    """This machine's accounts of a payer, if it has a ledger here."""
+    from tallystick.client.ledger import Ledger
+
+    path = config.state_file(payer)
+    if not path.exists():
+        return {}
+    ledger = await Ledger.open(path, payer)
+    try:
+        return {account.provider: account for account in await ledger.accounts(domain, int(time.time()))}
+    finally:
+        await ledger.close()
+
+
+async def places_of(
+    escrow: Escrow, address: Address, tabs: Sequence[tuple[Address, TabState, Account | None]], *, idle_before: int = 0
+) -> list[dict[str, Any]]:
+    """Every place where an account's money can sit, in base units: what jobs under way may cost and what providers can collect is
+    part of what is reserved and free, and told beside it. Raises Unavailable.
+    """
     purse = await escrow.purse(address)
     account = await escrow.provider(address)
-    tabs = [(one, await escrow.tab(address, one)) for one in providers]
     held = await escrow.token.balance_of(address)
     places: list[tuple[str, int, str]] = [
         ("wallet", held, "it is yours"),
         ("purse, free", purse.free - purse.thawing, "tally thaw AMOUNT, wait, tally withdraw"),
         ("purse, thawing", purse.thawing, _after(purse.thaw_at, "tally withdraw")),
-        *((f"reserved for {one}", tab.reserved, _released(one, tab.release_at)) for one, tab in tabs),
+    ]
+    for provider, tab, known in tabs:
+        idle = known is not None and tab.reserved and not known.in_flight and known.used_at < idle_before
+        since = f"not used since {time.strftime('%F', time.localtime(known.used_at))}: " if idle and known else ""
+        places.append((f"reserved for {provider}", tab.reserved, since + _released(provider, tab.release_at)))
+        if known is not None:
+            places.append((f"of it and of free, in flight with {provider}", known.in_flight, "free when the jobs end"))
+            owed = max(known.billed - tab.settled, 0)
+            places.append((f"of it and of free, owed to {provider}", owed, "it is theirs, and leaves when they collect"))
+    places += [
         ("credit as provider or coordinator", account.credit, f"tally cash-out pays it to {account.payout}"),
         ("stake", account.stake, "tally unstake AMOUNT, wait, tally unstake"),
         ("stake, leaving", account.unstaking, _after(account.unstake_at, "tally unstake")),

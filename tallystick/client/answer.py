@@ -61,6 +61,11 @@ class Answer:
         """Whether the last chunk came."""
         return self._opener is not None and self._opener.finished
 
+    @property
+    def candidates(self) -> tuple[Placed, ...]:
+        """The job's orders, in the shortlist's order."""
+        return tuple(self._placed.values())
+
     def delivered(self, request_bytes: int, *, bounded: bool) -> Delivered:
         """What arrived, to hold a receipt against."""
         commitment = self._transcript.commitment if self._transcript is not None else ZERO_HASH

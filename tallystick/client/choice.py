@@ -21,7 +21,8 @@ MAX_PROVIDERS = 256
 
 
 class Choice(TypedDict, total=False):
-    """What a request says of its providers. Prices are base units per 1,000,000 tokens; addresses as people write them.
+    """What a request says of its providers. Prices are base units per 1,000,000 tokens, `min_stake` base units; addresses as
+    people write them.
 
     Maxima and `require` narrow what the config says and never widen it; `pin`: these only; `prefer`: these first, in this order;
     `models`: the request must name one of these, if any are given.
@@ -34,6 +35,7 @@ class Choice(TypedDict, total=False):
     exclude: Iterable[str]
     require: Requirements
     min_reputation: int
+    min_stake: int
     sort: str
     models: Iterable[str]
 
@@ -62,6 +64,7 @@ def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> D
         path=route,
         require=config.require.narrowed(choice.get("require", Requirements())),
         min_reputation=max(config.min_reputation, choice.get("min_reputation", 0)),
+        min_stake=max(config.min_stake, choice.get("min_stake", 0)),
         sort=sort,
         prefer=choice.get("prefer", config.prefer),
     )
@@ -77,6 +80,7 @@ def under(caller: ApiKey | None, options: Options) -> Options:
     held["max_input_price"] = least(caller.max_input_price, options.get("max_input_price"))
     held["max_output_price"] = least(caller.max_output_price, options.get("max_output_price"))
     held["min_reputation"] = max(caller.min_reputation, options.get("min_reputation", 0))
+    held["min_stake"] = max(caller.min_stake, options.get("min_stake", 0))
     held["require"] = caller.require.narrowed(options.get("require", Requirements()))
     held["label"] = "/".join(part for part in (caller.label, options.get("label")) if part)
     held["models"] = caller.models
@@ -126,6 +130,7 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "exclude": _texts,
     "require": Requirements.from_json,
     "min_reputation": lambda value, where: read_count(value, where, high=100),
+    "min_stake": _dollars,
     "sort": read_text,
     "fallbacks": _texts,
     "label": lambda value, where: read_text(value, where, MAX_LABEL),

@@ -23,12 +23,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick.client.aliases import draw_of, next_may_do, requests
-from tallystick.client.choice import HEADER, read_options, under
+from tallystick.client.choice import HEADER, Options, read_options, under
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.guard import CALLER, Guard, check_exposed
 from tallystick.client.job import Job, Result
 from tallystick.client.openai import EVENT_STREAM, error_event, model_entry, render_error
 from tallystick.client.sdk import Market
+from tallystick.client.spending import DAY_SECONDS
 from tallystick.client.story import tell_job
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
@@ -97,7 +98,6 @@ class Forward:
     async def _relay(self, wanted: _Wanted, send: Send) -> None:
         """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
         market, key = self._market, wanted.key
-        started = False
         try:
             options, fallbacks = read_options(wanted.options)
             options = under(wanted.caller, options)
@@ -109,23 +109,33 @@ class Forward:
                 bodies = bodies[:1]  # a key stands for one job
             for left, body in zip(range(len(bodies) - 1, -1, -1), bodies, strict=True):
                 try:
-                    job = await market.submit(wanted.path, body, key=key, content_type=wanted.content_type, **options)
-                    async with job:
-                        head = await job.start()
-                        if head.content_type.partition(";")[0].strip().lower() == EVENT_STREAM:
-                            started = True
-                            await self._stream(job, head, send)
-                        else:
-                            await _send_result(send, await job.result())
+                    await self._answer(wanted, body, options, send)
                 except TallyError as error:
-                    if started or not left or not next_may_do(error):
+                    if not left or not next_may_do(error):
                         raise
                     log.info("falling back to another model", code=error.code.value, reason=str(error))
                 else:
                     return
         except TallyError as error:
-            if not started:
-                await _send_error(send, error)
+            await _send_error(send, error)
+
+    async def _answer(self, wanted: _Wanted, body: bytes, options: Options, send: Send) -> None:
+        """One request for one model. Raises TallyError as long as nothing was sent."""
+        market = self._market
+        for again in (wanted.key is None, False):
+            job = await market.submit(wanted.path, body, key=wanted.key, content_type=wanted.content_type, **options)
+            async with job:
+                try:
+                    head = await job.start()
+                except Refusal as error:
+                    if error.code is Code.UNSECURED and again and await market.secure(job):
+                        continue
+                    raise
+                if media_type(head.content_type) == EVENT_STREAM:
+                    await self._stream(job, head, send)
+                else:
+                    await _send_result(send, await job.result())
+                return
 
     async def _stream(self, job: Job, head: ResponseHead, send: Send) -> None:
         headers = {"content-type": head.content_type, "cache-control": "no-store", **_job_headers(job)}
@@ -276,6 +286,15 @@ async def _no_route(request: Request, _error: Exception) -> Response:
     return await _show_error(request, Refusal(Code.UNKNOWN_ROUTE, text))
 
 
+async def _watch_idle(market: Market) -> None:
+    while True:
+        try:
+            await market.warn_idle()
+        except TallyError as error:
+            log.info("reservations could not be looked at", reason=str(error))
+        await asyncio.sleep(DAY_SECONDS)
+
+
 async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[int], None] | None = None) -> None:
     """Serves until SIGTERM or SIGINT; then lets what runs go on for a while, and cancels the rest.
 
@@ -288,6 +307,8 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
         log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)
         if ready is not None:
             ready(port)
+        idle = asyncio.create_task(_watch_idle(market), name="idle-reservations")
         await until_stopped()
+        idle.cancel()
         log.info("gateway stopping", jobs=market.running)
         await market.drain(config.grace_seconds)

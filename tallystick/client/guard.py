@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -15,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 
+MIN_SECRET = 16
 CALLER = "tally.caller"
 """Where a scope has the ApiKey of its caller, if the key is one of the config's [[keys]]."""
 
@@ -22,10 +22,14 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Guard:
-    """See the module's docstring. Everything but GET /health passes through it; `refuse` sends an error."""
+    """See the module's docstring. Everything but GET /health passes through it; `refuse` sends an error.
+
+    Raises BadMessage for keys that are easily guessed.
+    """
 
     def __init__(self, app: ASGIApp, config: ClientConfig, refuse: Callable[[Send, TallyError], Awaitable[None]]) -> None:
         self._app, self._refuse, self._origins = app, refuse, frozenset(config.allow_origins)
+        _check_secrets(config)
         master = () if config.api_key is None else ((config.api_key.encode(), None),)
         self._keys: tuple[tuple[bytes, ApiKey | None], ...] = (*master, *((one.value.encode(), one) for one in config.keys))
         self._names = _LOCAL_NAMES | {config.host}
@@ -64,6 +68,16 @@ def _host_name(host: str) -> str | None:
         return urlsplit("//" + host).hostname
     except ValueError:
         return None
+
+
+def _check_secrets(config: ClientConfig) -> None:
+    for one in config.keys:
+        if len(one.value) < MIN_SECRET:
+            named = "secret" if one.secret_env is None else f"the environment variable {one.secret_env}"
+            raise BadMessage(f"config: keys: {one.label}: {named} has fewer than {MIN_SECRET} characters: anyone could guess it")
+    secrets = [one.value for one in config.keys] + [config.api_key]
+    if len(set(secrets)) != len(secrets):
+        raise BadMessage("config: keys: two of them have the same secret")
 
 
 def check_exposed(config: ClientConfig) -> None:

@@ -20,6 +20,7 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.folder import ProofFolder
 from tallystick.client.ledger import Ledger
 from tallystick.client.openai import Call, engine_error, read_text
+from tallystick.client.payer import Placed
 from tallystick.client.proof import Proof
 from tallystick.client.resolver import Resolver
 from tallystick.client.tables import JobState
@@ -146,6 +147,11 @@ class Job:
     def provider(self) -> Address | None:
         """Who answers, once matched."""
         return self._answer.match.provider if self._answer.match is not None else None
+
+    @property
+    def candidates(self) -> tuple[Placed, ...]:
+        """The orders that it was placed with, in the shortlist's order."""
+        return self._answer.candidates
 
     @property
     def done(self) -> bool:

@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import Connection
 
 from tallystick.client import books, keys, lookups, spending
+from tallystick.client.accounts import Account, read_accounts
 from tallystick.client.books import Arrival, NewJob, Sign
 from tallystick.client.config import Budget
 from tallystick.client.keys import Keyed
@@ -78,6 +79,10 @@ class Ledger:
                 self._warned.add(known)
                 log.warning("a budget is nearly used up", budget=one.budget.name, percent=one.percent)
         return placed
+
+    async def accounts(self, domain: Domain, now: int) -> list[Account]:
+        """See `accounts.read_accounts`."""
+        return await self._database.read(lambda c: read_accounts(c, domain, self.payer, now))
 
     async def standing(self, budget: Budget, now: int) -> Standing:
         """How a budget stands today."""

@@ -26,6 +26,7 @@ from tallystick.client.folder import ProofFolder
 from tallystick.client.job import Desk, Job, Result, require_success
 from tallystick.client.ledger import Ledger
 from tallystick.client.lookups import Evidence, KnownJob
+from tallystick.client.onchain import Onchain
 from tallystick.client.openai import Asked, Call
 from tallystick.client.payer import Placed, Policy, Tab, sign_order, terms_for
 from tallystick.client.pin import Pin
@@ -76,11 +77,13 @@ class Market:
             seconds=config.shortlist_seconds,
             context=self._context,
             now=self._now,
+            staked=self._staked,
         )
         self._policy = Policy(
             config.reserve_target, config.start_seconds, config.run_seconds, config.claim_seconds, config.max_fee_bps
         )
         self._pin = Pin()
+        self._onchain: Onchain | None = None
         self._asking = asyncio.Lock()
         self._desk: Desk | None = None
         self._info: Info | None = None
@@ -114,7 +117,7 @@ class Market:
     # Opening and closing
 
     async def __aenter__(self) -> Self:
-        self._pin = Pin.of(self.config)
+        self._pin, self._onchain = Pin.of(self.config), Onchain.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.state_file(self.address), self.address)
         await self._coordinator.__aenter__()
         self._resolver = Resolver(
@@ -133,6 +136,8 @@ class Market:
             await self._resolver.close(self.config.cancel_seconds)
         finally:
             await self._coordinator.__aexit__(kind, error, trace)
+            if self._onchain is not None:
+                await self._onchain.close()
             await self._ledger.close()
 
     async def drain(self, seconds: float) -> None:
@@ -183,6 +188,9 @@ class Market:
     async def _context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
         return domain, await self._ledger.frozen(domain)
+
+    async def _staked(self, provider: Address) -> int | None:
+        return None if self._onchain is None else await self._onchain.stake(provider)
 
     # Looking
 
@@ -370,6 +378,22 @@ class Market:
             raise
         finally:
             self._placing.discard(job)
+
+    async def secure(self, job: Job) -> bool:
+        """Reserves more of the purse for the provider that a job was offered to first, within the config's top_up_total. Where it
+        returns True, a request that was refused as `unsecured` may do now.
+        """
+        if self._onchain is None or not self.config.top_up_total:
+            return False
+        domain, first = (await self.info()).domain, job.candidates[0]
+        tab, accounts = await self.tab(first.provider), await self._ledger.accounts(domain, self._now())
+        return await self._onchain.top_up(first, tab, accounts, self._clock())
+
+    async def warn_idle(self) -> None:
+        """Logs what is reserved for providers that were not used for the config's idle_days, where the chain can be asked."""
+        if self._onchain is not None:
+            accounts = await self._ledger.accounts((await self.info()).domain, self._now())
+            await self._onchain.warn_idle(accounts, self._now())
 
     async def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Result:
         """One chat completion, not streamed; options are OpenAI's (max_tokens, temperature, …). `result.text` is the answer.

@@ -37,6 +37,8 @@ class Demand:
     """A route that not every ask serves."""
     require: Requirements = NOTHING
     min_reputation: int = 0
+    min_stake: int = 0
+    """Base units that a provider stands to lose."""
     sort: str = "price"
     prefer: tuple[Address, ...] = ()
     """Those of the shortlist that come first, in this order."""
@@ -53,6 +55,7 @@ class Demand:
         path: str = CHAT,
         require: Requirements = NOTHING,
         min_reputation: int = 0,
+        min_stake: int = 0,
         sort: str = "price",
         prefer: Iterable[str] = (),
     ) -> Demand:
@@ -61,7 +64,19 @@ class Demand:
         excluded = frozenset(parse_address(address, "exclude") for address in exclude)
         preferred = tuple(parse_address(address, "prefer") for address in prefer)
         route = None if path in ALWAYS else path
-        return cls(model, max_input_price, max_output_price, pinned, excluded, route, require, min_reputation, sort, preferred)
+        return cls(
+            model=model,
+            max_input_price=max_input_price,
+            max_output_price=max_output_price,
+            pin=pinned,
+            exclude=excluded,
+            route=route,
+            require=require,
+            min_reputation=min_reputation,
+            min_stake=min_stake,
+            sort=sort,
+            prefer=preferred,
+        )
 
     @property
     def ranked(self) -> bool:
@@ -81,6 +96,8 @@ class Demand:
             body["require"] = self.require.to_json()
         if self.min_reputation:
             body["minReputation"] = self.min_reputation
+        if self.min_stake:
+            body["minStake"] = int(self.min_stake)
         if self.sort != "price":
             body["sort"] = self.sort
         if self.pin:
@@ -134,7 +151,8 @@ class _Kept:
 class Shortlists:
     """Asks the coordinator once for each demand and `seconds`; callers with the same demand share the question.
 
-    `context` gives the domain and the providers that get no more orders; `now` is Unix time in seconds.
+    `context` gives the domain and the providers that get no more orders; `now` is Unix time in seconds; `staked` what a
+    provider has staked, None where the chain can't be asked.
     """
 
     def __init__(
@@ -146,7 +164,9 @@ class Shortlists:
         seconds: float,
         context: Callable[[], Awaitable[tuple[Domain, Iterable[Address]]]],
         now: Callable[[], int],
+        staked: Callable[[Address], Awaitable[int | None]],
     ) -> None:
+        self._staked = staked
         self._coordinator, self._payer, self._limit, self._seconds = coordinator, payer, limit, seconds
         self._context, self._now = context, now
         self._kept: OrderedDict[Demand, _Kept] = OrderedDict()
@@ -183,12 +203,20 @@ class Shortlists:
             return []
         return usable(found, replace(demand, pin=missing), domain, self._now())
 
+    async def _backed(self, demand: Demand, found: list[Verified[Ask]]) -> list[Verified[Ask]]:
+        """Those with the stake that is asked for, by the chain's own word where it can be had."""
+        if not demand.min_stake:
+            return found
+        stakes = await asyncio.gather(*(self._staked(ask.message.provider) for ask in found))
+        return [ask for ask, stake in zip(found, stakes, strict=True) if stake is None or stake >= demand.min_stake]
+
     async def _ask(self, demand: Demand) -> list[Verified[Ask]]:
         domain, barred = await self._context()
         asked = replace(demand, exclude=demand.exclude | frozenset(barred))
         listed = await self._coordinator.shortlist(asked.to_json(self._payer, self._limit))
         found = usable(listed, asked, domain, self._now())[: self._limit]
         found += await self._preferred(asked, domain, {ask.message.provider for ask in found})
+        found = await self._backed(demand, found)
         place = {provider: number for number, provider in enumerate(demand.prefer)}
         found = sorted(found, key=lambda ask: place.get(ask.message.provider, len(place)))[: self._limit]
         if not found:

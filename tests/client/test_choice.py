@@ -55,7 +55,7 @@ def test_the_header() -> None:
     assert read_options(None) == ({}, ())
     options, fallbacks = read_options(
         '{"max_cost": "0.5", "max_output_price": "2", "pin": "0xaa", "prefer": ["0xbb"], "sort": "latency",'
-        ' "require": {"region": "eu"}, "min_reputation": 90, "label": "research", "fallbacks": "other"}'
+        ' "require": {"region": "eu"}, "min_reputation": 90, "min_stake": "2", "label": "research", "fallbacks": "other"}'
     )
     assert fallbacks == ("other",)
     assert options == {
@@ -67,6 +67,7 @@ def test_the_header() -> None:
         "sort": "latency",
         "require": Requirements(region=("eu",)),
         "min_reputation": 90,
+        "min_stake": 2_000_000,
     }
 
 

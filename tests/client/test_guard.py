@@ -20,6 +20,7 @@ from tallystick.protocol.types import Amount
 from tallystick.runtime.serving import serving
 from tests.client.fake import FakeMarket
 from tests.client.parties import MODEL
+from tests.coordinator.world import person
 
 ANN, BOB = "ann-secret-0123456789", "bob-secret-0123456789"
 
@@ -48,7 +49,7 @@ async def test_each_key_has_its_limits(fake: FakeMarket, wallet: Signer, config:
         ApiKey(label="bob", secret=BOB, require=Requirements(region=("eu",))),
     )
     async with callers(fake, wallet, replace(config, keys=keys, api_key="everything-goes")) as (sdk, _):
-        with pytest.raises(openai.APIStatusError, match="above the 0.000001 allowed") as caught:
+        with pytest.raises(openai.APIStatusError, match=r"above the 0\.000001 allowed") as caught:
             await ask(sdk, ANN, '{"max_cost": "5"}')
         assert caught.value.status_code == 402
         with pytest.raises(openai.NotFoundError, match="not among the models allowed here"):
@@ -98,18 +99,20 @@ def test_keys_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (key.value, key.max_cost, key.require.region) == (ANN, 50_000, ("eu",))
     assert ANN not in repr(replace(loaded, keys=(ApiKey(label="ann", secret=ANN),)))
     monkeypatch.delenv("ANN")
+    market = Market("http://127.0.0.1:1", person("ann"), load_config(path))  # other commands need no secrets
     with pytest.raises(BadMessage, match="the environment variable ANN has fewer than 16 characters"):
-        load_config(path)
+        build_app(market)
     with pytest.raises(BadMessage, match="one of secret and secret_env"):
         ApiKey(label="ann")
     with pytest.raises(BadMessage, match="label"):
         ApiKey(label="", secret=ANN)
+    twice = ClientConfig(keys=(ApiKey(label="a", secret=ANN), ApiKey(label="b", secret=ANN)))
     with pytest.raises(BadMessage, match="the same secret"):
-        ClientConfig(keys=(ApiKey(label="a", secret=ANN), ApiKey(label="b", secret=ANN)))
+        build_app(Market("http://127.0.0.1:1", person("ann"), twice))
 
 
 def test_a_budget_covers_what_is_under_its_label() -> None:
-    """"research/papers" is part of "research", "researchers" is not."""
+    """What is named under a label is part of it: "research/papers" of "research", but not "researchers"."""
     budget = Budget(per_day=Amount(1), label="research")
     labels = {"research": True, "research/papers": True, "researchers": False, "Research": False, "": False, "x/research": False}
     assert {label: budget.covers(label) for label in labels} == labels

@@ -10,7 +10,7 @@ from coordinator.memory import MemoryStore
 from coordinator.settler import Settler
 from tallystick.chain.claims import ClaimBatch, cut_batches
 from tallystick.chain.deployment import Deployment
-from tallystick.chain.escrow import Escrow, Purse, TabState, TxResult
+from tallystick.chain.escrow import Escrow, ProviderAccount, Purse, TabState, TxResult
 from tallystick.chain.events import DeepReorg, Event, Page, Position, Settled
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.errors import Code, TallyError, Unavailable
@@ -30,6 +30,7 @@ class FakeEscrow(Escrow):
         self.free: dict[Address, int] = {}
         self.settled: dict[tuple[Address, Address], int] = {}
         self.reserved: dict[tuple[Address, Address], int] = {}
+        self.stakes: dict[Address, int] = {}
         self.refuses: dict[Address, TallyError] = {}
         self.sent: list[list[ClaimBatch]] = []
         self.events: list[Event] = []
@@ -96,6 +97,12 @@ class FakeEscrow(Escrow):
         self.reads += 1
         self._check_up()
         return Purse(None, Amount(self.free.get(key, 0)), Amount(0), Seconds(0))
+
+    async def provider(self, address: Address, *, block: str = "latest") -> ProviderAccount:
+        self.reads += 1
+        self._check_up()
+        nothing = Amount(0)
+        return ProviderAccount(nothing, address, Amount(self.stakes.get(address, 0)), nothing, Seconds(0), 0)
 
     async def tab(self, payer: Address, provider: Address, *, block: str = "latest") -> TabState:
         self._check_up()

@@ -116,6 +116,24 @@ async def test_a_shortlist(at: Served) -> None:
     assert await ask(maxInputPrice=1_000_000, maxOutputPrice="2000000") == listed[:1]
 
 
+async def test_a_stake_as_a_requirement(at: Served) -> None:
+    """Who has staked less than asked for is left out and told so; the chain is read at each request that asks."""
+    backed, bare = at.world.node("ann", output_price=9_000_000), at.world.node("bob")
+    at.world.funds.stakes[backed.address] = Amount(5_000_000)
+
+    async def listed(stake: int) -> list[str]:
+        answer = await at.http.post("/v1/shortlist", json=DEMAND | {"minStake": stake})
+        return [each["ask"]["message"]["provider"] for each in answer.json().get("asks", ())]
+
+    assert await listed(0) == [bare.address, backed.address]
+    assert await listed(5_000_000) == [backed.address]
+    assert await listed(5_000_001) == []
+    told = (await at.http.post("/v1/explain", json=DEMAND | {"minStake": 1})).json()["asks"]
+    assert [one["why"] for one in told] == [Reason.STAKE.value, None]
+    at.world.funds.stakes[backed.address] = Amount(0)
+    assert await listed(1) == []
+
+
 async def test_health_and_metrics(at: Served) -> None:
     """Health and metrics count nodes, asks and live jobs as they come and go."""
     node = await LinkNode.join(at, person("ann"))

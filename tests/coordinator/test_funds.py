@@ -139,3 +139,18 @@ async def test_closing_stops_reading() -> None:
     await funds.close()
     await asyncio.gather(waiting, return_exceptions=True)
     assert [task for task in asyncio.all_tasks() if task.get_name().startswith("funds")] == []
+
+
+async def test_stakes_are_read_once_a_minute() -> None:
+    """A chain that is away is told of, and nothing is made up meanwhile."""
+    funds, escrow, clock = _make()
+    escrow.stakes[ANN] = 7
+    assert [await funds.stake(ANN) for _ in range(3)] == [7, 7, 7]
+    assert escrow.reads == 1
+    escrow.stakes[ANN] = 0
+    clock.seconds = 60
+    assert await funds.stake(ANN) == 0
+    escrow.down = True
+    clock.seconds = 120
+    with pytest.raises(Unavailable):
+        await funds.stake(ANN)

@@ -1,4 +1,4 @@
-"""Choosing providers through the whole market: a header of a request, the config, `tally models` and `tally explain`."""
+"""Choosing providers through the whole market: a header of a request, the config, `tally models`, `tally explain`; and what it cost."""
 
 from __future__ import annotations
 
@@ -70,3 +70,14 @@ async def test_who_gets_a_request(tmp_path: Path) -> None:
             ]
             shown = await _tally(folder, "explain", MODEL, "--max-input-price", "1", *common, "--wallet", "payer")
             assert "input price above the maximum" in shown
+            told = await _tally(folder, "explain", MODEL, "--min-stake", "1", *common, "--wallet", "payer", "--json")
+            assert {one["why"] for one in told} == {"it has staked less than asked for"}
+            status, why = await provider(min_stake="1")
+            assert (status, "staked less than asked for" in why) == (503, True)
+
+            chain = ("--deployment", str(folder / "deployment.json"))
+            balance = await _tally(folder, "balance", "--wallet", "payer", *chain, "--json")
+            sums = {place["place"].split(" 0x")[0]: int(place["amount"]) for place in balance["places"]}
+            assert sums["of it and of free, owed to"] > 0
+            assert sums["of it and of free, in flight with"] == 0
+            assert f"owed to {cheap}" in await _tally(folder, "balance", "--wallet", "payer", *chain)

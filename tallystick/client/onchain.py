@@ -1,0 +1,140 @@
+"""What a client asks of the chain, and does there by itself, where its config names the deployment: read stakes, add to a
+reservation that a provider finds too small, and notice reservations that nobody uses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import structlog
+
+from tallystick.chain.deployment import Deployment
+from tallystick.chain.endpoint import Rpc
+from tallystick.chain.escrow import Escrow
+from tallystick.chain.sender import Sender
+from tallystick.client.accounts import Account
+from tallystick.client.config import ClientConfig
+from tallystick.client.payer import Placed, Tab
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.protocol.types import ZERO_HASH, Address, Amount, format_amount
+
+log = structlog.get_logger()
+STAKE_SECONDS = 60
+KEPT = 10_000
+
+
+class Onchain:
+    """See the module's docstring. Nothing here is needed to run jobs: what fails is logged, and says what to do by hand."""
+
+    def __init__(self, escrow: Escrow, wallet: Signer, config: ClientConfig, tick: Callable[[], float] = time.monotonic) -> None:
+        self._escrow, self._wallet, self._config, self._tick = escrow, wallet, config, tick
+        self._stakes: dict[Address, tuple[float, Amount]] = {}
+        self._one_at_a_time = asyncio.Lock()
+
+    @classmethod
+    def of(cls, config: ClientConfig, wallet: Signer) -> Onchain | None:
+        """Where the config names a deployment file. Raises BadMessage if that cannot be read."""
+        if config.deployment is None:
+            return None
+        try:
+            deployment = Deployment.load(config.deployment)
+        except OSError as error:
+            raise BadMessage(f"deployment file {config.deployment}: {error.strerror}") from None
+        return cls(Escrow(Rpc(config.rpc or deployment.rpc), deployment), wallet, config)
+
+    async def close(self) -> None:
+        """Lets go of the endpoint."""
+        await self._escrow.rpc.close()
+
+    async def stake(self, provider: Address) -> Amount:
+        """What a provider has staked, at most a minute old. Raises Unavailable."""
+        known = self._stakes.get(provider)
+        if known is not None and self._tick() - known[0] < STAKE_SECONDS:
+            return known[1]
+        stake = (await self._escrow.provider(provider)).stake
+        if len(self._stakes) >= KEPT:
+            self._stakes.clear()
+        self._stakes[provider] = (self._tick(), stake)
+        return stake
+
+    async def top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
+        """Reserves enough for an order that its provider found too little reserved for, within the config's top_up_total over all
+        of `accounts` (the providers ever used). Whether it did; if not, the log says why.
+
+        The key itself signs for it: an order for no more than was ordered before, with a higher reserveTarget, which the contract
+        takes from anyone (IEscrow.secure). Only the gas must be at hand.
+        """
+        async with self._one_at_a_time:
+            try:
+                why = await self._top_up(refused, tab, accounts, now_ns)
+            except TallyError as error:
+                why = str(error)
+        if why:
+            command = f"tally reserve {refused.provider} {format_amount(refused.terms.max_cost)}"
+            log.warning("a provider wants more reserved for it", provider=refused.provider, why=why, do=command)
+        return not why
+
+    async def _top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> str:
+        """Why it was not done, or nothing."""
+        escrow, key, provider = self._escrow, self._wallet.address, refused.provider
+        providers = list(dict.fromkeys([provider, *(account.provider for account in accounts)]))
+        purse = await escrow.purse(key)
+        held = await asyncio.gather(*(escrow.tab(key, one) for one in providers))
+        open_orders = max(tab.open_caps, refused.terms.max_cost)
+        target = max(self._config.reserve_target, max(tab.accepted, tab.total) - held[0].settled + open_orders)
+        reserved = sum(one.reserved for one in held)
+        more = target - held[0].reserved
+        room = self._config.top_up_total - reserved
+        if more > room:
+            return f"it takes {_dollars(more)}, and top_up_total leaves {_dollars(room)} of what is reserved in all"
+        if more > purse.free - purse.thawing:
+            return f"it takes {_dollars(more)}, and the purse has {_dollars(purse.free - purse.thawing)} free"
+        if more <= 0:
+            return f"{_dollars(held[0].reserved)} is reserved for it already"
+        if await escrow.rpc.balance(key) == 0:
+            return f"{key} has no coins of the chain to pay for gas"
+        now = now_ns // 1_000_000_000
+        order = replace(
+            refused.order.message,
+            ceiling=tab.ceiling,
+            reserve_target=Amount(target),
+            seq=max(tab.order_seq + 1, now_ns),
+            deadline=await escrow.rpc.now() + self._config.start_seconds,
+            claim_by=now,
+            terms_hash=ZERO_HASH,
+        )
+        await escrow.secure(Sender(escrow.rpc, self._wallet), self._wallet.sign(order, escrow.deployment.domain))
+        log.info("reserved more for a provider", provider=provider, amount=_dollars(more), reserved=_dollars(target))
+        return ""
+
+    async def idle(self, accounts: Sequence[Account], now: int) -> list[tuple[Account, Amount]]:
+        """The reservations of providers that were not ordered from for the config's idle_days. Raises Unavailable."""
+        before = now - self._config.idle_days * 86_400
+        old = [account for account in accounts if account.used_at < before and not account.in_flight]
+        held = [(account, (await self._escrow.tab(self._wallet.address, account.provider)).reserved) for account in old]
+        return [(account, amount) for account, amount in held if amount]
+
+    async def warn_idle(self, accounts: Sequence[Account], now: int) -> None:
+        """Logs them, with the command that frees each."""
+        try:
+            found = await self.idle(accounts, now)
+        except TallyError as error:
+            log.info("reservations could not be looked at", reason=str(error))
+            return
+        for account, amount in found:
+            days = (now - account.used_at) // 86_400
+            log.warning(
+                "money is reserved for a provider that is not used",
+                provider=account.provider,
+                amount=format_amount(amount),
+                days=days,
+                do=f"tally release {account.provider}",
+            )
+
+
+def _dollars(units: int) -> str:
+    return format_amount(Amount(max(units, 0)))

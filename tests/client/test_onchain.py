@@ -1,0 +1,184 @@
+"""What a client does on a real chain by itself: it reads stakes, reserves more where that is wanted, finds idle reservations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tallystick.chain.rpc import Rpc
+from tallystick.client.accounts import Account
+from tallystick.client.config import ClientConfig
+from tallystick.client.gateway import build_app
+from tallystick.client.onchain import Onchain
+from tallystick.client.payer import Placed, Tab
+from tallystick.client.sdk import Market
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.messages import Terms
+from tallystick.protocol.types import ZERO_HASH, Amount, JobId
+from tallystick.runtime.serving import serving
+from tests.chain.conftest import chain_url
+from tests.chain.world import DOLLAR, World, person
+from tests.client.fake import BODY, CHAT, FakeMarket, Session
+
+__all__ = ["chain_url"]
+KEY, OWNER, PROVIDER, OTHER = person("key"), person("owner"), person("provider"), person("other")
+
+
+@dataclass
+class Desk:
+    """A client of a real chain, whose purse another wallet owns."""
+
+    world: World
+    onchain: Onchain
+    config: ClientConfig
+
+    def refused(self, cap: int) -> Placed:
+        """An order that its provider found too little reserved for."""
+        order = self.world.order(KEY, PROVIDER.address, 5 * DOLLAR).verify(self.world.domain)
+        terms = Terms(
+            model="m",
+            ask=ZERO_HASH,
+            input_price=1,
+            cached_input_price=1,
+            output_price=1,
+            max_cost=Amount(cap),
+            max_output_tokens=1,
+            job=JobId(bytes(16)),
+            request_commitment=ZERO_HASH,
+        )
+        return Placed(order, terms)
+
+    async def top_up(self, cap: int, tab: Tab = Tab(), *others: Account) -> bool:  # noqa: B008 - frozen
+        """Asks for more reserved."""
+        return await self.onchain.top_up(self.refused(cap), tab, others, 10**18 + self.world.seq)
+
+    async def reserved(self, provider: Signer = PROVIDER) -> int:
+        """What stands on chain."""
+        return (await self.world.escrow.tab(KEY.address, provider.address)).reserved
+
+
+@pytest.fixture
+async def desk(chain_url: str, tmp_path: Path) -> AsyncIterator[Desk]:
+    """Ten dollars in the purse, at most four of them to be reserved."""
+    rpc = Rpc(chain_url)
+    world = await World.make(rpc)
+    await world.purse(KEY, OWNER, 10 * DOLLAR)
+    world.deployment.save(tmp_path / "deployment.json")
+    config = ClientConfig(
+        deployment=tmp_path / "deployment.json", reserve_target=Amount(DOLLAR), top_up_total=Amount(4 * DOLLAR), idle_days=7
+    )
+    onchain = Onchain.of(config, KEY)
+    assert onchain is not None
+    yield Desk(world, onchain, config)
+    await onchain.close()
+    await rpc.close()
+
+
+def _account(provider: Signer, used_at: int = 0, in_flight: int = 0) -> Account:
+    return Account(provider.address, Amount(0), Amount(in_flight), used_at, "")
+
+
+async def test_the_key_alone_has_more_reserved(desk: Desk) -> None:
+    """For what the tab owes and the job may cost, at least the usual target; nothing is paid and no ceiling is raised."""
+    assert not await desk.top_up(DOLLAR), "the key has no coins for gas yet"
+    await desk.world.sender(KEY)
+    assert await desk.top_up(DOLLAR // 2)
+    assert await desk.reserved() == DOLLAR
+    owing = Tab(accepted=Amount(DOLLAR), total=Amount(DOLLAR), open_caps=Amount(DOLLAR), ceiling=Amount(2 * DOLLAR))
+    assert await desk.top_up(DOLLAR, owing)
+    assert await desk.reserved() == 2 * DOLLAR
+    assert not await desk.top_up(DOLLAR, owing), "it is reserved already: the provider wants something else"
+    assert (await desk.world.escrow.purse(KEY.address)).free == 8 * DOLLAR
+
+
+async def test_never_beyond_the_limits(desk: Desk, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not more in all than top_up_total, and not more than is free; the log says what to do by hand."""
+    await desk.world.sender(KEY)
+    owner = await desk.world.sender(OWNER)
+    await desk.world.escrow.reserve(owner, KEY.address, OTHER.address, Amount(2 * DOLLAR))
+    assert not await desk.top_up(3 * DOLLAR, Tab(), _account(OTHER))
+    said = capsys.readouterr().out + caplog.text
+    assert "top_up_total leaves 2" in said
+    assert f"tally reserve {PROVIDER.address} 3" in said
+    assert await desk.top_up(2 * DOLLAR, Tab(), _account(OTHER))
+    await desk.world.escrow.thaw(owner, KEY.address, Amount(6 * DOLLAR))
+    assert not await desk.top_up(3 * DOLLAR)
+    assert await desk.reserved() == 2 * DOLLAR
+
+
+async def test_stakes(desk: Desk) -> None:
+    """As they stand on chain."""
+    await desk.world.stake(PROVIDER, 3 * DOLLAR)
+    assert [await desk.onchain.stake(one.address) for one in (PROVIDER, OTHER, PROVIDER)] == [3 * DOLLAR, 0, 3 * DOLLAR]
+
+
+async def test_idle_reservations(desk: Desk, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of providers that were not used for a while, with the command that frees them; none with jobs under way."""
+    owner, now = await desk.world.sender(OWNER), 100 * 86_400
+    for provider in (PROVIDER, OTHER):
+        await desk.world.escrow.reserve(owner, KEY.address, provider.address, Amount(DOLLAR))
+    old, fresh = 92 * 86_400, 94 * 86_400
+    accounts = [_account(PROVIDER, old), _account(OTHER, fresh), _account(person("third"), old)]
+    assert await desk.onchain.idle(accounts, now) == [(accounts[0], DOLLAR)]
+    assert await desk.onchain.idle([_account(PROVIDER, old, 5)], now) == []
+    await desk.onchain.warn_idle(accounts, now)
+    assert f"tally release {PROVIDER.address}" in capsys.readouterr().out + caplog.text
+
+
+async def test_no_chain_is_no_obstacle(tmp_path: Path, desk: Desk) -> None:
+    """Without a deployment file nothing is done; with a chain that is away, nothing fails but the top-up."""
+    assert Onchain.of(ClientConfig(), KEY) is None
+    with pytest.raises(BadMessage, match="deployment file"):
+        Onchain.of(ClientConfig(deployment=tmp_path / "none.json"), KEY)
+    away = Onchain.of(replace(desk.config, rpc="http://127.0.0.1:9"), KEY)
+    assert away is not None
+    assert not await away.top_up(desk.refused(1), Tab(), [], 10**18)
+    await away.warn_idle([_account(PROVIDER)], 10**9)
+    await away.close()
+
+
+async def test_a_refused_request_is_placed_again(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller of the gateway notices nothing; where nothing more may be reserved it is told at once."""
+    asked: list[Any] = []
+
+    async def unsecured(session: Session) -> None:
+        await session.match()
+        if len(asked) < 1 or fake.script is never:
+            await session.fail(Refusal(Code.UNSECURED, "too little is reserved"))
+        else:
+            await honest(session)
+
+    async def never(session: Session) -> None:
+        await unsecured(session)
+
+    async def honest(session: Session) -> None:
+        await session.answer()
+        await session.chunk(b'{"choices": []}', last=True)
+        await session.finish()
+
+    async def secure(market: Market, job: Any) -> bool:
+        asked.append(job.candidates[0].provider)
+        return fake.script is not never
+
+    monkeypatch.setattr(Market, "secure", secure)
+    fake.script = unsecured
+    async with (
+        Market(fake.url, wallet, config) as market,
+        serving(build_app(market), "127.0.0.1", 0) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,
+    ):
+        assert (await http.post(CHAT, json=BODY)).status_code == 200
+        assert asked == [fake.providers[0].address]
+        fake.script = never
+        answer = await http.post(CHAT, json=BODY)
+        assert (answer.status_code, json.loads(answer.content)["error"]["code"]) == (402, "unsecured")
+        assert len(fake.sessions) == 3
