@@ -14,7 +14,7 @@ from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
 from tallystick.client import spending
-from tallystick.client.payer import Delivered, Neighbours, Placed, Tab, check_answer, check_place
+from tallystick.client.payer import Delivered, Doubt, Neighbours, Placed, Tab, check_answer, check_doubt, check_place
 from tallystick.client.tables import JobState, OrderState, evidence, jobs, orders, receipts, tabs, venue
 from tallystick.protocol.eip712 import Domain, Verified, loads_signed
 from tallystick.protocol.errors import BadReceipt, Fault
@@ -50,8 +50,8 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A receipt that came for an order of a job, what the client saw of the answer (None: nobody watched), when, and how long
-    after the request (None: nobody knows).
+    """A receipt that came for an order of a job, what the client saw of the answer (None: nobody watched), when, how long after
+    the request (None: nobody knows), and what a recount has against it.
     """
 
     domain: Domain
@@ -61,6 +61,7 @@ class Arrival:
     delivered: Delivered | None
     now: int
     took_ms: int | None = None
+    doubt: Doubt | None = None
 
     @property
     def tab(self) -> dict[str, object]:
@@ -228,6 +229,7 @@ def book(c: Connection, arrival: Arrival) -> BadReceipt | None:
         near = _neighbours(c, arrival, None if same_order is None else same_order.receipt_doc)
         tab = c.execute(_TAB, arrival.tab).first()
         check_place(receipt, near, _tab(tab).ceiling)
+        check_doubt(arrival.doubt)
     except BadReceipt as complaint:
         if complaint.fault is Fault.PROVIDER:
             _freeze(c, arrival, near.same_seq or near.same_order, str(complaint))
@@ -274,6 +276,8 @@ def _accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | N
     state = _ENDED[ENDS[outcome]]
     spending.add(c, arrival.job, receipt, arrival.now, failed=state is JobState.FAILED)
     reason = "" if state is JobState.COMPLETED else outcome.name.lower()
+    if arrival.doubt is not None:
+        reason = f"doubted: {arrival.doubt.reason}"
     _end(c, arrival.job, state, reason, arrival.now, took_ms=arrival.took_ms)
 
 

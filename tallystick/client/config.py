@@ -74,6 +74,22 @@ class ApiKey:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recount:
+    """A model whose tokens are counted again, with its tokenizer.json. A receipt that bills so many percent more than was counted
+    is booked and flagged; from `refuse_above` on it is refused, as dishonest. Raises BadMessage.
+    """
+
+    model: str
+    tokenizer: Path
+    flag_above: int = 5
+    refuse_above: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.flag_above < 0 or (self.refuse_above is not None and self.refuse_above < self.flag_above):
+            raise BadMessage(f"config: recounts: {self.model}: expected 0 <= flag_above <= refuse_above, in percent")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Alias:
     """A name that stands for several models, asked in this order; with `weights`, each is first for that share of requests.
 
@@ -117,6 +133,7 @@ class ClientConfig:
     exclude: tuple[Address, ...] = ()
     aliases: tuple[Alias, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    recounts: tuple[Recount, ...] = ()
     label: str = ""
     max_fee_bps: int = 500
     reserve_target: Amount = Amount(1_000_000)

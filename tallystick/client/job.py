@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import aiohttp
+import structlog
 
 from tallystick.client.answer import Answer
 from tallystick.client.books import Arrival
@@ -20,8 +21,9 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.folder import ProofFolder
 from tallystick.client.ledger import Ledger
 from tallystick.client.openai import Call, engine_error, read_text
-from tallystick.client.payer import Placed
+from tallystick.client.payer import Doubt, Placed
 from tallystick.client.proof import Proof
+from tallystick.client.recount import Auditor
 from tallystick.client.resolver import Resolver
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator
@@ -31,6 +33,8 @@ from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, usage_of
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, loads, split_request
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -105,6 +109,7 @@ class Desk:
     left: Callable[[Job], None]
     shared: Callable[[Job], bool]
     proofs: ProofFolder | None
+    auditor: Auditor | None = None
 
 
 class Job:
@@ -344,7 +349,8 @@ class Job:
             raise RuntimeError("an answer ended without a receipt or a failure")
         delivered = answer.delivered(self._body_bytes, bounded=self._call.bounded)
         took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
-        arrival = Arrival(desk.domain, self.id, answer.match, answer.receipt, delivered, desk.now(), took)
+        doubt = await self._doubt(answer.receipt.message)
+        arrival = Arrival(desk.domain, self.id, answer.match, answer.receipt, delivered, desk.now(), took, doubt)
         complaint = await desk.ledger.book(arrival)
         if desk.proofs is not None and self.proof is not None:
             await desk.proofs.put(self.id, self.proof)
@@ -352,6 +358,15 @@ class Job:
         if error is not None:
             self._fail(error)
         self._leave()
+
+    async def _doubt(self, receipt: Receipt) -> Doubt | None:
+        auditor, kept = self._desk.auditor, self._answer.kept
+        if auditor is None or kept is None or not self._answer.whole:
+            return None
+        found = await auditor.doubt(self._call.model, self._request, kept, receipt)
+        if found is not None:
+            log.warning("a receipt is doubted", job=self.id.hex(), provider=receipt.provider, reason=found.reason)
+        return found
 
     def _shortfall(self, receipt: Receipt) -> TallyError | None:
         """What the caller must be told of an honestly billed job that did not bring the whole answer."""

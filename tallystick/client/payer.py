@@ -181,6 +181,20 @@ def _check_usage(receipt: Receipt, delivered: Delivered) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """What speaks against a receipt that keeps every rule, in words; `refuse`: this payer accepts no such receipt."""
+
+    reason: str
+    refuse: bool
+
+
+def check_doubt(doubt: Doubt | None) -> None:
+    """Raises BadReceipt for what this payer does not accept."""
+    if doubt is not None and doubt.refuse:
+        raise BadReceipt(f"receipt: {doubt.reason}")
+
+
+@dataclass(frozen=True, slots=True)
 class Neighbours:
     """The receipts held around a new one: with its seq, the next lower and the next higher, and the one of the same order."""
 

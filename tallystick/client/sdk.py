@@ -30,6 +30,7 @@ from tallystick.client.onchain import Onchain
 from tallystick.client.openai import Asked, Call
 from tallystick.client.payer import Placed, Policy, Tab, sign_order, terms_for
 from tallystick.client.pin import Pin
+from tallystick.client.recount import Auditor
 from tallystick.client.resolver import Resolver
 from tallystick.client.resume import take_up
 from tallystick.client.shortlist import Demand, Shortlists
@@ -117,6 +118,7 @@ class Market:
     # Opening and closing
 
     async def __aenter__(self) -> Self:
+        self._auditor = Auditor(self.config)
         self._pin, self._onchain = Pin.of(self.config), Onchain.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.state_file(self.address), self.address)
         await self._coordinator.__aenter__()
@@ -175,6 +177,7 @@ class Market:
                 self._left,
                 lambda job: any(other is not job and other.id == job.id for other in self._live),
                 ProofFolder.of(self.config),
+                self._auditor,
             )
         return info, self._desk
 
@@ -261,7 +264,7 @@ class Market:
                 return await self._find_and_place(asked, demand, cap, keep=keep, named=(key, request))
             keys.check_same(known, request)
             info, desk = await self._open_desk()
-            job = await take_up(desk, info.coordinator, known, asked, keep_bytes=self._room(desk, keep))
+            job = await take_up(desk, info.coordinator, known, asked, keep_bytes=self._room(desk, asked, keep))
             self._live.add(job)
             return job
 
@@ -276,8 +279,9 @@ class Market:
         asks, _ = await self._shortlists.get(demand)
         return await self._place(asked, asks, cap, keep=keep, named=named, ranked=demand.ranked)
 
-    def _room(self, desk: Desk, keep: bool) -> int:
-        return self.config.max_answer_bytes if keep or desk.proofs is not None else 0
+    def _room(self, desk: Desk, asked: Asked, keep: bool) -> int:
+        counted = self._auditor.counts(asked.call.model, asked.head.path)
+        return self.config.max_answer_bytes if keep or counted or desk.proofs is not None else 0
 
     async def _place(
         self,
@@ -322,7 +326,7 @@ class Market:
                     raise Unavailable(Code.NODE_BUSY, "another process placed this key's job just now", fault=Fault.CLIENT)
             linger = None if named is None else self.config.linger_seconds
             response = await self._coordinator.submit(header + key.seal_request(job, plain), linger=linger)
-        room = self._room(desk, keep)
+        room = self._room(desk, asked, keep)
         answer = Answer(job, key, {p.order.digest: p for p in placed}, info.domain, info.coordinator, keep_bytes=room)
         made = Job(desk, answer, response, call, plain, keyed=named is not None, began=began)
         self._live.add(made)

@@ -1,4 +1,4 @@
-"""Choosing providers through the whole market: a header of a request, the config, `tally models`, `tally explain`; and what it cost."""
+"""Choosing providers through the whole market: a header of a request, the config, `tally models`, `explain`, `balance`."""
 
 from __future__ import annotations
 
