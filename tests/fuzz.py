@@ -12,8 +12,10 @@ from dataclasses import replace
 from node.answers import EventReader, Malformed, data_of, read_document, read_models, read_other
 from node.engines.kinds import read_load
 from node.requests import prepare
+from tallystick.client.evidence import EvidenceFile
 from tallystick.client.openai import engine_error, read_call, read_text
 from tallystick.client.proof import Proof, read_proof
+from tallystick.client.texts import answer_texts, request_texts
 from tallystick.protocol.eip712 import Domain, loads_signed
 from tallystick.protocol.errors import BadSeal, TallyError, from_public
 from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
@@ -169,8 +171,23 @@ def proofs(data: bytes) -> None:
     read_proof(data).check()
 
 
+def evidence(data: bytes) -> None:
+    """A file that says it is evidence."""
+    raw = loads(data, "file")
+    EvidenceFile.from_json(raw if isinstance(raw, dict) else {}).check()
+
+
+def texts(data: bytes) -> None:
+    """What is counted again of requests and answers."""
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        request_texts(path, data)
+    for kind in ("application/json", "text/event-stream"):
+        answer_texts(kind, data)
+
+
 TARGETS: dict[str, Target] = {
-    target.__name__: target for target in (frames, link, submission, dispatch, signed, seals, events, answers, requests, proofs)
+    target.__name__: target
+    for target in (frames, link, submission, dispatch, signed, seals, events, answers, requests, proofs, evidence, texts)
 }
 """All of them by name."""
 
@@ -212,6 +229,8 @@ def seeds() -> dict[str, list[bytes]]:
         "answers": [whole, dumps({"data": [{"id": "m", "max_model_len": 5}]}), dumps({"error": {"message": "no", "code": "x"}})],
         "requests": [dumps(chat), dumps({"model": "m", "prompt": ["a", [1, 2]]}), dumps({"model": "m", "input": "a"})],
         "proofs": [proof.dumps()],
+        "evidence": [EvidenceFile(DOMAIN, "because", order, terms, receipt, (receipt,), proof).dumps()],
+        "texts": [dumps(chat), whole, chunk, dumps({"prompt": ["a", "b"]})],
     }
 
 

@@ -1,4 +1,4 @@
-"""Looking at jobs: `tally job show`, `tally job list`, and `tally receipt verify` for those who were not there."""
+"""Looking at jobs: `tally job show`, `tally job list`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import typer
 
 from tallystick.cli.onchain import account_of
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
-from tallystick.cli.output import show_facts, show_json, show_rows, step
-from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.cli.output import show_facts, show_json, show_rows
+from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.types import JobId, format_amount, parse_job_id
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tallystick.client.lookups import KnownJob
 
 job = typer.Typer(no_args_is_help=True, help="See what became of jobs.")
-receipt = typer.Typer(no_args_is_help=True, help="Check what providers signed.")
 
 T = TypeVar("T")
 
@@ -79,31 +78,6 @@ def listing(
     with_books(config, wallet, None, read)
 
 
-@receipt.command("verify")
-def verify(
-    file: Annotated[Path, typer.Argument(help="A proof: what `tally chat --save` or a gateway's `proofs` folder wrote.")],
-    as_json: Json = False,
-) -> None:
-    """Checks a job's proof offline: who signed order and receipt, that the price is right, and that the answer is the one signed.
-
-    Ends with exit code 1 if anything is not so. It needs nothing but the file: neither wallet, nor network, nor chain.
-    """
-    from tallystick.client.proof import MAX_BYTES, describe, read_proof
-
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise BadMessage(f"{file}: {error.strerror}") from None
-    proof = read_proof(data)
-    findings = proof.check()
-    if as_json:
-        show_json(describe(proof, findings))
-        return
-    show_facts(((finding.check, finding.found) for finding in findings), title=f"job {proof.terms.job.hex()}")
-    step("all of it is so; whether the chain paid it is another question: tally job show")
-
-
 def with_books(
     config: Path | None, wallet: str, coordinator_url: str | None, act: Callable[[Ledger, ClientConfig], Awaitable[None]]
 ) -> None:
@@ -146,7 +120,7 @@ def _show(document: dict[str, Any], silence: str) -> None:
             ("model", document["model"]),
             ("payer", document["payer"]),
         ]
-        facts += [("placed", _time(document["createdAt"])), ("ended", _time(document["finishedAt"]))]
+        facts += [("placed", show_time(document["createdAt"])), ("ended", show_time(document["finishedAt"]))]
         if usage:
             facts += [("provider", document["provider"]), ("outcome", document["outcome"])]
             facts += [("tokens", f"{usage['inputTokens']} + {usage['outputTokens']}"), ("cost", document["costDollars"])]
@@ -171,5 +145,6 @@ def _row(known: KnownJob) -> tuple[object, ...]:
     return known.job.hex(), at, known.model, known.state.value, format_amount(bill.cost) if bill else ""
 
 
-def _time(at: int | None) -> str:
+def show_time(at: int | None) -> str:
+    """A Unix time as people of this place write it."""
     return "" if at is None else f"{datetime.fromtimestamp(at).astimezone():%F %T}"

@@ -19,6 +19,7 @@ from tallystick.cli import (
     models,
     money,
     provider,
+    receipts,
     spend,
     status,
     wallet,
@@ -51,7 +52,7 @@ market.node.command("restore")(provider.restore)
 app.add_typer(market.node, name="node")
 app.add_typer(market.coordinator, name="coordinator")
 app.add_typer(jobs.job, name="job")
-app.add_typer(jobs.receipt, name="receipt")
+app.add_typer(receipts.app, name="receipt")
 app.add_typer(wallet.app, name="wallet")
 app.command("deposit")(money.deposit)
 app.command("balance")(money.balance)

@@ -15,6 +15,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from tallystick.client import spending
 from tallystick.client.payer import Delivered, Doubt, Neighbours, Placed, Tab, check_answer, check_doubt, check_place
+from tallystick.client.proof import Proof
 from tallystick.client.tables import JobState, OrderState, evidence, jobs, orders, receipts, tabs, venue
 from tallystick.protocol.eip712 import Domain, Verified, loads_signed
 from tallystick.protocol.errors import BadReceipt, Fault
@@ -62,6 +63,8 @@ class Arrival:
     now: int
     took_ms: int | None = None
     doubt: Doubt | None = None
+    proof: Proof | None = field(default=None, repr=False)
+    """With the plaintexts, where they were kept."""
 
     @property
     def tab(self) -> dict[str, object]:
@@ -220,34 +223,39 @@ def _tab_row(where: str, placed: Placed) -> dict[str, object]:
 def book(c: Connection, arrival: Arrival) -> BadReceipt | None:
     """Checks a receipt and ends its job. None if the tab now contains it (or did before), else what is wrong with it."""
     receipt = arrival.receipt.message
-    near = Neighbours()
+    near, docs = Neighbours(), list[str]()
     try:
         check_answer(arrival.placed, receipt, arrival.delivered)
         same_order = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
         if same_order is not None and same_order.digest == arrival.receipt.digest.hex():
             return None
-        near = _neighbours(c, arrival, None if same_order is None else same_order.receipt_doc)
+        docs = _around(c, arrival, None if same_order is None else same_order.receipt_doc)
+        near = _neighbours(receipt, docs)
         tab = c.execute(_TAB, arrival.tab).first()
         check_place(receipt, near, _tab(tab).ceiling)
         check_doubt(arrival.doubt)
     except BadReceipt as complaint:
         if complaint.fault is Fault.PROVIDER:
-            _freeze(c, arrival, near.same_seq or near.same_order, str(complaint))
+            _freeze(c, arrival, docs, str(complaint))
         return complaint
     _accept(c, arrival, tab)
     return None
 
 
-def _neighbours(c: Connection, arrival: Arrival, same_order: str | None) -> Neighbours:
+def _around(c: Connection, arrival: Arrival, same_order: str | None) -> list[str]:
+    """The receipts held around a new one, as they were signed: of its order, of its seq, next above and below."""
     which = arrival.tab | {"of_seq": arrival.receipt.message.seq}
-    docs = [*c.execute(_FROM, which).scalars(), *c.execute(_BELOW, which).scalars()]
+    found = [*c.execute(_FROM, which).scalars(), *c.execute(_BELOW, which).scalars()]
+    return found if same_order is None or same_order in found else [*found, same_order]
+
+
+def _neighbours(receipt: Receipt, docs: list[str]) -> Neighbours:
     found = [loads_signed(Receipt, doc).message for doc in docs]
-    here = arrival.receipt.message.seq
     return Neighbours(
-        same_seq=next((r for r in found if r.seq == here), None),
-        below=next((r for r in found if r.seq < here), None),
-        above=next((r for r in found if r.seq > here), None),
-        same_order=None if same_order is None else loads_signed(Receipt, same_order).message,
+        same_seq=next((r for r in found if r.seq == receipt.seq), None),
+        below=max((r for r in found if r.seq < receipt.seq), key=lambda r: r.seq, default=None),
+        above=min((r for r in found if r.seq > receipt.seq), key=lambda r: r.seq, default=None),
+        same_order=next((r for r in found if r.order_hash == receipt.order_hash), None),
     )
 
 
@@ -281,7 +289,7 @@ def _accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | N
     _end(c, arrival.job, state, reason, arrival.now, took_ms=arrival.took_ms)
 
 
-def _freeze(c: Connection, arrival: Arrival, other: Receipt | None, reason: str) -> None:
+def _freeze(c: Connection, arrival: Arrival, others: list[str], reason: str) -> None:
     order, delivered = arrival.placed.order, arrival.delivered
     seen = asdict(delivered) | {"commitment": delivered.commitment.hex()} if delivered is not None else None
     values = {
@@ -293,7 +301,7 @@ def _freeze(c: Connection, arrival: Arrival, other: Receipt | None, reason: str)
         "receipt_doc": arrival.receipt.dumps(),
         "order_doc": order.dumps(),
         "terms_doc": dumps(arrival.placed.terms.to_json()).decode(),
-        "other_doc": None if other is None else dumps(other.to_json()).decode(),
+        "other_doc": f"[{','.join(others)}]",
         "delivered_doc": None if seen is None else dumps(seen).decode(),
         "found_at": arrival.now,
     }

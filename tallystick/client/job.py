@@ -350,7 +350,7 @@ class Job:
         delivered = answer.delivered(self._body_bytes, bounded=self._call.bounded)
         took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
         doubt = await self._doubt(answer.receipt.message)
-        arrival = Arrival(desk.domain, self.id, answer.match, answer.receipt, delivered, desk.now(), took, doubt)
+        arrival = Arrival(desk.domain, self.id, answer.match, answer.receipt, delivered, desk.now(), took, doubt, self.proof)
         complaint = await desk.ledger.book(arrival)
         if desk.proofs is not None and self.proof is not None:
             await desk.proofs.put(self.id, self.proof)

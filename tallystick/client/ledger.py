@@ -6,6 +6,7 @@ never sign from the same state of a tab. What a method returned is on disk.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from tallystick.client import books, keys, lookups, spending
 from tallystick.client.accounts import Account, read_accounts
 from tallystick.client.books import Arrival, NewJob, Sign
 from tallystick.client.config import Budget
+from tallystick.client.evidence import EvidenceFile
 from tallystick.client.keys import Keyed
 from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.payer import Placed, Tab
@@ -26,6 +28,7 @@ from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
 from tallystick.protocol.messages import Terms
 from tallystick.protocol.types import Address, JobId
+from tallystick.runtime.keys import write_private
 from tallystick.runtime.storage import Database
 
 log = structlog.get_logger()
@@ -35,8 +38,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 class Ledger:
     """The ledger of one payer. Open with `Ledger.open`, close with `close`."""
 
-    def __init__(self, database: Database, payer: Address) -> None:
-        self._database = database
+    def __init__(self, database: Database, payer: Address, evidence: Path) -> None:
+        self._database, self._evidence = database, evidence
         self.payer = payer
         self._warned: set[tuple[int, str]] = set()
 
@@ -50,7 +53,7 @@ class Ledger:
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"state file {path}: {error.strerror}", fault=Fault.CLIENT) from error
         database = Database(f"sqlite:///{path}")
         await database.start(MIGRATIONS)
-        return cls(database, payer)
+        return cls(database, payer, path.parent / "evidence")
 
     async def close(self) -> None:
         """Finishes what is queued and lets go of the file."""
@@ -95,9 +98,23 @@ class Ledger:
     async def book(self, arrival: Arrival) -> BadReceipt | None:
         """Checks a receipt and ends its job. Returns None if the tab now contains it (or did before), else what is wrong.
 
-        A dishonest receipt is kept as evidence and freezes the tab with its provider.
+        A dishonest receipt is kept as evidence, also in a file for others, and freezes the tab with its provider.
         """
-        return await self._database.write(lambda c: books.book(c, arrival))
+        complaint = await self._database.write(lambda c: books.book(c, arrival))
+        if complaint is not None and complaint.fault is Fault.PROVIDER:
+            await self._write_evidence(arrival, str(complaint))
+        return complaint
+
+    async def _write_evidence(self, arrival: Arrival, reason: str) -> None:
+        found = await self._database.read(lambda c: lookups.read_evidence(c, self.payer, arrival.job))
+        path = self._evidence / f"{arrival.job.hex()}.json"
+        data = EvidenceFile.of(found[-1], arrival.proof).dumps()
+        try:
+            await asyncio.to_thread(write_private, path, data)
+        except OSError as error:
+            log.warning("evidence was not written to a file", path=str(path), error=str(error))
+        provider = arrival.placed.provider
+        log.warning("a dishonest receipt: its provider gets no more orders", provider=provider, why=reason, evidence=str(path))
 
     async def end(self, job: JobId, state: JobState, reason: str, now: int) -> None:
         """Ends a job that has no receipt: its open orders stop counting. For `lost` they count on until they expire."""

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from tallystick.client.tables import JobState, OrderState, evidence, jobs, orders, receipts, tabs, venue
-from tallystick.protocol.eip712 import Domain, Signed, loads_signed
+from tallystick.protocol.eip712 import Domain, Signed, loads_signed, read_signed
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import loads
@@ -42,7 +42,7 @@ class KnownJob:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A dishonest receipt, and what shows that it is one."""
+    """A dishonest receipt, and what shows that it is one; `others`: the provider's receipts around it."""
 
     provider: Address
     job: JobId
@@ -51,6 +51,8 @@ class Evidence:
     order: Signed[Order]
     terms: Terms
     found_at: int
+    domain: Domain
+    others: tuple[Signed[Receipt], ...] = ()
 
 
 def _domain(text: str) -> Domain:
@@ -72,9 +74,10 @@ def unresolved(c: Connection, payer: Address, before: int, limit: int) -> list[J
     return [JobId(bytes.fromhex(row)) for row in c.execute(query.order_by(jobs.c.created_at).limit(limit)).scalars()]
 
 
-def read_evidence(c: Connection, payer: Address) -> list[Evidence]:
-    """Every dishonest receipt, oldest first."""
-    rows = c.execute(sa.select(evidence).where(evidence.c.payer == payer).order_by(evidence.c.id))
+def read_evidence(c: Connection, payer: Address, job: JobId | None = None) -> list[Evidence]:
+    """Every dishonest receipt, or those of one job, oldest first."""
+    query = sa.select(evidence).where(evidence.c.payer == payer).order_by(evidence.c.id)
+    rows = c.execute(query if job is None else query.where(evidence.c.job == job.hex()))
     return [
         Evidence(
             provider=Address(row.provider),
@@ -84,9 +87,16 @@ def read_evidence(c: Connection, payer: Address) -> list[Evidence]:
             order=loads_signed(Order, row.order_doc),
             terms=Terms.from_json(loads(row.terms_doc, "terms")),
             found_at=row.found_at,
+            domain=_domain(row.venue),
+            others=_others(row.other_doc),
         )
         for row in rows
     ]
+
+
+def _others(doc: str | None) -> tuple[Signed[Receipt], ...]:
+    listed = loads(doc, "others") if doc else None
+    return tuple(read_signed(Receipt, one) for one in listed) if isinstance(listed, list) else ()
 
 
 def latest(c: Connection, payer: Address, limit: int) -> list[KnownJob]:

@@ -8,8 +8,8 @@ the config's tolerance, is doubted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,11 @@ class Auditor:
         if model not in self._rules or not response:
             return None
         return await asyncio.to_thread(_doubt, *self._rules[model], request, response, receipt)
+
+
+def recount_with(path: Path) -> Callable[[bytes, Sequence[bytes], Receipt], Doubt | None]:
+    """Counts with one tokenizer, without any tolerance but for what no text shows. Raises BadMessage."""
+    return partial(_doubt, Recount(model="", tokenizer=path, flag_above=0), load_tokenizer(path))
 
 
 def _doubt(rule: Recount, tokenizer: Tokenizer, request: bytes, response: Sequence[bytes], receipt: Receipt) -> Doubt | None:

@@ -35,7 +35,8 @@ def request_texts(path: str, body: bytes) -> Texts | None:
     if path == COMPLETIONS:
         prompt = request.get("prompt")
         listed = prompt if isinstance(prompt, list) else [prompt]
-        return Texts(tuple(listed)) if listed and all(isinstance(one, str) for one in listed) else None
+        spoken = tuple(one for one in listed if isinstance(one, str))
+        return Texts(spoken) if spoken and len(spoken) == len(listed) else None
     messages = request.get("messages")
     if path != CHAT or not isinstance(messages, list) or not all(map(_readable, messages)):
         return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,11 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
-from tallystick.protocol.types import Address
+from tallystick.client.evidence import EvidenceFile
+from tallystick.protocol.types import Address, JobId
 from tests.chain.world import DOLLAR, World, person
 from tests.cli.conftest import Tally
+from tests.coordinator.world import make_ask, make_terms
 
 KEY, NODE = person("wallet default"), person("wallet node")
 
@@ -258,3 +262,26 @@ def test_what_programs_get(market: Tally) -> None:
     }
     rules = market("contract", "inspect", "rules")["rules"]
     assert (rules["thaw"], rules["penalty"], rules["token_decimals"]) == (5, "100000000", 6)
+
+
+def test_a_dishonest_provider_is_reported(market: Tally, tmp_path: Path) -> None:
+    """Two receipts of one seq, in a file of evidence: the provider loses stake, the reporter gets its part."""
+    market("stake", "20", "--wallet", "node", "--mint")
+    file = tmp_path / "evidence.json"
+
+    async def write(world: World) -> None:
+        order = world.order(KEY, NODE.address, DOLLAR)
+        one, two = (world.receipt(NODE, KEY.address, 7, total) for total in (5, 6))
+        terms = make_terms(make_ask(NODE), JobId(bytes(16)))
+        file.write_bytes(EvidenceFile(world.domain, "two of seq 7", order, terms, one, (two,), None).dumps())
+
+    _on_chain(market, write)
+    told = market("receipt", "report", str(file))
+    assert (told["provider"], int(told["slashed"])) == (NODE.address, 20 * DOLLAR), "all, where the penalty is more"
+    places = {place["place"]: int(place["amount"]) for place in market("balance")["places"]}
+    assert places["credit as provider or coordinator"] > 0
+    other = json.loads(file.read_bytes()) | {"others": []}
+    file.write_text(json.dumps(other))
+    assert "no two receipts" in market("receipt", "report", str(file), fails=True)["message"]
+    assert market("receipt", "evidence") == []
+    assert "no provider was dishonest" in market.says("receipt", "evidence")

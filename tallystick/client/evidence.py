@@ -1,0 +1,160 @@
+"""A dishonest receipt in a file that others can check: what the provider signed, and whatever contradicts it.
+
+    tallystick         "evidence/1"
+    chainId, contract  the deployment that the signatures bind
+    reason             what the payer found, in words
+    order, receipt     {"message", "signature"}, as on the wire
+    terms              the terms that the order commits to
+    others             the provider's other receipts for this payer that it contradicts, signed
+    proof              the job's proof (see proof.py) with both plaintexts, or null where they were not kept
+
+What follows from signatures alone convinces anyone. That an answer was another one than the receipt commits to does not: the
+payer could have changed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tallystick.client.lookups import Evidence
+from tallystick.client.openai import read_call
+from tallystick.client.payer import Delivered, Doubt, Neighbours, Placed, check_answer, check_place
+from tallystick.client.proof import Finding, Proof
+from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
+from tallystick.protocol.errors import BadMessage, BadReceipt, Fault
+from tallystick.protocol.messages import Order, Receipt, Terms
+from tallystick.protocol.reading import read_count, read_items, read_text
+from tallystick.protocol.sealing import Transcript, commit_request
+from tallystick.protocol.types import Amount, parse_address
+from tallystick.protocol.wire import dumps, loads, split_request
+
+FORMAT = "evidence/1"
+MAX_OTHERS = 8
+Recounting = Callable[[bytes, Sequence[bytes], Receipt], Doubt | None]
+_ANY_CEILING = Amount((1 << 96) - 1)
+"""Which ceilings the payer signed later, a third party cannot know."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceFile:
+    """See the module's docstring."""
+
+    domain: Domain
+    reason: str
+    order: Signed[Order]
+    terms: Terms
+    receipt: Signed[Receipt]
+    others: tuple[Signed[Receipt], ...]
+    proof: Proof | None
+
+    @classmethod
+    def of(cls, found: Evidence, proof: Proof | None = None) -> EvidenceFile:
+        """What the ledger has, with the plaintexts if they were kept."""
+        return cls(found.domain, found.reason, found.order, found.terms, found.receipt, found.others, proof)
+
+    def dumps(self) -> bytes:
+        """The file's bytes."""
+        return dumps(
+            {
+                "tallystick": FORMAT,
+                "chainId": self.domain.chain_id,
+                "contract": self.domain.contract,
+                "reason": self.reason,
+                "order": self.order.to_json(),
+                "terms": self.terms.to_json(),
+                "receipt": self.receipt.to_json(),
+                "others": [one.to_json() for one in self.others],
+                "proof": None if self.proof is None else loads(self.proof.dumps(), "proof"),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> EvidenceFile:
+        """Reads the file's JSON object. Raises BadMessage that names the member at fault."""
+        others = read_items(raw.get("others"), "evidence.others", MAX_OTHERS)
+        proof = raw.get("proof")
+        return cls(
+            domain=Domain(
+                read_count(raw.get("chainId"), "evidence.chainId", low=1), parse_address(raw.get("contract"), "evidence.contract")
+            ),
+            reason=read_text(raw.get("reason"), "evidence.reason", 1_000),
+            order=read_signed(Order, raw.get("order"), "evidence.order"),
+            terms=Terms.from_json(raw.get("terms"), "evidence.terms"),
+            receipt=read_signed(Receipt, raw.get("receipt"), "evidence.receipt"),
+            others=tuple(read_signed(Receipt, one, f"evidence.others[{n}]") for n, one in enumerate(others)),
+            proof=None if proof is None else Proof.loads(dumps(proof)),
+        )
+
+    @property
+    def equivocation(self) -> Signed[Receipt] | None:
+        """Another receipt of the same payer and seq: what costs the provider its stake."""
+        here = self.receipt.message
+        return next((one for one in self.others if one.message.seq == here.seq and one.message != here), None)
+
+    def check(self, recount: Recounting | None = None) -> list[Finding]:
+        """What shows that the receipt is dishonest, to anyone. With `recount` the tokens of kept plaintexts are counted again.
+
+        Raises BadSignature or BadMessage where the file is not what it says, BadReceipt where nothing in it shows that.
+        """
+        order, receipt = self.order.verify(self.domain), self.receipt.verify(self.domain)
+        if order.message.terms_hash != self.terms.struct_hash():
+            raise BadMessage("evidence.terms: not the terms that the order commits to")
+        placed = Placed(order, self.terms)
+        near = [one.verify(self.domain).message for one in self.others]
+        here = receipt.message
+        if any((one.payer, one.provider) != (here.payer, here.provider) for one in near):
+            raise BadMessage("evidence.others: a receipt of another tab")
+        findings = [Finding("signatures", f"the provider {here.provider} signed the receipt, the payer {here.payer} the order")]
+        for check in (_alone, _beside, _plain):
+            try:
+                check(self, placed, receipt, near)
+            except BadReceipt as contradiction:
+                found = Finding("contradiction", str(contradiction))
+                findings += [found] if found not in findings else []
+        signed = self._signed_plaintexts(receipt)
+        doubt = None if recount is None or signed is None else recount(signed.request, signed.response, here)
+        if doubt is not None:
+            findings.append(Finding("recount", doubt.reason))
+        if len(findings) == 1:
+            raise BadReceipt(f"evidence: nothing in it convinces others of: {self.reason}", fault=Fault.CLIENT)
+        return findings
+
+    def _signed_plaintexts(self, receipt: Verified[Receipt]) -> Proof | None:
+        """The job's proof, if the provider signed for these plaintexts."""
+        proof = self.proof
+        if proof is None or proof.receipt != self.receipt or proof.order != self.order:
+            return None
+        commitment = commit_request(proof.commitment_key, self.terms.job, proof.request)
+        transcript = Transcript(proof.commitment_key, receipt.message.order_hash)
+        for chunk in proof.response:
+            transcript.add(chunk)
+        same = transcript.commitment == receipt.message.result_commitment and commitment == self.terms.request_commitment
+        return proof if same else None
+
+
+def _alone(_file: EvidenceFile, placed: Placed, receipt: Verified[Receipt], _near: list[Receipt]) -> None:
+    check_answer(placed, receipt.message, None)
+
+
+def _beside(_file: EvidenceFile, _placed: Placed, receipt: Verified[Receipt], near: list[Receipt]) -> None:
+    here = receipt.message
+    neighbours = Neighbours(
+        same_seq=next((one for one in near if one.seq == here.seq and one != here), None),
+        same_order=next((one for one in near if one.order_hash == here.order_hash and one != here), None),
+        below=max((one for one in near if one.seq < here.seq), key=lambda one: one.seq, default=None),
+        above=min((one for one in near if one.seq > here.seq), key=lambda one: one.seq, default=None),
+    )
+    check_place(here, neighbours, _ANY_CEILING)
+
+
+def _plain(file: EvidenceFile, placed: Placed, receipt: Verified[Receipt], _near: list[Receipt]) -> None:
+    """What the bytes that the provider signed for can hold."""
+    proof = file._signed_plaintexts(receipt)  # noqa: SLF001 - of this module
+    if proof is None:
+        return
+    head, body = split_request(proof.request)
+    bounded = read_call(head.path, body, head.content_type).bounded
+    sizes = len(body), sum(map(len, proof.response[1:]))
+    check_answer(placed, receipt.message, Delivered(*sizes, receipt.message.result_commitment, finished=True, bounded=bounded))
