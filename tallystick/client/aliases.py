@@ -1,12 +1,15 @@
-"""Names that stand for several models: which is asked first, and which when that one cannot be had. Pure."""
+"""Names that stand for several models: which is asked first, which when that one cannot be had or does not do. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 from tallystick.client.config import Alias
+from tallystick.client.rules import Rule
 from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError
 from tallystick.protocol.wire import dumps, loads
 
@@ -33,18 +36,39 @@ def ordered(alias: Alias, draw: float) -> tuple[str, ...]:
     return (first, *(model for model in alias.models if model != first))
 
 
-def requests(body: bytes, aliases: Sequence[Alias], fallbacks: Iterable[str], draw: float) -> list[bytes]:
-    """A JSON request, once for each model that may answer it, in the order to ask them. Raises BadMessage."""
-    named = {alias.name: alias for alias in aliases}
-    fallbacks = tuple(fallbacks)
-    if not (named or fallbacks):
-        return [body]
-    request = loads(body, "request body")
-    if not isinstance(request, dict):
-        raise BadMessage("request body: expected a JSON object")
-    model = request.get("model")
-    alias = named.get(model) if isinstance(model, str) else None
-    if alias is None and not fallbacks:
-        return [body]
-    first = (model,) if alias is None else ordered(alias, draw)
-    return [dumps(request | {"model": name}) for name in dict.fromkeys((*first, *fallbacks))]
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request once for each model that may answer it, in the order to ask them; `good` judges an answer's JSON."""
+
+    bodies: Sequence[bytes] = field(repr=False)
+    good: Callable[[Any], bool] = lambda _: True
+
+
+class Names:
+    """The aliases of a config, each with its rule if it has one (`rules`, by the alias's name)."""
+
+    def __init__(self, aliases: Iterable[Alias], rules: Mapping[str, Rule]) -> None:
+        self._aliases = {alias.name: alias for alias in aliases}
+        self._rules = rules
+
+    def plan(self, body: bytes, fallbacks: Iterable[str], draw: float) -> Plan:
+        """How a JSON request is to be asked. Raises BadMessage. Nothing is parsed where nothing is configured."""
+        fallbacks = tuple(fallbacks)
+        if not (self._aliases or fallbacks):
+            return Plan([body])
+        request = loads(body, "request body")
+        if not isinstance(request, dict):
+            raise BadMessage("request body: expected a JSON object")
+        model = request.get("model")
+        alias = self._aliases.get(model) if isinstance(model, str) else None
+        if alias is None:
+            return Plan(_named(request, (model, *fallbacks))) if fallbacks else Plan([body])
+        rule = self._rules.get(alias.name)
+        if rule is None:
+            return Plan(_named(request, (*ordered(alias, draw), *fallbacks)))
+        models = tuple(rule.order(request, alias.models))
+        return Plan(_named(request, (*models, *fallbacks)), lambda answer: rule.good(request, answer))
+
+
+def _named(request: dict[str, Any], models: Iterable[Any]) -> list[bytes]:
+    return [dumps(request | {"model": name}) for name in dict.fromkeys(models)]

@@ -45,6 +45,7 @@ class Options(Choice, total=False):
 
     max_cost: Amount | None
     label: str
+    affinity: str
 
 
 def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> Demand:

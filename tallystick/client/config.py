@@ -91,18 +91,20 @@ class Recount:
 
 @dataclass(frozen=True, kw_only=True)
 class Alias:
-    """A name that stands for several models, asked in this order; with `weights`, each is first for that share of requests.
-
-    Raises BadMessage.
+    """A name that stands for several models, asked in this order; with `weights`, each is first for that share of requests; with
+    a `rule` (see rules.py), in the order that it gives, and the next one also where an answer will not do. Raises BadMessage.
     """
 
     name: str
     models: tuple[str, ...]
     weights: tuple[int, ...] = ()
+    rule: str | None = None
 
     def __post_init__(self) -> None:
         if not self.models or len(set(self.models)) != len(self.models):
             raise BadMessage(f"config: aliases: {self.name}: models: expected at least one, each once")
+        if self.weights and self.rule is not None:
+            raise BadMessage(f"config: aliases: {self.name}: give weights or a rule, not both")
         if self.weights and (len(self.weights) != len(self.models) or min(self.weights) < 0 or not sum(self.weights)):
             raise BadMessage(f"config: aliases: {self.name}: weights: expected a whole number for each model, not all 0")
 
@@ -156,6 +158,9 @@ class ClientConfig:
     max_jobs: int = 1_024
 
     state: Path | None = None
+    cache: Path | None = None
+    cache_mib: int = 256
+    cache_seconds: int = 86_400
     proofs: Path | None = None
     proofs_mib: int = 1_024
     host: str = "127.0.0.1"
@@ -183,7 +188,7 @@ class ClientConfig:
         if not 0 <= self.max_fee_bps <= 10_000:
             raise BadMessage("config: max_fee_bps: expected 0 to 10000")
         spans = ("start_seconds", "run_seconds", "claim_seconds", "key_seconds")
-        for name in (*spans, "default_max_output_tokens", "max_jobs", "proofs_mib", "idle_days"):
+        for name in (*spans, "default_max_output_tokens", "max_jobs", "proofs_mib", "cache_mib", "idle_days"):
             if getattr(self, name) < 1:
                 raise BadMessage(f"config: {name}: expected at least 1")
         for name in ("idle_seconds", "connect_seconds", "control_seconds", "cancel_seconds"):

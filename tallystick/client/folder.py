@@ -1,4 +1,4 @@
-"""The folder of proofs: JOB.json of each job, as much as fits, the newest."""
+"""Folders of files that only their owner can read, as much as fits, the newest."""
 
 from __future__ import annotations
 
@@ -15,13 +15,40 @@ from tallystick.runtime.keys import write_private
 log = structlog.get_logger()
 
 
-class ProofFolder:
-    """Files that only their owner can read, `limit` bytes of them at most. A disk that fails costs the proof, not the job."""
+class Folder:
+    """Holds `limit` bytes of files at most; the oldest go first. A disk that fails costs the file and is logged, nothing else."""
 
     def __init__(self, path: Path, limit: int) -> None:
         self.path, self._limit = path, limit
-        self._sizes: dict[Path, int] | None = None
+        self._sizes: dict[str, int] | None = None
         self._writing = asyncio.Lock()
+
+    async def put(self, name: str, data: bytes) -> None:
+        """Writes a file, all of it or nothing."""
+        async with self._writing:
+            try:
+                await asyncio.to_thread(self._put, name, data)
+            except OSError as error:
+                log.warning("a file was not kept", path=str(self.path / name), error=str(error))
+
+    def _put(self, name: str, data: bytes) -> None:
+        if self._sizes is None:
+            self._sizes = _sizes(self.path)
+        self._sizes.pop(name, None)
+        self._sizes[name] = len(data)
+        while sum(self._sizes.values()) > self._limit and self._sizes:
+            oldest = next(iter(self._sizes))
+            (self.path / oldest).unlink(missing_ok=True)
+            del self._sizes[oldest]
+        if name in self._sizes:
+            write_private(self.path / name, data)
+
+
+class ProofFolder:
+    """JOB.json of each job."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._folder = Folder(path, limit)
 
     @classmethod
     def of(cls, config: ClientConfig) -> ProofFolder | None:
@@ -29,27 +56,11 @@ class ProofFolder:
         return None if config.proofs is None else cls(config.proofs, config.proofs_mib * MIB)
 
     async def put(self, job: JobId, proof: Proof) -> None:
-        """Stores the proof of a job, and drops the oldest ones that then are too much."""
-        async with self._writing:
-            try:
-                await asyncio.to_thread(self._put, self.path / f"{job.hex()}.json", proof)
-            except OSError as error:
-                log.warning("a proof was not stored", job=job.hex(), error=str(error))
-
-    def _put(self, path: Path, proof: Proof) -> None:
-        data = proof.dumps()
-        if self._sizes is None:
-            self._sizes = _sizes(self.path)
-        self._sizes[path] = len(data)
-        while sum(self._sizes.values()) > self._limit and self._sizes:
-            oldest = next(iter(self._sizes))
-            oldest.unlink(missing_ok=True)
-            del self._sizes[oldest]
-        if path in self._sizes:
-            write_private(path, data)
+        """Stores the proof of a job."""
+        await self._folder.put(f"{job.hex()}.json", await asyncio.to_thread(proof.dumps))
 
 
-def _sizes(folder: Path) -> dict[Path, int]:
-    """Bytes of the proofs in a folder, oldest first."""
-    found = [(path, path.stat()) for path in folder.glob("*.json")] if folder.exists() else []
-    return {path: stat.st_size for path, stat in sorted(found, key=lambda one: one[1].st_mtime)}
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the files in a folder, oldest first."""
+    found = [(path, path.stat()) for path in folder.iterdir() if path.is_file()] if folder.exists() else []
+    return {path.name: stat.st_size for path, stat in sorted(found, key=lambda one: one[1].st_mtime)}
