@@ -17,9 +17,10 @@ import aiohttp
 from tallystick.client.answer import Answer
 from tallystick.client.books import Arrival
 from tallystick.client.config import ClientConfig
+from tallystick.client.deltas import Deltas
 from tallystick.client.folder import ProofFolder
 from tallystick.client.ledger import Ledger
-from tallystick.client.openai import Call, engine_error, read_text
+from tallystick.client.openai import EVENT_STREAM, Call, engine_error, read_text
 from tallystick.client.proof import Proof
 from tallystick.client.resolver import Resolver
 from tallystick.client.tables import JobState
@@ -28,6 +29,7 @@ from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadReceipt, BadSeal, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, usage_of
+from tallystick.protocol.routes import media_type
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, loads, split_request
 
@@ -75,7 +77,11 @@ class Result:
 
     @property
     def text(self) -> str:
-        """The text of the first choice of a completion that was not streamed. Raises BadMessage."""
+        """The text of a completion's first choice; of a streamed one, what iterating left of it. Raises BadMessage or, for an
+        error in the stream, Unavailable.
+        """
+        if media_type(self.head.content_type) == EVENT_STREAM:
+            return "".join(Deltas().feed(self.body))
         return read_text(self.body)
 
     def __repr__(self) -> str:
@@ -176,6 +182,20 @@ class Job:
             if chunk:
                 yield chunk
         self._raise_again()
+
+    async def text(self) -> AsyncIterator[str]:
+        """The text of a chat's, completion's or response's first answer: piece by piece if it is streamed, else at once.
+
+        Raises TallyError, also for an error answer of the engine. Afterwards, `result` has receipt and cost.
+        """
+        head = await self.start()
+        if head.status >= 400 or media_type(head.content_type) != EVENT_STREAM:
+            yield require_success(await self.result()).text
+            return
+        deltas = Deltas()
+        async for chunk in self:
+            for text in deltas.feed(chunk):
+                yield text
 
     async def result(self) -> Result:
         """Reads to the end and returns all of it. Raises TallyError; an engine's own error answer is a result like any other."""

@@ -19,21 +19,22 @@ from weakref import WeakValueDictionary
 from tallystick.client import keys
 from tallystick.client.answer import Answer
 from tallystick.client.books import NewJob
-from tallystick.client.candidates import affordable, wrap
+from tallystick.client.candidates import affordable, draft, wrap
 from tallystick.client.choice import Choice, Explained, demand_of, explained, least
 from tallystick.client.config import MAX_LABEL, ClientConfig
 from tallystick.client.folder import ProofFolder
-from tallystick.client.job import Desk, Job, Result, require_success
+from tallystick.client.job import Desk, Job
 from tallystick.client.ledger import Ledger
 from tallystick.client.lookups import Evidence, KnownJob
-from tallystick.client.openai import Asked, Call
-from tallystick.client.payer import Placed, Policy, Tab, sign_order, terms_for
+from tallystick.client.openai import Asked
+from tallystick.client.payer import Placed, Policy, Tab, sign_order
 from tallystick.client.pin import Pin
 from tallystick.client.resolver import Resolver
 from tallystick.client.resume import take_up
 from tallystick.client.shortlist import Demand, Shortlists
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Broken, Coordinator, Info, ModelOffer
+from tallystick.client.verbs import Verbs
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask, Terms
@@ -49,7 +50,7 @@ _STALE = (Code.NO_PROVIDER, Code.NODE_BUSY)
 """Refusals that a fresh shortlist may heal."""
 
 
-class Market:
+class Market(Verbs):
     """A client of one coordinator with one wallet. Use as an async context manager; many jobs may run at once.
 
     Entering raises BadMessage for a deployment file that cannot be read and Unavailable for a state file that cannot be used.
@@ -114,6 +115,13 @@ class Market:
     # Opening and closing
 
     async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def open(self) -> Self:
+        """What entering does, for where no block can hold the market, as across a notebook's cells. `close` it at the end."""
         self._pin = Pin.of(self.config)
         self._ledger = await Ledger.open(self.config.state_file(self.address), self.address)
         await self._coordinator.__aenter__()
@@ -127,12 +135,13 @@ class Market:
         )
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def close(self) -> None:
+        """What leaving does: cancels the jobs that still run."""
         try:
             await self.drain(0)
             await self._resolver.close(self.config.cancel_seconds)
         finally:
-            await self._coordinator.__aexit__(kind, error, trace)
+            await self._coordinator.__aexit__(None, None, None)
             await self._ledger.close()
 
     async def drain(self, seconds: float) -> None:
@@ -286,11 +295,7 @@ class Market:
         job, key = JobId(self._random(16)), ContentKey.new(self._random)
         call, plain = asked.call, asked.plain
         commitment = commit_request(key.commitment_key, job, plain)
-        drafts: list[tuple[Address, Terms]] = []
-        for ask in self._sold(call, asks):
-            wanted = call.most_output(self.config.default_max_output_tokens, ask.message.max_output_tokens)
-            terms = terms_for(ask, job=job, commitment=commitment, output_tokens=wanted, body_bytes=len(asked.body))
-            drafts.append((ask.message.provider, terms))
+        drafts = draft(asked, asks, job, commitment, self.config.default_max_output_tokens)
         now = self._now()
         new = NewJob(
             domain=info.domain,
@@ -319,16 +324,6 @@ class Market:
         made = Job(desk, answer, response, call, plain, keyed=named is not None, began=began)
         self._live.add(made)
         return made
-
-    def _sold(self, call: Call, asks: Sequence[Verified[Ask]]) -> list[Verified[Ask]]:
-        """The asks that sell as much output as the call names."""
-        wanted = call.output_tokens or 0
-        found = [ask for ask in asks if wanted <= ask.message.max_output_tokens]
-        if not found:
-            most = max(ask.message.max_output_tokens for ask in asks)
-            text = f"{wanted} output tokens asked for; providers of {call.model!r} sell at most {most} a request"
-            raise Refusal(Code.ORDER_TERMS, text)
-        return found
 
     async def _sign(self, info: Info, job: NewJob, drafts: Sequence[tuple[Address, Terms]]) -> list[Placed]:
         now_ns = self._clock()
@@ -370,15 +365,6 @@ class Market:
             raise
         finally:
             self._placing.discard(job)
-
-    async def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Result:
-        """One chat completion, not streamed; options are OpenAI's (max_tokens, temperature, …). `result.text` is the answer.
-
-        Raises TallyError, also for an error answer of the engine.
-        """
-        body = {"model": model, "messages": list(messages)} | options | {"stream": False}
-        async with await self.submit(CHAT, body) as job:
-            return require_success(await job.result())
 
     # Remembering
 
