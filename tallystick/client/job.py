@@ -89,7 +89,9 @@ class Result:
 
 
 class Unfinished(Unavailable):
-    """The stream ended without a receipt or a reason. `receipt` is what the coordinator had of it when asked afterwards."""
+    """The stream ended without a receipt or a reason: the coordinator's fault. `receipt` is what it had when asked afterwards;
+    `retry` is false where that bills something.
+    """
 
     def __init__(self, message: str, receipt: Verified[Receipt] | None) -> None:
         super().__init__(Code.COORDINATOR_UNAVAILABLE, message, fault=Fault.COORDINATOR)

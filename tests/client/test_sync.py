@@ -5,8 +5,6 @@ import contextlib
 import inspect
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -174,13 +172,3 @@ def test_unusable_state_file(wallet: Signer, config: ClientConfig) -> None:
     config.state.mkdir()
     with pytest.raises(Unavailable, match="state file"), SyncMarket("http://127.0.0.1:1", wallet, config):
         pass
-
-
-def test_the_package_is_light() -> None:
-    """Importing the package or its protocol loads none of the client; asking for Market does."""
-    code = (
-        "import sys, tallystick, tallystick.protocol.messages as m; assert not any(n in sys.modules for n in"
-        " ('aiohttp', 'sqlalchemy', 'tallystick.client')); from tallystick import Market; assert 'aiohttp' in sys.modules;"
-        " assert not hasattr(tallystick, 'Nothing')"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
