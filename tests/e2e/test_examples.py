@@ -30,9 +30,9 @@ SAID = {
 
 
 @asynccontextmanager
-async def example_market(folder: Path) -> AsyncIterator[dict[str, str]]:
+async def example_market(folder: Path, token_seconds: float = 0.01) -> AsyncIterator[dict[str, str]]:
     """A market with a stand-in engine that takes its time, and the environment that tells the examples of it."""
-    engine = build_app(Behaviour(token_seconds=0.01))
+    engine = build_app(Behaviour(token_seconds=token_seconds))
     async with (
         processes.upstream() as mock,
         processes.market(folder / "market", mock) as site,
