@@ -122,7 +122,7 @@ class Market(Verbs):
 
     async def open(self) -> Self:
         """What entering does, for where no block can hold the market, as across a notebook's cells. `close` it at the end."""
-        self._pin = Pin.of(self.config)
+        self._pin, self._desk, self._draining = Pin.of(self.config), None, False
         self._ledger = await Ledger.open(self.config.state_file(self.address), self.address)
         await self._coordinator.__aenter__()
         self._resolver = Resolver(

@@ -151,7 +151,7 @@ class SyncMarket(Face[Market]):
         return self
 
     def close(self) -> None:
-        """See `Market.close`. What is closed stays so."""
+        """See `Market.close`."""
         if not self._loop.running:
             return
         try:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, M
 from typing import Any, Unpack
 
 from tallystick.client.choice import Choice, Options
+from tallystick.client.config import ClientConfig
 from tallystick.client.job import Job, Result, require_success
 from tallystick.client.many import Body, Done, Manner, Many
 from tallystick.client.stream import TextStream
@@ -17,6 +18,7 @@ from tallystick.protocol.types import Amount
 class Verbs(ABC):
     """The verbs of a `Market`."""
 
+    config: ClientConfig
     _random: Callable[[int], bytes]
     _draining: bool
 
@@ -73,9 +75,9 @@ class Verbs(ABC):
         `at_once` are held that were not yielded. Results come in the requests' order, or else as they end. One that fails with
         an error that says `retry` is tried again, later and later; what fails for good is a Done with its `error`, and the
         others go on. Leaving the loop cancels what runs (`contextlib.aclosing` makes sure of when). Raises BadMessage for numbers
-        that cannot work; iterating raises what `requests` raises.
+        that cannot work; iterating raises what `requests` raises. The config's `max_jobs` bounds `at_once`.
         """
-        manner = Manner(at_once, ordered, retries)
+        manner = Manner(min(at_once, self.config.max_jobs), ordered, retries)
 
         async def submit(body: Body) -> Job:
             return await self.submit(path, body, **options)
