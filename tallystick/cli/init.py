@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, keystore_path, prompt_password
+from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, prompt_password
 from tallystick.cli.output import err, show_json, show_rows, step
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount, format_amount, parse_amount
 from tallystick.runtime.config import home
-from tallystick.runtime.keys import create_keystore, find_password, keystore_address
+from tallystick.runtime.keys import create_keystore, find_password, keystore_address, keystore_path
 
 if TYPE_CHECKING:
     from node.engines.discover import Finding

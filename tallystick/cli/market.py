@@ -19,7 +19,8 @@ from tallystick.protocol.types import format_amount
 
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
-    from tallystick.client.job import Job, Result
+    from tallystick.client.job import Job
+    from tallystick.client.result import Result
     from tallystick.client.sdk import Market
     from tallystick.protocol.eip712 import Signer
 
@@ -172,7 +173,7 @@ def _ask() -> str:
 async def _answer(market: Market, model: str, history: list[dict[str, str]], save: Path | None, *, as_json: bool) -> str:
     """Streams one answer to the terminal, then says what it cost; Ctrl-C stops it, and what it cost until then is paid."""
     body = {"model": model, "messages": history, "stream": not as_json}
-    from tallystick.client.job import require_success
+    from tallystick.client.result import require_success
 
     async with await market.submit("/v1/chat/completions", body, keep=save is not None) as job:
         if as_json:

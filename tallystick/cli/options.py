@@ -10,7 +10,7 @@ import typer
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.config import home
-from tallystick.runtime.keys import find_password, open_keystore
+from tallystick.runtime.keys import open_wallet
 
 DEFAULT_WALLET = "default"
 
@@ -33,13 +33,6 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file w
 Rpc = Annotated[str | None, typer.Option("--rpc", help="JSON-RPC address of the chain, instead of the deployment file's.")]
 
 
-def keystore_path(wallet: str) -> Path:
-    """Where a wallet's keystore is: a path if it looks like one, else a name in the home folder."""
-    if "/" in wallet or wallet.endswith(".json"):
-        return Path(wallet).expanduser()
-    return home() / "keys" / f"{wallet}.json"
-
-
 def prompt_password(wallet: str, *, confirm: bool = False) -> str:
     """Asks for a password without showing it."""
     return str(typer.prompt(f"Password of wallet {wallet}", hide_input=True, confirmation_prompt=confirm, err=True))
@@ -47,10 +40,7 @@ def prompt_password(wallet: str, *, confirm: bool = False) -> str:
 
 def unlock(wallet: str, password_file: Path | None) -> Signer:
     """The signer of a wallet. Raises BadMessage."""
-    path = keystore_path(wallet)
-    if not path.exists():
-        raise BadMessage(f"no wallet at {path}; make one with: tally wallet new {wallet}")
-    return open_keystore(path, find_password(password_file, lambda: prompt_password(wallet)))
+    return open_wallet(wallet, password_file=password_file, prompt=lambda: prompt_password(wallet))
 
 
 def deployment_path(given: Path | None) -> Path:

@@ -12,7 +12,7 @@ import typer
 
 from tallystick.cli.jobs import with_books
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
-from tallystick.cli.output import show_json, show_rows
+from tallystick.cli.output import show_json, show_rows, step
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount, format_amount
 
@@ -56,7 +56,7 @@ def spend(
     with_books(config, wallet, None, run)
 
 
-_FIGURES = ("requests", "failed", "inputTokens", "cachedInputTokens", "outputTokens", "cost", "costDollars")
+_FIGURES = ("requests", "failed", "inputTokens", "cachedInputTokens", "outputTokens", "cost", "costDollars", "cacheHits", "saved")
 _LATENCY = ("latencyMsP50", "latencyMsP95", "latencyMsP99")
 
 
@@ -66,7 +66,8 @@ def _tell(one: Spent, groups: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(day := named.get("day"), int):
         named["day"] = f"{datetime.fromtimestamp(day * 86_400, UTC):%F}"
     figures = (one.requests, one.failed, one.input_tokens, one.cached_tokens, one.output_tokens)
-    told = dict(zip(_FIGURES, (*figures, str(int(one.cost)), format_amount(Amount(one.cost))), strict=True))
+    money = (str(int(one.cost)), format_amount(Amount(one.cost)), one.hits, str(int(one.saved)))
+    told = dict(zip(_FIGURES, (*figures, *money), strict=True))
     return named | told | dict(zip(_LATENCY, one.latency_ms or (None, None, None), strict=True))
 
 
@@ -86,7 +87,11 @@ def _show(found: list[dict[str, Any]], groups: tuple[str, ...], stands: list[Sta
     if len(found) > 1:
         total = {name: sum(int(one[name]) for one in found) for name in _FIGURES if name != "costDollars"}
         rows.append(_row(["total", *("" for _ in groups[1:])], total))
-    show_rows((*groups, "requests", "failed", "tokens", "dollars", "a request", "ms p50/95/99"), rows, title="spent")
+    columns = (*groups, "requests", "failed", "tokens", "dollars", "a request", "ms p50/95/99")
+    show_rows(columns, rows, title="spent")
+    hits, saved = (sum(int(one[name]) for one in found) for name in ("cacheHits", "saved"))
+    if hits:
+        step(f"{hits} more requests were answered from the cache, which saved {format_amount(Amount(saved))}")
     if stands:
         budgets = (
             (one.budget.label or "everything", *map(format_amount, amounts), f"{one.percent} %")

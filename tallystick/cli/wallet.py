@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, keystore_path, prompt_password, unlock
+from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, prompt_password, unlock
 from tallystick.cli.output import show_facts, show_json, show_rows, step
 from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.config import home
-from tallystick.runtime.keys import create_keystore, find_password, keystore_address, write_private
+from tallystick.runtime.keys import create_keystore, find_password, keystore_address, keystore_path, write_private
 
 app = typer.Typer(no_args_is_help=True, help="Make, list, import and export wallets (encrypted keystores, mode 0600).")
 Name = Annotated[str, typer.Argument(help="The wallet's name in the home folder, or a keystore file.")]

@@ -1,8 +1,8 @@
 """Answers kept on this machine for the same request again: opt-in, encrypted with a key that follows from the wallet's.
 
-A request is the same where its route, its JSON (whatever the order of its members), what it requires of providers and its caller's
-key are. It is kept where it says temperature 0, or asks for it. Names of files are keyed hashes and their content is sealed
-(AES-256-GCM), so that neither tells anything to who has the disk and not the wallet.
+A request is the same where its route, its JSON (whatever the order of its members), what it requires of providers and its
+caller's key are. It is kept where it says temperature 0, or asks for it. Names of files are keyed hashes and their content is
+sealed (AES-256-GCM), so that neither tells anything to who has the disk and not the wallet.
 """
 
 from __future__ import annotations

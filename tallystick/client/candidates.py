@@ -1,16 +1,39 @@
-"""The candidates of a job: which of the drafts may be ordered, and the job's key wrapped for those that were."""
+"""The candidates of a job: what would be ordered of whom, which of these drafts may be, and the job's key wrapped for those
+that were.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tallystick.client.payer import Placed, check_cap
+from tallystick.client.openai import Asked
+from tallystick.client.payer import Placed, check_cap, terms_for
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.errors import BadSeal, Fault, Refusal
+from tallystick.protocol.errors import BadSeal, Code, Fault, Refusal
 from tallystick.protocol.messages import Ask, Terms
 from tallystick.protocol.sealing import ContentKey, wrap_key
-from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import Candidate
+
+
+def draft(
+    asked: Asked, asks: Sequence[Verified[Ask]], job: JobId, commitment: Hash, default_output: int
+) -> list[tuple[Address, Terms]]:
+    """What each ask that sells as much output as the call names would be ordered on. Raises Refusal if none does."""
+    call = asked.call
+    least = call.output_tokens or 0
+    drafts: list[tuple[Address, Terms]] = []
+    for ask in asks:
+        sold = ask.message.max_output_tokens
+        if least <= sold:
+            wanted = call.most_output(default_output, sold)
+            terms = terms_for(ask, job=job, commitment=commitment, output_tokens=wanted, body_bytes=len(asked.body))
+            drafts.append((ask.message.provider, terms))
+    if not drafts:
+        most = max(ask.message.max_output_tokens for ask in asks)
+        text = f"{least} output tokens asked for; providers of {call.model!r} sell at most {most} a request"
+        raise Refusal(Code.ORDER_TERMS, text)
+    return drafts
 
 
 def affordable(drafts: Sequence[tuple[Address, Terms]], max_cost: Amount | None) -> list[tuple[Address, Terms]]:

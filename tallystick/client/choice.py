@@ -93,12 +93,20 @@ def least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def read_options(header: str | None) -> tuple[Options, tuple[str, ...]]:
-    """A request's options and the models to fall back on, out of the header X-Tally-Options: a JSON object in which amounts
-    and prices are dollars, written as text. Raises BadMessage that names the member.
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What the header says that is the gateway's to do: models to fall back on, whether to keep the answer in the cache."""
+
+    fallbacks: tuple[str, ...] = ()
+    cache: bool | None = None
+
+
+def read_options(header: str | None) -> tuple[Options, Extras]:
+    """A request's options, out of the header X-Tally-Options: a JSON object in which amounts and prices are dollars, written as
+    text. Raises BadMessage that names the member.
     """
     if header is None:
-        return {}, ()
+        return {}, Extras()
     raw = loads(header, HEADER)
     if not isinstance(raw, dict):
         raise BadMessage(f"{HEADER}: expected a JSON object")
@@ -106,8 +114,8 @@ def read_options(header: str | None) -> tuple[Options, tuple[str, ...]]:
     if unknown:
         raise BadMessage(f"{HEADER}: unknown: {', '.join(unknown)[:200]}; known are {', '.join(_READERS)}")
     read: dict[str, Any] = {name: _READERS[name](value, f"{HEADER}.{name}") for name, value in raw.items()}
-    fallbacks = read.pop("fallbacks", ())
-    return cast("Options", read), fallbacks
+    extras = Extras(read.pop("fallbacks", ()), read.pop("cache", None))
+    return cast("Options", read), extras
 
 
 def _dollars(value: object, where: str) -> Amount:
@@ -115,6 +123,12 @@ def _dollars(value: object, where: str) -> Amount:
         return parse_amount(read_text(value, where))
     except BadMessage:
         raise BadMessage(f'{where}: expected dollars as text, such as "0.50"') from None
+
+
+def _flag(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise BadMessage(f"{where}: expected true or false")
+    return value
 
 
 def _texts(value: object, where: str) -> tuple[str, ...]:
@@ -134,6 +148,8 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "min_stake": _dollars,
     "sort": read_text,
     "fallbacks": _texts,
+    "cache": _flag,
+    "affinity": lambda value, where: read_text(value, where, MAX_LABEL),
     "label": lambda value, where: read_text(value, where, MAX_LABEL),
 }
 """How each option is read."""

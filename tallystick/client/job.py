@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
 import aiohttp
 import structlog
@@ -18,82 +18,25 @@ import structlog
 from tallystick.client.answer import Answer
 from tallystick.client.books import Arrival
 from tallystick.client.config import ClientConfig
+from tallystick.client.deltas import Deltas
 from tallystick.client.folder import ProofFolder
 from tallystick.client.ledger import Ledger
-from tallystick.client.openai import Call, engine_error, read_text
+from tallystick.client.openai import EVENT_STREAM, Call
 from tallystick.client.payer import Doubt, Placed
 from tallystick.client.proof import Proof
 from tallystick.client.recount import Auditor
 from tallystick.client.resolver import Resolver
+from tallystick.client.result import Result, Unfinished, require_success
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadReceipt, BadSeal, Code, Fault, PeerError, Refusal, TallyError, Unavailable
-from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
-from tallystick.protocol.pricing import Usage, usage_of
-from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, loads, split_request
+from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.routes import media_type
+from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, split_request
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Result:
-    """A finished job. `body`: the bytes of the answer that were not taken by iterating. `cost` is in base units.
-
-    `commitment_key` opens the commitments of order and receipt; whoever has it can confirm guesses of the prompt. `proof` is
-    None unless it was to be kept.
-    """
-
-    job: JobId
-    head: ResponseHead
-    body: bytes
-    receipt: Verified[Receipt]
-    order: Verified[Order]
-    terms: Terms
-    commitment_key: bytes
-    proof: Proof | None = None
-
-    @property
-    def provider(self) -> Address:
-        """Who did it."""
-        return self.order.message.provider
-
-    @property
-    def usage(self) -> Usage:
-        """The tokens that were billed."""
-        return usage_of(self.receipt.message)
-
-    @property
-    def cost(self) -> Amount:
-        """What was billed, in base units."""
-        return self.receipt.message.cost
-
-    @property
-    def outcome(self) -> Outcome:
-        """How it ended."""
-        return Outcome(self.receipt.message.outcome)
-
-    def json(self) -> Any:
-        """The body as JSON. Raises BadMessage."""
-        return loads(self.body, "answer")
-
-    @property
-    def text(self) -> str:
-        """The text of the first choice of a completion that was not streamed. Raises BadMessage."""
-        return read_text(self.body)
-
-    def __repr__(self) -> str:
-        return f"Result(job={self.job.hex()}, provider={self.provider}, status={self.head.status}, cost={self.cost})"
-
-
-class Unfinished(Unavailable):
-    """The stream ended without a receipt or a reason. `receipt` is what the coordinator had of it when asked afterwards."""
-
-    def __init__(self, message: str, receipt: Verified[Receipt] | None) -> None:
-        super().__init__(Code.COORDINATOR_UNAVAILABLE, message, fault=Fault.COORDINATOR)
-        self.receipt = receipt
-        self.retry = receipt is None or receipt.message.cost == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +80,8 @@ class Job:
         self._cancelling = False
         self._done = False
         self._error: TallyError | None = None
+        self.conversation: bytes | None = None
+        """What its market knows its conversation by."""
 
     @property
     def id(self) -> JobId:
@@ -164,6 +109,11 @@ class Job:
         return self._done
 
     @property
+    def booked(self) -> bool:
+        """Whether it ended well, with a receipt."""
+        return self._done and self._error is None and self._answer.receipt is not None
+
+    @property
     def disputed(self) -> bool:
         """Whether it ended with a dishonest receipt."""
         return isinstance(self._error, BadReceipt)
@@ -187,6 +137,20 @@ class Job:
             if chunk:
                 yield chunk
         self._raise_again()
+
+    async def text(self) -> AsyncIterator[str]:
+        """The text of a chat's, completion's or response's first answer: piece by piece if it is streamed, else at once.
+
+        Raises TallyError, also for an error answer of the engine. Afterwards, `result` has receipt and cost.
+        """
+        head = await self.start()
+        if head.status >= 400 or media_type(head.content_type) != EVENT_STREAM:
+            yield require_success(await self.result()).text
+            return
+        deltas = Deltas()
+        async for chunk in self:
+            for text in deltas.feed(chunk):
+                yield text
 
     async def result(self) -> Result:
         """Reads to the end and returns all of it. Raises TallyError; an engine's own error answer is a result like any other."""
@@ -382,10 +346,3 @@ class Job:
         code = Code.TIMED_OUT if outcome is Outcome.TIMED_OUT else Code.PROVIDER_FAILED
         text = f"the provider did not finish the answer ({outcome.name.lower()}); nothing was billed"
         return Unavailable(code, text, fault=Fault.PROVIDER)
-
-
-def require_success(result: Result) -> Result:
-    """The result, unless the engine answered with an error. Raises Refusal or Unavailable with the engine's own words."""
-    if result.head.status >= 400:
-        raise engine_error(result.head.status, result.body)
-    return result

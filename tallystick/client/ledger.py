@@ -22,7 +22,7 @@ from tallystick.client.evidence import EvidenceFile
 from tallystick.client.keys import Keyed
 from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.payer import Placed, Tab
-from tallystick.client.spending import DAY_SECONDS, Spent, Standing
+from tallystick.client.spending import DAY_SECONDS, Hit, Spent, Standing
 from tallystick.client.tables import JobState
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
@@ -90,6 +90,10 @@ class Ledger:
     async def standing(self, budget: Budget, now: int) -> Standing:
         """How a budget stands today."""
         return await self._database.read(lambda c: spending.standing(c, self.payer, budget, now))
+
+    async def note_hit(self, hit: Hit, now: int) -> None:
+        """See `spending.add_hit`."""
+        await self._database.write(lambda c: spending.add_hit(c, self.payer, hit, now))
 
     async def spent(self, since: int, by: Sequence[str]) -> list[Spent]:
         """See `spending.read`."""

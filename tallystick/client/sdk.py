@@ -10,48 +10,54 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
 from tallystick.client import keys
-from tallystick.client.answer import Answer
-from tallystick.client.books import NewJob
-from tallystick.client.candidates import affordable, wrap
+from tallystick.client.affinity import Affinity
 from tallystick.client.choice import Choice, Explained, demand_of, explained, least
 from tallystick.client.config import MAX_LABEL, ClientConfig
 from tallystick.client.folder import ProofFolder
-from tallystick.client.job import Desk, Job, Result, require_success
+from tallystick.client.job import Desk, Job
 from tallystick.client.ledger import Ledger
 from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.onchain import Onchain
-from tallystick.client.openai import Asked, Call
-from tallystick.client.payer import Placed, Policy, Tab, sign_order, terms_for
+from tallystick.client.openai import Asked
+from tallystick.client.payer import Tab
 from tallystick.client.pin import Pin
+from tallystick.client.placing import Named, Placing
 from tallystick.client.recount import Auditor
 from tallystick.client.resolver import Resolver
 from tallystick.client.resume import take_up
 from tallystick.client.shortlist import Demand, Shortlists
-from tallystick.client.tables import JobState
-from tallystick.client.transport import Broken, Coordinator, Info, ModelOffer
+from tallystick.client.transport import Coordinator, Info, ModelOffer
+from tallystick.client.upkeep import Upkeep
+from tallystick.client.verbs import Verbs
 from tallystick.protocol.eip712 import Domain, Signer, Verified
-from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.messages import Ask, Terms
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.messages import Ask
 from tallystick.protocol.reading import read_text
 from tallystick.protocol.routes import CHAT, JSON
-from tallystick.protocol.sealing import ContentKey, commit_request
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
-from tallystick.protocol.wire import MAX_CANDIDATES, Submission, dumps
+from tallystick.protocol.wire import MAX_CANDIDATES, dumps
 
-Named = tuple[str, str] | None
-"""An idempotency key, and the fingerprint of its request."""
 _STALE = (Code.NO_PROVIDER, Code.NODE_BUSY)
 """Refusals that a fresh shortlist may heal."""
 
 
-class Market:
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a caller wants of one job, beside its request."""
+
+    keep: bool
+    named: Named
+    affinity: str | None
+
+
+class Market(Verbs):
     """A client of one coordinator with one wallet. Use as an async context manager; many jobs may run at once.
 
     Entering raises BadMessage for a deployment file that cannot be read and Unavailable for a state file that cannot be used.
@@ -80,16 +86,14 @@ class Market:
             now=self._now,
             staked=self._staked,
         )
-        self._policy = Policy(
-            config.reserve_target, config.start_seconds, config.run_seconds, config.claim_seconds, config.max_fee_bps
-        )
+        self._affinity = Affinity(random(32))
         self._pin = Pin()
         self._onchain: Onchain | None = None
         self._asking = asyncio.Lock()
         self._desk: Desk | None = None
         self._info: Info | None = None
         self._live: set[Job] = set()
-        self._placing: set[JobId] = set()
+        self._on_their_way: set[JobId] = set()
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._idle = asyncio.Event()
         self._draining = False
@@ -118,26 +122,45 @@ class Market:
     # Opening and closing
 
     async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def open(self) -> Self:
+        """What entering does, for where no block can hold the market, as across a notebook's cells. `close` it at the end."""
         self._auditor = Auditor(self.config)
-        self._pin, self._onchain = Pin.of(self.config), Onchain.of(self.config, self.wallet)
+        self._pin, self._desk, self._draining = Pin.of(self.config), None, False
+        self._onchain = Onchain.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.state_file(self.address), self.address)
         await self._coordinator.__aenter__()
         self._resolver = Resolver(
             self._ledger,
             self._coordinator,
             now=self._now,
-            live=lambda: self._placing | {job.id for job in self._live},
+            live=lambda: self._on_their_way | {job.id for job in self._live},
             limit=self.config.max_jobs,
             every=self.config.start_seconds,
         )
+        self._placing = Placing(
+            self.config,
+            self.wallet,
+            self._coordinator,
+            self._ledger,
+            self._resolver,
+            self._clock,
+            self._random,
+            self._on_their_way,
+        )
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def close(self) -> None:
+        """What leaving does: cancels the jobs that still run."""
         try:
             await self.drain(0)
             await self._resolver.close(self.config.cancel_seconds)
         finally:
-            await self._coordinator.__aexit__(kind, error, trace)
+            await self._coordinator.__aexit__(None, None, None)
             if self._onchain is not None:
                 await self._onchain.close()
             await self._ledger.close()
@@ -187,6 +210,8 @@ class Market:
             self._idle.set()
         if job.disputed:
             self._shortlists.forget()
+        elif job.booked and job.provider is not None:
+            self._affinity.note(job.conversation, job.provider)
 
     async def _context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
@@ -228,6 +253,7 @@ class Market:
         keep: bool = False,
         key: str | None = None,
         label: str | None = None,
+        affinity: str | None = None,
         content_type: str = JSON,
         **choice: Unpack[Choice],
     ) -> Job:
@@ -235,8 +261,9 @@ class Market:
 
         Bytes go to the engine as they are. `max_cost` (base units) bounds what this job can cost, as do the config's budgets,
         those of its workload `label` among them. With `keep`, the job has a `proof` at its end. With an idempotency `key` a
-        job survives a lost connection, of this process too, and the same request with the same key is that job. Raises
-        TallyError: then nothing is owed but what an earlier job of the key costs.
+        job survives a lost connection, of this process too, and the same request with the same key is that job. Requests of
+        one conversation (named by `affinity`, else known by how they begin) stay with the provider that has it in its cache.
+        Raises TallyError: then nothing is owed but what an earlier job of the key costs.
         """
         raw = body if isinstance(body, bytes) else dumps(dict(body))
         if len(raw) > self.config.max_body_bytes:
@@ -256,157 +283,51 @@ class Market:
         limit = least(self.config.max_cost, max_cost)
         cap = None if limit is None else Amount(limit)
         if key is None:
-            return await self._find_and_place(asked, demand, cap, keep=keep)
+            return await self._find_and_place(asked, demand, cap, _Wish(keep, None, affinity))
         request = keys.fingerprint(path, raw)
         async with self._keys.setdefault(keys.check_key(key), asyncio.Lock()):
             known = await self._ledger.keyed(key)
             if known is None:
-                return await self._find_and_place(asked, demand, cap, keep=keep, named=(key, request))
+                return await self._find_and_place(asked, demand, cap, _Wish(keep, (key, request), affinity))
             keys.check_same(known, request)
             info, desk = await self._open_desk()
             job = await take_up(desk, info.coordinator, known, asked, keep_bytes=self._room(desk, asked, keep))
             self._live.add(job)
             return job
 
-    async def _find_and_place(self, asked: Asked, demand: Demand, cap: Amount | None, *, keep: bool, named: Named = None) -> Job:
+    async def _find_and_place(self, asked: Asked, demand: Demand, cap: Amount | None, wish: _Wish) -> Job:
         asks, remembered = await self._shortlists.get(demand)
         try:
-            return await self._place(asked, asks, cap, keep=keep, named=named, ranked=demand.ranked)
+            return await self._place(asked, asks, cap, demand, wish)
         except Unavailable as error:
             self._shortlists.forget(demand)
             if not remembered or error.code not in _STALE:
                 raise
         asks, _ = await self._shortlists.get(demand)
-        return await self._place(asked, asks, cap, keep=keep, named=named, ranked=demand.ranked)
+        return await self._place(asked, asks, cap, demand, wish)
+
+    async def _place(self, asked: Asked, asks: Sequence[Verified[Ask]], cap: Amount | None, demand: Demand, wish: _Wish) -> Job:
+        began = asyncio.get_running_loop().time()
+        info, desk = await self._open_desk()
+        tag = None if demand.ranked else self._affinity.tag(asked, wish.affinity)
+        asks, moved = self._affinity.ordered(tag, asks)
+        answer, response = await self._placing.place(
+            info,
+            asked,
+            asks,
+            cap,
+            keep_bytes=self._room(desk, asked, wish.keep),
+            named=wish.named,
+            ranked=demand.ranked or moved,
+        )
+        made = Job(desk, answer, response, asked.call, asked.plain, keyed=wish.named is not None, began=began)
+        made.conversation = tag
+        self._live.add(made)
+        return made
 
     def _room(self, desk: Desk, asked: Asked, keep: bool) -> int:
         counted = self._auditor.counts(asked.call.model, asked.head.path)
         return self.config.max_answer_bytes if keep or counted or desk.proofs is not None else 0
-
-    async def _place(
-        self,
-        asked: Asked,
-        asks: Sequence[Verified[Ask]],
-        max_cost: Amount | None,
-        *,
-        keep: bool,
-        named: Named,
-        ranked: bool,
-    ) -> Job:
-        began = asyncio.get_running_loop().time()
-        info, desk = await self._open_desk()
-        job, key = JobId(self._random(16)), ContentKey.new(self._random)
-        call, plain = asked.call, asked.plain
-        commitment = commit_request(key.commitment_key, job, plain)
-        drafts: list[tuple[Address, Terms]] = []
-        for ask in self._sold(call, asks):
-            wanted = call.most_output(self.config.default_max_output_tokens, ask.message.max_output_tokens)
-            terms = terms_for(ask, job=job, commitment=commitment, output_tokens=wanted, body_bytes=len(asked.body))
-            drafts.append((ask.message.provider, terms))
-        now = self._now()
-        new = NewJob(
-            domain=info.domain,
-            payer=self.address,
-            job=job,
-            model=call.model,
-            path=asked.head.path,
-            commitment_key=key.commitment_key,
-            created_at=now,
-            label=asked.label,
-            expires_at=now + self.config.start_seconds + self.config.run_seconds,
-        )
-        within = affordable(drafts, max_cost)
-        async with self._closing(job, named):
-            placed = await self._sign(info, new, within)
-            candidates = wrap(job, key, placed, asks)
-            header = Submission(job, candidates, b"", ranked).dumps()
-            if named is not None:
-                keyed = keys.Keyed(*named, job, key.secret, header, now)
-                if (await self._ledger.keep_key(keyed, now - self.config.key_seconds)).job != job:
-                    raise Unavailable(Code.NODE_BUSY, "another process placed this key's job just now", fault=Fault.CLIENT)
-            linger = None if named is None else self.config.linger_seconds
-            response = await self._coordinator.submit(header + key.seal_request(job, plain), linger=linger)
-        room = self._room(desk, asked, keep)
-        answer = Answer(job, key, {p.order.digest: p for p in placed}, info.domain, info.coordinator, keep_bytes=room)
-        made = Job(desk, answer, response, call, plain, keyed=named is not None, began=began)
-        self._live.add(made)
-        return made
-
-    def _sold(self, call: Call, asks: Sequence[Verified[Ask]]) -> list[Verified[Ask]]:
-        """The asks that sell as much output as the call names."""
-        wanted = call.output_tokens or 0
-        found = [ask for ask in asks if wanted <= ask.message.max_output_tokens]
-        if not found:
-            most = max(ask.message.max_output_tokens for ask in asks)
-            text = f"{wanted} output tokens asked for; providers of {call.model!r} sell at most {most} a request"
-            raise Refusal(Code.ORDER_TERMS, text)
-        return found
-
-    async def _sign(self, info: Info, job: NewJob, drafts: Sequence[tuple[Address, Terms]]) -> list[Placed]:
-        now_ns = self._clock()
-
-        def sign(tab: Tab, provider: Address, terms: Terms) -> Placed:
-            return sign_order(
-                tab,
-                terms,
-                signer=self.wallet,
-                provider=provider,
-                coordinator=info.coordinator,
-                domain=info.domain,
-                policy=self._policy,
-                now_ns=now_ns,
-            )
-
-        placed = await self._ledger.take(job, drafts, sign, self.config.budgets)
-        if not placed:
-            text = f"every provider found for {job.model!r} once gave this wallet a dishonest receipt"
-            raise Refusal(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
-        return placed
-
-    @contextlib.asynccontextmanager
-    async def _closing(self, job: JobId, named: Named) -> AsyncIterator[None]:
-        """However placing a job fails, its orders do not stay open longer than they must; those of a keyed job that may have
-        arrived wait for the next request with the key.
-        """
-        self._placing.add(job)  # until it is among the live ones: nobody else is to settle it meanwhile
-        try:
-            yield
-        except (Broken, asyncio.CancelledError):
-            if named is None:
-                self._resolver.abandon(job)
-            raise
-        except TallyError as error:
-            if named is not None and (known := await self._ledger.keyed(named[0])) is not None and known.job == job:
-                await self._ledger.forget_key(named[0])
-            await self._ledger.end(job, JobState.FAILED, str(error), self._now())
-            raise
-        finally:
-            self._placing.discard(job)
-
-    async def secure(self, job: Job) -> bool:
-        """Reserves more of the purse for the provider that a job was offered to first, within the config's top_up_total. Where it
-        returns True, a request that was refused as `unsecured` may do now.
-        """
-        if self._onchain is None or not self.config.top_up_total:
-            return False
-        domain, first = (await self.info()).domain, job.candidates[0]
-        tab, accounts = await self.tab(first.provider), await self._ledger.accounts(domain, self._now())
-        return await self._onchain.top_up(first, tab, accounts, self._clock())
-
-    async def warn_idle(self) -> None:
-        """Logs what is reserved for providers that were not used for the config's idle_days, where the chain can be asked."""
-        if self._onchain is not None:
-            accounts = await self._ledger.accounts((await self.info()).domain, self._now())
-            await self._onchain.warn_idle(accounts, self._now())
-
-    async def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Result:
-        """One chat completion, not streamed; options are OpenAI's (max_tokens, temperature, …). `result.text` is the answer.
-
-        Raises TallyError, also for an error answer of the engine.
-        """
-        body = {"model": model, "messages": list(messages)} | options | {"stream": False}
-        async with await self.submit(CHAT, body) as job:
-            return require_success(await job.result())
 
     # Remembering
 
@@ -422,3 +343,8 @@ class Market:
     async def evidence(self) -> list[Evidence]:
         """Dishonest receipts, kept for third parties."""
         return await self._ledger.evidence()
+
+
+def upkeep_of(market: Market) -> Upkeep:
+    """What the gateway of an open market takes care of."""
+    return Upkeep(market.config, market._ledger, market._onchain, market.info, market._clock)  # noqa: SLF001 - its other half

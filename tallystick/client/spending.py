@@ -22,7 +22,8 @@ from tallystick.protocol.types import Address, Amount, JobId, format_amount
 
 DAY_SECONDS = 86_400
 GROUPS = ("day", "label", "model", "provider")
-_SUMS = ("requests", "failed", "cost", "input_tokens", "cached_tokens", "output_tokens")
+_SUMS = ("requests", "failed", "cost", "input_tokens", "cached_tokens", "output_tokens", "hits", "saved")
+_PAID = _SUMS[1:6]
 
 _THIS = sa.select(
     jobs.c.payer,
@@ -31,7 +32,9 @@ _THIS = sa.select(
     jobs.c.model,
     bindparam("to_provider", type_=sa.String),
     sa.literal(1),
-    *(bindparam(f"to_{name}", type_=sa.BigInteger) for name in _SUMS[1:]),
+    *(bindparam(f"to_{name}", type_=sa.BigInteger) for name in _PAID),
+    sa.literal(0),
+    sa.literal(0),
 ).where(jobs.c.job == bindparam("of_job"))
 _COLUMNS = ("payer", *GROUPS, *_SUMS)
 
@@ -45,6 +48,11 @@ def _adding(source: sa.Select[tuple[object, ...]]) -> sa.Executable:
 
 _ADD = _adding(_THIS)
 _ADD_FAILED = _adding(_THIS.where(jobs.c.state.in_([JobState.OPEN.value, JobState.LOST.value])))
+_NEW_HIT = insert(spent)
+_ADD_HIT = _NEW_HIT.on_conflict_do_update(
+    index_elements=["payer", *GROUPS],
+    set_={"hits": spent.c.hits + _NEW_HIT.excluded.hits, "saved": spent.c.saved + _NEW_HIT.excluded.saved},
+)
 _SPENT = sa.select(sa.func.coalesce(sa.func.sum(spent.c.cost), 0)).where(
     spent.c.payer == bindparam("of_payer"), spent.c.day == bindparam("of_day")
 )
@@ -79,8 +87,25 @@ def add(c: Connection, job: JobId, receipt: Receipt, now: int, *, failed: bool) 
 
 def add_failed(c: Connection, job: JobId, now: int) -> None:
     """A job ends without a receipt; to be called before its state is changed."""
-    none = dict.fromkeys((f"to_{name}" for name in _SUMS[2:]), 0)
+    none = dict.fromkeys((f"to_{name}" for name in _PAID[1:]), 0)
     c.execute(_ADD_FAILED, none | {"of_job": job.hex(), "to_day": now // DAY_SECONDS, "to_provider": "", "to_failed": 1})
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A request that was answered from the cache, which saved what its job had cost (base units)."""
+
+    label: str
+    model: str
+    provider: Address
+    saved: Amount
+
+
+def add_hit(c: Connection, payer: Address, hit: Hit, now: int) -> None:
+    """The cache saved something."""
+    row = dict.fromkeys(_SUMS, 0) | {"hits": 1, "saved": int(hit.saved)}
+    group = {"payer": payer, "day": now // DAY_SECONDS, "label": hit.label, "model": hit.model, "provider": hit.provider}
+    c.execute(_ADD_HIT, group | row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +169,9 @@ class Spent:
     input_tokens: int
     cached_tokens: int
     output_tokens: int
+    hits: int = 0
+    """Requests answered from the cache, which are not among the others."""
+    saved: Amount = Amount(0)
     latency_ms: tuple[int, int, int] | None = None
     """How long its requests took, from asking to the receipt: p50, p95, p99 (nearest rank). None: not known of any."""
 

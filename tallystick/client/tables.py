@@ -79,6 +79,8 @@ spent = sa.Table(
     sa.Column("input_tokens", sa.BigInteger),
     sa.Column("cached_tokens", sa.BigInteger),
     sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("hits", sa.BigInteger),
+    sa.Column("saved", sa.BigInteger),
 )
 orders = sa.Table(
     "orders",

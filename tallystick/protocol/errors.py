@@ -143,38 +143,42 @@ class TallyError(Exception):
 
 
 class PeerError(TallyError):
-    """The other side broke a rule."""
+    """The other side broke a rule: `fault` says who that is. Keep the evidence, never retry."""
 
     fault = Fault.CLIENT
 
 
 class BadMessage(PeerError):
-    """What arrived does not parse as what it should be."""
+    """What arrived does not parse as what it should be. The fault of who sent it; never retry the same."""
 
     code = Code.BAD_MESSAGE
 
 
 class BadSignature(PeerError):
-    """A message is not signed by the account that it names."""
+    """A message is not signed by the account that it names. The fault of who sent it; never retry."""
 
     code = Code.BAD_SIGNATURE
 
 
 class BadReceipt(PeerError):
-    """A receipt contradicts its order, its prices, its transcript or the tab."""
+    """A receipt contradicts its order, its prices, its transcript or the tab. The provider's fault; never retry with that one."""
 
     code = Code.BAD_RECEIPT
     fault = Fault.PROVIDER
 
 
 class BadSeal(PeerError):
-    """Ciphertext that does not open, or a stream with chunks reordered, dropped, repeated or cut off."""
+    """Ciphertext that does not open, or a stream with chunks reordered, dropped, repeated or cut off. The fault of who sent or
+    carried it; never retry.
+    """
 
     code = Code.BAD_SEAL
 
 
 class Refusal(TallyError):
-    """A lawful no that is final for this order. The code is the reason."""
+    """A lawful no that is final for this order, the client's fault unless it says another. The code is the reason: mend that, do
+    not retry the same.
+    """
 
     fault = Fault.CLIENT
 
@@ -183,7 +187,7 @@ class Refusal(TallyError):
 
 
 class Unavailable(TallyError):
-    """Not now: a peer, the engine or the chain did not answer. Trying again is reasonable."""
+    """Not now: a peer, the engine or the chain did not answer. Nobody's fault unless it says whose; a retry is reasonable."""
 
     fault = Fault.NOBODY
     retry = True

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.types import parse_address
+from tallystick.runtime.config import home
 
 if TYPE_CHECKING:
     from eth_account import Account
-from tallystick.protocol.types import parse_address
 
 PASSWORD_ENV = "TALLYSTICK_PASSWORD"  # noqa: S105 - the variable's name
 PASSWORD_FILE_ENV = "TALLYSTICK_PASSWORD_FILE"  # noqa: S105 - the variable's name
@@ -123,6 +124,31 @@ def open_keystore(path: Path, password: str) -> Signer:
     if _address(named) != signer.address:  # what a keystore's checksum covers is not all of it
         raise BadMessage(f"{path}: damaged, it does not hold the key of {named[:42]}")
     return signer
+
+
+def keystore_path(wallet: str | Path) -> Path:
+    """Where a wallet's keystore is: a path if it looks like one, else a name in the home folder."""
+    if isinstance(wallet, Path) or "/" in wallet or wallet.endswith(".json"):
+        return Path(wallet).expanduser()
+    return home() / "keys" / f"{wallet}.json"
+
+
+def open_wallet(
+    wallet: str | Path,
+    password: str | None = None,
+    *,
+    password_file: Path | None = None,
+    prompt: Callable[[], str] | None = None,
+) -> Signer:
+    """The signer of a wallet, named as `tally wallet new` named it, or by its keystore file.
+
+    The password is the one given, else as `find_password` finds it: a file, TALLYSTICK_PASSWORD_FILE, TALLYSTICK_PASSWORD, or a
+    prompt such as `getpass.getpass`. Raises BadMessage.
+    """
+    path = keystore_path(wallet)
+    if not path.exists():
+        raise BadMessage(f"no wallet at {path}; make one with: tally wallet new {wallet}")
+    return open_keystore(path, find_password(password_file, prompt) if password is None else password)
 
 
 def _check_cost(store: dict[str, Any]) -> None:

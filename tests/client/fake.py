@@ -297,12 +297,14 @@ class FakeMarket:
         parse_address(body["payer"])
         if self.refusals:
             return _refuse(self.refusals.pop(0))
-        if body["model"] != MODEL:
+        if all(body["model"] != provider.ask.message.model for provider in self.providers):
             return _refuse(Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {body['model']!r}"))
         if "route" in body:
             return _refuse(Refusal(Code.NO_PROVIDER, f"no provider serves {body['route']}"))
         excluded = set(body.get("exclude", ()))
         asks = [entry for entry in self.asks() if not _is_of(entry, excluded)]
+        if len({provider.ask.message.model for provider in self.providers}) > 1:
+            asks = [entry for entry in asks if entry["ask"]["message"]["model"] == body["model"]]
         if not asks:
             return _refuse(Unavailable(Code.NO_PROVIDER, "all are excluded"))
         return web.json_response({"asks": asks})

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.client.aliases import draw_of, next_may_do, ordered, requests
+from tallystick.client.aliases import Names, draw_of, next_may_do, ordered
 from tallystick.client.config import Alias
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.wire import loads
@@ -32,14 +32,15 @@ def test_shares() -> None:
 
 def test_a_request_for_each_model() -> None:
     """Members other than the model stay; nothing is parsed where nothing is configured."""
-    bodies = requests(b'{"model": "best", "seed": 7}', [BEST], ["b", "d"], 0.5)
+    names, none = Names([BEST], {}), Names([], {})
+    bodies = names.plan(b'{"model": "best", "seed": 7}', ["b", "d"], 0.5).bodies
     assert [loads(body, "body") for body in bodies] == [{"model": name, "seed": 7} for name in ("c", "a", "b", "d")]
-    assert requests(b"not JSON", [], [], 0.5) == [b"not JSON"]
-    assert requests(b'{"model":  "other"}', [BEST], [], 0.5) == [b'{"model":  "other"}']
+    assert none.plan(b"not JSON", [], 0.5).bodies == [b"not JSON"]
+    assert names.plan(b'{"model":  "other"}', [], 0.5).bodies == [b'{"model":  "other"}']
     with pytest.raises(BadMessage):
-        requests(b"not JSON", [BEST], [], 0.5)
+        names.plan(b"not JSON", [], 0.5)
     with pytest.raises(BadMessage):
-        requests(b"[]", [BEST], [], 0.5)
+        names.plan(b"[]", [], 0.5)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tallystick.client.choice import HEADER, Choice, demand_of, explained, read_options
+from tallystick.client.choice import HEADER, Choice, Extras, demand_of, explained, read_options
 from tallystick.client.config import ClientConfig
 from tallystick.protocol.errors import BadMessage, Fault, Refusal
 from tallystick.protocol.messages import Spec
@@ -52,12 +52,13 @@ def test_a_request_narrows_what_the_config_says() -> None:
 
 def test_the_header() -> None:
     """Dollars as text, one name for a list of one, everything optional."""
-    assert read_options(None) == ({}, ())
-    options, fallbacks = read_options(
+    assert read_options(None) == ({}, Extras())
+    options, extras = read_options(
         '{"max_cost": "0.5", "max_output_price": "2", "pin": "0xaa", "prefer": ["0xbb"], "sort": "latency",'
-        ' "require": {"region": "eu"}, "min_reputation": 90, "min_stake": "2", "label": "research", "fallbacks": "other"}'
+        ' "require": {"region": "eu"}, "min_reputation": 90, "min_stake": "2", "label": "research",'
+        ' "fallbacks": "other", "cache": true}'
     )
-    assert fallbacks == ("other",)
+    assert extras == Extras(("other",), cache=True)
     assert options == {
         "max_cost": 500_000,
         "label": "research",
@@ -82,6 +83,7 @@ def test_the_header() -> None:
         ('{"pin": 5}', "pin: expected a list"),
         ('{"require": {"mood": []}}', r"require: unknown members"),
         ('{"min_reputation": 101}', "min_reputation"),
+        ('{"cache": "yes"}', "cache: expected true or false"),
     ],
 )
 def test_headers_that_make_no_sense(header: str, says: str) -> None:

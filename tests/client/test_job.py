@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.job import Unfinished
+from tallystick.client.result import Unfinished
 from tallystick.client.sdk import Market
 from tallystick.client.tables import JobState, OrderState
 from tallystick.protocol.eip712 import Signer

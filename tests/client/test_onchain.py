@@ -18,6 +18,7 @@ from tallystick.client.gateway import build_app
 from tallystick.client.onchain import Onchain
 from tallystick.client.payer import Placed, Tab
 from tallystick.client.sdk import Market
+from tallystick.client.upkeep import Upkeep
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Terms
@@ -165,11 +166,11 @@ async def test_a_refused_request_is_placed_again(
         await session.chunk(b'{"choices": []}', last=True)
         await session.finish()
 
-    async def secure(market: Market, job: Any) -> bool:
+    async def secure(_upkeep: Upkeep, job: Any) -> bool:
         asked.append(job.candidates[0].provider)
         return fake.script is not never
 
-    monkeypatch.setattr(Market, "secure", secure)
+    monkeypatch.setattr(Upkeep, "secure", secure)
     fake.script = unsecured
     async with (
         Market(fake.url, wallet, config) as market,

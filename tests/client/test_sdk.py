@@ -96,6 +96,17 @@ async def test_concurrent_jobs_add_up(market: Market, fake: FakeMarket) -> None:
     assert tab.ceiling == max(ceilings)
 
 
+async def test_a_market_can_be_opened_and_closed_again(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Without a block: closing twice does nothing more, and what was closed can be opened."""
+    market = Market(fake.url, wallet, config)
+    for _ in range(2):
+        assert await market.open() is market
+        assert (await market.chat(MODEL, MESSAGES)).cost == 3
+        await market.close()
+        await market.close()
+    assert len(fake.submissions) == 2
+
+
 async def test_shortlist_is_remembered(market: Market, fake: FakeMarket) -> None:
     """The coordinator is asked for a shortlist once in a few seconds, also by jobs that start together."""
     await asyncio.gather(*(run(market) for _ in range(5)))

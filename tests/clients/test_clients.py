@@ -24,6 +24,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 PYTHON = {
     "litellm_sdk": LITELLM,
     "langchain_openai_chat": ("langchain", ("langchain-openai==1.7.3",)),
+    "llama_index_openai_like": ("llama-index", ("llama-index-llms-openai-like==0.8.1",)),
     "pydantic_ai_agent": ("pydantic-ai", ("pydantic-ai-slim[openai]==2.68.0",)),
 }
 LLM = ("llm", ("llm==0.36",))
@@ -84,7 +85,7 @@ def _check(said: dict[str, Any], engine: Engine) -> None:
 @pytest.mark.parametrize("program", PYTHON)
 async def test_a_python_client(program: str, site: Site) -> None:
     """Whole and streamed answers, parallel tools, JSON, embeddings, errors."""
-    commands = install(*PYTHON[program])
+    commands = await asyncio.to_thread(install, *PYTHON[program])
     assert commands is not None
     said = json.loads((await site.run(str(commands / "python"), str(PROGRAMS / f"{program}.py"))).splitlines()[-1])
     assert said.keys() >= {"text", "stream", "tools", "tokens"}
@@ -94,7 +95,7 @@ async def test_a_python_client(program: str, site: Site) -> None:
 @pytest.mark.timeout(600)
 async def test_the_llm_command(site: Site) -> None:
     """Streamed by default, whole with --no-stream."""
-    commands = install(*LLM)
+    commands = await asyncio.to_thread(install, *LLM)
     assert commands is not None
     (site.folder / "extra-openai-models.yaml").write_text(
         f"- model_id: market\n  model_name: bench\n  api_base: {site.url}/v1\n  api_key_name: market\n"

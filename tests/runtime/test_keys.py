@@ -25,6 +25,7 @@ from tallystick.runtime.keys import (
     find_password,
     keystore_address,
     open_keystore,
+    open_wallet,
     random_secret_file,
     write_private,
 )
@@ -64,6 +65,18 @@ def test_a_keystore_gives_its_key_back(tmp_path: Path) -> None:
     assert keystore_address(tmp_path / "a.json") == made.address
     assert create_keystore(tmp_path / "b.json", "pass", cost=CHEAP).secret != made.secret
     assert create_keystore(tmp_path / "c.json", "pass", SECRET, cost=CHEAP).secret == SECRET
+
+
+def test_a_wallet_opens_by_name_or_by_file(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is looked up in the home folder; the password is the given one, else that of the environment, else the prompt's."""
+    monkeypatch.setenv("TALLYSTICK_HOME", str(tmp_path))
+    create_keystore(tmp_path / "keys" / "mine.json", "right", SECRET, cost=CHEAP)
+    assert open_wallet("mine", "right").secret == SECRET
+    assert open_wallet(store, prompt=lambda: "right").secret == SECRET
+    monkeypatch.setenv(keys.PASSWORD_ENV, "right")
+    assert open_wallet(str(store)).secret == SECRET
+    with pytest.raises(BadMessage, match="tally wallet new other"):
+        open_wallet("other")
 
 
 @pytest.mark.parametrize("password", ["\u20ac\u00fc \u2603", " ", "a" * 10_000, "tab\tand\nline"])

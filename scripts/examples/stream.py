@@ -1,0 +1,22 @@
+"""An answer as it comes; its receipt and its cost are there at its end."""
+
+import asyncio
+import os
+
+from tallystick import Market, format_amount, open_wallet
+
+
+async def main() -> None:
+    """Streams one chat."""
+    wallet = open_wallet(os.environ.get("TALLYSTICK_WALLET", "default"))
+    async with Market(os.environ.get("TALLYSTICK_COORDINATOR", "http://127.0.0.1:8420"), wallet) as market:
+        model = os.environ.get("TALLYSTICK_MODEL") or (await market.models())[0].id
+        stream = market.stream(model, [{"role": "user", "content": "What is a tally stick?"}], max_tokens=200)
+        async for text in stream:
+            print(text, end="", flush=True)
+        result = await stream.result()
+        receipt = result.receipt.message
+        print(f"\nreceipt {receipt.seq} of this tab: {receipt.output_tokens} output tokens, {format_amount(result.cost)}")
+
+
+asyncio.run(main())

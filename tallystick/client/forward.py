@@ -1,0 +1,307 @@
+"""The gateway's hot routes, raw ASGI: one request is one job, or one after another where a name stands for several models."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from tallystick.client.aliases import Names, Plan, draw_of, next_may_do
+from tallystick.client.cache import LARGEST, Cache, Kept
+from tallystick.client.choice import HEADER, Extras, Options, demand_of, read_options, under
+from tallystick.client.config import ApiKey
+from tallystick.client.guard import CALLER
+from tallystick.client.job import Job
+from tallystick.client.openai import EVENT_STREAM, error_event, read_call, render_error
+from tallystick.client.result import Result
+from tallystick.client.rules import load_rule
+from tallystick.client.sdk import Market, upkeep_of
+from tallystick.client.spending import Hit
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.routes import FORM, JSON, media_type
+from tallystick.protocol.wire import ResponseHead
+
+log = structlog.get_logger()
+BODY_SECONDS = 60
+OURS = (
+    "x-request-id",
+    "x-tally-job",
+    "x-tally-provider",
+    "x-tally-cost",
+    "x-tally-receipt",
+    "x-tally-cache",
+    "x-tally-escalated",
+)
+"""Headers of answers that are the gateway's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """One request of a caller: its route and body, and what its headers say."""
+
+    path: str
+    body: bytes = field(repr=False)
+    content_type: str
+    key: str | None
+    options: Options
+    extras: Extras
+    caller: ApiKey | None
+
+    @classmethod
+    def of(cls, scope: Scope, body: bytes) -> _Wanted:
+        """Like OpenAI's own servers and engines, whatever does not say that it is a form is read as JSON. Raises BadMessage, or
+        Refusal where the caller's key does not allow it.
+        """
+        headers = Headers(scope=scope)
+        kind = headers.get("content-type", "")
+        caller: ApiKey | None = scope.get(CALLER)
+        options, extras = read_options(headers.get(HEADER))
+        return cls(
+            scope["path"],
+            body,
+            kind if media_type(kind) == FORM else JSON,
+            headers.get("idempotency-key"),
+            under(caller, options),
+            extras,
+            caller,
+        )
+
+
+class Forward:
+    """One request of a caller, from its body to the last byte of its answer."""
+
+    def __init__(self, market: Market) -> None:
+        """Raises BadMessage for rules that can't be loaded."""
+        self._market = market
+        aliases = market.config.aliases
+        self._names = Names(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
+        self._cache = Cache.of(market.config, market.wallet)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the job until its answer is sent or its client is gone."""
+        try:
+            body = await _read_body(receive, self._market.config.max_body_bytes)
+            if body is None:
+                return
+            wanted = _Wanted.of(scope, body)
+        except TallyError as error:
+            await send_error(send, error)
+            return
+        relay = asyncio.create_task(self._relay(wanted, send), name="relay")
+        gone = asyncio.create_task(_until_gone(receive), name="client-gone")
+        try:
+            await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if wanted.key is not None:  # its client may come back for it
+                await asyncio.wait({relay}, timeout=self._market.config.linger_seconds)
+        finally:
+            gone.cancel()
+            if not relay.done():
+                relay.cancel()
+            await asyncio.gather(relay, gone, return_exceptions=True)
+        if not relay.cancelled():
+            relay.result()
+
+    async def _relay(self, wanted: _Wanted, send: Send) -> None:
+        """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
+        try:
+            name = self._cached_as(wanted)
+            kept = None if name is None or self._cache is None else await self._cache.get(name)
+            if kept is None:
+                await self._ask(wanted, self._plan(wanted), _Sending(send, self._cache, name))
+                return
+            await upkeep_of(self._market).note_hit(Hit(self._label(wanted), kept.model, kept.provider, kept.cost))
+            await _send_kept(send, kept)
+        except TallyError as error:
+            await send_error(send, error)
+
+    def _cached_as(self, wanted: _Wanted) -> str | None:
+        if self._cache is None or wanted.key is not None or wanted.content_type != JSON or wanted.extras.cache is False:
+            return None
+        model = read_call(wanted.path, wanted.body).model
+        demand = demand_of(self._market.config, model, wanted.path, wanted.options)
+        caller = "" if wanted.caller is None else wanted.caller.label
+        return self._cache.name(wanted.path, wanted.body, demand, caller, asked=wanted.extras.cache)
+
+    def _label(self, wanted: _Wanted) -> str:
+        return wanted.options.get("label", self._market.config.label)
+
+    def _plan(self, wanted: _Wanted) -> Plan:
+        if wanted.content_type != JSON:
+            return Plan([wanted.body])
+        plan = self._names.plan(wanted.body, wanted.extras.fallbacks, draw_of(wanted.key or secrets.token_hex()))
+        return plan if wanted.key is None else Plan(plan.bodies[:1])  # a key stands for one job
+
+    async def _ask(self, wanted: _Wanted, plan: Plan, sending: _Sending) -> None:
+        """One model after another, until one answers and its answer will do. Raises TallyError as long as nothing was sent."""
+        spare: Result | None = None
+        for left, body in zip(range(len(plan.bodies) - 1, -1, -1), plan.bodies, strict=True):
+            try:
+                result = await self._answer(wanted, body, sending)
+            except TallyError as error:
+                if not left or not next_may_do(error):
+                    if spare is None:
+                        raise
+                    break
+                log.info("falling back to another model", code=error.code.value, reason=str(error))
+                continue
+            if result is None:
+                return
+            if not left or _will_do(plan, result):
+                await sending.result(result, spare)
+                return
+            log.info("an answer will not do: asking the next model", job=result.job.hex(), cost=int(result.cost))
+            spare = result
+        if spare is not None:  # better than nothing, and paid for
+            await sending.result(spare, None)
+
+    async def _answer(self, wanted: _Wanted, body: bytes, sending: _Sending) -> Result | None:
+        """The answer of one model; None if it was a stream, which then was sent."""
+        market = self._market
+        for again in (wanted.key is None, False):
+            job = await market.submit(wanted.path, body, key=wanted.key, content_type=wanted.content_type, **wanted.options)
+            async with job:
+                try:
+                    head = await job.start()
+                except Refusal as error:
+                    if error.code is Code.UNSECURED and again and await upkeep_of(self._market).secure(job):
+                        continue
+                    raise
+                if media_type(head.content_type) != EVENT_STREAM:
+                    return await job.result()
+                await sending.stream(job, head)
+                return None
+        raise RuntimeError("a job that is not asked for again has an end")
+
+
+def _will_do(plan: Plan, result: Result) -> bool:
+    if result.head.status != 200:
+        return True  # an engine's own error is for the caller to see
+    try:
+        return plan.good(result.json())
+    except BadMessage:
+        return True
+
+
+class _Sending:
+    """An answer on its way to the caller, and into the cache where it has a name there."""
+
+    def __init__(self, send: Send, cache: Cache | None, name: str | None) -> None:
+        self._send, self._cache, self._name = send, cache, name
+
+    async def result(self, result: Result, before: Result | None) -> None:
+        """A whole answer; `before` was another model's, which would not do."""
+        headers = {
+            "content-type": result.head.content_type,
+            "x-request-id": result.job.hex(),
+            "x-tally-job": result.job.hex(),
+            "x-tally-provider": result.provider,
+            "x-tally-cost": str(int(result.cost)),
+            "x-tally-receipt": "0x" + result.receipt.digest.hex(),
+        }
+        if before is not None:
+            headers["x-tally-escalated"] = f"{before.terms.model}; job={before.job.hex()}; cost={int(before.cost)}"
+        await self._keep(result, result.body)  # first: whoever has the answer may ask again
+        await _send_whole(self._send, result.head.status, headers | self._missed(), result.body)
+
+    async def stream(self, job: Job, head: ResponseHead) -> None:
+        """An event stream, chunk by chunk; an error in its midst is its last event."""
+        headers = {"content-type": head.content_type, "cache-control": "no-store", **_job_headers(job), **self._missed()}
+        await _send_head(self._send, head.status, headers)
+        tail, parts, size = b"\n\n", list[bytes](), 0
+        try:
+            async for chunk in job:
+                tail = (tail + chunk)[-2:]
+                size += len(chunk)
+                if self._name is not None and size <= LARGEST:
+                    parts.append(chunk)
+                await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except TallyError as error:
+            log.warning("a stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
+            gap = b"" if tail == b"\n\n" else b"\n\n"
+            await self._send({"type": "http.response.body", "body": gap + error_event(error), "more_body": True})
+        if self._name is not None and job.booked and size <= LARGEST:
+            await self._keep(await job.result(), b"".join(parts))
+        await self._send({"type": "http.response.body", "body": b""})
+
+    def _missed(self) -> dict[str, str]:
+        return {} if self._name is None else {"x-tally-cache": "miss"}
+
+    async def _keep(self, result: Result, body: bytes) -> None:
+        if self._cache is None or self._name is None or result.head.status != 200:
+            return
+        if result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
+            kept = Kept(
+                content_type=result.head.content_type,
+                body=body,
+                job=result.job.hex(),
+                provider=result.provider,
+                model=result.terms.model,
+                cost=result.cost,
+                receipt="0x" + result.receipt.digest.hex(),
+            )
+            await self._cache.put(self._name, kept)
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes | None:
+    """The request's body; None if the client left meanwhile. Raises Refusal where it is too long or too slow."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                event = await receive()
+                if event["type"] == "http.disconnect":
+                    return None
+                size += len(event.get("body", b""))
+                if size > limit:
+                    raise Refusal(Code.BODY_TOO_LARGE, f"the request is longer than {limit} bytes")
+                parts.append(event.get("body", b""))
+                if not event.get("more_body"):
+                    return b"".join(parts)
+    except TimeoutError:
+        raise Refusal(Code.TIMED_OUT, f"the request did not arrive within {BODY_SECONDS} s") from None
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _job_headers(job: Job) -> dict[str, str]:
+    return {"x-request-id": job.id.hex(), "x-tally-job": job.id.hex(), "x-tally-provider": job.provider or ""}
+
+
+async def _send_head(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    await _send_head(send, status, {**headers, "content-length": str(len(body))})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_kept(send: Send, kept: Kept) -> None:
+    headers = {
+        "content-type": kept.content_type,
+        "x-request-id": kept.job,
+        "x-tally-job": kept.job,
+        "x-tally-provider": kept.provider,
+        "x-tally-cost": "0",
+        "x-tally-receipt": kept.receipt,
+        "x-tally-cache": "hit",
+    }
+    await _send_whole(send, 200, headers, kept.body)
+
+
+async def send_error(send: Send, error: TallyError) -> None:
+    """An error in OpenAI's shape."""
+    shown = render_error(error)
+    log.info("request refused", status=shown.status, code=error.code.value, reason=str(error))
+    await _send_whole(send, shown.status, {"content-type": JSON} | shown.headers, shown.body)

@@ -1,0 +1,130 @@
+"""Placing a job: it is drafted on each ask, signed by the ledger's word, sealed and posted; and however that fails, its orders do
+not stay open longer than they must.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+
+from tallystick.client import keys
+from tallystick.client.answer import Answer
+from tallystick.client.books import NewJob
+from tallystick.client.candidates import affordable, draft, wrap
+from tallystick.client.config import ClientConfig
+from tallystick.client.ledger import Ledger
+from tallystick.client.openai import Asked
+from tallystick.client.payer import Placed, Policy, Tab, sign_order
+from tallystick.client.resolver import Resolver
+from tallystick.client.tables import JobState
+from tallystick.client.transport import Broken, Coordinator, Info
+from tallystick.protocol.eip712 import Signer, Verified
+from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.messages import Ask, Terms
+from tallystick.protocol.sealing import ContentKey, commit_request
+from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import Submission
+
+Named = tuple[str, str] | None
+"""An idempotency key, and the fingerprint of its request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """What a job is placed with. `clock` is Unix time in nanoseconds; `placing` holds the jobs on their way."""
+
+    config: ClientConfig
+    wallet: Signer
+    coordinator: Coordinator
+    ledger: Ledger
+    resolver: Resolver
+    clock: Callable[[], int]
+    random: Callable[[int], bytes]
+    placing: set[JobId]
+
+    async def place(
+        self,
+        info: Info,
+        asked: Asked,
+        asks: Sequence[Verified[Ask]],
+        max_cost: Amount | None,
+        *,
+        keep_bytes: int,
+        named: Named,
+        ranked: bool,
+    ) -> tuple[Answer, aiohttp.ClientResponse]:
+        """Posts a job; its answer to be, and the open stream. Raises TallyError: then nothing is owed."""
+        job, key = JobId(self.random(16)), ContentKey.new(self.random)
+        commitment = commit_request(key.commitment_key, job, asked.plain)
+        drafts = draft(asked, asks, job, commitment, self.config.default_max_output_tokens)
+        now = self.clock() // 1_000_000_000
+        new = NewJob(
+            domain=info.domain,
+            payer=self.wallet.address,
+            job=job,
+            model=asked.call.model,
+            path=asked.head.path,
+            commitment_key=key.commitment_key,
+            created_at=now,
+            label=asked.label,
+            expires_at=now + self.config.start_seconds + self.config.run_seconds,
+        )
+        within = affordable(drafts, max_cost)
+        async with self._closing(job, named):
+            placed = await self._sign(info, new, within)
+            candidates = wrap(job, key, placed, asks)
+            header = Submission(job, candidates, b"", ranked).dumps()
+            if named is not None:
+                keyed = keys.Keyed(*named, job, key.secret, header, now)
+                if (await self.ledger.keep_key(keyed, now - self.config.key_seconds)).job != job:
+                    raise Unavailable(Code.NODE_BUSY, "another process placed this key's job just now", fault=Fault.CLIENT)
+            linger = None if named is None else self.config.linger_seconds
+            response = await self.coordinator.submit(header + key.seal_request(job, asked.plain), linger=linger)
+        orders = {one.order.digest: one for one in placed}
+        return Answer(job, key, orders, info.domain, info.coordinator, keep_bytes=keep_bytes), response
+
+    async def _sign(self, info: Info, job: NewJob, drafts: Sequence[tuple[Address, Terms]]) -> list[Placed]:
+        now_ns, config = self.clock(), self.config
+        policy = Policy(config.reserve_target, config.start_seconds, config.run_seconds, config.claim_seconds, config.max_fee_bps)
+
+        def sign(tab: Tab, provider: Address, terms: Terms) -> Placed:
+            return sign_order(
+                tab,
+                terms,
+                signer=self.wallet,
+                provider=provider,
+                coordinator=info.coordinator,
+                domain=info.domain,
+                policy=policy,
+                now_ns=now_ns,
+            )
+
+        placed = await self.ledger.take(job, drafts, sign, config.budgets)
+        if not placed:
+            text = f"every provider found for {job.model!r} once gave this wallet a dishonest receipt"
+            raise Refusal(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
+        return placed
+
+    @contextlib.asynccontextmanager
+    async def _closing(self, job: JobId, named: Named) -> AsyncIterator[None]:
+        """However placing a job fails, its orders are closed; those of a keyed job that may have arrived wait for the next
+        request with the key.
+        """
+        self.placing.add(job)  # until it is among the live ones: nobody else is to settle it meanwhile
+        try:
+            yield
+        except (Broken, asyncio.CancelledError):
+            if named is None:
+                self.resolver.abandon(job)
+            raise
+        except TallyError as error:
+            if named is not None and (known := await self.ledger.keyed(named[0])) is not None and known.job == job:
+                await self.ledger.forget_key(named[0])
+            await self.ledger.end(job, JobState.FAILED, str(error), self.clock() // 1_000_000_000)
+            raise
+        finally:
+            self.placing.discard(job)

@@ -1,0 +1,89 @@
+"""What a job comes to: its answer with order and receipt, or why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tallystick.client.deltas import Deltas
+from tallystick.client.openai import EVENT_STREAM, engine_error, read_text
+from tallystick.client.proof import Proof
+from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
+from tallystick.protocol.pricing import Usage, usage_of
+from tallystick.protocol.routes import media_type
+from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import ResponseHead, loads
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Result:
+    """A finished job. `body`: the bytes of the answer that were not taken by iterating. `cost` is in base units.
+
+    `commitment_key` opens the commitments of order and receipt; whoever has it can confirm guesses of the prompt. `proof` is
+    None unless it was to be kept.
+    """
+
+    job: JobId
+    head: ResponseHead
+    body: bytes
+    receipt: Verified[Receipt]
+    order: Verified[Order]
+    terms: Terms
+    commitment_key: bytes
+    proof: Proof | None = None
+
+    @property
+    def provider(self) -> Address:
+        """Who did it."""
+        return self.order.message.provider
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens that were billed."""
+        return usage_of(self.receipt.message)
+
+    @property
+    def cost(self) -> Amount:
+        """What was billed, in base units."""
+        return self.receipt.message.cost
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended."""
+        return Outcome(self.receipt.message.outcome)
+
+    def json(self) -> Any:
+        """The body as JSON. Raises BadMessage."""
+        return loads(self.body, "answer")
+
+    @property
+    def text(self) -> str:
+        """The text of a completion's first choice; of a streamed one, what iterating left of it. Raises BadMessage or, for an
+        error in the stream, Unavailable.
+        """
+        if media_type(self.head.content_type) == EVENT_STREAM:
+            return "".join(Deltas().feed(self.body))
+        return read_text(self.body)
+
+    def __repr__(self) -> str:
+        return f"Result(job={self.job.hex()}, provider={self.provider}, status={self.head.status}, cost={self.cost})"
+
+
+class Unfinished(Unavailable):
+    """The stream ended without a receipt or a reason: the coordinator's fault. `receipt` is what it had when asked afterwards;
+    `retry` is false where that bills something.
+    """
+
+    def __init__(self, message: str, receipt: Verified[Receipt] | None) -> None:
+        super().__init__(Code.COORDINATOR_UNAVAILABLE, message, fault=Fault.COORDINATOR)
+        self.receipt = receipt
+        self.retry = receipt is None or receipt.message.cost == 0
+
+
+def require_success(result: Result) -> Result:
+    """The result, unless the engine answered with an error. Raises Refusal or Unavailable with the engine's own words."""
+    if result.head.status >= 400:
+        raise engine_error(result.head.status, result.body)
+    return result

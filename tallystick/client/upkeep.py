@@ -1,0 +1,48 @@
+"""What the gateway does for its wallet beside jobs: more reserved where a provider wants it, warnings, what its cache saved."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tallystick.client.config import ClientConfig
+from tallystick.client.job import Job
+from tallystick.client.ledger import Ledger
+from tallystick.client.onchain import Onchain
+from tallystick.client.spending import Hit
+from tallystick.client.transport import Info
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """See the module's docstring. `clock` is Unix time in nanoseconds; `onchain` is None where the config names no deployment."""
+
+    config: ClientConfig
+    ledger: Ledger
+    onchain: Onchain | None
+    info: Callable[[], Awaitable[Info]]
+    clock: Callable[[], int]
+
+    @property
+    def _now(self) -> int:
+        return self.clock() // 1_000_000_000
+
+    async def secure(self, job: Job) -> bool:
+        """Reserves more of the purse for the provider that a job was offered to first, within the config's top_up_total. Where it
+        returns True, a request that was refused as `unsecured` may do now.
+        """
+        if self.onchain is None or not self.config.top_up_total:
+            return False
+        domain, first = (await self.info()).domain, job.candidates[0]
+        tab = await self.ledger.tab(domain, first.provider, self._now)
+        return await self.onchain.top_up(first, tab, await self.ledger.accounts(domain, self._now), self.clock())
+
+    async def warn_idle(self) -> None:
+        """Logs what is reserved for providers that were not used for the config's idle_days."""
+        if self.onchain is not None:
+            accounts = await self.ledger.accounts((await self.info()).domain, self._now)
+            await self.onchain.warn_idle(accounts, self._now)
+
+    async def note_hit(self, hit: Hit) -> None:
+        """Tells what the cache saved beside what was spent."""
+        await self.ledger.note_hit(hit, self._now)
