@@ -9,6 +9,7 @@ import typer
 from tallystick import __version__
 from tallystick.cli import (
     chain,
+    chat,
     contract,
     demo,
     doctor,
@@ -35,7 +36,7 @@ app = typer.Typer(
     "`tally gateway` gives your OpenAI SDK a base URL; `tally node run` sells what your engine can do.",
 )
 app.command("demo")(demo.demo)
-app.command("chat")(market.chat)
+app.command("chat")(chat.chat)
 app.command("gateway")(market.gateway)
 app.command("models")(models.models)
 app.command("explain")(models.explain)
