@@ -105,7 +105,7 @@ async def _talk(
     from tallystick.client.sdk import Market
 
     async with Market.of(config, signer) as market:
-        talk = past or Conversation(model or await _first_model(market))
+        talk = past or Conversation(model or await first_model(market))
         talk.model = model or talk.model
         if system is not None:
             talk.system = system
@@ -122,7 +122,8 @@ async def _talk(
         raise typer.Exit(INTERRUPTED)
 
 
-async def _first_model(market: Market) -> str:
+async def first_model(market: Market) -> str:
+    """The only or first one on offer. Raises Refusal, Unavailable."""
     models = await market.models()
     if not models:
         raise Refusal(Code.NO_PROVIDER, "no provider is connected to this coordinator")

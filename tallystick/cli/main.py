@@ -21,6 +21,7 @@ from tallystick.cli import (
     money,
     provider,
     spend,
+    start,
     status,
     wallet,
 )
@@ -32,9 +33,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Tallystick, an open market for inference. **First steps:** `tally demo` shows the whole market on this machine; "
-    "`tally gateway` gives your OpenAI SDK a base URL; `tally node run` sells what your engine can do.",
+    help="Tallystick, an open market for inference. **First steps:** `tally start` brings you to a first paid answer; "
+    "`tally demo` shows the whole market on this machine; `tally gateway` gives your OpenAI SDK a base URL; "
+    "`tally node run` sells what your engine can do.",
 )
+app.command("start")(start.start)
 app.command("demo")(demo.demo)
 app.command("chat")(chat.chat)
 app.command("gateway")(market.gateway)
