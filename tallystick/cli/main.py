@@ -20,6 +20,7 @@ from tallystick.cli import (
     models,
     money,
     provider,
+    safe,
     spend,
     start,
     status,
@@ -57,6 +58,7 @@ app.add_typer(market.coordinator, name="coordinator")
 app.add_typer(jobs.job, name="job")
 app.add_typer(jobs.receipt, name="receipt")
 app.add_typer(wallet.app, name="wallet")
+app.add_typer(safe.app, name="safe")
 app.command("deposit")(money.deposit)
 app.command("balance")(money.balance)
 for command in (funds.thaw, funds.withdraw, funds.reserve, funds.release, funds.cash_out, funds.stake, funds.unstake):
