@@ -20,6 +20,7 @@ from tallystick.cli import (
     models,
     money,
     provider,
+    rotate,
     safe,
     spend,
     start,
@@ -57,6 +58,7 @@ app.add_typer(market.node, name="node")
 app.add_typer(market.coordinator, name="coordinator")
 app.add_typer(jobs.job, name="job")
 app.add_typer(jobs.receipt, name="receipt")
+wallet.app.command("rotate")(rotate.rotate)
 app.add_typer(wallet.app, name="wallet")
 app.add_typer(safe.app, name="safe")
 app.command("deposit")(money.deposit)
