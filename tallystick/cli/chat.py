@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallystick.cli.conversations import LAST, Conversation, folder, newest
+from tallystick.cli.conversations import LAST, Conversation, folder, ids, newest
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, Wallet, unlock
 from tallystick.cli.output import show_json, show_rows, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
@@ -30,7 +30,9 @@ Model = Annotated[str | None, typer.Option("--model", "-m", help="Model to use; 
 System = Annotated[str | None, typer.Option("--system", "-s", help="The system prompt.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="The most tokens of an answer.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", "-t", min=0, max=2, help="How much chance is in an answer.")]
-Resume = Annotated[str | None, typer.Option("--resume", "-r", help=f'Take up a conversation: its id, or "{LAST}".')]
+Resume = Annotated[
+    str | None, typer.Option("--resume", "-r", help=f'Take up a conversation: its id, or "{LAST}".', autocompletion=ids)
+]
 Listing = Annotated[bool, typer.Option("--list", "-l", help="List the conversations that are kept.")]
 NoHistory = Annotated[bool, typer.Option("--no-history", help="Keep nothing of this: neither prompts nor answers.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Show answers as they come, not as rendered markdown.")]

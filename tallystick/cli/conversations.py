@@ -93,6 +93,11 @@ def newest(limit: int) -> list[Conversation]:
     return [Conversation.load(name) for name in _names()[:limit]]
 
 
+def ids(incomplete: str) -> list[str]:
+    """For the shell's completion: what `--resume` takes that begins so."""
+    return [name for name in (LAST, *_names()) if name.startswith(incomplete)]
+
+
 def _names() -> list[str]:
     """Newest first: the time is in the name."""
     return sorted((path.stem for path in folder().glob("*.json") if _ID.fullmatch(path.stem)), reverse=True)

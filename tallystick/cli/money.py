@@ -17,6 +17,7 @@ from tallystick.cli.options import (
     Rpc,
     Wallet,
     unlock,
+    wallets,
 )
 from tallystick.cli.output import show_json, show_rows, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
@@ -37,7 +38,9 @@ def deposit(
         str | None, typer.Option("--up-to", help="Instead: deposit what the purse, reservations included, has less than this.")
     ] = None,
     wallet: Wallet = DEFAULT_WALLET,
-    owner: Annotated[str | None, typer.Option(help="Wallet that owns and fills the purse; the same wallet by default.")] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Wallet that owns and fills the purse; the same wallet by default.", autocompletion=wallets)
+    ] = None,
     mint: Annotated[bool, typer.Option(help="Mint the test dollars first (local chains only).")] = False,
     password_file: PasswordFile = None,
     deployment: DeploymentFile = None,

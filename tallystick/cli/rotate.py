@@ -16,7 +16,7 @@ import typer
 
 from tallystick.cli.money import fill_purse, providers_of
 from tallystick.cli.onchain import account_of, open_escrow, require_coins
-from tallystick.cli.options import DeploymentFile, Json, PasswordFile, Rpc, unlock
+from tallystick.cli.options import DeploymentFile, Json, PasswordFile, Rpc, unlock, wallets
 from tallystick.cli.output import err, show_json, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
 from tallystick.protocol.messages import Bind
@@ -45,9 +45,11 @@ class Progress:
 
 
 def rotate(
-    old: Annotated[str, typer.Argument(help="The wallet that signs now; an address will do.")],
-    new: Annotated[str, typer.Argument(help="The wallet that is to sign from now on (make it with `tally wallet new`).")],
-    owner: Annotated[str, typer.Option(help="The wallet that owns the old purse; it will own the new one.")],
+    old: Annotated[str, typer.Argument(help="The wallet that signs now; an address will do.", autocompletion=wallets)],
+    new: Annotated[str, typer.Argument(help="The wallet to sign from now on; it exists.", autocompletion=wallets)],
+    owner: Annotated[
+        str, typer.Option(help="The wallet that owns the old purse; it will own the new one.", autocompletion=wallets)
+    ],
     password_file: PasswordFile = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
@@ -99,7 +101,7 @@ async def _check(escrow: Escrow, old: Address, owner: Address) -> None:
         raise Refusal(
             Code.CHAIN_REFUSED,
             f"{old} owns its own purse, so there is no owner to keep. Take the money out (tally thaw all, tally withdraw), send "
-            "it to a wallet that signs nothing else, and open the new purse with it: tally deposit AMOUNT --wallet NEW --owner IT",
+            "it to a wallet that signs nothing else, and open the purse with that: tally deposit AMOUNT --wallet NEW --owner ONE",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, keystore_path, prompt_password, unlock
+from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, keystore_path, prompt_password, unlock, wallets
 from tallystick.cli.output import show_facts, show_json, show_rows, step
 from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import BadMessage
@@ -23,7 +23,7 @@ from tallystick.runtime.keys import (
 )
 
 app = typer.Typer(no_args_is_help=True, help="Make, list, import and export wallets (encrypted keystores, mode 0600).")
-Name = Annotated[str, typer.Argument(help="The wallet's name in the home folder, or a keystore file.")]
+Name = Annotated[str, typer.Argument(help="The wallet's name in the home folder, or a keystore file.", autocompletion=wallets)]
 
 
 @app.command("create", hidden=True)
@@ -62,11 +62,11 @@ def import_(
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """Lists the wallets in the home folder."""
-    wallets = {path.stem: checksum(keystore_address(path)) for path in sorted((home() / "keys").glob("*.json"))}
+    found = {path.stem: checksum(keystore_address(path)) for path in sorted((home() / "keys").glob("*.json"))}
     if as_json:
-        show_json(wallets)
-    elif wallets:
-        show_rows(("wallet", "address"), wallets.items())
+        show_json(found)
+    elif found:
+        show_rows(("wallet", "address"), found.items())
     else:
         step("no wallets yet; make one with: tally wallet new")
 
