@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import stat
 import sys
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ import typer
 
 from tallystick.cli.conversations import LAST, Conversation, folder, ids, newest
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, Wallet, unlock
-from tallystick.cli.output import show_json, show_rows, step
+from tallystick.cli.output import err, show_json, show_rows, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.types import Amount, format_amount
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 MOST_LISTED = 50
 INTERRUPTED = 130
+SILENCE_SECONDS = 2.0
+"""After which a person is told what is waited for."""
 Prompt = Annotated[str | None, typer.Argument(help="What to say, before what is piped in; without both a conversation starts.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model to use; the only or first one on offer by default.")]
 System = Annotated[str | None, typer.Option("--system", "-s", help="The system prompt.")]
@@ -143,6 +146,8 @@ def _question(prompt: str | None, most: int) -> str | None:
     mode = os.fstat(descriptor).st_mode
     piped = ""
     if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
+        if not select.select([descriptor], [], [], SILENCE_SECONDS)[0]:
+            err.print("[dim]waiting for the end of what is piped in …[/]")
         raw = sys.stdin.buffer.read(most + 1)
         if len(raw) > most:
             raise BadMessage(f"stdin: more than {most} bytes, which no request takes")

@@ -6,7 +6,6 @@ It holds a lock for as long as it lives, and its number is in the locked file: s
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import ipaddress
 import os
 import shutil
@@ -129,6 +128,8 @@ def folder() -> Path:
 
 def running() -> int | None:
     """The number of the process that keeps the market running, if there is one."""
+    import fcntl  # not on Windows, where all but this command should load
+
     path = folder() / "lock"
     if not path.exists():
         return None
@@ -189,6 +190,8 @@ async def spawn(place: Place) -> None:
 
 async def keep(place: Place) -> None:
     """That process: starts what is missing, and holds it until SIGTERM or until a part ends by itself. Raises TallyError."""
+    import fcntl
+
     if not place.is_local:
         raise BadMessage("only a market on this machine can be started here")
     folder().mkdir(mode=0o700, parents=True, exist_ok=True)
