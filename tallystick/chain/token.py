@@ -79,6 +79,10 @@ class Token:
     async def _read(self, function: str, *arguments: object) -> tuple[object, ...]:
         return self._abi.result(function, await self.rpc.call(self.address, self._abi.call(function, *arguments)))
 
+    def calldata(self, function: str, *arguments: object) -> bytes:
+        """A call of the token as bytes, for another wallet or contract to send."""
+        return self._abi.call(function, *arguments)
+
     async def balance_of(self, account: Address) -> Amount:
         """Tokens of an account, in base units."""
         (value,) = await self._read("balanceOf", account)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tallystick.cli.onchain import account_of, open_escrow, require_coins
-from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile, Rpc, Wallet, unlock
+from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile, Rpc, Wallet, unlock, wallets
 from tallystick.cli.output import show_json, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.types import Address, Amount, Seconds, format_amount, parse_amount
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from tallystick.chain.escrow import Escrow, Purse, TxResult
     from tallystick.chain.sender import Sender
 
-Owner = Annotated[str | None, typer.Option(help="Wallet that owns the purse; the same wallet by default.")]
+Owner = Annotated[
+    str | None, typer.Option(help="Wallet that owns the purse; the same wallet by default.", autocompletion=wallets)
+]
 Provider = Annotated[str, typer.Argument(help="The provider: an address, or a wallet's name.")]
 
 Done = tuple[str, dict[str, Any]]

@@ -9,6 +9,7 @@ import typer
 from tallystick import __version__
 from tallystick.cli import (
     chain,
+    chat,
     contract,
     demo,
     doctor,
@@ -20,7 +21,10 @@ from tallystick.cli import (
     money,
     provider,
     receipts,
+    rotate,
+    safe,
     spend,
+    start,
     status,
     wallet,
 )
@@ -32,11 +36,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Tallystick, an open market for inference. **First steps:** `tally demo` shows the whole market on this machine; "
-    "`tally gateway` gives your OpenAI SDK a base URL; `tally node run` sells what your engine can do.",
+    help="Tallystick, an open market for inference. **First steps:** `tally start` brings you to a first paid answer; "
+    "`tally demo` shows the whole market on this machine; `tally gateway` gives your OpenAI SDK a base URL; "
+    "`tally node run` sells what your engine can do.",
 )
+app.command("start")(start.start)
 app.command("demo")(demo.demo)
-app.command("chat")(market.chat)
+app.command("chat")(chat.chat)
 app.command("gateway")(market.gateway)
 app.command("models")(models.models)
 app.command("explain")(models.explain)
@@ -53,7 +59,9 @@ app.add_typer(market.node, name="node")
 app.add_typer(market.coordinator, name="coordinator")
 app.add_typer(jobs.job, name="job")
 app.add_typer(receipts.app, name="receipt")
+wallet.app.command("rotate")(rotate.rotate)
 app.add_typer(wallet.app, name="wallet")
+app.add_typer(safe.app, name="safe")
 app.command("deposit")(money.deposit)
 app.command("balance")(money.balance)
 for command in (funds.thaw, funds.withdraw, funds.reserve, funds.release, funds.cash_out, funds.stake, funds.unstake):

@@ -1,28 +1,17 @@
-"""The sub-commands that start a room: `tally gateway`, `tally node`, `tally coordinator`; and `tally chat`."""
+"""The sub-commands that start a room: `tally gateway`, `tally node`, `tally coordinator`."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, Wallet, deployment_path, unlock
-from tallystick.cli.output import err, out, show_json, step
-from tallystick.protocol.errors import Code, Refusal, TallyError
-from tallystick.protocol.types import format_amount
-
-if TYPE_CHECKING:
-    from tallystick.client.config import ClientConfig
-    from tallystick.client.job import Job
-    from tallystick.client.result import Result
-    from tallystick.client.sdk import Market
-    from tallystick.protocol.eip712 import Signer
+from tallystick.cli.options import DEFAULT_WALLET, Config, PasswordFile, Wallet, deployment_path, unlock
+from tallystick.cli.output import err
 
 node = typer.Typer(no_args_is_help=True, help="Sell what your engine can do: the provider's daemon.")
 coordinator = typer.Typer(no_args_is_help=True, help="Run a coordinator: matches jobs, relays ciphertext, batches claims.")
@@ -108,125 +97,3 @@ def gateway(
 
     loaded = load_config(config, {"coordinator": coordinator_url, "host": host, "port": port})
     start(run_gateway(loaded, unlock(wallet, password_file)))
-
-
-def chat(
-    prompt: Annotated[str | None, typer.Argument(help="What to say; without it a conversation starts.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model to use; the only or first one on offer by default.")
-    ] = None,
-    config: Config = None,
-    wallet: Wallet = DEFAULT_WALLET,
-    password_file: PasswordFile = None,
-    coordinator_url: Annotated[str | None, typer.Option("--coordinator", help="The coordinator's address.")] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option("--save", help="Write the answer's proof there, for `tally receipt verify`. It has the plaintext."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Talks to a model on the market and shows what each answer cost. Ctrl-C stops the answer; an empty line or Ctrl-D ends."""
-    from tallystick.client.config import load_config
-
-    loaded = load_config(config, {"coordinator": coordinator_url})
-    signer = unlock(wallet, password_file)
-    with asyncio.Runner() as runner:
-        runner.run(_converse(loaded, signer, model, prompt, save, as_json=as_json))
-
-
-async def _converse(
-    config: ClientConfig, signer: Signer, model: str | None, prompt: str | None, save: Path | None, *, as_json: bool
-) -> None:
-    from tallystick.client.sdk import Market
-
-    async with Market.of(config, signer) as market:
-        chosen = model or await _first_model(market)
-        history: list[dict[str, str]] = []
-        while text := prompt if prompt is not None else await asyncio.to_thread(_ask):
-            history.append({"role": "user", "content": text})
-            try:
-                answer = await _answer(market, chosen, history, save, as_json=as_json)
-                history.append({"role": "assistant", "content": answer})
-            except TallyError as error:
-                if prompt is not None:
-                    raise
-                history.pop()
-                err.print(f"[red]error:[/] {error}", highlight=False)
-            if prompt is not None:
-                return
-
-
-async def _first_model(market: Market) -> str:
-    models = await market.models()
-    if not models:
-        raise Refusal(Code.NO_PROVIDER, "no provider is connected to this coordinator")
-    return models[0].id
-
-
-def _ask() -> str:
-    try:
-        return out.input("[bold cyan]you >[/] ").strip()
-    except EOFError:
-        return ""
-
-
-async def _answer(market: Market, model: str, history: list[dict[str, str]], save: Path | None, *, as_json: bool) -> str:
-    """Streams one answer to the terminal, then says what it cost; Ctrl-C stops it, and what it cost until then is paid."""
-    body = {"model": model, "messages": history, "stream": not as_json}
-    from tallystick.client.result import require_success
-
-    async with await market.submit("/v1/chat/completions", body, keep=save is not None) as job:
-        if as_json:
-            result = require_success(await job.result())
-            _save(job, save)
-            show_json({"text": result.text, "cost": str(int(result.cost)), "provider": result.provider, "job": result.job.hex()})
-            return result.text
-        if (await job.start()).status >= 400:
-            require_success(await job.result())
-        loop, stopping = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_signal_handler(signal.SIGINT, stopping.set)
-        try:
-            text = await _stream(job, stopping)
-            ended: Result | None = await job.cancel() if stopping.is_set() else await job.result()
-        finally:
-            loop.remove_signal_handler(signal.SIGINT)
-        _save(job, save)
-    if ended is not None:
-        spent = f"{format_amount(ended.cost)} for {ended.usage.input} + {ended.usage.output} tokens"
-        err.print(f"[dim]{spent}, provider {ended.provider}, {ended.outcome.name.lower()}[/]", highlight=False)
-    return text
-
-
-def _save(job: Job, path: Path | None) -> None:
-    """Writes the job's proof, if it was asked for."""
-    from tallystick.runtime.keys import write_private
-
-    if path is None:
-        return
-    if job.proof is None:
-        raise Refusal(Code.BODY_TOO_LARGE, "the answer has no receipt or is too long to be kept, so there is no proof to save")
-    write_private(path.absolute(), job.proof.dumps())
-    step(f"proof of the answer in {path}; check it with: tally receipt verify {path}")
-
-
-async def _stream(job: Job, stopping: asyncio.Event) -> str:
-    parts: list[str] = []
-    pending = b""
-    async for chunk in job:
-        *lines, pending = (pending + chunk).split(b"\n")
-        for line in lines:
-            parts.append(_delta(line))
-            sys.stdout.write(parts[-1])
-        sys.stdout.flush()
-        if stopping.is_set():
-            break
-    sys.stdout.write("\n")
-    return "".join(parts)
-
-
-def _delta(line: bytes) -> str:
-    """The text in one line of a chat stream; nothing of other lines."""
-    if not line.startswith(b"data: {"):
-        return ""
-    choices = json.loads(line[6:]).get("choices") or [{}]
-    return choices[0].get("delta", {}).get("content") or ""

@@ -19,6 +19,7 @@ from tallystick.cli.options import (
     Rpc,
     Wallet,
     unlock,
+    wallets,
 )
 from tallystick.cli.output import show_json, show_rows, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
@@ -37,25 +38,37 @@ DAY = 86_400
 
 
 def deposit(
-    amount: Annotated[str, typer.Argument(help="Dollars to deposit, for example 10 or 2.50.")],
+    amount: Annotated[str | None, typer.Argument(help="Dollars to deposit, for example 10 or 2.50.")] = None,
+    up_to: Annotated[
+        str | None, typer.Option("--up-to", help="Instead: deposit what the purse, reservations included, has less than this.")
+    ] = None,
     wallet: Wallet = DEFAULT_WALLET,
-    owner: Annotated[str | None, typer.Option(help="Wallet that owns and fills the purse; the same wallet by default.")] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Wallet that owns and fills the purse; the same wallet by default.", autocompletion=wallets)
+    ] = None,
     mint: Annotated[bool, typer.Option(help="Mint the test dollars first (local chains only).")] = False,
     password_file: PasswordFile = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Fills a wallet's purse, from which its jobs are paid. The first deposit opens the purse and binds it to its owner."""
+    """Fills a wallet's purse, from which its jobs are paid. The first deposit opens the purse and binds it to its owner.
+
+    What the purse has is the most that its key can spend: `--up-to 5`, given every day, bounds a hot key to five dollars.
+    """
     from tallystick.chain.rpc import Sender
 
-    value = parse_amount(amount)
+    if (amount is None) is (up_to is None):
+        raise BadMessage("give an amount, or --up-to")
+    wanted = parse_amount(amount or str(up_to))
     key = unlock(wallet, password_file)
     payer = key if owner is None else unlock(owner, password_file)
 
     async def run() -> None:
         async with open_escrow(deployment, rpc) as escrow:
-            tx = await fill_purse(escrow, Sender(escrow.rpc, payer), key, value, mint=mint)
+            value = wanted if up_to is None else Amount(max(0, wanted - await limit_of(escrow, key.address)))
+            nothing = up_to is not None and not value
+            tx = None if nothing else await fill_purse(escrow, Sender(escrow.rpc, payer), key, value, mint=mint)
             purse = await escrow.purse(key.address)
             facts = {"key": key.address, "deposited": str(value), "free": str(purse.free), "owner": purse.owner, "tx": tx}
             if as_json:
@@ -64,6 +77,13 @@ def deposit(
                 step(f"deposited {format_amount(value)}; the purse of {key.address} has {format_amount(purse.free)} free")
 
     asyncio.run(run())
+
+
+async def limit_of(escrow: Escrow, key: Address) -> Amount:
+    """The most that a key can spend, but for what is leaving: free and reserved money of its purse. Raises Unavailable."""
+    purse = await escrow.purse(key)
+    tabs = [await escrow.tab(key, one) for one in await providers_of(escrow, key)] if purse.owner else []
+    return Amount(purse.free - purse.thawing + sum(tab.reserved for tab in tabs))
 
 
 async def fill_purse(escrow: Escrow, sender: Sender, key: Signer, value: Amount, *, mint: bool = False) -> str:

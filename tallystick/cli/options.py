@@ -14,8 +14,17 @@ from tallystick.runtime.keys import open_wallet
 
 DEFAULT_WALLET = "default"
 
+
+def wallets(incomplete: str) -> list[str]:
+    """For the shell's completion: the wallets of the home folder that begin so."""
+    return sorted(path.stem for path in (home() / "keys").glob("*.json") if path.stem.startswith(incomplete))
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Wallet = Annotated[str, typer.Option("--wallet", "-w", help="Name of a wallet in the home folder, or a keystore file.")]
+Wallet = Annotated[
+    str,
+    typer.Option("--wallet", "-w", help="Name of a wallet in the home folder, or a keystore file.", autocompletion=wallets),
+]
 PasswordFile = Annotated[
     Path | None,
     typer.Option(

@@ -91,18 +91,33 @@ def create_keystore(path: Path, password: str, secret: bytes | None = None, *, c
     exists = BadMessage(f"{path} exists; a key is never overwritten, choose another name or move it away")
     if path.exists():
         raise exists
-    if not password:
-        raise BadMessage("the keystore password is empty; an empty password protects nothing")
+    _require_password(password)
     try:
         signer = Signer(secrets.token_bytes(32) if secret is None else secret)
     except ValueError as error:
         raise BadMessage(f"not a usable private key: {error}") from None
-    store = _account().encrypt(signer.secret, password, kdf="scrypt", iterations=cost)
     try:
-        write_private(path, json.dumps(store).encode(), replace=False)
+        write_private(path, _encrypt(signer, password, cost), replace=False)
     except FileExistsError:
         raise exists from None
     return signer
+
+
+def change_password(path: Path, old: str, new: str, *, cost: int = SCRYPT_N) -> Signer:
+    """Encrypts a keystore anew: whenever it is cut off, the file opens with one of both passwords. Raises BadMessage."""
+    _require_password(new)
+    signer = open_keystore(path, old)
+    write_private(path.resolve(), _encrypt(signer, new, cost))
+    return signer
+
+
+def _require_password(password: str) -> None:
+    if not password:
+        raise BadMessage("the keystore password is empty; an empty password protects nothing")
+
+
+def _encrypt(signer: Signer, password: str, cost: int) -> bytes:
+    return json.dumps(_account().encrypt(signer.secret, password, kdf="scrypt", iterations=cost)).encode()
 
 
 def open_keystore(path: Path, password: str) -> Signer:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from tallystick.cli.main import main
 from tallystick.runtime.keys import create_keystore
 from tests.chain.conftest import anvil_url, chain_url, either_url, proxies, proxy
 from tests.chain.world import person
+from tests.client.fake import FakeMarket
 
 __all__ = ["anvil_url", "chain_url", "either_url", "proxies", "proxy"]
 
@@ -63,3 +66,38 @@ def tally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         return code, *capsys.readouterr()
 
     return Tally(tmp_path, run_main)
+
+
+@pytest.fixture
+def payer(tally: Tally) -> Tally:
+    """With a wallet."""
+    tally.wallet("default")
+    return tally
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeMarket]:
+    """A market that serves from another thread."""
+    ready, over, made = threading.Event(), asyncio.Event(), list[FakeMarket]()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        market = FakeMarket()
+        async with market.serve():
+            made.append(market)
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(10)
+    yield made[0]
+    loop.call_soon_threadsafe(over.set)
+    thread.join(10)
+    loop.close()
+
+
+@pytest.fixture
+def url(fake: FakeMarket) -> str:
+    """Where that market is."""
+    return fake.url

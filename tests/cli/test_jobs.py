@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,39 +11,10 @@ from tallystick.client.sdk import Market
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tests.chain.world import person
 from tests.cli.conftest import Tally
-from tests.client.fake import BODY, CHAT, FakeMarket
+from tests.client.fake import BODY, CHAT
 from tests.client.parties import MODEL
 
 WALLET = person("wallet default")
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    """A market that serves from another thread."""
-    ready, over, urls = threading.Event(), asyncio.Event(), list[str]()
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        fake = FakeMarket()
-        async with fake.serve():
-            urls.append(fake.url)
-            ready.set()
-            await over.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    assert ready.wait(10)
-    yield urls[0]
-    loop.call_soon_threadsafe(over.set)
-    thread.join(10)
-    loop.close()
-
-
-@pytest.fixture
-def payer(tally: Tally) -> Tally:
-    """With a wallet."""
-    tally.wallet("default")
-    return tally
 
 
 def _job(payer: Tally, url: str) -> str:

@@ -23,8 +23,8 @@ from node.engines.discover import look
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
 from tallystick.cli import demo
+from tallystick.cli import stage as stages
 from tallystick.cli.processes import Child, Children
-from tallystick.runtime.keys import PASSWORD_FILE_ENV
 
 DEEP = os.environ.get("TALLYSTICK_PROOF") == "deep"
 KILLS = int(os.environ.get("TALLYSTICK_KILLS", "200" if DEEP else "6"))
@@ -40,7 +40,7 @@ STREAM_SECONDS = 0.8
 class Town:
     """The market's processes, and how to start each again."""
 
-    stage: demo.Stage
+    stage: stages.Stage
     children: Children
     found: Any
     running: dict[str, Child]
@@ -51,9 +51,9 @@ class Town:
         if name == "gateway":
             await demo._start_gateway(self.stage, self.children)
         elif name == "coordinator":
-            await demo._start_coordinator(self.stage, self.children)
+            await stages.start_coordinator(self.stage, self.children)
         else:
-            await demo._start_node(self.stage, self.children, name, self.found)
+            await stages.start_node(self.stage, self.children, name, self.found)
         self.running[name] = self.children._running[before]
 
     async def kill(self, name: str) -> None:
@@ -183,13 +183,11 @@ async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("OPENAI_")]:
         monkeypatch.delenv(name)
     stage = demo._prepare(tmp_path)
-    environment = {PASSWORD_FILE_ENV: str(tmp_path / "password"), "TALLYSTICK_HOME": str(tmp_path)}
-    async with Children(tmp_path, environment) as children:
-        chain = stage.url(stage.ports.chain)
-        await children.start("chain", "chain", "--port", str(stage.ports.chain), ready=lambda: demo._answers(f"{chain}/health"))
+    async with Children(tmp_path, stages.environment(tmp_path)) as children:
+        await stages.start_chain(stage, children)
         deployment = await demo._deploy_and_fund(stage)
         for port in stage.ports.engines.values():
-            await demo._start_stand_in(stage, children, port)
+            await stages.start_stand_in(stage, children, port)
             slow = {"token_seconds": STREAM_SECONDS / 40}
             async with httpx.AsyncClient(trust_env=False) as client:
                 (await client.post(f"{stage.url(port)}/demo/behaviour", json=slow)).raise_for_status()

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Tally
+
+TALLY = str(Path(sys.executable).with_name("tally"))
+SHELLS = ("bash", "zsh", "fish")
+
+
+def _asks(shell: str, home: Path, line: str) -> str:
+    """What the shell gets to choose from after this line."""
+    words = line.split(" ")
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_TYPER_COMPLETE_ARGS": line}
+    if shell == "fish":
+        asked["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
+    environment = os.environ | asked | {"TALLYSTICK_HOME": str(home), "_TALLY_COMPLETE": f"complete_{shell}"}
+    done = subprocess.run([TALLY], capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_shell_completes(tally: Tally, shell: str) -> None:
+    """Commands, options, wallets of the home folder and conversations, in each shell; an empty home folder is no error."""
+    assert "deposit" in _asks(shell, tally.home, "tally dep")
+    assert "--json" in _asks(shell, tally.home, "tally chat --js")
+    assert "savings" not in _asks(shell, tally.home, "tally balance --wallet s")
+    tally.wallet("savings")
+    for line in ("tally balance --wallet s", "tally wallet show s", "tally deposit 1 --owner s"):
+        assert "savings" in _asks(shell, tally.home, line)
+    assert "last" in _asks(shell, tally.home, "tally chat --resume l")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_script_for_the_shell(shell: str) -> None:
+    """It calls `tally` back with the shell's own protocol."""
+    environment = os.environ | {"_TALLY_COMPLETE": f"source_{shell}"}
+    script = subprocess.run([TALLY], capture_output=True, text=True, env=environment, timeout=60, check=False).stdout
+    assert f"_TALLY_COMPLETE=complete_{shell}" in script
+
+
+def test_completing_loads_little(tally: Tally) -> None:
+    """No room is started for it: neither chain libraries nor a web server are loaded."""
+    heavy = ("web3", "eth_tester", "uvicorn", "fastapi", "sqlalchemy", "openai", "prompt_toolkit", "eth_account", "aiohttp")
+    code = f"import sys, tallystick.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

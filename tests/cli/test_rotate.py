@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tallystick.chain.deployment import Deployment
+from tallystick.chain.escrow import Escrow
+from tests.cli.conftest import Tally
+
+
+@pytest.fixture
+def market(tally: Tally, chain_url: str) -> Tally:
+    """A market, an owner with money, and the purse of `old` with ten dollars, three of them reserved."""
+    for name in ("owner", "old", "new", "node"):
+        tally.wallet(name)
+    tally("deploy", "--rpc", chain_url, "--dev", "0", "--local", "--fund", "owner")
+    tally("deposit", "10", "--wallet", "old", "--owner", "owner")
+    tally("reserve", "node", "3", "--wallet", "old", "--owner", "owner")
+    return tally
+
+
+def _rotate(market: Tally, **options: Any) -> Any:
+    return market("wallet", "rotate", "old", "new", "--owner", "owner", **options)
+
+
+def _advance(market: Tally) -> None:
+    market("chain", "advance", "1m", "--rpc", Deployment.load(market.home / "deployment.json").rpc)
+
+
+def _free(market: Tally, name: str) -> str:
+    return str(market("contract", "inspect", "purse", name)["purse"]["free"])
+
+
+def test_a_hot_key_is_replaced(market: Tally) -> None:
+    """The same command, given again after each wait, moves all of it, reservations too; the owner stays, no unit is lost."""
+    first = _rotate(market)
+    assert (first["finished"], [one.split()[0] for one in first["done"]]) == (False, ["bound", "announced", "announced"])
+    assert first["again_at"]
+    early = _rotate(market)
+    assert (early["done"], early["finished"]) == ([], False)
+    assert "give the same command again in" in market.says("wallet", "rotate", "old", "new", "--owner", "owner")
+    _advance(market)
+    second = _rotate(market)
+    assert [one.split()[0] for one in second["done"]] == ["took", "withdrew", "announced", "deposited"]
+    assert (_free(market, "new"), second["moved"]) == ("7000000", "7000000")
+    _advance(market)
+    last = _rotate(market)
+    assert (last["finished"], last["moved"], last["again_at"]) == (True, "10000000", None)
+    assert (_free(market, "old"), _free(market, "new")) == ("0", "10000000")
+    assert not list((market.home / "rotations").iterdir())
+
+
+def test_a_rotation_cut_off_before_its_deposit_goes_on(market: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was withdrawn is deposited by the next run, once."""
+    _rotate(market)
+    _advance(market)
+    with monkeypatch.context() as patch:
+        patch.setattr(Escrow, "deposit_with_permit", _cut)
+        market.says("wallet", "rotate", "old", "new", "--owner", "owner", code=130)
+    assert _free(market, "new") == "0"
+    assert [one.split()[0] for one in _rotate(market)["done"]] == ["deposited"]
+    assert _rotate(market)["done"] == []
+    assert _free(market, "new") == "7000000"
+
+
+def _cut(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_cannot_be_rotated(market: Tally) -> None:
+    """Another's purse, a purse without an owner apart, a key with no purse, the same key."""
+    rotate = ("wallet", "rotate")
+    assert "belongs to" in market(*rotate, "old", "new", "--owner", "node", fails=True)["message"]
+    assert "no purse" in market(*rotate, "node", "new", "--owner", "owner", fails=True)["message"]
+    assert "the same key" in market(*rotate, "old", "old", "--owner", "owner", fails=True)["message"]
+    market("deposit", "1", "--wallet", "owner")
+    assert "owns its own purse" in market(*rotate, "owner", "new", "--owner", "owner", fails=True)["message"]
+
+
+def test_a_purse_is_filled_up_to_a_limit(market: Tally) -> None:
+    """Exactly what is missing, reservations counted; nothing where nothing is; an amount and a limit exclude each other."""
+    of = ("--wallet", "old", "--owner", "owner")
+    assert market("deposit", "--up-to", "12.5", *of)["deposited"] == "2500000"
+    again = market("deposit", "--up-to", "12.5", *of)
+    assert (again["deposited"], again["tx"]) == ("0", None)
+    assert market("deposit", "--up-to", "5", *of)["deposited"] == "0"
+    market("thaw", "1", *of)
+    assert market("deposit", "--up-to", "12.5", *of)["deposited"] == "1000000"
+    assert market("deposit", "--up-to", "2", "--wallet", "new", "--owner", "owner")["free"] == "2000000"
+    for wrong in ((), ("1", "--up-to", "2")):
+        assert "--up-to" in market("deposit", *wrong, fails=True)["message"]
