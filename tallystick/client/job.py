@@ -333,6 +333,7 @@ class Job:
             await desk.ledger.end(self.id, state, str(answer.failure), desk.now())
             if answer.failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger lacks
                 desk.resolver.wake()
+                self._fail(await desk.resolver.recovery.refused(self.id, answer.failure))
             self._fail(answer.failure)
         if answer.receipt is None or answer.match is None:
             raise RuntimeError("an answer ended without a receipt or a failure")

@@ -14,17 +14,17 @@ import structlog
 from sqlalchemy import Connection
 
 from tallystick.client import books, keys, lookups, spending
-from tallystick.client.books import Arrival, NewJob, Sign
+from tallystick.client.books import Arrival, Found, NewJob, Shown, Sign
 from tallystick.client.config import Budget
 from tallystick.client.keys import Keyed
 from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.payer import Placed, Tab
 from tallystick.client.spending import DAY_SECONDS, Spent, Standing
-from tallystick.client.tables import JobState
+from tallystick.client.tables import JobState, venue
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
 from tallystick.protocol.messages import Terms
-from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.runtime.storage import Database
 
 log = structlog.get_logger()
@@ -93,6 +93,15 @@ class Ledger:
         A dishonest receipt is kept as evidence and freezes the tab with its provider.
         """
         return await self._database.write(lambda c: books.book(c, arrival))
+
+    async def adopt(self, domain: Domain, provider: Address, shown: Sequence[Shown], settled: Amount) -> Found:
+        """Raises the tab with a provider to what these verified orders and receipts, or the chain, prove beyond these books."""
+        where: dict[str, object] = {"of_venue": venue(domain), "of_payer": self.payer, "of_provider": provider}
+        return await self._database.write(lambda c: books.adopt(c, where, shown, settled))
+
+    async def traded(self, domain: Domain, providers: Sequence[Address]) -> set[Address]:
+        """Those of the providers with whom there is a tab."""
+        return await self._database.read(lambda c: lookups.traded(c, domain, self.payer, providers))
 
     async def end(self, job: JobId, state: JobState, reason: str, now: int) -> None:
         """Ends a job that has no receipt: its open orders stop counting. For `lost` they count on until they expire."""

@@ -12,6 +12,7 @@ from tallystick.client.books import Arrival
 from tallystick.client.ledger import Ledger
 from tallystick.client.lookups import KnownJob
 from tallystick.client.payer import Delivered, Placed
+from tallystick.client.recover import Recovery
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator, RemoteJob
 from tallystick.protocol.eip712 import Signed, Verified
@@ -42,8 +43,9 @@ class Resolver:
         live: Callable[[], Collection[JobId]],
         limit: int,
         every: int,
+        recovery: Recovery,
     ) -> None:
-        self._ledger, self._coordinator = ledger, coordinator
+        self._ledger, self._coordinator, self.recovery = ledger, coordinator, recovery
         self._now, self._live, self._limit, self._every = now, live, limit, every
         self._tasks: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()

@@ -29,6 +29,7 @@ from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.openai import Asked, Call
 from tallystick.client.payer import Placed, Policy, Tab, sign_order, terms_for
 from tallystick.client.pin import Pin
+from tallystick.client.recover import Recovery
 from tallystick.client.resolver import Resolver
 from tallystick.client.resume import take_up
 from tallystick.client.shortlist import Demand, Shortlists
@@ -124,6 +125,7 @@ class Market:
             live=lambda: self._placing | {job.id for job in self._live},
             limit=self.config.max_jobs,
             every=self.config.start_seconds,
+            recovery=Recovery.of(self._ledger, self._coordinator, self.wallet, self.info, now=self._now, config=self.config),
         )
         return self
 
@@ -283,6 +285,7 @@ class Market:
     ) -> Job:
         began = asyncio.get_running_loop().time()
         info, desk = await self._open_desk()
+        await self._resolver.recovery.know(ask.message.provider for ask in asks)
         job, key = JobId(self._random(16)), ContentKey.new(self._random)
         call, plain = asked.call, asked.plain
         commitment = commit_request(key.commitment_key, job, plain)

@@ -190,7 +190,12 @@ async def test_what_is_required(at: Served) -> None:
 
 
 async def _inquire(at: Served, provider: str, key: Signer = PAYER, **changes: Any) -> httpx.Response:
-    asked = {"payer": key.address, "provider": provider, "coordinator": COORDINATOR.address, "asked_at": START} | changes
+    asked: dict[str, Any] = {
+        "payer": key.address,
+        "provider": provider,
+        "coordinator": COORDINATOR.address,
+        "asked_at": START,
+    } | changes
     return await at.http.post("/v1/tabs", json=key.sign(Inquiry(**asked), DOMAIN).to_json())
 
 
@@ -211,9 +216,14 @@ async def test_a_payer_reads_its_own_tab(at: Served) -> None:
         check_receipt(late.order.verify(DOMAIN), late.terms, late.receipt.verify(DOMAIN).message)
     assert (await _inquire(at, node.address, person("stranger"))).json() == {"receipts": []}
     assert (await _inquire(at, person("bob").address)).json() == {"receipts": []}
-    forged = person("stranger").sign(
-        Inquiry(payer=person("stranger").address, provider=node.address, coordinator=COORDINATOR.address, asked_at=START), DOMAIN
-    ).to_json()
+    forged = (
+        person("stranger")
+        .sign(
+            Inquiry(payer=person("stranger").address, provider=node.address, coordinator=COORDINATOR.address, asked_at=START),
+            DOMAIN,
+        )
+        .to_json()
+    )
     forged["message"]["payer"] = PAYER.address
     assert _error(await at.http.post("/v1/tabs", json=forged)) == (401, "bad_signature")
     assert _error(await _inquire(at, node.address, asked_at=START - 301)) == (401, "unauthenticated")
