@@ -6,14 +6,15 @@ TALLYSTICK_PROOF=deep kills some hundred times; TALLYSTICK_KILLS and TALLYSTICK_
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,10 @@ WORDS = " ".join(f"word{number}" for number in range(40))
 
 @dataclass
 class Household(Town):
-    """A market whose payer runs several processes. `ports`: of the gateways; `clis`: command lines under way."""
+    """A market whose payer runs several processes. `ports`: of the gateways; `turns`: whose it is to be asked."""
 
     ports: dict[str, int] = field(default_factory=dict)
+    turns: Iterator[str] = field(default_factory=lambda: itertools.cycle(GATEWAYS))
 
     @property
     def state(self) -> Path:
@@ -101,7 +103,7 @@ class Household(Town):
         """Asks with this key, now of one gateway and now of the other, until the answer came whole."""
 
         async def again() -> bool:
-            status, body = await self.ask(random.choice(GATEWAYS), key)
+            status, body = await self.ask(next(self.turns), key)
             assert status == 200 or b'"retry":true' in body, body
             return b"[DONE]" in body
 
@@ -113,7 +115,9 @@ async def household(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     """The market with slow engines, and two gateways of one wallet."""
     for name in [name for name in os.environ if name.startswith("OPENAI_")]:
         monkeypatch.delenv(name)
-    stage = demo._prepare(folder)
+    chain_port, coordinator_port, *engines = (free_port(0) for _ in range(4))
+    ports = demo.Ports(chain_port, coordinator_port, 0, dict(zip(("node-a", "node-b"), engines, strict=True)))
+    stage = replace(demo._prepare(folder), ports=ports)
     environment = {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
     async with Children(folder, environment) as children:
         chain = stage.url(stage.ports.chain)
@@ -152,7 +156,8 @@ async def _round(town: Household, seed: int) -> str:
                 lines[victim].kill()
     for line in lines:
         out, err = await line.communicate()
-        assert line.returncode == -9 or json.loads(out)["text"], f"seed {seed}: {err.decode()[-500:]}"
+        whole = line.returncode == 0 and b'"text"' in out
+        assert whole or line.returncode == -9, f"seed {seed}: {(out + err).decode()[-500:]}"
     await asyncio.gather(*asking, return_exceptions=True)
     await asyncio.gather(*map(town.answered, keys))
     return f"killed {', '.join(told)}"
@@ -250,8 +255,7 @@ async def test_lost_state_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 await town.answered(f"after-{turn}-{number}")
             line = await town.command_line()
             out, err = await line.communicate()
-            assert line.returncode == 0, err.decode()[-800:]
-            assert json.loads(out)["text"]
+            assert b'"text"' in out, (out + err).decode()[-800:]
         await town.kill("gateway-a")
         await town.start("gateway-a")
         for number in range(4):
