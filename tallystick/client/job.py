@@ -341,6 +341,8 @@ class Job:
         took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
         arrival = Arrival(desk.domain, self.id, answer.match, answer.receipt, delivered, desk.now(), took)
         complaint = await desk.ledger.book(arrival)
+        if answer.passed_over:
+            desk.resolver.look_into(answer.passed_over)
         if desk.proofs is not None and self.proof is not None:
             await desk.proofs.put(self.id, self.proof)
         error = complaint or self._shortfall(answer.receipt.message)

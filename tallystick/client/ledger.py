@@ -119,6 +119,10 @@ class Ledger:
         """The key stands for no job any more."""
         await self._database.write(lambda c: keys.forget(c, self.payer, key))
 
+    async def forget_key_of(self, job: JobId) -> None:
+        """No provider took the job: its key, if it has one, stands for no job any more."""
+        await self._database.write(lambda c: keys.forget_job(c, self.payer, job))
+
     async def tab(self, domain: Domain, provider: Address, now: int) -> Tab:
         """The tab with one provider."""
         found = await self._database.read(lambda c: books.read_tabs(c, domain, self.payer, [provider], now))

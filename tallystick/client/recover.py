@@ -72,12 +72,12 @@ class Recovery:
         self.asked.update(dict.fromkeys(known, float("-inf")))
         await self.look([one for one in new if one not in known], chain=False)
 
-    async def look(self, providers: Sequence[Address], *, chain: bool) -> list[Found]:
-        """Asks about these tabs now, unless that was just done, and takes up what is proved. Never raises TallyError.
-
-        `chain`: it is asked too, which may be slow.
+    async def look(self, providers: Sequence[Address], *, chain: bool, again: float | None = None) -> list[Found]:
+        """Asks about these tabs now, unless that was done within `again` seconds, and takes up what is proved. Never raises
+        TallyError. `chain`: it is asked too, which may be slow.
         """
-        due = [one for one in providers if self.asked.get(one, float("-inf")) + AGAIN_SECONDS < time.monotonic()]
+        since = time.monotonic() - (AGAIN_SECONDS if again is None else again)
+        due = [one for one in providers if self.asked.get(one, float("-inf")) < since]
         self.asked.update(dict.fromkeys(due, time.monotonic()))
         asking = [asyncio.create_task(self._recover(provider, chain=chain), name="recover") for provider in due]
         if not asking:
@@ -149,8 +149,9 @@ class Recovery:
 
     async def refused(self, job: JobId, failure: TallyError) -> TallyError:
         """A provider did not take an order since its ceiling was below what the tab is to that provider: finds out what is
-        missing here, and says so.
+        missing here, and says so. The job never ran: asking again, also with its idempotency key, is to place another one.
         """
+        await self.ledger.forget_key_of(job)
         known = await self.ledger.find(job)
         found = await self.look([one.order.message.provider for one in known.orders] if known is not None else [], chain=True)
         raised = Amount(sum(one.raised for one in found))
@@ -169,7 +170,10 @@ class Recovery:
         if last:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(last))
             return f"another process signs with this key and does not use {self.path}, last at {at} UTC: {_ELSEWHERE}"
-        return f"they were recovered from its own signed orders: {self.path} is new, was lost or was put back"
+        return (
+            f"it was learnt from orders that this wallet signed, or from the chain: {self.path} is new, was lost or was put back; if "
+            f"another process signs with this key, {_ELSEWHERE}"
+        )
 
 
 _ELSEWHERE = "let all processes of a wallet use one state file (`state` in the config), or give each machine a key of its own"

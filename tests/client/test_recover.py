@@ -21,7 +21,7 @@ from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Amount
-from tests.client.fake import BODY, FakeMarket, Session, honest, run
+from tests.client.fake import BODY, CHAT, FakeMarket, Session, eventually, honest, run
 from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, Provider, bill, place, signer, take
 
 
@@ -88,13 +88,18 @@ async def test_nobody_tells(fake: FakeMarket, wallet: Signer, config: ClientConf
         await run(market)
     fake.forgets = True
     async with opened(fake, wallet, config, "b.db") as market:
+
+        async def keyed() -> bytes:
+            async with await market.submit(CHAT, BODY, key="one") as job:
+                return (await job.result()).body
+
         with pytest.raises(Unavailable, match=r"b\.db\) show less.*one state file") as caught:
-            await run(market)
+            await keyed()
         assert caught.value.code is Code.UNAUTHORISED_TAB
         fake.forgets = False
         with pytest.raises(Unavailable, match=r"lacked 0\.0000.*Ask again"):
-            await run(market)
-        await run(market)
+            await keyed()
+        assert await keyed() == b"{}", "the key stood for no job that ran"
         assert await market.evidence() == []
 
 
@@ -194,6 +199,36 @@ async def test_what_the_chain_paid(tmp_path: Path) -> None:
     _, (placed,) = await take(ledger)
     assert placed.order.message.ceiling == 70 + placed.terms.max_cost
     await ledger.close()
+
+
+async def test_a_stand_in_hides_nothing(wallet: Signer, config: ClientConfig) -> None:
+    """Where another provider does the job that one refused for its tab, that tab is looked into all the same."""
+
+    async def turned_down(session: Session) -> None:
+        """Alice does not take it, bob does."""
+        await session.match(0)
+        session.provider.tab = session.provider.tab.drop(session.candidate.terms.max_cost)
+        await session.match(1)
+        await session.answer()
+        await session.chunk(b"{}", last=True)
+        await session.finish()
+
+    async with FakeMarket().serve() as fake:
+        async with opened(fake, wallet, config, "a.db") as market:
+            await run(market)
+        fake.script, fake.forgets = turned_down, True
+        async with opened(fake, wallet, config, "b.db") as market:
+            alice = fake.providers[0]
+            await run(market, BODY | {"max_tokens": 90})
+            assert (await market.tab(alice.address)).total == 0
+            fake.forgets = False
+            market._resolver.recovery.asked.clear()
+            await run(market, BODY | {"max_tokens": 90})
+
+            async def learnt() -> bool:
+                return (await market.tab(alice.address)).total == alice.tab.cumulative
+
+            await eventually(learnt)
 
 
 async def test_silence_costs_no_job(
