@@ -171,8 +171,8 @@ class Recovery:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(last))
             return f"another process signs with this key and does not use {self.path}, last at {at} UTC: {_ELSEWHERE}"
         return (
-            f"it was learnt from orders that this wallet signed, or from the chain: {self.path} is new, was lost or was put back; if "
-            f"another process signs with this key, {_ELSEWHERE}"
+            f"it was learnt from orders that this wallet signed, or from the chain: {self.path} is new, was lost or put back; "
+            f"if another process signs with this key, {_ELSEWHERE}"
         )
 
 
