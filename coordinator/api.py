@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -18,11 +19,12 @@ from starlette.exceptions import HTTPException
 from coordinator.book import Standing
 from coordinator.market import Market
 from coordinator.matching import MAX_LISTED, Demand
-from coordinator.ports import ClaimStore, JobStore, KnownJob
+from coordinator.ports import ClaimStore, JobStore, KnownJob, TabStore
 from tallystick import __version__
-from tallystick.protocol.eip712 import Signed
+from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.messages import Receipt
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Inquiry, Receipt
 from tallystick.protocol.requirements import MAX_NAMES, NOTHING, Requirements
 from tallystick.protocol.routes import check_route
 from tallystick.protocol.types import parse_address, parse_job_id
@@ -31,6 +33,11 @@ Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's 
 ProviderPath = Annotated[str, Path(pattern="^0x[0-9a-fA-F]{40}$", description="The provider's account.")]
 Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
 Price = Annotated[int, Field(ge=0, le=10**18)]
+
+TAB_RECEIPTS = 16
+"""Receipts of a tab that its payer is shown."""
+ASKED_SECONDS = 300
+"""How far a payer's clock may be from this one when it asks for them."""
 
 
 class Problem(BaseModel):
@@ -102,6 +109,26 @@ class ShortlistRequest(BaseModel):
     limit: int = Field(default=4, ge=1, le=MAX_LISTED)
 
 
+class InquiryMembers(BaseModel):
+    """A payer's question to this coordinator, and the Unix time at which it was asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    payer: Account
+    provider: Account
+    coordinator: Account
+    askedAt: str = Field(pattern="^(0|[1-9][0-9]{0,18})$")  # noqa: N815 - as on the wire
+
+
+class SignedInquiry(BaseModel):
+    """The question and its payer's EIP-712 signature."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: InquiryMembers
+    signature: str = Field(pattern="^0x[0-9a-fA-F]{130}$")
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """What the API serves: the parts that the root composed."""
@@ -111,7 +138,9 @@ class Room:
     """How many nodes are connected."""
     jobs: JobStore
     claims: ClaimStore
+    tabs: TabStore
     info: Info
+    now: Callable[[], float] = time.time
 
 
 def build_control_plane(room: Room) -> FastAPI:
@@ -134,6 +163,7 @@ def build_control_plane(room: Room) -> FastAPI:
     _describe_market(api, room)
     _describe_providers(api, room)
     _describe_jobs(api, room)
+    _describe_tabs(api, room)
     _describe_operations(api, room)
     return api
 
@@ -236,6 +266,30 @@ def _describe_jobs(api: FastAPI, room: Room) -> None:
     async def cancel(job: Hex32) -> dict[str, bool]:
         """Stops a running job; its receipt ends the job's stream."""
         return {"cancelling": room.market.cancel(parse_job_id(job))}
+
+
+def _describe_tabs(api: FastAPI, room: Room) -> None:
+    @api.post("/v1/tabs")
+    async def tab(question: SignedInquiry) -> dict[str, Any]:
+        """A payer's own last receipts of a provider, highest total first, each with the order behind it, for a client that lost
+        its books. Those of the newest seqs are among them, and the one whose order has the highest ceiling. Who asks shows with
+        a signed inquiry that the payer's key is theirs.
+        """
+        market = room.market
+        asked = read_signed(Inquiry, question.model_dump()).verify(market.domain).message
+        if asked.coordinator != market.address:
+            raise Refusal(Code.ORDER_MISDIRECTED, f"inquiry.coordinator: {asked.coordinator}, but this is {market.address}")
+        if abs(asked.asked_at - room.now()) > ASKED_SECONDS:
+            text = f"inquiry.askedAt: more than {ASKED_SECONDS} s from this coordinator's clock; is the client's right?"
+            raise Refusal(Code.UNAUTHENTICATED, text)
+        # Who runs so many jobs at once ordered the last one that ended within as many of the last receipts.
+        found = await room.tabs.receipts_of(asked.payer, asked.provider, market.limits.jobs_per_payer)
+        return {"receipts": [late.to_json() for late in _telling(found)]}
+
+
+def _telling(found: list[LateReceipt]) -> list[LateReceipt]:
+    highest = max(found, key=lambda late: late.order.message.ceiling, default=None)
+    return [late for place, late in enumerate(found) if place < TAB_RECEIPTS or late is highest]
 
 
 def _describe_operations(api: FastAPI, room: Room) -> None:

@@ -69,6 +69,16 @@ class MemoryStore:
                     last[payer] = late
         return [last[payer] for payer in sorted(last)][:limit]
 
+    async def receipts_of(self, payer: Address, provider: Address, limit: int) -> list[LateReceipt]:
+        """See ports.TabStore."""
+        found: list[tuple[Amount, int, LateReceipt]] = []
+        for job, by_provider in self.receipts.items():
+            attempt = self.jobs[job].attempt_of(provider)
+            if provider in by_provider and attempt is not None and attempt.order.message.payer == payer:
+                receipt, total = by_provider[provider]
+                found.append((total, receipt.message.seq, LateReceipt(receipt, attempt.order, attempt.terms)))
+        return [late for _, _, late in sorted(found, key=lambda one: one[:2], reverse=True)][:limit]
+
     async def put_answer(self, kept: KeptAnswer, *, since: int, dropped: Iterable[JobId] = ()) -> None:
         """See ports.AnswerStore."""
         gone = set(dropped)

@@ -195,10 +195,14 @@ class AnswerStore(Protocol):
 
 
 class TabStore(Protocol):
-    """What a provider may have lost."""
+    """What a provider or a payer may have lost."""
 
     async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
         """The last receipt of each of a provider's tabs with payers after this one, in their order. Raises Unavailable."""
+        ...
+
+    async def receipts_of(self, payer: Address, provider: Address, limit: int) -> list[LateReceipt]:
+        """The receipts of one tab, highest total first. Raises Unavailable."""
         ...
 
 

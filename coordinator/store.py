@@ -165,6 +165,18 @@ class Store:
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [_late(provider, receipt, attempts) for receipt, attempts in rows]
 
+    async def receipts_of(self, payer: Address, provider: Address, limit: int) -> list[LateReceipt]:
+        """See ports.TabStore. It waits its turn among the writes, and so sees all that was noted before."""
+        query = (
+            sa.select(receipts.c.receipt_doc, jobs.c.attempts_doc)
+            .join(jobs, jobs.c.job == receipts.c.job)
+            .where(receipts.c.payer == payer, receipts.c.provider == provider)
+            .order_by(receipts.c.total.desc(), receipts.c.seq.desc())
+            .limit(limit)
+        )
+        rows = await self._db.write(lambda c: c.execute(query).all())
+        return [_late(provider, receipt, attempts) for receipt, attempts in rows]
+
     # Answers
 
     async def put_answer(self, kept: KeptAnswer, *, since: int, dropped: Iterable[JobId] = ()) -> None:

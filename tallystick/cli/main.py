@@ -30,6 +30,7 @@ from tallystick.cli import (
 )
 from tallystick.cli.output import fail
 from tallystick.protocol.errors import TallyError
+from tallystick.runtime.logs import quiet
 
 app = typer.Typer(
     name="tally",
@@ -84,6 +85,7 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 def main() -> None:
     """The console script: errors of ours become one clear line (or JSON with --json) and exit code 1."""
+    quiet()
     try:
         app()
     except TallyError as error:

@@ -18,7 +18,10 @@ coordinator = typer.Typer(no_args_is_help=True, help="Run a coordinator: matches
 
 
 def start(room: Coroutine[Any, Any, None]) -> None:
-    """Runs a room's main coroutine on uvloop, where there is one, until it ends."""
+    """Runs a room's main coroutine on uvloop, where there is one, until it ends; it logs to stderr."""
+    from tallystick.runtime.logs import configure
+
+    configure(json=False)
     if sys.platform == "win32":
         asyncio.run(room)
     else:

@@ -57,6 +57,11 @@ class Answer:
         return self.receipt is not None or self.failure is not None
 
     @property
+    def passed_over(self) -> list[Address]:
+        """The providers that had the job before the one that answered, and did not do it."""
+        return [self._placed[order].provider for order in list(self._matched)[:-1]]
+
+    @property
     def whole(self) -> bool:
         """Whether the last chunk came."""
         return self._opener is not None and self._opener.finished

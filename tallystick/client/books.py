@@ -20,7 +20,7 @@ from tallystick.client.tables import JobState, OrderState, evidence, jobs, order
 from tallystick.protocol.eip712 import Domain, Verified, loads_signed
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.jobs import ENDS, Event
-from tallystick.protocol.messages import Outcome, Receipt, Terms
+from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import dumps
 
@@ -71,6 +71,24 @@ class Arrival:
         """What finds its tab."""
         order = self.placed.order.message
         return {"of_venue": venue(self.domain), "of_payer": order.payer, "of_provider": order.provider}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An order of this payer and a receipt for it, both verified, that somebody else kept."""
+
+    order: Verified[Order]
+    receipt: Verified[Receipt]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of looking: by how much the tab's total rose (base units), and when an order was last signed into another state
+    file while this one was in use (Unix seconds; 0: none was).
+    """
+
+    raised: Amount = Amount(0)
+    elsewhere: int = 0
 
 
 # Statements. Bound names begin with `of_` where they find rows, with `to_` where they change them.
@@ -232,7 +250,7 @@ def book(c: Connection, arrival: Arrival) -> BadReceipt | None:
         docs = _around(c, arrival, None if same_order is None else same_order.receipt_doc)
         near = _neighbours(receipt, docs)
         tab = c.execute(_TAB, arrival.tab).first()
-        check_place(receipt, near, _tab(tab).ceiling)
+        check_place(receipt, near)
         check_doubt(arrival.doubt)
     except BadReceipt as complaint:
         if complaint.fault is Fault.PROVIDER:
@@ -275,7 +293,7 @@ def _accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | N
     }
     c.execute(_NEW_RECEIPT, values)
     total, mark = (tab.total, row.total_mark if row is not None else 0)
-    if receipt.cumulative_cost >= tab.total:
+    if tab.total <= receipt.cumulative_cost <= tab.ceiling:  # above all that these books know to be signed it says nothing
         total, mark = receipt.cumulative_cost, tab.order_seq
     change = {"to_accepted": int(tab.accepted + receipt.cost), "to_total": int(total), "to_mark": mark}
     c.execute(_ACCEPT, arrival.tab | change)
@@ -287,6 +305,44 @@ def _accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | N
     if arrival.doubt is not None:
         reason = f"doubted: {arrival.doubt.reason}"
     _end(c, arrival.job, state, reason, arrival.now, took_ms=arrival.took_ms)
+
+
+_KNOWN_ORDERS = sa.select(orders.c.digest).where(orders.c.digest.in_(bindparam("of_orders", expanding=True)))
+_FIRST_ORDER = sa.select(sa.func.min(orders.c.seq)).where(orders.c.payer == _PAYER, orders.c.venue == _VENUE)
+_ADOPT = _NEW_TAB.on_conflict_do_update(
+    index_elements=[tabs.c.venue, tabs.c.payer, tabs.c.provider],
+    set_={name: _NEW_TAB.excluded[name] for name in ("total", "total_mark", "ceiling", "order_seq")},
+)
+
+
+def adopt(c: Connection, where: dict[str, object], shown: Sequence[Shown], settled: Amount) -> Found:
+    """Takes up what a tab was found to have beyond these books. The total is believed as far as orders that these books lack
+    were signed for it: what they do know is settled by `book`.
+    """
+    digests = [one.order.digest.hex() for one in shown]
+    known = set(c.execute(_KNOWN_ORDERS, {"of_orders": digests}).scalars())
+    lacking = [one.order.message for one in shown if one.order.digest.hex() not in known]
+    ceiling = max([settled, *(order.ceiling for order in lacking)])
+    told = max((one.receipt.message.cumulative_cost for one in shown), default=Amount(0))
+    row = c.execute(_TAB, where).first()
+    tab = _tab(row)
+    total = max(tab.total, settled, min(told, ceiling))
+    if lacking or total > tab.total:
+        values = {
+            "venue": where["of_venue"],
+            "payer": where["of_payer"],
+            "provider": where["of_provider"],
+            "accepted": 0,
+            "total": int(total),
+            "total_mark": tab.order_seq if row is None or total > tab.total else row.total_mark,
+            "ceiling": int(max(tab.ceiling, ceiling)),
+            "order_seq": max([tab.order_seq, *(order.seq for order in lacking)]),
+            "frozen": "",
+        }
+        c.execute(_ADOPT, values)
+    first = c.execute(_FIRST_ORDER, where).scalar()
+    later = max((order.seq for order in lacking), default=0)
+    return Found(Amount(total - tab.total), 0 if first is None or later < first else later // 1_000_000_000)
 
 
 def _freeze(c: Connection, arrival: Arrival, others: list[str], reason: str) -> None:

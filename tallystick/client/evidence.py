@@ -27,14 +27,12 @@ from tallystick.protocol.errors import BadMessage, BadReceipt, Fault
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.reading import read_count, read_items, read_text
 from tallystick.protocol.sealing import Transcript, commit_request
-from tallystick.protocol.types import Amount, parse_address
+from tallystick.protocol.types import parse_address
 from tallystick.protocol.wire import dumps, loads, split_request
 
 FORMAT = "evidence/1"
 MAX_OTHERS = 8
 Recounting = Callable[[bytes, Sequence[bytes], Receipt], Doubt | None]
-_ANY_CEILING = Amount((1 << 96) - 1)
-"""Which ceilings the payer signed later, a third party cannot know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +144,7 @@ def _beside(_file: EvidenceFile, _placed: Placed, receipt: Verified[Receipt], ne
         below=max((one for one in near if one.seq < here.seq), key=lambda one: one.seq, default=None),
         above=min((one for one in near if one.seq > here.seq), key=lambda one: one.seq, default=None),
     )
-    check_place(here, neighbours, _ANY_CEILING)
+    check_place(here, neighbours)
 
 
 def _plain(file: EvidenceFile, placed: Placed, receipt: Verified[Receipt], _near: list[Receipt]) -> None:

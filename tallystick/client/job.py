@@ -308,6 +308,7 @@ class Job:
             await desk.ledger.end(self.id, state, str(answer.failure), desk.now())
             if answer.failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger lacks
                 desk.resolver.wake()
+                self._fail(await desk.resolver.recovery.refused(self.id, answer.failure))
             self._fail(answer.failure)
         if answer.receipt is None or answer.match is None:
             raise RuntimeError("an answer ended without a receipt or a failure")
@@ -316,6 +317,8 @@ class Job:
         doubt = await self._doubt(answer.receipt.message)
         arrival = Arrival(desk.domain, self.id, answer.match, answer.receipt, delivered, desk.now(), took, doubt, self.proof)
         complaint = await desk.ledger.book(arrival)
+        if answer.passed_over:
+            desk.resolver.look_into(answer.passed_over)
         if desk.proofs is not None and self.proof is not None:
             await desk.proofs.put(self.id, self.proof)
         error = complaint or self._shortfall(answer.receipt.message)

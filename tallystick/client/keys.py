@@ -85,3 +85,8 @@ def put(c: Connection, payer: Address, keyed: Keyed, horizon: int) -> Keyed:
 def forget(c: Connection, payer: Address, key: str) -> None:
     """The key's job was never admitted: the key may stand for another."""
     c.execute(sa.delete(keys).where(keys.c.payer == payer, keys.c.key == key))
+
+
+def forget_job(c: Connection, payer: Address, job: JobId) -> None:
+    """A job was refused by its providers: its key, if it has one, may stand for another."""
+    c.execute(sa.delete(keys).where(keys.c.payer == payer, keys.c.job == job.hex()))

@@ -16,18 +16,18 @@ from sqlalchemy import Connection
 
 from tallystick.client import books, keys, lookups, spending
 from tallystick.client.accounts import Account, read_accounts
-from tallystick.client.books import Arrival, NewJob, Sign
+from tallystick.client.books import Arrival, Found, NewJob, Shown, Sign
 from tallystick.client.config import Budget
 from tallystick.client.evidence import EvidenceFile
 from tallystick.client.keys import Keyed
 from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.payer import Placed, Tab
 from tallystick.client.spending import DAY_SECONDS, Hit, Spent, Standing
-from tallystick.client.tables import JobState
+from tallystick.client.tables import JobState, venue
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
 from tallystick.protocol.messages import Terms
-from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.runtime.keys import write_private
 from tallystick.runtime.storage import Database
 
@@ -120,6 +120,15 @@ class Ledger:
         provider = arrival.placed.provider
         log.warning("a dishonest receipt: its provider gets no more orders", provider=provider, why=reason, evidence=str(path))
 
+    async def adopt(self, domain: Domain, provider: Address, shown: Sequence[Shown], settled: Amount) -> Found:
+        """Raises the tab with a provider to what these verified orders and receipts, or the chain, prove beyond these books."""
+        where: dict[str, object] = {"of_venue": venue(domain), "of_payer": self.payer, "of_provider": provider}
+        return await self._database.write(lambda c: books.adopt(c, where, shown, settled))
+
+    async def traded(self, domain: Domain, providers: Sequence[Address]) -> set[Address]:
+        """Those of the providers with whom there is a tab."""
+        return await self._database.read(lambda c: lookups.traded(c, domain, self.payer, providers))
+
     async def end(self, job: JobId, state: JobState, reason: str, now: int) -> None:
         """Ends a job that has no receipt: its open orders stop counting. For `lost` they count on until they expire."""
         await self._database.write(lambda c: books.end(c, job, state, reason, now))
@@ -135,6 +144,10 @@ class Ledger:
     async def forget_key(self, key: str) -> None:
         """The key stands for no job any more."""
         await self._database.write(lambda c: keys.forget(c, self.payer, key))
+
+    async def forget_key_of(self, job: JobId) -> None:
+        """No provider took the job: its key, if it has one, stands for no job any more."""
+        await self._database.write(lambda c: keys.forget_job(c, self.payer, job))
 
     async def tab(self, domain: Domain, provider: Address, now: int) -> Tab:
         """The tab with one provider."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -65,6 +66,12 @@ def frozen(c: Connection, domain: Domain, payer: Address) -> dict[Address, str]:
     query = sa.select(tabs.c.provider, tabs.c.frozen)
     rows = c.execute(query.where(tabs.c.venue == venue(domain), tabs.c.payer == payer, tabs.c.frozen != ""))
     return {Address(row.provider): row.frozen for row in rows}
+
+
+def traded(c: Connection, domain: Domain, payer: Address, providers: Sequence[Address]) -> set[Address]:
+    """Those of the providers with whom there is a tab."""
+    mine = (tabs.c.venue == venue(domain), tabs.c.payer == payer, tabs.c.provider.in_(providers))
+    return {Address(found) for found in c.execute(sa.select(tabs.c.provider).where(*mine)).scalars()}
 
 
 def unresolved(c: Connection, payer: Address, before: int, limit: int) -> list[JobId]:

@@ -2,8 +2,8 @@
 
 A tab is with one provider, for life. Its next ceiling is the cost of all accepted receipts, plus the caps of all open orders,
 plus the new job's cap. Receipts of concurrent jobs come in any order, and some never come (a lost connection); each one
-carries the tab's total, so a later one tells what the missing ones cost. Such a total was signed by the provider and lies
-within a ceiling that this payer signed before, so it counts as accepted as far as no open order explains it.
+carries the tab's total, so a later one tells what the missing ones cost. Such a total was signed by the provider; if it lies
+within a ceiling that this payer signed before, it counts as accepted as far as no open order explains it.
 
 No clock, no store: callers bring both. What it costs to be wrong: the payer can lose the caps in flight, nothing more.
 """
@@ -204,18 +204,17 @@ class Neighbours:
     same_order: Receipt | None = None
 
 
-def check_place(receipt: Receipt, near: Neighbours, ceiling: Amount) -> None:
-    """A receipt against its tab: `ceiling` is the highest that was signed. Raises BadReceipt.
+def check_place(receipt: Receipt, near: Neighbours) -> None:
+    """A receipt against its tab. Raises BadReceipt.
 
     Duplicates must be recognised before. Seqs may be missing in between (concurrent jobs, lost answers); totals must then
-    leave room for what is missing, and be exact where nothing is.
+    leave room for what is missing, and be exact where nothing is. A total above every ceiling that the ledger knows is no lie
+    of the provider's while the key may have signed orders that the ledger lost; nor is it believed.
     """
     if near.same_seq is not None:
         raise BadReceipt(f"receipt.seq: {receipt.seq} was used for another receipt before (equivocation)")
     if near.same_order is not None:
         raise BadReceipt(f"receipt: a second one for the same order; the first has seq {near.same_order.seq}")
-    if receipt.cumulative_cost > ceiling:
-        raise BadReceipt(f"receipt.cumulativeCost: {receipt.cumulative_cost} is above the highest signed ceiling {ceiling}")
     if near.below is not None:
         _check_step(near.below, receipt)
     elif receipt.seq == 1 and receipt.cumulative_cost != receipt.cost:

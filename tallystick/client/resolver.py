@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from typing import Any
 
 import structlog
 
@@ -12,17 +13,21 @@ from tallystick.client.books import Arrival
 from tallystick.client.ledger import Ledger
 from tallystick.client.lookups import KnownJob
 from tallystick.client.payer import Delivered, Placed
+from tallystick.client.recover import Recovery
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator, RemoteJob
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Receipt
-from tallystick.protocol.types import JobId
+from tallystick.protocol.types import Address, JobId
 
 log = structlog.get_logger()
 POLLS = (0.1, 0.3, 1.0, 3.0, 5.0)
 """Seconds between questions about a job that is still running."""
+
+PASSED_OVER_SECONDS = 60.0
+"""How long a provider that another one stood in for is not asked about again."""
 
 _ENDED = {State.COMPLETED: JobState.FAILED, State.CANCELLED: JobState.CANCELLED}
 """How a job is kept that ended at the coordinator without a receipt; otherwise it failed."""
@@ -42,10 +47,11 @@ class Resolver:
         live: Callable[[], Collection[JobId]],
         limit: int,
         every: int,
+        recovery: Recovery,
     ) -> None:
-        self._ledger, self._coordinator = ledger, coordinator
+        self._ledger, self._coordinator, self.recovery = ledger, coordinator, recovery
         self._now, self._live, self._limit, self._every = now, live, limit, every
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._awake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -77,10 +83,19 @@ class Resolver:
 
     def abandon(self, job: JobId) -> None:
         """Cancels a job whose stream nobody reads any more, and settles it once it has ended."""
-        if len(self._tasks) < self._limit:
-            task = asyncio.create_task(self._cancel_and_settle(job), name="abandoned-job")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._begin(self._cancel_and_settle(job), "abandoned-job")
+
+    def _begin(self, work: Coroutine[Any, Any, object], name: str) -> None:
+        if len(self._tasks) >= self._limit:
+            work.close()
+            return
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def look_into(self, providers: Sequence[Address]) -> None:
+        """Finds out, once in a while, whether providers did not take a job because these books lack a part of their tabs."""
+        self._begin(self.recovery.look(providers, chain=True, again=PASSED_OVER_SECONDS), "look-into")
 
     async def _cancel_and_settle(self, job: JobId) -> None:
         reason = "its end is not known"

@@ -30,6 +30,7 @@ from tallystick.client.payer import Tab
 from tallystick.client.pin import Pin
 from tallystick.client.placing import Named, Placing
 from tallystick.client.recount import Auditor
+from tallystick.client.recover import Recovery
 from tallystick.client.resolver import Resolver
 from tallystick.client.resume import take_up
 from tallystick.client.shortlist import Demand, Shortlists
@@ -141,6 +142,7 @@ class Market(Verbs):
             live=lambda: self._on_their_way | {job.id for job in self._live},
             limit=self.config.max_jobs,
             every=self.config.start_seconds,
+            recovery=Recovery.of(self._ledger, self._coordinator, self.wallet, self.info, now=self._now, config=self.config),
         )
         self._placing = Placing(
             self.config,
@@ -309,6 +311,7 @@ class Market(Verbs):
     async def _place(self, asked: Asked, asks: Sequence[Verified[Ask]], cap: Amount | None, demand: Demand, wish: _Wish) -> Job:
         began = asyncio.get_running_loop().time()
         info, desk = await self._open_desk()
+        await self._resolver.recovery.know(ask.message.provider for ask in asks)
         tag = None if demand.ranked else self._affinity.tag(asked, wish.affinity)
         asks, moved = self._affinity.ordered(tag, asks)
         answer, response = await self._placing.place(

@@ -16,7 +16,8 @@ from tallystick.client.config import ClientConfig
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable, from_public
 from tallystick.protocol.jobs import State
-from tallystick.protocol.messages import Ask, Receipt
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Ask, Inquiry, Receipt
 from tallystick.protocol.types import Address, JobId, parse_address
 from tallystick.protocol.wire import MAX_CANDIDATES
 
@@ -24,6 +25,9 @@ JOB_TYPE = "application/vnd.tallystick.job"
 MAX_CONTROL = 8 * 1024 * 1024
 """Bytes of a control answer (models, shortlist, job state); more is refused unread."""
 
+
+MAX_RECEIPTS = 64
+"""Receipts of a tab that are looked at."""
 
 KEPT_SECONDS = 4
 """How long an idle connection is kept: less than the five seconds after which a coordinator closes its end."""
@@ -219,6 +223,18 @@ class Coordinator:
         if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
             raise BadMessage("explain: expected a list of asks", fault=Fault.COORDINATOR)
         return listed
+
+    async def receipts(self, question: Signed[Inquiry]) -> list[LateReceipt]:
+        """POST /v1/tabs: this payer's last receipts of a provider, with their orders. One that does not parse is left out."""
+        raw = await self._call("POST", "/v1/tabs", question.to_json())
+        listed = raw.get("receipts") if isinstance(raw, dict) else None
+        if not isinstance(listed, list):
+            raise BadMessage("tabs: expected a list of receipts", fault=Fault.COORDINATOR)
+        found: list[LateReceipt] = []
+        for entry in listed[:MAX_RECEIPTS]:
+            with contextlib.suppress(BadMessage):
+                found.append(LateReceipt.from_json(entry))
+        return found
 
     async def submit(self, submission: bytes, *, linger: int | None = None) -> aiohttp.ClientResponse:
         """POST /v1/jobs: the open stream of an admitted job. Raises the refusal, NotSent or Broken.

@@ -161,6 +161,18 @@ class Match(Message):
     matched_at: U64
 
 
+@message(signer="payer")
+class Inquiry(Message):
+    """A payer's question to a coordinator for its own last receipts of a provider, asked at this Unix time: proof that whoever
+    asks holds the payer's key.
+    """
+
+    payer: Address
+    provider: Address
+    coordinator: Address
+    asked_at: U64
+
+
 @message(signer="provider")
 class Connect(Message):
     """A node's answer to a coordinator's challenge: proof that it holds the provider's key, for this connection only."""

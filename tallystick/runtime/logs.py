@@ -8,6 +8,14 @@ import sys
 import structlog
 
 
+def quiet() -> None:
+    """For commands that end: warnings only, and to stderr, so that stdout is theirs."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
+    )
+
+
 def configure(*, json: bool, level: str = "info") -> None:
     """Sets up structlog and the standard library's logging, both to stderr."""
     shared: list[structlog.typing.Processor] = [
@@ -23,7 +31,7 @@ def configure(*, json: bool, level: str = "info") -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared

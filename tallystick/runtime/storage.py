@@ -34,6 +34,8 @@ R = TypeVar("R")
 Work = Callable[[Connection], R]
 GROUP = 256
 QUEUE = 4_096
+BUSY_SECONDS = 5.0
+"""How long a transaction waits for another process that has SQLite's write lock."""
 MIGRATION_LOCK = 0x7A11
 """Of replicas that start together on one PostgreSQL, one migrates and the others wait for it."""
 _MIGRATING = threading.Lock()
@@ -61,7 +63,7 @@ class _Sqlite:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         # Each thread has a connection of its own; that others may touch it is for `close`, when both threads have ended.
         # Rows hold what logs must not: errors are told without their parameters.
-        connect = {"check_same_thread": False}
+        connect = {"check_same_thread": False, "timeout": BUSY_SECONDS}
         self._engine = create_engine(url, poolclass=pool.SingletonThreadPool, connect_args=connect, hide_parameters=True)
         event.listen(self._engine, "connect", _pragmas)
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
@@ -88,7 +90,7 @@ class _Sqlite:
 
 def _pragmas(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -122,8 +124,8 @@ class Database:
         try:
             await self._backend.run(lambda c: _migrate(c, migrations), write=True)
         except (DatabaseError, OSError, CommandError) as error:
-            if _damaged(error):
-                raise _translate(error) from error
+            if _damaged(error) or _locked(error):
+                raise _translate(error, self.url) from error
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"database: {error}") from error
         finally:
             _MIGRATING.release()
@@ -153,7 +155,7 @@ class Database:
         try:
             return await self._backend.run(work, write=False)
         except (SQLAlchemyError, OSError) as error:
-            translated = _translate(error)
+            translated = _translate(error, self.url)
             if translated is error:
                 raise
             raise translated from error
@@ -198,7 +200,7 @@ class Database:
                     await self._commit([entry])
                 return
             for _, future in group:
-                _settle(future, error=_translate(error))
+                _settle(future, error=_translate(error, self.url))
             return
         for (_, future), result in zip(group, results, strict=True):
             _settle(future, result)
@@ -224,7 +226,21 @@ def _damaged(error: Exception) -> bool:
     return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def _translate(error: Exception) -> Exception:
+def _locked(error: Exception) -> bool:
+    """Whether SQLite says that another process has the file's lock."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _translate(error: Exception, url: str) -> Exception:
+    if _locked(error):
+        path = make_url(url).database
+        text = (
+            f"another process has held the lock of {path} for more than {BUSY_SECONDS:g} s: it hangs or was stopped. "
+            f"`fuser -v {path}` shows who uses the file; let that process go on, or end it. Nothing was written"
+        )
+        log.error("database locked", path=path)
+        return Unavailable(Code.COORDINATOR_UNAVAILABLE, text)
     if _damaged(error):
         log.error("database damaged", error=str(error))
         text = (

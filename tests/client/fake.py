@@ -15,14 +15,15 @@ import orjson
 from aiohttp import web
 
 from tallystick.client.sdk import Market
-from tallystick.protocol.eip712 import Signed, Signer, Verified
+from tallystick.protocol.eip712 import Signed, Signer, Verified, read_signed
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
-from tallystick.protocol.messages import Match, Order, Outcome, Receipt
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Inquiry, Match, Order, Outcome, Receipt
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
 from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
 from tallystick.protocol.tab import Security
-from tallystick.protocol.types import ZERO_HASH, Amount, JobId, parse_address, parse_job_id
+from tallystick.protocol.types import ZERO_HASH, Address, Amount, JobId, parse_address, parse_job_id
 from tallystick.protocol.wire import (
     Candidate,
     Kind,
@@ -159,6 +160,12 @@ class Session:
         if transport is not None:
             transport.abort()
 
+    def late(self, provider: Address) -> LateReceipt | None:
+        """What a client that lost its books may be shown of it."""
+        if self.receipt is None or self.provider.address != provider:
+            return None
+        return LateReceipt(self.receipt, self.candidate.order, self.candidate.terms)
+
     async def hang(self) -> None:
         await asyncio.sleep(30)
 
@@ -230,6 +237,8 @@ class FakeMarket:
             "feeBps": 0,
         }
         self.url = ""
+        self.forgets = False
+        self.shows: list[LateReceipt] = []
         self.crash: Exception | None = None
         self.drops, self.keeps = 0, False
         self.connections: set[int] = set()
@@ -254,6 +263,7 @@ class FakeMarket:
                 web.get("/v1/info", self._info),
                 web.get("/v1/models", self._models),
                 web.post("/v1/shortlist", self._shortlist),
+                web.post("/v1/tabs", self._tabs),
                 web.post("/v1/jobs", self._jobs),
                 web.get("/v1/jobs/{job}", self._job),
                 web.post("/v1/jobs/{job}/cancel", self._cancel),
@@ -308,6 +318,14 @@ class FakeMarket:
         if not asks:
             return _refuse(Unavailable(Code.NO_PROVIDER, "all are excluded"))
         return web.json_response({"asks": asks})
+
+    async def _tabs(self, request: web.Request) -> web.Response:
+        asked = read_signed(Inquiry, await request.json()).verify(DOMAIN).message
+        assert asked.coordinator == self.signer.address
+        if self.forgets:
+            return web.Response(status=404)
+        told = [session.late(asked.provider) for session in self.sessions.values()]
+        return web.json_response({"receipts": [late.to_json() for late in [*told, *self.shows] if late is not None]})
 
     async def _jobs(self, request: web.Request) -> web.StreamResponse:
         assert request.content_type == "application/vnd.tallystick.job"

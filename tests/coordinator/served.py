@@ -68,7 +68,8 @@ async def served(world: World | None = None, max_nodes: int = 100) -> AsyncItera
         tokenDecimals=6,
         feeBps=0,
     )
-    app = App(Room(world.market, lambda: hub.connected, world.store, world.store, info), hub, world.store)
+    room = Room(world.market, lambda: hub.connected, world.store, world.store, world.store, info, world.clock.now)
+    app = App(room, hub, world.store)
     async with (
         serving(app, "127.0.0.1", 0, ws_max_size=MAX_LINK_FRAME) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as http,

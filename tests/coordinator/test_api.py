@@ -8,12 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
+from coordinator.api import TAB_RECEIPTS
 from coordinator.matching import Reason
 from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
-from tallystick.protocol.eip712 import read_signed
-from tallystick.protocol.link import Capacity
-from tallystick.protocol.messages import Ask, Outcome, Receipt, Spec
+from tallystick.protocol.eip712 import Signer, read_signed
+from tallystick.protocol.link import Capacity, LateReceipt
+from tallystick.protocol.messages import Ask, Inquiry, Outcome, Receipt, Spec
+from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import Kind
 from tests.coordinator.served import TOKEN, LinkNode, Served
@@ -161,6 +163,7 @@ async def test_the_docs(at: Served) -> None:
         ("/v1/explain", "post"),
         ("/v1/jobs/{job}", "get"),
         ("/v1/jobs/{job}/cancel", "post"),
+        ("/v1/tabs", "post"),
         ("/v1/health", "get"),
     }
     assert all(route["description"] for route in routes.values())
@@ -199,6 +202,51 @@ async def test_what_is_required(at: Served) -> None:
         assert told[0]["firstTokenMs"] == first, "as a shortlist would be sorted"
     assert (await at.http.post("/v1/shortlist", json=asked | {"sort": "beauty"})).status_code == 400
     assert (await at.http.post("/v1/shortlist", json=asked | {"require": {"mood": ["good"]}})).status_code == 400
+
+
+# Tabs
+
+
+async def _inquire(at: Served, provider: str, key: Signer = PAYER, **changes: Any) -> httpx.Response:
+    asked: dict[str, Any] = {
+        "payer": key.address,
+        "provider": provider,
+        "coordinator": COORDINATOR.address,
+        "asked_at": START,
+    } | changes
+    return await at.http.post("/v1/tabs", json=key.sign(Inquiry(**asked), DOMAIN).to_json())
+
+
+async def test_a_payer_reads_its_own_tab(at: Served) -> None:
+    """Who holds a payer's key is told its last receipts with the orders behind them, the one of the highest ceiling always among
+    them; nobody else is told any.
+    """
+    node = at.world.node("ann")
+    for number in range(TAB_RECEIPTS + 3):
+        ceiling = 9_000_000 if number == 1 else 1_000_000
+        client = await at.world.started(node, ceiling=Amount(ceiling))
+        node.finish(client.job.id, seq=number + 1, cumulative_cost=Amount(100 * (number + 1)))
+        await quiet()
+    told = (await _inquire(at, node.address)).json()["receipts"]
+    found = [LateReceipt.from_json(late) for late in told]
+    assert [late.receipt.message.seq for late in found] == [*range(TAB_RECEIPTS + 3, 3, -1), 2]
+    for late in found:
+        check_receipt(late.order.verify(DOMAIN), late.terms, late.receipt.verify(DOMAIN).message)
+    assert (await _inquire(at, node.address, person("stranger"))).json() == {"receipts": []}
+    assert (await _inquire(at, person("bob").address)).json() == {"receipts": []}
+    forged = (
+        person("stranger")
+        .sign(
+            Inquiry(payer=person("stranger").address, provider=node.address, coordinator=COORDINATOR.address, asked_at=START),
+            DOMAIN,
+        )
+        .to_json()
+    )
+    forged["message"]["payer"] = PAYER.address
+    assert _error(await at.http.post("/v1/tabs", json=forged)) == (401, "bad_signature")
+    assert _error(await _inquire(at, node.address, asked_at=START - 301)) == (401, "unauthenticated")
+    assert _error(await _inquire(at, node.address, coordinator=node.address)) == (400, "order_misdirected")
+    assert _error(await at.http.post("/v1/tabs", json={"message": {}, "signature": "0x"})) == (400, "bad_message")
 
 
 # Jobs

@@ -52,6 +52,7 @@ ROUTES = [
     ("GET", "/v1/providers/{provider}/why"),
     ("GET", "/v1/jobs/{job}"),
     ("POST", "/v1/jobs/{job}/cancel"),
+    ("POST", "/v1/tabs"),
     ("GET", "/v1/health"),
 ]
 

@@ -40,6 +40,7 @@ TYPE_STRINGS = {
     "Bind": "Bind(address key,address owner)",
     "Release": "Release(address payer,address provider,uint96 floor,uint64 deadline)",
     "Match": "Match(address coordinator,bytes16 job,address provider,bytes32 orderHash,uint32 attempt,uint64 matchedAt)",
+    "Inquiry": "Inquiry(address payer,address provider,address coordinator,uint64 askedAt)",
     "Connect": "Connect(address provider,address coordinator,bytes32 challenge)",
 }
 SIGNERS = {
@@ -53,6 +54,7 @@ SIGNERS = {
     "Bind": "key",
     "Release": "provider",
     "Match": "coordinator",
+    "Inquiry": "payer",
     "Connect": "provider",
 }
 

@@ -1,0 +1,181 @@
+"""Recovering a tab that this state file does not know whole: it was lost or put back, or the key signs into another one too.
+
+Asked are the coordinator, for this payer's receipts, and the chain, for what it settled. No number counts because somebody says
+it: a receipt counts with an order that this very key signed, and no further than that order's ceiling, which its provider
+could collect anyhow. So who makes up receipts for a payer that lost its books gains nothing that was not signed for before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from tallystick.chain.deployment import Deployment
+from tallystick.client.books import Found, Shown
+from tallystick.client.config import ClientConfig
+from tallystick.client.ledger import Ledger
+from tallystick.client.transport import Coordinator, Info
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadReceipt, Code, PeerError, TallyError, Unavailable
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Inquiry
+from tallystick.protocol.tab import check_receipt
+from tallystick.protocol.types import Address, Amount, JobId, format_amount
+
+log = structlog.get_logger()
+ASK_SECONDS = 5.0
+"""The longest wait for all answers: without them a job is placed all the same, on what the ledger knows."""
+AGAIN_SECONDS = 1.0
+"""How long a provider's tab is not asked about again."""
+MAX_SETTLED = 1 << 62
+"""No honest chain has paid more on a tab."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """See the module's docstring. `info` says who the coordinator is; `deployment` names the chain, where there is one to ask."""
+
+    ledger: Ledger
+    coordinator: Coordinator
+    signer: Signer
+    info: Callable[[], Awaitable[Info]]
+    now: Callable[[], int]
+    path: Path
+    deployment: Path | None
+    asked: dict[Address, float]
+
+    @classmethod
+    def of(
+        cls,
+        ledger: Ledger,
+        coordinator: Coordinator,
+        signer: Signer,
+        info: Callable[[], Awaitable[Info]],
+        *,
+        now: Callable[[], int],
+        config: ClientConfig,
+    ) -> Recovery:
+        """A recovery for one market."""
+        path = config.state_file(signer.address)
+        return cls(ledger, coordinator, signer, info, now, path, config.deployment, {})
+
+    async def know(self, providers: Iterable[Address]) -> None:
+        """Asks about those of whom the ledger has never heard, before an order is signed for them. Never raises TallyError."""
+        new = [one for one in dict.fromkeys(providers) if one not in self.asked]
+        if not new:
+            return
+        info = await self.info()
+        known = await self.ledger.traded(info.domain, new)
+        self.asked.update(dict.fromkeys(known, float("-inf")))
+        await self.look([one for one in new if one not in known], chain=False)
+
+    async def look(self, providers: Sequence[Address], *, chain: bool, again: float | None = None) -> list[Found]:
+        """Asks about these tabs now, unless that was done within `again` seconds, and takes up what is proved. Never raises
+        TallyError. `chain`: it is asked too, which may be slow.
+        """
+        since = time.monotonic() - (AGAIN_SECONDS if again is None else again)
+        due = [one for one in providers if self.asked.get(one, float("-inf")) < since]
+        self.asked.update(dict.fromkeys(due, time.monotonic()))
+        asking = [asyncio.create_task(self._recover(provider, chain=chain), name="recover") for provider in due]
+        if not asking:
+            return []
+        done, late = await asyncio.wait(asking, timeout=ASK_SECONDS)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        return [found for task in done if (found := task.result()) is not None]
+
+    async def _recover(self, provider: Address, *, chain: bool) -> Found | None:
+        try:
+            info = await self.info()
+            shown, settled = await asyncio.gather(
+                self._receipts(info, provider), self._settled(self.deployment if chain else None, provider)
+            )
+            found = await self.ledger.adopt(info.domain, provider, shown, settled)
+        except TallyError as error:
+            log.info("a tab can't be recovered yet", provider=provider, reason=str(error))
+            return None
+        if found.raised:
+            log.warning("recovered a tab", provider=provider, base_units=int(found.raised), note=self.note(found))
+        return found
+
+    async def _receipts(self, info: Info, provider: Address) -> list[Shown]:
+        """The payer's own orders with the receipts for them, each checked; what is not so does not count."""
+        question = Inquiry(
+            payer=self.signer.address, provider=provider, coordinator=info.coordinator, asked_at=max(self.now(), 0)
+        )
+        try:
+            listed = await self.coordinator.receipts(self.signer.sign(question, info.domain))
+        except PeerError as error:  # a coordinator that knows no such question
+            log.info("the coordinator does not tell this wallet's receipts", reason=str(error))
+            return []
+        shown: list[Shown] = []
+        for late in listed:
+            try:
+                shown.append(self._check(info, provider, late))
+            except PeerError as error:
+                log.warning("a receipt that does not count was shown", provider=provider, reason=str(error))
+        return shown
+
+    def _check(self, info: Info, provider: Address, late: LateReceipt) -> Shown:
+        order, receipt = late.order.verify(info.domain), late.receipt.verify(info.domain)
+        if (order.message.payer, order.message.provider) != (self.signer.address, provider):
+            raise BadReceipt("order: not this wallet's, or of another provider")
+        check_receipt(order, late.terms, receipt.message)
+        return Shown(order, receipt)
+
+    async def _settled(self, file: Path | None, provider: Address) -> Amount:
+        """What the chain paid on the tab; 0 where there is no chain to ask."""
+        if file is None:
+            return Amount(0)
+        from tallystick.chain.escrow import Escrow  # noqa: PLC0415 - seldom needed, and slow to import
+        from tallystick.chain.rpc import Rpc  # noqa: PLC0415
+
+        deployment = Deployment.load(file)
+        rpc = Rpc(deployment.rpc, timeout=ASK_SECONDS, attempts=1)
+        try:
+            settled = (await Escrow(rpc, deployment).tab(self.signer.address, provider)).settled
+        except TallyError as error:
+            log.info("the chain does not tell what it settled", reason=str(error))
+            return Amount(0)
+        finally:
+            await rpc.close()
+        return settled if settled <= MAX_SETTLED else Amount(0)
+
+    # What to tell
+
+    async def refused(self, job: JobId, failure: TallyError) -> TallyError:
+        """A provider did not take an order since its ceiling was below what the tab is to that provider: finds out what is
+        missing here, and says so. The job never ran: asking again, also with its idempotency key, is to place another one.
+        """
+        await self.ledger.forget_key_of(job)
+        known = await self.ledger.find(job)
+        found = await self.look([one.order.message.provider for one in known.orders] if known is not None else [], chain=True)
+        raised = Amount(sum(one.raised for one in found))
+        if raised:
+            text = f"{failure}. This wallet's books lacked {format_amount(raised)}; {self.note(found[0], *found[1:])}. Ask again"
+        else:
+            text = (
+                f"{failure}. These books ({self.path}) show less: jobs that were cut off count until they have ended, so ask "
+                f"again in a moment; if it stays so, {_ELSEWHERE}"
+            )
+        return Unavailable(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
+
+    def note(self, *found: Found) -> str:
+        """Where the missing orders were signed, as far as that can be told."""
+        last = max((one.elsewhere for one in found), default=0)
+        if last:
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(last))
+            return f"another process signs with this key and does not use {self.path}, last at {at} UTC: {_ELSEWHERE}"
+        return (
+            f"it was learnt from orders that this wallet signed, or from the chain: {self.path} is new, was lost or put back; "
+            f"if another process signs with this key, {_ELSEWHERE}"
+        )
+
+
+_ELSEWHERE = "let all processes of a wallet use one state file (`state` in the config), or give each machine a key of its own"

@@ -1,0 +1,245 @@
+"""A wallet whose state file does not know all that its key signed: recovered from what was signed, and never beyond that."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallystick.client import recover
+from tallystick.client.books import Found, Shown
+from tallystick.client.config import ClientConfig
+from tallystick.client.ledger import Ledger
+from tallystick.client.sdk import Market
+from tallystick.protocol.eip712 import Signer, Verified
+from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Receipt
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.types import Amount
+from tests.client.fake import BODY, CHAT, FakeMarket, Session, eventually, honest, run
+from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, Provider, bill, place, signer, take
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tabs are asked about as often as wanted."""
+    monkeypatch.setattr(recover, "AGAIN_SECONDS", 0.0)
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeMarket]:
+    """A market with one provider, who refuses what a tab does not bear and bills most of what was ordered."""
+    async with FakeMarket(Provider.make("alice")).serve() as market:
+        market.script = strict
+        yield market
+
+
+async def strict(session: Session) -> None:
+    """A node that knows its tab."""
+    try:
+        await session.match()
+    except Refusal as refusal:
+        await session.fail(refusal)
+        return
+    await session.answer()
+    await session.chunk(b"{}", last=True)
+    await session.finish(Usage(min(30, len(session.body)), 0, 60))
+
+
+@asynccontextmanager
+async def opened(fake: FakeMarket, wallet: Signer, config: ClientConfig, name: str) -> AsyncIterator[Market]:
+    """A client with a state file of this name."""
+    path = config.state_file(wallet.address).with_name(name)
+    async with Market(fake.url, wallet, replace(config, state=path)) as market:
+        yield market
+
+
+def lose(config: ClientConfig, wallet: Signer, name: str) -> None:
+    """Deletes a state file, with what SQLite keeps beside it."""
+    path = config.state_file(wallet.address).with_name(name)
+    for each in path.parent.glob(f"{name}*"):
+        each.unlink()
+
+
+async def test_lost_state_file(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """After its state file is gone a client goes on with its first job: the tab is known before an order is signed."""
+    for turn in range(3):
+        async with opened(fake, wallet, config, "a.db") as market:
+            await run(market)
+            await run(market)
+            tab = await market.tab(fake.providers[0].address)
+        cumulative = fake.providers[0].tab.cumulative
+        assert (tab.total, tab.frozen) == (cumulative, "")
+        assert fake.orders()[-1].ceiling - cumulative < fake.submissions[-1].candidates[0].terms.max_cost
+        lose(config, wallet, "a.db")
+        assert len({order.seq for order in fake.orders()}) == 2 * (turn + 1)
+
+
+async def test_nobody_tells(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Where nobody tells what was signed, the refusal says what may be wrong and what to do; as soon as somebody does, the
+    next job works.
+    """
+    async with opened(fake, wallet, config, "a.db") as market:
+        await run(market)
+    fake.forgets = True
+    async with opened(fake, wallet, config, "b.db") as market:
+
+        async def keyed() -> bytes:
+            async with await market.submit(CHAT, BODY, key="one") as job:
+                return (await job.result()).body
+
+        with pytest.raises(Unavailable, match=r"b\.db\) show less.*one state file") as caught:
+            await keyed()
+        assert caught.value.code is Code.UNAUTHORISED_TAB
+        fake.forgets = False
+        with pytest.raises(Unavailable, match=r"lacked 0\.0000.*Ask again"):
+            await keyed()
+        assert await keyed() == b"{}", "the key stood for no job that ran"
+        assert await market.evidence() == []
+
+
+async def test_two_state_files(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Two machines with one key and a file each: what one lacks it is told, and why; nobody is frozen, and both go on."""
+    told: list[str] = []
+
+    async def persist(market: Market) -> None:
+        try:
+            await run(market)
+        except TallyError as error:
+            told.append(str(error))
+            await run(market)
+
+    async with opened(fake, wallet, config, "a.db") as one, opened(fake, wallet, config, "b.db") as other:
+        for _ in range(4):
+            await persist(one)
+            await persist(other)
+        provider = fake.providers[0].address
+        await one._resolver.recovery.look([provider], chain=False)
+        for market in (one, other):
+            tab = await market.tab(provider)
+            assert (tab.total, tab.frozen) == (fake.providers[0].tab.cumulative, "")
+            assert await market.evidence() == []
+    assert fake.providers[0].tab.seq == 8
+    assert len(told) in range(5, 8), "the second file learnt of the tab before its first order"
+    assert all("one state file" in text for text in told)
+    assert any("another process signs with this key" in text for text in told)
+    assert len({order.seq for order in fake.orders()}) == len(fake.orders())
+
+
+async def test_old_ceilings_do_no_harm(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A job that a provider takes on the strength of an order that the file lacks has a total above all that is known: it is
+    booked, the total is not believed, and the provider is not held for a liar.
+    """
+    fake.script = honest
+    async with opened(fake, wallet, config, "a.db") as market:
+        for _ in range(40):
+            await run(market)
+        await run(market, BODY | {"max_tokens": 8_000})
+    fake.forgets = True
+    async with opened(fake, wallet, config, "b.db") as market:
+        await run(market, BODY | {"max_tokens": 5})
+        provider = fake.providers[0]
+        tab = await market.tab(provider.address)
+        assert tab.ceiling < provider.tab.cumulative
+        assert (tab.accepted, tab.total, tab.frozen) == (3, 0, "")
+        fake.forgets = False
+        await market._resolver.recovery.look([provider.address], chain=False)
+        assert (await market.tab(provider.address)).total == provider.tab.cumulative
+
+
+async def test_made_up_receipts(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A provider that makes up a receipt for a payer without books gets no more than the orders that it shows allow; what is not
+    signed by this payer, or not for that order, counts nothing.
+    """
+    alice, signed = fake.providers[0], place()
+    huge: dict[str, Any] = {"seq": 99, "cumulative_cost": Amount(10**12)}
+
+    def shown(receipt: Verified[Receipt], order: object = signed.order) -> LateReceipt:
+        return LateReceipt(receipt, order, signed.terms)  # type: ignore[arg-type]
+
+    lie = alice.signer.sign(bill(signed, **huge), DOMAIN)
+    thief = signer("thief")
+    stranger = thief.sign(replace(signed.order.message, payer=thief.address, ceiling=Amount(10**12)), DOMAIN)
+    unbacked = bill(replace(signed, order=stranger), payer=thief.address, **huge)
+    forged = replace(signed.order, message=replace(signed.order.message, ceiling=Amount(10**12)))
+    fake.shows = [shown(alice.signer.sign(unbacked, DOMAIN), stranger), shown(lie, forged)]
+    fake.shows += [shown(signer("bob").sign(bill(signed, provider=signer("bob").address, **huge), DOMAIN))]
+    async with opened(fake, wallet, config, "a.db") as market:
+        await market._resolver.recovery.look([alice.address], chain=False)
+        assert (await market.tab(alice.address)).ceiling == 0
+        fake.shows.append(shown(lie))
+        await market._resolver.recovery.look([alice.address], chain=False)
+        tab = await market.tab(alice.address)
+        assert tab.total == tab.ceiling == signed.order.message.ceiling
+        for _ in range(3):
+            await market._resolver.recovery.look([alice.address], chain=False)
+        assert await market.tab(alice.address) == tab
+
+
+async def test_refused_orders_prove_nothing(tmp_path: Path) -> None:
+    """A provider cannot climb: orders that these books know, and it may have refused, do not raise what is believed."""
+    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
+    _, (own,) = await take(ledger)
+    huge = ALICE.signer.sign(bill(own, seq=9, cumulative_cost=Amount(10**12)), DOMAIN)
+    assert await ledger.adopt(DOMAIN, ALICE.address, [Shown(own.order, huge)], Amount(0)) == Found()
+    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).total == 0
+    await ledger.close()
+
+
+async def test_what_the_chain_paid(tmp_path: Path) -> None:
+    """What was settled was signed for: it counts without any receipt, and never lowers a tab."""
+    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
+    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70))).raised == 70
+    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(30))).raised == 0
+    _, (placed,) = await take(ledger)
+    assert placed.order.message.ceiling == 70 + placed.terms.max_cost
+    await ledger.close()
+
+
+async def test_a_stand_in_hides_nothing(wallet: Signer, config: ClientConfig) -> None:
+    """Where another provider does the job that one refused for its tab, that tab is looked into all the same."""
+
+    async def turned_down(session: Session) -> None:
+        """Alice does not take it, bob does."""
+        await session.match(0)
+        session.provider.tab = session.provider.tab.drop(session.candidate.terms.max_cost)
+        await session.match(1)
+        await session.answer()
+        await session.chunk(b"{}", last=True)
+        await session.finish()
+
+    async with FakeMarket().serve() as fake:
+        async with opened(fake, wallet, config, "a.db") as market:
+            await run(market)
+        fake.script, fake.forgets = turned_down, True
+        async with opened(fake, wallet, config, "b.db") as market:
+            alice = fake.providers[0]
+            await run(market, BODY | {"max_tokens": 90})
+            assert (await market.tab(alice.address)).total == 0
+            fake.forgets = False
+            market._resolver.recovery.asked.clear()
+            await run(market, BODY | {"max_tokens": 90})
+
+            async def learnt() -> bool:
+                return (await market.tab(alice.address)).total == alice.tab.cumulative
+
+            await eventually(learnt)
+
+
+async def test_silence_costs_no_job(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that does not answer the question does not hold up the first job for ever."""
+    monkeypatch.setattr(recover, "ASK_SECONDS", 0.05)
+
+    async def never(*_: object) -> list[LateReceipt]:
+        raise Refusal(Code.RATE_LIMITED, "not now", fault=Fault.COORDINATOR)
+
+    async with opened(fake, wallet, config, "a.db") as market:
+        monkeypatch.setattr(market._resolver.recovery.coordinator, "receipts", never)
+        assert await run(market) == b"{}"

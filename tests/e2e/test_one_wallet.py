@@ -1,0 +1,327 @@
+"""Many processes, one wallet: two gateways and one-shot command lines at the same time, killed with -9 in the middle of jobs.
+
+TALLYSTICK_PROOF=deep kills some hundred times; TALLYSTICK_KILLS and TALLYSTICK_SEED set how many rounds and from which seed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from node.engines.demo import MODEL
+from node.engines.discover import look
+from tallystick.chain.deployment import Deployment
+from tallystick.chain.escrow import Escrow
+from tallystick.chain.rpc import Rpc
+from tallystick.cli import demo
+from tallystick.cli import stage as stages
+from tallystick.cli.processes import Child, Children, free_port
+from tallystick.runtime.keys import PASSWORD_FILE_ENV
+from tests.e2e.test_kills import DEEP, SEED, STREAM_SECONDS, Town, _check_job, _check_tabs, _settled, _until
+
+ROUNDS = int(os.environ.get("TALLYSTICK_KILLS", "60" if DEEP else "3"))
+GATEWAYS = ("gateway-a", "gateway-b")
+TIGHT = 400
+"""Base units a day for the workload of that name: a few worst cases."""
+PLENTY = 5_000_000
+WORDS = " ".join(f"word{number}" for number in range(40))
+
+
+@dataclass
+class Household(Town):
+    """A market whose payer runs several processes. `ports`: of the gateways; `turns`: whose it is to be asked; `apart`:
+    the second gateway has a state file of its own, as on another machine.
+    """
+
+    ports: dict[str, int] = field(default_factory=dict)
+    apart: bool = False
+    turns: Iterator[str] = field(default_factory=lambda: itertools.cycle(GATEWAYS))
+
+    @property
+    def state(self) -> Path:
+        """The payer's state file."""
+        return self.stage.folder / "client" / f"{self.stage.signers['payer'].address}.db"
+
+    @property
+    def other(self) -> Path:
+        """The state file of the second gateway, if it has one of its own."""
+        return self.stage.folder / "other.db"
+
+    def url(self, gateway: str) -> str:
+        """Where a gateway listens."""
+        return self.stage.url(self.ports[gateway])
+
+    async def start(self, name: str) -> None:
+        """Starts a party; gateways share one config, but for the port."""
+        if name not in GATEWAYS:
+            await super().start(name)
+            return
+        arguments = ("gateway", "--config", str(self.config), "--wallet", self.stage.keystore("payer"))
+        url = f"{self.url(name)}/health"
+        port = ("--port", str(self.ports[name]))
+        if self.apart and name == GATEWAYS[1]:
+            other = self.stage.folder / "other.toml"
+            other.write_text(f'state = "{self.other}"\n{self.config.read_text()}')
+            arguments = ("gateway", "--config", str(other), *arguments[3:])
+        self.running[name] = await self.children.start(name, *arguments, *port, ready=lambda: stages.answers(url))
+
+    @property
+    def config(self) -> Path:
+        """Of every client; written on first use."""
+        file = self.stage.folder / "client.toml"
+        if not file.exists():
+            settings = {
+                "coordinator": self.stage.url(self.stage.ports.coordinator),
+                "deployment": str(self.stage.folder / "deployment.json"),
+                "start_seconds": 10,
+            }
+            budgets = f'[[budgets]]\nper_day = "{PLENTY / 10**6}"\n[[budgets]]\nlabel = "tight"\nper_day = "{TIGHT / 10**6}"\n'
+            file.write_text(stages.toml(settings) + budgets)
+        return file
+
+    async def command_line(self) -> asyncio.subprocess.Process:
+        """One `tally chat` of the wallet."""
+        arguments = ("chat", WORDS, "--model", MODEL, "--json", "--config", str(self.config))
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tallystick.cli", *arguments, "--wallet", self.stage.keystore("payer")),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self.children._environment,
+        )
+
+    async def ask(self, gateway: str, key: str, label: str = "", tokens: int = 200) -> tuple[int, bytes]:
+        """One streamed chat. Raises httpx.HTTPError where the connection is lost."""
+        messages = [{"role": "user", "content": WORDS}]
+        body = {"model": MODEL, "messages": messages, "stream": True, "max_tokens": tokens}
+        headers = {"idempotency-key": key} | ({"x-tally-options": json.dumps({"label": label})} if label else {})
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+            response = await client.post(f"{self.url(gateway)}/v1/chat/completions", json=body, headers=headers)
+            return response.status_code, response.content
+
+    async def answered(self, key: str, tokens: int = 200) -> None:
+        """Asks with this key, now of one gateway and now of the other, until the answer came whole."""
+
+        async def again() -> bool:
+            status, body = await self.ask(next(self.turns), key, tokens=tokens)
+            assert status == 200 or b'"retry":true' in body, body
+            return b"[DONE]" in body
+
+        await _until(again, f"an answer for {key}")
+
+
+@asynccontextmanager
+async def household(folder: Path, monkeypatch: pytest.MonkeyPatch, *, apart: bool = False) -> AsyncIterator[Household]:
+    """The market with slow engines, and two gateways of one wallet. `apart`: with a state file each."""
+    for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+        monkeypatch.delenv(name)
+    chain_port, coordinator_port, *engines = (free_port(0) for _ in range(4))
+    ports = stages.Ports(chain_port, coordinator_port, 0, dict(zip(("node-a", "node-b"), engines, strict=True)))
+    stage = replace(demo._prepare(folder), ports=ports)
+    environment = {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
+    async with Children(folder, environment) as children:
+        chain = stage.url(stage.ports.chain)
+        await children.start("chain", "chain", "--port", str(stage.ports.chain), ready=lambda: stages.answers(f"{chain}/health"))
+        await demo._deploy_and_fund(stage)
+        for port in stage.ports.engines.values():
+            await stages.start_stand_in(stage, children, port)
+            slow = {"token_seconds": STREAM_SECONDS / 40}
+            async with httpx.AsyncClient(trust_env=False) as client:
+                (await client.post(f"{stage.url(port)}/demo/behaviour", json=slow)).raise_for_status()
+        found = await look(stage.url(stage.ports.engines["node-a"]))
+        running: dict[str, Child] = {}
+        town = Household(stage, children, found, running, dict(zip(GATEWAYS, (free_port(0), free_port(0)), strict=True)))
+        town.apart = apart
+        for name in ("coordinator", "node-a", "node-b", *GATEWAYS):
+            await town.start(name)
+        yield town
+
+
+async def _round(town: Household, seed: int) -> str:
+    """Jobs from four processes at once, and one or two of these killed at moments that follow from the seed."""
+    chance = random.Random(seed)
+    keys = [f"seed-{seed}-{number}" for number in range(4)]
+    asking = [asyncio.create_task(town.ask(GATEWAYS[n % 2], key)) for n, key in enumerate(keys)]
+    lines = [await town.command_line() for _ in range(2)]
+    told: list[str] = []
+    for _ in range(chance.choice((1, 2))):
+        victim = chance.choice((*GATEWAYS, 0, 1))
+        delay = chance.uniform(0, 1.5 * STREAM_SECONDS) if isinstance(victim, str) else chance.uniform(0.5, 3.5)
+        await asyncio.sleep(delay)
+        told.append(f"{victim} after {delay:.2f} s")
+        if isinstance(victim, str):
+            await town.kill(victim)
+            await town.start(victim)
+        else:
+            with suppress(ProcessLookupError):
+                lines[victim].kill()
+    for line in lines:
+        out, err = await line.communicate()
+        whole = line.returncode == 0 and b'"text"' in out
+        assert whole or line.returncode == -9, f"seed {seed}: {(out + err).decode()[-500:]}"
+    await asyncio.gather(*asking, return_exceptions=True)
+    await asyncio.gather(*map(town.answered, keys))
+    return f"killed {', '.join(told)}"
+
+
+async def _known(town: Household) -> bool:
+    """Whether the wallet knows how all of its jobs ended, and nodes have told all receipts."""
+    told = [row for name in town.stage.providers for row in town.rows(name, "SELECT acknowledged FROM receipts")]
+    return all(done for (done,) in told) and not town.rows("payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')")
+
+
+def _check_books(town: Household) -> dict[str, int]:
+    """What must hold of payer's and nodes' books, whoever was killed when. Returns the totals by provider."""
+    totals = _check_tabs(town)
+    cost = {job: _check_job(town, job) for (job,) in town.rows("payer", "SELECT job FROM jobs")}
+    assert sum(cost.values()) == sum(totals.values())
+    for name, provider in town.stage.providers.items():
+        seqs = town.rows("payer", f"SELECT seq FROM orders WHERE provider = '{provider}'")
+        assert len(set(seqs)) == len(seqs)
+        ceiling = town.rows("payer", f"SELECT max(ceiling) FROM orders WHERE provider = '{provider}'")[0][0] or 0
+        highest = town.rows(name, "SELECT max(CAST(cumulative AS INTEGER)) FROM receipts")[0][0] or 0
+        assert highest <= ceiling
+    labels: dict[str, int] = dict(town.rows("payer", "SELECT label, sum(cost) FROM spent GROUP BY label"))
+    assert sum(labels.values()) == sum(totals.values()) <= PLENTY
+    assert labels.get("tight", 0) <= TIGHT
+    assert not town.rows("payer", "SELECT id FROM evidence")
+    return totals
+
+
+async def _check_chain(town: Household, totals: dict[str, int]) -> None:
+    """The chain pays the sum of the receipts."""
+    deployment = Deployment.load(town.stage.folder / "deployment.json")
+    rpc = Rpc(deployment.rpc)
+    try:
+        await _until(lambda: _settled(town, Escrow(rpc, deployment), totals), "settlement on chain")
+    finally:
+        await rpc.close()
+
+
+async def _squeeze(town: Household) -> None:
+    """More jobs at once than the budget of their workload has room for, from two gateways, one of which is killed."""
+    asking = [asyncio.create_task(town.ask(GATEWAYS[n % 2], f"tight-{n}", "tight")) for n in range(10)]
+    await asyncio.sleep(STREAM_SECONDS / 2)
+    await town.kill("gateway-a")
+    await town.start("gateway-a")
+    answers = [one for one in await asyncio.gather(*asking, return_exceptions=True) if not isinstance(one, BaseException)]
+    assert any(status == 402 and b"over_budget" in body for status, body in answers)
+
+
+@pytest.mark.timeout(120 + 20 * ROUNDS)
+async def test_many_processes_one_wallet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of one wallet never sign conflicting orders, whichever is killed when: nothing is charged twice, tabs are equal
+    on both sides, none is frozen, budgets hold over all of them together, and the chain pays the sum.
+    """
+    async with household(tmp_path, monkeypatch) as town:
+        for seed in range(SEED, SEED + ROUNDS):
+            print(seed, await _round(town, seed), flush=True)  # noqa: T201 - shown where a test fails, and by the deep run
+        await _squeeze(town)
+        await _until(lambda: _known(town), "the end of every job")
+        await _check_chain(town, _check_books(town))
+
+
+def _lose(state: Path) -> None:
+    for file in state.parent.glob(f"{state.name}*"):
+        file.unlink()
+
+
+def _served(town: Household) -> dict[str, int]:
+    """What the nodes' tabs come to."""
+    cumulative = "SELECT CAST(cumulative AS INTEGER) FROM tabs"
+    return {provider: (town.rows(name, cumulative) or [(0,)])[0][0] for name, provider in town.stage.providers.items()}
+
+
+def _frozen(state: Path) -> list[Any]:
+    with sqlite3.connect(f"file:{state}?mode=ro", uri=True, timeout=10) as books:
+        return books.execute("SELECT frozen FROM tabs WHERE frozen != ''").fetchall()
+
+
+@pytest.mark.timeout(180)
+async def test_lost_state_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state file that is deleted after kill -9 in the middle of jobs, and one that is deleted while a gateway uses it, cost no
+    provider its name and nobody money: the wallet learns what it owes from its own signed orders, goes on, and pays all of it;
+    from the chain, where the coordinator lost its books too.
+    """
+    async with household(tmp_path, monkeypatch) as town:
+        for turn in range(2):
+            asking = [asyncio.create_task(town.ask(GATEWAYS[n % 2], f"before-{turn}-{n}")) for n in range(6)]
+            await asyncio.sleep(STREAM_SECONDS)
+            for name in GATEWAYS[turn:]:  # in the second turn one goes on with the file that is gone
+                await town.kill(name)
+            _lose(town.state)
+            for name in GATEWAYS[turn:]:
+                await town.start(name)
+            await asyncio.gather(*asking, return_exceptions=True)
+            for number in range(4):
+                await town.answered(f"after-{turn}-{number}")
+            line = await town.command_line()
+            out, err = await line.communicate()
+            assert b'"text"' in out, (out + err).decode()[-800:]
+        await town.kill("gateway-a")
+        await town.start("gateway-a")
+        for number in range(4):
+            await town.answered(f"end-{number}")
+        await _until(lambda: _known(town), "the end of every job")
+        assert not _frozen(town.state)
+        assert not town.rows("payer", "SELECT id FROM evidence")
+        totals = _served(town)
+        assert sum(totals.values()) > 0
+        await _check_chain(town, totals)
+        for name in (*GATEWAYS, "coordinator"):
+            await town.kill(name)
+        _lose(town.state)
+        _lose(town.stage.folder / "coordinator.db")
+        await town.start("coordinator")
+        for provider in town.stage.providers.values():
+            await _until(partial(stages._sells, town.stage, MODEL, provider), "a node that came back")
+        for name in GATEWAYS:
+            await town.start(name)
+        for number in range(4):
+            await town.answered(f"from-the-chain-{number}", tokens=4_000 if number % 2 else 200)  # more than old ceilings bear
+        assert not _frozen(town.state)
+        await _check_chain(town, _served(town))
+
+
+@pytest.mark.timeout(180)
+async def test_two_machines_by_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two gateways with one key and a state file each: what one refuses for the other's jobs it does a little later, and says
+    why; no provider is held for a liar, and the chain pays what was done.
+    """
+    said: set[str] = set()
+
+    async def persist(town: Household, gateway: str, key: str) -> None:
+        async def again() -> bool:
+            status, body = await town.ask(gateway, key)
+            if status != 200:
+                assert b'"retry":true' in body, body
+                said.add(json.loads(body)["error"]["message"])
+            return b"[DONE]" in body
+
+        await _until(again, f"an answer for {key}")
+
+    async with household(tmp_path, monkeypatch, apart=True) as town:
+        for turn in range(4):
+            for name in GATEWAYS:
+                await persist(town, name, f"alone-{turn}")
+        await asyncio.gather(*(persist(town, name, f"both-{n}") for n in range(4) for name in GATEWAYS))
+        assert said
+        assert all("one state file" in text for text in said)
+        for file in (town.state, town.other):
+            assert not _frozen(file)
+        await _check_chain(town, _served(town))
+        print(*said, sep="\n")  # noqa: T201 - shown where the test fails
