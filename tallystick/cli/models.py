@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,12 +12,14 @@ import typer
 from tallystick.cli.jobs import with_books
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
 from tallystick.cli.output import out, show_json, show_rows
+from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount, format_amount, parse_amount
 
 if TYPE_CHECKING:
     from tallystick.client.choice import Choice, Explained
     from tallystick.client.config import ClientConfig
     from tallystick.client.ledger import Ledger
+    from tallystick.client.openai import Asked
 
 CoordinatorUrl = Annotated[str | None, typer.Option("--coordinator", help="The coordinator's address.")]
 Several = list[str] | None
@@ -58,7 +62,9 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
 
 
 def explain(
-    model: Annotated[str, typer.Argument(help="The model that a request would name.")],
+    request: Annotated[
+        str, typer.Argument(help="A model, an alias of the config, or a file with a request's JSON body (- for stdin).")
+    ],
     route: Annotated[str, typer.Option(help="The request's route.")] = "/v1/chat/completions",
     max_input_price: Annotated[str | None, typer.Option(help="At most so many dollars per million input tokens.")] = None,
     max_output_price: Annotated[str | None, typer.Option(help="At most so many dollars per million output tokens.")] = None,
@@ -97,18 +103,14 @@ def explain(
         choice["sort"] = sort
 
     async def ask(ledger: Ledger, loaded: ClientConfig) -> None:
-        demand = demand_of(loaded, model, route, choice)
+        told: list[tuple[str, Explained, Asked | None]] = []
         async with Coordinator(loaded.coordinator, loaded) as coordinator:
             frozen = await ledger.frozen((await coordinator.info()).domain)
-            listed = await coordinator.explain(demand.to_json(ledger.payer, MAX_CANDIDATES))
-        told = explained(listed, demand, frozen, int(time.time()))
-        if as_json:
-            show_json([_json(one) for one in told])
-        elif told:
-            columns = ("provider", "offered", "input", "output", "region", "tier", "precision", "tokens/s", "first ms", "good %")
-            show_rows(columns, map(_row, told), title=f"{model}, dollars per million tokens", keyed=True)
-        else:
-            out.print(f"nobody offers {model}; tally models shows what there is", highlight=False)
+            for model, asked in _asked(request, route, loaded):
+                demand = demand_of(loaded, model, route, choice)
+                listed = await coordinator.explain(demand.to_json(ledger.payer, MAX_CANDIDATES))
+                told += [(model, one, asked) for one in explained(listed, demand, frozen, int(time.time()))]
+        _tell(told, request, loaded, as_json=as_json)
 
     with_books(config, wallet, coordinator_url, ask)
 
@@ -120,18 +122,56 @@ def _add_prices(choice: Choice, most_input: str | None, most_output: str | None)
         choice["max_output_price"] = parse_amount(most_output)
 
 
+def _asked(request: str, route: str, config: ClientConfig) -> list[tuple[str, Asked | None]]:
+    """The models that would be asked, in order, with the request if it is given whole. Raises BadMessage."""
+    from tallystick.client.aliases import Names
+    from tallystick.client.openai import Asked
+    from tallystick.client.rules import load_rule
+    from tallystick.protocol.wire import dumps, loads
+
+    whole = request == "-" or Path(request).is_file()
+    try:
+        body = sys.stdin.buffer.read() if request == "-" else Path(request).read_bytes() if whole else dumps({"model": request})
+    except OSError as error:
+        raise BadMessage(f"{request}: {error.strerror}") from None
+    names = Names(config.aliases, {one.name: load_rule(one.rule) for one in config.aliases if one.rule is not None})
+    bodies = names.plan(body, (), 0).bodies
+    return [(loads(one, "request")["model"], Asked.of(route, one) if whole else None) for one in bodies]
+
+
+def _tell(told: list[tuple[str, Explained, Asked | None]], request: str, config: ClientConfig, *, as_json: bool) -> None:
+    from tallystick.client.candidates import foresee
+
+    rows: list[tuple[object, ...]] = []
+    documents: list[dict[str, Any]] = []
+    for model, one, asked in told:
+        worst, against = (None, "")
+        if asked is not None:
+            worst, against = foresee(asked, one.ask, config.default_max_output_tokens, config.max_cost)
+        why = one.why or against
+        documents.append({"model": model, "atMost": None if worst is None else str(int(worst))} | _json(one, why))
+        rows.append((model, one.ask.provider, why or "yes", "" if worst is None else _dollars(worst), *_row(one)))
+    if as_json:
+        show_json(documents)
+    elif rows:
+        columns = ("model", "provider", "offered", "at most", "input", "output", "region", "tier", "precision")
+        show_rows((*columns, "tokens/s", "first ms", "good %"), rows, title="dollars; prices per million tokens", keyed=True)
+    else:
+        out.print(f"nobody offers {request}; tally models shows what there is", highlight=False)
+
+
 def _row(one: Explained) -> tuple[object, ...]:
     spec, ask = one.ask.spec, one.ask
     speeds = (one.tokens_per_second or "unknown", one.first_token_ms or "unknown", one.reputation)
     prices = (_dollars(ask.input_price), _dollars(ask.output_price))
-    return ask.provider, one.why or "yes", *prices, spec.region, spec.tier, spec.precision, *speeds
+    return *prices, spec.region, spec.tier, spec.precision, *speeds
 
 
-def _json(one: Explained) -> dict[str, Any]:
+def _json(one: Explained, why: str) -> dict[str, Any]:
     return {
         "provider": one.ask.provider,
-        "offered": not one.why,
-        "why": one.why or None,
+        "offered": not why,
+        "why": why or None,
         "free": one.free,
         "tokensPerSecond": one.tokens_per_second,
         "firstTokenMs": one.first_token_ms,

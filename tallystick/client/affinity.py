@@ -14,11 +14,9 @@ from typing import Any
 
 from tallystick.client.openai import Asked
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.routes import JSON
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import dumps, loads
+from tallystick.protocol.wire import dumps
 
 REMEMBERED = 10_000
 """Conversations; the ones that were silent longest go first."""
@@ -65,13 +63,8 @@ def _price(ask: Ask, *, cached: bool) -> int:
 
 
 def _beginning(asked: Asked) -> Any:
-    if asked.head.content_type != JSON:
-        return None
-    try:
-        request = loads(asked.body, "request body")
-    except BadMessage:
-        return None
-    if not isinstance(request, dict):
+    request = asked.json
+    if request is None:
         return None
     if isinstance(request.get("prompt_cache_key"), str):
         return request["prompt_cache_key"]

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from tallystick.client.openai import Asked
 from tallystick.client.payer import Placed, check_cap, terms_for
+from tallystick.protocol import pricing
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, Refusal
 from tallystick.protocol.messages import Ask, Terms
 from tallystick.protocol.sealing import ContentKey, wrap_key
-from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.types import Address, Amount, Hash, JobId, format_amount
 from tallystick.protocol.wire import Candidate
 
 
@@ -34,6 +35,17 @@ def draft(
         text = f"{least} output tokens asked for; providers of {call.model!r} sell at most {most} a request"
         raise Refusal(Code.ORDER_TERMS, text)
     return drafts
+
+
+def foresee(asked: Asked, ask: Ask, default_output: int, max_cost: int | None) -> tuple[Amount, str]:
+    """What a request may cost on an ask, in base units, and why it would not be ordered there; empty if it would."""
+    least = asked.call.output_tokens or 0
+    if least > ask.max_output_tokens:
+        return Amount(0), f"it sells {ask.max_output_tokens} output tokens, not {least}"
+    prices = pricing.Prices(ask.input_price, ask.cached_input_price, ask.output_price)
+    worst = pricing.worst_case(len(asked.body), asked.call.most_output(default_output, ask.max_output_tokens), prices)
+    dear = max_cost is not None and worst > max_cost
+    return worst, f"it may cost {format_amount(worst)}, more than max_cost allows" if dear else ""
 
 
 def affordable(drafts: Sequence[tuple[Address, Terms]], max_cost: Amount | None) -> list[tuple[Address, Terms]]:

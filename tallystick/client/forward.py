@@ -23,7 +23,7 @@ from tallystick.client.rules import load_rule
 from tallystick.client.sdk import Market, upkeep_of
 from tallystick.client.spending import Hit
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
-from tallystick.protocol.messages import Outcome
+from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.routes import FORM, JSON, media_type
 from tallystick.protocol.wire import ResponseHead
 
@@ -34,6 +34,7 @@ OURS = (
     "x-tally-job",
     "x-tally-provider",
     "x-tally-cost",
+    "x-tally-prices",
     "x-tally-receipt",
     "x-tally-cache",
     "x-tally-escalated",
@@ -203,6 +204,7 @@ class _Sending:
             "x-tally-provider": result.provider,
             "x-tally-cost": str(int(result.cost)),
             "x-tally-receipt": "0x" + result.receipt.digest.hex(),
+            "x-tally-prices": _prices(result.terms),
         }
         if before is not None:
             headers["x-tally-escalated"] = f"{before.terms.model}; job={before.job.hex()}; cost={int(before.cost)}"
@@ -274,7 +276,14 @@ async def _until_gone(receive: Receive) -> None:
 
 
 def _job_headers(job: Job) -> dict[str, str]:
-    return {"x-request-id": job.id.hex(), "x-tally-job": job.id.hex(), "x-tally-provider": job.provider or ""}
+    headers = {"x-request-id": job.id.hex(), "x-tally-job": job.id.hex(), "x-tally-provider": job.provider or ""}
+    terms = next((one.terms for one in job.candidates if one.provider == job.provider), None)
+    return headers if terms is None else headers | {"x-tally-prices": _prices(terms)}
+
+
+def _prices(terms: Terms) -> str:
+    """Base units per 1,000,000 tokens."""
+    return f"input={terms.input_price}, cached={terms.cached_input_price}, output={terms.output_price}"
 
 
 async def _send_head(send: Send, status: int, headers: Mapping[str, str]) -> None:

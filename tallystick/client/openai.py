@@ -5,6 +5,7 @@ Pure. A body is read, never rewritten: the bytes that the caller sent are the by
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,11 +48,14 @@ class Asked:
     body: bytes = field(repr=False)
     call: Call
     label: str = ""
+    json: Mapping[str, Any] | None = field(default=None, repr=False)
+    """The body, where it is JSON."""
 
     @classmethod
     def of(cls, path: str, body: bytes, content_type: str = JSON, label: str = "") -> Asked:
         """Reads a request. Raises BadMessage or Refusal, see read_call."""
-        return cls(RequestHead(path, content_type), body, read_call(path, body, content_type), label)
+        call, request = _read(path, body, content_type)
+        return cls(RequestHead(path, content_type), body, call, label, request)
 
     @property
     def plain(self) -> bytes:
@@ -61,15 +65,23 @@ class Asked:
 
 def read_call(path: str, body: bytes, content_type: str = JSON) -> Call:
     """Reads a request to a route of the market. Raises BadMessage that names the member, or Refusal for what is no route."""
+    return _read(path, body, content_type)[0]
+
+
+def _read(path: str, body: bytes, content_type: str) -> tuple[Call, dict[str, Any] | None]:
     check_route(path)
     if media_type(content_type) == FORM:
         model = _model(read_field(content_type, body, "model"))
-        return Call(model, read_field(content_type, body, "stream") == "true", None, 1, bounded=False)
+        return Call(model, read_field(content_type, body, "stream") == "true", None, 1, bounded=False), None
     if media_type(content_type) != JSON:
         raise BadMessage(f"content-type: expected {JSON} or {FORM}, got {content_type[:60]!r}")
     request = loads(body, "request body")
     if not isinstance(request, dict):
         raise BadMessage("request body: expected a JSON object")
+    return _call(path, request), request
+
+
+def _call(path: str, request: dict[str, Any]) -> Call:
     model = _model(request.get("model"))
     if path == EMBEDDINGS:
         return Call(model, stream=False, output_tokens=0, answers=1, bounded=True)

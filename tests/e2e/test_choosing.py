@@ -70,6 +70,19 @@ async def test_who_gets_a_request(tmp_path: Path) -> None:
             ]
             shown = await _tally(folder, "explain", MODEL, "--max-input-price", "1", *common, "--wallet", "payer")
             assert "input price above the maximum" in shown
+            request, settings = folder / "request.json", folder / "explain.toml"
+            request.write_text(json.dumps({"model": "any", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}))
+            settings.write_text(f'max_cost = "0.001"\n[[aliases]]\nname = "any"\nmodels = ["{MODEL}", "other"]\n')
+            whole = ("explain", str(request), "--config", str(settings), *common, "--wallet", "payer")
+            told = await _tally(folder, *whole, "--json")
+            assert [(one["model"], one["provider"], one["offered"]) for one in told] == [
+                (MODEL, cheap, True),
+                (MODEL, expensive, False),
+                ("other", expensive, True),
+            ]
+            assert "more than max_cost allows" in told[1]["why"]
+            assert 0 < int(told[0]["atMost"]) <= 1_000 < int(told[1]["atMost"])
+            assert "at most" in await _tally(folder, *whole)
             told = await _tally(folder, "explain", MODEL, "--min-stake", "1", *common, "--wallet", "payer", "--json")
             assert {one["why"] for one in told} == {"it has staked less than asked for"}
             status, why = await provider(min_stake="1")
