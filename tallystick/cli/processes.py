@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from tallystick.protocol.errors import Code, Unavailable
 
 STOP_SECONDS = 15
 READY_SECONDS = 60
+ATTEMPTS = 16
+
+if sys.platform != "win32":
+    import fcntl
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +100,33 @@ async def _stop(child: Child) -> None:
 
 
 def free_port(preferred: int) -> int:
-    """The preferred port if nobody listens on it, else any free one."""
-    for port in (preferred, 0):
+    """The preferred port if nobody listens on it, else any free one. No other process that asks here gets it while this one
+    lives: a child that is to listen on it may take its time.
+    """
+    for port in (preferred, *[0] * ATTEMPTS):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
-                return int(probe.getsockname()[1])
+                found = int(probe.getsockname()[1])
+                if _claim(found):
+                    return found
     raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "no free port on 127.0.0.1")
+
+
+_claims: dict[int, int] = {}
+"""The locks that this process holds until its end, by port."""
+
+
+def _claim(port: int) -> bool:
+    if port in _claims or sys.platform == "win32":
+        return port not in _claims
+    path = Path(tempfile.gettempdir()) / f"tallystick-{os.getuid()}-{port}.lock"
+    claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(claim)
+        return False
+    _claims[port] = claim
+    return True
