@@ -144,18 +144,21 @@ def _tell(told: list[tuple[str, Explained, Asked | None]], request: str, config:
 
     rows: list[tuple[object, ...]] = []
     documents: list[dict[str, Any]] = []
+    several = len({model for model, _, _ in told}) > 1
     for model, one, asked in told:
         worst, against = (None, "")
         if asked is not None:
             worst, against = foresee(asked, one.ask, config.default_max_output_tokens, config.max_cost)
         why = one.why or against
         documents.append({"model": model, "atMost": None if worst is None else str(int(worst))} | _json(one, why))
-        rows.append((model, one.ask.provider, why or "yes", "" if worst is None else _dollars(worst), *_row(one)))
+        at_most = () if worst is None else (_dollars(worst),)
+        rows.append((one.ask.provider, *([model] if several else []), why or "yes", *at_most, *_row(one)))
     if as_json:
         show_json(documents)
     elif rows:
-        columns = ("model", "provider", "offered", "at most", "input", "output", "region", "tier", "precision")
-        show_rows((*columns, "tokens/s", "first ms", "good %"), rows, title="dollars; prices per million tokens", keyed=True)
+        asks = ("input", "output", "region", "tier", "precision", "tokens/s", "first ms", "good %")
+        columns = ("provider", *(["model"] if several else []), "offered", *(["at most"] if told[0][2] else []), *asks)
+        show_rows(columns, rows, title=f"{'' if several else told[0][0] + ', '}dollars, prices per million tokens", keyed=True)
     else:
         out.print(f"nobody offers {request}; tally models shows what there is", highlight=False)
 

@@ -140,7 +140,8 @@ def balance(
         if as_json:
             show_json({"address": address, "places": places})
         else:
-            rows = [(place["place"], format_amount(int(place["amount"])), place["how"]) for place in places]
+            told = [place for place in places if int(place["amount"]) or place["place"] in ("wallet", "purse, free")]
+            rows = [(place["place"], format_amount(int(place["amount"])), place["how"]) for place in told]
             show_rows(("where", "amount", "how to get it"), rows, title=f"Balance of {address}")
 
     asyncio.run(run())
@@ -174,8 +175,8 @@ async def _accounts(config: ClientConfig, payer: Address, domain: Domain) -> dic
 async def places_of(
     escrow: Escrow, address: Address, tabs: Sequence[tuple[Address, TabState, Account | None]], *, idle_before: int = 0
 ) -> list[dict[str, Any]]:
-    """Every place where an account's money can sit, in base units: what jobs under way may cost and what providers can collect is
-    part of what is reserved and free, and told beside it. Raises Unavailable.
+    """Every place where an account's money can sit, in base units. What jobs under way may cost, and what providers can collect,
+    is part of what is reserved for them and of what is free; it is told beside that. Raises Unavailable.
     """
     purse = await escrow.purse(address)
     account = await escrow.provider(address)
@@ -190,9 +191,9 @@ async def places_of(
         since = f"not used since {time.strftime('%F', time.localtime(known.used_at))}: " if idle and known else ""
         places.append((f"reserved for {provider}", tab.reserved, since + _released(provider, tab.release_at)))
         if known is not None:
-            places.append((f"of it and of free, in flight with {provider}", known.in_flight, "free when the jobs end"))
+            places.append((f"part of that: in flight with {provider}", known.in_flight, "free when the jobs end"))
             owed = max(known.billed - tab.settled, 0)
-            places.append((f"of it and of free, owed to {provider}", owed, "it is theirs, and leaves when they collect"))
+            places.append((f"part of that: owed to {provider}", owed, "it is theirs, and leaves when they collect"))
     places += [
         ("credit as provider or coordinator", account.credit, f"tally cash-out pays it to {account.payout}"),
         ("stake", account.stake, "tally unstake AMOUNT, wait, tally unstake"),

@@ -91,7 +91,7 @@ def _show(found: list[dict[str, Any]], groups: tuple[str, ...], stands: list[Sta
     show_rows(columns, rows, title="spent")
     hits, saved = (sum(int(one[name]) for one in found) for name in ("cacheHits", "saved"))
     if hits:
-        step(f"{hits} more requests were answered from the cache, which saved {format_amount(Amount(saved))}")
+        step(f"answered from the cache: {hits} more, which saved {format_amount(Amount(saved))}")
     if stands:
         budgets = (
             (one.budget.label or "everything", *map(format_amount, amounts), f"{one.percent} %")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from tallystick.client.ledger import Ledger
 from tallystick.client.onchain import Onchain
 from tallystick.client.spending import Hit
 from tallystick.client.transport import Info
+
+SEEN_SECONDS = 1.0
+"""Until a node that just looked at the chain looks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,10 @@ class Upkeep:
             return False
         domain, first = (await self.info()).domain, job.candidates[0]
         tab = await self.ledger.tab(domain, first.provider, self._now)
-        return await self.onchain.top_up(first, tab, await self.ledger.accounts(domain, self._now), self.clock())
+        done = await self.onchain.top_up(first, tab, await self.ledger.accounts(domain, self._now), self.clock())
+        if done:
+            await asyncio.sleep(SEEN_SECONDS)
+        return done
 
     async def warn_idle(self) -> None:
         """Logs what is reserved for providers that were not used for the config's idle_days."""
