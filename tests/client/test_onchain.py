@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from tallystick.chain.rpc import Rpc
 from tallystick.client.accounts import Account
@@ -99,15 +100,15 @@ async def test_the_key_alone_has_more_reserved(desk: Desk) -> None:
     assert (await desk.world.escrow.purse(KEY.address)).free == 8 * DOLLAR
 
 
-async def test_never_beyond_the_limits(desk: Desk, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_never_beyond_the_limits(desk: Desk) -> None:
     """Not more in all than top_up_total, and not more than is free; the log says what to do by hand."""
     await desk.world.sender(KEY)
     owner = await desk.world.sender(OWNER)
     await desk.world.escrow.reserve(owner, KEY.address, OTHER.address, Amount(2 * DOLLAR))
-    assert not await desk.top_up(3 * DOLLAR, Tab(), _account(OTHER))
-    said = capsys.readouterr().out + caplog.text
-    assert "top_up_total leaves 2" in said
-    assert f"tally reserve {PROVIDER.address} 3" in said
+    with capture_logs() as logs:
+        assert not await desk.top_up(3 * DOLLAR, Tab(), _account(OTHER))
+    assert "top_up_total leaves 2" in logs[0]["why"]
+    assert logs[0]["do"] == f"tally reserve {PROVIDER.address} 3"
     assert await desk.top_up(2 * DOLLAR, Tab(), _account(OTHER))
     await desk.world.escrow.thaw(owner, KEY.address, Amount(6 * DOLLAR))
     assert not await desk.top_up(3 * DOLLAR)
@@ -120,7 +121,7 @@ async def test_stakes(desk: Desk) -> None:
     assert [await desk.onchain.stake(one.address) for one in (PROVIDER, OTHER, PROVIDER)] == [3 * DOLLAR, 0, 3 * DOLLAR]
 
 
-async def test_idle_reservations(desk: Desk, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_idle_reservations(desk: Desk) -> None:
     """Those of providers that were not used for a while, with the command that frees them; none with jobs under way."""
     owner, now = await desk.world.sender(OWNER), 100 * 86_400
     for provider in (PROVIDER, OTHER):
@@ -129,8 +130,9 @@ async def test_idle_reservations(desk: Desk, caplog: pytest.LogCaptureFixture, c
     accounts = [_account(PROVIDER, old), _account(OTHER, fresh), _account(person("third"), old)]
     assert await desk.onchain.idle(accounts, now) == [(accounts[0], DOLLAR)]
     assert await desk.onchain.idle([_account(PROVIDER, old, 5)], now) == []
-    await desk.onchain.warn_idle(accounts, now)
-    assert f"tally release {PROVIDER.address}" in capsys.readouterr().out + caplog.text
+    with capture_logs() as logs:
+        await desk.onchain.warn_idle(accounts, now)
+    assert [one["do"] for one in logs] == [f"tally release {PROVIDER.address}"]
 
 
 async def test_no_chain_is_no_obstacle(tmp_path: Path, desk: Desk) -> None:

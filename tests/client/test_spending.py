@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tallystick.client.books import Arrival, NewJob
 from tallystick.client.config import Budget, ClientConfig
@@ -136,14 +137,14 @@ async def test_two_at_once_do_not_overspend(desk: Desk) -> None:
     assert sum(not isinstance(end, BaseException) for end in ends) == 3
 
 
-async def test_a_warning_once_a_day(desk: Desk, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_warning_once_a_day(desk: Desk) -> None:
     """From warn_percent on, in the log."""
     cap = await _cap(desk)
     budget = Budget(per_day=Amount(10 * cap), warn_percent=20)
-    for _ in range(5):
-        await desk.take(budget)
-    said = capsys.readouterr().out + caplog.text
-    assert said.count("nearly used up") == 1
+    with capture_logs() as logs:
+        for _ in range(5):
+            await desk.take(budget)
+    assert [one["event"] for one in logs] == ["a budget is nearly used up"]
 
 
 def test_budgets_in_a_config() -> None:
