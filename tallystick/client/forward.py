@@ -67,11 +67,16 @@ class _Wanted:
             scope["path"],
             body,
             kind if media_type(kind) == FORM else JSON,
-            headers.get("idempotency-key"),
+            _own(caller, headers.get("idempotency-key")),
             under(caller, options),
             extras,
             caller,
         )
+
+
+def _own(caller: ApiKey | None, key: str | None) -> str | None:
+    """An idempotency key as one caller's own: another's stands for another job."""
+    return key if caller is None or key is None else f"{caller.label}\N{SYMBOL FOR UNIT SEPARATOR}{key}"
 
 
 class Forward:

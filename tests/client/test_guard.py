@@ -9,6 +9,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from tallystick.client.config import ApiKey, Budget, ClientConfig, load_config
 from tallystick.client.gateway import build_app
@@ -79,6 +80,22 @@ async def test_a_key_is_a_workload(fake: FakeMarket, wallet: Signer, config: Cli
         assert standing.spent == 2 * spent[0].cost
         with pytest.raises(openai.BadRequestError, match="label"):
             await ask(sdk, ANN, '{"label": "%s"}' % ("x" * 64))
+
+
+async def test_idempotency_keys_are_each_callers_own(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """The same key of two callers stands for two jobs, and neither learns of the other's."""
+    keys = (ApiKey(label="ann", secret=ANN), ApiKey(label="ann/x", secret=BOB))
+    async with callers(fake, wallet, replace(config, keys=keys)) as (sdk, _):
+
+        async def job(secret: str, key: str, text: str = "hi") -> str:
+            caller = sdk.with_options(api_key=secret).chat.completions.with_raw_response
+            messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": text}]
+            made = await caller.create(model=MODEL, messages=messages, extra_headers={"idempotency-key": key})
+            return made.headers["x-tally-job"]
+
+        assert await job(ANN, "x/k") != await job(BOB, "k")
+        first = await job(ANN, "shared")
+        assert await job(BOB, "shared", "other words") != first
 
 
 async def test_a_key_sees_its_models(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
