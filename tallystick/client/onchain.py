@@ -8,23 +8,26 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import structlog
 
-from tallystick.chain.deployment import Deployment
-from tallystick.chain.endpoint import Rpc
-from tallystick.chain.escrow import Escrow
-from tallystick.chain.sender import Sender
 from tallystick.client.accounts import Account
 from tallystick.client.config import ClientConfig
 from tallystick.client.payer import Placed, Tab
+from tallystick.client.pin import load_deployment
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, format_amount
+
+if TYPE_CHECKING:
+    from tallystick.chain.escrow import Escrow
 
 log = structlog.get_logger()
 STAKE_SECONDS = 60
 KEPT = 10_000
+MAX_SETTLED = 1 << 62
+"""No honest chain has paid more on a tab."""
 
 
 class Onchain:
@@ -38,12 +41,12 @@ class Onchain:
     @classmethod
     def of(cls, config: ClientConfig, wallet: Signer) -> Onchain | None:
         """Where the config names a deployment file. Raises BadMessage if that cannot be read."""
-        if config.deployment is None:
+        deployment = load_deployment(config)
+        if deployment is None:
             return None
-        try:
-            deployment = Deployment.load(config.deployment)
-        except OSError as error:
-            raise BadMessage(f"deployment file {config.deployment}: {error.strerror}") from None
+        from tallystick.chain.endpoint import Rpc  # noqa: PLC0415 - slow to import, and many clients name no deployment
+        from tallystick.chain.escrow import Escrow  # noqa: PLC0415
+
         return cls(Escrow(Rpc(config.rpc or deployment.rpc), deployment), wallet, config)
 
     async def close(self) -> None:
@@ -60,6 +63,15 @@ class Onchain:
             self._stakes.clear()
         self._stakes[provider] = (self._tick(), stake)
         return stake
+
+    async def settled(self, provider: Address) -> Amount:
+        """What was paid to a provider in all; nothing where the chain does not say, or says what no honest one would."""
+        try:
+            settled = (await self._escrow.tab(self._wallet.address, provider)).settled
+        except TallyError as error:
+            log.info("the chain does not tell what it settled", reason=str(error))
+            return Amount(0)
+        return settled if settled <= MAX_SETTLED else Amount(0)
 
     async def top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
         """Reserves enough for an order that its provider found too little reserved for, within the config's top_up_total over all
@@ -107,6 +119,8 @@ class Onchain:
             claim_by=now,
             terms_hash=ZERO_HASH,
         )
+        from tallystick.chain.sender import Sender  # noqa: PLC0415 - see `of`
+
         await escrow.secure(Sender(escrow.rpc, self._wallet), self._wallet.sign(order, escrow.deployment.domain))
         log.info("reserved more for a provider", provider=provider, amount=_dollars(more), reserved=_dollars(target))
         return ""

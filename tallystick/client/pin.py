@@ -11,6 +11,16 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
 from tallystick.protocol.types import Address
 
 
+def load_deployment(config: ClientConfig) -> Deployment | None:
+    """The deployment file that a config names, if it does. Raises BadMessage if it cannot be read."""
+    if config.deployment is None:
+        return None
+    try:
+        return Deployment.load(config.deployment)
+    except OSError as error:
+        raise BadMessage(f"deployment file {config.deployment}: {error.strerror}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Pin:
     """What must hold of a coordinator; None: anything."""
@@ -23,12 +33,9 @@ class Pin:
     def of(cls, config: ClientConfig) -> Pin:
         """From the settings and the deployment file that they name. Raises BadMessage if these can't be read or disagree."""
         stated = cls(config.chain_id, config.contract, config.coordinator_address)
-        if config.deployment is None:
+        deployment = load_deployment(config)
+        if deployment is None:
             return stated
-        try:
-            deployment = Deployment.load(config.deployment)
-        except OSError as error:
-            raise BadMessage(f"deployment file {config.deployment}: {error.strerror}") from None
         if config.chain_id not in (None, deployment.chain_id) or config.contract not in (None, deployment.escrow):
             raise BadMessage(f"config: chain_id and contract are not those of {config.deployment}")
         return cls(deployment.chain_id, deployment.escrow, config.coordinator_address)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import structlog
 
-from tallystick.chain.deployment import Deployment
 from tallystick.client.books import Found, Shown
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import Ledger
+from tallystick.client.onchain import Onchain
 from tallystick.client.transport import Coordinator, Info
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadReceipt, Code, PeerError, TallyError, Unavailable
@@ -32,13 +32,11 @@ ASK_SECONDS = 5.0
 """The longest wait for all answers: without them a job is placed all the same, on what the ledger knows."""
 AGAIN_SECONDS = 1.0
 """How long a provider's tab is not asked about again."""
-MAX_SETTLED = 1 << 62
-"""No honest chain has paid more on a tab."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """See the module's docstring. `info` says who the coordinator is; `deployment` names the chain, where there is one to ask."""
+    """See the module's docstring. `info` says who the coordinator is; `onchain` the chain, where there is one to ask."""
 
     ledger: Ledger
     coordinator: Coordinator
@@ -46,7 +44,7 @@ class Recovery:
     info: Callable[[], Awaitable[Info]]
     now: Callable[[], int]
     path: Path
-    deployment: Path | None
+    onchain: Onchain | None
     asked: dict[Address, float]
 
     @classmethod
@@ -59,10 +57,11 @@ class Recovery:
         *,
         now: Callable[[], int],
         config: ClientConfig,
+        onchain: Onchain | None,
     ) -> Recovery:
         """A recovery for one market."""
         path = config.state_file(signer.address)
-        return cls(ledger, coordinator, signer, info, now, path, config.deployment, {})
+        return cls(ledger, coordinator, signer, info, now, path, onchain, {})
 
     async def know(self, providers: Iterable[Address]) -> None:
         """Asks about those of whom the ledger has never heard, before an order is signed for them. Never raises TallyError."""
@@ -93,9 +92,7 @@ class Recovery:
     async def _recover(self, provider: Address, *, chain: bool) -> Found | None:
         try:
             info = await self.info()
-            shown, settled = await asyncio.gather(
-                self._receipts(info, provider), self._settled(self.deployment if chain else None, provider)
-            )
+            shown, settled = await asyncio.gather(self._receipts(info, provider), self._settled(provider, chain=chain))
             found = await self.ledger.adopt(info.domain, provider, shown, settled)
         except TallyError as error:
             log.info("a tab can't be recovered yet", provider=provider, reason=str(error))
@@ -129,23 +126,8 @@ class Recovery:
         check_receipt(order, late.terms, receipt.message)
         return Shown(order, receipt)
 
-    async def _settled(self, file: Path | None, provider: Address) -> Amount:
-        """What the chain paid on the tab; 0 where there is no chain to ask."""
-        if file is None:
-            return Amount(0)
-        from tallystick.chain.escrow import Escrow  # noqa: PLC0415 - seldom needed, and slow to import
-        from tallystick.chain.rpc import Rpc  # noqa: PLC0415
-
-        deployment = Deployment.load(file)
-        rpc = Rpc(deployment.rpc, timeout=ASK_SECONDS, attempts=1)
-        try:
-            settled = (await Escrow(rpc, deployment).tab(self.signer.address, provider)).settled
-        except TallyError as error:
-            log.info("the chain does not tell what it settled", reason=str(error))
-            return Amount(0)
-        finally:
-            await rpc.close()
-        return settled if settled <= MAX_SETTLED else Amount(0)
+    async def _settled(self, provider: Address, *, chain: bool) -> Amount:
+        return Amount(0) if self.onchain is None or not chain else await self.onchain.settled(provider)
 
     # What to tell
 

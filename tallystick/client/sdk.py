@@ -135,6 +135,15 @@ class Market(Verbs):
         self._onchain = Onchain.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.state_file(self.address), self.address)
         await self._coordinator.__aenter__()
+        recovery = Recovery.of(
+            self._ledger,
+            self._coordinator,
+            self.wallet,
+            self.info,
+            now=self._now,
+            config=self.config,
+            onchain=self._onchain,
+        )
         self._resolver = Resolver(
             self._ledger,
             self._coordinator,
@@ -142,7 +151,7 @@ class Market(Verbs):
             live=lambda: self._on_their_way | {job.id for job in self._live},
             limit=self.config.max_jobs,
             every=self.config.start_seconds,
-            recovery=Recovery.of(self._ledger, self._coordinator, self.wallet, self.info, now=self._now, config=self.config),
+            recovery=recovery,
         )
         self._placing = Placing(
             self.config,
