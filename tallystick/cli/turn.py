@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tallystick.cli.output import err, out, show_json, step
-from tallystick.cli.screen import Screen, choose
+from tallystick.cli.screen import choose
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.types import Amount, format_amount
 
@@ -52,11 +51,11 @@ class Turns:
         self.talk.messages += [question, {"role": "assistant", "content": answer}] if answer else []
         return stopped
 
-    async def _answer(self, text: str) -> tuple[str, bool]:
+    async def _answer(self, question: str) -> tuple[str, bool]:
         from tallystick.client.result import require_success
 
         manner = self.manner
-        messages = [*self.talk.messages, {"role": "user", "content": text}]
+        messages = [*self.talk.messages, {"role": "user", "content": question}]
         body = {"model": self.talk.model, "messages": messages, "stream": not manner.as_json} | manner.options
         parts: list[str] = []
         stopped = False
@@ -65,12 +64,12 @@ class Turns:
                 if manner.as_json:
                     ended: Result | None = require_success(await job.result())
                     parts.append(ended.text if ended else "")
-                elif (await job.start()).status >= 400:
-                    require_success(await job.result())
-                    ended = None
                 else:
+                    await job.start()
                     with choose(out, plain=manner.plain) as screen:
-                        await _stream(job, screen, parts)
+                        async for text in job.text():
+                            parts.append(text)
+                            screen.write(text)
                     ended = await job.result()
             except asyncio.CancelledError:
                 _keep_going()
@@ -141,21 +140,3 @@ def _save(job: Job, path: Path | None) -> None:
         raise Refusal(Code.BODY_TOO_LARGE, "the answer has no receipt or is too long to be kept, so there is no proof to save")
     write_private(path.absolute(), job.proof.dumps())
     step(f"proof of the answer in {path}; check it with: tally receipt verify {path}")
-
-
-async def _stream(job: Job, screen: Screen, parts: list[str]) -> None:
-    pending = b""
-    async for chunk in job:
-        *lines, pending = (pending + chunk).split(b"\n")
-        for line in lines:
-            if text := _delta(line):
-                parts.append(text)
-                screen.write(text)
-
-
-def _delta(line: bytes) -> str:
-    """The text in one line of a chat stream; nothing of other lines."""
-    if not line.startswith(b"data: {"):
-        return ""
-    choices = json.loads(line[6:]).get("choices") or [{}]
-    return choices[0].get("delta", {}).get("content") or ""
