@@ -86,6 +86,10 @@ class Book:
         """The node of a provider, if it is connected."""
         return self._nodes.get(provider)
 
+    def of_provider(self, provider: Address) -> tuple[Standing, ...]:
+        """A provider's asks."""
+        return self._of_node.get(provider, ())
+
     def of_model(self, model: str) -> list[Standing]:
         """Asks for a model, cheapest first. Do not change the list."""
         return self._by_model.get(model, [])

@@ -92,7 +92,7 @@ class Market:
 
     def node_gone(self, provider: Address) -> None:
         """A node's link is lost: its asks leave the book, its jobs learn of it."""
-        self.book.drop(provider)
+        self.matchmaker.drop(provider)
         for job in self._live.values():
             if job.at_node and job.provider == provider:
                 job.interrupt(pack_link(GONE, job.id))

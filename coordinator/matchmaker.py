@@ -6,6 +6,7 @@ It keeps what a match rests on (the book, what payers owe, what providers are kn
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from coordinator.book import Book, Node, Standing
@@ -25,6 +26,9 @@ from tallystick.protocol.types import Address
 EXPLAINED = 200
 _AT_ONCE = 16
 """Questions to the chain."""
+GONE_SECONDS = 300
+"""How long a model that nobody sells any more is not yet an unknown one: engines are restarted."""
+MODELS_REMEMBERED = 10_000
 RETURN_SECONDS = 35
 """After a restart, providers may take this long to come back; what nobody offers meanwhile may be offered soon."""
 
@@ -38,6 +42,8 @@ class Matchmaker:
         self.book, self.exposure, self.reputation, self.decisions = Book(), Exposure(), Reputation(), Decisions()
         self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._whole_at = 0.0
+        self._gone: OrderedDict[str, float] = OrderedDict()
+        """When a provider last stopped selling each model; the newest MODELS_REMEMBERED."""
 
     def restarted(self) -> None:
         """This process follows another: its providers may not be back yet."""
@@ -48,7 +54,20 @@ class Matchmaker:
         verified = [ask.verify(self._domain) for ask in asks]
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage("asks: an ask of another provider")
+        self._note_gone(provider)
         self.book.replace(provider, verified, capacity)
+
+    def drop(self, provider: Address) -> None:
+        """A provider went away."""
+        self._note_gone(provider)
+        self.book.drop(provider)
+
+    def _note_gone(self, provider: Address) -> None:
+        for standing in self.book.of_provider(provider):
+            self._gone[standing.ask.message.model] = self._tick()
+            self._gone.move_to_end(standing.ask.message.model)
+        while len(self._gone) > MODELS_REMEMBERED:
+            self._gone.popitem(last=False)
 
     def set_capacity(self, provider: Address, capacity: Capacity) -> None:
         """A node's own word on what it can take."""
@@ -73,9 +92,15 @@ class Matchmaker:
         try:
             found = shortlist(self.book, demand, now, judged, self.reputation.score)
         except Refusal as error:
-            if error.code is Code.UNKNOWN_MODEL and self._tick() < self._whole_at:
+            if error.code is not Code.UNKNOWN_MODEL:
+                raise
+            if self._tick() < self._whole_at:
                 text = f"nobody offers {demand.model!r} yet: this coordinator was restarted, and its providers are coming back"
                 raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.COORDINATOR) from error
+            gone = self._tick() - self._gone.get(demand.model, float("-inf"))
+            if gone < GONE_SECONDS:
+                text = f"nobody offers {demand.model!r} now; the last who did stopped {int(gone)} s ago and may come back"
+                raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER) from error
             raise
         finally:
             against = ((standing.node.provider, reason) for reason, standing in judged)

@@ -118,6 +118,25 @@ async def test_a_shortlist(at: Served) -> None:
     assert await ask(maxInputPrice=1_000_000, maxOutputPrice="2000000") == listed[:1]
 
 
+async def test_a_model_that_was_for_sale_a_moment_ago(at: Served) -> None:
+    """Its engine may be back soon, so clients are told to come again; what nobody sold for a while, or ever, is unknown."""
+    ann = at.world.node("ann")
+    matchmaker = at.world.market.matchmaker
+    for stays in (True, False):
+        matchmaker.place_asks(ann.address, [ann.ask])
+        if stays:
+            matchmaker.place_asks(ann.address, [])
+        else:
+            matchmaker.drop(ann.address)
+        answer = await at.http.post("/v1/shortlist", json=DEMAND)
+        assert _error(answer) == (503, "no_provider")
+        assert answer.json()["error"]["retry"]
+        assert "stopped 0 s ago" in answer.json()["error"]["message"]
+        at.world.clock.seconds += 300
+        assert _error(await at.http.post("/v1/shortlist", json=DEMAND)) == (404, "unknown_model")
+    assert _error(await at.http.post("/v1/shortlist", json=DEMAND | {"model": "never"})) == (404, "unknown_model")
+
+
 async def test_a_stake_as_a_requirement(at: Served) -> None:
     """Who has staked less than asked for is left out and told so; the chain is read at each request that asks."""
     backed, bare = at.world.node("ann", output_price=9_000_000), at.world.node("bob")
