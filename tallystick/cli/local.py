@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import urlsplit
 
 from tallystick.cli.onchain import LOCAL_RPC
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 LOCAL_CHAIN = 31337
 START_SECONDS = 120
 STOP_SECONDS = 60
+LOCK_TRIES = 20
 GATEWAY_PORT = 8421
 
 
@@ -133,9 +134,9 @@ def running() -> int | None:
     path = folder() / "lock"
     if not path.exists():
         return None
-    with path.open("r+") as file:
+    with path.open("r") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look must not take each other for the keeper
         except BlockingIOError:
             return int(file.read() or 0) or None
     return None
@@ -188,18 +189,28 @@ async def spawn(place: Place) -> None:
         await asyncio.sleep(0.1)
 
 
-async def keep(place: Place) -> None:
-    """That process: starts what is missing, and holds it until SIGTERM or until a part ends by itself. Raises TallyError."""
+def _locked(file: TextIO) -> bool:
     import fcntl
 
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def keep(place: Place) -> None:
+    """That process: starts what is missing, and holds it until SIGTERM or until a part ends by itself. Raises TallyError."""
     if not place.is_local:
         raise BadMessage("only a market on this machine can be started here")
     folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder() / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Unavailable(Code.NODE_BUSY, "the local market is kept already; to stop it: tally start --stop") from None
+        for left in range(LOCK_TRIES, -1, -1):  # somebody may be looking just now
+            if _locked(lock):
+                break
+            if not left:
+                raise Unavailable(Code.NODE_BUSY, "the local market is kept already; to stop it: tally start --stop")
+            await asyncio.sleep(0.05)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -13,8 +14,18 @@ from rich.table import Table
 
 from tallystick.protocol.errors import TallyError
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 out = Console()
 err = Console(stderr=True)
+
+
+def harmless(text: str) -> str:
+    """Without control characters: what strangers say must not steer the terminal."""
+    return _CONTROL.sub("", text)
+
+
+def _shown(value: object) -> str:
+    return escape(harmless(str(value)))
 
 
 def show_json(value: Any) -> None:
@@ -28,7 +39,7 @@ def show_facts(facts: Iterable[tuple[str, object]], title: str | None = None) ->
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts:
-        table.add_row(escape(name), escape(str(value)))
+        table.add_row(_shown(name), _shown(value))
     out.print(table)
 
 
@@ -38,13 +49,13 @@ def show_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], title: s
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=keyed and number == 0)
     for row in rows:
-        table.add_row(*(escape(str(value)) for value in row))
+        table.add_row(*map(_shown, row))
     out.print(table)
 
 
 def step(text: str) -> None:
     """A line of progress."""
-    err.print(f"[green]✓[/] {escape(text)}", highlight=False, soft_wrap=True)
+    err.print(f"[green]✓[/] {_shown(text)}", highlight=False, soft_wrap=True)
 
 
 def fail(error: TallyError, *, as_json: bool = False) -> NoReturn:
@@ -52,7 +63,7 @@ def fail(error: TallyError, *, as_json: bool = False) -> NoReturn:
     if as_json:
         show_json(error.as_json())
     else:
-        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[red]error:[/] {_shown(error)}", highlight=False, soft_wrap=True)
         hint = "trying again may help" if error.retry else f"code {error.code.value}"
         err.print(f"[dim]({hint}; at fault: {error.fault.value})[/]", highlight=False)
     sys.exit(1)

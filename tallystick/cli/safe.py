@@ -209,7 +209,10 @@ def _write(
     calls, whose, chain_id = asyncio.run(run())
     document = batch(calls, whose, chain_id, int(time.time() * 1000))
     if to is not None:
-        write_private(to, (json.dumps(document, indent=2) + "\n").encode(), replace=False)
+        try:
+            write_private(to, (json.dumps(document, indent=2) + "\n").encode(), replace=False)
+        except FileExistsError:
+            raise BadMessage(f"{to} exists") from None
     if as_json:
         steps = [{"what": call.what, "to": checksum(call.to), "value": "0", "data": f"0x{call.data.hex()}"} for call in calls]
         show_json({"owner": checksum(whose), "key": checksum(key), "chain_id": chain_id, "calls": steps, "batch": document})

@@ -13,8 +13,9 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.spinner import Spinner
 
+from tallystick.cli.output import harmless
+
 FRAMES_PER_SECOND = 10
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _INDENT = (" ", "\t")
 
@@ -33,11 +34,6 @@ class Screen(Protocol):
 def choose(console: Console, *, plain: bool) -> Screen:
     """Markdown where there is a person at a terminal, plain text else."""
     return PlainScreen(harmless=console.is_terminal) if plain or not console.is_terminal else MarkdownScreen(console)
-
-
-def harmless(text: str) -> str:
-    """Without control characters: a model's words must not steer the terminal."""
-    return _CONTROL.sub("", text)
 
 
 class PlainScreen:

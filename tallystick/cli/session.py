@@ -16,8 +16,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from rich.markup import escape
 
 from tallystick.cli.conversations import Conversation
-from tallystick.cli.output import err, show_facts, show_rows
-from tallystick.cli.screen import harmless
+from tallystick.cli.output import err, harmless, show_facts, show_rows
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, format_amount
 from tallystick.runtime.config import home

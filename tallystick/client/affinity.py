@@ -14,7 +14,7 @@ from typing import Any
 
 from tallystick.client.openai import Asked
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.messages import Ask
+from tallystick.protocol.messages import Ask, Receipt
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import dumps
 
@@ -29,7 +29,7 @@ class Affinity:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self._last: OrderedDict[bytes, Address] = OrderedDict()
+        self._last: OrderedDict[bytes, tuple[Address, int]] = OrderedDict()
 
     def tag(self, asked: Asked, named: str | None) -> bytes | None:
         """What a request's conversation is known by; None where it belongs to none."""
@@ -38,28 +38,29 @@ class Affinity:
             return None
         return hmac.digest(self._key, dumps([asked.head.path, asked.call.model, begins]), hashlib.sha256)
 
-    def note(self, tag: bytes | None, provider: Address) -> None:
-        """A provider answered."""
+    def note(self, tag: bytes | None, receipt: Receipt) -> None:
+        """A provider answered, and billed so much of the input as cached."""
         if tag is not None:
-            self._last[tag] = provider
+            percent = 100 * receipt.cached_input_tokens // max(receipt.input_tokens, 1)
+            self._last[tag] = receipt.provider, min(percent, 100)
             self._last.move_to_end(tag)
             if len(self._last) > REMEMBERED:
                 self._last.popitem(last=False)
 
     def ordered(self, tag: bytes | None, asks: Sequence[Verified[Ask]]) -> tuple[Sequence[Verified[Ask]], bool]:
-        """The asks with the one that answered last first, if it still is among them and not dearer with what it has cached than
-        the first is without; and whether the order was changed.
+        """The asks with the one that answered last first, if it still is among them and not dearer, with as much cached as it
+        billed last, than the first is without; and whether the order was changed.
         """
-        last = self._last.get(tag) if tag is not None else None
+        last, percent = self._last.get(tag, (None, 0)) if tag is not None else (None, 0)
         kept = next((ask for ask in asks if ask.message.provider == last), None)
-        if kept is None or kept is asks[0] or _price(kept.message, cached=True) > _price(asks[0].message, cached=False):
+        if kept is None or kept is asks[0] or _price(kept.message, percent) > _price(asks[0].message, 0):
             return asks, False
         return [kept, *(ask for ask in asks if ask is not kept)], True
 
 
-def _price(ask: Ask, *, cached: bool) -> int:
-    """For a request that reads three tokens for each one it writes, as shortlists are sorted by."""
-    return 3 * (ask.cached_input_price if cached else ask.input_price) + ask.output_price
+def _price(ask: Ask, cached: int) -> int:
+    """A hundredfold, for a request that reads three tokens, `cached` percent of them from its cache, for each one it writes."""
+    return 3 * (ask.cached_input_price * cached + ask.input_price * (100 - cached)) + 100 * ask.output_price
 
 
 def _beginning(asked: Asked) -> Any:

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+import structlog
+
 from tallystick.client.config import Alias
 from tallystick.client.rules import Rule
 from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError
 from tallystick.protocol.wire import dumps, loads
 
+log = structlog.get_logger()
 _NOT_FOR_SALE = frozenset({Code.UNKNOWN_MODEL, Code.PRICE_ABOVE_CAP})
 _NOT_NOW = frozenset({Code.NO_PROVIDER, Code.NODE_BUSY, Code.NODE_GONE, Code.PROVIDER_FAILED, Code.ENGINE_UNAVAILABLE})
 
@@ -66,8 +69,24 @@ class Names:
         rule = self._rules.get(alias.name)
         if rule is None:
             return Plan(_named(request, (*ordered(alias, draw), *fallbacks)))
-        models = tuple(rule.order(request, alias.models))
-        return Plan(_named(request, (*models, *fallbacks)), lambda answer: rule.good(request, answer))
+        return Plan(_named(request, (*_order(rule, request, alias), *fallbacks)), lambda answer: _good(rule, request, answer))
+
+
+def _order(rule: Rule, request: dict[str, Any], alias: Alias) -> Sequence[str]:
+    """As the rule says; as they are listed where it fails or names none."""
+    try:
+        return tuple(rule.order(request, alias.models)) or alias.models
+    except Exception:  # somebody's own code, which is not to cost the request
+        log.exception("an alias's rule failed", alias=alias.name)
+        return alias.models
+
+
+def _good(rule: Rule, request: dict[str, Any], answer: Any) -> bool:
+    try:
+        return bool(rule.good(request, answer))
+    except Exception:  # as above: this answer is paid for
+        log.exception("a rule failed to judge an answer")
+        return True
 
 
 def _named(request: dict[str, Any], models: Iterable[Any]) -> list[bytes]:

@@ -83,12 +83,13 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What came of looking: by how much the tab's total rose (base units), and when an order was last signed into another state
-    file while this one was in use (Unix seconds; 0: none was).
+    """What came of looking: by how much the tab's total rose (base units), when an order was last signed into another state
+    file while this one was in use (Unix seconds; 0: none was), and what the chain paid beyond all that receipts show.
     """
 
     raised: Amount = Amount(0)
     elsewhere: int = 0
+    unexplained: Amount = Amount(0)
 
 
 # Statements. Bound names begin with `of_` where they find rows, with `to_` where they change them.
@@ -321,12 +322,16 @@ def adopt(c: Connection, where: dict[str, object], shown: Sequence[Shown], settl
     """
     digests = [one.order.digest.hex() for one in shown]
     known = set(c.execute(_KNOWN_ORDERS, {"of_orders": digests}).scalars())
-    lacking = [one.order.message for one in shown if one.order.digest.hex() not in known]
-    ceiling = max([settled, *(order.ceiling for order in lacking)])
-    told = max((one.receipt.message.cumulative_cost for one in shown), default=Amount(0))
+    strange = [one for one in shown if one.order.digest.hex() not in known]
+    lacking = [one.order.message for one in strange]
     row = c.execute(_TAB, where).first()
     tab = _tab(row)
-    total = max(tab.total, settled, min(told, ceiling))
+    told = max((one.receipt.message.cumulative_cost for one in shown), default=0)
+    proven = max((one.receipt.message.cumulative_cost for one in strange), default=0)
+    # Within the ceilings that these books know, a provider can collect for jobs that it refused: that it did raises no tab.
+    paid = settled if settled > tab.ceiling or proven >= settled else tab.total
+    ceiling = max([paid, *(order.ceiling for order in lacking)])
+    total = max(tab.total, paid, min(told, ceiling))
     if lacking or total > tab.total:
         values = {
             "venue": where["of_venue"],
@@ -342,7 +347,8 @@ def adopt(c: Connection, where: dict[str, object], shown: Sequence[Shown], settl
         c.execute(_ADOPT, values)
     first = c.execute(_FIRST_ORDER, where).scalar()
     later = max((order.seq for order in lacking), default=0)
-    return Found(Amount(total - tab.total), 0 if first is None or later < first else later // 1_000_000_000)
+    elsewhere = 0 if first is None or later < first else later // 1_000_000_000
+    return Found(Amount(total - tab.total), elsewhere, Amount(max(settled - total, 0)))
 
 
 def _freeze(c: Connection, arrival: Arrival, others: list[str], reason: str) -> None:

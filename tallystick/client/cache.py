@@ -11,8 +11,9 @@ import asyncio
 import hashlib
 import hmac
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES)
 LARGEST = 4 * MIB
 """Bytes of an answer; larger ones are not kept."""
 _NONCE = 12
+_LONG_NUMBER = re.compile(rb"\d{17}")
+"""Numbers that JSON readers round: two of them may look the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class Cache:
     """See the module's docstring. `limit` is bytes in all, `seconds` how long an answer is good, `now` Unix time."""
 
     def __init__(self, path: Path, limit: int, seconds: int, wallet: Signer, now: Callable[[], float] = time.time) -> None:
-        self._folder, self._seconds, self._now = Folder(path, limit), seconds, now
+        self._folder, self._seconds, self._now = Folder(path, limit, "[0-9a-f]{64}"), seconds, now
         derived = HKDF(SHA256(), 64, salt=None, info=b"tallystick response cache 1").derive(wallet.secret)
         self._names, self._box = derived[:32], AESGCM(derived[32:])
 
@@ -64,19 +67,26 @@ class Cache:
         """The one that a config names, if it does."""
         return None if config.cache is None else cls(config.cache, config.cache_mib * MIB, config.cache_seconds, wallet)
 
-    def name(self, path: str, body: bytes, demand: Demand, caller: str, *, asked: bool | None) -> str | None:
-        """Under which name the answer to a request is kept; None where it is not to be. `asked`: what the request says of it."""
-        if asked is False or path not in ROUTES:
+    def name(self, path: str, bodies: Sequence[bytes], demand: Demand, caller: str, *, asked: bool | None) -> str | None:
+        """Under which name the answer to a request is kept; None where it is not to be. `bodies`: the request for each model that
+        may answer it, `asked`: what it says of the cache.
+        """
+        if asked is False or path not in ROUTES or _LONG_NUMBER.search(bodies[0]):
             return None
         try:
-            request = loads(body, "request body")
-        except BadMessage:
+            request = loads(bodies[0], "request body")
+            models = [loads(body, "request body")["model"] for body in bodies]
+        except (BadMessage, KeyError, TypeError):
             return None
-        if not isinstance(request, dict) or not (asked or request.get("temperature") == 0):
+        if not (asked or request.get("temperature") == 0):
             return None
         held_to = [demand.require.to_json(), sorted(demand.pin), sorted(demand.exclude), demand.min_reputation, demand.min_stake]
-        same = [path, caller, held_to, request]
-        return hmac.new(self._names, orjson.dumps(same, option=orjson.OPT_SORT_KEYS), hashlib.sha256).hexdigest()
+        same = [path, caller, held_to, demand.sort, demand.prefer, models, request]
+        try:
+            plain = orjson.dumps(same, option=orjson.OPT_SORT_KEYS)
+        except orjson.JSONEncodeError:
+            return None
+        return hmac.new(self._names, plain, hashlib.sha256).hexdigest()
 
     async def get(self, name: str) -> Kept | None:
         """The answer of that name, unless it is too old."""

@@ -6,7 +6,7 @@
     order, receipt     {"message", "signature"}, as on the wire
     terms              the terms that the order commits to
     others             the provider's other receipts for this payer that it contradicts, signed
-    proof              the job's proof (see proof.py) with both plaintexts, or null where they were not kept
+    proof              the job's proof (see proof.py) with both plaintexts; null where they were not kept, or need not be
 
 What follows from signatures alone convinces anyone. That an answer was another one than the receipt commits to does not: the
 payer could have changed it.
@@ -21,9 +21,9 @@ from typing import Any
 from tallystick.client.lookups import Evidence
 from tallystick.client.openai import read_call
 from tallystick.client.payer import Delivered, Doubt, Neighbours, Placed, check_answer, check_place
-from tallystick.client.proof import Finding, Proof
+from tallystick.client.proof import Finding, Proof, read_proof
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
-from tallystick.protocol.errors import BadMessage, BadReceipt, Fault
+from tallystick.protocol.errors import BadMessage, BadReceipt, Fault, TallyError
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.reading import read_count, read_items, read_text
 from tallystick.protocol.sealing import Transcript, commit_request
@@ -82,7 +82,7 @@ class EvidenceFile:
             terms=Terms.from_json(raw.get("terms"), "evidence.terms"),
             receipt=read_signed(Receipt, raw.get("receipt"), "evidence.receipt"),
             others=tuple(read_signed(Receipt, one, f"evidence.others[{n}]") for n, one in enumerate(others)),
-            proof=None if proof is None else Proof.loads(dumps(proof)),
+            proof=None if proof is None else read_proof(dumps(proof)),
         )
 
     @property
@@ -90,6 +90,15 @@ class EvidenceFile:
         """Another receipt of the same payer and seq: what costs the provider its stake."""
         here = self.receipt.message
         return next((one for one in self.others if one.message.seq == here.seq and one.message != here), None)
+
+    @property
+    def convinces(self) -> bool:
+        """Whether what is in it shows to anyone that the receipt is dishonest: then no plaintext has to be shared for that."""
+        try:
+            self.check()
+        except TallyError:
+            return False
+        return True
 
     def check(self, recount: Recounting | None = None) -> list[Finding]:
         """What shows that the receipt is dishonest, to anyone. With `recount` the tokens of kept plaintexts are counted again.
@@ -99,9 +108,11 @@ class EvidenceFile:
         order, receipt = self.order.verify(self.domain), self.receipt.verify(self.domain)
         if order.message.terms_hash != self.terms.struct_hash():
             raise BadMessage("evidence.terms: not the terms that the order commits to")
+        here = receipt.message
+        if (here.order_hash, here.payer, here.provider) != (order.digest, order.message.payer, order.message.provider):
+            raise BadMessage("evidence.receipt: not a receipt of this order")
         placed = Placed(order, self.terms)
         near = [one.verify(self.domain).message for one in self.others]
-        here = receipt.message
         if any((one.payer, one.provider) != (here.payer, here.provider) for one in near):
             raise BadMessage("evidence.others: a receipt of another tab")
         findings = [Finding("signatures", f"the provider {here.provider} signed the receipt, the payer {here.payer} the order")]

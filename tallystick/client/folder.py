@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import structlog
@@ -16,10 +17,13 @@ log = structlog.get_logger()
 
 
 class Folder:
-    """Holds `limit` bytes of files at most; the oldest go first. A disk that fails costs the file and is logged, nothing else."""
+    """Holds `limit` bytes of files at most; the oldest go first. A disk that fails costs the file and is logged, nothing else.
 
-    def __init__(self, path: Path, limit: int) -> None:
-        self.path, self._limit = path, limit
+    Only files whose names match `names` are its own: whatever else lies there stays.
+    """
+
+    def __init__(self, path: Path, limit: int, names: str) -> None:
+        self.path, self._limit, self._names = path, limit, re.compile(names)
         self._sizes: dict[str, int] | None = None
         self._writing = asyncio.Lock()
 
@@ -33,7 +37,7 @@ class Folder:
 
     def _put(self, name: str, data: bytes) -> None:
         if self._sizes is None:
-            self._sizes = _sizes(self.path)
+            self._sizes = self._look()
         self._sizes.pop(name, None)
         self._sizes[name] = len(data)
         while sum(self._sizes.values()) > self._limit and self._sizes:
@@ -43,12 +47,18 @@ class Folder:
         if name in self._sizes:
             write_private(self.path / name, data)
 
+    def _look(self) -> dict[str, int]:
+        """Bytes of its files, oldest first."""
+        there = self.path.iterdir() if self.path.exists() else ()
+        found = [(path, path.stat()) for path in there if self._names.fullmatch(path.name) and path.is_file()]
+        return {path.name: stat.st_size for path, stat in sorted(found, key=lambda one: one[1].st_mtime)}
+
 
 class ProofFolder:
     """JOB.json of each job."""
 
     def __init__(self, path: Path, limit: int) -> None:
-        self._folder = Folder(path, limit)
+        self._folder = Folder(path, limit, r"[0-9a-f]{32}\.json")
 
     @classmethod
     def of(cls, config: ClientConfig) -> ProofFolder | None:
@@ -58,9 +68,3 @@ class ProofFolder:
     async def put(self, job: JobId, proof: Proof) -> None:
         """Stores the proof of a job."""
         await self._folder.put(f"{job.hex()}.json", await asyncio.to_thread(proof.dumps))
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of the files in a folder, oldest first."""
-    found = [(path, path.stat()) for path in folder.iterdir() if path.is_file()] if folder.exists() else []
-    return {path.name: stat.st_size for path, stat in sorted(found, key=lambda one: one[1].st_mtime)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -13,11 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 from tallystick.client.aliases import Names, Plan, draw_of, next_may_do
 from tallystick.client.cache import LARGEST, Cache, Kept
-from tallystick.client.choice import HEADER, Extras, Options, demand_of, read_options, under
+from tallystick.client.choice import HEADER, Choice, Extras, Options, demand_of, least, read_options, under
 from tallystick.client.config import ApiKey
 from tallystick.client.guard import CALLER
 from tallystick.client.job import Job
-from tallystick.client.openai import EVENT_STREAM, error_event, read_call, render_error
+from tallystick.client.openai import EVENT_STREAM, error_event, render_error
 from tallystick.client.result import Result
 from tallystick.client.rules import load_rule
 from tallystick.client.sdk import Market, upkeep_of
@@ -25,6 +25,7 @@ from tallystick.client.spending import Hit
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.routes import FORM, JSON, media_type
+from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import ResponseHead
 
 log = structlog.get_logger()
@@ -40,6 +41,7 @@ OURS = (
     "x-tally-escalated",
 )
 """Headers of answers that are the gateway's own."""
+_CHOICES = Choice.__annotations__.keys() - {"models"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Forward:
         """Raises BadMessage for rules that can't be loaded."""
         self._market = market
         aliases = market.config.aliases
-        self._names = Names(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
+        self.names = Names(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
         self._cache = Cache.of(market.config, market.wallet)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,23 +118,25 @@ class Forward:
     async def _relay(self, wanted: _Wanted, send: Send) -> None:
         """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
         try:
-            name = self._cached_as(wanted)
+            plan = self._plan(wanted)
+            name = self._cached_as(wanted, plan)
             kept = None if name is None or self._cache is None else await self._cache.get(name)
             if kept is None:
-                await self._ask(wanted, self._plan(wanted), _Sending(send, self._cache, name))
+                await self._ask(wanted, plan, _Sending(send, self._cache, name))
                 return
             await upkeep_of(self._market).note_hit(Hit(self._label(wanted), kept.model, kept.provider, kept.cost))
             await _send_kept(send, kept)
         except TallyError as error:
             await send_error(send, error)
 
-    def _cached_as(self, wanted: _Wanted) -> str | None:
+    def _cached_as(self, wanted: _Wanted, plan: Plan) -> str | None:
+        """By the whole plan: what any of its models answers is the answer, and another plan's is not."""
         if self._cache is None or wanted.key is not None or wanted.content_type != JSON or wanted.extras.cache is False:
             return None
-        model = read_call(wanted.path, wanted.body).model
-        demand = demand_of(self._market.config, model, wanted.path, wanted.options)
+        choice = Choice(**{name: value for name, value in wanted.options.items() if name in _CHOICES})  # type: ignore[typeddict-item]
+        demand = demand_of(self._market.config, "", wanted.path, choice)
         caller = "" if wanted.caller is None else wanted.caller.label
-        return self._cache.name(wanted.path, wanted.body, demand, caller, asked=wanted.extras.cache)
+        return self._cache.name(wanted.path, plan.bodies, demand, caller, asked=wanted.extras.cache)
 
     def _label(self, wanted: _Wanted) -> str:
         return wanted.options.get("label", self._market.config.label)
@@ -140,18 +144,19 @@ class Forward:
     def _plan(self, wanted: _Wanted) -> Plan:
         if wanted.content_type != JSON:
             return Plan([wanted.body])
-        plan = self._names.plan(wanted.body, wanted.extras.fallbacks, draw_of(wanted.key or secrets.token_hex()))
+        plan = self.names.plan(wanted.body, wanted.extras.fallbacks, draw_of(wanted.key or secrets.token_hex()))
         return plan if wanted.key is None else Plan(plan.bodies[:1])  # a key stands for one job
 
     async def _ask(self, wanted: _Wanted, plan: Plan, sending: _Sending) -> None:
         """One model after another, until one answers and its answer will do. Raises TallyError as long as nothing was sent."""
-        spare: Result | None = None
+        before: list[Result] = []
         for left, body in zip(range(len(plan.bodies) - 1, -1, -1), plan.bodies, strict=True):
             try:
-                result = await self._answer(wanted, body, sending)
+                result = await self._answer(wanted, body, sending, spent=_sum(before))
             except TallyError as error:
+                sending.name = None  # the next model may answer, but not for the one that was to
                 if not left or not next_may_do(error):
-                    if spare is None:
+                    if not before:
                         raise
                     break
                 log.info("falling back to another model", code=error.code.value, reason=str(error))
@@ -159,18 +164,22 @@ class Forward:
             if result is None:
                 return
             if not left or _will_do(plan, result):
-                await sending.result(result, spare)
+                await sending.result(result, before)
                 return
             log.info("an answer will not do: asking the next model", job=result.job.hex(), cost=int(result.cost))
-            spare = result
-        if spare is not None:  # better than nothing, and paid for
-            await sending.result(spare, None)
+            before.append(result)
+        if before:  # better than nothing, and paid for
+            await sending.result(before[-1], before[:-1])
 
-    async def _answer(self, wanted: _Wanted, body: bytes, sending: _Sending) -> Result | None:
-        """The answer of one model; None if it was a stream, which then was sent."""
-        market = self._market
+    async def _answer(self, wanted: _Wanted, body: bytes, sending: _Sending, *, spent: Amount) -> Result | None:
+        """The answer of one model; None if it was a stream, which then was sent. `spent` of max_cost went to earlier ones."""
+        market, options = self._market, wanted.options
+        limit = least(market.config.max_cost, options.get("max_cost"))
+        if spent and limit is not None:
+            options = Options(**options)
+            options["max_cost"] = Amount(max(limit - spent, 0))
         for again in (wanted.key is None, False):
-            job = await market.submit(wanted.path, body, key=wanted.key, content_type=wanted.content_type, **wanted.options)
+            job = await market.submit(wanted.path, body, key=wanted.key, content_type=wanted.content_type, **options)
             async with job:
                 try:
                     head = await job.start()
@@ -198,21 +207,22 @@ class _Sending:
     """An answer on its way to the caller, and into the cache where it has a name there."""
 
     def __init__(self, send: Send, cache: Cache | None, name: str | None) -> None:
-        self._send, self._cache, self._name = send, cache, name
+        self._send, self._cache, self.name = send, cache, name
 
-    async def result(self, result: Result, before: Result | None) -> None:
-        """A whole answer; `before` was another model's, which would not do."""
+    async def result(self, result: Result, before: Sequence[Result]) -> None:
+        """A whole answer; those `before` were other models', which would not do, and are paid for too."""
         headers = {
             "content-type": result.head.content_type,
             "x-request-id": result.job.hex(),
             "x-tally-job": result.job.hex(),
             "x-tally-provider": result.provider,
-            "x-tally-cost": str(int(result.cost)),
+            "x-tally-cost": str(result.cost + _sum(before)),
             "x-tally-receipt": "0x" + result.receipt.digest.hex(),
             "x-tally-prices": _prices(result.terms),
         }
-        if before is not None:
-            headers["x-tally-escalated"] = f"{before.terms.model}; job={before.job.hex()}; cost={int(before.cost)}"
+        if before:
+            told = (f"{one.terms.model}; job={one.job.hex()}; cost={int(one.cost)}" for one in before)
+            headers["x-tally-escalated"] = ", ".join(told)
         await self._keep(result, result.body)  # first: whoever has the answer may ask again
         await _send_whole(self._send, result.head.status, headers | self._missed(), result.body)
 
@@ -225,22 +235,22 @@ class _Sending:
             async for chunk in job:
                 tail = (tail + chunk)[-2:]
                 size += len(chunk)
-                if self._name is not None and size <= LARGEST:
+                if self.name is not None and size <= LARGEST:
                     parts.append(chunk)
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         except TallyError as error:
             log.warning("a stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
             gap = b"" if tail == b"\n\n" else b"\n\n"
             await self._send({"type": "http.response.body", "body": gap + error_event(error), "more_body": True})
-        if self._name is not None and job.booked and size <= LARGEST:
+        if self.name is not None and job.booked and size <= LARGEST:
             await self._keep(await job.result(), b"".join(parts))
         await self._send({"type": "http.response.body", "body": b""})
 
     def _missed(self) -> dict[str, str]:
-        return {} if self._name is None else {"x-tally-cache": "miss"}
+        return {} if self.name is None else {"x-tally-cache": "miss"}
 
     async def _keep(self, result: Result, body: bytes) -> None:
-        if self._cache is None or self._name is None or result.head.status != 200:
+        if self._cache is None or self.name is None or result.head.status != 200:
             return
         if result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
             kept = Kept(
@@ -252,7 +262,11 @@ class _Sending:
                 cost=result.cost,
                 receipt="0x" + result.receipt.digest.hex(),
             )
-            await self._cache.put(self._name, kept)
+            await self._cache.put(self.name, kept)
+
+
+def _sum(results: Sequence[Result]) -> Amount:
+    return Amount(sum(one.cost for one in results))
 
 
 async def _read_body(receive: Receive, limit: int) -> bytes | None:

@@ -78,8 +78,9 @@ def build_app(market: Market) -> ASGIApp:
 async def _models(market: Market, caller: ApiKey | None) -> list[dict[str, Any]]:
     """What is for sale to a caller, and the names that stand for several models."""
     offered = [model_entry(offer.id, offer.to_json()) for offer in await market.models()]
-    named = [model_entry(alias.name, {"models": alias.models}) for alias in market.config.aliases]
     allowed = () if caller is None else caller.models
+    usable = {alias.name: [one for one in alias.models if not allowed or one in allowed] for alias in market.config.aliases}
+    named = [model_entry(name, {"models": models}) for name, models in usable.items() if models]
     return [entry for entry in offered if not allowed or entry["id"] in allowed] + named
 
 

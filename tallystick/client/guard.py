@@ -30,7 +30,7 @@ class Guard:
     def __init__(self, app: ASGIApp, config: ClientConfig, refuse: Callable[[Send, TallyError], Awaitable[None]]) -> None:
         self._app, self._refuse, self._origins = app, refuse, frozenset(config.allow_origins)
         _check_secrets(config)
-        master = () if config.api_key is None else ((config.api_key.encode(), None),)
+        master = ((config.api_key.encode(), None),) if config.api_key else ()
         self._keys: tuple[tuple[bytes, ApiKey | None], ...] = (*master, *((one.value.encode(), one) for one in config.keys))
         self._names = _LOCAL_NAMES | {config.host}
 
@@ -78,6 +78,9 @@ def _check_secrets(config: ClientConfig) -> None:
     secrets = [one.value for one in config.keys] + [config.api_key]
     if len(set(secrets)) != len(secrets):
         raise BadMessage("config: keys: two of them have the same secret")
+    labels = [one.label for one in config.keys]
+    if len(set(labels)) != len(labels):
+        raise BadMessage("config: keys: two of them have the same label, by which callers are kept apart")
 
 
 def check_exposed(config: ClientConfig) -> None:

@@ -109,6 +109,11 @@ class Job:
         return self._done
 
     @property
+    def receipt(self) -> Verified[Receipt] | None:
+        """Its receipt, once it came; whether it is honest, `booked` tells."""
+        return self._answer.receipt
+
+    @property
     def booked(self) -> bool:
         """Whether it ended well, with a receipt."""
         return self._done and self._error is None and self._answer.receipt is not None
@@ -328,9 +333,13 @@ class Job:
 
     async def _doubt(self, receipt: Receipt) -> Doubt | None:
         auditor, kept = self._desk.auditor, self._answer.kept
-        if auditor is None or kept is None or not self._answer.whole:
+        path = split_request(self._request)[0].path
+        if auditor is None or not self._answer.whole or not auditor.counts(self._call.model, path):
             return None
-        found = await auditor.doubt(self._call.model, self._request, kept, receipt)
+        if kept is None:
+            found: Doubt | None = Doubt("the answer is too long to be counted again", refuse=False)
+        else:
+            found = await auditor.doubt(self._call.model, self._request, kept, receipt)
         if found is not None:
             log.warning("a receipt is doubted", job=self.id.hex(), provider=receipt.provider, reason=found.reason)
         return found

@@ -41,9 +41,9 @@ def check_key(key: str) -> str:
     return key
 
 
-def fingerprint(path: str, body: bytes) -> str:
-    """What tells one request from another."""
-    return hashlib.sha256(path.encode() + b"\n" + body).hexdigest()
+def fingerprint(plain: bytes) -> str:
+    """What tells one request from another: all that is sealed, head and body, since a content key seals one plaintext only."""
+    return hashlib.sha256(plain).hexdigest()
 
 
 def check_same(known: Keyed, request: str) -> None:

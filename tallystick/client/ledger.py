@@ -112,9 +112,11 @@ class Ledger:
     async def _write_evidence(self, arrival: Arrival, reason: str) -> None:
         found = await self._database.read(lambda c: lookups.read_evidence(c, self.payer, arrival.job))
         path = self._evidence / f"{arrival.job.hex()}.json"
-        data = EvidenceFile.of(found[-1], arrival.proof).dumps()
+        file = EvidenceFile.of(found[-1])
+        if not file.convinces:
+            file = EvidenceFile.of(found[-1], arrival.proof)
         try:
-            await asyncio.to_thread(write_private, path, data)
+            await asyncio.to_thread(write_private, path, file.dumps())
         except OSError as error:
             log.warning("evidence was not written to a file", path=str(path), error=str(error))
         provider = arrival.placed.provider

@@ -5,9 +5,12 @@ reservation that a provider finds too small, and notice reservations that nobody
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,8 +20,8 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.payer import Placed, Tab
 from tallystick.client.pin import load_deployment
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import TallyError
-from tallystick.protocol.types import ZERO_HASH, Address, Amount, format_amount
+from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
+from tallystick.protocol.types import ZERO_HASH, Address, Amount, Seconds, format_amount
 
 if TYPE_CHECKING:
     from tallystick.chain.escrow import Escrow
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 STAKE_SECONDS = 60
 KEPT = 10_000
+JUST_NOW_SECONDS = 5.0
+LOCK_TRIES, LOCK_PAUSE = 100, 0.2
 MAX_SETTLED = 1 << 62
 """No honest chain has paid more on a tab."""
 
@@ -36,6 +41,7 @@ class Onchain:
     def __init__(self, escrow: Escrow, wallet: Signer, config: ClientConfig, tick: Callable[[], float] = time.monotonic) -> None:
         self._escrow, self._wallet, self._config, self._tick = escrow, wallet, config, tick
         self._stakes: dict[Address, tuple[float, Amount]] = {}
+        self._topped_up: dict[Address, float] = {}
         self._one_at_a_time = asyncio.Lock()
 
     @classmethod
@@ -75,16 +81,21 @@ class Onchain:
 
     async def top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
         """Reserves enough for an order that its provider found too little reserved for, within the config's top_up_total over all
-        of `accounts` (the providers ever used). Whether it did; if not, the log says why.
+        of `accounts` (the providers in this wallet's books). Whether it did, or just had; if not, the log says why.
 
         The key itself signs for it: an order for no more than was ordered before, with a higher reserveTarget, which the contract
         takes from anyone (IEscrow.secure). Only the gas must be at hand.
         """
         async with self._one_at_a_time:
+            if self._tick() - self._topped_up.get(refused.provider, float("-inf")) < JUST_NOW_SECONDS:
+                return True
             try:
-                why = await self._top_up(refused, tab, accounts, now_ns)
+                async with _alone(self._config.state_file(self._wallet.address).with_suffix(".reserving")):
+                    why = await self._top_up(refused, tab, accounts, now_ns)
             except TallyError as error:
                 why = str(error)
+            if not why:
+                self._topped_up[refused.provider] = self._tick()
         if why:
             command = f"tally reserve {refused.provider} {format_amount(refused.terms.max_cost)}"
             log.warning("a provider wants more reserved for it", provider=refused.provider, why=why, do=command)
@@ -109,14 +120,13 @@ class Onchain:
             return f"{_dollars(held[0].reserved)} is reserved for it already"
         if await escrow.rpc.balance(key) == 0:
             return f"{key} has no coins of the chain to pay for gas"
-        now = now_ns // 1_000_000_000
         order = replace(
             refused.order.message,
             ceiling=tab.ceiling,
             reserve_target=Amount(target),
             seq=max(tab.order_seq + 1, now_ns),
             deadline=await escrow.rpc.now() + self._config.start_seconds,
-            claim_by=now,
+            claim_by=Seconds(0),  # nothing can be collected on it
             terms_hash=ZERO_HASH,
         )
         from tallystick.chain.sender import Sender  # noqa: PLC0415 - see `of`
@@ -148,6 +158,27 @@ class Onchain:
                 days=days,
                 do=f"tally release {account.provider}",
             )
+
+
+@contextlib.asynccontextmanager
+async def _alone(path: Path) -> AsyncIterator[None]:
+    """Keeps other processes of this wallet from doing the same meanwhile. Raises Unavailable if one takes too long."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl  # noqa: PLC0415 - not everywhere
+
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with path.open("a") as file:
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                await asyncio.sleep(LOCK_PAUSE)
+        else:
+            raise Unavailable(Code.NODE_BUSY, f"another process of this wallet is reserving ({path})", fault=Fault.CLIENT)
+        yield
 
 
 def _dollars(units: int) -> str:

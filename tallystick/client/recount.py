@@ -1,6 +1,7 @@
 """Counting again what a provider billed, where the model's tokenizer is on this machine.
 
-The output is counted exactly: the text of each choice, with what no text shows (end marks, the frame of a tool call) allowed for.
+The output's text is counted as its tokenizer would cut it (a model may cut it into a few more), with what no text shows, end
+marks and the frame of a tool call, allowed for.
 Of the input the text is counted, and what a chat template adds to each message allowed for. A receipt beyond that, by more than
 the config's tolerance, is doubted.
 """
@@ -27,6 +28,8 @@ PER_CHOICE = 16
 """Tokens of a choice that its text does not show."""
 PER_MESSAGE = 16
 """Tokens that a chat template may add to a message."""
+OPINION = 20
+"""Percent beyond which a count speaks against a receipt: a text can be cut into tokens in more than one way."""
 PER_REQUEST = 64
 """Tokens that it may add once."""
 
@@ -56,20 +59,24 @@ class Auditor:
 
     async def doubt(self, model: str, request: bytes, response: Sequence[bytes], receipt: Receipt) -> Doubt | None:
         """What is to be said against a receipt, by the plaintext of request and response (its head first)."""
-        if model not in self._rules or not response:
+        if model not in self._rules:
             return None
         return await asyncio.to_thread(_doubt, *self._rules[model], request, response, receipt)
 
 
 def recount_with(path: Path) -> Callable[[bytes, Sequence[bytes], Receipt], Doubt | None]:
-    """Counts with one tokenizer, without any tolerance but for what no text shows. Raises BadMessage."""
-    return partial(_doubt, Recount(model="", tokenizer=path, flag_above=0), load_tokenizer(path))
+    """Counts with one tokenizer, as who was not there does. Raises BadMessage."""
+    return partial(_doubt, Recount(model="", tokenizer=path, flag_above=OPINION), load_tokenizer(path))
 
 
 def _doubt(rule: Recount, tokenizer: Tokenizer, request: bytes, response: Sequence[bytes], receipt: Receipt) -> Doubt | None:
+    if not response:
+        return None
     head, body = split_request(request)
     said = answer_texts(load_response_head(response[0]).content_type, b"".join(response[1:]))
-    if said is not None:
+    if said is None:
+        return Doubt("the answer is in no form in which its tokens could be counted again", refuse=False)
+    if receipt.output_tokens:
         allowed = PER_CHOICE * len(said.parts)
         found = _excess(rule, "output", receipt.output_tokens, _count(tokenizer, said), allowed)
         if found is not None:

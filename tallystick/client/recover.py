@@ -97,6 +97,14 @@ class Recovery:
         except TallyError as error:
             log.info("a tab can't be recovered yet", provider=provider, reason=str(error))
             return None
+        if found.unexplained:
+            note = "it can collect up to the caps of its orders; if no receipt follows, exclude it"
+            log.warning(
+                "a provider collected more than it gave receipts for",
+                provider=provider,
+                base_units=int(found.unexplained),
+                note=note,
+            )
         if found.raised:
             log.warning("recovered a tab", provider=provider, base_units=int(found.raised), note=self.note(found))
         return found

@@ -33,9 +33,10 @@ class Rule(Protocol):
 class SimpleFirst:
     """The built-in rule.
 
-    A request is simple where it is text of at most SIMPLE_CHARACTERS in at most SIMPLE_MESSAGES, wants at most SIMPLE_OUTPUT
-    tokens, and names no tools, no JSON schema and no reasoning effort. Simple ones go to the smallest model first; others only
-    to the largest, with the smaller ones, from large to small, for when that cannot be had.
+    A completion is simple where it is text of at most SIMPLE_CHARACTERS in at most SIMPLE_MESSAGES, wants at most SIMPLE_OUTPUT
+    tokens, and names no tools, no JSON schema and no reasoning effort. Simple ones go to the smallest model first; others to
+    the largest, with the smaller ones, from large to small, for when that cannot be had, and whatever it answers will do. What is
+    no completion goes to the models as they are listed, and its answers are not judged.
 
     An answer will not do where it is empty, was cut off at its length though the request set none, was filtered or refused, or
     is not the JSON that was asked for.
@@ -43,16 +44,24 @@ class SimpleFirst:
 
     def order(self, request: Mapping[str, Any], models: Sequence[str]) -> Sequence[str]:
         """See Rule."""
-        return tuple(models) if is_simple(request) else tuple(reversed(models))
+        return tuple(models) if is_simple(request) or not _is_completion(request) else tuple(reversed(models))
 
     def good(self, request: Mapping[str, Any], answer: Any) -> bool:
         """See Rule."""
+        if not is_simple(request):
+            return True
         choices = answer.get("choices") if isinstance(answer, Mapping) else None
         return isinstance(choices, list) and bool(choices) and all(_will_do(request, choice) for choice in choices)
 
 
+def _is_completion(request: Mapping[str, Any]) -> bool:
+    return "messages" in request or "prompt" in request
+
+
 def is_simple(request: Mapping[str, Any]) -> bool:
     """See SimpleFirst."""
+    if not _is_completion(request):
+        return False
     messages = request.get("messages", [{"content": request.get("prompt")}])
     if any(request.get(name) for name in ("tools", "functions", "reasoning_effort", "reasoning", "logprobs")):
         return False

@@ -221,8 +221,8 @@ class Market(Verbs):
             self._idle.set()
         if job.disputed:
             self._shortlists.forget()
-        elif job.booked and job.provider is not None:
-            self._affinity.note(job.conversation, job.provider)
+        elif job.receipt is not None and job.booked:
+            self._affinity.note(job.conversation, job.receipt.message)
 
     async def _context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
@@ -295,7 +295,7 @@ class Market(Verbs):
         cap = None if limit is None else Amount(limit)
         if key is None:
             return await self._find_and_place(asked, demand, cap, _Wish(keep, None, affinity))
-        request = keys.fingerprint(path, raw)
+        request = keys.fingerprint(asked.plain)
         async with self._keys.setdefault(keys.check_key(key), asyncio.Lock()):
             known = await self._ledger.keyed(key)
             if known is None:

@@ -21,7 +21,8 @@ from tallystick.client.payer import Placed
 from tallystick.client.proof import Proof
 from tallystick.client.sdk import Market
 from tallystick.client.stream import TextStream
-from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.eip712 import Signer, Verified
+from tallystick.protocol.messages import Receipt
 from tallystick.protocol.routes import CHAT
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import ResponseHead
@@ -246,6 +247,11 @@ class SyncJob(Face[Job]):
     def candidates(self) -> tuple[Placed, ...]:
         """See `Job.candidates`."""
         return self._inner.candidates
+
+    @property
+    def receipt(self) -> Verified[Receipt] | None:
+        """See `Job.receipt`."""
+        return self._inner.receipt
 
     @property
     def booked(self) -> bool:

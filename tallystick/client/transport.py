@@ -270,7 +270,11 @@ class Coordinator:
         if response.status == 200:
             return response
         async with response:
-            raise from_public(await self._read(response), response.status)
+            raw = await self._read(response)
+            if response.status >= 500 and not (isinstance(raw, dict) and isinstance(raw.get("error"), dict)):
+                text = f"something between here and the coordinator answered {response.status}; the job may have been taken"
+                raise Broken(Code.COORDINATOR_UNAVAILABLE, text)
+            raise from_public(raw, response.status)
 
     async def cancel(self, job: JobId) -> None:
         """POST /v1/jobs/{id}/cancel."""

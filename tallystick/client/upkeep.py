@@ -6,13 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import structlog
+
 from tallystick.client.config import ClientConfig
 from tallystick.client.job import Job
 from tallystick.client.ledger import Ledger
 from tallystick.client.onchain import Onchain
 from tallystick.client.spending import Hit
 from tallystick.client.transport import Info
+from tallystick.protocol.errors import TallyError
 
+log = structlog.get_logger()
 SEEN_SECONDS = 1.0
 """Until a node that just looked at the chain looks again."""
 
@@ -51,5 +55,8 @@ class Upkeep:
             await self.onchain.warn_idle(accounts, self._now)
 
     async def note_hit(self, hit: Hit) -> None:
-        """Tells what the cache saved beside what was spent."""
-        await self.ledger.note_hit(hit, self._now)
+        """Tells what the cache saved beside what was spent, where the books are free for it."""
+        try:
+            await self.ledger.note_hit(hit, self._now)
+        except TallyError as error:
+            log.info("a hit of the cache was not counted", reason=str(error))

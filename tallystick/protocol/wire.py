@@ -89,8 +89,11 @@ def loads(data: bytes | str, what: str) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Compact JSON."""
-    return orjson.dumps(value)
+    """Compact JSON. Raises BadMessage for what was read, and is nested too deeply to be written."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise BadMessage(f"JSON: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

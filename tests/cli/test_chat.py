@@ -15,7 +15,8 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from tallystick.cli.screen import MarkdownScreen, harmless, last_break
+from tallystick.cli.output import harmless
+from tallystick.cli.screen import MarkdownScreen, last_break
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
 from tests.cli.conftest import Tally

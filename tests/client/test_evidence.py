@@ -11,14 +11,19 @@ import pytest
 
 from tallystick.client.config import ClientConfig, Recount
 from tallystick.client.evidence import EvidenceFile
+from tallystick.client.payer import Placed
+from tallystick.client.proof import Proof
 from tallystick.client.recount import recount_with
 from tallystick.client.sdk import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature
+from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
+from tallystick.protocol.sealing import Transcript, commit_request
 from tallystick.protocol.types import Amount
+from tallystick.protocol.wire import RequestHead, join_request
 from tests.client.fake import BODY, CHAT, FakeMarket, Session, completion
-from tests.client.parties import MODEL
+from tests.client.parties import ALICE, DOMAIN, MODEL, NOW, PAYER, bill, place, signer
 from tests.client.test_recount import tokenizer
 
 __all__ = ["tokenizer"]
@@ -57,6 +62,7 @@ async def test_what_signatures_alone_show(market: Market, fake: FakeMarket, conf
     """A wrong price convinces anyone; a forged file does not even begin to."""
     why = await _cheated(market, fake, cost=Amount(9), cumulative_cost=Amount(9))
     file = _file(config, market)
+    assert file.proof is None, "signatures say enough, and nobody has to see the prompt"
     assert file.reason == why
     assert [finding.check for finding in file.check()] == ["signatures", "contradiction"]
     assert file.equivocation is None
@@ -66,6 +72,43 @@ async def test_what_signatures_alone_show(market: Market, fake: FakeMarket, conf
         forged.check()
     with pytest.raises(BadMessage, match=r"evidence\.terms"):
         replace(file, terms=replace(file.terms, max_output_tokens=1)).check()
+
+
+def test_honest_parts_do_not_make_a_lie() -> None:
+    """An honest receipt beside another order, or a stranger's, is no evidence of anything."""
+    one, two = place(now_ns=NOW), place(now_ns=NOW + 1)
+    receipt = ALICE.signer.sign(bill(one), DOMAIN)
+    eve = signer("eve")
+    stranger = eve.sign(replace(one.order.message, payer=eve.address), DOMAIN)
+    for order, terms in ((two.order, two.terms), (stranger, one.terms)):
+        file = EvidenceFile(DOMAIN, "lies", order, terms, receipt, (), None)
+        with pytest.raises(BadMessage, match="not a receipt of this order"):
+            file.check()
+    with pytest.raises(BadReceipt, match="nothing in it convinces"):
+        EvidenceFile(DOMAIN, "lies", one.order, one.terms, receipt, (), None).check()
+
+
+def test_made_up_files(tokenizer: Path) -> None:
+    """No answer at all, and JSON that is nested too deeply, are no reason to crash."""
+    one = place(now_ns=NOW)
+    key, request = b"k" * 32, join_request(RequestHead(CHAT), b'{"model":"m","messages":[]}')
+    terms = replace(one.terms, request_commitment=commit_request(key, one.terms.job, request))
+    order = PAYER.sign(replace(one.order.message, terms_hash=terms.struct_hash()), DOMAIN)
+    bare = bill(
+        Placed(order, terms),
+        Usage(0, 0, 0),
+        Outcome.CLIENT_CANCELLED,
+        result_commitment=Transcript(key, order.digest).commitment,
+    )
+    receipt = ALICE.signer.sign(bare, DOMAIN)
+    file = EvidenceFile(DOMAIN, "x", order, terms, receipt, (), Proof(DOMAIN, order, terms, receipt, key, request, ()))
+    with pytest.raises(BadReceipt, match="nothing in it convinces"):
+        file.check(recount_with(tokenizer))
+    deep: Any = 0
+    for _ in range(300):
+        deep = [deep]
+    with pytest.raises(BadMessage):
+        EvidenceFile.from_json(json.loads(file.dumps()) | {"proof": {"tallystick": "proof/1", "x": deep}})
 
 
 async def test_receipts_that_contradict_each_other(market: Market, fake: FakeMarket, config: ClientConfig) -> None:
@@ -88,6 +131,7 @@ async def test_what_the_signed_bytes_show(fake: FakeMarket, wallet: Signer, conf
     async with Market(fake.url, wallet, config) as market:
         why = await _cheated(market, fake, Usage(10_000, 0, 5))
         file = _file(config, market)
+        assert file.proof is not None
         assert "inputTokens" in why
         assert "inputTokens" in file.check()[1].found
         with pytest.raises(BadReceipt, match="nothing in it convinces others"):

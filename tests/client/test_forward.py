@@ -18,7 +18,7 @@ from tallystick.client.gateway import build_app
 from tallystick.client.sdk import Market
 from tallystick.client.shortlist import Demand
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.types import Address, Amount, parse_job_id
+from tallystick.protocol.types import Address, Amount, format_amount, parse_job_id
 from tallystick.runtime.serving import serving
 from tests.client.fake import BODY, CHAT, WORDS, FakeMarket, Session, completion
 from tests.client.parties import MODEL, Provider, signer
@@ -123,7 +123,8 @@ async def test_old_and_large_answers_go(tmp_path: Path, wallet: Signer) -> None:
     cache = Cache(tmp_path / "c", 3_000, 60, wallet, lambda: clock[0])
     kept = Kept("application/json", b"x" * 1_000, "ab", Address("0x" + "11" * 20), "m", Amount(3), "0x00")
     demand = Demand("m")
-    names = [cache.name(CHAT, json.dumps({"temperature": 0, "n": n}).encode(), demand, "", asked=None) for n in range(4)]
+    bodies = [json.dumps({"model": "m", "temperature": 0, "n": n}).encode() for n in range(4)]
+    names = [cache.name(CHAT, [body], demand, "", asked=None) for body in bodies]
     assert len(set(names)) == 4
     for name in names:
         assert name is not None
@@ -133,10 +134,39 @@ async def test_old_and_large_answers_go(tmp_path: Path, wallet: Signer) -> None:
     assert await cache.get(str(names[3])) == kept
     clock[0] = (tmp_path / "c" / str(names[3])).stat().st_mtime + 61
     assert await cache.get(str(names[3])) is None
-    for body in (b"{", b"[]", b'{"temperature": 0.1}'):
-        assert cache.name(CHAT, body, demand, "", asked=None) is None
+    long = b'{"model": "m", "temperature": 0, "seed": 1180591620717411303424}'
+    for body in (b"{", b"[]", b'{"model": "m", "temperature": 0.1}', b'{"temperature": 0}', long):
+        assert cache.name(CHAT, [body], demand, "", asked=None) is None
     (tmp_path / "f").write_text("")
     await Cache(tmp_path / "f", 3_000, 60, wallet).put(str(names[0]), kept)
+
+
+async def test_another_models_answer_is_not_kept(wallet: Signer, caching: ClientConfig) -> None:
+    """What a fallback answered while a model was away is nobody's answer later; a key's models are what its aliases lead to."""
+    key = ApiKey(label="ann", secret="ann-0123456789abcdef", models=("tiny", "big"))
+    named = replace(caching, keys=(key,), aliases=(Alias(name="any", models=("big", "tiny")),))
+    async with FakeMarket(Provider.make("alice", model="tiny")).serve() as fake, gateway(fake, wallet, named) as (http, market):
+        for model, options in (("big", {"fallbacks": ["tiny"]}), ("any", {})):
+            answer = await _ask(http, COLD | {"model": model}, key.value, **options)
+            assert (fake.last.request["model"], "x-tally-cache" in answer.headers) == ("tiny", False)
+        fake.providers.append(Provider.make("bob", model="big"))
+        market._shortlists.forget()
+        for model, options in (("any", {}), ("big", {})):
+            answer = await _ask(http, COLD | {"model": model}, key.value, **options)
+            assert (fake.last.request["model"], answer.headers["x-tally-cache"]) == ("big", "miss")
+            assert (await _ask(http, COLD | {"model": model}, key.value, **options)).headers["x-tally-cache"] == "hit"
+
+
+async def test_deep_json(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
+    """What can be read but not written again is refused in words."""
+    deep: Any = 0
+    for _ in range(300):
+        deep = [deep]
+    named = replace(caching, aliases=(Alias(name="any", models=(MODEL,)),))
+    async with gateway(fake, wallet, named) as (http, _):
+        for model in (MODEL, "any"):
+            answer = await http.post(CHAT, json=COLD | {"model": model, "messages": [{"role": "user", "content": deep}]})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_message")
 
 
 # Small models first
@@ -162,7 +192,7 @@ async def test_a_larger_model_where_the_small_one_will_not_do(wallet: Signer, co
         assert asked == ["small", "large"]
         assert answer.json()["choices"][0]["message"]["content"] == "better"
         model, job, cost = answer.headers["x-tally-escalated"].split("; ")
-        assert (model, cost) == ("small", "cost=3")
+        assert (model, cost, answer.headers["x-tally-cost"]) == ("small", "cost=3", "6")
         known = await market.find(parse_job_id(job.removeprefix("job=")))
         assert known is not None
         asked.clear()
@@ -175,11 +205,31 @@ async def test_a_larger_model_where_the_small_one_will_not_do(wallet: Signer, co
         assert (asked, "x-tally-escalated" in answer.headers) == (["small"], False)
 
 
+async def test_max_cost_is_for_all_attempts(wallet: Signer, config: ClientConfig) -> None:
+    """What a small model's answer cost is not there any more for the larger one; then its own answer is the answer."""
+    fake = FakeMarket(Provider.make("alice", model="small"), Provider.make("bob", model="large"))
+
+    async def script(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.chunk(completion(""), last=True)
+        await session.finish()
+
+    fake.script = script
+    rules = replace(config, aliases=(Alias(name="thrifty", models=("small", "large"), rule="simple-first"),))
+    async with fake.serve(), gateway(fake, wallet, rules) as (http, _):
+        await _ask(http, BODY | {"model": "thrifty"})
+        cap = max(candidate.terms.max_cost for submission in fake.submissions for candidate in submission.candidates)
+        assert len(fake.submissions) == 2
+        answer = await _ask(http, BODY | {"model": "thrifty"}, max_cost=format_amount(Amount(cap + 1)))
+        assert (len(fake.submissions), answer.headers["x-tally-cost"]) == (3, "3")
+
+
 # Conversations
 
 
 async def test_a_conversation_stays(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """With who answered it last, as long as that one is no dearer; others begin with the best; a choice of order is kept."""
+    """With who answered it last, where that one is no dearer; others begin with the best; a choice of order is kept."""
     seen: list[tuple[bool, str]] = []
 
     def script(index: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -41,9 +42,9 @@ class Desk:
     onchain: Onchain
     config: ClientConfig
 
-    def refused(self, cap: int) -> Placed:
+    def refused(self, cap: int, provider: Signer = PROVIDER) -> Placed:
         """An order that its provider found too little reserved for."""
-        order = self.world.order(KEY, PROVIDER.address, 5 * DOLLAR).verify(self.world.domain)
+        order = self.world.order(KEY, provider.address, 5 * DOLLAR).verify(self.world.domain)
         terms = Terms(
             model="m",
             ask=ZERO_HASH,
@@ -58,7 +59,8 @@ class Desk:
         return Placed(order, terms)
 
     async def top_up(self, cap: int, tab: Tab = Tab(), *others: Account) -> bool:  # noqa: B008 - frozen
-        """Asks for more reserved."""
+        """Asks for more reserved, some time later."""
+        self.onchain._tick = lambda: float(self.world.seq * 10)
         return await self.onchain.top_up(self.refused(cap), tab, others, 10**18 + self.world.seq)
 
     async def reserved(self, provider: Signer = PROVIDER) -> int:
@@ -74,7 +76,11 @@ async def desk(chain_url: str, tmp_path: Path) -> AsyncIterator[Desk]:
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     world.deployment.save(tmp_path / "deployment.json")
     config = ClientConfig(
-        deployment=tmp_path / "deployment.json", reserve_target=Amount(DOLLAR), top_up_total=Amount(4 * DOLLAR), idle_days=7
+        deployment=tmp_path / "deployment.json",
+        state=tmp_path / "client.db",
+        reserve_target=Amount(DOLLAR),
+        top_up_total=Amount(4 * DOLLAR),
+        idle_days=7,
     )
     onchain = Onchain.of(config, KEY)
     assert onchain is not None
@@ -113,6 +119,26 @@ async def test_never_beyond_the_limits(desk: Desk) -> None:
     await desk.world.escrow.thaw(owner, KEY.address, Amount(6 * DOLLAR))
     assert not await desk.top_up(3 * DOLLAR)
     assert await desk.reserved() == 2 * DOLLAR
+
+
+async def test_several_at_once(desk: Desk) -> None:
+    """Requests refused together are served by one top-up; processes that reserve together keep to the limit in sum."""
+    await desk.world.sender(KEY)
+    assert await asyncio.gather(*(desk.top_up(DOLLAR) for _ in range(3))) == [True, True, True]
+    assert await desk.reserved() == DOLLAR
+    other = Onchain.of(desk.config, KEY)
+    assert other is not None
+    accounts = [_account(PROVIDER), _account(OTHER)]
+    for_other = desk.refused(2 * DOLLAR, OTHER)
+    more = Tab(accepted=Amount(2 * DOLLAR), total=Amount(2 * DOLLAR))
+    desk.onchain._topped_up.clear()
+    done = await asyncio.gather(
+        desk.onchain.top_up(desk.refused(DOLLAR), more, accounts, 10**18),
+        other.top_up(for_other, Tab(), accounts, 10**18),
+    )
+    assert sorted(done) == [False, True]
+    assert await desk.reserved() + await desk.reserved(OTHER) <= 4 * DOLLAR
+    await other.close()
 
 
 async def test_stakes(desk: Desk) -> None:

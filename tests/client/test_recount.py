@@ -81,6 +81,29 @@ async def test_what_is_too_much_is_flagged_or_refused(
         assert "tokens billed" in evidence.reason
 
 
+async def test_what_cannot_be_counted_is_said(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
+    """An answer in another form, or too long to be kept, is booked and flagged: no provider switches its recount off."""
+    rule = Recount(model=MODEL, tokenizer=tokenizer, refuse_above=50)
+
+    async def odd(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(event(SAID) + b"data: what?\n\n", last=True)
+        await session.finish(Usage(10, 0, 90))
+
+    async with Market(fake.url, wallet, replace(config, recounts=(rule,))) as market:
+        assert "no form in which its tokens" in (await _run(market, fake, odd))[1]
+    short = replace(config, recounts=(rule,), max_answer_bytes=100)
+    async with Market(fake.url, wallet, short) as market:
+        fake.script = _bills(90)
+        async with await market.submit(CHAT, BODY | {"stream": True}) as job:
+            async for _ in job:
+                pass
+        known = await market.find(job.id)
+        assert known is not None
+        assert "too long to be counted" in known.reason
+
+
 async def test_other_models_are_not_counted(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
     """Only what the config names; a cut answer proves nothing."""
     counts = replace(config, recounts=(Recount(model="other", tokenizer=tokenizer, refuse_above=5),))

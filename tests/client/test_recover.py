@@ -15,6 +15,7 @@ from tallystick.client.books import Found, Shown
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import Ledger
 from tallystick.client.sdk import Market
+from tallystick.client.tables import JobState
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
@@ -198,6 +199,22 @@ async def test_what_the_chain_paid(tmp_path: Path) -> None:
     assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(30))).raised == 0
     _, (placed,) = await take(ledger)
     assert placed.order.message.ceiling == 70 + placed.terms.max_cost
+    await ledger.close()
+
+
+async def test_what_was_collected_for_refused_jobs(tmp_path: Path) -> None:
+    """A provider that refuses jobs and collects their caps gets no more than the caps in flight: no tab rises with it."""
+    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
+    settled = Amount(0)
+    for _ in range(5):
+        job, (placed,) = await take(ledger)
+        await ledger.end(job, JobState.FAILED, "refused", NOW_S)
+        settled = Amount(max(settled, placed.order.message.ceiling))
+        made_up = ALICE.signer.sign(bill(placed, seq=1, cumulative_cost=settled), DOMAIN)
+        for shown in ([], [Shown(placed.order, made_up)]):
+            found = await ledger.adopt(DOMAIN, ALICE.address, shown, settled)
+            assert (found.raised, found.unexplained) == (0, settled)
+        assert settled == placed.terms.max_cost
     await ledger.close()
 
 

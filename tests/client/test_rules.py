@@ -38,12 +38,13 @@ def _asks(text: Any = "hi", **more: Any) -> dict[str, Any]:
         (_asks(messages=[{"role": "user", "content": "hi"}] * (SIMPLE_MESSAGES + 1)), False),
         (_asks(messages="nonsense"), False),
         ({"prompt": ["a", "b"]}, False),
+        ({"input": "what is no completion"}, False),
     ],
 )
 def test_what_is_simple(request_: dict[str, Any], simple: bool) -> None:
     """As the rule says it; what is not goes to the largest first."""
     assert is_simple(request_) is simple
-    assert RULE.order(request_, MODELS) == (MODELS if simple else MODELS[::-1])
+    assert RULE.order(request_, MODELS) == (MODELS if simple or "input" in request_ else MODELS[::-1])
 
 
 def _says(text: Any = "yes", ending: str = "stop", **more: Any) -> dict[str, Any]:
@@ -67,11 +68,33 @@ def _says(text: Any = "yes", ending: str = "stop", **more: Any) -> dict[str, Any
         (_asks(), {"choices": []}, False),
         (_asks(), {"choices": [5]}, False),
         (_asks(), [], False),
+        (_asks(tools=[{}]), _says(ending="length"), True),
+        ({"input": "hi"}, {"object": "response"}, True),
     ],
 )
 def test_which_answers_will_do(request_: dict[str, Any], answer: Any, good: bool) -> None:
     """As the rule says it."""
     assert RULE.good(request_, answer) is good
+
+
+class Broken:
+    """A rule with a bug."""
+
+    def order(self, _request: Any, models: Any) -> Any:
+        """Nobody, or a crash."""
+        return [] if len(models) > 1 else 1 / 0
+
+    def good(self, _request: Any, answer: Any) -> bool:
+        """A crash."""
+        return bool(answer["no such member"])
+
+
+def test_a_rule_that_fails_costs_no_answer() -> None:
+    """Then the models are asked as they are listed, and whatever comes will do."""
+    for models in (MODELS, MODELS[:1]):
+        plan = Names([Alias(name="thrifty", models=models, rule="x")], {"thrifty": Broken()}).plan(dumps(_asks()), (), 0)
+        assert [loads(body, "body")["model"] for body in plan.bodies] == list(models)
+        assert plan.good({})
 
 
 class Backwards:
