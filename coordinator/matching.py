@@ -181,6 +181,8 @@ def explain_none(demand: Demand, judged: Sequence[tuple[Reason, Standing]], *, u
         lowest = f"{min(a.input_price for a in asks)} in and {min(a.output_price for a in asks)} out"
         message = f"{among} of {demand.model!r} is above the price cap; the lowest prices per million tokens are {lowest}"
         return Refusal(Code.PRICE_ABOVE_CAP, message)
+    if Reason.ROUTE in reasons and set(reasons) <= {Reason.ROUTE} | _CHOICE:
+        return Refusal(Code.UNKNOWN_ROUTE, f"no provider of {demand.model!r} serves {demand.route}")
     return Refusal(Code.NO_PROVIDER, f"no provider of {demand.model!r} fits: {told}")
 
 

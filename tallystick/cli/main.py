@@ -37,6 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Tallystick, an open market for inference. **First steps:** `tally start` brings you to a first paid answer; "
     "`tally demo` shows the whole market on this machine; `tally gateway` gives your OpenAI SDK a base URL; "
     "`tally node run` sells what your engine can do.",

@@ -11,8 +11,8 @@ import typer
 
 from tallystick.cli.jobs import with_books
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
-from tallystick.cli.output import out, show_json, show_rows
-from tallystick.protocol.errors import BadMessage
+from tallystick.cli.output import harmless, out, show_json, show_rows
+from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.types import Amount, format_amount, parse_amount
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
         )
         for offer in found
     )
-    columns = ("model", "free providers", "input", "output", "context", "tokens/s", "first ms")
+    columns = ("model", "free", "input", "output", "context", "tokens/s", "first ms")
     show_rows(columns, rows, title="dollars per million tokens", keyed=True)
 
 
@@ -127,47 +127,62 @@ def _asked(request: str, route: str, config: ClientConfig) -> list[tuple[str, As
     from tallystick.client.aliases import Names
     from tallystick.client.openai import Asked
     from tallystick.client.rules import load_rule
-    from tallystick.protocol.wire import dumps, loads
+    from tallystick.protocol.wire import dumps
 
     whole = request == "-" or Path(request).is_file()
+    if not whole and (request.endswith(".json") or request.startswith((".", "/", "~"))):
+        raise BadMessage(f"{request}: no such file")
     try:
         body = sys.stdin.buffer.read() if request == "-" else Path(request).read_bytes() if whole else dumps({"model": request})
     except OSError as error:
         raise BadMessage(f"{request}: {error.strerror}") from None
     names = Names(config.aliases, {one.name: load_rule(one.rule) for one in config.aliases if one.rule is not None})
-    bodies = names.plan(body, (), 0).bodies
-    return [(loads(one, "request")["model"], Asked.of(route, one) if whole else None) for one in bodies]
+    made = [(one, Asked.of(route, one)) for one in names.plan(body, (), 0).bodies]
+    return [(asked.call.model, asked if whole else None) for _, asked in made]
 
 
 def _tell(told: list[tuple[str, Explained, Asked | None]], request: str, config: ClientConfig, *, as_json: bool) -> None:
     from tallystick.client.candidates import foresee
 
-    rows: list[tuple[object, ...]] = []
     documents: list[dict[str, Any]] = []
-    several = len({model for model, _, _ in told}) > 1
+    rows: list[dict[str, object]] = []
+    against: list[str] = []
     for model, one, asked in told:
-        worst, against = (None, "")
+        worst, dear = (None, "")
         if asked is not None:
-            worst, against = foresee(asked, one.ask, config.default_max_output_tokens, config.max_cost)
-        why = one.why or against
+            worst, dear = foresee(asked, one.ask, config.default_max_output_tokens, config.max_cost)
+        why = one.why or dear
         documents.append({"model": model, "atMost": None if worst is None else str(int(worst))} | _json(one, why))
-        at_most = () if worst is None else (_dollars(worst),)
-        rows.append((one.ask.provider, *([model] if several else []), why or "yes", *at_most, *_row(one)))
+        row = {"provider": one.ask.provider, "model": model, "offered": "no" if why else "yes"}
+        rows.append(row | {"at most": "" if worst is None else _dollars(worst)} | _row(one))
+        against += [f"{one.ask.provider} ({model}): {why}"] if why else []
+    if not documents:
+        raise Refusal(Code.UNKNOWN_MODEL, f"nobody offers {request}; tally models shows what there is")
     if as_json:
         show_json(documents)
-    elif rows:
-        asks = ("input", "output", "region", "tier", "precision", "tokens/s", "first ms", "good %")
-        columns = ("provider", *(["model"] if several else []), "offered", *(["at most"] if told[0][2] else []), *asks)
-        show_rows(columns, rows, title=f"{'' if several else told[0][0] + ', '}dollars, prices per million tokens", keyed=True)
-    else:
-        out.print(f"nobody offers {request}; tally models shows what there is", highlight=False)
+        return
+    dull = {name for name in rows[0] if name not in ("provider", "offered") and {row[name] for row in rows} <= {"", "unknown"}}
+    dull |= {"model"} if len({model for model, _, _ in told}) == 1 else set()
+    columns = [name for name in rows[0] if name not in dull]
+    show_rows(
+        columns, [[row[name] for name in columns] for row in rows], title=f"{request}: dollars, per million tokens", keyed=True
+    )
+    for line in against:
+        out.print(f"no: {harmless(line)}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _row(one: Explained) -> tuple[object, ...]:
+def _row(one: Explained) -> dict[str, object]:
     spec, ask = one.ask.spec, one.ask
-    speeds = (one.tokens_per_second or "unknown", one.first_token_ms or "unknown", one.reputation)
-    prices = (_dollars(ask.input_price), _dollars(ask.output_price))
-    return *prices, spec.region, spec.tier, spec.precision, *speeds
+    return {
+        "input": _dollars(ask.input_price),
+        "output": _dollars(ask.output_price),
+        "region": spec.region,
+        "tier": spec.tier,
+        "precision": spec.precision,
+        "tokens/s": one.tokens_per_second or "unknown",
+        "first ms": one.first_token_ms or "unknown",
+        "good %": one.reputation,
+    }
 
 
 def _json(one: Explained, why: str) -> dict[str, Any]:

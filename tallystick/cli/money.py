@@ -74,7 +74,8 @@ def deposit(
             if as_json:
                 show_json(facts)
             else:
-                step(f"deposited {format_amount(value)}; the purse of {key.address} has {format_amount(purse.free)} free")
+                done = "nothing to deposit" if nothing else f"deposited {format_amount(value)}"
+                step(f"{done}; the purse of {key.address} has {format_amount(purse.free)} free")
 
     asyncio.run(run())
 
@@ -98,7 +99,8 @@ async def fill_purse(escrow: Escrow, sender: Sender, key: Signer, value: Amount,
         await escrow.token.mint(sender, sender.address, value)
     held = await escrow.token.balance_of(sender.address)
     if held < value:
-        raise Refusal(Code.INSUFFICIENT_FUNDS, f"{sender.address} holds {format_amount(held)}, not {format_amount(value)}")
+        have = f"{sender.address} holds {format_amount(held)} dollars (token {escrow.token.address}), not {format_amount(value)}"
+        raise Refusal(Code.INSUFFICIENT_FUNDS, f"{have}: send it some; on a local chain --mint makes them")
     if purse.owner is None:
         bind = key.sign(Bind(key=key.address, owner=sender.address), escrow.deployment.domain)
         await escrow.open_purse(sender, key.address, sender.address, bind)
@@ -191,9 +193,9 @@ async def places_of(
         since = f"not used since {time.strftime('%F', time.localtime(known.used_at))}: " if idle and known else ""
         places.append((f"reserved for {provider}", tab.reserved, since + _released(provider, tab.release_at)))
         if known is not None:
-            places.append((f"part of that: in flight with {provider}", known.in_flight, "free when the jobs end"))
+            places.append((f"within the above: in flight with {provider}", known.in_flight, "free when the jobs end"))
             owed = max(known.billed - tab.settled, 0)
-            places.append((f"part of that: owed to {provider}", owed, "it is theirs, and leaves when they collect"))
+            places.append((f"within the above: owed to {provider}", owed, "it is theirs, and leaves when they collect"))
     places += [
         ("credit as provider or coordinator", account.credit, f"tally cash-out pays it to {account.payout}"),
         ("stake", account.stake, "tally unstake AMOUNT, wait, tally unstake"),

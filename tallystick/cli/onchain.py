@@ -54,7 +54,10 @@ def account_of(text: str, field: str) -> Address:
         return parse_address(text, field)
     path = keystore_path(text)
     if not path.exists():
-        raise BadMessage(f"{field}: neither an address (0x…) nor a wallet of the home folder: {text[:100]!r}")
+        raise BadMessage(
+            f"{field}: there is no wallet {text[:100]!r} in the home folder; make one with `tally wallet new`, or give an "
+            "address (0x…); `tally start` does all that a first answer needs"
+        )
     return parse_address(keystore_address(path), field)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,16 @@ from rich.table import Table
 from tallystick.protocol.errors import TallyError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-out = Console()
+PIPED_COLUMNS = 250
+"""A table that no terminal shows need not be narrow."""
+
+
+def _width() -> int | None:
+    """None: what the terminal has."""
+    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_COLUMNS
+
+
+out = Console(width=_width())
 err = Console(stderr=True)
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tallystick.cli.jobs import show_time, with_books
-from tallystick.cli.onchain import open_escrow, require_coins
+from tallystick.cli.onchain import account_of, open_escrow, require_coins
 from tallystick.cli.options import DEFAULT_WALLET, Config, DeploymentFile, Json, PasswordFile, Rpc, Wallet, unlock
-from tallystick.cli.output import show_facts, show_json, show_rows, step
-from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.cli.output import show_facts, show_json, step
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.types import Amount, format_amount
 
 if TYPE_CHECKING:
@@ -70,20 +70,55 @@ def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Js
 
     async def read(ledger: Ledger, loaded: ClientConfig) -> None:
         folder = loaded.state_file(ledger.payer).parent / "evidence"
-        found = [(one, folder / f"{one.job.hex()}.json") for one in await ledger.evidence()]
+        latest = {one.job: one for one in await ledger.evidence()}
+        found = [(one, folder / f"{one.job.hex()}.json", _convinces(folder / f"{one.job.hex()}.json")) for one in latest.values()]
         told = [
-            {"provider": one.provider, "job": one.job.hex(), "foundAt": one.found_at, "reason": one.reason, "file": str(path)}
-            for one, path in found
+            {"provider": one.provider, "job": one.job.hex(), "foundAt": one.found_at, "reason": one.reason}
+            | {"file": str(path), "convincesOthers": convinces}
+            for one, path, convinces in found
         ]
         if as_json:
             show_json(told)
         elif not told:
             step("no provider was dishonest to this wallet")
         else:
-            rows = ((show_time(one.found_at), one.provider, one.reason, path) for one, path in found)
-            show_rows(("found", "provider", "what is wrong", "evidence"), rows)
+            for one, path, convinces in found:
+                facts = [("found", show_time(one.found_at)), ("what is wrong", one.reason), ("evidence", path)]
+                facts.append(("shows it to others", "yes" if convinces else "no: it is this wallet's word, or its count"))
+                show_facts(facts, title=f"provider {one.provider}")
+            step("they get no more orders of this wallet; to change that: tally receipt forgive PROVIDER")
 
     with_books(config, wallet, None, read)
+
+
+@app.command("forgive")
+def forgive(
+    provider: Annotated[str, typer.Argument(help="The provider: an address, or a wallet's name.")],
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    as_json: Json = False,
+) -> None:
+    """Lets a provider have orders of this wallet again, where its receipt was refused by mistake, say by a wrong tokenizer."""
+    whom = account_of(provider, "PROVIDER")
+
+    async def act(ledger: Ledger, _config: ClientConfig) -> None:
+        if not await ledger.forgive(whom):
+            raise Refusal(Code.BAD_MESSAGE, f"{whom} is not among those that this wallet leaves out: tally receipt evidence")
+        if as_json:
+            show_json({"provider": whom, "forgiven": True})
+        else:
+            step(f"{whom} may have orders again; a gateway that runs notices within seconds")
+
+    with_books(config, wallet, None, act)
+
+
+def _convinces(path: Path) -> bool:
+    from tallystick.client.evidence import read_evidence
+
+    try:
+        return read_evidence(path.read_bytes()).convinces
+    except (OSError, TallyError):
+        return False
 
 
 @app.command("report")
@@ -101,14 +136,12 @@ def report(
     """
     from tallystick.chain.events import Slashed
     from tallystick.chain.sender import Sender
-    from tallystick.client.evidence import EvidenceFile
-    from tallystick.protocol.wire import loads
+    from tallystick.client.evidence import read_evidence
 
     try:
-        raw = loads(file.read_bytes(), "file")
+        found = read_evidence(file.read_bytes())
     except OSError as error:
         raise BadMessage(f"{file}: {error.strerror}") from None
-    found = EvidenceFile.from_json(raw if isinstance(raw, dict) else {})
     other = found.equivocation
     if other is None:
         raise Refusal(Code.BAD_MESSAGE, f"{file}: no two receipts of the same seq, which is what the contract punishes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ HELP = (
     ("/exit", "leave; so do Ctrl-D, and Ctrl-C on an empty line"),
     ("Ctrl-C", "stops an answer; what came of it is paid, and its price is shown"),
 )
+IMPATIENT_SECONDS = 1.0
+"""Ctrl-C again so soon after one that stopped an answer is not meant to end the conversation."""
 _COMMANDS = tuple(name.split()[0] for name, _ in HELP if name.startswith("/"))
 
 
@@ -119,7 +122,8 @@ class Session:
     async def _cost(self, _rest: str) -> None:
         talk = self._turns.talk
         tokens = f"{talk.input_tokens} + {talk.output_tokens} tokens"
-        whole = f"{talk.answers} answers, {format_amount(Amount(talk.cost))} dollars, {tokens}"
+        answers = f"{talk.answers} answer{'' if talk.answers == 1 else 's'}"
+        whole = f"{answers}, {format_amount(Amount(talk.cost))} dollars, {tokens}"
         show_facts([("since you started", self._turns.summary()), ("this conversation", whole)])
 
     async def _new(self, _rest: str) -> None:
@@ -148,7 +152,8 @@ async def converse(market: Market, turns: Turns, manner: Manner) -> None:
             if text:
                 await session.hear(text)
         except KeyboardInterrupt:
-            if not line.default_buffer.text:
+            impatient = time.monotonic() - turns.stopped_at < IMPATIENT_SECONDS
+            if not line.default_buffer.text and not impatient:
                 break
         except (EOFError, _Leave):
             break

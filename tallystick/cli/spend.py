@@ -83,7 +83,7 @@ def _tell_standing(one: Standing) -> dict[str, Any]:
 
 
 def _show(found: list[dict[str, Any]], groups: tuple[str, ...], stands: list[Standing]) -> None:
-    rows = [_row([one[group] or "-" for group in groups], one) for one in found]
+    rows = [_row([_short(group, one[group]) for group in groups], one) for one in found]
     if len(found) > 1:
         total = {name: sum(int(one[name]) for one in found) for name in _FIGURES if name != "costDollars"}
         rows.append(_row(["total", *("" for _ in groups[1:])], total))
@@ -99,6 +99,12 @@ def _show(found: list[dict[str, Any]], groups: tuple[str, ...], stands: list[Sta
             for amounts in [(one.budget.per_day, one.spent, one.reserved)]
         )
         show_rows(("budget", "a day", "spent", "reserved", "used"), budgets, title="budgets today (UTC)")
+
+
+def _short(group: str, value: object) -> object:
+    """For the eye; --json has it whole."""
+    text = str(value)
+    return f"{text[:8]}…{text[-4:]}" if group == "provider" and text else value or "-"
 
 
 def _row(named: list[object], one: dict[str, Any]) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 from tallystick.cli.output import step
 from tallystick.cli.processes import Children
 from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.types import Address
 from tallystick.runtime.keys import PASSWORD_FILE_ENV, create_keystore, write_private
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from node.engines.discover import Finding
 
 GAS_MONEY = 10**18
+LOOKS = 10
 KEYSTORE_COST = 1 << 12
 """These keys live minutes and hold play money; a cheap key derivation starts eight processes faster."""
 
@@ -117,7 +119,12 @@ async def start_engines(stage: Stage, children: Children) -> Finding:
     ports = list(stage.ports.engines.values())
     await asyncio.gather(*(start_stand_in(stage, children, port) for port in ports))
     step(f"no engine found on this machine: {'stand-ins serve' if len(ports) > 1 else 'a stand-in serves'} instead, saying so")
-    return await look(stage.url(ports[0]))
+    for _ in range(LOOKS):
+        found_here = await look(stage.url(ports[0]))
+        if found_here.models:
+            return found_here
+        await asyncio.sleep(1)  # a busy machine
+    raise Unavailable(Code.ENGINE_UNAVAILABLE, f"the stand-in engine at {stage.url(ports[0])} tells no model", fault=Fault.ENGINE)
 
 
 async def start_stand_in(stage: Stage, children: Children, port: int) -> None:

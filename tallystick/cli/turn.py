@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ class Turns:
     def __init__(self, market: Market, manner: Manner, talk: Conversation) -> None:
         self.market, self.manner, self.talk = market, manner, talk
         self.answers = self.cost = self.input_tokens = self.output_tokens = 0
+        self.stopped_at = float("-inf")
+        """When Ctrl-C last stopped an answer, by the monotonic clock."""
 
     async def take(self, text: str) -> bool:
         """Asks, and shows the answer; true if Ctrl-C stopped it. Question and answer, as far as it came, join the conversation.
@@ -47,6 +50,8 @@ class Turns:
             return True
         finally:
             loop.remove_signal_handler(signal.SIGINT)
+            if turn.cancelled() or (turn.done() and not turn.exception() and turn.result()[1]):
+                self.stopped_at = time.monotonic()
         question = {"role": "user", "content": text}
         self.talk.messages += [question, {"role": "assistant", "content": answer}] if answer else []
         return stopped

@@ -236,6 +236,7 @@ def _tab_row(where: str, placed: Placed) -> dict[str, object]:
         "ceiling": int(order.ceiling),
         "order_seq": order.seq,
         "frozen": "",
+        "unproven": 0,
     }
 
 
@@ -308,6 +309,8 @@ def _accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | N
     _end(c, arrival.job, state, reason, arrival.now, took_ms=arrival.took_ms)
 
 
+MAX_UNPROVEN = 2
+_COUNT_UNPROVEN = sa.update(tabs).where(_THIS_TAB).values(unproven=tabs.c.unproven + 1)
 _KNOWN_ORDERS = sa.select(orders.c.digest).where(orders.c.digest.in_(bindparam("of_orders", expanding=True)))
 _FIRST_ORDER = sa.select(sa.func.min(orders.c.seq)).where(orders.c.payer == _PAYER, orders.c.venue == _VENUE)
 _ADOPT = _NEW_TAB.on_conflict_do_update(
@@ -316,9 +319,13 @@ _ADOPT = _NEW_TAB.on_conflict_do_update(
 )
 
 
-def adopt(c: Connection, where: dict[str, object], shown: Sequence[Shown], settled: Amount) -> Found:
+def adopt(c: Connection, where: dict[str, object], shown: Sequence[Shown], settled: Amount, now: int) -> Found:
     """Takes up what a tab was found to have beyond these books. The total is believed as far as orders that these books lack
     were signed for it: what they do know is settled by `book`.
+
+    What the chain paid within the ceilings that these books know, without a receipt, may be for jobs that the provider did before
+    the books were lost, or that it refused and collected all the same. It is taken up MAX_UNPROVEN times on a tab that never
+    brought a receipt, so that such books heal; it counts as spent, and no provider climbs far by it.
     """
     digests = [one.order.digest.hex() for one in shown]
     known = set(c.execute(_KNOWN_ORDERS, {"of_orders": digests}).scalars())
@@ -328,8 +335,9 @@ def adopt(c: Connection, where: dict[str, object], shown: Sequence[Shown], settl
     tab = _tab(row)
     told = max((one.receipt.message.cumulative_cost for one in shown), default=0)
     proven = max((one.receipt.message.cumulative_cost for one in strange), default=0)
-    # Within the ceilings that these books know, a provider can collect for jobs that it refused: that it did raises no tab.
-    paid = settled if settled > tab.ceiling or proven >= settled else tab.total
+    unproven = tab.total < settled <= tab.ceiling and proven < settled
+    healing = unproven and tab.accepted == 0 and row is not None and row.unproven < MAX_UNPROVEN
+    paid = settled if healing or not unproven else tab.total
     ceiling = max([paid, *(order.ceiling for order in lacking)])
     total = max(tab.total, paid, min(told, ceiling))
     if lacking or total > tab.total:
@@ -343,8 +351,12 @@ def adopt(c: Connection, where: dict[str, object], shown: Sequence[Shown], settl
             "ceiling": int(max(tab.ceiling, ceiling)),
             "order_seq": max([tab.order_seq, *(order.seq for order in lacking)]),
             "frozen": "",
+            "unproven": 0,
         }
         c.execute(_ADOPT, values)
+    if healing:
+        c.execute(_COUNT_UNPROVEN, where)
+        spending.add_unproven(c, where, Amount(settled - tab.total), now)
     first = c.execute(_FIRST_ORDER, where).scalar()
     later = max((order.seq for order in lacking), default=0)
     elsewhere = 0 if first is None or later < first else later // 1_000_000_000
@@ -371,6 +383,12 @@ def _freeze(c: Connection, arrival: Arrival, others: list[str], reason: str) -> 
     c.execute(_FREEZE, arrival.tab | {"to_frozen": reason})
     c.execute(_MARK_ORDER, {"of_order": order.digest.hex(), "to_state": OrderState.DISPUTED.value})
     end(c, arrival.job, JobState.DISPUTED, reason, arrival.now)
+
+
+def forgive(c: Connection, payer: Address, provider: Address) -> bool:
+    """Takes a freeze back."""
+    mine = (tabs.c.payer == payer) & (tabs.c.provider == provider) & (tabs.c.frozen != "")
+    return c.execute(sa.update(tabs).where(mine).values(frozen="")).rowcount > 0
 
 
 def end(c: Connection, job: JobId, state: JobState, reason: str, now: int) -> None:

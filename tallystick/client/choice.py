@@ -71,7 +71,7 @@ def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> D
     )
 
 
-def under(caller: ApiKey | None, options: Options) -> Options:
+def under(config: ClientConfig, caller: ApiKey | None, options: Options) -> Options:
     """A request's options, held to what its caller's key allows. Raises Refusal where they ask for more."""
     if caller is None:
         return options
@@ -84,7 +84,7 @@ def under(caller: ApiKey | None, options: Options) -> Options:
     held["min_stake"] = max(caller.min_stake, options.get("min_stake", 0))
     held["require"] = caller.require.narrowed(options.get("require", Requirements()))
     held["label"] = "/".join(part for part in (caller.label, options.get("label")) if part)
-    held["models"] = caller.models
+    held["models"] = sorted(config.models_of(caller))
     return held
 
 
@@ -119,10 +119,9 @@ def read_options(header: str | None) -> tuple[Options, Extras]:
 
 
 def _dollars(value: object, where: str) -> Amount:
-    try:
-        return parse_amount(read_text(value, where))
-    except BadMessage:
-        raise BadMessage(f'{where}: expected dollars as text, such as "0.50"') from None
+    if not isinstance(value, str):
+        raise BadMessage(f'{where}: expected dollars as text, such as "0.50"')
+    return parse_amount(value, field=where)
 
 
 def _flag(value: object, where: str) -> bool:

@@ -47,7 +47,8 @@ class Budget:
 class ApiKey:
     """A key of the gateway's callers, and what jobs asked for with it are held to, beside what the config says.
 
-    Their workload is `label`, or what they name under it. `models`: empty for any. Raises BadMessage.
+    Their workload is `label`, or what they name under it. `models`: empty for any; an alias stands for its models. Raises
+    BadMessage.
     """
 
     label: str
@@ -198,6 +199,12 @@ class ClientConfig:
     def state_file(self, payer: Address) -> Path:
         """Where this wallet's orders and receipts are kept; processes of one wallet share it."""
         return self.state or home() / "client" / f"{payer}.db"
+
+    def models_of(self, caller: ApiKey | None) -> frozenset[str]:
+        """The models that a caller may have; empty for any."""
+        aliases = {alias.name: alias.models for alias in self.aliases}
+        allowed = () if caller is None else caller.models
+        return frozenset(model for name in allowed for model in aliases.get(name, (name,)))
 
     @property
     def loopback(self) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 from tallystick.client.lookups import Evidence
 from tallystick.client.openai import read_call
 from tallystick.client.payer import Delivered, Doubt, Neighbours, Placed, check_answer, check_place
+from tallystick.client.proof import FORMAT as PROOF
 from tallystick.client.proof import Finding, Proof, read_proof
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, Fault, TallyError
@@ -141,6 +142,15 @@ class EvidenceFile:
             transcript.add(chunk)
         same = transcript.commitment == receipt.message.result_commitment and commitment == self.terms.request_commitment
         return proof if same else None
+
+
+def read_evidence(data: bytes) -> EvidenceFile:
+    """Reads a file's bytes. Raises BadMessage."""
+    raw = loads(data, "evidence")
+    if not isinstance(raw, dict) or raw.get("tallystick") != FORMAT:
+        what = "a proof, which shows that all was well" if isinstance(raw, dict) and raw.get("tallystick") == PROOF else "none"
+        raise BadMessage(f'evidence: expected a JSON object with "tallystick": "{FORMAT}"; this is {what}')
+    return EvidenceFile.from_json(raw)
 
 
 def _alone(_file: EvidenceFile, placed: Placed, receipt: Verified[Receipt], _near: list[Receipt]) -> None:

@@ -14,9 +14,10 @@ from starlette.types import Receive, Scope, Send
 from tallystick.client.aliases import Names, Plan, draw_of, next_may_do
 from tallystick.client.cache import LARGEST, Cache, Kept
 from tallystick.client.choice import HEADER, Choice, Extras, Options, demand_of, least, read_options, under
-from tallystick.client.config import ApiKey
+from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.guard import CALLER
 from tallystick.client.job import Job
+from tallystick.client.keys import fingerprint
 from tallystick.client.openai import EVENT_STREAM, error_event, render_error
 from tallystick.client.result import Result
 from tallystick.client.rules import load_rule
@@ -26,7 +27,7 @@ from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.routes import FORM, JSON, media_type
 from tallystick.protocol.types import Amount
-from tallystick.protocol.wire import ResponseHead
+from tallystick.protocol.wire import RequestHead, ResponseHead, join_request
 
 log = structlog.get_logger()
 BODY_SECONDS = 60
@@ -57,7 +58,7 @@ class _Wanted:
     caller: ApiKey | None
 
     @classmethod
-    def of(cls, scope: Scope, body: bytes) -> _Wanted:
+    def of(cls, scope: Scope, body: bytes, config: ClientConfig) -> _Wanted:
         """Like OpenAI's own servers and engines, whatever does not say that it is a form is read as JSON. Raises BadMessage, or
         Refusal where the caller's key does not allow it.
         """
@@ -70,7 +71,7 @@ class _Wanted:
             body,
             kind if media_type(kind) == FORM else JSON,
             _own(caller, headers.get("idempotency-key")),
-            under(caller, options),
+            under(config, caller, options),
             extras,
             caller,
         )
@@ -88,7 +89,7 @@ class Forward:
         """Raises BadMessage for rules that can't be loaded."""
         self._market = market
         aliases = market.config.aliases
-        self.names = Names(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
+        self._names = Names(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
         self._cache = Cache.of(market.config, market.wallet)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +98,7 @@ class Forward:
             body = await _read_body(receive, self._market.config.max_body_bytes)
             if body is None:
                 return
-            wanted = _Wanted.of(scope, body)
+            wanted = _Wanted.of(scope, body, self._market.config)
         except TallyError as error:
             await send_error(send, error)
             return
@@ -118,7 +119,7 @@ class Forward:
     async def _relay(self, wanted: _Wanted, send: Send) -> None:
         """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
         try:
-            plan = self._plan(wanted)
+            plan = await self._of_key(wanted, self._plan(wanted))
             name = self._cached_as(wanted, plan)
             kept = None if name is None or self._cache is None else await self._cache.get(name)
             if kept is None:
@@ -144,8 +145,18 @@ class Forward:
     def _plan(self, wanted: _Wanted) -> Plan:
         if wanted.content_type != JSON:
             return Plan([wanted.body])
-        plan = self.names.plan(wanted.body, wanted.extras.fallbacks, draw_of(wanted.key or secrets.token_hex()))
-        return plan if wanted.key is None else Plan(plan.bodies[:1])  # a key stands for one job
+        return self._names.plan(wanted.body, wanted.extras.fallbacks, draw_of(wanted.key or secrets.token_hex()))
+
+    async def _of_key(self, wanted: _Wanted, plan: Plan) -> Plan:
+        """What is left of a plan for a request with an idempotency key, which stands for one job: the body that this job
+        has, once there is one; until then any, without a second after an answer.
+        """
+        if wanted.key is None or len(plan.bodies) == 1:
+            return plan
+        head = RequestHead(wanted.path, wanted.content_type)
+        known = await upkeep_of(self._market).keyed(wanted.key)
+        mine = [body for body in plan.bodies if known is not None and fingerprint(join_request(head, body)) == known.fingerprint]
+        return Plan((mine or plan.bodies[:1]) if known is not None else plan.bodies)
 
     async def _ask(self, wanted: _Wanted, plan: Plan, sending: _Sending) -> None:
         """One model after another, until one answers and its answer will do. Raises TallyError as long as nothing was sent."""
@@ -155,7 +166,8 @@ class Forward:
                 result = await self._answer(wanted, body, sending, spent=_sum(before))
             except TallyError as error:
                 sending.name = None  # the next model may answer, but not for the one that was to
-                if not left or not next_may_do(error):
+                placed = wanted.key is not None and await upkeep_of(self._market).keyed(wanted.key) is not None
+                if placed or not left or not next_may_do(error):
                     if not before:
                         raise
                     break

@@ -26,7 +26,6 @@ from tallystick.client.openai import model_entry, render_error
 from tallystick.client.sdk import Market, upkeep_of
 from tallystick.client.spending import DAY_SECONDS
 from tallystick.client.story import tell_job
-from tallystick.client.upkeep import Upkeep
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.routes import ALWAYS, JSON
@@ -78,7 +77,7 @@ def build_app(market: Market) -> ASGIApp:
 async def _models(market: Market, caller: ApiKey | None) -> list[dict[str, Any]]:
     """What is for sale to a caller, and the names that stand for several models."""
     offered = [model_entry(offer.id, offer.to_json()) for offer in await market.models()]
-    allowed = () if caller is None else caller.models
+    allowed = market.config.models_of(caller)
     usable = {alias.name: [one for one in alias.models if not allowed or one in allowed] for alias in market.config.aliases}
     named = [model_entry(name, {"models": models}) for name, models in usable.items() if models]
     return [entry for entry in offered if not allowed or entry["id"] in allowed] + named
@@ -115,7 +114,13 @@ async def _no_route(request: Request, _error: Exception) -> Response:
     return await _show_error(request, Refusal(Code.UNKNOWN_ROUTE, text))
 
 
-async def _watch_idle(upkeep: Upkeep) -> None:
+async def _look_around(market: Market) -> None:
+    """Says at the start if no coordinator answers, and once a day what lies idle."""
+    try:
+        await market.info()
+    except TallyError as error:
+        log.warning("no jobs can be placed now", reason=str(error))
+    upkeep = upkeep_of(market)
     while True:
         try:
             await upkeep.warn_idle()
@@ -136,8 +141,8 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
         log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)
         if ready is not None:
             ready(port)
-        idle = asyncio.create_task(_watch_idle(upkeep_of(market)), name="idle-reservations")
+        looking = asyncio.create_task(_look_around(market), name="look-around")
         await until_stopped()
-        idle.cancel()
+        looking.cancel()
         log.info("gateway stopping", jobs=market.running)
         await market.drain(config.grace_seconds)

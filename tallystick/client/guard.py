@@ -74,7 +74,8 @@ def _check_secrets(config: ClientConfig) -> None:
     for one in config.keys:
         if len(one.value) < MIN_SECRET:
             named = "secret" if one.secret_env is None else f"the environment variable {one.secret_env}"
-            raise BadMessage(f"config: keys: {one.label}: {named} has fewer than {MIN_SECRET} characters: anyone could guess it")
+            what = "is not set" if not one.value else f"has fewer than {MIN_SECRET} characters: anyone could guess it"
+            raise BadMessage(f"config: keys: {one.label}: {named} {what}")
     secrets = [one.value for one in config.keys] + [config.api_key]
     if len(set(secrets)) != len(secrets):
         raise BadMessage("config: keys: two of them have the same secret")

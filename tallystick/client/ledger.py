@@ -122,10 +122,10 @@ class Ledger:
         provider = arrival.placed.provider
         log.warning("a dishonest receipt: its provider gets no more orders", provider=provider, why=reason, evidence=str(path))
 
-    async def adopt(self, domain: Domain, provider: Address, shown: Sequence[Shown], settled: Amount) -> Found:
+    async def adopt(self, domain: Domain, provider: Address, shown: Sequence[Shown], settled: Amount, now: int) -> Found:
         """Raises the tab with a provider to what these verified orders and receipts, or the chain, prove beyond these books."""
         where: dict[str, object] = {"of_venue": venue(domain), "of_payer": self.payer, "of_provider": provider}
-        return await self._database.write(lambda c: books.adopt(c, where, shown, settled))
+        return await self._database.write(lambda c: books.adopt(c, where, shown, settled, now))
 
     async def traded(self, domain: Domain, providers: Sequence[Address]) -> set[Address]:
         """Those of the providers with whom there is a tab."""
@@ -159,6 +159,10 @@ class Ledger:
     async def frozen(self, domain: Domain) -> dict[Address, str]:
         """The providers that get no more orders, and why."""
         return await self._database.read(lambda c: lookups.frozen(c, domain, self.payer))
+
+    async def forgive(self, provider: Address) -> bool:
+        """Lets a provider have orders again, in every deployment; whether it was frozen. The evidence stays."""
+        return await self._database.write(lambda c: books.forgive(c, self.payer, provider))
 
     async def unresolved(self, before: int, limit: int = 1_000) -> list[JobId]:
         """Jobs made until that Unix time whose end this ledger does not know, oldest first."""

@@ -93,7 +93,7 @@ class Recovery:
         try:
             info = await self.info()
             shown, settled = await asyncio.gather(self._receipts(info, provider), self._settled(provider, chain=chain))
-            found = await self.ledger.adopt(info.domain, provider, shown, settled)
+            found = await self.ledger.adopt(info.domain, provider, shown, settled, self.now())
         except TallyError as error:
             log.info("a tab can't be recovered yet", provider=provider, reason=str(error))
             return None

@@ -112,7 +112,8 @@ def load_rule(name: str) -> Rule:
         found = resolve_name(name)
         rule = found() if isinstance(found, type) else found
     except Exception as error:  # whatever somebody's module raises  # noqa: BLE001
-        raise BadMessage(f"config: aliases: rule {name!r}: {type(error).__name__}: {error}") from None
+        known = 'known is "simple-first"; your own is "package.module:name"'
+        raise BadMessage(f"config: aliases: rule {name!r}: {type(error).__name__}: {error}; {known}") from None
     if not (callable(getattr(rule, "order", None)) and callable(getattr(rule, "good", None))):
         raise BadMessage(f"config: aliases: rule {name!r}: expected an object with the methods order and good")
     return rule  # type: ignore[no-any-return]  # its methods were looked at

@@ -213,7 +213,10 @@ class Shortlists:
     async def _ask(self, demand: Demand) -> list[Verified[Ask]]:
         domain, barred = await self._context()
         asked = replace(demand, exclude=demand.exclude | frozenset(barred))
-        listed = await self._coordinator.shortlist(asked.to_json(self._payer, self._limit))
+        try:
+            listed = await self._coordinator.shortlist(asked.to_json(self._payer, self._limit))
+        except (Refusal, Unavailable) as error:
+            raise _with_barred(error, len(frozenset(barred))) from error
         found = usable(listed, asked, domain, self._now())[: self._limit]
         found += await self._preferred(asked, domain, {ask.message.provider for ask in found})
         found = await self._backed(demand, found)
@@ -223,6 +226,14 @@ class Shortlists:
             text = f"the coordinator offered no usable ask for {demand.model!r}"
             raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.COORDINATOR)
         return found
+
+
+def _with_barred(error: Refusal | Unavailable, barred: int) -> Refusal | Unavailable:
+    """The coordinator's no, with whom this client left out itself."""
+    if not barred or error.code not in (Code.NO_PROVIDER, Code.NODE_BUSY):
+        return error
+    text = f"{error}; {barred} left out by this wallet, since they gave it a dishonest receipt: tally receipt evidence"
+    return type(error)(error.code, text, fault=error.fault)
 
 
 def _failed(task: asyncio.Task[Any]) -> bool:

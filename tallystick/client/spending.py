@@ -53,6 +53,9 @@ _ADD_HIT = _NEW_HIT.on_conflict_do_update(
     index_elements=["payer", *GROUPS],
     set_={"hits": spent.c.hits + _NEW_HIT.excluded.hits, "saved": spent.c.saved + _NEW_HIT.excluded.saved},
 )
+_ADD_UNPROVEN = _NEW_HIT.on_conflict_do_update(
+    index_elements=["payer", *GROUPS], set_={"cost": spent.c.cost + _NEW_HIT.excluded.cost}
+)
 _SPENT = sa.select(sa.func.coalesce(sa.func.sum(spent.c.cost), 0)).where(
     spent.c.payer == bindparam("of_payer"), spent.c.day == bindparam("of_day")
 )
@@ -89,6 +92,12 @@ def add_failed(c: Connection, job: JobId, now: int) -> None:
     """A job ends without a receipt; to be called before its state is changed."""
     none = dict.fromkeys((f"to_{name}" for name in _PAID[1:]), 0)
     c.execute(_ADD_FAILED, none | {"of_job": job.hex(), "to_day": now // DAY_SECONDS, "to_provider": "", "to_failed": 1})
+
+
+def add_unproven(c: Connection, tab: dict[str, object], amount: Amount, now: int) -> None:
+    """The chain paid a provider this without a receipt that is known here."""
+    group = {"payer": tab["of_payer"], "day": now // DAY_SECONDS, "label": "", "model": "", "provider": tab["of_provider"]}
+    c.execute(_ADD_UNPROVEN, group | dict.fromkeys(_SUMS, 0) | {"cost": int(amount)})
 
 
 @dataclass(frozen=True, slots=True)

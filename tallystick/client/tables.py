@@ -48,6 +48,7 @@ tabs = sa.Table(
     sa.Column("ceiling", sa.BigInteger),
     sa.Column("order_seq", sa.BigInteger),
     sa.Column("frozen", sa.Text),
+    sa.Column("unproven", sa.Integer),
 )
 jobs = sa.Table(
     "jobs",

@@ -157,9 +157,11 @@ class Coordinator:
 
     def unavailable(self, error: Exception) -> Unavailable:
         """A transport failure, told as what it means."""
-        text = f"coordinator {self.url}: {str(error) or type(error).__name__}"
-        kind = NotSent if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) else Broken
-        return kind(Code.COORDINATOR_UNAVAILABLE, text)
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            why = getattr(getattr(error, "os_error", None), "strerror", None) or type(error).__name__
+            text = f"no coordinator answers at {self.url} ({why}): it is not running, or elsewhere (setting `coordinator`)"
+            return NotSent(Code.COORDINATOR_UNAVAILABLE, text)
+        return Broken(Code.COORDINATOR_UNAVAILABLE, f"coordinator {self.url}: {str(error) or type(error).__name__}")
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -10,6 +10,7 @@ import structlog
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.job import Job
+from tallystick.client.keys import Keyed
 from tallystick.client.ledger import Ledger
 from tallystick.client.onchain import Onchain
 from tallystick.client.spending import Hit
@@ -53,6 +54,10 @@ class Upkeep:
         if self.onchain is not None:
             accounts = await self.ledger.accounts((await self.info()).domain, self._now)
             await self.onchain.warn_idle(accounts, self._now)
+
+    async def keyed(self, key: str) -> Keyed | None:
+        """The job that an idempotency key stands for."""
+        return await self.ledger.keyed(key)
 
     async def note_hit(self, hit: Hit) -> None:
         """Tells what the cache saved beside what was spent, where the books are free for it."""

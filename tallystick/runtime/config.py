@@ -8,6 +8,7 @@ decimal string), Address, `X | None`, tuples of these, and tuples of nested conf
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -60,7 +61,9 @@ def _build(cls: type[C], values: Mapping[str, Any], where: str, sources: Mapping
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # C is a dataclass
     unknown = values.keys() - fields.keys()
     if unknown:
-        raise BadMessage(f"{where}: unknown setting {', '.join(sorted(unknown))}; known are {', '.join(sorted(fields))}")
+        close = difflib.get_close_matches(min(unknown), fields, 1)
+        known = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(fields))}"
+        raise BadMessage(f"{where}: unknown setting {', '.join(sorted(unknown))}; {known}")
     hints = get_type_hints(cls)
     made = {name: _convert(hints[name], value, sources.get(name) or f"{where}: {name}") for name, value in values.items()}
     required = (dataclasses.MISSING, dataclasses.MISSING)
@@ -104,6 +107,6 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
             return hint(value)
         except ValueError:
             pass
-    expected = "a decimal amount as a string" if hint is Amount else getattr(hint, "__name__", str(hint))
+    expected = 'dollars in quotes, such as "0.50"' if hint is Amount else getattr(hint, "__name__", str(hint))
     got = f"{type(value).__name__}" if hint is str else f"{str(value)[:100]!r}"  # text may be a secret: it is not shown
     raise BadMessage(f"{where}: expected {expected}, got {got}")

@@ -67,6 +67,10 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+NEEDED = f"set {PASSWORD_FILE_ENV} or {PASSWORD_ENV}, or give --password-file"
+"""What to do where no password can be asked for."""
+
+
 def find_password(file: Path | None = None, prompt: Callable[[], str] | None = None) -> str:
     """The password from `file`, TALLYSTICK_PASSWORD_FILE, TALLYSTICK_PASSWORD or the prompt. Raises BadMessage."""
     named = file or (Path(os.environ[PASSWORD_FILE_ENV]) if os.environ.get(PASSWORD_FILE_ENV) else None)
@@ -80,7 +84,7 @@ def find_password(file: Path | None = None, prompt: Callable[[], str] | None = N
     if PASSWORD_ENV in os.environ:
         return os.environ[PASSWORD_ENV]
     if prompt is None:
-        raise BadMessage(f"a keystore password is needed: set {PASSWORD_FILE_ENV} or {PASSWORD_ENV}, or give --password-file")
+        raise BadMessage(f"a keystore password is needed: {NEEDED}")
     return prompt()
 
 

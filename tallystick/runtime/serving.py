@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.runtime.doors import DoorLimits, Doors
 
 GRACE_SECONDS = 10
@@ -82,7 +82,8 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
-        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"cannot listen on {host} port {port}: {error}") from error
+        text = f"cannot listen on {host} port {port}: {error}; choose another with --port, or `port` in the config"
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, text, fault=Fault.CLIENT) from error
 
 
 class _Server(uvicorn.Server):

@@ -131,10 +131,10 @@ async def _endless(session: Session) -> None:
 
 
 def test_ctrl_c_stops_an_answer_and_tells_what_was_paid(payer: Tally, fake: FakeMarket, keyboard: PipeInput) -> None:
-    """In a conversation it goes on after that, from what came; a question alone ends with 130. Ctrl-C at the prompt leaves."""
+    """In a conversation it goes on after that, from what came, also if Ctrl-C comes twice; a question alone ends with 130."""
     fake.script = _endless
     assert "stopped; paid 0.0" in payer.says("chat", "hi", "--coordinator", fake.url, code=130)
-    keyboard.send_text("hi\rgo on\r\x03")
+    keyboard.send_text("hi\rgo on\r\x03/cost\r\x04")
     seen = payer.says("chat", "--coordinator", fake.url)
     assert "10 + 2 tokens" in seen
     assert "2 answers" in seen

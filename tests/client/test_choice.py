@@ -79,7 +79,7 @@ def test_the_header() -> None:
         ("[]", "expected a JSON object"),
         ('{"maxcost": "1"}', "unknown: maxcost; known are max_cost"),
         ('{"max_cost": 1}', "expected dollars as text"),
-        ('{"max_cost": "a lot"}', "expected dollars as text"),
+        ('{"max_cost": "a lot"}', "expected a decimal number with at most 6 places"),
         ('{"pin": 5}', "pin: expected a list"),
         ('{"require": {"mood": []}}', r"require: unknown members"),
         ('{"min_reputation": 101}', "min_reputation"),

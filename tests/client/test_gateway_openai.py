@@ -253,9 +253,13 @@ async def test_another_model_answers(fake: FakeMarket, wallet: Signer, config: C
         for name in ("none", "missing"):
             with pytest.raises(openai.NotFoundError, match="'too'" if name == "none" else "'missing'"):
                 await answers(name)
-        with pytest.raises(openai.NotFoundError, match="'missing'"):  # a key stands for one job
-            await answers("best", **{"idempotency-key": "k"})
-        assert len(fake.sessions) == 3
+        key = {"idempotency-key": "k"}
+        assert await answers("best", **key) == TEXT
+        with pytest.raises(
+            openai.ConflictError, match="ended as completed"
+        ):  # the same job, whose answer this market keeps no longer
+            await answers("best", **key)
+        assert len(fake.sessions) == 4
         assert [model.id async for model in sdk.models.list()][-2:] == ["best", "none"]
         assert (await sdk.models.retrieve("best")).id == "best"
 

@@ -117,12 +117,18 @@ def test_keys_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert ANN not in repr(replace(loaded, keys=(ApiKey(label="ann", secret=ANN),)))
     monkeypatch.delenv("ANN")
     market = Market("http://127.0.0.1:1", person("ann"), load_config(path))  # other commands need no secrets
-    with pytest.raises(BadMessage, match="the environment variable ANN has fewer than 16 characters"):
+    with pytest.raises(BadMessage, match="the environment variable ANN is not set"):
         build_app(market)
     with pytest.raises(BadMessage, match="one of secret and secret_env"):
         ApiKey(label="ann")
     with pytest.raises(BadMessage, match="label"):
         ApiKey(label="", secret=ANN)
+    short = ClientConfig(keys=(ApiKey(label="a", secret="short"),))
+    with pytest.raises(BadMessage, match="secret has fewer than 16 characters"):
+        build_app(Market("http://127.0.0.1:1", person("ann"), short))
+    same = ClientConfig(keys=(ApiKey(label="a", secret=ANN), ApiKey(label="a", secret=BOB)))
+    with pytest.raises(BadMessage, match="the same label"):
+        build_app(Market("http://127.0.0.1:1", person("ann"), same))
     twice = ClientConfig(keys=(ApiKey(label="a", secret=ANN), ApiKey(label="b", secret=ANN)))
     with pytest.raises(BadMessage, match="the same secret"):
         build_app(Market("http://127.0.0.1:1", person("ann"), twice))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tallystick.client import recover
-from tallystick.client.books import Found, Shown
+from tallystick.client.books import MAX_UNPROVEN, Arrival, Found, Shown
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import Ledger
 from tallystick.client.sdk import Market
@@ -187,7 +187,7 @@ async def test_refused_orders_prove_nothing(tmp_path: Path) -> None:
     ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
     _, (own,) = await take(ledger)
     huge = ALICE.signer.sign(bill(own, seq=9, cumulative_cost=Amount(10**12)), DOMAIN)
-    assert await ledger.adopt(DOMAIN, ALICE.address, [Shown(own.order, huge)], Amount(0)) == Found()
+    assert await ledger.adopt(DOMAIN, ALICE.address, [Shown(own.order, huge)], Amount(0), NOW_S) == Found()
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).total == 0
     await ledger.close()
 
@@ -195,26 +195,43 @@ async def test_refused_orders_prove_nothing(tmp_path: Path) -> None:
 async def test_what_the_chain_paid(tmp_path: Path) -> None:
     """What was settled was signed for: it counts without any receipt, and never lowers a tab."""
     ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70))).raised == 70
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(30))).raised == 0
+    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70), NOW_S)).raised == 70
+    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(30), NOW_S)).raised == 0
     _, (placed,) = await take(ledger)
     assert placed.order.message.ceiling == 70 + placed.terms.max_cost
     await ledger.close()
 
 
 async def test_what_was_collected_for_refused_jobs(tmp_path: Path) -> None:
-    """A provider that refuses jobs and collects their caps gets no more than the caps in flight: no tab rises with it."""
+    """A provider that refuses jobs and collects their caps gets a few at most, which count as spent: no tab climbs with it."""
     ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    settled = Amount(0)
-    for _ in range(5):
+    settled, cap = Amount(0), 0
+    for turn in range(6):
         job, (placed,) = await take(ledger)
+        cap = int(placed.terms.max_cost)
         await ledger.end(job, JobState.FAILED, "refused", NOW_S)
         settled = Amount(max(settled, placed.order.message.ceiling))
         made_up = ALICE.signer.sign(bill(placed, seq=1, cumulative_cost=settled), DOMAIN)
         for shown in ([], [Shown(placed.order, made_up)]):
-            found = await ledger.adopt(DOMAIN, ALICE.address, shown, settled)
-            assert (found.raised, found.unexplained) == (0, settled)
-        assert settled == placed.terms.max_cost
+            found = await ledger.adopt(DOMAIN, ALICE.address, shown, settled, NOW_S)
+            assert found.raised == (cap if turn < MAX_UNPROVEN and not shown else 0)
+    assert settled == (MAX_UNPROVEN + 1) * cap
+    assert found.unexplained == cap
+    spent = {one.group: one.cost for one in await ledger.spent(NOW_S, ("provider",))}
+    assert spent[ALICE.address,] == MAX_UNPROVEN * cap
+    await ledger.close()
+
+
+async def test_a_tab_with_receipts_needs_them(tmp_path: Path) -> None:
+    """Once a provider gave a receipt, what it collected without one raises nothing."""
+    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
+    job, (placed,) = await take(ledger)
+    receipt = ALICE.signer.sign(bill(placed), DOMAIN)
+    assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+    job, (placed,) = await take(ledger)
+    await ledger.end(job, JobState.FAILED, "refused", NOW_S)
+    found = await ledger.adopt(DOMAIN, ALICE.address, [], placed.order.message.ceiling, NOW_S)
+    assert (found.raised, found.unexplained) == (0, placed.terms.max_cost)
     await ledger.close()
 
 

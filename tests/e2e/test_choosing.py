@@ -91,6 +91,6 @@ async def test_who_gets_a_request(tmp_path: Path) -> None:
             chain = ("--deployment", str(folder / "deployment.json"))
             balance = await _tally(folder, "balance", "--wallet", "payer", *chain, "--json")
             sums = {place["place"].split(" 0x")[0]: int(place["amount"]) for place in balance["places"]}
-            assert sums["part of that: owed to"] > 0
-            assert sums["part of that: in flight with"] == 0
+            assert sums["within the above: owed to"] > 0
+            assert sums["within the above: in flight with"] == 0
             assert f"owed to {cheap}" in await _tally(folder, "balance", "--wallet", "payer", *chain)

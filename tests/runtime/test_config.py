@@ -172,8 +172,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("fast", "2", "expected bool"),
     ("name", "5", "expected str"),
     ("folder", "5", "expected Path"),
-    ("cap", "5", "a decimal amount as a string"),
-    ("cap", "0.5", "a decimal amount as a string"),
+    ("cap", "5", "dollars in quotes"),
+    ("cap", "0.5", "dollars in quotes"),
     ("cap", '"half"', "expected a decimal number"),
     ("cap", '"0.0000001"', "at most 6 places"),
     ("limit", '"-1"', "expected a decimal number"),
@@ -208,7 +208,7 @@ def test_values_inside_lists_and_tables_are_named_by_their_path(tmp_path: Path) 
         loaded(tmp_path, 'name = "n"\n[[engines]]\nurl = "u"\nweight = "heavy"')
     with pytest.raises(BadMessage, match=r"c\.toml: engines\[0\]: url must be set"):
         loaded(tmp_path, 'name = "n"\n[[engines]]')
-    with pytest.raises(BadMessage, match=r"c\.toml: main: unknown setting ulr; known are url, weight"):
+    with pytest.raises(BadMessage, match=r"c\.toml: main: unknown setting ulr; did you mean url"):
         loaded(tmp_path, 'name = "n"\n[main]\nulr = "u"')
 
 
@@ -231,7 +231,7 @@ def test_a_text_that_may_be_a_secret_is_not_repeated(tmp_path: Path) -> None:
 
 def test_unknown_and_missing_settings_are_named(tmp_path: Path) -> None:
     """A misspelt setting is an error that lists the known ones; a missing one says that it must be set."""
-    with pytest.raises(BadMessage, match=r"c\.toml: unknown setting prot; known are cap, engines, extra, fast, .*port"):
+    with pytest.raises(BadMessage, match=r"c\.toml: unknown setting prot; did you mean port"):
         loaded(tmp_path, 'name = "n"\nprot = 1')
     with pytest.raises(BadMessage, match=r"^config: unknown setting prot"):
         load(Settings, flags={"prot": 1}, environment={})
