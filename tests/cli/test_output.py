@@ -1,0 +1,35 @@
+"""What the command shows: tables that fit, and nothing that steers the terminal."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from tallystick.cli import output
+
+COLUMNS = ("provider", "offered", "input", "output", "region", "speed")
+ROW = ("0x" + "ab" * 20, "yes", "0.1", "0.4", "eu-west-and-more", "fast\x1b]0;owned\x07 [bold]")
+
+
+def _shown(monkeypatch: pytest.MonkeyPatch, width: int) -> str:
+    console = Console(width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(output, "out", console)
+    with console.capture() as capture:
+        output.show_rows(COLUMNS, [ROW, ROW], title="asks", keyed=True)
+    return capture.get()
+
+
+def test_a_table_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is one, with a line for each row."""
+    shown = _shown(monkeypatch, 160)
+    assert len([line for line in shown.splitlines() if "0xabab" in line and "eu-west-and-more" in line]) == 2
+    assert shown.count("provider") == 1
+
+
+def test_a_table_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is shown row by row, so that nothing is cut into letters; strangers' words stay words."""
+    shown = _shown(monkeypatch, 80)
+    assert shown.count("provider") == 2
+    assert any("region" in line and "eu-west-and-more" in line for line in shown.splitlines())
+    assert "\x1b]0" not in shown
+    assert "[bold]" in shown
