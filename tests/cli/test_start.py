@@ -61,6 +61,7 @@ def test_from_nothing_to_a_paid_answer(newcomer: Newcomer) -> None:
     again = newcomer("start")
     assert again["done"] == ["chain", "contracts", "coins", "purse", "coordinator", "offers"]
     assert int(again["answer"]["cost"]) > 0
+    assert first["answer"]["provider"] not in json.dumps(newcomer("balance")), "another chain's books"
 
 
 @pytest.mark.parametrize("chain_id", [None, 8453])
