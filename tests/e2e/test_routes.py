@@ -138,5 +138,5 @@ async def test_every_kind_of_route(tmp_path: Path) -> None:
         assert [picture.b64_json for picture in drawn.data or []] == ["aGk="] * 2
 
         refused = await http.post("/v1/moderations", json={"model": "all", "input": "x"})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_provider")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "unknown_route")
         assert "does not serve that route" in refused.text
