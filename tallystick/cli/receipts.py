@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,7 +103,7 @@ def forgive(
     whom = account_of(provider, "PROVIDER")
 
     async def act(ledger: Ledger, _config: ClientConfig) -> None:
-        if not await ledger.forgive(whom):
+        if not await ledger.forgive(whom, int(time.time())):
             raise Refusal(Code.BAD_MESSAGE, f"{whom} is not among those that this wallet leaves out: tally receipt evidence")
         if as_json:
             show_json({"provider": whom, "forgiven": True})

@@ -16,7 +16,7 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError
 from tallystick.protocol.wire import dumps, loads
 
 log = structlog.get_logger()
-_NOT_FOR_SALE = frozenset({Code.UNKNOWN_MODEL, Code.PRICE_ABOVE_CAP})
+_NOT_FOR_SALE = frozenset({Code.UNKNOWN_MODEL, Code.UNKNOWN_ROUTE, Code.PRICE_ABOVE_CAP})
 _NOT_NOW = frozenset({Code.NO_PROVIDER, Code.NODE_BUSY, Code.NODE_GONE, Code.PROVIDER_FAILED, Code.ENGINE_UNAVAILABLE})
 
 

@@ -20,7 +20,7 @@ from tallystick.client.tables import JobState, OrderState, evidence, jobs, order
 from tallystick.protocol.eip712 import Domain, Verified, loads_signed
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.jobs import ENDS, Event
-from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
+from tallystick.protocol.messages import Outcome, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import dumps
 
@@ -73,36 +73,17 @@ class Arrival:
         return {"of_venue": venue(self.domain), "of_payer": order.payer, "of_provider": order.provider}
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """An order of this payer and a receipt for it, both verified, that somebody else kept."""
-
-    order: Verified[Order]
-    receipt: Verified[Receipt]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What came of looking: by how much the tab's total rose (base units), when an order was last signed into another state
-    file while this one was in use (Unix seconds; 0: none was), and what the chain paid beyond all that receipts show.
-    """
-
-    raised: Amount = Amount(0)
-    elsewhere: int = 0
-    unexplained: Amount = Amount(0)
-
-
 # Statements. Bound names begin with `of_` where they find rows, with `to_` where they change them.
 
-_VENUE: sa.BindParameter[str] = bindparam("of_venue")
-_PAYER: sa.BindParameter[str] = bindparam("of_payer")
+VENUE: sa.BindParameter[str] = bindparam("of_venue")
+PAYER: sa.BindParameter[str] = bindparam("of_payer")
 _PROVIDER: sa.BindParameter[str] = bindparam("of_provider")
 _PROVIDERS: sa.BindParameter[list[str]] = bindparam("of_providers", expanding=True)
 _SEQ: sa.BindParameter[int] = bindparam("of_seq")
 
-_THIS_TAB = (tabs.c.venue == _VENUE) & (tabs.c.payer == _PAYER) & (tabs.c.provider == _PROVIDER)
-_TABS = sa.select(tabs).where(tabs.c.venue == _VENUE, tabs.c.payer == _PAYER, tabs.c.provider.in_(_PROVIDERS))
-_TAB = sa.select(tabs).where(_THIS_TAB)
+THIS_TAB = (tabs.c.venue == VENUE) & (tabs.c.payer == PAYER) & (tabs.c.provider == _PROVIDER)
+_TABS = sa.select(tabs).where(tabs.c.venue == VENUE, tabs.c.payer == PAYER, tabs.c.provider.in_(_PROVIDERS))
+TAB = sa.select(tabs).where(THIS_TAB)
 _CAPS = (
     sa.select(
         orders.c.provider,
@@ -111,32 +92,32 @@ _CAPS = (
     )
     .join(tabs, (tabs.c.venue == orders.c.venue) & (tabs.c.payer == orders.c.payer) & (tabs.c.provider == orders.c.provider))
     .where(
-        orders.c.payer == _PAYER,
+        orders.c.payer == PAYER,
         orders.c.state == OrderState.OPEN.value,
         orders.c.provider.in_(_PROVIDERS),
-        orders.c.venue == _VENUE,
+        orders.c.venue == VENUE,
         orders.c.expires_at > bindparam("of_now"),
     )
     .group_by(orders.c.provider)
 )
-_NEW_TAB = insert(tabs)
-_RAISE_TAB = _NEW_TAB.on_conflict_do_update(
+NEW_TAB = insert(tabs)
+_RAISE_TAB = NEW_TAB.on_conflict_do_update(
     index_elements=[tabs.c.venue, tabs.c.payer, tabs.c.provider],
-    set_={"ceiling": sa.func.max(tabs.c.ceiling, _NEW_TAB.excluded.ceiling), "order_seq": _NEW_TAB.excluded.order_seq},
+    set_={"ceiling": sa.func.max(tabs.c.ceiling, NEW_TAB.excluded.ceiling), "order_seq": NEW_TAB.excluded.order_seq},
 )
 _NEW_JOB, _NEW_ORDER, _NEW_RECEIPT, _NEW_EVIDENCE = sa.insert(jobs), sa.insert(orders), sa.insert(receipts), sa.insert(evidence)
 
-_ON_TAB = (receipts.c.venue == _VENUE) & (receipts.c.payer == _PAYER) & (receipts.c.provider == _PROVIDER)
+_ON_TAB = (receipts.c.venue == VENUE) & (receipts.c.payer == PAYER) & (receipts.c.provider == _PROVIDER)
 _FROM = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq >= _SEQ).order_by(receipts.c.seq.asc()).limit(2)
 _BELOW = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq < _SEQ).order_by(receipts.c.seq.desc()).limit(1)
 _SAME_ORDER = sa.select(receipts.c.digest, receipts.c.receipt_doc).where(receipts.c.order_digest == bindparam("of_order"))
 
 _ACCEPT = (
     sa.update(tabs)
-    .where(_THIS_TAB)
+    .where(THIS_TAB)
     .values(accepted=bindparam("to_accepted"), total=bindparam("to_total"), total_mark=bindparam("to_mark"))
 )
-_FREEZE = sa.update(tabs).where(_THIS_TAB, tabs.c.frozen == "").values(frozen=bindparam("to_frozen"))
+_FREEZE = sa.update(tabs).where(THIS_TAB, tabs.c.frozen == "").values(frozen=bindparam("to_frozen"))
 _MARK_ORDER = sa.update(orders).where(orders.c.digest == bindparam("of_order")).values(state=bindparam("to_state"))
 _END_JOB = (
     sa.update(jobs)
@@ -161,10 +142,11 @@ def read_tabs(c: Connection, domain: Domain, payer: Address, providers: Sequence
     which = {"of_venue": venue(domain), "of_payer": payer, "of_providers": list(providers)}
     rows = {row.provider: row for row in c.execute(_TABS, which)}
     caps = {row.provider: (row.open, row.early) for row in c.execute(_CAPS, which | {"of_now": now})}
-    return {provider: _tab(rows.get(provider), *caps.get(provider, (0, 0))) for provider in providers}
+    return {provider: tab_of(rows.get(provider), *caps.get(provider, (0, 0))) for provider in providers}
 
 
-def _tab(row: sa.Row[tuple[object, ...]] | None, open_caps: int = 0, early_caps: int = 0) -> Tab:
+def tab_of(row: sa.Row[tuple[object, ...]] | None, open_caps: int = 0, early_caps: int = 0) -> Tab:
+    """A tab's row, with the caps of its open orders."""
     if row is None:
         return Tab()
     return Tab(
@@ -242,31 +224,36 @@ def _tab_row(where: str, placed: Placed) -> dict[str, object]:
 
 def book(c: Connection, arrival: Arrival) -> BadReceipt | None:
     """Checks a receipt and ends its job. None if the tab now contains it (or did before), else what is wrong with it."""
-    receipt = arrival.receipt.message
-    near, docs = Neighbours(), list[str]()
     try:
-        check_answer(arrival.placed, receipt, arrival.delivered)
-        same_order = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
-        if same_order is not None and same_order.digest == arrival.receipt.digest.hex():
-            return None
-        docs = _around(c, arrival, None if same_order is None else same_order.receipt_doc)
-        near = _neighbours(receipt, docs)
-        tab = c.execute(_TAB, arrival.tab).first()
-        check_place(receipt, near)
-        check_doubt(arrival.doubt)
+        known, tab = examine(c, arrival)
     except BadReceipt as complaint:
         if complaint.fault is Fault.PROVIDER:
-            _freeze(c, arrival, docs, str(complaint))
+            _freeze(c, arrival, _around(c, arrival), str(complaint))
         return complaint
-    _accept(c, arrival, tab)
+    if not known:
+        accept(c, arrival, tab)
     return None
 
 
-def _around(c: Connection, arrival: Arrival, same_order: str | None) -> list[str]:
+def examine(c: Connection, arrival: Arrival) -> tuple[bool, sa.Row[tuple[object, ...]] | None]:
+    """Whether a receipt was booked before, and the tab's row. Raises BadReceipt for what must not be booked."""
+    receipt = arrival.receipt.message
+    check_answer(arrival.placed, receipt, arrival.delivered)
+    booked = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
+    if booked is not None and booked.digest == arrival.receipt.digest.hex():
+        return True, None
+    check_place(receipt, _neighbours(receipt, _around(c, arrival)))
+    check_doubt(arrival.doubt)
+    return False, c.execute(TAB, arrival.tab).first()
+
+
+def _around(c: Connection, arrival: Arrival) -> list[str]:
     """The receipts held around a new one, as they were signed: of its order, of its seq, next above and below."""
-    which = arrival.tab | {"of_seq": arrival.receipt.message.seq}
+    receipt = arrival.receipt.message
+    which = arrival.tab | {"of_seq": receipt.seq}
     found = [*c.execute(_FROM, which).scalars(), *c.execute(_BELOW, which).scalars()]
-    return found if same_order is None or same_order in found else [*found, same_order]
+    same_order = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
+    return found if same_order is None or same_order.receipt_doc in found else [*found, same_order.receipt_doc]
 
 
 def _neighbours(receipt: Receipt, docs: list[str]) -> Neighbours:
@@ -279,8 +266,9 @@ def _neighbours(receipt: Receipt, docs: list[str]) -> Neighbours:
     )
 
 
-def _accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | None) -> None:
-    receipt, delivered, tab = arrival.receipt.message, arrival.delivered, _tab(row)
+def accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | None) -> None:
+    """Books a receipt that was examined, and ends its job; `row` is its tab's."""
+    receipt, delivered, tab = arrival.receipt.message, arrival.delivered, tab_of(row)
     order = arrival.placed.order.digest.hex()
     values = {
         "digest": arrival.receipt.digest.hex(),
@@ -309,60 +297,6 @@ def _accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | N
     _end(c, arrival.job, state, reason, arrival.now, took_ms=arrival.took_ms)
 
 
-MAX_UNPROVEN = 2
-_COUNT_UNPROVEN = sa.update(tabs).where(_THIS_TAB).values(unproven=tabs.c.unproven + 1)
-_KNOWN_ORDERS = sa.select(orders.c.digest).where(orders.c.digest.in_(bindparam("of_orders", expanding=True)))
-_FIRST_ORDER = sa.select(sa.func.min(orders.c.seq)).where(orders.c.payer == _PAYER, orders.c.venue == _VENUE)
-_ADOPT = _NEW_TAB.on_conflict_do_update(
-    index_elements=[tabs.c.venue, tabs.c.payer, tabs.c.provider],
-    set_={name: _NEW_TAB.excluded[name] for name in ("total", "total_mark", "ceiling", "order_seq")},
-)
-
-
-def adopt(c: Connection, where: dict[str, object], shown: Sequence[Shown], settled: Amount, now: int) -> Found:
-    """Takes up what a tab was found to have beyond these books. The total is believed as far as orders that these books lack
-    were signed for it: what they do know is settled by `book`.
-
-    What the chain paid within the ceilings that these books know, without a receipt, may be for jobs that the provider did before
-    the books were lost, or that it refused and collected all the same. It is taken up MAX_UNPROVEN times on a tab that never
-    brought a receipt, so that such books heal; it counts as spent, and no provider climbs far by it.
-    """
-    digests = [one.order.digest.hex() for one in shown]
-    known = set(c.execute(_KNOWN_ORDERS, {"of_orders": digests}).scalars())
-    strange = [one for one in shown if one.order.digest.hex() not in known]
-    lacking = [one.order.message for one in strange]
-    row = c.execute(_TAB, where).first()
-    tab = _tab(row)
-    told = max((one.receipt.message.cumulative_cost for one in shown), default=0)
-    proven = max((one.receipt.message.cumulative_cost for one in strange), default=0)
-    unproven = tab.total < settled <= tab.ceiling and proven < settled
-    healing = unproven and tab.accepted == 0 and row is not None and row.unproven < MAX_UNPROVEN
-    paid = settled if healing or not unproven else tab.total
-    ceiling = max([paid, *(order.ceiling for order in lacking)])
-    total = max(tab.total, paid, min(told, ceiling))
-    if lacking or total > tab.total:
-        values = {
-            "venue": where["of_venue"],
-            "payer": where["of_payer"],
-            "provider": where["of_provider"],
-            "accepted": 0,
-            "total": int(total),
-            "total_mark": tab.order_seq if row is None or total > tab.total else row.total_mark,
-            "ceiling": int(max(tab.ceiling, ceiling)),
-            "order_seq": max([tab.order_seq, *(order.seq for order in lacking)]),
-            "frozen": "",
-            "unproven": 0,
-        }
-        c.execute(_ADOPT, values)
-    if healing:
-        c.execute(_COUNT_UNPROVEN, where)
-        spending.add_unproven(c, where, Amount(settled - tab.total), now)
-    first = c.execute(_FIRST_ORDER, where).scalar()
-    later = max((order.seq for order in lacking), default=0)
-    elsewhere = 0 if first is None or later < first else later // 1_000_000_000
-    return Found(Amount(total - tab.total), elsewhere, Amount(max(settled - total, 0)))
-
-
 def _freeze(c: Connection, arrival: Arrival, others: list[str], reason: str) -> None:
     order, delivered = arrival.placed.order, arrival.delivered
     seen = asdict(delivered) | {"commitment": delivered.commitment.hex()} if delivered is not None else None
@@ -383,12 +317,6 @@ def _freeze(c: Connection, arrival: Arrival, others: list[str], reason: str) -> 
     c.execute(_FREEZE, arrival.tab | {"to_frozen": reason})
     c.execute(_MARK_ORDER, {"of_order": order.digest.hex(), "to_state": OrderState.DISPUTED.value})
     end(c, arrival.job, JobState.DISPUTED, reason, arrival.now)
-
-
-def forgive(c: Connection, payer: Address, provider: Address) -> bool:
-    """Takes a freeze back."""
-    mine = (tabs.c.payer == payer) & (tabs.c.provider == provider) & (tabs.c.frozen != "")
-    return c.execute(sa.update(tabs).where(mine).values(frozen="")).rowcount > 0
 
 
 def end(c: Connection, job: JobId, state: JobState, reason: str, now: int) -> None:

@@ -14,13 +14,14 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Connection
 
-from tallystick.client import books, keys, lookups, spending
+from tallystick.client import books, keys, lookups, mending, spending
 from tallystick.client.accounts import Account, read_accounts
-from tallystick.client.books import Arrival, Found, NewJob, Shown, Sign
+from tallystick.client.books import Arrival, NewJob, Sign
 from tallystick.client.config import Budget
 from tallystick.client.evidence import EvidenceFile
 from tallystick.client.keys import Keyed
 from tallystick.client.lookups import Evidence, KnownJob
+from tallystick.client.mending import Found, Shown
 from tallystick.client.payer import Placed, Tab
 from tallystick.client.spending import DAY_SECONDS, Hit, Spent, Standing
 from tallystick.client.tables import JobState, venue
@@ -125,7 +126,7 @@ class Ledger:
     async def adopt(self, domain: Domain, provider: Address, shown: Sequence[Shown], settled: Amount, now: int) -> Found:
         """Raises the tab with a provider to what these verified orders and receipts, or the chain, prove beyond these books."""
         where: dict[str, object] = {"of_venue": venue(domain), "of_payer": self.payer, "of_provider": provider}
-        return await self._database.write(lambda c: books.adopt(c, where, shown, settled, now))
+        return await self._database.write(lambda c: mending.adopt(c, where, shown, settled, now))
 
     async def traded(self, domain: Domain, providers: Sequence[Address]) -> set[Address]:
         """Those of the providers with whom there is a tab."""
@@ -160,9 +161,9 @@ class Ledger:
         """The providers that get no more orders, and why."""
         return await self._database.read(lambda c: lookups.frozen(c, domain, self.payer))
 
-    async def forgive(self, provider: Address) -> bool:
-        """Lets a provider have orders again, in every deployment; whether it was frozen. The evidence stays."""
-        return await self._database.write(lambda c: books.forgive(c, self.payer, provider))
+    async def forgive(self, provider: Address, now: int) -> bool:
+        """Lets a provider have orders again, in every deployment; whether it was frozen. The evidence stays. See mending."""
+        return await self._database.write(lambda c: mending.forgive(c, self.payer, provider, now))
 
     async def unresolved(self, before: int, limit: int = 1_000) -> list[JobId]:
         """Jobs made until that Unix time whose end this ledger does not know, oldest first."""

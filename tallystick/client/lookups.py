@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from tallystick.client.tables import JobState, OrderState, evidence, jobs, orders, receipts, tabs, venue
+from tallystick.client.tables import JobState, OrderState, domain_of, evidence, jobs, orders, receipts, tabs, venue
 from tallystick.protocol.eip712 import Domain, Signed, loads_signed, read_signed
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Hash, JobId
@@ -56,11 +56,6 @@ class Evidence:
     others: tuple[Signed[Receipt], ...] = ()
 
 
-def _domain(text: str) -> Domain:
-    chain, _, contract = text.partition(":")
-    return Domain(int(chain), Address(contract))
-
-
 def frozen(c: Connection, domain: Domain, payer: Address) -> dict[Address, str]:
     """The providers that get no more orders, and why."""
     query = sa.select(tabs.c.provider, tabs.c.frozen)
@@ -94,7 +89,7 @@ def read_evidence(c: Connection, payer: Address, job: JobId | None = None) -> li
             order=loads_signed(Order, row.order_doc),
             terms=Terms.from_json(loads(row.terms_doc, "terms")),
             found_at=row.found_at,
-            domain=_domain(row.venue),
+            domain=domain_of(row.venue),
             others=_others(row.other_doc),
         )
         for row in rows
@@ -124,7 +119,7 @@ def find(c: Connection, payer: Address, job: JobId) -> KnownJob | None:
     receipt = c.execute(sa.select(receipts.c.receipt_doc).where(receipts.c.order_digest.in_(digests))).scalar()
     return KnownJob(
         job=job,
-        domain=_domain(row.venue),
+        domain=domain_of(row.venue),
         model=row.model,
         path=row.path,
         state=JobState(row.state),

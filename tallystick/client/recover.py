@@ -15,9 +15,9 @@ from pathlib import Path
 
 import structlog
 
-from tallystick.client.books import Found, Shown
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import Ledger
+from tallystick.client.mending import Found, Shown
 from tallystick.client.onchain import Onchain
 from tallystick.client.transport import Coordinator, Info
 from tallystick.protocol.eip712 import Signer

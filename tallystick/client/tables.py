@@ -7,6 +7,7 @@ from enum import Enum
 import sqlalchemy as sa
 
 from tallystick.protocol.eip712 import Domain
+from tallystick.protocol.types import Address
 
 
 class OrderState(str, Enum):
@@ -32,6 +33,12 @@ class JobState(str, Enum):
 def venue(domain: Domain) -> str:
     """What keeps the tabs of one deployment apart from those of another."""
     return f"{domain.chain_id}:{domain.contract}"
+
+
+def domain_of(text: str) -> Domain:
+    """The deployment of a venue."""
+    chain, _, contract = text.partition(":")
+    return Domain(int(chain), Address(contract))
 
 
 metadata = sa.MetaData()

@@ -48,6 +48,7 @@ def test_a_request_for_each_model() -> None:
     [
         (Refusal(Code.UNKNOWN_MODEL, ""), True),
         (Refusal(Code.PRICE_ABOVE_CAP, ""), True),
+        (Refusal(Code.UNKNOWN_ROUTE, ""), True),
         (Unavailable(Code.NODE_BUSY, ""), True),
         (Unavailable(Code.NODE_BUSY, "", fault=Fault.CLIENT), False),
         (Refusal(Code.OVER_BUDGET, ""), False),

@@ -16,14 +16,14 @@ from tallystick.client.proof import Proof
 from tallystick.client.recount import recount_with
 from tallystick.client.sdk import Market
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature
+from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.sealing import Transcript, commit_request
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import RequestHead, join_request
-from tests.client.fake import BODY, CHAT, FakeMarket, Session, completion
-from tests.client.parties import ALICE, DOMAIN, MODEL, NOW, PAYER, bill, place, signer
+from tests.client.fake import BODY, CHAT, FakeMarket, Session, completion, honest
+from tests.client.parties import ALICE, DOMAIN, MODEL, NOW, NOW_S, PAYER, bill, place, signer
 from tests.client.test_recount import tokenizer
 
 __all__ = ["tokenizer"]
@@ -121,6 +121,38 @@ async def test_receipts_that_contradict_each_other(market: Market, fake: FakeMar
     (other,) = file.others
     with pytest.raises(BadSignature):
         replace(file, others=(replace(other, signature=file.receipt.signature),)).check()
+
+
+async def test_who_is_left_out_is_said_and_can_be_forgiven(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path
+) -> None:
+    """A refusal names the receipts that it comes from. What was refused by a count alone, say with a wrong tokenizer, can be
+    taken back, and is booked then.
+    """
+    fake.providers = fake.providers[:1]
+    address = fake.providers[0].address
+    wrong = replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer, flag_above=0, refuse_above=0),))
+    async with Market(fake.url, wallet, wrong) as market:
+        await _cheated(market, fake, Usage(10, 0, 90))
+    async with Market(fake.url, wallet, config) as market:
+        fake.script = honest
+        with pytest.raises(Unavailable, match="1 left out by this wallet, since they gave it a dishonest receipt"):
+            await _honest(market, fake)
+        assert await market._ledger.forgive(address, NOW_S)
+        assert not await market._ledger.forgive(address, NOW_S)
+        await _honest(market, fake)
+        tab = await market.tab(address)
+        assert (tab.accepted, tab.frozen) == (fake.providers[0].tab.cumulative, "")
+        assert len(await market.evidence()) == 1, "what was found stays"
+
+
+async def test_a_lie_is_forgiven_but_not_booked(market: Market, fake: FakeMarket) -> None:
+    """The provider may have orders again, its dishonest receipt counts for nothing."""
+    await _cheated(market, fake, cost=Amount(9), cumulative_cost=Amount(9))
+    address = fake.providers[0].address
+    assert await market._ledger.forgive(address, NOW_S)
+    tab = await market.tab(address)
+    assert (tab.accepted, tab.total, tab.frozen) == (0, 0, "")
 
 
 async def test_what_the_signed_bytes_show(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:

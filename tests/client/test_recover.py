@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tallystick.client import recover
-from tallystick.client.books import MAX_UNPROVEN, Arrival, Found, Shown
+from tallystick.client.books import Arrival
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import Ledger
+from tallystick.client.mending import MAX_UNPROVEN, Found, Shown
 from tallystick.client.sdk import Market
 from tallystick.client.tables import JobState
 from tallystick.protocol.eip712 import Signer, Verified
