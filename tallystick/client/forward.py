@@ -195,8 +195,8 @@ class Forward:
             async with job:
                 try:
                     head = await job.start()
-                except Refusal as error:
-                    if error.code is Code.UNSECURED and again and await upkeep_of(self._market).secure(job):
+                except TallyError as error:
+                    if again and await self._mended(error, job):
                         continue
                     raise
                 if media_type(head.content_type) != EVENT_STREAM:
@@ -204,6 +204,12 @@ class Forward:
                 await sending.stream(job, head)
                 return None
         raise RuntimeError("a job that is not asked for again has an end")
+
+    async def _mended(self, error: TallyError, job: Job) -> bool:
+        """Whether what was in the job's way is not any more: too little reserved, or books that lacked something."""
+        if error.code is Code.UNAUTHORISED_TAB:
+            return error.retry  # see Recovery.refused
+        return error.code is Code.UNSECURED and await upkeep_of(self._market).secure(job)
 
 
 def _will_do(plan: Plan, result: Result) -> bool:

@@ -18,6 +18,8 @@ from tallystick.client.gateway import build_app
 from tallystick.client.sdk import Market
 from tallystick.client.shortlist import Demand
 from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import Refusal
+from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Address, Amount, format_amount, parse_job_id
 from tallystick.runtime.serving import serving
 from tests.client.fake import BODY, CHAT, WORDS, FakeMarket, Session, completion
@@ -223,6 +225,37 @@ async def test_max_cost_is_for_all_attempts(wallet: Signer, config: ClientConfig
         assert len(fake.submissions) == 2
         answer = await _ask(http, BODY | {"model": "thrifty"}, max_cost=format_amount(Amount(cap + 1)))
         assert (len(fake.submissions), answer.headers["x-tally-cost"]) == (3, "3")
+
+
+# Books that lack something
+
+
+async def test_a_lost_state_file_costs_no_request(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """What a provider refuses since this wallet's books lack receipts is asked again once they were learnt; the caller sees an
+    answer.
+    """
+
+    async def strict(session: Session) -> None:
+        try:
+            await session.match()
+        except Refusal as refusal:
+            await session.fail(refusal)
+            return
+        await session.answer()
+        await session.chunk(completion("x"), last=True)
+        await session.finish(Usage(30, 0, 60))
+
+    fake.script, fake.forgets = strict, True
+    assert config.state is not None
+    for number in range(3):
+        async with gateway(fake, wallet, replace(config, state=config.state.with_name("old.db"))) as (http, _):
+            await _ask(http, BODY | {"max_tokens": 100 + number})
+    async with gateway(fake, wallet, config) as (http, market):
+        market._resolver.recovery.asked[fake.providers[0].address] = float("-inf")
+        fake.forgets = False
+        before = len(fake.sessions)
+        await _ask(http, BODY)
+        assert len(fake.sessions) == before + 2, "refused, learnt, asked again"
 
 
 # Conversations
