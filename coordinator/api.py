@@ -63,11 +63,11 @@ class Info(BaseModel):
     name: str
     version: str
     coordinator: str
-    chainId: int  # noqa: N815 - the wire's names are camelCase
+    chainId: int
     contract: str
     token: str
-    tokenDecimals: int  # noqa: N815 - as on the wire
-    feeBps: int  # noqa: N815 - as on the wire
+    tokenDecimals: int
+    feeBps: int
 
 
 Names = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=MAX_NAMES)]
@@ -83,7 +83,7 @@ class Required(BaseModel):
     tier: Names = []
     engine: Names = []
     features: Names = []
-    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)  # noqa: N815 - as on the wire
+    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
 
     def requirements(self) -> Requirements:
         """As the matchmaker takes it."""
@@ -97,14 +97,14 @@ class ShortlistRequest(BaseModel):
 
     model: str = Field(max_length=1024)
     payer: Account
-    maxInputPrice: Price | None = None  # noqa: N815 - as on the wire
-    maxOutputPrice: Price | None = None  # noqa: N815 - as on the wire
+    maxInputPrice: Price | None = None
+    maxOutputPrice: Price | None = None
     providers: list[Account] = Field(default_factory=list, max_length=256)
     exclude: list[Account] = Field(default_factory=list, max_length=256)
     route: str | None = Field(default=None, max_length=256)
     require: Required = Field(default_factory=Required)
-    minReputation: int = Field(default=0, ge=0, le=100)  # noqa: N815 - as on the wire
-    minStake: Price = 0  # noqa: N815 - as on the wire
+    minReputation: int = Field(default=0, ge=0, le=100)
+    minStake: Price = 0
     sort: Literal["price", "latency", "throughput"] = "price"
     limit: int = Field(default=4, ge=1, le=MAX_LISTED)
 
@@ -117,7 +117,7 @@ class InquiryMembers(BaseModel):
     payer: Account
     provider: Account
     coordinator: Account
-    askedAt: str = Field(pattern="^(0|[1-9][0-9]{0,18})$")  # noqa: N815 - as on the wire
+    askedAt: str = Field(pattern="^(0|[1-9][0-9]{0,18})$")
 
 
 class SignedInquiry(BaseModel):

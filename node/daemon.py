@@ -135,14 +135,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
             link.slots_changed()
 
     recall.finished = asks_changed
-    storefront = Storefront(
-        book=book,
-        pools=fleet.pools,
-        offers=fleet.offers,
-        changed=asks_changed,
-        suspicion=suspicion,
-        seconds=config.engine_check,
-    )
+    storefront = _storefront(config, fleet, book, asks_changed, suspicion)
     collector = Collector(
         signer=signer,
         domain=domain,
@@ -154,6 +147,20 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         alarm=monitor.alarm,
     )
     return Node(config, runner, courier, tuple(links), collector, storefront, monitor, book, fleet, chain, tabs, suspicion)
+
+
+def _storefront(
+    config: NodeConfig, fleet: Fleet, book: AskBook, changed: Callable[[], None], suspicion: asyncio.Event
+) -> Storefront:
+    """What looks after the engines, and sells what they can do."""
+    return Storefront(
+        book=book,
+        pools=fleet.pools,
+        offers=fleet.offers,
+        changed=changed,
+        suspicion=suspicion,
+        seconds=config.engine_check,
+    )
 
 
 def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, book: AskBook) -> list[NodeLink]:

@@ -62,7 +62,7 @@ class Upstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        self._transport = transport  # type: ignore[assignment]
+        self._transport = transport  # type: ignore[assignment]  # TCP's is an asyncio.Transport
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Stops the stream."""

@@ -17,7 +17,7 @@ from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
 from eth_utils.abi import abi_to_signature
 
-from tallystick.protocol.eip712 import keccak
+from tallystick.protocol.codecs import keccak
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 
 _BUILT_IN = [
@@ -109,7 +109,7 @@ class Abi:
 
 def _entry(raw: Mapping[str, Any]) -> Entry:
     inputs = raw.get("inputs", [])
-    signature = abi_to_signature(raw) if raw["type"] != "constructor" else ""  # type: ignore[arg-type]
+    signature = abi_to_signature(raw) if raw["type"] != "constructor" else ""  # type: ignore[arg-type]  # wants its own TypedDict
     return Entry(
         name=raw.get("name", ""),
         id=keccak(signature.encode()),

@@ -23,7 +23,8 @@ from starlette.routing import Route
 
 from tallystick.chain.evm import GAS_LIMIT, PRIORITY_FEE, Call, Evm, Rejected, Reverted
 from tallystick.chain.hexes import BadParams, data, quantity
-from tallystick.protocol.eip712 import Signer, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Signer
 
 MNEMONIC = "test test test test test test test test test test test junk"
 """The phrase that every Ethereum test chain uses; its keys are public and worth nothing anywhere."""
@@ -125,7 +126,7 @@ class Node:
             raise _Fault(REJECTED, str(error)) from None
         except (BadParams, TypeError) as error:
             raise _Fault(BAD_PARAMS, str(error)) from None
-        except Exception as error:
+        except Exception as error:  # a bug of ours or of py-evm: it costs this call its answer, not the chain
             _log.exception("devnet: %s failed", name)
             raise _Fault(INTERNAL, f"{type(error).__name__}: {error}") from error
 

@@ -48,12 +48,14 @@ def encode(value: Any) -> Any:
 def block_json(record: dict[str, Any]) -> dict[str, Any]:
     """A block without its transactions' bodies."""
     bloom = record.pop("logs_bloom")
-    return encode(record | {"miner": record.pop("coinbase")}) | {"logsBloom": f"0x{bloom:0512x}"}  # type: ignore[no-any-return]
+    made: dict[str, Any] = encode(record | {"miner": record.pop("coinbase")})
+    return made | {"logsBloom": f"0x{bloom:0512x}"}
 
 
 def transaction_json(record: dict[str, Any]) -> dict[str, Any]:
     """A mined transaction."""
-    return encode(record | {"input": record.pop("data"), "to": record["to"] or None})  # type: ignore[no-any-return]
+    made: dict[str, Any] = encode(record | {"input": record.pop("data"), "to": record["to"] or None})
+    return made
 
 
 def receipt_json(record: dict[str, Any], bloom: int) -> dict[str, Any]:
@@ -62,5 +64,5 @@ def receipt_json(record: dict[str, Any], bloom: int) -> dict[str, Any]:
     for log in record["logs"]:
         log["removed"] = False
         del log["type"]
-    made = encode(record | {"to": record["to"] or None, "contract_address": record["contract_address"] or None})
-    return made | {"logsBloom": f"0x{bloom:0512x}"}  # type: ignore[no-any-return]
+    made: dict[str, Any] = encode(record | {"to": record["to"] or None, "contract_address": record["contract_address"] or None})
+    return made | {"logsBloom": f"0x{bloom:0512x}"}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from eth_abi.abi import encode
 
 from tallystick.chain.codec import load_abi
 from tallystick.chain.endpoint import Rpc
 from tallystick.chain.sender import Mined, Sender
-from tallystick.protocol.eip712 import Domain, Message, Signer, Uint, keccak, message
+from tallystick.protocol.codecs import Uint, keccak
+from tallystick.protocol.eip712 import Domain, Message, Signer, message
 from tallystick.protocol.types import Address, Amount, Hash, Seconds
 
 U256 = Annotated[int, Uint(256)]
@@ -76,7 +77,7 @@ class Token:
         self.rpc, self.address = rpc, address
         self._abi = load_abi("TestUSD")
 
-    async def _read(self, function: str, *arguments: object) -> tuple[object, ...]:
+    async def _read(self, function: str, *arguments: object) -> tuple[Any, ...]:
         return self._abi.result(function, await self.rpc.call(self.address, self._abi.call(function, *arguments)))
 
     def calldata(self, function: str, *arguments: object) -> bytes:
@@ -86,17 +87,17 @@ class Token:
     async def balance_of(self, account: Address) -> Amount:
         """Tokens of an account, in base units."""
         (value,) = await self._read("balanceOf", account)
-        return Amount(value)  # type: ignore[arg-type]
+        return Amount(value)
 
     async def allowance(self, owner: Address, spender: Address) -> Amount:
         """What `spender` may still take from `owner`, in base units."""
         (value,) = await self._read("allowance", owner, spender)
-        return Amount(value)  # type: ignore[arg-type]
+        return Amount(value)
 
     async def decimals(self) -> int:
         """Digits after the point of one whole token."""
         (value,) = await self._read("decimals")
-        return int(value)  # type: ignore[call-overload, no-any-return]
+        return int(value)
 
     async def mint(self, sender: Sender, to: Address, amount: Amount) -> Mined:
         """Play money from the faucet of a test token."""
@@ -113,12 +114,12 @@ class Token:
     async def domain(self) -> Domain:
         """The token's own EIP-712 domain, from the contract (EIP-5267)."""
         _, name, version, chain_id, _, _, _ = await self._read("eip712Domain")
-        return Domain(chain_id=chain_id, contract=self.address, name=name, version=version)  # type: ignore[arg-type]
+        return Domain(chain_id=chain_id, contract=self.address, name=name, version=version)
 
     async def permit(self, owner: Signer, spender: Address, amount: Amount, deadline: Seconds) -> SignedPermit:
         """Signs a permit with the owner's next nonce."""
         (nonce,) = await self._read("nonces", owner.address)
-        text = Permit(owner=owner.address, spender=spender, value=amount, nonce=nonce, deadline=deadline)  # type: ignore[arg-type]
+        text = Permit(owner=owner.address, spender=spender, value=amount, nonce=nonce, deadline=deadline)
         return SignedPermit(amount, deadline, owner.sign(text, await self.domain()).signature)
 
     async def send_permit(self, sender: Sender, owner: Address, spender: Address, permit: SignedPermit) -> Mined:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-import rlp  # type: ignore[import-untyped]
+import rlp
 
-from tallystick.protocol.eip712 import Signer, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.types import Address
 
 _TYPE = b"\x02"

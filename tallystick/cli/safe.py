@@ -17,7 +17,8 @@ import typer
 from tallystick.cli.onchain import account_of, open_escrow
 from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile, Rpc, Wallet, unlock
 from tallystick.cli.output import err, out, show_json, show_rows, step
-from tallystick.protocol.eip712 import checksum, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Bind
 from tallystick.protocol.types import Address, Amount, format_amount, parse_address, parse_amount

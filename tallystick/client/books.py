@@ -242,7 +242,7 @@ def examine(c: Connection, arrival: Arrival) -> tuple[bool, sa.Row[tuple[object,
     booked = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
     if booked is not None and booked.digest == arrival.receipt.digest.hex():
         return True, None
-    check_place(receipt, _neighbours(receipt, _around(c, arrival)))
+    check_place(receipt, Neighbours.of(receipt, (loads_signed(Receipt, doc).message for doc in _around(c, arrival))))
     check_doubt(arrival.doubt)
     return False, c.execute(TAB, arrival.tab).first()
 
@@ -254,16 +254,6 @@ def _around(c: Connection, arrival: Arrival) -> list[str]:
     found = [*c.execute(_FROM, which).scalars(), *c.execute(_BELOW, which).scalars()]
     same_order = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
     return found if same_order is None or same_order.receipt_doc in found else [*found, same_order.receipt_doc]
-
-
-def _neighbours(receipt: Receipt, docs: list[str]) -> Neighbours:
-    found = [loads_signed(Receipt, doc).message for doc in docs]
-    return Neighbours(
-        same_seq=next((r for r in found if r.seq == receipt.seq), None),
-        below=max((r for r in found if r.seq < receipt.seq), key=lambda r: r.seq, default=None),
-        above=min((r for r in found if r.seq > receipt.seq), key=lambda r: r.seq, default=None),
-        same_order=next((r for r in found if r.order_hash == receipt.order_hash), None),
-    )
 
 
 def accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | None) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
 from tallystick.client.config import MAX_LABEL, SORTS, ApiKey, ClientConfig
 from tallystick.client.shortlist import Demand
 from tallystick.protocol.eip712 import Signed, read_signed
-from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
+from tallystick.protocol.errors import BadMessage, Fault
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.reading import read_count, read_items, read_text
 from tallystick.protocol.requirements import Requirements
@@ -24,8 +24,7 @@ class Choice(TypedDict, total=False):
     """What a request says of its providers. Prices are base units per 1,000,000 tokens, `min_stake` base units; addresses as
     people write them.
 
-    Maxima and `require` narrow what the config says and never widen it; `pin`: these only; `prefer`: these first, in this order;
-    `models`: the request must name one of these, if any are given.
+    Maxima and `require` narrow what the config says and never widen it; `pin`: these only; `prefer`: these first, in this order.
     """
 
     max_input_price: int | None
@@ -37,12 +36,12 @@ class Choice(TypedDict, total=False):
     min_reputation: int
     min_stake: int
     sort: str
-    models: Iterable[str]
 
 
 class Options(Choice, total=False):
-    """What the header X-Tally-Options says: a choice, and how `Market.submit` is to bound and label the job."""
+    """What the header X-Tally-Options and a caller's key say: a choice, and how `Market.submit` is to bound and label the job."""
 
+    models: Collection[str]
     max_cost: Amount | None
     label: str
     affinity: str
@@ -50,9 +49,6 @@ class Options(Choice, total=False):
 
 def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> Demand:
     """The demand of a request. Raises BadMessage, or Refusal where it asks for what the config does not allow."""
-    allowed = tuple(choice.get("models", ()))
-    if allowed and model not in allowed:
-        raise Refusal(Code.UNKNOWN_MODEL, f"{model!r} is not among the models allowed here: {', '.join(allowed)[:500]}")
     sort = choice.get("sort", config.sort)
     if sort not in SORTS:
         raise BadMessage(f"sort: expected one of {', '.join(SORTS)}")

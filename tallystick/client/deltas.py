@@ -10,6 +10,34 @@ from tallystick.protocol.wire import loads
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
+class Events:
+    """Feed it an event stream's bytes, cut anywhere; it gives the data of each event but the last mark. Raises BadMessage."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._data: list[bytes] = []
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The data of the events that a piece completes, in order."""
+        self._rest += piece
+        if b"\n" not in piece:
+            if len(self._rest) > MAX_EVENT_BYTES:
+                raise BadMessage(f"answer: an event of more than {MAX_EVENT_BYTES} bytes", fault=Fault.ENGINE)
+            return []
+        *lines, self._rest = self._rest.split(b"\n")
+        return [data for line in lines if (data := self._line(bytes(line).removesuffix(b"\r")))]
+
+    def _line(self, line: bytes) -> bytes:
+        """The data of the event that a line ends; none otherwise."""
+        if line.startswith(b"data:"):
+            self._data.append(line[5:].removeprefix(b" "))
+        if line or not self._data:
+            return b""
+        data = b"\n".join(self._data)
+        self._data = []
+        return b"" if data == b"[DONE]" else data
+
+
 class Deltas:
     """Feed it the stream's bytes, cut anywhere; it gives the text of the first answer: of a chat, a completion or a response.
 
@@ -18,27 +46,11 @@ class Deltas:
     """
 
     def __init__(self) -> None:
-        self._rest = bytearray()
-        self._data: list[bytes] = []
+        self._events = Events()
 
     def feed(self, piece: bytes) -> list[str]:
         """The texts that a piece completes, in order."""
-        self._rest += piece
-        if b"\n" not in piece:
-            if len(self._rest) > MAX_EVENT_BYTES:
-                raise BadMessage(f"answer: an event of more than {MAX_EVENT_BYTES} bytes", fault=Fault.ENGINE)
-            return []
-        *lines, self._rest = self._rest.split(b"\n")
-        return [text for line in lines if (text := self._line(bytes(line).removesuffix(b"\r")))]
-
-    def _line(self, line: bytes) -> str:
-        if line.startswith(b"data:"):
-            self._data.append(line[5:].removeprefix(b" "))
-        if line or not self._data:
-            return ""
-        data = b"\n".join(self._data)
-        self._data = []
-        return "" if data == b"[DONE]" else _text(data)
+        return [text for data in self._events.feed(piece) if (text := _text(data))]
 
 
 def _text(data: bytes) -> str:

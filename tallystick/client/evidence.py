@@ -117,13 +117,20 @@ class EvidenceFile:
         if any((one.payer, one.provider) != (here.payer, here.provider) for one in near):
             raise BadMessage("evidence.others: a receipt of another tab")
         findings = [Finding("signatures", f"the provider {here.provider} signed the receipt, the payer {here.payer} the order")]
-        for check in (_alone, _beside, _plain):
+        signed = self._signed_plaintexts(receipt)
+        checks: list[Callable[[], None]] = [
+            lambda: check_answer(placed, here, None),
+            lambda: check_place(here, Neighbours.of(here, near)),
+        ]
+        if signed is not None:
+            delivered = _delivered(signed)
+            checks.append(lambda: check_answer(placed, here, delivered))
+        for check in checks:
             try:
-                check(self, placed, receipt, near)
+                check()
             except BadReceipt as contradiction:
                 found = Finding("contradiction", str(contradiction))
                 findings += [found] if found not in findings else []
-        signed = self._signed_plaintexts(receipt)
         doubt = None if recount is None or signed is None else recount(signed.request, signed.response, here)
         if doubt is not None:
             findings.append(Finding("recount", doubt.reason))
@@ -153,27 +160,9 @@ def read_evidence(data: bytes) -> EvidenceFile:
     return EvidenceFile.from_json(raw)
 
 
-def _alone(_file: EvidenceFile, placed: Placed, receipt: Verified[Receipt], _near: list[Receipt]) -> None:
-    check_answer(placed, receipt.message, None)
-
-
-def _beside(_file: EvidenceFile, _placed: Placed, receipt: Verified[Receipt], near: list[Receipt]) -> None:
-    here = receipt.message
-    neighbours = Neighbours(
-        same_seq=next((one for one in near if one.seq == here.seq and one != here), None),
-        same_order=next((one for one in near if one.order_hash == here.order_hash and one != here), None),
-        below=max((one for one in near if one.seq < here.seq), key=lambda one: one.seq, default=None),
-        above=min((one for one in near if one.seq > here.seq), key=lambda one: one.seq, default=None),
-    )
-    check_place(here, neighbours)
-
-
-def _plain(file: EvidenceFile, placed: Placed, receipt: Verified[Receipt], _near: list[Receipt]) -> None:
-    """What the bytes that the provider signed for can hold."""
-    proof = file._signed_plaintexts(receipt)  # noqa: SLF001 - of this module
-    if proof is None:
-        return
+def _delivered(proof: Proof) -> Delivered:
+    """What the bytes are that the provider signed for."""
     head, body = split_request(proof.request)
     bounded = read_call(head.path, body, head.content_type).bounded
     sizes = len(body), sum(map(len, proof.response[1:]))
-    check_answer(placed, receipt.message, Delivered(*sizes, receipt.message.result_commitment, finished=True, bounded=bounded))
+    return Delivered(*sizes, proof.receipt.message.result_commitment, finished=True, bounded=bounded)

@@ -13,12 +13,13 @@ from starlette.types import Receive, Scope, Send
 
 from tallystick.client.aliases import Names, Plan, draw_of, next_may_do
 from tallystick.client.cache import LARGEST, Cache, Kept
-from tallystick.client.choice import HEADER, Choice, Extras, Options, demand_of, least, read_options, under
+from tallystick.client.choice import HEADER, Extras, Options, demand_of, least, read_options, under
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.guard import CALLER
 from tallystick.client.job import Job
 from tallystick.client.keys import fingerprint
 from tallystick.client.openai import EVENT_STREAM, error_event, render_error
+from tallystick.client.recover import Mended
 from tallystick.client.result import Result
 from tallystick.client.rules import load_rule
 from tallystick.client.sdk import Market, upkeep_of
@@ -42,7 +43,6 @@ OURS = (
     "x-tally-escalated",
 )
 """Headers of answers that are the gateway's own."""
-_CHOICES = Choice.__annotations__.keys() - {"models"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,7 @@ class Forward:
         """By the whole plan: what any of its models answers is the answer, and another plan's is not."""
         if self._cache is None or wanted.key is not None or wanted.content_type != JSON or wanted.extras.cache is False:
             return None
-        choice = Choice(**{name: value for name, value in wanted.options.items() if name in _CHOICES})  # type: ignore[typeddict-item]
-        demand = demand_of(self._market.config, "", wanted.path, choice)
+        demand = demand_of(self._market.config, "", wanted.path, wanted.options)
         caller = "" if wanted.caller is None else wanted.caller.label
         return self._cache.name(wanted.path, plan.bodies, demand, caller, asked=wanted.extras.cache)
 
@@ -207,8 +206,8 @@ class Forward:
 
     async def _mended(self, error: TallyError, job: Job) -> bool:
         """Whether what was in the job's way is not any more: too little reserved, or books that lacked something."""
-        if error.code is Code.UNAUTHORISED_TAB:
-            return error.retry  # see Recovery.refused
+        if isinstance(error, Mended):
+            return True
         return error.code is Code.UNSECURED and await upkeep_of(self._market).secure(job)
 
 

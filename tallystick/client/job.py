@@ -73,7 +73,8 @@ class Job:
         self._began = began
         self._keyed = keyed
         self._desk, self._answer, self._response, self._call = desk, answer, response, call
-        self._request, self._body_bytes = request, len(split_request(request)[1])
+        head, body = split_request(request)
+        self._request, self._path, self._body_bytes = request, head.path, len(body)
         self._reader = FrameReader()
         self._frames: deque[tuple[Kind, bytes]] = deque()
         self._reading = asyncio.Lock()
@@ -333,8 +334,7 @@ class Job:
 
     async def _doubt(self, receipt: Receipt) -> Doubt | None:
         auditor, kept = self._desk.auditor, self._answer.kept
-        path = split_request(self._request)[0].path
-        if auditor is None or not self._answer.whole or not auditor.counts(self._call.model, path):
+        if auditor is None or not self._answer.whole or not auditor.counts(self._call.model, self._path):
             return None
         if kept is None:
             found: Doubt | None = Doubt("the answer is too long to be counted again", refuse=False)

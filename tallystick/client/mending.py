@@ -43,6 +43,7 @@ class Found:
 
 
 MAX_UNPROVEN = 2
+"""How often a tab without any receipt follows what the chain paid within known ceilings; see `adopt`."""
 _COUNT_UNPROVEN = sa.update(tabs).where(THIS_TAB).values(unproven=tabs.c.unproven + 1)
 _KNOWN_ORDERS = sa.select(orders.c.digest).where(orders.c.digest.in_(bindparam("of_orders", expanding=True)))
 _FIRST_ORDER = sa.select(sa.func.min(orders.c.seq)).where(orders.c.payer == PAYER, orders.c.venue == VENUE)

@@ -143,13 +143,8 @@ class Onchain:
         return [(account, amount) for account, amount in held if amount]
 
     async def warn_idle(self, accounts: Sequence[Account], now: int) -> None:
-        """Logs them, with the command that frees each."""
-        try:
-            found = await self.idle(accounts, now)
-        except TallyError as error:
-            log.info("reservations could not be looked at", reason=str(error))
-            return
-        for account, amount in found:
+        """Logs them, with the command that frees each. Raises Unavailable."""
+        for account, amount in await self.idle(accounts, now):
             days = (now - account.used_at) // 86_400
             log.warning(
                 "money is reserved for a provider that is not used",

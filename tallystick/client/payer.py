@@ -10,6 +10,7 @@ No clock, no store: callers bring both. What it costs to be wrong: the payer can
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tallystick.protocol import pricing
@@ -202,6 +203,17 @@ class Neighbours:
     below: Receipt | None = None
     above: Receipt | None = None
     same_order: Receipt | None = None
+
+    @classmethod
+    def of(cls, receipt: Receipt, others: Iterable[Receipt]) -> Neighbours:
+        """Those among some receipts of its tab; the receipt itself is none of them."""
+        near = [one for one in others if one != receipt]
+        return cls(
+            same_seq=next((one for one in near if one.seq == receipt.seq), None),
+            below=max((one for one in near if one.seq < receipt.seq), key=lambda one: one.seq, default=None),
+            above=min((one for one in near if one.seq > receipt.seq), key=lambda one: one.seq, default=None),
+            same_order=next((one for one in near if one.order_hash == receipt.order_hash), None),
+        )
 
 
 def check_place(receipt: Receipt, near: Neighbours) -> None:

@@ -70,17 +70,15 @@ def recount_with(path: Path) -> Callable[[bytes, Sequence[bytes], Receipt], Doub
 
 
 def _doubt(rule: Recount, tokenizer: Tokenizer, request: bytes, response: Sequence[bytes], receipt: Receipt) -> Doubt | None:
-    if not response:
-        return None
+    if not response or load_response_head(response[0]).status != 200:
+        return None  # an engine's own error says no text, and costs nothing
     head, body = split_request(request)
     said = answer_texts(load_response_head(response[0]).content_type, b"".join(response[1:]))
     if said is None:
         return Doubt("the answer is in no form in which its tokens could be counted again", refuse=False)
-    if receipt.output_tokens:
-        allowed = PER_CHOICE * len(said.parts)
-        found = _excess(rule, "output", receipt.output_tokens, _count(tokenizer, said), allowed)
-        if found is not None:
-            return found
+    found = _excess(rule, "output", receipt.output_tokens, _count(tokenizer, said), PER_CHOICE * len(said.parts))
+    if found is not None:
+        return found
     asked = request_texts(head.path, body)
     if asked is None:
         return None

@@ -34,6 +34,10 @@ AGAIN_SECONDS = 1.0
 """How long a provider's tab is not asked about again."""
 
 
+class Mended(Unavailable):
+    """An order was refused for what these books lacked, and have now: asked again, it may do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """See the module's docstring. `info` says who the coordinator is; `onchain` the chain, where there is one to ask."""
@@ -148,13 +152,15 @@ class Recovery:
         found = await self.look([one.order.message.provider for one in known.orders] if known is not None else [], chain=True)
         raised = Amount(sum(one.raised for one in found))
         if raised:
+            kind: type[Unavailable] = Mended
             text = f"{failure}. This wallet's books lacked {format_amount(raised)}; {self.note(found[0], *found[1:])}. Ask again"
         else:
+            kind = Unavailable
             text = (
                 f"{failure}. These books ({self.path}) show less: jobs that were cut off count until they have ended, so ask "
                 f"again in a moment; if it stays so, {_ELSEWHERE}"
             )
-        return Unavailable(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
+        return kind(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
 
     def note(self, *found: Found) -> str:
         """Where the missing orders were signed, as far as that can be told."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -260,6 +260,7 @@ class Market(Verbs):
         body: bytes | Mapping[str, Any],
         *,
         model: str | None = None,
+        models: Collection[str] = (),
         max_cost: Amount | None = None,
         keep: bool = False,
         key: str | None = None,
@@ -270,10 +271,11 @@ class Market(Verbs):
     ) -> Job:
         """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions; returns once it is admitted.
 
-        Bytes go to the engine as they are. `max_cost` (base units) bounds what this job can cost, as do the config's budgets,
-        those of its workload `label` among them. With `keep`, the job has a `proof` at its end. With an idempotency `key` a
-        job survives a lost connection, of this process too, and the same request with the same key is that job. Requests of
-        one conversation (named by `affinity`, else known by how they begin) stay with the provider that has it in its cache.
+        Bytes go to the engine as they are. The body must name one of `models`, if any are given. `max_cost` (base units) bounds
+        what this job can cost, as do the config's budgets, those of its workload `label` among them. With `keep`, the job has a
+        `proof` at its end. With an idempotency `key` a job survives a lost connection, of this process too, and the same request
+        with the same key is that job. Requests of one conversation (named by `affinity`, else known by how they begin) stay with
+        the provider that has it in its cache.
         Raises TallyError: then nothing is owed but what an earlier job of the key costs.
         """
         raw = body if isinstance(body, bytes) else dumps(dict(body))
@@ -286,6 +288,9 @@ class Market(Verbs):
         call = asked.call
         if model is not None and model != call.model:
             raise BadMessage(f"model: {model!r} was asked for, but the body names {call.model!r}")
+        if models and call.model not in models:
+            text = f"{call.model!r} is not among the models allowed here: {', '.join(sorted(models))[:500]}"
+            raise Refusal(Code.UNKNOWN_MODEL, text)
         if self._draining:
             raise Unavailable(Code.NODE_BUSY, "this client is stopping", fault=Fault.CLIENT)
         if len(self._live) >= self.config.max_jobs:

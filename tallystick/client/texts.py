@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tallystick.client.deltas import Events
 from tallystick.client.openai import EVENT_STREAM
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.routes import CHAT, COMPLETIONS, media_type
@@ -49,19 +50,14 @@ def answer_texts(content_type: str, body: bytes) -> Texts | None:
     """The texts of a completion's answer, whole or streamed; None if it is none."""
     spoken: dict[int, list[str]] = {}
     try:
-        documents = list(_events(body)) if media_type(content_type) == EVENT_STREAM else [loads(body, "answer")]
-        for document in documents:
+        events = Events().feed(body + b"\n\n") if media_type(content_type) == EVENT_STREAM else [body]
+        for event in events:
+            document = loads(event, "answer")
             for choice in document.get("choices") or ():
                 spoken.setdefault(int(choice.get("index") or 0), []).extend(_of_choice(choice))
     except (BadMessage, AttributeError, TypeError, ValueError):
         return None
     return Texts(tuple("".join(spoken[index]) for index in sorted(spoken))) if spoken else None
-
-
-def _events(body: bytes) -> Iterator[Any]:
-    for line in body.split(b"\n"):
-        if line.startswith(b"data:") and (data := line[5:].strip()) and data != b"[DONE]":
-            yield loads(data, "event")
 
 
 def _of_choice(choice: dict[str, Any]) -> Iterator[str]:

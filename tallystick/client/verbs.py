@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 from tallystick.client.choice import Choice, Options
@@ -30,6 +30,7 @@ class Verbs(ABC):
         body: Body,
         *,
         model: str | None = None,
+        models: Collection[str] = (),
         max_cost: Amount | None = None,
         keep: bool = False,
         key: str | None = None,

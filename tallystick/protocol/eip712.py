@@ -10,7 +10,6 @@ two or three Keccak calls in C, a recovery one call of libsecp256k1.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -22,21 +21,12 @@ from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, dataclass_t
 
 import coincurve
 import orjson
-import sha3
 
+from tallystick.protocol.codecs import SCALARS, Codec, array, keccak, read_hex, uint
 from tallystick.protocol.errors import BadMessage, BadSignature
-from tallystick.protocol.types import Address, Amount, Hash, JobId, parse_address
+from tallystick.protocol.types import Address, Hash
 
-MAX_STRING = 1_024
-MAX_BYTES = 4_096
-MAX_ITEMS = 1_024
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
-_DECIMAL = re.compile(r"0|[1-9][0-9]{0,77}")
-
-
-def keccak(data: bytes) -> Hash:
-    """Keccak-256 as Ethereum uses it (not NIST SHA3-256)."""
-    return Hash(sha3.keccak_256(data).digest())
 
 
 def checksum(address: str) -> str:
@@ -46,125 +36,17 @@ def checksum(address: str) -> str:
     return "0x" + "".join(c.upper() if int(h, 16) >= 8 else c for c, h in zip(digits, hashed, strict=False))
 
 
-@dataclass(frozen=True, slots=True)
-class Uint:
-    """Marks an integer field as uintN: `Annotated[int, Uint(64)]`."""
-
-    bits: int
-
-
-U8 = Annotated[int, Uint(8)]
-U16 = Annotated[int, Uint(16)]
-U32 = Annotated[int, Uint(32)]
-U64 = Annotated[int, Uint(64)]
-U96 = Annotated[Amount, Uint(96)]
-"""Money: an Amount of base units that fits 96 bits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How one type is named, hashed (`encode`: value -> 32 bytes), written to JSON and read from it."""
-
-    name: str
-    encode: Callable[[Any], bytes]
-    to_json: Callable[[Any], Any]
-    from_json: Callable[[Any, str], Any]
-
-
-def _uint(bits: int, of: type) -> Codec:
-    limit = 1 << bits
-
-    def encode(value: int) -> bytes:
-        if not 0 <= value < limit:
-            raise BadMessage(f"{value} does not fit uint{bits}")
-        return int.to_bytes(value, 32, "big")
-
-    def from_json(raw: object, field: str) -> int:
-        if isinstance(raw, str) and _DECIMAL.fullmatch(raw):
-            raw = int(raw)
-        if isinstance(raw, bool) or not isinstance(raw, int) or not 0 <= raw < limit:
-            raise BadMessage(f"{field}: expected a uint{bits} (a whole number, as a decimal string above 32 bits)")
-        return of(raw) if of is not int else raw
-
-    return Codec(f"uint{bits}", encode, int if bits <= 32 else (lambda v: str(int(v))), from_json)
-
-
-def _hex(field: str, raw: object, size: int | None) -> bytes:
-    value = b""
-    if isinstance(raw, str) and raw[:2] == "0x" and len(raw) <= 2 + 2 * MAX_BYTES:
-        with contextlib.suppress(ValueError):
-            value = bytes.fromhex(raw[2:])
-    if not isinstance(raw, str) or len(raw) != 2 + 2 * len(value) or raw[:2] != "0x":  # fromhex also takes spaces
-        raise BadMessage(f"{field}: expected bytes as 0x and hex digits, at most {MAX_BYTES} bytes")
-    if size is not None and len(value) != size:
-        raise BadMessage(f"{field}: expected {size} bytes, got {len(value)}")
-    return value
-
-
-def _fixed_bytes(size: int) -> Codec:
-    def encode(value: bytes) -> bytes:
-        if len(value) != size:
-            raise BadMessage(f"expected {size} bytes, got {len(value)}")
-        return value.ljust(32, b"\0")
-
-    return Codec(f"bytes{size}", encode, lambda v: "0x" + v.hex(), lambda raw, field: _hex(field, raw, size))
-
-
-def _utf8(value: str, field: str = "a string") -> bytes:
-    try:
-        return value.encode()
-    except UnicodeEncodeError:
-        raise BadMessage(f"{field}: contains a lone surrogate") from None
-
-
-def _string(raw: object, field: str) -> str:
-    if not isinstance(raw, str) or len(raw) > MAX_STRING:
-        raise BadMessage(f"{field}: expected a string of at most {MAX_STRING} characters")
-    _utf8(raw, field)
-    return raw
-
-
-def _boolean(raw: object, field: str) -> bool:
-    if not isinstance(raw, bool):
-        raise BadMessage(f"{field}: expected true or false")
-    return raw
-
-
-_SCALARS: dict[object, Codec] = {
-    Address: Codec("address", lambda v: bytes.fromhex(v[2:]).rjust(32, b"\0"), str, parse_address),
-    Hash: _fixed_bytes(32),
-    JobId: _fixed_bytes(16),
-    bytes: Codec("bytes", keccak, lambda v: "0x" + v.hex(), lambda raw, field: _hex(field, raw, None)),
-    str: Codec("string", lambda v: keccak(_utf8(v)), str, _string),
-    bool: Codec("bool", lambda v: int(v).to_bytes(32, "big"), bool, _boolean),
-}
-
-
-def _array(item: Codec) -> Codec:
-    def from_json(raw: object, field: str) -> tuple[Any, ...]:
-        if not isinstance(raw, list) or len(raw) > MAX_ITEMS:
-            raise BadMessage(f"{field}: expected a list of at most {MAX_ITEMS} items")
-        return tuple(item.from_json(value, f"{field}[{i}]") for i, value in enumerate(raw))
-
-    return Codec(
-        f"{item.name}[]",
-        lambda values: keccak(b"".join(map(item.encode, values))),
-        lambda values: [item.to_json(v) for v in values],
-        from_json,
-    )
-
-
 def _codec(hint: Any) -> Codec:
     if get_origin(hint) is Annotated:
         base, mark = get_args(hint)
-        return _uint(mark.bits, base)
+        return uint(mark.bits, base)
     if get_origin(hint) is tuple:
-        return _array(_codec(get_args(hint)[0]))
+        return array(_codec(get_args(hint)[0]))
     if isinstance(hint, type) and issubclass(hint, Message):
         return Codec(hint.SCHEMA.name, lambda v: v.struct_hash(), lambda v: v.to_json(), hint.from_json)
-    if isinstance(hint, UnionType) or hint not in _SCALARS:
+    if isinstance(hint, UnionType) or hint not in SCALARS:
         raise TypeError(f"no EIP-712 type for {hint!r}")
-    return _SCALARS[hint]
+    return SCALARS[hint]
 
 
 def _camel(name: str) -> str:
@@ -348,7 +230,7 @@ def read_signed(cls: type[S], raw: object, field: str = "") -> Signed[S]:
     where = field or cls.SCHEMA.name.lower()
     if not isinstance(raw, dict) or raw.keys() != {"message", "signature"}:
         raise BadMessage(f'{where}: expected {{"message": …, "signature": "0x…"}}')
-    return Signed(cls.from_json(raw["message"], where), _hex(f"{where}.signature", raw["signature"], 65))
+    return Signed(cls.from_json(raw["message"], where), read_hex(f"{where}.signature", raw["signature"], 65))
 
 
 def loads_signed(cls: type[S], text: str | bytes) -> Signed[S]:

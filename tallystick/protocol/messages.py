@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from tallystick.protocol.eip712 import U8, U16, U32, U64, U96, Message, message
+from tallystick.protocol.codecs import U8, U16, U32, U64, U96
+from tallystick.protocol.eip712 import Message, message
 from tallystick.protocol.types import Address, Hash, JobId
 
 UNKNOWN = "unknown"

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tallystick.protocol.eip712 import keccak
+from tallystick.protocol.codecs import keccak
 from tests.chain.world import serving
 
 

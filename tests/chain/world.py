@@ -20,7 +20,8 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
 from tallystick.chain.escrow import Escrow, Rules, TxResult
 from tallystick.chain.rpc import Rpc, Sender
-from tallystick.protocol.eip712 import Domain, Signed, Signer, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.messages import Bind, Order, Receipt
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash
 

@@ -22,7 +22,7 @@ from tallystick.client.payer import Placed, Tab
 from tallystick.client.sdk import Market
 from tallystick.client.upkeep import Upkeep
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
 from tallystick.protocol.messages import Terms
 from tallystick.protocol.types import ZERO_HASH, Amount, JobId
 from tallystick.runtime.serving import serving
@@ -162,14 +162,15 @@ async def test_idle_reservations(desk: Desk) -> None:
 
 
 async def test_no_chain_is_no_obstacle(tmp_path: Path, desk: Desk) -> None:
-    """Without a deployment file nothing is done; with a chain that is away, nothing fails but the top-up."""
+    """Without a deployment file nothing is done; with a chain that is away, nothing is topped up."""
     assert Onchain.of(ClientConfig(), KEY) is None
     with pytest.raises(BadMessage, match="deployment file"):
         Onchain.of(ClientConfig(deployment=tmp_path / "none.json"), KEY)
     away = Onchain.of(replace(desk.config, rpc="http://127.0.0.1:9"), KEY)
     assert away is not None
     assert not await away.top_up(desk.refused(1), Tab(), [], 10**18)
-    await away.warn_idle([_account(PROVIDER)], 10**9)
+    with pytest.raises(Unavailable):
+        await away.warn_idle([_account(PROVIDER)], 10**9)
     await away.close()
 
 

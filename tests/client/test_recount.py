@@ -18,6 +18,7 @@ from tallystick.client.tables import JobState
 from tallystick.client.texts import answer_texts, request_texts
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, BadReceipt
+from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.wire import dumps
 from tests.client.fake import BODY, CHAT, EVENTS, FakeMarket, Session, event
@@ -91,7 +92,14 @@ async def test_what_cannot_be_counted_is_said(fake: FakeMarket, wallet: Signer, 
         await session.chunk(event(SAID) + b"data: what?\n\n", last=True)
         await session.finish(Usage(10, 0, 90))
 
+    async def fails(session: Session) -> None:
+        await session.match()
+        await session.answer(422)
+        await session.chunk(b'{"error": {"message": "no"}}', last=True)
+        await session.finish(Usage(10, 0, 0), Outcome.UPSTREAM_ERROR)
+
     async with Market(fake.url, wallet, replace(config, recounts=(rule,))) as market:
+        assert await _run(market, fake, fails) == (JobState.FAILED, "upstream_error"), "an engine's error is no doubt"
         assert "no form in which its tokens" in (await _run(market, fake, odd))[1]
     short = replace(config, recounts=(rule,), max_answer_bytes=100)
     async with Market(fake.url, wallet, short) as market:

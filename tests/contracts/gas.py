@@ -16,7 +16,8 @@ from eth.vm.forks.prague.computation import PragueComputation
 from tallystick.chain.claims import ClaimBatch
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS
 from tallystick.chain.token import Permit, ReceiveWithAuthorization, split_signature
-from tallystick.protocol.eip712 import Domain, Message, Signer, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Domain, Message, Signer
 from tallystick.protocol.messages import Bind, Claim, ClaimRow, Release
 from tallystick.protocol.types import ZERO_HASH, Amount, Hash
 from tests.contracts.ground import START, Done

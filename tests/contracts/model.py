@@ -34,7 +34,8 @@ from tallystick.chain.events import (
     Withdrawn,
 )
 from tallystick.chain.token import SignedAuthorization, SignedPermit
-from tallystick.protocol.eip712 import Domain, Signed, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.messages import Bind, Claim, Order, Receipt, Release
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash, Seconds
 from tests.contracts.book import Holdings, No, Purse, sane

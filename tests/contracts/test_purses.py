@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from tallystick.chain.escrow import Purse
 from tallystick.chain.events import Deposited, PurseOpened, ThawStarted, Withdrawn
-from tallystick.protocol.eip712 import Signed, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.messages import Bind
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash, Seconds
 from tests.chain.world import DOLLAR, FAR, RULES, World, person, refused

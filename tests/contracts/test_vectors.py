@@ -9,7 +9,8 @@ import pytest
 from tallystick.chain.claims import SettleRow
 from tallystick.chain.deploy import create
 from tallystick.protocol import messages
-from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Domain, Message, Signed, Signer
 from tallystick.protocol.messages import Order
 from tallystick.protocol.types import Address, Amount
 from tests.chain.world import World

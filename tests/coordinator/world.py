@@ -13,7 +13,8 @@ from coordinator.market import Market
 from coordinator.memory import MemoryFunds, MemoryStore
 from coordinator.ports import JobStore, job_subject, node_subject
 from coordinator.rules import Limits
-from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, Verified, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, Verified
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable, from_public
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import Capacity, ClaimRequest

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tallystick.protocol import messages as module
-from tallystick.protocol.eip712 import Message, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Message
 from tallystick.protocol.messages import UNKNOWN, Outcome, Spec
 from tests.protocol.strategies import ALL
 

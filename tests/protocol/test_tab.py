@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tallystick.protocol.eip712 import Domain, Signer, Verified, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Refusal
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.protocol.eip712 import Domain, Signed, Signer, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_CHAIN_ID, Capacity, Challenge, ClaimRequest, Hello, read_asks
 from tallystick.protocol.messages import Ask, Claim, ClaimRow, Connect, Match, Order, Spec, Terms

@@ -17,7 +17,8 @@ from eth_account import Account
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.protocol.eip712 import Signer, keccak
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime import keys
 from tallystick.runtime.keys import (
