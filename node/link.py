@@ -25,7 +25,7 @@ from node.ports import Link, LinkLost
 from tallystick import __version__
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage, TallyError, from_public
-from tallystick.protocol.link import Capacity, Challenge, Hello
+from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
 from tallystick.protocol.messages import Ask, Connect
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
@@ -160,7 +160,12 @@ class NodeLink:
         async with asyncio.timeout(self._settings.connect_seconds):
             challenge = Challenge.from_json(loads(await _expect(socket, Kind.CHALLENGE), "challenge"))
             self._check(challenge)
-            answer = Connect(provider=self._signer.address, coordinator=challenge.coordinator, challenge=challenge.challenge)
+            answer = Connect(
+                provider=self._signer.address,
+                coordinator=challenge.coordinator,
+                challenge=challenge.challenge,
+                endpoint=endpoint_of(self.url),
+            )
             told = self._asks(challenge.coordinator)
             hello = Hello(self._signer.sign(answer, self._domain), told, self._capacity(), f"tallystick-node/{__version__}")
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from scripts.relay.mock import BODY, MODEL
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
-from tallystick.protocol.link import Capacity, Challenge, Hello
+from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.sealing import X25519, ContentKey, Sealer, SealingKey, commit_request, wrap_key
@@ -136,7 +136,12 @@ class BareNode:
         ask = signer.sign(offer, domain)
         socket = await connect(f"ws{url.removeprefix('http')}/v1/node", max_size=MAX_BODY, compression=None, ping_interval=None)
         challenge = Challenge.from_json(loads(unpack_link(await socket.recv())[2], "challenge"))
-        answer = Connect(provider=signer.address, coordinator=challenge.coordinator, challenge=challenge.challenge)
+        answer = Connect(
+            provider=signer.address,
+            coordinator=challenge.coordinator,
+            challenge=challenge.challenge,
+            endpoint=endpoint_of(url),
+        )
         hello = Hello(signer.sign(answer, domain), (ask,), Capacity(1_000, 1_000), "bench")
         await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
         await socket.recv()

@@ -41,7 +41,7 @@ class Event(str, Enum):
 class Charge(Enum):
     """What an outcome may charge."""
 
-    USAGE = "input and all output delivered"
+    USAGE = "the input, once the engine took it, and all output delivered"
     NOTHING = "nothing"
 
 
@@ -69,8 +69,9 @@ CHARGES: dict[Outcome, Charge] = {
     Outcome.PROVIDER_ERROR: Charge.NOTHING,
     Outcome.UPSTREAM_ERROR: Charge.NOTHING,
     Outcome.TIMED_OUT: Charge.NOTHING,
+    Outcome.REFUSED: Charge.NOTHING,
 }
-"""You pay for an answer that ended by itself, or that you stopped yourself; never for one that broke."""
+"""A payer pays for an answer that ended by itself, or that the payer stopped; never for one that broke or never began."""
 
 ENDS: dict[Outcome, Event] = {
     Outcome.COMPLETED: Event.FINISH,
@@ -79,6 +80,7 @@ ENDS: dict[Outcome, Event] = {
     Outcome.PROVIDER_ERROR: Event.FAIL,
     Outcome.UPSTREAM_ERROR: Event.FAIL,
     Outcome.TIMED_OUT: Event.EXPIRE,
+    Outcome.REFUSED: Event.FAIL,
 }
 """The event that a receipt with this outcome is."""
 

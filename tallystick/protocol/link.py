@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import Ask, Claim, Connect, Order, Receipt, Terms
 from tallystick.protocol.reading import read_count, read_items, read_members, read_text
 from tallystick.protocol.types import Address, Hash, parse_address
+from tallystick.protocol.wire import dumps
 
 MAX_CHAIN_ID = (1 << 63) - 1
 """Chains number themselves as they like: some ids are above 32 bits (EIP-2294 allows about 63)."""
+
+
+_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+
+
+def endpoint_of(url: str) -> str:
+    """The host and port that a URL is dialled at, as `Connect.endpoint` names them: in lower case, with the scheme's usual port
+    where the URL names none. Raises BadMessage.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        host = port = None
+    if not host or port is None:
+        raise BadMessage(f"expected an address such as https://coordinator.example, got {url[:200]!r}")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +98,32 @@ class Capacity:
         return cls(*(read_count(value, f"capacity.{name}") for name, value in zip(names, values, strict=True)))
 
 
+MAX_ASKS = 256
+MAX_ASK_BYTES = 16 * 1024
+MAX_NODE_ASK_BYTES = 64 * 1024
+MAX_FEATURES, MAX_FEATURE_CHARACTERS = 64, 64
+
+
+def read_ask(raw: object, field: str = "ask") -> Signed[Ask]:
+    """A signed ask of at most MAX_ASK_BYTES of JSON and MAX_FEATURES short features. Raises BadMessage."""
+    size = len(dumps(raw))
+    if size > MAX_ASK_BYTES:
+        raise BadMessage(f"{field}: {size} bytes, at most {MAX_ASK_BYTES} are allowed")
+    ask = read_signed(Ask, raw, field)
+    features = ask.message.spec.features
+    if len(features) > MAX_FEATURES or any(len(feature) > MAX_FEATURE_CHARACTERS for feature in features):
+        text = f"at most {MAX_FEATURES} features of at most {MAX_FEATURE_CHARACTERS} characters are allowed"
+        raise BadMessage(f"{field}.spec.features: {text}")
+    return ask
+
+
 def read_asks(raw: object, field: str = "asks") -> tuple[Signed[Ask], ...]:
-    """A list of signed asks, at most 256. Raises BadMessage."""
-    return tuple(read_signed(Ask, ask, f"{field}[{i}]") for i, ask in enumerate(read_items(raw, field, 256)))
+    """All asks of a node: at most MAX_ASKS, and MAX_NODE_ASK_BYTES of JSON together. Raises BadMessage."""
+    listed = read_items(raw, field, MAX_ASKS)
+    size = len(dumps(listed))
+    if size > MAX_NODE_ASK_BYTES:
+        raise BadMessage(f"{field}: {size} bytes together, at most {MAX_NODE_ASK_BYTES} are allowed for one node")
+    return tuple(read_ask(ask, f"{field}[{i}]") for i, ask in enumerate(listed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class Outcome(IntEnum):
     PROVIDER_ERROR = 3
     UPSTREAM_ERROR = 4
     TIMED_OUT = 5
+    REFUSED = 6
 
 
 @message()
@@ -176,8 +177,24 @@ class Inquiry(Message):
 
 @message(signer="provider")
 class Connect(Message):
-    """A node's answer to a coordinator's challenge: proof that it holds the provider's key, for this connection only."""
+    """A node's answer to a coordinator's challenge: proof that it holds the provider's key, for this connection only.
+
+    `endpoint` is the host and port that the node dialled, such as "coordinator.example:443". A relay in between was dialled under
+    another name, so the answer that it passes on is refused.
+    """
 
     provider: Address
     coordinator: Address
     challenge: Hash
+    endpoint: str
+
+
+@message(signer="account")
+class Access(Message):
+    """Proof that the caller of a coordinator's HTTP API holds this account's key. It is accepted for a few minutes around
+    `issued_at` (Unix seconds), by this coordinator only.
+    """
+
+    account: Address
+    coordinator: Address
+    issued_at: U64

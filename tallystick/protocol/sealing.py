@@ -109,6 +109,11 @@ class Transcript:
         self.commitment = Hash(hmac.digest(self._key, self.commitment + chunk, "sha256"))
 
 
+def is_last(sealed: bytes) -> bool:
+    """Whether a sealed chunk says that it is the last of its response. Readable without the key; the seal binds it."""
+    return sealed[:1] == b"\1"
+
+
 class _Stream:
     def __init__(self, key: ContentKey, job: JobId, order_hash: Hash) -> None:
         self._cipher = key.response_cipher(order_hash)
@@ -149,7 +154,7 @@ class Opener(_Stream):
         except (InvalidTag, ValueError):
             raise BadSeal(f"seal: chunk {self._count} is altered, missing or out of order") from None
         self._count += 1
-        self.finished = sealed[:1] == b"\1"
+        self.finished = is_last(sealed)
         return chunk
 
 

@@ -22,8 +22,8 @@ from typing import Any
 import orjson
 
 from tallystick.protocol.eip712 import Signed, read_signed
-from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.messages import Match, Order, Terms
+from tallystick.protocol.errors import BadMessage, TallyError, from_public
+from tallystick.protocol.messages import Match, Order, Receipt, Terms
 from tallystick.protocol.reading import read_content_type, read_count, read_items, read_members, read_text
 from tallystick.protocol.types import JobId, parse_job_id
 
@@ -44,8 +44,9 @@ class Kind(IntEnum):
     MATCH = 1  # coordinator -> client: Signed[Match]
     CHUNK = 2  # node -> coordinator -> client: a sealed chunk, raw
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
-    FAIL = 4  # node -> coordinator -> client: an error in OpenAI's shape, see errors
+    FAIL = 4  # node -> coordinator -> client: Failure
     BEAT = 5  # coordinator -> client: empty, keeps the connection alive; node -> coordinator: Capacity
+    VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, of an attempt that ended before the job did
 
     CHALLENGE = 16  # coordinator -> node: Challenge
     HELLO = 17  # node -> coordinator: Hello
@@ -197,6 +198,28 @@ class Dispatch:
         header, sealed = _split(data, "dispatch")
         match, candidate = read_members(header, "dispatch", "match", "candidate")
         return cls(read_signed(Match, match, "dispatch.match"), Candidate.from_json(candidate, "dispatch.candidate"), sealed)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The payload of a FAIL frame: an error in OpenAI's shape and, from a node that took the order or refused it, the receipt at
+    no cost that releases the order's cap.
+    """
+
+    error: TallyError
+    receipt: Signed[Receipt] | None = None
+
+    def dumps(self) -> bytes:
+        """The wire form."""
+        receipt = {} if self.receipt is None else {"receipt": self.receipt.to_json()}
+        return dumps(self.error.as_json() | receipt)
+
+    @classmethod
+    def loads(cls, data: bytes) -> Failure:
+        """Reads the wire form. An error of an unknown shape becomes a general one. Raises BadMessage for a malformed receipt."""
+        raw = loads(data, "failure")
+        receipt = raw.get("receipt") if isinstance(raw, dict) else None
+        return cls(from_public(raw, 502), None if receipt is None else read_signed(Receipt, receipt, "failure.receipt"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from coordinator.hub import Hub
 from coordinator.memory import MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import TallyError, from_public
-from tallystick.protocol.link import Capacity, Challenge, Hello
+from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Receipt
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_link, unpack_link
@@ -94,6 +94,7 @@ class LinkNode:
     signer: Signer
     socket: ClientConnection
     asks: tuple[Verified[Ask], ...]
+    endpoint: str
     seen: list[tuple[Kind, JobId, bytes]] = field(default_factory=list)
 
     @classmethod
@@ -101,7 +102,7 @@ class LinkNode:
         """A connection to a market, or to the node link at a URL, that has not said anything yet."""
         url = at if isinstance(at, str) else at.node_url
         socket = await connect(url, proxy=None, compression=None, max_size=None, ping_interval=None, close_timeout=1)
-        return cls(signer, socket, asks or (make_ask(signer),))
+        return cls(signer, socket, asks or (make_ask(signer),), endpoint_of(url))
 
     @classmethod
     async def join(cls, at: Served | str, signer: Signer, *asks: Verified[Ask], slots: int = 4) -> Self:
@@ -118,7 +119,12 @@ class LinkNode:
     async def hello(self, capacity: Capacity = ROOMY, **changes: Any) -> None:
         """Answers the challenge; changes are made to the signed answer before it is signed."""
         challenge = Challenge.from_json(loads(await self.expect(Kind.CHALLENGE), "challenge"))
-        answer = Connect(provider=self.address, coordinator=challenge.coordinator, challenge=challenge.challenge)
+        answer = Connect(
+            provider=self.address,
+            coordinator=challenge.coordinator,
+            challenge=challenge.challenge,
+            endpoint=self.endpoint,
+        )
         signed = unchecked(self.signer.sign(replace(answer, **changes), DOMAIN))
         await self.greet(signed, capacity)
 

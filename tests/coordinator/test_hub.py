@@ -80,7 +80,12 @@ async def test_an_answer_in_another_hand_or_domain(at: Served) -> None:
     for signer, domain in ((BOB, DOMAIN), (ANN, Domain(1, DOMAIN.contract))):
         node = await LinkNode.open(at, ANN)
         challenge = Challenge.from_json(loads(await node.expect(Kind.CHALLENGE), "challenge"))
-        answer = Connect(provider=ANN.address, coordinator=challenge.coordinator, challenge=challenge.challenge)
+        answer = Connect(
+            provider=ANN.address,
+            coordinator=challenge.coordinator,
+            challenge=challenge.challenge,
+            endpoint=node.endpoint,
+        )
         await node.greet(replace(unchecked(ANN.sign(answer, DOMAIN)), signature=signer.sign_digest(answer.digest(domain))))
         assert (await node.refusal()).code is Code.BAD_SIGNATURE
     assert at.hub.connected == 0

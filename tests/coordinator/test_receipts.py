@@ -65,7 +65,7 @@ async def test_an_unknown_outcome(world: World) -> None:
     node = world.node("ann")
     client = await world.started(node)
     good = node.receipt(client.job.id)
-    bad = replace(good.message, outcome=6)
+    bad = replace(good.message, outcome=7)
     node.hand_in(client.job.id, Signed(bad, node.signer.sign_digest(bad.digest(world.market.domain))))
     await quiet()
     assert "outcome" in str(client.failure)

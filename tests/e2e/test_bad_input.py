@@ -17,7 +17,7 @@ from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.cli.money import fill_purse
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.link import Capacity, Challenge, Hello
+from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Outcome, Receipt, Spec
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import ZERO_HASH, Amount, JobId
@@ -191,7 +191,12 @@ class CheatingNode:
         domain = self.buyer.domain
         async with websockets.connect(self.buyer.url.replace("http", "ws") + "/v1/node") as socket:
             challenge = Challenge.from_json(loads(unpack_link(await socket.recv())[2], "challenge"))
-            connect = Connect(provider=self.signer.address, coordinator=challenge.coordinator, challenge=challenge.challenge)
+            connect = Connect(
+                provider=self.signer.address,
+                coordinator=challenge.coordinator,
+                challenge=challenge.challenge,
+                endpoint=endpoint_of(self.buyer.url),
+            )
             hello = Hello(self.signer.sign(connect, domain), (self.signer.sign(self._ask(), domain),), Capacity(1, 1), "cheat")
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             while True:

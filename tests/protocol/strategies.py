@@ -8,12 +8,40 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from tallystick.protocol.eip712 import Domain, Message, Signer
-from tallystick.protocol.messages import Ask, Bind, Claim, ClaimRow, Connect, Inquiry, Match, Order, Receipt, Release, Spec, Terms
+from tallystick.protocol.messages import (
+    Access,
+    Ask,
+    Bind,
+    Claim,
+    ClaimRow,
+    Connect,
+    Inquiry,
+    Match,
+    Order,
+    Receipt,
+    Release,
+    Spec,
+    Terms,
+)
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 
 M = TypeVar("M", bound=Message)
 
-ALL: tuple[type[Message], ...] = (Spec, Ask, Terms, Order, Receipt, ClaimRow, Claim, Bind, Release, Match, Inquiry, Connect)
+ALL: tuple[type[Message], ...] = (
+    Spec,
+    Ask,
+    Terms,
+    Order,
+    Receipt,
+    ClaimRow,
+    Claim,
+    Bind,
+    Release,
+    Match,
+    Inquiry,
+    Connect,
+    Access,
+)
 SIGNED = tuple(cls for cls in ALL if cls.SIGNER is not None)
 
 few = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))

@@ -42,7 +42,8 @@ TYPE_STRINGS = {
     "Release": "Release(address payer,address provider,uint96 floor,uint64 deadline)",
     "Match": "Match(address coordinator,bytes16 job,address provider,bytes32 orderHash,uint32 attempt,uint64 matchedAt)",
     "Inquiry": "Inquiry(address payer,address provider,address coordinator,uint64 askedAt)",
-    "Connect": "Connect(address provider,address coordinator,bytes32 challenge)",
+    "Connect": "Connect(address provider,address coordinator,bytes32 challenge,string endpoint)",
+    "Access": "Access(address account,address coordinator,uint64 issuedAt)",
 }
 SIGNERS = {
     "Spec": None,
@@ -57,6 +58,7 @@ SIGNERS = {
     "Match": "coordinator",
     "Inquiry": "payer",
     "Connect": "provider",
+    "Access": "account",
 }
 
 
@@ -110,4 +112,5 @@ def test_the_numbers_of_the_outcomes_are_the_wire() -> None:
         "PROVIDER_ERROR": 3,
         "UPSTREAM_ERROR": 4,
         "TIMED_OUT": 5,
+        "REFUSED": 6,
     }

@@ -122,7 +122,10 @@ MATCH = unverified(
     )
 )
 CONNECT = unverified(
-    PROVIDER.sign(Connect(provider=PROVIDER.address, coordinator=COORDINATOR.address, challenge=Hash(bytes(32))), DOMAIN)
+    PROVIDER.sign(
+        Connect(provider=PROVIDER.address, coordinator=COORDINATOR.address, challenge=Hash(bytes(32)), endpoint="c.example:443"),
+        DOMAIN,
+    )
 )
 DISPATCH = Dispatch(MATCH, CANDIDATE, b"sealed")
 CHALLENGE = Challenge(Hash(b"c" * 32), COORDINATOR.address, 31_337, DOMAIN.contract)
@@ -230,6 +233,7 @@ def test_the_numbers_of_the_kinds_are_the_wire() -> None:
         "RECEIPT": 3,
         "FAIL": 4,
         "BEAT": 5,
+        "VOID": 6,
         "CHALLENGE": 16,
         "HELLO": 17,
         "WELCOME": 18,

@@ -17,6 +17,7 @@ from eth_account.messages import encode_typed_data
 
 from tallystick.protocol.eip712 import Message
 from tallystick.protocol.messages import (
+    Access,
     Ask,
     Bind,
     Claim,
@@ -46,7 +47,7 @@ def _row(payer: Address, order: Hash, seq: int, total: int) -> ClaimRow:
 
 def cases() -> Iterator[tuple[str, Message]]:
     """Every flat struct with all least values, all greatest, and no two fields alike; the others by hand."""
-    for cls in (Order, Receipt, Bind, Release, Terms, Match, Connect, Inquiry):
+    for cls in (Order, Receipt, Bind, Release, Terms, Match, Connect, Inquiry, Access):
         for label, make in (("least", _least), ("greatest", _greatest), ("distinct", _distinct)):
             names = [codec.name for codec in cls.SCHEMA.codecs]
             values = [make(name, place) for place, name in enumerate(names, 1)]
