@@ -1,0 +1,61 @@
+"""Access tokens: who may read and cancel at a coordinator."""
+
+from __future__ import annotations
+
+import pytest
+
+from tallystick.protocol.access import ACCESS_SECONDS, MAX_TOKEN, dump_access, load_access
+from tallystick.protocol.eip712 import Domain, Signer
+from tallystick.protocol.errors import BadMessage, BadSignature, Code, Refusal, TallyError
+from tallystick.protocol.messages import Access
+from tallystick.protocol.types import Address
+
+DOMAIN = Domain(31_337, Address("0x" + "5f" * 20))
+PAYER, OTHER, COORDINATOR = (Signer(bytes([number]) * 32) for number in (1, 2, 3))
+NOW = 1_800_000_000
+
+
+def token(signer: Signer = PAYER, domain: Domain = DOMAIN, coordinator: Address = COORDINATOR.address, at: int = NOW) -> str:
+    return dump_access(signer.sign(Access(account=signer.address, coordinator=coordinator, issued_at=at), domain))
+
+
+def read(header: str | None, now: float = NOW) -> Address:
+    return load_access(header, DOMAIN, COORDINATOR.address, now)
+
+
+def test_a_token_names_its_account() -> None:
+    """Whoever signed it is who calls."""
+    assert read(token()) == PAYER.address
+    assert read(token(OTHER)) == OTHER.address
+
+
+@pytest.mark.parametrize("header", [None, "", "Tally", "Tally ", "Bearer abc", "tally abc"])
+def test_without_a_token(header: str | None) -> None:
+    """No token, or another scheme, is told how to get one."""
+    with pytest.raises(Refusal, match="signed access token") as told:
+        read(header)
+    assert told.value.code is Code.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("header", ["Tally ***", "Tally " + "A" * (MAX_TOKEN + 1), "Tally e30", "Tally \u00e9", "Tally W10"])
+def test_a_malformed_token(header: str) -> None:
+    """What is no signed message is a bad message, never a crash."""
+    with pytest.raises(BadMessage, match="access"):
+        read(header)
+
+
+def test_a_token_for_another_coordinator_or_chain() -> None:
+    """A coordinator cannot use the token that it was shown at another one."""
+    with pytest.raises(Refusal, match=r"access\.coordinator"):
+        read(token(coordinator=OTHER.address))
+    with pytest.raises(BadSignature):
+        read(token(domain=Domain(1, DOMAIN.contract)))
+
+
+@pytest.mark.parametrize("shift", [-ACCESS_SECONDS, ACCESS_SECONDS])
+def test_a_token_lasts_for_minutes(shift: int) -> None:
+    """It counts up to its last second, and no longer."""
+    assert read(token(at=NOW + shift)) == PAYER.address
+    late: type[TallyError] = Refusal
+    with pytest.raises(late, match="clock"):
+        read(token(at=NOW + shift + (1 if shift > 0 else -1)))
