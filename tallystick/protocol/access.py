@@ -1,7 +1,7 @@
 """Who calls a coordinator's HTTP API: a signed `Access` message in the Authorization header, accepted for a few minutes. Pure.
 
-The header is `Authorization: Tally TOKEN`, where TOKEN is the signed message's JSON in base64url without padding. A token names one
-coordinator, so that a coordinator which receives it cannot use it at another one.
+The header is `Authorization: Tally TOKEN`, where TOKEN is the signed message's JSON in base64url without padding. A token names
+one coordinator, so that a coordinator which receives it cannot use it at another one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def dump_access(signed: Signed[Access] | Verified[Access]) -> str:
 
 
 def load_access(header: str | None, domain: Domain, coordinator: Address, now: float) -> Address:
-    """The account whose key signed the header's token. Raises Refusal (unauthenticated) if there is none that counts here and now,
-    and BadMessage or BadSignature for a token that is malformed or forged.
+    """The account whose key signed the header's token. Raises Refusal (unauthenticated) where no token counts here and now, and
+    BadMessage or BadSignature for a token that is malformed or forged.
     """
     scheme, _, token = (header or "").partition(" ")
     if scheme != SCHEME or not token:

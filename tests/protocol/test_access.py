@@ -15,25 +15,25 @@ PAYER, OTHER, COORDINATOR = (Signer(bytes([number]) * 32) for number in (1, 2, 3
 NOW = 1_800_000_000
 
 
-def token(signer: Signer = PAYER, domain: Domain = DOMAIN, coordinator: Address = COORDINATOR.address, at: int = NOW) -> str:
+def _token(signer: Signer = PAYER, domain: Domain = DOMAIN, coordinator: Address = COORDINATOR.address, at: int = NOW) -> str:
     return dump_access(signer.sign(Access(account=signer.address, coordinator=coordinator, issued_at=at), domain))
 
 
-def read(header: str | None, now: float = NOW) -> Address:
+def _read(header: str | None, now: float = NOW) -> Address:
     return load_access(header, DOMAIN, COORDINATOR.address, now)
 
 
 def test_a_token_names_its_account() -> None:
     """Whoever signed it is who calls."""
-    assert read(token()) == PAYER.address
-    assert read(token(OTHER)) == OTHER.address
+    assert _read(_token()) == PAYER.address
+    assert _read(_token(OTHER)) == OTHER.address
 
 
 @pytest.mark.parametrize("header", [None, "", "Tally", "Tally ", "Bearer abc", "tally abc"])
 def test_without_a_token(header: str | None) -> None:
     """No token, or another scheme, is told how to get one."""
     with pytest.raises(Refusal, match="signed access token") as told:
-        read(header)
+        _read(header)
     assert told.value.code is Code.UNAUTHENTICATED
 
 
@@ -41,21 +41,21 @@ def test_without_a_token(header: str | None) -> None:
 def test_a_malformed_token(header: str) -> None:
     """What is no signed message is a bad message, never a crash."""
     with pytest.raises(BadMessage, match="access"):
-        read(header)
+        _read(header)
 
 
 def test_a_token_for_another_coordinator_or_chain() -> None:
     """A coordinator cannot use the token that it was shown at another one."""
     with pytest.raises(Refusal, match=r"access\.coordinator"):
-        read(token(coordinator=OTHER.address))
+        _read(_token(coordinator=OTHER.address))
     with pytest.raises(BadSignature):
-        read(token(domain=Domain(1, DOMAIN.contract)))
+        _read(_token(domain=Domain(1, DOMAIN.contract)))
 
 
 @pytest.mark.parametrize("shift", [-ACCESS_SECONDS, ACCESS_SECONDS])
 def test_a_token_lasts_for_minutes(shift: int) -> None:
     """It counts up to its last second, and no longer."""
-    assert read(token(at=NOW + shift)) == PAYER.address
+    assert _read(_token(at=NOW + shift)) == PAYER.address
     late: type[TallyError] = Refusal
     with pytest.raises(late, match="clock"):
-        read(token(at=NOW + shift + (1 if shift > 0 else -1)))
+        _read(_token(at=NOW + shift + (1 if shift > 0 else -1)))
