@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from tallystick.chain.sender import MAX_TRANSACTION_GAS
-from tallystick.protocol.eip712 import Domain, Signed
+from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage, BadSignature
 from tallystick.protocol.messages import Claim, ClaimRow, Order
 from tallystick.protocol.types import Address, Amount, Hash
@@ -68,7 +68,7 @@ class SettleRow:
 
 @dataclass(frozen=True, slots=True)
 class ClaimBatch:
-    """What one provider collects. Without a signature only the provider itself can send it."""
+    """What one provider collects. The contract pays nothing without the provider's signature, whoever sends."""
 
     provider: Address
     rows: tuple[SettleRow, ...]
@@ -84,8 +84,15 @@ class ClaimBatch:
         rows = tuple(SettleRow(known[row.order_hash], row.seq, row.cumulative_cost) for row in claim.message.rows)
         return cls(claim.message.provider, rows, claim.signature)
 
+    @classmethod
+    def sign(cls, signer: Signer, rows: Sequence[SettleRow], domain: Domain, *, gas: int = MAX_TRANSACTION_GAS) -> list[Self]:
+        """A provider's own rows under as few of its signatures as leave each claim small enough for a transaction of `gas`."""
+        most = max(1, (gas - BATCH_GAS - CLAIM_GAS) // ROW_GAS)
+        parts = [cls(signer.address, tuple(rows[start : start + most])) for start in range(0, len(rows), most)]
+        return [replace(part, signature=signer.sign(part.claim(domain), domain).signature) for part in parts]
+
     def claim(self, domain: Domain) -> Claim:
-        """The message that the provider signs so that anyone may collect these rows for it."""
+        """The message that the provider signs."""
         return Claim(
             provider=self.provider,
             rows=tuple(
@@ -107,11 +114,11 @@ class ClaimBatch:
 def cut_batches(claims: Sequence[ClaimBatch], *, gas: int = MAX_TRANSACTION_GAS) -> Iterator[list[ClaimBatch]]:
     """The claims in as few lists as surely fit `gas`, in order.
 
-    A signed claim is never divided, since its signature covers all of its rows; one that is too large comes alone.
+    A claim is never divided, since its signature covers all of its rows; one that is too large comes alone.
     """
     batch: list[ClaimBatch] = []
     left = gas - BATCH_GAS
-    for claim in (part for whole in claims for part in _divide(whole, gas)):
+    for claim in claims:
         need = CLAIM_GAS + ROW_GAS * len(claim.rows)
         if batch and need > left:
             yield batch
@@ -120,15 +127,6 @@ def cut_batches(claims: Sequence[ClaimBatch], *, gas: int = MAX_TRANSACTION_GAS)
         left -= need
     if batch:
         yield batch
-
-
-def _divide(claim: ClaimBatch, gas: int) -> Iterator[ClaimBatch]:
-    most = max(1, (gas - BATCH_GAS - CLAIM_GAS) // ROW_GAS)
-    if claim.signature or len(claim.rows) <= most:
-        yield claim
-        return
-    for start in range(0, len(claim.rows), most):
-        yield replace(claim, rows=claim.rows[start : start + most])
 
 
 def _address(number: int) -> Address:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tallystick.chain.claims import ClaimBatch, SettleRow
+from tallystick.chain.claims import SettleRow
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
 from tallystick.chain.escrow import Escrow
@@ -60,7 +60,7 @@ def _settle(market: Tally, amount: int) -> None:
 
     async def act(world: World) -> None:
         row: SettleRow = world.row(KEY, NODE.address, amount)
-        await world.escrow.settle(Sender(world.rpc, NODE, poll=0.001), [ClaimBatch(NODE.address, (row,))])
+        await world.settle(Sender(world.rpc, NODE, poll=0.001), row)
 
     _on_chain(market, act)
 
