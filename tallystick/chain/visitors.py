@@ -45,8 +45,8 @@ class Visitors:
         host = headers.get("host", "")
         if not self._is_ours(host):
             return (
-                f"Host: expected localhost or an IP address, got {host[:100]!r}, a name that a web page may have pointed here. If "
-                "the name is yours, start the chain with --allow-host NAME"
+                f"Host: expected localhost or an IP address, got {host[:100]!r}, a name that a web page may have pointed here. "
+                "If the name is yours, start the chain with --allow-host NAME"
             )
         origin = headers.get("origin")
         if origin is not None and not self._origins & {origin, ANY_ORIGIN}:
