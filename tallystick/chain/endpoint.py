@@ -118,7 +118,7 @@ class Rpc:
         if isinstance(answers, dict) and answers.get("error") is not None:  # of the whole batch, or of the only request
             return [_error(call[0], answers["error"]) for call in calls]
         listed = answers if isinstance(answers, list) else [answers]
-        by_id = {answer.get("id"): answer for answer in listed if isinstance(answer, dict)}
+        by_id = {answer["id"]: answer for answer in listed if isinstance(answer, dict) and isinstance(answer.get("id"), int)}
         return [self._result(request, by_id.get(request["id"])) for request in requests]
 
     def _result(self, request: dict[str, Any], answer: dict[str, Any] | None) -> Any:

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, get_type_hints
 
-from eth_abi.exceptions import DecodingError
-
-from tallystick.chain.codec import load_abi, snake
+from tallystick.chain.codec import UNREADABLE, load_abi, snake
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.endpoint import Block, Rpc, RpcError
 from tallystick.protocol.errors import Code, Fault, PeerError, TallyError, Unavailable
@@ -251,7 +249,7 @@ def read_logs(logs: Iterable[Mapping[str, Any]], escrow: Address) -> tuple[Event
     """The facts among logs that may come from other contracts too. Raises Unavailable for what are no logs."""
     try:
         found = [read_log(log) for log in logs if log["address"].lower() == escrow and not log.get("removed")]
-    except (TypeError, AttributeError, LookupError, ValueError, StopIteration, DecodingError) as error:
+    except (TypeError, AttributeError, LookupError, ValueError, StopIteration, *UNREADABLE) as error:
         raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain answered with logs that are none: {error!r}") from None
     return tuple(event for facts in found for event in facts)
 
