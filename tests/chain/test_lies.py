@@ -25,6 +25,7 @@ from tallystick.protocol.types import Address, Amount, Seconds
 from tests.chain.proxy import Proxy
 from tests.chain.world import World, person, serving
 
+PLACE = {"blockNumber": "0x1", "logIndex": "0x0", "blockHash": "0x" + "11" * 32, "transactionHash": "0x" + "22" * 32}
 BOB = dev_accounts(2)[1]
 ERRORS = [b"", *load_abi("Escrow").errors, *load_abi("TestUSD").errors, bytes.fromhex("08c379a0"), bytes.fromhex("4e487b71")]
 FUNCTIONS = [(name, function) for name in ("Escrow", "TestUSD") for function in load_abi(name)._functions]
@@ -54,9 +55,42 @@ def test_no_log_is_a_crash(event: bytes, topics: list[bytes], data: bytes) -> No
     """A log of the escrow's address is facts, or nonsense that is called so."""
     log = {"address": "0x1", "topics": ["0x" + topic.hex() for topic in (event, *topics)], "data": "0x" + data.hex()}
     try:
-        read_logs([log | {"blockNumber": "0x1", "logIndex": "0x0", "blockHash": "", "transactionHash": ""}], Address("0x1"))
+        read_logs([log | PLACE], Address("0x1"))
     except Unavailable:
         return
+
+
+PLACES: list[dict[str, Any]] = [
+    {"blockNumber": "-0x1"},
+    {"blockNumber": hex(1 << 63)},
+    {"blockNumber": 1},
+    {"logIndex": hex(1 << 64)},
+    {"blockHash": None},
+    {"blockHash": "0x" + "11" * 1_000},
+    {"transactionHash": {"a": 1}},
+    {"transactionHash": "0x" + "zz" * 32},
+]
+
+
+@pytest.mark.parametrize("change", PLACES, ids=str)
+def test_no_place_that_a_chain_cannot_have_reaches_a_database(change: dict[str, Any]) -> None:
+    """Numbers beyond 63 bits and hashes that are none end the reading; the same log in a good place is a fact."""
+    (event,) = (key for key, entry in load_abi("Escrow").events.items() if entry.name == "FeeSet")
+    log = {"address": "0x1", "topics": ["0x" + event.hex(), "0x" + bytes(32).hex()], "data": "0x" + bytes(32).hex()} | PLACE
+    assert read_logs([log], Address("0x1"))
+    with pytest.raises(Unavailable):
+        read_logs([log | change], Address("0x1"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"hash": "0x" + "11" * 1_000}, {"hash": None}, {"number": hex(1 << 63)}, {"timestamp": hex(1 << 80)}], ids=str
+)
+def test_no_block_that_a_chain_cannot_have_is_believed(change: dict[str, Any]) -> None:
+    """A block's hash is stored as the tip of what was read, its time is compared with deadlines."""
+    block = {"hash": "0x" + "11" * 32, "number": "0x1", "timestamp": "0x1"}
+    assert Rpc("http://127.0.0.1:1").read_block(block)
+    with pytest.raises(Unavailable):
+        Rpc("http://127.0.0.1:1").read_block(block | change)
 
 
 @pytest.mark.parametrize("number", [[], {}, None, "1", True], ids=str)
