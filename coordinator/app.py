@@ -17,6 +17,7 @@ from coordinator.answers import Retention
 from coordinator.api import Info, Room, build_control_plane
 from coordinator.bus import InProcessBus
 from coordinator.config import CoordinatorConfig
+from coordinator.fees import FeeCheck
 from coordinator.funds import ChainFunds
 from coordinator.hub import Hub
 from coordinator.jobs_route import PATH as JOBS_PATH
@@ -80,6 +81,8 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
     try:
         await store.start()
         escrow = Escrow(rpc, deployment)
+        fees = FeeCheck(escrow, signer.address, config.fee_bps)
+        await fees.at_start()
         bus = InProcessBus()
         funds = ChainFunds(escrow, config.funds_ttl)
         market = Market(domain=deployment.domain, signer=signer, bus=bus, store=store, funds=funds, limits=config.limits)
@@ -97,7 +100,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         room = Room(market, lambda: hub.connected, store, store, store, _info(config, deployment, signer))
         app = App(room, hub, store, config.retention, config.intake)
         server = serving(app, config.host, config.port, doors=config.doors, ws_max_size=MAX_LINK_FRAME)
-        async with server as port, _beside(settler.run(), _sweep(market)):
+        async with server as port, _beside(settler.run(), fees.run(), _sweep(market)):
             try:
                 yield port
                 await market.drain(DRAIN_SECONDS)

@@ -43,7 +43,7 @@ class CoordinatorConfig:
     funds_ttl: float = 5
     """How long a payer's balance is trusted before the chain is asked again."""
     fee_bps: int = 0
-    """Fee in hundredths of a percent; must equal the rate that the coordinator registered on chain."""
+    """Fee in hundredths of a percent; must equal the rate that the coordinator registered on chain (`tally coordinator fee`)."""
     accept_timeout: float = 10
     first_output_timeout: float = 120
     idle_timeout: float = 60

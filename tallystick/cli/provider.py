@@ -157,7 +157,8 @@ def collect(
             hashes: list[str] = []
             if rows and signer:
                 await require_coins(escrow, provider)
-                for result in await escrow.settle_all(Sender(escrow.rpc, signer), [ClaimBatch(provider, rows)]):
+                claims = ClaimBatch.sign(signer, rows, escrow.deployment.domain)
+                for result in await escrow.settle_all(Sender(escrow.rpc, signer), claims):
                     hashes.append(result.hash)
                     await store.note_gas(result.hash, int(time.time()), result.gas_used, result.fee)
                     paid |= {event.payer: int(event.paid) for event in result.of(Settled)}

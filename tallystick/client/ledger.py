@@ -25,9 +25,9 @@ from tallystick.client.mending import Found, Shown
 from tallystick.client.payer import Placed, Tab
 from tallystick.client.spending import DAY_SECONDS, Hit, Spent, Standing
 from tallystick.client.tables import JobState, venue
-from tallystick.protocol.eip712 import Domain
+from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
-from tallystick.protocol.messages import Terms
+from tallystick.protocol.messages import Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.runtime.keys import write_private
 from tallystick.runtime.storage import Database
@@ -176,6 +176,10 @@ class Ledger:
     async def latest(self, limit: int) -> list[KnownJob]:
         """The newest jobs, newest first."""
         return await self._database.read(lambda c: lookups.latest(c, self.payer, limit))
+
+    async def receipts(self, domain: Domain, provider: Address) -> list[Signed[Receipt]]:
+        """Every receipt of a provider that was booked, in the order of their seq."""
+        return await self._database.read(lambda c: lookups.signed_receipts(c, domain, self.payer, provider))
 
     async def evidence(self) -> list[Evidence]:
         """Every dishonest receipt, oldest first."""

@@ -76,6 +76,13 @@ def unresolved(c: Connection, payer: Address, before: int, limit: int) -> list[J
     return [JobId(bytes.fromhex(row)) for row in c.execute(query.order_by(jobs.c.created_at).limit(limit)).scalars()]
 
 
+def signed_receipts(c: Connection, domain: Domain, payer: Address, provider: Address) -> list[Signed[Receipt]]:
+    """Every booked receipt of a tab, in the order of their seq."""
+    mine = (receipts.c.venue == venue(domain), receipts.c.payer == payer, receipts.c.provider == provider)
+    rows = c.execute(sa.select(receipts.c.receipt_doc).where(*mine).order_by(receipts.c.seq)).scalars()
+    return [loads_signed(Receipt, doc) for doc in rows]
+
+
 def read_evidence(c: Connection, payer: Address, job: JobId | None = None) -> list[Evidence]:
     """Every dishonest receipt, or those of one job, oldest first."""
     query = sa.select(evidence).where(evidence.c.payer == payer).order_by(evidence.c.id)

@@ -31,6 +31,7 @@ class FakeEscrow(Escrow):
         self.settled: dict[tuple[Address, Address], int] = {}
         self.reserved: dict[tuple[Address, Address], int] = {}
         self.stakes: dict[Address, int] = {}
+        self.fees: dict[Address, int] = {}
         self.refuses: dict[Address, TallyError] = {}
         self.sent: list[list[ClaimBatch]] = []
         self.events: list[Event] = []
@@ -103,6 +104,10 @@ class FakeEscrow(Escrow):
         self._check_up()
         nothing = Amount(0)
         return ProviderAccount(nothing, address, Amount(self.stakes.get(address, 0)), nothing, Seconds(0), 0)
+
+    async def fee_bps(self, coordinator: Address) -> int:
+        self._check_up()
+        return self.fees.get(coordinator, 0)
 
     async def tab(self, payer: Address, provider: Address, *, block: str = "latest") -> TabState:
         self._check_up()
