@@ -74,6 +74,7 @@ class Exposure:
         tab = self._tab(payer, provider)
         tab.ceiling = Amount(max(tab.ceiling, ceiling))
         tab.cumulative = Amount(max(tab.cumulative, min(cumulative, tab.ceiling)))
+        self._forget_if_idle(payer, provider)
         return tab.cumulative
 
     def observe(self, payer: Address, provider: Address, *, settled: Amount, reserved: Amount) -> None:

@@ -1,4 +1,8 @@
-"""What stands on chain for a payer, read through a cache: a chain that is slow or down never delays a known payer's jobs."""
+"""What stands on chain for a payer, read through a cache: a chain that is slow or down never delays a known payer's jobs.
+
+What the payer can pull out before a provider collects counts as nothing: of the free balance what thaws, and a reservation
+under a release, whether that still runs or can be finished at once.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,16 @@ from tallystick.protocol.types import Address, Amount
 
 _Pair = tuple[Address, Address]
 _KEPT = 100_000
+_OLD = 10
+"""Figures older than so many times `ttl` serve only while the chain does not answer."""
 _STAKE_SECONDS = 60
 """A stake takes hours to leave, so a minute old is young."""
 log = structlog.get_logger()
 
 
 class ChainFunds:
-    """Values younger than `ttl` seconds are served as they are; older ones too, while a fresh read is under way. What the chain
-    did not say is asked again after another `ttl`.
+    """Values younger than `ttl` seconds are served as they are; those up to ten times as old too, while a fresh read is under
+    way; still older ones only where the chain does not answer. What the chain did not say is asked again after another `ttl`.
     """
 
     def __init__(self, escrow: Escrow, ttl: float, tick: Callable[[], float] = time.monotonic) -> None:
@@ -36,13 +42,19 @@ class ChainFunds:
         """See ports.Funds."""
         pair = (payer, provider)
         known = self._known.get(pair)
-        if known is not None and not fresh and self._tick() - known[0] < self._ttl:
+        age = self._tick() - known[0] if known is not None else 0.0
+        if known is not None and not fresh and age < self._ttl:
             return known[1]
         task = self._reading.get(pair)
         if task is None:
             task = self._reading[pair] = asyncio.create_task(self._read(pair), name=f"funds of {payer}")
             task.add_done_callback(_log_failed)
-        return known[1] if known is not None and not fresh else await asyncio.shield(task)
+        if known is not None and not fresh:
+            if age >= _OLD * self._ttl:
+                await asyncio.wait({task})
+                known = self._known.get(pair, known)
+            return known[1]
+        return await asyncio.shield(task)
 
     async def stake(self, provider: Address) -> Amount:
         """See ports.Funds."""
@@ -65,7 +77,12 @@ class ChainFunds:
             raise
         finally:
             del self._reading[pair]
-        backing = Backing(free=purse.free, reserved=tab.reserved, settled=tab.settled)
+        backing = Backing(
+            free=Amount(purse.free - purse.thawing),
+            reserved=Amount(0) if tab.release_at else tab.reserved,
+            settled=tab.settled,
+            opened=purse.owner is not None,
+        )
         self._keep(pair, backing)
         return backing
 

@@ -52,7 +52,7 @@ async def test_matches_say_why(world: World) -> None:
     await quiet()
     assert _why(world, ann)[0] == ("match", False, "it failed this job already")
     assert _why(world, bob)[0] == ("match", True, "got the job")
-    bob.finish(client.job.id)
+    bob.complete(client.job.id)
     await quiet()
 
 

@@ -68,7 +68,7 @@ async def test_a_job_over_http(at: Served) -> None:
         await node.send(Kind.ACCEPT, job)
         await node.send(Kind.CHUNK, job, b"sealed")
         assert await anext(frames) == (Kind.CHUNK, b"sealed")
-        await node.finish(job, receipt)
+        await node.complete(job, receipt)
         assert [frame async for frame in frames] == [(Kind.RECEIPT, dumps(receipt.to_json()))]
     assert await _stored(at, job) is State.COMPLETED
     at.world.assert_idle()
@@ -211,7 +211,7 @@ async def test_a_replayed_job(at: Served) -> None:
     answer = asyncio.create_task(at.post(submission))
     job, receipt = await node.take_job()
     assert await _refusal(await at.post(submission)) == (409, "order_replayed")
-    await node.finish(job, receipt)
+    await node.complete(job, receipt)
     await answer
     assert await _refusal(await at.post(submission)) == (409, "order_replayed")
 
@@ -243,7 +243,7 @@ async def test_a_lost_connection_is_taken_up_again(at: Served) -> None:
         assert [(await anext(frames))[0], await anext(frames)] == [Kind.MATCH, (Kind.CHUNK, b"one")]
         await node.send(Kind.CHUNK, job, b"two")
         assert await anext(frames) == (Kind.CHUNK, b"two")
-        await node.finish(job, receipt)
+        await node.complete(job, receipt)
         assert [frame async for frame in frames] == [(Kind.RECEIPT, dumps(receipt.to_json()))]
         first = response.status_code
     again = await at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER)
@@ -261,7 +261,7 @@ async def test_an_answer_after_a_restart(at: Served) -> None:
     post = asyncio.create_task(at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER))
     job, receipt = await node.take_job()
     await node.send(Kind.CHUNK, job, b"one")
-    await node.finish(job, receipt)
+    await node.complete(job, receipt)
     first = (await post).content
     await node.socket.close()
     await at.world.restart()
@@ -294,7 +294,7 @@ async def test_a_job_that_nobody_comes_back_for(at: Served) -> None:
         await frames.aclose()
     job, _ = await node.take_job()
     assert await node.expect(Kind.CANCEL) == b"client"
-    await node.finish(job, _cancelled(node))
+    await node.complete(job, _cancelled(node))
 
 
 async def test_a_refused_job_that_would_linger(at: Served) -> None:
@@ -328,7 +328,7 @@ async def test_a_client_that_disconnects(at: Served) -> None:
         await anext(frames)
         await frames.aclose()
     await node.expect(Kind.CANCEL)
-    await node.finish(job, _cancelled(node))
+    await node.complete(job, _cancelled(node))
     await until(lambda: at.world.market.live == 0)
     assert await _stored(at, job) is State.CANCELLED
     assert set(at.store.receipts[job]) == {ANN.address}
@@ -379,7 +379,7 @@ async def test_a_client_that_stops_reading(world: World, monkeypatch: pytest.Mon
     for _ in range(5):
         node.chunk(submission.job)
     await until(lambda: node.got(Kind.CANCEL))
-    node.finish(submission.job, outcome=Outcome.CLIENT_CANCELLED)
+    node.complete(submission.job, outcome=Outcome.CLIENT_CANCELLED)
     await call
     assert len(sent) == 3, "nothing is written to it any more"
     assert node.got(Kind.RECEIPT_ACK) == [b""]
@@ -398,7 +398,7 @@ async def test_a_connection_that_fails_at_the_first_byte(world: World) -> None:
     call = asyncio.create_task(_call(JobsRoute(world.market), [submission.dumps()], send))
     await quiet()
     assert len(node.got(Kind.CANCEL)) == 1
-    node.finish(submission.job, outcome=Outcome.CLIENT_CANCELLED)
+    node.complete(submission.job, outcome=Outcome.CLIENT_CANCELLED)
     await call
     world.assert_idle()
 

@@ -28,7 +28,7 @@ async def test_a_job_goes_the_whole_way(world: World) -> None:
     node.accept(job)
     node.chunk(job, b"one")
     node.chunk(job, b"two")
-    receipt = node.finish(job)
+    receipt = node.complete(job)
     await quiet()
     assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.CHUNK, Kind.RECEIPT]
     assert [payload for kind, payload in client.frames if kind is Kind.CHUNK] == [b"one", b"two"]
@@ -77,7 +77,7 @@ async def test_a_receipts_outcome_ends_the_job(world: World, outcome: Outcome, s
     """A job ends as its receipt says."""
     node = world.node("ann")
     client = await world.started(node)
-    node.finish(client.job.id, outcome=outcome)
+    node.complete(client.job.id, outcome=outcome)
     await quiet()
     assert client.kinds[-1] is Kind.RECEIPT
     assert await world.stored(client) is state
@@ -91,7 +91,7 @@ async def test_slots_are_counted(world: World) -> None:
     with pytest.raises(Unavailable) as caught:
         await world.place(node)
     assert "no free slot" in str(caught.value)
-    node.finish(first.job.id)
+    node.complete(first.job.id)
     await quiet()
     await world.started(node)
     assert len(node.got(Kind.DISPATCH)) == 3
@@ -195,7 +195,7 @@ async def test_a_cancelled_job_ends_with_its_receipt(world: World) -> None:
     assert world.market.cancel(client.job.id)
     assert world.market.cancel(client.job.id)
     assert len(node.got(Kind.CANCEL)) == 1
-    node.finish(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
+    node.complete(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
     await quiet()
     assert client.kinds[-1] is Kind.RECEIPT
     assert await world.stored(client) is State.CANCELLED
@@ -297,7 +297,7 @@ async def test_draining_waits_for_live_jobs(world: World) -> None:
     with pytest.raises(Unavailable, match="is stopping"):
         await world.place(node)
     assert not drained.done()
-    node.finish(client.job.id)
+    node.complete(client.job.id)
     await quiet()
     assert drained.done()
 

@@ -29,7 +29,7 @@ async def _handed_on(world: World, client: Client, ann: FakeNode, bob: FakeNode)
     assert client.kinds == [Kind.MATCH, Kind.MATCH]
     assert len(ann.got(Kind.DISPATCH)) == len(bob.got(Kind.DISPATCH)) == 1
     bob.chunk(client.job.id)
-    bob.finish(client.job.id)
+    bob.complete(client.job.id)
     await quiet()
     assert client.kinds == [Kind.MATCH, Kind.MATCH, Kind.CHUNK, Kind.RECEIPT]
     assert await world.stored(client) is State.COMPLETED
@@ -220,7 +220,7 @@ async def test_a_slow_client_is_not_held_against_the_node(world: World, ann: Fak
     await quiet()
     assert client.kinds.count(Kind.CHUNK) == 11
     assert Kind.FAIL not in client.kinds
-    ann.finish(client.job.id)
+    ann.complete(client.job.id)
     await quiet()
     assert await world.stored(client) is State.COMPLETED
     assert world.market.reputation.score(ann.address) == 1

@@ -115,11 +115,11 @@ async def test_a_payer_runs_only_so_many_jobs() -> None:
         await world.market.place_order(world.submission(node))
     assert (caught.value.code, caught.value.status, caught.value.fault) == (Code.RATE_LIMITED, 429, Fault.CLIENT)
     clients.append(await world.started(node, payer=person("other")))
-    node.finish(clients[0].job.id)
+    node.complete(clients[0].job.id)
     await quiet()
     clients.append(await world.started(node))
     for client in clients[1:]:
-        node.finish(client.job.id)
+        node.complete(client.job.id)
     await quiet()
     world.assert_idle()
 
@@ -132,7 +132,7 @@ async def test_a_node_is_given_only_so_many_jobs() -> None:
     with pytest.raises(Unavailable, match="no free slot") as caught:
         await world.market.place_order(world.submission(node))
     assert caught.value.code is Code.NO_PROVIDER
-    node.finish(client.job.id)
+    node.complete(client.job.id)
     await quiet()
 
 
@@ -146,7 +146,7 @@ async def test_a_placed_job_is_not_placed_again(world: World) -> None:
             with pytest.raises(Refusal, match="placed before") as caught:
                 await world.market.place_order(make_submission(node.ask, job=client.job.id, payer=payer))
             assert (caught.value.code, caught.value.status) == (Code.ORDER_REPLAYED, 409)
-        node.finish(client.job.id)
+        node.complete(client.job.id)
         await quiet()
     assert len(node.got(Kind.DISPATCH)) == 1
 
@@ -166,7 +166,7 @@ async def test_replays_are_remembered_as_long_as_an_order_can_live(world: World)
     """A replay is refused for as long as its order's deadline could reach; then its memory goes."""
     node = world.node("ann")
     client = await world.started(node, deadline=START + 3_600)
-    node.finish(client.job.id)
+    node.complete(client.job.id)
     await world.pass_time(3_599)
     with pytest.raises(Refusal) as caught:
         await world.market.place_order(client.job.submission)
@@ -215,7 +215,7 @@ async def test_jobs_in_flight_use_up_the_purse(world: World) -> None:
     first, _ = await world.started(node), await world.started(node)
     with pytest.raises(Refusal):
         await world.place(node)
-    node.finish(first.job.id)
+    node.complete(first.job.id)
     await quiet()
     with pytest.raises(Refusal):
         await world.place(node)
