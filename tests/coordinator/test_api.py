@@ -210,13 +210,14 @@ async def test_what_is_required(at: Served) -> None:
     assert await listed(require={"region": ["us"]}) == []
     for _ in range(30):
         at.world.market.reputation.record(cheap.address, Outcome.PROVIDER_ERROR)
+        at.world.market.reputation.record(dear.address, Outcome.COMPLETED)
     assert await listed(minReputation=80) == [dear.address]
     why = (await at.http.post("/v1/explain", json=asked | {"require": {"tier": ["edge"]}, "minReputation": 80})).json()["asks"]
     assert [(one["why"], one["firstTokenMs"], one["reputation"]) for one in why] == [
-        (Reason.TIER.value, 0, 55),
-        (Reason.TIER.value, 100, 100),
+        (Reason.TIER.value, 100, 91),
+        (Reason.TIER.value, 0, 3),
     ]
-    for sort, first in (("price", 0), ("latency", 100)):
+    for sort, first in (("price", 100), ("latency", 100)):
         told = (await at.http.post("/v1/explain", json=asked | {"sort": sort})).json()["asks"]
         assert told[0]["firstTokenMs"] == first, "as a shortlist would be sorted"
     assert (await at.http.post("/v1/shortlist", json=asked | {"sort": "beauty"})).status_code == 400

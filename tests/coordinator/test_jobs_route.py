@@ -11,6 +11,7 @@ import pytest
 
 from coordinator import jobs_route as module
 from coordinator.jobs_route import JobsRoute
+from coordinator.reputation import NOTHING_KNOWN
 from coordinator.rules import Intake
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import Code, Unavailable, from_public
@@ -21,6 +22,7 @@ from tallystick.protocol.wire import MAX_CANDIDATES, Dispatch, FrameReader, Kind
 from tests.coordinator.served import LinkNode, Served, frames_of, served, until
 from tests.coordinator.world import (
     DOMAIN,
+    LAST_CHUNK,
     PAYER,
     START,
     World,
@@ -68,7 +70,8 @@ async def test_a_job_over_http(at: Served) -> None:
         await node.send(Kind.ACCEPT, job)
         await node.send(Kind.CHUNK, job, b"sealed")
         assert await anext(frames) == (Kind.CHUNK, b"sealed")
-        await node.complete(job, receipt)
+        await node.finish(job, receipt)
+        assert await anext(frames) == (Kind.CHUNK, LAST_CHUNK)
         assert [frame async for frame in frames] == [(Kind.RECEIPT, dumps(receipt.to_json()))]
     assert await _stored(at, job) is State.COMPLETED
     at.world.assert_idle()
@@ -211,7 +214,7 @@ async def test_a_replayed_job(at: Served) -> None:
     answer = asyncio.create_task(at.post(submission))
     job, receipt = await node.take_job()
     assert await _refusal(await at.post(submission)) == (409, "order_replayed")
-    await node.complete(job, receipt)
+    await node.finish(job, receipt)
     await answer
     assert await _refusal(await at.post(submission)) == (409, "order_replayed")
 
@@ -243,12 +246,13 @@ async def test_a_lost_connection_is_taken_up_again(at: Served) -> None:
         assert [(await anext(frames))[0], await anext(frames)] == [Kind.MATCH, (Kind.CHUNK, b"one")]
         await node.send(Kind.CHUNK, job, b"two")
         assert await anext(frames) == (Kind.CHUNK, b"two")
-        await node.complete(job, receipt)
+        await node.finish(job, receipt)
+        assert await anext(frames) == (Kind.CHUNK, LAST_CHUNK)
         assert [frame async for frame in frames] == [(Kind.RECEIPT, dumps(receipt.to_json()))]
         first = response.status_code
     again = await at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER)
     kinds = [kind for kind, _ in FrameReader().feed(again.content)]
-    assert (first, kinds) == (200, [Kind.MATCH, Kind.CHUNK, Kind.CHUNK, Kind.RECEIPT])
+    assert (first, kinds) == (200, [Kind.MATCH, *[Kind.CHUNK] * 3, Kind.RECEIPT])
     seen = [kind for kind, _, _ in node.seen]
     assert (seen.count(Kind.DISPATCH), seen.count(Kind.CANCEL)) == (1, 0)
     at.world.assert_idle()
@@ -261,7 +265,7 @@ async def test_an_answer_after_a_restart(at: Served) -> None:
     post = asyncio.create_task(at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER))
     job, receipt = await node.take_job()
     await node.send(Kind.CHUNK, job, b"one")
-    await node.complete(job, receipt)
+    await node.finish(job, receipt)
     first = (await post).content
     await node.socket.close()
     await at.world.restart()
@@ -294,7 +298,7 @@ async def test_a_job_that_nobody_comes_back_for(at: Served) -> None:
         await frames.aclose()
     job, _ = await node.take_job()
     assert await node.expect(Kind.CANCEL) == b"client"
-    await node.complete(job, _cancelled(node))
+    await node.finish(job, _cancelled(node))
 
 
 async def test_a_refused_job_that_would_linger(at: Served) -> None:
@@ -328,7 +332,7 @@ async def test_a_client_that_disconnects(at: Served) -> None:
         await anext(frames)
         await frames.aclose()
     await node.expect(Kind.CANCEL)
-    await node.complete(job, _cancelled(node))
+    await node.finish(job, _cancelled(node))
     await until(lambda: at.world.market.live == 0)
     assert await _stored(at, job) is State.CANCELLED
     assert set(at.store.receipts[job]) == {ANN.address}
@@ -383,7 +387,7 @@ async def test_a_client_that_stops_reading(world: World, monkeypatch: pytest.Mon
     await call
     assert len(sent) == 3, "nothing is written to it any more"
     assert node.got(Kind.RECEIPT_ACK) == [b""]
-    assert world.market.reputation.score(node.address) == 1
+    assert world.market.reputation.score(node.address) == NOTHING_KNOWN.score
     world.assert_idle()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from coordinator.market import CREDIT_STEP
 from coordinator.matching import Demand
+from coordinator.reputation import NOTHING_KNOWN
 from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Unavailable
 from tallystick.protocol.jobs import State
@@ -16,7 +17,20 @@ from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Match, Outcome, Receipt
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import Dispatch, Kind, loads
-from tests.coordinator.world import CAP, COORDINATOR, COST, DOMAIN, PAYER, Client, World, make_ask, person, quiet, unchecked
+from tests.coordinator.world import (
+    CAP,
+    COORDINATOR,
+    COST,
+    DOMAIN,
+    LAST_CHUNK,
+    PAYER,
+    Client,
+    World,
+    make_ask,
+    person,
+    quiet,
+    unchecked,
+)
 
 
 async def test_a_job_goes_the_whole_way(world: World) -> None:
@@ -30,8 +44,8 @@ async def test_a_job_goes_the_whole_way(world: World) -> None:
     node.chunk(job, b"two")
     receipt = node.complete(job)
     await quiet()
-    assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.CHUNK, Kind.RECEIPT]
-    assert [payload for kind, payload in client.frames if kind is Kind.CHUNK] == [b"one", b"two"]
+    assert client.kinds == [Kind.MATCH, *[Kind.CHUNK] * 3, Kind.RECEIPT]
+    assert [payload for kind, payload in client.frames if kind is Kind.CHUNK] == [b"one", b"two", LAST_CHUNK]
     assert read_signed(Receipt, loads(client.frames[-1][1], "receipt")) == unchecked(receipt)
     assert await world.stored(client) is State.COMPLETED
     assert node.got(Kind.RECEIPT_ACK, job) == [b""]
@@ -71,12 +85,15 @@ async def test_the_cheapest_candidate_gets_the_job(world: World) -> None:
         (Outcome.PROVIDER_ERROR, State.FAILED),
         (Outcome.UPSTREAM_ERROR, State.FAILED),
         (Outcome.TIMED_OUT, State.EXPIRED),
+        (Outcome.REFUSED, State.FAILED),
     ],
 )
 async def test_a_receipts_outcome_ends_the_job(world: World, outcome: Outcome, state: State) -> None:
     """A job ends as its receipt says."""
     node = world.node("ann")
     client = await world.started(node)
+    if outcome is Outcome.CLIENT_CANCELLED:
+        world.market.cancel(client.job.id)
     node.complete(client.job.id, outcome=outcome)
     await quiet()
     assert client.kinds[-1] is Kind.RECEIPT
@@ -312,6 +329,6 @@ async def test_jobs_cut_off_by_a_stop_blame_nobody(world: World) -> None:
     assert client.failure.code is Code.COORDINATOR_UNAVAILABLE
     assert client.failure.retry
     assert bob.sent == []
-    assert world.market.reputation.score(ann.address) == 1
+    assert world.market.reputation.score(ann.address) == NOTHING_KNOWN.score
     assert await world.stored(client) is State.FAILED
     world.assert_idle()

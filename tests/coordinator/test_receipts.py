@@ -12,6 +12,7 @@ from coordinator.matchmaker import RETURN_SECONDS
 from coordinator.memory import MemoryStore
 from coordinator.ports import JobRecord
 from coordinator.receipts import MAX_SEQ
+from coordinator.reputation import NOTHING_KNOWN
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import State
@@ -56,7 +57,7 @@ async def test_a_bad_receipt_ends_the_job_uncharged(world: World, changes: dict[
     assert node.got(Kind.RECEIPT_ACK) == []
     assert await world.stored(client) is State.FAILED
     assert world.market.exposure.size == 0
-    assert world.market.reputation.score(node.address) < 1
+    assert world.market.reputation.score(node.address) < NOTHING_KNOWN.score
     world.assert_idle()
 
 
@@ -130,6 +131,7 @@ async def _lost(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]
     """A job whose node was lost after some output, and the receipt that did not come through."""
     client = await world.started(node)
     node.chunk(client.job.id)
+    node.last_chunk(client.job.id)
     await quiet()
     receipt = node.receipt(client.job.id)
     node.leave()
@@ -183,7 +185,7 @@ async def test_a_receipt_of_a_former_attempt(world: World) -> None:
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     await world.pass_time(11)
-    early = ann.receipt(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
+    early = ann.receipt(client.job.id, outcome=Outcome.TIMED_OUT)
     assert await ann.hand_in_late(client.job.id, early)
     assert await world.stored(client) is State.MATCHED, "the job goes on"
     done = bob.complete(client.job.id)
@@ -205,7 +207,7 @@ async def test_a_former_attempts_receipt_after_the_end(world: World) -> None:
     await world.pass_time(11)
     bob.complete(client.job.id)
     await quiet()
-    early = ann.receipt(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
+    early = ann.receipt(client.job.id, outcome=Outcome.TIMED_OUT)
     assert await ann.hand_in_late(client.job.id, early)
     assert len(await _receipts(world, client)) == 2
     assert ann.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
@@ -388,7 +390,7 @@ async def test_a_store_that_is_down_loses_no_receipt() -> None:
     client = await world.started(node)
     receipt = node.complete(client.job.id)
     await quiet()
-    assert client.kinds == [Kind.MATCH, Kind.RECEIPT]
+    assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.RECEIPT]
     assert node.got(Kind.RECEIPT_ACK) == []
     assert await world.stored(client) is State.COMPLETED
     world.assert_idle()
