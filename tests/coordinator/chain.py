@@ -124,8 +124,10 @@ def make_settler(
     *,
     confirmations: int = 0,
     least: int = 1,
+    least_row: int = 1,
 ) -> Settler:
     """A settler of that escrow; its `run` would look every hundredth of a second."""
+    clock = clock or Clock()
     return Settler(
         escrow=escrow,
         sender=Sender(escrow.rpc, COORDINATOR),
@@ -133,6 +135,8 @@ def make_settler(
         exposure=exposure or Exposure(),
         interval=0.01,
         least=Amount(least),
+        least_row=Amount(least_row),
         confirmations=confirmations,
-        now=(clock or Clock()).now,
+        now=clock.now,
+        tick=clock.tick,
     )

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from coordinator.exposure import Exposure
+from coordinator.gauge import NOTHING_OWED, UNFUNDED
 from coordinator.memory import MemoryStore
-from coordinator.settler import BATCH, MAX_ROWS, NOTHING_OWED, REFUSED, UNFUNDED, Settler
+from coordinator.settler import BATCH, MAX_ROWS, REFUSED, Settler
 from tallystick.chain.claims import ClaimBatch, cut_batches
 from tallystick.chain.codec import ContractError
 from tallystick.protocol.eip712 import Signer, Verified
