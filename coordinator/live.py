@@ -118,6 +118,11 @@ class LiveJob:
         """How long it has taken so far, without its reader's time."""
         return tick - self.started - self.reader_seconds(tick)
 
+    def extend(self, deadline: float) -> None:
+        """A sign of life moves the deadline, but not that of a node that was told to stop."""
+        if not self.cancelled:
+            self.deadline = deadline
+
     def was_read(self, tick: float) -> None:
         """Its reader asks for more."""
         self.deadline, self.waited, self.reading = self.due(tick), self.reader_seconds(tick), None

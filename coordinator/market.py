@@ -21,19 +21,20 @@ from contextlib import aclosing
 
 import structlog
 
+from coordinator.blame import count_failure, count_receipt, read_failure
 from coordinator.live import Attempt, LiveJob, link_payload
 from coordinator.matchmaker import Matchmaker
-from coordinator.ports import Bus, Funds, JobRecord, JobStore, KnownJob, node_subject
+from coordinator.ports import Bus, Funds, JobRecord, JobStore, node_subject
 from coordinator.receipts import Receipts
 from coordinator.rules import Limits, check_order
 from tallystick.protocol.eip712 import Domain, Signer
-from tallystick.protocol.errors import BadMessage, BadReceipt, Code, Fault, Refusal, TallyError, Unavailable, from_public
+from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, Event, State
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Match, Outcome
 from tallystick.protocol.sealing import is_last
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Dispatch, Failure, Kind, Submission, dumps, loads, pack_link
+from tallystick.protocol.wire import CancelReason, Dispatch, Kind, Submission, dumps, pack_link
 
 log = structlog.get_logger()
 CREDIT_STEP = 32
@@ -64,7 +65,16 @@ class Market:
         self.matchmaker = made = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
         self.book, self.exposure, self.reputation, self.decisions = made.book, made.exposure, made.reputation, made.decisions
         self._signer, self._bus, self._store = signer, bus, store
-        self._receipts = Receipts(domain=domain, store=store, bus=bus, exposure=self.exposure, funds=funds, now=now, tick=tick)
+        self._receipts = Receipts(
+            domain=domain,
+            store=store,
+            bus=bus,
+            exposure=self.exposure,
+            reputation=self.reputation,
+            funds=funds,
+            now=now,
+            tick=tick,
+        )
         self._now, self._tick = now, tick
         self._live: dict[JobId, LiveJob] = {}
         self._running: Counter[Address] = Counter()
@@ -241,7 +251,7 @@ class Market:
         if kind == Kind.RECEIPT:
             return await self._finish(job, attempt, payload)
         if kind in (Kind.FAIL, GONE):
-            return self._fail(job, self._lost(job) if kind == GONE else self._failure(job, payload))
+            return self._fail(job, self._lost(job) if kind == GONE else read_failure(job, payload))
         if kind == Kind.CHUNK:
             if job.delivered:
                 return None  # the answer has ended; no client could open what comes behind its end
@@ -252,18 +262,12 @@ class Market:
                 # From here on no other attempt begins; a node signs no receipt that charges before it knows that.
                 self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
             job.heard = self._tick()
-            if not job.cancelled:
-                job.deadline = job.heard + self.limits.idle
+            job.extend(job.heard + self.limits.idle)
             return Kind.CHUNK, payload
         if kind == Kind.ACCEPT and job.state is State.MATCHED:
             job.move(Event.ACCEPT)
-            self._extend(job, self.limits.first_output)
+            job.extend(self._tick() + self.limits.first_output)
         return (Kind.BEAT, payload) if kind == Kind.BEAT else None
-
-    def _extend(self, job: LiveJob, seconds: float) -> None:
-        """A sign of life moves the deadline, but not that of a node that was told to stop."""
-        if not job.cancelled:
-            job.deadline = self._tick() + seconds
 
     def _grant_credit(self, job: LiveJob) -> None:
         job.unread += 1
@@ -276,43 +280,26 @@ class Market:
             return Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR)
         return Unavailable(Code.NODE_GONE, f"the connection to provider {job.provider} was lost", fault=Fault.PROVIDER)
 
-    def _failure(self, job: LiveJob, payload: bytes) -> TallyError:
-        """Why a node failed. Once it has begun to answer, it may not say that breaking off was somebody else's doing."""
-        try:
-            raw = loads(payload, "failure")
-        except BadMessage:
-            raw = None
-        if not isinstance(raw, dict) or not isinstance(raw.get("error"), dict):
-            text = f"provider {job.provider} failed without a reason"
-            return Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER)
-        error = from_public(raw, 502)
-        if job.state is State.STREAMING and not job.cancelled:
-            error.fault = Fault.PROVIDER
-        return error
-
     async def _void(self, job: LiveJob, attempt: Attempt, payload: bytes) -> bytes | None:
         """The receipt at no cost that a FAIL brings, stored, as its client gets it; None if there is no good one."""
         try:
-            signed = Failure.loads(payload).receipt
-            if signed is None:
-                return None
-            receipt = self._receipts.read_void(job.attempts[-1], attempt.order, signed)
-        except BadMessage:
-            return None  # `_failure` says what that means
+            receipt = self._receipts.read_void(job.attempts[-1], attempt.order, payload)
         except BadReceipt as error:
             self._refuse(job, error)
+            return None
+        if receipt is None:
             return None
         try:
             await self._receipts.put(job.id, attempt.order, receipt)
         except Unavailable as error:  # it was not acknowledged, so its node will send it again
             log.warning("void receipt not stored", job=job.id.hex(), provider=job.provider, error=str(error))
-        return dumps(signed.to_json())
+        return dumps(receipt.to_json())
 
     def _refuse(self, job: LiveJob, error: BadReceipt) -> None:
         """A receipt that will never be taken: its node is told, and it is held against its provider."""
         log.warning("bad receipt", job=job.id.hex(), provider=job.provider, error=str(error))
         self._bus.send(node_subject(job.provider), pack_link(Kind.RECEIPT_REFUSED, job.id, dumps(error.as_json())))
-        self._blame(job, error)
+        count_failure(self.reputation, job, error)
 
     def _fail(self, job: LiveJob, error: TallyError) -> tuple[Kind, bytes] | None:
         """The attempt failed: so does the job, unless nothing was put out yet and another provider may do better.
@@ -322,31 +309,11 @@ class Market:
         if job.state is State.STREAMING or error.code in HOPELESS or job.cancelled:
             return self._end(job, error)
         log.info("attempt failed", job=job.id.hex(), provider=job.provider, reason=str(error))
-        self._blame(job, error)
+        count_failure(self.reputation, job, error)
         job.close_attempt(State.FAILED, str(error))
         job.last_error = error
         job.move(Event.ATTEMPT_FAILED)
         return None
-
-    def _blame(self, job: LiveJob, error: TallyError) -> None:
-        """Counts an attempt without a good receipt, once. A provider answers for its engine; it may be busy, as long as it has
-        not begun; and who has a whole answer lacks nothing but the receipt.
-        """
-        if job.blamed:
-            return
-        job.blamed = True
-        its_own = error.fault in (Fault.PROVIDER, Fault.ENGINE)
-        lawful = (error.code is Code.NODE_BUSY and job.state is not State.STREAMING) or job.delivered
-        bad = its_own and (not lawful or isinstance(error, BadReceipt))
-        self.reputation.record(job.provider, Outcome.PROVIDER_ERROR if bad else Outcome.REFUSED)
-
-    def _judge(self, job: LiveJob, outcome: Outcome) -> None:
-        """Counts an attempt that ended with a good receipt. Whatever that says, an answer that was cut off was not one."""
-        if job.blamed:
-            return
-        job.blamed = True
-        cut = job.state is State.STREAMING and not (job.delivered or job.cancelled)
-        self.reputation.record(job.provider, Outcome.PROVIDER_ERROR if cut else outcome)
 
     async def _finish(self, job: LiveJob, attempt: Attempt, payload: bytes) -> tuple[Kind, bytes]:
         """Ends a job with its receipt, or for want of a good one."""
@@ -355,7 +322,7 @@ class Market:
         except BadReceipt as error:
             self._refuse(job, error)
             return self._end(job, error)
-        self._judge(job, Outcome(receipt.message.outcome))
+        count_receipt(self.reputation, job, Outcome(receipt.message.outcome))
         job.move(ENDS[Outcome(receipt.message.outcome)])
         job.finished_at = int(self._now())
         job.close_attempt(job.state)
@@ -371,7 +338,7 @@ class Market:
         """Ends a job without a receipt."""
         tried = job.at_node
         if tried:
-            self._blame(job, error)
+            count_failure(self.reputation, job, error)
         job.move(Event.CANCEL if job.cancelled else Event.EXPIRE if error.code is Code.TIMED_OUT else Event.FAIL)
         if tried:
             job.close_attempt(job.state, str(error))
@@ -407,22 +374,9 @@ class Market:
 
         Raises BadReceipt, Unavailable: then it is not acknowledged.
         """
-        self._receipts.check_pace(provider)
-        known = await self._store.job(job_id)
-        if known is None:
-            self._receipts.note_unknown(provider)
-            return False
         live = self._live.get(job_id)
         newest = self._unnoted.get(job_id) if live is None else live.record()
-        if newest is not None:
-            known = KnownJob(newest, known.receipts)
-        try:
-            await self._receipts.take_late(known, provider, payload, unended=newest is None)
-        except BadReceipt:
-            if known.record.attempt_of(provider) is not None:
-                self.reputation.record(provider, Outcome.PROVIDER_ERROR)
-            raise
-        return True
+        return await self._receipts.take(provider, job_id, payload, newest)
 
     async def accept_late(self, provider: Address, job_id: JobId, late: LateReceipt) -> None:
         """A receipt with what it is for, whether its job is known here or was lost. Raises BadReceipt, Refusal, Unavailable."""

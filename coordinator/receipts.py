@@ -17,7 +17,8 @@ from dataclasses import replace
 
 from coordinator.exposure import Exposure
 from coordinator.manners import Budget
-from coordinator.ports import AttemptRecord, Bus, Funds, JobRecord, JobStore, KnownJob, node_subject
+from coordinator.ports import AttemptRecord, Bus, Funds, JobRecord, JobStore, node_subject
+from coordinator.reputation import Reputation
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import CHARGES, ENDS, TERMINAL, Charge, State, step
@@ -30,9 +31,9 @@ from tallystick.protocol.wire import Kind, loads, pack_link
 MAX_SEQ = (1 << 63) - 1
 """No honest tab has that many receipts; keeps seqs within what databases count."""
 LOST_PER_SECOND, LOST_AT_ONCE = 0.1, 100
-"""Receipts of one provider for jobs that are not known here: each costs a look-up, two signatures and perhaps a row."""
+"""Receipts of one provider for jobs that are not known here: each costs a look-up and perhaps two signatures."""
 ALL_LOST_PER_SECOND, ALL_LOST_AT_ONCE = 2, 1_000
-"""The same, of all providers together."""
+"""Of all providers together, those of them that payer and provider signed: each costs two chain reads and perhaps a row."""
 _ALL = "all"
 
 
@@ -46,12 +47,13 @@ class Receipts:
         store: JobStore,
         bus: Bus,
         exposure: Exposure,
+        reputation: Reputation,
         funds: Funds,
         now: Callable[[], float],
         tick: Callable[[], float],
     ) -> None:
         self._domain, self._store, self._bus = domain, store, bus
-        self._exposure, self._funds, self._now, self._tick = exposure, funds, now, tick
+        self._exposure, self._reputation, self._funds, self._now, self._tick = exposure, reputation, funds, now, tick
         self._lost = Budget(LOST_PER_SECOND, LOST_AT_ONCE)
         self._all_lost = Budget(ALL_LOST_PER_SECOND, ALL_LOST_AT_ONCE)
 
@@ -65,8 +67,19 @@ class Receipts:
         check_relayed(attempt, receipt.message)
         return receipt
 
-    def read_void(self, attempt: AttemptRecord, order: Verified[Order], signed: Signed[Receipt]) -> Verified[Receipt]:
-        """A receipt that ends an attempt at no cost. Raises BadReceipt."""
+    def read_void(self, attempt: AttemptRecord, order: Verified[Order], payload: bytes) -> Verified[Receipt] | None:
+        """The receipt at no cost that a FAIL brings, if it brings one. Raises BadReceipt."""
+        try:
+            raw = loads(payload, "failure")
+        except BadMessage:
+            return None
+        shown = raw.get("receipt") if isinstance(raw, dict) else None
+        if shown is None:
+            return None
+        try:
+            signed = read_signed(Receipt, shown, "failure.receipt")
+        except BadMessage as error:
+            raise BadReceipt(str(error)) from None
         receipt = self._verify(order, attempt.terms, signed)
         outcome = Outcome(receipt.message.outcome)
         if CHARGES[outcome] is not Charge.NOTHING:
@@ -92,37 +105,45 @@ class Receipts:
         await self._store.put_receipt(job, receipt, total, record)
         self._acknowledge(message.provider, job)
 
-    async def take_late(self, known: KnownJob, provider: Address, payload: bytes, *, unended: bool) -> None:
-        """A receipt that comes when its attempt is over here. Raises BadReceipt, Unavailable.
+    async def take(self, provider: Address, job: JobId, payload: bytes, newest: JobRecord | None) -> bool:
+        """A receipt that comes when its attempt is over here. False if the job is not known. Raises BadReceipt, Unavailable.
 
-        `unended`: nobody else will tell the store how the job ended, if it does not know yet.
+        `newest`: what is known of the job beyond what is stored. Where there is nothing, nobody but the receipt tells the store
+        how the job ended, if it does not know yet.
         """
-        record, stored = known.record, known.receipts.get(provider)
+        self._check_pace(provider)
+        known = await self._store.job(job)
+        if known is None:
+            self._lost.spend(provider, self._tick())
+            return False
+        record = newest or known.record
+        await self._take_late(record, known.receipts.get(provider), provider, payload, unended=newest is None)
+        return True
+
+    async def _take_late(
+        self, record: JobRecord, stored: Signed[Receipt] | None, provider: Address, payload: bytes, *, unended: bool
+    ) -> None:
         attempt = record.attempt_of(provider)
         if attempt is None:
             raise BadReceipt("receipt: of a provider that never had the job")
         if unended and record.state not in TERMINAL and attempt is record.last:
             attempt = replace(attempt, unseen=True)
-        receipt = self.read(attempt, attempt.order.verify(self._domain), payload)
+        try:
+            receipt = self.read(attempt, attempt.order.verify(self._domain), payload)
+            check_only(stored, receipt)
+        except BadReceipt:
+            self._reputation.record(provider, Outcome.PROVIDER_ERROR)
+            raise
         if stored is None:
             await self.put(record.job, attempt.order, receipt, self._ended(record, receipt.message) if unended else None)
-        elif (stored.message, stored.signature) == (receipt.message, receipt.signature):
-            self._acknowledge(provider, record.job)
         else:
-            raise BadReceipt(f"receipt: a second one for the same order; the first has seq {stored.message.seq}")
+            self._acknowledge(provider, record.job)
 
-    def check_pace(self, provider: Address) -> None:
-        """Raises Unavailable where a provider, or all of them, handed in too many receipts for jobs that are not known here."""
-        now = self._tick()
-        wait = max(self._lost.wait(provider, now), self._all_lost.wait(_ALL, now))
-        if wait:
+    def _check_pace(self, provider: Address) -> None:
+        """Raises Unavailable where a provider handed in too many receipts for jobs that are not known here, taken or not."""
+        if wait := self._lost.wait(provider, self._tick()):
             text = f"too many receipts for jobs that are not known here; the next is looked at in {wait:.0f} s"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
-
-    def note_unknown(self, provider: Address) -> None:
-        """A receipt came for a job that is not known here. What was handed in for nothing counts as what was taken."""
-        self._lost.spend(provider, self._tick())
-        self._all_lost.spend(_ALL, self._tick())
 
     async def take_unknown(self, job: JobId, late: LateReceipt) -> None:
         """A receipt of a job that was lost with a process before it was written down: payer and provider both signed for it, and
@@ -136,6 +157,9 @@ class Receipts:
             raise BadReceipt(str(error)) from None
         receipt = self._verify(order, late.terms, late.receipt)
         payer = order.message.payer
+        if not self._all_lost.spend(_ALL, self._tick()):
+            text = "this coordinator was told of too many jobs that it does not know; tell it again later"
+            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)
         if not (await self._funds.backing(payer, receipt.message.provider)).opened:
             text = f"this coordinator does not know that job, and {payer} has no purse that could pay for it"
             raise Refusal(Code.INSUFFICIENT_FUNDS, text)
@@ -155,6 +179,12 @@ class Receipts:
 
     def _acknowledge(self, provider: Address, job: JobId) -> None:
         self._bus.send(node_subject(provider), pack_link(Kind.RECEIPT_ACK, job))
+
+
+def check_only(stored: Signed[Receipt] | None, receipt: Signed[Receipt]) -> None:
+    """Holds a receipt against the one that its attempt has already. Raises BadReceipt."""
+    if stored is not None and (stored.message, stored.signature) != (receipt.message, receipt.signature):
+        raise BadReceipt(f"receipt: a second one for the same order; the first has seq {stored.message.seq}")
 
 
 def check_relayed(attempt: AttemptRecord, receipt: Receipt) -> None:

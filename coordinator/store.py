@@ -27,6 +27,7 @@ from coordinator.ports import (
     too_many_claims,
 )
 from coordinator.reputation import REMEMBERED, Record
+from coordinator.tables import answers, claims, cursors, jobs, receipts, reputations, settlements
 from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
@@ -39,71 +40,6 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 _EVENTS = "escrow"
 _MARKS = ("delivered", "cancelled", "unseen")
 """What is written of an attempt only where it is so."""
-
-metadata = sa.MetaData()
-jobs = sa.Table(
-    "jobs",
-    metadata,
-    sa.Column("job", sa.String(32), primary_key=True),
-    sa.Column("payer", sa.String(42)),
-    sa.Column("provider", sa.String(42)),
-    sa.Column("state", sa.String(16)),
-    sa.Column("created_at", sa.BigInteger),
-    sa.Column("finished_at", sa.BigInteger),
-    sa.Column("attempts_doc", sa.Text),
-)
-receipts = sa.Table(
-    "receipts",
-    metadata,
-    sa.Column("job", sa.String(32), primary_key=True),
-    sa.Column("provider", sa.String(42), primary_key=True),
-    sa.Column("payer", sa.String(42)),
-    sa.Column("seq", sa.BigInteger),
-    sa.Column("total", sa.String(29)),
-    sa.Column("receipt_doc", sa.Text),
-)
-claims = sa.Table(
-    "claims",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("digest", sa.String(64), unique=True),
-    sa.Column("provider", sa.String(42)),
-    sa.Column("received_at", sa.BigInteger),
-    sa.Column("claim_doc", sa.Text),
-    sa.Column("tx", sa.String(66)),
-)
-settlements = sa.Table(
-    "settlements",
-    metadata,
-    sa.Column("payer", sa.String(42), primary_key=True),
-    sa.Column("provider", sa.String(42), primary_key=True),
-    sa.Column("settled", sa.String(29)),
-    sa.Column("tx", sa.String(66)),
-    sa.Column("block", sa.BigInteger),
-)
-cursors = sa.Table(
-    "cursors",
-    metadata,
-    sa.Column("name", sa.String(32), primary_key=True),
-    sa.Column("block", sa.BigInteger),
-    sa.Column("tip", sa.String(66)),
-)
-reputations = sa.Table(
-    "reputations",
-    metadata,
-    sa.Column("provider", sa.String(42), primary_key=True),
-    sa.Column("good", sa.Float),
-    sa.Column("bad", sa.Float),
-    sa.Column("jobs", sa.BigInteger),
-)
-answers = sa.Table(
-    "answers",
-    metadata,
-    sa.Column("job", sa.String(32), primary_key=True),
-    sa.Column("fingerprint", sa.String(64)),
-    sa.Column("ended_at", sa.BigInteger),
-    sa.Column("frames", sa.LargeBinary),
-)
 
 
 class Store:
