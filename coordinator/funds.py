@@ -78,7 +78,7 @@ class ChainFunds:
         finally:
             del self._reading[pair]
         backing = Backing(
-            free=Amount(purse.free - purse.thawing),
+            free=Amount(max(0, purse.free - purse.thawing)),
             reserved=Amount(0) if tab.release_at else tab.reserved,
             settled=tab.settled,
             opened=purse.owner is not None,
