@@ -10,13 +10,14 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
 from coordinator.ports import Backing
-from tallystick.chain.escrow import Escrow
+from tallystick.chain.escrow import Escrow, Purse, TabState
 from tallystick.protocol.errors import TallyError
-from tallystick.protocol.types import Address, Amount
+from tallystick.protocol.types import Address, Amount, Seconds
 
 _Pair = tuple[Address, Address]
 _KEPT = 100_000
@@ -24,6 +25,7 @@ _OLD = 10
 """Figures older than so many times `ttl` serve only while the chain does not answer."""
 _STAKE_SECONDS = 60
 """A stake takes hours to leave, so a minute old is young."""
+_NO_TAB = TabState(Amount(0), Amount(0), Seconds(0))
 log = structlog.get_logger()
 
 
@@ -37,6 +39,7 @@ class ChainFunds:
         self._known: OrderedDict[_Pair, tuple[float, Backing]] = OrderedDict()
         self._reading: dict[_Pair, asyncio.Task[Backing]] = {}
         self._stakes: OrderedDict[Address, tuple[float, Amount]] = OrderedDict()
+        self._staking: dict[Address, asyncio.Task[Amount]] = {}
 
     async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:
         """See ports.Funds."""
@@ -61,7 +64,17 @@ class ChainFunds:
         known = self._stakes.get(provider)
         if known is not None and self._tick() - known[0] < _STAKE_SECONDS:
             return known[1]
-        stake = (await self._escrow.provider(provider)).stake
+        task = self._staking.get(provider)
+        if task is None:
+            task = self._staking[provider] = asyncio.create_task(self._read_stake(provider), name=f"stake of {provider}")
+            task.add_done_callback(_log_failed)
+        return await asyncio.shield(task)
+
+    async def _read_stake(self, provider: Address) -> Amount:
+        try:
+            stake = (await self._escrow.provider(provider)).stake
+        finally:
+            del self._staking[provider]
         self._stakes[provider] = (self._tick(), stake)
         self._stakes.move_to_end(provider)
         while len(self._stakes) > _KEPT:
@@ -70,7 +83,7 @@ class ChainFunds:
 
     async def _read(self, pair: _Pair) -> Backing:
         try:
-            purse, tab = await asyncio.gather(self._escrow.purse(pair[0]), self._escrow.tab(*pair))
+            purse, tab = await self._figures(pair)
         except TallyError:
             if pair in self._known:
                 self._keep(pair, self._known[pair][1])
@@ -86,6 +99,14 @@ class ChainFunds:
         self._keep(pair, backing)
         return backing
 
+    async def _figures(self, pair: _Pair) -> tuple[Purse, TabState]:
+        """Both figures at once for a payer that is known to have a purse; who has none has no tab that is worth a read."""
+        known = self._known.get(pair)
+        if known is not None and known[1].opened:
+            return await asyncio.gather(self._escrow.purse(pair[0]), self._escrow.tab(*pair))
+        purse = await self._escrow.purse(pair[0])
+        return purse, _NO_TAB if purse.owner is None else await self._escrow.tab(*pair)
+
     def _keep(self, pair: _Pair, backing: Backing) -> None:
         self._known[pair] = (self._tick(), backing)
         self._known.move_to_end(pair)
@@ -94,12 +115,13 @@ class ChainFunds:
 
     async def close(self) -> None:
         """Stops reading."""
-        for task in list(self._reading.values()):
+        tasks = [*self._reading.values(), *self._staking.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._reading.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _log_failed(task: asyncio.Task[Backing]) -> None:
+def _log_failed(task: asyncio.Task[Any]) -> None:
     """Whoever waits for a read gets its error; one that nobody waits for must not be silent."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.warning("funds not read", task=task.get_name(), error=str(error))

@@ -33,6 +33,10 @@ RETURN_SECONDS = 35
 """After a restart, providers may take this long to come back; what nobody offers meanwhile may be offered soon."""
 
 
+class _NoPurse(Refusal):
+    """The payer never deposited anything."""
+
+
 class Matchmaker:
     """See the module's docstring. `now` is Unix time, `tick` a monotonic clock, both in seconds; `chance` draws evenly from 0
     to 1.
@@ -154,6 +158,8 @@ class Matchmaker:
                 if not isinstance(error, Refusal):
                     raise
                 refused = refused or error
+                if isinstance(error, _NoPurse):
+                    break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
                 job.begin(Attempt(candidate, order, node), self._tick() + self._limits.accept)
                 self.decisions.matched(model, node.provider, lost | _reasons(against), now)
@@ -168,6 +174,8 @@ class Matchmaker:
         """Counts the job against the payer's funds. A no is said only of fresh figures: the payer may just have deposited."""
         for fresh in (False, True):
             backing = await self._funds.backing(order.payer, order.provider, fresh=fresh)
+            if not backing.opened:
+                continue
             self.exposure.observe(order.payer, order.provider, settled=backing.settled, reserved=backing.reserved)
             try:
                 self.exposure.admit(order.payer, order.provider, terms.max_cost, backing.free)
@@ -176,6 +184,7 @@ class Matchmaker:
                     raise
             else:
                 return
+        raise _NoPurse(Code.INSUFFICIENT_FUNDS, f"{order.payer} has no purse yet. Deposit with: tally deposit AMOUNT")
 
 
 def _reasons(against: list[str]) -> dict[Address, str]:

@@ -12,6 +12,7 @@ What a provider can make it read and spend (gauge.py judges each claim):
   these reads and no more.
 - Reads for claims that bring nothing are counted against their provider: IDLE_READS (256) at once, and the claim that crosses
   that line; then IDLE_READS_PER_SECOND (1). Its claims wait meanwhile.
+- A claim's signatures cost some 20 ms at most to check: CLAIMS_AT_ONCE (128) are taken of a provider, then CLAIMS_PER_SECOND (1).
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from coordinator.ports import ClaimStore, Cursor, PendingClaim, Settlement
 from tallystick.chain.claims import BATCH_GAS, CLAIM_GAS, ROW_GAS, ClaimBatch
 from tallystick.chain.codec import ContractError
 from tallystick.chain.escrow import Escrow
-from tallystick.chain.events import DeepReorg, Settled, read_events
+from tallystick.chain.events import DeepReorg, Released, ReleaseStarted, Settled, read_events
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS, Sender
-from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.types import Address, Amount
 
@@ -41,6 +42,7 @@ BATCH = 64
 MAX_ROWS = (MAX_TRANSACTION_GAS - BATCH_GAS - CLAIM_GAS) // ROW_GAS
 """A claim is never divided, since its signature covers all of its rows; one with more rows fits no transaction."""
 IDLE_READS, IDLE_READS_PER_SECOND = 256, 1
+CLAIMS_AT_ONCE, CLAIMS_PER_SECOND = 128, 1
 REFUSED = "refused by the contract"
 
 
@@ -69,9 +71,13 @@ class Settler:
         self._interval, self._confirmations = interval, confirmations
         self._least, self._least_row = least, least_row
         self._idle = Budget(IDLE_READS_PER_SECOND, IDLE_READS)
+        self._pace = Budget(CLAIMS_PER_SECOND, CLAIMS_AT_ONCE)
 
     async def take(self, provider: Address, request: ClaimRequest) -> None:
-        """Stores a node's claim. Raises PeerError if it is not what it says, Unavailable if it cannot be stored."""
+        """Stores a node's claim. Raises PeerError if it is not what it says, Unavailable if it cannot be stored or many come."""
+        if not self._pace.spend(provider, self._tick()):
+            text = f"claims: more than {CLAIMS_PER_SECOND} a second come from {provider}"
+            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
         claim = request.claim.verify(self._domain)
         if claim.message.provider != provider:
             raise BadMessage("claim: of another provider")
@@ -160,8 +166,11 @@ class Settler:
                 return
             settled = [event for event in page.events if isinstance(event, Settled)]
             await self._store.put_settlements([_settlement(event) for event in settled], Cursor(page.cursor, page.tip))
-            for event in settled:
-                self._exposure.settle(event.payer, event.provider, event.settled)
+            for event in page.events:
+                if isinstance(event, Settled):
+                    self._exposure.settle(event.payer, event.provider, event.settled)
+                elif isinstance(event, ReleaseStarted | Released):
+                    self._exposure.unreserve(event.payer, event.provider)
 
 
 def _settlement(event: Settled) -> Settlement:

@@ -145,7 +145,8 @@ async def test_stakes_are_read_once_a_minute() -> None:
     """A chain that is away is told of, and nothing is made up meanwhile."""
     funds, escrow, clock = _make()
     escrow.stakes[ANN] = 7
-    assert [await funds.stake(ANN) for _ in range(3)] == [7, 7, 7]
+    assert await asyncio.gather(*(funds.stake(ANN) for _ in range(3))) == [7, 7, 7]
+    assert await funds.stake(ANN) == 7
     assert escrow.reads == 1
     escrow.stakes[ANN] = 0
     clock.seconds = 60
@@ -191,3 +192,10 @@ async def test_old_figures_do_not_serve_for_ever() -> None:
     escrow.down = True
     clock.seconds += 50
     assert await _free(funds) == 7
+
+
+async def test_a_stranger_costs_one_read() -> None:
+    """Who has no purse has no tab either that would be worth a look."""
+    funds, escrow, _ = _make()
+    await funds.backing(person("stranger").address, ANN)
+    assert (escrow.reads, escrow.tab_reads) == (1, 0)

@@ -191,6 +191,16 @@ async def test_a_refused_job_may_be_placed_again(world: World) -> None:
 # Funds
 
 
+class _CountedFunds(MemoryFunds):
+    """Counts what it is asked."""
+
+    reads = 0
+
+    async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:
+        self.reads += 1
+        return await super().backing(payer, provider, fresh=fresh)
+
+
 async def test_a_payer_without_funds(world: World) -> None:
     """A purse that does not cover the worst case is refused, for good, with what to do about it."""
     world.funds.free[PAYER.address] = Amount(CAP - 1)
@@ -206,6 +216,19 @@ async def test_strangers_leave_no_trace(world: World) -> None:
     for number in range(20):
         await _refused(world, world.submission(node, payer=person(f"stranger {number}")))
     assert world.market.exposure.size == 0
+
+
+async def test_a_stranger_is_looked_up_once() -> None:
+    """A key without a purse is refused after two looks at one candidate, however many candidates it names."""
+    world, funds = World(), _CountedFunds()
+    world.funds = funds
+    world.market = world.make_market()
+    nodes = [world.node(f"node {number}") for number in range(8)]
+    for node in nodes:
+        node.market = world.market
+    error = await _refused(world, world.submission(*nodes, payer=person("stranger")))
+    assert (error.code, funds.reads) == (Code.INSUFFICIENT_FUNDS, 2)
+    assert "tally deposit" in str(error)
 
 
 async def test_jobs_in_flight_use_up_the_purse(world: World) -> None:

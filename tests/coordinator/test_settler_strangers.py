@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator import gauge, ports
 from coordinator.gauge import IDLE_ROWS, NO_PURSE, NOTHING_OWED, STRANGERS, UNFUNDED
 from coordinator.memory import MemoryStore
-from coordinator.settler import IDLE_READS, IDLE_READS_PER_SECOND, MAX_ROWS
+from coordinator.settler import CLAIMS_AT_ONCE, CLAIMS_PER_SECOND, IDLE_READS, IDLE_READS_PER_SECOND, MAX_ROWS
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.link import ClaimRequest
@@ -186,3 +188,18 @@ def test_the_stated_numbers() -> None:
     """The docstring's numbers are the code's."""
     assert MAX_ROWS <= 340
     assert (ports.WAITING_CLAIMS, gauge.STRANGERS, IDLE_READS, IDLE_READS_PER_SECOND) == (128, 8, 256, 1)
+    assert (CLAIMS_AT_ONCE, CLAIMS_PER_SECOND) == (128, 1)
+
+
+async def test_a_flood_of_claims_is_not_checked_one_by_one(escrow: FakeEscrow, store: MemoryStore) -> None:
+    """Beyond its pace a provider's claims are refused before a signature is checked, for now; others' are taken."""
+    clock = Clock()
+    settler = make_settler(escrow, store, clock)
+    for _ in range(CLAIMS_AT_ONCE):
+        await settler.take(ANN.address, _junk(0, 1))
+    forged = replace(_junk(0, 1), orders=())
+    with pytest.raises(Unavailable):
+        await settler.take(ANN.address, forged)
+    await settler.take(BOB.address, _junk(0, 1, BOB))
+    clock.seconds += 1 / CLAIMS_PER_SECOND
+    await settler.take(ANN.address, _junk(0, 1))
