@@ -12,7 +12,7 @@ from enum import Enum
 from operator import itemgetter
 
 from coordinator.book import Book, Standing
-from coordinator.ranking import Known, Score, by_cost, cut, explored, reliable_first
+from coordinator.ranking import PROVEN, Known, Score, by_cost, cut, explored, reliable_first
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.requirements import NOTHING, Requirements
 from tallystick.protocol.routes import serves
@@ -20,12 +20,12 @@ from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Candidate
 
 MAX_LISTED = 8
-_SCAN, _SCAN_NEW = 256, 64
-"""Asks judged for one shortlist, cheapest first, beside those that are excluded: of all providers, and of newcomers among them.
-So strangers with many cheap asks hide nobody, and the work is bounded.
+_SCAN, _SCAN_UNPROVEN, _ENOUGH = 256, 64, 64
+"""Asks judged for one shortlist, cheapest first, beside those that are excluded: of proven providers, and of all others; it ends
+earlier with so many proven ones that fit. So strangers with many cheap asks hide nobody, and the work is bounded.
 """
-_WALK = 10_000
-"""Asks of one model that are passed over for one shortlist: more than a hundred nodes can offer in the bytes that they have."""
+_WALK = 5_000
+"""Asks of one model that are passed over for one shortlist: some seventy nodes can offer so many in the bytes that they have."""
 
 
 class Reason(Enum):
@@ -155,37 +155,32 @@ def shortlist(
     if demand.providers:  # wherever they stand in the list
         wanted = sorted(book.of_providers(demand.model, demand.providers), key=lambda standing: standing.price_key)
     judged = [] if judged is None else judged
-    found = _fitting(wanted, demand, now, judged=judged, score=score, newcomer=newcomer)
+    found = _fitting(wanted, demand, now, judged=judged, score=score)
     if not found:
         raise explain_none(demand, judged, unasked=len(listed) - len(wanted))
     return cut(explored(ordered(found, demand, score), _itself, newcomer, chance), demand.limit, newcomer)
 
 
 def _fitting(
-    wanted: Sequence[Standing],
-    demand: Demand,
-    now: int,
-    *,
-    judged: list[tuple[Reason, Standing]],
-    score: Score,
-    newcomer: Known,
+    wanted: Sequence[Standing], demand: Demand, now: int, *, judged: list[tuple[Reason, Standing]], score: Score
 ) -> list[Standing]:
     """The cheapest fitting ask of each provider, as far as the scan goes."""
     found: dict[Address, Standing] = {}
-    left, left_new = _SCAN, _SCAN_NEW
+    left = {True: _SCAN, False: _SCAN_UNPROVEN}
+    enough = _ENOUGH if demand.sort == "price" else _SCAN
     for standing, _ in zip(wanted, range(_WALK), strict=False):
         provider = standing.node.provider
-        fresh = newcomer(provider)
-        if provider in found or (fresh and not left_new):
+        proven = score(provider) >= PROVEN
+        if provider in found or not left[proven]:
             continue
         reason = judge(standing, demand, now, score)
         if reason is None:
             found[provider] = standing
+            enough -= proven
         else:
             judged.append((reason, standing))
-        if reason is not Reason.EXCLUDED:
-            left, left_new = left - 1, left_new - fresh
-        if not left:
+        left[proven] -= reason is not Reason.EXCLUDED
+        if not (enough and left[True]):
             break
     return list(found.values())
 

@@ -23,6 +23,8 @@ FAILED_JOBS = 5
 FLOOR = 100_000
 """In units of `Standing.price_key`: three million tokens in and a million out cost ten cents of a six-decimal dollar."""
 EXPLORED = 0.05
+PROVEN = 0.5
+"""The score from which a provider is looked for behind any number of cheaper strangers."""
 
 T = TypeVar("T")
 Score = Callable[[Address], float]

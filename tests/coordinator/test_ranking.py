@@ -117,6 +117,17 @@ def test_many_cheap_strangers_hide_nobody() -> None:
     assert len(found) == len(set(found)) == 8, "and each provider has one place"
 
 
+def test_many_cheap_failures_hide_nobody() -> None:
+    """Nor do hundreds of providers that are known to fail."""
+    book, reputation = Book(), _known(good=30)
+    for number in range(300):
+        key = person(f"failing {number}")
+        _stand(book, key, 0)
+        _known(bad=NEWCOMER_JOBS, reputation=reputation, key=key)
+    _stand(book, GOOD, 5_000_000)
+    assert _listed(book, reputation)[0] == GOOD.address
+
+
 @pytest.mark.parametrize("sort", ["latency", "throughput"])
 def test_boasting_does_not_stand_above_reputation(sort: str) -> None:
     """A node's own word on its speed does not put it before providers that have more than twice its name."""
