@@ -124,7 +124,7 @@ class Market:
         return job_id in self._seen
 
     def payer_of(self, job_id: JobId) -> Address | None:
-        """Who ordered a job that lives here; None if none does."""
+        """Who ordered a job that lives here."""
         job = self._live.get(job_id)
         return None if job is None else job.payer
 
