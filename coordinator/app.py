@@ -94,6 +94,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
             exposure=market.exposure,
             interval=config.settle_every,
             least=config.min_claim,
+            least_row=config.min_row,
             confirmations=config.confirmations,
         )
         hub = Hub(market, bus, store, settler.take)

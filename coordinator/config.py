@@ -38,6 +38,8 @@ class CoordinatorConfig:
     """How often pending claims are batched and sent to the chain."""
     min_claim: Amount = Amount(1)
     """What a claim must bring its provider, in base units, for gas to be spent on it."""
+    min_row: Amount = Amount(1)
+    """What a claim must bring for each of its rows, in base units: the gas of a row, at this coordinator's prices."""
     confirmations: int = 0
     """Blocks that must follow a settlement before it counts as final."""
     funds_ttl: float = 5
