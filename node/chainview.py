@@ -23,8 +23,8 @@ log = structlog.get_logger()
 R = TypeVar("R")
 _REMEMBERED = 10_000
 _STALE_PART, _HELD_PART = 4, 2
-"""What was seen is used without asking again for a quarter of the shortest wait, and while the chain is silent for half of it: the
-rest is left for the claim."""
+"""What was seen is used without asking again for a quarter of the shortest wait, and while the chain is silent for half of it:
+the rest is left for the claim."""
 
 
 class EscrowView:

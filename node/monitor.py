@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from node.ports import Claimable, JobReport
+from node.ports import Debt, JobReport
 from tallystick.protocol.types import Address, Amount, format_amount
 
 log = structlog.get_logger()
@@ -152,12 +152,13 @@ class Monitor:
         lived = min(_HOUR, max(1.0, self._tick() - self._began))
         return sum(cost for _, cost in self._lately) * (_HOUR / lived) / max(1, self._gpus)
 
-    def alarm(self, what: str, payer: Address, tab: Claimable) -> None:
+    def alarm(self, what: str, payer: Address, debt: Debt) -> None:
         """Something that the provider should see: it is logged, counted, and told at /healthz."""
         self._alarms.labels(what).inc()
-        due, until = format_amount(Amount(tab.due)), tab.order.message.claim_by
-        self.alarms = [*self.alarms[1 - _ALARMS :], {"what": what, "payer": payer, "due": due, "claim_by": str(until)}]
-        log.error("alarm", what=what, payer=payer, due=due, claim_by=until, remedy="tally node collect")
+        due = format_amount(Amount(debt.due))
+        told = {"what": what, "payer": payer, "due": due, "claim_by": str(debt.claim_by), "remedy": debt.remedy}
+        self.alarms = [*self.alarms[1 - _ALARMS :], told]
+        log.error("alarm", **told)
 
     def app(self, health: Health) -> Starlette:
         """The ASGI app over what was seen, and over what `health` says."""

@@ -139,7 +139,8 @@ class Tabs:
         held = self.account(receipt.payer)
         ceilings = add(held.ceilings, Ceiling(order.ceiling, order.claim_by))
         total = Amount(max(held.tab.cumulative, receipt.cumulative_cost))
-        tab = replace(held.tab, seq=max(held.tab.seq, receipt.seq), cumulative=total, ceiling=ceilings[0].amount if ceilings else held.tab.ceiling)
+        ceiling = ceilings[0].amount if ceilings else held.tab.ceiling
+        tab = replace(held.tab, seq=max(held.tab.seq, receipt.seq), cumulative=total, ceiling=ceiling)
         last_at = max(held.last_at, receipt.finished_at)
         self._put(receipt.payer, replace(held, tab=tab, ceilings=ceilings, last_at=last_at), receipt.finished_at)
         if self.ahead.get(receipt.payer, total + 1) <= total:
@@ -167,6 +168,10 @@ class Tabs:
     def account(self, payer: Address) -> Account:
         """A payer's account; an empty one for a stranger."""
         return self._accounts.get(payer) or Account()
+
+    def latest(self, most: int) -> list[Address]:
+        """The payers that ordered last, at most so many, the last first."""
+        return heapq.nlargest(most, self._accounts, key=lambda payer: self._accounts[payer].last_at)
 
     def exposed(self) -> dict[Address, int]:
         """The unsecured part of every payer that has one."""
@@ -206,7 +211,8 @@ class Tabs:
         if seen.known and account.owed > seen.free + seen.reserved:
             raise Refusal(
                 Code.INSUFFICIENT_FUNDS,
-                f"{account.owed} would be owed, but the purse has {seen.free} free and {seen.reserved} reserved for this provider",
+                f"{account.owed} would be owed, but the purse has {seen.free} free and {seen.reserved} reserved for this "
+                "provider that do not leave",
             )
         self._put(order.payer, account, now)
 

@@ -5,11 +5,10 @@ from typing import Any
 import aiohttp
 
 from node.monitor import Monitor, count_gpus
-from node.ports import JobReport
+from node.ports import Debt, JobReport
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Amount
 from tallystick.runtime.serving import serving
-from tests.node.test_collector import TAB
 from tests.node.world import PAYER, Client, ask_book, signer
 
 STRANGER = signer("stranger").address
@@ -79,7 +78,7 @@ def test_alarms() -> None:
     """They are counted, and the latest are told at /healthz."""
     monitor = Monitor(dict)
     for number in range(30):
-        monitor.alarm(f"trouble {number}", PAYER.address, TAB)
+        monitor.alarm(f"trouble {number}", PAYER.address, Debt(400, 0))
     assert [alarm["what"] for alarm in monitor.alarms] == [f"trouble {number}" for number in range(10, 30)]
     assert monitor.alarms[0]["due"] == "0.0004"
 
