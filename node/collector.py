@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
@@ -26,9 +27,15 @@ from tallystick.protocol.wire import NO_JOB, Kind, dumps
 
 log = structlog.get_logger()
 MAX_ROWS = 64
-_MAX_TABS = 1_024
-_WATCHED = 64
-"""Tabs of which the chain is asked each time: so many that owe most, and as many of the rest in turns."""
+MAX_TABS = 1_024
+"""Tabs that one look goes through; of more, the next look takes the next."""
+WATCHED = 64
+"""Payers of which each look asks whether they take money out: so many that owe most, and as many of the rest in turns."""
+LOOKS = 256
+"""Tabs of which each look asks the chain, those that owe most first, before they are claimed."""
+FIRST_REST, LONGEST_REST = 60.0, 6 * 3_600.0
+"""Seconds for which a payer with an empty purse is not asked after, doubled each time: its tab may never be worth a look."""
+_REMEMBERED = 10_000
 _WRITE_OFF_SECONDS = 600.0
 _SHORTEST_PAUSE = 0.5
 _PAUSE_PART = 4
@@ -90,6 +97,13 @@ class ClaimPolicy:
         return unheard or not linked or left <= self.retry + self.check
 
 
+class Rest(NamedTuple):
+    """Until when a tab is left alone, by the clock of the collector, and for how many seconds."""
+
+    until: float = 0.0
+    seconds: float = 0.0
+
+
 class Collector:
     """See the module's docstring. `link` gives the connection to a coordinator, if there is one; `observed` is told what the
     chain says of a payer, `passed` the time at each look; `alarm` once what a person should see: that a payer takes its money out
@@ -115,7 +129,8 @@ class Collector:
         self._link, self.policy, self._observed, self._now = link, policy or ClaimPolicy(), observed, now
         self._alarm, self._settlement, self._passed = alarm, settlement, passed
         self._alarmed: set[tuple[str, Address]] = set()
-        self._watched = 0
+        self._watched = self._skip = 0
+        self._empty: dict[Address, Rest] = {}
         self._write_off_at = float("-inf")
         self._late: list[Claimable] = []
         self._came_late = asyncio.Event()
@@ -145,14 +160,17 @@ class Collector:
         """Claims what is due, or `everything` that is owed. Returns the number of tabs claimed. Raises Unavailable."""
         now, policy = self._now(), self.policy
         self._passed(int(now))
-        tabs = await self._store.claimable(int(now), _MAX_TABS)
+        tabs = await self._store.claimable(int(now), MAX_TABS, self._skip)
+        self._skip = self._skip + MAX_TABS if len(tabs) == MAX_TABS else 0
         leaving = await self._watch(tabs, now)
         wanted = [
             tab
             for tab in tabs
             if policy.wants(tab, now) or ((everything or tab.payer in leaving) and tab.due >= max(1, policy.dust))
         ]
-        due = [tab for tab in wanted if await self._still_due(tab)]
+        rested = [tab for tab in wanted if now >= self._empty.get(tab.payer, Rest()).until]
+        first = sorted(rested, key=lambda tab: (policy.waits(tab, now), -tab.due))
+        due = [tab for tab in first[:LOOKS] if await self._still_due(tab, now)]
         late = [tab for tab in due if self._is_late(tab, now, leaving=tab.payer in leaving)]
         # A claim that the chain has not shown in time is made again.
         ready = [tab for tab in due if everything or not policy.waits(tab, now)]
@@ -176,15 +194,17 @@ class Collector:
         and the others in turns.
         """
         by_due = sorted(tabs, key=lambda tab: -tab.due)
-        most, rest = by_due[:_WATCHED], by_due[_WATCHED:]
+        most, rest = by_due[:WATCHED], by_due[WATCHED:]
         start = self._watched if self._watched < len(rest) else 0
-        self._watched = start + _WATCHED
+        self._watched = start + WATCHED
         alarms: set[tuple[str, Address]] = set()
-        for tab in (*most, *rest[start : start + _WATCHED]):
+        for tab in (*most, *rest[start : start + WATCHED]):
             funds = await self._chain.funds(tab.payer)
             alarms |= {(what, tab.payer) for what, amount in ((THAWING, funds.thawing), (RELEASING, funds.releasing)) if amount}
         leaving = {payer for _, payer in alarms}
-        alarms |= {(EXPIRING, tab.payer) for tab in tabs if tab.order.message.claim_by - now <= self.policy.margin / 2}
+        soon = now + self.policy.margin / 2
+        least = max(1, self.policy.own_least)
+        alarms |= {(EXPIRING, tab.payer) for tab in tabs if tab.order.message.claim_by <= soon and tab.due >= least}
         by_payer = {tab.payer: tab for tab in tabs}
         for what, payer in sorted(alarms - self._alarmed):
             tab = by_payer[payer]
@@ -240,15 +260,30 @@ class Collector:
             log.warning("written off", payers=len(losses), amount=total, most=largest.payer)
             self._alarm(WRITTEN_OFF, largest.payer, Debt(total, 0, "if it is often: less trust, in [exposure] of the config"))
 
-    async def _still_due(self, tab: Claimable) -> bool:
+    async def _still_due(self, tab: Claimable, now: float) -> bool:
+        """Whether a claim would bring anything, as the chain says now; without its word, as it was last seen."""
         funds = await self._chain.refresh(tab.payer)
-        if not funds.known or (funds.settled, funds.reserved) == (tab.settled, tab.reserved):
+        if not funds.known:
             return True
-        self._observed(tab.payer, funds)
-        await self._store.observed(tab.payer, funds, int(self._now()))
-        if funds.settled > tab.settled:
-            log.info("settled on chain", payer=tab.payer, amount=int(funds.settled - tab.settled), total=int(funds.settled))
-        return min(tab.cumulative, tab.order.message.ceiling) > funds.settled
+        if (funds.settled, funds.reserved) != (tab.settled, tab.reserved):
+            self._observed(tab.payer, funds)
+            await self._store.observed(tab.payer, funds, int(now))
+            if funds.settled > tab.settled:
+                log.info("settled on chain", payer=tab.payer, amount=int(funds.settled - tab.settled), total=int(funds.settled))
+        owed = min(tab.cumulative, tab.order.message.ceiling) - funds.settled
+        if owed > 0 and min(owed, funds.payable) < max(1, self.policy.dust):
+            self._rest(tab, now)
+            return False
+        self._empty.pop(tab.payer, None)
+        return owed > 0
+
+    def _rest(self, tab: Claimable, now: float) -> None:
+        """Leaves a tab alone that nothing is behind, for longer each time, but not until its order has expired."""
+        seconds = min(LONGEST_REST, max(FIRST_REST, 2 * self._empty.get(tab.payer, Rest()).seconds))
+        left = max(0.0, tab.order.message.claim_by - now)
+        self._empty[tab.payer] = Rest(now + min(seconds, left / 4), seconds)
+        if len(self._empty) > _REMEMBERED:
+            self._empty.pop(next(iter(self._empty)))
 
     async def _claim(self, link: Link, tabs: list[Claimable]) -> None:
         claim = await self._sign(tabs)

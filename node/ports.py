@@ -175,8 +175,10 @@ class ReceiptStore(Protocol):
 class ClaimStore(Protocol):
     """What the collector needs to remember."""
 
-    async def claimable(self, now: int, limit: int) -> list[Claimable]:
-        """Tabs with more receipts than the chain was last seen to have paid, on an order that can still be claimed on."""
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
+        """Tabs with more receipts than the chain was last seen to have paid, on an order that can still be claimed on: those that
+        wait longest, but for the first `skip`.
+        """
         ...
 
     async def observed(self, payer: Address, funds: Funds, at: int) -> None:

@@ -162,15 +162,16 @@ class SqlStore:
 
     # Claims
 
-    async def claimable(self, now: int, limit: int) -> list[Claimable]:
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
         """See ports.ClaimStore."""
         best = _best_order(now)
         query = (
             sa.select(tabs, orders.c.digest, orders.c.order_doc)
             .join(orders, orders.c.digest == best)
             .where(tabs.c.cumulative > tabs.c.settled, orders.c.ceiling > tabs.c.settled)
-            .order_by(tabs.c.since)
+            .order_by(tabs.c.since, tabs.c.payer)
             .limit(limit)
+            .offset(skip)
         )
         rows = await self._db.read(lambda c: c.execute(query).mappings().all())
         return [_claimable(row) for row in rows]

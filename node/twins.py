@@ -131,10 +131,10 @@ class MemoryStore:
         self._check()
         self.confirmed |= set(jobs)
 
-    async def claimable(self, now: int, limit: int) -> list[Claimable]:
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
         """See ports.ClaimStore."""
         found = [self._claimable(payer, tab, now) for payer, tab in self._tabs.items() if tab.cumulative > tab.funds.settled]
-        return [one for one in found if one is not None and one.due > 0][:limit]
+        return [one for one in found if one is not None and one.due > 0][skip : skip + limit]
 
     async def observed(self, payer: Address, funds: Funds, at: int) -> None:
         """See ports.ClaimStore."""

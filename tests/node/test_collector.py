@@ -6,7 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from node.collector import EXPIRING, MAX_ROWS, NO_COINS, RELEASING, THAWING, WRITTEN_OFF, ClaimPolicy, Collector
+from node.collector import (
+    EXPIRING,
+    FIRST_REST,
+    LOOKS,
+    MAX_ROWS,
+    MAX_TABS,
+    NO_COINS,
+    RELEASING,
+    THAWING,
+    WRITTEN_OFF,
+    ClaimPolicy,
+    Collector,
+)
 from node.ports import Claimable, Collected, Debt, Link
 from node.tabs import Funds
 from node.twins import MemoryChain, MemoryLink, MemoryStore
@@ -30,7 +42,7 @@ TAB = Claimable(
     claimed_at=0,
     claimed=Amount(0),
 )
-POLICY = ClaimPolicy(amount=Amount(1_000), age=60, reserve_percent=50, margin=3_600, retry=30)
+POLICY = ClaimPolicy(amount=Amount(1_000), age=60, reserve_percent=50, margin=3_600, retry=30, own_least=Amount(20))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +93,7 @@ class World:
 
     def __init__(self, policy: ClaimPolicy = POLICY) -> None:
         self.now = NOW
-        self.store, self.chain = MemoryStore(), MemoryChain(Funds(known=True))
+        self.store, self.chain = MemoryStore(), MemoryChain(Funds(free=Amount(10**9), known=True))
         self.link: MemoryLink | None = MemoryLink(COORDINATOR.address)
         self.others: dict[Address, Link] = {}
         self.seen: list[tuple[Address, Funds]] = []
@@ -167,7 +179,7 @@ async def test_a_partial_payment_leaves_the_rest_claimable() -> None:
     await finish(world.store, Client())
     world.now += 60
     await world.collector.sweep()
-    world.chain.fresh[PAYER.address] = Funds(settled=Amount(15), known=True)
+    world.chain.fresh[PAYER.address] = Funds(settled=Amount(15), free=Amount(25), known=True)
     world.now += 100
     assert await world.collector.sweep(everything=True) == 1
     (tab,) = await world.store.claimable(world.now, 10)
@@ -257,9 +269,95 @@ async def test_no_payer_hides_behind_those_that_owe_more() -> None:
     assert (THAWING, hidden.address) in world.alarms
 
 
+# Strangers that cost
+
+
+class CountingChain(MemoryChain):
+    """Counts what it is asked."""
+
+    looks = 0
+
+    async def refresh(self, payer: Address) -> Funds:
+        """See ports.ChainView."""
+        self.looks += 1
+        return await super().refresh(payer)
+
+
+async def debts(world: World, numbers: range, *, due: int = 40, at: int = NOW) -> None:
+    """Tabs of so many payers."""
+    for number in numbers:
+        await finish(world.store, Client(signer(f"payer {number}")), at=at, ceiling=Amount(due))
+
+
+async def test_nobody_is_asked_to_settle_what_nothing_is_behind() -> None:
+    """A tab of an empty purse is in no claim; it is claimed as soon as the purse holds anything, after a rest at the longest."""
+    world = World()
+    await debts(world, range(2))
+    world.chain.known[signer("payer 0").address] = Funds(known=True)
+    world.now += 60
+    assert await world.collector.sweep() == 1
+    assert [row.payer for row in world.claims[0].claim.message.rows] == [signer("payer 1").address]
+    world.chain.fresh[signer("payer 0").address] = Funds(known=True, thawing=Amount(1))
+    world.now += int(FIRST_REST) - 1
+    assert await world.collector.sweep() == 1, "the other, again"
+    world.now += 1
+    assert await world.collector.sweep() == 1
+    assert [row.payer for row in world.claims[-1].claim.message.rows] == [signer("payer 0").address]
+
+
+async def test_empty_purses_never_cost_a_look_each_time() -> None:
+    """Each is asked after ever more rarely: thirty in a day, and again before its order expires."""
+    world = World()
+    chain = world.chain = CountingChain(Funds(known=True))
+    world.collector._chain = chain
+    made = await finish(world.store, Client(), claim_by=NOW + 7 * 86_400)
+    for _ in range(24 * 60):
+        world.now += 60
+        await world.collector.sweep()
+    assert chain.looks <= 15
+    chain.looks = 0
+    world.now = made.admitted.order.message.claim_by - 600
+    for _ in range(10):
+        world.now += 59
+        await world.collector.sweep()
+    assert chain.looks >= 1
+    assert not world.store.claims
+
+
+async def test_one_look_never_asks_the_chain_more_than_so_often() -> None:
+    """However many tabs are due, LOOKS of them are asked after each time, those that owe most first, and all have their turn."""
+    world = World()
+    chain = world.chain = CountingChain(Funds(known=True, free=Amount(10**9)))
+    world.collector._chain = chain
+    await debts(world, range(LOOKS), due=40)
+    await debts(world, range(LOOKS, LOOKS + 1), due=30)
+    small = signer(f"payer {LOOKS}").address
+    world.now += 60
+    assert await world.collector.sweep() == LOOKS
+    assert chain.looks == LOOKS
+    assert small not in {row.payer for request in world.claims for row in request.claim.message.rows}
+    assert await world.collector.sweep() == 1
+    assert chain.looks == 2 * LOOKS
+
+
+async def test_old_debts_never_hide_new_ones() -> None:
+    """However many tabs wait longer and are never paid, those after them come into view in the next look."""
+    world = World()
+    await debts(world, range(MAX_TABS), due=1)
+    world.chain.usual = Funds(known=True)
+    new = Client(signer("new"))
+    await finish(world.store, new, at=NOW)
+    world.chain.known[new.payer.address] = Funds(known=True, free=Amount(40))
+    world.now += 60
+    assert await world.collector.sweep() == 0
+    assert await world.collector.sweep() == 1
+    assert world.claims[0].claim.message.rows[0].payer == new.payer.address
+    assert (EXPIRING, signer("payer 1").address) not in world.alarms
+
+
 # By itself
 
-OWN = replace(POLICY, own=1_800.0, own_least=Amount(20))
+OWN = replace(POLICY, own=1_800.0)
 
 
 async def test_what_no_coordinator_settles_is_never_left_to_expire() -> None:
