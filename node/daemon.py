@@ -70,7 +70,13 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
     tabs.expire(now)
     seller = Seller(signer.address, config.sealing_suite, ground.sealing_key.public, config.ask_validity)
     book = AskBook(seller, lambda ask: signer.sign(ask, domain))
-    monitor = Monitor(tabs.exposed, suspicion.set, gpus=config.gpus or count_gpus(), gpu_hour_cost=config.gpu_hour_cost)
+    monitor = Monitor(
+        tabs.exposed,
+        suspicion.set,
+        gpus=config.gpus or count_gpus(),
+        gpu_hour_cost=config.gpu_hour_cost,
+        trust=lambda: tabs.trust(int(time.time())),
+    )
     links: list[NodeLink] = []
 
     def slots_changed() -> None:
@@ -302,8 +308,7 @@ class Node:
 
     def health(self) -> dict[str, Any]:
         """What /healthz says. `ok`: it is connected and has something to offer."""
-        now = int(time.time())
-        self.tabs.expire(now)
+        trust = self.tabs.trust(int(time.time()))
         sessions, capacity = [link.session for link in self.links], self.runner.capacity()
         connected = [session.coordinator for session in sessions if session is not None]
         return {
@@ -320,8 +325,7 @@ class Node:
             "tokens_per_second": capacity.tokens_per_second,
             "first_token_ms": capacity.first_token_ms,
             "unsecured": str(int(self.tabs.unsecured)),
-            "written_off": str(int(self.tabs.written_off)),
-            "newcomers_today": str(int(self.tabs.newcomers(now))),
+            **{name: str(amount) for name, amount in trust.items()},
             "fees_bps": {coordinator: self.watch.rates.get(coordinator) for coordinator in connected},
             "max_fee_bps": self.config.rules.max_fee_bps,
             "alarms": self.monitor.alarms,

@@ -165,6 +165,11 @@ class Tabs:
         """The trust that was given in the last 24 hours beyond what payers had earned."""
         return Amount(self._gifts.used(now))
 
+    def trust(self, now: int) -> dict[str, int]:
+        """For people, at that time (Unix seconds), in base units: what is written off, and what newcomers got in 24 hours."""
+        self.expire(now)
+        return {"written_off": int(self.written_off), "newcomers_today": int(self.newcomers(now))}
+
     def account(self, payer: Address) -> Account:
         """A payer's account; an empty one for a stranger."""
         return self._accounts.get(payer) or Account()

@@ -21,7 +21,8 @@ async def test_an_operator_can_see_what_happened() -> None:
     clock = 0.0
     owed = {PAYER.address: 40, STRANGER: 2}
     suspect = lambda: suspected.append(True)  # noqa: E731
-    monitor = Monitor(lambda: owed, suspect, gpus=2, gpu_hour_cost=Amount(900_000), tick=lambda: clock)
+    trust = {"written_off": 7, "newcomers_today": 9}
+    monitor = Monitor(lambda: owed, suspect, gpus=2, gpu_hour_cost=Amount(900_000), trust=lambda: trust, tick=lambda: clock)
     monitor.ended(
         JobReport(
             job=JOB,
@@ -49,6 +50,8 @@ async def test_an_operator_can_see_what_happened() -> None:
             'tally_node_revenue_units_total{model="m"} 70.0',
             'tally_node_first_output_seconds_count{model="m"} 1.0',
             "tally_node_unsecured_units 42.0",
+            "tally_node_written_off_units 7.0",
+            "tally_node_newcomers_today_units 9.0",
             f'tally_node_payer_unsecured_units{{payer="{PAYER.address}"}} 40.0',
             'tally_node_token_seconds_count{model="m"} 1.0',
             "tally_node_gpus 2.0",
