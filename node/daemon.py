@@ -4,42 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from node.chainview import EscrowView
+from node.chainwatch import ChainWatch
 from node.collector import Collector
 from node.config import NodeConfig
 from node.courier import Courier
-from node.fleet import Fleet, find_engines
-from node.link import NodeLink
+from node.fleet import Fleet
+from node.ground import lay_ground
+from node.link import NodeLink, node_url
 from node.monitor import Monitor, count_gpus
 from node.offers import AskBook, Seller
 from node.ports import Link
 from node.recall import Recall
 from node.runner import Runner
-from node.store import SqlStore
 from node.storefront import Storefront
 from node.tabs import Tabs
 from node.window import window
-from tallystick.chain.deployment import Deployment
-from tallystick.chain.escrow import Escrow
-from tallystick.chain.rpc import Rpc
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage, TallyError, from_public
-from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import CancelReason, Kind, loads
-from tallystick.runtime.keys import random_secret_file
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, until_stopped
 
@@ -67,42 +60,23 @@ async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeC
         await node.work()
 
 
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What the parts stand on: who this node is, its store, its view of the chain, its engines."""
-
-    domain: Domain
-    store: SqlStore
-    chain: EscrowView
-    fleet: Fleet
-    sealing_key: SealingKey
-
-
-async def _ground(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Ground:
-    deployment = _deployment(config.deployment)
-    _lock(config.state, stack)
-    store = SqlStore(config.database, signer.address, deployment.domain)
-    await store.start()
-    stack.push_async_callback(store.close)
-    fleet = Fleet(config.engines or await find_engines(os.environ), os.environ)
-    stack.push_async_callback(fleet.close)
-    rpc = Rpc(config.rpc or deployment.rpc)
-    stack.push_async_callback(rpc.close)
-    chain = EscrowView(Escrow(rpc, deployment), signer.address)
-    stack.push_async_callback(chain.close)
-    return Ground(deployment.domain, store, chain, fleet, _sealing_key(config))
-
-
 async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Node:
     """Makes and wires the parts of a node. What must be closed is left on the stack. Raises TallyError."""
-    ground = await _ground(config, signer, stack)
+    ground = await lay_ground(config, signer, stack)
     domain, store, chain, fleet = ground.domain, ground.store, ground.chain, ground.fleet
     suspicion = asyncio.Event()
     now = int(time.time())
-    tabs = Tabs(config.exposure, await store.tabs(now))
+    tabs = Tabs(config.limits, await store.tabs(now))
+    tabs.expire(now)
     seller = Seller(signer.address, config.sealing_suite, ground.sealing_key.public, config.ask_validity)
     book = AskBook(seller, lambda ask: signer.sign(ask, domain))
-    monitor = Monitor(tabs.exposed, suspicion.set, gpus=config.gpus or count_gpus(), gpu_hour_cost=config.gpu_hour_cost)
+    monitor = Monitor(
+        tabs.exposed,
+        suspicion.set,
+        gpus=config.gpus or count_gpus(),
+        gpu_hour_cost=config.gpu_hour_cost,
+        trust=lambda: tabs.trust(int(time.time())),
+    )
     links: list[NodeLink] = []
 
     def slots_changed() -> None:
@@ -119,13 +93,22 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         store=store,
         chain=chain,
         observer=monitor,
-        rules=config.rules,
+        rules=config.order_rules,
         deadlines=config.deadlines,
         taken=dict(await store.taken(now)),
         changed=slots_changed,
     )
     courier = Courier(store, config.receipt_resend)
-    recall = Recall(store, tabs, domain=domain, provider=signer.address, known=await store.recalled())
+    recall = Recall(
+        store,
+        tabs,
+        domain=domain,
+        provider=signer.address,
+        known=await store.recalled(),
+        required=map(node_url, config.all_coordinators),
+        without=map(node_url, config.without_recall),
+        url_of=lambda session: next((link.url for link in links if link.session is session), ""),
+    )
     desk = Desk(runner, courier, recall)
     links += _links(config, signer, domain, desk, book)
 
@@ -134,7 +117,14 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
             link.announce()
             link.slots_changed()
 
-    recall.finished = asks_changed
+    recall.finished = tabs.on_lost_state = asks_changed
+    watch = ChainWatch(
+        chain,
+        chain,
+        tabs,
+        connected=lambda: [link.session.coordinator for link in links if link.session is not None],
+        most_bps=lambda: node.config.rules.max_fee_bps,
+    )
     storefront = _storefront(config, fleet, book, asks_changed, suspicion)
     collector = Collector(
         signer=signer,
@@ -144,9 +134,27 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         link=lambda coordinator: _session(links, coordinator),
         policy=config.claims,
         observed=tabs.observe,
+        passed=tabs.expire,
+        settlement=ground.settlement,
         alarm=monitor.alarm,
     )
-    return Node(config, runner, courier, tuple(links), collector, storefront, monitor, book, fleet, chain, tabs, suspicion)
+    node = Node(
+        config=config,
+        runner=runner,
+        courier=courier,
+        recall=recall,
+        watch=watch,
+        links=tuple(links),
+        collector=collector,
+        storefront=storefront,
+        monitor=monitor,
+        book=book,
+        fleet=fleet,
+        chain=chain,
+        tabs=tabs,
+        suspicion=suspicion,
+    )
+    return node
 
 
 def _storefront(
@@ -244,6 +252,8 @@ class Node:
     config: NodeConfig
     runner: Runner
     courier: Courier
+    recall: Recall
+    watch: ChainWatch
     links: tuple[NodeLink, ...]
     collector: Collector
     storefront: Storefront
@@ -256,11 +266,14 @@ class Node:
 
     async def work(self) -> None:
         """Works until SIGTERM or SIGINT, then stops in order."""
-        await self.storefront.look(first=True)
+        await asyncio.gather(self.storefront.look(first=True), self.watch.compare())
+        if self.recall.trouble:
+            log.warning("nothing is offered yet", reason=self.recall.trouble)
         if not self.book.current:
             log.warning("nothing to offer yet: no engine answers with a model", engines=sorted(self.fleet.pools))
         async with asyncio.TaskGroup() as group:
-            parts = (*(link.run() for link in self.links), self.storefront.run(), self.courier.run(), self.collector.run())
+            rooms = (self.storefront.run(), self.courier.run(), self.collector.run(), self.watch.run())
+            parts = (*(link.run() for link in self.links), *rooms)
             tasks = [group.create_task(part) for part in parts]
             await until_stopped()
             log.info("stopping", running=self.runner.running, grace_seconds=self.config.grace)
@@ -281,12 +294,12 @@ class Node:
         except (TallyError, OSError) as error:
             log.warning("config not taken up; going on as before", reason=str(error))
             return
-        former = {field.name: getattr(self.config, field.name) for field in fields(new) if field.name not in TAKEN_UP}
+        former = {one.name: getattr(self.config, one.name) for one in fields(new) if one.name not in TAKEN_UP}
         fixed = [name for name, value in former.items() if getattr(new, name) != value]
         if fixed:
             log.warning("these settings need a restart", settings=fixed)
-        self.runner.adjust(new.rules, new.deadlines)
-        self.tabs.adjust(new.exposure)
+        self.runner.adjust(new.order_rules, new.deadlines)
+        self.tabs.adjust(new.limits)
         self.collector.policy = new.claims
         configure(json=new.log_json, level=new.log_level)
         self.config = replace(new, **former)
@@ -295,13 +308,14 @@ class Node:
 
     def health(self) -> dict[str, Any]:
         """What /healthz says. `ok`: it is connected and has something to offer."""
+        trust = self.tabs.trust(int(time.time()))
         sessions, capacity = [link.session for link in self.links], self.runner.capacity()
         connected = [session.coordinator for session in sessions if session is not None]
         return {
-            "ok": bool(connected) and bool(self.book.current),
+            "ok": bool(connected) and bool(self.book.current) and not self.recall.trouble,
             "coordinator": connected[0] if connected else None,
             "coordinators": {link.url: link.session.coordinator if link.session else None for link in self.links},
-            "trouble": "; ".join(link.trouble for link in self.links if link.trouble),
+            "trouble": "; ".join(filter(None, (self.recall.trouble, *(link.trouble for link in self.links)))),
             "chain_reachable": self.chain.reachable,
             "models": sorted({offer.model for offer in self.book.offers}),
             "engines": {name: "up" if pool.up else "down" for name, pool in self.fleet.pools.items()},
@@ -311,6 +325,9 @@ class Node:
             "tokens_per_second": capacity.tokens_per_second,
             "first_token_ms": capacity.first_token_ms,
             "unsecured": str(int(self.tabs.unsecured)),
+            **{name: str(amount) for name, amount in trust.items()},
+            "fees_bps": {coordinator: self.watch.rates.get(coordinator) for coordinator in connected},
+            "max_fee_bps": self.config.rules.max_fee_bps,
             "alarms": self.monitor.alarms,
         }
 
@@ -337,25 +354,3 @@ class Node:
             log.warning("claims not handed in; they will be after the next start", error=str(error) or "timed out")
         await self.courier.note()
         await asyncio.gather(*(link.close() for link in self.links))
-
-
-def _deployment(path: Path) -> Deployment:
-    try:
-        return Deployment.load(path)
-    except OSError as error:
-        raise BadMessage(f"deployment file {path}: {error.strerror}; `tally deploy` writes one") from None
-
-
-def _lock(state: Path, stack: AsyncExitStack) -> None:
-    """One process a state: two would give the same receipt numbers twice, which costs the stake."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = stack.enter_context((state / "lock").open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise BadMessage(f"{state}: another node is running on this state") from None
-
-
-def _sealing_key(config: NodeConfig) -> SealingKey:
-    suite = config.sealing_suite
-    return SealingKey(suite, random_secret_file(config.state / f"sealing-{suite}.key", SealingKey.secret_bytes(suite)))

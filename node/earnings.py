@@ -26,10 +26,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """All tabs together, in base units: what receipts came to, and what the chain was last seen to have settled."""
+    """All tabs together, in base units: what receipts came to, what the chain was last seen to have settled, and what no order
+    can be claimed for any more, as it was last booked.
+    """
 
     earned: Amount
     settled: Amount
+    written_off: Amount
     payers: int
 
 
@@ -75,5 +78,10 @@ def read_lines(c: Connection, since: int) -> list[Line]:
 
 def read_totals(c: Connection) -> Totals:
     """Since the node began."""
-    found = c.execute(sa.select(tabs.c.cumulative, tabs.c.settled)).all()
-    return Totals(Amount(sum(row.cumulative for row in found)), Amount(sum(row.settled for row in found)), len(found))
+    found = c.execute(sa.select(tabs.c.cumulative, tabs.c.settled, tabs.c.written_off)).all()
+    return Totals(
+        earned=Amount(sum(row.cumulative for row in found)),
+        settled=Amount(sum(row.settled for row in found)),
+        written_off=Amount(sum(row.written_off for row in found)),
+        payers=len(found),
+    )

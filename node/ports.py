@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -142,6 +142,24 @@ class JobStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a payer owes that no order can be claimed for any more: `amount` base units, in all and since the last look."""
+
+    payer: Address
+    amount: Amount
+    more: int
+
+
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """What an alarm is about: base units, until when they can be claimed (Unix seconds; 0: not at all), and what helps."""
+
+    due: int
+    claim_by: int
+    remedy: str = "tally node collect"
+
+
 class ReceiptStore(Protocol):
     """What the courier needs to remember."""
 
@@ -157,8 +175,10 @@ class ReceiptStore(Protocol):
 class ClaimStore(Protocol):
     """What the collector needs to remember."""
 
-    async def claimable(self, now: int, limit: int) -> list[Claimable]:
-        """Tabs with more receipts than the chain was last seen to have paid, on an order that can still be claimed on."""
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
+        """Tabs with more receipts than the chain was last seen to have paid, on an order that can still be claimed on: those that
+        wait longest, but for the first `skip`.
+        """
         ...
 
     async def observed(self, payer: Address, funds: Funds, at: int) -> None:
@@ -169,6 +189,26 @@ class ClaimStore(Protocol):
         """A claim was handed in."""
         ...
 
+    async def write_off(self, now: int) -> list[Loss]:
+        """Books what can no longer be claimed by that time (Unix seconds); returns where that is more than it was, or less."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What came of a claim that this node sent itself: the chain's transactions, and base units by payer."""
+
+    transactions: tuple[str, ...]
+    paid: Mapping[Address, Amount]
+
+
+class Settlement(Protocol):
+    """Settles on chain at this node's own cost."""
+
+    async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> Collected:
+        """Sends a claim and waits until it is on chain. Raises Refusal (insufficient_funds: no coins for gas), Unavailable."""
+        ...
+
 
 class RecallStore(Protocol):
     """What recalling needs to remember."""
@@ -177,12 +217,12 @@ class RecallStore(Protocol):
         """A receipt of a former state, the last on its tab: durable on return. Raises Unavailable."""
         ...
 
-    async def note_recalled(self, coordinator: Address, at: int) -> None:
-        """This coordinator has told all that it knows."""
+    async def note_recalled(self, coordinator: Address, url: str, at: int) -> None:
+        """This coordinator, at that address, has told all that it knows."""
         ...
 
-    async def recalled(self) -> list[Address]:
-        """Those that have."""
+    async def recalled(self) -> list[tuple[Address, str]]:
+        """Those that have, with their addresses."""
         ...
 
 
@@ -225,12 +265,25 @@ class Link(Protocol):
 class ChainView(Protocol):
     """What the chain says of payers. Chain trouble never raises here: it shows as stale or unknown funds."""
 
+    @property
+    def wait(self) -> float:
+        """How long a payer must wait before it may take anything back, in seconds; infinite while that is not known."""
+        ...
+
     async def funds(self, payer: Address) -> Funds:
         """A few seconds old at most while the chain answers."""
         ...
 
     async def refresh(self, payer: Address) -> Funds:
         """Asked now, if the chain answers."""
+        ...
+
+
+class RateView(Protocol):
+    """What the chain says of coordinators."""
+
+    async def rate(self, coordinator: Address) -> int | None:
+        """The rate that it has registered, in basis points, minutes old at most; None if the chain never told."""
         ...
 
 

@@ -11,7 +11,8 @@ import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
 from node.admission import Admitted
-from node.ports import Booking, Claimable, Unacknowledged
+from node.ceilings import Ceiling
+from node.ports import Booking, Claimable, Loss, Unacknowledged
 from node.tables import claims, gas, identity, jobs, orders, recalled, receipts, tabs
 from node.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
@@ -149,34 +150,28 @@ class SqlStore:
 
         await self._db.write(work)
 
-    async def note_recalled(self, coordinator: Address, at: int) -> None:
+    async def note_recalled(self, coordinator: Address, url: str, at: int) -> None:
         """See ports.RecallStore."""
         query = sa.dialects.sqlite.insert(recalled).on_conflict_do_nothing()
-        await self._db.write(lambda c: c.execute(query, {"coordinator": coordinator, "at": at}))
+        await self._db.write(lambda c: c.execute(query, {"coordinator": coordinator, "url": url, "at": at}))
 
-    async def recalled(self) -> list[Address]:
+    async def recalled(self) -> list[tuple[Address, str]]:
         """See ports.RecallStore."""
-        found = await self._db.read(lambda c: c.execute(sa.select(recalled.c.coordinator)).scalars().all())
-        return [Address(one) for one in found]
+        found = await self._db.read(lambda c: c.execute(sa.select(recalled.c.coordinator, recalled.c.url)).all())
+        return [(Address(coordinator), url) for coordinator, url in found]
 
     # Claims
 
-    async def claimable(self, now: int, limit: int) -> list[Claimable]:
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
         """See ports.ClaimStore."""
-        best = (
-            sa.select(orders.c.digest)
-            .where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
-            .order_by(orders.c.ceiling.desc(), orders.c.claim_by.desc())
-            .limit(1)
-            .correlate(tabs)
-            .scalar_subquery()
-        )
+        best = _best_order(now)
         query = (
             sa.select(tabs, orders.c.digest, orders.c.order_doc)
             .join(orders, orders.c.digest == best)
             .where(tabs.c.cumulative > tabs.c.settled, orders.c.ceiling > tabs.c.settled)
-            .order_by(tabs.c.since)
+            .order_by(tabs.c.since, tabs.c.payer)
             .limit(limit)
+            .offset(skip)
         )
         rows = await self._db.read(lambda c: c.execute(query).mappings().all())
         return [_claimable(row) for row in rows]
@@ -200,6 +195,26 @@ class SqlStore:
 
         await self._db.write(work)
 
+    async def write_off(self, now: int) -> list[Loss]:
+        """See ports.ClaimStore."""
+        best = _best_order(now)
+        columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.written_off, orders.c.ceiling)
+        query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.digest == best))
+        query = query.where(sa.or_(tabs.c.cumulative > tabs.c.settled, tabs.c.written_off > Amount(0)))
+
+        def work(connection: Connection) -> list[Loss]:
+            found = []
+            for row in connection.execute(query).all():
+                lost = max(0, row.cumulative - max(row.settled, row.ceiling or 0))
+                if lost != row.written_off:
+                    found.append(Loss(Address(row.payer), Amount(lost), lost - row.written_off))
+            for loss in found:
+                change = sa.update(tabs).where(tabs.c.payer == loss.payer).values(written_off=loss.amount)
+                connection.execute(change)
+            return found
+
+        return await self._db.write(work)
+
     async def note_gas(self, tx: str, at: int, gas_used: int, fee: int) -> None:
         """This provider paid for a transaction; `fee` is in the chain's smallest coin."""
         row = {"tx": tx, "at": at, "gas_used": gas_used, "fee": fee}
@@ -209,16 +224,19 @@ class SqlStore:
 
     async def tabs(self, now: int) -> list[TabRow]:
         """See ports.Startup."""
-        # SQLite takes the bare column from the row that holds the maximum.
-        live = sa.select(orders.c.payer, sa.func.max(orders.c.ceiling), orders.c.claim_by)
-        live = live.where(orders.c.claim_by > now).group_by(orders.c.payer)
+        last = receipts.alias()
+        query = sa.select(tabs, last.c.finished_at).outerjoin(
+            last, sa.and_(last.c.payer == tabs.c.payer, last.c.seq == tabs.c.seq)
+        )
 
         def work(connection: Connection) -> tuple[Any, Any]:
-            return connection.execute(sa.select(tabs)).mappings().all(), connection.execute(live).all()
+            return connection.execute(query).mappings().all(), connection.execute(_ceilings(now)).all()
 
         rows, backing = await self._db.read(work)
-        best = {payer: (ceiling, claim_by) for payer, ceiling, claim_by in backing}
-        return [_tab_row(row, *best.get(row["payer"], (Amount(0), 0))) for row in rows]
+        ceilings: dict[str, list[Ceiling]] = {}
+        for payer, ceiling, claim_by in backing:
+            ceilings.setdefault(payer, []).append(Ceiling(ceiling, claim_by))
+        return [_tab_row(row, ceilings.get(row["payer"], [])) for row in rows]
 
     async def taken(self, now: int) -> list[tuple[Hash, int]]:
         """See ports.Startup."""
@@ -235,7 +253,14 @@ _END_JOB = (
     .where(jobs.c.order_digest == sa.bindparam("of_order"))
     .values(ended_at=sa.bindparam("to_ended"), outcome=sa.bindparam("to_outcome"))
 )
-_NEW_TAB = {"settled": Amount(0), "reserved": Amount(0), "claimed_at": 0, "claimed": Amount(0), "observed_at": 0}
+_NEW_TAB = {
+    "settled": Amount(0),
+    "reserved": Amount(0),
+    "claimed_at": 0,
+    "claimed": Amount(0),
+    "observed_at": 0,
+    "written_off": Amount(0),
+}
 
 
 def _book_tab() -> sa.Executable:
@@ -248,6 +273,25 @@ def _book_tab() -> sa.Executable:
 
 
 _BOOK_TAB = _book_tab()
+
+
+def _best_order(now: int) -> sa.ScalarSelect[Any]:
+    """The digest of the order of a tab's payer that brings most, of those that can be claimed on later than `now`."""
+    query = sa.select(orders.c.digest).where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
+    query = query.order_by(orders.c.ceiling.desc(), orders.c.claim_by.desc()).limit(1)
+    return query.correlate(tabs).scalar_subquery()
+
+
+def _ceilings(now: int) -> sa.Select[Any]:
+    """Payer, ceiling and claimBy of the live orders that are not both lower and shorter-lived than another, highest first."""
+    live = sa.select(orders.c.payer, orders.c.ceiling, orders.c.claim_by).where(orders.c.claim_by > now)
+    above = sa.func.max(orders.c.claim_by).over(
+        partition_by=orders.c.payer, order_by=(orders.c.ceiling.desc(), orders.c.claim_by.desc()), rows=(None, -1)
+    )
+    ranked = live.add_columns(above.label("above")).subquery()
+    query = sa.select(ranked.c.payer, ranked.c.ceiling, ranked.c.claim_by)
+    query = query.where(sa.or_(ranked.c.above.is_(None), ranked.c.claim_by > ranked.c.above))
+    return query.order_by(ranked.c.payer, ranked.c.ceiling.desc())
 
 
 def _order_row(order: Verified[Order], terms: Terms) -> dict[str, Any]:
@@ -298,13 +342,17 @@ def _claimable(row: Any) -> Claimable:
     )
 
 
-def _tab_row(row: Any, ceiling: Amount, claim_by: int) -> TabRow:
+def _tab_row(row: Any, ceilings: list[Ceiling]) -> TabRow:
+    best, *lower = ceilings or [Ceiling(Amount(0), 0)]
     return TabRow(
         payer=Address(row["payer"]),
         seq=row["seq"],
         cumulative=row["cumulative"],
-        ceiling=ceiling,
-        claim_by=claim_by,
+        ceiling=best.amount,
+        claim_by=best.claim_by,
         settled=row["settled"],
         reserved=row["reserved"],
+        lower=tuple(lower),
+        last_at=row["finished_at"] or 0,
+        claimed=row["claimed"],
     )

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from node.admission import Admitted
 from node.answers import UpstreamModel
-from node.ports import Booking, Claimable, EngineLoad, Event, JobReport, LinkLost, Unacknowledged
+from node.ceilings import Ceiling, Ceilings, add, after
+from node.ports import Booking, Claimable, EngineLoad, Event, JobReport, LinkLost, Loss, Unacknowledged
 from node.requests import Call
 from node.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Signed
@@ -74,6 +75,8 @@ class _Tab:
     since: int = 0
     claimed_at: int = 0
     claimed: Amount = Amount(0)
+    written_off: Amount = Amount(0)
+    last_at: int = 0
 
 
 class MemoryStore:
@@ -108,7 +111,8 @@ class MemoryStore:
         if receipt.seq != tab.seq + 1:
             raise ValueError(f"receipt {receipt.seq} after {tab.seq}")
         since = tab.since if tab.cumulative > tab.funds.settled else receipt.finished_at
-        self._tabs[receipt.payer] = replace(tab, seq=receipt.seq, cumulative=receipt.cumulative_cost, since=since)
+        tab = replace(tab, seq=receipt.seq, cumulative=receipt.cumulative_cost, since=since, last_at=receipt.finished_at)
+        self._tabs[receipt.payer] = tab
         self.bookings.append(booking)
 
     async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
@@ -127,10 +131,10 @@ class MemoryStore:
         self._check()
         self.confirmed |= set(jobs)
 
-    async def claimable(self, now: int, limit: int) -> list[Claimable]:
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
         """See ports.ClaimStore."""
         found = [self._claimable(payer, tab, now) for payer, tab in self._tabs.items() if tab.cumulative > tab.funds.settled]
-        return [one for one in found if one is not None and one.due > 0][:limit]
+        return [one for one in found if one is not None and one.due > 0][skip : skip + limit]
 
     async def observed(self, payer: Address, funds: Funds, at: int) -> None:
         """See ports.ClaimStore."""
@@ -144,6 +148,17 @@ class MemoryStore:
         self.claims.append(claim)
         for row in claim.message.rows:
             self._tabs[row.payer] = replace(self._tabs[row.payer], claimed_at=at, claimed=row.cumulative_cost)
+
+    async def write_off(self, now: int) -> list[Loss]:
+        """See ports.ClaimStore."""
+        losses = []
+        for payer, tab in self._tabs.items():
+            best = self._best(payer, now)
+            lost = max(0, tab.cumulative - max(tab.funds.settled, best.order.message.ceiling if best else 0))
+            if lost != tab.written_off:
+                losses.append(Loss(payer, Amount(lost), lost - tab.written_off))
+                self._tabs[payer] = replace(tab, written_off=Amount(lost))
+        return losses
 
     async def tabs(self, now: int) -> list[TabRow]:
         """See ports.Startup."""
@@ -179,9 +194,23 @@ class MemoryStore:
         )
 
     def _row(self, payer: Address, tab: _Tab, now: int) -> TabRow:
-        best = self._best(payer, now)
-        ceiling, claim_by = (best.order.message.ceiling, best.order.message.claim_by) if best else (Amount(0), 0)
-        return TabRow(payer, tab.seq, tab.cumulative, ceiling, claim_by, tab.funds.settled, tab.funds.reserved)
+        held: Ceilings = ()
+        for one in self.orders.values():
+            if one.payer == payer:
+                held = add(held, Ceiling(one.order.message.ceiling, one.order.message.claim_by))
+        best, *lower = after(held, now) or (Ceiling(Amount(0), 0),)
+        return TabRow(
+            payer,
+            tab.seq,
+            tab.cumulative,
+            best.amount,
+            best.claim_by,
+            tab.funds.settled,
+            tab.funds.reserved,
+            tuple(lower),
+            tab.last_at,
+            tab.claimed,
+        )
 
 
 class MemoryLink:
@@ -236,6 +265,8 @@ class MemoryLink:
 
 class MemoryChain:
     """ports.ChainView with the funds that it is told; `fresh` is what only a refresh sees."""
+
+    wait = 86_400.0
 
     def __init__(self, funds: Funds | None = None) -> None:
         self.known: dict[Address, Funds] = {}

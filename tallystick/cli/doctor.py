@@ -129,8 +129,19 @@ async def _look_at_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Add
                 diagnosis.add(
                     "gas",
                     True,
-                    "has coins" if coins else "no coins: the coordinator collects for you; `collect` and `cash-out` need some",
+                    "has coins"
+                    if coins
+                    else "no coins: the coordinator collects for you, and what it leaves until an order expires is lost; "
+                    "`collect` and `cash-out` need some",
                 )
+            rules = await escrow.rules()
+            short = rules.release < loaded.claim_margin
+            diagnosis.add(
+                "reservations",
+                True,
+                f"a payer gets one back {rules.release} s after it said so; the longest job and its settlement take "
+                f"{loaded.claim_margin} s" + (" (longer: what is reserved secures short jobs only)" if short else ""),
+            )
     except TallyError as error:
         diagnosis.add("chain", False, str(error), "check `deployment` and `rpc` in the config; is the chain reachable from here?")
 
@@ -164,6 +175,7 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
             f"{loaded.coordinator}, {len(models)} models on offer",
             "it settles elsewhere: you need its deployment file",
         )
+    await _look_at_fee(diagnosis, loaded, info)
     if date:
         skew = time.time() - parsedate_to_datetime(date).timestamp()
         diagnosis.add(
@@ -175,6 +187,20 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
         "this node's asks stand in the book" if connected else "no ask of this wallet stands: start `tally node run`",
     )
     return models
+
+
+async def _look_at_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: dict[str, Any]) -> None:
+    """What the coordinator says that it keeps, what it has registered, and what this node bears, in basis points."""
+    from tallystick.protocol.types import parse_address
+
+    told, most = info.get("feeBps"), loaded.rules.max_fee_bps
+    remedy = "raise max_fee_bps under [rules] in the config, or work for another coordinator"
+    with contextlib.suppress(TallyError):
+        coordinator = parse_address(info.get("coordinator"), "coordinator")
+        async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
+            registered = (await escrow.provider(coordinator)).fee_bps
+        said = f"{registered} bps are registered, it tells clients {told}; {most} are borne"
+        diagnosis.add("fee", isinstance(told, int) and max(told, registered) <= most, said, remedy)
 
 
 async def _look_at_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[str, Any] | None) -> None:

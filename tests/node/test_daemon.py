@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import shutil
@@ -23,6 +24,7 @@ from node.config import load_config
 from node.daemon import build
 from node.engines.demo import MODEL, Behaviour, DemoEngine
 from node.engines.discover import Finding
+from node.window import look_in
 from tallystick.chain.deployment import Deployment
 from tallystick.protocol.eip712 import Verified, read_signed
 from tallystick.protocol.errors import BadMessage, Unavailable
@@ -33,9 +35,10 @@ from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Kind, dumps, loads
 from tallystick.runtime.serving import serving
 from tests.node.coordinator import Connection, FakeCoordinator
-from tests.node.world import DOMAIN, PROVIDER, Client, Placed
+from tests.node.world import DOMAIN, PROVIDER, Client, Placed, signer
 
 ROOT = Path(__file__).parents[2]
+OTHER = signer("another coordinator")
 ASK = {"messages": [{"role": "user", "content": "what is a tally stick"}], "stream": True, "max_tokens": 100}
 
 
@@ -311,6 +314,74 @@ async def test_a_state_that_was_lost(site: Site) -> None:
     site.coordinator.remembered = []
     async with node(site) as (process, connection, ask):
         assert connection.hello.asks, "it knows now, and need not ask again"
+
+
+async def status_of(site: Site, *, without: str = "no trouble") -> dict[str, Any]:
+    """What the running node says of itself, as soon as its trouble does not name this."""
+    for _ in range(200):
+        with contextlib.suppress(Unavailable):
+            said = await look_in(site.folder / "state")
+            if without not in said["trouble"]:
+                return said
+        await asyncio.sleep(0.05)
+    raise AssertionError("no node works without that trouble")
+
+
+def remembered(placed: Placed, connection: Connection) -> LateReceipt:
+    """What a coordinator remembers of a job."""
+    raw = connection.of(Kind.RECEIPT, placed.job)[0]
+    return LateReceipt(read_signed(Receipt, loads(raw, "receipt")), placed.order, placed.terms)
+
+
+async def test_a_node_never_signs_a_number_twice_beside_two_coordinators(site: Site) -> None:
+    """A node with a new state offers nothing anywhere while one of its coordinators has not told what it remembers, and says why;
+    once all have, it goes on from the highest number. A start with that state then waits for nobody.
+    """
+    second = FakeCoordinator(account=OTHER.address)
+    async with second.serving():
+        settings = {"coordinators": [second.url]}
+        async with node(site, **settings) as (process, first, ask):
+            other = await second.connections.get()
+            assert await other.asks()
+            done = await site.place(first, ask)
+            await receipt(first, done)
+            placed = site.client.order(ask, ASK, now=int(time.time()), coordinator=OTHER)
+            await other.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
+            assert (await receipt(other, placed)).seq == 2
+            process.kill()
+            await process.wait()
+        site.coordinator.remembered, second.remembered = [remembered(done, first)], [remembered(placed, other)]
+        shutil.rmtree(site.folder / "state")
+        second.recalls = False
+        process = await site.start(**settings)
+        try:
+            first, other = await site.coordinator.connections.get(), await second.connections.get()
+            await first.until(Kind.RECALL)
+            said = await status_of(site, without=site.coordinator.url.removeprefix("http://"))
+            assert not said["ok"]
+            assert second.url.removeprefix("http://") in said["trouble"]
+            assert "--without-recall" in said["trouble"]
+            offered = [read_asks(json_of(told)["asks"]) for told in first.of(Kind.ASKS)]
+            assert (first.hello.asks, other.hello.asks, [asks for asks in offered if asks]) == ((), (), [])
+            await other.send(Kind.RECALLED, payload=second.page(""))
+            following = await receipt(first, await site.place(first, (await first.asks())[0].verify(DOMAIN)))
+            assert following.seq == 3
+            assert (await status_of(site))["ok"]
+        finally:
+            process.kill()
+            await process.communicate()
+    async with node(site, **settings) as (process, first, ask):
+        assert first.hello.asks, "all have told, so a coordinator that is away keeps nobody from work"
+
+
+async def test_an_operator_may_go_on_without_a_coordinator(site: Site) -> None:
+    """One that will not come back is named, and not waited for; what is named must be one of the node's coordinators."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        away = f"http://127.0.0.1:{gone.getsockname()[1]}"
+    async with node(site, coordinators=[away], without_recall=[away]) as (_, connection, ask):
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 1
+    with pytest.raises(BadMessage, match="without_recall"):
+        load_config(site.config(without_recall=["http://127.0.0.1:9"]), environment={})
 
 
 def json_of(payload: bytes) -> dict[str, Any]:

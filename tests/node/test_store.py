@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from node.meter import make_receipt
-from node.ports import Booking
+from node.ports import Booking, Loss
 from node.store import SqlStore
 from node.tables import metadata
 from node.tabs import Funds, TabRow
@@ -72,7 +72,7 @@ async def test_a_receipt_brings_its_tab(store: Store) -> None:
     await finish(store, client)
     second = await finish(store, client, 1)
     (row,) = await store.tabs(NOW)
-    assert row == TabRow(PAYER.address, 2, Amount(80), second.admitted.order.message.ceiling, NOW + 86_400)
+    assert row == TabRow(PAYER.address, 2, Amount(80), second.admitted.order.message.ceiling, NOW + 86_400, last_at=NOW)
     (expired,) = await store.tabs(NOW + 86_400)
     assert (expired.ceiling, expired.claim_by) == (0, 0)
 
@@ -119,12 +119,12 @@ async def test_what_a_former_state_signed(tmp_path: Path) -> None:
     for _ in range(2):
         await store.adopt(made.receipt, made.admitted.order, late)
     assert await store.recalled() == []
-    await store.note_recalled(COORDINATOR.address, NOW)
-    await store.note_recalled(COORDINATOR.address, NOW + 1)
+    for url in ("ws://a/v1/node", "ws://a/v1/node", "ws://b/v1/node"):
+        await store.note_recalled(COORDINATOR.address, url, NOW)
     await store.close()
     store = open_store(tmp_path)
     await store.start()
-    assert await store.recalled() == [COORDINATOR.address]
+    assert await store.recalled() == [(COORDINATOR.address, "ws://a/v1/node"), (COORDINATOR.address, "ws://b/v1/node")]
     (row,) = await store.tabs(NOW)
     assert (row.seq, row.cumulative) == (2, 80)
     (tab,) = await store.claimable(NOW, 10)
@@ -181,6 +181,54 @@ async def test_a_second_receipt_of_a_seq_is_never_stored(store: Store) -> None:
         await store.book(booking(placed, ProviderTab(), output=50))
     (row,) = await store.tabs(NOW)
     assert (row.seq, row.cumulative) == (1, 40)
+
+
+async def test_the_database_itself_refuses_a_second_receipt_of_a_seq(tmp_path: Path) -> None:
+    """Also where another program writes to it, no payer has two receipts of one number."""
+    store = open_store(tmp_path)
+    await store.start()
+    await finish(store, Client())
+    await store.close()
+    insert = (
+        "INSERT INTO receipts SELECT 'another', job, payer, coordinator, seq, cumulative, cost, input_tokens, "
+        "cached_input_tokens, output_tokens, finished_at, acknowledged, receipt_doc FROM receipts"
+    )
+    with sqlite3.connect(tmp_path / "node.db") as connection, pytest.raises(sqlite3.IntegrityError, match=r"receipts\.payer"):
+        connection.execute(insert)
+
+
+async def test_no_ceiling_outlives_its_order(store: Store) -> None:
+    """All ceilings come back with their times, the highest first, without those that another makes needless."""
+    client = Client()
+    for ceiling, hours in ((500, 1), (400, 2), (300, 2), (200, 5), (200, 4), (450, 1)):
+        await store.begin(admitted(client.order(ASK, order_with=_order(ceiling, hours))), NOW)
+    await finish(store, client, ceiling=Amount(100), claim_by=NOW + 3_600 * 9)
+    (row,) = await store.tabs(NOW)
+    found = [(row.ceiling, row.claim_by), *((one.amount, one.claim_by) for one in row.lower)]
+    assert found == [(Amount(ceiling), NOW + 3_600 * hours) for ceiling, hours in ((500, 1), (400, 2), (200, 5), (100, 9))]
+    (row,) = await store.tabs(NOW + 3_600)
+    assert (row.ceiling, row.claim_by, len(row.lower)) == (400, NOW + 7_200, 2)
+
+
+def _order(ceiling: int, hours: int) -> dict[str, object]:
+    return {"ceiling": Amount(ceiling), "claim_by": NOW + 3_600 * hours}
+
+
+async def test_a_debt_is_written_off_when_its_orders_have_expired(store: Store) -> None:
+    """Not a second before the last order has expired; only what no longer-lived order covers; and less again once the chain has
+    paid, or the payer has signed for it anew.
+    """
+    client = Client()
+    await finish(store, client, ceiling=Amount(40), claim_by=NOW + 100)
+    await finish(store, client, 1, ceiling=Amount(80), claim_by=NOW + 50)
+    assert await store.write_off(NOW + 49) == []
+    assert await store.write_off(NOW + 50) == [Loss(PAYER.address, Amount(40), 40)]
+    assert await store.write_off(NOW + 99) == []
+    assert await store.write_off(NOW + 100) == [Loss(PAYER.address, Amount(80), 40)]
+    await store.observed(PAYER.address, Funds(Amount(30), known=True), NOW + 100)
+    assert await store.write_off(NOW + 101) == [Loss(PAYER.address, Amount(50), -30)]
+    await finish(store, client, 2, ceiling=Amount(120), claim_by=NOW + 500)
+    assert await store.write_off(NOW + 102) == [Loss(PAYER.address, Amount(0), -50)]
 
 
 async def test_everything_survives_reopening(tmp_path: Path) -> None:
