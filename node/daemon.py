@@ -11,17 +11,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from node.books import Books
 from node.chainview import EscrowView
 from node.collector import Collector
 from node.config import NodeConfig
 from node.courier import Courier
+from node.dealings import HOUR, HOURS, Dealings
 from node.fleet import Fleet, find_engines
-from node.link import NodeLink
+from node.link import NodeLink, node_url
 from node.monitor import Monitor, count_gpus
 from node.offers import AskBook, Seller
 from node.ports import Link
@@ -34,8 +37,10 @@ from node.window import window
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
-from tallystick.protocol.eip712 import Domain, Signer
+from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, TallyError, from_public
+from tallystick.protocol.link import endpoint_of
+from tallystick.protocol.messages import Ask
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import CancelReason, Kind, loads
@@ -45,6 +50,8 @@ from tallystick.runtime.serving import serving, until_stopped
 
 log = structlog.get_logger()
 _CLAIM_SECONDS = 10.0
+Offered = Callable[[str, Address], tuple[Verified[Ask], ...]]
+"""What is offered at an address, to the coordinator that is there."""
 
 
 async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeConfig] | None = None) -> None:
@@ -109,32 +116,45 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         for link in links:
             link.slots_changed()
 
+    recall = Recall(store, tabs, domain=domain, provider=signer.address, known=await store.recalled())
+    dealings = Dealings(store, config.rules, await store.dealings(now // HOUR - HOURS), alarm=monitor.shunned)
+    books = Books(signer=signer, domain=domain, tabs=tabs, store=store, unfinished=await store.unfinished(now))
     runner = Runner(
-        signer=signer,
+        provider=signer.address,
         domain=domain,
         sealing_key=ground.sealing_key,
         book=book,
         pools=fleet.pools,
+        books=books,
         tabs=tabs,
         store=store,
         chain=chain,
         observer=monitor,
+        dealings=dealings,
         rules=config.rules,
         deadlines=config.deadlines,
         taken=dict(await store.taken(now)),
         changed=slots_changed,
+        ready=lambda link: recall.done(link.coordinator),
     )
     courier = Courier(store, config.receipt_resend)
-    recall = Recall(store, tabs, domain=domain, provider=signer.address, known=await store.recalled())
     desk = Desk(runner, courier, recall)
-    links += _links(config, signer, domain, desk, book)
+
+    def asks(endpoint: str, coordinator: Address) -> tuple[Verified[Ask], ...]:
+        return book.current if recall.done(coordinator) and dealings.serves(endpoint) else ()
+
+    links += _links(config, signer, domain, desk, asks)
 
     def asks_changed() -> None:
         for link in links:
             link.announce()
             link.slots_changed()
 
-    recall.finished = asks_changed
+    def recalled() -> None:
+        asks_changed()
+        desk.close_unfinished()
+
+    recall.finished, dealings.changed = recalled, asks_changed
     storefront = _storefront(config, fleet, book, asks_changed, suspicion)
     collector = Collector(
         signer=signer,
@@ -146,7 +166,8 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         observed=tabs.observe,
         alarm=monitor.alarm,
     )
-    return Node(config, runner, courier, tuple(links), collector, storefront, monitor, book, fleet, chain, tabs, suspicion)
+    parts = runner, courier, tuple(links), collector, storefront, monitor, book, fleet, chain, tabs, suspicion, dealings
+    return Node(config, *parts)
 
 
 def _storefront(
@@ -163,7 +184,7 @@ def _storefront(
     )
 
 
-def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, book: AskBook) -> list[NodeLink]:
+def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, asks: Offered) -> list[NodeLink]:
     """One connection to each coordinator; the address that is configured is that of the first."""
     return [
         NodeLink(
@@ -171,7 +192,7 @@ def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, book:
             signer=signer,
             domain=domain,
             handler=desk,
-            asks=lambda coordinator: book.current if desk.recall.done(coordinator) else (),
+            asks=partial(asks, endpoint_of(node_url(url))),
             capacity=desk.runner.capacity,
             settings=config.link,
             coordinator=config.coordinator_address if url == config.coordinator else None,
@@ -211,6 +232,12 @@ class Desk:
         """See link.Handler."""
         self.recall.welcomed(link)
         self.courier.welcomed(link)
+        if self.recall.done(link.coordinator):
+            self.close_unfinished()
+
+    def close_unfinished(self) -> None:
+        """It is known which receipts were signed before: orders that a killed process had begun get theirs."""
+        self.runner.close_unfinished(self.courier.hurry)
 
     def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
         """See link.Handler."""
@@ -253,6 +280,7 @@ class Node:
     chain: EscrowView
     tabs: Tabs
     suspicion: asyncio.Event
+    dealings: Dealings
 
     async def work(self) -> None:
         """Works until SIGTERM or SIGINT, then stops in order."""
@@ -260,7 +288,8 @@ class Node:
         if not self.book.current:
             log.warning("nothing to offer yet: no engine answers with a model", engines=sorted(self.fleet.pools))
         async with asyncio.TaskGroup() as group:
-            parts = (*(link.run() for link in self.links), self.storefront.run(), self.courier.run(), self.collector.run())
+            watches = self.storefront.run(), self.courier.run(), self.collector.run(), self.dealings.run()
+            parts = (*(link.run() for link in self.links), *watches)
             tasks = [group.create_task(part) for part in parts]
             await until_stopped()
             log.info("stopping", running=self.runner.running, grace_seconds=self.config.grace)
@@ -311,6 +340,7 @@ class Node:
             "tokens_per_second": capacity.tokens_per_second,
             "first_token_ms": capacity.first_token_ms,
             "unsecured": str(int(self.tabs.unsecured)),
+            "dealings": self.dealings.status(),
             "alarms": self.monitor.alarms,
         }
 

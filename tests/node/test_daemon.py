@@ -25,12 +25,12 @@ from node.engines.demo import MODEL, Behaviour, DemoEngine
 from node.engines.discover import Finding
 from tallystick.chain.deployment import Deployment
 from tallystick.protocol.eip712 import Verified, read_signed
-from tallystick.protocol.errors import BadMessage, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.protocol.link import ClaimRequest, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask, Outcome, Receipt
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Kind, dumps, loads
+from tallystick.protocol.wire import Failure, Kind, dumps, loads
 from tallystick.runtime.serving import serving
 from tests.node.coordinator import Connection, FakeCoordinator
 from tests.node.world import DOMAIN, PROVIDER, Client, Placed
@@ -129,12 +129,15 @@ async def test_a_node_works_and_stops_in_order(site: Site) -> None:
         while (json_of(connection.of(Kind.BEAT)[-1]))["free"]:
             await connection.until(Kind.BEAT, len(connection.of(Kind.BEAT)) + 1)
         late = await site.place(connection, ask)
-        assert loads(await connection.until(Kind.FAIL, job=late.job), "failure")["error"]["code"] == "node_busy"
+        refused = Failure.loads(await connection.until(Kind.FAIL, job=late.job))
+        assert refused.receipt is not None
+        void = refused.receipt.verify(DOMAIN).message
+        assert (refused.error.code, void.outcome, void.cost, void.seq) == (Code.NODE_BUSY, Outcome.REFUSED, 0, 2)
         last = await receipt(connection, slow)
-        assert (last.outcome, last.seq) == (Outcome.COMPLETED, 2)
+        assert (last.outcome, last.seq) == (Outcome.COMPLETED, 3)
         claim = ClaimRequest.from_json(loads(await connection.until(Kind.CLAIM), "claim"))
         (row,) = claim.claim.verify(DOMAIN).message.rows
-        assert (row.seq, row.cumulative_cost) == (2, last.cumulative_cost)
+        assert (row.seq, row.cumulative_cost) == (3, last.cumulative_cost)
         assert await process.wait() == 0
 
 

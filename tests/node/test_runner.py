@@ -23,7 +23,7 @@ HEAD = Head(200, "text/event-stream")
 ROLE = Piece(b"role.", output=False)
 ONE, TWO = Piece(b"one.", output=True, text=4), Piece(b"two.", output=True, text=4)
 END = End(b"done", counted=Counted(20, 5, 10))
-QUICK = Deadlines(queue=0.05, first_token=0.05, between_tokens=0.05, total=5.0, stall=0.05)
+QUICK = Deadlines(queue=0.05, first_token=0.05, between_tokens=0.05, total=5.0, reader=0.05)
 DOWN = Unavailable(Code.ENGINE_UNAVAILABLE, "the engine is down", fault=Fault.ENGINE)
 
 
