@@ -36,7 +36,7 @@ class _End(NamedTuple):
 
 
 class Books:
-    """See the module's docstring. `unfinished`: the orders that a killed process had begun, to be closed by `close_unfinished`."""
+    """See the module's docstring. `unfinished`: the orders that a killed process had begun."""
 
     def __init__(
         self,
@@ -63,8 +63,8 @@ class Books:
         return await self._write(matched, _End(outcome=Outcome.REFUSED))
 
     async def close_unfinished(self) -> int:
-        """Receipts at no cost for the orders that a killed process had begun: no last chunk of theirs left, so nothing is charged.
-        Call it once it is sure which number each tab has reached. Returns how many receipts it made.
+        """Receipts at no cost for the orders that a killed process had begun: no last chunk of theirs left, so nothing is
+        charged. Call it once it is sure which number each tab has reached. Returns how many receipts it made.
         """
         known = [self._tabs.account(one.payer) for one in self.unfinished]
         found = [
