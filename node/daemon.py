@@ -323,14 +323,14 @@ class Node:
         log.info("config taken up", engines=sorted(self.fleet.pools))
 
     def health(self) -> dict[str, Any]:
-        """What /healthz says. `ok`: it is connected and has something to offer."""
+        """What /healthz says. `ok`: it is connected, to a coordinator that it serves, and has something to offer."""
         sessions, capacity = [link.session for link in self.links], self.runner.capacity()
         connected = [session.coordinator for session in sessions if session is not None]
         return {
-            "ok": bool(connected) and bool(self.book.current),
+            "ok": any(self.dealings.serves(session.endpoint) for session in sessions if session) and bool(self.book.current),
             "coordinator": connected[0] if connected else None,
             "coordinators": {link.url: link.session.coordinator if link.session else None for link in self.links},
-            "trouble": "; ".join(link.trouble for link in self.links if link.trouble),
+            "trouble": "; ".join((*(link.trouble for link in self.links if link.trouble), *self.dealings.troubles())),
             "chain_reachable": self.chain.reachable,
             "models": sorted({offer.model for offer in self.book.offers}),
             "engines": {name: "up" if pool.up else "down" for name, pool in self.fleet.pools.items()},

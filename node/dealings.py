@@ -64,12 +64,18 @@ class Dealings:
     def check(self, endpoint: str) -> None:
         """Raises Unavailable (node_busy, the coordinator's fault) if jobs from there are not taken now."""
         if not self.serves(endpoint):
-            earned, lost = self.sums(endpoint)
-            text = (
-                f"this coordinator left {format_amount(lost)} of this provider's work unpaid within {HOURS} h, beside "
-                f"{format_amount(earned)} earned; it is served again when no more than {format_amount(self._bound(earned))} is"
-            )
-            raise Unavailable(Code.NODE_BUSY, text, fault=Fault.COORDINATOR)
+            raise Unavailable(Code.NODE_BUSY, f"this coordinator {self._reason(endpoint)}", fault=Fault.COORDINATOR)
+
+    def troubles(self) -> list[str]:
+        """For people: the coordinators that are served no more for now, and why."""
+        return [f"the coordinator at {endpoint} {self._reason(endpoint)}" for endpoint in sorted(self._shunned)]
+
+    def _reason(self, endpoint: str) -> str:
+        earned, lost = self.sums(endpoint)
+        return (
+            f"left {format_amount(lost)} of this provider's work unpaid within {HOURS} h, beside {format_amount(earned)} earned; "
+            f"it is served again when no more than {format_amount(self._bound(earned))} is"
+        )
 
     def serves(self, endpoint: str) -> bool:
         """Whether jobs from there are taken now."""

@@ -181,11 +181,13 @@ class Delivery:
                 raise Unconfirmed(f"the coordinator granted no credit within {self._confirm:g} s of the first output")
 
     async def _room(self) -> None:
-        async with self._reader.waiting():
-            while self._credit <= KEPT_FOR_LAST:
-                self._granted.clear()
-                await self._granted.wait()
-            await self._link.drained()
+        if self._credit <= KEPT_FOR_LAST or not self._link.roomy:
+            async with self._reader.waiting():
+                while self._credit <= KEPT_FOR_LAST:
+                    self._granted.clear()
+                    await self._granted.wait()
+                await self._link.drained()
+        await self._link.drained()
 
     def _seal(self, part: bytes, *, last: bool) -> bytes:
         self.meter.chunk(part)

@@ -273,6 +273,11 @@ class Session:
         if len(self._outbox) >= self._limit:
             self._room.clear()
 
+    @property
+    def roomy(self) -> bool:
+        """See ports.Link."""
+        return self._room.is_set()
+
     async def drained(self) -> None:
         """See ports.Link."""
         if not self._room.is_set():

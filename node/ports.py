@@ -243,6 +243,11 @@ class Link(Protocol):
         """Queues a frame, in order. Does nothing once the link is lost."""
         ...
 
+    @property
+    def roomy(self) -> bool:
+        """Whether `drained` would return or raise at once."""
+        ...
+
     async def drained(self) -> None:
         """Waits until there is room for more. Raises LinkLost."""
         ...

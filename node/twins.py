@@ -236,6 +236,11 @@ class MemoryLink:
         if first:
             asyncio.get_running_loop().call_soon(self.taken, job)
 
+    @property
+    def roomy(self) -> bool:
+        """See ports.Link."""
+        return self._room.is_set()
+
     async def drained(self) -> None:
         """See ports.Link."""
         await self._room.wait()

@@ -82,6 +82,7 @@ def _draw(said: dict[str, Any]) -> RenderableType:
         ("speed", f"{said['tokens_per_second']} tokens/s a stream, first after {said['first_token_ms']} ms"),
         ("earned", f"{_dollars(said['revenue'])} since the start, {_dollars(said['revenueLastHour'])} an hour"),
         ("owed on trust", _dollars(said["unsecured"])),
+        ("left unpaid", _unpaid(said["dealings"])),
         ("jobs", ", ".join(f"{count} {outcome}" for outcome, count in sorted(said["jobs"].items())) or "none yet"),
     ):
         facts.add_row(f"[dim]{name}[/dim]", escape(value))
@@ -108,6 +109,16 @@ def _draw(said: dict[str, Any]) -> RenderableType:
             alarms.add_row(alarm["what"], alarm["payer"], alarm["due"], alarm["claim_by"])
         parts.append(alarms)
     return Group(*parts)
+
+
+def _unpaid(dealings: dict[str, Any]) -> str:
+    """What coordinators left unpaid within a day, and which of them are served no more for it."""
+    told = [
+        f"{_dollars(one['writtenOff'])} by {where}{'' if one['served'] else ', which is served no more for now'}"
+        for where, one in dealings.items()
+        if one["writtenOff"] != "0"
+    ]
+    return "; ".join(told) or "nothing within a day"
 
 
 def _table(*columns: str, title: str) -> Table:
