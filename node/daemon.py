@@ -9,15 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import structlog
 
+from node.books import Books
 from node.chainview import EscrowView
 from node.chainwatch import ChainWatch
 from node.collector import Collector
 from node.config import NodeConfig
 from node.courier import Courier
+from node.dealings import HOUR, HOURS, Dealings
 from node.fleet import Fleet
 from node.ground import lay_ground
 from node.link import NodeLink, node_url
@@ -29,8 +32,10 @@ from node.runner import Runner
 from node.storefront import Storefront
 from node.tabs import Tabs
 from node.window import window
-from tallystick.protocol.eip712 import Domain, Signer
+from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, TallyError, from_public
+from tallystick.protocol.link import endpoint_of
+from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import CancelReason, Kind, loads
 from tallystick.runtime.logs import configure
@@ -38,6 +43,8 @@ from tallystick.runtime.serving import serving, until_stopped
 
 log = structlog.get_logger()
 _CLAIM_SECONDS = 10.0
+Offered = Callable[[str, Address], tuple[Verified[Ask], ...]]
+"""What is offered at an address, to the coordinator that is there."""
 
 
 async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeConfig] | None = None) -> None:
@@ -83,22 +90,6 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         for link in links:
             link.slots_changed()
 
-    runner = Runner(
-        signer=signer,
-        domain=domain,
-        sealing_key=ground.sealing_key,
-        book=book,
-        pools=fleet.pools,
-        tabs=tabs,
-        store=store,
-        chain=chain,
-        observer=monitor,
-        rules=config.order_rules,
-        deadlines=config.deadlines,
-        taken=dict(await store.taken(now)),
-        changed=slots_changed,
-    )
-    courier = Courier(store, config.receipt_resend)
     recall = Recall(
         store,
         tabs,
@@ -109,15 +100,44 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         without=map(node_url, config.without_recall),
         url_of=lambda session: next((link.url for link in links if link.session is session), ""),
     )
+    dealings = Dealings(store, config.rules, await store.dealings(now // HOUR - HOURS), alarm=monitor.shunned)
+    books = Books(signer=signer, domain=domain, tabs=tabs, store=store, unfinished=await store.unfinished(now))
+    runner = Runner(
+        provider=signer.address,
+        domain=domain,
+        sealing_key=ground.sealing_key,
+        book=book,
+        pools=fleet.pools,
+        books=books,
+        tabs=tabs,
+        store=store,
+        chain=chain,
+        observer=monitor,
+        dealings=dealings,
+        rules=config.order_rules,
+        deadlines=config.deadlines,
+        taken=dict(await store.taken(now)),
+        changed=slots_changed,
+        ready=lambda link: recall.done(link.coordinator),
+    )
+    courier = Courier(store, config.receipt_resend)
     desk = Desk(runner, courier, recall)
-    links += _links(config, signer, domain, desk, book)
+
+    def asks(endpoint: str, coordinator: Address) -> tuple[Verified[Ask], ...]:
+        return book.current if recall.done(coordinator) and dealings.serves(endpoint) else ()
+
+    links += _links(config, signer, domain, desk, asks)
 
     def asks_changed() -> None:
         for link in links:
             link.announce()
             link.slots_changed()
 
-    recall.finished = tabs.on_lost_state = asks_changed
+    def recalled() -> None:
+        asks_changed()
+        desk.close_unfinished()
+
+    recall.finished, tabs.on_lost_state, dealings.changed = recalled, asks_changed, asks_changed
     watch = ChainWatch(
         chain,
         chain,
@@ -153,6 +173,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         chain=chain,
         tabs=tabs,
         suspicion=suspicion,
+        dealings=dealings,
     )
     return node
 
@@ -171,7 +192,7 @@ def _storefront(
     )
 
 
-def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, book: AskBook) -> list[NodeLink]:
+def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, asks: Offered) -> list[NodeLink]:
     """One connection to each coordinator; the address that is configured is that of the first."""
     return [
         NodeLink(
@@ -179,7 +200,7 @@ def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, book:
             signer=signer,
             domain=domain,
             handler=desk,
-            asks=lambda coordinator: book.current if desk.recall.done(coordinator) else (),
+            asks=partial(asks, endpoint_of(node_url(url))),
             capacity=desk.runner.capacity,
             settings=config.link,
             coordinator=config.coordinator_address if url == config.coordinator else None,
@@ -219,6 +240,12 @@ class Desk:
         """See link.Handler."""
         self.recall.welcomed(link)
         self.courier.welcomed(link)
+        if self.recall.done(link.coordinator):
+            self.close_unfinished()
+
+    def close_unfinished(self) -> None:
+        """It is known which receipts were signed before: orders that a killed process had begun get theirs."""
+        self.runner.close_unfinished(self.courier.hurry)
 
     def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
         """See link.Handler."""
@@ -263,6 +290,7 @@ class Node:
     chain: EscrowView
     tabs: Tabs
     suspicion: asyncio.Event
+    dealings: Dealings
 
     async def work(self) -> None:
         """Works until SIGTERM or SIGINT, then stops in order."""
@@ -272,7 +300,7 @@ class Node:
         if not self.book.current:
             log.warning("nothing to offer yet: no engine answers with a model", engines=sorted(self.fleet.pools))
         async with asyncio.TaskGroup() as group:
-            rooms = (self.storefront.run(), self.courier.run(), self.collector.run(), self.watch.run())
+            rooms = (self.storefront.run(), self.courier.run(), self.collector.run(), self.watch.run(), self.dealings.run())
             parts = (*(link.run() for link in self.links), *rooms)
             tasks = [group.create_task(part) for part in parts]
             await until_stopped()
@@ -307,15 +335,17 @@ class Node:
         log.info("config taken up", engines=sorted(self.fleet.pools))
 
     def health(self) -> dict[str, Any]:
-        """What /healthz says. `ok`: it is connected and has something to offer."""
+        """What /healthz says. `ok`: it is connected, to a coordinator that it serves, and has something to offer."""
         trust = self.tabs.trust(int(time.time()))
         sessions, capacity = [link.session for link in self.links], self.runner.capacity()
         connected = [session.coordinator for session in sessions if session is not None]
+        served = any(self.dealings.serves(session.endpoint) for session in sessions if session)
+        troubles = (self.recall.trouble, *(link.trouble for link in self.links), *self.dealings.troubles())
         return {
-            "ok": bool(connected) and bool(self.book.current) and not self.recall.trouble,
+            "ok": served and bool(self.book.current) and not self.recall.trouble,
             "coordinator": connected[0] if connected else None,
             "coordinators": {link.url: link.session.coordinator if link.session else None for link in self.links},
-            "trouble": "; ".join(filter(None, (self.recall.trouble, *(link.trouble for link in self.links)))),
+            "trouble": "; ".join(filter(None, troubles)),
             "chain_reachable": self.chain.reachable,
             "models": sorted({offer.model for offer in self.book.offers}),
             "engines": {name: "up" if pool.up else "down" for name, pool in self.fleet.pools.items()},
@@ -328,6 +358,7 @@ class Node:
             **{name: str(amount) for name, amount in trust.items()},
             "fees_bps": {coordinator: self.watch.rates.get(coordinator) for coordinator in connected},
             "max_fee_bps": self.config.rules.max_fee_bps,
+            "dealings": self.dealings.status(),
             "alarms": self.monitor.alarms,
         }
 

@@ -75,6 +75,12 @@ class Monitor:
             registry=self.registry,
             buckets=_TOKEN,
         )
+        self._unpaid = Counter(
+            "tally_node_written_off_units",
+            "What jobs would have cost that their coordinator left unpaid, base units",
+            ["coordinator"],
+            registry=self.registry,
+        )
         self._alarms = Counter("tally_node_alarms", "What a person should see", ["what"], registry=self.registry)
         self.registry.register(_Exposed(exposed, trust))
         if gpus:
@@ -94,6 +100,8 @@ class Monitor:
         self._tokens.labels(report.model, "input").inc(report.input_tokens)
         self._tokens.labels(report.model, "output").inc(report.output_tokens)
         self._revenue.labels(report.model).inc(int(report.cost))
+        if report.written_off:
+            self._unpaid.labels(report.endpoint).inc(int(report.written_off))
         self._total.labels(report.model).observe(report.total_seconds)
         if report.first_seconds is not None:
             self._first.labels(report.model).observe(report.first_seconds)
@@ -161,6 +169,14 @@ class Monitor:
         told = {"what": what, "payer": payer, "due": due, "claim_by": str(debt.claim_by), "remedy": debt.remedy}
         self.alarms = [*self.alarms[1 - _ALARMS :], told]
         log.error("alarm", **told)
+
+    def shunned(self, endpoint: str, cost: Amount) -> None:
+        """The coordinator at this address left too much of this node's work unpaid, and is served no more for now."""
+        what = "coordinator leaves work unpaid"
+        self._alarms.labels(what).inc()
+        told = {"what": what, "payer": endpoint, "due": format_amount(cost), "claim_by": ""}
+        self.alarms = [*self.alarms[1 - _ALARMS :], told]
+        log.error("alarm", what=what, coordinator=endpoint, written_off=format_amount(cost))
 
     def app(self, health: Health) -> Starlette:
         """The ASGI app over what was seen, and over what `health` says."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from node.admission import Admitted
+from node.admission import Admitted, Matched
 from node.answers import UpstreamModel
 from node.meter import Counted
 from node.requests import Call
@@ -89,9 +89,9 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """What is stored when a job ends with a receipt."""
+    """What is stored when a job ends with a receipt, or when an order is refused with one."""
 
-    admitted: Admitted
+    admitted: Matched
     receipt: Verified[Receipt]
 
 
@@ -133,12 +133,34 @@ class JobStore(Protocol):
         """The order was taken: durable before the first output byte leaves, so that a restart never runs it again."""
         ...
 
-    async def abandon(self, order: Hash) -> None:
-        """The order ended without any output: it may be dispatched again."""
-        ...
-
     async def book(self, booking: Booking) -> None:
         """Receipt, job and tab, in one transaction, durable on return. Raises Unavailable, with nothing written."""
+        ...
+
+    async def refuse(self, booking: Booking) -> None:
+        """Order, receipt, job and tab of an order that was refused, as `book`. No claim ever rests on such an order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dealing:
+    """What the jobs of the coordinator at `endpoint` earned and cost in one hour (Unix hours), in base units."""
+
+    endpoint: str
+    hour: int
+    earned: Amount
+    written_off: Amount
+
+
+class DealingStore(Protocol):
+    """What is remembered of how coordinators behaved."""
+
+    async def note_dealing(self, dealing: Dealing) -> None:
+        """This is what the hour came to so far. Raises Unavailable."""
+        ...
+
+    async def dealings(self, since: int) -> list[Dealing]:
+        """Those of this hour and later ones."""
         ...
 
 
@@ -237,6 +259,10 @@ class Startup(Protocol):
         """Digests and deadlines of the orders that must not run again."""
         ...
 
+    async def unfinished(self, now: int) -> list[Matched]:
+        """The orders that were begun, have no receipt, and can still be claimed on: what a killed process left."""
+        ...
+
 
 # Link
 
@@ -246,12 +272,20 @@ class LinkLost(Exception):
 
 
 class Link(Protocol):
-    """One connection to a coordinator that proved who it is."""
+    """One connection to a coordinator that proved who it is. `endpoint`: the host and port where it was dialled, which its
+    operator cannot change as easily as its account.
+    """
 
     coordinator: Address
+    endpoint: str
 
     def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
         """Queues a frame, in order. Does nothing once the link is lost."""
+        ...
+
+    @property
+    def roomy(self) -> bool:
+        """Whether `drained` would return or raise at once."""
         ...
 
     async def drained(self) -> None:
@@ -292,7 +326,10 @@ class RateView(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """How a job ended, for metrics and logs. No outcome: it failed before any output. Seconds are of a monotonic clock."""
+    """How a job ended, for metrics and logs. No outcome: it has no receipt. Seconds are of a monotonic clock.
+
+    `endpoint`: where its coordinator was dialled; `written_off`: what it would have cost, where the coordinator left it unpaid.
+    """
 
     job: JobId
     payer: Address
@@ -305,6 +342,8 @@ class JobReport:
     first_seconds: float | None = None
     total_seconds: float = 0.0
     engine_fault: bool = False
+    endpoint: str = ""
+    written_off: Amount = Amount(0)
 
 
 class Observer(Protocol):

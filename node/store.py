@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
-from node.admission import Admitted
+from node.admission import Admitted, Matched
 from node.ceilings import Ceiling
-from node.ports import Booking, Claimable, Loss, Unacknowledged
-from node.tables import claims, gas, identity, jobs, orders, recalled, receipts, tabs
+from node.ports import Booking, Claimable, Dealing, Loss, Unacknowledged
+from node.tables import claims, dealings, gas, identity, jobs, orders, recalled, receipts, tabs
 from node.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
 from tallystick.protocol.errors import BadMessage
@@ -28,7 +28,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class SqlStore:
-    """JobStore, ReceiptStore, RecallStore, ClaimStore and Startup over one database."""
+    """JobStore, ReceiptStore, RecallStore, ClaimStore, DealingStore and Startup over one database."""
 
     def __init__(self, url: str, provider: Address, domain: Domain) -> None:
         self._db = Database(url)
@@ -62,16 +62,7 @@ class SqlStore:
 
     async def begin(self, admitted: Admitted, at: int) -> None:
         """See ports.JobStore."""
-        order, digest = admitted.order, admitted.order.digest.hex()
-        order_row = _order_row(order, admitted.terms)
-        job_row = {
-            "order_digest": digest,
-            "job": admitted.job.hex(),
-            "coordinator": order.message.coordinator,
-            "model": admitted.offer.model,
-            "attempt": admitted.attempt,
-            "admitted_at": at,
-        }
+        order_row, job_row = _order_row(admitted.order, admitted.terms), _job_row(admitted, at)
 
         def work(connection: Connection) -> None:
             connection.execute(_NEW_ORDER, order_row)
@@ -79,28 +70,22 @@ class SqlStore:
 
         await self._db.write(work)
 
-    async def abandon(self, order: Hash) -> None:
-        """See ports.JobStore."""
-        digest = order.hex()
-
-        def work(connection: Connection) -> None:
-            connection.execute(sa.delete(jobs).where(jobs.c.order_digest == digest))
-            connection.execute(sa.delete(orders).where(orders.c.digest == digest))
-
-        await self._db.write(work)
-
     async def book(self, booking: Booking) -> None:
         """See ports.JobStore."""
-        admitted, receipt = booking.admitted, booking.receipt.message
-        digest = admitted.order.digest.hex()
-        receipt_row = _receipt_row(booking.receipt, digest, admitted.job, admitted.order.message.coordinator)
-        end = {"of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)}
-        tab = {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost}
+        end = _ending(booking)
+        await self._db.write(lambda connection: _write_end(connection, end))
+
+    async def refuse(self, booking: Booking) -> None:
+        """See ports.JobStore."""
+        refused, end = booking.admitted, _ending(booking)
+        # Without a ceiling no claim rests on it: its terms, such as the fee, are not what this provider bears.
+        order_row = _order_row(refused.order, refused.terms) | {"ceiling": Amount(0)}
+        job_row = _job_row(refused, booking.receipt.message.finished_at)
 
         def work(connection: Connection) -> None:
-            connection.execute(_NEW_RECEIPT, receipt_row)
-            connection.execute(_END_JOB, end)
-            connection.execute(_BOOK_TAB, _NEW_TAB | tab)
+            connection.execute(_NEW_ORDER, order_row)
+            connection.execute(_NEW_JOB, job_row)
+            _write_end(connection, end)
 
         await self._db.write(work)
 
@@ -244,6 +229,40 @@ class SqlStore:
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [(Hash(bytes.fromhex(digest)), deadline) for digest, deadline in rows]
 
+    async def unfinished(self, now: int) -> list[Matched]:
+        """See ports.Startup."""
+        query = (
+            sa.select(jobs.c.job, jobs.c.attempt, orders.c.digest, orders.c.order_doc, orders.c.terms_doc)
+            .join(orders, orders.c.digest == jobs.c.order_digest)
+            .where(jobs.c.ended_at.is_(None), orders.c.claim_by > now)
+            .order_by(jobs.c.admitted_at)
+        )
+        rows = await self._db.read(lambda c: c.execute(query).all())
+        return [
+            Matched(
+                JobId(bytes.fromhex(job)),
+                _stored_order(digest, order),
+                Terms.from_json(loads(terms, "stored terms")),
+                attempt,
+            )
+            for job, attempt, digest, order, terms in rows
+        ]
+
+    # Coordinators
+
+    async def note_dealing(self, dealing: Dealing) -> None:
+        """See ports.DealingStore."""
+        amounts = {"earned": dealing.earned, "written_off": dealing.written_off}
+        query = sa.dialects.sqlite.insert(dealings).on_conflict_do_update(index_elements=["endpoint", "hour"], set_=amounts)
+        row = {"endpoint": dealing.endpoint, "hour": dealing.hour} | amounts
+        await self._db.write(lambda c: c.execute(query, row))
+
+    async def dealings(self, since: int) -> list[Dealing]:
+        """See ports.DealingStore."""
+        query = sa.select(dealings).where(dealings.c.hour >= since)
+        rows = await self._db.read(lambda c: c.execute(query).mappings().all())
+        return [Dealing(**row) for row in rows]
+
 
 # Statements of every job, made once: making them anew costs more than the database takes for them.
 
@@ -294,6 +313,47 @@ def _ceilings(now: int) -> sa.Select[Any]:
     return query.order_by(ranked.c.payer, ranked.c.ceiling.desc())
 
 
+class _End(NamedTuple):
+    """The rows that end a job."""
+
+    receipt: dict[str, Any]
+    job: dict[str, Any]
+    tab: dict[str, Any]
+
+
+def _ending(booking: Booking) -> _End:
+    matched, receipt = booking.admitted, booking.receipt.message
+    digest = matched.order.digest.hex()
+    return _End(
+        _receipt_row(booking.receipt, digest, matched.job, matched.order.message.coordinator),
+        {"of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)},
+        {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost},
+    )
+
+
+def _write_end(connection: Connection, end: _End) -> None:
+    connection.execute(_NEW_RECEIPT, end.receipt)
+    connection.execute(_END_JOB, end.job)
+    connection.execute(_BOOK_TAB, _NEW_TAB | end.tab)
+
+
+def _job_row(matched: Matched, at: int) -> dict[str, Any]:
+    return {
+        "order_digest": matched.order.digest.hex(),
+        "job": matched.job.hex(),
+        "coordinator": matched.order.message.coordinator,
+        "model": matched.terms.model,
+        "attempt": matched.attempt,
+        "admitted_at": at,
+    }
+
+
+def _stored_order(digest: str, document: str) -> Verified[Order]:
+    """Only verified orders are ever stored."""
+    order = loads_signed(Order, document)
+    return Verified(order.message, order.signature, Hash(bytes.fromhex(digest)))
+
+
 def _order_row(order: Verified[Order], terms: Terms) -> dict[str, Any]:
     message = order.message
     return {
@@ -327,15 +387,13 @@ def _receipt_row(receipt: Verified[Receipt], order: str, job: JobId, coordinator
 
 
 def _claimable(row: Any) -> Claimable:
-    order = loads_signed(Order, row["order_doc"])
     return Claimable(
         payer=Address(row["payer"]),
         seq=row["seq"],
         cumulative=row["cumulative"],
         settled=row["settled"],
         reserved=row["reserved"],
-        # Only verified orders are ever stored.
-        order=Verified(order.message, order.signature, Hash(bytes.fromhex(row["digest"]))),
+        order=_stored_order(row["digest"], row["order_doc"]),
         since=row["since"],
         claimed_at=row["claimed_at"],
         claimed=row["claimed"],

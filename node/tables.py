@@ -124,3 +124,11 @@ gas = sa.Table(
     sa.Column("gas_used", sa.BigInteger),
     sa.Column("fee", Money),
 )
+dealings = sa.Table(
+    "dealings",
+    metadata,
+    sa.Column("endpoint", sa.String, primary_key=True),
+    sa.Column("hour", sa.BigInteger, primary_key=True),
+    sa.Column("earned", Money),
+    sa.Column("written_off", Money),
+)

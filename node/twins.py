@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from node.admission import Admitted
+from node.admission import Admitted, Matched
 from node.answers import UpstreamModel
 from node.ceilings import Ceiling, Ceilings, add, after
-from node.ports import Booking, Claimable, EngineLoad, Event, JobReport, LinkLost, Loss, Unacknowledged
+from node.ports import Booking, Claimable, Dealing, EngineLoad, Event, JobReport, LinkLost, Loss, Unacknowledged
 from node.requests import Call
 from node.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Signed
@@ -25,7 +25,7 @@ Step = Event | BaseException | Callable[[], Awaitable[object]]
 
 class ScriptedEngine:
     """ports.Engine that does what it is told, the same for every call. `called` is set by the first call; `stopped` counts the
-    answers that were not read to their end.
+    answers that were not read to their end; `hears`: it has the request as soon as it is called.
     """
 
     def __init__(self, *steps: Step, models: Sequence[str] = ("model",)) -> None:
@@ -35,6 +35,7 @@ class ScriptedEngine:
         self.calls: list[Call] = []
         self.called = asyncio.Event()
         self.stopped = 0
+        self.hears = True
         self.said: EngineLoad | None = None
         self.looks = 0
 
@@ -42,6 +43,8 @@ class ScriptedEngine:
         """See ports.Engine."""
         self.calls.append(call)
         self.called.set()
+        if self.hears:
+            call.heard()
         finished = False
         try:
             for step in self.steps:
@@ -80,14 +83,16 @@ class _Tab:
 
 
 class MemoryStore:
-    """ports.JobStore, ReceiptStore, ClaimStore and Startup. `fault`, if set, is what the next writes raise."""
+    """ports.JobStore, ReceiptStore, ClaimStore, DealingStore and Startup. `fault`, if set, is what the next writes raise."""
 
     def __init__(self) -> None:
-        self.orders: dict[Hash, Admitted] = {}
+        self.orders: dict[Hash, Matched] = {}
+        self.refused: set[Hash] = set()
         self.bookings: list[Booking] = []
         self.confirmed: set[JobId] = set()
         self.claims: list[Signed[Claim]] = []
         self.fault: TallyError | None = None
+        self._dealings: dict[tuple[str, int], Dealing] = {}
         self._tabs: dict[Address, _Tab] = {}
 
     async def begin(self, admitted: Admitted, at: int) -> None:  # noqa: ARG002 - the port's signature
@@ -96,11 +101,6 @@ class MemoryStore:
         if admitted.order.digest in self.orders:
             raise ValueError("an order begun twice")
         self.orders[admitted.order.digest] = admitted
-
-    async def abandon(self, order: Hash) -> None:
-        """See ports.JobStore."""
-        self._check()
-        del self.orders[order]
 
     async def book(self, booking: Booking) -> None:
         """See ports.JobStore."""
@@ -114,6 +114,16 @@ class MemoryStore:
         tab = replace(tab, seq=receipt.seq, cumulative=receipt.cumulative_cost, since=since, last_at=receipt.finished_at)
         self._tabs[receipt.payer] = tab
         self.bookings.append(booking)
+
+    async def refuse(self, booking: Booking) -> None:
+        """See ports.JobStore."""
+        self._check()
+        digest = booking.admitted.order.digest
+        if digest in self.orders:
+            raise ValueError("an order refused that was begun")
+        await self.book(booking)
+        self.orders[digest] = booking.admitted
+        self.refused.add(digest)
 
     async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
         """See ports.ReceiptStore."""
@@ -169,12 +179,31 @@ class MemoryStore:
         orders = [(digest, admitted.order.message.deadline) for digest, admitted in self.orders.items()]
         return [(digest, deadline) for digest, deadline in orders if deadline > now]
 
+    async def unfinished(self, now: int) -> list[Matched]:
+        """See ports.Startup."""
+        ended = {booking.admitted.order.digest for booking in self.bookings}
+        return [
+            Matched(one.job, one.order, one.terms, one.attempt)
+            for digest, one in self.orders.items()
+            if digest not in ended and one.order.message.claim_by > now
+        ]
+
+    async def note_dealing(self, dealing: Dealing) -> None:
+        """See ports.DealingStore."""
+        self._check()
+        self._dealings[dealing.endpoint, dealing.hour] = dealing
+
+    async def dealings(self, since: int) -> list[Dealing]:
+        """See ports.DealingStore."""
+        return [dealing for dealing in self._dealings.values() if dealing.hour >= since]
+
     def _check(self) -> None:
         if self.fault is not None:
             raise self.fault
 
-    def _best(self, payer: Address, now: int) -> Admitted | None:
-        live = [one for one in self.orders.values() if one.payer == payer and one.order.message.claim_by > now]
+    def _best(self, payer: Address, now: int) -> Matched | None:
+        usable = [one for digest, one in self.orders.items() if digest not in self.refused and one.payer == payer]
+        live = [one for one in usable if one.order.message.claim_by > now]
         return max(live, key=lambda one: (one.order.message.ceiling, one.order.message.claim_by), default=None)
 
     def _claimable(self, payer: Address, tab: _Tab, now: int) -> Claimable | None:
@@ -216,8 +245,8 @@ class MemoryStore:
 class MemoryLink:
     """ports.Link that keeps what was posted. `full` makes `drained` wait, `end` makes it raise LinkLost."""
 
-    def __init__(self, coordinator: Address) -> None:
-        self.coordinator = coordinator
+    def __init__(self, coordinator: Address, endpoint: str = "coordinator.example:443") -> None:
+        self.coordinator, self.endpoint = coordinator, endpoint
         self.frames: list[tuple[Kind, JobId, bytes]] = []
         self._posted = asyncio.Event()
         self._room = asyncio.Event()
@@ -235,6 +264,11 @@ class MemoryLink:
         self._posted.set()
         if first:
             asyncio.get_running_loop().call_soon(self.taken, job)
+
+    @property
+    def roomy(self) -> bool:
+        """See ports.Link."""
+        return self._room.is_set()
 
     async def drained(self) -> None:
         """See ports.Link."""

@@ -83,6 +83,7 @@ def _draw(said: dict[str, Any]) -> RenderableType:
         ("earned", f"{_dollars(said['revenue'])} since the start, {_dollars(said['revenueLastHour'])} an hour"),
         ("owed on trust", f"{_dollars(said['unsecured'])}, {_dollars(said['newcomers_today'])} given to newcomers in 24 hours"),
         ("written off", _dollars(said["written_off"])),
+        ("left unpaid", _unpaid(said["dealings"])),
         ("fees", _fees(said)),
         ("jobs", ", ".join(f"{count} {outcome}" for outcome, count in sorted(said["jobs"].items())) or "none yet"),
     ):
@@ -110,6 +111,16 @@ def _draw(said: dict[str, Any]) -> RenderableType:
             alarms.add_row(*(escape(alarm[name]) for name in ("what", "payer", "due", "claim_by", "remedy")))
         parts.append(alarms)
     return Group(*parts)
+
+
+def _unpaid(dealings: dict[str, Any]) -> str:
+    """What coordinators left unpaid within a day, and which of them are served no more for it."""
+    told = [
+        f"{_dollars(one['writtenOff'])} by {where}{'' if one['served'] else ', which is served no more for now'}"
+        for where, one in dealings.items()
+        if one["writtenOff"] != "0"
+    ]
+    return "; ".join(told) or "nothing within a day"
 
 
 def _table(*columns: str, title: str) -> Table:

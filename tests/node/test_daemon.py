@@ -27,12 +27,12 @@ from node.engines.discover import Finding
 from node.window import look_in
 from tallystick.chain.deployment import Deployment
 from tallystick.protocol.eip712 import Verified, read_signed
-from tallystick.protocol.errors import BadMessage, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.link import ClaimRequest, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask, Outcome, Receipt
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Kind, dumps, loads
+from tallystick.protocol.wire import Failure, Kind, dumps, loads
 from tallystick.runtime.serving import serving
 from tests.node.coordinator import Connection, FakeCoordinator
 from tests.node.world import DOMAIN, PROVIDER, Client, Placed, signer
@@ -51,8 +51,8 @@ class Site:
         deployment = Deployment(DOMAIN.chain_id, DOMAIN.contract, Address("0x" + "00" * 20), 6, 0, "http://127.0.0.1:1")
         deployment.save(folder / "deployment.json")
 
-    def config(self, **settings: Any) -> Path:
-        """Writes a config."""
+    def config(self, tables: str = "", **settings: Any) -> Path:
+        """Writes a config; `tables` is added as it is."""
         plain = {
             "coordinator": self.coordinator.url,
             "deployment": str(self.folder / "deployment.json"),
@@ -61,7 +61,13 @@ class Site:
             "grace": 10.0,
         } | settings
         lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
-        lines += ["[[engines]]", f'url = "http://127.0.0.1:{self.engine_port}/v1"', "[link]", "first_pause_seconds = 0.05"]
+        lines += [
+            "[[engines]]",
+            f'url = "http://127.0.0.1:{self.engine_port}/v1"',
+            "[link]",
+            "first_pause_seconds = 0.05",
+            tables,
+        ]
         path = self.folder / "node.toml"
         path.write_text("\n".join(lines))
         return path
@@ -132,12 +138,15 @@ async def test_a_node_works_and_stops_in_order(site: Site) -> None:
         while (json_of(connection.of(Kind.BEAT)[-1]))["free"]:
             await connection.until(Kind.BEAT, len(connection.of(Kind.BEAT)) + 1)
         late = await site.place(connection, ask)
-        assert loads(await connection.until(Kind.FAIL, job=late.job), "failure")["error"]["code"] == "node_busy"
+        refused = Failure.loads(await connection.until(Kind.FAIL, job=late.job))
+        assert refused.receipt is not None
+        void = refused.receipt.verify(DOMAIN).message
+        assert (refused.error.code, void.outcome, void.cost, void.seq) == (Code.NODE_BUSY, Outcome.REFUSED, 0, 2)
         last = await receipt(connection, slow)
-        assert (last.outcome, last.seq) == (Outcome.COMPLETED, 2)
+        assert (last.outcome, last.seq) == (Outcome.COMPLETED, 3)
         claim = ClaimRequest.from_json(loads(await connection.until(Kind.CLAIM), "claim"))
         (row,) = claim.claim.verify(DOMAIN).message.rows
-        assert (row.seq, row.cumulative_cost) == (2, last.cumulative_cost)
+        assert (row.seq, row.cumulative_cost) == (3, last.cumulative_cost)
         assert await process.wait() == 0
 
 
@@ -163,6 +172,72 @@ async def test_what_was_promised_survives_a_kill(site: Site) -> None:
         assert following.seq == 2
         process.terminate()
         assert await process.wait() == 0
+
+
+async def test_a_job_that_a_kill_cut_off_is_released(site: Site) -> None:
+    """After kill -9 in mid-answer a restarted node signs a receipt at no cost for the order that it had begun, with the next
+    number, sends it at once, and never runs the order again.
+    """
+    site.engine._usual = Behaviour(token_seconds=0.05)
+    async with node(site) as (process, connection, ask):
+        done = await site.place(connection, ask)
+        cut = await site.place(connection, ask)
+        waiting = await site.place(connection, ask)
+        assert (await receipt(connection, done)).seq == 1
+        for placed in (cut, waiting):
+            await connection.until(Kind.CHUNK, 2, placed.job)
+        process.kill()
+        await process.wait()
+        assert not connection.of(Kind.RECEIPT, cut.job)
+    async with node(site) as (process, connection, ask):
+        numbers = []
+        for placed in (cut, waiting):
+            late = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
+            found = late.receipt.verify(DOMAIN).message
+            check_receipt(placed.order, placed.terms, found)
+            assert (found.outcome, found.cost) == (Outcome.PROVIDER_ERROR, 0)
+            numbers.append(found.seq)
+        assert sorted(numbers) == [2, 3]
+        await connection.send(Kind.DISPATCH, cut.job, cut.dispatch.dumps())
+        refused = Failure.loads(await connection.until(Kind.FAIL, job=cut.job))
+        assert (refused.error.code, refused.receipt) == (Code.ORDER_REPLAYED, None)
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 4
+    async with node(site) as (_, connection, ask):
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 5
+        assert not connection.of(Kind.LATE_RECEIPT, cut.job), "it was confirmed, and is closed once"
+
+
+async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site) -> None:
+    """A coordinator that drops the link in mid-answer is offered nothing once that has cost too much, and so it stays after a
+    restart of the node; `tally node status` says why.
+    """
+    site.engine._usual = Behaviour(token_seconds=0.05)
+    rules = '[rules]\nmax_write_off = "0.000001"\n'
+    async with node(site, tables=rules) as (process, connection, ask):
+        placed = await site.place(connection, ask)
+        await connection.until(Kind.CHUNK, 12, placed.job)
+        await connection.socket.close()
+        again = await site.coordinator.connections.get()
+        late = LateReceipt.from_json(loads(await again.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
+        assert late.receipt.verify(DOMAIN).message.cost == 0
+        assert again.hello.asks == () or read_asks(json_of(await again.until(Kind.ASKS))["asks"]) == ()
+        more = await site.place(again, ask)
+        refused = Failure.loads(await again.until(Kind.FAIL, job=more.job))
+        assert (refused.error.code, refused.error.fault) == (Code.NODE_BUSY, Fault.COORDINATOR)
+        assert refused.receipt is not None
+        said = await look_in(site.folder / "state")
+        (told,) = said["dealings"].values()
+        assert (told["served"], int(told["writtenOff"]) > 1) == (False, True)
+        assert said["alarms"][0]["what"] == "coordinator leaves work unpaid"
+        process.kill()
+        await process.wait()
+    process = await site.start(tables=rules)
+    try:
+        connection = await site.coordinator.connections.get()
+        assert connection.hello.asks == ()
+    finally:
+        process.kill()
+        await process.communicate()
 
 
 async def test_asks_follow_the_engine(site: Site) -> None:

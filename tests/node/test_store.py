@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from node.admission import Matched
 from node.meter import make_receipt
-from node.ports import Booking, Loss
+from node.ports import Booking, Dealing, Loss
 from node.store import SqlStore
 from node.tables import metadata
 from node.tabs import Funds, TabRow
@@ -78,17 +79,70 @@ async def test_a_receipt_brings_its_tab(store: Store) -> None:
 
 
 async def test_a_taken_order_stays_taken(store: Store) -> None:
-    """Orders that were begun are remembered until their deadline; abandoned ones are not; none begins twice."""
+    """Orders that were begun are remembered until their deadline; none begins twice."""
     client = Client()
     first, second = client.order(ASK), client.order(ASK)
     for placed in (first, second):
         await store.begin(admitted(placed), NOW)
-    await store.abandon(second.order.digest)
-    assert await store.taken(NOW) == [(first.order.digest, NOW + 60)]
+    assert {digest for digest, _ in await store.taken(NOW)} == {first.order.digest, second.order.digest}
     assert await store.taken(NOW + 60) == []
     with pytest.raises((ValueError, sa.exc.IntegrityError)):
         await store.begin(admitted(first), NOW)
-    await store.begin(admitted(second), NOW)
+
+
+def refusal(placed: Placed, tab: ProviderTab) -> Booking:
+    """The end of an order that was refused."""
+    ended = make_receipt(
+        placed.order,
+        placed.terms,
+        tab,
+        usage=Usage(0, 0, 0),
+        outcome=Outcome.REFUSED,
+        commitment=Hash(bytes(32)),
+        finished_at=NOW,
+    )
+    return Booking(Matched(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
+
+
+async def test_a_refused_order_carries_no_claim(store: Store) -> None:
+    """A refused order moves its tab's seq, is remembered as taken and sent like any receipt; however high its ceiling, no claim
+    and no job rests on it: its terms are not what this provider bears.
+    """
+    client = Client()
+    made = await finish(store, client)
+    greedy = client.order(ASK, order_with={"ceiling": Amount(10**9), "max_fee_bps": 10_000})
+    await store.refuse(refusal(greedy, ProviderTab(1, Amount(40))))
+    (row,) = await store.tabs(NOW)
+    assert (row.seq, row.cumulative, row.ceiling) == (2, 40, made.admitted.order.message.ceiling)
+    (tab,) = await store.claimable(NOW, 10)
+    assert tab.order.digest == made.admitted.order.digest
+    assert greedy.order.digest in {digest for digest, _ in await store.taken(NOW)}
+    assert greedy.job in {entry.job for entry in await store.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)}
+    with pytest.raises((ValueError, sa.exc.IntegrityError)):
+        await store.refuse(refusal(greedy, ProviderTab(2, Amount(40))))
+
+
+async def test_what_a_killed_process_left(store: Store) -> None:
+    """Orders that were begun, have no receipt and can still be claimed on come back as they were; all others do not."""
+    client = Client()
+    await finish(store, client)
+    begun, expired = client.order(ASK), client.order(ASK, order_with={"claim_by": NOW + 10})
+    for placed in (begun, expired):
+        await store.begin(admitted(placed), NOW)
+    refused = client.order(ASK)
+    await store.refuse(refusal(refused, ProviderTab(1, Amount(40))))
+    (left,) = await store.unfinished(NOW + 10)
+    assert (left.job, left.order.digest, left.terms) == (begun.job, begun.order.digest, begun.terms)
+    assert left.order.verify(DOMAIN) == begun.order
+
+
+async def test_dealings_are_kept_by_the_hour(store: Store) -> None:
+    """What an hour came to is replaced by what it comes to later; a look names the hour from which on it wants to know."""
+    first, later = Dealing("a:443", 5, Amount(1), Amount(2)), Dealing("a:443", 6, Amount(10**20), Amount(4))
+    for dealing in (replace(first, earned=Amount(0)), first, later):
+        await store.note_dealing(dealing)
+    assert sorted(await store.dealings(5), key=lambda one: one.hour) == [first, later]
+    assert await store.dealings(6) == [later]
 
 
 async def test_receipts_are_kept_until_they_are_confirmed(store: Store) -> None:
