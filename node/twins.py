@@ -224,8 +224,8 @@ class MemoryStore:
 
     def _row(self, payer: Address, tab: _Tab, now: int) -> TabRow:
         held: Ceilings = ()
-        for one in self.orders.values():
-            if one.payer == payer:
+        for digest, one in self.orders.items():
+            if one.payer == payer and digest not in self.refused:
                 held = add(held, Ceiling(one.order.message.ceiling, one.order.message.claim_by))
         best, *lower = after(held, now) or (Ceiling(Amount(0), 0),)
         return TabRow(

@@ -1,6 +1,6 @@
 """What each coordinator's jobs earned and what they left unpaid, by the hour.
 
-Revision ID: 0003_dealings
+Revision ID: 0004
 """
 
 import sqlalchemy as sa
