@@ -97,7 +97,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         room = Room(market, lambda: hub.connected, store, store, store, _info(config, deployment, signer))
         app = App(room, hub, store, config.retention, config.intake)
         server = serving(app, config.host, config.port, doors=config.doors, ws_max_size=MAX_LINK_FRAME)
-        async with server as port, _beside(settler.run(), _sweep(market)):
+        async with server as port, _beside(settler.run(), _sweep(market), store.guard()):
             try:
                 yield port
                 await market.drain(DRAIN_SECONDS)

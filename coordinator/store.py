@@ -12,17 +12,21 @@ from typing import Any
 import sqlalchemy as sa
 import sqlalchemy.dialects.postgresql
 import sqlalchemy.dialects.sqlite
+import structlog
 from sqlalchemy import Connection
 
 from coordinator.ports import AttemptRecord, Cursor, JobRecord, KeptAnswer, KnownJob, PendingClaim, Recalled, Settlement
 from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
+from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import dumps
+from tallystick.runtime.sole import sole_user
 from tallystick.runtime.storage import Database
 
+log = structlog.get_logger()
 MIGRATIONS = Path(__file__).parent / "migrations"
 _EVENTS = "escrow"
 
@@ -88,15 +92,23 @@ class Store:
     """JobStore, TabStore, AnswerStore and ClaimStore over one database."""
 
     def __init__(self, url: str) -> None:
-        self._db = Database(url)
+        self._db, self._sole = Database(url), sole_user(url, "coordinator")
 
     async def start(self) -> None:
-        """Connects and migrates. Raises Unavailable."""
+        """Connects and migrates, as the only coordinator on this database. Raises Unavailable, also where there is another."""
+        await self._sole.acquire()
         await self._db.start(MIGRATIONS)
 
     async def close(self) -> None:
         """Writes what is queued and lets go."""
         await self._db.close()
+        await self._sole.release()
+
+    async def guard(self) -> None:
+        """Waits for as long as no other coordinator can use this database. Raises Unavailable when that is no longer sure."""
+        await self._sole.lost()
+        log.error("the database's lock is lost: another coordinator may take it, so this one stops")
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the connection that held this coordinator's database was lost")
 
     # Jobs
 
