@@ -29,6 +29,8 @@ from tallystick.runtime.storage import Database
 log = structlog.get_logger()
 MIGRATIONS = Path(__file__).parent / "migrations"
 _EVENTS = "escrow"
+TIDY = 16
+"""Every so many kept answers, what they take together is looked at."""
 
 metadata = sa.MetaData()
 jobs = sa.Table(
@@ -83,7 +85,9 @@ answers = sa.Table(
     metadata,
     sa.Column("job", sa.String(32), primary_key=True),
     sa.Column("fingerprint", sa.String(64)),
+    sa.Column("payer", sa.String(42)),
     sa.Column("ended_at", sa.BigInteger),
+    sa.Column("size", sa.BigInteger),
     sa.Column("frames", sa.LargeBinary),
 )
 
@@ -93,6 +97,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._db, self._sole = Database(url), sole_user(url, "coordinator")
+        self._put = 0
 
     async def start(self) -> None:
         """Connects and migrates, as the only coordinator on this database. Raises Unavailable, also where there is another."""
@@ -191,19 +196,24 @@ class Store:
 
     # Answers
 
-    async def put_answer(self, kept: KeptAnswer, *, since: int, dropped: Iterable[JobId] = ()) -> None:
-        """See ports.AnswerStore."""
+    async def put_answer(self, kept: KeptAnswer, *, since: int, room: int) -> None:
+        """See ports.AnswerStore. The room is looked at every TIDY answers."""
         row = {
             "job": kept.job.hex(),
             "fingerprint": kept.fingerprint.hex(),
+            "payer": kept.payer,
             "ended_at": kept.ended_at,
+            "size": len(kept.frames),
             "frames": kept.frames,
         }
-        gone = sa.or_(answers.c.ended_at < since, answers.c.job.in_([job.hex() for job in dropped]))
+        self._put += 1
+        tidy = self._put % TIDY == 0
 
         def work(connection: Connection) -> None:
-            connection.execute(sa.delete(answers).where(gone))
+            connection.execute(sa.delete(answers).where(answers.c.ended_at < since))
             _upsert(connection, answers, row, ("job",))
+            if tidy:
+                _make_room(connection, room)
 
         await self._db.write(work)
 
@@ -211,7 +221,9 @@ class Store:
         """See ports.AnswerStore."""
         query = sa.select(answers).where(answers.c.job == job.hex(), answers.c.ended_at >= since)
         row = await self._db.read(lambda c: c.execute(query).mappings().one_or_none())
-        return None if row is None else KeptAnswer(job, bytes.fromhex(row["fingerprint"]), row["frames"], row["ended_at"])
+        if row is None:
+            return None
+        return KeptAnswer(job, bytes.fromhex(row["fingerprint"]), row["frames"], row["ended_at"], row["payer"])
 
     # Claims
 
@@ -284,6 +296,18 @@ class Store:
         if row is None:
             return None
         return Settlement(payer, provider, Amount(int(row["settled"])), row["tx"], row["block"])
+
+
+def _make_room(connection: Connection, room: int) -> None:
+    """Lets go of the oldest answers of the payer whose answers take most, until all fit."""
+    taken = sa.func.sum(answers.c.size)
+    held = {payer: int(size) for payer, size in connection.execute(sa.select(answers.c.payer, taken).group_by(answers.c.payer))}
+    while sum(held.values()) > room:
+        most = max(held, key=held.__getitem__)
+        oldest = sa.select(answers.c.job, answers.c.size).where(answers.c.payer == most).order_by(answers.c.ended_at).limit(1)
+        job, size = connection.execute(oldest).one()
+        connection.execute(sa.delete(answers).where(answers.c.job == job))
+        held[most] -= size
 
 
 def _inserting(dialect: str, table: sa.Table) -> Any:
