@@ -1,29 +1,37 @@
 """What strangers can make a coordinator hold, read or spend, as numbers. A stranger is one address: an IPv4 address, or the /64
 network of an IPv6 address (tallystick.runtime.doors.address_key). Keys are free, so no share is given to a key alone, except
-where that key's orders are paid. Settings are named as in example.toml.
+where that key's orders are paid. Names in lower case are settings of example.toml; [a] is of one address, [c] of one connection,
+node or payer, [all] of all together.
 
-| what | of one address | of one connection or key | of all together |
-|---|---|---|---|
-| connections | `max_connections_per_address` 1,000 | | `max_connections` 10,000, and what the system's open files allow |
-| a request's head | | 64 KiB, 15 s, 16 requests that wait for an earlier one | |
-| a response that is not read | | aborted where 64 KiB are not taken in 45 s; at most 64 KiB beyond that | |
-| a request that goes on after its answer | | closed after 45 s | |
-| node links | `max_nodes_per_address` 64 | one a key | 10,000 |
-| a link's frame, also unfinished | 64 links x 128 KiB = 8 MiB | MAX_HELLO 96 KiB before the HELLO, MAX_LINK_FRAME 128 KiB after, 64 fragments | |
-| standing asks | 64 nodes x 64 KiB = 4 MiB of JSON | 16 KiB an ask, 64 KiB and 256 asks a node | |
-| asks that are checked | ASKS_PER_SECOND 100 a second, ASKS_AT_ONCE 4,000 | a node changes them twice a second, 60 times at once | |
-| frames that a node's link sends unasked | FRAMES_PER_SECOND 1,000 units a second, 4,000 at once; then the link waits | a unit is a frame and a KiB | |
-| frames that wait for nodes | OUTBOX_BYTES 128 MiB | OUTBOX 4,096 frames | |
-| chunks that wait for a client | | INBOX 80 frames x 128 KiB = 10 MiB a job, until its client stalls for 45 s | |
-| jobs under way, lingering ones too | `max_jobs_per_address` 512 | `max_jobs_per_payer` 256, `max_jobs_per_node` 1,024 | |
-| bodies of jobs, whole or not | `max_bodies_mib_per_address` 128 | 32 MiB a job, 15 s and then 64 KiB a second | `max_bodies_mib` 1,024; where they are used up, the address that holds most loses its unfinished ones |
-| bodies of the control plane | 64 requests x 64 KiB = 4 MiB, among the above | MAX_CONTROL_BODY 64 KiB | |
-| responses of the control plane under way | CONTROL_AT_ONCE 64 x PAGE_BYTES 1 MiB = 64 MiB | | |
-| requests of the control plane | `requests_per_second` 100, 20 times that at once; 10 listed entries count as one | | |
-| refusals that cost a signature check or a look-up | `bad_requests_per_second` 2, `bad_requests_burst` 100 | funds of one signer: 1 a second, 30 at once | |
-| kept answers, memory | | `answers_mib_per_payer` 32 | `answers_mib` 256; the payer that holds most gives room first |
-| kept answers, disk | | the same order | `answers_disk_mib` 1,024, and 15 answers more |
-| logs | | 4,000 characters a value | 200 lines of an event at once, 20 a second |
+- Connections: [a] max_connections_per_address, 1,000; [all] max_connections, 10,000, or what the open files allow.
+- A request's head: [c] 64 KiB, 15 s; 16 requests wait for an earlier one.
+- What is sent and not read: [c] aborted where 64 KiB of it are not taken in 45 s; less than that stays.
+- A request that goes on after its answer: [c] closed after 45 s.
+- Refused connections that still read why: [all] 256, 1 s each.
+- Node links: [a] max_nodes_per_address, 64, also before their HELLO, which must come in 10 s; [c] one a key; [all] 10,000.
+- A link's frame, also unfinished: [c] MAX_HELLO, 96 KiB, before the HELLO, MAX_LINK_FRAME, 128 KiB, after it, in at most 64
+  fragments, of which the first bytes are at most 90 s old; [a] 64 x 128 KiB = 8 MiB.
+- Standing asks: [c] 16 KiB an ask, 64 KiB and 256 asks a node; [a] 64 x 64 KiB = 4 MiB of JSON.
+- Asks whose signatures are checked: [a] 100 a second, 4,000 at once; [c] changed twice a second, 60 times at once.
+- Frames of links that no running job asked for: [a] 1,000 units a second, 4,000 at once, one a frame and one a KiB, and 5 for
+  a look-up; what is more is read later.
+- Frames that wait for nodes: [c] OUTBOX, 4,096 frames; [a] OUTBOX_BYTES, 128 MiB.
+- Chunks that wait for a client: [c] UNREAD_BYTES, 80 x 128 KiB = 10 MiB a job, and 4 MiB of an answer that is kept; a client
+  that takes nothing for 45 s to 90 s loses its job.
+- Jobs under way, lingering ones too: [a] max_jobs_per_address, 512; [c] max_jobs_per_payer, 256, max_jobs_per_node, 1,024.
+- Bodies of jobs, whole or not, until their jobs end: [a] max_bodies_mib_per_address, 128; [all] max_bodies_mib, 1,024: where
+  that is used up, the address which holds most loses its largest unfinished one; [c] max_body_mib, 32, which may take 15 s and
+  the time that it takes at 64 KiB a second. Old answers that are read again count as bodies.
+- Bodies of the control plane: [c] 64 KiB; [a] 32 x 64 KiB = 2 MiB, among the bodies of jobs.
+- Answers of the control plane: [c] PAGE_BYTES, 1 MiB and one entry of 16 KiB; 200 explained asks, 3.3 MiB; [a] 32 at once,
+  106 MiB.
+- Requests to the control plane: [a] requests_per_second, 100, 20 times that at once; 50 KiB of answers count as one more, a job
+  that is not known as 5 more.
+- Refusals that cost: [a] bad_requests_per_second, 2, bad_requests_burst, 100: what is unreadable or badly signed, on every route
+  and link, and orders that are refused; [c] orders that a signer's funds do not cover, 1 a second, 30 at once.
+- Kept answers in memory: [c] answer_mib, 4, answers_mib_per_payer, 32; [all] answers_mib, 256: the payer who has most gives room.
+- Kept answers on disk, for answer_seconds: [all] answers_disk_mib, 1,024, and 15 answers more: the payer who has most gives room.
+- Logs: 4,000 characters a value; 200 lines of an event at once, 20 a second; errors are never left out.
 """
 
 from __future__ import annotations
@@ -48,12 +56,12 @@ FRAMES_PER_SECOND, FRAMES_AT_ONCE = 1_000, 4_000
 """Units of link frames that no running job asked for, of one address: one a frame and one a KiB."""
 LOOK_UP = 5
 """Units that a frame costs which is looked up in the database."""
-CONTROL_AT_ONCE = 64
+CONTROL_AT_ONCE = 32
 """Requests of one address to the control plane that are answered at once."""
 CONTROL_BURST = 20
 """Seconds' worth of requests that an address may make at once."""
-LISTED = 0.1
-"""What an entry of a list costs, in requests."""
+KIB_COST = 0.02
+"""What a KiB of an answer costs, in requests."""
 MAX_CONTROL_BODY = 64 * 1024
 PAGE_BYTES = 1 << 20
 """Bytes of asks in one answer; the rest is on the next page."""

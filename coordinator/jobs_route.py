@@ -11,6 +11,7 @@ import hashlib
 import re
 import time
 from contextlib import aclosing, closing
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -18,13 +19,14 @@ from starlette.types import Receive, Scope, Send
 
 from coordinator.answers import Answer, Answers, Retention
 from coordinator.bodies import Bodies, Load
+from coordinator.gate import tell_error
 from coordinator.live import LiveJob
 from coordinator.manners import Manners
 from coordinator.market import Market
 from coordinator.patience import Patience
 from coordinator.ports import AnswerStore, KeptAnswer
 from coordinator.rules import Intake
-from tallystick.protocol.errors import BadMessage, Code, TallyError, Unavailable
+from tallystick.protocol.errors import BadMessage, TallyError, Unavailable
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Kind, Submission, dumps, pack_frame
 
@@ -33,7 +35,6 @@ PATH = "/v1/jobs"
 FRAMES = b"application/vnd.tallystick.frames"
 LINGER = b"x-tally-linger"
 _SECONDS = re.compile(rb"[0-9]{1,9}")
-_SOON = (Code.RATE_LIMITED, Code.NODE_BUSY)
 BURST = 16
 """Frames that wait already are sent together, up to so many."""
 STALL_SECONDS = 45
@@ -72,7 +73,7 @@ class JobsRoute:
             await self._serve(scope, receive, send, request, request.load)
         except TallyError as error:
             self._manners.note(address, error, request.payer)
-            await _answer(send, error)
+            await tell_error(send, error)
         except ConnectionResetError:
             return
         finally:
@@ -87,7 +88,8 @@ class JobsRoute:
         request.payer = submission.candidates[0].order.message.payer
         self._manners.check_signer(request.payer)
         if linger is not None:
-            await self._serve_kept(submission, hashlib.sha256(body).digest(), linger, receive, send, request)
+            posted = _Posted(submission, hashlib.sha256(body).digest(), linger)
+            await self._serve_kept(posted, receive, send, request)
             return
         del body
         job = await self._market.place_order(submission)
@@ -120,21 +122,18 @@ class JobsRoute:
 
     # Jobs that outlive their connection
 
-    async def _serve_kept(
-        self, submission: Submission, fingerprint: bytes, linger: float, receive: Receive, send: Send, request: _Request
-    ) -> None:
+    async def _serve_kept(self, posted: _Posted, receive: Receive, send: Send, request: _Request) -> None:
         """Reads a job's answer from its first frame on, new or begun before. Raises TallyError before anything is sent."""
+        submission, fingerprint = posted.submission, posted.fingerprint
         answer = self._answers.find(submission.job, fingerprint) or await self._restore(submission.job, fingerprint)
         if answer is None:
             answer = self._answers.begin(submission.job, fingerprint, submission.candidates[0].order.message.payer)
-            driver = asyncio.create_task(
-                self._drive(submission, answer, request.lend()), name=f"kept {submission.job.hex()}"
-            )
+            driver = asyncio.create_task(self._drive(submission, answer, request.lend()), name=f"kept {submission.job.hex()}")
             self._drivers.add(driver)
             driver.add_done_callback(self._drivers.discard)
         elif answer.ended and request.load is not None:
             self._bodies.hold(request.load, answer.size)  # a client that does not read it makes a copy of it wait
-        answer.linger = max(answer.linger, min(linger, self._answers.retention.linger_seconds))
+        answer.linger = max(answer.linger, min(posted.linger, self._answers.retention.linger_seconds))
         relay = asyncio.create_task(self._pass_on(submission.job, answer, send), name="relay")
         gone = asyncio.create_task(_until_gone(receive), name="client-gone")
         try:
@@ -214,6 +213,15 @@ class JobsRoute:
         self._market.cancel(job)
 
 
+@dataclass(frozen=True, slots=True)
+class _Posted:
+    """A job that may outlive its connection, for so many seconds. `fingerprint`: of the bytes that were posted."""
+
+    submission: Submission
+    fingerprint: bytes
+    linger: float
+
+
 class _Request:
     """One request: what it holds, and who ordered, as the order says."""
 
@@ -254,11 +262,3 @@ def _start(status: int, content_type: bytes, job: JobId | None = None) -> dict[s
     if job is not None:
         headers.append((b"x-tally-job", job.hex().encode()))
     return {"type": "http.response.start", "status": status, "headers": headers}
-
-
-async def _answer(send: Send, error: TallyError) -> None:
-    start = _start(error.status, b"application/json")
-    if error.code in _SOON:
-        start["headers"].append((b"retry-after", b"1"))
-    await send(start)
-    await send({"type": "http.response.body", "body": dumps(error.as_json())})

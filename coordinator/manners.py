@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 from coordinator import bounds
 from coordinator.rules import Intake
-from tallystick.protocol.errors import Code, Fault, PeerError, Refusal, TallyError, Unavailable
+from tallystick.protocol.errors import PUBLIC, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.types import Address
 from tallystick.runtime.doors import address_key
 
 _KEPT = 10_000
 _FUNDS = frozenset({Code.INSUFFICIENT_FUNDS, Code.UNSECURED})
+
+_COSTLY = frozenset(PUBLIC[code].status for code in (Code.BAD_MESSAGE, Code.BAD_SIGNATURE, Code.BODY_TOO_LARGE))
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class Budget:
 
 
 class Manners:
-    """What each address, and each signer of orders, has cost. `tick` is a clock in seconds. Addresses are as sockets name them."""
+    """What each address, and each signer of orders, has cost. `tick` is a clock in seconds; addresses are as sockets name them."""
 
     def __init__(self, intake: Intake, tick: Callable[[], float]) -> None:
         self._tick = tick
@@ -88,9 +90,12 @@ class Manners:
             text = f"{address} asks more than {self._requests.rate:g} times a second"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
 
-    def listed(self, address: str, entries: int) -> None:
-        """Counts what a request had listed."""
-        self._requests.spend(address_key(address), self._tick(), entries * bounds.LISTED)
+    def answered(self, address: str, status: int, size: int) -> None:
+        """Counts what a request to the control plane cost: its answer's bytes, a look-up in vain, a refusal."""
+        units = size / 1024 * bounds.KIB_COST + (bounds.LOOK_UP if status == PUBLIC[Code.UNKNOWN_JOB].status else 0)
+        self._requests.owe(address_key(address), self._tick(), units)
+        if status in _COSTLY:
+            self._refused.owe(address_key(address), self._tick())
 
     def asks(self, address: str, count: int) -> None:
         """Counts asks whose signatures are to be checked. Raises Unavailable where there are too many of an address."""

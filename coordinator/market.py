@@ -106,6 +106,11 @@ class Market:
         """Whether a job with this id was placed here lately, in this process or a former one."""
         return job_id in self._seen
 
+    def payer_of(self, job_id: JobId) -> Address | None:
+        """Who ordered a job that lives here."""
+        job = self._live.get(job_id)
+        return None if job is None else job.payer
+
     def subject_of(self, job_id: JobId, provider: Address) -> str | None:
         """Where the frames of a live job go, if it is this provider's that has it now."""
         job = self._live.get(job_id)

@@ -65,7 +65,7 @@ class Pace:
             self._left.popitem(last=False)
         if not through:
             raise structlog.DropEvent
-        return event | {"left_out": dropped} if dropped else event
+        return {**event, "left_out": dropped} if dropped else event
 
 
 def quiet() -> None:

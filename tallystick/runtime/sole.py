@@ -134,8 +134,8 @@ class _Session:
                 where = f"{self._url.database} on {self._url.host}"
                 raise Unavailable(
                     Code.COORDINATOR_UNAVAILABLE,
-                    f"another process runs a {self._who} on the database {where}; two on one would end each other's jobs: stop that"
-                    " one first, or give this one a database of its own (pg_locks shows who holds the advisory lock)",
+                    f"another process runs a {self._who} on the database {where}; two on one would end each other's jobs: stop"
+                    " that one first, or give this one a database of its own (pg_locks shows who holds the advisory lock)",
                     fault=Fault.CLIENT,
                 )
             await asyncio.sleep(0.1)

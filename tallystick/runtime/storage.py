@@ -94,7 +94,9 @@ def sqlite_file(url: str) -> Path | None:
     """The file of an SQLite database; None for one in memory, for one that is named by a URI, and for other databases."""
     made = make_url(url)
     path = made.database
-    return Path(path) if made.drivername.startswith("sqlite") and path and path != ":memory:" and "uri" not in made.query else None
+    return (
+        Path(path) if made.drivername.startswith("sqlite") and path and path != ":memory:" and "uri" not in made.query else None
+    )
 
 
 def _keep_private(path: Path) -> None:

@@ -13,7 +13,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from coordinator.api import Info, Room
-from coordinator.app import MAX_LINK_FRAME, App
+from coordinator.app import App
+from coordinator.bounds import MAX_LINK_FRAME
 from coordinator.hub import Hub
 from coordinator.memory import MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
