@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from coordinator.bounds import MAX_PAGE, PAGE
 from coordinator.market import Market
 from coordinator.matching import MAX_LISTED, Demand
-from coordinator.pages import asks_page, models_page, one_ask
+from coordinator.pages import MAX_NAME, PLACE, asks_page, models_page, one_ask
 from coordinator.ports import ClaimStore, JobStore, KnownJob, TabStore
 from tallystick import __version__
 from tallystick.protocol.access import load_access
@@ -37,9 +37,10 @@ Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's 
 ProviderPath = Annotated[str, Path(pattern="^0x[0-9a-fA-F]{40}$", description="The provider's account.")]
 Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
 Price = Annotated[int, Field(ge=0, le=10**18)]
-MAX_CURSOR = 16 * 1024
-"""Characters of a page's `after`: a model's name may be that long."""
-After = Annotated[str, Query(max_length=MAX_CURSOR, description="The `next` of a former page; empty for the first.")]
+ModelName = Annotated[str, Query(max_length=MAX_NAME)]
+_NEXT = "The `next` of a former page; empty for the first."
+AfterModel = Annotated[str, Query(max_length=MAX_NAME, description=_NEXT)]
+AfterAsk = Annotated[str, Query(pattern=f"^({PLACE})?$", description=_NEXT)]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Entries of a page, at most.")]
 Token = Annotated[
     str | None,
@@ -115,7 +116,7 @@ class ShortlistRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(max_length=1024)
+    model: str = Field(max_length=MAX_NAME)
     payer: Account
     maxInputPrice: Price | None = None
     maxOutputPrice: Price | None = None
@@ -208,15 +209,15 @@ def _describe_market(api: FastAPI, room: Room) -> None:
         return room.info
 
     @api.get("/v1/models")
-    async def models(after: After = "", limit: Limit = PAGE) -> Response:
+    async def models(after: AfterModel = "", limit: Limit = PAGE) -> Response:
         """The models on offer, with their lowest prices (base units per 1,000,000 tokens), by name. `next` is the `after` of the
         next page, null on the last. A page may have fewer entries than asked for.
         """
         return _page("data", *models_page(room.market.book, after, limit))
 
     @api.get("/v1/asks")
-    async def asks(model: str, after: After = "", limit: Limit = PAGE) -> Response:
-        """The signed asks for a model, cheapest first, a page at a time. `next` is the `after` of the next page, null on the last.
+    async def asks(model: ModelName, after: AfterAsk = "", limit: Limit = PAGE) -> Response:
+        """The signed asks for a model, cheapest first, by pages. `next` is the `after` of the next page, null on the last.
         A page may have fewer entries than asked for.
         """
         return _page("asks", *asks_page(room.market.book, model, after, limit))

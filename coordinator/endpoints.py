@@ -41,12 +41,12 @@ def check_endpoint(dialled: str, public: Collection[str], bound: tuple[str, int 
     if local and bound is not None and is_loopback(host) and port == str(bound[1]):
         return
     known = sorted(public) + ([f"localhost:{bound[1]}"] if local and bound is not None else [])
-    raise Refusal(
-        Code.UNAUTHENTICATED,
-        f"hello.connect.endpoint: the node dialled {dialled[:200]!r}, but this coordinator is at "
-        f"{', '.join(known) or 'no address'}. If that is this coordinator's address, its operator adds it to public_urls; if not, something stands between the two",
-        fault=Fault.NOBODY,
+    where = ", ".join(known) or "no address"
+    text = (
+        f"hello.connect.endpoint: the node dialled {dialled[:200]!r}, but this coordinator is at {where}. "
+        "If that is this coordinator's address, its operator adds it to public_urls; if not, something stands between the two"
     )
+    raise Refusal(Code.UNAUTHENTICATED, text, fault=Fault.NOBODY)
 
 
 def _spelled(endpoint: str) -> str:

@@ -28,7 +28,7 @@ from coordinator.ports import AnswerStore, KeptAnswer
 from coordinator.rules import Intake
 from tallystick.protocol.errors import BadMessage, TallyError, Unavailable
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import Kind, Submission, dumps, pack_frame
+from tallystick.protocol.wire import Kind, Submission, pack_frame
 
 log = structlog.get_logger()
 PATH = "/v1/jobs"

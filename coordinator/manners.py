@@ -52,7 +52,7 @@ class Budget:
 
 
 class Manners:
-    """What each address, and each signer of orders, has cost. `tick` is a clock in seconds; addresses are as sockets name them."""
+    """What each address, and each signer of orders, cost. `tick` is a clock in seconds; addresses are as sockets name them."""
 
     def __init__(self, intake: Intake, tick: Callable[[], float]) -> None:
         self._tick = tick

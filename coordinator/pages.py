@@ -17,13 +17,15 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_ASKS
 from tallystick.protocol.wire import dumps
 
-_PLACE = re.compile("([0-9]{1,21})-(0x[0-9a-f]{40})-([0-9a-f]{64})")
+MAX_NAME = 1_024
+"""Characters of a model's name: a longer one cannot be asked for, and is not listed."""
+PLACE = "([0-9]{1,21})-(0x[0-9a-f]{40})-([0-9a-f]{64})"
 Page = tuple[list[dict[str, Any]], str | None]
 
 
 def models_page(book: Book, after: str, limit: int) -> Page:
     """Up to `limit` models after this name, and the name to go on after; None on the last page."""
-    listed = ((name, standings) for name, standings in book.models() if name > after)
+    listed = ((name, standings) for name, standings in book.models() if name > after and len(name) <= MAX_NAME)
     return _cut(((name, one_model(name, standings)) for name, standings in listed), limit)
 
 
@@ -34,7 +36,7 @@ def asks_page(book: Book, model: str, after: str, limit: int) -> Page:
     listed = book.of_model(model)
     begin, last = 0, None
     if after:
-        found = _PLACE.fullmatch(after)
+        found = re.fullmatch(PLACE, after)
         if found is None:
             raise BadMessage("after: expected the `next` of a former page")
         last = (int(found[1]), found[2]), found[3]

@@ -113,7 +113,7 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     raise BadMessage(f"{where}: expected {expected}, got {got}")
 
 
-def _number(hint: type[int] | type[float], value: str | float) -> int | float | None:
+def _number(hint: type[int | float], value: str | float) -> int | float | None:
     """A finite number that fits 64 bits, written in ASCII digits; None for anything else."""
     if isinstance(value, float) and hint is int:
         return None

@@ -99,7 +99,7 @@ def _affordable(limits: DoorLimits) -> DoorLimits:
         return limits
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = limits.connections + LINGERING + OTHER_FILES
-    if resource.RLIM_INFINITY == soft or soft >= wanted:
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
         return limits
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     with contextlib.suppress(ValueError, OSError):
