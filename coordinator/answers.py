@@ -75,6 +75,7 @@ class Answer:
     def leave(self) -> None:
         """The first reader, if it never came, will not come."""
         self.awaited = False
+        self._drop_unwanted()
         self._tell()
 
     def _tell(self) -> None:
@@ -90,6 +91,9 @@ class Answer:
             self.whole = False
         while not self.whole and not self.ended and self.size > AHEAD and self.wanted:
             await self._changed.wait()
+        self._drop_unwanted()
+
+    def _drop_unwanted(self) -> None:
         if not self.whole and not self.wanted:
             self._drop(len(self._frames))
 
@@ -100,8 +104,7 @@ class Answer:
     def give_up(self) -> None:
         """Keeps it no longer: what was not read yet is passed on to its readers, if it has any, and let go."""
         self.whole = False
-        if not self.wanted:
-            self._drop(len(self._frames))
+        self._drop_unwanted()
         self._tell()
 
     def _drop(self, until: int) -> None:
@@ -160,6 +163,7 @@ class Answer:
                     await self._changed.wait()
         finally:
             self.readers -= 1
+            self._drop_unwanted()
             self._tell()
 
 
@@ -208,24 +212,28 @@ class Answers:
     def _make_room(self, payer: str) -> None:
         """Holds the payer to its share, and all together to theirs: what is too much goes from the payer who has most."""
         retention = self.retention
-        while self._held[payer] > retention.payer_bytes and self._let_go(payer):
-            pass
+        self._let_go(self._held[payer] - retention.payer_bytes, lambda: payer)
         if self._total > retention.total_bytes:
-            spare = retention.total_bytes - retention.total_bytes // 16  # so that not every frame looks for the largest
-            while self._total > spare and self._let_go(max(self._held, key=self._held.__getitem__)):
-                pass
+            spare = retention.total_bytes // 16  # so that not every frame looks for the largest
+            self._let_go(self._total - retention.total_bytes + spare, lambda: max(self._held, key=self._held.__getitem__))
 
-    def _let_go(self, payer: str) -> bool:
-        """The payer's oldest ended answer, or else its largest that grows, is no longer kept. False where it has none."""
-        if payer in self._of_payer:
-            job = next(iter(self._of_payer[payer]))
-            self._forget(job)
-            self._dropped.append(job)
-            return True
-        growing = [answer for answer in self._live.values() if answer.payer == payer and answer.whole and answer.size]
-        if growing:
-            max(growing, key=lambda answer: answer.size).give_up()
-        return bool(growing)
+    def _let_go(self, size: int, whose: Callable[[], str]) -> None:
+        """So many bytes are no longer kept: a payer's oldest ended answers, or else its largest that grow. What of these is not
+        read yet goes when their readers have it.
+        """
+        while size > 0:
+            payer = whose()
+            if payer in self._of_payer:
+                job, answer = next(iter(self._of_payer[payer].items()))
+                self._forget(job)
+                self._dropped.append(job)
+            else:
+                growing = [one for one in self._live.values() if one.payer == payer and one.whole and one.size]
+                if not growing:
+                    return
+                answer = max(growing, key=lambda one: one.size)
+                answer.give_up()
+            size -= answer.size
 
     def end(self, job: JobId, refusal: TallyError | None = None) -> None:
         """Nothing more will come. One that cannot be read again is forgotten, and so is a job that was not admitted."""

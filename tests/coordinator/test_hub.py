@@ -162,7 +162,6 @@ async def test_a_full_house() -> None:
         pack_link(Kind.ASKS, NO_JOB, b"[]"),
         pack_link(Kind.ASKS, NO_JOB, b'{"asks": [1]}'),
         pack_link(Kind.CLAIM, NO_JOB, b"{}"),
-        pack_link(Kind.CHUNK, JOB, bytes(MAX_FRAME + 1)),
     ],
 )
 async def test_garbage_ends_the_connection(at: Served, frame: bytes | str) -> None:
