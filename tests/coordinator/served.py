@@ -45,6 +45,8 @@ class Served:
     hub: Hub
     url: str
     http: httpx.AsyncClient
+    app: App
+    manners: Manners
 
     @property
     def node_url(self) -> str:
@@ -84,7 +86,7 @@ async def served(
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as http,
     ):
         try:
-            yield Served(world, world.store, hub, f"http://127.0.0.1:{port}", http)
+            yield Served(world, world.store, hub, f"http://127.0.0.1:{port}", http, app, manners)
         finally:
             await hub.close()
 

@@ -273,7 +273,22 @@ class Numbers:
     real: float = 1.0
 
 
-BAD_NUMBERS = ["9" * 400, "9" * 5_000, "1e400", "inf", "-inf", "nan", "\u0663", "1_000", "0x10", "1e", "--1", "9223372036854775808", "", " "]
+BAD_NUMBERS = [
+    "9" * 400,
+    "9" * 5_000,
+    "1e400",
+    "inf",
+    "-inf",
+    "nan",
+    "\u0663",
+    "1_000",
+    "0x10",
+    "1e",
+    "--1",
+    "9223372036854775808",
+    "",
+    " ",
+]
 
 
 @pytest.mark.parametrize("text", BAD_NUMBERS, ids=range(len(BAD_NUMBERS)))
