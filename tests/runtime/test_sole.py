@@ -47,7 +47,7 @@ async def test_a_second_process_does_not_use_the_database(url: str) -> None:
     """While one holds the lock, a second is refused with the reason and the way out; when it lets go, the next one gets it."""
     first, second = sole_user(url, "coordinator"), sole_user(url, "coordinator")
     await first.acquire()
-    with pytest.raises(Unavailable, match="runs a coordinator on the database .*stop that one first") as caught:
+    with pytest.raises(Unavailable, match=r"runs a coordinator on the database .*stop that one first") as caught:
         await second.acquire()
     assert caught.value.fault is Fault.CLIENT
     await first.release()
@@ -57,7 +57,7 @@ async def test_a_second_process_does_not_use_the_database(url: str) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 async def test_a_killed_process_does_not_keep_the_database(tmp_path: Path) -> None:
-    """A lock ends with its process, kill -9 too; while it is held its holder is named. Another way to the file is the same file."""
+    """A lock ends with its process, kill -9 too; while it is held its holder is named. Another path to the file is no way round."""
     (tmp_path / "alias").symlink_to(tmp_path, target_is_directory=True)
     with script(HOLDER, f"sqlite:///{tmp_path}/facts.db") as process:
         assert line(process) == "held"
@@ -107,7 +107,7 @@ async def test_a_lost_lock_is_not_taken_for_held(monkeypatch: pytest.MonkeyPatch
     await first.release()
 
 
-async def test_a_database_in_memory_is_nobody_elses(url: str) -> None:  # noqa: ARG001 - sets the patience
+async def test_a_database_in_memory_is_nobody_elses(url: str) -> None:
     """Many may each have one, and it is never lost."""
     locks = [sole_user("sqlite://", "test") for _ in range(2)]
     for lock in locks:
