@@ -47,8 +47,8 @@ async def test_the_oldest_ended_goes_for_room_and_all_go_in_time() -> None:
     answers.end(THREE)
     seconds = 11
     assert answers.find(THREE, b"") is None
-    for job in (5, 6):
-        answers.end(_job(job))
+    for number in (5, 6):
+        answers.end(_job(number))
     seconds = 30
     answers.find(ONE, b"")
     assert answers.held == 0

@@ -41,7 +41,7 @@ UNKNOWN = "00" * 16
 
 def access(signer: Signer = PAYER, **changes: Any) -> dict[str, str]:
     """The header that proves who calls; changes are signed as well."""
-    values = {"account": signer.address, "coordinator": COORDINATOR.address, "issued_at": START} | changes
+    values: dict[str, Any] = {"account": signer.address, "coordinator": COORDINATOR.address, "issued_at": START} | changes
     signed = signer.sign_digest(Access(**values).digest(DOMAIN))
     return {"authorization": dump_access(Signed(Access(**values), signed))}
 

@@ -57,7 +57,7 @@ async def test_a_second_process_does_not_use_the_database(url: str) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 async def test_a_killed_process_does_not_keep_the_database(tmp_path: Path) -> None:
-    """A lock ends with its process, kill -9 too; while it is held its holder is named. Another path to the file is no way round."""
+    """A lock ends with its process, kill -9 too; while it is held its holder is named. Another path to the file is no help."""
     (tmp_path / "alias").symlink_to(tmp_path, target_is_directory=True)
     with script(HOLDER, f"sqlite:///{tmp_path}/facts.db") as process:
         assert line(process) == "held"
