@@ -2,13 +2,15 @@
 
 A job that its client posts with a linger is driven apart from its connection, and whoever posts the same bytes again reads the
 same frames from the first on. Memory is bounded: an answer that grows beyond its share is passed on without being kept, and
-ended ones go when they are old or when their room is needed. Beyond the process they are kept by a store, for as long.
+ended ones go when they are old or when room is needed. Only bytes that came take room, so a job that was never admitted takes
+none; and the payer whose answers take most gives it, so that nobody loses an answer to a stranger who has more. Beyond the
+process answers are kept by a store, for as long, also those that memory had no room for.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
@@ -23,29 +25,39 @@ AHEAD = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """`seconds`: how long an ended answer is kept; `answer_bytes`, `total_bytes`: how much of one, and of all together;
-    `linger_seconds`: the longest that a job goes on after its client's connection is lost.
+    """`seconds`: how long an ended answer is kept; `answer_bytes`, `total_bytes`, `payer_bytes`: how much of one, of all together
+    and of one payer's; `linger_seconds`: the longest that a job goes on after its client's connection is lost; `stored_bytes`:
+    how much of all a store keeps beyond the process.
     """
 
     seconds: float = 600
     answer_bytes: int = 4 << 20
     total_bytes: int = 256 << 20
     linger_seconds: float = 60
+    payer_bytes: int = 32 << 20
+    stored_bytes: int = 1 << 30
+
+
+def _uncounted(_change: int) -> None:
+    """For an answer that is nobody's share."""
 
 
 class Answer:
     """One answer as it grows. One task adds to it, any number read it."""
 
-    def __init__(self, fingerprint: bytes, room: int) -> None:
-        self.fingerprint = fingerprint
+    def __init__(self, fingerprint: bytes, room: int, payer: str = "", resized: Callable[[int], None] = _uncounted) -> None:
+        """`room`: bytes that it may keep; `resized` is told by how many it grew or shrank."""
+        self.fingerprint, self.payer = fingerprint, payer
         self.size, self.readers = 0, 0
+        self.linger = 0.0
+        """The longest that one of its readers wants the job to go on without any."""
         self.awaited = True
         """The first reader is on its way: nothing is dropped before it came."""
         self.whole, self.ended = True, False
         self.refusal: TallyError | None = None
         self.ended_at = 0.0
         self._frames: list[bytes] = []
-        self._room = room
+        self._room, self._resized = room, resized
         self._read = 0
         self._changed = asyncio.Event()
 
@@ -63,6 +75,7 @@ class Answer:
     def leave(self) -> None:
         """The first reader, if it never came, will not come."""
         self.awaited = False
+        self._drop_unwanted()
         self._tell()
 
     def _tell(self) -> None:
@@ -72,31 +85,50 @@ class Answer:
     async def add(self, frame: bytes) -> None:
         """One more frame. Waits for a reader where the answer is too long to be kept; `end` it to stop waiting."""
         self._frames.append(frame)
-        self.size += len(frame) + FRAME_COST
+        self._grow(len(frame) + FRAME_COST)
         self._tell()
         if self.size > self._room:
             self.whole = False
         while not self.whole and not self.ended and self.size > AHEAD and self.wanted:
             await self._changed.wait()
+        self._drop_unwanted()
+
+    def _drop_unwanted(self) -> None:
         if not self.whole and not self.wanted:
             self._drop(len(self._frames))
 
+    def _grow(self, change: int) -> None:
+        self.size += change
+        self._resized(change)
+
+    def give_up(self) -> None:
+        """Keeps it no longer: what was not read yet is passed on to its readers, if it has any, and let go."""
+        self.whole = False
+        self._drop_unwanted()
+        self._tell()
+
     def _drop(self, until: int) -> None:
         """Lets go of what was read, or will be by nobody; numbers stay."""
+        freed = 0
         for number in range(self._read, until):
-            self.size -= len(self._frames[number]) + FRAME_COST
+            freed += len(self._frames[number]) + FRAME_COST
             self._frames[number] = b""
         self._read = max(self._read, until)
+        self._grow(-freed)
 
     def frames(self, last: bytes) -> bytes | None:
         """All of it with this frame as its end; None if it is not kept whole."""
         fits = self.whole and self.size + len(last) <= self._room
         return b"".join((*self._frames, last)) if fits else None
 
+    def uncount(self) -> None:
+        """It is nobody's share any more: its readers alone hold it."""
+        self._resized = _uncounted
+
     def restore(self, frames: bytes) -> None:
         """Takes all frames at once, which were kept elsewhere."""
         self._frames.append(frames)
-        self.size = len(frames) + FRAME_COST
+        self._grow(len(frames) + FRAME_COST)
 
     def end(self, at: float, refusal: TallyError | None = None) -> None:
         """Nothing more will come; `refusal`: the job was never admitted."""
@@ -131,6 +163,7 @@ class Answer:
                     await self._changed.wait()
         finally:
             self.readers -= 1
+            self._drop_unwanted()
             self._tell()
 
 
@@ -141,54 +174,99 @@ class Answers:
         self.retention, self._tick = retention, tick
         self._live: dict[JobId, Answer] = {}
         self._ended: OrderedDict[JobId, Answer] = OrderedDict()
-        self._ended_bytes = 0
+        self._of_payer: dict[str, OrderedDict[JobId, Answer]] = {}
+        """The ended ones again, by payer."""
+        self._held: Counter[str] = Counter()
+        self._total = 0
         self._dropped: list[JobId] = []
+
+    @property
+    def held(self) -> int:
+        """Bytes of all answers."""
+        return self._total
 
     def find(self, job: JobId, fingerprint: bytes) -> Answer | None:
         """The answer of a job that was posted before. Raises Refusal if those were other bytes."""
         horizon = self._tick() - self.retention.seconds
         while self._ended and next(iter(self._ended.values())).ended_at < horizon:
-            self._forget_oldest()
+            self._forget(next(iter(self._ended)))
         answer = self._live.get(job) or self._ended.get(job)
         return None if answer is None else answer.of(job, fingerprint)
 
-    def begin(self, job: JobId, fingerprint: bytes) -> Answer:
-        """A new one, whose reader is about to come. Where there is no room it is passed on, not kept."""
-        room = self._make_room()
-        answer = self._live[job] = Answer(fingerprint, self.retention.answer_bytes if room >= 0 else 0)
+    def begin(self, job: JobId, fingerprint: bytes, payer: str = "") -> Answer:
+        """A new one, whose reader is about to come. It takes no room before its first frame."""
+        answer = self._live[job] = self._make(fingerprint, payer, self.retention.answer_bytes)
         return answer
 
-    def _make_room(self) -> int:
-        """Lets go of the oldest until one more of any length fits; returns what is left for ended ones, below 0 for no room."""
-        room = self.retention.total_bytes - (len(self._live) + 1) * self.retention.answer_bytes
-        while self._ended and self._ended_bytes > room:
-            self._forget_oldest()
-        return room
+    def _make(self, fingerprint: bytes, payer: str, room: int) -> Answer:
+        return Answer(fingerprint, room, payer, lambda change: self._resize(payer, change))
+
+    def _resize(self, payer: str, change: int) -> None:
+        self._total += change
+        self._held[payer] += change
+        if not self._held[payer]:
+            del self._held[payer]
+        if change > 0:
+            self._make_room(payer)
+
+    def _make_room(self, payer: str) -> None:
+        """Holds the payer to its share, and all together to theirs: what is too much goes from the payer who has most."""
+        retention = self.retention
+        self._let_go(self._held[payer] - retention.payer_bytes, lambda: payer)
+        if self._total > retention.total_bytes:
+            spare = retention.total_bytes // 16  # so that not every frame looks for the largest
+            self._let_go(self._total - retention.total_bytes + spare, lambda: max(self._held, key=self._held.__getitem__))
+
+    def _let_go(self, size: int, whose: Callable[[], str]) -> None:
+        """So many bytes are no longer kept: a payer's oldest ended answers, or else its largest that grow. What of these is not
+        read yet goes when their readers have it.
+        """
+        while size > 0:
+            payer = whose()
+            if payer in self._of_payer:
+                job, answer = next(iter(self._of_payer[payer].items()))
+                self._forget(job)
+                self._dropped.append(job)
+            else:
+                growing = [one for one in self._live.values() if one.payer == payer and one.whole and one.size]
+                if not growing:
+                    return
+                answer = max(growing, key=lambda one: one.size)
+                answer.give_up()
+            size -= answer.size
 
     def end(self, job: JobId, refusal: TallyError | None = None) -> None:
         """Nothing more will come. One that cannot be read again is forgotten, and so is a job that was not admitted."""
         answer = self._live.pop(job)
         answer.end(self._tick(), refusal)
         if refusal is None and answer.whole:
-            self._ended[job] = answer
-            self._ended_bytes += answer.size
+            self._keep(job, answer)
+        else:
+            self._resize(answer.payer, -answer.size)
+            answer.uncount()
 
-    def restore(self, job: JobId, fingerprint: bytes, frames: bytes) -> Answer:
-        """An answer of a former process, read again by somebody."""
-        answer = Answer(fingerprint, len(frames) + FRAME_COST)
-        answer.restore(frames)
+    def _keep(self, job: JobId, answer: Answer) -> None:
+        self._ended[job] = answer
+        self._of_payer.setdefault(answer.payer, OrderedDict())[job] = answer
+
+    def restore(self, job: JobId, fingerprint: bytes, frames: bytes, payer: str = "") -> Answer:
+        """An answer of a former process, or one that memory had no room for, read again by somebody."""
+        answer = self._make(fingerprint, payer, len(frames) + FRAME_COST)
         answer.end(self._tick())
-        if self._make_room() >= 0:
-            self._ended[job] = answer
-            self._ended_bytes += answer.size
+        self._keep(job, answer)
+        answer.restore(frames)
         return answer
 
     def dropped(self) -> list[JobId]:
-        """Those that had to go since this was last asked."""
+        """The ended ones that had to make room since this was last asked. A store may still have them."""
         dropped, self._dropped = self._dropped, []
         return dropped
 
-    def _forget_oldest(self) -> None:
-        job, answer = self._ended.popitem(last=False)
-        self._ended_bytes -= answer.size
-        self._dropped.append(job)
+    def _forget(self, job: JobId) -> None:
+        answer = self._ended.pop(job)
+        of_payer = self._of_payer[answer.payer]
+        del of_payer[job]
+        if not of_payer:
+            del self._of_payer[answer.payer]
+        self._resize(answer.payer, -answer.size)
+        answer.uncount()

@@ -8,31 +8,52 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
+from fastapi.security import APIKeyHeader
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from coordinator.book import Standing
+from coordinator.bounds import MAX_PAGE, PAGE
 from coordinator.market import Market
 from coordinator.matching import MAX_LISTED, Demand
+from coordinator.pages import MAX_NAME, PLACE, asks_page, models_page, one_ask
 from coordinator.ports import ClaimStore, JobStore, KnownJob, TabStore
 from tallystick import __version__
+from tallystick.protocol.access import load_access
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Inquiry, Receipt
 from tallystick.protocol.requirements import MAX_NAMES, NOTHING, Requirements
 from tallystick.protocol.routes import check_route
-from tallystick.protocol.types import parse_address, parse_job_id
+from tallystick.protocol.types import Address, parse_address, parse_job_id
+from tallystick.protocol.wire import dumps
 
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
 ProviderPath = Annotated[str, Path(pattern="^0x[0-9a-fA-F]{40}$", description="The provider's account.")]
 Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
 Price = Annotated[int, Field(ge=0, le=10**18)]
+ModelName = Annotated[str, Query(max_length=MAX_NAME)]
+_NEXT = "The `next` of a former page; empty for the first."
+AfterModel = Annotated[str, Query(max_length=MAX_NAME, description=_NEXT)]
+AfterAsk = Annotated[str, Query(pattern=f"^({PLACE})?$", description=_NEXT)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Entries of a page, at most.")]
+Token = Annotated[
+    str | None,
+    Security(
+        APIKeyHeader(
+            name="Authorization",
+            scheme_name="Tally",
+            description="`Tally TOKEN`: an Access message that the account's key signed for this coordinator, minutes old at"
+            " most (see tallystick/protocol/access.py).",
+            auto_error=False,
+        )
+    ),
+]
 
 TAB_RECEIPTS = 16
 """Receipts of a tab that its payer is shown."""
@@ -95,7 +116,7 @@ class ShortlistRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(max_length=1024)
+    model: str = Field(max_length=MAX_NAME)
     payer: Account
     maxInputPrice: Price | None = None
     maxOutputPrice: Price | None = None
@@ -188,14 +209,18 @@ def _describe_market(api: FastAPI, room: Room) -> None:
         return room.info
 
     @api.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        """The models on offer, with their lowest prices (base units per 1,000,000 tokens)."""
-        return {"data": [_model(name, standings) for name, standings in room.market.book.models()]}
+    async def models(after: AfterModel = "", limit: Limit = PAGE) -> Response:
+        """The models on offer, with their lowest prices (base units per 1,000,000 tokens), by name. `next` is the `after` of the
+        next page, null on the last. A page may have fewer entries than asked for.
+        """
+        return _page("data", *models_page(room.market.book, after, limit))
 
     @api.get("/v1/asks")
-    async def asks(model: str) -> dict[str, Any]:
-        """The signed asks for a model, cheapest first, at most 100."""
-        return {"asks": [_ask(standing) for standing in room.market.book.of_model(model)[:100]]}
+    async def asks(model: ModelName, after: AfterAsk = "", limit: Limit = PAGE) -> Response:
+        """The signed asks for a model, cheapest first, by pages. `next` is the `after` of the next page, null on the last.
+        A page may have fewer entries than asked for.
+        """
+        return _page("asks", *asks_page(room.market.book, model, after, limit))
 
     @api.post("/v1/explain")
     async def explain(request: ShortlistRequest) -> dict[str, Any]:
@@ -204,7 +229,7 @@ def _describe_market(api: FastAPI, room: Room) -> None:
         score = room.market.reputation.score
         return {
             "asks": [
-                _ask(standing)
+                one_ask(standing)
                 | {
                     "why": None if reason is None else reason.value,
                     "tokensPerSecond": standing.node.capacity.tokens_per_second,
@@ -219,7 +244,7 @@ def _describe_market(api: FastAPI, room: Room) -> None:
     async def shortlist(request: ShortlistRequest) -> dict[str, Any]:
         """The best signed asks for a request, best first; the error tells why there is none."""
         demand = await _learned(room, request)
-        return {"asks": [_ask(standing) for standing in room.market.matchmaker.shortlist(demand)]}
+        return {"asks": [one_ask(standing) for standing in room.market.matchmaker.shortlist(demand)]}
 
 
 async def _learned(room: Room, request: ShortlistRequest) -> Demand:
@@ -255,17 +280,37 @@ def _describe_providers(api: FastAPI, room: Room) -> None:
 
 def _describe_jobs(api: FastAPI, room: Room) -> None:
     @api.get("/v1/jobs/{job}")
-    async def show(job: Hex32) -> dict[str, Any]:
-        """A job's state, its attempts, its receipt and what the chain paid. Knowing the id is what authorises."""
+    async def show(job: Hex32, token: Token = None) -> dict[str, Any]:
+        """A job's state, its attempts, its receipt and what the chain paid. Its payer reads all of it; a provider of one of its
+        attempts reads that attempt alone.
+        """
+        caller = _caller(room, token)
         known = await room.jobs.job(parse_job_id(job))
         if known is None:
             raise Refusal(Code.UNKNOWN_JOB, f"no job {job} here")
-        return _job(job, known) | {"settlement": await _settlement(room, known.receipt)}
+        mine = None if caller == known.record.payer else caller
+        if mine is not None and known.record.attempt_of(mine) is None:
+            raise Refusal(Code.UNAUTHENTICATED, f"{caller} is neither the payer of job {job} nor a provider that had it")
+        return _job(job, known, mine) | {
+            "settlement": await _settlement(room, known.receipts.get(mine) if mine else known.receipt)
+        }
 
     @api.post("/v1/jobs/{job}/cancel", status_code=202)
-    async def cancel(job: Hex32) -> dict[str, bool]:
-        """Stops a running job; its receipt ends the job's stream."""
-        return {"cancelling": room.market.cancel(parse_job_id(job))}
+    async def cancel(job: Hex32, token: Token = None) -> dict[str, bool]:
+        """Stops a running job of the caller's; its receipt ends the job's stream. `cancelling` is false where none runs."""
+        caller, number = _caller(room, token), parse_job_id(job)
+        payer = room.market.payer_of(number)
+        if payer not in {None, caller}:
+            raise Refusal(Code.UNAUTHENTICATED, f"{caller} is not the payer of job {job}; only its payer cancels a job")
+        return {"cancelling": room.market.cancel(number)}
+
+
+def _caller(room: Room, token: str | None) -> Address:
+    """Whose key signed the token. Raises Refusal (unauthenticated) or BadSignature."""
+    try:
+        return load_access(token, room.market.domain, room.market.address, room.now())
+    except BadMessage as error:
+        raise Refusal(Code.UNAUTHENTICATED, str(error)) from error
 
 
 def _describe_tabs(api: FastAPI, room: Room) -> None:
@@ -312,30 +357,17 @@ def _describe_operations(api: FastAPI, room: Room) -> None:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _model(name: str, standings: list[Standing]) -> dict[str, Any]:
-    asks = [standing.ask.message for standing in standings]
-    return {
-        "id": name,
-        "providers": len({ask.provider for ask in asks}),
-        "live": sum(standing.node.free > 0 for standing in standings),
-        "inputPrice": str(min(ask.input_price for ask in asks)),
-        "cachedInputPrice": str(min(ask.cached_input_price for ask in asks)),
-        "outputPrice": str(min(ask.output_price for ask in asks)),
-        "contextTokens": max(ask.context_tokens for ask in asks),
-        "maxOutputTokens": max(ask.max_output_tokens for ask in asks),
-        "tokensPerSecond": max(standing.node.capacity.tokens_per_second for standing in standings),
-        "firstTokenMs": min((ms for standing in standings if (ms := standing.node.capacity.first_token_ms)), default=0),
-    }
+def _page(name: str, entries: list[dict[str, Any]], after: str | None) -> Response:
+    return Response(dumps({name: entries, "next": after}), media_type="application/json")
 
 
-def _ask(standing: Standing) -> dict[str, Any]:
-    return {"ask": standing.ask.to_json(), "free": standing.node.free}
-
-
-def _job(job: str, known: KnownJob) -> dict[str, Any]:
+def _job(job: str, known: KnownJob, mine: Address | None) -> dict[str, Any]:
+    """What is told of a job; `mine`: only of this provider's attempt."""
     record = known.record
     attempts = []
     for number, attempt in enumerate(record.attempts):
+        if mine not in {None, attempt.provider}:
+            continue
         receipt = known.receipts.get(attempt.provider)
         told = {"attempt": number, "provider": attempt.provider, "state": attempt.state.value, "reason": attempt.reason}
         attempts.append(told | {"receipt": receipt.to_json() if receipt else None})

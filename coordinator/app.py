@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -15,13 +16,17 @@ from starlette.types import Receive, Scope, Send
 
 from coordinator.answers import Retention
 from coordinator.api import Info, Room, build_control_plane
+from coordinator.bodies import Bodies
+from coordinator.bounds import MAX_LINK_FRAME
 from coordinator.bus import InProcessBus
 from coordinator.config import CoordinatorConfig
 from coordinator.fees import FeeCheck
 from coordinator.funds import ChainFunds
+from coordinator.gate import Gate
 from coordinator.hub import Hub
 from coordinator.jobs_route import PATH as JOBS_PATH
 from coordinator.jobs_route import JobsRoute
+from coordinator.manners import Manners
 from coordinator.market import Market
 from coordinator.ports import AnswerStore
 from coordinator.rules import Intake
@@ -40,18 +45,26 @@ log = structlog.get_logger()
 DRAIN_SECONDS = 5
 SWEEP_SECONDS = 1
 NODE_PATH = "/v1/node"
-MAX_LINK_FRAME = 8 << 20
-"""Bytes of the largest message of a node: its asks, or a claim of a whole transaction's rows."""
 
 
 class App:
     """The ASGI app: two raw routes, and FastAPI for everything else."""
 
     def __init__(
-        self, room: Room, hub: Hub, answers: AnswerStore, retention: Retention | None = None, intake: Intake | None = None
+        self,
+        room: Room,
+        hub: Hub,
+        answers: AnswerStore,
+        *,
+        retention: Retention | None = None,
+        intake: Intake | None = None,
+        manners: Manners | None = None,
     ) -> None:
-        self._jobs = JobsRoute(room.market, answers, intake=intake, retention=retention)
-        self._hub, self._control = hub, build_control_plane(room)
+        """`manners`: what strangers have cost, shared with the hub."""
+        limits = intake or Intake()
+        shared, bodies = manners or Manners(limits, time.monotonic), Bodies(limits)
+        self._jobs = JobsRoute(room.market, answers, intake=limits, retention=retention, manners=shared, bodies=bodies)
+        self._hub, self._control = hub, Gate(build_control_plane(room), shared, bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Routes one connection."""
@@ -97,11 +110,20 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
             least_row=config.min_row,
             confirmations=config.confirmations,
         )
-        hub = Hub(market, bus, store, settler.take)
+        manners = Manners(config.intake, time.monotonic)
+        hub = Hub(
+            market,
+            bus,
+            store,
+            settler.take,
+            per_address=config.max_nodes_per_address,
+            manners=manners,
+            endpoints=config.endpoints,
+        )
         room = Room(market, lambda: hub.connected, store, store, store, _info(config, deployment, signer))
-        app = App(room, hub, store, config.retention, config.intake)
+        app = App(room, hub, store, retention=config.retention, intake=config.intake, manners=manners)
         server = serving(app, config.host, config.port, doors=config.doors, ws_max_size=MAX_LINK_FRAME)
-        async with server as port, _beside(settler.run(), fees.run(), _sweep(market)):
+        async with server as port, _beside(settler.run(), fees.run(), _sweep(market), store.guard()):
             try:
                 yield port
                 await market.drain(DRAIN_SECONDS)

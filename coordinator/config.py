@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.answers import Retention
+from coordinator.endpoints import endpoints_of, is_loopback
 from coordinator.rules import Intake, Limits
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount
@@ -17,8 +18,8 @@ ENV_PREFIX = "TALLY_COORDINATOR_"
 
 
 _MAXIMA = (
-    *("max_connections", "max_connections_per_address", "max_jobs_per_payer", "max_jobs_per_node"),
-    *("max_body_mib", "max_bodies_mib"),
+    *("max_connections", "max_connections_per_address", "max_nodes_per_address", "max_jobs_per_payer", "max_jobs_per_node"),
+    *("max_jobs_per_address", "max_body_mib", "max_bodies_mib", "max_bodies_mib_per_address", "requests_per_second"),
 )
 
 
@@ -31,6 +32,10 @@ class CoordinatorConfig:
     name: str = "tallystick"
     host: str = "127.0.0.1"
     port: int = 8420
+    public_urls: tuple[str, ...] = ()
+    """Where nodes reach this coordinator, such as https://coordinator.example: they sign what they dialled, so that nobody in
+    between can pass as this coordinator. Needed if `host` is not loopback.
+    """
     db: str = "sqlite:///coordinator.db"
     rpc: str | None = None
     """The chain's JSON-RPC; the deployment file's by default."""
@@ -60,19 +65,30 @@ class CoordinatorConfig:
     """The longest such answer that is kept."""
     answers_mib: int = 256
     """How much all of them may take."""
+    answers_mib_per_payer: int = 32
+    """How much those of one payer may take."""
+    answers_disk_mib: int = 1_024
+    """How much of them the database keeps, for `answer_seconds` too: also those that memory had no room for."""
     linger_seconds: float = 60
     """The longest that such a job goes on after its client's connection is lost."""
     max_connections: int = 10_000
     """Connections at once, clients and nodes together."""
     max_connections_per_address: int = 1_000
+    """One address is an IPv4 address or the /64 network of an IPv6 address."""
+    max_nodes_per_address: int = 64
+    max_jobs_per_address: int = 512
     max_jobs_per_payer: int = 256
     max_jobs_per_node: int = 1_024
     max_body_mib: int = 32
     """The largest job, sealed."""
     max_bodies_mib: int = 1_024
     """What all jobs under way may hold together."""
+    max_bodies_mib_per_address: int = 128
+    """What the jobs of one address may hold together."""
+    requests_per_second: float = 100
+    """Of one address to everything but /v1/jobs, after 20 times as many at once."""
     bad_requests_per_second: float = 2
-    """Of one address: unreadable or badly signed jobs, after `bad_requests_burst` at once."""
+    """Of one address: requests that must be refused (unreadable, badly signed, unfunded), after `bad_requests_burst` at once."""
     bad_requests_burst: int = 100
     log_json: bool = True
     log_level: str = "info"
@@ -83,7 +99,7 @@ class CoordinatorConfig:
         for name in times:
             if not getattr(self, name) > 0:
                 raise BadMessage(f"config: {name}: expected seconds above 0, got {getattr(self, name)}")
-        kept = ("answer_seconds", "answer_mib", "answers_mib", "linger_seconds")
+        kept = ("answer_seconds", "answer_mib", "answers_mib", "linger_seconds", "answers_mib_per_payer", "answers_disk_mib")
         for name in ("confirmations", "funds_ttl", "min_claim_window", *kept):
             if not getattr(self, name) >= 0:
                 raise BadMessage(f"config: {name}: expected a number from 0, got {getattr(self, name)}")
@@ -92,11 +108,27 @@ class CoordinatorConfig:
                 raise BadMessage(f"config: {name}: expected a number above 0, got {getattr(self, name)}")
         if not 0 <= self.fee_bps <= 10_000:
             raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
+        if not self.public_urls and not is_loopback(self.host):
+            raise BadMessage(
+                f"config: public_urls: must name the addresses at which nodes reach this coordinator, since host = {self.host!r}"
+                ' is open to others; for example public_urls = ["https://coordinator.example"]'
+            )
+        try:
+            endpoints_of(self.public_urls)
+        except BadMessage as error:
+            raise BadMessage(f"config: public_urls: {error}") from None
 
     @property
     def retention(self) -> Retention:
         """The jobs route's part of the settings."""
-        return Retention(self.answer_seconds, self.answer_mib << 20, self.answers_mib << 20, self.linger_seconds)
+        return Retention(
+            self.answer_seconds,
+            self.answer_mib << 20,
+            self.answers_mib << 20,
+            self.linger_seconds,
+            self.answers_mib_per_payer << 20,
+            self.answers_disk_mib << 20,
+        )
 
     @property
     def limits(self) -> Limits:
@@ -122,8 +154,19 @@ class CoordinatorConfig:
     def intake(self) -> Intake:
         """What the jobs route takes in."""
         return Intake(
-            self.max_body_mib << 20, self.max_bodies_mib << 20, self.bad_requests_per_second, float(self.bad_requests_burst)
+            body=self.max_body_mib << 20,
+            bodies=self.max_bodies_mib << 20,
+            bad_rate=self.bad_requests_per_second,
+            bad_burst=float(self.bad_requests_burst),
+            address_bodies=self.max_bodies_mib_per_address << 20,
+            address_jobs=self.max_jobs_per_address,
+            request_rate=self.requests_per_second,
         )
+
+    @property
+    def endpoints(self) -> frozenset[str]:
+        """The hosts and ports of `public_urls`, as nodes sign them."""
+        return endpoints_of(self.public_urls)
 
 
 def load_config(path: Path | None = None, flags: Mapping[str, object] | None = None) -> CoordinatorConfig:

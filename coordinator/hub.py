@@ -1,7 +1,8 @@
 """The hub: one WebSocket a node, opened by the node. It proves who a node is, passes its frames on, and frames to it.
 
 Raw ASGI, since every streamed token passes here. A node may send only for jobs that it has; one that breaks the rules is told
-why and closed. A store that does not answer closes nobody: what was not acknowledged comes again.
+why and closed. A store that does not answer closes nobody: what was not acknowledged comes again. What nodes may cost is in
+coordinator/bounds.py.
 """
 
 from __future__ import annotations
@@ -10,17 +11,29 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from typing import Any
 
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from coordinator.bounds import (
+    CHANGES_AT_ONCE,
+    CHANGES_PER_SECOND,
+    LOOK_UP,
+    MAX_HELLO,
+    MAX_LINK_FRAME,
+    OUTBOX,
+    OUTBOX_BYTES,
+)
+from coordinator.endpoints import check_endpoint
 from coordinator.live import InboxOverrun
-from coordinator.manners import Budget
+from coordinator.manners import Budget, Manners
 from coordinator.market import Market
 from coordinator.patience import Patience
 from coordinator.ports import Bus, TabStore, node_subject
+from coordinator.rules import Intake
 from tallystick.protocol.errors import (
     BadMessage,
     BadReceipt,
@@ -34,12 +47,13 @@ from tallystick.protocol.errors import (
 )
 from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
 from tallystick.protocol.types import Address, Hash, JobId
-from tallystick.protocol.wire import MAX_FRAME, Kind, dumps, loads, pack_link, unpack_link
+from tallystick.protocol.wire import Kind, dumps, loads, pack_link, unpack_link
+from tallystick.runtime.doors import address_key
+from tallystick.runtime.websocket import LIMIT
 
 log = structlog.get_logger()
-_OF_A_JOB = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL})
-OUTBOX = 4_096
-ASKS_PER_SECOND, ASKS_AT_ONCE = 2, 60
+_OF_RUNNING = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL, Kind.RECEIPT})
+_LOOKED_UP = frozenset({Kind.RECEIPT, Kind.LATE_RECEIPT, Kind.RECALL})
 RECALL_PAGE = 200
 HELLO_SECONDS = 10
 CLOSE_SECONDS = 5
@@ -56,10 +70,28 @@ class LinkClosed(Exception):
 class Hub:
     """All node connections of this replica."""
 
-    def __init__(self, market: Market, bus: Bus, tabs: TabStore, take_claim: TakeClaim, max_nodes: int = 10_000) -> None:
+    def __init__(
+        self,
+        market: Market,
+        bus: Bus,
+        tabs: TabStore,
+        take_claim: TakeClaim,
+        max_nodes: int = 10_000,
+        *,
+        per_address: int = 64,
+        manners: Manners | None = None,
+        endpoints: Collection[str] = (),
+    ) -> None:
+        """`per_address`: links of one address, also before their HELLO. `endpoints`: the public hosts and ports of this
+        coordinator; a connection over loopback may have dialled that.
+        """
         self._market, self._bus, self._tabs, self._take_claim, self._max = market, bus, tabs, take_claim, max_nodes
+        self._per_address, self._endpoints = per_address, frozenset(endpoints)
         self._links: dict[Address, _Link] = {}
-        self._manners = Budget(ASKS_PER_SECOND, ASKS_AT_ONCE)
+        self._at: Counter[str] = Counter()
+        self._queued: Counter[str] = Counter()
+        self._manners = manners or Manners(Intake(), time.monotonic)
+        self._changes = Budget(CHANGES_PER_SECOND, CHANGES_AT_ONCE)
         self._farewells: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -68,24 +100,51 @@ class Hub:
         """How many nodes are connected."""
         return len(self._links)
 
-    async def serve(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    @property
+    def queued(self) -> int:
+        """Bytes that wait to be sent to nodes."""
+        return self._queued.total()
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection, from its handshake to its end (ASGI websocket)."""
         await receive()
+        set_limit = (scope.get("extensions") or {}).get(LIMIT, int)
+        set_limit(MAX_HELLO)
         await send({"type": "websocket.accept"})
-        link = _Link(receive, send)
+        address = (scope.get("client") or ("",))[0]
+        link = _Link(receive, send, address, self._queued)
         try:
-            self._check_room()
-            with contextlib.closing(Patience(HELLO_SECONDS)) as patience:
-                provider, hello = await self._greet(link, patience)
-            with contextlib.closing(Patience(SILENCE_SECONDS)) as patience:
-                await self._attend(link, provider, hello, patience)
+            with self._counted(address):
+                self._manners.check(address)
+                self._check_room()
+                with contextlib.closing(Patience(HELLO_SECONDS)) as patience:
+                    provider, hello = await self._greet(link, scope, patience)
+                set_limit(MAX_LINK_FRAME)
+                with contextlib.closing(Patience(SILENCE_SECONDS)) as patience:
+                    await self._attend(link, provider, hello, patience)
         except LinkClosed:
             pass
         except InboxOverrun as error:
             await link.refuse(BadMessage(str(error), fault=Fault.PROVIDER))
         except TallyError as error:
-            log.info("node refused", error=str(error))
+            self._manners.note(address, error)
+            log.info("node refused", error=str(error), address=address)
             await link.refuse(error)
+        finally:
+            link.forget()
+
+    @contextlib.contextmanager
+    def _counted(self, address: str) -> Iterator[None]:
+        """Counts a link of an address. Raises Unavailable where it has as many as it may."""
+        key = address_key(address)
+        if self._at[key] >= self._per_address:
+            text = f"{address} has {self._per_address} node links, which is all that one address may have here"
+            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
+        self._at[key] += 1
+        try:
+            yield
+        finally:
+            self._at -= Counter((key,))
 
     def _check_room(self, provider: Address | None = None) -> None:
         """Raises Unavailable where no more nodes are taken; one that comes back on a new connection always is."""
@@ -107,7 +166,7 @@ class Hub:
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
-    async def _greet(self, link: _Link, patience: Patience) -> tuple[Address, Hello]:
+    async def _greet(self, link: _Link, scope: Scope, patience: Patience) -> tuple[Address, Hello]:
         market = self._market
         challenge = Hash(secrets.token_bytes(32))
         offer = Challenge(challenge, market.address, market.domain.chain_id, market.domain.contract)
@@ -116,9 +175,11 @@ class Hub:
         if kind is not Kind.HELLO:
             raise BadMessage(f"link: expected HELLO, got {kind.name}")
         hello = Hello.from_json(loads(payload, "hello"))
+        self._manners.asks(link.address, len(hello.asks))
         connect = hello.connect.verify(market.domain)
         if connect.message.challenge != challenge or connect.message.coordinator != market.address:
             raise BadSignature("hello.connect: an answer to another challenge")
+        check_endpoint(connect.message.endpoint, self._endpoints, scope.get("server"))
         return connect.message.provider, hello
 
     async def _attend(self, link: _Link, provider: Address, hello: Hello, patience: Patience) -> None:
@@ -126,7 +187,12 @@ class Hub:
         former = self._links.get(provider)
         self._links[provider] = link
         subject = node_subject(provider)
-        self._bus.attach(subject, link.enqueue)
+
+        def enqueue(frame: bytes) -> None:
+            if not link.enqueue(frame):
+                self._tell_busy(provider, frame)
+
+        self._bus.attach(subject, enqueue)
         writer = asyncio.create_task(link.write(), name=f"to {provider}")
         try:
             if former is not None:
@@ -139,24 +205,32 @@ class Hub:
                 frame = await link.receive(patience)
                 if self._links.get(provider) is not link:  # it was replaced, and speaks for nobody any more
                     raise LinkClosed
-                await self._take(provider, frame)
+                await self._take(link, provider, frame)
         finally:
             writer.cancel()
-            self._bus.detach(subject, link.enqueue)
+            self._bus.detach(subject, enqueue)
             if self._links.get(provider) is link:
                 del self._links[provider]
                 self._market.node_gone(provider)
                 log.info("node gone", provider=provider)
 
-    async def _take(self, provider: Address, frame: bytes) -> None:
+    def _tell_busy(self, provider: Address, frame: bytes) -> None:
+        """A job that does not fit into what waits for its node goes to the next one, and nobody is blamed."""
+        _, job, _ = unpack_link(frame)
+        if subject := self._market.subject_of(job, provider):
+            text = f"too much waits to be sent to provider {provider} and its neighbours"
+            error = Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER)
+            self._bus.send(subject, pack_link(Kind.FAIL, job, dumps(error.as_json())))
+
+    async def _take(self, link: _Link, provider: Address, frame: bytes) -> None:
         kind, job, payload = unpack_link(frame)
-        if len(payload) > MAX_FRAME and kind in (*_OF_A_JOB, Kind.RECEIPT, Kind.LATE_RECEIPT):
-            raise BadMessage(f"link: {kind.name} of {len(payload)} bytes, at most {MAX_FRAME} are allowed")
-        if kind in _OF_A_JOB:
-            if subject := self._market.subject_of(job, provider):
-                self._bus.send(subject, frame)
-        elif kind is Kind.RECEIPT:
-            await self._take_receipt(provider, job, frame, payload)
+        if kind in _OF_RUNNING:
+            subject = self._market.subject_of(job, provider)
+            if subject and (self._bus.send(subject, frame) or kind is not Kind.RECEIPT):
+                return
+        await self._pace(link, frame, LOOK_UP if kind in _LOOKED_UP else 0)
+        if kind is Kind.RECEIPT:
+            await self._take_receipt(provider, job, payload)
         elif kind is Kind.LATE_RECEIPT:
             await self._take_late_receipt(provider, job, payload)
         elif kind is Kind.BEAT:
@@ -164,14 +238,22 @@ class Hub:
         elif kind is Kind.ASKS:
             self._check_pace(provider)
             raw = loads(payload, "asks")
-            self._market.matchmaker.place_asks(provider, read_asks(raw.get("asks") if isinstance(raw, dict) else None))
+            asks = read_asks(raw.get("asks") if isinstance(raw, dict) else None)
+            self._manners.asks(link.address, len(asks))
+            self._market.matchmaker.place_asks(provider, asks)
         elif kind is Kind.RECALL:
             self._check_pace(provider)
             await self._recall(provider, loads(payload, "recall"))
         elif kind is Kind.CLAIM:
             await self._forward_claim(provider, ClaimRequest.from_json(loads(payload, "claim")))
-        else:
+        elif kind not in _OF_RUNNING:
             raise BadMessage(f"link: a node never sends {kind.name}")
+
+    async def _pace(self, link: _Link, frame: bytes, units: float) -> None:
+        """Counts a frame that no running job asked for; where its address sends too many, its links are read slowly."""
+        wait = self._manners.frame(link.address, units + 1 + len(frame) // 1024)
+        if wait:
+            await asyncio.sleep(wait)
 
     async def _recall(self, provider: Address, raw: Any) -> None:
         """Tells a node that lost its state, or has none yet, what it signed here last."""
@@ -188,16 +270,13 @@ class Hub:
 
     def _check_pace(self, provider: Address) -> None:
         """A node may change its asks as often as its engines come and go, not as often as it can."""
-        if not self._manners.spend(provider, time.monotonic()):
+        if not self._changes.spend(provider, time.monotonic()):
             raise Unavailable(
-                Code.RATE_LIMITED, f"link: asks more often than {ASKS_PER_SECOND} times a second", fault=Fault.PROVIDER
+                Code.RATE_LIMITED, f"link: asks more often than {CHANGES_PER_SECOND} times a second", fault=Fault.PROVIDER
             )
 
-    async def _take_receipt(self, provider: Address, job: JobId, frame: bytes, payload: bytes) -> None:
-        """A receipt of the live job goes to it. What is not answered here its node sends again, with what it is for."""
-        subject = self._market.subject_of(job, provider)
-        if subject and self._bus.send(subject, frame):
-            return
+    async def _take_receipt(self, provider: Address, job: JobId, payload: bytes) -> None:
+        """A receipt of no live job. What is not answered here its node sends again, with what it is for."""
         try:
             await self._market.accept_receipt(provider, job, payload)
         except BadReceipt as error:
@@ -232,25 +311,52 @@ class Hub:
 class _Link:
     """One node's connection: what is sent waits in a bounded queue, so that nobody waits for a slow node."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, receive: Receive, send: Send, address: str, queued: Counter[str]) -> None:
+        """`queued`: the bytes that wait, by address; this link counts its own there."""
+        self.address = address
         self._receive, self._send = receive, send
+        self._key, self._queued, self._waiting = address_key(address), queued, 0
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX)
         self._closed = self._overflowed = False
         self._patience: Patience | None = None
 
-    def enqueue(self, frame: bytes) -> None:
-        """Queues a frame. A node that lets its queue fill up is closed, and its jobs fail over."""
-        try:
+    def enqueue(self, frame: bytes) -> bool:
+        """Queues a frame. A node that lets its queue fill up is closed, and its jobs fail over. False for a job that would make
+        more bytes wait for this address than may; it is not queued.
+        """
+        if self._waiting and self._queued[self._key] + len(frame) > OUTBOX_BYTES:
+            if frame[0] == Kind.DISPATCH:
+                return False
+            self._overflow()
+        elif self._outbox.full():
+            self._overflow()
+        else:
             self._outbox.put_nowait(frame)
-        except asyncio.QueueFull:
-            self._overflowed = True
-            if self._patience is not None:
-                self._patience.cut()
+            self._count(len(frame))
+        return True
+
+    def _overflow(self) -> None:
+        self._overflowed = True
+        if self._patience is not None:
+            self._patience.cut()
+
+    def _count(self, size: int) -> None:
+        self._waiting += size
+        self._queued[self._key] += size
+        if not self._queued[self._key]:
+            del self._queued[self._key]
+
+    def forget(self) -> None:
+        """The link is over: nothing waits for it any more."""
+        self._outbox = asyncio.Queue(OUTBOX)
+        self._count(-self._waiting)
 
     async def write(self) -> None:
         """Sends what is queued until cancelled."""
         while not self._closed:
-            await self.send_now(await self._outbox.get())
+            frame = await self._outbox.get()
+            await self.send_now(frame)
+            self._count(-min(len(frame), self._waiting))
 
     async def send_now(self, frame: bytes) -> None:
         """Sends a frame past the queue. A lost connection shows on the receiving side."""

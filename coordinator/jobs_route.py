@@ -8,30 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from contextlib import aclosing, closing
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from starlette.types import Receive, Scope, Send
 
 from coordinator.answers import Answer, Answers, Retention
+from coordinator.bodies import Bodies, Load
+from coordinator.gate import tell_error
 from coordinator.live import LiveJob
-from coordinator.manners import Budget
+from coordinator.manners import Manners
 from coordinator.market import Market
 from coordinator.patience import Patience
 from coordinator.ports import AnswerStore, KeptAnswer
 from coordinator.rules import Intake
-from tallystick.protocol.errors import BadMessage, Code, Fault, PeerError, Refusal, TallyError, Unavailable
-from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import Kind, Submission, dumps, pack_frame
+from tallystick.protocol.errors import BadMessage, TallyError, Unavailable
+from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.wire import Kind, Submission, pack_frame
 
 log = structlog.get_logger()
 PATH = "/v1/jobs"
 FRAMES = b"application/vnd.tallystick.frames"
 LINGER = b"x-tally-linger"
-BODY_SECONDS = 30
-_SOON = (Code.RATE_LIMITED, Code.NODE_BUSY)
+_SECONDS = re.compile(rb"[0-9]{1,9}")
 BURST = 16
 """Frames that wait already are sent together, up to so many."""
 STALL_SECONDS = 45
@@ -48,43 +51,45 @@ class JobsRoute:
         *,
         intake: Intake | None = None,
         retention: Retention | None = None,
+        manners: Manners | None = None,
+        bodies: Bodies | None = None,
     ) -> None:
-        """`store`: where answers outlive the process; without one they don't."""
+        """`store`: where answers outlive the process; without one they don't. `manners` and `bodies` may be shared with other
+        routes.
+        """
         self._market, self._store, self._intake = market, store, intake or Intake()
-        self._manners = Budget(self._intake.bad_rate, self._intake.bad_burst)
-        self._held = 0
+        self._manners = manners or Manners(self._intake, time.monotonic)
+        self._bodies = bodies or Bodies(self._intake)
         self._answers = Answers(retention or Retention(), time.monotonic)
         self._drivers: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One job. Who sends too much nonsense is no longer listened to, for a while."""
+        """One job. Who sends too much that must be refused is no longer listened to, for a while."""
         address = (scope.get("client") or ("",))[0]
-        load = _Load()
+        request = _Request(address)
         try:
-            self._check_manners(address)
-            await self._serve(scope, receive, send, load)
+            self._manners.check(address)
+            request.load = self._bodies.begin(address)
+            await self._serve(scope, receive, send, request, request.load)
         except TallyError as error:
-            if isinstance(error, PeerError):
-                self._manners.spend(address, time.monotonic())
-            await _answer(send, error)
+            self._manners.note(address, error, request.payer)
+            await tell_error(send, error)
         except ConnectionResetError:
             return
         finally:
-            self._held -= load.bytes
+            if request.load is not None:
+                self._bodies.close(request.load)
 
-    def _check_manners(self, address: str) -> None:
-        wait = self._manners.wait(address, time.monotonic())
-        if wait:
-            text = f"too many unreadable or badly signed jobs came from {address}; the next is looked at in {wait:.1f} s"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, load: _Load) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: _Request, load: Load) -> None:
         """Raises TallyError before anything is sent."""
-        body = await self._read(receive, load)
+        body = await self._bodies.read(receive, load, self._intake.body, "a job")
         submission = Submission.loads(body)
         linger = _linger(scope)
+        request.payer = submission.candidates[0].order.message.payer
+        self._manners.check_signer(request.payer)
         if linger is not None:
-            await self._serve_kept(submission, hashlib.sha256(body).digest(), linger, receive, send)
+            posted = _Posted(submission, hashlib.sha256(body).digest(), linger)
+            await self._serve_kept(posted, receive, send, request)
             return
         del body
         job = await self._market.place_order(submission)
@@ -117,14 +122,18 @@ class JobsRoute:
 
     # Jobs that outlive their connection
 
-    async def _serve_kept(self, submission: Submission, fingerprint: bytes, linger: float, receive: Receive, send: Send) -> None:
+    async def _serve_kept(self, posted: _Posted, receive: Receive, send: Send, request: _Request) -> None:
         """Reads a job's answer from its first frame on, new or begun before. Raises TallyError before anything is sent."""
+        submission, fingerprint = posted.submission, posted.fingerprint
         answer = self._answers.find(submission.job, fingerprint) or await self._restore(submission.job, fingerprint)
         if answer is None:
-            answer = self._answers.begin(submission.job, fingerprint)
-            driver = asyncio.create_task(self._drive(submission, answer), name=f"kept {submission.job.hex()}")
+            answer = self._answers.begin(submission.job, fingerprint, submission.candidates[0].order.message.payer)
+            driver = asyncio.create_task(self._drive(submission, answer, request.lend()), name=f"kept {submission.job.hex()}")
             self._drivers.add(driver)
             driver.add_done_callback(self._drivers.discard)
+        elif answer.ended and request.load is not None:
+            self._bodies.hold(request.load, answer.size)  # a client that does not read it makes a copy of it wait
+        answer.linger = max(answer.linger, min(posted.linger, self._answers.retention.linger_seconds))
         relay = asyncio.create_task(self._pass_on(submission.job, answer, send), name="relay")
         gone = asyncio.create_task(_until_gone(receive), name="client-gone")
         try:
@@ -135,8 +144,8 @@ class JobsRoute:
             results = await asyncio.gather(relay, gone, return_exceptions=True)
             answer.leave()
             if not answer.ended and not answer.readers:
-                seconds = min(linger, self._answers.retention.linger_seconds)
-                asyncio.get_running_loop().call_later(seconds, self._cancel_unread, submission.job, answer)
+                # the longest that anybody asked for: who posts the same bytes, and leaves, does not end the payer's job
+                asyncio.get_running_loop().call_later(answer.linger, self._cancel_unread, submission.job, answer)
         if isinstance(results[0], Exception) and not isinstance(results[0], OSError | TimeoutError):
             raise results[0]
 
@@ -148,24 +157,26 @@ class JobsRoute:
         known = self._answers.find(job, fingerprint)  # another may have been faster
         if kept is None or known is not None:
             return known
-        return self._answers.restore(job, kept.fingerprint, kept.frames).of(job, fingerprint)
+        return self._answers.restore(job, kept.fingerprint, kept.frames, kept.payer).of(job, fingerprint)
 
     async def _keep(self, job: JobId, answer: Answer, receipt: bytes) -> None:
         """Writes an answer down before its receipt leaves, which says that it can be had again."""
+        if crowded := self._answers.dropped():
+            log.info("answers are kept by the database only: no room in memory", count=len(crowded))
         frames = answer.frames(receipt)
         if self._store is None or frames is None:
             return
-        kept = KeptAnswer(job, answer.fingerprint, frames, int(time.time()))
+        kept = KeptAnswer(job, answer.fingerprint, frames, int(time.time()), answer.payer)
         try:
-            await self._store.put_answer(kept, since=self._horizon(), dropped=self._answers.dropped())
+            await self._store.put_answer(kept, since=self._horizon(), room=self._answers.retention.stored_bytes)
         except Unavailable as error:
             log.warning("answer not kept beyond this process", job=job.hex(), error=str(error))
 
     def _horizon(self) -> int:
         return int(time.time() - self._answers.retention.seconds)
 
-    async def _drive(self, submission: Submission, answer: Answer) -> None:
-        """A job from its order to its end, whether anybody reads or not."""
+    async def _drive(self, submission: Submission, answer: Answer, load: Load | None) -> None:
+        """A job from its order to its end, whether anybody reads or not. Its body counts until then."""
         refusal: TallyError | None = None
         try:
             job = await self._market.place_order(submission)
@@ -179,6 +190,8 @@ class JobsRoute:
             refusal = error
         finally:
             self._answers.end(submission.job, refusal)
+            if load is not None:
+                self._bodies.close(load)
 
     async def _pass_on(self, job: JobId, answer: Answer, send: Send) -> None:
         begun = False
@@ -195,44 +208,34 @@ class JobsRoute:
         if not answer.ended and not answer.readers:
             self._market.cancel(job)
 
-    # Reading
-
-    async def _read(self, receive: Receive, load: _Load) -> bytes:
-        parts: list[bytes] = []
-        size, limits = 0, self._intake
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                while True:
-                    event = await receive()
-                    if event["type"] == "http.disconnect":
-                        raise ConnectionResetError
-                    came = len(event.get("body", b""))
-                    size += came
-                    self._held += came
-                    load.bytes += came
-                    if size > limits.body:
-                        raise Refusal(Code.BODY_TOO_LARGE, f"a job has at most {limits.body} bytes")
-                    if self._held > limits.bodies:
-                        text = "this coordinator holds as many requests as it can"
-                        raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)
-                    parts.append(event.get("body", b""))
-                    if not event.get("more_body"):
-                        return b"".join(parts)
-        except TimeoutError:
-            raise BadMessage(f"submission: did not arrive within {BODY_SECONDS} s") from None
-
     async def _cancel_when_gone(self, receive: Receive, job: JobId) -> None:
         await _until_gone(receive)
         self._market.cancel(job)
 
 
-class _Load:
-    """What one request holds of the coordinator's memory."""
+@dataclass(frozen=True, slots=True)
+class _Posted:
+    """A job that may outlive its connection, for so many seconds. `fingerprint`: of the bytes that were posted."""
 
-    __slots__ = ("bytes",)
+    submission: Submission
+    fingerprint: bytes
+    linger: float
 
-    def __init__(self) -> None:
-        self.bytes = 0
+
+class _Request:
+    """One request: what it holds, and who ordered, as the order says."""
+
+    __slots__ = ("address", "load", "payer")
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.load: Load | None = None
+        self.payer: Address | None = None
+
+    def lend(self) -> Load | None:
+        """What it holds is from now on its job's, which may outlive it."""
+        load, self.load = self.load, None
+        return load
 
 
 async def _until_gone(receive: Receive) -> None:
@@ -244,13 +247,9 @@ def _linger(scope: Scope) -> float | None:
     """What X-Tally-Linger says, if it is there. Raises BadMessage."""
     for name, value in scope.get("headers", ()):
         if name == LINGER:
-            try:
-                seconds = int(value)
-            except ValueError:
-                seconds = -1
-            if seconds < 0:
-                raise BadMessage("x-tally-linger: expected whole seconds")
-            return float(seconds)
+            if not _SECONDS.fullmatch(value):
+                raise BadMessage("x-tally-linger: expected whole seconds, of at most 9 digits")
+            return float(value)
     return None
 
 
@@ -263,11 +262,3 @@ def _start(status: int, content_type: bytes, job: JobId | None = None) -> dict[s
     if job is not None:
         headers.append((b"x-tally-job", job.hex().encode()))
     return {"type": "http.response.start", "status": status, "headers": headers}
-
-
-async def _answer(send: Send, error: TallyError) -> None:
-    start = _start(error.status, b"application/json")
-    if error.code in _SOON:
-        start["headers"].append((b"retry-after", b"1"))
-    await send(start)
-    await send({"type": "http.response.body", "body": dumps(error.as_json())})

@@ -6,16 +6,14 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from coordinator.book import Node
+from coordinator.bounds import INBOX
 from coordinator.ports import AttemptRecord, JobRecord, job_subject
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import TERMINAL, Event, State, step
 from tallystick.protocol.messages import Order
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import INITIAL_CREDIT, LINK_HEAD, Candidate, Submission
-
-INBOX = INITIAL_CREDIT + 16
-"""Frames that may wait for a job: a node's whole credit, and the few frames that need none."""
+from tallystick.protocol.wire import LINK_HEAD, Candidate, Submission
 
 
 class InboxOverrun(Exception):

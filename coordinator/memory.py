@@ -98,11 +98,16 @@ class MemoryStore:
                 found.append((total, receipt.message.seq, LateReceipt(receipt, attempt.order, attempt.terms)))
         return [late for _, _, late in sorted(found, key=lambda one: one[:2], reverse=True)][:limit]
 
-    async def put_answer(self, kept: KeptAnswer, *, since: int, dropped: Iterable[JobId] = ()) -> None:
+    async def put_answer(self, kept: KeptAnswer, *, since: int, room: int) -> None:
         """See ports.AnswerStore."""
-        gone = set(dropped)
-        self.answers = {job: one for job, one in self.answers.items() if one.ended_at >= since and job not in gone}
+        self.answers = {job: one for job, one in self.answers.items() if one.ended_at >= since}
         self.answers[kept.job] = kept
+        while sum(len(one.frames) for one in self.answers.values()) > room:
+            held: Counter[str] = Counter()
+            for one in self.answers.values():
+                held[one.payer] += len(one.frames)
+            most = max(held, key=held.__getitem__)
+            del self.answers[next(job for job, one in self.answers.items() if one.payer == most)]
 
     async def answer(self, job: JobId, since: int) -> KeptAnswer | None:
         """See ports.AnswerStore."""

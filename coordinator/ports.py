@@ -209,13 +209,16 @@ class KeptAnswer:
     fingerprint: bytes
     frames: bytes
     ended_at: int
+    payer: str = ""
 
 
 class AnswerStore(Protocol):
     """Answers that outlive a process."""
 
-    async def put_answer(self, kept: KeptAnswer, *, since: int, dropped: Iterable[JobId] = ()) -> None:
-        """Durable on return. Those that ended before `since`, and those named, are forgotten. Raises Unavailable."""
+    async def put_answer(self, kept: KeptAnswer, *, since: int, room: int) -> None:
+        """Durable on return. Those that ended before `since` are forgotten; where all take more than `room` bytes, now or some
+        answers later, the oldest of the payer whose answers take most. Raises Unavailable.
+        """
         ...
 
     async def answer(self, job: JobId, since: int) -> KeptAnswer | None:

@@ -31,12 +31,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Bytes of one job and of all under way, and how many bad ones of an address a second, and at once, are looked at."""
+    """Bytes of one job, of all under way and of those of one address; jobs under way of one address; how many requests of an
+    address that must be refused are looked at a second, and at once; how many others it may make a second.
+    """
 
     body: int = MAX_BODY
     bodies: int = 1 << 30
     bad_rate: float = 2
     bad_burst: float = 100
+    address_bodies: int = 128 << 20
+    address_jobs: int = 512
+    request_rate: float = 100
 
 
 def check_order(order: Order, terms: Terms, *, coordinator: Address, limits: Limits, now: int) -> None:

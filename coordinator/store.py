@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 import sqlalchemy.dialects.postgresql
 import sqlalchemy.dialects.sqlite
+import structlog
 from sqlalchemy import Connection
 
 from coordinator.ports import (
@@ -29,32 +30,46 @@ from coordinator.ports import (
 from coordinator.reputation import REMEMBERED, Record
 from coordinator.tables import answers, claims, cursors, jobs, receipts, reputations, settlements
 from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
+from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import dumps
+from tallystick.runtime.sole import sole_user
 from tallystick.runtime.storage import Database
 
+log = structlog.get_logger()
 MIGRATIONS = Path(__file__).parent / "migrations"
 _EVENTS = "escrow"
 _MARKS = ("delivered", "cancelled", "unseen")
 """What is written of an attempt only where it is so."""
+TIDY = 16
+"""Every so many kept answers, what they take together is looked at."""
 
 
 class Store:
     """JobStore, TabStore, AnswerStore and ClaimStore over one database."""
 
     def __init__(self, url: str) -> None:
-        self._db = Database(url)
+        self._db, self._sole = Database(url), sole_user(url, "coordinator")
+        self._put = 0
 
     async def start(self) -> None:
-        """Connects and migrates. Raises Unavailable."""
+        """Connects and migrates, as the only coordinator on this database. Raises Unavailable, also where there is another."""
+        await self._sole.acquire()
         await self._db.start(MIGRATIONS)
 
     async def close(self) -> None:
         """Writes what is queued and lets go."""
         await self._db.close()
+        await self._sole.release()
+
+    async def guard(self) -> None:
+        """Waits for as long as no other coordinator can use this database. Raises Unavailable when that is no longer sure."""
+        await self._sole.lost()
+        log.error("the database's lock is lost: another coordinator may take it, so this one stops")
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the connection that held this coordinator's database was lost")
 
     # Jobs
 
@@ -154,19 +169,24 @@ class Store:
 
     # Answers
 
-    async def put_answer(self, kept: KeptAnswer, *, since: int, dropped: Iterable[JobId] = ()) -> None:
-        """See ports.AnswerStore."""
+    async def put_answer(self, kept: KeptAnswer, *, since: int, room: int) -> None:
+        """See ports.AnswerStore. The room is looked at every TIDY answers."""
         row = {
             "job": kept.job.hex(),
             "fingerprint": kept.fingerprint.hex(),
+            "payer": kept.payer,
             "ended_at": kept.ended_at,
+            "size": len(kept.frames),
             "frames": kept.frames,
         }
-        gone = sa.or_(answers.c.ended_at < since, answers.c.job.in_([job.hex() for job in dropped]))
+        self._put += 1
+        tidy = self._put % TIDY == 0
 
         def work(connection: Connection) -> None:
-            connection.execute(sa.delete(answers).where(gone))
+            connection.execute(sa.delete(answers).where(answers.c.ended_at < since))
             _upsert(connection, answers, row, ("job",))
+            if tidy:
+                _make_room(connection, room)
 
         await self._db.write(work)
 
@@ -174,7 +194,9 @@ class Store:
         """See ports.AnswerStore."""
         query = sa.select(answers).where(answers.c.job == job.hex(), answers.c.ended_at >= since)
         row = await self._db.read(lambda c: c.execute(query).mappings().one_or_none())
-        return None if row is None else KeptAnswer(job, bytes.fromhex(row["fingerprint"]), row["frames"], row["ended_at"])
+        if row is None:
+            return None
+        return KeptAnswer(job, bytes.fromhex(row["fingerprint"]), row["frames"], row["ended_at"], row["payer"])
 
     # Claims
 
@@ -256,6 +278,18 @@ class Store:
         if row is None:
             return None
         return Settlement(payer, provider, Amount(int(row["settled"])), row["tx"], row["block"])
+
+
+def _make_room(connection: Connection, room: int) -> None:
+    """Lets go of the oldest answers of the payer whose answers take most, until all fit."""
+    taken = sa.func.sum(answers.c.size)
+    held = {payer: int(size) for payer, size in connection.execute(sa.select(answers.c.payer, taken).group_by(answers.c.payer))}
+    while sum(held.values()) > room:
+        most = max(held, key=held.__getitem__)
+        oldest = sa.select(answers.c.job, answers.c.size).where(answers.c.payer == most).order_by(answers.c.ended_at).limit(1)
+        job, size = connection.execute(oldest).one()
+        connection.execute(sa.delete(answers).where(answers.c.job == job))
+        held[most] -= size
 
 
 def _inserting(dialect: str, table: sa.Table) -> Any:

@@ -65,6 +65,8 @@ answers = sa.Table(
     metadata,
     sa.Column("job", sa.String(32), primary_key=True),
     sa.Column("fingerprint", sa.String(64)),
+    sa.Column("payer", sa.String(42)),
     sa.Column("ended_at", sa.BigInteger),
+    sa.Column("size", sa.BigInteger),
     sa.Column("frames", sa.LargeBinary),
 )

@@ -91,7 +91,12 @@ async def market(
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     told = f"http://127.0.0.1:{told_port or ports['coordinator']}"
     settings = {
-        "coordinator": {"port": ports["coordinator"], "db": f"sqlite:///{folder}/coordinator.db", "log_level": log_level},
+        "coordinator": {
+            "port": ports["coordinator"],
+            "public_urls": [told],
+            "db": f"sqlite:///{folder}/coordinator.db",
+            "log_level": log_level,
+        },
         "node": {"coordinator": told, "state": str(folder / "node")},
         "gateway": {"coordinator": told, "port": ports["gateway"]},
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from tallystick.protocol.types import Address, Amount, parse_address, parse_amou
 
 C = TypeVar("C")
 HOME_ENV = "TALLYSTICK_HOME"
+_NUMBER = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{0,40})?([eE][+-]?[0-9]{1,4})?")
 
 
 def home() -> Path:
@@ -92,7 +94,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if isinstance(hint, type) and isinstance(value, hint) and hint not in (int, float):
         return value
     if hint is Amount and isinstance(value, str):
         return parse_amount(value, field=where)
@@ -102,11 +104,23 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         return str(value).lower() in {"true", "1", "yes"}
     if hint is Path and isinstance(value, str):
         return Path(value).expanduser()
-    if hint in (int, float) and isinstance(value, str | int) and not isinstance(value, bool):
-        try:
-            return hint(value)
-        except ValueError:
-            pass
+    if hint in (int, float) and isinstance(value, str | int | float) and not isinstance(value, bool):
+        number = _number(hint, value)
+        if number is not None:
+            return number
     expected = 'dollars in quotes, such as "0.50"' if hint is Amount else getattr(hint, "__name__", str(hint))
     got = f"{type(value).__name__}" if hint is str else f"{str(value)[:100]!r}"  # text may be a secret: it is not shown
     raise BadMessage(f"{where}: expected {expected}, got {got}")
+
+
+def _number(hint: type[int | float], value: str | float) -> int | float | None:
+    """A finite number that fits 64 bits, written in ASCII digits; None for anything else."""
+    if isinstance(value, float) and hint is int:
+        return None
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        return None
+    try:
+        number = hint(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < 1 << 63 else None  # not-a-number compares as false

@@ -20,6 +20,12 @@ class Corked:
         self._loop = asyncio.get_running_loop()
         self._held: list[bytes] = []
         self._size = 0
+        self._written = 0
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the system has taken of what was written here."""
+        return self._written - self._transport.get_write_buffer_size()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -56,6 +62,7 @@ class Corked:
             self._held.clear()
             self._size = 0
             if not self._transport.is_closing():  # the other side may have gone meanwhile
+                self._written += len(data)
                 self._transport.write(data)
 
 

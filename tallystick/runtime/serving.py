@@ -9,14 +9,26 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
+import structlog
 import uvicorn
 
 from tallystick.protocol.errors import Code, Fault, Unavailable
-from tallystick.runtime.doors import DoorLimits, Doors
+from tallystick.runtime.doors import LINGERING, DoorLimits, Doors
 
+resource: ModuleType | None
+try:
+    import resource
+except ImportError:  # a system without such limits
+    resource = None
+
+log = structlog.get_logger()
 GRACE_SECONDS = 10
+OTHER_FILES = 128
+"""Open files that a server needs beside its connections: databases, the chain, logs."""
 MAX_RECURSION = 12_288
 """What py-evm needs. eth-account's libraries raise Python's limit to 100,000 when they are imported; the standard library's JSON
 parser, which FastAPI uses, then overflows the stack on a deeply nested body: one request would kill the process.
@@ -28,7 +40,8 @@ async def serving(
     app: Any, host: str, port: int, *, doors: DoorLimits | None = None, ws_max_size: int = 1 << 20
 ) -> AsyncIterator[int]:
     """Serves `app` inside the running loop; yields the bound port (useful with port 0). Raises Unavailable if it can't listen."""
-    http, websocket = Doors(doors or DoorLimits()).protocols()
+    limits = _affordable(doors or DoorLimits())
+    http, websocket = Doors(limits).protocols()
     config = uvicorn.Config(
         _guarded(app),
         host=host,
@@ -76,6 +89,27 @@ def _guarded(app: Any) -> Any:
         await app(scope, receive, send)
 
     return guarded
+
+
+def _affordable(limits: DoorLimits) -> DoorLimits:
+    """The limits, with no more connections than this process may have open files: it asks for as many as it needs. Without a
+    free one a server cannot even refuse a connection.
+    """
+    if resource is None:
+        return limits
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.connections + LINGERING + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return limits
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    if soft >= wanted:
+        return limits
+    fewer = max(1, soft - LINGERING - OTHER_FILES)
+    log.warning("fewer connections than configured: the system allows too few open files", connections=fewer, files=soft)
+    return replace(limits, connections=min(limits.connections, fewer))
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -12,6 +12,8 @@ transaction could not even begin, nobody's work is at fault, and all fail at onc
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -58,16 +60,16 @@ class _Sqlite:
     """
 
     def __init__(self, url: str) -> None:
-        path = make_url(url).database
-        if path and path != ":memory:":
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file = sqlite_file(url)
+        if file is not None:
+            _keep_private(file)
         # Each thread has a connection of its own; that others may touch it is for `close`, when both threads have ended.
         # Rows hold what logs must not: errors are told without their parameters.
         connect = {"check_same_thread": False, "timeout": BUSY_SECONDS}
         self._engine = create_engine(url, poolclass=pool.SingletonThreadPool, connect_args=connect, hide_parameters=True)
         event.listen(self._engine, "connect", _pragmas)
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
-        in_memory = not path or path == ":memory:"
+        in_memory = make_url(url).database in {None, "", ":memory:"}
         self._reader = self._writer if in_memory else ThreadPoolExecutor(1, "sqlite-reader")
 
     async def run(self, work: Work[R], *, write: bool) -> R:
@@ -86,6 +88,35 @@ class _Sqlite:
         await asyncio.to_thread(self._writer.shutdown)
         await asyncio.to_thread(self._reader.shutdown)
         self._engine.dispose()
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database; None for one in memory, for one that is named by a URI, and for other databases."""
+    made = make_url(url)
+    path = made.database
+    return (
+        Path(path) if made.drivername.startswith("sqlite") and path and path != ":memory:" and "uri" not in made.query else None
+    )
+
+
+def _keep_private(path: Path) -> None:
+    """Lets only their owner read a database's files, whatever the umask says: new ones and those that are there. SQLite gives a
+    write-ahead log the mode of its database. Folders that are made for it are the owner's too; others are left as they are.
+    """
+    for folder in (*reversed(path.parent.parents), path.parent):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    for suffix in ("", "-wal", "-shm", "-journal"):  # never opened here: closing a file would drop SQLite's locks on it
+        file = path.with_name(path.name + suffix)
+        try:
+            if file.stat().st_mode & 0o077:
+                file.chmod(0o600)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            log.warning("database file can be read by others", path=str(file), error=str(error))
 
 
 def _pragmas(connection: Any, _record: object) -> None:

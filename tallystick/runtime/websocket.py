@@ -19,10 +19,35 @@ except ImportError:  # a platform without the compiled part
 _WHOLE_BINARY = 0x82
 """FIN and opcode 2, no extension bits (RFC 6455, 5.2)."""
 _MASKED = 0x80
+FRAGMENTS = 64
+"""Fragments that a message may come in; clients of ours send none. Empty ones would count for no size limit."""
+LIMIT = "tallystick.frame_limit"
+"""The ASGI extension by which an app changes how many bytes the messages of one connection may have: a function of the bytes."""
 
 
 class QuickWebSocket(WebSocketsSansIOProtocol):
     """See the module's docstring."""
+
+    _limit = 0
+
+    def handle_connect(self, event: Any) -> None:
+        """Offers the app to set the limit of this connection's messages, until when the server's holds."""
+        super().handle_connect(event)
+        self._limit = self.config.ws_max_size
+        if self.response.status_code == 101:
+            self.scope["extensions"] |= {LIMIT: self._set_limit}  # type: ignore[dict-item]  # one of our own
+
+    def _set_limit(self, size: int) -> None:
+        conn: Any = self.conn
+        self._limit = conn.max_message_size = size
+
+    def handle_cont(self, event: Any) -> None:
+        """One more fragment."""
+        if len(self.frames) >= FRAGMENTS:
+            self.conn.fail(1009, f"more than {FRAGMENTS} fragments")
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -35,7 +60,7 @@ class QuickWebSocket(WebSocketsSansIOProtocol):
 
     def _take_messages(self, data: bytes) -> bytes:
         """Queues the whole binary messages that the data begins with; returns the rest."""
-        at, end, limit = 0, len(data), self.config.ws_max_size
+        at, end, limit = 0, len(data), self._limit
         while end - at >= 6 and data[at] == _WHOLE_BINARY and data[at + 1] & _MASKED:
             size, head = data[at + 1] & 0x7F, at + 2
             if size == 126:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -13,9 +14,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from coordinator.api import Info, Room
-from coordinator.app import MAX_LINK_FRAME, App
+from coordinator.app import App
+from coordinator.bounds import MAX_LINK_FRAME
 from coordinator.hub import Hub
+from coordinator.manners import Manners
 from coordinator.memory import MemoryStore
+from coordinator.rules import Intake
 from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import TallyError, from_public
 from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
@@ -41,6 +45,8 @@ class Served:
     hub: Hub
     url: str
     http: httpx.AsyncClient
+    app: App
+    manners: Manners
 
     @property
     def node_url(self) -> str:
@@ -53,11 +59,16 @@ class Served:
 
 
 @asynccontextmanager
-async def served(world: World | None = None, max_nodes: int = 100) -> AsyncIterator[Served]:
-    """Serves a market on a free port."""
+async def served(
+    world: World | None = None, max_nodes: int = 100, *, intake: Intake | None = None, **hub_settings: Any
+) -> AsyncIterator[Served]:
+    """Serves a market on a free port; `hub_settings` are the hub's."""
     world = world or World()
     assert isinstance(world.store, MemoryStore)
-    hub = Hub(world.market, world.bus, world.store, make_settler(FakeEscrow(), world.store).take, max_nodes)
+    limits = intake or Intake()
+    manners = Manners(limits, time.monotonic)
+    take = make_settler(FakeEscrow(), world.store).take
+    hub = Hub(world.market, world.bus, world.store, take, max_nodes, manners=manners, **hub_settings)
     info = Info(
         name="test",
         version="0",
@@ -69,13 +80,13 @@ async def served(world: World | None = None, max_nodes: int = 100) -> AsyncItera
         feeBps=0,
     )
     room = Room(world.market, lambda: hub.connected, world.store, world.store, world.store, info, world.clock.now)
-    app = App(room, hub, world.store)
+    app = App(room, hub, world.store, intake=limits, manners=manners)
     async with (
         serving(app, "127.0.0.1", 0, ws_max_size=MAX_LINK_FRAME) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as http,
     ):
         try:
-            yield Served(world, world.store, hub, f"http://127.0.0.1:{port}", http)
+            yield Served(world, world.store, hub, f"http://127.0.0.1:{port}", http, app, manners)
         finally:
             await hub.close()
 
@@ -135,6 +146,9 @@ class LinkNode:
 
     async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:
         await self.socket.send(pack_link(kind, job, payload))
+
+    async def send_beat(self, capacity: Capacity = ROOMY) -> None:
+        await self.send(Kind.BEAT, NO_JOB, dumps(capacity.to_json()))
 
     async def expect(self, kind: Kind) -> bytes:
         """The payload of the next frame of this kind."""

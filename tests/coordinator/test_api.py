@@ -9,12 +9,14 @@ import httpx
 import pytest
 
 from coordinator.api import TAB_RECEIPTS
+from coordinator.bounds import PAGE_BYTES
 from coordinator.matching import Reason
 from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
-from tallystick.protocol.eip712 import Signer, read_signed
-from tallystick.protocol.link import Capacity, LateReceipt
-from tallystick.protocol.messages import Ask, Inquiry, Outcome, Receipt, Spec
+from tallystick.protocol.access import ACCESS_SECONDS, dump_access
+from tallystick.protocol.eip712 import Signed, Signer, read_signed
+from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, LateReceipt
+from tallystick.protocol.messages import Access, Ask, Inquiry, Outcome, Receipt, Spec
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import Kind
@@ -35,6 +37,15 @@ from tests.coordinator.world import (
 )
 
 UNKNOWN = "00" * 16
+
+
+def access(signer: Signer = PAYER, **changes: Any) -> dict[str, str]:
+    """The header that proves who calls; changes are signed as well."""
+    values: dict[str, Any] = {"account": signer.address, "coordinator": COORDINATOR.address, "issued_at": START} | changes
+    signed = signer.sign_digest(Access(**values).digest(DOMAIN))
+    return {"authorization": dump_access(Signed(Access(**values), signed))}
+
+
 DEMAND: dict[str, Any] = {"model": MODEL, "payer": PAYER.address}
 
 
@@ -91,14 +102,74 @@ async def test_asks(at: Served) -> None:
     listed = (await at.http.get("/v1/asks", params={"model": MODEL})).json()["asks"]
     assert [read_signed(Ask, each["ask"]) for each in listed] == [unchecked(cheap.ask), unchecked(dear.ask)]
     assert [each["free"] for each in listed] == [4, 4]
-    assert (await at.http.get("/v1/asks", params={"model": "unknown"})).json() == {"asks": []}
+    assert (await at.http.get("/v1/asks", params={"model": "unknown"})).json() == {"asks": [], "next": None}
 
 
-async def test_a_hundred_asks_are_enough(at: Served) -> None:
-    """The list of asks is bounded."""
-    key = person("ann")
-    at.world.market.matchmaker.place_asks(key.address, [make_ask(key, seq=n) for n in range(120)], Capacity(1, 1))
+async def _pages(at: Served, path: str, name: str, **params: Any) -> list[list[Any]]:
+    """All pages of a list."""
+    pages, after = list[list[Any]](), ""
+    while True:
+        answer = (await at.http.get(path, params=params | {"after": after})).json()
+        pages.append(answer[name])
+        if answer["next"] is None:
+            return pages
+        after = answer["next"]
+
+
+async def test_asks_come_in_pages(at: Served) -> None:
+    """Pages of any size tell every ask of a model once and in order, those of one provider at one price too."""
+    ann, bob = person("ann"), person("bob")
+    place = at.world.market.matchmaker.place_asks
+    place(ann.address, [make_ask(ann, seq=n, output_price=1 + n // 40) for n in range(120)], Capacity(1, 1))
+    place(bob.address, [make_ask(bob, seq=n, output_price=2) for n in range(5)], Capacity(1, 1))
+    for limit in (1, 7, 100, 256):
+        pages = await _pages(at, "/v1/asks", "asks", model=MODEL, limit=limit)
+        told = [each["ask"]["message"] for page in pages for each in page]
+        assert len({(ask["provider"], ask["seq"]) for ask in told}) == len(told) == 125
+        assert [int(ask["outputPrice"]) for ask in told] == sorted(int(ask["outputPrice"]) for ask in told)
+        assert all(len(page) <= limit for page in pages)
     assert len((await at.http.get("/v1/asks", params={"model": MODEL})).json()["asks"]) == 100
+
+
+async def test_a_page_goes_on_where_the_former_ended(at: Served) -> None:
+    """Asks that come and go between two pages neither hide nor repeat others."""
+    nodes = [at.world.node(str(n), output_price=2_000_000 + n) for n in range(6)]
+    first = (await at.http.get("/v1/asks", params={"model": MODEL, "limit": 2})).json()
+    at.world.market.matchmaker.drop(nodes[1].address)
+    at.world.node("cheap", output_price=1)
+    rest = (await at.http.get("/v1/asks", params={"model": MODEL, "after": first["next"]})).json()
+    assert [each["ask"]["message"]["provider"] for each in rest["asks"]] == [node.address for node in nodes[2:]]
+    for after in ("x", "1-0x12-00", "-1-" + first["next"], "9" * 400):
+        assert _error(await at.http.get("/v1/asks", params={"model": MODEL, "after": after})) == (400, "bad_message")
+    for limit in ("0", "257", "-1", "9" * 400, "1e3", "\u0663", "x"):
+        assert _error(await at.http.get("/v1/asks", params={"model": MODEL, "limit": limit})) == (400, "bad_message")
+        assert _error(await at.http.get("/v1/models", params={"limit": limit})) == (400, "bad_message")
+
+
+async def test_models_come_in_pages(at: Served) -> None:
+    """Every model once, by name; a name too long to be asked for is not listed."""
+    key = person("ann")
+    names = sorted(f"model/{n}" for n in range(30))
+    asks = [make_ask(key, model=name) for name in [*names, "x" * 1_025]]
+    at.world.market.matchmaker.place_asks(key.address, asks, Capacity(1, 1))
+    for limit in (1, 7, 100):
+        pages = await _pages(at, "/v1/models", "data", limit=limit)
+        assert [model["id"] for page in pages for model in page] == names
+
+
+async def test_fat_asks_do_not_make_a_list_too_long(at: Served) -> None:
+    """Asks of the largest size leave every answer far below what clients read, and none of them hides another."""
+    for number in range(120):
+        key = person(f"fat {number}")
+        spec = Spec(features=tuple("\u0001" * 30 for _ in range(60)), region="r" * 4_000)
+        at.world.market.matchmaker.place_asks(key.address, [make_ask(key, spec=spec)], Capacity(1, 1))
+    after, told = "", 0
+    while after is not None:
+        answer = await at.http.get("/v1/asks", params={"model": MODEL, "limit": 256, "after": after})
+        assert len(answer.content) < PAGE_BYTES + 2 * MAX_ASK_BYTES
+        told, after = told + len(answer.json()["asks"]), answer.json()["next"]
+    assert told == 120
+    assert len((await at.http.post("/v1/explain", json=DEMAND)).content) < 200 * MAX_ASK_BYTES + (1 << 16)
 
 
 async def test_a_shortlist(at: Served) -> None:
@@ -284,10 +355,10 @@ async def _finished(world: World) -> Client:
 
 
 async def test_a_job_is_told_whole(at: Served) -> None:
-    """Who knows a job's id can read its state, its attempts with their reasons, its receipt, and that it is not settled yet."""
+    """A job's payer can read its state, its attempts with their reasons, its receipt, and that it is not settled yet."""
     client = await _finished(at.world)
     ann, bob = at.world.nodes
-    told = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}")).json()
+    told = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}", headers=access())).json()
     receipt = told.pop("receipt")
     assert read_signed(Receipt, receipt).message.order_hash == client.job.current.order.digest
     assert told == {
@@ -313,7 +384,7 @@ async def test_a_settled_job(at: Served) -> None:
 
     async def settlement(settled: int) -> Any:
         await at.store.put_settlements([Settlement(PAYER.address, bob.address, Amount(settled), "0xabc", 9)], Cursor(10))
-        return (await at.http.get(f"/v1/jobs/{client.job.id.hex()}")).json()["settlement"]
+        return (await at.http.get(f"/v1/jobs/{client.job.id.hex()}", headers=access())).json()["settlement"]
 
     assert await settlement(cost - 1) is None
     assert await settlement(cost) == {"tx": "0xabc", "settled": str(int(cost)), "block": 9}
@@ -323,22 +394,86 @@ async def test_a_job_that_lives(at: Served) -> None:
     """A job can be asked about from the moment its node has it."""
     node = at.world.node("ann")
     client = await at.world.started(node)
-    told = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}")).json()
+    told = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}", headers=access())).json()
     assert (told["state"], told["finishedAt"], told["receipt"]) == ("matched", None, None)
 
 
 async def test_cancelling(at: Served) -> None:
-    """Cancelling a job that lives tells its node; where there is nothing to cancel the answer says so."""
+    """Its payer cancels a job that lives, and its node is told; where there is nothing to cancel the answer says so."""
     node = at.world.node("ann")
     client = await at.world.started(node)
     path = f"/v1/jobs/{client.job.id.hex()}/cancel"
-    response = await at.http.post(path)
+    response = await at.http.post(path, headers=access())
     assert (response.status_code, response.json()) == (202, {"cancelling": True})
     assert node.got(Kind.CANCEL) == [b"client"]
     node.complete(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
     await quiet()
-    assert (await at.http.post(path)).json() == {"cancelling": False}
-    assert (await at.http.post(f"/v1/jobs/{UNKNOWN}/cancel")).json() == {"cancelling": False}
+    assert (await at.http.post(path, headers=access())).json() == {"cancelling": False}
+    assert (await at.http.post(f"/v1/jobs/{UNKNOWN}/cancel", headers=access())).json() == {"cancelling": False}
+
+
+async def test_a_provider_that_failed_over_does_not_cancel_the_winners_job(at: Served) -> None:
+    """Whoever knows a job's id, a provider that had it and one that has it among them, does not end it; it runs on."""
+    ann, bob = at.world.node("ann"), at.world.node("bob", output_price=9_000_000)
+    client = await at.world.started(ann, bob)
+    ann.fail(client.job.id)
+    await quiet()
+    path = f"/v1/jobs/{client.job.id.hex()}/cancel"
+    for signer in (ann.signer, bob.signer, person("stranger"), COORDINATOR):
+        assert _error(await at.http.post(path, headers=access(signer))) == (401, "unauthenticated")
+    assert _error(await at.http.post(path)) == (401, "unauthenticated")
+    assert bob.got(Kind.CANCEL) == []
+    bob.finish(client.job.id)
+    await quiet()
+    assert client.kinds[-1] is Kind.RECEIPT
+
+
+async def test_a_provider_does_not_read_its_rivals_attempt(at: Served) -> None:
+    """A provider of an attempt reads the state and its own attempt: no other attempt, and no rival's receipt or settlement."""
+    client = await _finished(at.world)
+    ann, bob = at.world.nodes
+    cost = at.store.receipts[client.job.id][bob.address][0].message.cumulative_cost
+    await at.store.put_settlements([Settlement(PAYER.address, bob.address, cost, "0xabc", 9)], Cursor(10))
+    path = f"/v1/jobs/{client.job.id.hex()}"
+    loser = await at.http.get(path, headers=access(ann.signer))
+    winner = (await at.http.get(path, headers=access(bob.signer))).json()
+    told = loser.json()
+    assert (told["state"], told["receipt"], told["settlement"]) == ("completed", None, None)
+    assert [attempt["provider"] for attempt in told["attempts"]] == [ann.address]
+    assert bob.address not in loser.text
+    assert [attempt["provider"] for attempt in winner["attempts"]] == [bob.address]
+    assert (winner["receipt"], winner["settlement"]["tx"]) == (winner["attempts"][0]["receipt"], "0xabc")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": ""},
+        {"authorization": "Tally"},
+        {"authorization": "Tally " + "A" * 3_000},
+        {"authorization": "Tally !!!!"},
+        {"authorization": "Tally e30"},
+        {"authorization": "Bearer " + access()["authorization"].split()[1]},
+        access(person("stranger")),
+        access(person("stranger"), account=PAYER.address),
+        access(coordinator=person("other").address),
+        access(issued_at=START - ACCESS_SECONDS - 1),
+        access(issued_at=START + ACCESS_SECONDS + 1),
+        access(issued_at=(1 << 64) - 1),
+    ],
+    ids=range(13),
+)
+async def test_nobody_else_reads_or_cancels_a_job(at: Served, headers: dict[str, str]) -> None:
+    """Without a payer's or its provider's own fresh proof for this coordinator, a job is told to nobody and goes on."""
+    node = at.world.node("ann")
+    client = await at.world.started(node)
+    path = f"/v1/jobs/{client.job.id.hex()}"
+    for answer in (await at.http.get(path, headers=headers), await at.http.post(f"{path}/cancel", headers=headers)):
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] in {"unauthenticated", "bad_signature"}
+        assert node.address not in answer.text
+    assert node.got(Kind.CANCEL) == []
 
 
 # Errors
@@ -346,7 +481,7 @@ async def test_cancelling(at: Served) -> None:
 
 async def test_an_unknown_job(at: Served) -> None:
     """A job that was never here is not found."""
-    response = await at.http.get(f"/v1/jobs/{UNKNOWN}")
+    response = await at.http.get(f"/v1/jobs/{UNKNOWN}", headers=access())
     assert _error(response) == (404, "unknown_job")
     assert UNKNOWN in response.text
 
@@ -402,7 +537,7 @@ async def test_an_invalid_shortlist(at: Served, demand: Any, says: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"not JSON", b'{"model": ', b"\xff\xfe", b"[" * 100_000, b'{"\\ud800": 1}', b'{"model": "\\ud800", "payer": "x"}'],
+    [b"", b"not JSON", b'{"model": ', b"\xff\xfe", b"[" * 60_000, b'{"\\ud800": 1}', b'{"model": "\\ud800", "payer": "x"}'],
 )
 async def test_a_body_that_is_not_json(at: Served, body: bytes) -> None:
     """Whatever bytes are posted, the answer is a 400 in the same shape, and the process goes on."""
@@ -441,7 +576,7 @@ async def test_a_bug_is_told_in_the_same_shape(at: Served, monkeypatch: pytest.M
         raise KeyError("secret inside")
 
     monkeypatch.setattr(at.store, "job", broken)
-    response = await at.http.get(f"/v1/jobs/{UNKNOWN}")
+    response = await at.http.get(f"/v1/jobs/{UNKNOWN}", headers=access())
     assert _error(response) == (500, "coordinator_unavailable")
     assert "secret" not in response.text
     assert (await at.http.get("/v1/health")).status_code == 200

@@ -23,6 +23,7 @@ from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.protocol.wire import NO_JOB, Kind, dumps
 from tests.coordinator.chain import DEPLOYMENT, FakeEscrow
 from tests.coordinator.served import PATIENCE, LinkNode
+from tests.coordinator.test_api import access
 from tests.coordinator.world import COORDINATOR, DOMAIN, PAYER, make_ask, make_claim, make_submission, person
 
 
@@ -59,7 +60,7 @@ async def test_it_starts_and_stops_again(config: CoordinatorConfig) -> None:
     before = asyncio.all_tasks()
     for _ in range(2):
         async with _client(config) as http:
-            assert (await http.get("/v1/models")).json() == {"data": []}
+            assert (await http.get("/v1/models")).json() == {"data": [], "next": None}
     left = {task.get_name() for task in asyncio.all_tasks() - before}
     assert not left & {"settler", "sweep", "group-commit", "http-server"}
 
@@ -86,12 +87,16 @@ async def test_a_job_over_restarts(config: CoordinatorConfig, monkeypatch: pytes
         assert (told["state"], told["receipt"]["signature"]) == ("completed", "0x" + receipt.signature.hex())
     assert escrow.settled == {(PAYER.address, node_key.address): receipt.message.cost}
     async with _client(config) as http:
-        assert (await http.get(path)).json() == told
+        assert (await http.get(path, headers=_access())).json() == told
         again = await http.post("/v1/jobs", content=submission.dumps())
         assert (again.status_code, again.json()["error"]["code"]) == (409, "order_replayed")
         node = await LinkNode.join(_node_url(http), node_key)
         await node.finish(job, receipt)
     assert len(escrow.sent) == 1
+
+
+def _access() -> dict[str, str]:
+    return access(issued_at=int(time.time()))
 
 
 def _node_url(http: httpx.AsyncClient) -> str:
@@ -102,7 +107,7 @@ async def _settled(http: httpx.AsyncClient, path: str) -> Any:
     """What is told of a job once it is settled."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            told = (await http.get(path)).json()
+            told = (await http.get(path, headers=_access())).json()
             if told["settlement"] is not None:
                 return told
             await asyncio.sleep(0.01)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import coordinator
+from coordinator.answers import Retention
 from coordinator.config import ENV_PREFIX, CoordinatorConfig, load_config
-from coordinator.rules import Limits
+from coordinator.rules import Intake, Limits
 from tallystick.protocol.errors import BadMessage
 
 EXAMPLE = Path(coordinator.__file__).parent / "example.toml"
@@ -61,3 +62,31 @@ def test_nan_is_no_time() -> None:
     """A deadline that no clock ever reaches is refused."""
     with pytest.raises(BadMessage, match="idle_timeout"):
         load_config(EXAMPLE, {"idle_timeout": float("nan")})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "coordinator.example", "localhost.evil.example"])
+def test_a_coordinator_that_is_open_to_others_knows_its_address(host: str) -> None:
+    """One that binds beyond loopback does not start without the addresses under which nodes dial it, and says what to set."""
+    with pytest.raises(BadMessage, match=r"public_urls: must name .* public_urls = \["):
+        load_config(EXAMPLE, {"host": host})
+    config = load_config(EXAMPLE, {"host": host, "public_urls": "https://coordinator.example, http://10.0.0.1:8420"})
+    assert config.endpoints == {"coordinator.example:443", "10.0.0.1:8420"}
+
+
+@pytest.mark.parametrize("url", ["coordinator", "https://", "ftp://x", "https://x:99999", "https://x:" + "9" * 400])
+def test_a_public_url_that_nobody_can_dial(url: str) -> None:
+    """An address without host or port is refused, and named."""
+    with pytest.raises(BadMessage, match="public_urls"):
+        load_config(EXAMPLE, {"public_urls": [url]})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])
+def test_loopback_needs_no_address(host: str) -> None:
+    """What only this machine reaches is known by its port."""
+    assert load_config(EXAMPLE, {"host": host}).endpoints == frozenset()
+
+
+def test_the_intakes_limits_have_the_same_defaults() -> None:
+    """What the config hands to the routes by default is what they do by default."""
+    assert DEFAULTS.intake == Intake()
+    assert DEFAULTS.retention == Retention()

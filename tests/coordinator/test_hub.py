@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from coordinator import hub as module
-from coordinator.live import INBOX
+from coordinator.bounds import INBOX
 from coordinator.memory import MemoryStore
 from coordinator.ports import KnownJob, node_subject
 from tallystick.protocol.eip712 import Domain
@@ -162,7 +162,6 @@ async def test_a_full_house() -> None:
         pack_link(Kind.ASKS, NO_JOB, b"[]"),
         pack_link(Kind.ASKS, NO_JOB, b'{"asks": [1]}'),
         pack_link(Kind.CLAIM, NO_JOB, b"{}"),
-        pack_link(Kind.CHUNK, JOB, bytes(MAX_FRAME + 1)),
     ],
 )
 async def test_garbage_ends_the_connection(at: Served, frame: bytes | str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from coordinator import bounds
 from coordinator import jobs_route as module
 from coordinator.jobs_route import JobsRoute
 from coordinator.reputation import NOTHING_KNOWN
@@ -171,7 +172,7 @@ async def test_nonsense_is_heard_only_so_often(world: World) -> None:
 
 async def test_a_body_that_never_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that does not send its body in time gets an answer that says so."""
-    monkeypatch.setattr(module, "BODY_SECONDS", 0.02)
+    monkeypatch.setattr(bounds, "BODY_GRACE_SECONDS", 0.02)
     sent = await _call(JobsRoute(world.market), [b"some", b"more"], stall=True)
     assert sent[0]["status"] == 400
     assert b"did not arrive" in sent[1]["body"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.live import INBOX
+from coordinator.bounds import INBOX
 from coordinator.reputation import NOTHING_KNOWN
 from coordinator.rules import Limits
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable

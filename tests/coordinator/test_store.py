@@ -27,7 +27,7 @@ from coordinator.ports import (
     TabStore,
 )
 from coordinator.reputation import Record
-from coordinator.store import Store
+from coordinator.store import TIDY, Store
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.jobs import State
@@ -313,18 +313,31 @@ async def test_the_last_receipt_of_each_tab(store: AnyStore) -> None:
 
 
 async def test_answers_outlive_a_process(store: AnyStore, reopen: Reopen) -> None:
-    """An answer is there for the next process, until it is too old, dropped, or put anew."""
-    first, second = (KeptAnswer(job, b"\x05" * 32, bytes(range(256)), START + n) for n, job in enumerate((JOB, OTHER)))
-    await store.put_answer(first, since=START)
-    await store.put_answer(second, since=START)
+    """An answer is there for the next process, until it is too old or put anew."""
+    first, second = (
+        KeptAnswer(job, b"\x05" * 32, bytes(range(256)), START + n, PAYER.address) for n, job in enumerate((JOB, OTHER))
+    )
+    await store.put_answer(first, since=START, room=10_000)
+    await store.put_answer(second, since=START, room=10_000)
     store = await reopen()
     assert [await store.answer(one.job, START) for one in (first, second)] == [first, second]
     assert await store.answer(JOB, START + 1) is None, "too old to be given"
-    await store.put_answer(replace(second, frames=b"anew"), since=START + 1)
+    await store.put_answer(replace(second, frames=b"anew"), since=START + 1, room=10_000)
     assert await store.answer(JOB, START) is None, "too old to be kept"
     assert await store.answer(OTHER, START) == replace(second, frames=b"anew")
-    await store.put_answer(first, since=START, dropped=[OTHER])
-    assert [await store.answer(job, START) for job in (JOB, OTHER)] == [first, None]
+
+
+async def test_a_payers_flood_of_answers_does_not_push_out_another_payers(store: AnyStore) -> None:
+    """Where the disk's room is used up, the payer who has most loses its oldest; one who has less loses nothing."""
+    paid = KeptAnswer(JOB, bytes(32), bytes(900), START, PAYER.address)
+    await store.put_answer(paid, since=0, room=5_000)
+    flood = [JobId(number.to_bytes(16, "big")) for number in range(1, 4 * TIDY)]
+    for number, job in enumerate(flood):
+        await store.put_answer(KeptAnswer(job, bytes(32), bytes(1_000), START + number, ANN.address), since=0, room=5_000)
+    assert await store.answer(JOB, 0) == paid
+    kept = [job for job in flood if await store.answer(job, 0) is not None]
+    assert kept == flood[-len(kept) :]
+    assert 4 <= len(kept) < 4 + TIDY
 
 
 # Claims and settlements
@@ -497,3 +510,28 @@ async def test_one_bad_write_does_not_take_others_with_it(tmp_path: Path) -> Non
     assert await _known(store) == good
     assert await store.job(OTHER) is None
     await store.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the lock on a file is POSIX's")
+async def test_a_second_coordinator_does_not_end_the_firsts_jobs(tmp_path: Path) -> None:
+    """While one coordinator has a database, a second one neither starts on it nor closes its open jobs; after it, one does."""
+    url = f"sqlite:///{tmp_path}/coordinator.db"
+    first, second = Store(url), Store(url)
+    await first.start()
+    terms = make_terms(make_ask(ANN), JOB)
+    attempt = AttemptRecord(unchecked(make_order(terms, ANN.address)), terms, State.RUNNING)
+    first.note_job(JobRecord(JOB, PAYER.address, State.RUNNING, START, None, (attempt,)))
+    with pytest.raises(Unavailable, match="runs a coordinator on the database"):
+        await second.start()
+    await second.close()
+    known = await first.job(JOB)
+    assert known is not None
+    assert known.record.state is State.RUNNING
+    await first.close()
+    third = Store(url)
+    await third.start()
+    await third.recall(START, 0)
+    known = await third.job(JOB)
+    assert known is not None
+    assert known.record.state is State.FAILED
+    await third.close()

@@ -265,3 +265,51 @@ def test_home_is_the_variable_or_a_folder_of_the_user(monkeypatch: pytest.Monkey
         assert home() == expected
     monkeypatch.delenv("TALLYSTICK_HOME")
     assert home() == tmp_path / ".tallystick"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    whole: int = 1
+    real: float = 1.0
+
+
+BAD_NUMBERS = [
+    "9" * 400,
+    "9" * 5_000,
+    "1e400",
+    "inf",
+    "-inf",
+    "nan",
+    "\u0663",
+    "1_000",
+    "0x10",
+    "1e",
+    "--1",
+    "9223372036854775808",
+    "",
+    " ",
+]
+
+
+@pytest.mark.parametrize("text", BAD_NUMBERS, ids=range(len(BAD_NUMBERS)))
+@pytest.mark.parametrize("name", ["whole", "real"])
+def test_a_number_that_no_machine_holds_does_not_crash_the_start(name: str, text: str) -> None:
+    """A setting of hundreds of digits, of no finite value or in other digits than ASCII's is refused, and named."""
+    with pytest.raises(BadMessage, match=name.upper()):
+        load(Numbers, prefix="T_", environment={f"T_{name.upper()}": text})
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "9" * 5_000, "1e400", "inf", "nan", "-9223372036854775809"], ids=range(6))
+@pytest.mark.parametrize("name", ["whole", "real"])
+def test_a_number_in_a_file_does_not_crash_the_start_either(tmp_path: Path, name: str, text: str) -> None:
+    """The same of a TOML file, whose numbers have other ways to be too large."""
+    (tmp_path / "c.toml").write_text(f"{name} = {text}\n")
+    with pytest.raises(BadMessage, match=r"c\.toml"):
+        load(Numbers, tmp_path / "c.toml")
+
+
+def test_plain_numbers_are_read() -> None:
+    """Whole numbers, fractions and exponents are what they say."""
+    environment = {"T_WHOLE": " 7 ", "T_REAL": "2.5e1"}
+    assert load(Numbers, prefix="T_", environment=environment) == Numbers(7, 25.0)
+    assert load(Numbers, flags={"whole": -3, "real": 2}) == Numbers(-3, 2.0)

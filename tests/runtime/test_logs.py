@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
+from collections.abc import Callable, Iterator
 
 import pytest
+import structlog
 
+from tallystick.runtime import logs
 from tests.runtime.processes import PATIENCE, script
 
 LOGGING = """
@@ -71,3 +75,85 @@ def test_errors_of_a_child_are_readable() -> None:
     with script("raise SystemExit('reason')") as process:
         assert process.communicate(timeout=PATIENCE)[1] == "reason\n"
     assert isinstance(process, subprocess.Popen)
+
+
+FORGED = "\n2026-11-28T00:00:00Z [info     ] gateway ready   url=http://evil"
+HOSTILE = ["\x1b[2J", "\x1b]0;owned\x07", "\x9b2J", "\r", FORGED, "\u2028line", "\u202etxt.exe", "\x00", "\x7f", "\x85"]
+
+
+@pytest.fixture
+def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+    """What was logged, as text for people."""
+    handlers = logging.root.handlers[:]
+    logs.configure(json=False)
+    yield lambda: capsys.readouterr().err
+    structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
+
+
+@pytest.mark.parametrize("evil", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("how", ["value", "event", "library", "exception", "list", "object", "quiet"])
+def test_a_stranger_does_not_write_to_the_terminal(written: Callable[[], str], evil: str, how: str) -> None:
+    """Whatever a stranger's text holds, a log of it has no control characters, and no line that begins as one of ours does."""
+
+    class Told:
+        def __str__(self) -> str:
+            return evil
+
+        __repr__ = __str__
+
+    log, text = structlog.get_logger(), f"before{evil}after"
+    if how == "quiet":
+        logs.quiet()
+        log = structlog.get_logger()
+    try:
+        if how == "exception":
+            int(text)
+        if how == "library":
+            logging.getLogger("library").warning("it says %s", text)
+        elif how == "event":
+            log.warning(text)
+        else:
+            log.warning("refused", reason={"list": [text], "object": Told()}.get(how, text))
+    except ValueError:
+        log.exception("broke")
+    told = written()
+    assert told
+    assert not logs._CONTROLS.search(told.replace("\n", ""))
+    assert not any(line.startswith("2026-11-28T00:00:00Z") for line in told.splitlines())
+
+
+def test_half_a_surrogate_pair_does_not_break_the_log() -> None:
+    """What no encoding can write is escaped, too; ordinary text of any script stays as it is."""
+    assert logs.printable("a\ud800b") == "a\\ud800b"
+    assert logs.printable("größer, 東京, مرحبا") == "größer, 東京, مرحبا"
+
+
+def test_a_flood_of_refusals_does_not_fill_the_log(written: Callable[[], str]) -> None:
+    """An event that comes thousands of times is told some hundred times, and each value is cut; other events are told."""
+    log = structlog.get_logger()
+    for _ in range(5_000):
+        log.info("connection refused", reason="x" * 100_000)
+        logging.getLogger("library").warning("connection refused")
+    log.info("coordinator ready")
+    told = written()
+    assert told.count("connection refused") < 2 * (logs.EVENTS_AT_ONCE + 20 * logs.EVENTS_PER_SECOND)
+    assert len(told) < 3 * logs.EVENTS_AT_ONCE * (logs.MAX_TEXT + 1_000)
+    assert "coordinator ready" in told
+
+
+def test_what_was_left_out_is_counted() -> None:
+    """When an event is told again, it says how many were not; errors are never left out."""
+    now = 0.0
+    pace = logs.Pace(lambda: now)
+    for _ in range(logs.EVENTS_AT_ONCE):
+        pace(None, "info", {"event": "refused"})
+    for _ in range(7):
+        with pytest.raises(structlog.DropEvent):
+            pace(None, "info", {"event": "refused"})
+    assert pace(None, "error", {"event": "refused"}) == {"event": "refused"}
+    now = 1.0
+    assert pace(None, "info", {"event": "refused"}) == {"event": "refused", "left_out": 7}
+    for number in range(5_000):
+        pace(None, "info", {"event": str(number)})
+    assert len(pace._left) == logs._KINDS

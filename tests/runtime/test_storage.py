@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -479,3 +480,43 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(url: str) -> None:
             assert kept >= set(reported)
             assert len(kept - {0} - set(reported)) <= 4, "and no more than was under way"
             await database.write(lambda c: c.execute(sa.text("DELETE FROM facts WHERE id > 0")))
+
+
+def _modes(folder: Path) -> dict[str, int]:
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize("umask", [0, 0o022, 0o002])
+async def test_others_do_not_read_a_database(tmp_path: Path, umask: int) -> None:
+    """Whatever the umask is, a database, its write-ahead log and the folders made for it are their owner's alone; a folder that
+    was there keeps its mode.
+    """
+    (tmp_path / "there").mkdir(mode=0o755)
+    (tmp_path / "there").chmod(0o755)
+    before = os.umask(umask)
+    try:
+        async with opened(f"sqlite:///{tmp_path}/there/made/deep/facts.db") as database:
+            await database.write(insert(1))
+            await database.read(ids)
+            folder = tmp_path / "there" / "made" / "deep"
+            assert _modes(folder) == dict.fromkeys(("facts.db", "facts.db-wal", "facts.db-shm"), 0o600)
+    finally:
+        os.umask(before)
+    assert _modes(tmp_path) == {"there": 0o755}
+    assert _modes(tmp_path / "there") == {"made": 0o700}
+    assert _modes(tmp_path / "there" / "made") == {"deep": 0o700}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+async def test_others_do_not_read_an_old_database_any_more(sqlite: str, tmp_path: Path) -> None:
+    """Files that an earlier version left readable, a write-ahead log of a killed process among them, are closed to others."""
+    async with opened(sqlite) as database:
+        await database.write(insert(1))
+        for file in (tmp_path / "state").iterdir():
+            file.chmod(0o644)
+        async with opened(sqlite) as again:
+            assert await again.read(ids) == [0, 1]
+            assert set(_modes(tmp_path / "state").values()) == {0o600}
+        await database.write(insert(2))
+        assert await database.read(ids) == [0, 1, 2]

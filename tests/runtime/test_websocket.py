@@ -10,7 +10,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
+from tallystick.runtime import doors
+from tallystick.runtime.doors import DoorLimits
 from tallystick.runtime.serving import serving
+from tallystick.runtime.websocket import FRAGMENTS
+from tallystick.runtime.websocket import LIMIT as SET_LIMIT
 
 LIMIT = 200_000
 
@@ -28,7 +32,10 @@ class Listener:
         await send({"type": "websocket.accept"})
         while (event := await receive())["type"] == "websocket.receive":
             said = event.get("bytes") if event.get("bytes") is not None else event["text"]
-            if said == "count":
+            if isinstance(said, str) and said.startswith("limit "):
+                scope["extensions"][SET_LIMIT](int(said.split()[1]))
+                await send({"type": "websocket.send", "text": "set"})
+            elif said == "count":
                 await send({"type": "websocket.send", "text": str(len(self.heard))})
             else:
                 self.heard.append(said)
@@ -110,3 +117,70 @@ async def test_the_longest_message(listener: tuple[Listener, ClientConnection]) 
     await socket.send("count")
     assert await socket.recv() == "1"
     assert app.heard == [bytes(LIMIT)]
+
+
+@pytest.mark.parametrize("piece", [b"", b"x"])
+async def test_a_message_does_not_come_in_endless_fragments(listener: tuple[Listener, ClientConnection], piece: bytes) -> None:
+    """Fragments are counted, since empty ones add nothing to a message's size and still take room."""
+    app, socket = listener
+    whole = _frame(b"begin", fin=False) + _frame(b"", Opcode.CONT, fin=False) * (FRAGMENTS - 2) + _frame(b"end", Opcode.CONT)
+    socket.transport.write(whole)
+    await socket.send("count")
+    assert await socket.recv() == "1"
+    socket.transport.write(_frame(b"begin", fin=False) + _frame(piece, Opcode.CONT, fin=False) * 10_000)
+    with pytest.raises(ConnectionClosed):
+        async with asyncio.timeout(20):
+            await socket.recv()
+    assert socket.close_code == 1009
+    assert app.heard == [b"beginend"]
+
+
+@pytest.mark.parametrize("fragmented", [False, True])
+async def test_an_app_sets_the_limit_of_a_connection(listener: tuple[Listener, ClientConnection], fragmented: bool) -> None:
+    """What an app allows a connection to send holds from its next message on, whole or in fragments."""
+    app, socket = listener
+    for limit in (100, 1_000):
+        await socket.send(f"limit {limit}")
+        assert await socket.recv() == "set"
+        if fragmented:
+            half = _frame(bytes(limit // 2), fin=False) + _frame(bytes(limit // 2), Opcode.CONT)
+            socket.transport.write(half)
+        else:
+            await socket.send(bytes(limit))
+    await socket.send("count")
+    assert await socket.recv() == "2"
+    if fragmented:
+        socket.transport.write(_frame(bytes(900), fin=False) + _frame(bytes(101), Opcode.CONT))
+    else:
+        await socket.send(bytes(1_001))
+    with pytest.raises(ConnectionClosed):
+        async with asyncio.timeout(20):
+            await socket.recv()
+    assert socket.close_code == 1009
+    assert [len(one) for one in app.heard] == [100, 1_000]
+
+
+async def test_pings_that_nobody_reads_the_answers_of_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends pings and does not read gets no more answers than fit, and is cut after a while."""
+    held: list[int] = []
+    plain = doors._WebSocket.handle_ping
+
+    def watched(protocol: Any) -> None:
+        plain(protocol)
+        held.append(protocol.transport.get_write_buffer_size())
+
+    monkeypatch.setattr(doors._WebSocket, "handle_ping", watched)
+    async with (
+        serving(Listener(), "127.0.0.1", 0, doors=DoorLimits(stall_seconds=0.5)) as port,
+        connect(f"ws://127.0.0.1:{port}", compression=None, ping_interval=None, close_timeout=1) as socket,
+    ):
+        socket.transport.pause_reading()
+        ping = _frame(b"p" * 125, Opcode.PING) * 1_000
+        async with asyncio.timeout(60):
+            while not (socket.transport.is_closing() or (held and len(held) > 400_000)):
+                socket.transport.write(ping)
+                await asyncio.sleep(0)
+                if socket.transport.get_write_buffer_size() > 1 << 20:
+                    await asyncio.sleep(0.05)
+        socket.transport.abort()
+    assert max(held) <= doors.UNREAD_PONGS + (256 << 10) + 128, "and the answers to what is read at once"

@@ -1,0 +1,142 @@
+"""What strangers with many keys can make a real coordinator hold, while honest buyers are served from it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from scripts.relay import processes
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, Challenge, Hello, endpoint_of
+from tallystick.protocol.messages import Ask, Connect, Spec
+from tallystick.protocol.wire import Kind, dumps, loads, pack_link, unpack_link
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs more than one loopback address")
+NODES, LINKS = 80, 64
+"""How many one address tries, and may have (max_nodes_per_address)."""
+GROWTH_MIB = 160
+UNFINISHED = 120 * 1024
+
+
+async def _join(site: processes.Site, address: str, specs: list[Spec]) -> ClientConnection:
+    """A node of a fresh key that sells the market's model, dearly. Raises ConnectionClosed if it is refused."""
+    key, url = Signer(os.urandom(32)), f"ws{site.coordinator.removeprefix('http')}/v1/node"
+
+    def ask(number: int, spec: Spec) -> Any:
+        return key.sign(
+            Ask(
+                provider=key.address,
+                model="bench",
+                input_price=10**9,
+                cached_input_price=10**9,
+                output_price=10**9,
+                context_tokens=8_192,
+                max_output_tokens=4_096,
+                sealing_suite="x25519",
+                sealing_key=os.urandom(32),
+                valid_from=0,
+                valid_until=1 << 40,
+                seq=number,
+                spec=spec,
+            ),
+            site.deployment.domain,
+        )
+
+    socket = await connect(url, compression=None, max_size=None, open_timeout=60, local_addr=(address, 0), proxy=None)
+    kind, _, payload = unpack_link(await socket.recv())
+    if kind is Kind.ERROR:
+        await socket.recv()
+    challenge = Challenge.from_json(loads(payload, "challenge"))
+    answer = Connect(
+        provider=key.address, coordinator=challenge.coordinator, challenge=challenge.challenge, endpoint=endpoint_of(url)
+    )
+    asks = tuple(ask(number, spec) for number, spec in enumerate(specs))
+    hello = Hello(key.sign(answer, site.deployment.domain), asks, Capacity(0, 9), "x")
+    await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
+    if unpack_link(await socket.recv())[0] is Kind.ERROR:
+        await socket.recv()
+    return socket
+
+
+async def _outcomes(make: Callable[[], Awaitable[ClientConnection]], count: int) -> list[ClientConnection]:
+    """Those of so many connections that were let in."""
+    made = await asyncio.gather(*(make() for _ in range(count)), return_exceptions=True)
+    failed = [one for one in made if isinstance(one, BaseException)]
+    assert all(isinstance(one, ConnectionClosed) for one in failed), failed
+    return [one for one in made if isinstance(one, ClientConnection)]
+
+
+async def _unfinished_body(port: int, address: str, over: asyncio.Event) -> bytes:
+    """Posts most of a job and stops; what the coordinator said by then."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        writer.write(b"POST /v1/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 33000000\r\n\r\n")
+        for _ in range(31):
+            writer.write(bytes(1 << 20))
+            await asyncio.wait({asyncio.ensure_future(writer.drain())}, timeout=5)
+        waiting = asyncio.ensure_future(reader.read(2_000))
+        await asyncio.wait({waiting, asyncio.ensure_future(over.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        said = waiting.result() if waiting.done() else b""
+    writer.transport.abort()
+    return said
+
+
+@pytest.mark.timeout(240)
+async def test_strangers_neither_fill_the_memory_nor_hide_a_model(tmp_path: Path) -> None:
+    """One address with 80 fat nodes and unfinished frames on all of its links, one with a gigabyte of unfinished bodies: links,
+    asks and bytes are bounded, the lists stay readable page by page, and an honest buyer's chat is answered meanwhile.
+    """
+    body = {"model": "bench", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 16}
+    async with (
+        processes.upstream() as mock,
+        processes.market(tmp_path / "market", mock) as site,
+        aiohttp.ClientSession() as session,
+    ):
+
+        async def chat() -> int:
+            async with session.post(f"{site.gateway}/v1/chat/completions", json=body) as answer:
+                await answer.read()
+                return answer.status
+
+        assert await chat() == 200
+        before = processes.rss_mib(site.pids["coordinator"])
+        fat = [Spec(features=("\x01" * 36,) * 64)] * 4
+        joined = await _outcomes(lambda: _join(site, "127.0.0.2", fat), NODES)
+        assert len(joined) == LINKS
+        for spec in (Spec(features=("f" * 1_024,) * 1_000), Spec(features=("\u0001" * 1_024,) * 1_024)):
+            with contextlib.suppress(ConnectionClosed):
+                await _join(site, "127.0.0.3", [spec])
+                raise AssertionError("an ask of megabytes was taken")
+        for socket in joined:
+            socket.transport.write(b"\x82\xff" + UNFINISHED.to_bytes(8, "big") + bytes(UNFINISHED // 2))
+        over, port = asyncio.Event(), int(site.coordinator.rpartition(":")[2])
+        bodies = [asyncio.create_task(_unfinished_body(port, "127.0.0.4", over)) for _ in range(40)]
+        await asyncio.sleep(5)
+        grown = processes.rss_mib(site.pids["coordinator"]) - before
+        after, pages, told = "", 0, 0
+        while after is not None:
+            query = {"model": "bench", "after": after}
+            async with session.get(f"{site.coordinator}/v1/asks", params=query) as answer:
+                data = await answer.read()
+            assert len(data) < (1 << 20) + 2 * MAX_ASK_BYTES
+            page = loads(data, "page")
+            pages, told, after = pages + 1, told + len(page["asks"]), page["next"]
+        assert (told, pages > 3) == (4 * LINKS + 1, True)
+        served = await chat()
+        over.set()
+        said = await asyncio.gather(*bodies)
+        for socket in joined:
+            socket.transport.abort()
+    assert served == 200
+    assert sum(b"429" in one for one in said) >= 40 - 4 - 1, "an address has 128 MiB of bodies: four of these"
+    assert grown < GROWTH_MIB + 128, f"{grown:.0f} MiB"
