@@ -1,8 +1,8 @@
 """The answer to a job, as its client reads it: a state machine over response frames, with no I/O in it.
 
 Legal order: MATCH, then CHUNKs, then RECEIPT; a second MATCH (failover) only before any CHUNK, and of another order; VOID, the
-receipt at no cost of the attempt that was matched last, before the next MATCH or FAIL; FAIL and BEAT at any time. The first chunk is
-the response head, the others are the body. What breaks the order, does not parse or is not signed by who it must be is the
+receipt at no cost of the attempt that was matched last, before the next MATCH or FAIL; FAIL and BEAT at any time. The first chunk
+is the response head, the others are the body. What breaks the order, does not parse or is not signed by who it must be is the
 coordinator's fault: it stands between, and nothing of it is held against a provider.
 """
 
@@ -28,8 +28,8 @@ CHUNK_COST = 64
 class Answer:
     """One answer. `accept` takes frames in the order in which they came.
 
-    `kept`: the plaintext chunks so far, where up to `keep_bytes` of them are to be kept; None once they are more. `voids`: receipts
-    at no cost that came, with their orders, for the reader to book and take out.
+    `kept`: the plaintext chunks so far, where up to `keep_bytes` of them are to be kept; None once they are more. `voids`:
+    receipts at no cost that came, with their orders, for the reader to book and take out.
     """
 
     def __init__(

@@ -251,7 +251,7 @@ def _tab_row(where: str, placed: Placed) -> dict[str, object]:
 
 
 def book(c: Connection, arrival: Arrival) -> BadReceipt | None:
-    """Checks a receipt and, where it is final, ends its job. None if the tab now contains it (or did before), else what is wrong."""
+    """Checks a receipt and, where it is final, ends its job. None if the tab now contains it, or did before."""
     receipt = arrival.receipt.message
     arrival = replace(arrival, delivered=outstanding.recall(c, arrival.job, receipt, arrival.delivered))
     try:
@@ -259,7 +259,7 @@ def book(c: Connection, arrival: Arrival) -> BadReceipt | None:
     except Undelivered as complaint:
         outstanding.refuse(c, arrival.tab, receipt.order_hash, arrival.delivered, complaint)
         if arrival.final:
-            end(c, arrival.job, JobState.FAILED, str(complaint), arrival.now, arrival.arrived)
+            end(c, arrival.job, JobState.FAILED, str(complaint), arrival.now, arrived=arrival.arrived)
         return complaint
     except BadReceipt as complaint:
         if complaint.fault is Fault.PROVIDER:
@@ -365,7 +365,7 @@ def _freeze(c: Connection, arrival: Arrival, others: list[str], reason: str) -> 
     c.execute(_FREEZE, arrival.tab | {"to_frozen": reason})
     c.execute(_DISPUTE, {"of_order": order.digest.hex()})
     if arrival.final:
-        end(c, arrival.job, JobState.DISPUTED, reason, arrival.now, arrival.arrived)
+        end(c, arrival.job, JobState.DISPUTED, reason, arrival.now, arrived=arrival.arrived)
 
 
 def end(
@@ -374,8 +374,8 @@ def end(
     state: JobState,
     reason: str,
     now: int,
-    arrived: Arrived = NOTHING,
     *,
+    arrived: Arrived = NOTHING,
     matched: Sequence[Hash] = (),
     keep: bool = False,
 ) -> None:

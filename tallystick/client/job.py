@@ -70,8 +70,8 @@ class Job:
         resumed: bool = False,
         began: float | None = None,
     ) -> None:
-        """`keyed`: the job has an idempotency key, so a lost stream does not end it. `resumed`: it is taken up again, so that it may
-        have been cancelled when its former stream was lost. `began`: the loop's time at the request.
+        """`keyed`: the job has an idempotency key, so a lost stream does not end it. `resumed`: it is taken up again, so that it
+        may have been cancelled when its former stream was lost. `began`: the loop's time at the request.
         """
         self._began = began
         self._keyed, self._resumed = keyed, resumed
@@ -143,9 +143,9 @@ class Job:
         return self.head
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The body, as the engine sent it, piece by piece. Ends once the receipt is booked, or the whole answer came and its receipt
-        cannot be had now (`outstanding`); raises TallyError, also if it was cancelled meanwhile: what came is then not the whole
-        answer.
+        """The body, as the engine sent it, piece by piece. Ends once the receipt is booked, or the whole answer came and its
+        receipt cannot be had now (`outstanding`); raises TallyError, also if it was cancelled meanwhile: what came is then not
+        the whole answer.
         """
         while not self._done:
             chunk = await self._frame()
@@ -236,8 +236,8 @@ class Job:
             await self.cancel()
 
     async def _abandon(self) -> dict[Hash, Delivered]:
-        """Nobody reads the stream any more: what arrived is kept, for a receipt that comes later. A keyed job goes on for a while,
-        as a retry may take it up. Returns what arrived.
+        """Nobody reads the stream any more: what arrived is kept, for a receipt that comes later. A keyed job goes on for a
+        while, as a retry may take it up. Returns what arrived.
         """
         arrived = self._arrived(Stream.KEPT if self._keyed else Stream.LEFT)
         await self._desk.ledger.note_arrived(arrived)
@@ -325,8 +325,8 @@ class Job:
             raise Unavailable(Code.CANCELLED, "the job was cancelled by this client", fault=Fault.CLIENT)
 
     async def _cut_off(self, how: str) -> None:
-        """The stream is gone: finds out what the coordinator knows of the job. A whole answer is delivered all the same; otherwise
-        raises what says how much had been received.
+        """The stream is gone: finds out what the coordinator knows of the job. A whole answer is delivered all the same;
+        otherwise raises what says how much had been received.
         """
         answer = self._answer
         received = f"{answer.chunks} chunks with {answer.body_bytes} bytes of the answer"
@@ -359,7 +359,7 @@ class Job:
     async def _deliver(self, arrived: dict[Hash, Delivered]) -> None:
         """The whole answer came, whatever is said of the job afterwards; its receipt is still to come."""
         text = "the whole answer came; its receipt is outstanding"
-        await self._desk.ledger.end(self.id, JobState.COMPLETED, text, self._desk.now(), arrived)
+        await self._desk.ledger.end(self.id, JobState.COMPLETED, text, self._desk.now(), arrived=arrived)
 
     async def _finish_without(self, failure: TallyError) -> None:
         """The coordinator says that the job failed. Raises that, unless the whole answer had come."""
@@ -371,7 +371,7 @@ class Job:
             self._leave()
             return
         state = JobState.CANCELLED if self._cancelling else JobState.FAILED
-        await desk.ledger.end(self.id, state, str(failure), desk.now(), self._arrived())
+        await desk.ledger.end(self.id, state, str(failure), desk.now(), arrived=self._arrived())
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger lacks
             desk.resolver.wake()
             self._fail(await desk.resolver.recovery.refused(self.id, failure))

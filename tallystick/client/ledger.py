@@ -105,8 +105,8 @@ class Ledger:
         """Checks a receipt and, where it is final, ends its job. Returns None if the tab now contains it (or did before), else
         what is wrong.
 
-        A dishonest receipt is kept as evidence, also in a file for others, and freezes the tab with its provider. One that charges
-        for what did not arrive (Undelivered) counts against its provider; see payer.MAX_UNDELIVERED.
+        A dishonest receipt is kept as evidence, also in a file for others, and freezes the tab with its provider. One that
+        charges for what did not arrive (Undelivered) counts against its provider; see payer.MAX_UNDELIVERED.
         """
         complaint = await self._database.write(lambda c: books.book(c, arrival))
         if isinstance(complaint, Undelivered):
@@ -135,11 +135,12 @@ class Ledger:
         shown: Sequence[Shown],
         settled: Amount,
         now: int,
+        *,
         paid: Sequence[Paid] | None = (),
     ) -> Found:
-        """Raises the tab with a provider to what these verified orders and receipts prove beyond these books; see mending.adopt."""
+        """Raises the tab with a provider to what these verified orders and receipts prove; see mending.adopt."""
         where: dict[str, object] = {"of_venue": venue(domain), "of_payer": self.payer, "of_provider": provider}
-        return await self._database.write(lambda c: mending.adopt(c, where, shown, settled, now, paid))
+        return await self._database.write(lambda c: mending.adopt(c, where, shown, settled, now, paid=paid))
 
     async def traded(self, domain: Domain, providers: Sequence[Address]) -> set[Address]:
         """Those of the providers with whom there is a tab."""
@@ -151,15 +152,15 @@ class Ledger:
         state: JobState,
         reason: str,
         now: int,
-        arrived: Arrived = NOTHING,
         *,
+        arrived: Arrived = NOTHING,
         matched: Sequence[Hash] = (),
         keep: bool = False,
     ) -> None:
         """Ends a job that has no receipt. Its orders in `arrived` and `matched`, which providers had, count until `claim_by`; see
         books.end.
         """
-        await self._database.write(lambda c: books.end(c, job, state, reason, now, arrived, matched=matched, keep=keep))
+        await self._database.write(lambda c: books.end(c, job, state, reason, now, arrived=arrived, matched=matched, keep=keep))
 
     async def note_arrived(self, arrived: Arrived, *, matched: bool = True) -> None:
         """Keeps what arrived of a stream that nobody reads any more: a receipt that comes later charges for that alone.

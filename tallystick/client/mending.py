@@ -1,5 +1,5 @@
-"""Changing a tab outside of jobs: what other orders and the chain prove beyond these books, what the chain paid without proof, and
-a freeze that was a mistake.
+"""Changing a tab outside of jobs: what other orders and the chain prove beyond these books, what the chain paid without proof,
+and a freeze that was a mistake.
 
 Functions of one connection, inside one transaction that holds the file's write lock, like those of books.py.
 """
@@ -64,7 +64,13 @@ _BLOCK = sa.update(tabs).where(THIS_TAB, tabs.c.frozen == "").values(frozen=bind
 
 
 def adopt(
-    c: Connection, where: dict[str, object], shown: Sequence[Shown], settled: Amount, now: int, paid: Sequence[Paid] | None = ()
+    c: Connection,
+    where: dict[str, object],
+    shown: Sequence[Shown],
+    settled: Amount,
+    now: int,
+    *,
+    paid: Sequence[Paid] | None = (),
 ) -> Found:
     """Takes up what a tab was found to have beyond these books. The total is believed as far as orders that these books lack
     were signed for it: what they do know is settled by `book`.
@@ -110,7 +116,7 @@ def _raise(c: Connection, where: dict[str, object], tab: Tab, mark: int) -> None
 
 
 def _doubt(c: Connection, where: dict[str, object], settled: Amount, now: int, paid: Sequence[Paid] | None) -> str:
-    """Judges what the chain paid beyond the receipts; the tab is read as it is now. Returns why its provider is blocked, if it is."""
+    """Judges what the chain paid beyond the receipts, by the tab as it is now. Returns why its provider is blocked, if it is."""
     if c.execute(TAB, where).first() is None:
         _raise(c, where, Tab(), 0)
     row = c.execute(TAB, where).one()
@@ -140,7 +146,7 @@ def _dispatched(c: Connection, where: dict[str, object], now: int) -> int:
 def _why_blocked(tab: Tab, settled: Amount, paid: Sequence[Paid]) -> str:
     txs = ", ".join(dict.fromkeys(one.transaction for one in paid)) or "none was shown"
     if settled > tab.ceiling:
-        what = f"the most that this wallet's books ever allowed it is {format_amount(tab.ceiling)}, and no order of this key for more"
+        what = f"this wallet's books never allowed it more than {format_amount(tab.ceiling)}, and no order of this key does"
         advice = "check the RPC address and whether this key signs elsewhere"
     else:
         what = f"its receipts show {format_amount(tab.total)}, and open orders explain {format_amount(tab.open_caps)} more"

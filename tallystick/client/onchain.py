@@ -49,8 +49,8 @@ class Onchain:
 
     @classmethod
     def of(cls, config: ClientConfig, wallet: Signer) -> Onchain | None:
-        """Where the config names a deployment file, and an RPC address that is the user's own (see `rpc_of`). Raises BadMessage if
-        the file cannot be read.
+        """Where the config names a deployment file, and an RPC address that is the user's own (see `rpc_of`). Raises BadMessage
+        if the file cannot be read.
         """
         deployment = load_deployment(config)
         rpc = None if deployment is None else rpc_of(config, deployment.rpc)

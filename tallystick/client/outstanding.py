@@ -1,8 +1,8 @@
 """Orders that may still be collected, though their jobs have ended: what arrived for them, and what that says of their providers.
 
-An order that a provider had counts, with its whole cap, until a receipt for it is booked or its `claim_by` passes. What had arrived
-is kept with it, so that a receipt which comes later charges for that and nothing else. Functions of one connection, inside one
-transaction that holds the file's write lock, like those of books.py.
+An order that a provider had counts, with its whole cap, until a receipt for it is booked or its `claim_by` passes. What had
+arrived is kept with it, so that a receipt which comes later charges for that and nothing else. Functions of one connection,
+inside one transaction that holds the file's write lock, like those of books.py.
 """
 
 from __future__ import annotations

@@ -190,8 +190,8 @@ def sign_order(
 
 
 class Stream(str, Enum):
-    """How far this client followed a job's stream: `read` to the frame that ended the job; `left`: it was lost or given up, and the
-    job cancelled with it; `kept`: it was lost, and the idempotency key still brings the answer.
+    """How far this client followed a job's stream: `read` to the frame that ended the job; `left`: it was lost or given up, and
+    the job cancelled with it; `kept`: it was lost, and the idempotency key still brings the answer.
     """
 
     READ = "read"
@@ -234,15 +234,16 @@ class Delivered:
 
 
 class Undelivered(BadReceipt):
-    """A receipt that charges for what did not arrive, where it cannot be told who kept it back. It is not booked, its order counts
-    until `claim_by`, and the same request must not be bought again. An honest coordinator passes no such receipt on.
+    """A receipt that charges for what did not arrive, where it cannot be told who kept it back. It is not booked, its order
+    counts until `claim_by`, and the same request must not be bought again. An honest coordinator passes no such receipt on.
     """
 
     fault = Fault.COORDINATOR
 
 
 def check_answer(placed: Placed, receipt: Receipt, delivered: Delivered | None) -> None:
-    """A verified receipt against its order and against what arrived (None: this process crashed, nobody knows; the terms bound it).
+    """A verified receipt against its order and against what arrived (None: this process crashed, nobody knows; the terms bound
+    it).
 
     Raises BadReceipt. Its fault is the coordinator where the receipt belongs to another order: that says nothing about the
     provider. Raises Undelivered where it charges for what did not arrive, and somebody between may have kept that back.
@@ -273,7 +274,8 @@ def _check_input(receipt: Receipt, delivered: Delivered) -> None:
 
 def _check_output(receipt: Receipt, delivered: Delivered) -> None:
     """The provider signed for exactly what arrived."""
-    if receipt.outcome in (Outcome.COMPLETED, Outcome.LENGTH) and not delivered.finished:
+    ended = receipt.outcome in (Outcome.COMPLETED, Outcome.LENGTH)
+    if ended and not delivered.finished and delivered.stream is Stream.READ:
         raise BadReceipt("receipt.outcome: a finished answer, but its last chunk was never sent")
     most = delivered.response_bytes + OUTPUT_ALLOWANCE
     if _beyond(receipt, delivered) > 0:
@@ -292,7 +294,9 @@ def _beyond(receipt: Receipt, delivered: Delivered) -> int:
 def _check_delivery(receipt: Receipt, delivered: Delivered, *, same: bool) -> None:
     """A receipt that charges: the last chunk came, or this client cancelled and the bill stays within what arrived."""
     if receipt.outcome == Outcome.CLIENT_CANCELLED and not delivered.cancelled:
-        raise Undelivered(f"receipt.outcome: client_cancelled, and this client did not cancel; {receipt.cost} charged are not booked")
+        raise Undelivered(
+            f"receipt.outcome: client_cancelled, and this client did not cancel; {receipt.cost} charged are not booked"
+        )
     if delivered.finished or same or delivered.stream is Stream.KEPT:
         return
     if delivered.stream is Stream.READ and receipt.outcome != Outcome.CLIENT_CANCELLED:

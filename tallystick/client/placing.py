@@ -75,7 +75,7 @@ class Placing:
         within = affordable(drafts, max_cost)
         async with self._closing(asked, key, job, named) as signed:
             placed = await self._sign(info, new, within)
-            signed += placed
+            signed.extend(placed)
             candidates = wrap(job, key, placed, asks)
             header = Submission(job, candidates, b"", ranked).dumps()
             if named is not None:

@@ -1,9 +1,9 @@
 """Recovering a tab that this state file does not know whole: it was lost or put back, or the key signs into another one too.
 
-Asked are the coordinator, for this payer's receipts, and the chain, for what it settled and on which orders. No number counts because
-somebody says it: a receipt or a payment counts with an order that this very key signed, and no further than that order's ceiling,
-which its provider could collect anyhow. So who makes up receipts for a payer that lost its books, or a chain that paid, gains nothing
-that was not signed for before.
+Asked are the coordinator, for this payer's receipts, and the chain, for what it settled and on which orders. No number counts
+because somebody says it: a receipt or a payment counts with an order that this very key signed, and no further than that order's
+ceiling, which its provider could collect anyhow. So who makes up receipts for a payer that lost its books, or a chain that paid,
+gains nothing that was not signed for before.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Recovery:
         return [found for task in done if (found := task.result()) is not None]
 
     async def watch(self, seconds: float) -> None:
-        """Holds what the chain paid against the books, for the providers used last, each once in `seconds`. Never raises TallyError."""
+        """Holds what the chain paid to the providers used last against the books, once in `seconds`. Never raises TallyError."""
         if self.onchain is None:
             return
         try:
@@ -119,7 +119,7 @@ class Recovery:
             paid: list[Paid] | None = []
             if self.onchain is not None and settled > tab.total:
                 paid = await self.onchain.paid(provider, settled)
-            found = await self.ledger.adopt(info.domain, provider, shown, settled, self.now(), paid)
+            found = await self.ledger.adopt(info.domain, provider, shown, settled, self.now(), paid=paid)
         except TallyError as error:
             log.info("a tab can't be recovered yet", provider=provider, reason=str(error))
             return None

@@ -67,8 +67,8 @@ class Resolver:
     async def resolve(
         self, job: JobId, arrived: Arrived = NOTHING, judge: Judge | None = None
     ) -> tuple[RemoteJob, Verified[Receipt] | None]:
-        """Asks once. Books the receipts that the coordinator has; the orders of a job that ended without one count on if a provider
-        had them. Returns the receipt that ended the job, if one did.
+        """Asks once. Books the receipts that the coordinator has; the orders of a job that ended without one count on if a
+        provider had them. Returns the receipt that ended the job, if one did.
 
         `arrived`: what a reader saw of it; otherwise what the ledger kept counts. Raises Unavailable if the coordinator does not
         answer, BadReceipt for a receipt that is not booked, Refusal for an unknown job.
@@ -113,9 +113,7 @@ class Resolver:
         seen = arrived.get(ordered.digest)
         doubt = None if judge is None or not final else await judge(verified.message)
         rest = {order: delivered for order, delivered in arrived.items() if order != ordered.digest}
-        arrival = Arrival(
-            known.domain, known.job, placed, verified, seen, self._now(), doubt=doubt, final=final, arrived=rest
-        )
+        arrival = Arrival(known.domain, known.job, placed, verified, seen, self._now(), doubt=doubt, final=final, arrived=rest)
         complaint = await self._ledger.book(arrival)
         if complaint is not None:
             raise complaint

@@ -97,8 +97,8 @@ def require_success(result: Result) -> Result:
 
 
 def shortfall(answer: Answer, receipt: Receipt, *, cancelling: bool) -> TallyError | None:
-    """What the caller must be told of a job whose receipt was booked and that did not bring the whole answer; None if all is well.
-    `cancelling`: the caller itself stopped it.
+    """What the caller must be told of a job whose receipt was booked and that did not bring the whole answer; None if all is
+    well. `cancelling`: the caller itself stopped it.
     """
     outcome = Outcome(receipt.outcome)
     if outcome in (Outcome.COMPLETED, Outcome.LENGTH):

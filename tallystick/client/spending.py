@@ -1,8 +1,8 @@
 """What a wallet spent, by day, workload label, model and provider, and the budgets that bound it.
 
 Every signed order counts in its budgets with its whole cap as long as its provider may collect on it: from the transaction that
-signs it until its receipt, which takes the cap's place, until its job ends and it was never matched, or until its `claim_by`. Days
-are UTC, and a job belongs to the day of its receipt. Functions of one connection.
+signs it until its receipt, which takes the cap's place, until its job ends and it was never matched, or until its `claim_by`.
+Days are UTC, and a job belongs to the day of its receipt. Functions of one connection.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ def add(c: Connection, job: JobId, receipt: Receipt, now: int, *, failed: bool, 
 def add_failed(c: Connection, job: JobId, now: int) -> None:
     """A job ends without a receipt; to be called before its state is changed."""
     none = dict.fromkeys((f"to_{name}" for name in _PAID[1:]), 0)
-    c.execute(_ADD_FAILED, none | {"of_job": job.hex(), "to_day": now // DAY_SECONDS, "to_provider": "", "to_requests": 1, "to_failed": 1})
+    c.execute(
+        _ADD_FAILED,
+        none | {"of_job": job.hex(), "to_day": now // DAY_SECONDS, "to_provider": "", "to_requests": 1, "to_failed": 1},
+    )
 
 
 def add_unproven(c: Connection, tab: dict[str, object], amount: Amount, now: int) -> None:

@@ -11,9 +11,9 @@ from tallystick.protocol.types import Address
 
 
 class OrderState(str, Enum):
-    """Where an order is. `open`: signed, and nobody is known to have it yet. `dispatched`: a provider had it, and its job ended here
-    without a receipt for it. `booked`: its receipt ended the job. `released`: its provider's receipt at no cost came. `closed`: its
-    job ended, and it was never matched. `disputed`: its receipt was dishonest.
+    """Where an order is. `open`: signed, and nobody is known to have it yet. `dispatched`: a provider had it, and its job ended
+    here without a receipt for it. `booked`: its receipt ended the job. `released`: its provider's receipt at no cost came.
+    `closed`: its job ended, and it was never matched. `disputed`: its receipt was dishonest.
     """
 
     OPEN = "open"
