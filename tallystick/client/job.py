@@ -26,10 +26,10 @@ from tallystick.client.payer import Delivered, Doubt, Placed, Stream
 from tallystick.client.proof import Proof
 from tallystick.client.recount import Auditor
 from tallystick.client.resolver import Resolver
-from tallystick.client.result import Result, Unfinished, require_success, shortfall
+from tallystick.client.result import Result, Unfinished, proof_of, require_success, shortfall
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator
-from tallystick.protocol.eip712 import Domain, Signed, Verified
+from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.routes import media_type
@@ -190,19 +190,7 @@ class Job:
     @property
     def proof(self) -> Proof | None:
         """What proves the job to others, once its receipt came. None before, and where it was not to be kept or is too long."""
-        answer = self._answer
-        if answer.kept is None or answer.receipt is None or answer.match is None:
-            return None
-        order, receipt = answer.match.order, answer.receipt
-        return Proof(
-            domain=self._desk.domain,
-            order=Signed(order.message, order.signature),
-            terms=answer.match.terms,
-            receipt=Signed(receipt.message, receipt.signature),
-            commitment_key=answer.key.commitment_key,
-            request=self._request,
-            response=tuple(answer.kept),
-        )
+        return proof_of(self._desk.domain, self._answer, self._request)
 
     async def cancel(self) -> Result | None:
         """Stops the job and waits, for a bounded time, for the receipt of what was delivered. None if it is not known yet."""
@@ -244,10 +232,6 @@ class Job:
         if not self._keyed:
             self._desk.resolver.abandon(self.id)
         return arrived
-
-    def _delivered(self, stream: Stream = Stream.READ) -> Delivered | None:
-        cancelled = self._cancelling or self._resumed or stream is not Stream.READ
-        return self._answer.delivered(self._body_bytes, bounded=self._call.bounded, cancelled=cancelled, stream=stream)
 
     def _arrived(self, stream: Stream = Stream.READ) -> dict[Hash, Delivered]:
         cancelled = self._cancelling or self._resumed or stream is not Stream.READ
@@ -384,6 +368,7 @@ class Job:
             return
         if answer.receipt is None or answer.match is None:
             raise RuntimeError("an answer ended without a receipt or a failure")
+        delivered = answer.delivered(self._body_bytes, bounded=self._call.bounded, cancelled=self._cancelling or self._resumed)
         took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
         doubt = await self._doubt(answer.receipt.message)
         arrival = Arrival(
@@ -391,7 +376,7 @@ class Job:
             self.id,
             answer.match,
             answer.receipt,
-            self._delivered(),
+            delivered,
             desk.now(),
             took,
             doubt,
@@ -409,13 +394,11 @@ class Job:
         self._leave()
 
     async def _doubt(self, receipt: Receipt) -> Doubt | None:
-        auditor, kept = self._desk.auditor, self._answer.kept
-        if auditor is None or not self._answer.whole or not auditor.counts(self._call.model, self._path):
+        """What a recount has against the receipt of a whole answer."""
+        auditor, answer = self._desk.auditor, self._answer
+        if auditor is None or not answer.whole or not auditor.counts(self._call.model, self._path):
             return None
-        if kept is None:
-            found: Doubt | None = Doubt("the answer is too long to be counted again", refuse=False)
-        else:
-            found = await auditor.doubt(self._call.model, self._request, kept, receipt)
+        found = await auditor.doubt(self._call.model, self._request, answer.kept, receipt)
         if found is not None:
             log.warning("a receipt is doubted", job=self.id.hex(), provider=receipt.provider, reason=found.reason)
         return found

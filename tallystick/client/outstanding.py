@@ -72,6 +72,11 @@ def cancelled(c: Connection, job: JobId) -> None:
     c.execute(_CANCELLED, {"of_job": job.hex()})
 
 
+def read_by(c: Connection, job: JobId, reader: str) -> None:
+    """A process takes a job up."""
+    c.execute(sa.update(jobs).where(jobs.c.job == job.hex()).values(reader=reader))
+
+
 def recall(c: Connection, job: JobId, receipt: Receipt, delivered: Delivered | None) -> Delivered | None:
     """What to hold a receipt against: what its reader saw, else what was kept of an earlier stream; None if nobody knows."""
     seen = delivered if delivered is not None else _read(c, receipt.order_hash)
