@@ -118,9 +118,11 @@ async def test_the_official_sdk_does_not_buy_again(market: Market, fake: FakeMar
     for outcome in (Outcome.COMPLETED, Outcome.CLIENT_CANCELLED):
         fake.script = keeps_back(outcome, 0)
         async with serving(build_app(market), "127.0.0.1", 0) as port:
-            with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x") as client, pytest.raises(APIStatusError) as caught:
-                create: Any = client.chat.completions.create
+            client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x")
+            create: Any = client.chat.completions.create
+            with pytest.raises(APIStatusError) as caught:
                 await asyncio.to_thread(create, model=MODEL, messages=MESSAGES, max_tokens=100)
+            client.close()
         assert caught.value.response.headers["x-should-retry"] == "false"
     assert len(fake.submissions) == 2
 
@@ -365,7 +367,7 @@ def test_a_stream_that_was_read_needs_its_last_chunk(outcome: Outcome) -> None:
 
 
 def test_what_an_answer_adds_to_the_count() -> None:
-    """Whole answers pay back, cut ones count a quarter, more than what arrived counts in full, and what cost nothing is nothing."""
+    """Whole answers pay back, cut ones count a quarter, more than what arrived counts in full, what cost nothing does not."""
     placed = place(output=500)
     cut = replace(SEEN, finished=False)
     most = 50 + OUTPUT_ALLOWANCE
