@@ -31,6 +31,7 @@ from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
+from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.types import Address, Hash, JobId
@@ -205,8 +206,8 @@ class Job:
                     await self._frame()
         except (TimeoutError, TallyError):
             if not self._done:
-                self._leave()
                 await self._desk.ledger.note_arrived(self._arrived(Stream.LEFT))
+                self._leave()
                 self._desk.resolver.abandon(self.id)
             return None
         answer = self._answer
@@ -286,10 +287,9 @@ class Job:
             await self._break(error)
 
     async def _break(self, error: TallyError) -> NoReturn:
-        self._leave()
         self._error = error
         await self._abandon()
-        raise error
+        self._fail(error)
 
     def _fail(self, error: TallyError) -> NoReturn:
         self._error = error
@@ -315,6 +315,7 @@ class Job:
         answer = self._answer
         received = f"{answer.chunks} chunks with {answer.body_bytes} bytes of the answer"
         receipt: Verified[Receipt] | None = None
+        over = False
         try:
             arrived = self._arrived(Stream.KEPT if self._keyed else Stream.LEFT)
             await self._desk.ledger.note_arrived(arrived)
@@ -322,6 +323,7 @@ class Job:
                 await self._deliver(arrived)
             remote, receipt = await self._desk.resolver.resolve(self.id, arrived, self._doubt)
             told = f"the coordinator says that the job is {remote.state.value}"
+            over = remote.state in TERMINAL
             if receipt is None and remote.receipt is None and not answer.whole:
                 await self._abandon()
         except BadReceipt as error:
@@ -336,7 +338,8 @@ class Job:
             return
         if receipt is not None:
             told += f", billed {receipt.message.cost} base units"
-        self._fail(Unfinished(f"the stream from the coordinator broke ({how}) after {received}; {told}", receipt))
+        text = f"the stream from the coordinator broke ({how}) after {received}; {told}"
+        self._fail(Unfinished(text, receipt, retry=self._keyed or over))
 
     # Ending
 

@@ -79,14 +79,14 @@ class Result:
 
 
 class Unfinished(Unavailable):
-    """The stream ended without a receipt or a reason: the coordinator's fault. `receipt` is what it had when asked afterwards;
-    `retry` is false where that bills something.
+    """The stream ended without a receipt or a reason: the coordinator's fault. `receipt` is what it had when asked afterwards.
+    `retry` is false where that bills something, and where the job may go on: asking again might buy the answer twice.
     """
 
-    def __init__(self, message: str, receipt: Verified[Receipt] | None) -> None:
+    def __init__(self, message: str, receipt: Verified[Receipt] | None, *, retry: bool) -> None:
         super().__init__(Code.COORDINATOR_UNAVAILABLE, message, fault=Fault.COORDINATOR)
         self.receipt = receipt
-        self.retry = receipt is None or receipt.message.cost == 0
+        self.retry = retry and (receipt is None or receipt.message.cost == 0)
 
 
 def require_success(result: Result) -> Result:
