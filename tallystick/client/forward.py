@@ -43,6 +43,8 @@ OURS = (
     "x-tally-escalated",
 )
 """Headers of answers that are the gateway's own."""
+OUTSTANDING = "outstanding"
+"""What x-tally-receipt says where the whole answer came and its receipt has not yet; x-tally-cost is then the most it may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,12 +235,12 @@ class _Sending:
             "x-request-id": result.job.hex(),
             "x-tally-job": result.job.hex(),
             "x-tally-provider": result.provider,
-            "x-tally-cost": str(result.cost + _sum(before)),
-            "x-tally-receipt": "0x" + result.receipt.digest.hex(),
+            "x-tally-cost": str(_sum([result, *before])),
+            "x-tally-receipt": OUTSTANDING if result.receipt is None else "0x" + result.receipt.digest.hex(),
             "x-tally-prices": _prices(result.terms),
         }
         if before:
-            told = (f"{one.terms.model}; job={one.job.hex()}; cost={int(one.cost)}" for one in before)
+            told = (f"{one.terms.model}; job={one.job.hex()}; cost={int(one.most)}" for one in before)
             headers["x-tally-escalated"] = ", ".join(told)
         await self._keep(result, result.body)  # first: whoever has the answer may ask again
         await _send_whole(self._send, result.head.status, headers | self._missed(), result.body)
@@ -269,7 +271,7 @@ class _Sending:
     async def _keep(self, result: Result, body: bytes) -> None:
         if self._cache is None or self.name is None or result.head.status != 200:
             return
-        if result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
+        if result.receipt is not None and result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
             kept = Kept(
                 content_type=result.head.content_type,
                 body=body,
@@ -283,7 +285,7 @@ class _Sending:
 
 
 def _sum(results: Sequence[Result]) -> Amount:
-    return Amount(sum(one.cost for one in results))
+    return Amount(sum(one.most for one in results))
 
 
 async def _read_body(receive: Receive, limit: int) -> bytes | None:

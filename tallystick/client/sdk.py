@@ -198,6 +198,17 @@ class Market(Verbs):
                 return self._info
         return self._info
 
+    async def _fee_changed(self) -> bool:
+        """Whether the coordinator now keeps another fee than the one that orders allowed: then the next ones allow the new one.
+        Raises Refusal where it is above max_fee_bps.
+        """
+        before, now = await self.info(), await self._coordinator.info()
+        if before.fee_bps == now.fee_bps or replace(now, fee_bps=before.fee_bps) != before:
+            return False
+        self._pin.check(now, self.config.max_fee_bps)
+        self._info = now
+        return True
+
     async def _open_desk(self) -> tuple[Info, Desk]:
         info = await self.info()
         if self._desk is None:
@@ -226,7 +237,7 @@ class Market(Verbs):
 
     async def _context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
-        return domain, await self._ledger.frozen(domain)
+        return domain, await self._ledger.barred(domain, self._now())
 
     async def _staked(self, provider: Address) -> int | None:
         return None if self._onchain is None else await self._onchain.stake(provider)
@@ -248,9 +259,9 @@ class Market(Verbs):
     async def explain(self, model: str, *, route: str = CHAT, **choice: Unpack[Choice]) -> list[Explained]:
         """Every ask for a model and why it would not be offered a job; those that would come first. Places nothing."""
         demand = demand_of(self.config, model, route, choice)
-        frozen = await self._ledger.frozen((await self.info()).domain)
+        barred = await self._ledger.barred((await self.info()).domain, self._now())
         listed = await self._coordinator.explain(demand.to_json(self.address, MAX_CANDIDATES))
-        return explained(listed, demand, frozen, self._now())
+        return explained(listed, demand, barred, self._now())
 
     # Jobs
 
@@ -315,6 +326,9 @@ class Market(Verbs):
         asks, remembered = await self._shortlists.get(demand)
         try:
             return await self._place(asked, asks, cap, demand, wish)
+        except Refusal as error:
+            if error.code is not Code.ORDER_TERMS or not await self._fee_changed():
+                raise
         except Unavailable as error:
             self._shortlists.forget(demand)
             if not remembered or error.code not in _STALE:

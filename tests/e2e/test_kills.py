@@ -25,6 +25,7 @@ from tallystick.chain.rpc import Rpc
 from tallystick.cli import demo
 from tallystick.cli import stage as stages
 from tallystick.cli.processes import Child, Children
+from tallystick.protocol.wire import loads
 
 DEEP = os.environ.get("TALLYSTICK_PROOF") == "deep"
 KILLS = int(os.environ.get("TALLYSTICK_KILLS", "200" if DEEP else "6"))
@@ -125,7 +126,8 @@ def _check_job(town: Town, job: str) -> int:
         "payer", f"SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.digest = r.order_digest WHERE o.job = '{job}'"
     )
     assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
-    assert len(paid) <= 1
+    costs = [int(loads(doc, "receipt")["message"]["cost"]) for (doc,) in paid]
+    assert sum(cost > 0 for cost in costs) <= 1, f"job {job} is booked twice: {costs}"
     return sum(charged)
 
 
