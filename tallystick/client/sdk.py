@@ -17,6 +17,7 @@ from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
 from tallystick.client import keys
+from tallystick.client.access import Tokens
 from tallystick.client.affinity import Affinity
 from tallystick.client.choice import Choice, Explained, demand_of, explained, least
 from tallystick.client.config import MAX_LABEL, ClientConfig
@@ -77,7 +78,7 @@ class Market(Verbs):
         config = replace(config or ClientConfig(), coordinator=coordinator_url)
         self.config, self.wallet = config, wallet
         self._clock, self._random = clock, random
-        self._coordinator = Coordinator(coordinator_url, config)
+        self._coordinator = Coordinator(coordinator_url, config, Tokens(wallet, self.info, self._now))
         self._shortlists = Shortlists(
             self._coordinator,
             wallet.address,
