@@ -157,7 +157,7 @@ class Coordinator:
 
     def __init__(self, url: str, config: ClientConfig, authorize: Authorize | None = None) -> None:
         self.url = url.rstrip("/")
-        self._config, self._authorize = config, authorize
+        self._config, self.authorize = config, authorize
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -198,12 +198,20 @@ class Coordinator:
             async with self._client().request(
                 method, self.url + path, data=data, headers=sent, allow_redirects=False
             ) as response:
+                self._check_direct(response)
                 raw, size = await self._read(response)
                 if response.status >= 300:
                     raise from_public(raw, response.status)
                 return raw, size
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self.unavailable(error) from error
+
+    def _check_direct(self, response: aiohttp.ClientResponse) -> None:
+        """Raises BadMessage for a redirect: tokens and jobs go to the coordinator that is configured, and to nobody else."""
+        if 300 <= response.status < 400:
+            to = response.headers.get("location", "nowhere")[:200]
+            text = f"coordinator {self.url} redirects to {to!r}; if that is right, name it in the setting `coordinator`"
+            raise BadMessage(text, fault=Fault.COORDINATOR)
 
     async def _read(self, response: aiohttp.ClientResponse) -> tuple[Any, int]:
         """The JSON of an answer, oversized items of its lists as null; None for what is no JSON."""
@@ -315,10 +323,12 @@ class Coordinator:
         headers = {"content-type": JOB_TYPE}
         if linger is not None:
             headers["x-tally-linger"] = str(linger)
-        response = await self._client().post(f"{self.url}/v1/jobs", data=data, headers=headers, timeout=timeout)
+        url = f"{self.url}/v1/jobs"
+        response = await self._client().post(url, data=data, headers=headers, timeout=timeout, allow_redirects=False)
         if response.status == 200:
             return response
         async with response:
+            self._check_direct(response)
             raw, _ = await self._read(response)
             if response.status >= 500 and not (isinstance(raw, dict) and isinstance(raw.get("error"), dict)):
                 text = f"something between here and the coordinator answered {response.status}; the job may have been taken"
@@ -326,12 +336,12 @@ class Coordinator:
             raise from_public(raw, response.status)
 
     async def _authorized(self, method: str, path: str) -> Any:
-        if self._authorize is None:
+        if self.authorize is None:
             text = (
                 "a coordinator tells of a job only to its payer: give the wallet's password (--password-file), or look --offline"
             )
             raise Refusal(Code.UNAUTHENTICATED, text)
-        return await self._call(method, path, authorization=await self._authorize())
+        return await self._call(method, path, authorization=await self.authorize())
 
     async def cancel(self, job: JobId) -> None:
         """POST /v1/jobs/{id}/cancel, as the payer. Raises Refusal (unauthenticated) without the payer's key."""
