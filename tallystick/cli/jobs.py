@@ -113,7 +113,7 @@ async def _ask(config: ClientConfig, wallet: str, password_file: Path | None, nu
 
     try:
         if wallet.startswith(("0x", "0X")):
-            text = "it tells of a job to its payer only: name the wallet that has the payer's key, instead of its address"
+            text = "it tells of a job to its payer only: name the payer's wallet instead of its address"
             raise Refusal(Code.UNAUTHENTICATED, text)
         signer = open_wallet(wallet, password_file=password_file, prompt=no_password)
         async with Coordinator(config.coordinator, config) as asked:

@@ -61,7 +61,7 @@ def test_a_coordinator_tells_a_job_to_nobody_without_the_wallets_key(
     assert "its payer only" in text
     assert "TALLYSTICK_PASSWORD_FILE" in text
     assert payer(*show, "--password-file", str(tmp_path / "password"))["coordinator"]["state"] == "completed"
-    assert "name the wallet that has the payer's key" in payer.says(*show, "--wallet", WALLET.address)
+    assert "instead of its address" in payer.says(*show, "--wallet", WALLET.address)
     monkeypatch.setenv("TALLYSTICK_PASSWORD", "of another wallet")
     assert payer(*show)["state"] == "completed"
 
