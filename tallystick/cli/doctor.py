@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,6 +25,7 @@ from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
     from node.config import EngineConfig, NodeConfig
+    from tallystick.client.transport import Coordinator
 
 SKEW_SECONDS = 20
 """A clock that is further off makes orders and asks look expired."""
@@ -140,24 +141,26 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
     import aiohttp
 
     from tallystick.chain.deployment import Deployment
+    from tallystick.client.config import ClientConfig
+    from tallystick.client.transport import Coordinator
 
     remedy = "check `coordinator` in the config, and that this machine may reach it"
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
-            async with session.get(f"{loaded.coordinator.rstrip('/')}/v1/info") as response:
-                info, date = await response.json(), response.headers.get("date")
-            async with session.get(f"{loaded.coordinator.rstrip('/')}/v1/models") as response:
-                models = {entry["id"]: entry for entry in (await response.json())["data"]}
-            connected = False
-            for model in models:
-                async with session.get(f"{loaded.coordinator.rstrip('/')}/v1/asks", params={"model": model}) as response:
-                    connected |= any(ask["ask"]["message"]["provider"] == provider for ask in (await response.json())["asks"])
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+            session.get(f"{loaded.coordinator.rstrip('/')}/v1/info") as response,
+        ):
+            date = response.headers.get("date")
+        async with Coordinator(loaded.coordinator, ClientConfig()) as coordinator:
+            info = await coordinator.info()
+            models = {offer.id: offer.to_json() for offer in await coordinator.models()}
+            connected = await _is_listed(coordinator, models, provider)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, TallyError) as error:
         diagnosis.add("coordinator", False, f"{loaded.coordinator}: {error or type(error).__name__}", remedy)
         return None
     with contextlib.suppress(TallyError, OSError):
         deployment = Deployment.load(loaded.deployment)
-        same = (info.get("chainId"), info.get("contract")) == (deployment.chain_id, deployment.escrow)
+        same = info.domain == deployment.domain
         diagnosis.add(
             "coordinator",
             same,
@@ -175,6 +178,14 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
         "this node's asks stand in the book" if connected else "no ask of this wallet stands: start `tally node run`",
     )
     return models
+
+
+async def _is_listed(coordinator: Coordinator, models: Iterable[str], provider: Address | None) -> bool:
+    """Whether an ask of this provider stands in the coordinator's book. Raises TallyError."""
+    for model in models:
+        if any(ask.message.provider == provider for ask in await coordinator.asks(model)):
+            return True
+    return False
 
 
 async def _look_at_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[str, Any] | None) -> None:

@@ -87,6 +87,7 @@ class Market(Verbs):
             context=self._context,
             now=self._now,
             staked=self._staked,
+            stale=lambda domain, asks: self._ledger.stale(domain, asks, self._now()),
         )
         self._affinity = Affinity(random(32))
         self._pin = Pin()
