@@ -136,7 +136,7 @@ def _mutated(value: Any, rng: random.Random) -> Any:
 async def test_no_answer_crashes_a_client(seed: int) -> None:
     """Answers of which one place is of the wrong type or size end in a value or in an error of ours, at every question."""
     rng = random.Random(seed)
-    job = {"state": "completed", "receipt": None, "attempts": []}
+    job: dict[str, Any] = {"state": "completed", "receipt": None, "attempts": []}
     honest = INFO | {"data": [OFFER], "asks": [{"ask": ALICE.ask.to_json(), "free": 1}], "receipts": [], "next": None} | job
     said = [b""]
 
