@@ -172,6 +172,7 @@ class ClientConfig:
     keys: tuple[ApiKey, ...] = ()
     allow_origins: tuple[str, ...] = ()
     max_body_bytes: int = 16 * MIB
+    max_bodies_bytes: int = 256 * MIB
     max_answer_bytes: int = 32 * MIB
 
     def __post_init__(self) -> None:
@@ -192,6 +193,8 @@ class ClientConfig:
             raise BadMessage(f"config: label: at most {MAX_LABEL} characters")
         if not 0 <= self.max_fee_bps <= 10_000:
             raise BadMessage("config: max_fee_bps: expected 0 to 10000")
+        if not 0 < self.max_body_bytes <= self.max_bodies_bytes:
+            raise BadMessage("config: max_bodies_bytes: expected at least max_body_bytes, and that at least 1")
         spans = ("start_seconds", "run_seconds", "claim_seconds", "key_seconds")
         for name in (*spans, "default_max_output_tokens", "max_jobs", "proofs_mib", "cache_mib", "idle_days"):
             if getattr(self, name) < 1:

@@ -55,7 +55,13 @@ class NotSent(Unavailable):
 
 
 class Broken(Unavailable):
-    """The connection failed on the way: whether the coordinator has the request is not known."""
+    """The connection failed on the way: whether the coordinator has the job is not known, so asking again may buy it twice. With
+    the same idempotency key it does not, and only then `retry` is true.
+    """
+
+    def __init__(self, message: str, *, keyed: bool) -> None:
+        super().__init__(Code.COORDINATOR_UNAVAILABLE, message)
+        self.retry = keyed
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +180,13 @@ class Coordinator:
             await self._session.close()
             self._session = None
 
-    def unavailable(self, error: Exception) -> Unavailable:
-        """A transport failure, told as what it means."""
+    def _failed(self, error: Exception) -> Unavailable:
+        """A transport failure, told as what it means: NotSent where nothing left this machine."""
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             why = getattr(getattr(error, "os_error", None), "strerror", None) or type(error).__name__
             text = f"no coordinator answers at {self.url} ({why}): it is not running, or elsewhere (setting `coordinator`)"
             return NotSent(Code.COORDINATOR_UNAVAILABLE, text)
-        return Broken(Code.COORDINATOR_UNAVAILABLE, f"coordinator {self.url}: {str(error) or type(error).__name__}")
+        return Unavailable(Code.COORDINATOR_UNAVAILABLE, f"coordinator {self.url}: {str(error) or type(error).__name__}")
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -204,7 +210,7 @@ class Coordinator:
                     raise from_public(raw, response.status)
                 return raw, size
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self.unavailable(error) from error
+            raise self._failed(error) from error
 
     def _check_direct(self, response: aiohttp.ClientResponse) -> None:
         """Raises BadMessage for a redirect: tokens and jobs go to the coordinator that is configured, and to nobody else."""
@@ -300,20 +306,21 @@ class Coordinator:
 
         A pooled connection that the coordinator just closed is replaced once; the job's id keeps it from running twice.
         """
+        keyed = linger is not None
         try:
             return await self._submit(submission, linger)
         except aiohttp.ServerDisconnectedError:
             try:
                 return await self._submit(submission, linger)
-            except aiohttp.ClientError as error:
-                raise Broken(Code.COORDINATOR_UNAVAILABLE, str(self.unavailable(error))) from error
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise Broken(str(self._failed(error)), keyed=keyed) from error
             except Refusal as error:
                 if error.code is Code.ORDER_REPLAYED:
-                    text = "the connection broke after the coordinator had taken the job"
-                    raise Broken(Code.COORDINATOR_UNAVAILABLE, text) from error
+                    raise Broken("the connection broke after the coordinator had taken the job", keyed=keyed) from error
                 raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self.unavailable(error) from error
+            failed = self._failed(error)
+            raise failed if isinstance(failed, NotSent) else Broken(str(failed), keyed=keyed) from error
 
     async def _submit(self, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(
@@ -332,7 +339,7 @@ class Coordinator:
             raw, _ = await self._read(response)
             if response.status >= 500 and not (isinstance(raw, dict) and isinstance(raw.get("error"), dict)):
                 text = f"something between here and the coordinator answered {response.status}; the job may have been taken"
-                raise Broken(Code.COORDINATOR_UNAVAILABLE, text)
+                raise Broken(text, keyed=linger is not None)
             raise from_public(raw, response.status)
 
     async def _authorized(self, method: str, path: str) -> Any:

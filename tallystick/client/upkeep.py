@@ -14,10 +14,14 @@ from tallystick.client.keys import Keyed
 from tallystick.client.ledger import Ledger
 from tallystick.client.onchain import Onchain
 from tallystick.client.spending import Hit
+from tallystick.client.tables import OrderState
 from tallystick.client.transport import Info
 from tallystick.protocol.errors import TallyError
+from tallystick.protocol.types import Amount, JobId
 
 log = structlog.get_logger()
+_SETTLED = (OrderState.BOOKED, OrderState.CLOSED)
+"""Orders that cost what their receipt says, or nothing."""
 SEEN_SECONDS = 1.0
 """Until a node that just looked at the chain looks again."""
 
@@ -54,6 +58,12 @@ class Upkeep:
         if self.onchain is not None:
             accounts = await self.ledger.accounts((await self.info()).domain, self._now)
             await self.onchain.warn_idle(accounts, self._now)
+
+    async def at_stake(self, job: JobId) -> Amount:
+        """What a job may still cost beyond its receipts, in base units: the caps of its orders that providers may collect on."""
+        known = await self.ledger.find(job)
+        open_orders = () if known is None else [one for one in known.orders if one.state not in _SETTLED]
+        return Amount(sum(one.terms.max_cost for one in open_orders))
 
     async def keyed(self, key: str) -> Keyed | None:
         """The job that an idempotency key stands for."""
