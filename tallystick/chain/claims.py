@@ -15,6 +15,9 @@ from tallystick.protocol.types import Address, Amount, Hash
 BATCH_GAS, CLAIM_GAS, ROW_GAS = 40_000, 45_000, 50_000
 """Upper bounds for planning: a row that opens its tab, a claim that opens its credit. Steady rows cost less than half."""
 
+ROW_WORDS = 7
+_U64, _U96 = (1 << 64) - 1, (1 << 96) - 1
+
 
 @dataclass(frozen=True, slots=True)
 class SettleRow:
@@ -42,6 +45,25 @@ class SettleRow:
             signature[:32],
             bytes((signature[32] | (signature[64] - 27) << 7,)) + signature[33:64],
         )
+
+    @classmethod
+    def decode(cls, provider: Address, raw: bytes) -> Self:
+        """The row that seven words are in a claim of `provider`, as the contract reads them: unused bits are passed over."""
+        first, second, numbers, cost = (int.from_bytes(raw[at : at + 32], "big") for at in range(0, 128, 32))
+        signature = raw[160:192] + bytes((raw[192] & 0x7F,)) + raw[193:224] + bytes((27 + (raw[192] >> 7),))
+        order = Order(
+            payer=_address(first >> 96),
+            provider=provider,
+            ceiling=Amount(first & _U96),
+            reserve_target=Amount(second & _U96),
+            seq=numbers >> 192,
+            deadline=numbers >> 128 & _U64,
+            claim_by=numbers >> 64 & _U64,
+            max_fee_bps=cost & 0xFFFF,
+            coordinator=_address(second >> 96),
+            terms_hash=Hash(raw[128:160]),
+        )
+        return cls(Signed(order, signature), numbers & _U64, Amount(cost >> 16 & _U96))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +129,7 @@ def _divide(claim: ClaimBatch, gas: int) -> Iterator[ClaimBatch]:
         return
     for start in range(0, len(claim.rows), most):
         yield replace(claim, rows=claim.rows[start : start + most])
+
+
+def _address(number: int) -> Address:
+    return Address(f"0x{number:040x}")

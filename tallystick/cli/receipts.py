@@ -67,7 +67,9 @@ def verify(
 
 @app.command("evidence")
 def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Json = False) -> None:
-    """Lists the dishonest receipts that this wallet was given, and the file with each. Their providers get no more orders."""
+    """Lists the dishonest receipts that this wallet was given, with the file of each, and the providers that get no more orders
+    of it, with the reason: a dishonest receipt, answers that were charged and did not arrive, or payments beyond receipts.
+    """
 
     async def read(ledger: Ledger, loaded: ClientConfig) -> None:
         folder = loaded.state_file(ledger.payer).parent / "evidence"
@@ -78,15 +80,20 @@ def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Js
             | {"file": str(path), "convincesOthers": convinces}
             for one, path, convinces in found
         ]
+        barred = await ledger.frozen()
+        others = {provider: why for provider, why in barred.items() if all(provider != one.provider for one in latest.values())}
         if as_json:
-            show_json(told)
-        elif not told:
+            blank = {"job": None, "foundAt": None, "file": None, "convincesOthers": False}
+            show_json(told + [{"provider": provider, "reason": why} | blank for provider, why in others.items()])
+        elif not told and not others:
             step("no provider was dishonest to this wallet")
         else:
             for one, path, convinces in found:
                 facts = [("found", show_time(one.found_at)), ("what is wrong", one.reason), ("evidence", path)]
                 facts.append(("shows it to others", "yes" if convinces else "no: it is this wallet's word, or its count"))
                 show_facts(facts, title=f"provider {one.provider}")
+            for provider, why in others.items():
+                show_facts([("why it gets no more orders", why)], title=f"provider {provider}")
             step("they get no more orders of this wallet; to change that: tally receipt forgive PROVIDER")
 
     with_books(config, wallet, None, read)
@@ -99,7 +106,9 @@ def forgive(
     wallet: Wallet = DEFAULT_WALLET,
     as_json: Json = False,
 ) -> None:
-    """Lets a provider have orders of this wallet again, where its receipt was refused by mistake, say by a wrong tokenizer."""
+    """Lets a provider have orders of this wallet again, where its receipt was refused by mistake, say by a wrong tokenizer, or
+    where it charged for answers that did not arrive, or was paid beyond its receipts, and you accept that.
+    """
     whom = account_of(provider, "PROVIDER")
 
     async def act(ledger: Ledger, _config: ClientConfig) -> None:

@@ -123,6 +123,7 @@ class ClientConfig:
     coordinator: str = "http://127.0.0.1:8420"
     deployment: Path | None = None
     rpc: str | None = None
+    use_deployment_rpc: bool = False
     chain_id: int | None = None
     contract: Address | None = None
     coordinator_address: Address | None = None

@@ -45,6 +45,8 @@ OURS = (
     "x-tally-at-stake",
 )
 """Headers of answers that are the gateway's own."""
+OUTSTANDING = "outstanding"
+"""What x-tally-receipt says where the whole answer came and its receipt has not yet; x-tally-cost is then the most it may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +251,12 @@ class _Sending:
             "x-request-id": result.job.hex(),
             "x-tally-job": result.job.hex(),
             "x-tally-provider": result.provider,
-            "x-tally-cost": str(result.cost + _sum(before)),
-            "x-tally-receipt": "0x" + result.receipt.digest.hex(),
+            "x-tally-cost": str(_sum([result, *before])),
+            "x-tally-receipt": OUTSTANDING if result.receipt is None else "0x" + result.receipt.digest.hex(),
             "x-tally-prices": _prices(result.terms),
         }
         if before:
-            told = (f"{one.terms.model}; job={one.job.hex()}; cost={int(one.cost)}" for one in before)
+            told = (f"{one.terms.model}; job={one.job.hex()}; cost={int(one.most)}" for one in before)
             headers["x-tally-escalated"] = ", ".join(told)
         headers |= self._tried.headers()
         await self._keep(result, result.body)  # first: whoever has the answer may ask again
@@ -289,7 +291,7 @@ class _Sending:
     async def _keep(self, result: Result, body: bytes) -> None:
         if self._cache is None or self.name is None or result.head.status != 200:
             return
-        if result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
+        if result.receipt is not None and result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
             kept = Kept(
                 content_type=result.head.content_type,
                 body=body,
@@ -303,7 +305,7 @@ class _Sending:
 
 
 def _sum(results: Sequence[Result]) -> Amount:
-    return Amount(sum(one.cost for one in results))
+    return Amount(sum(one.most for one in results))
 
 
 async def _until_gone(receive: Receive) -> None:

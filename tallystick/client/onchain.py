@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 
 from tallystick.client.accounts import Account
 from tallystick.client.config import ClientConfig
-from tallystick.client.payer import Placed, Tab
+from tallystick.client.mending import Paid
+from tallystick.client.payer import Placed, Tab, reserve_for
 from tallystick.client.pin import load_deployment
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
@@ -46,14 +49,25 @@ class Onchain:
 
     @classmethod
     def of(cls, config: ClientConfig, wallet: Signer) -> Onchain | None:
-        """Where the config names a deployment file. Raises BadMessage if that cannot be read."""
+        """Where the config names a deployment file, and an RPC address that is the user's own (see `rpc_of`). Raises BadMessage
+        if the file cannot be read.
+        """
         deployment = load_deployment(config)
+        rpc = None if deployment is None else rpc_of(config, deployment.rpc)
         if deployment is None:
+            return None
+        if rpc is None:
+            log.warning(
+                "the chain is not asked: the RPC address in the deployment file may be anybody's",
+                file=str(config.deployment),
+                rpc=deployment.rpc,
+                do="set rpc to an endpoint that you trust, or use_deployment_rpc = true",
+            )
             return None
         from tallystick.chain.endpoint import Rpc  # noqa: PLC0415 - slow to import, and many clients name no deployment
         from tallystick.chain.escrow import Escrow  # noqa: PLC0415
 
-        return cls(Escrow(Rpc(config.rpc or deployment.rpc), deployment), wallet, config)
+        return cls(Escrow(Rpc(rpc), deployment), wallet, config)
 
     async def close(self) -> None:
         """Lets go of the endpoint."""
@@ -78,6 +92,19 @@ class Onchain:
             log.info("the chain does not tell what it settled", reason=str(error))
             return Amount(0)
         return settled if settled <= MAX_SETTLED else Amount(0)
+
+    async def paid(self, provider: Address, enough: Amount) -> list[Paid] | None:
+        """The orders of this key on which the chain paid a provider, until one allows `enough` (base units); None where the chain
+        cannot be searched now.
+        """
+        from tallystick.chain.settlements import settling_orders  # noqa: PLC0415 - see `of`
+
+        try:
+            found = await settling_orders(self._escrow, self._wallet.address, provider, enough=enough)
+        except TallyError as error:
+            log.info("the chain does not tell what it paid on", reason=str(error))
+            return None
+        return [Paid(one.order, one.transaction) for one in found]
 
     async def top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
         """Reserves enough for an order that its provider found too little reserved for, within the config's top_up_total over all
@@ -108,7 +135,8 @@ class Onchain:
         purse = await escrow.purse(key)
         held = await asyncio.gather(*(escrow.tab(key, one) for one in providers))
         open_orders = max(tab.open_caps, refused.terms.max_cost)
-        target = max(self._config.reserve_target, max(tab.accepted, tab.total) - held[0].settled + open_orders)
+        owed = max(tab.accepted, tab.total) - held[0].settled
+        target = max(reserve_for(tab, self._config.reserve_target), owed + open_orders)
         reserved = sum(one.reserved for one in held)
         more = target - held[0].reserved
         room = self._config.top_up_total - reserved
@@ -153,6 +181,19 @@ class Onchain:
                 days=days,
                 do=f"tally release {account.provider}",
             )
+
+
+def rpc_of(config: ClientConfig, deployed: str) -> str | None:
+    """The RPC address that a client believes: the config's own; that of the deployment file only if it is on this machine, or the
+    config says so. None: none.
+    """
+    if config.rpc is not None or config.use_deployment_rpc:
+        return config.rpc or deployed
+    try:
+        host = urlsplit(deployed).hostname or ""
+        return deployed if host == "localhost" or ipaddress.ip_address(host).is_loopback else None
+    except ValueError:
+        return None
 
 
 @contextlib.asynccontextmanager

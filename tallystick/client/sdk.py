@@ -230,7 +230,7 @@ class Market(Verbs):
 
     async def _context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
-        return domain, await self._ledger.frozen(domain)
+        return domain, await self._ledger.barred(domain, self._now())
 
     async def _staked(self, provider: Address) -> int | None:
         return None if self._onchain is None else await self._onchain.stake(provider)
@@ -252,9 +252,9 @@ class Market(Verbs):
     async def explain(self, model: str, *, route: str = CHAT, **choice: Unpack[Choice]) -> list[Explained]:
         """Every ask for a model and why it would not be offered a job; those that would come first. Places nothing."""
         demand = demand_of(self.config, model, route, choice)
-        frozen = await self._ledger.frozen((await self.info()).domain)
+        barred = await self._ledger.barred((await self.info()).domain, self._now())
         listed = await self._coordinator.explain(demand.to_json(self.address, MAX_CANDIDATES))
-        return explained(listed, demand, frozen, self._now())
+        return explained(listed, demand, barred, self._now())
 
     # Jobs
 

@@ -57,6 +57,7 @@ class Session:
         self.state = State.QUEUED
         self.receipt: Signed[Receipt] | None = None
         self.attempts = 0
+        self.tried: list[dict[str, Any]] = []
         self.survives = False
         self.provider = market.providers[0]
         self.candidate = submission.candidates[0]
@@ -89,6 +90,7 @@ class Session:
             "matched_at": 1,
         }
         self.attempts += 1
+        self.tried.append({"attempt": len(self.tried), "provider": self.provider.address, "state": "failed", "reason": ""})
         match = coordinator.sign(Match(**(values | changes)), DOMAIN)
         await self.send(Kind.MATCH, dumps(match.to_json()))
 
@@ -144,14 +146,27 @@ class Session:
         provider.tab = provider.tab.book(cost, terms.max_cost)
         self.receipt = provider.signer.sign(Receipt(**(values | changes)), DOMAIN)
         self.state = step(State.STREAMING, ENDS[outcome])
+        if self.tried:
+            self.tried[-1]["receipt"] = self.receipt.to_json()
         return self.receipt
+
+    def release(self, outcome: Outcome = Outcome.REFUSED, **changes: Any) -> Verified[Receipt]:
+        """The provider's receipt at no cost for the attempt that was matched last; the job goes on."""
+        state = self.state
+        receipt = self.bill(Usage(0, 0, 0), outcome, **changes)
+        self.receipt, self.state = None, state
+        return receipt
+
+    async def void(self, outcome: Outcome = Outcome.REFUSED, **changes: Any) -> None:
+        """Sends that receipt."""
+        await self.send(Kind.VOID, dumps(self.release(outcome, **changes).to_json()))
 
     async def finish(self, usage: Usage | None = None, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> None:
         await self.send(Kind.RECEIPT, dumps(self.bill(usage, outcome, **changes).to_json()))
 
     async def fail(self, error: TallyError) -> None:
         self.state = State.FAILED
-        if self.attempts:
+        if self.attempts and not self.tried[-1].get("receipt"):
             self.provider.tab = self.provider.tab.drop(self.candidate.terms.max_cost)
         await self.send(Kind.FAIL, dumps(error.as_json()))
 
@@ -381,7 +396,7 @@ class FakeMarket:
                 "payer": session.submission.candidates[0].order.message.payer,
                 "createdAt": 1,
                 "finishedAt": None,
-                "attempts": [],
+                "attempts": [{"receipt": None} | attempt for attempt in session.tried],
                 "receipt": receipt,
                 "settlement": None,
             }

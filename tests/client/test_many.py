@@ -55,7 +55,7 @@ async def test_results_in_order_or_as_they_end(market: Market, fake: FakeMarket)
     done = [one async for one in market.map(numbered(12), at_once=4)]
     assert [one.index for one in done] == list(range(12))
     assert [one.unwrap().text for one in done] == [str(at) for at in range(12)]
-    assert all(one.unwrap().receipt.message.cost == 3 and one.tries == 1 for one in done)
+    assert all(one.unwrap().cost == 3 and one.tries == 1 for one in done)
     loose = [one async for one in market.map(numbered(12), at_once=4, ordered=False)]
     assert sorted(one.index for one in loose) == list(range(12))
     assert all(one.unwrap().text == str(one.index) for one in loose)

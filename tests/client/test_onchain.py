@@ -94,10 +94,13 @@ def _account(provider: Signer, used_at: int = 0, in_flight: int = 0) -> Account:
 
 
 async def test_the_key_alone_has_more_reserved(desk: Desk) -> None:
-    """For what the tab owes and the job may cost, at least the usual target; nothing is paid and no ceiling is raised."""
+    """For what the tab owes and the job may cost, and for what its receipts have earned; no ceiling is raised."""
     assert not await desk.top_up(DOLLAR), "the key has no coins for gas yet"
     await desk.world.sender(KEY)
-    assert await desk.top_up(DOLLAR // 2)
+    assert await desk.top_up(DOLLAR // 4)
+    assert await desk.reserved() == DOLLAR // 4, "a provider without a receipt gets what the job may cost"
+    used = Tab(accepted=Amount(DOLLAR // 4), total=Amount(DOLLAR // 4), ceiling=Amount(DOLLAR // 4))
+    assert await desk.top_up(DOLLAR // 4, used)
     assert await desk.reserved() == DOLLAR
     owing = Tab(accepted=Amount(DOLLAR), total=Amount(DOLLAR), open_caps=Amount(DOLLAR), ceiling=Amount(2 * DOLLAR))
     assert await desk.top_up(DOLLAR, owing)
