@@ -14,14 +14,12 @@ from tallystick.client.keys import Keyed
 from tallystick.client.ledger import Ledger
 from tallystick.client.onchain import Onchain
 from tallystick.client.spending import Hit
-from tallystick.client.tables import OrderState
+from tallystick.client.tables import COLLECTABLE
 from tallystick.client.transport import Info
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, JobId
 
 log = structlog.get_logger()
-_SETTLED = (OrderState.BOOKED, OrderState.CLOSED)
-"""Orders that cost what their receipt says, or nothing."""
 SEEN_SECONDS = 1.0
 """Until a node that just looked at the chain looks again."""
 
@@ -62,8 +60,8 @@ class Upkeep:
     async def at_stake(self, job: JobId) -> Amount:
         """What a job may still cost beyond its receipts, in base units: the caps of its orders that providers may collect on."""
         known = await self.ledger.find(job)
-        open_orders = () if known is None else [one for one in known.orders if one.state not in _SETTLED]
-        return Amount(sum(one.terms.max_cost for one in open_orders))
+        standing = () if known is None else [one for one in known.orders if one.state.value in COLLECTABLE]
+        return Amount(sum(one.terms.max_cost for one in standing))
 
     async def keyed(self, key: str) -> Keyed | None:
         """The job that an idempotency key stands for."""
