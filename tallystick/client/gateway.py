@@ -26,6 +26,7 @@ from tallystick.client.openai import model_entry, render_error
 from tallystick.client.sdk import Market, upkeep_of
 from tallystick.client.spending import DAY_SECONDS
 from tallystick.client.story import tell_job
+from tallystick.client.transport import ModelOffer
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.routes import ALWAYS, JSON
@@ -38,14 +39,14 @@ log = structlog.get_logger()
 
 def build_app(market: Market) -> ASGIApp:
     """The gateway as an ASGI app over an open market."""
-    forward = Forward(market)
+    forward, offers = Forward(market), _Offers(market)
 
     async def models(request: Request) -> Response:
-        return _json({"object": "list", "data": await _models(market, request.scope.get(CALLER))})
+        return _json({"object": "list", "data": _models(market, await offers.get(), request.scope.get(CALLER))})
 
     async def model(request: Request) -> Response:
         wanted = request.path_params["model"]
-        for entry in await _models(market, request.scope.get(CALLER)):
+        for entry in _models(market, await offers.get(), request.scope.get(CALLER)):
             if entry["id"] == wanted:
                 return _json(entry)
         raise Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {wanted!r}")
@@ -76,9 +77,31 @@ def build_app(market: Market) -> ASGIApp:
     return CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=OURS)
 
 
-async def _models(market: Market, caller: ApiKey | None) -> list[dict[str, Any]]:
+class _Offers:
+    """The models on offer. Whoever asks while a question is under way shares it, so that callers do not add up at the coordinator,
+    nor its answers here.
+    """
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+        self._asking: asyncio.Task[list[ModelOffer]] | None = None
+
+    async def get(self) -> list[ModelOffer]:
+        """As the coordinator tells them now. Raises TallyError."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._market.models(), name="models")
+            self._asking.add_done_callback(self._answered)
+        return await asyncio.shield(self._asking)
+
+    def _answered(self, task: asyncio.Task[list[ModelOffer]]) -> None:
+        self._asking = None
+        if not task.cancelled():
+            task.exception()  # nobody may be left who waits for it
+
+
+def _models(market: Market, offers: list[ModelOffer], caller: ApiKey | None) -> list[dict[str, Any]]:
     """What is for sale to a caller, and the names that stand for several models."""
-    offered = [model_entry(offer.id, offer.to_json()) for offer in await market.models()]
+    offered = [model_entry(offer.id, offer.to_json()) for offer in offers]
     allowed = market.config.models_of(caller)
     usable = {alias.name: [one for one in alias.models if not allowed or one in allowed] for alias in market.config.aliases}
     named = [model_entry(name, {"models": models}) for name, models in usable.items() if models]

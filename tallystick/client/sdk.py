@@ -361,6 +361,9 @@ class Market(Verbs):
         info = await self.info()
         return await self._ledger.tab(info.domain, parse_address(provider), self._now())
 
+    async def _at_stake(self, job: JobId) -> Amount:
+        return await upkeep_of(self).at_stake(job)
+
     async def evidence(self) -> list[Evidence]:
         """Dishonest receipts, kept for third parties."""
         return await self._ledger.evidence()

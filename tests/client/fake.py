@@ -259,6 +259,7 @@ class FakeMarket:
         self.crash: Exception | None = None
         self.drops, self.keeps = 0, False
         self.connections: set[int] = set()
+        self.before_models: Callable[[], Awaitable[None]] = _at_once
 
     def _asks(self) -> list[Any]:
         return [{"ask": provider.ask.to_json(), "free": 1} for provider in self.providers]
@@ -303,6 +304,7 @@ class FakeMarket:
         return web.json_response(self.info)
 
     async def _models(self, _request: web.Request) -> web.Response:
+        await self.before_models()
         ask = self.providers[0].ask.message
         entry = {
             "id": ask.model,
@@ -423,6 +425,10 @@ class FakeMarket:
         if job in self.sessions:
             self.sessions[job].cancelled.set()
         return web.json_response({}, status=202)
+
+
+async def _at_once() -> None:
+    """Nothing to wait for."""
 
 
 def _issued_at(header: str | None) -> int:
