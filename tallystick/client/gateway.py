@@ -78,8 +78,8 @@ def build_app(market: Market) -> ASGIApp:
 
 
 class _Offers:
-    """The models on offer. Whoever asks while a question is under way shares it, so that callers do not add up at the coordinator,
-    nor its answers here.
+    """The models on offer. Whoever asks while a question is under way shares it, so that callers do not add up at the
+    coordinator, nor its answers here.
     """
 
     def __init__(self, market: Market) -> None:

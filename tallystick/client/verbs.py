@@ -81,9 +81,9 @@ class Verbs(ABC):
         Requests are the bodies of one route and may be endless: one is taken when there is room for it, and at most twice
         `at_once` are held that were not yielded. Results come in the requests' order, or else as they end. One that fails with
         an error that says `retry` is tried again, later and later, unless it may be billed all the same. What fails for good is a
-        Done with its `error`, and the others go on. Leaving the loop cancels what runs (`contextlib.aclosing` makes sure of when).
-        Raises BadMessage for numbers that cannot work; iterating raises what `requests` raises. The config's `max_jobs` bounds
-        `at_once`.
+        Done with its `error`, and the others go on. Leaving the loop cancels what runs (`contextlib.aclosing` makes sure of
+        when). Raises BadMessage for numbers that cannot work; iterating raises what `requests` raises. The config's `max_jobs`
+        bounds `at_once`.
         """
         manner = Manner(min(at_once, self.config.max_jobs), ordered, retries)
 
