@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,7 +25,6 @@ from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
     from node.config import EngineConfig, NodeConfig
-    from tallystick.client.transport import Coordinator
 
 SKEW_SECONDS = 20
 """A clock that is further off makes orders and asks look expired."""
@@ -154,7 +153,7 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
         async with Coordinator(loaded.coordinator, ClientConfig()) as coordinator:
             info = await coordinator.info()
             models = {offer.id: offer.to_json() for offer in await coordinator.models()}
-            connected = await _is_listed(coordinator, models, provider)
+            connected = provider is not None and await coordinator.connected(provider)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, TallyError) as error:
         diagnosis.add("coordinator", False, f"{loaded.coordinator}: {error or type(error).__name__}", remedy)
         return None
@@ -178,14 +177,6 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
         "this node's asks stand in the book" if connected else "no ask of this wallet stands: start `tally node run`",
     )
     return models
-
-
-async def _is_listed(coordinator: Coordinator, models: Iterable[str], provider: Address | None) -> bool:
-    """Whether an ask of this provider stands in the coordinator's book. Raises TallyError."""
-    for model in models:
-        if any(ask.message.provider == provider for ask in await coordinator.asks(model)):
-            return True
-    return False
 
 
 async def _look_at_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[str, Any] | None) -> None:

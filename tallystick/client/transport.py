@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -31,8 +32,8 @@ JOB_TYPE = "application/vnd.tallystick.job"
 MAX_RECEIPTS = 64
 """Receipts of a tab that are looked at."""
 
-MAX_PAGES = 64
-"""Pages of a listing that are followed; MAX_RAW bounds their bytes together."""
+MAX_PAGES = 256
+"""Pages of a listing that are followed; MAX_RAW bounds their bytes together, and the config's control_seconds their time."""
 
 MAX_CURSOR = 4_096
 """Characters of what names the next page."""
@@ -236,7 +237,9 @@ class Coordinator:
             return None, trimmer.seen
 
     async def _pages(self, path: str, member: str, **query: str) -> AsyncIterator[Any]:
-        """The items of a listing, page after page, within MAX_PAGES and MAX_RAW."""
+        """The items of a listing, page after page, within MAX_PAGES, MAX_RAW and control_seconds."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + self._config.control_seconds
         seen, size = {""}, 0
         after = ""
         for _ in range(MAX_PAGES):
@@ -245,7 +248,7 @@ class Coordinator:
             for item in _listed(raw, member):
                 yield item
             after, size = raw.get("next") or "", size + fetched
-            if not after or size >= MAX_RAW:
+            if not after or size >= MAX_RAW or clock() >= until:
                 break
             if not isinstance(after, str) or len(after) > MAX_CURSOR or after in seen:
                 raise BadMessage(f"{member}.next: expected where the next page begins", fault=Fault.COORDINATOR)
@@ -290,6 +293,13 @@ class Coordinator:
         """POST /v1/explain: every ask for a model, with why it would not be on the shortlist. What is no object is left out."""
         listed = _listed(await self._call("POST", "/v1/explain", demand), "asks")
         return [entry for entry in listed if isinstance(entry, dict)][:MAX_EXPLAINED]
+
+    async def connected(self, provider: Address) -> bool:
+        """GET /v1/providers/{provider}/why: whether this provider's node is connected, so that its asks stand."""
+        raw = await self._call("GET", f"/v1/providers/{provider}/why?limit=1")
+        if not isinstance(raw, dict) or not isinstance(raw.get("connected"), bool):
+            raise BadMessage("why.connected: expected true or false", fault=Fault.COORDINATOR)
+        return bool(raw["connected"])
 
     async def receipts(self, question: Signed[Inquiry]) -> list[LateReceipt]:
         """POST /v1/tabs: this payer's last receipts of a provider, with their orders. One that does not parse is left out."""

@@ -98,6 +98,7 @@ def calls(coordinator: Coordinator) -> tuple[Callable[[], Awaitable[Any]], ...]:
         lambda: coordinator.asks(MODEL),
         lambda: coordinator.shortlist({}),
         lambda: coordinator.explain({}),
+        lambda: coordinator.connected(ALICE.address),
         lambda: coordinator.receipts(question),
         lambda: coordinator.job(JOB),
         lambda: coordinator.cancel(JOB),
@@ -162,7 +163,7 @@ DEEP = (b"[" * 100_000, b'{"asks":' * 100_000)
 async def test_what_is_no_answer_is_an_error_in_words(body: bytes) -> None:
     """What does not parse, or is nested to exhaust a stack, is the coordinator's fault."""
     async with saying(body) as coordinator:
-        for call in calls(coordinator)[:7]:
+        for call in calls(coordinator)[:8]:
             with pytest.raises(BadMessage) as caught:
                 await call()
             assert caught.value.fault is Fault.COORDINATOR
@@ -313,12 +314,13 @@ async def test_listings_are_read_to_their_end() -> None:
 
 
 async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
-    """MAX_PAGES pages and MAX_RAW bytes are read; pages that go in a circle, or to nowhere that makes sense, are refused."""
+    """MAX_PAGES pages, MAX_RAW bytes and control_seconds at most; pages that go in a circle, or nowhere, are refused."""
     count = [0]
-    wide = [0]
+    wide, pause = [0], [0.0]
 
     async def handler(request: web.Request) -> web.Response:
         count[0] += 1
+        await asyncio.sleep(pause[0])
         after = request.query.get("model", "")
         following: Any = {"circle": "a", "number": 7, "long": "x" * 5_000}.get(after, str(count[0]))
         return web.json_response({"asks": [], "next": following, "padding": "x" * wide[0]})
@@ -326,6 +328,11 @@ async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
     async with answering(handler) as coordinator:
         assert await coordinator.asks("endless") == []
         assert count[0] == MAX_PAGES
+        coordinator._config = ClientConfig(control_seconds=0.2)
+        count[0], pause[0] = 0, 0.05
+        assert await coordinator.asks("slow") == []
+        assert count[0] < 10
+        coordinator._config, pause[0] = ClientConfig(), 0
         for odd in ("circle", "number", "long"):
             with pytest.raises(BadMessage, match=r"asks\.next"):
                 await coordinator.asks(odd)
