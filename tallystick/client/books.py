@@ -189,14 +189,16 @@ def tab_of(row: sa.Row[tuple[object, ...]] | None, open_caps: int = 0, early_cap
     )
 
 
-def take(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: Sign) -> list[Placed]:
-    """Signs an order for each draft whose provider is not barred (see `Tab.barred`), and remembers them as open."""
+def take(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: Sign, reader: str = "") -> list[Placed]:
+    """Signs an order for each draft whose provider is not barred (see `Tab.barred`), and remembers them as open. `reader`: the
+    process that will read the answer, see presence.py.
+    """
     found = read_tabs(c, job.domain, job.payer, [provider for provider, _ in drafts], job.created_at)
     placed = [sign(found[provider], provider, terms) for provider, terms in drafts if not found[provider].barred]
     if not placed:
         return []
     where = venue(job.domain)
-    c.execute(_NEW_JOB, _job_row(where, job))
+    c.execute(_NEW_JOB, _job_row(where, job) | {"reader": reader})
     c.execute(_NEW_ORDER, [_order_row(where, job, p) for p in placed])
     c.execute(_RAISE_TAB, [_tab_row(where, p) for p in placed])
     return placed

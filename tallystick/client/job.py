@@ -26,11 +26,12 @@ from tallystick.client.payer import Delivered, Doubt, Placed, Stream
 from tallystick.client.proof import Proof
 from tallystick.client.recount import Auditor
 from tallystick.client.resolver import Resolver
-from tallystick.client.result import Result, Unfinished, require_success, shortfall
+from tallystick.client.result import Result, Unfinished, proof_of, require_success, shortfall
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator
-from tallystick.protocol.eip712 import Domain, Signed, Verified
+from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
+from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.types import Address, Hash, JobId
@@ -190,19 +191,7 @@ class Job:
     @property
     def proof(self) -> Proof | None:
         """What proves the job to others, once its receipt came. None before, and where it was not to be kept or is too long."""
-        answer = self._answer
-        if answer.kept is None or answer.receipt is None or answer.match is None:
-            return None
-        order, receipt = answer.match.order, answer.receipt
-        return Proof(
-            domain=self._desk.domain,
-            order=Signed(order.message, order.signature),
-            terms=answer.match.terms,
-            receipt=Signed(receipt.message, receipt.signature),
-            commitment_key=answer.key.commitment_key,
-            request=self._request,
-            response=tuple(answer.kept),
-        )
+        return proof_of(self._desk.domain, self._answer, self._request)
 
     async def cancel(self) -> Result | None:
         """Stops the job and waits, for a bounded time, for the receipt of what was delivered. None if it is not known yet."""
@@ -217,8 +206,8 @@ class Job:
                     await self._frame()
         except (TimeoutError, TallyError):
             if not self._done:
-                self._leave()
                 await self._desk.ledger.note_arrived(self._arrived(Stream.LEFT))
+                self._leave()
                 self._desk.resolver.abandon(self.id)
             return None
         answer = self._answer
@@ -244,10 +233,6 @@ class Job:
         if not self._keyed:
             self._desk.resolver.abandon(self.id)
         return arrived
-
-    def _delivered(self, stream: Stream = Stream.READ) -> Delivered | None:
-        cancelled = self._cancelling or self._resumed or stream is not Stream.READ
-        return self._answer.delivered(self._body_bytes, bounded=self._call.bounded, cancelled=cancelled, stream=stream)
 
     def _arrived(self, stream: Stream = Stream.READ) -> dict[Hash, Delivered]:
         cancelled = self._cancelling or self._resumed or stream is not Stream.READ
@@ -302,10 +287,9 @@ class Job:
             await self._break(error)
 
     async def _break(self, error: TallyError) -> NoReturn:
-        self._leave()
         self._error = error
         await self._abandon()
-        raise error
+        self._fail(error)
 
     def _fail(self, error: TallyError) -> NoReturn:
         self._error = error
@@ -331,6 +315,7 @@ class Job:
         answer = self._answer
         received = f"{answer.chunks} chunks with {answer.body_bytes} bytes of the answer"
         receipt: Verified[Receipt] | None = None
+        over = False
         try:
             arrived = self._arrived(Stream.KEPT if self._keyed else Stream.LEFT)
             await self._desk.ledger.note_arrived(arrived)
@@ -338,6 +323,7 @@ class Job:
                 await self._deliver(arrived)
             remote, receipt = await self._desk.resolver.resolve(self.id, arrived, self._doubt)
             told = f"the coordinator says that the job is {remote.state.value}"
+            over = remote.state in TERMINAL
             if receipt is None and remote.receipt is None and not answer.whole:
                 await self._abandon()
         except BadReceipt as error:
@@ -352,7 +338,8 @@ class Job:
             return
         if receipt is not None:
             told += f", billed {receipt.message.cost} base units"
-        self._fail(Unfinished(f"the stream from the coordinator broke ({how}) after {received}; {told}", receipt))
+        text = f"the stream from the coordinator broke ({how}) after {received}; {told}"
+        self._fail(Unfinished(text, receipt, retry=self._keyed or over))
 
     # Ending
 
@@ -384,6 +371,7 @@ class Job:
             return
         if answer.receipt is None or answer.match is None:
             raise RuntimeError("an answer ended without a receipt or a failure")
+        delivered = answer.delivered(self._body_bytes, bounded=self._call.bounded, cancelled=self._cancelling or self._resumed)
         took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
         doubt = await self._doubt(answer.receipt.message)
         arrival = Arrival(
@@ -391,7 +379,7 @@ class Job:
             self.id,
             answer.match,
             answer.receipt,
-            self._delivered(),
+            delivered,
             desk.now(),
             took,
             doubt,
@@ -409,13 +397,11 @@ class Job:
         self._leave()
 
     async def _doubt(self, receipt: Receipt) -> Doubt | None:
-        auditor, kept = self._desk.auditor, self._answer.kept
-        if auditor is None or not self._answer.whole or not auditor.counts(self._call.model, self._path):
+        """What a recount has against the receipt of a whole answer."""
+        auditor, answer = self._desk.auditor, self._answer
+        if auditor is None or not answer.whole or not auditor.counts(self._call.model, self._path):
             return None
-        if kept is None:
-            found: Doubt | None = Doubt("the answer is too long to be counted again", refuse=False)
-        else:
-            found = await auditor.doubt(self._call.model, self._request, kept, receipt)
+        found = await auditor.doubt(self._call.model, self._request, answer.kept, receipt)
         if found is not None:
             log.warning("a receipt is doubted", job=self.id.hex(), provider=receipt.provider, reason=found.reason)
         return found

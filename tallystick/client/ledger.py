@@ -24,6 +24,7 @@ from tallystick.client.lookups import Evidence, KnownJob
 from tallystick.client.mending import Found, Paid, Shown
 from tallystick.client.outstanding import NOTHING, Arrived
 from tallystick.client.payer import Placed, Tab, Undelivered
+from tallystick.client.presence import Presence
 from tallystick.client.spending import DAY_SECONDS, Hit, Spent, Standing
 from tallystick.client.tables import JobState, venue
 from tallystick.protocol.eip712 import Domain, Verified
@@ -40,9 +41,10 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 class Ledger:
     """The ledger of one payer. Open with `Ledger.open`, close with `close`."""
 
-    def __init__(self, database: Database, payer: Address, evidence: Path) -> None:
+    def __init__(self, database: Database, payer: Address, evidence: Path, presence: Presence) -> None:
         self._database, self._evidence = database, evidence
         self.payer = payer
+        self._presence = presence
         self._warned: set[tuple[int, str]] = set()
 
     @classmethod
@@ -55,11 +57,12 @@ class Ledger:
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"state file {path}: {error.strerror}", fault=Fault.CLIENT) from error
         database = Database(f"sqlite:///{path}")
         await database.start(MIGRATIONS)
-        return cls(database, payer, path.parent / "evidence")
+        return cls(database, payer, path.parent / "evidence", Presence(path))
 
     async def close(self) -> None:
         """Finishes what is queued and lets go of the file."""
         await self._database.close()
+        self._presence.leave()
 
     async def take(
         self, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: Sign, budgets: Sequence[Budget] = ()
@@ -69,13 +72,14 @@ class Ledger:
 
         `sign` must be pure: it may be called twice. It gets the tab as it is at that moment.
         """
+        reader = self._presence.name
         if not budgets:
-            return await self._database.write(lambda c: books.take(c, job, drafts, sign))
+            return await self._database.write(lambda c: books.take(c, job, drafts, sign, reader))
 
         def take(c: Connection) -> tuple[list[Placed], list[Standing]]:
             mine = (budget for budget in budgets if budget.covers(job.label))
             stands = [spending.standing(c, self.payer, budget, job.created_at) for budget in mine]
-            return books.take(c, job, spending.within(drafts, stands), sign), stands
+            return books.take(c, job, spending.within(drafts, stands), sign, reader), stands
 
         placed, stands = await self._database.write(take)
         for one in stands:
@@ -175,6 +179,10 @@ class Ledger:
 
         await self._database.write(note)
 
+    async def note_reader(self, job: JobId) -> None:
+        """This process takes a job up that another one placed."""
+        await self._database.write(lambda c: outstanding.read_by(c, job, self._presence.name))
+
     async def note_cancelled(self, job: JobId) -> None:
         """This client asks for a job's end: whichever process reads its receipt, it may say so."""
         await self._database.write(lambda c: outstanding.cancelled(c, job))
@@ -234,8 +242,12 @@ class Ledger:
         return await self._database.write(lambda c: mending.forgive(c, self.payer, provider, now))
 
     async def unresolved(self, before: int, limit: int = 1_000) -> list[JobId]:
-        """Jobs made until that Unix time whose end this ledger does not know, oldest first."""
-        return await self._database.read(lambda c: lookups.unresolved(c, self.payer, before, limit))
+        """Jobs made until that Unix time whose end this ledger does not know, oldest first; not those that another living process
+        reads.
+        """
+        found = await self._database.read(lambda c: lookups.unresolved(c, self.payer, before, limit))
+        living = {reader for reader in {reader for _, reader in found} if self._presence.other_lives(reader)}
+        return [job for job, reader in found if reader not in living]
 
     async def find(self, job: JobId) -> KnownJob | None:
         """What is known of a job."""

@@ -106,11 +106,11 @@ def traded(c: Connection, domain: Domain, payer: Address, providers: Sequence[Ad
     return {Address(found) for found in c.execute(sa.select(tabs.c.provider).where(*mine)).scalars()}
 
 
-def unresolved(c: Connection, payer: Address, before: int, limit: int) -> list[JobId]:
-    """Jobs made until that time whose end is not known, oldest first."""
+def unresolved(c: Connection, payer: Address, before: int, limit: int) -> list[tuple[JobId, str]]:
+    """Jobs made until that time whose end is not known, and their readers, oldest first."""
     pending = jobs.c.state.in_([JobState.OPEN, JobState.LOST])
-    query = sa.select(jobs.c.job).where(jobs.c.payer == payer, pending, jobs.c.created_at <= before)
-    return [JobId(bytes.fromhex(row)) for row in c.execute(query.order_by(jobs.c.created_at).limit(limit)).scalars()]
+    query = sa.select(jobs.c.job, jobs.c.reader).where(jobs.c.payer == payer, pending, jobs.c.created_at <= before)
+    return [(JobId(bytes.fromhex(row.job)), row.reader) for row in c.execute(query.order_by(jobs.c.created_at).limit(limit))]
 
 
 def read_evidence(c: Connection, payer: Address, job: JobId | None = None) -> list[Evidence]:

@@ -20,7 +20,7 @@ import structlog
 from tallystick.client.accounts import Account
 from tallystick.client.config import ClientConfig
 from tallystick.client.mending import Paid
-from tallystick.client.payer import Placed, Tab, reserve_for
+from tallystick.client.payer import RESERVE_TIMES, Placed, Tab, reserve_for
 from tallystick.client.pin import load_deployment
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
@@ -44,7 +44,7 @@ class Onchain:
     def __init__(self, escrow: Escrow, wallet: Signer, config: ClientConfig, tick: Callable[[], float] = time.monotonic) -> None:
         self._escrow, self._wallet, self._config, self._tick = escrow, wallet, config, tick
         self._stakes: dict[Address, tuple[float, Amount]] = {}
-        self._topped_up: dict[Address, float] = {}
+        self._topped_up: dict[Address, tuple[float, int]] = {}
         self._one_at_a_time = asyncio.Lock()
 
     @classmethod
@@ -107,22 +107,22 @@ class Onchain:
         return [Paid(one.order, one.transaction) for one in found]
 
     async def top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
-        """Reserves enough for an order that its provider found too little reserved for, within the config's top_up_total over all
-        of `accounts` (the providers in this wallet's books). Whether it did, or just had; if not, the log says why.
+        """Reserves enough for an order that its provider found too little reserved for, and for some more like it: RESERVE_TIMES
+        what it takes now, as far as the config's reserve_target goes. Never more than top_up_total over all of `accounts` (the
+        providers in this wallet's books). Whether it did, or just had; if not, the log says why.
 
         The key itself signs for it: an order for no more than was ordered before, with a higher reserveTarget, which the contract
         takes from anyone (IEscrow.secure). Only the gas must be at hand.
         """
         async with self._one_at_a_time:
-            if self._tick() - self._topped_up.get(refused.provider, float("-inf")) < JUST_NOW_SECONDS:
+            at, borne = self._topped_up.get(refused.provider, (float("-inf"), 0))
+            if self._tick() - at < JUST_NOW_SECONDS and _worst(tab, refused) <= borne:
                 return True
             try:
                 async with _alone(self._config.state_file(self._wallet.address).with_suffix(".reserving")):
                     why = await self._top_up(refused, tab, accounts, now_ns)
             except TallyError as error:
                 why = str(error)
-            if not why:
-                self._topped_up[refused.provider] = self._tick()
         if why:
             command = f"tally reserve {refused.provider} {format_amount(refused.terms.max_cost)}"
             log.warning("a provider wants more reserved for it", provider=refused.provider, why=why, do=command)
@@ -134,9 +134,10 @@ class Onchain:
         providers = list(dict.fromkeys([provider, *(account.provider for account in accounts)]))
         purse = await escrow.purse(key)
         held = await asyncio.gather(*(escrow.tab(key, one) for one in providers))
-        open_orders = max(tab.open_caps, refused.terms.max_cost)
-        owed = max(tab.accepted, tab.total) - held[0].settled
-        target = max(reserve_for(tab, self._config.reserve_target), owed + open_orders)
+        needed = _worst(tab, refused) - held[0].settled
+        target = max(
+            reserve_for(tab, self._config.reserve_target), needed, min(self._config.reserve_target, RESERVE_TIMES * needed)
+        )
         reserved = sum(one.reserved for one in held)
         more = target - held[0].reserved
         room = self._config.top_up_total - reserved
@@ -160,6 +161,7 @@ class Onchain:
         from tallystick.chain.sender import Sender  # noqa: PLC0415 - see `of`
 
         await escrow.secure(Sender(escrow.rpc, self._wallet), self._wallet.sign(order, escrow.deployment.domain))
+        self._topped_up[provider] = self._tick(), int(target + held[0].settled)
         log.info("reserved more for a provider", provider=provider, amount=_dollars(more), reserved=_dollars(target))
         return ""
 
@@ -181,6 +183,11 @@ class Onchain:
                 days=days,
                 do=f"tally release {account.provider}",
             )
+
+
+def _worst(tab: Tab, refused: Placed) -> int:
+    """The most that its provider can have collected of this payer, once the order has run: base units over the tab's life."""
+    return max(tab.accepted, tab.total) + max(tab.open_caps, refused.terms.max_cost)
 
 
 def rpc_of(config: ClientConfig, deployed: str) -> str | None:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, bindparam
 from tallystick.client.payer import MAX_UNDELIVERED, NOT_DELIVERED, Delivered, Undelivered
 from tallystick.client.tables import JobState, OrderState, jobs, orders, tabs
 from tallystick.protocol.messages import Outcome, Receipt
-from tallystick.protocol.types import Address, Hash, JobId
+from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
 from tallystick.protocol.wire import dumps, loads
 
 Arrived = Mapping[Hash, Delivered]
@@ -31,7 +31,9 @@ _DISPATCH = (
     .values(state=OrderState.DISPATCHED.value)
 )
 _KEEP = sa.update(orders).where(_ORDER, _UNDECIDED).values(delivered_doc=bindparam("to_doc"))
-_WHAT = sa.select(orders.c.delivered_doc, orders.c.quarters).where(_ORDER)
+_WHAT = sa.select(orders.c.delivered_doc, orders.c.quarters, orders.c.state).where(_ORDER)
+_UNMATCHED = Delivered(0, 0, ZERO_HASH, finished=False, bounded=False)
+"""What arrived for an order whose job ended here, and which nobody was told to have."""
 _JOB = sa.select(jobs.c.state, jobs.c.cancelled).where(jobs.c.job == bindparam("of_job"))
 _CANCELLED = sa.update(jobs).where(jobs.c.job == bindparam("of_job")).values(cancelled=True)
 _COUNT = sa.update(orders).where(_ORDER).values(quarters=bindparam("to_quarters"))
@@ -72,8 +74,15 @@ def cancelled(c: Connection, job: JobId) -> None:
     c.execute(_CANCELLED, {"of_job": job.hex()})
 
 
+def read_by(c: Connection, job: JobId, reader: str) -> None:
+    """A process takes a job up."""
+    c.execute(sa.update(jobs).where(jobs.c.job == job.hex()).values(reader=reader))
+
+
 def recall(c: Connection, job: JobId, receipt: Receipt, delivered: Delivered | None) -> Delivered | None:
-    """What to hold a receipt against: what its reader saw, else what was kept of an earlier stream; None if nobody knows."""
+    """What to hold a receipt against: what its reader saw, else what was kept of an earlier stream; nothing, where the order was
+    never matched; None if nobody knows, since the job's reader crashed.
+    """
     seen = delivered if delivered is not None else _read(c, receipt.order_hash)
     if seen is None or seen.cancelled or receipt.outcome != Outcome.CLIENT_CANCELLED:
         return seen
@@ -83,7 +92,9 @@ def recall(c: Connection, job: JobId, receipt: Receipt, delivered: Delivered | N
 
 def _read(c: Connection, order: Hash) -> Delivered | None:
     row = c.execute(_WHAT, {"of_order": order.hex()}).first()
-    return None if row is None or row.delivered_doc is None else Delivered.from_json(loads(row.delivered_doc, "delivered"))
+    if row is None or row.delivered_doc is None:
+        return _UNMATCHED if row is not None and row.state == OrderState.CLOSED.value else None
+    return Delivered.from_json(loads(row.delivered_doc, "delivered"))
 
 
 def state_of(c: Connection, job: JobId) -> JobState | None:

@@ -120,8 +120,10 @@ class Placing:
         self.placing.add(job)  # until it is among the live ones: nobody else is to settle it meanwhile
         try:
             yield signed
-        except (Broken, asyncio.CancelledError):
+        except (Broken, asyncio.CancelledError) as error:
             if named is None:
+                if isinstance(error, Broken):
+                    error.retry = False  # the job may have been taken: asking again might buy it twice
                 await self.ledger.note_arrived(_nothing(asked, key, signed), matched=False)
                 self.resolver.abandon(job)
             raise

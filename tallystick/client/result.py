@@ -9,7 +9,7 @@ from tallystick.client.answer import Answer
 from tallystick.client.deltas import Deltas
 from tallystick.client.openai import EVENT_STREAM, engine_error, read_text
 from tallystick.client.proof import Proof
-from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, usage_of
@@ -79,14 +79,14 @@ class Result:
 
 
 class Unfinished(Unavailable):
-    """The stream ended without a receipt or a reason: the coordinator's fault. `receipt` is what it had when asked afterwards;
-    `retry` is false where that bills something.
+    """The stream ended without a receipt or a reason: the coordinator's fault. `receipt` is what it had when asked afterwards.
+    `retry` is false where that bills something, and where the job may go on: asking again might buy the answer twice.
     """
 
-    def __init__(self, message: str, receipt: Verified[Receipt] | None) -> None:
+    def __init__(self, message: str, receipt: Verified[Receipt] | None, *, retry: bool) -> None:
         super().__init__(Code.COORDINATOR_UNAVAILABLE, message, fault=Fault.COORDINATOR)
         self.receipt = receipt
-        self.retry = receipt is None or receipt.message.cost == 0
+        self.retry = retry and (receipt is None or receipt.message.cost == 0)
 
 
 def require_success(result: Result) -> Result:
@@ -94,6 +94,22 @@ def require_success(result: Result) -> Result:
     if result.head.status >= 400:
         raise engine_error(result.head.status, result.body)
     return result
+
+
+def proof_of(domain: Domain, answer: Answer, request: bytes) -> Proof | None:
+    """The proof of a job whose receipt came; None before, and where its answer was not to be kept or is too long."""
+    if answer.kept is None or answer.receipt is None or answer.match is None:
+        return None
+    order, receipt = answer.match.order, answer.receipt
+    return Proof(
+        domain=domain,
+        order=Signed(order.message, order.signature),
+        terms=answer.match.terms,
+        receipt=Signed(receipt.message, receipt.signature),
+        commitment_key=answer.key.commitment_key,
+        request=request,
+        response=tuple(answer.kept),
+    )
 
 
 def shortfall(answer: Answer, receipt: Receipt, *, cancelling: bool) -> TallyError | None:

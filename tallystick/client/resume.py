@@ -26,6 +26,7 @@ async def take_up(desk: Desk, coordinator: Address, known: Keyed, asked: Asked, 
     found = await desk.ledger.find(known.job)
     orders = () if found is None else found.orders
     placed = [Placed(one.order.verify(desk.domain), one.terms) for one in orders]
+    await desk.ledger.note_reader(known.job)
     response = await _post(desk, known, known.header + key.seal_request(known.job, plain))
     answer = Answer(known.job, key, {p.order.digest: p for p in placed}, desk.domain, coordinator, keep_bytes=keep_bytes)
     return Job(desk, answer, response, asked.call, plain, keyed=True, resumed=True)

@@ -202,6 +202,17 @@ class Market(Verbs):
                 return self._info
         return self._info
 
+    async def _fee_changed(self) -> bool:
+        """Whether the coordinator now keeps another fee than the one that orders allowed: then the next ones allow the new one.
+        Raises Refusal where it is above max_fee_bps.
+        """
+        before, now = await self.info(), await self._coordinator.info()
+        if before.fee_bps == now.fee_bps or replace(now, fee_bps=before.fee_bps) != before:
+            return False
+        self._pin.check(now, self.config.max_fee_bps)
+        self._info = now
+        return True
+
     async def _open_desk(self) -> tuple[Info, Desk]:
         info = await self.info()
         if self._desk is None:
@@ -319,6 +330,9 @@ class Market(Verbs):
         asks, remembered = await self._shortlists.get(demand)
         try:
             return await self._place(asked, asks, cap, demand, wish)
+        except Refusal as error:
+            if error.code is not Code.ORDER_TERMS or not await self._fee_changed():
+                raise
         except Unavailable as error:
             self._shortlists.forget(demand)
             if not remembered or error.code not in _STALE:

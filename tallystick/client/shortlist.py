@@ -253,7 +253,7 @@ def _with_barred(error: Refusal | Unavailable, barred: int) -> Refusal | Unavail
     """The coordinator's no, with whom this client left out itself."""
     if not barred or error.code not in (Code.NO_PROVIDER, Code.NODE_BUSY):
         return error
-    text = f"{error}; {barred} left out by this wallet, since they gave it a dishonest receipt: tally receipt evidence"
+    text = f"{error}; {barred} left out by this wallet: tally receipt evidence says why"
     return type(error)(error.code, text, fault=error.fault)
 
 

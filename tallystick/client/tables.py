@@ -85,6 +85,7 @@ jobs = sa.Table(
     sa.Column("took_ms", sa.BigInteger),
     sa.Column("cancelled", sa.Boolean),
     sa.Column("asked_at", sa.BigInteger),
+    sa.Column("reader", sa.String(16)),
 )
 spent = sa.Table(
     "spent",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavail
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import Usage
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Amount, Hash
 from tests.client.fake import BODY, CHAT, FakeMarket, Session, eventually, honest, run
 from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, Provider, bill, place, signer, take
 
@@ -331,3 +331,87 @@ async def test_silence_costs_no_job(
     async with opened(fake, wallet, config, "a.db") as market:
         monkeypatch.setattr(market._resolver.recovery.coordinator, "receipts", never)
         assert await run(market) == b"{}"
+
+
+@dataclass
+class Chain:
+    """A chain that says what it was told to."""
+
+    settled_: int
+    orders: list[Paid] | None
+    asked: list[int] = field(default_factory=list)
+
+    async def settled(self, _provider: str) -> Amount:
+        return Amount(self.settled_)
+
+    async def paid(self, _provider: str, enough: Amount) -> list[Paid] | None:
+        self.asked.append(enough)
+        return self.orders
+
+    async def close(self) -> None:
+        return None
+
+
+async def test_a_payment_beyond_receipts_blocks_by_itself(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """The providers used last are watched: what the chain paid one beyond its receipts stops it, without anybody asking."""
+    async with opened(fake, wallet, config, "a.db") as market:
+        await run(market)
+        provider, recovery = fake.providers[0].address, market._resolver.recovery
+        cost = (await market.tab(provider)).accepted
+        for settled, blocked in ((cost, False), (cost + 1, True)):
+            chain = Chain(settled, [])
+            watching = replace(recovery, onchain=chain, asked={})  # type: ignore[arg-type]
+            await watching.watch(0.0)
+            assert bool((await market.tab(provider)).frozen) is blocked
+            assert chain.asked == ([settled] if blocked else [])
+        with pytest.raises(TallyError) as caught:
+            await run(market)
+        assert caught.value.code is Code.NO_PROVIDER
+
+
+@pytest.mark.parametrize("orders", [[], None])
+async def test_a_lying_chain_gets_no_order(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, orders: list[Paid] | None
+) -> None:
+    """A refusal for the tab, and a chain that says it paid the whole purse: no ceiling leaves what this wallet signed before."""
+    fake.script = _unauthorised
+    async with opened(fake, wallet, config, "a.db") as market:
+        market._resolver.recovery = replace(market._resolver.recovery, onchain=Chain(50_000_000, orders))  # type: ignore[arg-type]
+        for _ in range(3):
+            with pytest.raises(TallyError):
+                await run(market)
+    caps = [one.candidates[0].terms.max_cost for one in fake.submissions]
+    assert max(order.ceiling for order in fake.orders()) <= sum(caps)
+    assert len(caps) == (3 if orders is None else 1), "where nothing proves it, a person is asked"
+
+
+async def _unauthorised(session: Session) -> None:
+    await session.match()
+    await session.fail(Refusal(Code.UNAUTHORISED_TAB, "below the tab's total", fault=Fault.CLIENT))
+
+
+async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Where the job's own answer lacked it, the coordinator's list of this payer's receipts releases the cap; a receipt in it
+    that charges for what did not arrive is not booked.
+    """
+
+    async def fails(session: Session) -> None:
+        await session.match()
+        await session.fail(Unavailable(Code.NODE_BUSY, "busy", fault=Fault.PROVIDER))
+
+    fake.script = fails
+    async with opened(fake, wallet, config, "a.db") as market:
+        alice = fake.providers[0]
+        for charges in (False, True):
+            with pytest.raises(Unavailable):
+                await run(market)
+            session = fake.last
+            session.take(0)
+            receipt = session.bill(Usage(10, 0, 100), result_commitment=Hash(b"\7" * 32)) if charges else session.release()
+            session.receipt = None
+            fake.shows = [LateReceipt(receipt, session.candidate.order, session.candidate.terms)]
+            await market._resolver.recovery.look([alice.address], chain=False)
+            tab = await market.tab(alice.address)
+            cap = session.candidate.terms.max_cost
+            assert (tab.accepted, tab.open_caps) == (0, cap if charges else 0)
+            assert tab.undelivered == (NOT_DELIVERED if charges else 0)

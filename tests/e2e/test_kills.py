@@ -29,6 +29,7 @@ from tallystick.cli import stage as stages
 from tallystick.cli.processes import Child, Children
 from tallystick.protocol.access import dump_access
 from tallystick.protocol.messages import Access
+from tallystick.protocol.wire import loads
 
 DEEP = os.environ.get("TALLYSTICK_PROOF") == "deep"
 KILLS = int(os.environ.get("TALLYSTICK_KILLS", "200" if DEEP else "6"))
@@ -137,7 +138,8 @@ def _check_job(town: Town, job: str) -> int:
         "payer", f"SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.digest = r.order_digest WHERE o.job = '{job}'"
     )
     assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
-    assert len(paid) <= 1
+    costs = [int(loads(doc, "receipt")["message"]["cost"]) for (doc,) in paid]
+    assert sum(cost > 0 for cost in costs) <= 1, f"job {job} is booked twice: {costs}"
     return sum(charged)
 
 

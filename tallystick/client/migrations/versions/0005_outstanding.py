@@ -19,6 +19,7 @@ def _added() -> dict[str, tuple[sa.Column[object], ...]]:
         "jobs": (
             sa.Column("cancelled", sa.Boolean, nullable=False, server_default=sa.false()),
             sa.Column("asked_at", sa.BigInteger, nullable=False, server_default="0"),
+            sa.Column("reader", sa.String(16), nullable=False, server_default=""),
         ),
         "tabs": (
             sa.Column("undelivered", sa.Integer, nullable=False, server_default="0"),
