@@ -30,6 +30,7 @@ from tallystick.protocol.messages import Ask, Connect
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.cork import corked
+from tallystick.runtime.plain import warn_if_readable
 
 log = structlog.get_logger()
 _JITTER = random.SystemRandom().random
@@ -109,6 +110,7 @@ class NodeLink:
 
     async def run(self) -> None:
         """Connects and reconnects until `close`."""
+        warn_if_readable(self.url, "which account buys which model here, when, in which sizes, at which price")
         pause = self._settings.first_pause_seconds
         while not self._closing.is_set():
             began = time.monotonic()

@@ -151,24 +151,26 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
     import aiohttp
 
     from tallystick.chain.deployment import Deployment
+    from tallystick.client.config import ClientConfig
+    from tallystick.client.transport import Coordinator
 
     remedy = "check `coordinator` in the config, and that this machine may reach it"
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
-            async with session.get(f"{loaded.coordinator.rstrip('/')}/v1/info") as response:
-                info, date = await response.json(), response.headers.get("date")
-            async with session.get(f"{loaded.coordinator.rstrip('/')}/v1/models") as response:
-                models = {entry["id"]: entry for entry in (await response.json())["data"]}
-            connected = False
-            for model in models:
-                async with session.get(f"{loaded.coordinator.rstrip('/')}/v1/asks", params={"model": model}) as response:
-                    connected |= any(ask["ask"]["message"]["provider"] == provider for ask in (await response.json())["asks"])
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+            session.get(f"{loaded.coordinator.rstrip('/')}/v1/info") as response,
+        ):
+            date = response.headers.get("date")
+        async with Coordinator(loaded.coordinator, ClientConfig()) as coordinator:
+            info = await coordinator.info()
+            models = {offer.id: offer.to_json() for offer in await coordinator.models()}
+            connected = provider is not None and await coordinator.connected(provider)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, TallyError) as error:
         diagnosis.add("coordinator", False, f"{loaded.coordinator}: {error or type(error).__name__}", remedy)
         return None
     with contextlib.suppress(TallyError, OSError):
         deployment = Deployment.load(loaded.deployment)
-        same = (info.get("chainId"), info.get("contract")) == (deployment.chain_id, deployment.escrow)
+        same = info.domain == deployment.domain
         diagnosis.add(
             "coordinator",
             same,

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Connection
 
-from tallystick.client import books, keys, lookups, mending, outstanding, spending
+from tallystick.client import books, freshness, keys, lookups, mending, outstanding, spending
 from tallystick.client.accounts import Account, read_accounts
 from tallystick.client.books import Arrival, NewJob, Sign
 from tallystick.client.config import Budget
@@ -27,9 +27,9 @@ from tallystick.client.payer import Placed, Tab, Undelivered
 from tallystick.client.presence import Presence
 from tallystick.client.spending import DAY_SECONDS, Hit, Spent, Standing
 from tallystick.client.tables import JobState, venue
-from tallystick.protocol.eip712 import Domain, Signed
+from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
-from tallystick.protocol.messages import Receipt, Terms
+from tallystick.protocol.messages import Ask, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.runtime.keys import write_private
 from tallystick.runtime.storage import Database
@@ -227,6 +227,15 @@ class Ledger:
     async def barred(self, domain: Domain, now: int) -> dict[Address, str]:
         """The providers that get no orders now, and why: frozen ones, and those that owe too many receipts."""
         return await self._database.read(lambda c: lookups.barred(c, domain, self.payer, now))
+
+    async def stale(self, domain: Domain, asks: Sequence[Verified[Ask]], now: int) -> dict[Hash, str]:
+        """Why some of these asks are not to be ordered on, by digest, and remembers the newest ones. See freshness."""
+        products = [freshness.product_of(ask.message) for ask in asks]
+        known, aged = await self._database.read(lambda c: freshness.read(c, domain, products, now))
+        reasons, newer = freshness.judge(asks, known)
+        if newer or aged:
+            await self._database.write(lambda c: freshness.note(c, domain, asks, now))
+        return reasons
 
     async def forgive(self, provider: Address, now: int) -> bool:
         """Lets a provider have orders again, in every deployment; whether it was frozen. The evidence stays. See mending."""

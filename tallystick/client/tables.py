@@ -162,3 +162,12 @@ keys = sa.Table(
     sa.Column("header", sa.LargeBinary),
     sa.Column("made_at", sa.BigInteger),
 )
+asks = sa.Table(
+    "asks",
+    metadata,
+    sa.Column("venue", sa.String(64), primary_key=True),
+    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("product", sa.String(64), primary_key=True),
+    sa.Column("newest_doc", sa.Text),
+    sa.Column("seen_at", sa.BigInteger),
+)

@@ -201,6 +201,7 @@ async def test_a_refused_request_is_placed_again(
     async def unsecured(session: Session) -> None:
         await session.match()
         if len(asked) < 1 or fake.script is never:
+            await session.void()
             await session.fail(Refusal(Code.UNSECURED, "too little is reserved"))
         else:
             await honest(session)
