@@ -75,6 +75,32 @@ async def test_a_settlement_through_another_contract_is_found(world: World) -> N
     assert claim.found.claim.message.rows[0].order_hash == order.order.digest
 
 
+async def test_a_settlement_out_of_other_data_is_found_where_the_endpoint_traces(world: World, proxy_of_world: Proxy) -> None:
+    """A contract that makes the call from nothing in its own calldata hides nothing from debug_traceTransaction."""
+    await world.purse(KEY, OWNER, 10 * DOLLAR)
+    row = world.row(KEY, PROVIDER.address, 5)
+    claim = world.claim(PROVIDER, row)
+    await _paid(world, by=claim)
+    escrow = type(world.escrow)(Rpc(proxy_of_world.url), world.deployment)
+    proxy_of_world.answers["eth_getTransactionByHash"] = {"to": STRANGER.address, "input": "0x12345678"}
+    assert await settling_claims(escrow, KEY.address, PROVIDER.address) == []
+    inner = {"to": world.deployment.escrow.upper().replace("X", "x"), "input": "0x" + _call(claim).hex(), "calls": None}
+    trace = {
+        "to": STRANGER.address,
+        "input": "0x12345678",
+        "calls": [5, {"to": OTHER.address, "calls": [inner]}, {"input": "0x"}],
+    }
+    proxy_of_world.answers["debug_traceTransaction"] = trace
+    (order,) = await settling_orders(escrow, KEY.address, PROVIDER.address)
+    (found,) = await settling_claims(escrow, KEY.address, PROVIDER.address)
+    assert order.order.message == row.order.message
+    assert found.found.claim.message == claim.claim(world.domain)
+    for nonsense in (None, 5, [], {"calls": {"to": 1}}):
+        proxy_of_world.answers["debug_traceTransaction"] = nonsense
+        assert await settling_claims(escrow, KEY.address, PROVIDER.address) == []
+    await escrow.rpc.close()
+
+
 async def test_an_endpoint_that_makes_settlements_up_shows_no_order(world: World, proxy_of_world: Proxy) -> None:
     """Calldata with a payment that the key never allowed, its order altered or unsigned, gives no order."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)

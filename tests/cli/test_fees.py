@@ -47,6 +47,6 @@ def test_what_is_no_rate_is_not_registered(market: Tally, bps: str) -> None:
 
 def test_a_wallet_without_coins_is_told_so(market: Tally) -> None:
     """Registering takes gas; showing takes neither gas nor a password."""
-    market.wallet("poor")
-    assert market("coordinator", "fee", "5", "--wallet", "poor", fails=True)["code"] == "insufficient_funds"
-    assert market("coordinator", "fee", "--wallet", "poor")["registeredBps"] == 0
+    market.wallet("penniless")
+    assert market("coordinator", "fee", "5", "--wallet", "penniless", fails=True)["code"] == "insufficient_funds"
+    assert market("coordinator", "fee", "--wallet", "penniless")["registeredBps"] == 0
