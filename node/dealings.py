@@ -6,7 +6,8 @@ write-offs of the last day exceed the rules' bound is served no more until the d
 dialled: an account costs nothing to make anew.
 
 So a coordinator takes in a day at most max(max_write_off, write_off_percent of what was earned there), and the caps of the jobs
-that run for it at the moment when it goes beyond that: one for each slot.
+that it has under way when it goes beyond that: two for each slot, the one that runs there and the next, which may get the slot
+before the first is counted.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from node.tables import gas, jobs, receipts, tabs
+from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Address, Amount
 
 
@@ -66,7 +67,7 @@ def read_lines(c: Connection, since: int) -> list[Line]:
             revenue,
         )
         .join(jobs, jobs.c.order_digest == receipts.c.order_digest)
-        .where(receipts.c.finished_at >= since)
+        .where(receipts.c.finished_at >= since, jobs.c.outcome.is_distinct_from(int(Outcome.REFUSED)))
         .group_by(day, jobs.c.model, receipts.c.payer)
         .order_by(day.desc(), revenue.desc())
     )

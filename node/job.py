@@ -6,7 +6,8 @@ How it ends, which is also what its receipt says; a receipt always follows (`nod
     the engine's answer ended     completed, length; upstream_error where it is a deterministic 4xx
     the request breaks a rule     refused                            -
     no slot, or the engine is     refused                            -
-    busy
+    busy; or the coordinator is
+    served no more by then
     the engine failed             provider_error                     provider_error
     a phase took too long         timed_out                          timed_out
     the client cancels            client_cancelled                   client_cancelled
@@ -79,6 +80,7 @@ class Stop(Enum):
     COORDINATOR = "the coordinator gave it up"
     LINK_LOST = "the link to the coordinator was lost"
     SHUTDOWN = "the node is shutting down"
+    SHUNNED = "its coordinator leaves this node's work unpaid"
 
 
 BY_COORDINATOR = frozenset({Stop.TIMED_OUT, Stop.COORDINATOR, Stop.LINK_LOST})
@@ -191,6 +193,11 @@ class Job:
     def opened(self) -> bool:
         """Whether the request was opened, so that there is a delivery."""
         return self._delivery is not None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the engine was asked, so that its work is under way."""
+        return self._asked
 
     @property
     def forsaken(self) -> bool:
@@ -334,5 +341,6 @@ class Job:
         if stop is Stop.TIMED_OUT:
             cause = Unavailable(Code.TIMED_OUT, f"{stop.value}: {self._phase}", fault=Fault.COORDINATOR)
             return Ending(Outcome.TIMED_OUT, str(cause), cause, unpaid=True)
-        cause = Unavailable(Code.NODE_BUSY, stop.value, fault=Fault.PROVIDER)
+        fault = Fault.COORDINATOR if stop is Stop.SHUNNED else Fault.PROVIDER
+        cause = Unavailable(Code.NODE_BUSY, stop.value, fault=fault)
         return Ending(Outcome.PROVIDER_ERROR, stop.value, cause, unpaid=stop in BY_COORDINATOR)

@@ -19,7 +19,7 @@ from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Amount
 
-BURST, RATE = 256, 2.0
+BURST, RATE = 256, 1.0
 AT_ONCE = 64
 FUNDS_SECONDS = 1.0
 

@@ -310,6 +310,9 @@ class Runner:
         """Signs the receipt, makes it durable, then lets it and the last chunk go."""
         ending = await self._confirmed(job, ending)
         admitted, worth = job.admitted, self._worth(job) if ending.unpaid else Amount(0)
+        if worth:  # counted at once: meanwhile other jobs wait for the slot that this one had
+            self._dealings.written_off(job.link.endpoint, worth)
+            self._shun(job.link.endpoint)
         last, usage, commitment = self._reckon(job, ending.outcome) if job.opened else ((), NOTHING, ZERO_HASH)
         receipt = await self._books.book(admitted, job.durable, usage, ending.outcome, commitment)
         if receipt is None:
@@ -326,8 +329,14 @@ class Runner:
         if receipt is not None:
             self._dealings.earned(job.link.endpoint, receipt.message.cost)
         if worth:
-            self._dealings.written_off(job.link.endpoint, worth)
             await self._dealings.note()
+
+    def _shun(self, endpoint: str) -> None:
+        """Jobs that wait for a slot do not get it any more, if their coordinator is served no more."""
+        if not self._dealings.serves(endpoint):
+            for job in list(self._jobs.values()):
+                if job.link.endpoint == endpoint and not job.asked:
+                    job.stop(Stop.SHUNNED)
 
     def _reckon(self, job: Job, outcome: Outcome) -> tuple[tuple[bytes, ...], Usage, Hash]:
         """The chunks that close the response, its usage, and the commitment to all of it. A last chunk is for an answer that is

@@ -247,3 +247,21 @@ async def test_a_coordinator_that_costs_too_much_is_served_no_more() -> None:
     stage.client = Client(PAYER)
     assert (await stage.receipt(stage.dispatch())).outcome == Outcome.COMPLETED
     assert stage.dealings.sums("another.example:443") == (5, 0)
+
+
+async def test_jobs_that_wait_are_not_begun_for_who_costs_too_much() -> None:
+    """What a coordinator takes beyond the bound is what ran when it went there, and what took that slot in the same moment: of
+    the other jobs that it had queued, none begins.
+    """
+    engine = ScriptedEngine(HEAD, *[ONE] * 10, for_ever)
+    stage = Stage(engine, slots=1, rules=Rules(max_write_off=Amount(1)), deadlines=Deadlines(queue=30))
+    placed = [stage.dispatch() for _ in range(20)]
+    for one in placed[:2]:
+        await stage.link.until(Kind.CHUNK, one.job, 11)
+        give_it_up(stage, one)
+    for one in placed[2:]:
+        assert (await stage.failure(one))["fault"] == "coordinator"
+        assert (await stage.void(one)).outcome == Outcome.REFUSED
+    await stage.ended()
+    assert len(engine.calls) == 2
+    assert 0 < stage.dealings.sums(HERE)[1] <= 2 * placed[0].terms.max_cost
