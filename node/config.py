@@ -179,6 +179,8 @@ class NodeConfig:
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):
             raise BadMessage("config: engines: two of them have one name; give each its own")
+        if not 0 <= self.exposure.paid_percent <= 100:
+            raise BadMessage("config: exposure: paid_percent: expected 0 to 100, since more trust than was paid is a gift")
         for part in (self.deadlines, self.link):
             for one in fields(part):
                 if getattr(part, one.name) <= 0:
