@@ -165,13 +165,7 @@ class NodeConfig:
     link: LinkSettings = field(default_factory=LinkSettings)
 
     def __post_init__(self) -> None:
-        for url in self.all_coordinators:
-            node_url(url)
-        for url in self.without_recall:
-            if node_url(url) not in map(node_url, self.all_coordinators):
-                raise BadMessage(
-                    f"config: without_recall: expected one of {', '.join(self.all_coordinators)}, the coordinators, got {url!r}"
-                )
+        self._check_coordinators()
         if self.sealing_suite not in SUITES:
             raise BadMessage(f"config: sealing_suite: expected one of {', '.join(sorted(SUITES))}")
         if self.ask_validity < 60:
@@ -185,6 +179,15 @@ class NodeConfig:
             for one in fields(part):
                 if getattr(part, one.name) <= 0:
                     raise BadMessage(f"config: {one.name}: every wait has a deadline, so more than 0")
+
+    def _check_coordinators(self) -> None:
+        for url in self.all_coordinators:
+            node_url(url)
+        for url in self.without_recall:
+            if node_url(url) not in map(node_url, self.all_coordinators):
+                raise BadMessage(
+                    f"config: without_recall: expected one of {', '.join(self.all_coordinators)}, the coordinators, got {url!r}"
+                )
 
     @property
     def all_coordinators(self) -> tuple[str, ...]:

@@ -294,6 +294,18 @@ def test_one_payer_never_fills_the_memory_with_ceilings() -> None:
     assert [one.amount for one in held] == list(range(1_000, 1_000 - MOST, -1))
 
 
+def test_equal_ceilings_are_kept_once_and_none_of_nothing() -> None:
+    """The same again, or one of nothing, changes nothing; what ends at a time is not there after it."""
+    (one,) = held = add((), Ceiling(Amount(5), 10))
+    assert add(held, one) == held
+    assert add((), Ceiling(Amount(0), 10)) == ()
+    assert add(held, Ceiling(Amount(5), 11)) == (Ceiling(Amount(5), 11),)
+    assert add(held, Ceiling(Amount(6), 10)) == (Ceiling(Amount(6), 10),)
+    assert add(held, Ceiling(Amount(5), 9)) == held
+    assert (after(held, 9), after(held, 10)) == (held, ())
+    assert (highest(held, 9), highest(held, 10)) == (one, None)
+
+
 pairs = st.tuples(st.integers(0, 6), st.integers(0, 6))
 
 
