@@ -336,8 +336,21 @@ def test_a_gift_that_grows_counts_its_growth_as_new() -> None:
     assert gifts.used(NOW + DAY + SLICE) == 10
     less = gifts.change(grown, 55, NOW + DAY + SLICE)
     assert (less.amount, less.old) == (5, 50)
-    gone = gifts.change(less, 20, NOW + DAY + SLICE)
-    assert (gone.amount, gone.old, gifts.used(NOW + DAY + SLICE)) == (0, 20, 0)
+    later = gifts.change(less, 52, NOW + DAY + 3 * SLICE)
+    assert (later.slice, later.amount, later.old) == (less.slice, 2, 50), "less is no new gift"
+    gone = gifts.change(later, 20, NOW + DAY + SLICE)
+    assert (gone.amount, gone.old) == (0, 20)
+
+
+def test_a_gift_counts_for_24_hours_and_the_rest_of_its_slice() -> None:
+    """To the second: a gift of a slice counts until the whole slice is 24 hours old, and then is old."""
+    assert NOW % SLICE == 0
+    for given_at in (NOW, NOW + SLICE - 1):
+        gifts = Gifts()
+        gift = gifts.change(Gift(old=7), 57, given_at)
+        for now, counts in ((NOW + SLICE, 50), (NOW + DAY + SLICE - 1, 50), (NOW + DAY + SLICE, 0)):
+            assert gifts.used(now) == counts
+            assert gifts.aged(gift) == (gift if counts else Gift(old=57))
 
 
 steps = st.lists(
