@@ -151,6 +151,27 @@ def test_a_payer_at_the_total_limit_counts_once() -> None:
     assert not takes(tabs, payer(2), 1, NOW)
 
 
+def test_an_old_gift_is_not_given_again() -> None:
+    """A payer that still owes what it was given days ago is trusted with what is left of today, beyond that."""
+    tabs = Tabs(replace(LIMITS, write_off=99 * DAY))
+    later = NOW + 2 * DAY
+    assert takes(tabs, payer(1), 40, NOW)
+    assert takes(tabs, payer(2), 50, later)
+    assert takes(tabs, payer(3), 50, later)
+    assert takes(tabs, payer(4), 15, later)
+    assert not takes(tabs, payer(1), 6, later)
+    assert takes(tabs, payer(1), 5, later)
+    assert tabs.newcomers(later) == 120
+
+
+def test_a_payer_with_many_jobs_never_fills_the_queue_of_losses() -> None:
+    """However many jobs a payer has, the node waits for one time to look at it again."""
+    tabs = Tabs(LIMITS)
+    for number in range(1, 50):
+        assert takes(tabs, payer(1), 1, NOW + number, claim_by=NOW + DAY + number // 2)
+    assert len(tabs._changes) == 1
+
+
 # Releases, thaws, purses that empty
 
 
