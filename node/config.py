@@ -165,13 +165,7 @@ class NodeConfig:
     link: LinkSettings = field(default_factory=LinkSettings)
 
     def __post_init__(self) -> None:
-        for url in self.all_coordinators:
-            node_url(url)
-        for url in self.without_recall:
-            if node_url(url) not in map(node_url, self.all_coordinators):
-                raise BadMessage(
-                    f"config: without_recall: expected one of {', '.join(self.all_coordinators)}, the coordinators, got {url!r}"
-                )
+        self._check_coordinators()
         if self.sealing_suite not in SUITES:
             raise BadMessage(f"config: sealing_suite: expected one of {', '.join(sorted(SUITES))}")
         if self.ask_validity < 60:
@@ -179,10 +173,21 @@ class NodeConfig:
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):
             raise BadMessage("config: engines: two of them have one name; give each its own")
+        if not 0 <= self.exposure.paid_percent <= 100:
+            raise BadMessage("config: exposure: paid_percent: expected 0 to 100, since more trust than was paid is a gift")
         for part in (self.deadlines, self.link):
             for one in fields(part):
                 if getattr(part, one.name) <= 0:
                     raise BadMessage(f"config: {one.name}: every wait has a deadline, so more than 0")
+
+    def _check_coordinators(self) -> None:
+        for url in self.all_coordinators:
+            node_url(url)
+        for url in self.without_recall:
+            if node_url(url) not in map(node_url, self.all_coordinators):
+                raise BadMessage(
+                    f"config: without_recall: expected one of {', '.join(self.all_coordinators)}, the coordinators, got {url!r}"
+                )
 
     @property
     def all_coordinators(self) -> tuple[str, ...]:

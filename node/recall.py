@@ -54,6 +54,7 @@ class Recall:
         self._known, self._required = set(known), tuple(dict.fromkeys(required))
         self._without, self._url_of, self.finished, self._now = frozenset(without), url_of, finished, now
         self._tasks: set[asyncio.Task[None]] = set()
+        self._after: dict[Address, str] = {}
 
     @property
     def silent(self) -> tuple[str, ...]:
@@ -86,7 +87,7 @@ class Recall:
     def welcomed(self, link: Link) -> None:
         """A link is up: asks, unless it was answered before."""
         if (link.coordinator, self._url_of(link)) not in self._known:
-            link.post(Kind.RECALL, NO_JOB, dumps({"after": ""}))
+            self._ask(link, "")
 
     def recalled(self, link: Link, payload: bytes) -> None:
         """One page of the answer. Raises BadMessage where it makes no sense."""
@@ -98,9 +99,16 @@ class Recall:
         if (link.coordinator, url) in self._known:
             return
         late = [LateReceipt.from_json(one) for one in listed]
+        after = self._after.get(link.coordinator, "")
+        if late and late[-1].receipt.message.payer <= after:  # else it could go on for ever
+            raise BadMessage(f"recalled: expected receipts of payers after {after}, got {late[-1].receipt.message.payer}")
         task = asyncio.create_task(self._take(link, url, late, more=raw["more"] and bool(late)), name="recalled")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _ask(self, link: Link, after: str) -> None:
+        self._after[link.coordinator] = after
+        link.post(Kind.RECALL, NO_JOB, dumps({"after": after}))
 
     async def _take(self, link: Link, url: str, listed: list[LateReceipt], *, more: bool) -> None:
         """Writes down what is newer than what is known; then asks for the next page, or is done."""
@@ -112,10 +120,10 @@ class Recall:
         except TallyError as error:
             log.warning("what was signed before is not known yet, so nothing is offered; asking again", reason=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
-            link.post(Kind.RECALL, NO_JOB, dumps({"after": ""}))
+            self._ask(link, "")
             return
         if more:
-            link.post(Kind.RECALL, NO_JOB, dumps({"after": listed[-1].receipt.message.payer}))
+            self._ask(link, listed[-1].receipt.message.payer)
             return
         self._known.add((link.coordinator, url))
         if self.trouble:

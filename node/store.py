@@ -288,7 +288,8 @@ def _book_tab() -> sa.Executable:
     new = query.excluded
     since = sa.case((tabs.c.cumulative > tabs.c.settled, tabs.c.since), else_=new.since)
     changed = {"seq": new.seq, "cumulative": new.cumulative, "since": since}
-    return query.on_conflict_do_update(index_elements=["payer"], set_=changed)
+    # What a former state signed may have come in between: a tab never goes back.
+    return query.on_conflict_do_update(index_elements=["payer"], set_=changed, where=new.seq > tabs.c.seq)
 
 
 _BOOK_TAB = _book_tab()

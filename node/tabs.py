@@ -102,9 +102,7 @@ class Account:
         return max(expired, self.beyond) if forgotten else expired
 
     def next_loss(self, now: int, write_off: int) -> int | None:
-        """When more may have to be written off; None if nothing is owed or all is lost."""
-        if self.lost >= self.tab.cumulative - self.funds.settled:
-            return None
+        """When more may have to be written off; None if that can't be."""
         best = highest(self.ceilings, now)
         times = [best.claim_by if best else now, self.last_at + write_off]
         return min((time for time in times if time > now), default=None)

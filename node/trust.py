@@ -86,6 +86,5 @@ class Gifts:
         grows = total > held.amount + held.old
         new = Gift(max(held.slice, at // SLICE) if grows else held.slice, total - old, old)
         for slice_, change in ((held.slice, -held.amount), (new.slice, new.amount)):
-            if change and slice_ >= self._first:
-                self._given[slice_] = self._given.get(slice_, 0) + change
+            self._given[slice_] = self._given.get(slice_, 0) + change
         return new

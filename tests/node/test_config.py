@@ -89,6 +89,8 @@ def test_keys_stay_secret() -> None:
         {"sealing_suite": "rot13"},
         {"ask_validity": 1},
         {"deadlines": {"total": 0.0}},
+        {"exposure": {"paid_percent": 101}},
+        {"exposure": {"paid_percent": -1}},
         {"link": {"beat_seconds": -1.0}},
         {"engines": [{"url": "file:///etc/passwd"}]},
         {"engines": [{"url": "http://e", "slots": 0}]},

@@ -133,6 +133,18 @@ async def test_the_tab_goes_on_from_the_highest_number_that_any_told(world: Worl
     assert (row.seq, row.cumulative) == (3, 120)
 
 
+async def test_no_coordinator_keeps_a_node_recalling_for_ever(world: World) -> None:
+    """Each page must be of payers after the last one's; the same page again ends the link."""
+    (late,) = await receipts(1)
+    recall = await world.recall()
+    await answer(recall, world.first, late, more=True)
+    with pytest.raises(BadMessage, match="after"):
+        await answer(recall, world.first, late, more=True)
+    recall.welcomed(world.first)
+    await answer(recall, world.first, late)
+    assert recall.silent == (URLS[world.second.coordinator],)
+
+
 async def test_what_is_none_of_ours_is_left_out(world: World) -> None:
     """A receipt that was changed, and one of another provider, change nothing, and the answer counts all the same."""
     (late,) = await receipts(1)

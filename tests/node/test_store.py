@@ -251,6 +251,19 @@ async def test_the_database_itself_refuses_a_second_receipt_of_a_seq(tmp_path: P
         connection.execute(insert)
 
 
+async def test_a_tab_never_goes_back(tmp_path: Path) -> None:
+    """A receipt that is stored after a later one of a former state turned up does not take the tab back."""
+    other, client = MemoryStore(), Client()
+    made = [await finish(other, client, seq) for seq in range(3)]
+    store = open_store(tmp_path)
+    await store.start()
+    for one in (made[2], made[0]):
+        await store.adopt(one.receipt, one.admitted.order, LateReceipt(one.receipt, one.admitted.order, one.admitted.terms))
+    (row,) = await store.tabs(NOW)
+    assert (row.seq, row.cumulative) == (3, 120)
+    await store.close()
+
+
 async def test_no_ceiling_outlives_its_order(store: Store) -> None:
     """All ceilings come back with their times, the highest first, without those that another makes needless."""
     client = Client()

@@ -102,6 +102,19 @@ def test_a_lost_state_is_noticed() -> None:
     assert caught.value.code is Code.PROVIDER_FAILED
 
 
+def test_a_state_that_was_lost_is_noticed_at_the_start() -> None:
+    """So it is if a stored tab was paid, or claimed, for one unit more than its record; not if for all of it."""
+    row = TabRow(PAYER.address, 3, Amount(100), Amount(200), NOW + 86_400)
+    for settled, claimed, ahead in ((100, 100, 0), (101, 0, 101), (0, 101, 101), (0, 0, 0)):
+        tabs = Tabs(Exposure(), [replace(row, settled=Amount(settled), claimed=Amount(claimed))])
+        assert tabs.ahead == ({PAYER.address: ahead} if ahead else {})
+
+
+def test_what_a_claim_can_be_paid_from_is_all_that_is_still_there() -> None:
+    """Reserved, under release, free or thawing: until it is gone, the contract pays from it."""
+    assert Funds(Amount(1_000), Amount(1), Amount(20), known=True, thawing=Amount(300), releasing=Amount(4_000)).payable == 4_321
+
+
 def test_a_ceiling_that_can_not_be_claimed_on_does_not_count() -> None:
     """A high ceiling whose order can't be claimed on any more authorises nothing; the new order's own ceiling does."""
     funds = replace(RICH, settled=Amount(100))
@@ -113,7 +126,9 @@ def test_a_ceiling_that_can_not_be_claimed_on_does_not_count() -> None:
         else:
             assert refused(tabs, order(120), 30, funds) is Code.UNAUTHORISED_TAB
             tabs.admit(order(130), Amount(30), funds, NOW)
-        assert refused(Tabs(Exposure(claim_margin=600)), order(50, claim_by=NOW + 600), 30, RICH) is Code.UNAUTHORISED_TAB
+        with pytest.raises(Refusal, match=r"leaves 600 s.* more than 600 s") as caught:
+            Tabs(Exposure(claim_margin=600)).admit(order(50, claim_by=NOW + 600), Amount(30), RICH, NOW)
+        assert caught.value.code is Code.UNAUTHORISED_TAB
         Tabs(Exposure(claim_margin=600)).admit(order(50, claim_by=NOW + 601), Amount(30), RICH, NOW)
 
 

@@ -151,6 +151,27 @@ def test_a_payer_at_the_total_limit_counts_once() -> None:
     assert not takes(tabs, payer(2), 1, NOW)
 
 
+def test_an_old_gift_is_not_given_again() -> None:
+    """A payer that still owes what it was given days ago is trusted with what is left of today, beyond that."""
+    tabs = Tabs(replace(LIMITS, write_off=99 * DAY))
+    later = NOW + 2 * DAY
+    assert takes(tabs, payer(1), 40, NOW)
+    assert takes(tabs, payer(2), 50, later)
+    assert takes(tabs, payer(3), 50, later)
+    assert takes(tabs, payer(4), 15, later)
+    assert not takes(tabs, payer(1), 6, later)
+    assert takes(tabs, payer(1), 5, later)
+    assert tabs.newcomers(later) == 120
+
+
+def test_a_payer_with_many_jobs_never_fills_the_queue_of_losses() -> None:
+    """However many jobs a payer has, the node waits for one time to look at it again."""
+    tabs = Tabs(LIMITS)
+    for number in range(1, 50):
+        assert takes(tabs, payer(1), 1, NOW + number, claim_by=NOW + DAY + number // 2)
+    assert len(tabs._changes) == 1
+
+
 # Releases, thaws, purses that empty
 
 
@@ -294,6 +315,18 @@ def test_one_payer_never_fills_the_memory_with_ceilings() -> None:
     assert [one.amount for one in held] == list(range(1_000, 1_000 - MOST, -1))
 
 
+def test_equal_ceilings_are_kept_once_and_none_of_nothing() -> None:
+    """The same again, or one of nothing, changes nothing; what ends at a time is not there after it."""
+    (one,) = held = add((), Ceiling(Amount(5), 10))
+    assert add(held, one) == held
+    assert add((), Ceiling(Amount(0), 10)) == ()
+    assert add(held, Ceiling(Amount(5), 11)) == (Ceiling(Amount(5), 11),)
+    assert add(held, Ceiling(Amount(6), 10)) == (Ceiling(Amount(6), 10),)
+    assert add(held, Ceiling(Amount(5), 9)) == held
+    assert (after(held, 9), after(held, 10)) == (held, ())
+    assert (highest(held, 9), highest(held, 10)) == (one, None)
+
+
 pairs = st.tuples(st.integers(0, 6), st.integers(0, 6))
 
 
@@ -324,8 +357,21 @@ def test_a_gift_that_grows_counts_its_growth_as_new() -> None:
     assert gifts.used(NOW + DAY + SLICE) == 10
     less = gifts.change(grown, 55, NOW + DAY + SLICE)
     assert (less.amount, less.old) == (5, 50)
-    gone = gifts.change(less, 20, NOW + DAY + SLICE)
-    assert (gone.amount, gone.old, gifts.used(NOW + DAY + SLICE)) == (0, 20, 0)
+    later = gifts.change(less, 52, NOW + DAY + 3 * SLICE)
+    assert (later.slice, later.amount, later.old) == (less.slice, 2, 50), "less is no new gift"
+    gone = gifts.change(later, 20, NOW + DAY + SLICE)
+    assert (gone.amount, gone.old) == (0, 20)
+
+
+def test_a_gift_counts_for_24_hours_and_the_rest_of_its_slice() -> None:
+    """To the second: a gift of a slice counts until the whole slice is 24 hours old, and then is old."""
+    assert NOW % SLICE == 0
+    for given_at in (NOW, NOW + SLICE - 1):
+        gifts = Gifts()
+        gift = gifts.change(Gift(old=7), 57, given_at)
+        for now, counts in ((NOW + SLICE, 50), (NOW + DAY + SLICE - 1, 50), (NOW + DAY + SLICE, 0)):
+            assert gifts.used(now) == counts
+            assert gifts.aged(gift) == (gift if counts else Gift(old=57))
 
 
 steps = st.lists(
