@@ -55,6 +55,7 @@ class CoordinatorConfig:
     first_output_timeout: float = 120
     idle_timeout: float = 60
     job_timeout: float = 3_600
+    """All of a job's time, without its reader's; and how long its reader may keep it waiting, in all."""
     order_horizon: int = 3_600
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600

@@ -382,11 +382,8 @@ class Market:
         """A receipt with what it is for, whether its job is known here or was lost. Raises BadReceipt, Refusal, Unavailable."""
         if await self.accept_receipt(provider, job_id, dumps(late.receipt.to_json())):
             return
-        order = late.order.message
-        if (order.coordinator, order.provider, late.terms.job) != (self.address, provider, job_id):
-            raise BadReceipt("receipt: its order is for another coordinator, provider or job")
-        if order.claim_by <= self._now():
-            raise Refusal(Code.UNKNOWN_JOB, "this coordinator does not know that job, and its order can no longer be claimed on")
+        if (late.order.message.coordinator, late.order.message.provider) != (self.address, provider):
+            raise BadReceipt("receipt: its order is for another coordinator or provider")
         await self._receipts.take_unknown(job_id, late)
         self._seen.setdefault(job_id, int(self._now()))
 

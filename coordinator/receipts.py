@@ -151,6 +151,10 @@ class Receipts:
 
         It says nothing of the provider's quality, since nobody here saw the job. Raises BadReceipt, Refusal, Unavailable.
         """
+        if late.terms.job != job:
+            raise BadReceipt("receipt: its order is for another job")
+        if late.order.message.claim_by <= self._now():
+            raise Refusal(Code.UNKNOWN_JOB, "this coordinator does not know that job, and its order can no longer be claimed on")
         try:
             order = late.order.verify(self._domain)
         except (BadMessage, BadSignature) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -11,10 +12,25 @@ from coordinator.reputation import NOTHING_KNOWN
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
+from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import Amount
-from tallystick.protocol.wire import Kind, loads
-from tests.coordinator.world import COST, PAYER, Client, FakeNode, World, quiet
+from tallystick.protocol.wire import Failure, FrameReader, Kind, dumps, loads
+from tests.coordinator.served import LinkNode, served
+from tests.coordinator.world import (
+    COST,
+    DOMAIN,
+    PAYER,
+    Client,
+    FakeNode,
+    World,
+    make_ask,
+    make_receipt,
+    make_submission,
+    person,
+    quiet,
+    unchecked,
+)
 
 PAID = (Outcome.COMPLETED, Outcome.LENGTH, Outcome.CLIENT_CANCELLED)
 
@@ -364,3 +380,62 @@ async def test_a_cancelled_job_is_nobodys_failure(world: World, error: TallyErro
     await quiet()
     assert await world.stored(client) is State.CANCELLED
     assert world.market.reputation.score(node.address) == NOTHING_KNOWN.score
+
+
+# Over real sockets
+
+
+async def test_a_void_receipt_goes_the_whole_way() -> None:
+    """Over HTTP and the node's link, the receipt at no cost of a failed attempt comes between the two matches, and the answer
+    of the next provider follows.
+    """
+    ann, bob = person("ann"), person("bob")
+    async with served() as at:
+        first = await LinkNode.join(at, ann)
+        second = await LinkNode.join(at, bob, make_ask(bob, output_price=9_000_000))
+        submission = make_submission(first.asks[0], second.asks[0])
+        post = asyncio.create_task(at.post(submission))
+        job, _ = await first.take_job()
+        order, terms = submission.candidates[0].order.verify(DOMAIN), submission.candidates[0].terms
+        void = make_receipt(ann, order, terms, outcome=Outcome.REFUSED, input_tokens=0, output_tokens=0)
+        failure = Failure(Unavailable(Code.NODE_BUSY, "full", fault=Fault.PROVIDER), unchecked(void))
+        await first.send(Kind.FAIL, job, failure.dumps())
+        await first.expect(Kind.RECEIPT_ACK)
+        await second.finish(*await second.take_job())
+        frames = list(FrameReader().feed((await post).content))
+        assert [kind for kind, _ in frames] == [Kind.MATCH, Kind.VOID, Kind.MATCH, Kind.CHUNK, Kind.RECEIPT]
+        assert loads(frames[1][1], "void") == void.to_json()
+        assert set(at.store.receipts[job]) == {ann.address, bob.address}
+
+
+async def test_a_bill_for_nothing_is_refused_on_the_link() -> None:
+    """Over the link, in time or late, a receipt for an answer that never came is refused by name, and the client hears why."""
+    ann = person("ann")
+    async with served() as at:
+        node = await LinkNode.join(at, ann)
+        submission = make_submission(node.asks[0])
+        post = asyncio.create_task(at.post(submission))
+        job, receipt = await node.take_job()
+        await node.send(Kind.ACCEPT, job)
+        await node.send(Kind.CHUNK, job, b"\0half")
+        await node.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
+        told = [loads(await node.expect(Kind.RECEIPT_REFUSED), "refused")]
+        candidate = submission.candidates[0]
+        late = LateReceipt(unchecked(receipt), candidate.order, candidate.terms)
+        await node.send(Kind.LATE_RECEIPT, job, dumps(late.to_json()))
+        told.append(loads(await node.expect(Kind.RECEIPT_REFUSED), "refused"))
+        assert [one["error"]["code"] for one in told] == ["bad_receipt"] * 2
+        kind, payload = list(FrameReader().feed((await post).content))[-1]
+        assert (kind, loads(payload, "failure")["error"]["retry"]) == (Kind.FAIL, False)
+        assert at.store.receipts == {}
+
+
+async def test_the_payer_of_a_live_job_is_known() -> None:
+    """Who may cancel a job can be told for as long as it lives, and not after."""
+    world = World()
+    node = world.node("ann")
+    client = await world.started(node)
+    assert world.market.payer_of(client.job.id) == PAYER.address
+    node.complete(client.job.id)
+    await quiet()
+    assert world.market.payer_of(client.job.id) is None
