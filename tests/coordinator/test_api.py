@@ -422,6 +422,7 @@ async def test_a_provider_that_failed_over_does_not_cancel_the_winners_job(at: S
         assert _error(await at.http.post(path, headers=access(signer))) == (401, "unauthenticated")
     assert _error(await at.http.post(path)) == (401, "unauthenticated")
     assert bob.got(Kind.CANCEL) == []
+    bob.chunk(client.job.id, b"\1the last")
     bob.finish(client.job.id)
     await quiet()
     assert client.kinds[-1] is Kind.RECEIPT
