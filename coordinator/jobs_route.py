@@ -68,14 +68,18 @@ class JobsRoute:
         address = (scope.get("client") or ("",))[0]
         request = _Request(address)
         try:
-            self._manners.check(address)
-            request.load = self._bodies.begin(address)
-            await self._serve(scope, receive, send, request, request.load)
-        except TallyError as error:
+            await self._take(scope, receive, send, request)
+        except TallyError as error:  # what the request held is let go: its client may not even read this
             self._manners.note(address, error, request.payer)
             await tell_error(send, error)
         except ConnectionResetError:
             return
+
+    async def _take(self, scope: Scope, receive: Receive, send: Send, request: _Request) -> None:
+        self._manners.check(request.address)
+        request.load = load = self._bodies.begin(request.address)
+        try:
+            await self._serve(scope, receive, send, request, load)
         finally:
             if request.load is not None:
                 self._bodies.close(request.load)

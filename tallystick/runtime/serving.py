@@ -107,7 +107,7 @@ def _affordable(limits: DoorLimits) -> DoorLimits:
         soft = most
     if soft >= wanted:
         return limits
-    fewer = max(1, soft - LINGERING - OTHER_FILES)
+    fewer = max(soft // 2, soft - LINGERING - OTHER_FILES)
     log.warning("fewer connections than configured: the system allows too few open files", connections=fewer, files=soft)
     return replace(limits, connections=min(limits.connections, fewer))
 

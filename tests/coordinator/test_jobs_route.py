@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 
 from coordinator import bounds
 from coordinator import jobs_route as module
+from coordinator.answers import Retention
 from coordinator.jobs_route import JobsRoute
 from coordinator.reputation import NOTHING_KNOWN
 from coordinator.rules import Intake
-from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable, from_public
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome, Receipt
@@ -313,6 +315,121 @@ async def test_a_refused_job_that_would_linger(at: Served) -> None:
     assert await _refusal(bad) == (400, "bad_message")
 
 
+@pytest.mark.parametrize(
+    "linger",
+    [b"9" * 400, b"9" * 5_000, b"-1", b"+1", b"1.5", b"1e3", b"", b"1 2", b"\xd9\xa3", b"0x10", b"1_0", b"nan", b"inf", b"\xff"],
+)
+async def test_a_linger_that_is_no_number_does_not_fail_the_coordinator(at: Served, linger: bytes) -> None:
+    """Whatever stands in the header, the answer is a 400 that names it, and nothing is placed."""
+    node = at.world.node("ann")
+    headers = [(b"x-tally-linger", linger)]
+    answer = await at.http.post("/v1/jobs", content=make_submission(node.ask).dumps(), headers=headers)
+    assert await _refusal(answer) == (400, "bad_message")
+    assert "x-tally-linger" in answer.text
+    at.world.assert_idle()
+
+
+async def test_who_posts_the_same_bytes_and_leaves_does_not_end_the_payers_job(at: Served) -> None:
+    """A stranger that has the bytes and asks for no linger shortens nobody's: the payer, back in its time, finds its job."""
+    node = await LinkNode.join(at, ANN)
+    submission = make_submission(node.asks[0])
+    await _begun(at, submission)
+    job, receipt = await node.take_job()
+    async with at.http.stream("POST", "/v1/jobs", content=submission.dumps(), headers={"x-tally-linger": "0"}) as response:
+        frames = frames_of(response)
+        await anext(frames)
+        await frames.aclose()
+    await asyncio.sleep(0.2)
+    await node.send(Kind.CHUNK, job, b"\1the last")
+    back = asyncio.create_task(at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER))
+    await node.finish(job, receipt)
+    told = [kind for kind, _ in FrameReader().feed((await back).content)]
+    assert (told[:2], told[-1]) == ([Kind.MATCH, Kind.CHUNK], Kind.RECEIPT)
+    assert [kind for kind, _, _ in node.seen if kind is Kind.CANCEL] == []
+
+
+async def test_a_paid_answer_is_not_lost_to_strangers() -> None:
+    """Neither jobs that are refused nor another payer's answers beyond all memory take a kept answer from its payer: where memory
+    has no room for it, the store has it still.
+    """
+    retention = Retention(total_bytes=6_000, answer_bytes=3_000, payer_bytes=3_000)
+    world = World()
+    rich = person("rich")
+    world.funds.free[rich.address] = Amount(100_000)
+    node = world.node("ann")
+    route = JobsRoute(world.market, world.store, retention=retention)  # type: ignore[arg-type]
+
+    async def run(payer: Signer, size: int, number: int) -> tuple[Submission, list[dict[str, Any]]]:
+        submission = make_submission(node.ask, payer=payer, job=JobId(number.to_bytes(16, "big")))
+        call = asyncio.create_task(_call(route, [submission.dumps()], headers=[(b"x-tally-linger", b"30")]))
+        await until(lambda: node.got(Kind.DISPATCH, submission.job))
+        node.chunk(submission.job, b"\1" + bytes(size))
+        node.finish(submission.job, seq=number, cumulative_cost=Amount(20 * number))
+        return submission, await call
+
+    paid, first = await run(PAYER, 1_000, 1)
+    for number in range(2, 12):
+        poor = make_submission(node.ask, payer=person(f"poor {number}"), job=JobId(number.to_bytes(16, "little")))
+        refused = await _call(route, [poor.dumps()], headers=[(b"x-tally-linger", b"30")])
+        assert refused[0]["status"] == 402
+    for number in range(12, 20):
+        await run(rich, 2_000, number)
+    again = await _call(route, [paid.dumps()], headers=[(b"x-tally-linger", b"30")])
+    assert _content(again) == _content(first)
+    route._answers._let_go(10**9, lambda: PAYER.address)
+    again = await _call(route, [paid.dumps()], headers=[(b"x-tally-linger", b"30")])
+    assert _content(again) == _content(first), "out of the store"
+
+
+def _content(sent: list[dict[str, Any]]) -> bytes:
+    return b"".join(event.get("body", b"") for event in sent)
+
+
+async def test_a_body_counts_until_its_job_ends(world: World) -> None:
+    """A client that posts a long job with a linger and leaves has not made room for the next: its bytes count until the end."""
+    node = world.node("ann")
+    route = JobsRoute(world.market, intake=Intake(address_bodies=3_000))
+    submission = replace(make_submission(node.ask), sealed=bytes(1_500))
+    call = asyncio.create_task(_call(route, [submission.dumps()], headers=[(b"x-tally-linger", b"30")]))
+    await quiet()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    held = route._bodies.held
+    assert held == len(submission.dumps())
+    assert (await _call(route, [bytes(3_000 - held + 1)]))[0]["status"] == 429
+    node.chunk(submission.job, b"\1")
+    node.finish(submission.job)
+    await until(lambda: route._bodies.held == 0)
+    assert route._bodies.open == 0
+
+
+async def test_an_answer_that_is_read_again_counts_as_a_body(world: World) -> None:
+    """Who has old answers sent again and does not read them makes the coordinator hold its own share only."""
+    node = world.node("ann")
+    route = JobsRoute(world.market, intake=Intake(address_bodies=10_000))
+    submission = make_submission(node.ask)
+    call = asyncio.create_task(_call(route, [submission.dumps()], headers=[(b"x-tally-linger", b"30")]))
+    await quiet()
+    node.chunk(submission.job, b"\1" + bytes(4_000))
+    node.finish(submission.job)
+    await call
+
+    async def stall(_event: Any) -> None:
+        await asyncio.Event().wait()
+
+    lazy = [
+        asyncio.create_task(_call(route, [submission.dumps()], stall, headers=[(b"x-tally-linger", b"30")])) for _ in range(5)
+    ]
+    await quiet()
+    assert route._bodies.held <= 10_000
+    refused = await _call(route, [submission.dumps()], headers=[(b"x-tally-linger", b"30")])
+    assert refused[0]["status"] == 429
+    for task in lazy:
+        task.cancel()
+    await asyncio.gather(*lazy, return_exceptions=True)
+    assert route._bodies.held == 0
+
+
 async def test_get_is_no_way_to_place_a_job(at: Served) -> None:
     """Another method on the route is told in the same shape."""
     assert await _refusal(await at.http.get("/v1/jobs")) == (404, "unknown_route")
@@ -348,7 +465,13 @@ def _cancelled(node: LinkNode) -> Verified[Receipt]:
 
 
 async def _call(
-    route: JobsRoute, body: list[bytes], send: Any = None, *, stall: bool = False, client: str = "10.0.0.1"
+    route: JobsRoute,
+    body: list[bytes],
+    send: Any = None,
+    *,
+    stall: bool = False,
+    client: str = "10.0.0.1",
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> list[dict[str, Any]]:
     """Calls the route as a server would; returns what it sent. The client stays until the end, or stalls before its last part."""
     sent: list[dict[str, Any]] = []
@@ -363,7 +486,7 @@ async def _call(
     async def note(event: Any) -> None:
         sent.append(dict(event))
 
-    await route({"type": "http", "client": (client, 1)}, receive, send or note)
+    await route({"type": "http", "client": (client, 1), "headers": headers}, receive, send or note)
     return sent
 
 

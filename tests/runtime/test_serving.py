@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,24 @@ def test_these_tests_run_from_the_repository() -> None:
     """The processes above import this module by name."""
     assert Path(__file__).name == "test_serving.py"
     assert callable(until_stopped)
+
+
+FILES = """
+import asyncio, resource, sys
+from tallystick.runtime import serving
+from tallystick.runtime.doors import DoorLimits
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
+limits = serving._affordable(DoorLimits(connections=2_000))
+print(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+@pytest.mark.parametrize(("hard", "connections", "files"), [(4_096, 2_000, 2_384), (1_000, 616, 1_000), (256, 128, 256)])
+def test_connections_do_not_use_up_the_open_files(hard: int, connections: int, files: int) -> None:
+    """A server asks for as many open files as its connections need, and takes fewer where the system allows fewer."""
+    with script(FILES, str(hard)) as process:
+        while "files=" in (told := line(process)):
+            assert "too few open files" in told
+        assert told == f"{connections} {files}"
