@@ -25,6 +25,7 @@ from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
     from node.config import EngineConfig, NodeConfig
+    from tallystick.client.transport import Info
 
 SKEW_SECONDS = 20
 """A clock that is further off makes orders and asks look expired."""
@@ -191,18 +192,15 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
     return models
 
 
-async def _look_at_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: dict[str, Any]) -> None:
+async def _look_at_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: Info) -> None:
     """What the coordinator says that it keeps, what it has registered, and what this node bears, in basis points."""
-    from tallystick.protocol.types import parse_address
-
-    told, most = info.get("feeBps"), loaded.rules.max_fee_bps
+    told, most = info.fee_bps, loaded.rules.max_fee_bps
     remedy = "raise max_fee_bps under [rules] in the config, or work for another coordinator"
     with contextlib.suppress(TallyError):
-        coordinator = parse_address(info.get("coordinator"), "coordinator")
         async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
-            registered = (await escrow.provider(coordinator)).fee_bps
+            registered = (await escrow.provider(info.coordinator)).fee_bps
         said = f"{registered} bps are registered, it tells clients {told}; {most} are borne"
-        diagnosis.add("fee", isinstance(told, int) and max(told, registered) <= most, said, remedy)
+        diagnosis.add("fee", max(told, registered) <= most, said, remedy)
 
 
 async def _look_at_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[str, Any] | None) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,8 @@ async def test_a_settlement_out_of_other_data_is_found_where_the_endpoint_traces
     (found,) = await settling_claims(escrow, KEY.address, PROVIDER.address)
     assert order.order.message == row.order.message
     assert found.found.claim.message == claim.claim(world.domain)
-    for nonsense in (None, 5, [], {"calls": {"to": 1}}):
+    answers: tuple[Any, ...] = (None, 5, [], {"calls": {"to": 1}})
+    for nonsense in answers:
         proxy_of_world.answers["debug_traceTransaction"] = nonsense
         assert await settling_claims(escrow, KEY.address, PROVIDER.address) == []
     await escrow.rpc.close()
