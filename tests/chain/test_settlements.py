@@ -20,6 +20,8 @@ KEY, OWNER, PROVIDER, OTHER, STRANGER = (person(name) for name in ("key", "owner
 FORWARDER = bytes.fromhex("601980600b6000396000f3602436038060246000376000600082600060006004355af100")
 """Creates a contract that calls the address in its second word with what follows."""
 
+NONSENSE: list[object] = [None, 5, [], {"calls": {"to": 1}}]
+
 
 def _call(*claims: ClaimBatch) -> bytes:
     return load_abi("Escrow").call("settle", [claim.encode() for claim in claims])
@@ -95,7 +97,7 @@ async def test_a_settlement_out_of_other_data_is_found_where_the_endpoint_traces
     (found,) = await settling_claims(escrow, KEY.address, PROVIDER.address)
     assert order.order.message == row.order.message
     assert found.found.claim.message == claim.claim(world.domain)
-    for nonsense in (None, 5, [], {"calls": {"to": 1}}):
+    for nonsense in NONSENSE:
         proxy_of_world.answers["debug_traceTransaction"] = nonsense
         assert await settling_claims(escrow, KEY.address, PROVIDER.address) == []
     await escrow.rpc.close()
