@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -20,6 +19,8 @@ from tests.chain.world import DOLLAR, World, person
 KEY, OWNER, PROVIDER, OTHER, STRANGER = (person(name) for name in ("key", "owner", "provider", "other", "stranger"))
 FORWARDER = bytes.fromhex("601980600b6000396000f3602436038060246000376000600082600060006004355af100")
 """Creates a contract that calls the address in its second word with what follows."""
+
+NONSENSE: list[object] = [None, 5, [], {"calls": {"to": 1}}]
 
 
 def _call(*claims: ClaimBatch) -> bytes:
@@ -96,8 +97,7 @@ async def test_a_settlement_out_of_other_data_is_found_where_the_endpoint_traces
     (found,) = await settling_claims(escrow, KEY.address, PROVIDER.address)
     assert order.order.message == row.order.message
     assert found.found.claim.message == claim.claim(world.domain)
-    answers: tuple[Any, ...] = (None, 5, [], {"calls": {"to": 1}})
-    for nonsense in answers:
+    for nonsense in NONSENSE:
         proxy_of_world.answers["debug_traceTransaction"] = nonsense
         assert await settling_claims(escrow, KEY.address, PROVIDER.address) == []
     await escrow.rpc.close()
