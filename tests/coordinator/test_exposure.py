@@ -170,15 +170,15 @@ def test_a_receipt_at_no_cost_leaves_no_tab() -> None:
 
 
 def test_a_released_reservation_covers_nothing() -> None:
-    """When a release is told of, what is owed on that tab needs free balance again; a pair that never traded is not remembered."""
+    """When a release is told of, what that tab owes needs free balance again; no new pair is remembered."""
     exposure = Exposure()
-    exposure.book(PAYER.address, A, Amount(7), Amount(7))
-    exposure.observe(PAYER.address, A, settled=Amount(0), reserved=Amount(7))
-    exposure.admit(PAYER.address, B, Amount(1), Amount(1))
-    exposure.unreserve(PAYER.address, A)
+    exposure.book(PAYER, A, Amount(7), Amount(7))
+    exposure.observe(PAYER, A, settled=Amount(0), reserved=Amount(7))
+    exposure.admit(PAYER, B, Amount(1), Amount(1))
+    exposure.unreserve(PAYER, A)
     with pytest.raises(Refusal):
-        exposure.admit(PAYER.address, B, Amount(1), Amount(8))
-    exposure.admit(PAYER.address, B, Amount(1), Amount(9))
+        exposure.admit(PAYER, B, Amount(1), Amount(8))
+    exposure.admit(PAYER, B, Amount(1), Amount(9))
     exposure.unreserve(person("stranger").address, A)
     exposure.settle(person("stranger").address, A, Amount(5))
     assert exposure.size == 2
