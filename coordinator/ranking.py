@@ -1,9 +1,11 @@
 """In which order providers are considered: what a job is expected to cost with each, its failing included. Pure.
 
-Cost = the ask's price + (1 - score) x loss. The loss is what a job that fails costs its client: as much as FAILED_JOBS jobs at
-the price of the best-known provider that fits (ties: the cheapest), and FLOOR more. So it does not follow from a provider's own
-price: an ask at price 0 gains nothing by failing. A provider that nothing is known of is never cheap enough for the first place
-while a well-known one fits; for that it has its share of exploration.
+Cost = the ask's price + (1 - score) x loss. The loss is what a job that fails costs its client, whose time it takes: as much as
+FAILED_JOBS jobs at the price of the best-known provider that fits (ties: the cheapest), and FLOOR more. So it does not follow
+from a provider's own price: an ask at price 0 gains nothing by failing. Next to a provider that hardly fails, one that fails more
+than half of its jobs comes later at any price, and so does one that nothing is known of: it has its share of exploration. Who is
+known to be worse than nothing known (a score below BAD) comes after all others. Being dear does not help: of two providers, one
+comes first at any price only where its score is better by a half or more.
 
 Exploration: of EXPLORED of the shortlists and matches that a well-known provider would win, one newcomer is put first, drawn
 evenly among the newcomers that fit and ask no more than the provider that it displaces. So strangers, however many keys they
@@ -19,9 +21,11 @@ from typing import TypeVar
 from coordinator.book import Standing
 from tallystick.protocol.types import Address
 
-FAILED_JOBS = 5
+FAILED_JOBS = 2
 FLOOR = 100_000
 """In units of `Standing.price_key`: three million tokens in and a million out cost ten cents of a six-decimal dollar."""
+BAD = 0.2
+"""Two failures and nothing else bring a score below it."""
 EXPLORED = 0.05
 PROVEN = 0.5
 """The score from which a provider is looked for behind any number of cheaper strangers."""
@@ -40,9 +44,9 @@ def by_cost(listed: Sequence[T], standing_of: Callable[[T], Standing], score: Sc
     best = min(listed, key=lambda one: (-scores[id(one)], standing_of(one).price_key))
     loss = FAILED_JOBS * standing_of(best).price_key[0] + FLOOR
 
-    def cost(one: T) -> tuple[float, tuple[int, str]]:
-        price_key = standing_of(one).price_key
-        return price_key[0] + (1 - scores[id(one)]) * loss, price_key
+    def cost(one: T) -> tuple[bool, float, tuple[int, str]]:
+        price_key, score = standing_of(one).price_key, scores[id(one)]
+        return score < BAD, price_key[0] + (1 - score) * loss, price_key
 
     return sorted(listed, key=cost)
 

@@ -167,3 +167,18 @@ def test_a_receipt_at_no_cost_leaves_no_tab() -> None:
     exposure.admit(PAYER, A, Amount(5), Amount(5))
     assert exposure.book(PAYER, A, Amount(0), Amount(1_000)) == 0
     assert exposure.in_flight == 5
+
+
+def test_a_released_reservation_covers_nothing() -> None:
+    """When a release is told of, what that tab owes needs free balance again; no new pair is remembered."""
+    exposure = Exposure()
+    exposure.book(PAYER, A, Amount(7), Amount(7))
+    exposure.observe(PAYER, A, settled=Amount(0), reserved=Amount(7))
+    exposure.admit(PAYER, B, Amount(1), Amount(1))
+    exposure.unreserve(PAYER, A)
+    with pytest.raises(Refusal):
+        exposure.admit(PAYER, B, Amount(1), Amount(8))
+    exposure.admit(PAYER, B, Amount(1), Amount(9))
+    exposure.unreserve(person("stranger").address, A)
+    exposure.settle(person("stranger").address, A, Amount(5))
+    assert exposure.size == 2

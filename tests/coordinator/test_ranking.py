@@ -77,6 +77,26 @@ def test_ones_own_price_does_not_make_failing_cheaper() -> None:
     assert places == [[GOOD.address, BAD.address]] * 4
 
 
+@pytest.mark.parametrize(("good", "first"), [(4, NEW), (500, GOOD)])
+def test_a_dear_provider_is_not_first_for_a_few_good_jobs(good: int, first: Signer) -> None:
+    """At fifty times the price, four good jobs against two do not buy the first place; a long record against none does."""
+    book, reputation = Book(), _known(good=good)
+    _known(good=2 if good == 4 else 0, reputation=reputation, key=NEW)
+    _stand(book, GOOD, 5_000_000)
+    _stand(book, NEW, 100_000)
+    assert _listed(book, reputation)[0] == first.address
+
+
+def test_who_fails_half_of_its_jobs_is_not_first_for_nothing() -> None:
+    """A provider that fails every other job and asks nothing comes after one that hardly fails."""
+    book, reputation = Book(), _known(good=500)
+    for _ in range(250):
+        _known(good=1, bad=1, reputation=reputation, key=BAD)
+    _stand(book, BAD, 0)
+    _stand(book, GOOD, 500_000)
+    assert _listed(book, reputation) == [GOOD.address, BAD.address]
+
+
 def test_among_equals_the_cheaper_comes_first() -> None:
     """Where names are the same, or nearly, the price decides."""
     book, reputation = Book(), Reputation()

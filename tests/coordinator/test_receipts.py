@@ -61,6 +61,16 @@ async def test_a_bad_receipt_ends_the_job_uncharged(world: World, changes: dict[
     world.assert_idle()
 
 
+async def test_the_longest_tab_there_may_be(world: World) -> None:
+    """A seq is taken as long as databases can count it, which is to 63 bits."""
+    node = world.node("ann")
+    client = await world.started(node)
+    node.complete(client.job.id, seq=(1 << 63) - 1)
+    await quiet()
+    assert client.kinds[-1] is Kind.RECEIPT
+    assert MAX_SEQ == (1 << 63) - 1
+
+
 async def test_an_unknown_outcome(world: World) -> None:
     """A receipt whose outcome nobody knows is refused."""
     node = world.node("ann")
