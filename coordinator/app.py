@@ -20,6 +20,7 @@ from coordinator.bodies import Bodies
 from coordinator.bounds import MAX_LINK_FRAME
 from coordinator.bus import InProcessBus
 from coordinator.config import CoordinatorConfig
+from coordinator.fees import FeeCheck
 from coordinator.funds import ChainFunds
 from coordinator.gate import Gate
 from coordinator.hub import Hub
@@ -93,6 +94,8 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
     try:
         await store.start()
         escrow = Escrow(rpc, deployment)
+        fees = FeeCheck(escrow, signer.address, config.fee_bps)
+        await fees.at_start()
         bus = InProcessBus()
         funds = ChainFunds(escrow, config.funds_ttl)
         market = Market(domain=deployment.domain, signer=signer, bus=bus, store=store, funds=funds, limits=config.limits)
@@ -104,6 +107,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
             exposure=market.exposure,
             interval=config.settle_every,
             least=config.min_claim,
+            least_row=config.min_row,
             confirmations=config.confirmations,
         )
         manners = Manners(config.intake, time.monotonic)
@@ -119,7 +123,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         room = Room(market, lambda: hub.connected, store, store, store, _info(config, deployment, signer))
         app = App(room, hub, store, retention=config.retention, intake=config.intake, manners=manners)
         server = serving(app, config.host, config.port, doors=config.doors, ws_max_size=MAX_LINK_FRAME)
-        async with server as port, _beside(settler.run(), _sweep(market), store.guard()):
+        async with server as port, _beside(settler.run(), fees.run(), _sweep(market), store.guard()):
             try:
                 yield port
                 await market.drain(DRAIN_SECONDS)

@@ -36,8 +36,8 @@ node or payer, [all] of all together.
 
 from __future__ import annotations
 
-from coordinator.live import INBOX
 from tallystick.protocol.link import MAX_NODE_ASK_BYTES
+from tallystick.protocol.wire import INITIAL_CREDIT
 
 MAX_LINK_FRAME = 128 * 1024
 """Bytes of a node's frame. The largest of an honest node is a chunk of 64 KiB, padded and sealed; its claims have 64 rows."""
@@ -46,6 +46,8 @@ MAX_HELLO = MAX_NODE_ASK_BYTES + 32 * 1024
 OUTBOX = 4_096
 OUTBOX_BYTES = 128 << 20
 """What waits to be sent: frames of one node, bytes of all nodes of one address."""
+INBOX = INITIAL_CREDIT + 16
+"""Frames that may wait for a job: a node's whole credit, and the few frames that need none."""
 UNREAD_BYTES = INBOX * MAX_LINK_FRAME
 """What of a job may wait for its client."""
 ASKS_PER_SECOND, ASKS_AT_ONCE = 100, 4_000

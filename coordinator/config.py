@@ -43,16 +43,19 @@ class CoordinatorConfig:
     """How often pending claims are batched and sent to the chain."""
     min_claim: Amount = Amount(1)
     """What a claim must bring its provider, in base units, for gas to be spent on it."""
+    min_row: Amount = Amount(1)
+    """What a claim must bring for each of its rows, in base units: the gas of a row, at this coordinator's prices."""
     confirmations: int = 0
     """Blocks that must follow a settlement before it counts as final."""
     funds_ttl: float = 5
     """How long a payer's balance is trusted before the chain is asked again."""
     fee_bps: int = 0
-    """Fee in hundredths of a percent; must equal the rate that the coordinator registered on chain."""
+    """Fee in hundredths of a percent; must equal the rate that the coordinator registered on chain (`tally coordinator fee`)."""
     accept_timeout: float = 10
     first_output_timeout: float = 120
     idle_timeout: float = 60
     job_timeout: float = 3_600
+    """All of a job's time, without its reader's; and how long its reader may keep it waiting, in all."""
     order_horizon: int = 3_600
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600

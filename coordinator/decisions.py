@@ -50,9 +50,12 @@ class Decisions:
     _kept: deque[Decision] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def listed(self, demand: Demand, won: Iterable[Address], against: Iterable[tuple[Address, Reason]], now: int) -> None:
-        """A shortlist was made, or could not be."""
+        """A shortlist was made, or could not be. One that concerned no provider is not kept: it would tell nobody anything."""
         reasons = {provider: reason.value for (provider, reason), _ in zip(against, range(_NAMED), strict=False)}
-        self._kept.append(Decision(now, demand.model, match=False, won=tuple(won), against=reasons))
+        won = tuple(won)
+        if not won and not reasons:
+            return
+        self._kept.append(Decision(now, demand.model, match=False, won=won, against=reasons))
 
     def matched(self, model: str, won: Address | None, against: Mapping[Address, str], now: int) -> None:
         """An order was chosen among those of a job, or none could be."""
@@ -66,7 +69,9 @@ class Decisions:
         for decision in reversed(self._kept):
             why = _place(provider, decision)
             if why is None and not decision.match and any(book.of_providers(decision.model, [provider])):
-                why = "cheaper asks filled the shortlist" if decision.won else "it did not stand in the book then"
+                why = (
+                    "cheaper or more reliable ones filled the shortlist" if decision.won else "it did not stand in the book then"
+                )
             if why is not None:
                 stage = "match" if decision.match else "shortlist"
                 yield Verdict(decision.at, decision.model, stage, provider in decision.won, why)

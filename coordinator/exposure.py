@@ -74,12 +74,19 @@ class Exposure:
         tab = self._tab(payer, provider)
         tab.ceiling = Amount(max(tab.ceiling, ceiling))
         tab.cumulative = Amount(max(tab.cumulative, min(cumulative, tab.ceiling)))
+        self._forget_if_idle(payer, provider)
         return tab.cumulative
 
     def observe(self, payer: Address, provider: Address, *, settled: Amount, reserved: Amount) -> None:
         """The chain says this of the tab of a job that is about to be admitted."""
         tab = self._tab(payer, provider)
         tab.settled, tab.reserved = Amount(max(tab.settled, settled)), reserved
+
+    def unreserve(self, payer: Address, provider: Address) -> None:
+        """A release of the tab's reservation has begun or ended: until the next `observe` nothing counts as reserved."""
+        tab = self.known(payer, provider)
+        if tab is not None:
+            tab.reserved = Amount(0)
 
     def settle(self, payer: Address, provider: Address, settled: Amount) -> None:
         """The chain has paid so much on the tab, in all."""

@@ -6,16 +6,14 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from coordinator.book import Node
+from coordinator.bounds import INBOX
 from coordinator.ports import AttemptRecord, JobRecord, job_subject
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import TERMINAL, Event, State, step
 from tallystick.protocol.messages import Order
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import INITIAL_CREDIT, LINK_HEAD, Candidate, Submission
-
-INBOX = INITIAL_CREDIT + 16
-"""Frames that may wait for a job: a node's whole credit, and the few frames that need none."""
+from tallystick.protocol.wire import LINK_HEAD, Candidate, Submission
 
 
 class InboxOverrun(Exception):
@@ -35,7 +33,9 @@ class Attempt:
 class LiveJob:
     """One job, from its order to its terminal state. Times are seconds of a monotonic clock unless named `_at`.
 
-    `deadline` is that of the current phase; `overdue`: the market has told the attempt that it passed.
+    `deadline` is that of the current phase; `overdue`: the market has told the attempt that it passed; `blamed`: the attempt was
+    held against its provider. `reading`: since when its reader has had a frame and not asked for more; `waited`: the seconds for
+    which it did so before. That is the reader's time, and never the provider's.
     """
 
     submission: Submission
@@ -51,6 +51,9 @@ class LiveJob:
     deadline: float = 0.0
     overdue: bool = False
     cancelled: bool = False
+    blamed: bool = False
+    reading: float | None = None
+    waited: float = 0.0
     last_error: TallyError | None = None
     inbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(INBOX))
     subject: str = field(init=False)
@@ -96,6 +99,32 @@ class LiveJob:
         """Whether chunks are there to follow the one in hand at once. One frame alone may be a receipt, which takes a while."""
         return self.state is State.STREAMING and self.inbox.qsize() > 1
 
+    @property
+    def delivered(self) -> bool:
+        """Whether the last chunk of the current attempt's answer was relayed."""
+        return self.attempts[-1].delivered
+
+    def reader_seconds(self, tick: float) -> float:
+        """How long its reader has kept it waiting so far."""
+        return self.waited + (0.0 if self.reading is None else tick - self.reading)
+
+    def due(self, tick: float) -> float:
+        """When its node is late, as far as is known now. A node that was told to stop is not waiting for the reader."""
+        return self.deadline if self.reading is None or self.cancelled else self.deadline + tick - self.reading
+
+    def spent(self, tick: float) -> float:
+        """How long it has taken so far, without its reader's time."""
+        return tick - self.started - self.reader_seconds(tick)
+
+    def extend(self, deadline: float) -> None:
+        """A sign of life moves the deadline, but not that of a node that was told to stop."""
+        if not self.cancelled:
+            self.deadline = deadline
+
+    def was_read(self, tick: float) -> None:
+        """Its reader asks for more."""
+        self.deadline, self.waited, self.reading = self.due(tick), self.reader_seconds(tick), None
+
     def move(self, event: Event) -> None:
         """Follows the transition table. Raises IllegalTransition."""
         self.state = step(self.state, event)
@@ -115,7 +144,8 @@ class LiveJob:
 
     def begin(self, attempt: Attempt, deadline: float) -> None:
         """A new attempt, with an inbox of its own: late frames of a former attempt are not this one's."""
-        self.attempt, self.deadline, self.overdue, self.unread = attempt, deadline, False, 0
+        self.attempt, self.deadline, self.unread = attempt, deadline, 0
+        self.overdue = self.blamed = False
         self.tried.add(self.provider)
         self.inbox = asyncio.Queue(INBOX)
         candidate = attempt.candidate
@@ -125,6 +155,14 @@ class LiveJob:
     def close_attempt(self, state: State, reason: str = "") -> None:
         """Notes how the current attempt ended."""
         self.attempts[-1] = replace(self.attempts[-1], state=state, reason=reason)
+
+    def mark_delivered(self) -> None:
+        """Notes that the last chunk of the current attempt's answer was relayed."""
+        self.attempts[-1] = replace(self.attempts[-1], delivered=True)
+
+    def mark_cancelled(self) -> None:
+        """Notes that the current attempt's node was told that the client cancelled."""
+        self.attempts[-1] = replace(self.attempts[-1], cancelled=True)
 
     def record(self) -> JobRecord:
         """The job as it is stored."""

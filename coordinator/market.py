@@ -4,12 +4,16 @@
 The frames of a job come through its inbox; the caller of `run` passes on what it yields. Everything that touches the world
 comes in through ports; time comes in through two clocks.
 
+While whoever reads a job's frames takes one, no deadline runs against its provider. The reader's own allowance is as long as the
+longest job (`Limits.total`); when it is used up the job is cancelled for its client.
+
 Whatever node, client and store do, a job ends in one terminal state, and what it held (exposure, a node's slot) is given back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable
@@ -17,21 +21,24 @@ from contextlib import aclosing
 
 import structlog
 
+from coordinator.blame import count_failure, count_receipt, read_failure
 from coordinator.live import Attempt, LiveJob, link_payload
 from coordinator.matchmaker import Matchmaker
 from coordinator.ports import Bus, Funds, JobRecord, JobStore, node_subject
 from coordinator.receipts import Receipts
 from coordinator.rules import Limits, check_order
 from tallystick.protocol.eip712 import Domain, Signer
-from tallystick.protocol.errors import BadMessage, BadReceipt, Code, Fault, Refusal, TallyError, Unavailable, from_public
+from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, Event, State
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Match, Outcome
+from tallystick.protocol.sealing import is_last
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Dispatch, Kind, Submission, dumps, loads, pack_link
+from tallystick.protocol.wire import CancelReason, Dispatch, Kind, Submission, dumps, pack_link
 
 log = structlog.get_logger()
 CREDIT_STEP = 32
+_CHANCE = random.SystemRandom().random
 HOPELESS = frozenset({Code.BAD_MESSAGE, Code.BODY_TOO_LARGE, Code.UNKNOWN_ROUTE, Code.CANCELLED})
 """What one provider says of the request itself, every other would say too."""
 GONE = Kind.ERROR
@@ -52,13 +59,21 @@ class Market:
         limits: Limits,
         now: Callable[[], float] = time.time,
         tick: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = _CHANCE,
     ) -> None:
         self.domain, self.address, self.limits = domain, signer.address, limits
-        self.matchmaker = made = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick)
+        self.matchmaker = made = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
         self.book, self.exposure, self.reputation, self.decisions = made.book, made.exposure, made.reputation, made.decisions
         self._signer, self._bus, self._store = signer, bus, store
         self._receipts = Receipts(
-            domain=domain, store=store, bus=bus, exposure=self.exposure, reputation=self.reputation, now=now
+            domain=domain,
+            store=store,
+            bus=bus,
+            exposure=self.exposure,
+            reputation=self.reputation,
+            funds=funds,
+            now=now,
+            tick=tick,
         )
         self._now, self._tick = now, tick
         self._live: dict[JobId, LiveJob] = {}
@@ -78,6 +93,7 @@ class Market:
             self.matchmaker.restarted()
         for (payer, provider), total in recalled.totals.items():
             self.exposure.book(payer, provider, total, total)
+        self.reputation.restore(recalled.records)
 
     async def drain(self, seconds: float) -> None:
         """Takes no more orders and waits for the jobs that live; what is left then ends when its node's link is closed."""
@@ -87,6 +103,7 @@ class Market:
                 await self._idle.wait()
         except TimeoutError:
             log.warning("jobs cut off", count=len(self._live))
+        self._note_records()
 
     # Nodes
 
@@ -158,7 +175,9 @@ class Market:
             while not job.ended:
                 async with aclosing(self._attempt(job)) as frames:
                     async for frame in frames:
+                        job.reading = self._tick()
                         yield frame
+                        job.was_read(self._tick())
                 if job.state is State.QUEUED:
                     try:
                         await self._match_again(job)
@@ -178,7 +197,7 @@ class Market:
 
     async def _match_again(self, job: LiveJob) -> None:
         """The next attempt, after one that failed. Raises the reason why there is none."""
-        spent = self._stopping or self._tick() > job.started + self.limits.total
+        spent = self._stopping or job.spent(self._tick()) > self.limits.total
         if job.last_error is not None and (spent or job.cancelled):
             raise job.last_error
         await self.matchmaker.match(job)
@@ -189,7 +208,10 @@ class Market:
         try:
             yield self._dispatch(job, attempt)
             while job.at_node:
-                told = await self._take(job, attempt, await job.inbox.get())
+                frame = await job.inbox.get()
+                if frame[0] == Kind.FAIL and (void := await self._void(job, attempt, link_payload(frame))):
+                    yield Kind.VOID, void
+                told = await self._take(job, attempt, frame)
                 if told is not None:
                     yield told
                     if told[0] is Kind.CHUNK:
@@ -229,25 +251,23 @@ class Market:
         if kind == Kind.RECEIPT:
             return await self._finish(job, attempt, payload)
         if kind in (Kind.FAIL, GONE):
-            return self._fail(job, self._lost(job) if kind == GONE else self._failure(job, payload))
+            return self._fail(job, self._lost(job) if kind == GONE else read_failure(job, payload))
         if kind == Kind.CHUNK:
+            if job.delivered:
+                return None  # the answer has ended; no client could open what comes behind its end
+            if is_last(payload):
+                job.mark_delivered()
             if job.state is not State.STREAMING:
                 job.move(Event.OUTPUT)
                 # From here on no other attempt begins; a node signs no receipt that charges before it knows that.
                 self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
             job.heard = self._tick()
-            if not job.cancelled:
-                job.deadline = job.heard + self.limits.idle
+            job.extend(job.heard + self.limits.idle)
             return Kind.CHUNK, payload
         if kind == Kind.ACCEPT and job.state is State.MATCHED:
             job.move(Event.ACCEPT)
-            self._extend(job, self.limits.first_output)
+            job.extend(self._tick() + self.limits.first_output)
         return (Kind.BEAT, payload) if kind == Kind.BEAT else None
-
-    def _extend(self, job: LiveJob, seconds: float) -> None:
-        """A sign of life moves the deadline, but not that of a node that was told to stop."""
-        if not job.cancelled:
-            job.deadline = self._tick() + seconds
 
     def _grant_credit(self, job: LiveJob) -> None:
         job.unread += 1
@@ -260,15 +280,26 @@ class Market:
             return Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR)
         return Unavailable(Code.NODE_GONE, f"the connection to provider {job.provider} was lost", fault=Fault.PROVIDER)
 
-    def _failure(self, job: LiveJob, payload: bytes) -> TallyError:
+    async def _void(self, job: LiveJob, attempt: Attempt, payload: bytes) -> bytes | None:
+        """The receipt at no cost that a FAIL brings, stored, as its client gets it; None if there is no good one."""
         try:
-            raw = loads(payload, "failure")
-        except BadMessage:
-            raw = None
-        if not isinstance(raw, dict) or not isinstance(raw.get("error"), dict):
-            text = f"provider {job.provider} failed without a reason"
-            return Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER)
-        return from_public(raw, 502)
+            receipt = self._receipts.read_void(job.attempts[-1], attempt.order, payload)
+        except BadReceipt as error:
+            self._refuse(job, error)
+            return None
+        if receipt is None:
+            return None
+        try:
+            await self._receipts.put(job.id, attempt.order, receipt)
+        except Unavailable as error:  # it was not acknowledged, so its node will send it again
+            log.warning("void receipt not stored", job=job.id.hex(), provider=job.provider, error=str(error))
+        return dumps(receipt.to_json())
+
+    def _refuse(self, job: LiveJob, error: BadReceipt) -> None:
+        """A receipt that will never be taken: its node is told, and it is held against its provider."""
+        log.warning("bad receipt", job=job.id.hex(), provider=job.provider, error=str(error))
+        self._bus.send(node_subject(job.provider), pack_link(Kind.RECEIPT_REFUSED, job.id, dumps(error.as_json())))
+        count_failure(self.reputation, job, error)
 
     def _fail(self, job: LiveJob, error: TallyError) -> tuple[Kind, bytes] | None:
         """The attempt failed: so does the job, unless nothing was put out yet and another provider may do better.
@@ -278,23 +309,20 @@ class Market:
         if job.state is State.STREAMING or error.code in HOPELESS or job.cancelled:
             return self._end(job, error)
         log.info("attempt failed", job=job.id.hex(), provider=job.provider, reason=str(error))
+        count_failure(self.reputation, job, error)
         job.close_attempt(State.FAILED, str(error))
         job.last_error = error
-        self._blame(job, error)
         job.move(Event.ATTEMPT_FAILED)
         return None
-
-    def _blame(self, job: LiveJob, error: TallyError) -> None:
-        if error.fault is Fault.PROVIDER and error.code is not Code.NODE_BUSY:
-            self.reputation.record(job.provider, Outcome.PROVIDER_ERROR)
 
     async def _finish(self, job: LiveJob, attempt: Attempt, payload: bytes) -> tuple[Kind, bytes]:
         """Ends a job with its receipt, or for want of a good one."""
         try:
-            receipt = self._receipts.check(attempt.order, attempt.candidate.terms, payload)
+            receipt = self._receipts.read(job.attempts[-1], attempt.order, payload)
         except BadReceipt as error:
-            log.warning("bad receipt", job=job.id.hex(), provider=job.provider, error=str(error))
+            self._refuse(job, error)
             return self._end(job, error)
+        count_receipt(self.reputation, job, Outcome(receipt.message.outcome))
         job.move(ENDS[Outcome(receipt.message.outcome)])
         job.finished_at = int(self._now())
         job.close_attempt(job.state)
@@ -309,10 +337,11 @@ class Market:
     def _end(self, job: LiveJob, error: TallyError) -> tuple[Kind, bytes]:
         """Ends a job without a receipt."""
         tried = job.at_node
+        if tried:
+            count_failure(self.reputation, job, error)
         job.move(Event.CANCEL if job.cancelled else Event.EXPIRE if error.code is Code.TIMED_OUT else Event.FAIL)
         if tried:
             job.close_attempt(job.state, str(error))
-            self._blame(job, error)
         job.finished_at = int(self._now())
         self._note(job.record())
         return Kind.FAIL, dumps(error.as_json())
@@ -330,35 +359,31 @@ class Market:
         if job is None or job.ended:
             return False
         if not job.cancelled:
+            tick = self._tick()
+            job.deadline = min(job.due(tick), tick + self.limits.cancel)
             job.cancelled = True
-            job.deadline = min(job.deadline, self._tick() + self.limits.cancel)
-            self._stop(job, CancelReason.CLIENT)
+            if job.at_node and self._stop(job, CancelReason.CLIENT):
+                job.mark_cancelled()
         return True
 
-    def _stop(self, job: LiveJob, reason: CancelReason) -> None:
-        self._bus.send(node_subject(job.provider), pack_link(Kind.CANCEL, job.id, reason.value.encode()))
+    def _stop(self, job: LiveJob, reason: CancelReason) -> bool:
+        return self._bus.send(node_subject(job.provider), pack_link(Kind.CANCEL, job.id, reason.value.encode()))
 
     async def accept_receipt(self, provider: Address, job_id: JobId, payload: bytes) -> bool:
         """A receipt outside a live attempt: after a lost link, a failover, a restart. False if the job is not known here.
 
         Raises BadReceipt, Unavailable: then it is not acknowledged.
         """
-        known = await self._store.job(job_id)
-        if known is None:
-            return False
-        unended = job_id not in self._live and job_id not in self._unnoted
-        await self._receipts.take_late(known, provider, payload, unended=unended)
-        return True
+        live = self._live.get(job_id)
+        newest = self._unnoted.get(job_id) if live is None else live.record()
+        return await self._receipts.take(provider, job_id, payload, newest)
 
     async def accept_late(self, provider: Address, job_id: JobId, late: LateReceipt) -> None:
         """A receipt with what it is for, whether its job is known here or was lost. Raises BadReceipt, Refusal, Unavailable."""
         if await self.accept_receipt(provider, job_id, dumps(late.receipt.to_json())):
             return
-        order = late.order.message
-        if (order.coordinator, order.provider, late.terms.job) != (self.address, provider, job_id):
-            raise BadReceipt("receipt: its order is for another coordinator, provider or job")
-        if order.claim_by <= self._now():
-            raise Refusal(Code.UNKNOWN_JOB, "this coordinator does not know that job, and its order can no longer be claimed on")
+        if (late.order.message.coordinator, late.order.message.provider) != (self.address, provider):
+            raise BadReceipt("receipt: its order is for another coordinator or provider")
         await self._receipts.take_unknown(job_id, late)
         self._seen.setdefault(job_id, int(self._now()))
 
@@ -375,11 +400,24 @@ class Market:
         unnoted, self._unnoted = self._unnoted, {}
         for record in unnoted.values():
             self._note(record)
+        self._note_records()
+
+    def _note_records(self) -> None:
+        changed = self.reputation.changed()
+        try:
+            if changed:
+                self._store.note_records(changed)
+        except Unavailable:
+            self.reputation.unsaved(changed)
 
     def _watch(self, job: LiveJob, tick: float) -> None:
-        """While frames wait in the inbox it is not the node that is late, unless it was told to stop or all time is up."""
-        over = tick > job.started + self.limits.total
-        late = tick > job.deadline and (job.cancelled or job.inbox.empty())
+        """While its reader has a frame, or frames wait in the inbox, it is not the node that is late, unless it was told to stop
+        or all of its own time is up.
+        """
+        if job.reader_seconds(tick) > self.limits.total:
+            self.cancel(job.id)
+        over = job.spent(tick) > self.limits.total
+        late = tick > job.due(tick) and (job.cancelled or job.inbox.empty())
         if (over or late) and not job.overdue:
             error = Unavailable(Code.TIMED_OUT, "the provider took too long", fault=Fault.PROVIDER)
             job.overdue = True

@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from operator import itemgetter
 
 from coordinator.book import Book, Standing
+from coordinator.ranking import PROVEN, Known, Score, by_cost, cut, explored, reliable_first
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.requirements import NOTHING, Requirements
 from tallystick.protocol.routes import serves
@@ -18,8 +20,12 @@ from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Candidate
 
 MAX_LISTED = 8
-_SCAN = 256
-"""Asks judged for one shortlist, cheapest first, beside those that are excluded; bounds the work however large the book is."""
+_SCAN, _SCAN_UNPROVEN, _ENOUGH = 256, 64, 64
+"""Asks judged for one shortlist, cheapest first, beside those that are excluded: of proven providers, and of all others; it ends
+earlier with so many proven ones that fit. So strangers with many cheap asks hide nobody, and the work is bounded.
+"""
+_WALK = 5_000
+"""Asks of one model that are passed over for one shortlist: some seventy nodes can offer so many in the bytes that they have."""
 
 
 class Reason(Enum):
@@ -88,9 +94,6 @@ SORTS: dict[str, Callable[[Standing], float]] = {
 }
 """How a shortlist is ordered; what is not known yet comes last, and ties go to the cheaper."""
 
-Score = Callable[[Address], float]
-"""What a provider is known for, from 0 to 1."""
-
 _Predicate = Callable[[Standing, Demand, int], bool]
 
 _WANTED: tuple[tuple[Reason, _Predicate], ...] = (
@@ -110,7 +113,15 @@ PREDICATES: tuple[tuple[Reason, _Predicate], ...] = (
 )
 
 
-def judge(standing: Standing, demand: Demand, now: int, score: Score = lambda _: 1.0) -> Reason | None:
+def _anybody(_provider: Address) -> float:
+    return 1.0
+
+
+def _nobody(_provider: Address) -> bool:
+    return False
+
+
+def judge(standing: Standing, demand: Demand, now: int, score: Score = _anybody) -> Reason | None:
     """The first reason against this ask for this demand, or None."""
     return (
         _first(_WANTED, standing, demand, now)
@@ -129,9 +140,13 @@ def shortlist(
     demand: Demand,
     now: int,
     judged: list[tuple[Reason, Standing]] | None = None,
-    score: Score = lambda _: 1.0,
+    score: Score = _anybody,
+    *,
+    newcomer: Known = _nobody,
+    chance: float = 1.0,
 ) -> list[Standing]:
-    """The best asks for a demand, best first, at most `demand.limit`. Raises Refusal or Unavailable that say why none.
+    """The best asks for a demand, best first, at most `demand.limit` and one of each provider. Raises Refusal or Unavailable that
+    say why none. `chance`: drawn evenly from 0 to 1; see ranking.py.
 
     `judged` is filled with the asks that were looked at in vain, each with the reason against it.
     """
@@ -140,22 +155,45 @@ def shortlist(
     if demand.providers:  # wherever they stand in the list
         wanted = sorted(book.of_providers(demand.model, demand.providers), key=lambda standing: standing.price_key)
     judged = [] if judged is None else judged
-    found: list[Standing] = []
-    left = _SCAN
-    for standing in wanted:
-        reason = judge(standing, demand, now, score)
-        if reason is None:
-            found.append(standing)
-        else:
-            judged.append((reason, standing))
-        left -= reason is not Reason.EXCLUDED
-        if (len(found) == demand.limit and demand.sort == "price") or not left:
-            break
-    if demand.sort != "price":
-        found = sorted(found, key=SORTS[demand.sort])[: demand.limit]
+    found = _fitting(wanted, demand, now, judged=judged, score=score)
     if not found:
         raise explain_none(demand, judged, unasked=len(listed) - len(wanted))
-    return found
+    return cut(explored(ordered(found, demand, score), _itself, newcomer, chance), demand.limit, newcomer)
+
+
+def _fitting(
+    wanted: Sequence[Standing], demand: Demand, now: int, *, judged: list[tuple[Reason, Standing]], score: Score
+) -> list[Standing]:
+    """The cheapest fitting ask of each provider, as far as the scan goes."""
+    found: dict[Address, Standing] = {}
+    left = {True: _SCAN, False: _SCAN_UNPROVEN}
+    enough = _ENOUGH if demand.sort == "price" else _SCAN
+    for standing, _ in zip(wanted, range(_WALK), strict=False):
+        provider = standing.node.provider
+        proven = score(provider) >= PROVEN
+        if provider in found or not left[proven]:
+            continue
+        reason = judge(standing, demand, now, score)
+        if reason is None:
+            found[provider] = standing
+            enough -= proven
+        else:
+            judged.append((reason, standing))
+        left[proven] -= reason is not Reason.EXCLUDED
+        if not (enough and left[True]):
+            break
+    return list(found.values())
+
+
+def ordered(standings: Sequence[Standing], demand: Demand, score: Score) -> list[Standing]:
+    """These in the order that the demand sorts by."""
+    if demand.sort == "price":
+        return by_cost(standings, _itself, score)
+    return reliable_first(standings, SORTS[demand.sort], score)
+
+
+def _itself(standing: Standing) -> Standing:
+    return standing
 
 
 _PRICE = frozenset({Reason.INPUT_PRICE, Reason.OUTPUT_PRICE})
@@ -194,10 +232,12 @@ def rank(
     score: Score,
     now: int,
     ranked: bool = False,
+    newcomer: Known = _nobody,
+    chance: float = 1.0,
 ) -> tuple[list[tuple[Standing, Candidate]], list[str]]:
     """The candidates of a job that can take it now, best first, and why the others cannot. Raises Refusal (order_terms).
 
-    `ranked`: they are in the order in which the client would have them.
+    `ranked`: they are in the order in which the client would have them. `chance`: drawn evenly from 0 to 1; see ranking.py.
     """
     fit: list[tuple[Standing, Candidate]] = []
     against: list[str] = []
@@ -217,7 +257,7 @@ def rank(
         elif reason is not None:
             against.append(f"{order.provider}: {reason.value}")
     if not ranked:
-        fit.sort(key=lambda pair: pair[0].price_key[0] / score(pair[0].node.provider))
+        fit = explored(by_cost(fit, itemgetter(0), score), itemgetter(0), newcomer, chance)
     return fit, against
 
 

@@ -13,7 +13,7 @@ from coordinator.book import Book, Node, Standing
 from coordinator.decisions import Decisions
 from coordinator.exposure import Exposure
 from coordinator.live import Attempt, LiveJob
-from coordinator.matching import SORTS, Demand, Reason, judge, rank, shortlist
+from coordinator.matching import Demand, Reason, judge, ordered, rank, shortlist
 from coordinator.ports import Funds
 from coordinator.reputation import Reputation
 from coordinator.rules import Limits
@@ -33,14 +33,28 @@ RETURN_SECONDS = 35
 """After a restart, providers may take this long to come back; what nobody offers meanwhile may be offered soon."""
 
 
+class _NoPurse(Refusal):
+    """The payer never deposited anything."""
+
+
 class Matchmaker:
-    """See the module's docstring. `now` is Unix time, `tick` a monotonic clock, both in seconds."""
+    """See the module's docstring. `now` is Unix time, `tick` a monotonic clock, both in seconds; `chance` draws evenly from 0
+    to 1.
+    """
 
     def __init__(
-        self, *, domain: Domain, funds: Funds, limits: Limits, now: Callable[[], float], tick: Callable[[], float]
+        self,
+        *,
+        domain: Domain,
+        funds: Funds,
+        limits: Limits,
+        now: Callable[[], float],
+        tick: Callable[[], float],
+        chance: Callable[[], float],
     ) -> None:
         self.book, self.exposure, self.reputation, self.decisions = Book(), Exposure(), Reputation(), Decisions()
         self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
+        self._chance = chance
         self._whole_at = 0.0
         self._gone: OrderedDict[str, float] = OrderedDict()
         """When a provider last stopped selling each model; the newest MODELS_REMEMBERED."""
@@ -90,7 +104,8 @@ class Matchmaker:
         """The best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
         now, judged, found = int(self._now()), list[tuple[Reason, Standing]](), list[Standing]()
         try:
-            found = shortlist(self.book, demand, now, judged, self.reputation.score)
+            known = self.reputation
+            found = shortlist(self.book, demand, now, judged, known.score, newcomer=known.newcomer, chance=self._chance())
         except Refusal as error:
             if error.code is not Code.UNKNOWN_MODEL:
                 raise
@@ -110,7 +125,7 @@ class Matchmaker:
     def explain(self, demand: Demand) -> list[tuple[Standing, Reason | None]]:
         """Every ask for the demand's model with the reason against it, sorted as asked, at most EXPLAINED. Decides nothing."""
         now, score = int(self._now()), self.reputation.score
-        listed = sorted(self.book.of_model(demand.model)[:EXPLAINED], key=SORTS[demand.sort])
+        listed = ordered(self.book.of_model(demand.model)[:EXPLAINED], demand, score)
         return [(standing, judge(standing, demand, now, score)) for standing in listed]
 
     async def match(self, job: LiveJob) -> None:
@@ -123,6 +138,8 @@ class Matchmaker:
             score=self.reputation.score,
             now=now,
             ranked=job.submission.ranked,
+            newcomer=self.reputation.newcomer,
+            chance=self._chance(),
         )
         lost = dict.fromkeys(
             (standing.node.provider for standing, _ in fit), "another was ranked before it: cheaper, or more reliable"
@@ -141,6 +158,8 @@ class Matchmaker:
                 if not isinstance(error, Refusal):
                     raise
                 refused = refused or error
+                if isinstance(error, _NoPurse):
+                    break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
                 job.begin(Attempt(candidate, order, node), self._tick() + self._limits.accept)
                 self.decisions.matched(model, node.provider, lost | _reasons(against), now)
@@ -155,6 +174,8 @@ class Matchmaker:
         """Counts the job against the payer's funds. A no is said only of fresh figures: the payer may just have deposited."""
         for fresh in (False, True):
             backing = await self._funds.backing(order.payer, order.provider, fresh=fresh)
+            if not backing.opened:
+                continue
             self.exposure.observe(order.payer, order.provider, settled=backing.settled, reserved=backing.reserved)
             try:
                 self.exposure.admit(order.payer, order.provider, terms.max_cost, backing.free)
@@ -163,6 +184,7 @@ class Matchmaker:
                     raise
             else:
                 return
+        raise _NoPurse(Code.INSUFFICIENT_FUNDS, f"{order.payer} has no purse yet. Deposit with: tally deposit AMOUNT")
 
 
 def _reasons(against: list[str]) -> dict[Address, str]:

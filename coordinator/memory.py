@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from coordinator.ports import Backing, Cursor, JobRecord, KeptAnswer, KnownJob, PendingClaim, Recalled, Settlement
+from coordinator.ports import (
+    WAITING_CLAIMS,
+    Backing,
+    Cursor,
+    JobRecord,
+    KeptAnswer,
+    KnownJob,
+    PendingClaim,
+    Recalled,
+    Settlement,
+    too_many_claims,
+)
+from coordinator.reputation import Record
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
@@ -23,6 +36,7 @@ class MemoryStore:
     settlements: dict[tuple[Address, Address], Settlement] = field(default_factory=dict)
     read: Cursor | None = None
     answers: dict[JobId, KeptAnswer] = field(default_factory=dict)
+    records: dict[Address, Record] = field(default_factory=dict)
 
     def note_job(self, record: JobRecord) -> None:
         """See ports.JobStore."""
@@ -47,7 +61,7 @@ class MemoryStore:
         """See ports.JobStore."""
         for record in self.jobs.values():
             if record.state not in TERMINAL:
-                last = replace(record.last, state=State.FAILED, reason="the coordinator was restarted")
+                last = replace(record.last, state=State.FAILED, reason="the coordinator was restarted", unseen=True)
                 attempts = (*record.attempts[:-1], last)
                 self.jobs[record.job] = replace(record, state=State.FAILED, finished_at=now, attempts=attempts)
         totals: dict[tuple[Address, Address], Amount] = {}
@@ -55,7 +69,12 @@ class MemoryStore:
             for provider, (receipt, total) in receipts.items():
                 tab = (receipt.message.payer, provider)
                 totals[tab] = Amount(max(total, totals.get(tab, 0)))
-        return Recalled(tuple(job for job, record in self.jobs.items() if record.created_at >= since), totals)
+        recent = tuple(job for job, record in self.jobs.items() if record.created_at >= since)
+        return Recalled(recent, totals, dict(self.records))
+
+    def note_records(self, records: Mapping[Address, Record]) -> None:
+        """See ports.JobStore."""
+        self.records |= records
 
     async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
         """See ports.TabStore."""
@@ -97,12 +116,25 @@ class MemoryStore:
 
     async def put_claim(self, request: ClaimRequest, now: int) -> None:  # noqa: ARG002 - the port's
         """See ports.ClaimStore."""
-        same = [number for number, (known, _) in self.claims.items() if known == request]
-        self.claims[same[0] if same else len(self.claims) + 1] = (request, None)
+        provider = request.claim.message.provider
+        mine = {n: (known, tx) for n, (known, tx) in self.claims.items() if known.claim.message.provider == provider}
+        same = [number for number, (known, _) in mine.items() if known == request]
+        if sum(tx is None for n, (_, tx) in mine.items() if n not in same) >= WAITING_CLAIMS:
+            raise too_many_claims(provider)
+        self.claims[same[0] if same else max(self.claims, default=0) + 1] = (request, None)
+        for number, (_, tx) in mine.items():
+            if number not in same and tx is not None and not tx.startswith("0x"):
+                del self.claims[number]
 
-    async def pending_claims(self, limit: int) -> list[PendingClaim]:
+    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
         """See ports.ClaimStore."""
-        return [PendingClaim(number, request) for number, (request, tx) in self.claims.items() if tx is None][:limit]
+        passed, turns, found = set(passing), Counter[Address](), list[tuple[int, int, ClaimRequest]]()
+        for number, (request, tx) in sorted(self.claims.items(), key=lambda one: one[0]):
+            provider = request.claim.message.provider
+            if tx is None and provider not in passed:
+                turns[provider] += 1
+                found.append((turns[provider], number, request))
+        return [PendingClaim(number, request) for _, number, request in sorted(found, key=lambda one: one[:2])[:limit]]
 
     async def close_claims(self, ids: list[int], tx: str) -> None:
         """See ports.ClaimStore."""
@@ -144,4 +176,5 @@ class MemoryFunds:
     async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:  # noqa: ARG002 - the port's
         """See ports.Funds."""
         zero, pair = Amount(0), (payer, provider)
-        return Backing(self.free.get(payer, zero), self.reserved.get(pair, zero), self.settled.get(pair, zero))
+        opened = payer in self.free or pair in self.reserved or pair in self.settled
+        return Backing(self.free.get(payer, zero), self.reserved.get(pair, zero), self.settled.get(pair, zero), opened)

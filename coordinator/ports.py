@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from coordinator.reputation import Record
 from tallystick.protocol.eip712 import Signed, Verified
+from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
@@ -15,12 +17,19 @@ from tallystick.protocol.types import Address, Amount, JobId
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One provider's try at a job: what was ordered of it, how far it came, and why it ended if it failed."""
+    """One provider's try at a job: what was ordered of it, how far it came, and why it ended if it failed.
+
+    `delivered`: the last chunk of its answer was relayed. `cancelled`: its node was told that the client cancelled. `unseen`: no
+    process of this coordinator saw its end, so the other two say nothing.
+    """
 
     order: Signed[Order]
     terms: Terms
     state: State
     reason: str = ""
+    delivered: bool = False
+    cancelled: bool = False
+    unseen: bool = False
     raw: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
     """The candidate that it was read from, as JSON: what a store need not write again."""
 
@@ -66,10 +75,13 @@ class KnownJob:
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """What a process starts from: jobs that must not be placed again, and what each tab (payer, provider) came to."""
+    """What a process starts from: jobs that must not be placed again, what each tab (payer, provider) came to, and what
+    providers are known for.
+    """
 
     jobs: tuple[JobId, ...]
     totals: Mapping[tuple[Address, Address], Amount]
+    records: Mapping[Address, Record] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +97,14 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Backing:
-    """What stands on chain for one payer with one provider, in base units."""
+    """What stands on chain for one payer with one provider, in base units. What is on its way out is in neither `free` nor
+    `reserved`. `opened`: whether the payer has a purse at all.
+    """
 
     free: Amount
     reserved: Amount
     settled: Amount
+    opened: bool = True
 
 
 Handler = Callable[[bytes], None]
@@ -135,10 +150,14 @@ class JobStore(Protocol):
         """A job with all that was noted of it, if it is known. Raises Unavailable."""
 
     async def recall(self, now: int, since: int) -> Recalled:
-        """At the start of a process: ends jobs that a former one left open as failed, and gives back what must be remembered:
-        the jobs created at or after `since`, and the highest total of each tab. Raises Unavailable.
+        """At the start of a process: ends jobs that a former one left open as failed, their last attempts as unseen, and gives
+        back what must be remembered: the jobs created at or after `since`, the highest total of each tab, and the records of
+        providers. Raises Unavailable.
         """
         ...
+
+    def note_records(self, records: Mapping[Address, Record]) -> None:
+        """Stores what these providers are known for, instead of what was stored before. Raises Unavailable."""
 
 
 class Funds(Protocol):
@@ -154,6 +173,16 @@ class Funds(Protocol):
     async def stake(self, provider: Address) -> Amount:
         """What a provider has staked and is not taking out, perhaps a minute old. Raises Unavailable if the chain is silent."""
         ...
+
+
+WAITING_CLAIMS = 128
+"""Claims of one provider that may wait at once."""
+
+
+def too_many_claims(provider: Address) -> Unavailable:
+    """Why a claim is not stored now."""
+    text = f"{WAITING_CLAIMS} claims of {provider} wait already, which is all that one provider may have waiting"
+    return Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +242,14 @@ class ClaimStore(Protocol):
     """Where claims wait, and what came of them."""
 
     async def put_claim(self, request: ClaimRequest, now: int) -> None:
-        """Stores a claim to be settled. One that was stored before is not stored twice, but waits again."""
+        """Stores a claim to be settled. One that was stored before is not stored twice, but waits again. Its provider's claims
+        that were closed without a transaction are forgotten. Raises Unavailable where WAITING_CLAIMS of its provider wait.
+        """
 
-    async def pending_claims(self, limit: int) -> list[PendingClaim]:
-        """The oldest claims that wait."""
+    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
+        """Claims that wait: the oldest of each provider, then the second of each, and so on; none of the providers in
+        `passing`.
+        """
         ...
 
     async def close_claims(self, ids: list[int], tx: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,20 @@ import sqlalchemy.dialects.sqlite
 import structlog
 from sqlalchemy import Connection
 
-from coordinator.ports import AttemptRecord, Cursor, JobRecord, KeptAnswer, KnownJob, PendingClaim, Recalled, Settlement
+from coordinator.ports import (
+    WAITING_CLAIMS,
+    AttemptRecord,
+    Cursor,
+    JobRecord,
+    KeptAnswer,
+    KnownJob,
+    PendingClaim,
+    Recalled,
+    Settlement,
+    too_many_claims,
+)
+from coordinator.reputation import REMEMBERED, Record
+from coordinator.tables import answers, claims, cursors, jobs, receipts, reputations, settlements
 from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.jobs import TERMINAL, State
@@ -29,67 +42,10 @@ from tallystick.runtime.storage import Database
 log = structlog.get_logger()
 MIGRATIONS = Path(__file__).parent / "migrations"
 _EVENTS = "escrow"
+_MARKS = ("delivered", "cancelled", "unseen")
+"""What is written of an attempt only where it is so."""
 TIDY = 16
 """Every so many kept answers, what they take together is looked at."""
-
-metadata = sa.MetaData()
-jobs = sa.Table(
-    "jobs",
-    metadata,
-    sa.Column("job", sa.String(32), primary_key=True),
-    sa.Column("payer", sa.String(42)),
-    sa.Column("provider", sa.String(42)),
-    sa.Column("state", sa.String(16)),
-    sa.Column("created_at", sa.BigInteger),
-    sa.Column("finished_at", sa.BigInteger),
-    sa.Column("attempts_doc", sa.Text),
-)
-receipts = sa.Table(
-    "receipts",
-    metadata,
-    sa.Column("job", sa.String(32), primary_key=True),
-    sa.Column("provider", sa.String(42), primary_key=True),
-    sa.Column("payer", sa.String(42)),
-    sa.Column("seq", sa.BigInteger),
-    sa.Column("total", sa.String(29)),
-    sa.Column("receipt_doc", sa.Text),
-)
-claims = sa.Table(
-    "claims",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("digest", sa.String(64), unique=True),
-    sa.Column("provider", sa.String(42)),
-    sa.Column("received_at", sa.BigInteger),
-    sa.Column("claim_doc", sa.Text),
-    sa.Column("tx", sa.String(66)),
-)
-settlements = sa.Table(
-    "settlements",
-    metadata,
-    sa.Column("payer", sa.String(42), primary_key=True),
-    sa.Column("provider", sa.String(42), primary_key=True),
-    sa.Column("settled", sa.String(29)),
-    sa.Column("tx", sa.String(66)),
-    sa.Column("block", sa.BigInteger),
-)
-cursors = sa.Table(
-    "cursors",
-    metadata,
-    sa.Column("name", sa.String(32), primary_key=True),
-    sa.Column("block", sa.BigInteger),
-    sa.Column("tip", sa.String(66)),
-)
-answers = sa.Table(
-    "answers",
-    metadata,
-    sa.Column("job", sa.String(32), primary_key=True),
-    sa.Column("fingerprint", sa.String(64)),
-    sa.Column("payer", sa.String(42)),
-    sa.Column("ended_at", sa.BigInteger),
-    sa.Column("size", sa.BigInteger),
-    sa.Column("frames", sa.LargeBinary),
-)
 
 
 class Store:
@@ -153,19 +109,36 @@ class Store:
 
     async def recall(self, now: int, since: int) -> Recalled:
         """See ports.JobStore."""
+        known = sa.select(reputations).order_by(reputations.c.jobs.desc()).limit(REMEMBERED)
         recent = sa.select(jobs.c.job).where(jobs.c.created_at >= since)
         tabs = (receipts.c.payer, receipts.c.provider)
         totals = sa.select(*tabs, sa.func.max(receipts.c.total)).group_by(*tabs)  # of equal length, so text sorts as numbers
 
-        def work(connection: Connection) -> tuple[Any, Any]:
+        def work(connection: Connection) -> tuple[Any, Any, Any]:
             _close_stale(connection, now)
-            return connection.execute(recent).scalars().all(), connection.execute(totals).all()
+            rows = (connection.execute(query).all() for query in (recent, totals, known))
+            found, sums, records = rows
+            return found, sums, records
 
-        found, sums = await self._db.write(work)
+        found, sums, records = await self._db.write(work)
         return Recalled(
-            tuple(JobId(bytes.fromhex(job)) for job in found),
+            tuple(JobId(bytes.fromhex(job)) for (job,) in found),
             {(Address(payer), Address(provider)): Amount(int(total)) for payer, provider, total in sums},
+            {Address(provider): Record(good, bad, number) for provider, good, bad, number in records},
         )
+
+    def note_records(self, records: Mapping[Address, Record]) -> None:
+        """See ports.JobStore."""
+        rows = [
+            {"provider": provider, "good": record.good, "bad": record.bad, "jobs": record.jobs}
+            for provider, record in records.items()
+        ]
+
+        def work(connection: Connection) -> None:
+            for row in rows:
+                _upsert(connection, reputations, row, ("provider",))
+
+        self._db.note(work)
 
     async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
         """See ports.TabStore."""
@@ -238,16 +211,25 @@ class Store:
             "tx": None,
         }
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> bool:
             insert = _inserting(connection.dialect.name, claims)
+            same, mine = claims.c.digest == row["digest"], claims.c.provider == row["provider"]
+            waiting = sa.select(sa.func.count()).where(mine, ~same, claims.c.tx.is_(None))
+            if connection.execute(waiting).scalar_one() >= WAITING_CLAIMS:
+                return False
+            connection.execute(sa.delete(claims).where(mine, ~same, claims.c.tx.is_not(None), ~claims.c.tx.startswith("0x")))
             again = {"received_at": insert.excluded.received_at, "tx": None}
             connection.execute(insert.on_conflict_do_update(index_elements=("digest",), set_=again), row)
+            return True
 
-        await self._db.write(work)
+        if not await self._db.write(work):
+            raise too_many_claims(request.claim.message.provider)
 
-    async def pending_claims(self, limit: int) -> list[PendingClaim]:
+    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
         """See ports.ClaimStore."""
-        query = sa.select(claims.c.id, claims.c.claim_doc).where(claims.c.tx.is_(None)).order_by(claims.c.id).limit(limit)
+        waits = sa.and_(claims.c.tx.is_(None), claims.c.provider.not_in(list(passing)))
+        turn = sa.func.row_number().over(partition_by=claims.c.provider, order_by=claims.c.id)
+        query = sa.select(claims.c.id, claims.c.claim_doc).where(waits).order_by(turn, claims.c.id).limit(limit)
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [PendingClaim(number, ClaimRequest.from_json(json.loads(doc))) for number, doc in rows]
 
@@ -356,7 +338,7 @@ def _close_stale(connection: Connection, now: int) -> None:
     """Jobs that a process left open when it died end as failed."""
     for row in connection.execute(sa.select(jobs).where(_OPEN)).mappings().all():
         attempts = json.loads(row["attempts_doc"])
-        attempts[-1] |= {"state": State.FAILED.value, "reason": "the coordinator was restarted"}
+        attempts[-1] |= {"state": State.FAILED.value, "reason": "the coordinator was restarted", "unseen": True}
         ended = {"state": State.FAILED.value, "finished_at": now, "attempts_doc": json.dumps(attempts)}
         connection.execute(sa.update(jobs).where(jobs.c.job == row["job"]).values(ended))
 
@@ -375,7 +357,15 @@ def _job_row(record: JobRecord) -> dict[str, Any]:
 
 def _attempt_doc(attempt: AttemptRecord) -> dict[str, Any]:
     raw = attempt.raw or {"order": attempt.order.to_json(), "terms": attempt.terms.to_json()}
-    return {"order": raw["order"], "terms": raw["terms"], "state": attempt.state.value, "reason": attempt.reason}
+    doc = {"order": raw["order"], "terms": raw["terms"], "state": attempt.state.value, "reason": attempt.reason}
+    return doc | {name: True for name in _MARKS if getattr(attempt, name)}
+
+
+def _attempt(doc: dict[str, Any]) -> AttemptRecord:
+    marks = {name: doc.get(name, False) for name in _MARKS}
+    return AttemptRecord(
+        read_signed(Order, doc["order"]), Terms.from_json(doc["terms"]), State(doc["state"]), doc["reason"], **marks
+    )
 
 
 def _late(provider: Address, receipt: str, attempts: str) -> LateReceipt:
@@ -390,8 +380,5 @@ def _job_record(row: dict[str, Any]) -> JobRecord:
         state=State(row["state"]),
         created_at=row["created_at"],
         finished_at=row["finished_at"],
-        attempts=tuple(
-            AttemptRecord(read_signed(Order, a["order"]), Terms.from_json(a["terms"]), State(a["state"]), a["reason"])
-            for a in json.loads(row["attempts_doc"])
-        ),
+        attempts=tuple(map(_attempt, json.loads(row["attempts_doc"]))),
     )

@@ -6,11 +6,13 @@ rules are checked in this order, and the first that fails is the answer:
  1. the match is signed by the coordinator at the other end of this link, and names this job, this provider and this order
  2. the order is signed by its payer, and names this provider, this coordinator and a payer that is not the provider itself
  3. the terms are the ones that the order commits to, for this job
- 4. the terms name one of this node's asks, with its model, its prices and no more output than it allows
- 5. the order's deadline has not passed and is not absurdly far away; enough time is left to claim; the fee is bearable
- 6. the order was not seen before, and no job with this id is running
+ 4. the order was not seen before, and no job with this id is running
+ 5. the terms name one of this node's asks, with its model, its prices and no more output than it allows
+ 6. the order's deadline has not passed and is not absurdly far away; enough time is left to claim; the fee is bearable
 
-`check_request` adds what can be known only once the seal is open. Whether the payer's tab bears it is `tabs.Tabs.admit`.
+What passes rules 1 to 4 is `Matched`: an order on this node, used up by whatever comes of it, so that a refusal releases its cap
+with a receipt. `check_request` adds what can be known only once the seal is open. Whether the payer's tab bears it is
+`tabs.Tabs.admit`.
 """
 
 from __future__ import annotations
@@ -32,11 +34,16 @@ from tallystick.protocol.wire import Dispatch
 class Rules:
     """What a provider accepts. Times are seconds: `horizon` bounds how far ahead a deadline may lie, `claim_window` how much
     time must be left to claim. `max_fee_bps` bounds what the order lets its coordinator keep of the payment.
+
+    `max_write_off` (base units) and `write_off_percent` (of what was earned there) bound what a coordinator may cost in a day:
+    it is served while the jobs that it left unpaid cost no more than the larger of the two.
     """
 
     horizon: int = 86_400
     claim_window: int = 1_800
     max_fee_bps: int = 1_000
+    max_write_off: Amount = Amount(100_000)
+    write_off_percent: int = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +56,12 @@ class House:
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """A job that this node may run."""
+class Matched:
+    """An order on this node, matched by this link's coordinator and not seen before; whether its terms are bearable is open."""
 
     job: JobId
     order: Verified[Order]
     terms: Terms
-    offer: Offer
     attempt: int
 
     @property
@@ -69,6 +75,13 @@ class Admitted:
         return self.terms.max_cost
 
 
+@dataclass(frozen=True, slots=True)
+class Admitted(Matched):
+    """A job that this node may run."""
+
+    offer: Offer
+
+
 class Admission:
     """Checks dispatches for one node. `seen` tells whether an order with this digest, or a job with this id, is known."""
 
@@ -76,22 +89,32 @@ class Admission:
         self._book, self.rules, self._seen = book, rules, seen
 
     def verify(self, house: House, job: JobId, dispatch: Dispatch, now: int) -> Admitted:
-        """The admitted job. Raises Refusal with the reason, BadSignature, BadMessage, or Unavailable for an ask that is gone."""
+        """The admitted job, by all rules. Raises Refusal with the reason, BadSignature, BadMessage, or Unavailable for an ask
+        that is gone.
+        """
+        return self.admit(self.match(house, job, dispatch), now)
+
+    def match(self, house: House, job: JobId, dispatch: Dispatch) -> Matched:
+        """Rules 1 to 4. Raises Refusal, BadSignature, BadMessage."""
         order = _verify_match(house, job, dispatch)
         _verify_order(house, order.message)
         terms = dispatch.candidate.terms
         if order.message.terms_hash != terms.struct_hash() or terms.job != job:
             raise Refusal(Code.ORDER_TERMS, "order.termsHash: not the terms of this job")
-        offer = self._verify_terms(terms, now)
-        self._verify_times(order.message, now)
-        admitted = Admitted(job, order, terms, offer, dispatch.match.message.attempt)
-        self.unseen(admitted)
-        return admitted
+        matched = Matched(job, order, terms, dispatch.match.message.attempt)
+        self.unseen(matched)
+        return matched
 
-    def unseen(self, admitted: Admitted) -> None:
-        """Rule 6 by itself, for a caller that waited since `verify`. Raises Refusal."""
-        if self._seen(admitted.order.digest, admitted.job):
-            raise Refusal(Code.ORDER_REPLAYED, f"order {admitted.order.digest.hex()}: this node had it before")
+    def admit(self, matched: Matched, now: int) -> Admitted:
+        """Rules 5 and 6, at `now` in Unix seconds. Raises Refusal, or Unavailable for an ask that is gone."""
+        offer = self._verify_terms(matched.terms, now)
+        self._verify_times(matched.order.message, now)
+        return Admitted(matched.job, matched.order, matched.terms, matched.attempt, offer)
+
+    def unseen(self, matched: Matched) -> None:
+        """Rule 4 by itself, for a caller that waited since `match`. Raises Refusal."""
+        if self._seen(matched.order.digest, matched.job):
+            raise Refusal(Code.ORDER_REPLAYED, f"order {matched.order.digest.hex()}: this node had it before")
 
     def _verify_terms(self, terms: Terms, now: int) -> Offer:
         standing = self._book.find(terms.ask, now)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from node.job import Deadlines
 from node.link import LinkSettings, node_url
 from node.offers import Offer
 from node.prices import PriceRule, adjusted
-from node.tabs import Exposure
+from node.trust import Exposure
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import UNKNOWN, Spec
 from tallystick.protocol.pricing import Prices
@@ -29,6 +30,10 @@ DEFAULT_INPUT_PRICE = Amount(100_000)
 DEFAULT_OUTPUT_PRICE = Amount(400_000)
 DEFAULT_CONTEXT_TOKENS = 8_192
 DEFAULT_OUTPUT_TOKENS = 4_096
+CHAIN_SECONDS = 300
+"""Allowed for a transaction of this node to be mined and seen, after a silent coordinator was given its time."""
+_JOB_PHASES = frozenset({"total", "reader", "stall", "taken"})
+"""The deadlines that add up to the longest job; the others run within `total`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +142,7 @@ class NodeConfig:
     coordinator: str = "http://127.0.0.1:8420"
     coordinator_address: Address | None = None
     coordinators: tuple[str, ...] = ()
+    without_recall: tuple[str, ...] = ()
     deployment: Path = field(default_factory=lambda: home() / "deployment.json")
     rpc: str | None = None
     state: Path = field(default_factory=lambda: home() / "node")
@@ -159,8 +165,7 @@ class NodeConfig:
     link: LinkSettings = field(default_factory=LinkSettings)
 
     def __post_init__(self) -> None:
-        for url in self.all_coordinators:
-            node_url(url)
+        self._check_coordinators()
         if self.sealing_suite not in SUITES:
             raise BadMessage(f"config: sealing_suite: expected one of {', '.join(sorted(SUITES))}")
         if self.ask_validity < 60:
@@ -168,15 +173,47 @@ class NodeConfig:
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):
             raise BadMessage("config: engines: two of them have one name; give each its own")
+        if not 0 <= self.exposure.paid_percent <= 100:
+            raise BadMessage("config: exposure: paid_percent: expected 0 to 100, since more trust than was paid is a gift")
         for part in (self.deadlines, self.link):
             for one in fields(part):
                 if getattr(part, one.name) <= 0:
                     raise BadMessage(f"config: {one.name}: every wait has a deadline, so more than 0")
 
+    def _check_coordinators(self) -> None:
+        for url in self.all_coordinators:
+            node_url(url)
+        for url in self.without_recall:
+            if node_url(url) not in map(node_url, self.all_coordinators):
+                raise BadMessage(
+                    f"config: without_recall: expected one of {', '.join(self.all_coordinators)}, the coordinators, got {url!r}"
+                )
+
     @property
     def all_coordinators(self) -> tuple[str, ...]:
         """All that this node works with, each once."""
         return tuple(dict.fromkeys((self.coordinator, *self.coordinators)))
+
+    @property
+    def claim_margin(self) -> int:
+        """For how many seconds an order must still be claimable when a job on it begins: the longest job, and then its
+        settlement: until the claim is due for a look, is handed in, has not shown, and is sent by this node itself.
+        """
+        longest_job = sum(
+            float(getattr(self.deadlines, part.name)) for part in fields(self.deadlines) if part.name in _JOB_PHASES
+        )
+        settlement = self.claims.check + self.claims.retry + CHAIN_SECONDS
+        return max(self.exposure.claim_margin, math.ceil(longest_job + settlement))
+
+    @property
+    def limits(self) -> Exposure:
+        """`exposure` with the margin that the deadlines need."""
+        return replace(self.exposure, claim_margin=self.claim_margin)
+
+    @property
+    def order_rules(self) -> Rules:
+        """`rules` with the window to claim that the deadlines need."""
+        return replace(self.rules, claim_window=max(self.rules.claim_window, self.claim_margin + 1))
 
     @property
     def database(self) -> str:

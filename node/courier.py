@@ -6,7 +6,6 @@ with its order, for a coordinator that was killed before it had written the job 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,8 @@ from tallystick.protocol.wire import Kind, dumps
 
 log = structlog.get_logger()
 BATCH = 256
+PAGES = 16
+"""Of receipts that one round sends to one coordinator: one that confirms nothing is not sent all of them every time."""
 _GATHER_SECONDS = 0.1
 
 
@@ -30,6 +31,7 @@ class Courier:
         self._store, self._resend, self._now = store, resend_seconds, now
         self._links: dict[Address, Link] = {}
         self._fresh: set[Address] = set()
+        self._next: dict[Address, int] = {}
         self._noted: dict[Address, set[JobId]] = {}
         self._welcome, self._to_note = asyncio.Event(), asyncio.Event()
 
@@ -37,6 +39,11 @@ class Courier:
         """A link is up: what it has not confirmed is sent again."""
         self._links[link.coordinator] = link
         self._fresh.add(link.coordinator)
+        self._welcome.set()
+
+    def hurry(self) -> None:
+        """There are receipts that were never sent: what is not confirmed is sent now, on every link."""
+        self._fresh |= self._links.keys()
         self._welcome.set()
 
     def lost(self, link: Link) -> None:
@@ -81,7 +88,8 @@ class Courier:
 
     async def _send(self, link: Link, before: int) -> None:
         await self.note()
-        for page in itertools.count():
+        first = self._next.pop(link.coordinator, 0)
+        for page in range(first, first + PAGES):
             entries = await self._store.unacknowledged(link.coordinator, before, page, BATCH)
             for entry in entries:
                 link.post(Kind.LATE_RECEIPT, entry.job, dumps(entry.late.to_json()))
@@ -90,6 +98,7 @@ class Courier:
                 await link.drained()
             if len(entries) < BATCH:
                 return
+        self._next[link.coordinator] = first + PAGES
 
     async def _note_for_ever(self) -> None:
         while True:

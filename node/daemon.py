@@ -4,47 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import structlog
 
+from node.books import Books
 from node.chainview import EscrowView
+from node.chainwatch import ChainWatch
 from node.collector import Collector
 from node.config import NodeConfig
 from node.courier import Courier
-from node.fleet import Fleet, find_engines
-from node.link import NodeLink
+from node.dealings import HOUR, HOURS, Dealings
+from node.fleet import Fleet
+from node.ground import lay_ground
+from node.link import NodeLink, node_url
 from node.monitor import Monitor, count_gpus
 from node.offers import AskBook, Seller
 from node.ports import Link
 from node.recall import Recall
 from node.runner import Runner
-from node.store import SqlStore
 from node.storefront import Storefront
 from node.tabs import Tabs
 from node.window import window
-from tallystick.chain.deployment import Deployment
-from tallystick.chain.escrow import Escrow
-from tallystick.chain.rpc import Rpc
-from tallystick.protocol.eip712 import Domain, Signer
+from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, TallyError, from_public
-from tallystick.protocol.sealing import SealingKey
+from tallystick.protocol.link import endpoint_of
+from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import CancelReason, Kind, loads
-from tallystick.runtime.keys import random_secret_file
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, until_stopped
 
 log = structlog.get_logger()
 _CLAIM_SECONDS = 10.0
+Offered = Callable[[str, Address], tuple[Verified[Ask], ...]]
+"""What is offered at an address, to the coordinator that is there."""
 
 
 async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeConfig] | None = None) -> None:
@@ -67,74 +67,84 @@ async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeC
         await node.work()
 
 
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What the parts stand on: who this node is, its store, its view of the chain, its engines."""
-
-    domain: Domain
-    store: SqlStore
-    chain: EscrowView
-    fleet: Fleet
-    sealing_key: SealingKey
-
-
-async def _ground(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Ground:
-    deployment = _deployment(config.deployment)
-    _lock(config.state, stack)
-    store = SqlStore(config.database, signer.address, deployment.domain)
-    await store.start()
-    stack.push_async_callback(store.close)
-    fleet = Fleet(config.engines or await find_engines(os.environ), os.environ)
-    stack.push_async_callback(fleet.close)
-    rpc = Rpc(config.rpc or deployment.rpc)
-    stack.push_async_callback(rpc.close)
-    chain = EscrowView(Escrow(rpc, deployment), signer.address)
-    stack.push_async_callback(chain.close)
-    return Ground(deployment.domain, store, chain, fleet, _sealing_key(config))
-
-
 async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Node:
     """Makes and wires the parts of a node. What must be closed is left on the stack. Raises TallyError."""
-    ground = await _ground(config, signer, stack)
+    ground = await lay_ground(config, signer, stack)
     domain, store, chain, fleet = ground.domain, ground.store, ground.chain, ground.fleet
     suspicion = asyncio.Event()
     now = int(time.time())
-    tabs = Tabs(config.exposure, await store.tabs(now))
+    tabs = Tabs(config.limits, await store.tabs(now))
+    tabs.expire(now)
     seller = Seller(signer.address, config.sealing_suite, ground.sealing_key.public, config.ask_validity)
     book = AskBook(seller, lambda ask: signer.sign(ask, domain))
-    monitor = Monitor(tabs.exposed, suspicion.set, gpus=config.gpus or count_gpus(), gpu_hour_cost=config.gpu_hour_cost)
+    monitor = Monitor(
+        tabs.exposed,
+        suspicion.set,
+        gpus=config.gpus or count_gpus(),
+        gpu_hour_cost=config.gpu_hour_cost,
+        trust=lambda: tabs.trust(int(time.time())),
+    )
     links: list[NodeLink] = []
 
     def slots_changed() -> None:
         for link in links:
             link.slots_changed()
 
+    recall = Recall(
+        store,
+        tabs,
+        domain=domain,
+        provider=signer.address,
+        known=await store.recalled(),
+        required=map(node_url, config.all_coordinators),
+        without=map(node_url, config.without_recall),
+        url_of=lambda session: next((link.url for link in links if link.session is session), ""),
+    )
+    dealings = Dealings(store, config.rules, await store.dealings(now // HOUR - HOURS), alarm=monitor.shunned)
+    books = Books(signer=signer, domain=domain, tabs=tabs, store=store, unfinished=await store.unfinished(now))
     runner = Runner(
-        signer=signer,
+        provider=signer.address,
         domain=domain,
         sealing_key=ground.sealing_key,
         book=book,
         pools=fleet.pools,
+        books=books,
         tabs=tabs,
         store=store,
         chain=chain,
         observer=monitor,
-        rules=config.rules,
+        dealings=dealings,
+        rules=config.order_rules,
         deadlines=config.deadlines,
         taken=dict(await store.taken(now)),
         changed=slots_changed,
+        ready=lambda link: recall.done(link.coordinator),
     )
     courier = Courier(store, config.receipt_resend)
-    recall = Recall(store, tabs, domain=domain, provider=signer.address, known=await store.recalled())
     desk = Desk(runner, courier, recall)
-    links += _links(config, signer, domain, desk, book)
+
+    def asks(endpoint: str, coordinator: Address) -> tuple[Verified[Ask], ...]:
+        return book.current if recall.done(coordinator) and dealings.serves(endpoint) else ()
+
+    links += _links(config, signer, domain, desk, asks)
 
     def asks_changed() -> None:
         for link in links:
             link.announce()
             link.slots_changed()
 
-    recall.finished = asks_changed
+    def recalled() -> None:
+        asks_changed()
+        desk.close_unfinished()
+
+    recall.finished, tabs.on_lost_state, dealings.changed = recalled, asks_changed, asks_changed
+    watch = ChainWatch(
+        chain,
+        chain,
+        tabs,
+        connected=lambda: [link.session.coordinator for link in links if link.session is not None],
+        most_bps=lambda: node.config.rules.max_fee_bps,
+    )
     storefront = _storefront(config, fleet, book, asks_changed, suspicion)
     collector = Collector(
         signer=signer,
@@ -144,9 +154,28 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         link=lambda coordinator: _session(links, coordinator),
         policy=config.claims,
         observed=tabs.observe,
+        passed=tabs.expire,
+        settlement=ground.settlement,
         alarm=monitor.alarm,
     )
-    return Node(config, runner, courier, tuple(links), collector, storefront, monitor, book, fleet, chain, tabs, suspicion)
+    node = Node(
+        config=config,
+        runner=runner,
+        courier=courier,
+        recall=recall,
+        watch=watch,
+        links=tuple(links),
+        collector=collector,
+        storefront=storefront,
+        monitor=monitor,
+        book=book,
+        fleet=fleet,
+        chain=chain,
+        tabs=tabs,
+        suspicion=suspicion,
+        dealings=dealings,
+    )
+    return node
 
 
 def _storefront(
@@ -163,7 +192,7 @@ def _storefront(
     )
 
 
-def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, book: AskBook) -> list[NodeLink]:
+def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, asks: Offered) -> list[NodeLink]:
     """One connection to each coordinator; the address that is configured is that of the first."""
     return [
         NodeLink(
@@ -171,7 +200,7 @@ def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, book:
             signer=signer,
             domain=domain,
             handler=desk,
-            asks=lambda coordinator: book.current if desk.recall.done(coordinator) else (),
+            asks=partial(asks, endpoint_of(node_url(url))),
             capacity=desk.runner.capacity,
             settings=config.link,
             coordinator=config.coordinator_address if url == config.coordinator else None,
@@ -211,6 +240,12 @@ class Desk:
         """See link.Handler."""
         self.recall.welcomed(link)
         self.courier.welcomed(link)
+        if self.recall.done(link.coordinator):
+            self.close_unfinished()
+
+    def close_unfinished(self) -> None:
+        """It is known which receipts were signed before: orders that a killed process had begun get theirs."""
+        self.runner.close_unfinished(self.courier.hurry)
 
     def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
         """See link.Handler."""
@@ -244,6 +279,8 @@ class Node:
     config: NodeConfig
     runner: Runner
     courier: Courier
+    recall: Recall
+    watch: ChainWatch
     links: tuple[NodeLink, ...]
     collector: Collector
     storefront: Storefront
@@ -253,14 +290,18 @@ class Node:
     chain: EscrowView
     tabs: Tabs
     suspicion: asyncio.Event
+    dealings: Dealings
 
     async def work(self) -> None:
         """Works until SIGTERM or SIGINT, then stops in order."""
-        await self.storefront.look(first=True)
+        await asyncio.gather(self.storefront.look(first=True), self.watch.compare())
+        if self.recall.trouble:
+            log.warning("nothing is offered yet", reason=self.recall.trouble)
         if not self.book.current:
             log.warning("nothing to offer yet: no engine answers with a model", engines=sorted(self.fleet.pools))
         async with asyncio.TaskGroup() as group:
-            parts = (*(link.run() for link in self.links), self.storefront.run(), self.courier.run(), self.collector.run())
+            rooms = (self.storefront.run(), self.courier.run(), self.collector.run(), self.watch.run(), self.dealings.run())
+            parts = (*(link.run() for link in self.links), *rooms)
             tasks = [group.create_task(part) for part in parts]
             await until_stopped()
             log.info("stopping", running=self.runner.running, grace_seconds=self.config.grace)
@@ -281,12 +322,12 @@ class Node:
         except (TallyError, OSError) as error:
             log.warning("config not taken up; going on as before", reason=str(error))
             return
-        former = {field.name: getattr(self.config, field.name) for field in fields(new) if field.name not in TAKEN_UP}
+        former = {one.name: getattr(self.config, one.name) for one in fields(new) if one.name not in TAKEN_UP}
         fixed = [name for name, value in former.items() if getattr(new, name) != value]
         if fixed:
             log.warning("these settings need a restart", settings=fixed)
-        self.runner.adjust(new.rules, new.deadlines)
-        self.tabs.adjust(new.exposure)
+        self.runner.adjust(new.order_rules, new.deadlines)
+        self.tabs.adjust(new.limits)
         self.collector.policy = new.claims
         configure(json=new.log_json, level=new.log_level)
         self.config = replace(new, **former)
@@ -294,14 +335,17 @@ class Node:
         log.info("config taken up", engines=sorted(self.fleet.pools))
 
     def health(self) -> dict[str, Any]:
-        """What /healthz says. `ok`: it is connected and has something to offer."""
+        """What /healthz says. `ok`: it is connected, to a coordinator that it serves, and has something to offer."""
+        trust = self.tabs.trust(int(time.time()))
         sessions, capacity = [link.session for link in self.links], self.runner.capacity()
         connected = [session.coordinator for session in sessions if session is not None]
+        served = any(self.dealings.serves(session.endpoint) for session in sessions if session)
+        troubles = (self.recall.trouble, *(link.trouble for link in self.links), *self.dealings.troubles())
         return {
-            "ok": bool(connected) and bool(self.book.current),
+            "ok": served and bool(self.book.current) and not self.recall.trouble,
             "coordinator": connected[0] if connected else None,
             "coordinators": {link.url: link.session.coordinator if link.session else None for link in self.links},
-            "trouble": "; ".join(link.trouble for link in self.links if link.trouble),
+            "trouble": "; ".join(filter(None, troubles)),
             "chain_reachable": self.chain.reachable,
             "models": sorted({offer.model for offer in self.book.offers}),
             "engines": {name: "up" if pool.up else "down" for name, pool in self.fleet.pools.items()},
@@ -311,6 +355,10 @@ class Node:
             "tokens_per_second": capacity.tokens_per_second,
             "first_token_ms": capacity.first_token_ms,
             "unsecured": str(int(self.tabs.unsecured)),
+            **{name: str(amount) for name, amount in trust.items()},
+            "fees_bps": {coordinator: self.watch.rates.get(coordinator) for coordinator in connected},
+            "max_fee_bps": self.config.rules.max_fee_bps,
+            "dealings": self.dealings.status(),
             "alarms": self.monitor.alarms,
         }
 
@@ -337,25 +385,3 @@ class Node:
             log.warning("claims not handed in; they will be after the next start", error=str(error) or "timed out")
         await self.courier.note()
         await asyncio.gather(*(link.close() for link in self.links))
-
-
-def _deployment(path: Path) -> Deployment:
-    try:
-        return Deployment.load(path)
-    except OSError as error:
-        raise BadMessage(f"deployment file {path}: {error.strerror}; `tally deploy` writes one") from None
-
-
-def _lock(state: Path, stack: AsyncExitStack) -> None:
-    """One process a state: two would give the same receipt numbers twice, which costs the stake."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = stack.enter_context((state / "lock").open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise BadMessage(f"{state}: another node is running on this state") from None
-
-
-def _sealing_key(config: NodeConfig) -> SealingKey:
-    suite = config.sealing_suite
-    return SealingKey(suite, random_secret_file(config.state / f"sealing-{suite}.key", SealingKey.secret_bytes(suite)))

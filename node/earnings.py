@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from node.tables import gas, jobs, receipts, tabs
+from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Address, Amount
 
 
@@ -26,10 +27,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """All tabs together, in base units: what receipts came to, and what the chain was last seen to have settled."""
+    """All tabs together, in base units: what receipts came to, what the chain was last seen to have settled, and what no order
+    can be claimed for any more, as it was last booked.
+    """
 
     earned: Amount
     settled: Amount
+    written_off: Amount
     payers: int
 
 
@@ -63,7 +67,7 @@ def read_lines(c: Connection, since: int) -> list[Line]:
             revenue,
         )
         .join(jobs, jobs.c.order_digest == receipts.c.order_digest)
-        .where(receipts.c.finished_at >= since)
+        .where(receipts.c.finished_at >= since, jobs.c.outcome.is_distinct_from(int(Outcome.REFUSED)))
         .group_by(day, jobs.c.model, receipts.c.payer)
         .order_by(day.desc(), revenue.desc())
     )
@@ -75,5 +79,10 @@ def read_lines(c: Connection, since: int) -> list[Line]:
 
 def read_totals(c: Connection) -> Totals:
     """Since the node began."""
-    found = c.execute(sa.select(tabs.c.cumulative, tabs.c.settled)).all()
-    return Totals(Amount(sum(row.cumulative for row in found)), Amount(sum(row.settled for row in found)), len(found))
+    found = c.execute(sa.select(tabs.c.cumulative, tabs.c.settled, tabs.c.written_off)).all()
+    return Totals(
+        earned=Amount(sum(row.cumulative for row in found)),
+        settled=Amount(sum(row.settled for row in found)),
+        written_off=Amount(sum(row.written_off for row in found)),
+        payers=len(found),
+    )

@@ -1,18 +1,30 @@
 """One admitted job: unseal, wait for a slot, ask the engine, deliver. It always ends in an `Ending`, never in an exception.
 
-How it ends, which is also what the receipt will say:
+How it ends, which is also what its receipt says; a receipt always follows (`node.runner`):
 
     what happened                 before any output left             after
     the engine's answer ended     completed, length; upstream_error where it is a deterministic 4xx
-    the engine failed             no receipt, try elsewhere          provider_error
-    a phase took too long, by     no receipt, try elsewhere          timed_out
-    its clock or the coordinator's
-    the client cancels or stalls  client_cancelled                   client_cancelled
-    the link was lost             no receipt                         provider_error
-    the node shuts down           no receipt, try elsewhere          provider_error
-    the request breaks a rule     no receipt, final                  -
+    the request breaks a rule     refused                            -
+    no slot, or the engine is     refused                            -
+    busy; or the coordinator is
+    served no more by then
+    the engine failed             provider_error                     provider_error
+    a phase took too long         timed_out                          timed_out
+    the client cancels            client_cancelled                   client_cancelled
+    the coordinator's time is up  timed_out *                        timed_out *
+    the coordinator gives it up,  provider_error *                   provider_error *
+    or the link was lost
+    no first credit came          -                                  provider_error *
+    the reader's time is up, and  -                                  timed_out *
+    the coordinator cancelled nothing
+    the node shuts down           provider_error                     provider_error
 
-What a receipt charges follows from its outcome (jobs.CHARGES); an answer of which nothing left charges nothing.
+Until the engine was asked, every ending but a cancellation is `refused`. What a receipt charges follows from its outcome
+(jobs.CHARGES): an answer that ended by itself, and one that its client cancelled, which also pays for the input alone once the
+engine has the request. The endings with a * are the coordinator's doing: what they would have cost is counted against it
+(`node.dealings`). An answer that ended loses its last chunk and its charge where the coordinator stops it before that left.
+
+`total` is the engine's time. Waiting for the reader (credit, room on the link) has an allowance of its own, `reader`.
 """
 
 from __future__ import annotations
@@ -21,14 +33,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
 import structlog
 
 from node.admission import Admitted, check_request
-from node.delivery import Delivery, Stalled
+from node.delivery import Delivery, ReaderTime, Stalled, Unconfirmed
 from node.meter import Meter
 from node.ports import End, Engine, Head, Link, LinkLost, Piece
 from node.requests import Call, prepare
@@ -48,15 +60,15 @@ MAX_HELD = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Deadlines:
     """Seconds that each phase of a job may take. `queue`: until a slot is free; `first_token`: until the first output of a
-    stream (an answer in one piece has `total`); `between_tokens`: from one output to the next; `stall`: while nobody reads;
-    `taken`: until the coordinator confirms that it has output.
+    stream (an answer in one piece has `total`); `between_tokens`: from one output to the next; `total`: all of it, but for the
+    waits for the reader, which are `reader` together; `taken`: until the coordinator confirms that it has output.
     """
 
     queue: float = 10.0
     first_token: float = 60.0
     between_tokens: float = 30.0
     total: float = 900.0
-    stall: float = 60.0
+    reader: float = 900.0
     taken: float = 15.0
 
 
@@ -65,19 +77,24 @@ class Stop(Enum):
 
     CANCELLED = "it was cancelled"
     TIMED_OUT = "the coordinator's time for it was up"
+    COORDINATOR = "the coordinator gave it up"
     LINK_LOST = "the link to the coordinator was lost"
     SHUTDOWN = "the node is shutting down"
+    SHUNNED = "its coordinator leaves this node's work unpaid"
+
+
+BY_COORDINATOR = frozenset({Stop.TIMED_OUT, Stop.COORDINATOR, Stop.LINK_LOST})
 
 
 class Ending(NamedTuple):
-    """How a job ended: with a receipt of this outcome and these chunks still to send, or without one; why, for people; and what
-    went wrong, if anything did.
+    """How a job ended: the outcome for its receipt; why, for people; what went wrong, if anything did; and whether it is the
+    coordinator's doing that what was done is not paid.
     """
 
-    outcome: Outcome | None
+    outcome: Outcome
     reason: str
-    last: tuple[bytes, ...] = ()
     error: TallyError | None = None
+    unpaid: bool = False
 
 
 class Pool:
@@ -138,8 +155,11 @@ class Job:
         self._delivery: Delivery | None = None
         self._work: asyncio.Task[Ending] | None = None
         self._stopped: Stop | None = None
+        self._forsaken = self._asked = False
+        self._reader = ReaderTime(deadlines.reader)
         self._phase = "opening the request"
         self._started = time.monotonic()
+        self._had_slot: float | None = None
         self._first: float | None = None
 
     @property
@@ -160,9 +180,29 @@ class Job:
         return None if self._first is None else self._first - self._started
 
     @property
+    def engine_seconds(self) -> float | None:
+        """How long the engine took for the first output, without the wait for a slot."""
+        return None if self._first is None or self._had_slot is None else self._first - self._had_slot
+
+    @property
     def total_seconds(self) -> float:
-        """How long the job has taken so far."""
-        return time.monotonic() - self._started
+        """How long the job has taken so far, without the waits for its reader."""
+        return time.monotonic() - self._started - self._reader.spent
+
+    @property
+    def opened(self) -> bool:
+        """Whether the request was opened, so that there is a delivery."""
+        return self._delivery is not None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the engine was asked, so that its work is under way."""
+        return self._asked
+
+    @property
+    def forsaken(self) -> bool:
+        """Whether the coordinator stopped it or its link was lost, be it after the answer had ended."""
+        return self._forsaken
 
     def grant(self, chunks: int) -> None:
         """More credit."""
@@ -176,22 +216,24 @@ class Job:
         self.stop(Stop.LINK_LOST)
 
     def stop(self, why: Stop) -> None:
-        """Stops the engine at once, unless the answer has ended already."""
-        if self._work is not None and not self._work.done() and self._stopped is None:
+        """Stops the engine at once, for the first reason that comes. An answer that has ended is left alone, but `forsaken` says
+        whether its coordinator still wants it.
+        """
+        self._forsaken = self._forsaken or why in BY_COORDINATOR
+        if self._stopped is None and (self._work is None or not self._work.done()):
             self._stopped = why
-            self._work.cancel()
+            if self._work is not None:
+                self._work.cancel()
 
     async def run(self) -> Ending:
         """Runs it to its end, once."""
         dispatch, self._dispatch = self._dispatch, None
         if dispatch is None:
             raise RuntimeError("a job runs once")
-        try:
-            call = self._open(dispatch)
-        except TallyError as error:
-            return Ending(None, str(error), error=error)
+        self._work = asyncio.create_task(self._answer(dispatch), name=f"answer {self.admitted.job.hex()}")
         del dispatch
-        self._work = asyncio.create_task(self._answer(call), name=f"answer {self.admitted.job.hex()}")
+        if self._stopped is not None:
+            self._work.cancel()
         await asyncio.wait({self._work})
         return self._ended(self._work)
 
@@ -206,14 +248,16 @@ class Job:
         call = prepare(head, body, admitted.offer, terms.max_output_tokens)
         meter = Meter(key, digest, terms, len(body))
         sealer = Sealer(key, admitted.job, digest)
-        self._delivery = Delivery(self.link, admitted.job, sealer, meter, self._deadlines.stall)
-        return call
+        self._delivery = Delivery(self.link, admitted.job, sealer, meter, reader=self._reader, confirm=self._deadlines.taken)
+        return replace(call, heard=meter.heard)
 
-    async def _answer(self, call: Call) -> Ending:
+    async def _answer(self, dispatch: Dispatch) -> Ending:
         limits, clock = self._deadlines, asyncio.get_running_loop().time
+        call = self._open(dispatch)
+        del dispatch
         self._phase = "waiting for a slot"
-        async with asyncio.timeout(limits.total), self.pool.slot(limits.queue):
-            self._phase = "waiting for the first output"
+        async with asyncio.timeout(limits.total) as self._reader.engine, self.pool.slot(limits.queue):
+            self._phase, self._had_slot, self._asked = "waiting for the first output", time.monotonic(), True
             async with (
                 asyncio.timeout(limits.first_token if call.stream else None) as phase,
                 aclosing(self.pool.engine.answer(call)) as events,
@@ -225,6 +269,7 @@ class Job:
                             phase.reschedule(clock() + limits.between_tokens)
                     elif isinstance(event, Head):
                         status = event.status
+                        self.delivery.meter.heard()
                         self.delivery.head(event)
                     else:
                         phase.reschedule(None)
@@ -232,7 +277,7 @@ class Job:
         raise Unavailable(Code.ENGINE_UNAVAILABLE, "the engine's answer broke off", fault=Fault.ENGINE)
 
     async def _deliver(self, piece: Piece, phase: asyncio.Timeout) -> bool:
-        """Sends a piece, or holds it back before any output. True if it was sent. Only `stall` bounds how long that takes."""
+        """Sends a piece, or holds it back before any output. True if it was sent. Only the reader's time bounds how long."""
         self.delivery.meter.reported(piece.counted)
         if not (piece.output or self.has_output):
             if self.delivery.hold(piece.data) > MAX_HELD:
@@ -252,34 +297,50 @@ class Job:
     async def _finish(self, end: End, status: int) -> Ending:
         self.delivery.meter.reported(end.counted)
         await self._first_output()
-        last = await self.delivery.close(end.tail, end.text)
+        await self.delivery.close(end.tail, end.text)
         if status >= 400:
-            return Ending(Outcome.UPSTREAM_ERROR, f"the engine answered {status}", last)
-        return Ending(Outcome.LENGTH if end.truncated else Outcome.COMPLETED, "the answer ended", last)
+            return Ending(Outcome.UPSTREAM_ERROR, f"the engine answered {status}")
+        return Ending(Outcome.LENGTH if end.truncated else Outcome.COMPLETED, "the answer ended")
 
     def _ended(self, work: asyncio.Task[Ending]) -> Ending:
         error = None if work.cancelled() else work.exception()
         if not work.cancelled() and error is None:
             return work.result()
-        outcome, cause = self._judge(error)
-        return Ending(outcome, str(cause), () if outcome is None else self.delivery.abort(), cause)
+        ending = self._judge(error)
+        busy = ending.error is not None and ending.error.code is Code.NODE_BUSY and ending.error.fault is Fault.ENGINE
+        idle = not self._asked and ending.outcome is not Outcome.CLIENT_CANCELLED
+        return ending._replace(outcome=Outcome.REFUSED) if not self.has_output and (idle or busy) else ending
 
-    def _judge(self, error: BaseException | None) -> tuple[Outcome | None, TallyError]:
-        """The table above: the outcome for the receipt, or None for no receipt, and the cause."""
-        after = self.has_output
-        if self._stopped is Stop.CANCELLED or isinstance(error, Stalled):
-            return Outcome.CLIENT_CANCELLED, Unavailable(Code.CANCELLED, str(error or Stop.CANCELLED.value))
-        if self._stopped is Stop.TIMED_OUT or isinstance(error, TimeoutError):
+    def _judge(self, error: BaseException | None) -> Ending:
+        """The table above, for a job that was stopped (no error) or failed."""
+        stop = self._stopped
+        if stop is None and (error is None or isinstance(error, LinkLost)):
+            stop = Stop.SHUTDOWN if error is None else Stop.LINK_LOST
+        if stop is not None:
+            return self._stopped_by(stop)
+        if isinstance(error, Stalled | Unconfirmed):
+            outcome = Outcome.TIMED_OUT if isinstance(error, Stalled) else Outcome.PROVIDER_ERROR
+            cause: TallyError = Unavailable(Code.TIMED_OUT, str(error), fault=Fault.COORDINATOR)
+            return Ending(outcome, str(cause), cause, unpaid=True)
+        if isinstance(error, TimeoutError):
             cause = Unavailable(Code.TIMED_OUT, f"took too long: {self._phase}", fault=Fault.ENGINE)
-            return (Outcome.TIMED_OUT if after else None), cause
-        if error is None or isinstance(error, LinkLost):
-            stop = Stop.LINK_LOST if error else (self._stopped or Stop.SHUTDOWN)
-            return (Outcome.PROVIDER_ERROR if after else None), Unavailable(Code.NODE_BUSY, stop.value, fault=Fault.PROVIDER)
+            return Ending(Outcome.TIMED_OUT, str(cause), cause)
         if isinstance(error, TallyError):
             if error.code is Code.COORDINATOR_UNAVAILABLE:  # the storage's word, which both sides share
                 error = Unavailable(Code.PROVIDER_FAILED, f"the node cannot store the order: {error}", fault=Fault.PROVIDER)
-            return (Outcome.PROVIDER_ERROR if after else None), error
+            return Ending(Outcome.PROVIDER_ERROR, str(error), error)
         # A bug in one job must not take the others down; it is logged in full, and the client is told to go elsewhere.
         log.error("bug in a job", job=self.admitted.job.hex(), exc_info=error)
         cause = Unavailable(Code.PROVIDER_FAILED, "the node failed", fault=Fault.PROVIDER)
-        return (Outcome.PROVIDER_ERROR if after else None), cause
+        return Ending(Outcome.PROVIDER_ERROR, str(cause), cause)
+
+    def _stopped_by(self, stop: Stop) -> Ending:
+        if stop is Stop.CANCELLED:
+            cause = Unavailable(Code.CANCELLED, stop.value)
+            return Ending(Outcome.CLIENT_CANCELLED if self.opened else Outcome.REFUSED, stop.value, cause)
+        if stop is Stop.TIMED_OUT:
+            cause = Unavailable(Code.TIMED_OUT, f"{stop.value}: {self._phase}", fault=Fault.COORDINATOR)
+            return Ending(Outcome.TIMED_OUT, str(cause), cause, unpaid=True)
+        fault = Fault.COORDINATOR if stop is Stop.SHUNNED else Fault.PROVIDER
+        cause = Unavailable(Code.NODE_BUSY, stop.value, fault=fault)
+        return Ending(Outcome.PROVIDER_ERROR, stop.value, cause, unpaid=stop in BY_COORDINATOR)

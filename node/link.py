@@ -30,10 +30,12 @@ from tallystick.protocol.messages import Ask, Connect
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.cork import corked
+from tallystick.runtime.plain import warn_if_readable
 
 log = structlog.get_logger()
 _JITTER = random.SystemRandom().random
 _CLOSE_SECONDS = 3.0
+OVERFULL = 16
 _BEAT_GAP_SECONDS = 0.02
 """Free slots that change many times within this are told once."""
 
@@ -108,6 +110,7 @@ class NodeLink:
 
     async def run(self) -> None:
         """Connects and reconnects until `close`."""
+        warn_if_readable(self.url, "which account buys which model here, when, in which sizes, at which price")
         pause = self._settings.first_pause_seconds
         while not self._closing.is_set():
             began = time.monotonic()
@@ -170,7 +173,7 @@ class NodeLink:
             hello = Hello(self._signer.sign(answer, self._domain), told, self._capacity(), f"tallystick-node/{__version__}")
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             await _expect(socket, Kind.WELCOME)
-        return Session(socket, challenge.coordinator, self._settings.outbox, told)
+        return Session(socket, challenge.coordinator, self._settings.outbox, told, endpoint_of(self.url))
 
     def _check(self, challenge: Challenge) -> None:
         if self._coordinator is not None and challenge.coordinator != self._coordinator:
@@ -237,9 +240,16 @@ class Session:
     cuts a frame in two; `drained` slows down whoever posts more than the other side takes.
     """
 
-    def __init__(self, socket: ClientConnection, coordinator: Address, outbox: int, told: tuple[Signed[Ask], ...] = ()) -> None:
-        """`told`: the asks that HELLO carried."""
-        self.socket, self.coordinator, self.told = socket, coordinator, told
+    def __init__(
+        self,
+        socket: ClientConnection,
+        coordinator: Address,
+        outbox: int,
+        told: tuple[Signed[Ask], ...] = (),
+        endpoint: str = "",
+    ) -> None:
+        """`told`: the asks that HELLO carried; `endpoint`: the host and port that was dialled."""
+        self.socket, self.coordinator, self.told, self.endpoint = socket, coordinator, told, endpoint
         self.trouble = ""
         self._limit = outbox
         self._outbox: deque[bytes] = deque()
@@ -249,14 +259,26 @@ class Session:
         self._closed = False
 
     def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
-        """See ports.Link. The queue is bounded by `drained` and by the credit of the jobs that run."""
+        """See ports.Link. The queue is bounded by `drained` and by the credit of the jobs that run; where answers to what a
+        coordinator sends, and does not read, fill it OVERFULL times over, the connection ends.
+        """
         if self._closed:
+            return
+        if len(self._outbox) >= OVERFULL * self._limit:
+            self.trouble = f"the coordinator does not read: {len(self._outbox)} frames wait for it"
+            self.close()
+            self.socket.transport.abort()
             return
         self._outbox.append(pack_link(kind, job, payload))
         self._posted.set()
         self._empty.clear()
         if len(self._outbox) >= self._limit:
             self._room.clear()
+
+    @property
+    def roomy(self) -> bool:
+        """See ports.Link."""
+        return self._room.is_set()
 
     async def drained(self) -> None:
         """See ports.Link."""

@@ -3,7 +3,8 @@
 Usage is the engine's own where it gives one. Where it does not (an engine without usage, an answer that was cut off), the rule
 is: one token for every four bytes, rounded up, of the request body and of the text delivered. Either way a count is clamped to
 what the other side can check: input to the body's bytes plus the template allowance, output to the bytes delivered and to what
-was ordered. An answer of which nothing was delivered counts nothing.
+was ordered. An answer of which nothing was delivered counts nothing, except that a client which cancels pays for the input once
+the engine has the request: its own count of it if it gave one, else the same rule, and none of it as cached.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Meter:
         self._terms, self._body_bytes = terms, body_bytes
         self._delivered = self._text = 0
         self._counted: Counted | None = None
+        self._heard = False
 
     @property
     def commitment(self) -> Hash:
@@ -62,14 +64,30 @@ class Meter:
         """What the engine says; the last word counts."""
         self._counted = counted or self._counted
 
-    def usage(self) -> Usage:
-        """What this response is billed as; see the module's docstring."""
+    def heard(self) -> None:
+        """The engine has the whole request."""
+        self._heard = True
+
+    def usage(self, *, cancelled: bool = False) -> Usage:
+        """What this response is billed as, for a client that `cancelled` or one that did not; see the module's docstring."""
         if not self._delivered:
-            return NOTHING
-        said = self._counted or Counted(estimate(self._body_bytes), 0, estimate(self._text))
-        taken = min(max(said.input, 0), self._body_bytes + TEMPLATE_ALLOWANCE)
-        written = min(max(said.output, 0), self._terms.max_output_tokens, self._delivered)
+            return Usage(self._input(), 0, 0) if cancelled and self._heard else NOTHING
+        return self._usage(self._delivered, self._text)
+
+    def worth(self, undelivered: int, text: int) -> Usage:
+        """The work that was done for this response, with so many bytes, and text in them, that were made and held back."""
+        made = self._delivered + undelivered
+        return self._usage(made, self._text + text) if made else self.usage(cancelled=True)
+
+    def _usage(self, size: int, text: int) -> Usage:
+        taken = self._input()
+        said = self._counted or Counted(0, 0, estimate(text))
+        written = min(max(said.output, 0), self._terms.max_output_tokens, size)
         return Usage(taken, min(max(said.cached, 0), taken), written)
+
+    def _input(self) -> int:
+        said = self._counted.input if self._counted is not None else estimate(self._body_bytes)
+        return min(max(said, 0), self._body_bytes + TEMPLATE_ALLOWANCE)
 
     @property
     def clamped(self) -> bool:

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from node.ports import Claimable, JobReport
+from node.ports import Debt, JobReport
 from tallystick.protocol.types import Address, Amount, format_amount
 
 log = structlog.get_logger()
@@ -44,10 +44,12 @@ class Monitor:
         *,
         gpus: int = 0,
         gpu_hour_cost: Amount | None = None,
+        trust: Callable[[], Mapping[str, int]] = dict,
         tick: Callable[[], float] = time.monotonic,
     ) -> None:
         """`exposed`: what each payer could come to owe beyond its reservation, in base units. `suspect` is called when an engine
-        failed a job. `gpus`: how many earn it; `gpu_hour_cost`: what one costs an hour, in base units.
+        failed a job. `gpus`: how many earn it; `gpu_hour_cost`: what one costs an hour, in base units. `trust`: sums over all
+        payers in base units, by what they are of.
         """
         self._suspect, self._gpus, self._tick = suspect, gpus, tick
         self._lately: deque[tuple[float, int]] = deque()
@@ -73,8 +75,14 @@ class Monitor:
             registry=self.registry,
             buckets=_TOKEN,
         )
+        self._unpaid = Counter(
+            "tally_node_written_off_units",
+            "What jobs would have cost that their coordinator left unpaid, base units",
+            ["coordinator"],
+            registry=self.registry,
+        )
         self._alarms = Counter("tally_node_alarms", "What a person should see", ["what"], registry=self.registry)
-        self.registry.register(_Exposed(exposed))
+        self.registry.register(_Exposed(exposed, trust))
         if gpus:
             Gauge("tally_node_gpus", "GPUs that earn this", registry=self.registry).set(gpus)
             hour = Gauge(
@@ -92,6 +100,8 @@ class Monitor:
         self._tokens.labels(report.model, "input").inc(report.input_tokens)
         self._tokens.labels(report.model, "output").inc(report.output_tokens)
         self._revenue.labels(report.model).inc(int(report.cost))
+        if report.written_off:
+            self._unpaid.labels(report.endpoint).inc(int(report.written_off))
         self._total.labels(report.model).observe(report.total_seconds)
         if report.first_seconds is not None:
             self._first.labels(report.model).observe(report.first_seconds)
@@ -152,12 +162,21 @@ class Monitor:
         lived = min(_HOUR, max(1.0, self._tick() - self._began))
         return sum(cost for _, cost in self._lately) * (_HOUR / lived) / max(1, self._gpus)
 
-    def alarm(self, what: str, payer: Address, tab: Claimable) -> None:
+    def alarm(self, what: str, payer: Address, debt: Debt) -> None:
         """Something that the provider should see: it is logged, counted, and told at /healthz."""
         self._alarms.labels(what).inc()
-        due, until = format_amount(Amount(tab.due)), tab.order.message.claim_by
-        self.alarms = [*self.alarms[1 - _ALARMS :], {"what": what, "payer": payer, "due": due, "claim_by": str(until)}]
-        log.error("alarm", what=what, payer=payer, due=due, claim_by=until, remedy="tally node collect")
+        due = format_amount(Amount(debt.due))
+        told = {"what": what, "payer": payer, "due": due, "claim_by": str(debt.claim_by), "remedy": debt.remedy}
+        self.alarms = [*self.alarms[1 - _ALARMS :], told]
+        log.error("alarm", **told)
+
+    def shunned(self, endpoint: str, cost: Amount) -> None:
+        """The coordinator at this address left too much of this node's work unpaid, and is served no more for now."""
+        what = "coordinator leaves work unpaid"
+        self._alarms.labels(what).inc()
+        told = {"what": what, "payer": endpoint, "due": format_amount(cost), "claim_by": ""}
+        self.alarms = [*self.alarms[1 - _ALARMS :], told]
+        log.error("alarm", what=what, coordinator=endpoint, written_off=format_amount(cost))
 
     def app(self, health: Health) -> Starlette:
         """The ASGI app over what was seen, and over what `health` says."""
@@ -173,10 +192,12 @@ class Monitor:
 
 
 class _Exposed(Collector):
-    """What payers could come to owe beyond their reservations: the largest each, and all of them, asked when it is read."""
+    """What payers could come to owe beyond their reservations: the largest each, and all of them, and other sums of trust, asked
+    when it is read.
+    """
 
-    def __init__(self, exposed: Callable[[], Mapping[Address, int]]) -> None:
-        self._exposed = exposed
+    def __init__(self, exposed: Callable[[], Mapping[Address, int]], trust: Callable[[], Mapping[str, int]]) -> None:
+        self._exposed, self._trust = exposed, trust
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
@@ -188,6 +209,8 @@ class _Exposed(Collector):
         for payer, owed in sorted(found.items(), key=lambda one: -one[1])[:_PAYERS]:
             each.add_metric([payer], owed)
         yield each
+        for name, amount in self._trust().items():
+            yield GaugeMetricFamily(f"tally_node_{name}_units", f"Trust: {name.replace('_', ' ')}, base units", value=amount)
 
 
 def count_gpus() -> int:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.link import MAX_ASK_BYTES, MAX_ASKS, MAX_NODE_ASK_BYTES
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.pricing import Prices
 from tallystick.protocol.types import Address, Hash
+from tallystick.protocol.wire import dumps
 
 Sign = Callable[[Ask], Verified[Ask]]
 
@@ -47,10 +49,11 @@ class Seller:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A signed ask and the offer that it makes public."""
+    """A signed ask and the offer that it makes public. `size`: bytes of its JSON."""
 
     ask: Verified[Ask]
     offer: Offer
+    size: int
 
 
 class AskBook:
@@ -61,6 +64,7 @@ class AskBook:
         self._known: dict[Hash, Standing] = {}
         self._current: tuple[Standing, ...] = ()
         self._seq = 0
+        self._left_out: tuple[Standing, ...] = ()
 
     @property
     def current(self) -> tuple[Verified[Ask], ...]:
@@ -73,12 +77,15 @@ class AskBook:
         return tuple(standing.offer for standing in self._current)
 
     def offer(self, offers: Iterable[Offer], now: int) -> bool:
-        """Makes these the offers: signs an ask for each that is new, changed or past half of its validity. True if any was."""
-        held = {standing.offer: standing for standing in self._current}
+        """Makes these the offers: signs an ask for each that is new, changed or past half of its validity. True if any was. Those
+        beyond what a coordinator takes of one node are left out.
+        """
+        held = {standing.offer: standing for standing in (*self._current, *self._left_out)}
         wanted = tuple(offers)
         fresh = tuple(
             held[offer] if offer in held and not self._aged(held[offer], now) else self._make(offer, now) for offer in wanted
         )
+        fresh, self._left_out = _fitting(fresh)
         changed = fresh != self._current
         self._current = fresh
         engines = {offer.engine for offer in wanted}
@@ -117,4 +124,19 @@ class AskBook:
             seq=self._seq,
             spec=offer.spec,
         )
-        return Standing(self._sign(ask), offer)
+        signed = self._sign(ask)
+        return Standing(signed, offer, len(dumps(signed.to_json())))
+
+
+def _fitting(asks: tuple[Standing, ...]) -> tuple[tuple[Standing, ...], tuple[Standing, ...]]:
+    """The asks that a coordinator takes of one node, the first ones first, and the others."""
+    taken: list[Standing] = []
+    left: list[Standing] = []
+    room = MAX_NODE_ASK_BYTES - len(b"[]")
+    for one in asks:
+        if one.size > MAX_ASK_BYTES or one.size + len(b",") > room or len(taken) >= MAX_ASKS:
+            left.append(one)
+        else:
+            taken.append(one)
+            room -= one.size + len(b",")
+    return tuple(taken), tuple(left)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from node.admission import Admitted
+from node.admission import Admitted, Matched
 from node.answers import UpstreamModel
 from node.meter import Counted
 from node.requests import Call
@@ -89,9 +89,9 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """What is stored when a job ends with a receipt."""
+    """What is stored when a job ends with a receipt, or when an order is refused with one."""
 
-    admitted: Admitted
+    admitted: Matched
     receipt: Verified[Receipt]
 
 
@@ -133,13 +133,53 @@ class JobStore(Protocol):
         """The order was taken: durable before the first output byte leaves, so that a restart never runs it again."""
         ...
 
-    async def abandon(self, order: Hash) -> None:
-        """The order ended without any output: it may be dispatched again."""
-        ...
-
     async def book(self, booking: Booking) -> None:
         """Receipt, job and tab, in one transaction, durable on return. Raises Unavailable, with nothing written."""
         ...
+
+    async def refuse(self, booking: Booking) -> None:
+        """Order, receipt, job and tab of an order that was refused, as `book`. No claim ever rests on such an order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dealing:
+    """What the jobs of the coordinator at `endpoint` earned and cost in one hour (Unix hours), in base units."""
+
+    endpoint: str
+    hour: int
+    earned: Amount
+    written_off: Amount
+
+
+class DealingStore(Protocol):
+    """What is remembered of how coordinators behaved."""
+
+    async def note_dealing(self, dealing: Dealing) -> None:
+        """This is what the hour came to so far. Raises Unavailable."""
+        ...
+
+    async def dealings(self, since: int) -> list[Dealing]:
+        """Those of this hour and later ones."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a payer owes that no order can be claimed for any more: `amount` base units, in all and since the last look."""
+
+    payer: Address
+    amount: Amount
+    more: int
+
+
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """What an alarm is about: base units, until when they can be claimed (Unix seconds; 0: not at all), and what helps."""
+
+    due: int
+    claim_by: int
+    remedy: str = "tally node collect"
 
 
 class ReceiptStore(Protocol):
@@ -157,8 +197,10 @@ class ReceiptStore(Protocol):
 class ClaimStore(Protocol):
     """What the collector needs to remember."""
 
-    async def claimable(self, now: int, limit: int) -> list[Claimable]:
-        """Tabs with more receipts than the chain was last seen to have paid, on an order that can still be claimed on."""
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
+        """Tabs with more receipts than the chain was last seen to have paid, on an order that can still be claimed on: those that
+        wait longest, but for the first `skip`.
+        """
         ...
 
     async def observed(self, payer: Address, funds: Funds, at: int) -> None:
@@ -169,6 +211,26 @@ class ClaimStore(Protocol):
         """A claim was handed in."""
         ...
 
+    async def write_off(self, now: int) -> list[Loss]:
+        """Books what can no longer be claimed by that time (Unix seconds); returns where that is more than it was, or less."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What came of a claim that this node sent itself: the chain's transactions, and base units by payer."""
+
+    transactions: tuple[str, ...]
+    paid: Mapping[Address, Amount]
+
+
+class Settlement(Protocol):
+    """Settles on chain at this node's own cost."""
+
+    async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> Collected:
+        """Sends a claim and waits until it is on chain. Raises Refusal (insufficient_funds: no coins for gas), Unavailable."""
+        ...
+
 
 class RecallStore(Protocol):
     """What recalling needs to remember."""
@@ -177,12 +239,12 @@ class RecallStore(Protocol):
         """A receipt of a former state, the last on its tab: durable on return. Raises Unavailable."""
         ...
 
-    async def note_recalled(self, coordinator: Address, at: int) -> None:
-        """This coordinator has told all that it knows."""
+    async def note_recalled(self, coordinator: Address, url: str, at: int) -> None:
+        """This coordinator, at that address, has told all that it knows."""
         ...
 
-    async def recalled(self) -> list[Address]:
-        """Those that have."""
+    async def recalled(self) -> list[tuple[Address, str]]:
+        """Those that have, with their addresses."""
         ...
 
 
@@ -197,6 +259,10 @@ class Startup(Protocol):
         """Digests and deadlines of the orders that must not run again."""
         ...
 
+    async def unfinished(self, now: int) -> list[Matched]:
+        """The orders that were begun, have no receipt, and can still be claimed on: what a killed process left."""
+        ...
+
 
 # Link
 
@@ -206,12 +272,20 @@ class LinkLost(Exception):
 
 
 class Link(Protocol):
-    """One connection to a coordinator that proved who it is."""
+    """One connection to a coordinator that proved who it is. `endpoint`: the host and port where it was dialled, which its
+    operator cannot change as easily as its account.
+    """
 
     coordinator: Address
+    endpoint: str
 
     def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
         """Queues a frame, in order. Does nothing once the link is lost."""
+        ...
+
+    @property
+    def roomy(self) -> bool:
+        """Whether `drained` would return or raise at once."""
         ...
 
     async def drained(self) -> None:
@@ -225,6 +299,11 @@ class Link(Protocol):
 class ChainView(Protocol):
     """What the chain says of payers. Chain trouble never raises here: it shows as stale or unknown funds."""
 
+    @property
+    def wait(self) -> float:
+        """How long a payer must wait before it may take anything back, in seconds; infinite while that is not known."""
+        ...
+
     async def funds(self, payer: Address) -> Funds:
         """A few seconds old at most while the chain answers."""
         ...
@@ -234,12 +313,23 @@ class ChainView(Protocol):
         ...
 
 
+class RateView(Protocol):
+    """What the chain says of coordinators."""
+
+    async def rate(self, coordinator: Address) -> int | None:
+        """The rate that it has registered, in basis points, minutes old at most; None if the chain never told."""
+        ...
+
+
 # Observer
 
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """How a job ended, for metrics and logs. No outcome: it failed before any output. Seconds are of a monotonic clock."""
+    """How a job ended, for metrics and logs. No outcome: it has no receipt. Seconds are of a monotonic clock.
+
+    `endpoint`: where its coordinator was dialled; `written_off`: what it would have cost, where the coordinator left it unpaid.
+    """
 
     job: JobId
     payer: Address
@@ -252,6 +342,8 @@ class JobReport:
     first_seconds: float | None = None
     total_seconds: float = 0.0
     engine_fault: bool = False
+    endpoint: str = ""
+    written_off: Amount = Amount(0)
 
 
 class Observer(Protocol):

@@ -7,7 +7,8 @@ Of a form (audio, image edits) only the model's name is touched.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from node.offers import Offer
@@ -21,7 +22,10 @@ _MAX_CHOICES = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to an engine. `rename` maps the engine's name of the model, in the answer, back to the one sold."""
+    """One request to an engine. `rename` maps the engine's name of the model, in the answer, back to the one sold.
+
+    `heard` is called as soon as the engine has the whole request, which may be long before it says anything.
+    """
 
     path: str
     body: bytes
@@ -29,6 +33,7 @@ class Call:
     strip_usage: bool
     rename: tuple[str, str] | None
     content_type: str = JSON
+    heard: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def completes(self) -> bool:

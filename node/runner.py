@@ -1,78 +1,95 @@
 """The runner: which jobs start, and what is left of each when it ended. The only place that decides in which order that happens.
 
-admitted -> ACCEPT -> the job runs (`node.job`) -> receipt signed -> durable -> last chunk and RECEIPT leave. A job without a
-receipt ends with FAIL; if nothing of it left, it is forgotten, and may be dispatched again.
+admitted -> ACCEPT -> the job runs (`node.job`) -> receipt signed -> durable -> last chunk and RECEIPT leave. Every order that
+was matched here ends with a receipt, and none runs twice: one that is refused, or of which nothing left, ends with a FAIL that
+carries its receipt at no cost. (Exceptions, where FAIL comes alone: an order that was seen before, a receipt that could not be
+stored, and what `node.refusals` says.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from weakref import WeakValueDictionary
+from typing import Any
 
 import structlog
 
-from node.admission import Admission, Admitted, House, Rules
+from node.admission import Admission, Admitted, House, Matched, Rules
+from node.books import Books
+from node.dealings import Dealings
 from node.job import Deadlines, Ending, Job, Pool, Stop
-from node.meter import NOTHING, Pace, make_receipt
+from node.meter import NOTHING, Pace
 from node.offers import AskBook
-from node.ports import Booking, ChainView, JobReport, JobStore, Link, Observer
+from node.ports import ChainView, JobReport, JobStore, Link, Observer
+from node.refusals import Refusals
 from node.tabs import Tabs
-from tallystick.protocol.eip712 import Domain, Signer, Verified
+from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.sealing import SealingKey
-from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import CancelReason, Dispatch, Kind, dumps
+from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
+from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind, dumps
 
 log = structlog.get_logger()
 _REMEMBERED = 10_000
 _WAITING = 64
+_TURNED_AWAY = 64
+_DRAIN_SECONDS = 45.0
+HELD_BYTES = 256 << 20
+"""Of requests that wait or run, all together."""
 _STOPS = {
     CancelReason.CLIENT: Stop.CANCELLED,
     CancelReason.TIMED_OUT: Stop.TIMED_OUT,
-    CancelReason.COORDINATOR: Stop.LINK_LOST,
+    CancelReason.COORDINATOR: Stop.COORDINATOR,
 }
 _FOR_LACK_OF_MONEY = frozenset({Code.UNSECURED, Code.INSUFFICIENT_FUNDS})
 
 
 class Runner:
     """See the module's docstring. `changed` is called whenever the free capacity has changed; `taken` holds the orders of a
-    former life that must not run again, with their deadlines.
+    former life that must not run again, with their deadlines; `ready` says of a link whether it is known which receipts were
+    signed before, so that more may be.
     """
 
     def __init__(
         self,
         *,
-        signer: Signer,
+        provider: Address,
         domain: Domain,
         sealing_key: SealingKey,
         book: AskBook,
         pools: Mapping[str, Pool],
+        books: Books,
         tabs: Tabs,
         store: JobStore,
         chain: ChainView,
         observer: Observer,
+        dealings: Dealings,
         rules: Rules | None = None,
         deadlines: Deadlines | None = None,
         taken: Mapping[Hash, int] | None = None,
         now: Callable[[], float] = time.time,
         changed: Callable[[], None] = lambda: None,
+        ready: Callable[[Link], bool] = lambda _link: True,
     ) -> None:
-        self._signer, self._domain, self._sealing_key = signer, domain, sealing_key
+        self._provider, self._domain, self._sealing_key = provider, domain, sealing_key
         self._pools, self._tabs, self._store, self._chain = pools, tabs, store, chain
-        self._deadlines, self._observer, self._now, self._changed = deadlines or Deadlines(), observer, now, changed
+        self._books, self._dealings, self._observer = books, dealings, observer
+        self._deadlines, self._now, self._changed, self._ready = deadlines or Deadlines(), now, changed, ready
         self._taken = dict(taken or {})
         self._prune_at = _REMEMBERED
         self._admission = Admission(book, rules or Rules(), lambda order, job: order in self._taken or job in self._jobs)
+        self._refusals = Refusals(books=books, tabs=tabs, chain=chain, claim=self._claim, now=now)
         self._pending: dict[JobId, Link] = {}
         self._jobs: dict[JobId, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._books: WeakValueDictionary[Address, asyncio.Lock] = WeakValueDictionary()
+        self._turned_away: set[asyncio.Task[None]] = set()
+        self._held = 0
         self._pace = Pace()
         self._draining = False
 
@@ -80,13 +97,34 @@ class Runner:
 
     def dispatch(self, link: Link, job: JobId, payload: bytes) -> None:
         """Takes a job up, or says why not with FAIL. Returns at once."""
-        if self._draining or len(self._tasks) >= 4 * self.slots + _WAITING:
-            reason = "is shutting down" if self._draining else "has too many jobs waiting"
-            self._fail(link, job, Unavailable(Code.NODE_BUSY, f"this node {reason}", fault=Fault.PROVIDER))
-            return
-        task = asyncio.create_task(self._run(link, job, payload), name=f"job {job.hex()}")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        busy = self._busy(len(payload))
+        if not self._ready(link):
+            text = "this node does not know yet which receipts it has signed before"
+            self._fail(link, job, Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER))
+        elif busy is None:
+            self._held += len(payload)
+            self._start(self._tasks, self._run(link, job, payload), f"job {job.hex()}")
+        elif len(self._turned_away) < _TURNED_AWAY:
+            self._start(self._turned_away, self._turn_away(link, job, payload[: 4 + MAX_HEADER], busy), f"refusal {job.hex()}")
+        else:
+            self._fail(link, job, busy)
+
+    def _busy(self, size: int) -> TallyError | None:
+        if self._draining:
+            reason = "is shutting down"
+        elif len(self._tasks) >= 4 * self.slots + _WAITING:
+            reason = "has too many jobs waiting"
+        elif self._held + size > HELD_BYTES:
+            reason = "has too large requests waiting"
+        else:
+            return None
+        return Unavailable(Code.NODE_BUSY, f"this node {reason}", fault=Fault.PROVIDER)
+
+    def _start(self, group: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        group.add(task)
+        task.add_done_callback(group.discard)
+        task.add_done_callback(_report_bug)
 
     def cancel(self, link: Link, job: JobId, reason: CancelReason = CancelReason.CLIENT) -> None:
         """Stops a job at once, for its client or whoever else the reason names."""
@@ -113,9 +151,15 @@ class Runner:
 
     # What the daemon asks
 
+    def close_unfinished(self, then: Callable[[], None]) -> None:
+        """Gives the orders that a killed process had begun their receipts, once; then calls `then`, if there were any."""
+        if self._books.unfinished:
+            self._start(self._turned_away, self._close_unfinished(then), "unfinished orders")
+
     def adjust(self, rules: Rules, deadlines: Deadlines) -> None:
         """The config has changed: jobs that come from now on are held to this."""
-        self._admission.rules, self._deadlines = rules, deadlines
+        self._admission.rules = self._dealings.rules = rules
+        self._deadlines = deadlines
 
     @property
     def slots(self) -> int:
@@ -141,45 +185,76 @@ class Runner:
             await asyncio.wait(self._tasks, timeout=grace)
         for job in list(self._jobs.values()):
             job.stop(Stop.SHUTDOWN)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._deadlines.stall)
+        last = self._tasks | self._turned_away
+        if last:
+            await asyncio.wait(last, timeout=self._deadlines.taken + _DRAIN_SECONDS)
+        await self._dealings.note()
+
+    async def _close_unfinished(self, then: Callable[[], None]) -> None:
+        made = await self._books.close_unfinished()
+        log.warning("orders that a killed process had begun are closed, uncharged", receipts=made)
+        then()
 
     # One job
 
     async def _run(self, link: Link, job_id: JobId, payload: bytes) -> None:
         self._pending[job_id] = link
+        size = len(payload)
         try:
             dispatch = Dispatch.loads(payload)
             del payload  # a request may be large; from here on it is held once
-            job = await self._admit(link, job_id, dispatch)
+            matched = self._match(link, job_id, dispatch)
+            try:
+                job = await self._admit(link, matched, dispatch)
+            except TallyError as error:
+                await self._refuse(link, matched, error)
+                return
+            finally:
+                self._pending.pop(job_id, None)
             del dispatch
+            try:
+                await self._close(job, await job.run())
+            finally:
+                del self._jobs[job_id]
+                job.pool.taken -= 1
+                self._changed()
         except TallyError as error:
-            log.info("job refused", job=job_id.hex(), code=error.code.value, reason=str(error))
+            log.info("dispatch refused", job=job_id.hex(), code=error.code.value, reason=str(error))
             self._fail(link, job_id, error)
-            return
         finally:
-            self._pending.pop(job_id, None)
-        try:
-            ending = await job.run()
-            receipt = await self._book(job, ending)
-            if receipt is None:
-                await self._give_up(job, ending)
-        finally:
-            del self._jobs[job_id]
-            job.pool.taken -= 1
-            self._changed()
+            self._held -= size
+            if self._pending.get(job_id) is link:
+                del self._pending[job_id]
 
-    async def _admit(self, link: Link, job_id: JobId, dispatch: Dispatch) -> Job:
+    async def _turn_away(self, link: Link, job_id: JobId, head: bytes, why: TallyError) -> None:
+        """Refuses a job that is not even looked at, with a receipt if its order is one on this node. `head`: its beginning."""
+        try:
+            matched = self._match(link, job_id, Dispatch.loads(head))
+        except TallyError as error:
+            log.info("dispatch refused", job=job_id.hex(), code=error.code.value, reason=str(error))
+            self._fail(link, job_id, why)
+            return
+        del head
+        await self._refuse(link, matched, why)
+
+    def _match(self, link: Link, job_id: JobId, dispatch: Dispatch) -> Matched:
+        return self._admission.match(House(self._provider, link.coordinator, self._domain), job_id, dispatch)
+
+    async def _refuse(self, link: Link, matched: Matched, why: TallyError) -> None:
+        log.info("job refused", job=matched.job.hex(), code=why.code.value, reason=str(why))
+        self._fail(link, matched.job, why, await self._refusals.receipt(link.endpoint, matched))
+
+    async def _admit(self, link: Link, matched: Matched, dispatch: Dispatch) -> Job:
         """Raises TallyError. From the last check on nothing waits: two dispatches can't both pass on one order or one sum."""
         now = int(self._now())
-        house = House(self._signer.address, link.coordinator, self._domain)
-        admitted = self._admission.verify(house, job_id, dispatch, now)
+        self._dealings.check(link.endpoint)
+        admitted = self._admission.admit(matched, now)
         await self._admit_to_tab(admitted, now)
-        self._remember(admitted, now)
         pool = self._pools.get(admitted.offer.engine)
         if pool is None:
             self._tabs.drop(admitted.payer, admitted.cap)
             raise Unavailable(Code.NODE_BUSY, "the engine was taken out of service just now", fault=Fault.PROVIDER)
+        self._remember(admitted, now)
         # No job starts after its order's deadline, so none waits for a slot beyond it.
         queue = min(self._deadlines.queue, admitted.order.message.deadline - now)
         durable = asyncio.create_task(self._store.begin(admitted, now))
@@ -192,15 +267,22 @@ class Runner:
             sealing_key=self._sealing_key,
             deadlines=replace(self._deadlines, queue=queue),
         )
-        self._jobs[job_id] = job
+        self._jobs[admitted.job] = job
         pool.taken += 1
-        link.post(Kind.ACCEPT, job_id)
+        link.post(Kind.ACCEPT, admitted.job)
         self._changed()
         return job
 
-    def _remember(self, admitted: Admitted, now: int) -> None:
-        """Keeps an order from running again until its deadline, past which it is refused anyway."""
-        self._taken[admitted.order.digest] = admitted.order.message.deadline
+    def _claim(self, matched: Matched) -> bool:
+        """Uses up an order that is refused; False if it was seen meanwhile, since then it is not this refusal's to close."""
+        if matched.order.digest in self._taken or matched.job in self._jobs:
+            return False
+        self._remember(matched, int(self._now()))
+        return True
+
+    def _remember(self, matched: Matched, now: int) -> None:
+        """Keeps an order from running again until its deadline, past which it is refused anyway; the store, for ever."""
+        self._taken[matched.order.digest] = min(matched.order.message.deadline, now + self._admission.rules.horizon)
         if len(self._taken) > self._prune_at:
             self._taken = {digest: deadline for digest, deadline in self._taken.items() if deadline > now}
             self._prune_at = max(_REMEMBERED, 2 * len(self._taken))
@@ -210,9 +292,9 @@ class Runner:
         refused: Refusal | None = None
         for look in (self._chain.funds, self._chain.refresh):
             funds = await look(admitted.payer)
+            self._admission.unseen(admitted)
             if admitted.job not in self._pending:
                 raise Unavailable(Code.CANCELLED, "cancelled before it began")
-            self._admission.unseen(admitted)
             try:
                 self._tabs.admit(admitted.order.message, admitted.cap, funds, now)
             except Refusal as refusal:
@@ -224,83 +306,86 @@ class Runner:
         if refused is not None:
             raise refused
 
-    async def _book(self, job: Job, ending: Ending) -> Receipt | None:
-        """Signs the receipt, makes it durable, then lets it and the last chunk go. None if there is no receipt."""
-        if ending.outcome is None:
-            return None
-        admitted = job.admitted
-        outcome = await self._confirmed(job, ending.outcome)
-        lock = self._books.setdefault(admitted.payer, asyncio.Lock())
-        try:
-            await asyncio.shield(job.durable)
-            async with lock:
-                receipt = self._sign(job, outcome)
-                await self._store.book(Booking(admitted, receipt))
-                self._tabs.book(admitted.payer, receipt.message.cost, admitted.cap)
-        except Exception:  # whatever kept the receipt from being stored, the job must end, uncharged, and give its slot back
-            log.exception("receipt not stored, the job is not charged", job=admitted.job.hex())
-            return None
-        for chunk in ending.last:
-            job.delivery.post(chunk)
-        job.link.post(Kind.RECEIPT, admitted.job, dumps(receipt.to_json()))
-        self._tell(job, ending, receipt.message)
-        return receipt.message
+    async def _close(self, job: Job, ending: Ending) -> None:
+        """Signs the receipt, makes it durable, then lets it and the last chunk go."""
+        ending = await self._confirmed(job, ending)
+        admitted, worth = job.admitted, self._worth(job) if ending.unpaid else Amount(0)
+        if worth:  # counted at once: meanwhile other jobs wait for the slot that this one had
+            self._dealings.written_off(job.link.endpoint, worth)
+            self._shun(job.link.endpoint)
+        last, usage, commitment = self._reckon(job, ending.outcome) if job.opened else ((), NOTHING, ZERO_HASH)
+        receipt = await self._books.book(admitted, job.durable, usage, ending.outcome, commitment)
+        if receipt is None:
+            self._tabs.drop(admitted.payer, admitted.cap)
+            broken = Unavailable(Code.PROVIDER_FAILED, "the node could not store its receipt", fault=Fault.PROVIDER)
+            self._fail(job.link, admitted.job, ending.error or broken)
+        elif last or job.has_output:
+            job.delivery.post(*last)
+            job.link.post(Kind.RECEIPT, admitted.job, dumps(receipt.to_json()))
+        else:
+            broken = Unavailable(Code.PROVIDER_FAILED, ending.reason, fault=Fault.PROVIDER)
+            self._fail(job.link, admitted.job, ending.error or broken, receipt)
+        self._tell(job, ending, receipt.message if receipt is not None else None, worth)
+        if receipt is not None:
+            self._dealings.earned(job.link.endpoint, receipt.message.cost)
+        if worth:
+            await self._dealings.note()
 
-    async def _confirmed(self, job: Job, outcome: Outcome) -> Outcome:
-        """The outcome, if it charges only where the coordinator has output of this attempt: else it may be giving the job to
-        another, and two providers would charge for one job.
+    def _shun(self, endpoint: str) -> None:
+        """Jobs that wait for a slot do not get it any more, if their coordinator is served no more."""
+        if not self._dealings.serves(endpoint):
+            for job in list(self._jobs.values()):
+                if job.link.endpoint == endpoint and not job.asked:
+                    job.stop(Stop.SHUNNED)
+
+    def _reckon(self, job: Job, outcome: Outcome) -> tuple[tuple[bytes, ...], Usage, Hash]:
+        """The chunks that close the response, its usage, and the commitment to all of it. A last chunk is for an answer that is
+        paid, or that is the engine's own no: a client may take any answer with a last chunk for a whole one.
         """
-        charges = CHARGES[outcome] is not Charge.NOTHING and job.has_output
-        if charges and not await job.delivery.taken(self._deadlines.taken):
-            log.warning("the coordinator never had the answer, so it is not charged", job=job.admitted.job.hex())
-            return Outcome.PROVIDER_ERROR
-        return outcome
-
-    def _sign(self, job: Job, outcome: Outcome) -> Verified[Receipt]:
-        admitted, meter = job.admitted, job.delivery.meter
-        usage = NOTHING if outcome is Outcome.UPSTREAM_ERROR else meter.usage()
+        delivery, meter = job.delivery, job.delivery.meter
+        last: tuple[bytes, ...] = ()
+        if outcome is Outcome.CLIENT_CANCELLED:
+            last = delivery.abort()
+        elif CHARGES[outcome] is Charge.USAGE or outcome is Outcome.UPSTREAM_ERROR:
+            last = delivery.finish()
+        free = outcome is Outcome.UPSTREAM_ERROR or (not job.has_output and not last)
+        usage = NOTHING if free else meter.usage(cancelled=outcome is Outcome.CLIENT_CANCELLED)
         if meter.clamped:
-            log.warning("the engine's usage was clamped to what can be true", job=admitted.job.hex())
-        tab = self._tabs.account(admitted.payer).tab
-        receipt = make_receipt(
-            admitted.order,
-            admitted.terms,
-            tab,
-            usage=usage,
-            outcome=outcome,
-            commitment=meter.commitment,
-            finished_at=int(self._now()),
-        )
-        return self._signer.sign(receipt, self._domain)
+            log.warning("the engine's usage was clamped to what can be true", job=job.admitted.job.hex())
+        return last, usage, meter.commitment
 
-    async def _give_up(self, job: Job, ending: Ending) -> None:
-        """Ends a job without a receipt."""
-        admitted = job.admitted
-        self._tabs.drop(admitted.payer, admitted.cap)
-        broken = Unavailable(Code.PROVIDER_FAILED, "the node could not store its receipt", fault=Fault.PROVIDER)
-        self._fail(job.link, admitted.job, ending.error or broken)
-        self._tell(job, ending, None)
-        try:
-            await asyncio.shield(job.durable)
-            if not job.has_output:
-                await self._store.abandon(admitted.order.digest)
-                del self._taken[admitted.order.digest]
-        except TallyError as error:
-            log.warning("order not forgotten, it will not run again", job=admitted.job.hex(), error=str(error))
+    async def _confirmed(self, job: Job, ending: Ending) -> Ending:
+        """The ending, if it charges only where the coordinator has output of this attempt and still wants it: else it may be
+        giving the job to another, and two providers would charge for one job.
+        """
+        if CHARGES[ending.outcome] is Charge.NOTHING:
+            return ending
+        cancelled = ending.outcome is Outcome.CLIENT_CANCELLED
+        if cancelled and job.delivery.meter.usage(cancelled=True) == NOTHING:
+            return ending
+        if not job.has_output:
+            job.delivery.begin()
+        if await job.delivery.taken() and not job.forsaken:
+            return ending
+        reason = "the coordinator stopped the job at its end" if job.forsaken else "the coordinator never had the answer"
+        log.warning("an answer is not charged", job=job.admitted.job.hex(), reason=reason)
+        return Ending(Outcome.PROVIDER_ERROR, reason, ending.error, unpaid=True)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("bug in the runner", task=task.get_name(), exc_info=error)
+    def _worth(self, job: Job) -> Amount:
+        """What the work that was done would have cost, in base units."""
+        if not job.opened:
+            return Amount(0)
+        usage = job.delivery.meter.worth(*job.delivery.undelivered)
+        return charge(job.admitted.terms, usage, Outcome.COMPLETED)
 
-    def _fail(self, link: Link, job: JobId, error: TallyError) -> None:
-        link.post(Kind.FAIL, job, dumps(error.as_json()))
+    def _fail(self, link: Link, job: JobId, error: TallyError, receipt: Verified[Receipt] | None = None) -> None:
+        link.post(Kind.FAIL, job, Failure(error, receipt).dumps())
 
-    def _tell(self, job: Job, ending: Ending, receipt: Receipt | None) -> None:
+    def _tell(self, job: Job, ending: Ending, receipt: Receipt | None, written_off: Amount) -> None:
         first, total = job.first_seconds, job.total_seconds
         engine_busy = ending.error is not None and (ending.error.code, ending.error.fault) == (Code.NODE_BUSY, Fault.ENGINE)
         full = job.pool.taken >= job.pool.slots
-        if job.pool.gate.learn(time.monotonic(), busy=engine_busy, first_seconds=first, full=full):
+        if job.pool.gate.learn(time.monotonic(), busy=engine_busy, first_seconds=job.engine_seconds, full=full):
             log.info("slots learned", engine=job.admitted.offer.engine, slots=job.pool.slots)
         if receipt is not None and first is not None and receipt.output_tokens:
             self._pace.add(first=first, total=total, tokens=receipt.output_tokens)
@@ -317,5 +402,12 @@ class Runner:
                 first_seconds=first,
                 total_seconds=total,
                 engine_fault=ending.error is not None and ending.error.fault is Fault.ENGINE,
+                endpoint=job.link.endpoint,
+                written_off=written_off,
             )
         )
+
+
+def _report_bug(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("bug in the runner", task=task.get_name(), exc_info=error)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
-from node.admission import Admitted
-from node.ports import Booking, Claimable, Unacknowledged
-from node.tables import claims, gas, identity, jobs, orders, recalled, receipts, tabs
+from node.admission import Admitted, Matched
+from node.ceilings import Ceiling
+from node.ports import Booking, Claimable, Dealing, Loss, Unacknowledged
+from node.tables import claims, dealings, gas, identity, jobs, orders, recalled, receipts, tabs
 from node.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
 from tallystick.protocol.errors import BadMessage
@@ -27,7 +28,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class SqlStore:
-    """JobStore, ReceiptStore, RecallStore, ClaimStore and Startup over one database."""
+    """JobStore, ReceiptStore, RecallStore, ClaimStore, DealingStore and Startup over one database."""
 
     def __init__(self, url: str, provider: Address, domain: Domain) -> None:
         self._db = Database(url)
@@ -61,16 +62,7 @@ class SqlStore:
 
     async def begin(self, admitted: Admitted, at: int) -> None:
         """See ports.JobStore."""
-        order, digest = admitted.order, admitted.order.digest.hex()
-        order_row = _order_row(order, admitted.terms)
-        job_row = {
-            "order_digest": digest,
-            "job": admitted.job.hex(),
-            "coordinator": order.message.coordinator,
-            "model": admitted.offer.model,
-            "attempt": admitted.attempt,
-            "admitted_at": at,
-        }
+        order_row, job_row = _order_row(admitted.order, admitted.terms), _job_row(admitted, at)
 
         def work(connection: Connection) -> None:
             connection.execute(_NEW_ORDER, order_row)
@@ -78,28 +70,22 @@ class SqlStore:
 
         await self._db.write(work)
 
-    async def abandon(self, order: Hash) -> None:
-        """See ports.JobStore."""
-        digest = order.hex()
-
-        def work(connection: Connection) -> None:
-            connection.execute(sa.delete(jobs).where(jobs.c.order_digest == digest))
-            connection.execute(sa.delete(orders).where(orders.c.digest == digest))
-
-        await self._db.write(work)
-
     async def book(self, booking: Booking) -> None:
         """See ports.JobStore."""
-        admitted, receipt = booking.admitted, booking.receipt.message
-        digest = admitted.order.digest.hex()
-        receipt_row = _receipt_row(booking.receipt, digest, admitted.job, admitted.order.message.coordinator)
-        end = {"of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)}
-        tab = {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost}
+        end = _ending(booking)
+        await self._db.write(lambda connection: _write_end(connection, end))
+
+    async def refuse(self, booking: Booking) -> None:
+        """See ports.JobStore."""
+        refused, end = booking.admitted, _ending(booking)
+        # Without a ceiling no claim rests on it: its terms, such as the fee, are not what this provider bears.
+        order_row = _order_row(refused.order, refused.terms) | {"ceiling": Amount(0)}
+        job_row = _job_row(refused, booking.receipt.message.finished_at)
 
         def work(connection: Connection) -> None:
-            connection.execute(_NEW_RECEIPT, receipt_row)
-            connection.execute(_END_JOB, end)
-            connection.execute(_BOOK_TAB, _NEW_TAB | tab)
+            connection.execute(_NEW_ORDER, order_row)
+            connection.execute(_NEW_JOB, job_row)
+            _write_end(connection, end)
 
         await self._db.write(work)
 
@@ -149,34 +135,28 @@ class SqlStore:
 
         await self._db.write(work)
 
-    async def note_recalled(self, coordinator: Address, at: int) -> None:
+    async def note_recalled(self, coordinator: Address, url: str, at: int) -> None:
         """See ports.RecallStore."""
         query = sa.dialects.sqlite.insert(recalled).on_conflict_do_nothing()
-        await self._db.write(lambda c: c.execute(query, {"coordinator": coordinator, "at": at}))
+        await self._db.write(lambda c: c.execute(query, {"coordinator": coordinator, "url": url, "at": at}))
 
-    async def recalled(self) -> list[Address]:
+    async def recalled(self) -> list[tuple[Address, str]]:
         """See ports.RecallStore."""
-        found = await self._db.read(lambda c: c.execute(sa.select(recalled.c.coordinator)).scalars().all())
-        return [Address(one) for one in found]
+        found = await self._db.read(lambda c: c.execute(sa.select(recalled.c.coordinator, recalled.c.url)).all())
+        return [(Address(coordinator), url) for coordinator, url in found]
 
     # Claims
 
-    async def claimable(self, now: int, limit: int) -> list[Claimable]:
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
         """See ports.ClaimStore."""
-        best = (
-            sa.select(orders.c.digest)
-            .where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
-            .order_by(orders.c.ceiling.desc(), orders.c.claim_by.desc())
-            .limit(1)
-            .correlate(tabs)
-            .scalar_subquery()
-        )
+        best = _best_order(now)
         query = (
             sa.select(tabs, orders.c.digest, orders.c.order_doc)
             .join(orders, orders.c.digest == best)
             .where(tabs.c.cumulative > tabs.c.settled, orders.c.ceiling > tabs.c.settled)
-            .order_by(tabs.c.since)
+            .order_by(tabs.c.since, tabs.c.payer)
             .limit(limit)
+            .offset(skip)
         )
         rows = await self._db.read(lambda c: c.execute(query).mappings().all())
         return [_claimable(row) for row in rows]
@@ -200,6 +180,26 @@ class SqlStore:
 
         await self._db.write(work)
 
+    async def write_off(self, now: int) -> list[Loss]:
+        """See ports.ClaimStore."""
+        best = _best_order(now)
+        columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.written_off, orders.c.ceiling)
+        query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.digest == best))
+        query = query.where(sa.or_(tabs.c.cumulative > tabs.c.settled, tabs.c.written_off > Amount(0)))
+
+        def work(connection: Connection) -> list[Loss]:
+            found = []
+            for row in connection.execute(query).all():
+                lost = max(0, row.cumulative - max(row.settled, row.ceiling or 0))
+                if lost != row.written_off:
+                    found.append(Loss(Address(row.payer), Amount(lost), lost - row.written_off))
+            for loss in found:
+                change = sa.update(tabs).where(tabs.c.payer == loss.payer).values(written_off=loss.amount)
+                connection.execute(change)
+            return found
+
+        return await self._db.write(work)
+
     async def note_gas(self, tx: str, at: int, gas_used: int, fee: int) -> None:
         """This provider paid for a transaction; `fee` is in the chain's smallest coin."""
         row = {"tx": tx, "at": at, "gas_used": gas_used, "fee": fee}
@@ -209,22 +209,59 @@ class SqlStore:
 
     async def tabs(self, now: int) -> list[TabRow]:
         """See ports.Startup."""
-        # SQLite takes the bare column from the row that holds the maximum.
-        live = sa.select(orders.c.payer, sa.func.max(orders.c.ceiling), orders.c.claim_by)
-        live = live.where(orders.c.claim_by > now).group_by(orders.c.payer)
+        last = receipts.alias()
+        query = sa.select(tabs, last.c.finished_at).outerjoin(
+            last, sa.and_(last.c.payer == tabs.c.payer, last.c.seq == tabs.c.seq)
+        )
 
         def work(connection: Connection) -> tuple[Any, Any]:
-            return connection.execute(sa.select(tabs)).mappings().all(), connection.execute(live).all()
+            return connection.execute(query).mappings().all(), connection.execute(_ceilings(now)).all()
 
         rows, backing = await self._db.read(work)
-        best = {payer: (ceiling, claim_by) for payer, ceiling, claim_by in backing}
-        return [_tab_row(row, *best.get(row["payer"], (Amount(0), 0))) for row in rows]
+        ceilings: dict[str, list[Ceiling]] = {}
+        for payer, ceiling, claim_by in backing:
+            ceilings.setdefault(payer, []).append(Ceiling(ceiling, claim_by))
+        return [_tab_row(row, ceilings.get(row["payer"], [])) for row in rows]
 
     async def taken(self, now: int) -> list[tuple[Hash, int]]:
         """See ports.Startup."""
         query = sa.select(orders.c.digest, orders.c.deadline).where(orders.c.deadline > now)
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [(Hash(bytes.fromhex(digest)), deadline) for digest, deadline in rows]
+
+    async def unfinished(self, now: int) -> list[Matched]:
+        """See ports.Startup."""
+        query = (
+            sa.select(jobs.c.job, jobs.c.attempt, orders.c.digest, orders.c.order_doc, orders.c.terms_doc)
+            .join(orders, orders.c.digest == jobs.c.order_digest)
+            .where(jobs.c.ended_at.is_(None), orders.c.claim_by > now)
+            .order_by(jobs.c.admitted_at)
+        )
+        rows = await self._db.read(lambda c: c.execute(query).all())
+        return [
+            Matched(
+                JobId(bytes.fromhex(job)),
+                _stored_order(digest, order),
+                Terms.from_json(loads(terms, "stored terms")),
+                attempt,
+            )
+            for job, attempt, digest, order, terms in rows
+        ]
+
+    # Coordinators
+
+    async def note_dealing(self, dealing: Dealing) -> None:
+        """See ports.DealingStore."""
+        amounts = {"earned": dealing.earned, "written_off": dealing.written_off}
+        query = sa.dialects.sqlite.insert(dealings).on_conflict_do_update(index_elements=["endpoint", "hour"], set_=amounts)
+        row = {"endpoint": dealing.endpoint, "hour": dealing.hour} | amounts
+        await self._db.write(lambda c: c.execute(query, row))
+
+    async def dealings(self, since: int) -> list[Dealing]:
+        """See ports.DealingStore."""
+        query = sa.select(dealings).where(dealings.c.hour >= since)
+        rows = await self._db.read(lambda c: c.execute(query).mappings().all())
+        return [Dealing(**row) for row in rows]
 
 
 # Statements of every job, made once: making them anew costs more than the database takes for them.
@@ -235,7 +272,14 @@ _END_JOB = (
     .where(jobs.c.order_digest == sa.bindparam("of_order"))
     .values(ended_at=sa.bindparam("to_ended"), outcome=sa.bindparam("to_outcome"))
 )
-_NEW_TAB = {"settled": Amount(0), "reserved": Amount(0), "claimed_at": 0, "claimed": Amount(0), "observed_at": 0}
+_NEW_TAB = {
+    "settled": Amount(0),
+    "reserved": Amount(0),
+    "claimed_at": 0,
+    "claimed": Amount(0),
+    "observed_at": 0,
+    "written_off": Amount(0),
+}
 
 
 def _book_tab() -> sa.Executable:
@@ -244,10 +288,71 @@ def _book_tab() -> sa.Executable:
     new = query.excluded
     since = sa.case((tabs.c.cumulative > tabs.c.settled, tabs.c.since), else_=new.since)
     changed = {"seq": new.seq, "cumulative": new.cumulative, "since": since}
-    return query.on_conflict_do_update(index_elements=["payer"], set_=changed)
+    # What a former state signed may have come in between: a tab never goes back.
+    return query.on_conflict_do_update(index_elements=["payer"], set_=changed, where=new.seq > tabs.c.seq)
 
 
 _BOOK_TAB = _book_tab()
+
+
+def _best_order(now: int) -> sa.ScalarSelect[Any]:
+    """The digest of the order of a tab's payer that brings most, of those that can be claimed on later than `now`."""
+    query = sa.select(orders.c.digest).where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
+    query = query.order_by(orders.c.ceiling.desc(), orders.c.claim_by.desc()).limit(1)
+    return query.correlate(tabs).scalar_subquery()
+
+
+def _ceilings(now: int) -> sa.Select[Any]:
+    """Payer, ceiling and claimBy of the live orders that are not both lower and shorter-lived than another, highest first."""
+    live = sa.select(orders.c.payer, orders.c.ceiling, orders.c.claim_by).where(orders.c.claim_by > now)
+    above = sa.func.max(orders.c.claim_by).over(
+        partition_by=orders.c.payer, order_by=(orders.c.ceiling.desc(), orders.c.claim_by.desc()), rows=(None, -1)
+    )
+    ranked = live.add_columns(above.label("above")).subquery()
+    query = sa.select(ranked.c.payer, ranked.c.ceiling, ranked.c.claim_by)
+    query = query.where(sa.or_(ranked.c.above.is_(None), ranked.c.claim_by > ranked.c.above))
+    return query.order_by(ranked.c.payer, ranked.c.ceiling.desc())
+
+
+class _End(NamedTuple):
+    """The rows that end a job."""
+
+    receipt: dict[str, Any]
+    job: dict[str, Any]
+    tab: dict[str, Any]
+
+
+def _ending(booking: Booking) -> _End:
+    matched, receipt = booking.admitted, booking.receipt.message
+    digest = matched.order.digest.hex()
+    return _End(
+        _receipt_row(booking.receipt, digest, matched.job, matched.order.message.coordinator),
+        {"of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)},
+        {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost},
+    )
+
+
+def _write_end(connection: Connection, end: _End) -> None:
+    connection.execute(_NEW_RECEIPT, end.receipt)
+    connection.execute(_END_JOB, end.job)
+    connection.execute(_BOOK_TAB, _NEW_TAB | end.tab)
+
+
+def _job_row(matched: Matched, at: int) -> dict[str, Any]:
+    return {
+        "order_digest": matched.order.digest.hex(),
+        "job": matched.job.hex(),
+        "coordinator": matched.order.message.coordinator,
+        "model": matched.terms.model,
+        "attempt": matched.attempt,
+        "admitted_at": at,
+    }
+
+
+def _stored_order(digest: str, document: str) -> Verified[Order]:
+    """Only verified orders are ever stored."""
+    order = loads_signed(Order, document)
+    return Verified(order.message, order.signature, Hash(bytes.fromhex(digest)))
 
 
 def _order_row(order: Verified[Order], terms: Terms) -> dict[str, Any]:
@@ -283,28 +388,30 @@ def _receipt_row(receipt: Verified[Receipt], order: str, job: JobId, coordinator
 
 
 def _claimable(row: Any) -> Claimable:
-    order = loads_signed(Order, row["order_doc"])
     return Claimable(
         payer=Address(row["payer"]),
         seq=row["seq"],
         cumulative=row["cumulative"],
         settled=row["settled"],
         reserved=row["reserved"],
-        # Only verified orders are ever stored.
-        order=Verified(order.message, order.signature, Hash(bytes.fromhex(row["digest"]))),
+        order=_stored_order(row["digest"], row["order_doc"]),
         since=row["since"],
         claimed_at=row["claimed_at"],
         claimed=row["claimed"],
     )
 
 
-def _tab_row(row: Any, ceiling: Amount, claim_by: int) -> TabRow:
+def _tab_row(row: Any, ceilings: list[Ceiling]) -> TabRow:
+    best, *lower = ceilings or [Ceiling(Amount(0), 0)]
     return TabRow(
         payer=Address(row["payer"]),
         seq=row["seq"],
         cumulative=row["cumulative"],
-        ceiling=ceiling,
-        claim_by=claim_by,
+        ceiling=best.amount,
+        claim_by=best.claim_by,
         settled=row["settled"],
         reserved=row["reserved"],
+        lower=tuple(lower),
+        last_at=row["finished_at"] or 0,
+        claimed=row["claimed"],
     )

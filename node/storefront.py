@@ -20,8 +20,6 @@ from tallystick.protocol.types import format_amount
 log = structlog.get_logger()
 MOST_PASSED = 3
 """Rounds in a row in which an engine that stays down is passed over."""
-MAX_ASKS = 256
-"""As many as a coordinator takes of one node."""
 OfferModels = Callable[[str, tuple[UpstreamModel, ...]], Awaitable[Sequence[Offer]]]
 """What to sell of an engine: its name and the models that it says it has -> offers."""
 
@@ -69,10 +67,11 @@ class Storefront:
         await asyncio.gather(*(self._look_at(name, pool, first=first) for name, pool in due))
         self._sold = {name: sold for name, sold in self._sold.items() if name in self._pools}
         offers = [offer for name, sold in self._sold.items() if self._pools[name].up for offer in sold]
-        if len(offers) > MAX_ASKS:
-            log.warning("too many models; the first are offered", models=len(offers), offered=MAX_ASKS)
-        if self._book.offer(offers[:MAX_ASKS], int(self._now())):
+        if self._book.offer(offers, int(self._now())):
             log.info("asks changed", offers=[_describe(offer) for offer in self._book.offers])
+            if len(self._book.offers) < len(offers):
+                text = "more or larger asks than a coordinator takes of one node; the first are offered"
+                log.warning(text, models=len(offers), offered=len(self._book.offers))
             self._changed()
 
     def _sleeps(self, name: str) -> bool:

@@ -86,6 +86,7 @@ receipts = sa.Table(
     sa.Column("finished_at", sa.BigInteger),
     sa.Column("acknowledged", sa.Boolean),
     sa.Column("receipt_doc", sa.Text),
+    sa.UniqueConstraint("payer", "seq", name="receipts_seq"),  # two receipts with one number cost the stake
 )
 tabs = sa.Table(
     "tabs",
@@ -99,6 +100,7 @@ tabs = sa.Table(
     sa.Column("claimed_at", sa.BigInteger),
     sa.Column("claimed", Money),
     sa.Column("observed_at", sa.BigInteger),
+    sa.Column("written_off", Money),
 )
 claims = sa.Table(
     "claims",
@@ -111,6 +113,7 @@ recalled = sa.Table(
     "recalled",
     metadata,
     sa.Column("coordinator", sa.String, primary_key=True),
+    sa.Column("url", sa.String, primary_key=True),
     sa.Column("at", sa.BigInteger),
 )
 gas = sa.Table(
@@ -120,4 +123,12 @@ gas = sa.Table(
     sa.Column("at", sa.BigInteger),
     sa.Column("gas_used", sa.BigInteger),
     sa.Column("fee", Money),
+)
+dealings = sa.Table(
+    "dealings",
+    metadata,
+    sa.Column("endpoint", sa.String, primary_key=True),
+    sa.Column("hour", sa.BigInteger, primary_key=True),
+    sa.Column("earned", Money),
+    sa.Column("written_off", Money),
 )

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from node.admission import Admitted
+from node.admission import Admitted, Matched
 from node.answers import UpstreamModel
-from node.ports import Booking, Claimable, EngineLoad, Event, JobReport, LinkLost, Unacknowledged
+from node.ceilings import Ceiling, Ceilings, add, after
+from node.ports import Booking, Claimable, Dealing, EngineLoad, Event, JobReport, LinkLost, Loss, Unacknowledged
 from node.requests import Call
 from node.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Signed
@@ -24,7 +25,7 @@ Step = Event | BaseException | Callable[[], Awaitable[object]]
 
 class ScriptedEngine:
     """ports.Engine that does what it is told, the same for every call. `called` is set by the first call; `stopped` counts the
-    answers that were not read to their end.
+    answers that were not read to their end; `hears`: it has the request as soon as it is called.
     """
 
     def __init__(self, *steps: Step, models: Sequence[str] = ("model",)) -> None:
@@ -34,6 +35,7 @@ class ScriptedEngine:
         self.calls: list[Call] = []
         self.called = asyncio.Event()
         self.stopped = 0
+        self.hears = True
         self.said: EngineLoad | None = None
         self.looks = 0
 
@@ -41,6 +43,8 @@ class ScriptedEngine:
         """See ports.Engine."""
         self.calls.append(call)
         self.called.set()
+        if self.hears:
+            call.heard()
         finished = False
         try:
             for step in self.steps:
@@ -74,17 +78,21 @@ class _Tab:
     since: int = 0
     claimed_at: int = 0
     claimed: Amount = Amount(0)
+    written_off: Amount = Amount(0)
+    last_at: int = 0
 
 
 class MemoryStore:
-    """ports.JobStore, ReceiptStore, ClaimStore and Startup. `fault`, if set, is what the next writes raise."""
+    """ports.JobStore, ReceiptStore, ClaimStore, DealingStore and Startup. `fault`, if set, is what the next writes raise."""
 
     def __init__(self) -> None:
-        self.orders: dict[Hash, Admitted] = {}
+        self.orders: dict[Hash, Matched] = {}
+        self.refused: set[Hash] = set()
         self.bookings: list[Booking] = []
         self.confirmed: set[JobId] = set()
         self.claims: list[Signed[Claim]] = []
         self.fault: TallyError | None = None
+        self._dealings: dict[tuple[str, int], Dealing] = {}
         self._tabs: dict[Address, _Tab] = {}
 
     async def begin(self, admitted: Admitted, at: int) -> None:  # noqa: ARG002 - the port's signature
@@ -93,11 +101,6 @@ class MemoryStore:
         if admitted.order.digest in self.orders:
             raise ValueError("an order begun twice")
         self.orders[admitted.order.digest] = admitted
-
-    async def abandon(self, order: Hash) -> None:
-        """See ports.JobStore."""
-        self._check()
-        del self.orders[order]
 
     async def book(self, booking: Booking) -> None:
         """See ports.JobStore."""
@@ -108,8 +111,19 @@ class MemoryStore:
         if receipt.seq != tab.seq + 1:
             raise ValueError(f"receipt {receipt.seq} after {tab.seq}")
         since = tab.since if tab.cumulative > tab.funds.settled else receipt.finished_at
-        self._tabs[receipt.payer] = replace(tab, seq=receipt.seq, cumulative=receipt.cumulative_cost, since=since)
+        tab = replace(tab, seq=receipt.seq, cumulative=receipt.cumulative_cost, since=since, last_at=receipt.finished_at)
+        self._tabs[receipt.payer] = tab
         self.bookings.append(booking)
+
+    async def refuse(self, booking: Booking) -> None:
+        """See ports.JobStore."""
+        self._check()
+        digest = booking.admitted.order.digest
+        if digest in self.orders:
+            raise ValueError("an order refused that was begun")
+        await self.book(booking)
+        self.orders[digest] = booking.admitted
+        self.refused.add(digest)
 
     async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
         """See ports.ReceiptStore."""
@@ -127,10 +141,10 @@ class MemoryStore:
         self._check()
         self.confirmed |= set(jobs)
 
-    async def claimable(self, now: int, limit: int) -> list[Claimable]:
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
         """See ports.ClaimStore."""
         found = [self._claimable(payer, tab, now) for payer, tab in self._tabs.items() if tab.cumulative > tab.funds.settled]
-        return [one for one in found if one is not None and one.due > 0][:limit]
+        return [one for one in found if one is not None and one.due > 0][skip : skip + limit]
 
     async def observed(self, payer: Address, funds: Funds, at: int) -> None:
         """See ports.ClaimStore."""
@@ -145,6 +159,17 @@ class MemoryStore:
         for row in claim.message.rows:
             self._tabs[row.payer] = replace(self._tabs[row.payer], claimed_at=at, claimed=row.cumulative_cost)
 
+    async def write_off(self, now: int) -> list[Loss]:
+        """See ports.ClaimStore."""
+        losses = []
+        for payer, tab in self._tabs.items():
+            best = self._best(payer, now)
+            lost = max(0, tab.cumulative - max(tab.funds.settled, best.order.message.ceiling if best else 0))
+            if lost != tab.written_off:
+                losses.append(Loss(payer, Amount(lost), lost - tab.written_off))
+                self._tabs[payer] = replace(tab, written_off=Amount(lost))
+        return losses
+
     async def tabs(self, now: int) -> list[TabRow]:
         """See ports.Startup."""
         return [self._row(payer, tab, now) for payer, tab in self._tabs.items()]
@@ -154,12 +179,31 @@ class MemoryStore:
         orders = [(digest, admitted.order.message.deadline) for digest, admitted in self.orders.items()]
         return [(digest, deadline) for digest, deadline in orders if deadline > now]
 
+    async def unfinished(self, now: int) -> list[Matched]:
+        """See ports.Startup."""
+        ended = {booking.admitted.order.digest for booking in self.bookings}
+        return [
+            Matched(one.job, one.order, one.terms, one.attempt)
+            for digest, one in self.orders.items()
+            if digest not in ended and one.order.message.claim_by > now
+        ]
+
+    async def note_dealing(self, dealing: Dealing) -> None:
+        """See ports.DealingStore."""
+        self._check()
+        self._dealings[dealing.endpoint, dealing.hour] = dealing
+
+    async def dealings(self, since: int) -> list[Dealing]:
+        """See ports.DealingStore."""
+        return [dealing for dealing in self._dealings.values() if dealing.hour >= since]
+
     def _check(self) -> None:
         if self.fault is not None:
             raise self.fault
 
-    def _best(self, payer: Address, now: int) -> Admitted | None:
-        live = [one for one in self.orders.values() if one.payer == payer and one.order.message.claim_by > now]
+    def _best(self, payer: Address, now: int) -> Matched | None:
+        usable = [one for digest, one in self.orders.items() if digest not in self.refused and one.payer == payer]
+        live = [one for one in usable if one.order.message.claim_by > now]
         return max(live, key=lambda one: (one.order.message.ceiling, one.order.message.claim_by), default=None)
 
     def _claimable(self, payer: Address, tab: _Tab, now: int) -> Claimable | None:
@@ -179,16 +223,30 @@ class MemoryStore:
         )
 
     def _row(self, payer: Address, tab: _Tab, now: int) -> TabRow:
-        best = self._best(payer, now)
-        ceiling, claim_by = (best.order.message.ceiling, best.order.message.claim_by) if best else (Amount(0), 0)
-        return TabRow(payer, tab.seq, tab.cumulative, ceiling, claim_by, tab.funds.settled, tab.funds.reserved)
+        held: Ceilings = ()
+        for digest, one in self.orders.items():
+            if one.payer == payer and digest not in self.refused:
+                held = add(held, Ceiling(one.order.message.ceiling, one.order.message.claim_by))
+        best, *lower = after(held, now) or (Ceiling(Amount(0), 0),)
+        return TabRow(
+            payer,
+            tab.seq,
+            tab.cumulative,
+            best.amount,
+            best.claim_by,
+            tab.funds.settled,
+            tab.funds.reserved,
+            tuple(lower),
+            tab.last_at,
+            tab.claimed,
+        )
 
 
 class MemoryLink:
     """ports.Link that keeps what was posted. `full` makes `drained` wait, `end` makes it raise LinkLost."""
 
-    def __init__(self, coordinator: Address) -> None:
-        self.coordinator = coordinator
+    def __init__(self, coordinator: Address, endpoint: str = "coordinator.example:443") -> None:
+        self.coordinator, self.endpoint = coordinator, endpoint
         self.frames: list[tuple[Kind, JobId, bytes]] = []
         self._posted = asyncio.Event()
         self._room = asyncio.Event()
@@ -206,6 +264,11 @@ class MemoryLink:
         self._posted.set()
         if first:
             asyncio.get_running_loop().call_soon(self.taken, job)
+
+    @property
+    def roomy(self) -> bool:
+        """See ports.Link."""
+        return self._room.is_set()
 
     async def drained(self) -> None:
         """See ports.Link."""
@@ -236,6 +299,8 @@ class MemoryLink:
 
 class MemoryChain:
     """ports.ChainView with the funds that it is told; `fresh` is what only a refresh sees."""
+
+    wait = 86_400.0
 
     def __init__(self, funds: Funds | None = None) -> None:
         self.known: dict[Address, Funds] = {}

@@ -23,7 +23,7 @@ from tempfile import TemporaryFile
 
 import pytest
 
-from scripts.mutants import PARTS, SOURCES, Mutant, mutants
+from scripts.contract_mutants import PARTS, SOURCES, Mutant, mutants
 from tallystick.chain.codec import load_abi
 from tests.contracts import test_invariants  # noqa: F401 - loaded once here rather than once in every child
 

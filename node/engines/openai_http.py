@@ -112,7 +112,7 @@ class OpenAIEngine:
         accept = EVENT_STREAM if call.stream else JSON if call.completes or call.path == EMBEDDINGS else "*/*"
         headers = {"content-type": call.content_type, "accept": accept}
         address = self._settings.at(call.path)
-        async with self._faults(), self._post(address, call.body, headers) as response:
+        async with self._faults(), self._post(address, call, headers) as response:
             if response.status in DETERMINISTIC:
                 body = await self._read_all(response, self._settings.max_error_bytes)
                 yield Head(response.status, _plain_type(response.content_type))
@@ -142,18 +142,18 @@ class OpenAIEngine:
         yield End()
 
     @asynccontextmanager
-    async def _post(self, address: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _post(self, address: str, call: Call, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         """Some engines close a connection after a stream without a word. A request that met such a one was not heard, and is
         asked again, until it went over a connection of its own.
         """
         while True:
-            kept: list[bool] = []
-            request = self._open().post(address, data=body, headers=headers, allow_redirects=False, trace_request_ctx=kept)
+            trace = _Trace(call)
+            request = self._open().post(address, data=call.body, headers=headers, allow_redirects=False, trace_request_ctx=trace)
             try:
                 response = await request
                 break
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not kept:
+                if not trace.kept:
                     raise
         async with response:
             yield response
@@ -249,6 +249,7 @@ class OpenAIEngine:
                 headers["authorization"] = f"Bearer {settings.api_key}"
             traces = aiohttp.TraceConfig()
             traces.on_connection_reuseconn.append(_note_kept)
+            traces.on_request_chunk_sent.append(_note_sent)
             self._session = aiohttp.ClientSession(
                 headers=headers,
                 trace_configs=[traces],
@@ -263,10 +264,24 @@ class OpenAIEngine:
         return self._session
 
 
+@dataclass(slots=True)
+class _Trace:
+    """One try at a request. `kept`: it went over a connection that had served another before."""
+
+    call: Call
+    kept: bool = False
+
+
 async def _note_kept(_session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceConnectionReuseconnParams) -> None:
-    """The request went over a connection that had served another."""
+    """The request goes over a connection that was kept."""
     if context.trace_request_ctx is not None:
-        context.trace_request_ctx.append(True)
+        context.trace_request_ctx.kept = True
+
+
+async def _note_sent(_session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceRequestChunkSentParams) -> None:
+    """The body goes out, which is one chunk."""
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.call.heard()
 
 
 class _Batch:

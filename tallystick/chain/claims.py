@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from tallystick.chain.sender import MAX_TRANSACTION_GAS
-from tallystick.protocol.eip712 import Domain, Signed
+from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage, BadSignature
 from tallystick.protocol.messages import Claim, ClaimRow, Order
 from tallystick.protocol.types import Address, Amount, Hash
 
 BATCH_GAS, CLAIM_GAS, ROW_GAS = 40_000, 45_000, 50_000
 """Upper bounds for planning: a row that opens its tab, a claim that opens its credit. Steady rows cost less than half."""
+
+ROW_WORDS = 7
+_U64, _U96 = (1 << 64) - 1, (1 << 96) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +46,29 @@ class SettleRow:
             bytes((signature[32] | (signature[64] - 27) << 7,)) + signature[33:64],
         )
 
+    @classmethod
+    def decode(cls, provider: Address, raw: bytes) -> Self:
+        """The row that seven words are in a claim of `provider`, as the contract reads them: unused bits are passed over."""
+        first, second, numbers, cost = (int.from_bytes(raw[at : at + 32], "big") for at in range(0, 128, 32))
+        signature = raw[160:192] + bytes((raw[192] & 0x7F,)) + raw[193:224] + bytes((27 + (raw[192] >> 7),))
+        order = Order(
+            payer=_address(first >> 96),
+            provider=provider,
+            ceiling=Amount(first & _U96),
+            reserve_target=Amount(second & _U96),
+            seq=numbers >> 192,
+            deadline=numbers >> 128 & _U64,
+            claim_by=numbers >> 64 & _U64,
+            max_fee_bps=cost & 0xFFFF,
+            coordinator=_address(second >> 96),
+            terms_hash=Hash(raw[128:160]),
+        )
+        return cls(Signed(order, signature), numbers & _U64, Amount(cost >> 16 & _U96))
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimBatch:
-    """What one provider collects. Without a signature only the provider itself can send it."""
+    """What one provider collects. The contract pays nothing without the provider's signature, whoever sends."""
 
     provider: Address
     rows: tuple[SettleRow, ...]
@@ -62,8 +84,15 @@ class ClaimBatch:
         rows = tuple(SettleRow(known[row.order_hash], row.seq, row.cumulative_cost) for row in claim.message.rows)
         return cls(claim.message.provider, rows, claim.signature)
 
+    @classmethod
+    def sign(cls, signer: Signer, rows: Sequence[SettleRow], domain: Domain, *, gas: int = MAX_TRANSACTION_GAS) -> list[Self]:
+        """A provider's own rows under as few of its signatures as leave each claim small enough for a transaction of `gas`."""
+        most = max(1, (gas - BATCH_GAS - CLAIM_GAS) // ROW_GAS)
+        parts = [cls(signer.address, tuple(rows[start : start + most])) for start in range(0, len(rows), most)]
+        return [replace(part, signature=signer.sign(part.claim(domain), domain).signature) for part in parts]
+
     def claim(self, domain: Domain) -> Claim:
-        """The message that the provider signs so that anyone may collect these rows for it."""
+        """The message that the provider signs."""
         return Claim(
             provider=self.provider,
             rows=tuple(
@@ -85,11 +114,11 @@ class ClaimBatch:
 def cut_batches(claims: Sequence[ClaimBatch], *, gas: int = MAX_TRANSACTION_GAS) -> Iterator[list[ClaimBatch]]:
     """The claims in as few lists as surely fit `gas`, in order.
 
-    A signed claim is never divided, since its signature covers all of its rows; one that is too large comes alone.
+    A claim is never divided, since its signature covers all of its rows; one that is too large comes alone.
     """
     batch: list[ClaimBatch] = []
     left = gas - BATCH_GAS
-    for claim in (part for whole in claims for part in _divide(whole, gas)):
+    for claim in claims:
         need = CLAIM_GAS + ROW_GAS * len(claim.rows)
         if batch and need > left:
             yield batch
@@ -100,10 +129,5 @@ def cut_batches(claims: Sequence[ClaimBatch], *, gas: int = MAX_TRANSACTION_GAS)
         yield batch
 
 
-def _divide(claim: ClaimBatch, gas: int) -> Iterator[ClaimBatch]:
-    most = max(1, (gas - BATCH_GAS - CLAIM_GAS) // ROW_GAS)
-    if claim.signature or len(claim.rows) <= most:
-        yield claim
-        return
-    for start in range(0, len(claim.rows), most):
-        yield replace(claim, rows=claim.rows[start : start + most])
+def _address(number: int) -> Address:
+    return Address(f"0x{number:040x}")

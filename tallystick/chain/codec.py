@@ -24,6 +24,8 @@ _BUILT_IN = [
     {"type": "error", "name": "Error", "inputs": [{"name": "message", "type": "string"}]},
     {"type": "error", "name": "Panic", "inputs": [{"name": "code", "type": "uint256"}]},
 ]
+UNREADABLE = (DecodingError, OverflowError, UnicodeDecodeError)
+"""What decoding raises for bytes that somebody else chose: offsets beyond all memory and strings that are no text, too."""
 _CODES = {
     "BadSignature": Code.BAD_SIGNATURE,
     "BadAuthorization": Code.BAD_SIGNATURE,
@@ -93,7 +95,7 @@ class Abi:
         """The values that a function returned. Raises WrongContract where they are of another contract, or of none."""
         try:
             return tuple(decode(self._functions[function].outputs, output))
-        except DecodingError as error:
+        except UNREADABLE as error:
             raise WrongContract(f"{function}: the contract at this address is another one: {error}") from None
 
     def log(self, topics: Sequence[bytes], data: bytes) -> tuple[str, dict[str, Any]] | None:
@@ -144,7 +146,7 @@ def revert_error(data: bytes, reason: str = "") -> TallyError:
     try:
         if entry is not None:
             return ContractError(entry.name, dict(zip(entry.names, decode(entry.types, data[4:]), strict=True)))
-    except DecodingError:
+    except UNREADABLE:
         pass  # it only begins like one of ours
     return Refusal(Code.CHAIN_REFUSED, f"the contract refused: {data.hex()[:80] or reason or 'no reason'}")
 

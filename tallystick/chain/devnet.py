@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,9 +20,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from tallystick.chain.evm import GAS_LIMIT, PRIORITY_FEE, Call, Evm, Rejected, Reverted
 from tallystick.chain.hexes import BadParams, data, quantity
+from tallystick.chain.visitors import Visitors
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Signer
 
@@ -44,8 +46,11 @@ def dev_accounts(count: int = 10) -> list[Signer]:
     return [Signer(HDPath(f"m/44'/60'/0'/0/{i}").derive(seed)) for i in range(count)]
 
 
-def build_app(chain_id: int = 31337, accounts: int = 10) -> Starlette:
-    """An ASGI application that is a chain: POST / takes JSON-RPC 2.0, GET /health says that it is up."""
+def build_app(chain_id: int = 31337, accounts: int = 10, *, origins: Sequence[str] = (), hosts: Sequence[str] = ()) -> ASGIApp:
+    """An ASGI application that is a chain: POST / takes JSON-RPC 2.0, GET /health says that it is up.
+
+    `origins` are the web pages that may use it, `hosts` the names under which it may be asked (see Visitors).
+    """
     evm = Evm(chain_id, [bytes.fromhex(signer.address[2:]) for signer in dev_accounts(accounts)])
     node = Node(evm, [signer.address for signer in dev_accounts(accounts)])
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evm")
@@ -57,21 +62,12 @@ def build_app(chain_id: int = 31337, accounts: int = 10) -> Starlette:
             if len(body) > MAX_BODY:
                 return JSONResponse(_error(None, INVALID_REQUEST, f"request larger than {MAX_BODY} bytes"), 413)
         answer = await asyncio.get_running_loop().run_in_executor(worker, node.answer, bytes(body))
-        return Response(answer, media_type="application/json", headers={"access-control-allow-origin": "*"})
-
-    async def preflight(_: Request) -> Response:
-        headers = {"access-control-allow-origin": "*", "access-control-allow-headers": "content-type"}
-        return Response(status_code=204, headers=headers)
+        return Response(answer, media_type="application/json")
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok", "chain_id": chain_id})
 
-    routes = [
-        Route("/", rpc, methods=["POST"]),
-        Route("/", preflight, methods=["OPTIONS"]),
-        Route("/health", health),
-    ]
-    return Starlette(routes=routes)
+    return Visitors(Starlette(routes=[Route("/", rpc, methods=["POST"]), Route("/health", health)]), origins, hosts)
 
 
 def _error(request_id: Any, code: int, message: str, extra: object = _ABSENT) -> dict[str, Any]:

@@ -23,11 +23,20 @@ from tallystick.protocol.types import Address
 MAX_ANSWER = 64 * 1024 * 1024
 MAX_PAUSE = 10.0
 
+MAX_NUMBER = (1 << 63) - 1
+"""No chain has more blocks or seconds, and no database takes more."""
+
 _RATE_LIMITS = (429, -32005, -32007)
 _BUSY = (408, 429)
 _REVERTED = (3, -32015)
+_HASH = re.compile(r"0x[0-9a-fA-F]{64}")
 _HEX = re.compile(r"0x[0-9a-fA-F]*")
 _JSON = {"content-type": "application/json"}
+
+
+def is_hash(raw: object) -> bool:
+    """Whether this is what names a block or a transaction."""
+    return isinstance(raw, str) and _HASH.fullmatch(raw) is not None
 
 
 class RpcError(Unavailable):
@@ -118,7 +127,7 @@ class Rpc:
         if isinstance(answers, dict) and answers.get("error") is not None:  # of the whole batch, or of the only request
             return [_error(call[0], answers["error"]) for call in calls]
         listed = answers if isinstance(answers, list) else [answers]
-        by_id = {answer.get("id"): answer for answer in listed if isinstance(answer, dict)}
+        by_id = {answer["id"]: answer for answer in listed if isinstance(answer, dict) and isinstance(answer.get("id"), int)}
         return [self._result(request, by_id.get(request["id"])) for request in requests]
 
     def _result(self, request: dict[str, Any], answer: dict[str, Any] | None) -> Any:
@@ -181,11 +190,12 @@ class Rpc:
         """A block from its JSON. Raises Unavailable for what is none."""
         if raw is None:
             return None
-        if not isinstance(raw, dict) or not isinstance(raw.get("hash"), str):
+        known = raw if isinstance(raw, dict) else {}
+        number, timestamp = (self.read_number(f"block.{name}", known.get(name)) for name in ("number", "timestamp"))
+        if not is_hash(known.get("hash")) or max(number, timestamp) > MAX_NUMBER:
             raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {self.url} answered with a block that is none")
-        number, timestamp = (self.read_number(f"block.{name}", raw.get(name)) for name in ("number", "timestamp"))
-        fee = raw.get("baseFeePerGas")
-        return Block(number, raw["hash"], timestamp, None if fee is None else self.read_number("block.baseFeePerGas", fee))
+        fee = known.get("baseFeePerGas")
+        return Block(number, known["hash"], timestamp, None if fee is None else self.read_number("block.baseFeePerGas", fee))
 
     async def timestamp(self) -> int:
         """The time of the last block, in Unix seconds."""

@@ -137,6 +137,13 @@ class Escrow:
         )
         return ProviderAccount(Amount(credit), payout, Amount(stake), Amount(unstaking), Seconds(unstake_at), fee_bps)
 
+    async def fee_bps(self, coordinator: Address) -> int:
+        """The rate that a coordinator has registered, in basis points of what is paid: the contract takes this or what the order
+        allows, whichever is less.
+        """
+        _, _, fee_bps = await self.read("account", coordinator)
+        return int(fee_bps)
+
     async def rules(self) -> Rules:
         """What the contract was made with."""
         names = ("thawPeriod", "releasePeriod", "unstakePeriod", "penalty", "treasury")

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, get_type_hints
 
-from eth_abi.exceptions import DecodingError
-
-from tallystick.chain.codec import load_abi, snake
+from tallystick.chain.codec import UNREADABLE, load_abi, snake
 from tallystick.chain.deployment import Deployment
-from tallystick.chain.endpoint import Block, Rpc, RpcError
+from tallystick.chain.endpoint import MAX_NUMBER, Block, Rpc, RpcError, is_hash
 from tallystick.protocol.errors import Code, Fault, PeerError, TallyError, Unavailable
 from tallystick.protocol.types import Address, Amount, Hash, Seconds
 
@@ -224,7 +222,7 @@ def read_log(log: Mapping[str, Any]) -> list[Event]:
     if found is None:
         return []
     name, values = found
-    at = Position(int(log["blockNumber"], 16), int(log["logIndex"], 16), log["blockHash"], log["transactionHash"])
+    at = _position(log)
     if name == "RowsSettled":
         return _read_rows(at, values["provider"], values["results"])
     if name not in _CLASSES:
@@ -232,6 +230,14 @@ def read_log(log: Mapping[str, Any]) -> list[Event]:
     hints = _HINTS[name]
     fields = {snake(field): value for field, value in values.items()}
     return [_CLASSES[name](at=at, **{field: _MAKERS.get(hints[field], lambda v: v)(value) for field, value in fields.items()})]
+
+
+def _position(log: Mapping[str, Any]) -> Position:
+    """Where a log is. Raises ValueError for a place that no chain has: it goes into databases."""
+    block, number, hashes = int(log["blockNumber"], 16), int(log["logIndex"], 16), (log["blockHash"], log["transactionHash"])
+    if not (0 <= block <= MAX_NUMBER and 0 <= number <= MAX_NUMBER and all(map(is_hash, hashes))):
+        raise ValueError(f"a log of block {block}, number {number}, at {str(hashes)[:200]}")
+    return Position(block, number, *hashes)
 
 
 def _read_rows(at: Position, provider: Address, results: Sequence[int]) -> list[Event]:
@@ -251,7 +257,7 @@ def read_logs(logs: Iterable[Mapping[str, Any]], escrow: Address) -> tuple[Event
     """The facts among logs that may come from other contracts too. Raises Unavailable for what are no logs."""
     try:
         found = [read_log(log) for log in logs if log["address"].lower() == escrow and not log.get("removed")]
-    except (TypeError, AttributeError, LookupError, ValueError, StopIteration, DecodingError) as error:
+    except (TypeError, AttributeError, LookupError, ValueError, StopIteration, *UNREADABLE) as error:
         raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain answered with logs that are none: {error!r}") from None
     return tuple(event for facts in found for event in facts)
 

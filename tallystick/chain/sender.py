@@ -27,6 +27,9 @@ from tallystick.protocol.types import Address, parse_address
 MAX_TRANSACTION_GAS = 1 << 24
 """EIP-7825: no transaction may ask for more."""
 
+MAX_FEE = 1_000 * 10**9
+"""Wei a unit of gas. Fees are what the endpoint says the market asks; one that lies must not turn all coins into tips."""
+
 LOOK_AFTER = 2.0
 """Seconds between looking after a transaction that no block has: is its nonce gone, must it be sent again?"""
 
@@ -85,7 +88,7 @@ class Sender:
         deadline: float = 90.0,
         poll: float = 0.05,
         bump_after: float = 15.0,
-        max_fee: int | None = None,
+        max_fee: int | None = MAX_FEE,
         confirmations: int = 0,
     ) -> None:
         self.rpc, self.signer = rpc, signer
@@ -227,8 +230,8 @@ class Sender:
         """The receipt of whichever version is in a block."""
         for version in reversed(flight.versions):
             receipt = await self.rpc.request("eth_getTransactionReceipt", version.hash)
-            if isinstance(receipt, dict) and all(isinstance(receipt.get(name), str) for name in _IN_A_RECEIPT):
-                return receipt
+            if _is_receipt(receipt):
+                return dict(receipt)
             if receipt is not None:
                 raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {self.rpc.url} answered with a receipt that is none")
         return None
@@ -236,7 +239,8 @@ class Sender:
     async def _is_deep(self, receipt: dict[str, Any]) -> bool:
         if self._confirmations == 0:
             return True
-        return await self.rpc.block_number() - int(receipt["blockNumber"], 16) >= self._confirmations
+        mined = self.rpc.read_number("receipt.blockNumber", receipt["blockNumber"])
+        return await self.rpc.block_number() - mined >= self._confirmations
 
     async def _look_after(self, flight: _Flight, *, bump: bool) -> None:
         if await self._count("latest") > flight.nonce:
@@ -281,8 +285,10 @@ class Sender:
     # ----------------------------------------------------------------------------------------------------------- arrival
 
     async def _mined(self, flight: _Flight, receipt: dict[str, Any]) -> Mined:
-        block = int(receipt["blockNumber"], 16)
-        if int(receipt["status"], 16) != 1:
+        read = self.rpc.read_number
+        block, status, used = (read(f"receipt.{name}", receipt[name]) for name in ("blockNumber", "status", "gasUsed"))
+        price = read("receipt.effectiveGasPrice", receipt.get("effectiveGasPrice") or "0x0")
+        if status != 1:
             with contextlib.suppress(Unavailable):  # the node may not know that block's state any more
                 await self.rpc.request("eth_call", flight.call.to_json(), hex(block - 1))  # raises what the contract said
             raise Refusal(Code.CHAIN_REFUSED, f"{flight} failed, and would not fail now")
@@ -290,11 +296,17 @@ class Sender:
         return Mined(
             hash=receipt["transactionHash"],
             block=block,
-            gas_used=int(receipt["gasUsed"], 16),
-            fee=int(receipt["gasUsed"], 16) * int(receipt.get("effectiveGasPrice") or "0x0", 16),
+            gas_used=used,
+            fee=used * price,
             created=parse_address(created) if created else None,
             logs=tuple(receipt["logs"]),
         )
+
+
+def _is_receipt(raw: Any) -> bool:
+    if not isinstance(raw, dict) or not isinstance(raw.get("logs"), list):
+        return False
+    return all(isinstance(raw.get(name), str) for name in _IN_A_RECEIPT)
 
 
 def _is_known(error: RpcError) -> bool:

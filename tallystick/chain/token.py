@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from eth_abi.abi import encode
 
-from tallystick.chain.codec import load_abi
+from tallystick.chain.codec import WrongContract, load_abi
 from tallystick.chain.endpoint import Rpc
 from tallystick.chain.sender import Mined, Sender
 from tallystick.protocol.codecs import Uint, keccak
@@ -112,8 +112,17 @@ class Token:
         return await sender.send(self.address, self._abi.call("transfer", to, amount))
 
     async def domain(self) -> Domain:
-        """The token's own EIP-712 domain, from the contract (EIP-5267)."""
-        _, name, version, chain_id, _, _, _ = await self._read("eip712Domain")
+        """The token's own EIP-712 domain, from the contract (EIP-5267).
+
+        Raises WrongContract where it is of another chain: what is signed for it would move money there.
+        """
+        _, name, version, chain_id, contract, _, _ = await self._read("eip712Domain")
+        here = await self.rpc.chain_id()
+        if (chain_id, contract) != (here, self.address):
+            raise WrongContract(
+                f"the token {self.address} on chain {here} says that it is {contract} on chain {chain_id}: nothing is signed for "
+                "it. Ask another endpoint, or deposit with an approval"
+            )
         return Domain(chain_id=chain_id, contract=self.address, name=name, version=version)
 
     async def permit(self, owner: Signer, spender: Address, amount: Amount, deadline: Seconds) -> SignedPermit:

@@ -41,8 +41,19 @@ def chain(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     chain_id: Annotated[int, typer.Option(help="The chain's id.")] = 31337,
     accounts: Accounts = 10,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Let web pages of this origin use it, as https://wallet.example or chrome-extension://ID; * for all."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Answer under this name too, beside localhost and plain IP addresses.")
+    ] = None,
 ) -> None:
-    """Runs a local chain behind JSON-RPC, with funded accounts whose keys everybody knows. It forgets all on exit."""
+    """Runs a local chain behind JSON-RPC, with funded accounts whose keys everybody knows. It forgets all on exit.
+
+    It serves the programs of this machine. Web pages are refused, unless --allow-origin names theirs: any page could otherwise
+    move its clock.
+    """
     if context.invoked_subcommand is not None:
         return
     from tallystick.chain.devnet import build_app, dev_accounts
@@ -50,7 +61,8 @@ def chain(
     from tallystick.runtime.serving import serving, until_stopped
 
     async def serve() -> None:
-        async with serving(build_app(chain_id, accounts), host, port) as bound:
+        app = build_app(chain_id, accounts, origins=allow_origin or (), hosts=(host, *(allow_host or ())))
+        async with serving(app, host, port) as bound:
             rows = [(number, checksum(signer.address)) for number, signer in enumerate(dev_accounts(accounts))]
             show_rows(("--dev", "funded account"), rows, title="Play money only: anyone can derive these keys")
             err.print(f"chain {chain_id} on http://{host}:{bound} - take an account with: tally wallet import NAME --dev 0")

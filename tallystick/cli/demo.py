@@ -94,9 +94,13 @@ async def _show(stage: Stage, children: Children, prompt: str, *, once: bool, as
     rpc = Rpc(deployment.rpc)
     try:
         view = Witness(
-            Escrow(rpc, deployment), stage.url(stage.ports.gateway), stage.url(stage.ports.coordinator), SETTLE_SECONDS
+            escrow=Escrow(rpc, deployment),
+            gateway=stage.url(stage.ports.gateway),
+            coordinator=stage.url(stage.ports.coordinator),
+            payer=stage.signers["payer"],
+            patience=SETTLE_SECONDS,
         )
-        story = await view.tell(model, prompt, stage.signers["payer"].address, stage.providers, quiet=as_json)
+        story = await view.tell(model, prompt, stage.providers, quiet=as_json)
     finally:
         await rpc.close()
     if as_json:

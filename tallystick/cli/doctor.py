@@ -25,6 +25,7 @@ from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
     from node.config import EngineConfig, NodeConfig
+    from tallystick.client.transport import Info
 
 SKEW_SECONDS = 20
 """A clock that is further off makes orders and asks look expired."""
@@ -129,8 +130,19 @@ async def _look_at_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Add
                 diagnosis.add(
                     "gas",
                     True,
-                    "has coins" if coins else "no coins: the coordinator collects for you; `collect` and `cash-out` need some",
+                    "has coins"
+                    if coins
+                    else "no coins: the coordinator collects for you, and what it leaves until an order expires is lost; "
+                    "`collect` and `cash-out` need some",
                 )
+            rules = await escrow.rules()
+            short = rules.release < loaded.claim_margin
+            diagnosis.add(
+                "reservations",
+                True,
+                f"a payer gets one back {rules.release} s after it said so; the longest job and its settlement take "
+                f"{loaded.claim_margin} s" + (" (longer: what is reserved secures short jobs only)" if short else ""),
+            )
     except TallyError as error:
         diagnosis.add("chain", False, str(error), "check `deployment` and `rpc` in the config; is the chain reachable from here?")
 
@@ -140,30 +152,33 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
     import aiohttp
 
     from tallystick.chain.deployment import Deployment
+    from tallystick.client.config import ClientConfig
+    from tallystick.client.transport import Coordinator
 
     remedy = "check `coordinator` in the config, and that this machine may reach it"
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
-            async with session.get(f"{loaded.coordinator.rstrip('/')}/v1/info") as response:
-                info, date = await response.json(), response.headers.get("date")
-            async with session.get(f"{loaded.coordinator.rstrip('/')}/v1/models") as response:
-                models = {entry["id"]: entry for entry in (await response.json())["data"]}
-            connected = False
-            for model in models:
-                async with session.get(f"{loaded.coordinator.rstrip('/')}/v1/asks", params={"model": model}) as response:
-                    connected |= any(ask["ask"]["message"]["provider"] == provider for ask in (await response.json())["asks"])
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+            session.get(f"{loaded.coordinator.rstrip('/')}/v1/info") as response,
+        ):
+            date = response.headers.get("date")
+        async with Coordinator(loaded.coordinator, ClientConfig()) as coordinator:
+            info = await coordinator.info()
+            models = {offer.id: offer.to_json() for offer in await coordinator.models()}
+            connected = provider is not None and await coordinator.connected(provider)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, TallyError) as error:
         diagnosis.add("coordinator", False, f"{loaded.coordinator}: {error or type(error).__name__}", remedy)
         return None
     with contextlib.suppress(TallyError, OSError):
         deployment = Deployment.load(loaded.deployment)
-        same = (info.get("chainId"), info.get("contract")) == (deployment.chain_id, deployment.escrow)
+        same = info.domain == deployment.domain
         diagnosis.add(
             "coordinator",
             same,
             f"{loaded.coordinator}, {len(models)} models on offer",
             "it settles elsewhere: you need its deployment file",
         )
+    await _look_at_fee(diagnosis, loaded, info)
     if date:
         skew = time.time() - parsedate_to_datetime(date).timestamp()
         diagnosis.add(
@@ -175,6 +190,17 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
         "this node's asks stand in the book" if connected else "no ask of this wallet stands: start `tally node run`",
     )
     return models
+
+
+async def _look_at_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: Info) -> None:
+    """What the coordinator says that it keeps, what it has registered, and what this node bears, in basis points."""
+    told, most = info.fee_bps, loaded.rules.max_fee_bps
+    remedy = "raise max_fee_bps under [rules] in the config, or work for another coordinator"
+    with contextlib.suppress(TallyError):
+        async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
+            registered = (await escrow.provider(info.coordinator)).fee_bps
+        said = f"{registered} bps are registered, it tells clients {told}; {most} are borne"
+        diagnosis.add("fee", max(told, registered) <= most, said, remedy)
 
 
 async def _look_at_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[str, Any] | None) -> None:

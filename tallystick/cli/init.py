@@ -14,7 +14,7 @@ import typer
 
 from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, prompt_password
 from tallystick.cli.output import err, show_json, show_rows, step
-from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.types import Amount, format_amount, parse_amount
 from tallystick.runtime.config import home
 from tallystick.runtime.keys import create_keystore, find_password, keystore_address, keystore_path
@@ -154,15 +154,13 @@ async def _probe(findings: list[Finding]) -> dict[tuple[str, str], Abilities]:
 
 
 async def _market(coordinator: str) -> dict[str, Any]:
-    import aiohttp
+    from tallystick.client.config import ClientConfig
+    from tallystick.client.transport import Coordinator
 
     try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
-            session.get(f"{coordinator.rstrip('/')}/v1/models") as response,
-        ):
-            return {entry["id"]: entry for entry in (await response.json())["data"]}
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+        async with Coordinator(coordinator, ClientConfig()) as asked:
+            return {offer.id: offer.to_json() for offer in await asked.models()}
+    except TallyError:
         err.print(f"{coordinator} does not answer now, so prices are the defaults", highlight=False)
         return {}
 

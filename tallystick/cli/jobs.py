@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from tallystick.cli.onchain import account_of
-from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
+from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, Wallet
 from tallystick.cli.output import show_facts, show_json, show_rows
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.types import JobId, format_amount, parse_job_id
+from tallystick.runtime.keys import NEEDED
 
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
@@ -33,17 +35,19 @@ def show(
     wallet: Wallet = DEFAULT_WALLET,
     coordinator_url: Annotated[str | None, typer.Option("--coordinator", help="The coordinator's address.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the coordinator.")] = False,
+    password_file: PasswordFile = None,
     as_json: Json = False,
 ) -> None:
     """Shows a job: its offers, every attempt and why it ended, tokens, cost, receipt, and what the chain paid.
 
-    It reads this wallet's books and asks the coordinator what it knows. Needs no password.
+    It reads this wallet's books, which needs no password, and asks the coordinator what it knows, which does: a coordinator tells
+    of a job to its payer only. The password is not prompted for; without it the books are shown alone.
     """
     number = parse_job_id(job_id.removeprefix("0x"))
 
     async def find(ledger: Ledger, loaded: ClientConfig) -> None:
         known = await ledger.find(number)
-        told, silence = (None, "not asked") if offline else await _ask(loaded, number)
+        told, silence = (None, "not asked") if offline else await _ask(loaded, wallet, password_file, number)
         if known is None and told is None:
             raise Refusal(Code.UNKNOWN_JOB, f"neither the books of {ledger.payer} nor the coordinator know this job ({silence})")
         from tallystick.client.story import tell_job
@@ -98,13 +102,24 @@ def with_books(
     asyncio.run(run())
 
 
-async def _ask(config: ClientConfig, number: JobId) -> tuple[dict[str, Any] | None, str]:
+async def _ask(config: ClientConfig, wallet: str, password_file: Path | None, number: JobId) -> tuple[dict[str, Any] | None, str]:
     """What the coordinator knows of the job, and if nothing, why."""
+    from tallystick.client.access import Tokens
     from tallystick.client.transport import Coordinator
+    from tallystick.runtime.keys import open_wallet
+
+    def no_password() -> str:
+        raise Refusal(Code.UNAUTHENTICATED, f"it tells of a job to its payer only, so it takes the wallet's password: {NEEDED}")
 
     try:
-        async with Coordinator(config.coordinator, config) as coordinator:
-            return (await coordinator.job(number)).raw, ""
+        if wallet.startswith(("0x", "0X")):
+            text = "it tells of a job to its payer only: name the payer's wallet instead of its address"
+            raise Refusal(Code.UNAUTHENTICATED, text)
+        signer = open_wallet(wallet, password_file=password_file, prompt=no_password)
+        async with Coordinator(config.coordinator, config) as asked:
+            tokens = Tokens(signer, asked.info, lambda: int(time.time()))
+            asked.authorize = tokens
+            return (await asked.job(number)).raw, ""
     except TallyError as error:
         return None, str(error)
 
@@ -127,16 +142,21 @@ def _show(document: dict[str, Any], silence: str) -> None:
             facts += [("receipt", document["receipt"]["digest"])]
     if told:
         settlement = told.get("settlement")
-        facts += [("coordinator says", told["state"]), ("settled by", settlement["tx"] if settlement else "not yet")]
+        tx = settlement.get("tx") if isinstance(settlement, dict) else None
+        facts += [("coordinator says", told["state"]), ("settled by", tx or "not yet")]
     else:
         facts += [("coordinator says", f"nothing: {silence}")]
     show_facts(facts, title=f"job {document['job']}")
     if told:
-        rows = ((a["attempt"], a["provider"], a["state"], a["reason"], "yes" if a["receipt"] else "no") for a in told["attempts"])
+        rows = [_attempt(one) for one in told.get("attempts") or () if isinstance(one, dict)]
         show_rows(("attempt", "provider", "state", "why", "receipt"), rows, title="attempts, as the coordinator tells them")
     if document.get("shortlist"):
         orders = ((o["provider"], o["state"], format_amount(int(o["cap"]))) for o in document["shortlist"])
         show_rows(("provider", "order", "at most"), orders, title="orders that this wallet signed")
+
+
+def _attempt(told: dict[str, Any]) -> tuple[object, ...]:
+    return (*(told.get(name) for name in ("attempt", "provider", "state", "reason")), "yes" if told.get("receipt") else "no")
 
 
 def _row(known: KnownJob) -> tuple[object, ...]:

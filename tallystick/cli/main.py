@@ -13,6 +13,7 @@ from tallystick.cli import (
     contract,
     demo,
     doctor,
+    fees,
     funds,
     init,
     jobs,
@@ -49,6 +50,7 @@ app.command("gateway")(market.gateway)
 app.command("models")(models.models)
 app.command("explain")(models.explain)
 app.command("spend")(spend.spend)
+market.coordinator.command("fee")(fees.fee)
 market.node.command("init")(init.init)
 market.node.command("doctor")(doctor.doctor)
 market.node.command("status")(status.status)

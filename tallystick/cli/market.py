@@ -35,6 +35,10 @@ def node_run(
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
+    without_recall: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A coordinator that will not come back: go on without what it remembers of this key."),
+    ] = None,
 ) -> None:
     """Connects your engine to the market and works until SIGTERM: then it finishes what runs, hands in its claims and stops.
     SIGHUP makes it read its config again.
@@ -44,8 +48,8 @@ def node_run(
     from node.config import load_config
     from node.daemon import run
 
-    loaded = load_config(config)
-    start(run(loaded, unlock(wallet, password_file), lambda: load_config(config)))
+    flags = {"without_recall": without_recall or None}
+    start(run(load_config(config, flags), unlock(wallet, password_file), lambda: load_config(config, flags)))
 
 
 @node.command("demo-engine")

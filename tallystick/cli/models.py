@@ -105,7 +105,7 @@ def explain(
     async def ask(ledger: Ledger, loaded: ClientConfig) -> None:
         told: list[tuple[str, Explained, Asked | None]] = []
         async with Coordinator(loaded.coordinator, loaded) as coordinator:
-            frozen = await ledger.frozen((await coordinator.info()).domain)
+            frozen = await ledger.barred((await coordinator.info()).domain, int(time.time()))
             for model, asked in _asked(request, route, loaded):
                 demand = demand_of(loaded, model, route, choice)
                 listed = await coordinator.explain(demand.to_json(ledger.payer, MAX_CANDIDATES))

@@ -38,7 +38,8 @@ def earnings(
     """Shows what a node earned, by day, model and payer, and where every unit of it is now. Needs no password.
 
     Earned: on receipts. Settled: paid into your credit on chain; `tally cash-out` brings it home. Claimable: can be collected
-    now; the node does so by itself, or `tally node collect`. Out of reach: the orders behind it have expired.
+    now; the node does so by itself, or `tally node collect`. Out of reach: the orders behind it have expired. Written off: the
+    part of that which the node has booked as lost, and no longer counts on.
     """
     loaded, provider = _config(config), account_of(wallet, "--wallet")
 
@@ -57,6 +58,7 @@ def earnings(
             "settled": totals.settled,
             "claimable": Amount(claimable),
             "out_of_reach": Amount(max(0, pending - claimable)),
+            "written_off": totals.written_off,
         }
         if not offline:
             async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
@@ -157,7 +159,8 @@ def collect(
             hashes: list[str] = []
             if rows and signer:
                 await require_coins(escrow, provider)
-                for result in await escrow.settle_all(Sender(escrow.rpc, signer), [ClaimBatch(provider, rows)]):
+                claims = ClaimBatch.sign(signer, rows, escrow.deployment.domain)
+                for result in await escrow.settle_all(Sender(escrow.rpc, signer), claims):
                     hashes.append(result.hash)
                     await store.note_gas(result.hash, int(time.time()), result.gas_used, result.fee)
                     paid |= {event.payer: int(event.paid) for event in result.of(Settled)}

@@ -17,12 +17,18 @@ from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.types import Amount, format_amount
 
 if TYPE_CHECKING:
+    from tallystick.chain.escrow import Escrow
     from tallystick.client.config import ClientConfig
     from tallystick.client.evidence import EvidenceFile
     from tallystick.client.ledger import Ledger
     from tallystick.client.proof import Finding
+    from tallystick.protocol.eip712 import Domain, Signed, Signer
+    from tallystick.protocol.messages import Receipt
 
 app = typer.Typer(no_args_is_help=True, help="Check what providers signed.")
+Claim = Annotated[
+    str | None, typer.Option("--claim", metavar="TX", help="The transaction with the claim, instead of the newest settlements.")
+]
 
 
 @app.command("verify")
@@ -42,16 +48,12 @@ def verify(
     Ends with exit code 1 if anything is not so. It needs nothing but the file: neither wallet, nor network, nor chain.
     """
     from tallystick.client.evidence import FORMAT, EvidenceFile
-    from tallystick.client.proof import MAX_BYTES, describe, read_proof
+    from tallystick.client.proof import describe, read_proof
     from tallystick.client.recount import recount_with
     from tallystick.protocol.wire import loads
 
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise BadMessage(f"{file}: {error.strerror}") from None
-    raw = loads(data, "file") if len(data) <= MAX_BYTES else None
+    data = _read(file)
+    raw = loads(data, "file")
     if isinstance(raw, dict) and raw.get("tallystick") == FORMAT:
         evidence = EvidenceFile.from_json(raw)
         _show_evidence(evidence, evidence.check(None if tokenizer is None else recount_with(tokenizer)), as_json=as_json)
@@ -67,7 +69,9 @@ def verify(
 
 @app.command("evidence")
 def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Json = False) -> None:
-    """Lists the dishonest receipts that this wallet was given, and the file with each. Their providers get no more orders."""
+    """Lists the dishonest receipts that this wallet was given, with the file of each, and the providers that get no more orders
+    of it, with the reason: a dishonest receipt, answers that were charged and did not arrive, or payments beyond receipts.
+    """
 
     async def read(ledger: Ledger, loaded: ClientConfig) -> None:
         folder = loaded.state_file(ledger.payer).parent / "evidence"
@@ -78,15 +82,20 @@ def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Js
             | {"file": str(path), "convincesOthers": convinces}
             for one, path, convinces in found
         ]
+        barred = await ledger.frozen()
+        others = {provider: why for provider, why in barred.items() if all(provider != one.provider for one in latest.values())}
         if as_json:
-            show_json(told)
-        elif not told:
+            blank = {"job": None, "foundAt": None, "file": None, "convincesOthers": False}
+            show_json(told + [{"provider": provider, "reason": why} | blank for provider, why in others.items()])
+        elif not told and not others:
             step("no provider was dishonest to this wallet")
         else:
             for one, path, convinces in found:
                 facts = [("found", show_time(one.found_at)), ("what is wrong", one.reason), ("evidence", path)]
                 facts.append(("shows it to others", "yes" if convinces else "no: it is this wallet's word, or its count"))
                 show_facts(facts, title=f"provider {one.provider}")
+            for provider, why in others.items():
+                show_facts([("why it gets no more orders", why)], title=f"provider {provider}")
             step("they get no more orders of this wallet; to change that: tally receipt forgive PROVIDER")
 
     with_books(config, wallet, None, read)
@@ -99,7 +108,9 @@ def forgive(
     wallet: Wallet = DEFAULT_WALLET,
     as_json: Json = False,
 ) -> None:
-    """Lets a provider have orders of this wallet again, where its receipt was refused by mistake, say by a wrong tokenizer."""
+    """Lets a provider have orders of this wallet again, where its receipt was refused by mistake, say by a wrong tokenizer, or
+    where it charged for answers that did not arrive, or was paid beyond its receipts, and you accept that.
+    """
     whom = account_of(provider, "PROVIDER")
 
     async def act(ledger: Ledger, _config: ClientConfig) -> None:
@@ -113,6 +124,20 @@ def forgive(
     with_books(config, wallet, None, act)
 
 
+def _read(file: Path) -> bytes:
+    """A file's bytes. Raises BadMessage where there are none, or too many."""
+    from tallystick.client.proof import MAX_BYTES
+
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BadMessage(f"{file}: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise BadMessage(f"{file}: larger than {MAX_BYTES} bytes")
+    return data
+
+
 def _convinces(path: Path) -> bool:
     from tallystick.client.evidence import read_evidence
 
@@ -124,41 +149,109 @@ def _convinces(path: Path) -> bool:
 
 @app.command("report")
 def report(
-    file: Annotated[Path, typer.Argument(help="Evidence with two receipts of the same seq.")],
+    file: Annotated[Path, typer.Argument(help="Evidence, or a proof: anything with the provider's receipt in it.")],
+    claim: Claim = None,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Takes evidence of two contradicting receipts to the chain: the provider loses stake, this wallet gets the reporter's part.
+    """Takes a dishonest provider to the chain: it loses stake, this wallet gets the reporter's part. Punished are two different
+    receipts of one seq, and a claim above a receipt of the same or a later seq: the claim is looked up on chain.
 
     Other dishonesty costs a provider this wallet's orders, but not its stake.
     """
-    from tallystick.chain.events import Slashed
-    from tallystick.chain.sender import Sender
-    from tallystick.client.evidence import read_evidence
+    from tallystick.cli import overclaims
 
-    try:
-        found = read_evidence(file.read_bytes())
-    except OSError as error:
-        raise BadMessage(f"{file}: {error.strerror}") from None
-    other = found.equivocation
-    if other is None:
-        raise Refusal(Code.BAD_MESSAGE, f"{file}: no two receipts of the same seq, which is what the contract punishes")
+    domain, receipt, others = _read_receipts(file)
+    other = next((one for one in others if one.message.seq == receipt.message.seq and one.message != receipt.message), None)
 
     async def run() -> None:
         async with open_escrow(deployment, rpc) as escrow:
+            if escrow.deployment.domain != domain:
+                raise BadMessage(f"{file}: of contract {domain.contract} on chain {domain.chain_id}, another deployment's")
             signer = unlock(wallet, password_file)
-            await require_coins(escrow, signer.address)
-            tx = await escrow.slash_equivocation(Sender(escrow.rpc, signer), found.receipt, other)
-        taken = sum(event.amount for event in tx.of(Slashed))
-        if as_json:
-            show_json({"provider": found.receipt.message.provider, "slashed": str(taken), "tx": tx.hash, "block": tx.block})
-        else:
-            step(f"{found.receipt.message.provider} lost {format_amount(Amount(taken))}; your part is credit: tally cash-out")
+            if other is not None and claim is None:
+                await _slash_equivocation(escrow, signer, receipt, other, as_json=as_json)
+                return
+            also = f"{file}: no two receipts of the same seq; " if other is None else ""
+            found = await overclaims.find(escrow, [receipt, *others], claim, also)
+            await overclaims.slash(escrow, signer, found, as_json=as_json)
 
     asyncio.run(run())
+
+
+async def _slash_equivocation(
+    escrow: Escrow, signer: Signer, receipt: Signed[Receipt], other: Signed[Receipt], *, as_json: bool
+) -> None:
+    from tallystick.chain.events import Slashed
+    from tallystick.chain.sender import Sender
+
+    await require_coins(escrow, signer.address)
+    tx = await escrow.slash_equivocation(Sender(escrow.rpc, signer), receipt, other)
+    taken, provider = sum(event.amount for event in tx.of(Slashed)), receipt.message.provider
+    if as_json:
+        show_json({"provider": provider, "slashed": str(taken), "tx": tx.hash, "block": tx.block})
+    else:
+        step(f"{provider} lost {format_amount(Amount(taken))}; your part is credit: tally cash-out")
+
+
+def _read_receipts(file: Path) -> tuple[Domain, Signed[Receipt], tuple[Signed[Receipt], ...]]:
+    """The deployment of an evidence or proof file, its receipt, and the others of the same tab. Raises BadMessage."""
+    from tallystick.client.evidence import FORMAT, EvidenceFile
+    from tallystick.client.proof import read_proof
+    from tallystick.protocol.wire import loads
+
+    data = _read(file)
+    raw = loads(data, "file")
+    if isinstance(raw, dict) and raw.get("tallystick") == FORMAT:
+        found = EvidenceFile.from_json(raw)
+        mine = found.receipt.message
+        same = [one for one in found.others if (one.message.payer, one.message.provider) == (mine.payer, mine.provider)]
+        return found.domain, found.receipt, tuple(same)
+    proof = read_proof(data)
+    return proof.domain, proof.receipt, ()
+
+
+@app.command("overclaims")
+def find_overclaims(
+    provider: Annotated[str, typer.Argument(help="The provider: an address, or a wallet's name.")],
+    claim: Claim = None,
+    report_them: Annotated[bool, typer.Option("--report", help="Take them to the chain: the provider loses stake.")] = False,
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    password_file: PasswordFile = None,
+    deployment: DeploymentFile = None,
+    rpc: Rpc = None,
+    as_json: Json = False,
+) -> None:
+    """Compares what a provider claimed on chain from this wallet with all receipts that it gave to this wallet.
+
+    With --report each claim above a receipt of the same or a later seq costs the provider stake; this wallet gets the reporter's
+    part.
+    """
+    from tallystick.cli import overclaims
+
+    whom = account_of(provider, "PROVIDER")
+
+    async def act(ledger: Ledger, _config: ClientConfig) -> None:
+        async with open_escrow(deployment, rpc) as escrow:
+            domain = escrow.deployment.domain
+            refused = [one for one in await ledger.evidence() if (one.provider, one.domain) == (whom, domain)]
+            receipts = [*await ledger.receipts(domain, whom), *(one.receipt for one in refused)]
+            if not receipts:
+                raise Refusal(Code.BAD_MESSAGE, f"this wallet's books have no receipt of {whom}, so no claim can be compared")
+            found = await overclaims.find(escrow, receipts, claim)
+            if report_them:
+                await overclaims.slash(escrow, unlock(wallet, password_file), found, as_json=as_json)
+            elif as_json:
+                show_json({"provider": whom, "slashed": None, "overclaims": [overclaims.describe(one) for one in found]})
+            else:
+                overclaims.show(found)
+                step(f"the contract punishes that: tally receipt overclaims {whom} --report")
+
+    with_books(config, wallet, None, act)
 
 
 def _show_evidence(evidence: EvidenceFile, findings: list[Finding], *, as_json: bool) -> None:

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from tallystick.cli.output import step
 from tallystick.cli.processes import Children
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.types import Address
 from tallystick.runtime.keys import PASSWORD_FILE_ENV, create_keystore, write_private
 
@@ -155,8 +154,14 @@ async def start_node(stage: Stage, children: Children, name: str, found: Finding
 
 
 async def _sells(stage: Stage, model: str, provider: Address) -> bool:
-    book = await get(f"{stage.url(stage.ports.coordinator)}/v1/asks?{urlencode({'model': model})}")
-    return book is not None and any(ask["ask"]["message"]["provider"] == provider for ask in book["asks"])
+    from tallystick.client.config import ClientConfig
+    from tallystick.client.transport import Coordinator
+
+    try:
+        async with Coordinator(stage.url(stage.ports.coordinator), ClientConfig(control_seconds=2)) as coordinator:
+            return any(ask.message.provider == provider for ask in await coordinator.asks(model))
+    except TallyError:
+        return False
 
 
 async def answers(url: str) -> bool:

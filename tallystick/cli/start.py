@@ -13,8 +13,8 @@ from rich.markup import escape
 from tallystick.cli.local import Place, chain_id, on_chain, settle_place
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, Wallet, prompt_password, unlock
 from tallystick.cli.output import err, show_json, show_rows, step
-from tallystick.cli.stage import GAS_MONEY, get
-from tallystick.protocol.errors import BadMessage
+from tallystick.cli.stage import GAS_MONEY
+from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.types import Amount, format_amount, parse_address
 from tallystick.runtime.config import home
 from tallystick.runtime.keys import create_keystore, find_password, keystore_address, keystore_path
@@ -101,8 +101,7 @@ async def look(place: Place, wallet: str) -> list[Part]:
     finally:
         await rpc.close()
     free = Amount(0) if purse is None else Amount(purse.free - purse.thawing)
-    info, models = await get(f"{place.coordinator}/v1/info"), await get(f"{place.coordinator}/v1/models")
-    offers = [str(one["id"]) for one in (models or {}).get("data", [])]
+    answers, offers = await _offers(place.coordinator)
     todo = _todo(place, wallet, address)
     reached = f"{place.rpc} (chain {chain})" if chain is not None else f"{place.rpc} does not answer"
     if known is None and not place.is_local:
@@ -113,10 +112,23 @@ async def look(place: Place, wallet: str) -> list[Part]:
         "contracts": (there, str(known.escrow) if there and known else "none on that chain"),
         "coins": (coins > 0, f"{format_amount(coins, 18)} for gas"),
         "purse": (free >= LEAST, f"{format_amount(free)} dollars free"),
-        "coordinator": (info is not None, place.coordinator + ("" if info else " does not answer")),
+        "coordinator": (answers, place.coordinator + ("" if answers else " does not answer")),
         "offers": (bool(offers), ", ".join(offers)[:80] or "nobody sells there now"),
     }
     return [Part(name, is_there, says, todo[name]) for name, (is_there, says) in found.items()]
+
+
+async def _offers(coordinator: str) -> tuple[bool, list[str]]:
+    """Whether a coordinator answers, and the models on offer there."""
+    from tallystick.client.config import ClientConfig
+    from tallystick.client.transport import Coordinator
+
+    try:
+        async with Coordinator(coordinator, ClientConfig(connect_seconds=2, control_seconds=5)) as asked:
+            await asked.info()
+            return True, [offer.id for offer in await asked.models()]
+    except TallyError:
+        return False, []
 
 
 def _todo(place: Place, wallet: str, address: str | None) -> dict[str, str]:

@@ -81,7 +81,10 @@ def _draw(said: dict[str, Any]) -> RenderableType:
         ("running", f"{said['running']}, {said['free_slots']} free"),
         ("speed", f"{said['tokens_per_second']} tokens/s a stream, first after {said['first_token_ms']} ms"),
         ("earned", f"{_dollars(said['revenue'])} since the start, {_dollars(said['revenueLastHour'])} an hour"),
-        ("owed on trust", _dollars(said["unsecured"])),
+        ("owed on trust", f"{_dollars(said['unsecured'])}, {_dollars(said['newcomers_today'])} given to newcomers in 24 hours"),
+        ("written off", _dollars(said["written_off"])),
+        ("left unpaid", _unpaid(said["dealings"])),
+        ("fees", _fees(said)),
         ("jobs", ", ".join(f"{count} {outcome}" for outcome, count in sorted(said["jobs"].items())) or "none yet"),
     ):
         facts.add_row(f"[dim]{name}[/dim]", escape(value))
@@ -103,11 +106,21 @@ def _draw(said: dict[str, Any]) -> RenderableType:
     if said["last"]:
         parts.append(jobs)
     if said["alarms"]:
-        alarms = _table("alarm", "payer", "owes", "claim by", title="alarms: tally node collect")
+        alarms = _table("alarm", "payer", "owes", "claim by", "what helps", title="alarms")
         for alarm in said["alarms"]:
-            alarms.add_row(alarm["what"], alarm["payer"], alarm["due"], alarm["claim_by"])
+            alarms.add_row(*(escape(alarm[name]) for name in ("what", "payer", "due", "claim_by", "remedy")))
         parts.append(alarms)
     return Group(*parts)
+
+
+def _unpaid(dealings: dict[str, Any]) -> str:
+    """What coordinators left unpaid within a day, and which of them are served no more for it."""
+    told = [
+        f"{_dollars(one['writtenOff'])} by {where}{'' if one['served'] else ', which is served no more for now'}"
+        for where, one in dealings.items()
+        if one["writtenOff"] != "0"
+    ]
+    return "; ".join(told) or "nothing within a day"
 
 
 def _table(*columns: str, title: str) -> Table:
@@ -115,6 +128,12 @@ def _table(*columns: str, title: str) -> Table:
     for column in columns:
         made.add_column(column)
     return made
+
+
+def _fees(said: dict[str, Any]) -> str:
+    """What the coordinators have registered to keep, and what this node bears."""
+    told = ", ".join(f"{who}: {'not known' if bps is None else f'{bps / 100:g} %'}" for who, bps in said["fees_bps"].items())
+    return f"{told or 'no coordinator'}; at most {said['max_fee_bps'] / 100:g} % is borne"
 
 
 def _dollars(units: str) -> str:

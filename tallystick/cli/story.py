@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tallystick.cli.output import show_facts
 from tallystick.protocol.errors import Code, Unavailable
-from tallystick.protocol.types import Address, Amount, format_amount, parse_address
+from tallystick.protocol.types import Address, Amount, format_amount, parse_address, parse_job_id
 
 if TYPE_CHECKING:
     from tallystick.chain.escrow import Escrow
+    from tallystick.protocol.eip712 import Signer
 
 ANSWER_SECONDS = 300
 
@@ -25,15 +27,16 @@ class Witness:
     escrow: Escrow
     gateway: str
     coordinator: str
+    payer: Signer
+    """Whose job it is: the coordinator tells nobody else."""
     patience: float
     """Seconds to wait for the settlement."""
 
-    async def tell(
-        self, model: str, prompt: str, payer: Address, providers: Mapping[str, Address], *, quiet: bool
-    ) -> dict[str, Any]:
+    async def tell(self, model: str, prompt: str, providers: Mapping[str, Address], *, quiet: bool) -> dict[str, Any]:
         """Runs one streamed chat and returns its story. Amounts are base units as strings. Raises Unavailable."""
         from openai import OpenAIError
 
+        payer = self.payer.address
         purse_before = await self._purse(payer, providers)
         credit_before = {one: (await self.escrow.provider(one)).credit for one in providers.values()}
         try:
@@ -100,10 +103,15 @@ class Witness:
             return str(raw.headers["x-tally-job"]), "".join(parts)
 
     async def _settlement(self, job: str) -> Any:
+        from tallystick.client.access import Tokens
+        from tallystick.client.config import ClientConfig
+        from tallystick.client.transport import Coordinator
+
         try:
-            async with asyncio.timeout(self.patience):
+            async with asyncio.timeout(self.patience), Coordinator(self.coordinator, ClientConfig()) as asked:
+                asked.authorize = Tokens(self.payer, asked.info, lambda: int(time.time()))
                 while True:
-                    known = await self._json(f"{self.coordinator}/v1/jobs/{job}")
+                    known = (await asked.job(parse_job_id(job))).raw
                     if known["settlement"] is not None:
                         return known["settlement"]
                     await asyncio.sleep(0.1)

@@ -95,8 +95,11 @@ class Turns:
             self.output_tokens += used.output
         if self.manner.as_json:
             show_json(self._as_json(job, ended, text))
-        elif ended is None:
-            err.print(f"[yellow]stopped[/]; its receipt is not here yet: tally job show {job.id.hex()}", highlight=False)
+        elif ended is None or ended.receipt is None:
+            err.print(
+                f"[yellow]{'stopped' if stopped else 'done'}[/]; its receipt is not here yet: tally job show {job.id.hex()}",
+                highlight=False,
+            )
         else:
             spent = f"{format_amount(ended.cost)} for {ended.usage.input} + {ended.usage.output} tokens"
             said = f"{'stopped; paid ' if stopped else ''}{spent}, provider {ended.provider}, {ended.outcome.name.lower()}"
@@ -104,7 +107,7 @@ class Turns:
 
     def _as_json(self, job: Job, ended: Result | None, text: str) -> dict[str, object]:
         told: dict[str, object] = {"text": text, "model": self.talk.model, "job": job.id.hex()}
-        if ended is None:
+        if ended is None or ended.receipt is None:
             return told | {"cost": None, "provider": job.provider, "outcome": None, "usage": None}
         used = {"input": ended.usage.input, "cached": ended.usage.cached, "output": ended.usage.output}
         outcome = ended.outcome.name.lower()

@@ -21,8 +21,13 @@ _NOT_NOW = frozenset({Code.NO_PROVIDER, Code.NODE_BUSY, Code.NODE_GONE, Code.PRO
 
 
 def next_may_do(error: TallyError) -> bool:
-    """Whether another model may answer what this one did not: it is not for sale, or nobody has it free. Nothing was billed."""
+    """Whether another model may answer what this one did not: it is not for sale, or nobody has it free."""
     return error.code in _NOT_FOR_SALE or (error.code in _NOT_NOW and error.fault is not Fault.CLIENT)
+
+
+def for_sale(error: TallyError) -> bool:
+    """Whether the model is for sale, as far as this error says."""
+    return error.code not in _NOT_FOR_SALE
 
 
 def draw_of(key: str) -> float:

@@ -1,4 +1,4 @@
-"""Writing the ledger: `take` signs orders, `book` checks a receipt and ends its job, `end` ends a job without one.
+"""Writing the ledger: `take` signs orders, `book` checks a receipt, which may end its job, `end` ends a job without one.
 
 Functions of one connection, inside one transaction that holds the file's write lock. They run once or twice for every job, so
 their statements are built once: building one costs more than running it.
@@ -7,21 +7,33 @@ their statements are built once: building one costs more than running it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.client import spending
-from tallystick.client.payer import Delivered, Doubt, Neighbours, Placed, Tab, check_answer, check_doubt, check_place
+from tallystick.client import outstanding, spending
+from tallystick.client.outstanding import NOTHING, Arrived
+from tallystick.client.payer import (
+    Delivered,
+    Doubt,
+    Neighbours,
+    Placed,
+    Tab,
+    Undelivered,
+    check_answer,
+    check_doubt,
+    check_place,
+    quarters_of,
+)
 from tallystick.client.proof import Proof
-from tallystick.client.tables import JobState, OrderState, evidence, jobs, orders, receipts, tabs, venue
+from tallystick.client.tables import COLLECTABLE, JobState, OrderState, evidence, jobs, orders, receipts, tabs, venue
 from tallystick.protocol.eip712 import Domain, Verified, loads_signed
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.jobs import ENDS, Event
 from tallystick.protocol.messages import Outcome, Receipt, Terms
-from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import dumps
 
 Sign = Callable[[Tab, Address, Terms], Placed]
@@ -32,6 +44,11 @@ _ENDED: dict[Event, JobState] = {
     Event.FAIL: JobState.FAILED,
     Event.EXPIRE: JobState.FAILED,
 }
+
+
+_AWAITING = (JobState.OPEN, JobState.LOST, JobState.COMPLETED)
+"""Jobs whose end a receipt at no cost may still tell; a completed one was delivered whole, and its receipt is outstanding."""
+_COUNTED = (JobState.FAILED, JobState.DISPUTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +62,13 @@ class NewJob:
     path: str
     commitment_key: bytes = field(repr=False)
     created_at: int
-    expires_at: int
     label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A receipt that came for an order of a job, what the client saw of the answer (None: nobody watched), when, how long after
-    the request (None: nobody knows), and what a recount has against it.
+    """A receipt that came for an order of a job, what its reader saw of the answer (None: what the ledger kept of it), when, how
+    long after the request (None: nobody knows), and what a recount has against it.
     """
 
     domain: Domain
@@ -65,6 +81,10 @@ class Arrival:
     doubt: Doubt | None = None
     proof: Proof | None = field(default=None, repr=False)
     """With the plaintexts, where they were kept."""
+    final: bool = True
+    """Whether it ends its job; if not, it only releases the cap of its order, since it charges nothing."""
+    arrived: Arrived = field(default_factory=dict)
+    """What arrived for the job's other orders that a provider had and gave no receipt for."""
 
     @property
     def tab(self) -> dict[str, object]:
@@ -88,15 +108,16 @@ _CAPS = (
     sa.select(
         orders.c.provider,
         sa.func.sum(orders.c.cap).label("open"),
+        sa.func.sum(sa.case((orders.c.state == OrderState.DISPATCHED.value, 1), else_=0)).label("unreleased"),
         sa.func.sum(sa.case((orders.c.seq <= tabs.c.total_mark, orders.c.cap), else_=0)).label("early"),
     )
     .join(tabs, (tabs.c.venue == orders.c.venue) & (tabs.c.payer == orders.c.payer) & (tabs.c.provider == orders.c.provider))
     .where(
         orders.c.payer == PAYER,
-        orders.c.state == OrderState.OPEN.value,
+        orders.c.state.in_(COLLECTABLE),
         orders.c.provider.in_(_PROVIDERS),
         orders.c.venue == VENUE,
-        orders.c.expires_at > bindparam("of_now"),
+        orders.c.claim_by > bindparam("of_now"),
     )
     .group_by(orders.c.provider)
 )
@@ -118,6 +139,11 @@ _ACCEPT = (
     .values(accepted=bindparam("to_accepted"), total=bindparam("to_total"), total_mark=bindparam("to_mark"))
 )
 _FREEZE = sa.update(tabs).where(THIS_TAB, tabs.c.frozen == "").values(frozen=bindparam("to_frozen"))
+_DISPUTE = (
+    sa.update(orders)
+    .where(orders.c.digest == bindparam("of_order"), orders.c.state != OrderState.BOOKED.value)
+    .values(state=OrderState.DISPUTED.value)
+)
 _MARK_ORDER = sa.update(orders).where(orders.c.digest == bindparam("of_order")).values(state=bindparam("to_state"))
 _END_JOB = (
     sa.update(jobs)
@@ -130,6 +156,7 @@ _END_JOB = (
     )
 )
 _LOSE_JOB = _END_JOB.where(jobs.c.state == JobState.OPEN.value)
+_LEAVE_JOB = _END_JOB.where(jobs.c.state.in_([JobState.OPEN.value, JobState.LOST.value]))
 _CLOSE_ORDERS = (
     sa.update(orders)
     .where(orders.c.job == bindparam("of_job"), orders.c.state == OrderState.OPEN.value)
@@ -138,15 +165,15 @@ _CLOSE_ORDERS = (
 
 
 def read_tabs(c: Connection, domain: Domain, payer: Address, providers: Sequence[Address], now: int) -> dict[Address, Tab]:
-    """The payer's tabs with these providers; orders that expired before `now` no longer count."""
+    """The payer's tabs with these providers; orders whose `claim_by` is not after `now` no longer count."""
     which = {"of_venue": venue(domain), "of_payer": payer, "of_providers": list(providers)}
     rows = {row.provider: row for row in c.execute(_TABS, which)}
-    caps = {row.provider: (row.open, row.early) for row in c.execute(_CAPS, which | {"of_now": now})}
-    return {provider: tab_of(rows.get(provider), *caps.get(provider, (0, 0))) for provider in providers}
+    caps = {row.provider: (row.open, row.early, row.unreleased) for row in c.execute(_CAPS, which | {"of_now": now})}
+    return {provider: tab_of(rows.get(provider), *caps.get(provider, (0, 0, 0))) for provider in providers}
 
 
-def tab_of(row: sa.Row[tuple[object, ...]] | None, open_caps: int = 0, early_caps: int = 0) -> Tab:
-    """A tab's row, with the caps of its open orders."""
+def tab_of(row: sa.Row[tuple[object, ...]] | None, open_caps: int = 0, early_caps: int = 0, unreleased: int = 0) -> Tab:
+    """A tab's row, with the caps of its orders that may still be collected, and how many of them were dispatched."""
     if row is None:
         return Tab()
     return Tab(
@@ -157,17 +184,21 @@ def tab_of(row: sa.Row[tuple[object, ...]] | None, open_caps: int = 0, early_cap
         ceiling=Amount(row.ceiling),
         order_seq=row.order_seq,
         frozen=row.frozen,
+        unreleased=unreleased,
+        undelivered=row.undelivered,
     )
 
 
-def take(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: Sign) -> list[Placed]:
-    """Signs an order for each draft whose provider's tab is not frozen, and remembers them as open."""
+def take(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: Sign, reader: str = "") -> list[Placed]:
+    """Signs an order for each draft whose provider is not barred (see `Tab.barred`), and remembers them as open. `reader`: the
+    process that will read the answer, see presence.py.
+    """
     found = read_tabs(c, job.domain, job.payer, [provider for provider, _ in drafts], job.created_at)
-    placed = [sign(found[provider], provider, terms) for provider, terms in drafts if not found[provider].frozen]
+    placed = [sign(found[provider], provider, terms) for provider, terms in drafts if not found[provider].barred]
     if not placed:
         return []
     where = venue(job.domain)
-    c.execute(_NEW_JOB, _job_row(where, job))
+    c.execute(_NEW_JOB, _job_row(where, job) | {"reader": reader})
     c.execute(_NEW_ORDER, [_order_row(where, job, p) for p in placed])
     c.execute(_RAISE_TAB, [_tab_row(where, p) for p in placed])
     return placed
@@ -199,7 +230,7 @@ def _order_row(where: str, job: NewJob, placed: Placed) -> dict[str, object]:
         "seq": order.seq,
         "cap": int(placed.terms.max_cost),
         "ceiling": int(order.ceiling),
-        "expires_at": job.expires_at,
+        "claim_by": order.claim_by,
         "state": OrderState.OPEN.value,
         "order_doc": placed.order.dumps(),
         "terms_doc": dumps(placed.terms.to_json()).decode(),
@@ -218,21 +249,37 @@ def _tab_row(where: str, placed: Placed) -> dict[str, object]:
         "ceiling": int(order.ceiling),
         "order_seq": order.seq,
         "frozen": "",
-        "unproven": 0,
     }
 
 
 def book(c: Connection, arrival: Arrival) -> BadReceipt | None:
-    """Checks a receipt and ends its job. None if the tab now contains it (or did before), else what is wrong with it."""
+    """Checks a receipt and, where it is final, ends its job. None if the tab now contains it, or did before."""
+    receipt = arrival.receipt.message
+    arrival = replace(arrival, delivered=outstanding.recall(c, arrival.job, receipt, arrival.delivered))
     try:
         known, tab = examine(c, arrival)
+    except Undelivered as complaint:
+        outstanding.refuse(c, arrival.tab, receipt.order_hash, arrival.delivered, complaint)
+        if arrival.final:
+            end(c, arrival.job, JobState.FAILED, str(complaint), arrival.now, arrived=arrival.arrived)
+        return complaint
     except BadReceipt as complaint:
         if complaint.fault is Fault.PROVIDER:
             _freeze(c, arrival, _around(c, arrival), str(complaint))
         return complaint
     if not known:
         accept(c, arrival, tab)
+    elif arrival.delivered is not None and arrival.delivered.finished:
+        _weigh(c, arrival)  # booked before, when the stream was lost: now the whole answer was fetched
     return None
+
+
+def _weigh(c: Connection, arrival: Arrival) -> None:
+    receipt = arrival.receipt.message
+    quarters = quarters_of(receipt, arrival.delivered)
+    if quarters:
+        reason = f"job {arrival.job.hex()}, of which it charged {receipt.cost}"
+        outstanding.count(c, arrival.tab, receipt.order_hash, quarters, reason)
 
 
 def examine(c: Connection, arrival: Arrival) -> tuple[bool, sa.Row[tuple[object, ...]] | None]:
@@ -257,7 +304,7 @@ def _around(c: Connection, arrival: Arrival) -> list[str]:
 
 
 def accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | None) -> None:
-    """Books a receipt that was examined, and ends its job; `row` is its tab's."""
+    """Books a receipt that was examined, and ends its job where it is final; `row` is its tab's."""
     receipt, delivered, tab = arrival.receipt.message, arrival.delivered, tab_of(row)
     order = arrival.placed.order.digest.hex()
     values = {
@@ -273,23 +320,36 @@ def accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | No
     }
     c.execute(_NEW_RECEIPT, values)
     total, mark = (tab.total, row.total_mark if row is not None else 0)
-    if tab.total <= receipt.cumulative_cost <= tab.ceiling:  # above all that these books know to be signed it says nothing
+    if tab.total < receipt.cumulative_cost <= tab.ceiling:  # above all that these books know to be signed it says nothing
         total, mark = receipt.cumulative_cost, tab.order_seq
     change = {"to_accepted": int(tab.accepted + receipt.cost), "to_total": int(total), "to_mark": mark}
     c.execute(_ACCEPT, arrival.tab | change)
-    c.execute(_MARK_ORDER, {"of_order": order, "to_state": OrderState.BOOKED.value})
+    before = outstanding.state_of(c, arrival.job)
+    final = receipt.cost > 0 or (arrival.final and before in _AWAITING)
+    c.execute(_MARK_ORDER, {"of_order": order, "to_state": (OrderState.BOOKED if final else OrderState.RELEASED).value})
+    _weigh(c, arrival)
+    if final:
+        _finish(c, arrival, counted=before in _COUNTED)
+
+
+def _finish(c: Connection, arrival: Arrival, *, counted: bool) -> None:
+    """Ends the job of a receipt that was booked. `counted`: it counts as a failed request already."""
+    receipt = arrival.receipt.message
     outcome = Outcome(receipt.outcome)
     state = _ENDED[ENDS[outcome]]
-    spending.add(c, arrival.job, receipt, arrival.now, failed=state is JobState.FAILED)
+    spending.add(c, arrival.job, receipt, arrival.now, failed=state is JobState.FAILED, counted=counted)
     reason = "" if state is JobState.COMPLETED else outcome.name.lower()
     if arrival.doubt is not None:
         reason = f"doubted: {arrival.doubt.reason}"
-    _end(c, arrival.job, state, reason, arrival.now, took_ms=arrival.took_ms)
+    outstanding.keep(c, arrival.arrived)
+    outstanding.dispatched(c, arrival.arrived)
+    told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": arrival.now, "to_took": arrival.took_ms}
+    c.execute(_END_JOB, {"of_job": arrival.job.hex()} | told)
+    c.execute(_CLOSE_ORDERS, {"of_job": arrival.job.hex()})
 
 
 def _freeze(c: Connection, arrival: Arrival, others: list[str], reason: str) -> None:
     order, delivered = arrival.placed.order, arrival.delivered
-    seen = asdict(delivered) | {"commitment": delivered.commitment.hex()} if delivered is not None else None
     values = {
         "venue": venue(arrival.domain),
         "payer": order.message.payer,
@@ -300,28 +360,39 @@ def _freeze(c: Connection, arrival: Arrival, others: list[str], reason: str) -> 
         "order_doc": order.dumps(),
         "terms_doc": dumps(arrival.placed.terms.to_json()).decode(),
         "other_doc": f"[{','.join(others)}]",
-        "delivered_doc": None if seen is None else dumps(seen).decode(),
+        "delivered_doc": None if delivered is None else dumps(delivered.to_json()).decode(),
         "found_at": arrival.now,
     }
     c.execute(_NEW_EVIDENCE, values)
     c.execute(_FREEZE, arrival.tab | {"to_frozen": reason})
-    c.execute(_MARK_ORDER, {"of_order": order.digest.hex(), "to_state": OrderState.DISPUTED.value})
-    end(c, arrival.job, JobState.DISPUTED, reason, arrival.now)
+    c.execute(_DISPUTE, {"of_order": order.digest.hex()})
+    if arrival.final:
+        end(c, arrival.job, JobState.DISPUTED, reason, arrival.now, arrived=arrival.arrived)
 
 
-def end(c: Connection, job: JobId, state: JobState, reason: str, now: int) -> None:
-    """Ends a job: its open orders stop counting. If it is lost they count on until they expire or its end is known; a job whose
-    end is known is not lost.
+def end(
+    c: Connection,
+    job: JobId,
+    state: JobState,
+    reason: str,
+    now: int,
+    *,
+    arrived: Arrived = NOTHING,
+    matched: Sequence[Hash] = (),
+    keep: bool = False,
+) -> None:
+    """Ends a job that has no receipt, unless its end is known.
+
+    Its orders in `arrived` and `matched` were dispatched, and count until a receipt for them or their `claim_by`; the others were
+    never matched, and stop counting. With `keep`, and where the job is lost, nobody knows which were matched: all go on counting.
     """
     if state in (JobState.FAILED, JobState.DISPUTED):
         spending.add_failed(c, job, now)
-    _end(c, job, state, reason, now)
-
-
-def _end(c: Connection, job: JobId, state: JobState, reason: str, now: int, *, took_ms: int | None = None) -> None:
+    outstanding.keep(c, arrived)
+    outstanding.dispatched(c, [*arrived, *matched])
     which = {"of_job": job.hex()}
-    lost = state is JobState.LOST
-    told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": now, "to_took": took_ms}
-    c.execute(_LOSE_JOB if lost else _END_JOB, which | told)
-    if not lost:
+    statement = {JobState.LOST: _LOSE_JOB, JobState.DISPUTED: _END_JOB}.get(state, _LEAVE_JOB)
+    told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": now, "to_took": None}
+    c.execute(statement, which | told)
+    if state is not JobState.LOST and not keep:
         c.execute(_CLOSE_ORDERS, which)

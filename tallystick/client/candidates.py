@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tallystick.client.openai import Asked
-from tallystick.client.payer import Placed, check_cap, terms_for
-from tallystick.protocol import pricing
+from tallystick.client.payer import Placed, cap_for, check_cap, terms_for
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, Refusal
 from tallystick.protocol.messages import Ask, Terms
@@ -22,13 +21,13 @@ def draft(
 ) -> list[tuple[Address, Terms]]:
     """What each ask that sells as much output as the call names would be ordered on. Raises Refusal if none does."""
     call = asked.call
-    least = call.output_tokens or 0
+    least, size = call.output_tokens or 0, len(asked.plain)
     drafts: list[tuple[Address, Terms]] = []
     for ask in asks:
         sold = ask.message.max_output_tokens
         if least <= sold:
             wanted = call.most_output(default_output, sold)
-            terms = terms_for(ask, job=job, commitment=commitment, output_tokens=wanted, body_bytes=len(asked.body))
+            terms = terms_for(ask, job=job, commitment=commitment, output_tokens=wanted, body_bytes=size)
             drafts.append((ask.message.provider, terms))
     if not drafts:
         most = max(ask.message.max_output_tokens for ask in asks)
@@ -42,8 +41,7 @@ def foresee(asked: Asked, ask: Ask, default_output: int, max_cost: int | None) -
     least = asked.call.output_tokens or 0
     if least > ask.max_output_tokens:
         return Amount(0), f"it sells {ask.max_output_tokens} output tokens, not {least}"
-    prices = pricing.Prices(ask.input_price, ask.cached_input_price, ask.output_price)
-    worst = pricing.worst_case(len(asked.body), asked.call.most_output(default_output, ask.max_output_tokens), prices)
+    worst = cap_for(ask, len(asked.plain), asked.call.most_output(default_output, ask.max_output_tokens))
     dear = max_cost is not None and worst > max_cost
     return worst, f"it may cost {format_amount(worst)}, more than max_cost allows" if dear else ""
 

@@ -8,8 +8,8 @@ from typing import Any, TypedDict, cast
 
 from tallystick.client.config import MAX_LABEL, SORTS, ApiKey, ClientConfig
 from tallystick.client.shortlist import Demand
-from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Fault
+from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.reading import read_count, read_items, read_text
 from tallystick.protocol.requirements import Requirements
@@ -18,6 +18,8 @@ from tallystick.protocol.wire import loads
 
 HEADER = "x-tally-options"
 MAX_PROVIDERS = 256
+MAX_WHY = 500
+"""Characters of a coordinator's reason that are shown."""
 
 
 class Choice(TypedDict, total=False):
@@ -165,19 +167,27 @@ class Explained:
 
 
 def explained(listed: Iterable[Mapping[str, Any]], demand: Demand, frozen: Mapping[Address, str], now: int) -> list[Explained]:
-    """What the coordinator says of each ask, with what this client itself has against it; those that will do first.
+    """What the coordinator says of each ask, with what this client itself has against it; those that will do first. What makes no
+    sense is left out.
 
-    Raises BadMessage where it makes no sense.
+    Raises BadMessage where nothing makes sense.
     """
     told: list[Explained] = []
+    nonsense: BadMessage | None = None
     for entry in listed:
         try:
-            signed: Signed[Ask] = read_signed(Ask, entry.get("ask"))
-            numbers = [read_count(entry.get(name, 0), name) for name in ("free", "tokensPerSecond", "firstTokenMs", "reputation")]
+            told.append(_explained(entry, demand, frozen, now))
         except BadMessage as error:
-            error.fault = Fault.COORDINATOR
-            raise
-        ask = signed.message
-        against = (demand.objection(ask, now), entry.get("why"), frozen.get(ask.provider))
-        told.append(Explained(ask, next((str(why) for why in against if why), ""), *numbers))
+            nonsense = error
+    if nonsense is not None and not told:
+        nonsense.fault = Fault.COORDINATOR
+        raise nonsense
     return sorted(told, key=lambda one: bool(one.why))
+
+
+def _explained(entry: Mapping[str, Any], demand: Demand, frozen: Mapping[Address, str], now: int) -> Explained:
+    signed = read_ask(entry.get("ask"))
+    numbers = (read_count(entry.get(name, 0), name) for name in ("free", "tokensPerSecond", "firstTokenMs", "reputation"))
+    ask = signed.message
+    against = (demand.objection(ask, now), entry.get("why"), frozen.get(ask.provider))
+    return Explained(ask, next((str(why)[:MAX_WHY] for why in against if why), ""), *numbers)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +12,12 @@ from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import MAX_CANDIDATES
 from tallystick.runtime.config import home, load
+from tallystick.runtime.plain import is_loopback
 
 MIB = 1024 * 1024
 ENV_PREFIX = "TALLY_GATEWAY_"
 MAX_LABEL = 64
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/*?#@\s]+")
 SORTS = ("price", "latency", "throughput")
 
 
@@ -121,6 +123,7 @@ class ClientConfig:
     coordinator: str = "http://127.0.0.1:8420"
     deployment: Path | None = None
     rpc: str | None = None
+    use_deployment_rpc: bool = False
     chain_id: int | None = None
     contract: Address | None = None
     coordinator_address: Address | None = None
@@ -170,6 +173,7 @@ class ClientConfig:
     keys: tuple[ApiKey, ...] = ()
     allow_origins: tuple[str, ...] = ()
     max_body_bytes: int = 16 * MIB
+    max_bodies_bytes: int = 256 * MIB
     max_answer_bytes: int = 32 * MIB
 
     def __post_init__(self) -> None:
@@ -181,6 +185,8 @@ class ClientConfig:
             raise BadMessage(f"config: sort: expected one of {', '.join(SORTS)}")
         if not 0 <= self.min_reputation <= 100:
             raise BadMessage("config: min_reputation: expected 0 to 100 percent")
+        if any(not _ORIGIN.fullmatch(origin) for origin in self.allow_origins):
+            raise BadMessage('config: allow_origins: expected origins such as "http://localhost:3000", without a path or a "*"')
         self._check_numbers()
 
     def _check_numbers(self) -> None:
@@ -188,6 +194,8 @@ class ClientConfig:
             raise BadMessage(f"config: label: at most {MAX_LABEL} characters")
         if not 0 <= self.max_fee_bps <= 10_000:
             raise BadMessage("config: max_fee_bps: expected 0 to 10000")
+        if not 0 < self.max_body_bytes <= self.max_bodies_bytes:
+            raise BadMessage("config: max_bodies_bytes: expected at least max_body_bytes, and that at least 1")
         spans = ("start_seconds", "run_seconds", "claim_seconds", "key_seconds")
         for name in (*spans, "default_max_output_tokens", "max_jobs", "proofs_mib", "cache_mib", "idle_days"):
             if getattr(self, name) < 1:
@@ -209,12 +217,7 @@ class ClientConfig:
     @property
     def loopback(self) -> bool:
         """Whether the gateway can be reached from this machine only."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
 
 def load_config(path: Path | None = None, flags: dict[str, object] | None = None) -> ClientConfig:

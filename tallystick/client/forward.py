@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from tallystick.client.aliases import Names, Plan, draw_of, next_may_do
+from tallystick.client.aliases import Names, Plan, draw_of
+from tallystick.client.bodies import Bodies, Stalled, patient
 from tallystick.client.cache import LARGEST, Cache, Kept
 from tallystick.client.choice import HEADER, Extras, Options, demand_of, least, read_options, under
 from tallystick.client.config import ApiKey, ClientConfig
@@ -24,14 +25,14 @@ from tallystick.client.result import Result
 from tallystick.client.rules import load_rule
 from tallystick.client.sdk import Market, upkeep_of
 from tallystick.client.spending import Hit
-from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.client.tried import Tried
+from tallystick.protocol.errors import BadMessage, Code, TallyError
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.routes import FORM, JSON, media_type
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Amount, JobId
 from tallystick.protocol.wire import RequestHead, ResponseHead, join_request
 
 log = structlog.get_logger()
-BODY_SECONDS = 60
 OURS = (
     "x-request-id",
     "x-tally-job",
@@ -41,8 +42,11 @@ OURS = (
     "x-tally-receipt",
     "x-tally-cache",
     "x-tally-escalated",
+    "x-tally-at-stake",
 )
 """Headers of answers that are the gateway's own."""
+OUTSTANDING = "outstanding"
+"""What x-tally-receipt says where the whole answer came and its receipt has not yet; x-tally-cost is then the most it may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +95,22 @@ class Forward:
         aliases = market.config.aliases
         self._names = Names(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
         self._cache = Cache.of(market.config, market.wallet)
+        self._bodies = Bodies(market.config.max_body_bytes, market.config.max_bodies_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the job until its answer is sent or its client is gone."""
+        send = patient(send)
         try:
-            body = await _read_body(receive, self._market.config.max_body_bytes)
-            if body is None:
-                return
-            wanted = _Wanted.of(scope, body, self._market.config)
+            async with self._bodies.read(receive) as body:
+                if body is None:
+                    return
+                await self._run(_Wanted.of(scope, body, self._market.config), receive, send)
         except TallyError as error:
             await send_error(send, error)
-            return
+        except Stalled as error:
+            log.info("a caller was given up", reason=str(error))
+
+    async def _run(self, wanted: _Wanted, receive: Receive, send: Send) -> None:
         relay = asyncio.create_task(self._relay(wanted, send), name="relay")
         gone = asyncio.create_task(_until_gone(receive), name="client-gone")
         try:
@@ -118,17 +127,19 @@ class Forward:
 
     async def _relay(self, wanted: _Wanted, send: Send) -> None:
         """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
+        tried = Tried()
         try:
             plan = await self._of_key(wanted, self._plan(wanted))
             name = self._cached_as(wanted, plan)
             kept = None if name is None or self._cache is None else await self._cache.get(name)
             if kept is None:
-                await self._ask(wanted, plan, _Sending(send, self._cache, name))
+                await self._ask(wanted, plan, _Sending(send, self._cache, name, tried), tried)
                 return
             await upkeep_of(self._market).note_hit(Hit(self._label(wanted), kept.model, kept.provider, kept.cost))
             await _send_kept(send, kept)
         except TallyError as error:
-            await send_error(send, error)
+            retry = tried.may_ask_again(error, keyed=wanted.key is not None)
+            await send_error(send, error, tried.headers(), retry=retry)
 
     def _cached_as(self, wanted: _Wanted, plan: Plan) -> str | None:
         """By the whole plan: what any of its models answers is the answer, and another plan's is not."""
@@ -157,35 +168,40 @@ class Forward:
         mine = [body for body in plan.bodies if known is not None and fingerprint(join_request(head, body)) == known.fingerprint]
         return Plan((mine or plan.bodies[:1]) if known is not None else plan.bodies)
 
-    async def _ask(self, wanted: _Wanted, plan: Plan, sending: _Sending) -> None:
-        """One model after another, until one answers and its answer will do. Raises TallyError as long as nothing was sent."""
-        before: list[Result] = []
+    async def _ask(self, wanted: _Wanted, plan: Plan, sending: _Sending, tried: Tried) -> None:
+        """One model after another, until one answers and its answer will do. Raises TallyError as long as nothing was sent: the
+        first one where max_cost leaves nothing for another model.
+        """
+        failed: TallyError | None = None
         for left, body in zip(range(len(plan.bodies) - 1, -1, -1), plan.bodies, strict=True):
             try:
-                result = await self._answer(wanted, body, sending, spent=_sum(before))
+                result = await self._answer(wanted, body, sending, tried)
             except TallyError as error:
                 sending.name = None  # the next model may answer, but not for the one that was to
                 placed = wanted.key is not None and await upkeep_of(self._market).keyed(wanted.key) is not None
-                if placed or not left or not next_may_do(error):
-                    if not before:
-                        raise
+                if placed or not left or not tried.next_may_do(error):
+                    if not tried.results:
+                        raise (failed if failed is not None and error.code is Code.COST_ABOVE_CAP else error) from None
                     break
-                log.info("falling back to another model", code=error.code.value, reason=str(error))
+                log.info("falling back to another model", code=error.code.value, reason=str(error), at_stake=int(tried.stake))
+                failed = failed or error
                 continue
             if result is None:
                 return
             if not left or _will_do(plan, result):
-                await sending.result(result, before)
+                await sending.result(result, tried.results)
                 return
             log.info("an answer will not do: asking the next model", job=result.job.hex(), cost=int(result.cost))
-            before.append(result)
-        if before:  # better than nothing, and paid for
-            await sending.result(before[-1], before[:-1])
+            tried.results.append(result)
+        if tried.results:  # better than nothing, and paid for
+            await sending.result(tried.results[-1], tried.results[:-1])
 
-    async def _answer(self, wanted: _Wanted, body: bytes, sending: _Sending, *, spent: Amount) -> Result | None:
-        """The answer of one model; None if it was a stream, which then was sent. `spent` of max_cost went to earlier ones."""
+    async def _answer(self, wanted: _Wanted, body: bytes, sending: _Sending, tried: Tried) -> Result | None:
+        """The answer of one model; None if it was a stream, which then was sent. What earlier attempts cost, or may cost, is
+        taken off max_cost.
+        """
         market, options = self._market, wanted.options
-        limit = least(market.config.max_cost, options.get("max_cost"))
+        limit, spent = least(market.config.max_cost, options.get("max_cost")), tried.stake + _sum(tried.results)
         if spent and limit is not None:
             options = Options(**options)
             options["max_cost"] = Amount(max(limit - spent, 0))
@@ -194,13 +210,15 @@ class Forward:
             async with job:
                 try:
                     head = await job.start()
+                    if media_type(head.content_type) != EVENT_STREAM:
+                        return await job.result()
                 except TallyError as error:
-                    if again and await self._mended(error, job):
+                    stake = await upkeep_of(market).at_stake(job.id)
+                    tried.note(job, error, stake)
+                    if again and not stake and job.head is None and await self._mended(error, job):
                         continue
                     raise
-                if media_type(head.content_type) != EVENT_STREAM:
-                    return await job.result()
-                await sending.stream(job, head)
+                await sending.stream(job, head, keyed=wanted.key is not None, stake=upkeep_of(market).at_stake)
                 return None
         raise RuntimeError("a job that is not asked for again has an end")
 
@@ -223,8 +241,8 @@ def _will_do(plan: Plan, result: Result) -> bool:
 class _Sending:
     """An answer on its way to the caller, and into the cache where it has a name there."""
 
-    def __init__(self, send: Send, cache: Cache | None, name: str | None) -> None:
-        self._send, self._cache, self.name = send, cache, name
+    def __init__(self, send: Send, cache: Cache | None, name: str | None, tried: Tried) -> None:
+        self._send, self._cache, self.name, self._tried = send, cache, name, tried
 
     async def result(self, result: Result, before: Sequence[Result]) -> None:
         """A whole answer; those `before` were other models', which would not do, and are paid for too."""
@@ -233,19 +251,21 @@ class _Sending:
             "x-request-id": result.job.hex(),
             "x-tally-job": result.job.hex(),
             "x-tally-provider": result.provider,
-            "x-tally-cost": str(result.cost + _sum(before)),
-            "x-tally-receipt": "0x" + result.receipt.digest.hex(),
+            "x-tally-cost": str(_sum([result, *before])),
+            "x-tally-receipt": OUTSTANDING if result.receipt is None else "0x" + result.receipt.digest.hex(),
             "x-tally-prices": _prices(result.terms),
         }
         if before:
-            told = (f"{one.terms.model}; job={one.job.hex()}; cost={int(one.cost)}" for one in before)
+            told = (f"{one.terms.model}; job={one.job.hex()}; cost={int(one.most)}" for one in before)
             headers["x-tally-escalated"] = ", ".join(told)
+        headers |= self._tried.headers()
         await self._keep(result, result.body)  # first: whoever has the answer may ask again
         await _send_whole(self._send, result.head.status, headers | self._missed(), result.body)
 
-    async def stream(self, job: Job, head: ResponseHead) -> None:
-        """An event stream, chunk by chunk; an error in its midst is its last event."""
+    async def stream(self, job: Job, head: ResponseHead, *, keyed: bool, stake: Callable[[JobId], Awaitable[Amount]]) -> None:
+        """An event stream, chunk by chunk; an error in its midst is its last event. `stake`: what a job may still cost."""
         headers = {"content-type": head.content_type, "cache-control": "no-store", **_job_headers(job), **self._missed()}
+        headers |= self._tried.headers()
         await _send_head(self._send, head.status, headers)
         tail, parts, size = b"\n\n", list[bytes](), 0
         try:
@@ -257,8 +277,10 @@ class _Sending:
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         except TallyError as error:
             log.warning("a stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
+            self._tried.note(job, error, await stake(job.id))
+            told = error_event(error, retry=self._tried.may_ask_again(error, keyed=keyed))
             gap = b"" if tail == b"\n\n" else b"\n\n"
-            await self._send({"type": "http.response.body", "body": gap + error_event(error), "more_body": True})
+            await self._send({"type": "http.response.body", "body": gap + told, "more_body": True})
         if self.name is not None and job.booked and size <= LARGEST:
             await self._keep(await job.result(), b"".join(parts))
         await self._send({"type": "http.response.body", "body": b""})
@@ -269,7 +291,7 @@ class _Sending:
     async def _keep(self, result: Result, body: bytes) -> None:
         if self._cache is None or self.name is None or result.head.status != 200:
             return
-        if result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
+        if result.receipt is not None and result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
             kept = Kept(
                 content_type=result.head.content_type,
                 body=body,
@@ -283,27 +305,7 @@ class _Sending:
 
 
 def _sum(results: Sequence[Result]) -> Amount:
-    return Amount(sum(one.cost for one in results))
-
-
-async def _read_body(receive: Receive, limit: int) -> bytes | None:
-    """The request's body; None if the client left meanwhile. Raises Refusal where it is too long or too slow."""
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                event = await receive()
-                if event["type"] == "http.disconnect":
-                    return None
-                size += len(event.get("body", b""))
-                if size > limit:
-                    raise Refusal(Code.BODY_TOO_LARGE, f"the request is longer than {limit} bytes")
-                parts.append(event.get("body", b""))
-                if not event.get("more_body"):
-                    return b"".join(parts)
-    except TimeoutError:
-        raise Refusal(Code.TIMED_OUT, f"the request did not arrive within {BODY_SECONDS} s") from None
+    return Amount(sum(one.most for one in results))
 
 
 async def _until_gone(receive: Receive) -> None:
@@ -345,8 +347,10 @@ async def _send_kept(send: Send, kept: Kept) -> None:
     await _send_whole(send, 200, headers, kept.body)
 
 
-async def send_error(send: Send, error: TallyError) -> None:
-    """An error in OpenAI's shape."""
-    shown = render_error(error)
+async def send_error(
+    send: Send, error: TallyError, headers: Mapping[str, str] | None = None, *, retry: bool | None = None
+) -> None:
+    """An error in OpenAI's shape. `retry`: see render_error."""
+    shown = render_error(error, retry=retry)
     log.info("request refused", status=shown.status, code=error.code.value, reason=str(error))
-    await _send_whole(send, shown.status, {"content-type": JSON} | shown.headers, shown.body)
+    await _send_whole(send, shown.status, {"content-type": JSON} | shown.headers | dict(headers or {}), shown.body)

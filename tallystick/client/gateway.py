@@ -2,7 +2,7 @@
 
 Bodies pass through untouched both ways; a stream is flushed chunk by chunk. A client that goes away cancels its job, whose
 receipt is still booked. Without an API key only programs on this machine are served, since every request spends money: not web
-pages (Origin), nor names that were made to point here (Host).
+pages (Origin, Sec-Fetch-Site), nor names that were made to point here (Host).
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.forward import OURS, Forward, send_error
-from tallystick.client.guard import CALLER, Guard, check_exposed
+from tallystick.client.guard import CALLER, STRANGER, Guard, check_exposed
 from tallystick.client.openai import model_entry, render_error
 from tallystick.client.sdk import Market, upkeep_of
 from tallystick.client.spending import DAY_SECONDS
 from tallystick.client.story import tell_job
+from tallystick.client.transport import ModelOffer
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.routes import ALWAYS, JSON
@@ -38,14 +39,14 @@ log = structlog.get_logger()
 
 def build_app(market: Market) -> ASGIApp:
     """The gateway as an ASGI app over an open market."""
-    forward = Forward(market)
+    forward, offers = Forward(market), _Offers(market)
 
     async def models(request: Request) -> Response:
-        return _json({"object": "list", "data": await _models(market, request.scope.get(CALLER))})
+        return _json({"object": "list", "data": _models(market, await offers.get(), request.scope.get(CALLER))})
 
     async def model(request: Request) -> Response:
         wanted = request.path_params["model"]
-        for entry in await _models(market, request.scope.get(CALLER)):
+        for entry in _models(market, await offers.get(), request.scope.get(CALLER)):
             if entry["id"] == wanted:
                 return _json(entry)
         raise Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {wanted!r}")
@@ -56,7 +57,9 @@ def build_app(market: Market) -> ASGIApp:
             raise Refusal(Code.UNKNOWN_JOB, "this wallet's ledger has no such job")
         return _json(tell_job(known))
 
-    async def health(_request: Request) -> Response:
+    async def health(request: Request) -> Response:
+        if request.scope.get(STRANGER):
+            return _json({"status": "ok"})
         return _json({"status": "ok", "payer": market.address, "coordinator": market.config.coordinator, "jobs": market.running})
 
     routes = [
@@ -74,9 +77,31 @@ def build_app(market: Market) -> ASGIApp:
     return CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=OURS)
 
 
-async def _models(market: Market, caller: ApiKey | None) -> list[dict[str, Any]]:
+class _Offers:
+    """The models on offer. Whoever asks while a question is under way shares it, so that callers do not add up at the
+    coordinator, nor its answers here.
+    """
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+        self._asking: asyncio.Task[list[ModelOffer]] | None = None
+
+    async def get(self) -> list[ModelOffer]:
+        """As the coordinator tells them now. Raises TallyError."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._market.models(), name="models")
+            self._asking.add_done_callback(self._answered)
+        return await asyncio.shield(self._asking)
+
+    def _answered(self, task: asyncio.Task[list[ModelOffer]]) -> None:
+        self._asking = None
+        if not task.cancelled():
+            task.exception()  # nobody may be left who waits for it
+
+
+def _models(market: Market, offers: list[ModelOffer], caller: ApiKey | None) -> list[dict[str, Any]]:
     """What is for sale to a caller, and the names that stand for several models."""
-    offered = [model_entry(offer.id, offer.to_json()) for offer in await market.models()]
+    offered = [model_entry(offer.id, offer.to_json()) for offer in offers]
     allowed = market.config.models_of(caller)
     usable = {alias.name: [one for one in alias.models if not allowed or one in allowed] for alias in market.config.aliases}
     named = [model_entry(name, {"models": models}) for name, models in usable.items() if models]

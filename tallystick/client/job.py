@@ -22,18 +22,19 @@ from tallystick.client.deltas import Deltas
 from tallystick.client.folder import ProofFolder
 from tallystick.client.ledger import Ledger
 from tallystick.client.openai import EVENT_STREAM, Call
-from tallystick.client.payer import Doubt, Placed
+from tallystick.client.payer import Delivered, Doubt, Placed, Stream
 from tallystick.client.proof import Proof
 from tallystick.client.recount import Auditor
 from tallystick.client.resolver import Resolver
-from tallystick.client.result import Result, Unfinished, require_success
+from tallystick.client.result import Result, Unfinished, proof_of, require_success, shortfall
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator
-from tallystick.protocol.eip712 import Domain, Signed, Verified
-from tallystick.protocol.errors import BadReceipt, BadSeal, Code, Fault, PeerError, Refusal, TallyError, Unavailable
-from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.eip712 import Domain, Verified
+from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
+from tallystick.protocol.jobs import TERMINAL
+from tallystick.protocol.messages import Receipt
 from tallystick.protocol.routes import media_type
-from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, split_request
 
 log = structlog.get_logger()
@@ -67,11 +68,14 @@ class Job:
         request: bytes,
         *,
         keyed: bool = False,
+        resumed: bool = False,
         began: float | None = None,
     ) -> None:
-        """`keyed`: the job has an idempotency key, so a lost stream does not end it. `began`: the loop's time at the request."""
+        """`keyed`: the job has an idempotency key, so a lost stream does not end it. `resumed`: it is taken up again, so that it
+        may have been cancelled when its former stream was lost. `began`: the loop's time at the request.
+        """
         self._began = began
-        self._keyed = keyed
+        self._keyed, self._resumed = keyed, resumed
         self._desk, self._answer, self._response, self._call = desk, answer, response, call
         head, body = split_request(request)
         self._request, self._path, self._body_bytes = request, head.path, len(body)
@@ -115,6 +119,11 @@ class Job:
         return self._answer.receipt
 
     @property
+    def outstanding(self) -> bool:
+        """Whether the whole answer came, and its receipt has not: the ledger books it when it comes."""
+        return self._done and self._error is None and self._answer.whole and self._answer.receipt is None
+
+    @property
     def booked(self) -> bool:
         """Whether it ended well, with a receipt."""
         return self._done and self._error is None and self._answer.receipt is not None
@@ -135,8 +144,9 @@ class Job:
         return self.head
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The body, as the engine sent it, piece by piece. Ends once the receipt is booked; raises TallyError, also if it was
-        cancelled meanwhile: what came is then not the whole answer.
+        """The body, as the engine sent it, piece by piece. Ends once the receipt is booked, or the whole answer came and its
+        receipt cannot be had now (`outstanding`); raises TallyError, also if it was cancelled meanwhile: what came is then not
+        the whole answer.
         """
         while not self._done:
             chunk = await self._frame()
@@ -173,7 +183,7 @@ class Job:
 
     def _result(self, body: bytes) -> Result:
         answer = self._answer
-        if answer.head is None or answer.receipt is None or answer.match is None:
+        if answer.head is None or answer.match is None or (answer.receipt is None and not answer.whole):
             raise Unavailable(Code.CANCELLED, "the job ended before an answer began", fault=Fault.CLIENT)
         placed, key = answer.match, answer.key.commitment_key
         return Result(self.id, answer.head, body, answer.receipt, placed.order, placed.terms, key, self.proof)
@@ -181,19 +191,7 @@ class Job:
     @property
     def proof(self) -> Proof | None:
         """What proves the job to others, once its receipt came. None before, and where it was not to be kept or is too long."""
-        answer = self._answer
-        if answer.kept is None or answer.receipt is None or answer.match is None:
-            return None
-        order, receipt = answer.match.order, answer.receipt
-        return Proof(
-            domain=self._desk.domain,
-            order=Signed(order.message, order.signature),
-            terms=answer.match.terms,
-            receipt=Signed(receipt.message, receipt.signature),
-            commitment_key=answer.key.commitment_key,
-            request=self._request,
-            response=tuple(answer.kept),
-        )
+        return proof_of(self._desk.domain, self._answer, self._request)
 
     async def cancel(self) -> Result | None:
         """Stops the job and waits, for a bounded time, for the receipt of what was delivered. None if it is not known yet."""
@@ -201,15 +199,14 @@ class Job:
         try:
             async with asyncio.timeout(self._desk.config.cancel_seconds):
                 if not self._done and not self._answer.ended:
+                    if self._keyed:  # whoever else reads it is to know
+                        await self._desk.ledger.note_cancelled(self.id)
                     await self._desk.coordinator.cancel(self.id)
                 while not self._done:
                     await self._frame()
-        except TimeoutError:
-            self._leave()
-            self._desk.resolver.abandon(self.id)
-            return None
-        except TallyError:
+        except (TimeoutError, TallyError):
             if not self._done:
+                await self._desk.ledger.note_arrived(self._arrived(Stream.LEFT))
                 self._leave()
                 self._desk.resolver.abandon(self.id)
             return None
@@ -227,10 +224,19 @@ class Job:
         else:
             await self.cancel()
 
-    def _abandon(self) -> None:
-        """Nobody reads the stream any more. A keyed job goes on for a while: a retry may take it up."""
+    async def _abandon(self) -> dict[Hash, Delivered]:
+        """Nobody reads the stream any more: what arrived is kept, for a receipt that comes later. A keyed job goes on for a
+        while, as a retry may take it up. Returns what arrived.
+        """
+        arrived = self._arrived(Stream.KEPT if self._keyed else Stream.LEFT)
+        await self._desk.ledger.note_arrived(arrived)
         if not self._keyed:
             self._desk.resolver.abandon(self.id)
+        return arrived
+
+    def _arrived(self, stream: Stream = Stream.READ) -> dict[Hash, Delivered]:
+        cancelled = self._cancelling or self._resumed or stream is not Stream.READ
+        return self._answer.arrived(self._body_bytes, bounded=self._call.bounded, cancelled=cancelled, stream=stream)
 
     # Reading
 
@@ -239,34 +245,50 @@ class Job:
         async with self._reading:
             if self._done:
                 return b""
+            await self._book_voids()
             if self._answer.ended:  # a former reader was cancelled while it wrote the end down
                 await self._finish()
                 return b""
             while not self._frames:
                 await self._fill()
+                if self._done:
+                    return b""
             try:
                 chunk = self._answer.accept(*self._frames.popleft())
             except PeerError as error:
-                self._break(error)
+                await self._break(error)
+            await self._book_voids()
             if self._answer.ended:
                 await self._finish()
             return chunk
+
+    async def _book_voids(self) -> None:
+        """Releases the caps of attempts that ended at no cost. A dishonest receipt among them is its provider's affair alone."""
+        voids, desk = self._answer.voids, self._desk
+        while voids:
+            placed, receipt = voids[0]
+            await desk.ledger.book(Arrival(desk.domain, self.id, placed, receipt, None, desk.now(), final=False))
+            if voids:  # a reader that was cancelled here may have left it for another one
+                voids.popleft()
 
     async def _fill(self) -> None:
         try:
             data = await self._response.content.readany()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             await self._cut_off(str(error) or type(error).__name__)
+            return
         if not data:
             await self._cut_off("it closed")
+            return
         try:
             self._frames.extend(self._reader.feed(data))
         except PeerError as error:
             error.fault = Fault.COORDINATOR
-            self._break(error)
+            await self._break(error)
 
-    def _break(self, error: TallyError) -> NoReturn:
-        self._abandon()
+    async def _break(self, error: TallyError) -> NoReturn:
+        self._error = error
+        await self._abandon()
         self._fail(error)
 
     def _fail(self, error: TallyError) -> NoReturn:
@@ -286,75 +308,100 @@ class Job:
         if self._cancelling:
             raise Unavailable(Code.CANCELLED, "the job was cancelled by this client", fault=Fault.CLIENT)
 
-    async def _cut_off(self, how: str) -> NoReturn:
-        """The stream is gone: finds out what the coordinator knows of the job, and says what had been received."""
-        received = f"{self._answer.chunks} chunks with {self._answer.body_bytes} bytes of the answer"
-        delivered = self._answer.delivered(self._body_bytes, bounded=self._call.bounded)
+    async def _cut_off(self, how: str) -> None:
+        """The stream is gone: finds out what the coordinator knows of the job. A whole answer is delivered all the same;
+        otherwise raises what says how much had been received.
+        """
+        answer = self._answer
+        received = f"{answer.chunks} chunks with {answer.body_bytes} bytes of the answer"
         receipt: Verified[Receipt] | None = None
+        over = False
         try:
-            remote, receipt = await self._desk.resolver.resolve(self.id, delivered)
+            arrived = self._arrived(Stream.KEPT if self._keyed else Stream.LEFT)
+            await self._desk.ledger.note_arrived(arrived)
+            if answer.whole:
+                await self._deliver(arrived)
+            remote, receipt = await self._desk.resolver.resolve(self.id, arrived, self._doubt)
             told = f"the coordinator says that the job is {remote.state.value}"
-            if receipt is None and remote.receipt is None:
-                self._abandon()
+            over = remote.state in TERMINAL
+            if receipt is None and remote.receipt is None and not answer.whole:
+                await self._abandon()
         except BadReceipt as error:
             self._fail(error)
         except TallyError as error:
             told = str(error)
-            self._abandon()
+            if not answer.whole:
+                await self._abandon()
+        if answer.whole:
+            answer.receipt = receipt
+            self._leave()
+            return
         if receipt is not None:
             told += f", billed {receipt.message.cost} base units"
-        self._fail(Unfinished(f"the stream from the coordinator broke ({how}) after {received}; {told}", receipt))
+        text = f"the stream from the coordinator broke ({how}) after {received}; {told}"
+        self._fail(Unfinished(text, receipt, retry=self._keyed or over))
 
     # Ending
+
+    async def _deliver(self, arrived: dict[Hash, Delivered]) -> None:
+        """The whole answer came, whatever is said of the job afterwards; its receipt is still to come."""
+        text = "the whole answer came; its receipt is outstanding"
+        await self._desk.ledger.end(self.id, JobState.COMPLETED, text, self._desk.now(), arrived=arrived)
+
+    async def _finish_without(self, failure: TallyError) -> None:
+        """The coordinator says that the job failed. Raises that, unless the whole answer had come."""
+        answer, desk = self._answer, self._desk
+        if answer.whole and answer.head is not None:
+            log.warning("a job failed after its whole answer", job=self.id.hex(), reason=str(failure))
+            await self._deliver(self._arrived())
+            desk.resolver.fetch(self.id)
+            self._leave()
+            return
+        state = JobState.CANCELLED if self._cancelling else JobState.FAILED
+        await desk.ledger.end(self.id, state, str(failure), desk.now(), arrived=self._arrived())
+        if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger lacks
+            desk.resolver.wake()
+            self._fail(await desk.resolver.recovery.refused(self.id, failure))
+        self._fail(failure)
 
     async def _finish(self) -> None:
         answer, desk = self._answer, self._desk
         if answer.failure is not None:
-            state = JobState.CANCELLED if self._cancelling else JobState.FAILED
-            await desk.ledger.end(self.id, state, str(answer.failure), desk.now())
-            if answer.failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger lacks
-                desk.resolver.wake()
-                self._fail(await desk.resolver.recovery.refused(self.id, answer.failure))
-            self._fail(answer.failure)
+            await self._finish_without(answer.failure)
+            return
         if answer.receipt is None or answer.match is None:
             raise RuntimeError("an answer ended without a receipt or a failure")
-        delivered = answer.delivered(self._body_bytes, bounded=self._call.bounded)
+        delivered = answer.delivered(self._body_bytes, bounded=self._call.bounded, cancelled=self._cancelling or self._resumed)
         took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
         doubt = await self._doubt(answer.receipt.message)
-        arrival = Arrival(desk.domain, self.id, answer.match, answer.receipt, delivered, desk.now(), took, doubt, self.proof)
+        arrival = Arrival(
+            desk.domain,
+            self.id,
+            answer.match,
+            answer.receipt,
+            delivered,
+            desk.now(),
+            took,
+            doubt,
+            self.proof,
+            arrived=self._arrived(),
+        )
         complaint = await desk.ledger.book(arrival)
         if answer.passed_over:
             desk.resolver.look_into(answer.passed_over)
         if desk.proofs is not None and self.proof is not None:
             await desk.proofs.put(self.id, self.proof)
-        error = complaint or self._shortfall(answer.receipt.message)
+        error = complaint or shortfall(answer, answer.receipt.message, cancelling=self._cancelling)
         if error is not None:
             self._fail(error)
         self._leave()
 
     async def _doubt(self, receipt: Receipt) -> Doubt | None:
-        auditor, kept = self._desk.auditor, self._answer.kept
-        if auditor is None or not self._answer.whole or not auditor.counts(self._call.model, self._path):
+        """What a recount has against the receipt of a whole answer."""
+        auditor, answer = self._desk.auditor, self._answer
+        if auditor is None or not answer.whole or not auditor.counts(self._call.model, self._path):
             return None
-        if kept is None:
-            found: Doubt | None = Doubt("the answer is too long to be counted again", refuse=False)
-        else:
-            found = await auditor.doubt(self._call.model, self._request, kept, receipt)
+        found = await auditor.doubt(self._call.model, self._request, answer.kept, receipt)
         if found is not None:
             log.warning("a receipt is doubted", job=self.id.hex(), provider=receipt.provider, reason=found.reason)
         return found
-
-    def _shortfall(self, receipt: Receipt) -> TallyError | None:
-        """What the caller must be told of an honestly billed job that did not bring the whole answer."""
-        outcome = Outcome(receipt.outcome)
-        answer = self._answer
-        if outcome in (Outcome.COMPLETED, Outcome.LENGTH):
-            return None if answer.whole else BadSeal("the answer was cut off before its last chunk", fault=Fault.COORDINATOR)
-        if outcome is Outcome.CLIENT_CANCELLED:
-            text = "the answer was cancelled on its way, not by this client"
-            return None if self._cancelling else Unavailable(Code.CANCELLED, text, fault=Fault.COORDINATOR)
-        if answer.whole and answer.head is not None and answer.head.status >= 400:
-            return None
-        code = Code.TIMED_OUT if outcome is Outcome.TIMED_OUT else Code.PROVIDER_FAILED
-        text = f"the provider did not finish the answer ({outcome.name.lower()}); nothing was billed"
-        return Unavailable(code, text, fault=Fault.PROVIDER)

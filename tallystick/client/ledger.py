@@ -14,21 +14,23 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Connection
 
-from tallystick.client import books, keys, lookups, mending, spending
+from tallystick.client import books, freshness, keys, lookups, mending, outstanding, spending
 from tallystick.client.accounts import Account, read_accounts
 from tallystick.client.books import Arrival, NewJob, Sign
 from tallystick.client.config import Budget
 from tallystick.client.evidence import EvidenceFile
 from tallystick.client.keys import Keyed
 from tallystick.client.lookups import Evidence, KnownJob
-from tallystick.client.mending import Found, Shown
-from tallystick.client.payer import Placed, Tab
+from tallystick.client.mending import Found, Paid, Shown
+from tallystick.client.outstanding import NOTHING, Arrived
+from tallystick.client.payer import Placed, Tab, Undelivered
+from tallystick.client.presence import Presence
 from tallystick.client.spending import DAY_SECONDS, Hit, Spent, Standing
 from tallystick.client.tables import JobState, venue
-from tallystick.protocol.eip712 import Domain
+from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
-from tallystick.protocol.messages import Terms
-from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.messages import Ask, Receipt, Terms
+from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.runtime.keys import write_private
 from tallystick.runtime.storage import Database
 
@@ -39,9 +41,10 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 class Ledger:
     """The ledger of one payer. Open with `Ledger.open`, close with `close`."""
 
-    def __init__(self, database: Database, payer: Address, evidence: Path) -> None:
+    def __init__(self, database: Database, payer: Address, evidence: Path, presence: Presence) -> None:
         self._database, self._evidence = database, evidence
         self.payer = payer
+        self._presence = presence
         self._warned: set[tuple[int, str]] = set()
 
     @classmethod
@@ -54,27 +57,29 @@ class Ledger:
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"state file {path}: {error.strerror}", fault=Fault.CLIENT) from error
         database = Database(f"sqlite:///{path}")
         await database.start(MIGRATIONS)
-        return cls(database, payer, path.parent / "evidence")
+        return cls(database, payer, path.parent / "evidence", Presence(path))
 
     async def close(self) -> None:
         """Finishes what is queued and lets go of the file."""
         await self._database.close()
+        self._presence.leave()
 
     async def take(
         self, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: Sign, budgets: Sequence[Budget] = ()
     ) -> list[Placed]:
-        """Signs an order for each draft that the budgets have room for and whose provider's tab is not frozen, and remembers
-        them as open. Raises Refusal where a budget has no room.
+        """Signs an order for each draft that the budgets have room for and whose provider is not barred, and remembers them as
+        open. Raises Refusal where a budget has no room.
 
         `sign` must be pure: it may be called twice. It gets the tab as it is at that moment.
         """
+        reader = self._presence.name
         if not budgets:
-            return await self._database.write(lambda c: books.take(c, job, drafts, sign))
+            return await self._database.write(lambda c: books.take(c, job, drafts, sign, reader))
 
         def take(c: Connection) -> tuple[list[Placed], list[Standing]]:
             mine = (budget for budget in budgets if budget.covers(job.label))
             stands = [spending.standing(c, self.payer, budget, job.created_at) for budget in mine]
-            return books.take(c, job, spending.within(drafts, stands), sign), stands
+            return books.take(c, job, spending.within(drafts, stands), sign, reader), stands
 
         placed, stands = await self._database.write(take)
         for one in stands:
@@ -101,11 +106,15 @@ class Ledger:
         return await self._database.read(lambda c: spending.read(c, self.payer, since, by))
 
     async def book(self, arrival: Arrival) -> BadReceipt | None:
-        """Checks a receipt and ends its job. Returns None if the tab now contains it (or did before), else what is wrong.
+        """Checks a receipt and, where it is final, ends its job. Returns None if the tab now contains it (or did before), else
+        what is wrong.
 
-        A dishonest receipt is kept as evidence, also in a file for others, and freezes the tab with its provider.
+        A dishonest receipt is kept as evidence, also in a file for others, and freezes the tab with its provider. One that
+        charges for what did not arrive (Undelivered) counts against its provider; see payer.MAX_UNDELIVERED.
         """
         complaint = await self._database.write(lambda c: books.book(c, arrival))
+        if isinstance(complaint, Undelivered):
+            log.warning("charged and not delivered", provider=arrival.placed.provider, job=arrival.job.hex(), why=str(complaint))
         if complaint is not None and complaint.fault is Fault.PROVIDER:
             await self._write_evidence(arrival, str(complaint))
         return complaint
@@ -123,18 +132,72 @@ class Ledger:
         provider = arrival.placed.provider
         log.warning("a dishonest receipt: its provider gets no more orders", provider=provider, why=reason, evidence=str(path))
 
-    async def adopt(self, domain: Domain, provider: Address, shown: Sequence[Shown], settled: Amount, now: int) -> Found:
-        """Raises the tab with a provider to what these verified orders and receipts, or the chain, prove beyond these books."""
+    async def adopt(
+        self,
+        domain: Domain,
+        provider: Address,
+        shown: Sequence[Shown],
+        settled: Amount,
+        now: int,
+        *,
+        paid: Sequence[Paid] | None = (),
+    ) -> Found:
+        """Raises the tab with a provider to what these verified orders and receipts prove; see mending.adopt."""
         where: dict[str, object] = {"of_venue": venue(domain), "of_payer": self.payer, "of_provider": provider}
-        return await self._database.write(lambda c: mending.adopt(c, where, shown, settled, now))
+        return await self._database.write(lambda c: mending.adopt(c, where, shown, settled, now, paid=paid))
 
     async def traded(self, domain: Domain, providers: Sequence[Address]) -> set[Address]:
         """Those of the providers with whom there is a tab."""
         return await self._database.read(lambda c: lookups.traded(c, domain, self.payer, providers))
 
-    async def end(self, job: JobId, state: JobState, reason: str, now: int) -> None:
-        """Ends a job that has no receipt: its open orders stop counting. For `lost` they count on until they expire."""
-        await self._database.write(lambda c: books.end(c, job, state, reason, now))
+    async def end(
+        self,
+        job: JobId,
+        state: JobState,
+        reason: str,
+        now: int,
+        *,
+        arrived: Arrived = NOTHING,
+        matched: Sequence[Hash] = (),
+        keep: bool = False,
+    ) -> None:
+        """Ends a job that has no receipt. Its orders in `arrived` and `matched`, which providers had, count until `claim_by`; see
+        books.end.
+        """
+        await self._database.write(lambda c: books.end(c, job, state, reason, now, arrived=arrived, matched=matched, keep=keep))
+
+    async def note_arrived(self, arrived: Arrived, *, matched: bool = True) -> None:
+        """Keeps what arrived of a stream that nobody reads any more: a receipt that comes later charges for that alone.
+
+        `matched`: providers are known to have had these orders, which count until `claim_by` or a receipt.
+        """
+
+        def note(c: Connection) -> None:
+            outstanding.keep(c, arrived)
+            if matched:
+                outstanding.dispatched(c, arrived)
+
+        await self._database.write(note)
+
+    async def note_reader(self, job: JobId) -> None:
+        """This process takes a job up that another one placed."""
+        await self._database.write(lambda c: outstanding.read_by(c, job, self._presence.name))
+
+    async def note_cancelled(self, job: JobId) -> None:
+        """This client asks for a job's end: whichever process reads its receipt, it may say so."""
+        await self._database.write(lambda c: outstanding.cancelled(c, job))
+
+    async def outstanding(self, now: int, every: int, limit: int = 100) -> list[JobId]:
+        """Ended jobs whose receipts are outstanding and due to be asked about; see lookups.outstanding."""
+        return await self._database.read(lambda c: lookups.outstanding(c, self.payer, now, every, limit))
+
+    async def note_asked(self, job: JobId, now: int) -> None:
+        """The coordinator was asked about an ended job."""
+        await self._database.write(lambda c: lookups.asked(c, job, now))
+
+    async def known_orders(self, digests: Sequence[Hash]) -> dict[Hash, JobId]:
+        """The jobs of those among these orders that the ledger has."""
+        return await self._database.read(lambda c: lookups.known_orders(c, digests))
 
     async def keep_key(self, keyed: Keyed, horizon: int) -> Keyed:
         """Remembers which job a key stands for, and returns what it stands for: another process may have been faster."""
@@ -157,17 +220,34 @@ class Ledger:
         found = await self._database.read(lambda c: books.read_tabs(c, domain, self.payer, [provider], now))
         return found[provider]
 
-    async def frozen(self, domain: Domain) -> dict[Address, str]:
-        """The providers that get no more orders, and why."""
-        return await self._database.read(lambda c: lookups.frozen(c, domain, self.payer))
+    async def frozen(self, domain: Domain | None = None) -> dict[Address, str]:
+        """The providers that get no more orders until they are forgiven, and why; in one deployment or in all."""
+        return await self._database.read(lambda c: lookups.frozen(c, self.payer, domain))
+
+    async def barred(self, domain: Domain, now: int) -> dict[Address, str]:
+        """The providers that get no orders now, and why: frozen ones, and those that owe too many receipts."""
+        return await self._database.read(lambda c: lookups.barred(c, domain, self.payer, now))
+
+    async def stale(self, domain: Domain, asks: Sequence[Verified[Ask]], now: int) -> dict[Hash, str]:
+        """Why some of these asks are not to be ordered on, by digest, and remembers the newest ones. See freshness."""
+        products = [freshness.product_of(ask.message) for ask in asks]
+        known, aged = await self._database.read(lambda c: freshness.read(c, domain, products, now))
+        reasons, newer = freshness.judge(asks, known)
+        if newer or aged:
+            await self._database.write(lambda c: freshness.note(c, domain, asks, now))
+        return reasons
 
     async def forgive(self, provider: Address, now: int) -> bool:
         """Lets a provider have orders again, in every deployment; whether it was frozen. The evidence stays. See mending."""
         return await self._database.write(lambda c: mending.forgive(c, self.payer, provider, now))
 
     async def unresolved(self, before: int, limit: int = 1_000) -> list[JobId]:
-        """Jobs made until that Unix time whose end this ledger does not know, oldest first."""
-        return await self._database.read(lambda c: lookups.unresolved(c, self.payer, before, limit))
+        """Jobs made until that Unix time whose end this ledger does not know, oldest first; not those that another living process
+        reads.
+        """
+        found = await self._database.read(lambda c: lookups.unresolved(c, self.payer, before, limit))
+        living = {reader for reader in {reader for _, reader in found} if self._presence.other_lives(reader)}
+        return [job for job, reader in found if reader not in living]
 
     async def find(self, job: JobId) -> KnownJob | None:
         """What is known of a job."""
@@ -176,6 +256,10 @@ class Ledger:
     async def latest(self, limit: int) -> list[KnownJob]:
         """The newest jobs, newest first."""
         return await self._database.read(lambda c: lookups.latest(c, self.payer, limit))
+
+    async def receipts(self, domain: Domain, provider: Address) -> list[Signed[Receipt]]:
+        """Every receipt of a provider that was booked, in the order of their seq."""
+        return await self._database.read(lambda c: lookups.signed_receipts(c, domain, self.payer, provider))
 
     async def evidence(self) -> list[Evidence]:
         """Every dishonest receipt, oldest first."""

@@ -10,6 +10,7 @@ from typing import Any
 from tallystick.client.job import Job
 from tallystick.client.result import Result, require_success
 from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.protocol.types import Amount, JobId
 
 Body = bytes | Mapping[str, Any]
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
@@ -50,18 +51,20 @@ class Manner:
 
 
 class Many:
-    """One run over some requests. `submit` places one; `random` gives bytes, which spread the retries; while `stopping`, nothing
-    new begins.
+    """One run over some requests. `submit` places one; `at_stake` tells what a failed one may still cost (base units): where that
+    is something, it is not tried again. `random` gives bytes, which spread the retries; while `stopping`, nothing new begins.
     """
 
     def __init__(
         self,
         submit: Callable[[Body], Awaitable[Job]],
+        at_stake: Callable[[JobId], Awaitable[Amount]],
         manner: Manner,
         random: Callable[[int], bytes],
         stopping: Callable[[], bool],
     ) -> None:
-        self._submit, self._manner, self._random, self._stopping = submit, manner, random, stopping
+        self._submit, self._at_stake = submit, at_stake
+        self._manner, self._random, self._stopping = manner, random, stopping
         self._slots = asyncio.Semaphore(manner.at_once)
         self._room = asyncio.Semaphore(2 * manner.at_once)  # those that ended and were not taken yet are bounded, too
         self._running: set[asyncio.Task[Done]] = set()
@@ -113,11 +116,13 @@ class Many:
         tries = 0
         while True:
             tries += 1
+            job: Job | None = None
             try:
                 async with await self._submit(request) as job:
                     return Done(index, request, tries, require_success(await job.result()))
             except TallyError as error:
-                if not error.retry or tries > self._manner.retries or self._stopping():
+                final = not error.retry or tries > self._manner.retries or self._stopping()
+                if final or (job is not None and await self._at_stake(job.id)):
                     return Done(index, request, tries, error=error)
             longest = min(LONGEST_WAIT, self._manner.first_wait * 2 ** (tries - 1))
             await asyncio.sleep(longest * (1 + self._random(1)[0] / 255) / 2)

@@ -1,4 +1,5 @@
-"""Changing a tab outside of jobs: what other orders and the chain prove beyond these books, and a freeze that was a mistake.
+"""Changing a tab outside of jobs: what other orders and the chain prove beyond these books, what the chain paid without proof,
+and a freeze that was a mistake.
 
 Functions of one connection, inside one transaction that holds the file's write lock, like those of books.py.
 """
@@ -7,19 +8,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
-from tallystick.client import spending
-from tallystick.client.books import NEW_TAB, PAYER, TAB, THIS_TAB, VENUE, Arrival, accept, examine, tab_of
-from tallystick.client.payer import Placed
-from tallystick.client.tables import domain_of, evidence, orders, tabs
+from tallystick.client import outstanding, spending
+from tallystick.client.books import NEW_TAB, PAYER, TAB, THIS_TAB, VENUE, Arrival, accept, examine, read_tabs, tab_of
+from tallystick.client.payer import NOT_DELIVERED, Delivered, Placed, Tab
+from tallystick.client.tables import OrderState, domain_of, evidence, orders, tabs
 from tallystick.protocol.eip712 import Verified, loads_signed
 from tallystick.protocol.errors import BadReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
-from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.types import Address, Amount, JobId, format_amount
 from tallystick.protocol.wire import loads
 
 
@@ -32,86 +33,162 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
+class Paid:
+    """An order of this payer's key, verified, on which the chain paid its provider, and the transaction."""
+
+    order: Verified[Order]
+    transaction: str
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What came of looking: by how much the tab's total rose (base units), when an order was last signed into another state
-    file while this one was in use (Unix seconds; 0: none was), and what the chain paid beyond all that receipts show.
+    file while this one was in use (Unix seconds; 0: none was), what the chain paid beyond all that receipts show, and why the
+    provider gets no more orders for that (empty: it may have some).
     """
 
     raised: Amount = Amount(0)
     elsewhere: int = 0
     unexplained: Amount = Amount(0)
+    blocked: str = ""
 
 
-MAX_UNPROVEN = 2
-"""How often a tab without any receipt follows what the chain paid within known ceilings; see `adopt`."""
-_COUNT_UNPROVEN = sa.update(tabs).where(THIS_TAB).values(unproven=tabs.c.unproven + 1)
 _KNOWN_ORDERS = sa.select(orders.c.digest).where(orders.c.digest.in_(bindparam("of_orders", expanding=True)))
 _FIRST_ORDER = sa.select(sa.func.min(orders.c.seq)).where(orders.c.payer == PAYER, orders.c.venue == VENUE)
 _ADOPT = NEW_TAB.on_conflict_do_update(
     index_elements=[tabs.c.venue, tabs.c.payer, tabs.c.provider],
     set_={name: NEW_TAB.excluded[name] for name in ("total", "total_mark", "ceiling", "order_seq")},
 )
+_SETTLED = sa.update(tabs).where(THIS_TAB).values(settled=bindparam("to_settled"))
+_BLOCK = sa.update(tabs).where(THIS_TAB, tabs.c.frozen == "").values(frozen=bindparam("to_frozen"))
 
 
-def adopt(c: Connection, where: dict[str, object], shown: Sequence[Shown], settled: Amount, now: int) -> Found:
+def adopt(
+    c: Connection,
+    where: dict[str, object],
+    shown: Sequence[Shown],
+    settled: Amount,
+    now: int,
+    *,
+    paid: Sequence[Paid] | None = (),
+) -> Found:
     """Takes up what a tab was found to have beyond these books. The total is believed as far as orders that these books lack
     were signed for it: what they do know is settled by `book`.
 
-    What the chain paid within the ceilings that these books know, without a receipt, may be for jobs that the provider did before
-    the books were lost, or that it refused and collected all the same. It is taken up MAX_UNPROVEN times on a tab that never
-    brought a receipt, so that such books heal; it counts as spent, and no provider climbs far by it.
+    `settled` is what the chain says that it paid, `paid` the orders that it shows for that; None where it could not be searched.
+    A number alone raises nothing: without an order of this key that these books lack, whose ceiling allows it, what was paid
+    beyond receipts and the orders that may still be collected blocks the provider, and a person is asked.
     """
-    digests = [one.order.digest.hex() for one in shown]
-    known = set(c.execute(_KNOWN_ORDERS, {"of_orders": digests}).scalars())
-    strange = [one for one in shown if one.order.digest.hex() not in known]
-    lacking = [one.order.message for one in strange]
+    backing = [one.order for one in shown] + [one.order for one in paid or ()]
+    known = set(c.execute(_KNOWN_ORDERS, {"of_orders": [order.digest.hex() for order in backing]}).scalars())
+    lacking = [order.message for order in backing if order.digest.hex() not in known]
     row = c.execute(TAB, where).first()
     tab = tab_of(row)
     told = max((one.receipt.message.cumulative_cost for one in shown), default=0)
-    proven = max((one.receipt.message.cumulative_cost for one in strange), default=0)
-    unproven = tab.total < settled <= tab.ceiling and proven < settled
-    healing = unproven and tab.accepted == 0 and row is not None and row.unproven < MAX_UNPROVEN
-    paid = settled if healing or not unproven else tab.total
-    ceiling = max([paid, *(order.ceiling for order in lacking)])
-    total = max(tab.total, paid, min(told, ceiling))
+    ceiling = max((order.ceiling for order in lacking), default=0)
+    proven = max((one.order.message.ceiling for one in paid or () if one.order.digest.hex() not in known), default=0)
+    total = max(tab.total, min(told, ceiling), min(settled, proven))
     if lacking or total > tab.total:
-        values = {
-            "venue": where["of_venue"],
-            "payer": where["of_payer"],
-            "provider": where["of_provider"],
-            "accepted": 0,
-            "total": int(total),
-            "total_mark": tab.order_seq if row is None or total > tab.total else row.total_mark,
-            "ceiling": int(max(tab.ceiling, ceiling)),
-            "order_seq": max([tab.order_seq, *(order.seq for order in lacking)]),
-            "frozen": "",
-            "unproven": 0,
-        }
-        c.execute(_ADOPT, values)
-    if healing:
-        c.execute(_COUNT_UNPROVEN, where)
-        spending.add_unproven(c, where, Amount(settled - tab.total), now)
+        mark = tab.order_seq if row is None or total > tab.total else row.total_mark
+        seq = max([tab.order_seq, *(order.seq for order in lacking)])
+        _raise(c, where, replace(tab, total=Amount(total), ceiling=Amount(max(tab.ceiling, ceiling)), order_seq=seq), mark)
     first = c.execute(_FIRST_ORDER, where).scalar()
     later = max((order.seq for order in lacking), default=0)
     elsewhere = 0 if first is None or later < first else later // 1_000_000_000
-    return Found(Amount(total - tab.total), elsewhere, Amount(max(settled - total, 0)))
+    unexplained = Amount(max(settled - total, 0))
+    blocked = _doubt(c, where, settled, now, paid) if unexplained else ""
+    return Found(Amount(total - tab.total), elsewhere, unexplained, blocked)
+
+
+def _raise(c: Connection, where: dict[str, object], tab: Tab, mark: int) -> None:
+    values = {
+        "venue": where["of_venue"],
+        "payer": where["of_payer"],
+        "provider": where["of_provider"],
+        "accepted": 0,
+        "total": int(tab.total),
+        "total_mark": mark,
+        "ceiling": int(tab.ceiling),
+        "order_seq": tab.order_seq,
+        "frozen": "",
+    }
+    c.execute(_ADOPT, values)
+
+
+def _doubt(c: Connection, where: dict[str, object], settled: Amount, now: int, paid: Sequence[Paid] | None) -> str:
+    """Judges what the chain paid beyond the receipts, by the tab as it is now. Returns why its provider is blocked, if it is."""
+    if c.execute(TAB, where).first() is None:
+        _raise(c, where, Tab(), 0)
+    row = c.execute(TAB, where).one()
+    provider = Address(str(where["of_provider"]))
+    tab = read_tabs(c, domain_of(str(where["of_venue"])), Address(str(where["of_payer"])), [provider], now)[provider]
+    excess = settled - tab.total
+    if settled <= row.excused or (paid is None and settled > tab.ceiling):
+        return ""
+    fresh = settled > row.settled
+    c.execute(_SETTLED, where | {"to_settled": int(max(settled, row.settled))})
+    if excess > tab.open_caps or settled > tab.ceiling:
+        text = _why_blocked(tab, settled, paid or ())
+        c.execute(_BLOCK, where | {"to_frozen": text})
+        return text
+    if fresh and excess > tab.open_caps - _dispatched(c, where, now):
+        outstanding.add(c, where, NOT_DELIVERED, f"{excess} base units taken on chain without a receipt")
+    return ""
+
+
+def _dispatched(c: Connection, where: dict[str, object], now: int) -> int:
+    """Caps of the orders of ended jobs that have no receipt."""
+    mine = (orders.c.venue == VENUE) & (orders.c.payer == PAYER) & (orders.c.provider == bindparam("of_provider"))
+    query = sa.select(sa.func.coalesce(sa.func.sum(orders.c.cap), 0)).where(mine, orders.c.claim_by > now)
+    return int(c.execute(query.where(orders.c.state == OrderState.DISPATCHED.value), where).scalar_one())
+
+
+def _why_blocked(tab: Tab, settled: Amount, paid: Sequence[Paid]) -> str:
+    txs = ", ".join(dict.fromkeys(one.transaction for one in paid)) or "none was shown"
+    if settled > tab.ceiling:
+        what = f"this wallet's books never allowed it more than {format_amount(tab.ceiling)}, and no order of this key does"
+        advice = "check the RPC address and whether this key signs elsewhere"
+    else:
+        what = f"its receipts show {format_amount(tab.total)}, and open orders explain {format_amount(tab.open_caps)} more"
+        advice = "a claim above its receipts can be slashed: tally receipt report"
+    return (
+        f"the chain says that it was paid {format_amount(settled)}; {what} (transactions: {txs}). {advice}. If all is well: "
+        "tally receipt forgive PROVIDER"
+    )
 
 
 def forgive(c: Connection, payer: Address, provider: Address, now: int) -> bool:
-    """Takes a freeze back; whether there was one. Receipts that were refused for what was doubted alone are booked now: else the
+    """Takes a freeze back; whether there was one. What it did not deliver is forgotten, and what the chain paid it within the
+    ceilings that were signed counts as spent. Receipts that were refused for what was doubted alone are booked now: else the
     provider's tab would be ahead of this one.
     """
     mine = (tabs.c.payer == payer) & (tabs.c.provider == provider) & (tabs.c.frozen != "")
-    if not c.execute(sa.update(tabs).where(mine).values(frozen="")).rowcount:
+    rows = c.execute(sa.select(tabs).where(mine)).all()
+    if not rows:
         return False
+    for row in rows:
+        _excuse(c, row, now)
+    outstanding.forget(c, payer, provider)
     theirs = (evidence.c.payer == payer) & (evidence.c.provider == provider)
     for row in c.execute(sa.select(evidence).where(theirs).order_by(evidence.c.id)).all():
         domain = domain_of(row.venue)
         placed = Placed(loads_signed(Order, row.order_doc).verify(domain), Terms.from_json(loads(row.terms_doc, "terms")))
         receipt = loads_signed(Receipt, row.receipt_doc).verify(domain)
-        arrival = Arrival(domain, JobId(bytes.fromhex(row.job)), placed, receipt, None, now)
+        seen = None if row.delivered_doc is None else Delivered.from_json(loads(row.delivered_doc, "delivered"))
+        arrival = Arrival(domain, JobId(bytes.fromhex(row.job)), placed, receipt, seen, now)
         with contextlib.suppress(BadReceipt):
             known, tab = examine(c, arrival)
             if not known:
                 accept(c, arrival, tab)
     return True
+
+
+def _excuse(c: Connection, row: sa.Row[tuple[object, ...]], now: int) -> None:
+    """Believes the chain for what it paid, as far as ceilings were signed for it."""
+    where: dict[str, object] = {"of_venue": row.venue, "of_payer": row.payer, "of_provider": row.provider}
+    total = max(row.total, min(row.settled, row.ceiling))
+    values = {"frozen": "", "excused": row.settled, "total": total}
+    mark = {"total_mark": row.order_seq} if total > row.total else {}
+    c.execute(sa.update(tabs).where(THIS_TAB).values(**values, **mark), where)
+    if total > row.total:
+        spending.add_unproven(c, where, Amount(total - row.total), now)

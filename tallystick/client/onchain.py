@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 
 from tallystick.client.accounts import Account
 from tallystick.client.config import ClientConfig
-from tallystick.client.payer import Placed, Tab
+from tallystick.client.mending import Paid
+from tallystick.client.payer import RESERVE_TIMES, Placed, Tab, reserve_for
 from tallystick.client.pin import load_deployment
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
@@ -41,19 +44,30 @@ class Onchain:
     def __init__(self, escrow: Escrow, wallet: Signer, config: ClientConfig, tick: Callable[[], float] = time.monotonic) -> None:
         self._escrow, self._wallet, self._config, self._tick = escrow, wallet, config, tick
         self._stakes: dict[Address, tuple[float, Amount]] = {}
-        self._topped_up: dict[Address, float] = {}
+        self._topped_up: dict[Address, tuple[float, int]] = {}
         self._one_at_a_time = asyncio.Lock()
 
     @classmethod
     def of(cls, config: ClientConfig, wallet: Signer) -> Onchain | None:
-        """Where the config names a deployment file. Raises BadMessage if that cannot be read."""
+        """Where the config names a deployment file, and an RPC address that is the user's own (see `rpc_of`). Raises BadMessage
+        if the file cannot be read.
+        """
         deployment = load_deployment(config)
+        rpc = None if deployment is None else rpc_of(config, deployment.rpc)
         if deployment is None:
+            return None
+        if rpc is None:
+            log.warning(
+                "the chain is not asked: the RPC address in the deployment file may be anybody's",
+                file=str(config.deployment),
+                rpc=deployment.rpc,
+                do="set rpc to an endpoint that you trust, or use_deployment_rpc = true",
+            )
             return None
         from tallystick.chain.endpoint import Rpc  # noqa: PLC0415 - slow to import, and many clients name no deployment
         from tallystick.chain.escrow import Escrow  # noqa: PLC0415
 
-        return cls(Escrow(Rpc(config.rpc or deployment.rpc), deployment), wallet, config)
+        return cls(Escrow(Rpc(rpc), deployment), wallet, config)
 
     async def close(self) -> None:
         """Lets go of the endpoint."""
@@ -79,23 +93,36 @@ class Onchain:
             return Amount(0)
         return settled if settled <= MAX_SETTLED else Amount(0)
 
+    async def paid(self, provider: Address, enough: Amount) -> list[Paid] | None:
+        """The orders of this key on which the chain paid a provider, until one allows `enough` (base units); None where the chain
+        cannot be searched now.
+        """
+        from tallystick.chain.settlements import settling_orders  # noqa: PLC0415 - see `of`
+
+        try:
+            found = await settling_orders(self._escrow, self._wallet.address, provider, enough=enough)
+        except TallyError as error:
+            log.info("the chain does not tell what it paid on", reason=str(error))
+            return None
+        return [Paid(one.order, one.transaction) for one in found]
+
     async def top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
-        """Reserves enough for an order that its provider found too little reserved for, within the config's top_up_total over all
-        of `accounts` (the providers in this wallet's books). Whether it did, or just had; if not, the log says why.
+        """Reserves enough for an order that its provider found too little reserved for, and for some more like it: RESERVE_TIMES
+        what it takes now, as far as the config's reserve_target goes. Never more than top_up_total over all of `accounts` (the
+        providers in this wallet's books). Whether it did, or just had; if not, the log says why.
 
         The key itself signs for it: an order for no more than was ordered before, with a higher reserveTarget, which the contract
         takes from anyone (IEscrow.secure). Only the gas must be at hand.
         """
         async with self._one_at_a_time:
-            if self._tick() - self._topped_up.get(refused.provider, float("-inf")) < JUST_NOW_SECONDS:
+            at, borne = self._topped_up.get(refused.provider, (float("-inf"), 0))
+            if self._tick() - at < JUST_NOW_SECONDS and _worst(tab, refused) <= borne:
                 return True
             try:
                 async with _alone(self._config.state_file(self._wallet.address).with_suffix(".reserving")):
                     why = await self._top_up(refused, tab, accounts, now_ns)
             except TallyError as error:
                 why = str(error)
-            if not why:
-                self._topped_up[refused.provider] = self._tick()
         if why:
             command = f"tally reserve {refused.provider} {format_amount(refused.terms.max_cost)}"
             log.warning("a provider wants more reserved for it", provider=refused.provider, why=why, do=command)
@@ -107,8 +134,10 @@ class Onchain:
         providers = list(dict.fromkeys([provider, *(account.provider for account in accounts)]))
         purse = await escrow.purse(key)
         held = await asyncio.gather(*(escrow.tab(key, one) for one in providers))
-        open_orders = max(tab.open_caps, refused.terms.max_cost)
-        target = max(self._config.reserve_target, max(tab.accepted, tab.total) - held[0].settled + open_orders)
+        needed = _worst(tab, refused) - held[0].settled
+        target = max(
+            reserve_for(tab, self._config.reserve_target), needed, min(self._config.reserve_target, RESERVE_TIMES * needed)
+        )
         reserved = sum(one.reserved for one in held)
         more = target - held[0].reserved
         room = self._config.top_up_total - reserved
@@ -132,6 +161,7 @@ class Onchain:
         from tallystick.chain.sender import Sender  # noqa: PLC0415 - see `of`
 
         await escrow.secure(Sender(escrow.rpc, self._wallet), self._wallet.sign(order, escrow.deployment.domain))
+        self._topped_up[provider] = self._tick(), int(target + held[0].settled)
         log.info("reserved more for a provider", provider=provider, amount=_dollars(more), reserved=_dollars(target))
         return ""
 
@@ -153,6 +183,24 @@ class Onchain:
                 days=days,
                 do=f"tally release {account.provider}",
             )
+
+
+def _worst(tab: Tab, refused: Placed) -> int:
+    """The most that its provider can have collected of this payer, once the order has run: base units over the tab's life."""
+    return max(tab.accepted, tab.total) + max(tab.open_caps, refused.terms.max_cost)
+
+
+def rpc_of(config: ClientConfig, deployed: str) -> str | None:
+    """The RPC address that a client believes: the config's own; that of the deployment file only if it is on this machine, or the
+    config says so. None: none.
+    """
+    if config.rpc is not None or config.use_deployment_rpc:
+        return config.rpc or deployed
+    try:
+        host = urlsplit(deployed).hostname or ""
+        return deployed if host == "localhost" or ipaddress.ip_address(host).is_loopback else None
+    except ValueError:
+        return None
 
 
 @contextlib.asynccontextmanager

@@ -143,22 +143,26 @@ class Rendered:
     headers: dict[str, str]
 
 
-def render_error(error: TallyError) -> Rendered:
-    """How an error is shown to an OpenAI client: says whether to retry, and blames nobody for the faults of others."""
+def render_error(error: TallyError, *, retry: bool | None = None) -> Rendered:
+    """How an error is shown to an OpenAI client: says whether to retry, and blames nobody for the faults of others. `retry`: what
+    more is known of that than the error says.
+    """
+    retry = error.retry if retry is None else retry
     document = error.as_json()
+    document["error"]["retry"] = retry
     status = error.status
     if status in (400, 401) and error.fault in (Fault.PROVIDER, Fault.COORDINATOR, Fault.ENGINE):
         status = 502
         document["error"]["type"] = PUBLIC[Code.PROVIDER_FAILED].type
-    headers = {"x-should-retry": "true" if error.retry else "false"}
-    if error.retry:
+    headers = {"x-should-retry": "true" if retry else "false"}
+    if retry:
         headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     return Rendered(status, dumps(document), headers)
 
 
-def error_event(error: TallyError) -> bytes:
-    """An error inside an event stream that has begun: OpenAI's clients raise it."""
-    return b"data: " + render_error(error).body + b"\n\n"
+def error_event(error: TallyError, *, retry: bool | None = None) -> bytes:
+    """An error inside an event stream that has begun: OpenAI's clients raise it. `retry`: see render_error."""
+    return b"data: " + render_error(error, retry=retry).body + b"\n\n"
 
 
 def engine_error(status: int, body: bytes) -> TallyError:

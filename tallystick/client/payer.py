@@ -12,16 +12,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 from tallystick.protocol import pricing
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal
+from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Terms
+from tallystick.protocol.sealing import padded_size
 from tallystick.protocol.tab import PayerTab, check_receipt
 from tallystick.protocol.types import Address, Amount, Hash, JobId, format_amount
+from tallystick.protocol.wire import INITIAL_CREDIT
 
 OUTPUT_ALLOWANCE = 64
 """Output tokens that a receipt may claim beyond the bytes of the answer: end marks and other tokens that no text shows."""
+
+IN_FLIGHT_TOKENS = 16 * INITIAL_CREDIT
+"""Output tokens that a receipt may claim beyond what arrived before the stream was lost: one credit window of chunks, which may
+have been on their way, at 16 tokens a chunk.
+"""
+
+MAX_UNDELIVERED = 12
+"""Quarters of an answer. A provider with so many of them charged and not delivered gets no more orders: three whole answers."""
+NOT_DELIVERED, CUT_SHORT, WHOLE = 4, 1, -1
+"""Quarters that an answer adds: charged beyond what arrived; charged for what arrived of a lost stream; whole and verified."""
+
+MAX_UNRELEASED = 8
+"""Orders that were dispatched, whose jobs ended, and for which no receipt came. A provider with so many gets no more orders until
+receipts come or the orders' `claim_by` passes: each one raises the ceilings of later orders by its cap.
+"""
+
+RESERVE_TIMES = 4
+"""An order asks for a reservation of at most so many times what the provider's booked receipts cost."""
 
 MAX_CAP = Amount(10**15)
 """Base units; the cap of a job is never above this (a billion dollars), so that sums of caps fit 63 bits."""
@@ -32,7 +55,9 @@ MAX_SEQ = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What every order of a payer says. Amounts are base units, durations seconds."""
+    """What every order of a payer says. Amounts are base units, durations seconds. `reserve_target` is the most that an order
+    asks to reserve; see `reserve_for`.
+    """
 
     reserve_target: Amount
     start_seconds: int
@@ -58,9 +83,11 @@ class Placed:
 class Tab:
     """What the ledger knows of one provider, in base units.
 
-    `accepted`: cost of the receipts held. `total`: the highest cumulative cost among them. `open_caps`: caps of open orders;
-    `early_caps`: those of them that were signed before the receipt with that total came. `ceiling`: the highest ever signed.
-    `order_seq`: the last order's seq. `frozen`: why no more orders go to this provider; empty if they may.
+    `accepted`: cost of the receipts held. `total`: the highest cumulative cost among them. `open_caps`: caps of the orders that
+    may still be collected: not released, and before their `claim_by`. `early_caps`: those of them that were signed before the
+    receipt with that total came. `ceiling`: the highest ever signed. `order_seq`: the last order's seq. `unreleased`: how many
+    orders of ended jobs have no receipt. `undelivered`: see MAX_UNDELIVERED. `frozen`: why no more orders go to this provider,
+    until a person says otherwise; empty if they may.
     """
 
     accepted: Amount = Amount(0)
@@ -70,6 +97,13 @@ class Tab:
     ceiling: Amount = Amount(0)
     order_seq: int = 0
     frozen: str = ""
+    unreleased: int = 0
+    undelivered: int = 0
+
+    @property
+    def barred(self) -> str:
+        """Why no order may be signed for this provider now; empty if one may."""
+        return self.frozen or why_unreleased(self.unreleased)
 
     @property
     def half(self) -> PayerTab:
@@ -77,17 +111,39 @@ class Tab:
         return PayerTab(Amount(max(self.accepted, self.total - self.early_caps)), self.open_caps)
 
 
+def why_unreleased(count: int) -> str:
+    """Why a provider with so many orders without a receipt gets none for now; empty if it may have more."""
+    if count < MAX_UNRELEASED:
+        return ""
+    return f"{count} orders of ended jobs wait for its receipts; more are signed when these came or the orders' claimBy passed"
+
+
+def cap_for(ask: Ask, request_bytes: int, output_tokens: int) -> Amount:
+    """The cap of a request (base units) whose plaintext has this many bytes and whose output has at most this many tokens.
+
+    It is the worst case of the padded size, which the coordinator sees anyhow: so the cap does not tell the length.
+    """
+    prices = pricing.Prices(ask.input_price, ask.cached_input_price, ask.output_price)
+    return pricing.worst_case(padded_size(request_bytes), output_tokens, prices)
+
+
+def reserve_for(tab: Tab, most: Amount) -> Amount:
+    """What an order asks to keep reserved for its provider, in base units: nothing before its first booked receipt that charged,
+    then RESERVE_TIMES what its receipts cost, at most `most`.
+    """
+    return Amount(min(most, RESERVE_TIMES * tab.accepted))
+
+
 def terms_for(ask: Verified[Ask], *, job: JobId, commitment: Hash, output_tokens: int, body_bytes: int) -> Terms:
-    """The terms of a job on this ask; its cap is the worst case of a body of this many bytes and output of this many tokens."""
+    """The terms of a job on this ask, for a plaintext of `body_bytes` bytes and output of so many tokens; see `cap_for`."""
     offer = ask.message
-    prices = pricing.Prices(offer.input_price, offer.cached_input_price, offer.output_price)
     return Terms(
         model=offer.model,
         ask=ask.digest,
         input_price=offer.input_price,
         cached_input_price=offer.cached_input_price,
         output_price=offer.output_price,
-        max_cost=pricing.worst_case(body_bytes, output_tokens, prices),
+        max_cost=cap_for(offer, body_bytes, output_tokens),
         max_output_tokens=output_tokens,
         job=job,
         request_commitment=commitment,
@@ -122,7 +178,7 @@ def sign_order(
         payer=signer.address,
         provider=provider,
         ceiling=tab.half.ceiling_for(terms.max_cost),
-        reserve_target=policy.reserve_target,
+        reserve_target=reserve_for(tab, policy.reserve_target),
         seq=max(tab.order_seq + 1, now_ns),
         deadline=now + policy.start_seconds,
         claim_by=now + policy.claim_seconds,
@@ -133,11 +189,22 @@ def sign_order(
     return Placed(signer.sign(order, domain), terms)
 
 
+class Stream(str, Enum):
+    """How far this client followed a job's stream: `read` to the frame that ended the job; `left`: it was lost or given up, and
+    the job cancelled with it; `kept`: it was lost, and the idempotency key still brings the answer.
+    """
+
+    READ = "read"
+    LEFT = "left"
+    KEPT = "kept"
+
+
 @dataclass(frozen=True, slots=True)
 class Delivered:
     """What the client itself saw of a job: bytes sent and received, the transcript's commitment, whether the last chunk came.
 
-    `bounded` is False for requests whose tokens cannot be bounded by bytes (images, audio, files by reference).
+    `bounded` is False for requests whose tokens cannot be bounded by bytes (images, audio, files by reference). `cancelled`:
+    whether this client may have cancelled the job: it asked to, or a stream of the job was lost.
     """
 
     request_bytes: int
@@ -145,13 +212,41 @@ class Delivered:
     commitment: Hash
     finished: bool
     bounded: bool = True
+    cancelled: bool = False
+    stream: Stream = Stream.READ
+
+    def to_json(self) -> dict[str, Any]:
+        """As the ledger keeps it."""
+        return {
+            "request_bytes": self.request_bytes,
+            "response_bytes": self.response_bytes,
+            "commitment": self.commitment.hex(),
+            "finished": self.finished,
+            "bounded": self.bounded,
+            "cancelled": self.cancelled,
+            "stream": self.stream.value,
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Delivered:
+        """The inverse."""
+        return cls(**(raw | {"commitment": Hash(bytes.fromhex(raw["commitment"])), "stream": Stream(raw["stream"])}))
+
+
+class Undelivered(BadReceipt):
+    """A receipt that charges for what did not arrive, where it cannot be told who kept it back. It is not booked, its order
+    counts until `claim_by`, and the same request must not be bought again. An honest coordinator passes no such receipt on.
+    """
+
+    fault = Fault.COORDINATOR
 
 
 def check_answer(placed: Placed, receipt: Receipt, delivered: Delivered | None) -> None:
-    """A verified receipt against its order and against what arrived (None: nobody watched). Raises BadReceipt.
+    """A verified receipt against its order and against what arrived (None: this process crashed, nobody knows; the terms bound
+    it).
 
-    Its fault is the coordinator where the receipt belongs to another order: that says nothing about the provider. Where the
-    stream was cut (cancelled, or a lost connection) the transcript cannot be compared, and the usage is bounded by the terms.
+    Raises BadReceipt. Its fault is the coordinator where the receipt belongs to another order: that says nothing about the
+    provider. Raises Undelivered where it charges for what did not arrive, and somebody between may have kept that back.
     """
     order = placed.order
     if (receipt.payer, receipt.provider, receipt.order_hash) != (order.message.payer, order.message.provider, order.digest):
@@ -159,26 +254,68 @@ def check_answer(placed: Placed, receipt: Receipt, delivered: Delivered | None) 
     check_receipt(order, placed.terms, receipt)
     if not 0 < receipt.seq <= MAX_SEQ:
         raise BadReceipt(f"receipt.seq: {receipt.seq}; tabs count from 1, and no tab is that long")
-    if delivered is None:
+    if delivered is None or CHARGES[Outcome(receipt.outcome)] is Charge.NOTHING:
         return
+    _check_input(receipt, delivered)
     same = receipt.result_commitment == delivered.commitment
     if delivered.finished and not same:
         raise BadReceipt("receipt.resultCommitment: not the transcript of the answer that arrived")
     if same:
-        _check_usage(receipt, delivered)
+        _check_output(receipt, delivered)
+    if receipt.cost:
+        _check_delivery(receipt, delivered, same=same)
 
 
-def _check_usage(receipt: Receipt, delivered: Delivered) -> None:
-    if receipt.outcome in (Outcome.COMPLETED, Outcome.LENGTH) and not delivered.finished:
-        raise BadReceipt("receipt.outcome: a finished answer, but its last chunk was never sent")
-    if not delivered.bounded:
-        return
-    most = delivered.response_bytes + OUTPUT_ALLOWANCE
-    if receipt.output_tokens > most:
-        raise BadReceipt(f"receipt.outputTokens: {receipt.output_tokens}, but the answer's bytes hold at most {most}")
+def _check_input(receipt: Receipt, delivered: Delivered) -> None:
     most = delivered.request_bytes + pricing.TEMPLATE_ALLOWANCE
-    if receipt.input_tokens > most:
+    if delivered.bounded and receipt.input_tokens > most:
         raise BadReceipt(f"receipt.inputTokens: {receipt.input_tokens}, but the request's bytes hold at most {most}")
+
+
+def _check_output(receipt: Receipt, delivered: Delivered) -> None:
+    """The provider signed for exactly what arrived."""
+    ended = receipt.outcome in (Outcome.COMPLETED, Outcome.LENGTH)
+    if ended and not delivered.finished and delivered.stream is Stream.READ:
+        raise BadReceipt("receipt.outcome: a finished answer, but its last chunk was never sent")
+    most = delivered.response_bytes + OUTPUT_ALLOWANCE
+    if _beyond(receipt, delivered) > 0:
+        raise BadReceipt(f"receipt.outputTokens: {receipt.output_tokens}, but the answer's bytes hold at most {most}")
+
+
+def _beyond(receipt: Receipt, delivered: Delivered) -> int:
+    """Output tokens billed beyond what the bytes that arrived can hold; 0 or less if none. Where bytes do not bound the tokens
+    (images), nothing is beyond as long as something arrived.
+    """
+    if not delivered.bounded and (delivered.response_bytes or delivered.finished):
+        return 0
+    return receipt.output_tokens - delivered.response_bytes - OUTPUT_ALLOWANCE
+
+
+def _check_delivery(receipt: Receipt, delivered: Delivered, *, same: bool) -> None:
+    """A receipt that charges: the last chunk came, or this client cancelled and the bill stays within what arrived."""
+    if receipt.outcome == Outcome.CLIENT_CANCELLED and not delivered.cancelled:
+        raise Undelivered(
+            f"receipt.outcome: client_cancelled, and this client did not cancel; {receipt.cost} charged are not booked"
+        )
+    if delivered.finished or same or delivered.stream is Stream.KEPT:
+        return
+    if delivered.stream is Stream.READ and receipt.outcome != Outcome.CLIENT_CANCELLED:
+        raise Undelivered(f"receipt: charges {receipt.cost}, but the answer's last chunk never came; it is not booked")
+    allowed = IN_FLIGHT_TOKENS if delivered.stream is Stream.LEFT else 0
+    if _beyond(receipt, delivered) > allowed:
+        text = f"{delivered.response_bytes} bytes of the answer arrived, which hold no {receipt.output_tokens} tokens"
+        raise Undelivered(f"receipt.outputTokens: {text}; it charges {receipt.cost} and is not booked")
+
+
+def quarters_of(receipt: Receipt, delivered: Delivered | None) -> int:
+    """What an accepted receipt adds to its provider's `undelivered`, in quarters of an answer; see NOT_DELIVERED."""
+    if delivered is None or CHARGES[Outcome(receipt.outcome)] is Charge.NOTHING:
+        return 0
+    if delivered.finished:
+        return WHOLE
+    if not receipt.cost:
+        return 0
+    return NOT_DELIVERED if _beyond(receipt, delivered) > 0 else CUT_SHORT
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,15 @@ from tallystick.client.candidates import affordable, draft, wrap
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import Ledger
 from tallystick.client.openai import Asked
-from tallystick.client.payer import Placed, Policy, Tab, sign_order
+from tallystick.client.payer import Delivered, Placed, Policy, Stream, Tab, sign_order
 from tallystick.client.resolver import Resolver
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Broken, Coordinator, Info
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask, Terms
-from tallystick.protocol.sealing import ContentKey, commit_request
-from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.sealing import ContentKey, Transcript, commit_request
+from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import Submission
 
 Named = tuple[str, str] | None
@@ -71,11 +71,11 @@ class Placing:
             commitment_key=key.commitment_key,
             created_at=now,
             label=asked.label,
-            expires_at=now + self.config.start_seconds + self.config.run_seconds,
         )
         within = affordable(drafts, max_cost)
-        async with self._closing(job, named):
+        async with self._closing(asked, key, job, named) as signed:
             placed = await self._sign(info, new, within)
+            signed.extend(placed)
             candidates = wrap(job, key, placed, asks)
             header = Submission(job, candidates, b"", ranked).dumps()
             if named is not None:
@@ -89,7 +89,7 @@ class Placing:
 
     async def _sign(self, info: Info, job: NewJob, drafts: Sequence[tuple[Address, Terms]]) -> list[Placed]:
         now_ns, config = self.clock(), self.config
-        policy = Policy(config.reserve_target, config.start_seconds, config.run_seconds, config.claim_seconds, config.max_fee_bps)
+        policy = Policy(config.reserve_target, config.start_seconds, config.run_seconds, config.claim_seconds, info.fee_bps)
 
         def sign(tab: Tab, provider: Address, terms: Terms) -> Placed:
             return sign_order(
@@ -105,20 +105,26 @@ class Placing:
 
         placed = await self.ledger.take(job, drafts, sign, config.budgets)
         if not placed:
-            text = f"every provider found for {job.model!r} once gave this wallet a dishonest receipt"
+            barred = await self.ledger.barred(info.domain, job.created_at)
+            reasons = "; ".join(f"{provider}: {barred[provider]}" for provider, _ in drafts if provider in barred)
+            text = f"this wallet leaves out every provider found for {job.model!r} ({reasons[:1_000]}): tally receipt evidence"
             raise Refusal(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
         return placed
 
     @contextlib.asynccontextmanager
-    async def _closing(self, job: JobId, named: Named) -> AsyncIterator[None]:
-        """However placing a job fails, its orders are closed; those of a keyed job that may have arrived wait for the next
-        request with the key.
+    async def _closing(self, asked: Asked, key: ContentKey, job: JobId, named: Named) -> AsyncIterator[list[Placed]]:
+        """However placing a job fails, its orders are closed; those of a job that may have arrived count until its end is known,
+        and those of a keyed one wait for the next request with the key. The caller adds the orders as they are signed.
         """
+        signed: list[Placed] = []
         self.placing.add(job)  # until it is among the live ones: nobody else is to settle it meanwhile
         try:
-            yield
-        except (Broken, asyncio.CancelledError):
+            yield signed
+        except (Broken, asyncio.CancelledError) as error:
             if named is None:
+                if isinstance(error, Broken):
+                    error.retry = False  # the job may have been taken: asking again might buy it twice
+                await self.ledger.note_arrived(_nothing(asked, key, signed), matched=False)
                 self.resolver.abandon(job)
             raise
         except TallyError as error:
@@ -128,3 +134,19 @@ class Placing:
             raise
         finally:
             self.placing.discard(job)
+
+
+def _nothing(asked: Asked, key: ContentKey, signed: Sequence[Placed]) -> dict[Hash, Delivered]:
+    """What arrived for the orders of a job whose stream never began, and that is given up."""
+    return {
+        one.order.digest: Delivered(
+            request_bytes=len(asked.body),
+            response_bytes=0,
+            commitment=Transcript(key.commitment_key, one.order.digest).commitment,
+            finished=False,
+            bounded=asked.call.bounded,
+            cancelled=True,
+            stream=Stream.LEFT,
+        )
+        for one in signed
+    }

@@ -57,10 +57,14 @@ class Auditor:
         """Whether the answers of such a request are counted again: then they must be kept until their end."""
         return model in self._rules and path in COUNTED
 
-    async def doubt(self, model: str, request: bytes, response: Sequence[bytes], receipt: Receipt) -> Doubt | None:
-        """What is to be said against a receipt, by the plaintext of request and response (its head first)."""
+    async def doubt(self, model: str, request: bytes, response: Sequence[bytes] | None, receipt: Receipt) -> Doubt | None:
+        """What is to be said against a receipt, by the plaintext of request and response (its head first; None: too long to
+        be kept).
+        """
         if model not in self._rules:
             return None
+        if response is None:
+            return Doubt("the answer is too long to be counted again", refuse=False)
         return await asyncio.to_thread(_doubt, *self._rules[model], request, response, receipt)
 
 

@@ -1,8 +1,9 @@
 """Recovering a tab that this state file does not know whole: it was lost or put back, or the key signs into another one too.
 
-Asked are the coordinator, for this payer's receipts, and the chain, for what it settled. No number counts because somebody says
-it: a receipt counts with an order that this very key signed, and no further than that order's ceiling, which its provider
-could collect anyhow. So who makes up receipts for a payer that lost its books gains nothing that was not signed for before.
+Asked are the coordinator, for this payer's receipts, and the chain, for what it settled and on which orders. No number counts
+because somebody says it: a receipt or a payment counts with an order that this very key signed, and no further than that order's
+ceiling, which its provider could collect anyhow. So who makes up receipts for a payer that lost its books, or a chain that paid,
+gains nothing that was not signed for before.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from pathlib import Path
 
 import structlog
 
+from tallystick.client.books import Arrival
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import Ledger
-from tallystick.client.mending import Found, Shown
+from tallystick.client.mending import Found, Paid, Shown
 from tallystick.client.onchain import Onchain
+from tallystick.client.payer import Placed
+from tallystick.client.tables import OrderState
 from tallystick.client.transport import Coordinator, Info
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadReceipt, Code, PeerError, TallyError, Unavailable
@@ -30,6 +34,8 @@ from tallystick.protocol.types import Address, Amount, JobId, format_amount
 log = structlog.get_logger()
 ASK_SECONDS = 5.0
 """The longest wait for all answers: without them a job is placed all the same, on what the ledger knows."""
+WATCHED = 64
+"""Providers whose payments are watched, those used last."""
 AGAIN_SECONDS = 1.0
 """How long a provider's tab is not asked about again."""
 
@@ -93,16 +99,34 @@ class Recovery:
         await asyncio.gather(*late, return_exceptions=True)
         return [found for task in done if (found := task.result()) is not None]
 
+    async def watch(self, seconds: float) -> None:
+        """Holds what the chain paid to the providers used last against the books, once in `seconds`. Never raises TallyError."""
+        if self.onchain is None:
+            return
+        try:
+            accounts = await self.ledger.accounts((await self.info()).domain, self.now())
+        except TallyError as error:
+            log.info("payments can't be watched now", reason=str(error))
+            return
+        await self.look([account.provider for account in accounts[:WATCHED]], chain=True, again=seconds)
+
     async def _recover(self, provider: Address, *, chain: bool) -> Found | None:
         try:
             info = await self.info()
             shown, settled = await asyncio.gather(self._receipts(info, provider), self._settled(provider, chain=chain))
-            found = await self.ledger.adopt(info.domain, provider, shown, settled, self.now())
+            await self._release(info, shown)
+            tab = await self.ledger.tab(info.domain, provider, self.now())
+            paid: list[Paid] | None = []
+            if self.onchain is not None and settled > tab.total:
+                paid = await self.onchain.paid(provider, settled)
+            found = await self.ledger.adopt(info.domain, provider, shown, settled, self.now(), paid=paid)
         except TallyError as error:
             log.info("a tab can't be recovered yet", provider=provider, reason=str(error))
             return None
-        if found.unexplained:
-            note = "it can collect up to the caps of its orders; if no receipt follows, exclude it"
+        if found.blocked:
+            log.error("a provider gets no more orders", provider=provider, why=found.blocked)
+        elif found.unexplained:
+            note = "the caps of orders without a receipt explain it; if no receipt follows, exclude it"
             log.warning(
                 "a provider collected more than it gave receipts for",
                 provider=provider,
@@ -130,6 +154,22 @@ class Recovery:
             except PeerError as error:
                 log.warning("a receipt that does not count was shown", provider=provider, reason=str(error))
         return shown
+
+    async def _release(self, info: Info, shown: Sequence[Shown]) -> None:
+        """Books receipts of orders that these books wait for: their jobs ended here without one."""
+        jobs = await self.ledger.known_orders([one.order.digest for one in shown])
+        for one in shown:
+            job = jobs.get(one.order.digest)
+            known = None if job is None else await self.ledger.find(job)
+            order = None if known is None else next(each for each in known.orders if each.digest == one.order.digest)
+            if known is None or order is None or order.state is not OrderState.DISPATCHED:
+                continue
+            placed = Placed(one.order, order.terms)
+            complaint = await self.ledger.book(
+                Arrival(info.domain, known.job, placed, one.receipt, None, self.now(), final=one.receipt.message.cost > 0)
+            )
+            if complaint is not None:
+                log.warning("a late receipt was refused", job=known.job.hex(), reason=str(complaint))
 
     def _check(self, info: Info, provider: Address, late: LateReceipt) -> Shown:
         order, receipt = late.order.verify(info.domain), late.receipt.verify(info.domain)

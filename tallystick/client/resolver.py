@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -12,19 +12,27 @@ import structlog
 from tallystick.client.books import Arrival
 from tallystick.client.ledger import Ledger
 from tallystick.client.lookups import KnownJob
-from tallystick.client.payer import Delivered, Placed
+from tallystick.client.outstanding import NOTHING, Arrived
+from tallystick.client.payer import Doubt, Placed
 from tallystick.client.recover import Recovery
 from tallystick.client.tables import JobState
 from tallystick.client.transport import Coordinator, RemoteJob
-from tallystick.protocol.eip712 import Signed, Verified
+from tallystick.protocol.eip712 import Signed, Verified, read_signed
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.wire import MAX_CANDIDATES
 
 log = structlog.get_logger()
 POLLS = (0.1, 0.3, 1.0, 3.0, 5.0)
 """Seconds between questions about a job that is still running."""
+
+WATCH_SECONDS = 600.0
+"""How often the chain is asked what it paid to the providers that this wallet used lately."""
+
+Judge = Callable[[Receipt], Awaitable[Doubt | None]]
+"""What a recount has against a receipt."""
 
 PASSED_OVER_SECONDS = 60.0
 """How long a provider that another one stood in for is not asked about again."""
@@ -54,27 +62,59 @@ class Resolver:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._awake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self._watched = float("-inf")
 
-    async def resolve(self, job: JobId, delivered: Delivered | None = None) -> tuple[RemoteJob, Verified[Receipt] | None]:
-        """Asks once. Books the receipt that the coordinator has, or closes the job's orders if it ended without one.
+    async def resolve(
+        self, job: JobId, arrived: Arrived = NOTHING, judge: Judge | None = None
+    ) -> tuple[RemoteJob, Verified[Receipt] | None]:
+        """Asks once. Books the receipts that the coordinator has; the orders of a job that ended without one count on if a
+        provider had them. Returns the receipt that ended the job, if one did.
 
-        Raises Unavailable if the coordinator does not answer, BadReceipt for a dishonest receipt, Refusal for an unknown job.
+        `arrived`: what a reader saw of it; otherwise what the ledger kept counts. Raises Unavailable if the coordinator does not
+        answer, BadReceipt for a receipt that is not booked, Refusal for an unknown job.
         """
         remote = await self._coordinator.job(job)
         known = await self._ledger.find(job)
-        if remote.receipt is not None and known is not None:
-            return remote, await self._book(known, remote.receipt, delivered)
-        if remote.state in TERMINAL:
-            await self._ledger.end(job, _ENDED.get(remote.state, JobState.FAILED), _reason(remote), self._now())
-        return remote, None
+        if known is None:
+            return remote, None
+        attempts = _attempts(remote)
+        ended: Verified[Receipt] | None = None
+        for receipt in _receipts(remote, attempts):
+            final = receipt == remote.receipt and remote.state in TERMINAL
+            try:
+                verified = await self._book(known, receipt, arrived, judge, final=final)
+            except PeerError as error:
+                if final:
+                    raise
+                log.warning("a receipt of an attempt was refused", job=job.hex(), reason=str(error))
+                continue
+            if final:
+                ended = verified
+        if ended is None and remote.state in TERMINAL:
+            await self._end(known, remote, attempts)
+        return remote, ended
 
-    async def _book(self, known: KnownJob, receipt: Signed[Receipt], delivered: Delivered | None) -> Verified[Receipt]:
+    async def _end(self, known: KnownJob, remote: RemoteJob, attempts: Sequence[dict[str, Any]]) -> None:
+        """A job ended without a receipt that tells so. The orders of providers that had it count on."""
+        tried = {attempt.get("provider") for attempt in attempts}
+        matched = [one.digest for one in known.orders if one.order.message.provider in tried]
+        unclear = not matched and remote.state is State.COMPLETED
+        state = _ENDED.get(remote.state, JobState.FAILED)
+        await self._ledger.end(known.job, state, _reason(remote), self._now(), matched=matched, keep=unclear)
+
+    async def _book(
+        self, known: KnownJob, receipt: Signed[Receipt], arrived: Arrived, judge: Judge | None, *, final: bool
+    ) -> Verified[Receipt]:
         verified = receipt.verify(known.domain)
         ordered = next((o for o in known.orders if o.digest == verified.message.order_hash), None)
         if ordered is None:
             raise BadReceipt("receipt: of an order that this job does not have", fault=Fault.COORDINATOR)
         placed = Placed(ordered.order.verify(known.domain), ordered.terms)
-        complaint = await self._ledger.book(Arrival(known.domain, known.job, placed, verified, delivered, self._now()))
+        seen = arrived.get(ordered.digest)
+        doubt = None if judge is None or not final else await judge(verified.message)
+        rest = {order: delivered for order, delivered in arrived.items() if order != ordered.digest}
+        arrival = Arrival(known.domain, known.job, placed, verified, seen, self._now(), doubt=doubt, final=final, arrived=rest)
+        complaint = await self._ledger.book(arrival)
         if complaint is not None:
             raise complaint
         return verified
@@ -84,6 +124,17 @@ class Resolver:
     def abandon(self, job: JobId) -> None:
         """Cancels a job whose stream nobody reads any more, and settles it once it has ended."""
         self._begin(self._cancel_and_settle(job), "abandoned-job")
+
+    def fetch(self, job: JobId) -> None:
+        """Asks for the outstanding receipt of a job whose whole answer came."""
+        self._begin(self._fetch(job), "outstanding-receipt")
+
+    async def _fetch(self, job: JobId) -> None:
+        with contextlib.suppress(TallyError):
+            for pause in POLLS:
+                if (await self.resolve(job))[1] is not None:
+                    return
+                await asyncio.sleep(pause)
 
     def _begin(self, work: Coroutine[Any, Any, object], name: str) -> None:
         if len(self._tasks) >= self._limit:
@@ -115,7 +166,7 @@ class Resolver:
         """Whether the job's end is now in the ledger. Raises Unavailable.
 
         A job that the coordinator does not know may still be on its way there: it is given up past its start deadline, or at
-        the caller's word.
+        the caller's word. Its orders count until their `claim_by`: that nobody got them is the coordinator's word alone.
         """
         try:
             remote, receipt = await self.resolve(job)
@@ -128,7 +179,8 @@ class Resolver:
             known = await self._ledger.find(job)
             given_up = give_up or (known is not None and all(o.order.message.deadline <= self._now() for o in known.orders))
             if given_up:
-                await self._ledger.end(job, JobState.FAILED, "the coordinator never admitted it", self._now())
+                text = "the coordinator says that it never admitted it"
+                await self._ledger.end(job, JobState.FAILED, text, self._now(), keep=True)
             return given_up
         return receipt is not None or remote.state in TERMINAL
 
@@ -146,10 +198,11 @@ class Resolver:
     async def _keep(self) -> None:
         while True:
             self._awake.clear()
-            try:
-                await self._settle_open()
-            except TallyError as error:
-                log.info("earlier jobs can't be settled yet", reason=str(error))
+            for work in (self._settle_open, self._ask_outstanding, self._watch):
+                try:
+                    await work()
+                except TallyError as error:
+                    log.info("earlier jobs can't be settled yet", reason=str(error))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._every):
                     await self._awake.wait()
@@ -158,6 +211,23 @@ class Resolver:
         for job in await self._ledger.unresolved(self._now()):
             if job not in self._live():
                 await self._settled(job)
+
+    async def _ask_outstanding(self) -> None:
+        """Jobs that ended here, while a provider that had their orders still owes a receipt."""
+        for job in await self._ledger.outstanding(self._now(), self._every):
+            if job in self._live():
+                continue
+            await self._ledger.note_asked(job, self._now())
+            try:
+                await self.resolve(job)
+            except (PeerError, Refusal) as error:
+                log.info("an outstanding receipt did not come", job=job.hex(), reason=str(error))
+
+    async def _watch(self) -> None:
+        """What the chain paid, against the books."""
+        if asyncio.get_running_loop().time() >= self._watched + WATCH_SECONDS:
+            self._watched = asyncio.get_running_loop().time()
+            await self.recovery.watch(WATCH_SECONDS)
 
     async def close(self, seconds: float) -> None:
         """Gives abandoned jobs this long to be settled, then lets go: the next start finds them in the ledger."""
@@ -169,8 +239,19 @@ class Resolver:
         await asyncio.gather(*running, return_exceptions=True)
 
 
+def _attempts(remote: RemoteJob) -> list[dict[str, Any]]:
+    """A job's attempts, as far as the coordinator tells them in a form that makes sense."""
+    listed = remote.raw.get("attempts")
+    return [one for one in listed[:MAX_CANDIDATES] if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def _receipts(remote: RemoteJob, attempts: Sequence[dict[str, Any]]) -> list[Signed[Receipt]]:
+    """The receipts of a job's attempts, each once, the one that ended it last. Raises BadMessage."""
+    told = [read_signed(Receipt, one["receipt"], "attempt.receipt") for one in attempts if one.get("receipt") is not None]
+    found = [one for one in told if one != remote.receipt]
+    return found if remote.receipt is None else [*found, remote.receipt]
+
+
 def _reason(remote: RemoteJob) -> str:
-    attempts = remote.raw.get("attempts")
-    last = attempts[-1] if isinstance(attempts, list) and attempts else {}
-    reason = last.get("reason") if isinstance(last, dict) else None
-    return str(reason or f"ended as {remote.state.value}, without a receipt")[:500]
+    last = attempts[-1] if (attempts := _attempts(remote)) else {}
+    return str(last.get("reason") or f"ended as {remote.state.value}, without a receipt")[:500]

@@ -26,9 +26,10 @@ async def take_up(desk: Desk, coordinator: Address, known: Keyed, asked: Asked, 
     found = await desk.ledger.find(known.job)
     orders = () if found is None else found.orders
     placed = [Placed(one.order.verify(desk.domain), one.terms) for one in orders]
+    await desk.ledger.note_reader(known.job)
     response = await _post(desk, known, known.header + key.seal_request(known.job, plain))
     answer = Answer(known.job, key, {p.order.digest: p for p in placed}, desk.domain, coordinator, keep_bytes=keep_bytes)
-    return Job(desk, answer, response, asked.call, plain, keyed=True)
+    return Job(desk, answer, response, asked.call, plain, keyed=True, resumed=True)
 
 
 async def _post(desk: Desk, known: Keyed, submission: bytes) -> aiohttp.ClientResponse:
@@ -50,7 +51,7 @@ async def _explain(desk: Desk, known: Keyed, refused: TallyError) -> TallyError:
     except Refusal as error:
         if error.code is not Code.UNKNOWN_JOB:
             raise
-        await desk.ledger.end(job, JobState.FAILED, str(refused), desk.now())
+        await desk.ledger.end(job, JobState.FAILED, str(refused), desk.now(), keep=True)
         await desk.ledger.forget_key(known.key)
         return refused
     if remote.state not in TERMINAL:

@@ -17,6 +17,7 @@ from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
 from tallystick.client import keys
+from tallystick.client.access import Tokens
 from tallystick.client.affinity import Affinity
 from tallystick.client.choice import Choice, Explained, demand_of, explained, least
 from tallystick.client.config import MAX_LABEL, ClientConfig
@@ -44,6 +45,7 @@ from tallystick.protocol.reading import read_text
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
 from tallystick.protocol.wire import MAX_CANDIDATES, dumps
+from tallystick.runtime.plain import warn_if_readable
 
 _STALE = (Code.NO_PROVIDER, Code.NODE_BUSY)
 """Refusals that a fresh shortlist may heal."""
@@ -77,7 +79,7 @@ class Market(Verbs):
         config = replace(config or ClientConfig(), coordinator=coordinator_url)
         self.config, self.wallet = config, wallet
         self._clock, self._random = clock, random
-        self._coordinator = Coordinator(coordinator_url, config)
+        self._coordinator = Coordinator(coordinator_url, config, Tokens(wallet, self.info, self._now))
         self._shortlists = Shortlists(
             self._coordinator,
             wallet.address,
@@ -86,6 +88,7 @@ class Market(Verbs):
             context=self._context,
             now=self._now,
             staked=self._staked,
+            stale=lambda domain, asks: self._ledger.stale(domain, asks, self._now()),
         )
         self._affinity = Affinity(random(32))
         self._pin = Pin()
@@ -130,6 +133,7 @@ class Market(Verbs):
 
     async def open(self) -> Self:
         """What entering does, for where no block can hold the market, as across a notebook's cells. `close` it at the end."""
+        warn_if_readable(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
         self._auditor = Auditor(self.config)
         self._pin, self._desk, self._draining = Pin.of(self.config), None, False
         self._onchain = Onchain.of(self.config, self.wallet)
@@ -198,6 +202,17 @@ class Market(Verbs):
                 return self._info
         return self._info
 
+    async def _fee_changed(self) -> bool:
+        """Whether the coordinator now keeps another fee than the one that orders allowed: then the next ones allow the new one.
+        Raises Refusal where it is above max_fee_bps.
+        """
+        before, now = await self.info(), await self._coordinator.info()
+        if before.fee_bps == now.fee_bps or replace(now, fee_bps=before.fee_bps) != before:
+            return False
+        self._pin.check(now, self.config.max_fee_bps)
+        self._info = now
+        return True
+
     async def _open_desk(self) -> tuple[Info, Desk]:
         info = await self.info()
         if self._desk is None:
@@ -226,7 +241,7 @@ class Market(Verbs):
 
     async def _context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
-        return domain, await self._ledger.frozen(domain)
+        return domain, await self._ledger.barred(domain, self._now())
 
     async def _staked(self, provider: Address) -> int | None:
         return None if self._onchain is None else await self._onchain.stake(provider)
@@ -248,9 +263,9 @@ class Market(Verbs):
     async def explain(self, model: str, *, route: str = CHAT, **choice: Unpack[Choice]) -> list[Explained]:
         """Every ask for a model and why it would not be offered a job; those that would come first. Places nothing."""
         demand = demand_of(self.config, model, route, choice)
-        frozen = await self._ledger.frozen((await self.info()).domain)
+        barred = await self._ledger.barred((await self.info()).domain, self._now())
         listed = await self._coordinator.explain(demand.to_json(self.address, MAX_CANDIDATES))
-        return explained(listed, demand, frozen, self._now())
+        return explained(listed, demand, barred, self._now())
 
     # Jobs
 
@@ -315,6 +330,9 @@ class Market(Verbs):
         asks, remembered = await self._shortlists.get(demand)
         try:
             return await self._place(asked, asks, cap, demand, wish)
+        except Refusal as error:
+            if error.code is not Code.ORDER_TERMS or not await self._fee_changed():
+                raise
         except Unavailable as error:
             self._shortlists.forget(demand)
             if not remembered or error.code not in _STALE:
@@ -356,6 +374,9 @@ class Market(Verbs):
         """The tab with one provider: accepted, open caps, highest ceiling signed, in base units."""
         info = await self.info()
         return await self._ledger.tab(info.domain, parse_address(provider), self._now())
+
+    async def _at_stake(self, job: JobId) -> Amount:
+        return await upkeep_of(self).at_stake(job)
 
     async def evidence(self) -> list[Evidence]:
         """Dishonest receipts, kept for third parties."""

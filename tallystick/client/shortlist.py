@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import NOTHING, Requirements
 from tallystick.protocol.routes import ALWAYS, CHAT, serves
 from tallystick.protocol.sealing import SUITES
-from tallystick.protocol.types import Address, parse_address
+from tallystick.protocol.types import Address, Hash, parse_address
 
 log = structlog.get_logger()
 REMEMBERED = 256
@@ -124,19 +124,27 @@ _OBJECTIONS: tuple[tuple[str, Callable[[Demand, Ask, int], bool]], ...] = (
 )
 
 
+Stale = Callable[[Domain, Sequence[Verified[Ask]]], Awaitable[Mapping[Hash, str]]]
+"""Tells why some asks are not to be ordered on, by digest."""
+
+
 def usable(listed: Iterable[Signed[Ask]], demand: Demand, domain: Domain, now: int) -> list[Verified[Ask]]:
-    """The asks that are signed by their providers and meet the demand, one a provider, in the same order. Logs the others."""
-    found: dict[Address, Verified[Ask]] = {}
+    """The asks that are signed by their providers and meet the demand, in the same order. Logs the others."""
+    found: list[Verified[Ask]] = []
     for signed in listed:
         reason = demand.objection(signed.message, now)
         if reason is None:
             try:
-                found.setdefault(signed.message.provider, signed.verify(domain))
+                found.append(signed.verify(domain))
             except TallyError as error:
                 reason = str(error)
         if reason is not None:
-            log.warning("an ask was left out", provider=signed.message.provider, reason=reason)
-    return list(found.values())
+            _left_out(signed.message, reason)
+    return found
+
+
+def _left_out(ask: Ask, reason: str) -> None:
+    log.warning("an ask was left out", provider=ask.provider, model=ask.model[:100], reason=reason)
 
 
 @dataclass(slots=True)
@@ -152,7 +160,7 @@ class Shortlists:
     """Asks the coordinator once for each demand and `seconds`; callers with the same demand share the question.
 
     `context` gives the domain and the providers that get no more orders; `now` is Unix time in seconds; `staked` what a
-    provider has staked, None where the chain can't be asked.
+    provider has staked, None where the chain can't be asked; `stale` looks at seqs.
     """
 
     def __init__(
@@ -165,8 +173,9 @@ class Shortlists:
         context: Callable[[], Awaitable[tuple[Domain, Iterable[Address]]]],
         now: Callable[[], int],
         staked: Callable[[Address], Awaitable[int | None]],
+        stale: Stale,
     ) -> None:
-        self._staked = staked
+        self._staked, self._stale = staked, stale
         self._coordinator, self._payer, self._limit, self._seconds = coordinator, payer, limit, seconds
         self._context, self._now = context, now
         self._kept: OrderedDict[Demand, _Kept] = OrderedDict()
@@ -201,7 +210,19 @@ class Shortlists:
             found = await self._coordinator.shortlist(replace(demand, pin=missing).to_json(self._payer, self._limit))
         except (Refusal, Unavailable):
             return []
-        return usable(found, replace(demand, pin=missing), domain, self._now())
+        return await self._usable(found, replace(demand, pin=missing), domain)
+
+    async def _usable(self, listed: Iterable[Signed[Ask]], demand: Demand, domain: Domain) -> list[Verified[Ask]]:
+        """The best of each provider, as the coordinator ranks them, without what is stale."""
+        found = usable(listed, demand, domain, self._now())
+        reasons = await self._stale(domain, found) if found else {}
+        best: dict[Address, Verified[Ask]] = {}
+        for ask in found:
+            if ask.digest in reasons:
+                _left_out(ask.message, reasons[ask.digest])
+            else:
+                best.setdefault(ask.message.provider, ask)
+        return list(best.values())
 
     async def _backed(self, demand: Demand, found: list[Verified[Ask]]) -> list[Verified[Ask]]:
         """Those with the stake that is asked for, by the chain's own word where it can be had."""
@@ -217,13 +238,13 @@ class Shortlists:
             listed = await self._coordinator.shortlist(asked.to_json(self._payer, self._limit))
         except (Refusal, Unavailable) as error:
             raise _with_barred(error, len(frozenset(barred))) from error
-        found = usable(listed, asked, domain, self._now())[: self._limit]
+        found = (await self._usable(listed, asked, domain))[: self._limit]
         found += await self._preferred(asked, domain, {ask.message.provider for ask in found})
         found = await self._backed(demand, found)
         place = {provider: number for number, provider in enumerate(demand.prefer)}
         found = sorted(found, key=lambda ask: place.get(ask.message.provider, len(place)))[: self._limit]
         if not found:
-            text = f"the coordinator offered no usable ask for {demand.model!r}"
+            text = f"the coordinator offered no usable ask for {demand.model!r} among {len(listed)}; the log says why"
             raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.COORDINATOR)
         return found
 
@@ -232,7 +253,7 @@ def _with_barred(error: Refusal | Unavailable, barred: int) -> Refusal | Unavail
     """The coordinator's no, with whom this client left out itself."""
     if not barred or error.code not in (Code.NO_PROVIDER, Code.NODE_BUSY):
         return error
-    text = f"{error}; {barred} left out by this wallet, since they gave it a dishonest receipt: tally receipt evidence"
+    text = f"{error}; {barred} left out by this wallet: tally receipt evidence says why"
     return type(error)(error.code, text, fault=error.fault)
 
 

@@ -1,7 +1,8 @@
 """What a wallet spent, by day, workload label, model and provider, and the budgets that bound it.
 
-A job reserves its worst case from its budgets before it is placed, in the transaction that signs its orders; what its receipt
-says takes the place of that. Days are UTC, and a job belongs to the day of its receipt. Functions of one connection.
+Every signed order counts in its budgets with its whole cap as long as its provider may collect on it: from the transaction that
+signs it until its receipt, which takes the cap's place, until its job ends and it was never matched, or until its `claim_by`.
+Days are UTC, and a job belongs to the day of its receipt. Functions of one connection.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
 from tallystick.client.config import Budget
-from tallystick.client.tables import JobState, OrderState, jobs, orders, receipts, spent
+from tallystick.client.tables import COLLECTABLE, JobState, jobs, orders, receipts, spent
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId, format_amount
@@ -31,7 +32,7 @@ _THIS = sa.select(
     jobs.c.label,
     jobs.c.model,
     bindparam("to_provider", type_=sa.String),
-    sa.literal(1),
+    bindparam("to_requests", type_=sa.BigInteger),
     *(bindparam(f"to_{name}", type_=sa.BigInteger) for name in _PAID),
     sa.literal(0),
     sa.literal(0),
@@ -59,27 +60,27 @@ _ADD_UNPROVEN = _NEW_HIT.on_conflict_do_update(
 _SPENT = sa.select(sa.func.coalesce(sa.func.sum(spent.c.cost), 0)).where(
     spent.c.payer == bindparam("of_payer"), spent.c.day == bindparam("of_day")
 )
-_WORST = (
-    sa.select(sa.func.max(orders.c.cap).label("cap"), jobs.c.label)
+_CAPS = (
+    sa.select(orders.c.cap, jobs.c.label)
     .join(jobs, jobs.c.job == orders.c.job)
     .where(
         orders.c.payer == bindparam("of_payer"),
-        orders.c.state == OrderState.OPEN.value,
-        orders.c.expires_at > bindparam("of_now"),
+        orders.c.state.in_(COLLECTABLE),
+        orders.c.claim_by > bindparam("of_now"),
     )
-    .group_by(orders.c.job)
     .subquery()
 )
-_RESERVED = sa.select(sa.func.coalesce(sa.func.sum(_WORST.c.cap), 0))
+_RESERVED = sa.select(sa.func.coalesce(sa.func.sum(_CAPS.c.cap), 0))
 
 
-def add(c: Connection, job: JobId, receipt: Receipt, now: int, *, failed: bool) -> None:
-    """A receipt was booked."""
+def add(c: Connection, job: JobId, receipt: Receipt, now: int, *, failed: bool, counted: bool = False) -> None:
+    """A receipt was booked. `counted`: its request counts already, as one that failed."""
     told = {
         "of_job": job.hex(),
         "to_day": now // DAY_SECONDS,
         "to_provider": receipt.provider,
-        "to_failed": int(failed),
+        "to_requests": int(not counted),
+        "to_failed": int(failed and not counted),
         "to_cost": int(receipt.cost),
         "to_input_tokens": receipt.input_tokens,
         "to_cached_tokens": receipt.cached_input_tokens,
@@ -91,7 +92,10 @@ def add(c: Connection, job: JobId, receipt: Receipt, now: int, *, failed: bool) 
 def add_failed(c: Connection, job: JobId, now: int) -> None:
     """A job ends without a receipt; to be called before its state is changed."""
     none = dict.fromkeys((f"to_{name}" for name in _PAID[1:]), 0)
-    c.execute(_ADD_FAILED, none | {"of_job": job.hex(), "to_day": now // DAY_SECONDS, "to_provider": "", "to_failed": 1})
+    c.execute(
+        _ADD_FAILED,
+        none | {"of_job": job.hex(), "to_day": now // DAY_SECONDS, "to_provider": "", "to_requests": 1, "to_failed": 1},
+    )
 
 
 def add_unproven(c: Connection, tab: dict[str, object], amount: Amount, now: int) -> None:
@@ -119,7 +123,9 @@ def add_hit(c: Connection, payer: Address, hit: Hit, now: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a budget stands today, in base units. `reserved`: the worst case of the jobs under way."""
+    """How a budget stands today, in base units. `reserved`: the caps of all orders, of any day and provider, that may still be
+    collected.
+    """
 
     budget: Budget
     spent: Amount
@@ -146,23 +152,33 @@ def standing(c: Connection, payer: Address, budget: Budget, now: int) -> Standin
     """How a budget stands."""
     paid, reserved = _SPENT, _RESERVED
     if budget.label is not None:
-        paid, reserved = paid.where(_under(spent.c.label, budget.label)), reserved.where(_under(_WORST.c.label, budget.label))
+        paid, reserved = paid.where(_under(spent.c.label, budget.label)), reserved.where(_under(_CAPS.c.label, budget.label))
     which = {"of_payer": payer, "of_day": now // DAY_SECONDS}
     open_caps = c.execute(reserved, {"of_payer": payer, "of_now": now}).scalar_one()
     return Standing(budget, Amount(c.execute(paid, which).scalar_one()), Amount(open_caps))
 
 
 def within(drafts: Sequence[tuple[Address, Terms]], stands: Sequence[Standing]) -> list[tuple[Address, Terms]]:
-    """The drafts that every budget has room for. Raises Refusal if there is none."""
-    fitting = [draft for draft in drafts if all(draft[1].max_cost <= one.left for one in stands)]
+    """The drafts that every budget has room for together, the first ones first: any of their providers might collect. Raises
+    Refusal if there is none.
+    """
+    left = min(one.left for one in stands) if stands else None
+    fitting: list[tuple[Address, Terms]] = []
+    for draft in drafts:
+        if left is None:
+            fitting.append(draft)
+        elif draft[1].max_cost <= left:
+            fitting.append(draft)
+            left -= draft[1].max_cost
     if drafts and not fitting:
         least = min(drafts, key=lambda draft: draft[1].max_cost)[1].max_cost
         tight = min(stands, key=lambda one: one.left)
         raise Refusal(
             Code.OVER_BUDGET,
             f"{tight.budget.name} has {format_amount(Amount(max(tight.left, 0)))} left until midnight UTC "
-            f"(spent {format_amount(tight.spent)}, jobs under way may cost {format_amount(tight.reserved)}), and this request "
-            f"may cost {format_amount(least)}: lower max_tokens, or raise the budget",
+            f"(spent {format_amount(tight.spent)}; orders that may still be collected, of jobs under way or without a receipt, "
+            f"{format_amount(tight.reserved)}), and this request may cost {format_amount(least)}: lower max_tokens, or raise the "
+            "budget",
         )
     return fitting
 

@@ -259,6 +259,11 @@ class SyncJob(Face[Job]):
         return self._inner.booked
 
     @property
+    def outstanding(self) -> bool:
+        """See `Job.outstanding`."""
+        return self._inner.outstanding
+
+    @property
     def disputed(self) -> bool:
         """See `Job.disputed`."""
         return self._inner.disputed

@@ -11,12 +11,21 @@ from tallystick.protocol.types import Address
 
 
 class OrderState(str, Enum):
-    """Where an order is. Only open ones that have not expired count against the tab."""
+    """Where an order is. `open`: signed, and nobody is known to have it yet. `dispatched`: a provider had it, and its job ended
+    here without a receipt for it. `booked`: its receipt ended the job. `released`: its provider's receipt at no cost came.
+    `closed`: its job ended, and it was never matched. `disputed`: its receipt was dishonest.
+    """
 
     OPEN = "open"
+    DISPATCHED = "dispatched"
     BOOKED = "booked"
+    RELEASED = "released"
     CLOSED = "closed"
     DISPUTED = "disputed"
+
+
+COLLECTABLE = (OrderState.OPEN.value, OrderState.DISPATCHED.value, OrderState.DISPUTED.value)
+"""The states in which an order counts, against its tab and against budgets, until its `claim_by`."""
 
 
 class JobState(str, Enum):
@@ -55,7 +64,9 @@ tabs = sa.Table(
     sa.Column("ceiling", sa.BigInteger),
     sa.Column("order_seq", sa.BigInteger),
     sa.Column("frozen", sa.Text),
-    sa.Column("unproven", sa.Integer),
+    sa.Column("undelivered", sa.Integer),
+    sa.Column("settled", sa.BigInteger),
+    sa.Column("excused", sa.BigInteger),
 )
 jobs = sa.Table(
     "jobs",
@@ -72,6 +83,9 @@ jobs = sa.Table(
     sa.Column("finished_at", sa.BigInteger),
     sa.Column("label", sa.String(64)),
     sa.Column("took_ms", sa.BigInteger),
+    sa.Column("cancelled", sa.Boolean),
+    sa.Column("asked_at", sa.BigInteger),
+    sa.Column("reader", sa.String(16)),
 )
 spent = sa.Table(
     "spent",
@@ -101,10 +115,12 @@ orders = sa.Table(
     sa.Column("seq", sa.BigInteger),
     sa.Column("cap", sa.BigInteger),
     sa.Column("ceiling", sa.BigInteger),
-    sa.Column("expires_at", sa.BigInteger),
+    sa.Column("claim_by", sa.BigInteger),
     sa.Column("state", sa.String(16)),
     sa.Column("order_doc", sa.Text),
     sa.Column("terms_doc", sa.Text),
+    sa.Column("delivered_doc", sa.Text),
+    sa.Column("quarters", sa.Integer),
 )
 receipts = sa.Table(
     "receipts",
@@ -145,4 +161,13 @@ keys = sa.Table(
     sa.Column("content_key", sa.LargeBinary),
     sa.Column("header", sa.LargeBinary),
     sa.Column("made_at", sa.BigInteger),
+)
+asks = sa.Table(
+    "asks",
+    metadata,
+    sa.Column("venue", sa.String(64), primary_key=True),
+    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("product", sa.String(64), primary_key=True),
+    sa.Column("newest_doc", sa.Text),
+    sa.Column("seen_at", sa.BigInteger),
 )

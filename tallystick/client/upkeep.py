@@ -14,8 +14,10 @@ from tallystick.client.keys import Keyed
 from tallystick.client.ledger import Ledger
 from tallystick.client.onchain import Onchain
 from tallystick.client.spending import Hit
+from tallystick.client.tables import COLLECTABLE
 from tallystick.client.transport import Info
 from tallystick.protocol.errors import TallyError
+from tallystick.protocol.types import Amount, JobId
 
 log = structlog.get_logger()
 SEEN_SECONDS = 1.0
@@ -54,6 +56,12 @@ class Upkeep:
         if self.onchain is not None:
             accounts = await self.ledger.accounts((await self.info()).domain, self._now)
             await self.onchain.warn_idle(accounts, self._now)
+
+    async def at_stake(self, job: JobId) -> Amount:
+        """What a job may still cost beyond its receipts, in base units: the caps of its orders that providers may collect on."""
+        known = await self.ledger.find(job)
+        standing = () if known is None else [one for one in known.orders if one.state.value in COLLECTABLE]
+        return Amount(sum(one.terms.max_cost for one in standing))
 
     async def keyed(self, key: str) -> Keyed | None:
         """The job that an idempotency key stands for."""

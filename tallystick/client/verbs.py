@@ -13,7 +13,7 @@ from tallystick.client.many import Body, Done, Manner, Many
 from tallystick.client.result import Result, require_success
 from tallystick.client.stream import TextStream
 from tallystick.protocol.routes import CHAT, JSON
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Amount, JobId
 
 
 class Verbs(ABC):
@@ -40,6 +40,10 @@ class Verbs(ABC):
         **choice: Unpack[Choice],
     ) -> Job:
         """Places a job."""
+
+    @abstractmethod
+    async def _at_stake(self, job: JobId) -> Amount:
+        """What a job that failed may still cost, in base units."""
 
     async def chat(
         self, /, model: str, messages: Sequence[Mapping[str, Any]], *, tally: Options | None = None, **options: Any
@@ -76,13 +80,14 @@ class Verbs(ABC):
 
         Requests are the bodies of one route and may be endless: one is taken when there is room for it, and at most twice
         `at_once` are held that were not yielded. Results come in the requests' order, or else as they end. One that fails with
-        an error that says `retry` is tried again, later and later; what fails for good is a Done with its `error`, and the
-        others go on. Leaving the loop cancels what runs (`contextlib.aclosing` makes sure of when). Raises BadMessage for numbers
-        that cannot work; iterating raises what `requests` raises. The config's `max_jobs` bounds `at_once`.
+        an error that says `retry` is tried again, later and later, unless it may be billed all the same. What fails for good is a
+        Done with its `error`, and the others go on. Leaving the loop cancels what runs (`contextlib.aclosing` makes sure of
+        when). Raises BadMessage for numbers that cannot work; iterating raises what `requests` raises. The config's `max_jobs`
+        bounds `at_once`.
         """
         manner = Manner(min(at_once, self.config.max_jobs), ordered, retries)
 
         async def submit(body: Body) -> Job:
             return await self.submit(path, body, **options)
 
-        return Many(submit, manner, self._random, lambda: self._draining).run(requests)
+        return Many(submit, self._at_stake, manner, self._random, lambda: self._draining).run(requests)

@@ -32,6 +32,7 @@ from tallystick.protocol.types import Address, Hash, JobId
 
 KEY_BYTES = 32
 _TAG_BYTES = 16
+_LENGTH_BYTES = 4
 _SMALLEST, _LARGEST = 128, 16_384
 X25519: Final = "x25519"
 HYBRID: Final = "mlkem768-x25519"
@@ -44,9 +45,14 @@ def bucket(size: int) -> int:
     return max(_SMALLEST, 1 << (size - 1).bit_length())
 
 
+def padded_size(size: int) -> int:
+    """The bytes that a plaintext of `size` bytes is sealed as, without the tag: its bucket with the length before it."""
+    return bucket(size + _LENGTH_BYTES)
+
+
 def _pad(data: bytes) -> bytes:
-    size = len(data) + 4
-    return b"".join((len(data).to_bytes(4, "big"), data, bytes(bucket(size) - size)))
+    room = padded_size(len(data)) - len(data) - _LENGTH_BYTES
+    return b"".join((len(data).to_bytes(_LENGTH_BYTES, "big"), data, bytes(room)))
 
 
 def _unpad(padded: bytes) -> bytes:

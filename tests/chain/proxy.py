@@ -74,6 +74,7 @@ class Proxy:
         pairs = list(zip(requests, answers, strict=True)) if isinstance(requests, list) else [(requests, answers)]
         for place, (request, answer) in enumerate(pairs):
             if request["method"] in self.answers and (len(pairs) == 1 or place >= self.alter_from):
+                answer.pop("error", None)
                 answer["result"] = self.answers[request["method"]]
             if request["method"] == "eth_getLogs" and _blocks(request["params"][0]) > self.most_blocks:
                 del answer["result"]

@@ -69,12 +69,17 @@ def test_batches_fit() -> None:
     assert list(cut_batches([])) == []
 
 
-def test_a_providers_own_claim_is_divided() -> None:
-    """Rows that need no claim signature may go in several transactions; signed ones may not."""
-    parts = [claim for batch in cut_batches([_batch(1_000)]) for claim in batch]
-    assert sum(len(part.rows) for part in parts) == 1_000
-    assert max(len(part.rows) for part in parts) * ROW_GAS < MAX_TRANSACTION_GAS
+def test_a_providers_rows_are_divided_before_it_signs() -> None:
+    """Each of its claims fits a transaction and is signed; none is divided afterwards, and no row is lost."""
+    rows = _batch(1_000).rows
+    claims = ClaimBatch.sign(PROVIDER, rows, DOMAIN)
+    assert tuple(row for claim in claims for row in claim.rows) == rows
+    assert [[claim] for claim in claims] == list(cut_batches(claims))
+    assert max(len(claim.rows) for claim in claims) * ROW_GAS < MAX_TRANSACTION_GAS
+    for claim in claims:
+        assert Signed(claim.claim(DOMAIN), claim.signature).verify(DOMAIN)
     assert [len(b[0].rows) for b in cut_batches([_batch(1_000, b"signed")])] == [1_000]
+    assert ClaimBatch.sign(PROVIDER, (), DOMAIN) == []
 
 
 async def test_the_bounds_hold_on_chain(world: World) -> None:
@@ -97,7 +102,7 @@ async def test_settle_all_pays_everything(world: World) -> None:
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     sender = await world.sender(PROVIDER)
     rows = tuple(world.row(KEY, PROVIDER.address, n + 1) for n in range(340))
-    results = await world.escrow.settle_all(sender, [ClaimBatch(PROVIDER.address, rows)])
+    results = await world.escrow.settle_all(sender, ClaimBatch.sign(PROVIDER, rows, world.domain))
     assert len(results) == 2
     assert sum(e.paid for r in results for e in r.of(Settled)) == 340
     assert all(result.gas_used < MAX_TRANSACTION_GAS for result in results)

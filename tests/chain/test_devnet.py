@@ -260,9 +260,3 @@ async def test_health_does_not_wait_for_the_chain(http: httpx.AsyncClient) -> No
     assert answer.json() == {"status": "ok", "chain_id": 31337}
     assert not busy.done()
     await busy
-
-
-async def test_browsers_may_ask(http: httpx.AsyncClient) -> None:
-    """A wallet in a browser can reach the chain from another origin."""
-    answer = await http.options("/", headers={"origin": "http://app.example", "access-control-request-method": "POST"})
-    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (204, "*")

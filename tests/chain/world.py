@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ from tallystick.chain.escrow import Escrow, Rules, TxResult
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Signed, Signer
-from tallystick.protocol.messages import Bind, Order, Receipt
+from tallystick.protocol.messages import Bind, Claim, Order, Receipt
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash
 
 DOLLAR = 1_000_000
@@ -115,8 +115,8 @@ class World:
         return sender
 
     async def settle(self, provider: Sender, *rows: SettleRow) -> TxResult:
-        """A provider collects rows itself."""
-        return await self.escrow.settle(provider, [ClaimBatch(provider.address, rows)])
+        """A provider signs for its rows and sends them."""
+        return await self.escrow.settle(provider, [self.claim(provider.signer, *rows)])
 
     def forget_nonces(self) -> None:
         """Lets every sender ask for its nonce again, after the chain went back."""
@@ -148,7 +148,7 @@ class World:
     def claim(self, provider: Signer, *rows: SettleRow) -> ClaimBatch:
         """Rows under the provider's signature, for anyone to send."""
         batch = ClaimBatch(provider.address, rows)
-        return ClaimBatch(provider.address, rows, provider.sign(batch.claim(self.domain), self.domain).signature)
+        return replace(batch, signature=provider.sign(as_read(batch, self.domain), self.domain).signature)
 
     def receipt(self, provider: Signer, payer: Address, seq: int, total: int, **changes: object) -> Signed[Receipt]:
         """A signed receipt."""
@@ -168,6 +168,18 @@ class World:
             "evidence_root": ZERO_HASH,
         }
         return provider.sign(Receipt(**(fields | changes)), self.domain)  # type: ignore[arg-type]
+
+
+def as_read(claim: ClaimBatch, domain: Domain) -> Claim:
+    """What the provider of a claim must have signed: the contract reads every row as its own."""
+    orders = [replace(row.order, message=read_for(claim.provider, row.order.message)) for row in claim.rows]
+    rows = tuple(replace(row, order=order) for row, order in zip(claim.rows, orders, strict=True))
+    return replace(claim, rows=rows).claim(domain)
+
+
+def read_for(provider: Address, order: Order) -> Order:
+    """The order as a claim of this provider reads it: rows do not name the provider again."""
+    return order if order.provider == provider else replace(order, provider=provider)
 
 
 @contextmanager

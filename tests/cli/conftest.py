@@ -3,17 +3,21 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tallystick.chain.deployment import Deployment
+from tallystick.chain.devnet import dev_accounts
+from tallystick.chain.escrow import Escrow
+from tallystick.chain.rpc import Rpc, Sender
 from tallystick.cli.main import main
 from tallystick.runtime.keys import create_keystore
 from tests.chain.conftest import anvil_url, chain_url, either_url, proxies, proxy
-from tests.chain.world import person
+from tests.chain.world import World, person
 from tests.client.fake import FakeMarket
 
 __all__ = ["anvil_url", "chain_url", "either_url", "proxies", "proxy"]
@@ -47,6 +51,20 @@ class Tally:
         signer = person(f"wallet {name}")
         create_keystore(self.home / "keys" / f"{name}.json", PASSWORD, signer.secret, cost=CHEAP)
         return signer.address
+
+
+def on_chain(market: Tally, act: Callable[[World], Awaitable[object]]) -> None:
+    """Something that no command does, on the market's contracts."""
+
+    async def run() -> None:
+        deployment = Deployment.load(market.home / "deployment.json")
+        rpc = Rpc(deployment.rpc)
+        try:
+            await act(World(rpc, deployment, Escrow(rpc, deployment), Sender(rpc, dev_accounts()[0], poll=0.001)))
+        finally:
+            await rpc.close()
+
+    asyncio.run(run())
 
 
 @pytest.fixture

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tallystick.chain.claims import ClaimBatch, SettleRow
+from tallystick.chain.claims import SettleRow
 from tallystick.chain.deployment import Deployment
-from tallystick.chain.devnet import dev_accounts
-from tallystick.chain.escrow import Escrow
-from tallystick.chain.rpc import Rpc, Sender
+from tallystick.chain.rpc import Sender
 from tallystick.client.evidence import EvidenceFile
 from tallystick.protocol.types import Address, JobId
 from tests.chain.world import DOLLAR, World, person
-from tests.cli.conftest import Tally
+from tests.cli.conftest import Tally, on_chain
 from tests.coordinator.world import make_ask, make_terms
 
 KEY, NODE = person("wallet default"), person("wallet node")
@@ -41,28 +37,14 @@ def _state(market: Tally, *what: str) -> tuple[str, list[str]]:
     return seen["state"], [step["call"] for step in seen["next"] if step["at"] is None]
 
 
-def _on_chain(market: Tally, act: Callable[[World], Awaitable[object]]) -> None:
-    """Something that no command does, on the market's contracts."""
-
-    async def run() -> None:
-        deployment = Deployment.load(market.home / "deployment.json")
-        rpc = Rpc(deployment.rpc)
-        try:
-            await act(World(rpc, deployment, Escrow(rpc, deployment), Sender(rpc, dev_accounts()[0], poll=0.001)))
-        finally:
-            await rpc.close()
-
-    asyncio.run(run())
-
-
 def _settle(market: Tally, amount: int) -> None:
     """The node collects on an order of the payer's, as its daemon would."""
 
     async def act(world: World) -> None:
         row: SettleRow = world.row(KEY, NODE.address, amount)
-        await world.escrow.settle(Sender(world.rpc, NODE, poll=0.001), [ClaimBatch(NODE.address, (row,))])
+        await world.settle(Sender(world.rpc, NODE, poll=0.001), row)
 
-    _on_chain(market, act)
+    on_chain(market, act)
 
 
 def _advance(market: Tally, length: str) -> None:
@@ -275,7 +257,7 @@ def test_a_dishonest_provider_is_reported(market: Tally, tmp_path: Path) -> None
         terms = make_terms(make_ask(NODE), JobId(bytes(16)))
         file.write_bytes(EvidenceFile(world.domain, "two of seq 7", order, terms, one, (two,), None).dumps())
 
-    _on_chain(market, write)
+    on_chain(market, write)
     told = market("receipt", "report", str(file))
     assert (told["provider"], int(told["slashed"])) == (NODE.address, 20 * DOLLAR), "all, where the penalty is more"
     places = {place["place"]: int(place["amount"]) for place in market("balance")["places"]}

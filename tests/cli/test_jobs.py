@@ -10,7 +10,7 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.sdk import Market
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tests.chain.world import person
-from tests.cli.conftest import Tally
+from tests.cli.conftest import PASSWORD, Tally
 from tests.client.fake import BODY, CHAT
 from tests.client.parties import MODEL
 
@@ -45,6 +45,25 @@ def test_a_coordinator_that_is_away_hides_nothing(payer: Tally, url: str) -> Non
     """The books are shown all the same, and why the coordinator said nothing."""
     number = _job(payer, url)
     assert "127.0.0.1:9" in payer.says("job", "show", number, "--coordinator", "http://127.0.0.1:9")
+
+
+def test_a_coordinator_tells_a_job_to_nobody_without_the_wallets_key(
+    payer: Tally, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without the password, and for an address alone, the books are shown with what to do; a password file does."""
+    number = _job(payer, url)
+    show = ("job", "show", number, "--coordinator", url)
+    (tmp_path / "password").write_text(PASSWORD)
+    monkeypatch.delenv("TALLYSTICK_PASSWORD")
+    shown = payer(*show)
+    assert (shown["state"], shown["coordinator"]) == ("completed", None)
+    text = payer.says(*show)
+    assert "its payer only" in text
+    assert "TALLYSTICK_PASSWORD_FILE" in text
+    assert payer(*show, "--password-file", str(tmp_path / "password"))["coordinator"]["state"] == "completed"
+    assert "instead of its address" in payer.says(*show, "--wallet", WALLET.address)
+    monkeypatch.setenv("TALLYSTICK_PASSWORD", "of another wallet")
+    assert payer(*show)["state"] == "completed"
 
 
 def test_jobs_are_listed(payer: Tally, url: str) -> None:

@@ -51,7 +51,8 @@ def tally(rpc: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
         return answer["error"] if fails else answer
 
     run("wallet", "import", "default", "--dev", "3")
-    run("deploy", "--rpc", rpc, "--dev", "0", "--local", "--fund", "default")
+    waits = ("--thaw", "50s", "--release", "50s", "--unstake", "55s")  # longer than two commands take on a busy machine
+    run("deploy", "--rpc", rpc, "--dev", "0", "--local", *waits, "--fund", "default")
     return run
 
 

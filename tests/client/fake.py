@@ -7,6 +7,7 @@ rules, so that every test also proves that orders, seals and commitments are rig
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -15,11 +16,12 @@ import orjson
 from aiohttp import web
 
 from tallystick.client.sdk import Market
+from tallystick.protocol.access import load_access
 from tallystick.protocol.eip712 import Signed, Signer, Verified, read_signed
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Inquiry, Match, Order, Outcome, Receipt
+from tallystick.protocol.messages import Access, Inquiry, Match, Order, Outcome, Receipt
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
 from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
 from tallystick.protocol.tab import Security
@@ -55,6 +57,7 @@ class Session:
         self.state = State.QUEUED
         self.receipt: Signed[Receipt] | None = None
         self.attempts = 0
+        self.tried: list[dict[str, Any]] = []
         self.survives = False
         self.provider = market.providers[0]
         self.candidate = submission.candidates[0]
@@ -87,6 +90,7 @@ class Session:
             "matched_at": 1,
         }
         self.attempts += 1
+        self.tried.append({"attempt": len(self.tried), "provider": self.provider.address, "state": "failed", "reason": ""})
         match = coordinator.sign(Match(**(values | changes)), DOMAIN)
         await self.send(Kind.MATCH, dumps(match.to_json()))
 
@@ -142,14 +146,27 @@ class Session:
         provider.tab = provider.tab.book(cost, terms.max_cost)
         self.receipt = provider.signer.sign(Receipt(**(values | changes)), DOMAIN)
         self.state = step(State.STREAMING, ENDS[outcome])
+        if self.tried:
+            self.tried[-1]["receipt"] = self.receipt.to_json()
         return self.receipt
+
+    def release(self, outcome: Outcome = Outcome.REFUSED, **changes: Any) -> Verified[Receipt]:
+        """The provider's receipt at no cost for the attempt that was matched last; the job goes on."""
+        state = self.state
+        receipt = self.bill(Usage(0, 0, 0), outcome, **changes)
+        self.receipt, self.state = None, state
+        return receipt
+
+    async def void(self, outcome: Outcome = Outcome.REFUSED, **changes: Any) -> None:
+        """Sends that receipt."""
+        await self.send(Kind.VOID, dumps(self.release(outcome, **changes).to_json()))
 
     async def finish(self, usage: Usage | None = None, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> None:
         await self.send(Kind.RECEIPT, dumps(self.bill(usage, outcome, **changes).to_json()))
 
     async def fail(self, error: TallyError) -> None:
         self.state = State.FAILED
-        if self.attempts:
+        if self.attempts and not self.tried[-1].get("receipt"):
             self.provider.tab = self.provider.tab.drop(self.candidate.terms.max_cost)
         await self.send(Kind.FAIL, dumps(error.as_json()))
 
@@ -242,6 +259,7 @@ class FakeMarket:
         self.crash: Exception | None = None
         self.drops, self.keeps = 0, False
         self.connections: set[int] = set()
+        self.before_models: Callable[[], Awaitable[None]] = _at_once
 
     def _asks(self) -> list[Any]:
         return [{"ask": provider.ask.to_json(), "free": 1} for provider in self.providers]
@@ -286,6 +304,7 @@ class FakeMarket:
         return web.json_response(self.info)
 
     async def _models(self, _request: web.Request) -> web.Response:
+        await self.before_models()
         ask = self.providers[0].ask.message
         entry = {
             "id": ask.model,
@@ -368,6 +387,8 @@ class FakeMarket:
         if job not in self.sessions:
             return _refuse(Refusal(Code.UNKNOWN_JOB, "no such job"))
         session = self.sessions[job]
+        if (refused := self._stranger(request, session)) is not None:
+            return refused
         receipt = session.receipt.to_json() if session.receipt is not None else None
         return web.json_response(
             {
@@ -377,18 +398,45 @@ class FakeMarket:
                 "payer": session.submission.candidates[0].order.message.payer,
                 "createdAt": 1,
                 "finishedAt": None,
-                "attempts": [],
+                "attempts": [{"receipt": None} | attempt for attempt in session.tried],
                 "receipt": receipt,
                 "settlement": None,
             }
         )
 
+    def _stranger(self, request: web.Request, session: Session | None) -> web.Response | None:
+        """The refusal of whoever does not show the payer's key. Clients of the tests have clocks of their own, so a token's time
+        is not checked here.
+        """
+        header = request.headers.get("authorization")
+        try:
+            account = load_access(header, DOMAIN, self.signer.address, _issued_at(header))
+        except TallyError as error:
+            return _refuse(error)
+        if session is not None and account != session.submission.candidates[0].order.message.payer:
+            return _refuse(Refusal(Code.UNAUTHENTICATED, "not this account's job"))
+        return None
+
     async def _cancel(self, request: web.Request) -> web.Response:
         job = parse_job_id(request.match_info["job"])
+        if (refused := self._stranger(request, self.sessions.get(job))) is not None:
+            return refused
         self.cancels.append(job)
         if job in self.sessions:
             self.sessions[job].cancelled.set()
         return web.json_response({}, status=202)
+
+
+async def _at_once() -> None:
+    """Nothing to wait for."""
+
+
+def _issued_at(header: str | None) -> int:
+    token = (header or "").partition(" ")[2]
+    if not token:
+        return 0
+    access = read_signed(Access, orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))))
+    return access.message.issued_at
 
 
 def _is_of(entry: Any, providers: set[str]) -> bool:

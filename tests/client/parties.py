@@ -123,7 +123,7 @@ def sign(tab: Tab, provider: Address, terms: Terms) -> Placed:
 async def take(ledger: Ledger, *providers: Provider, at: int = NOW_S, domain: Domain = DOMAIN) -> tuple[JobId, list[Placed]]:
     """Orders for one new job."""
     job = JobId(os.urandom(16))
-    new = NewJob(domain, PAYER.address, job, "model", "/v1/chat/completions", b"k" * 32, at, at + 100)
+    new = NewJob(domain, PAYER.address, job, "model", "/v1/chat/completions", b"k" * 32, at)
     drafts = [
         (p.address, terms_for(p.ask, job=job, commitment=ZERO_HASH, output_tokens=100, body_bytes=200))
         for p in providers or (ALICE,)

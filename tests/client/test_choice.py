@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, cast
 
 import pytest
 
 from tallystick.client.choice import HEADER, Choice, Extras, demand_of, explained, read_options
 from tallystick.client.config import ClientConfig
-from tallystick.protocol.errors import BadMessage, Fault, Refusal
+from tallystick.client.shortlist import Demand
+from tallystick.protocol.errors import BadMessage, Fault, Refusal, TallyError
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Amount
@@ -109,3 +111,38 @@ def test_why_each_ask_will_do_or_not() -> None:
     with pytest.raises(BadMessage) as caught:
         explained([{"ask": {}}], demand, {}, START)
     assert caught.value.fault is Fault.COORDINATOR
+
+
+NUMBERS: tuple[Any, ...] = (-1, 1 << 64, 10**400, 1e308, 1.5, True)
+TEXTS: tuple[Any, ...] = ("9" * 5_000, "\u0663", "-1", "", "x" * 70_000)
+ODD = (*NUMBERS, *TEXTS, None, [], {}, [[]], [None])
+
+
+@pytest.mark.parametrize(
+    "name", ["max_cost", "max_input_price", "min_stake", "min_reputation", "pin", "require", "sort", "cache"]
+)
+def test_odd_options_are_refused_in_words_and_never_crash(name: str) -> None:
+    """Whatever a caller's header gives for an option, it is a demand that can be asked, or a refusal that names the option."""
+    for odd in ODD:
+        try:
+            options, _ = read_options(json.dumps({name: odd}))
+            choice = {key: value for key, value in options.items() if key != "max_cost"}
+            demand_of(ClientConfig(), "m", "/v1/chat/completions", cast("Choice", choice)).to_json(ANN, 3)
+        except TallyError as error:
+            assert name in str(error) or HEADER in str(error), odd  # noqa: PT017 - both ends are right
+
+
+@pytest.mark.parametrize("header", ["[" * 100_000, '{"require":' * 2_000, "\xff", "null", "7", '{"max_cost": 1', ""])
+def test_a_header_that_is_no_options_is_refused(header: str) -> None:
+    """Also one that is nested to exhaust a stack."""
+    with pytest.raises(BadMessage, match=HEADER):
+        read_options(header)
+
+
+def test_one_bad_ask_hides_no_other() -> None:
+    """What makes no sense, or is too long, is left out of what is explained."""
+    good = unchecked(make_ask(person("ann"))).to_json()
+    fat = unchecked(make_ask(person("bob"), spec=Spec(revision="r" * 20_000))).to_json()
+    listed: list[dict[str, Any]] = [{"ask": fat}, {"ask": None}, {}, {"ask": good, "free": -1}, {"ask": good, "why": "w" * 9_000}]
+    (told,) = explained(listed, Demand(MODEL), {}, START)
+    assert (told.ask.provider, len(told.why)) == (ANN, 500)

@@ -16,6 +16,7 @@ from tallystick.client.sdk import Market
 from tallystick.client.tables import JobState
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
+from tallystick.protocol.messages import Outcome
 from tallystick.runtime.serving import serving
 from tests.client.fake import (
     BODY,
@@ -190,6 +191,7 @@ async def test_a_client_that_leaves_before_the_answer(http: httpx.AsyncClient, m
         await session.match()
         waiting.set()
         await session.cancelled.wait()
+        await session.void(Outcome.UPSTREAM_ERROR)
         await session.fail(Unavailable(Code.CANCELLED, "cancelled"))
 
     fake.script = waits

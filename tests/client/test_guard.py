@@ -1,8 +1,10 @@
-"""API keys of several callers, each held to what the config says of it."""
+"""Who is let into the gateway: no web page without leave, and callers with a key as far as the config says of it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,9 @@ from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Amount
+from tallystick.protocol.wire import dumps
 from tallystick.runtime.serving import serving
-from tests.client.fake import FakeMarket
+from tests.client.fake import BODY, FakeMarket
 from tests.client.parties import MODEL
 from tests.coordinator.world import person
 
@@ -139,3 +142,130 @@ def test_a_budget_covers_what_is_under_its_label() -> None:
     budget = Budget(per_day=Amount(1), label="research")
     labels = {"research": True, "research/papers": True, "researchers": False, "Research": False, "": False, "x/research": False}
     assert {label: budget.covers(label) for label in labels} == labels
+
+
+# Web pages, and names that point here
+
+Door = Callable[..., Awaitable[tuple[int, bytes]]]
+
+
+@asynccontextmanager
+async def door(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[Door]:
+    """Sends requests whose head lines are given as they are; status and body of the answer."""
+    async with Market(fake.url, wallet, config) as market, serving(build_app(market), "127.0.0.1", 0) as port:
+
+        async def send(*lines: str, body: bytes = b"") -> tuple[int, bytes]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = "\r\n".join((*lines, f"content-length: {len(body)}", "connection: close")).encode("latin-1")
+            writer.write(head + b"\r\n\r\n" + body)
+            answer = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            told, _, rest = answer.partition(b"\r\n\r\n")
+            return int(told.split()[1]), rest
+
+        yield send
+
+
+POST, GET = "POST /v1/chat/completions HTTP/1.1", "GET /health HTTP/1.1"
+BODY_BYTES = dumps(BODY)
+HERE = "host: localhost:8421"
+STRANGE = [
+    (),
+    ("host: evil.example",),
+    ("host: localhost.evil.example",),
+    ("host: localhost@evil.example",),
+    ("host: evil.example@127.0.0.1",),
+    ("host: evil.example:80@127.0.0.1:8421",),
+    ("host: 127.0.0.1.evil.example",),
+    ("host: 127.0.0.1 evil.example",),
+    ("host: localhost/.evil.example",),
+    ("host: localhost#evil",),
+    ("host: localhost.",),
+    ("host: [::1].evil.example",),
+    ("host: [::1",),
+    ("host: [127.0.0.1]evil",),
+    ("host: 0.0.0.0",),
+    ("host: 8.8.8.8",),
+    ("host: [::ffff:8.8.8.8]",),
+    ("host: 2130706433",),
+    ("host: localhost:8421:8421",),
+    ("host: localhost:x",),
+    ("host:",),
+    ("host: l\u00f6calhost",),
+    (HERE, "host: evil.example"),
+    ("host: evil.example", HERE),
+    (HERE, HERE),
+    (HERE, "origin: https://evil.example"),
+    (HERE, "origin: null"),
+    (HERE, "origin:"),
+    (HERE, "origin: http://localhost:3000.evil.example"),
+    (HERE, "origin: http://localhost:3000", "origin: https://evil.example"),
+    (HERE, "sec-fetch-site: cross-site"),
+    (HERE, "sec-fetch-site: same-site"),
+    (HERE, "Sec-Fetch-Site: cross-site", "sec-fetch-mode: no-cors", "content-type: text/plain"),
+    (HERE, "sec-fetch-site: none", "sec-fetch-site: cross-site"),
+    (HERE, "sec-fetch-site: something-new"),
+    (HERE, "sec-fetch-site: cross-site", "origin: https://evil.example"),
+]
+"""Head lines that a page, or a name that was made to point here, may bring about; or that nobody sends who is at home here."""
+PAGE = ("http://localhost:3000",)
+
+
+async def test_no_stranger_spends_or_learns_who_pays(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """None of these requests places a job, sees a job or the models, or is told by /health who pays, and at which coordinator."""
+    async with door(fake, wallet, replace(config, allow_origins=PAGE)) as send:
+        for lines in STRANGE:
+            for first in (POST, "GET /v1/models HTTP/1.1", f"GET /tally/jobs/{'0' * 32} HTTP/1.1"):
+                status, _ = await send(first, *lines, body=BODY_BYTES if first is POST else b"")
+                assert status in (400, 401), (first, lines)
+            status, told = await send(GET, *lines)
+            assert status == 400 or json.loads(told) == {"status": "ok"}, lines
+            assert wallet.address.encode() not in told
+    assert fake.submissions == []
+
+
+async def test_an_absolute_target_opens_no_door(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """What a proxy would be sent is held to its Host header like any other request."""
+    async with door(fake, wallet, config) as send:
+        for target in ("http://localhost/v1/chat/completions", "http://127.0.0.1:8421/v1/chat/completions"):
+            status, _ = await send(f"POST {target} HTTP/1.1", "host: evil.example", body=BODY_BYTES)
+            assert status == 401
+    assert fake.submissions == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("host: localhost",),
+        ("host: LOCALHOST:8421",),
+        ("host: 127.0.0.1:1",),
+        ("host: 127.0.0.2",),
+        ("host: [::1]:8421",),
+        ("host: [::ffff:127.0.0.1]",),
+        (HERE, "origin: http://localhost:3000"),
+        (HERE, "origin: http://localhost:3000", "sec-fetch-site: same-site"),
+        (HERE, "sec-fetch-site: none"),
+        (HERE, "sec-fetch-site: same-origin"),
+    ],
+)
+async def test_who_is_at_home_is_let_in(fake: FakeMarket, wallet: Signer, config: ClientConfig, lines: tuple[str, ...]) -> None:
+    """Programs of this machine by any of its names, and the pages that the config allows; to them /health says who pays."""
+    async with door(fake, wallet, replace(config, allow_origins=PAGE)) as send:
+        assert (await send(POST, *lines, body=BODY_BYTES))[0] == 200
+        told = json.loads((await send(GET, *lines))[1])
+        assert (told["payer"], told["coordinator"]) == (wallet.address, fake.url)
+
+
+async def test_health_tells_nobody_without_a_key_who_pays(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """With keys, it says that the gateway is up, and the rest to their holders."""
+    async with door(fake, wallet, replace(config, api_key="everything-goes")) as send:
+        assert await send(GET, HERE) == (200, b'{"status":"ok"}')
+        told = json.loads((await send(GET, "host: elsewhere.example", "authorization: Bearer everything-goes"))[1])
+        assert told["payer"] == wallet.address
+
+
+@pytest.mark.parametrize("origin", ["*", "http://*.example", "localhost:3000", "http://localhost:3000/", "", "null"])
+def test_origins_are_named_one_by_one(origin: str) -> None:
+    """What would let in any page, or never match one, is refused at the start."""
+    with pytest.raises(BadMessage, match="allow_origins"):
+        ClientConfig(allow_origins=(origin,))

@@ -55,7 +55,7 @@ async def test_results_in_order_or_as_they_end(market: Market, fake: FakeMarket)
     done = [one async for one in market.map(numbered(12), at_once=4)]
     assert [one.index for one in done] == list(range(12))
     assert [one.unwrap().text for one in done] == [str(at) for at in range(12)]
-    assert all(one.unwrap().receipt.message.cost == 3 and one.tries == 1 for one in done)
+    assert all(one.unwrap().cost == 3 and one.tries == 1 for one in done)
     loose = [one async for one in market.map(numbered(12), at_once=4, ordered=False)]
     assert sorted(one.index for one in loose) == list(range(12))
     assert all(one.unwrap().text == str(one.index) for one in loose)
@@ -98,8 +98,10 @@ async def test_one_failure_loses_nothing(market: Market, fake: FakeMarket) -> No
         if at == 1:
             await session.fail(Refusal(Code.BAD_MESSAGE, "never"))
         elif at == 2 and tries[at] < 3:
+            await session.void()
             await session.fail(Unavailable(Code.NODE_GONE, "later", fault=Fault.PROVIDER))
         elif at == 3:
+            await session.void()
             await session.fail(Unavailable(Code.NODE_GONE, "not today", fault=Fault.PROVIDER))
         else:
             await say(session)
@@ -113,6 +115,19 @@ async def test_one_failure_loses_nothing(market: Market, fake: FakeMarket) -> No
     assert done[3].error is not None
     assert done[3].error.retry
     assert "never" not in repr(done[0])
+
+
+async def test_what_may_be_billed_is_not_tried_again(market: Market, fake: FakeMarket) -> None:
+    """A provider that vanishes without a receipt costs one cap a request, however many tries are allowed."""
+
+    async def vanishes(session: Session) -> None:
+        await session.match()
+        await session.fail(Unavailable(Code.NODE_GONE, "gone", fault=Fault.PROVIDER))
+
+    fake.script = vanishes
+    done = [one async for one in market.map(numbered(2), retries=5)]
+    assert [(one.tries, one.error is None) for one in done] == [(1, False)] * 2
+    assert len(fake.submissions) == 2
 
 
 async def test_an_error_answer_is_an_error(market: Market, fake: FakeMarket) -> None:

@@ -94,11 +94,14 @@ def _account(provider: Signer, used_at: int = 0, in_flight: int = 0) -> Account:
 
 
 async def test_the_key_alone_has_more_reserved(desk: Desk) -> None:
-    """For what the tab owes and the job may cost, at least the usual target; nothing is paid and no ceiling is raised."""
+    """For what the tab owes and the job may cost, and for what its receipts have earned; no ceiling is raised."""
     assert not await desk.top_up(DOLLAR), "the key has no coins for gas yet"
     await desk.world.sender(KEY)
-    assert await desk.top_up(DOLLAR // 2)
-    assert await desk.reserved() == DOLLAR
+    assert await desk.top_up(DOLLAR // 8)
+    assert await desk.reserved() == DOLLAR // 2, "four times what the job may cost, before any receipt"
+    used = Tab(accepted=Amount(DOLLAR // 4), total=Amount(DOLLAR // 4), ceiling=Amount(DOLLAR // 4))
+    assert await desk.top_up(DOLLAR // 8, used)
+    assert await desk.reserved() == DOLLAR, "as far as reserve_target goes"
     owing = Tab(accepted=Amount(DOLLAR), total=Amount(DOLLAR), open_caps=Amount(DOLLAR), ceiling=Amount(2 * DOLLAR))
     assert await desk.top_up(DOLLAR, owing)
     assert await desk.reserved() == 2 * DOLLAR
@@ -139,6 +142,21 @@ async def test_several_at_once(desk: Desk) -> None:
     assert sorted(done) == [False, True]
     assert await desk.reserved() + await desk.reserved(OTHER) <= 4 * DOLLAR
     await other.close()
+
+
+async def test_requests_in_a_row_are_borne_too(desk: Desk) -> None:
+    """What was just reserved is not reserved again as long as it bears what is asked; where it does not, more is, at once."""
+    await desk.world.sender(KEY)
+    refused = desk.refused(DOLLAR // 2)
+    assert await desk.onchain.top_up(refused, Tab(), [], 10**18)
+    assert await desk.reserved() == DOLLAR
+    owing = Tab(accepted=Amount(DOLLAR // 2), total=Amount(DOLLAR // 2), ceiling=Amount(DOLLAR))
+    assert await desk.onchain.top_up(refused, owing, [], 10**18 + 1)
+    assert await desk.reserved() == DOLLAR
+    owing = Tab(accepted=Amount(DOLLAR), total=Amount(DOLLAR), ceiling=Amount(DOLLAR))
+    assert await desk.onchain.top_up(refused, owing, [], 10**18 + 2)
+    assert await desk.reserved() == DOLLAR + DOLLAR // 2
+    assert not await desk.onchain.top_up(desk.refused(4 * DOLLAR), owing, [], 10**18 + 3)
 
 
 async def test_stakes(desk: Desk) -> None:
@@ -183,6 +201,7 @@ async def test_a_refused_request_is_placed_again(
     async def unsecured(session: Session) -> None:
         await session.match()
         if len(asked) < 1 or fake.script is never:
+            await session.void()
             await session.fail(Refusal(Code.UNSECURED, "too little is reserved"))
         else:
             await honest(session)

@@ -59,7 +59,7 @@ def test_order_says_what_the_policy_says() -> None:
     order = placed.order.message
     seconds = NOW // 10**9
     assert (order.deadline, order.claim_by) == (seconds + 60, seconds + 86_400)
-    assert (order.reserve_target, order.max_fee_bps, order.coordinator) == (1_000_000, 100, COORDINATOR)
+    assert (order.max_fee_bps, order.coordinator) == (100, COORDINATOR)
     assert order.terms_hash == placed.terms.struct_hash()
     assert placed.terms.ask == ALICE.ask.digest
     assert placed.order.verify(DOMAIN)
@@ -89,7 +89,7 @@ def test_honest_receipts_pass() -> None:
     """Honest receipts of every outcome are accepted."""
     placed = place()
     for outcome in Outcome:
-        check_answer(placed, bill(placed, outcome=outcome), SEEN)
+        check_answer(placed, bill(placed, outcome=outcome), replace(SEEN, cancelled=outcome is Outcome.CLIENT_CANCELLED))
     check_answer(placed, bill(placed), None)
 
 
@@ -140,7 +140,7 @@ def test_usage_bounds() -> None:
 def test_cut_off_answers_are_not_held_against_the_provider() -> None:
     """Where not all chunks arrived the transcript can't be compared, and the receipt stands on its arithmetic."""
     placed = place()
-    partial = replace(SEEN, commitment=Hash(b"\1" * 32), finished=False)
+    partial = replace(SEEN, commitment=Hash(b"\1" * 32), finished=False, cancelled=True)
     check_answer(placed, bill(placed, outcome=Outcome.CLIENT_CANCELLED), partial)
 
 

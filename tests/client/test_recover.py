@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ from tallystick.client import recover
 from tallystick.client.books import Arrival
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import Ledger
-from tallystick.client.mending import MAX_UNPROVEN, Found, Shown
+from tallystick.client.mending import Found, Paid, Shown
+from tallystick.client.payer import NOT_DELIVERED
 from tallystick.client.sdk import Market
 from tallystick.client.tables import JobState
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Receipt
+from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import Usage
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Amount, Hash
 from tests.client.fake import BODY, CHAT, FakeMarket, Session, eventually, honest, run
 from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, Provider, bill, place, signer, take
 
@@ -193,46 +194,98 @@ async def test_refused_orders_prove_nothing(tmp_path: Path) -> None:
     await ledger.close()
 
 
+def _paid(ceiling: int, signer_of: Signer = PAYER) -> Paid:
+    """An order of a key that these books lack, as it stood in a settling transaction."""
+    order = replace(place().order.message, ceiling=Amount(ceiling), payer=signer_of.address)
+    return Paid(signer_of.sign(order, DOMAIN), "0xtx")
+
+
 async def test_what_the_chain_paid(tmp_path: Path) -> None:
-    """What was settled was signed for: it counts without any receipt, and never lowers a tab."""
+    """What was settled counts where the order of this key is shown that allowed it, and up to that; it never lowers a tab."""
     ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70), NOW_S)).raised == 70
+    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=[_paid(100)])
+    assert (found.raised, found.unexplained, found.blocked) == (70, 0, "")
     assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(30), NOW_S)).raised == 0
     _, (placed,) = await take(ledger)
     assert placed.order.message.ceiling == 70 + placed.terms.max_cost
     await ledger.close()
 
 
-async def test_what_was_collected_for_refused_jobs(tmp_path: Path) -> None:
-    """A provider that refuses jobs and collects their caps gets a few at most, which count as spent: no tab climbs with it."""
+@pytest.mark.parametrize("settled", [1, 9_000_000_000])
+@pytest.mark.parametrize("known", [False, True])
+async def test_no_number_of_a_chain_raises_a_ceiling(tmp_path: Path, settled: int, known: bool) -> None:
+    """What a chain says that it settled, without an order of this key, raises nothing: a person is asked, and told what to do."""
     ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    settled, cap = Amount(0), 0
-    for turn in range(6):
+    most = 0
+    if known:
         job, (placed,) = await take(ledger)
-        cap = int(placed.terms.max_cost)
-        await ledger.end(job, JobState.FAILED, "refused", NOW_S)
-        settled = Amount(max(settled, placed.order.message.ceiling))
-        made_up = ALICE.signer.sign(bill(placed, seq=1, cumulative_cost=settled), DOMAIN)
-        for shown in ([], [Shown(placed.order, made_up)]):
-            found = await ledger.adopt(DOMAIN, ALICE.address, shown, settled, NOW_S)
-            assert found.raised == (cap if turn < MAX_UNPROVEN and not shown else 0)
-    assert settled == (MAX_UNPROVEN + 1) * cap
-    assert found.unexplained == cap
-    spent = {one.group: one.cost for one in await ledger.spent(NOW_S, ("provider",))}
-    assert spent[ALICE.address,] == MAX_UNPROVEN * cap
+        assert await ledger.book(Arrival(DOMAIN, job, placed, ALICE.signer.sign(bill(placed), DOMAIN), None, NOW_S)) is None
+        most, settled = placed.order.message.ceiling, settled + 3
+    before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S)
+    after = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (found.raised, after.total, after.ceiling) == (0, before.total, most)
+    assert "tally receipt forgive" in found.blocked == after.frozen
+    assert (await take(ledger))[1] == [], "no order is signed for it"
+    assert await ledger.forgive(ALICE.address, NOW_S)
+    _, (placed,) = await take(ledger)
+    assert placed.order.message.ceiling <= max(most, 0) + placed.terms.max_cost
+    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S)).blocked == "", "the person has answered"
+    await ledger.close()
+
+
+async def test_a_chain_that_cannot_be_searched_blocks_nobody(tmp_path: Path) -> None:
+    """Where the settling transactions cannot be had, a payment above all known ceilings neither raises nor blocks a tab."""
+    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
+    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=None)
+    assert (found.raised, found.unexplained, found.blocked) == (0, 70, "")
+    await ledger.close()
+
+
+async def test_an_order_below_the_payment_proves_no_more_than_itself(tmp_path: Path) -> None:
+    """A settling order of this key raises a tab to its own ceiling, and the rest of the payment is asked about."""
+    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
+    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(71), NOW_S, paid=[_paid(70)])
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (found.raised, tab.total, tab.ceiling) == (70, 70, 70)
+    assert tab.frozen
+    await ledger.close()
+
+
+async def test_what_was_collected_for_refused_jobs(tmp_path: Path) -> None:
+    """A provider that fails jobs, gives no receipt and collects their caps does not climb: as long as the orders explain it, it
+    counts as not delivered; what they do not explain blocks the provider.
+    """
+    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
+    job, (placed,) = await take(ledger)
+    cap = placed.terms.max_cost
+    await ledger.end(job, JobState.FAILED, "refused", NOW_S, matched=[placed.order.digest])
+    made_up = ALICE.signer.sign(bill(placed, seq=1, cumulative_cost=cap), DOMAIN)
+    for shown in ([], [Shown(placed.order, made_up)]):
+        found = await ledger.adopt(DOMAIN, ALICE.address, shown, cap, NOW_S)
+        assert (found.raised, found.unexplained, found.blocked) == (0, cap, "")
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (tab.undelivered, tab.open_caps, tab.frozen) == (NOT_DELIVERED, cap, ""), "counted once"
+    _, (second,) = await take(ledger)
+    assert second.order.message.ceiling == 2 * cap
+    assert (await ledger.adopt(DOMAIN, ALICE.address, [], cap, second.order.message.claim_by)).blocked
     await ledger.close()
 
 
 async def test_a_tab_with_receipts_needs_them(tmp_path: Path) -> None:
-    """Once a provider gave a receipt, what it collected without one raises nothing."""
+    """A job that was released at no cost and was paid on chain blocks its provider at once."""
     ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed), DOMAIN)
     assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
     job, (placed,) = await take(ledger)
+    void = ALICE.signer.sign(bill(placed, Usage(0, 0, 0), Outcome.REFUSED, seq=2, cumulative_cost=Amount(3)), DOMAIN)
+    assert await ledger.book(Arrival(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
     await ledger.end(job, JobState.FAILED, "refused", NOW_S)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], placed.order.message.ceiling, NOW_S)
-    assert (found.raised, found.unexplained) == (0, placed.terms.max_cost)
+    assert not (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(3), NOW_S)).blocked
+    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(4), NOW_S)
+    assert (found.raised, found.unexplained) == (0, 1)
+    assert "tally receipt report" in found.blocked
     await ledger.close()
 
 
@@ -278,3 +331,87 @@ async def test_silence_costs_no_job(
     async with opened(fake, wallet, config, "a.db") as market:
         monkeypatch.setattr(market._resolver.recovery.coordinator, "receipts", never)
         assert await run(market) == b"{}"
+
+
+@dataclass
+class Chain:
+    """A chain that says what it was told to."""
+
+    settled_: int
+    orders: list[Paid] | None
+    asked: list[int] = field(default_factory=list)
+
+    async def settled(self, _provider: str) -> Amount:
+        return Amount(self.settled_)
+
+    async def paid(self, _provider: str, enough: Amount) -> list[Paid] | None:
+        self.asked.append(enough)
+        return self.orders
+
+    async def close(self) -> None:
+        return None
+
+
+async def test_a_payment_beyond_receipts_blocks_by_itself(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """The providers used last are watched: what the chain paid one beyond its receipts stops it, without anybody asking."""
+    async with opened(fake, wallet, config, "a.db") as market:
+        await run(market)
+        provider, recovery = fake.providers[0].address, market._resolver.recovery
+        cost = (await market.tab(provider)).accepted
+        for settled, blocked in ((cost, False), (cost + 1, True)):
+            chain = Chain(settled, [])
+            watching = replace(recovery, onchain=chain, asked={})  # type: ignore[arg-type]
+            await watching.watch(0.0)
+            assert bool((await market.tab(provider)).frozen) is blocked
+            assert chain.asked == ([settled] if blocked else [])
+        with pytest.raises(TallyError) as caught:
+            await run(market)
+        assert caught.value.code is Code.NO_PROVIDER
+
+
+@pytest.mark.parametrize("orders", [[], None])
+async def test_a_lying_chain_gets_no_order(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, orders: list[Paid] | None
+) -> None:
+    """A refusal for the tab, and a chain that says it paid the whole purse: no ceiling leaves what this wallet signed before."""
+    fake.script = _unauthorised
+    async with opened(fake, wallet, config, "a.db") as market:
+        market._resolver.recovery = replace(market._resolver.recovery, onchain=Chain(50_000_000, orders))  # type: ignore[arg-type]
+        for _ in range(3):
+            with pytest.raises(TallyError):
+                await run(market)
+    caps = [one.candidates[0].terms.max_cost for one in fake.submissions]
+    assert max(order.ceiling for order in fake.orders()) <= sum(caps)
+    assert len(caps) == (3 if orders is None else 1), "where nothing proves it, a person is asked"
+
+
+async def _unauthorised(session: Session) -> None:
+    await session.match()
+    await session.fail(Refusal(Code.UNAUTHORISED_TAB, "below the tab's total", fault=Fault.CLIENT))
+
+
+async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Where the job's own answer lacked it, the coordinator's list of this payer's receipts releases the cap; a receipt in it
+    that charges for what did not arrive is not booked.
+    """
+
+    async def fails(session: Session) -> None:
+        await session.match()
+        await session.fail(Unavailable(Code.NODE_BUSY, "busy", fault=Fault.PROVIDER))
+
+    fake.script = fails
+    async with opened(fake, wallet, config, "a.db") as market:
+        alice = fake.providers[0]
+        for charges in (False, True):
+            with pytest.raises(Unavailable):
+                await run(market)
+            session = fake.last
+            session.take(0)
+            receipt = session.bill(Usage(10, 0, 100), result_commitment=Hash(b"\7" * 32)) if charges else session.release()
+            session.receipt = None
+            fake.shows = [LateReceipt(receipt, session.candidate.order, session.candidate.terms)]
+            await market._resolver.recovery.look([alice.address], chain=False)
+            tab = await market.tab(alice.address)
+            cap = session.candidate.terms.max_cost
+            assert (tab.accepted, tab.open_caps) == (0, cap if charges else 0)
+            assert tab.undelivered == (NOT_DELIVERED if charges else 0)

@@ -65,7 +65,9 @@ async def test_lost_job_is_settled_when_its_end_is_known(keen: Market, fake: Fak
 
 
 async def test_job_that_never_got_there_is_given_up(keen: Market, fake: FakeMarket) -> None:
-    """A job of which the coordinator never heard stops counting after a few questions."""
+    """A job of which the coordinator says that it never heard is given up; that nobody has its orders is its word alone, so that
+    these count until nobody can collect on them.
+    """
     fake.script = until_cancelled
     task = asyncio.create_task(run(keen, STREAM))
     await eventually(lambda: bool(fake.sessions))
@@ -78,7 +80,8 @@ async def test_job_that_never_got_there_is_given_up(keen: Market, fake: FakeMark
         return await state_of(keen, job) is JobState.FAILED
 
     await eventually(failed)
-    assert (await keen.tab(fake.providers[0].address)).open_caps == 0
+    cap = fake.submissions[0].candidates[0].terms.max_cost
+    assert [(await keen.tab(provider.address)).open_caps for provider in fake.providers] == [cap, cap]
 
 
 async def test_dishonest_receipt_of_a_lost_job(keen: Market, fake: FakeMarket) -> None:

@@ -46,6 +46,7 @@ async def test_a_chat_brings_text_receipt_and_cost(market: Market, fake: FakeMar
     result = await market.chat(MODEL, MESSAGES, max_tokens=50)
     assert result.text == "".join(WORDS)
     assert result.usage == Usage(10, 0, 5)
+    assert result.receipt is not None
     assert result.cost == result.receipt.message.cost == 3
     assert result.provider == fake.providers[0].address
     assert result.order.digest == result.receipt.message.order_hash

@@ -34,6 +34,7 @@ async def test_a_stream_brings_text_then_receipt(market: Market, fake: FakeMarke
     assert stream.job is None
     assert [text async for text in stream] == [*WORDS]
     result = await stream.result()
+    assert result.receipt is not None
     assert (result.cost, result.receipt.message.cost, result.text) == (3, 3, "")
     assert fake.last.request == {"model": MODEL, "messages": MESSAGES, "max_tokens": 9, "stream": True}
 

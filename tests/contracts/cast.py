@@ -50,7 +50,7 @@ claims = st.fixed_dictionaries(
     {
         "provider": providers,
         "rows": st.lists(rows, max_size=4),
-        "how": st.sampled_from(["signed"] * 6 + ["by itself"] * 2 + ["forged", "cut"]),
+        "how": st.sampled_from(["signed"] * 8 + ["unsigned", "forged", "cut"]),
     }
 )
 evidence = st.fixed_dictionaries(

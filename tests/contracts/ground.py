@@ -133,7 +133,7 @@ def _whole_gas(data: bytes, used: int, refund: int) -> int:
 
 def _log(entry: tuple[bytes, tuple[int, ...], bytes]) -> dict[str, Any]:
     address, topics, data = entry
-    at = {"blockNumber": "0x0", "logIndex": "0x0", "blockHash": "", "transactionHash": ""}
+    at = {"blockNumber": "0x0", "logIndex": "0x0", "blockHash": "0x" + "00" * 32, "transactionHash": "0x" + "00" * 32}
     body = {"address": _address(address), "topics": [f"0x{topic:064x}" for topic in topics], "data": "0x" + data.hex()}
     return at | body
 

@@ -13,7 +13,7 @@ from tallystick.chain.events import Event, RowSkipped, Settled, Skip
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer
 from tallystick.protocol.messages import Bind, Claim, Order, Receipt, Release
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash
-from tests.chain.world import DOLLAR, FAR, RULES, person
+from tests.chain.world import DOLLAR, FAR, RULES, as_read, person
 from tests.contracts.ground import Done, Ground
 
 U96 = (1 << 96) - 1
@@ -48,8 +48,8 @@ class Market:
         return self.call(sender, "settle", list(claims))
 
     def collect(self, provider: Signer, *rows: SettleRow) -> tuple[Event, ...]:
-        """A provider collects rows by itself."""
-        return self.settle(provider.address, ClaimBatch(provider.address, rows))
+        """A provider signs for its rows and sends them."""
+        return self.settle(provider.address, self.claim(provider, *rows))
 
     def coin(self, sender: Address, function: str, *arguments: object) -> Done:
         """A transaction to the token. Raises ContractError."""
@@ -123,7 +123,7 @@ class Market:
     def claim(self, provider: Signer, *rows: SettleRow) -> ClaimBatch:
         """Rows under the provider's signature."""
         batch = ClaimBatch(provider.address, rows)
-        return replace(batch, signature=provider.sign(batch.claim(self.domain), self.domain).signature)
+        return replace(batch, signature=provider.sign(as_read(batch, self.domain), self.domain).signature)
 
     def receipt(self, provider: Signer, payer: Address, seq: int, total: int, **changes: object) -> Signed[Receipt]:
         """A signed receipt."""

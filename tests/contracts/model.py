@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from tallystick.chain.claims import ClaimBatch, SettleRow
 from tallystick.chain.events import (
@@ -35,9 +34,10 @@ from tallystick.chain.events import (
 )
 from tallystick.chain.token import SignedAuthorization, SignedPermit
 from tallystick.protocol.codecs import keccak
-from tallystick.protocol.eip712 import Domain, Signed
+from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.messages import Bind, Claim, Order, Receipt, Release
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash, Seconds
+from tests.chain.world import as_read, read_for
 from tests.contracts.book import Holdings, No, Purse, sane
 from tests.contracts.ground import NOWHERE
 
@@ -204,14 +204,13 @@ class Book(Holdings):
 
     # -------------------------------------------------------------------------------------------------------- settlement
 
-    def settle(self, sender: Address, claims: Sequence[ClaimBatch]) -> list[Event]:
+    def settle(self, _sender: Address, claims: Sequence[ClaimBatch]) -> list[Event]:
         if not claims:
             raise No("EmptyBatch")
         facts: list[Event] = []
         fees: Counter[Address] = Counter()
         for claim in claims:
-            by_itself = sender == claim.provider and not claim.signature
-            good = by_itself or self.is_signed(claim.provider, as_read(claim, self.domain).digest(self.domain), claim.signature)
+            good = self.is_signed(claim.provider, as_read(claim, self.domain).digest(self.domain), claim.signature)
             facts += [self._settle_row(claim.provider, row, fees, good=good) for row in claim.rows]
         for coordinator, fee in fees.items():
             self.accounts[coordinator].credit += fee
@@ -243,7 +242,7 @@ class Book(Holdings):
 
     def _objection(self, provider: Address, row: SettleRow) -> Skip:
         order = row.order.message
-        digest = keccak(self.domain.prefix + _for(provider, order).struct_hash())
+        digest = keccak(self.domain.prefix + read_for(provider, order).struct_hash())
         tab = self.tabs[order.payer, provider]
         if order.payer == provider:
             return Skip.SELF_DEALING
@@ -344,18 +343,6 @@ class Book(Holdings):
         self.accounts[self.rules.treasury].credit += amount - reward
         said = {"amount": Amount(amount), "reward": Amount(reward)}
         return [Slashed(at=NOWHERE, provider=provider, reporter=reporter, evidence=Hash(bytes(32)), **said)]
-
-
-def _for(provider: Address, order: Order) -> Order:
-    """The order as a claim of this provider reads it: rows do not name the provider again."""
-    return order if order.provider == provider else replace(order, provider=provider)
-
-
-def as_read(claim: ClaimBatch, domain: Domain) -> Claim:
-    """What the provider of a claim must have signed: the contract reads every row as its own."""
-    orders = [replace(row.order, message=_for(claim.provider, row.order.message)) for row in claim.rows]
-    rows = tuple(replace(row, order=order) for row, order in zip(claim.rows, orders, strict=True))
-    return replace(claim, rows=rows).claim(domain)
 
 
 def without_fees(events: Sequence[Event]) -> Iterator[Event]:

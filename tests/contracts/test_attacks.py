@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from eth_account import Account
 
+from tallystick.chain.calldata import find_claims
 from tallystick.chain.claims import ClaimBatch
 from tallystick.chain.codec import ContractError
 from tallystick.chain.events import Settled, Skip, Slashed
@@ -261,7 +262,7 @@ def test_a_coordinator_redirects_a_claim(market: Market) -> None:
     row = market.row(KEY, PROVIDER.address, DOLLAR, **terms)
     claim = market.claim(PROVIDER, row)
     assert skipped(market.settle(THIEF.address, replace(claim, provider=SYBIL.address))) == [Skip.BAD_CLAIM]
-    assert skipped(market.settle(SYBIL.address, ClaimBatch(SYBIL.address, (row,)))) == [Skip.BAD_SIGNATURE]
+    assert skipped(market.collect(SYBIL, row)) == [Skip.BAD_SIGNATURE]
     renamed = replace(row.order.message, coordinator=THIEF.address)
     mine = replace(row, order=Signed(renamed, row.order.signature))
     assert skipped(market.settle(THIEF.address, replace(claim, rows=(mine,)))) == [Skip.BAD_CLAIM]
@@ -275,6 +276,22 @@ def test_an_inflated_claim(market: Market) -> None:
         inflated = replace(claim, rows=(replace(claim.rows[0], **change),))
         assert skipped(market.settle(COORDINATOR.address, inflated)) == [Skip.BAD_CLAIM]
     assert paid(market.settle(COORDINATOR.address, claim)) == [DOLLAR]
+
+
+def test_a_provider_cannot_collect_above_its_receipts_and_leave_no_evidence(market: Market) -> None:
+    """Its own transaction pays nothing without its signature; with it, that transaction is what costs the provider its stake."""
+    market.stake(PROVIDER.address, 10 * DOLLAR)
+    receipt = market.receipt(PROVIDER, KEY.address, 1, 1)
+    row = market.row(KEY, PROVIDER.address, 5 * DOLLAR)
+    assert skipped(market.settle(PROVIDER.address, ClaimBatch(PROVIDER.address, (row,)))) == [Skip.BAD_CLAIM]
+    claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, DOLLAR), row)
+    calldata = market.escrow_abi.call("settle", [claim.encode()])
+    assert market.ground.send(PROVIDER.address, market.escrow, calldata).events(market.escrow)
+    (found,) = find_claims(calldata, PROVIDER.address, KEY.address, market.domain)
+    evidence = (found.claim.message, 1, found.claim.signature, receipt.message, receipt.signature)
+    market.call(THIEF.address, "slashOverclaim", *evidence)
+    assert market.ask("stakeOf", PROVIDER.address)[0] == 0
+    assert market.credit(THIEF.address) == 2 * DOLLAR
 
 
 # ------------------------------------------------------------------------------------------------- replays and signatures
@@ -291,7 +308,8 @@ def test_order_replay_on_a_fork(market: Market) -> None:
     market.stake(PROVIDER.address, DOLLAR)
     market.call(OWNER.address, "reserve", KEY.address, PROVIDER.address, DOLLAR)
     market.ground.fork(1)
-    assert skipped(market.collect(PROVIDER, row)) == [Skip.BAD_SIGNATURE]
+    there = ClaimBatch.sign(PROVIDER, [row], Domain(chain_id=1, contract=market.escrow))
+    assert skipped(market.settle(PROVIDER.address, *there)) == [Skip.BAD_SIGNATURE]
     assert skipped(market.settle(THIEF.address, claim)) == [Skip.BAD_CLAIM]
     for function, *arguments in (
         ("secure", order.message, order.signature),
@@ -326,7 +344,7 @@ def test_malleable_signature(market: Market) -> None:
     mirrored = _mirror(claim.rows[0].order.signature)
     for parity in (0, 1 << 255):
         vs = (int.from_bytes(mirrored[32:64], "big") | parity).to_bytes(32, "big")
-        events = market.call(PROVIDER.address, "settle", [(PROVIDER.address, [(*words, r, vs)], b"")])
+        events = market.call(PROVIDER.address, "settle", [(PROVIDER.address, [(*words, r, vs)], claim.signature)])
         assert skipped(events) == [Skip.BAD_SIGNATURE]
 
 
@@ -337,9 +355,10 @@ def _mirror(signature: bytes) -> bytes:
 
 def test_bits_that_nobody_signed(market: Market) -> None:
     """The unused bits of a row carry nothing: with them set, the row is the same row."""
-    words = list(market.row(KEY, PROVIDER.address, DOLLAR).encode())
+    claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, DOLLAR))
+    words = list(claim.rows[0].encode())
     words[3] |= ((1 << 144) - 1) << 112
-    assert paid(market.call(PROVIDER.address, "settle", [(PROVIDER.address, [tuple(words)], b"")])) == [DOLLAR]
+    assert paid(market.call(THIEF.address, "settle", [(PROVIDER.address, [tuple(words)], claim.signature)])) == [DOLLAR]
 
 
 def test_permit_front_run(market: Market) -> None:
@@ -483,7 +502,7 @@ def _call(market: Market, function: str) -> bytes:
 @pytest.mark.parametrize("inner", [*CALLS, "settle"])
 @pytest.mark.parametrize("outer", CALLS)
 def test_reentrant_token(hostile: Market, outer: str, inner: str, patient: bool) -> None:
-    """A token that is owner, provider and payee at once, and calls back during its own transfers, gets nothing twice."""
+    """A token that is owner, coordinator and payee at once, and calls back during its own transfers, gets nothing twice."""
     token = hostile.token
 
     def act(data: bytes) -> None:
@@ -496,15 +515,20 @@ def test_reentrant_token(hostile: Market, outer: str, inner: str, patient: bool)
         act(data)
     act(hostile.escrow_abi.call("thaw", SYBIL.address, 2))
     act(hostile.escrow_abi.call("unstake", 4))
-    row = hostile.row(KEY, token, 6)
-    act(hostile.escrow_abi.call("settle", [ClaimBatch(token, (row,)).encode()]))
+    act(hostile.escrow_abi.call("setFee", 10_000))
+    fee: dict[str, Any] = {
+        "coordinator": token,
+        "max_fee_bps": 10_000,
+    }  # it signs no claim, but may be paid
+    act(hostile.escrow_abi.call("settle", [hostile.claim(PROVIDER, hostile.row(KEY, PROVIDER.address, 6, **fee)).encode()]))
     hostile.ground.now += RULES.unstake
     before, mark = (hostile.balance(token), hostile.free(SYBIL.address)), hostile.ground.mark()
 
     act(_call(hostile, outer))
     alone = (hostile.balance(token), hostile.free(SYBIL.address), hostile.credit(token), hostile.ask("stakeOf", token))
     hostile.ground.back(mark)
-    more = hostile.escrow_abi.call("settle", [ClaimBatch(token, (hostile.row(KEY, token, 7),)).encode()])
+    claim = hostile.claim(PROVIDER, hostile.row(KEY, PROVIDER.address, 7, **fee))
+    more = hostile.escrow_abi.call("settle", [claim.encode()])
     hostile.coin(THIEF.address, "setCallback", hostile.escrow, more if inner == "settle" else _call(hostile, inner), patient)
     if inner != "settle" and not patient:
         with refused("ReentrancyGuardReentrantCall"):

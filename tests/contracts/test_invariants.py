@@ -34,6 +34,7 @@ from tallystick.chain.token import Permit, ReceiveWithAuthorization, SignedAutho
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.messages import Bind, Claim, ClaimRow, Receipt, Release
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, Seconds
+from tests.chain.world import as_read
 from tests.contracts.book import No
 from tests.contracts.cast import (
     KEYS,
@@ -60,7 +61,7 @@ from tests.contracts.cast import (
     snake,
 )
 from tests.contracts.market import FAR, U96
-from tests.contracts.model import as_read, without_fees
+from tests.contracts.model import without_fees
 
 
 class Escrow(RuleBasedStateMachine):
@@ -284,7 +285,7 @@ class Escrow(RuleBasedStateMachine):
         for wish in wishes:
             provider = wish["provider"]
             batch = ClaimBatch(provider.address, tuple(self.row(provider.address, row) for row in wish["rows"]))
-            if wish["how"] != "by itself":
+            if wish["how"] != "unsigned":
                 digest = as_read(batch, self.market.domain).digest(self.market.domain)
                 signature = (THIEF if wish["how"] == "forged" else provider).sign_digest(digest)
                 batch = replace(batch, signature=signature[: 64 if wish["how"] == "cut" else 65])
@@ -296,7 +297,9 @@ class Escrow(RuleBasedStateMachine):
     def collect(self, provider: Signer, wishes: list[dict[str, Any]]) -> None:
         """A provider's own rows without a fault."""
         made = tuple(self.row(provider.address, wish | {"poison": "", "again": -1}) for wish in wishes)
-        self.do(provider.address, "settle", [ClaimBatch(provider.address, made)])
+        batch = ClaimBatch(provider.address, made)
+        signature = provider.sign_digest(as_read(batch, self.market.domain).digest(self.market.domain))
+        self.do(provider.address, "settle", [replace(batch, signature=signature)])
 
     @rule(place=places, astray=rarely_wrong)
     def cash_out(self, place: int, astray: bool) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tallystick.chain.claims import ClaimBatch, SettleRow
+from tallystick.chain.claims import SettleRow
 from tallystick.chain.events import Skip
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash
@@ -89,7 +89,7 @@ def test_order_repetition_and_cuts_do_not_matter(hands: Any) -> None:
     market = _fresh()
     ends = [_row(market, PAYERS[i], PROVIDERS[j], max(costs) * CENT) for (i, j), costs in totals.items()]
     for (_, j), row in zip(totals, ends, strict=True):
-        market.settle(PROVIDERS[j].address, ClaimBatch(PROVIDERS[j].address, (row,)))
+        market.collect(PROVIDERS[j], row)
     wanted = _state(market)
 
     market = _fresh()
@@ -112,7 +112,7 @@ def test_what_a_later_row_contains_may_be_left_out(hands: Any, left_out: Any) ->
         for (i, j), costs in totals.items():
             kept = [cost for cost in costs if cost == max(costs) or keep()]
             rows = tuple(_row(market, PAYERS[i], PROVIDERS[j], cost * CENT) for cost in kept)
-            market.settle(PROVIDERS[j].address, ClaimBatch(PROVIDERS[j].address, rows))
+            market.collect(PROVIDERS[j], *rows)
         return _state(market)
 
     assert collect(lambda: True) == collect(lambda: left_out.random() < 0.5)
@@ -179,12 +179,11 @@ def test_a_poisoned_row_harms_only_itself(market: Market, name: str) -> None:
     provider, mark = PROVIDERS[0], market.ground.mark()
     poison, reason = _poison(market, name, provider)
     good = [_row(market, payer, provider, (n + 1) * DOLLAR) for n, payer in enumerate(PAYERS)]
-    assert len(paid(market.settle(provider.address, ClaimBatch(provider.address, tuple(good))))) == len(good)
+    assert len(paid(market.collect(provider, *good))) == len(good)
     wanted = _state(market)
     for place in range(len(good) + 1):
         market.ground.back(mark)
-        batch = ClaimBatch(provider.address, (*good[:place], poison, *good[place:], poison))
-        events = market.settle(provider.address, batch)
+        events = market.collect(provider, *good[:place], poison, *good[place:], poison)
         assert (paid(events), skipped(events)) == ([DOLLAR, 2 * DOLLAR, 3 * DOLLAR], [reason, reason])
         assert _state(market) == wanted
 

@@ -10,7 +10,7 @@ from tallystick.chain.claims import ClaimBatch, SettleRow
 from tallystick.chain.escrow import Purse
 from tallystick.chain.events import CashedOut, FeeEarned, PayoutSet, RowSkipped, Settled, Skip
 from tallystick.chain.rpc import Sender
-from tallystick.protocol.eip712 import Domain, Signed
+from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Amount, Seconds
 from tests.chain.world import DOLLAR, World, person, refused
 
@@ -111,10 +111,11 @@ async def test_money_under_thaw_still_pays(world: World, provider: Sender) -> No
         await world.escrow.withdraw(owner, KEY.address)
 
 
-async def test_the_provider_needs_no_signature_of_its_own(world: World, provider: Sender) -> None:
-    """Its transaction is its claim; anyone else needs its signature over exactly these rows."""
+@pytest.mark.parametrize("who", [STRANGER, PROVIDER], ids=["a stranger", "the provider itself"])
+async def test_nothing_is_paid_without_the_providers_signature(world: World, provider: Sender, who: Signer) -> None:
+    """Whoever sends, the provider itself too, needs the provider's signature over exactly these rows."""
     row, other = world.row(KEY, PROVIDER.address, DOLLAR), world.row(KEY, PROVIDER.address, 2 * DOLLAR)
-    relay = await world.sender(STRANGER)
+    relay = await world.sender(who)
     signed = world.claim(PROVIDER, row)
     forged = replace(signed, signature=STRANGER.sign_digest(signed.claim(world.domain).digest(world.domain)))
     inflated = replace(signed, rows=(replace(row, cumulative_cost=Amount(2 * DOLLAR)),))

@@ -21,8 +21,8 @@ DEPLOYMENT = Deployment(DOMAIN.chain_id, DOMAIN.contract, Address("0x" + "cd" * 
 
 
 class FakeEscrow(Escrow):
-    """`free`: purses; `settled` and `reserved`: tabs. `sent`: the transactions so far, as lists of claims. `refuses`: providers
-    with whose claims a transaction fails, and how.
+    """`free` and `thawing`: purses; `settled`, `reserved` and `release_at`: tabs. `sent`: the transactions so far, as lists of
+    claims. `refuses`: providers with whose claims a transaction fails, and how. `reads`: of purses and stakes; `tab_reads`.
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,16 @@ class FakeEscrow(Escrow):
         self.free: dict[Address, int] = {}
         self.settled: dict[tuple[Address, Address], int] = {}
         self.reserved: dict[tuple[Address, Address], int] = {}
+        self.thawing: dict[Address, int] = {}
+        self.release_at: dict[tuple[Address, Address], int] = {}
         self.stakes: dict[Address, int] = {}
+        self.fees: dict[Address, int] = {}
         self.refuses: dict[Address, TallyError] = {}
         self.sent: list[list[ClaimBatch]] = []
         self.events: list[Event] = []
         self.block = DEPLOYMENT.block
         self.down = False
-        self.reads, self.forks = 0, 0
+        self.reads, self.tab_reads, self.forks = 0, 0, 0
 
     def _check_up(self) -> None:
         if self.down:
@@ -96,7 +99,9 @@ class FakeEscrow(Escrow):
     async def purse(self, key: Address, *, block: str = "latest") -> Purse:
         self.reads += 1
         self._check_up()
-        return Purse(None, Amount(self.free.get(key, 0)), Amount(0), Seconds(0))
+        owner = key if key in self.free else None
+        thawing = Amount(self.thawing.get(key, 0))
+        return Purse(owner, Amount(self.free.get(key, 0)), thawing, Seconds(1 if thawing else 0))
 
     async def provider(self, address: Address, *, block: str = "latest") -> ProviderAccount:
         self.reads += 1
@@ -104,10 +109,16 @@ class FakeEscrow(Escrow):
         nothing = Amount(0)
         return ProviderAccount(nothing, address, Amount(self.stakes.get(address, 0)), nothing, Seconds(0), 0)
 
+    async def fee_bps(self, coordinator: Address) -> int:
+        self._check_up()
+        return self.fees.get(coordinator, 0)
+
     async def tab(self, payer: Address, provider: Address, *, block: str = "latest") -> TabState:
+        self.tab_reads += 1
         self._check_up()
         tab = (payer, provider)
-        return TabState(Amount(self.settled.get(tab, 0)), Amount(self.reserved.get(tab, 0)), Seconds(0))
+        release = Seconds(self.release_at.get(tab, 0))
+        return TabState(Amount(self.settled.get(tab, 0)), Amount(self.reserved.get(tab, 0)), release)
 
 
 def make_settler(
@@ -118,8 +129,10 @@ def make_settler(
     *,
     confirmations: int = 0,
     least: int = 1,
+    least_row: int = 1,
 ) -> Settler:
     """A settler of that escrow; its `run` would look every hundredth of a second."""
+    clock = clock or Clock()
     return Settler(
         escrow=escrow,
         sender=Sender(escrow.rpc, COORDINATOR),
@@ -127,6 +140,8 @@ def make_settler(
         exposure=exposure or Exposure(),
         interval=0.01,
         least=Amount(least),
+        least_row=Amount(least_row),
         confirmations=confirmations,
-        now=(clock or Clock()).now,
+        now=clock.now,
+        tick=clock.tick,
     )

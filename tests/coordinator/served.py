@@ -28,7 +28,7 @@ from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.serving import serving
 from tests.coordinator.chain import FakeEscrow, make_settler
-from tests.coordinator.world import COORDINATOR, DOMAIN, World, make_ask, make_receipt, unchecked
+from tests.coordinator.world import COORDINATOR, DOMAIN, LAST_CHUNK, World, make_ask, make_receipt, unchecked
 
 PATIENCE = 10
 """Seconds after which a test that waits for something gives up."""
@@ -176,7 +176,8 @@ class LinkNode:
         return self.seen[-1][1], make_receipt(self.signer, order, dispatch.candidate.terms)
 
     async def finish(self, job: JobId, receipt: Signed[Receipt]) -> None:
-        """Hands a receipt in and waits until it is acknowledged."""
+        """Sends an answer's last chunk, hands its receipt in and waits until that is acknowledged."""
+        await self.send(Kind.CHUNK, job, LAST_CHUNK)
         await self.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
         await self.expect(Kind.RECEIPT_ACK)
 

@@ -281,13 +281,14 @@ async def test_what_is_required(at: Served) -> None:
     assert await listed(require={"region": ["us"]}) == []
     for _ in range(30):
         at.world.market.reputation.record(cheap.address, Outcome.PROVIDER_ERROR)
+        at.world.market.reputation.record(dear.address, Outcome.COMPLETED)
     assert await listed(minReputation=80) == [dear.address]
     why = (await at.http.post("/v1/explain", json=asked | {"require": {"tier": ["edge"]}, "minReputation": 80})).json()["asks"]
     assert [(one["why"], one["firstTokenMs"], one["reputation"]) for one in why] == [
-        (Reason.TIER.value, 0, 55),
-        (Reason.TIER.value, 100, 100),
+        (Reason.TIER.value, 100, 91),
+        (Reason.TIER.value, 0, 3),
     ]
-    for sort, first in (("price", 0), ("latency", 100)):
+    for sort, first in (("price", 100), ("latency", 100)):
         told = (await at.http.post("/v1/explain", json=asked | {"sort": sort})).json()["asks"]
         assert told[0]["firstTokenMs"] == first, "as a shortlist would be sorted"
     assert (await at.http.post("/v1/shortlist", json=asked | {"sort": "beauty"})).status_code == 400
@@ -315,7 +316,7 @@ async def test_a_payer_reads_its_own_tab(at: Served) -> None:
     for number in range(TAB_RECEIPTS + 3):
         ceiling = 9_000_000 if number == 1 else 1_000_000
         client = await at.world.started(node, ceiling=Amount(ceiling))
-        node.finish(client.job.id, seq=number + 1, cumulative_cost=Amount(100 * (number + 1)))
+        node.complete(client.job.id, seq=number + 1, cumulative_cost=Amount(100 * (number + 1)))
         await quiet()
     told = (await _inquire(at, node.address)).json()["receipts"]
     found = [LateReceipt.from_json(late) for late in told]
@@ -348,7 +349,7 @@ async def _finished(world: World) -> Client:
     client = await world.started(ann, bob)
     ann.fail(client.job.id)
     await quiet()
-    bob.finish(client.job.id)
+    bob.complete(client.job.id)
     await quiet()
     return client
 
@@ -405,7 +406,7 @@ async def test_cancelling(at: Served) -> None:
     response = await at.http.post(path, headers=access())
     assert (response.status_code, response.json()) == (202, {"cancelling": True})
     assert node.got(Kind.CANCEL) == [b"client"]
-    node.finish(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
+    node.complete(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
     await quiet()
     assert (await at.http.post(path, headers=access())).json() == {"cancelling": False}
     assert (await at.http.post(f"/v1/jobs/{UNKNOWN}/cancel", headers=access())).json() == {"cancelling": False}
@@ -422,8 +423,7 @@ async def test_a_provider_that_failed_over_does_not_cancel_the_winners_job(at: S
         assert _error(await at.http.post(path, headers=access(signer))) == (401, "unauthenticated")
     assert _error(await at.http.post(path)) == (401, "unauthenticated")
     assert bob.got(Kind.CANCEL) == []
-    bob.chunk(client.job.id, b"\1the last")
-    bob.finish(client.job.id)
+    bob.complete(client.job.id)
     await quiet()
     assert client.kinds[-1] is Kind.RECEIPT
 

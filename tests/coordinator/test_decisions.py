@@ -28,7 +28,7 @@ async def test_shortlists_say_why(world: World) -> None:
         ("shortlist", True, "offered to the client, place 1 of 1"),
     ]
     assert _why(world, dear) == [
-        ("shortlist", False, "cheaper asks filled the shortlist"),
+        ("shortlist", False, "cheaper or more reliable ones filled the shortlist"),
         ("shortlist", False, "its output price is above the client's maximum"),
     ]
     assert _why(world, busy)[-1] == ("shortlist", False, "no free slot now")
@@ -52,7 +52,7 @@ async def test_matches_say_why(world: World) -> None:
     await quiet()
     assert _why(world, ann)[0] == ("match", False, "it failed this job already")
     assert _why(world, bob)[0] == ("match", True, "got the job")
-    bob.finish(client.job.id)
+    bob.complete(client.job.id)
     await quiet()
 
 

@@ -157,3 +157,13 @@ class ExposureMachine(RuleBasedStateMachine):
 
 TestExposureMachine = ExposureMachine.TestCase
 TestExposureMachine.__doc__ = "What is in flight is the sum of the caps of the jobs in flight, and returns to 0."
+
+
+def test_a_receipt_at_no_cost_leaves_no_tab() -> None:
+    """Receipts that bring a tab to nothing are not remembered, so that they fill no memory."""
+    exposure = Exposure()
+    assert exposure.book(PAYER, A, Amount(0), Amount(1_000)) == 0
+    assert exposure.size == 0
+    exposure.admit(PAYER, A, Amount(5), Amount(5))
+    assert exposure.book(PAYER, A, Amount(0), Amount(1_000)) == 0
+    assert exposure.in_flight == 5

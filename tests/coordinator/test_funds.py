@@ -145,7 +145,8 @@ async def test_stakes_are_read_once_a_minute() -> None:
     """A chain that is away is told of, and nothing is made up meanwhile."""
     funds, escrow, clock = _make()
     escrow.stakes[ANN] = 7
-    assert [await funds.stake(ANN) for _ in range(3)] == [7, 7, 7]
+    assert await asyncio.gather(*(funds.stake(ANN) for _ in range(3))) == [7, 7, 7]
+    assert await funds.stake(ANN) == 7
     assert escrow.reads == 1
     escrow.stakes[ANN] = 0
     clock.seconds = 60
@@ -154,3 +155,47 @@ async def test_stakes_are_read_once_a_minute() -> None:
     clock.seconds = 120
     with pytest.raises(Unavailable):
         await funds.stake(ANN)
+
+
+@pytest.mark.parametrize("release_at", [1, 1_700_000_000, 1 << 40])
+async def test_what_can_leave_is_no_security(release_at: int) -> None:
+    """A reservation under a release, running or ripe, counts as nothing, and what thaws is not free: the payer can pull both
+    before a provider collects.
+    """
+    funds, escrow, _ = _make()
+    escrow.release_at[PAYER.address, ANN] = release_at
+    escrow.thawing[PAYER.address] = 60
+    backing = await funds.backing(PAYER.address, ANN)
+    assert (backing.free, backing.reserved, backing.settled) == (40, 0, 20)
+
+
+async def test_a_purse_that_thaws_whole_covers_nothing() -> None:
+    """Where all of a purse is on its way out, no new job is covered by it, and the purse is still known."""
+    funds, escrow, _ = _make()
+    escrow.thawing[PAYER.address] = 100
+    backing = await funds.backing(PAYER.address, ANN)
+    assert (backing.free, backing.opened) == (0, True)
+    assert not (await funds.backing(person("stranger").address, ANN)).opened
+
+
+async def test_old_figures_do_not_serve_for_ever() -> None:
+    """Figures ten times as old as they count as young are read anew before a job is admitted on them, if the chain answers."""
+    funds, escrow, clock = _make()
+    await _free(funds)
+    escrow.free[PAYER.address] = 0
+    clock.seconds = 49
+    assert await _free(funds) == 100
+    await quiet()
+    escrow.free[PAYER.address] = 7
+    clock.seconds += 50
+    assert await _free(funds) == 7
+    escrow.down = True
+    clock.seconds += 50
+    assert await _free(funds) == 7
+
+
+async def test_a_stranger_costs_one_read() -> None:
+    """Who has no purse has no tab either that would be worth a look."""
+    funds, escrow, _ = _make()
+    await funds.backing(person("stranger").address, ANN)
+    assert (escrow.reads, escrow.tab_reads) == (1, 0)

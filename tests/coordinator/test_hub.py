@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from coordinator import hub as module
-from coordinator.live import INBOX
+from coordinator.bounds import INBOX
 from coordinator.memory import MemoryStore
 from coordinator.ports import KnownJob, node_subject
 from tallystick.protocol.eip712 import Domain
@@ -187,7 +187,7 @@ async def test_a_node_does_not_touch_jobs_of_others(at: Served) -> None:
     await until(lambda: _free(at, bob) == 1)
     await ann.finish(job, receipt)
     await until(lambda: client.ended)
-    assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.RECEIPT]
+    assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.CHUNK, Kind.RECEIPT]
     assert client.frames[1] == (Kind.CHUNK, b"ours")
 
 
@@ -286,7 +286,7 @@ async def test_a_store_that_is_down_closes_nobody() -> None:
         job, receipt = await node.take_job()
         await node.finish(job, receipt)
         await until(lambda: client.ended)
-        assert client.kinds == [Kind.MATCH, Kind.RECEIPT]
+        assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.RECEIPT]
 
 
 async def test_bad_late_receipts_are_refused(at: Served) -> None:
@@ -343,7 +343,7 @@ async def test_a_lost_connection_hands_its_jobs_on(at: Served) -> None:
     job, receipt = await bob.take_job()
     await bob.finish(job, receipt)
     await until(lambda: client.ended)
-    assert client.kinds == [Kind.MATCH, Kind.MATCH, Kind.RECEIPT]
+    assert client.kinds == [Kind.MATCH, Kind.MATCH, Kind.CHUNK, Kind.RECEIPT]
 
 
 async def test_a_second_connection_takes_the_place_of_the_first(at: Served) -> None:

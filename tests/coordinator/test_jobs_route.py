@@ -14,6 +14,7 @@ from coordinator import bounds
 from coordinator import jobs_route as module
 from coordinator.answers import Retention
 from coordinator.jobs_route import JobsRoute
+from coordinator.reputation import NOTHING_KNOWN
 from coordinator.rules import Intake
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable, from_public
@@ -24,6 +25,7 @@ from tallystick.protocol.wire import MAX_CANDIDATES, Dispatch, FrameReader, Kind
 from tests.coordinator.served import LinkNode, Served, frames_of, served, until
 from tests.coordinator.world import (
     DOMAIN,
+    LAST_CHUNK,
     PAYER,
     START,
     World,
@@ -72,6 +74,7 @@ async def test_a_job_over_http(at: Served) -> None:
         await node.send(Kind.CHUNK, job, b"sealed")
         assert await anext(frames) == (Kind.CHUNK, b"sealed")
         await node.finish(job, receipt)
+        assert await anext(frames) == (Kind.CHUNK, LAST_CHUNK)
         assert [frame async for frame in frames] == [(Kind.RECEIPT, dumps(receipt.to_json()))]
     assert await _stored(at, job) is State.COMPLETED
     at.world.assert_idle()
@@ -247,11 +250,12 @@ async def test_a_lost_connection_is_taken_up_again(at: Served) -> None:
         await node.send(Kind.CHUNK, job, b"two")
         assert await anext(frames) == (Kind.CHUNK, b"two")
         await node.finish(job, receipt)
+        assert await anext(frames) == (Kind.CHUNK, LAST_CHUNK)
         assert [frame async for frame in frames] == [(Kind.RECEIPT, dumps(receipt.to_json()))]
         first = response.status_code
     again = await at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER)
     kinds = [kind for kind, _ in FrameReader().feed(again.content)]
-    assert (first, kinds) == (200, [Kind.MATCH, Kind.CHUNK, Kind.CHUNK, Kind.RECEIPT])
+    assert (first, kinds) == (200, [Kind.MATCH, *[Kind.CHUNK] * 3, Kind.RECEIPT])
     seen = [kind for kind, _, _ in node.seen]
     assert (seen.count(Kind.DISPATCH), seen.count(Kind.CANCEL)) == (1, 0)
     at.world.assert_idle()
@@ -503,11 +507,11 @@ async def test_a_client_that_stops_reading(world: World, monkeypatch: pytest.Mon
     for _ in range(5):
         node.chunk(submission.job)
     await until(lambda: node.got(Kind.CANCEL))
-    node.finish(submission.job, outcome=Outcome.CLIENT_CANCELLED)
+    node.complete(submission.job, outcome=Outcome.CLIENT_CANCELLED)
     await call
     assert len(sent) == 3, "nothing is written to it any more"
     assert node.got(Kind.RECEIPT_ACK) == [b""]
-    assert world.market.reputation.score(node.address) == 1
+    assert world.market.reputation.score(node.address) == NOTHING_KNOWN.score
     world.assert_idle()
 
 
@@ -522,7 +526,7 @@ async def test_a_connection_that_fails_at_the_first_byte(world: World) -> None:
     call = asyncio.create_task(_call(JobsRoute(world.market), [submission.dumps()], send))
     await quiet()
     assert len(node.got(Kind.CANCEL)) == 1
-    node.finish(submission.job, outcome=Outcome.CLIENT_CANCELLED)
+    node.complete(submission.job, outcome=Outcome.CLIENT_CANCELLED)
     await call
     world.assert_idle()
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from coordinator.book import Node
-from coordinator.live import INBOX, Attempt, InboxOverrun, LiveJob, link_payload
+from coordinator.bounds import INBOX
+from coordinator.live import Attempt, InboxOverrun, LiveJob, link_payload
 from tallystick.protocol.jobs import Event, IllegalTransition, State
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import JobId

@@ -9,6 +9,7 @@ import pytest
 
 from coordinator.market import CREDIT_STEP
 from coordinator.matching import Demand
+from coordinator.reputation import NOTHING_KNOWN
 from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Unavailable
 from tallystick.protocol.jobs import State
@@ -16,7 +17,20 @@ from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Match, Outcome, Receipt
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import Dispatch, Kind, loads
-from tests.coordinator.world import CAP, COORDINATOR, COST, DOMAIN, PAYER, Client, World, make_ask, person, quiet, unchecked
+from tests.coordinator.world import (
+    CAP,
+    COORDINATOR,
+    COST,
+    DOMAIN,
+    LAST_CHUNK,
+    PAYER,
+    Client,
+    World,
+    make_ask,
+    person,
+    quiet,
+    unchecked,
+)
 
 
 async def test_a_job_goes_the_whole_way(world: World) -> None:
@@ -28,10 +42,10 @@ async def test_a_job_goes_the_whole_way(world: World) -> None:
     node.accept(job)
     node.chunk(job, b"one")
     node.chunk(job, b"two")
-    receipt = node.finish(job)
+    receipt = node.complete(job)
     await quiet()
-    assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.CHUNK, Kind.RECEIPT]
-    assert [payload for kind, payload in client.frames if kind is Kind.CHUNK] == [b"one", b"two"]
+    assert client.kinds == [Kind.MATCH, *[Kind.CHUNK] * 3, Kind.RECEIPT]
+    assert [payload for kind, payload in client.frames if kind is Kind.CHUNK] == [b"one", b"two", LAST_CHUNK]
     assert read_signed(Receipt, loads(client.frames[-1][1], "receipt")) == unchecked(receipt)
     assert await world.stored(client) is State.COMPLETED
     assert node.got(Kind.RECEIPT_ACK, job) == [b""]
@@ -71,13 +85,16 @@ async def test_the_cheapest_candidate_gets_the_job(world: World) -> None:
         (Outcome.PROVIDER_ERROR, State.FAILED),
         (Outcome.UPSTREAM_ERROR, State.FAILED),
         (Outcome.TIMED_OUT, State.EXPIRED),
+        (Outcome.REFUSED, State.FAILED),
     ],
 )
 async def test_a_receipts_outcome_ends_the_job(world: World, outcome: Outcome, state: State) -> None:
     """A job ends as its receipt says."""
     node = world.node("ann")
     client = await world.started(node)
-    node.finish(client.job.id, outcome=outcome)
+    if outcome is Outcome.CLIENT_CANCELLED:
+        world.market.cancel(client.job.id)
+    node.complete(client.job.id, outcome=outcome)
     await quiet()
     assert client.kinds[-1] is Kind.RECEIPT
     assert await world.stored(client) is state
@@ -91,7 +108,7 @@ async def test_slots_are_counted(world: World) -> None:
     with pytest.raises(Unavailable) as caught:
         await world.place(node)
     assert "no free slot" in str(caught.value)
-    node.finish(first.job.id)
+    node.complete(first.job.id)
     await quiet()
     await world.started(node)
     assert len(node.got(Kind.DISPATCH)) == 3
@@ -195,7 +212,7 @@ async def test_a_cancelled_job_ends_with_its_receipt(world: World) -> None:
     assert world.market.cancel(client.job.id)
     assert world.market.cancel(client.job.id)
     assert len(node.got(Kind.CANCEL)) == 1
-    node.finish(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
+    node.complete(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
     await quiet()
     assert client.kinds[-1] is Kind.RECEIPT
     assert await world.stored(client) is State.CANCELLED
@@ -297,7 +314,7 @@ async def test_draining_waits_for_live_jobs(world: World) -> None:
     with pytest.raises(Unavailable, match="is stopping"):
         await world.place(node)
     assert not drained.done()
-    node.finish(client.job.id)
+    node.complete(client.job.id)
     await quiet()
     assert drained.done()
 
@@ -312,6 +329,6 @@ async def test_jobs_cut_off_by_a_stop_blame_nobody(world: World) -> None:
     assert client.failure.code is Code.COORDINATOR_UNAVAILABLE
     assert client.failure.retry
     assert bob.sent == []
-    assert world.market.reputation.score(ann.address) == 1
+    assert world.market.reputation.score(ann.address) == NOTHING_KNOWN.score
     assert await world.stored(client) is State.FAILED
     world.assert_idle()

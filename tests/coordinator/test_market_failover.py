@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.live import INBOX
+from coordinator.bounds import INBOX
+from coordinator.reputation import NOTHING_KNOWN
 from coordinator.rules import Limits
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
@@ -29,9 +30,9 @@ async def _handed_on(world: World, client: Client, ann: FakeNode, bob: FakeNode)
     assert client.kinds == [Kind.MATCH, Kind.MATCH]
     assert len(ann.got(Kind.DISPATCH)) == len(bob.got(Kind.DISPATCH)) == 1
     bob.chunk(client.job.id)
-    bob.finish(client.job.id)
+    bob.complete(client.job.id)
     await quiet()
-    assert client.kinds == [Kind.MATCH, Kind.MATCH, Kind.CHUNK, Kind.RECEIPT]
+    assert client.kinds == [Kind.MATCH, Kind.MATCH, Kind.CHUNK, Kind.CHUNK, Kind.RECEIPT]
     assert await world.stored(client) is State.COMPLETED
     known = await world.store.job(client.job.id)
     assert known is not None
@@ -134,7 +135,7 @@ async def test_a_deterministic_error_is_final(world: World, ann: FakeNode, bob: 
     assert (client.failure.code, client.failure.status, client.failure.retry) == (Code.BAD_MESSAGE, 400, False)
     assert bob.sent == []
     assert await world.stored(client) is State.FAILED
-    assert world.market.reputation.score(ann.address) == 1
+    assert world.market.reputation.score(ann.address) == NOTHING_KNOWN.score
     world.assert_idle()
 
 
@@ -145,7 +146,7 @@ async def test_a_refusal_of_one_node_is_not_the_last_word(world: World, ann: Fak
     ann.fail(client.job.id, Refusal(code, "not with me"))
     await quiet()
     assert client.kinds == [Kind.MATCH, Kind.MATCH]
-    assert world.market.reputation.score(ann.address) == 1
+    assert world.market.reputation.score(ann.address) == NOTHING_KNOWN.score
 
 
 async def test_the_last_failure_is_told(world: World, ann: FakeNode, bob: FakeNode) -> None:
@@ -220,10 +221,10 @@ async def test_a_slow_client_is_not_held_against_the_node(world: World, ann: Fak
     await quiet()
     assert client.kinds.count(Kind.CHUNK) == 11
     assert Kind.FAIL not in client.kinds
-    ann.finish(client.job.id)
+    ann.complete(client.job.id)
     await quiet()
     assert await world.stored(client) is State.COMPLETED
-    assert world.market.reputation.score(ann.address) == 1
+    assert world.market.reputation.score(ann.address) > NOTHING_KNOWN.score
 
 
 async def test_a_lost_node_is_heard_of_behind_a_full_inbox(world: World, ann: FakeNode) -> None:
@@ -248,7 +249,7 @@ async def test_a_failure_without_a_reason(world: World, ann: FakeNode, payload: 
     ann.send(Kind.FAIL, client.job.id, payload)
     await quiet()
     assert (client.failure.code, client.failure.fault) == (Code.PROVIDER_FAILED, Fault.PROVIDER)
-    assert world.market.reputation.score(ann.address) < 1
+    assert world.market.reputation.score(ann.address) < NOTHING_KNOWN.score
     world.assert_idle()
 
 
@@ -268,16 +269,16 @@ async def test_hostile_failures_are_carried_safely(world: World, ann: FakeNode) 
     [
         (Unavailable(Code.PROVIDER_FAILED, "broken", fault=Fault.PROVIDER), True),
         (Unavailable(Code.NODE_BUSY, "full", fault=Fault.PROVIDER), False),
-        (Unavailable(Code.ENGINE_UNAVAILABLE, "away", fault=Fault.ENGINE), False),
+        (Unavailable(Code.ENGINE_UNAVAILABLE, "away", fault=Fault.ENGINE), True),
         (Refusal(Code.UNSECURED, "not enough"), False),
     ],
 )
 async def test_who_is_blamed(world: World, ann: FakeNode, error: TallyError, blamed: bool) -> None:
-    """Only what is the provider's doing lowers its score: being busy, or a refused order, does not."""
+    """Only what is the provider's or its engine's doing lowers its score: being busy, or a refused order, does not."""
     client = await world.started(ann)
     ann.fail(client.job.id, error)
     await quiet()
-    assert (world.market.reputation.score(ann.address) < 1) is blamed
+    assert (world.market.reputation.score(ann.address) < NOTHING_KNOWN.score) is blamed
 
 
 async def test_a_bad_reputation_costs_the_next_job(world: World, ann: FakeNode) -> None:

@@ -115,11 +115,11 @@ async def test_a_payer_runs_only_so_many_jobs() -> None:
         await world.market.place_order(world.submission(node))
     assert (caught.value.code, caught.value.status, caught.value.fault) == (Code.RATE_LIMITED, 429, Fault.CLIENT)
     clients.append(await world.started(node, payer=person("other")))
-    node.finish(clients[0].job.id)
+    node.complete(clients[0].job.id)
     await quiet()
     clients.append(await world.started(node))
     for client in clients[1:]:
-        node.finish(client.job.id)
+        node.complete(client.job.id)
     await quiet()
     world.assert_idle()
 
@@ -132,7 +132,7 @@ async def test_a_node_is_given_only_so_many_jobs() -> None:
     with pytest.raises(Unavailable, match="no free slot") as caught:
         await world.market.place_order(world.submission(node))
     assert caught.value.code is Code.NO_PROVIDER
-    node.finish(client.job.id)
+    node.complete(client.job.id)
     await quiet()
 
 
@@ -146,7 +146,7 @@ async def test_a_placed_job_is_not_placed_again(world: World) -> None:
             with pytest.raises(Refusal, match="placed before") as caught:
                 await world.market.place_order(make_submission(node.ask, job=client.job.id, payer=payer))
             assert (caught.value.code, caught.value.status) == (Code.ORDER_REPLAYED, 409)
-        node.finish(client.job.id)
+        node.complete(client.job.id)
         await quiet()
     assert len(node.got(Kind.DISPATCH)) == 1
 
@@ -166,7 +166,7 @@ async def test_replays_are_remembered_as_long_as_an_order_can_live(world: World)
     """A replay is refused for as long as its order's deadline could reach; then its memory goes."""
     node = world.node("ann")
     client = await world.started(node, deadline=START + 3_600)
-    node.finish(client.job.id)
+    node.complete(client.job.id)
     await world.pass_time(3_599)
     with pytest.raises(Refusal) as caught:
         await world.market.place_order(client.job.submission)
@@ -191,6 +191,16 @@ async def test_a_refused_job_may_be_placed_again(world: World) -> None:
 # Funds
 
 
+class _CountedFunds(MemoryFunds):
+    """Counts what it is asked."""
+
+    reads = 0
+
+    async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:
+        self.reads += 1
+        return await super().backing(payer, provider, fresh=fresh)
+
+
 async def test_a_payer_without_funds(world: World) -> None:
     """A purse that does not cover the worst case is refused, for good, with what to do about it."""
     world.funds.free[PAYER.address] = Amount(CAP - 1)
@@ -208,6 +218,19 @@ async def test_strangers_leave_no_trace(world: World) -> None:
     assert world.market.exposure.size == 0
 
 
+async def test_a_stranger_is_looked_up_once() -> None:
+    """A key without a purse is refused after two looks at one candidate, however many candidates it names."""
+    world, funds = World(), _CountedFunds()
+    world.funds = funds
+    world.market = world.make_market()
+    nodes = [world.node(f"node {number}") for number in range(8)]
+    for node in nodes:
+        node.market = world.market
+    error = await _refused(world, world.submission(*nodes, payer=person("stranger")))
+    assert (error.code, funds.reads) == (Code.INSUFFICIENT_FUNDS, 2)
+    assert "tally deposit" in str(error)
+
+
 async def test_jobs_in_flight_use_up_the_purse(world: World) -> None:
     """The caps of the jobs in flight and the receipts not settled count together, and cost less than the cap gives room again."""
     node = world.node("ann")
@@ -215,7 +238,7 @@ async def test_jobs_in_flight_use_up_the_purse(world: World) -> None:
     first, _ = await world.started(node), await world.started(node)
     with pytest.raises(Refusal):
         await world.place(node)
-    node.finish(first.job.id)
+    node.complete(first.job.id)
     await quiet()
     with pytest.raises(Refusal):
         await world.place(node)

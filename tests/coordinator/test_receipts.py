@@ -12,6 +12,7 @@ from coordinator.matchmaker import RETURN_SECONDS
 from coordinator.memory import MemoryStore
 from coordinator.ports import JobRecord
 from coordinator.receipts import MAX_SEQ
+from coordinator.reputation import NOTHING_KNOWN
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import State
@@ -48,7 +49,7 @@ async def test_a_bad_receipt_ends_the_job_uncharged(world: World, changes: dict[
     node = world.node("ann")
     client = await world.started(node)
     node.chunk(client.job.id)
-    node.finish(client.job.id, **changes)
+    node.complete(client.job.id, **changes)
     await quiet()
     assert (client.failure.code, client.failure.fault, client.failure.status) == (Code.BAD_RECEIPT, Fault.PROVIDER, 502)
     assert says in str(client.failure)
@@ -56,7 +57,7 @@ async def test_a_bad_receipt_ends_the_job_uncharged(world: World, changes: dict[
     assert node.got(Kind.RECEIPT_ACK) == []
     assert await world.stored(client) is State.FAILED
     assert world.market.exposure.size == 0
-    assert world.market.reputation.score(node.address) < 1
+    assert world.market.reputation.score(node.address) < NOTHING_KNOWN.score
     world.assert_idle()
 
 
@@ -88,7 +89,7 @@ async def test_a_receipt_of_another_job(world: World) -> None:
     """A receipt that was good for one job does not pay for the next."""
     node = world.node("ann")
     first = await world.started(node)
-    used = node.finish(first.job.id)
+    used = node.complete(first.job.id)
     await quiet()
     second = await world.started(node)
     node.hand_in(second.job.id, used)
@@ -111,7 +112,7 @@ async def test_an_inflated_total_does_not_use_up_the_purse(world: World) -> None
     """A provider that signs a total above every ceiling harms its own tab only: the payer may go on trading."""
     ann, bob = world.node("ann"), world.node("bob")
     client = await world.started(ann, ceiling=Amount(5_000))
-    ann.finish(client.job.id, cumulative_cost=Amount(10**27))
+    ann.complete(client.job.id, cumulative_cost=Amount(10**27))
     await quiet()
     tab = world.market.exposure.known(PAYER.address, ann.address)
     assert tab is not None
@@ -130,6 +131,7 @@ async def _lost(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]
     """A job whose node was lost after some output, and the receipt that did not come through."""
     client = await world.started(node)
     node.chunk(client.job.id)
+    node.last_chunk(client.job.id)
     await quiet()
     receipt = node.receipt(client.job.id)
     node.leave()
@@ -157,7 +159,7 @@ async def test_a_receipt_that_comes_twice(world: World) -> None:
     """Handing a receipt in again changes nothing and is acknowledged again: the first answer may have been lost."""
     node = world.node("ann")
     client = await world.started(node)
-    receipt = node.finish(client.job.id)
+    receipt = node.complete(client.job.id)
     await quiet()
     for _ in range(2):
         assert await node.hand_in_late(client.job.id, receipt)
@@ -169,7 +171,7 @@ async def test_a_second_receipt_for_one_order(world: World) -> None:
     """Another receipt for the same order is refused and not acknowledged; the first one stays."""
     node = world.node("ann")
     client = await world.started(node)
-    first = node.finish(client.job.id)
+    first = node.complete(client.job.id)
     await quiet()
     second = node.receipt(client.job.id, outcome=Outcome.PROVIDER_ERROR)
     with pytest.raises(BadReceipt, match="a second one for the same order; the first has seq 1"):
@@ -183,10 +185,10 @@ async def test_a_receipt_of_a_former_attempt(world: World) -> None:
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     await world.pass_time(11)
-    early = ann.receipt(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
+    early = ann.receipt(client.job.id, outcome=Outcome.TIMED_OUT)
     assert await ann.hand_in_late(client.job.id, early)
     assert await world.stored(client) is State.MATCHED, "the job goes on"
-    done = bob.finish(client.job.id)
+    done = bob.complete(client.job.id)
     await quiet()
     late = [unchecked(early), unchecked(done)]
     assert await _receipts(world, client) == late
@@ -203,9 +205,9 @@ async def test_a_former_attempts_receipt_after_the_end(world: World) -> None:
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     await world.pass_time(11)
-    bob.finish(client.job.id)
+    bob.complete(client.job.id)
     await quiet()
-    early = ann.receipt(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
+    early = ann.receipt(client.job.id, outcome=Outcome.TIMED_OUT)
     assert await ann.hand_in_late(client.job.id, early)
     assert len(await _receipts(world, client)) == 2
     assert ann.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
@@ -330,7 +332,7 @@ async def test_a_restart_remembers_jobs_and_totals(world: World) -> None:
     """After a restart replays are refused, and what is owed still counts."""
     node = world.node("ann")
     client = await world.started(node)
-    node.finish(client.job.id)
+    node.complete(client.job.id)
     await quiet()
     await world.restart()
     with pytest.raises(Exception, match="placed before"):
@@ -373,7 +375,7 @@ async def test_acknowledged_after_it_is_durable() -> None:
     node = _NotingNode(world.market, world.bus, plain.signer, plain.asks)
     node.connect()
     client = await world.started(node)
-    node.finish(client.job.id)
+    node.complete(client.job.id)
     await quiet()
     assert store.log == ["stored", "acknowledged"]
 
@@ -386,9 +388,9 @@ async def test_a_store_that_is_down_loses_no_receipt() -> None:
     world = World(store=store)
     node = world.node("ann")
     client = await world.started(node)
-    receipt = node.finish(client.job.id)
+    receipt = node.complete(client.job.id)
     await quiet()
-    assert client.kinds == [Kind.MATCH, Kind.RECEIPT]
+    assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.RECEIPT]
     assert node.got(Kind.RECEIPT_ACK) == []
     assert await world.stored(client) is State.COMPLETED
     world.assert_idle()
@@ -425,6 +427,6 @@ async def test_a_receipt_payload_reaches_the_client_untouched(world: World) -> N
     """The client gets the receipt byte for byte as the provider signed it."""
     node = world.node("ann")
     client = await world.started(node)
-    receipt = node.finish(client.job.id)
+    receipt = node.complete(client.job.id)
     await quiet()
     assert client.frames[-1] == (Kind.RECEIPT, dumps(receipt.to_json()))

@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 
 from coordinator.exposure import Exposure
+from coordinator.gauge import NOTHING_OWED, UNFUNDED
 from coordinator.memory import MemoryStore
-from coordinator.settler import BATCH, MAX_ROWS, NOTHING_OWED, REFUSED, UNFUNDED, Settler
+from coordinator.settler import BATCH, MAX_ROWS, REFUSED, Settler
 from tallystick.chain.claims import ClaimBatch, cut_batches
 from tallystick.chain.codec import ContractError
+from tallystick.chain.events import Position, ReleaseStarted
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, PeerError, Refusal, Unavailable
 from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.messages import Order
-from tallystick.protocol.types import Amount, JobId
+from tallystick.protocol.types import Amount, JobId, Seconds
 from tests.coordinator.chain import DEPLOYMENT, FakeEscrow, make_settler
 from tests.coordinator.world import PAYER, START, Clock, make_ask, make_claim, make_order, make_terms, person
 
@@ -291,6 +293,20 @@ async def test_what_was_settled_is_learnt(escrow: FakeEscrow, store: MemoryStore
     tab = exposure.known(PAYER.address, ANN.address)
     assert tab is not None
     assert tab.uncovered() == 0
+
+
+async def test_a_reservation_that_is_released_covers_nothing(store: MemoryStore, escrow: FakeEscrow) -> None:
+    """Once the chain tells of a release, what was reserved for one provider no longer leaves the payer's balance to others."""
+    exposure = Exposure()
+    exposure.book(PAYER.address, ANN.address, Amount(500), Amount(500))
+    exposure.observe(PAYER.address, ANN.address, settled=Amount(0), reserved=Amount(500))
+    exposure.admit(PAYER.address, BOB.address, Amount(500), Amount(500))
+    exposure.release(PAYER.address, BOB.address, Amount(500))
+    at = Position(escrow.block, 0, "0x" + "00" * 32, "0x" + "01" * 32)
+    escrow.events.append(ReleaseStarted(at=at, payer=PAYER.address, provider=ANN.address, release_at=Seconds(START)))
+    await make_settler(escrow, store, exposure=exposure).follow()
+    with pytest.raises(Refusal, match="free"):
+        exposure.admit(PAYER.address, BOB.address, Amount(500), Amount(500))
 
 
 async def test_all_pages_are_read(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:

@@ -26,6 +26,7 @@ from coordinator.ports import (
     Settlement,
     TabStore,
 )
+from coordinator.reputation import Record
 from coordinator.store import TIDY, Store
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable
@@ -245,6 +246,29 @@ async def test_open_jobs_are_ended(store: AnyStore, reopen: Reopen) -> None:
     assert await _known(store, OTHER) == ended
 
 
+async def test_what_an_attempt_relayed_is_kept(store: AnyStore, reopen: Reopen) -> None:
+    """Whether an attempt's last chunk was relayed, and whether its client cancelled, is read back as it was noted; the end of an
+    attempt that a process left open counts as unseen.
+    """
+    marked = replace(_attempt(ANN, state=State.FAILED), delivered=True, cancelled=True)
+    store.note_job(_record(marked, _attempt(BOB)))
+    store = await reopen()
+    assert (await _known(store)).attempts[0] == marked
+    await store.recall(START + 99, START)
+    assert [(a.delivered, a.cancelled, a.unseen) for a in (await _known(store)).attempts] == [
+        (True, True, False),
+        (False, False, True),
+    ]
+
+
+async def test_what_providers_are_known_for_is_kept(store: AnyStore, reopen: Reopen) -> None:
+    """The newest record of each provider is recalled, to the last bit."""
+    store.note_records({ANN.address: Record(1.0, 0.1, 2), BOB.address: Record(1 / 3, 7.25, 9)})
+    store.note_records({ANN.address: Record(2.0, 0.1 + 0.2, 3)})
+    recalled = await (await reopen()).recall(START, START)
+    assert recalled.records == {ANN.address: Record(2.0, 0.1 + 0.2, 3), BOB.address: Record(1 / 3, 7.25, 9)}
+
+
 async def test_an_empty_store_recalls_nothing(store: AnyStore) -> None:
     """The first start finds nothing."""
     recalled = await store.recall(START, 0)
@@ -333,6 +357,41 @@ async def test_claims_wait_in_order(store: AnyStore, reopen: Reopen) -> None:
     assert [each.request for each in pending] == claims[:2]
     await store.close_claims([each.id for each in pending], "0x01")
     assert [each.request for each in await store.pending_claims(9)] == claims[2:]
+
+
+async def test_providers_take_turns(store: AnyStore) -> None:
+    """The oldest claim of each provider comes before the second of any; providers that are passed over are left out."""
+    claims = [make_claim(ANN, (_order(), seq, 20 * seq)) for seq in (1, 2, 3)]
+    claims += [make_claim(BOB, (_order(BOB), seq, 20 * seq)) for seq in (1, 2)]
+    for claim in claims:
+        await store.put_claim(claim, START)
+    turns = [0, 3, 1, 4, 2]
+    assert [each.request for each in await store.pending_claims(9)] == [claims[turn] for turn in turns]
+    assert [each.request for each in await store.pending_claims(3)] == [claims[turn] for turn in turns[:3]]
+    assert [each.request for each in await store.pending_claims(9, [ANN.address])] == claims[3:]
+
+
+async def test_so_many_claims_of_a_provider_wait_and_no_more(store: AnyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim beyond the limit is not stored, one that waits already may come again; claims that were closed without a
+    transaction make room, those that were sent stay known, and nobody else is touched.
+    """
+    for module in ("coordinator.memory", "coordinator.store"):
+        monkeypatch.setattr(f"{module}.WAITING_CLAIMS", 2)
+    claims = [make_claim(ANN, (_order(), seq, 20 * seq)) for seq in range(1, 6)]
+    for claim in claims[:2]:
+        await store.put_claim(claim, START)
+    with pytest.raises(Unavailable) as caught:
+        await store.put_claim(claims[2], START)
+    assert caught.value.code is Code.RATE_LIMITED
+    await store.put_claim(claims[1], START)
+    await store.put_claim(make_claim(BOB, (_order(BOB), 1, 20)), START)
+    first, _, second = await store.pending_claims(9)
+    await store.close_claims([first.id], "0x01")
+    await store.close_claims([second.id], "nothing owed")
+    await store.put_claim(claims[3], START)
+    await store.forget_settlements()
+    waiting = [each.request for each in await store.pending_claims(9, [BOB.address])]
+    assert waiting == [claims[0], claims[3]], "what was sent is sent again where the chain took it back"
 
 
 async def test_a_claim_that_comes_again_waits_once(store: AnyStore) -> None:

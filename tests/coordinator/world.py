@@ -22,13 +22,14 @@ from tallystick.protocol.messages import Ask, Claim, ClaimRow, Order, Outcome, R
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.sealing import X25519
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
-from tallystick.protocol.wire import Candidate, Dispatch, Kind, Submission, dumps, loads, pack_link, unpack_link
+from tallystick.protocol.wire import Candidate, Dispatch, Failure, Kind, Submission, dumps, loads, pack_link, unpack_link
 
 M = TypeVar("M", bound=Message)
 DOMAIN = Domain(31337, Address("0x" + "ab" * 20))
 MODEL = "stand-in/small"
 START = 1_700_000_000
 CAP = 1_000
+LAST_CHUNK = b"\1the last sealed chunk"
 USAGE = Usage(10, 0, 5)
 COST = 20
 """What USAGE costs at the prices of `make_ask`."""
@@ -222,9 +223,13 @@ class FakeNode:
     def chunk(self, job: JobId, data: bytes = b"sealed chunk") -> None:
         self.send(Kind.CHUNK, job, data)
 
-    def fail(self, job: JobId, error: TallyError | None = None) -> None:
+    def last_chunk(self, job: JobId) -> None:
+        """The chunk that says that the answer ends with it."""
+        self.chunk(job, LAST_CHUNK)
+
+    def fail(self, job: JobId, error: TallyError | None = None, receipt: Signed[Receipt] | None = None) -> None:
         told = error or Unavailable(Code.ENGINE_UNAVAILABLE, "the engine is away", fault=Fault.ENGINE)
-        self.send(Kind.FAIL, job, dumps(told.as_json()))
+        self.send(Kind.FAIL, job, Failure(told, receipt).dumps())
 
     def receipt(self, job: JobId, **changes: Any) -> Verified[Receipt]:
         """The receipt of a job on this node's tab, signed; `hand_in` sends one."""
@@ -243,8 +248,13 @@ class FakeNode:
         """Sends a receipt for a job that is over."""
         return await self.market.accept_receipt(self.address, job, dumps(receipt.to_json()))
 
+    def complete(self, job: JobId, **changes: Any) -> Verified[Receipt]:
+        """Ends a job as honest nodes do: with its answer's last chunk, then its receipt."""
+        self.last_chunk(job)
+        return self.finish(job, **changes)
+
     def finish(self, job: JobId, **changes: Any) -> Verified[Receipt]:
-        """Ends a job with its receipt."""
+        """Ends a job with its receipt, whatever was delivered before."""
         made = self.receipt(job, **changes)
         self.hand_in(job, made)
         return made
@@ -293,6 +303,8 @@ class World:
     nodes: list[FakeNode] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
     number: int = 0
+    chance: float = 1.0
+    """What the market draws where it lets chance decide: from 0 to 1; 1 never explores."""
 
     def __post_init__(self) -> None:
         self.funds.free.setdefault(PAYER.address, Amount(100_000))
@@ -308,6 +320,7 @@ class World:
             limits=self.limits,
             now=self.clock.now,
             tick=self.clock.tick,
+            chance=lambda: self.chance,
         )
 
     async def restart(self) -> None:

@@ -57,6 +57,9 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         told = await tally("doctor")
         assert (told["ready"], _problems(told)) == (True, [])
         assert "ready" in await tally("doctor", as_json=False)
+        checks = {check["check"]: check["found"] for check in told["checks"]}
+        assert "1000 are borne" in checks["fee"]
+        assert "5 s after it said so" in checks["reservations"]
         empty = await tally("earnings")
         assert (empty["days"], empty["where"]["earned"]) == ([], "0")
         await load.ask(site.gateway, requests=5, at_once=2)
@@ -65,6 +68,7 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         (day,) = earned["days"]
         assert (day["model"], day["payer"], day["jobs"]) == ("bench", site.payer.address, 5)
         assert earned["where"]["claimable"] == earned["where"]["earned"] == day["revenue"] != "0"
+        assert earned["where"]["written_off"] == "0"
         assert "where it is" in await tally("earnings", as_json=False)
 
         why = await tally("why")
@@ -76,7 +80,8 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         assert (status["ok"], status["jobs"], status["revenue"]) == (True, {"completed": 5}, day["revenue"])
         assert [job["outcome"] for job in status["last"]] == ["completed"] * 5
         shown = await tally("status", as_json=False)
-        assert all(words in shown for words in ("ready to earn", "on offer", "last jobs", "bench"))
+        assert all(words in shown for words in ("ready to earn", "on offer", "last jobs", "bench", "written off", "is borne"))
+        assert list(status["fees_bps"].values()) == [0]
 
         os.kill(site.pids["coordinator"], signal.SIGKILL)
         shown = await tally("collect", "--least", "0", "--dry-run")

@@ -14,7 +14,7 @@ from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import Challenge, Hello, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.types import Hash, JobId
+from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link, unpack_link
 from tests.node.world import COORDINATOR, DOMAIN
 
@@ -60,10 +60,14 @@ class Connection:
 
 @dataclass
 class FakeCoordinator:
-    """Takes nodes. `domain` is what it says it works on; `acknowledge`: confirm receipts as they come."""
+    """Takes nodes. `domain` is what it says it works on, `account` who it says it is; `acknowledge`: confirm receipts as they
+    come; `recalls`: answer nodes that recall.
+    """
 
     domain: Domain = DOMAIN
+    account: Address = COORDINATOR.address
     acknowledge: bool = True
+    recalls: bool = True
     port: int = 0
     connections: asyncio.Queue[Connection] = field(default_factory=asyncio.Queue)
     remembered: list[LateReceipt] = field(default_factory=list)
@@ -82,14 +86,15 @@ class FakeCoordinator:
             yield self
             server.close(close_connections=True)
 
-    def _page(self, after: str) -> bytes:
+    def page(self, after: str) -> bytes:
+        """What it answers to a node that recalls."""
         left = [late for late in self.remembered if late.receipt.message.payer > after]
         return dumps({"receipts": [late.to_json() for late in left[:1]], "more": len(left) > 1})
 
     async def _attend(self, socket: ServerConnection) -> None:
         assert socket.request is not None
         assert socket.request.path == ROUTE
-        challenge = Challenge(NONCE, COORDINATOR.address, self.domain.chain_id, self.domain.contract)
+        challenge = Challenge(NONCE, self.account, self.domain.chain_id, self.domain.contract)
         await socket.send(pack_link(Kind.CHALLENGE, payload=dumps(challenge.to_json())))
         try:
             kind, _, payload = unpack_link(await socket.recv())
@@ -98,7 +103,7 @@ class FakeCoordinator:
         assert kind is Kind.HELLO
         hello = Hello.from_json(loads(payload, "hello"))
         connect = hello.connect.verify(self.domain).message
-        assert (connect.challenge, connect.coordinator) == (NONCE, COORDINATOR.address)
+        assert (connect.challenge, connect.coordinator) == (NONCE, self.account)
         connection = Connection(socket, hello)
         await socket.send(pack_link(Kind.WELCOME, payload=b"{}"))
         self.connections.put_nowait(connection)
@@ -109,8 +114,8 @@ class FakeCoordinator:
                     await connection.send(Kind.CREDIT, frame[1], bytes(4))
                 connection.frames.append(frame)
                 connection.came.set()
-                if frame[0] is Kind.RECALL:
-                    await connection.send(Kind.RECALLED, NO_JOB, self._page(loads(frame[2], "recall")["after"]))
+                if frame[0] is Kind.RECALL and self.recalls:
+                    await connection.send(Kind.RECALLED, NO_JOB, self.page(loads(frame[2], "recall")["after"]))
                 if frame[0] in (Kind.RECEIPT, Kind.LATE_RECEIPT) and self.acknowledge:
                     await connection.send(Kind.RECEIPT_ACK, frame[1])
         except (ConnectionClosed, BadMessage):

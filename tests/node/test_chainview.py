@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from node.chainview import EscrowView
 from node.tabs import Funds
-from tallystick.chain.escrow import Purse, TabState
+from tallystick.chain.escrow import Purse, Rules, TabState
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address, Amount, Seconds
 from tests.node.world import PAYER, PROVIDER
@@ -20,6 +21,9 @@ class FakeEscrow:
     def __init__(self) -> None:
         self.asked = 0
         self.free = 7
+        self.release_at = 0
+        self.waits = (86_400, 86_400)
+        self.rate, self.rates_asked = 150, 0
         self.trouble: Callable[[], Awaitable[None]] | None = None
 
     async def purse(self, key: Address) -> Purse:
@@ -30,7 +34,17 @@ class FakeEscrow:
 
     async def tab(self, payer: Address, provider: Address) -> TabState:
         assert provider == PROVIDER.address
-        return TabState(Amount(3), Amount(5), Seconds(0))
+        return TabState(Amount(3), Amount(5), Seconds(self.release_at))
+
+    async def rules(self) -> Rules:
+        return Rules(*self.waits, 7 * 86_400, Amount(1), PROVIDER.address)
+
+    async def read(self, function: str, *arguments: object) -> tuple[object, ...]:
+        assert function == "account"
+        self.rates_asked += 1
+        if self.trouble is not None:
+            await self.trouble()
+        return 0, arguments[0], self.rate
 
 
 async def away() -> None:
@@ -123,3 +137,74 @@ async def test_closing_stops_what_is_asked() -> None:
     await asyncio.sleep(0)
     await world.view.close()
     assert (await asyncio.gather(asking, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+
+
+async def test_a_reservation_under_a_release_is_no_security() -> None:
+    """Once a release runs, ripe or not, nothing counts as reserved; that it is on its way out is told."""
+    for release_at in (1, 1 << 40):
+        world = World()
+        world.escrow.release_at = release_at
+        assert await world.view.funds(PAYER.address) == replace(KNOWN, reserved=Amount(0), releasing=Amount(5))
+
+
+async def test_nothing_old_is_believed_where_payers_wait_for_seconds_only() -> None:
+    """With waits of 8 s an answer is used for 2 s and no longer, also where an older one would do elsewhere."""
+    for waits in ((8, 86_400), (86_400, 8)):
+        world = World(stale=60.0, fresh=3.0)
+        world.escrow.waits = waits
+        await world.view.funds(PAYER.address)
+        world.escrow.free = 8
+        world.tick = 2.0
+        assert (await world.view.funds(PAYER.address)).free == 7
+        world.tick = 2.1
+        assert (await world.view.funds(PAYER.address)).free == 8
+
+
+async def test_a_silent_chain_keeps_no_reservation_for_ever() -> None:
+    """Of a chain that fell silent, a reservation counts for half the time in which it can't be taken back, and not a second more:
+    then only what was settled is known.
+    """
+    world = World(gap=0.0)
+    world.escrow.waits = (86_400, 200)
+    await world.view.funds(PAYER.address)
+    world.escrow.trouble, world.tick = away, 100.0
+    assert await world.view.funds(PAYER.address) == KNOWN
+    world.tick = 100.1
+    assert await world.view.funds(PAYER.address) == Funds(settled=Amount(3))
+    assert await world.view.refresh(PAYER.address) == Funds(settled=Amount(3))
+
+
+async def test_the_age_of_an_answer_counts_from_the_question() -> None:
+    """An answer that took long is as old as its question: what it says may have been read at once."""
+    world = World()
+    world.escrow.waits = (86_400, 8)
+
+    async def slow() -> None:
+        world.tick += 2.5
+
+    world.escrow.trouble = slow
+    await world.view.funds(PAYER.address)
+    world.escrow.trouble, world.escrow.free = None, 8
+    assert (await world.view.funds(PAYER.address)).free == 8
+
+
+async def test_a_thaw_of_more_than_there_is() -> None:
+    """What thaws is never more than what is there."""
+    world = World()
+    world.escrow.free = -2
+    assert await world.view.funds(PAYER.address) == replace(KNOWN, free=Amount(0), thawing=Amount(0))
+
+
+async def test_a_coordinators_rate_costs_few_reads() -> None:
+    """The registered rate is asked for once in five minutes; while the chain is away, the last one is told."""
+    world = World()
+    for _ in range(5):
+        assert await world.view.rate(PROVIDER.address) == 150
+    assert world.escrow.rates_asked == 1
+    world.escrow.rate, world.tick = 200, 301.0
+    assert await world.view.rate(PROVIDER.address) == 200
+    world.escrow.trouble, world.tick = away, 1_000.0
+    for _ in range(5):
+        assert await world.view.rate(PROVIDER.address) == 200
+        assert await world.view.rate(PAYER.address) is None
+    assert world.escrow.rates_asked == 3

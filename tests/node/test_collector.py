@@ -1,15 +1,31 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from node.collector import EXPIRING, MAX_ROWS, THAWING, ClaimPolicy, Collector
-from node.ports import Claimable, Link
+from node.collector import (
+    EXPIRING,
+    FIRST_REST,
+    LOOKS,
+    MAX_ROWS,
+    MAX_TABS,
+    NO_COINS,
+    RELEASING,
+    THAWING,
+    WRITTEN_OFF,
+    ClaimPolicy,
+    Collector,
+)
+from node.ports import Claimable, Collected, Debt, Link
 from node.tabs import Funds
 from node.twins import MemoryChain, MemoryLink, MemoryStore
+from tallystick.protocol.eip712 import Signed
+from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import ClaimRequest
+from tallystick.protocol.messages import Claim, Order
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import NO_JOB, Kind, loads
 from tests.node.test_store import finish
@@ -26,7 +42,7 @@ TAB = Claimable(
     claimed_at=0,
     claimed=Amount(0),
 )
-POLICY = ClaimPolicy(amount=Amount(1_000), age=60, reserve_percent=50, margin=3_600, retry=30)
+POLICY = ClaimPolicy(amount=Amount(1_000), age=60, reserve_percent=50, margin=3_600, retry=30, own_least=Amount(20))
 
 
 @pytest.mark.parametrize(
@@ -55,16 +71,35 @@ def test_a_claim_must_be_worth_its_gas() -> None:
     assert policy.wants(TAB, NOW + 86_400 - 3_600)
 
 
+class Till:
+    """A settlement that pays what it is asked to, or raises."""
+
+    def __init__(self) -> None:
+        self.claims: list[Claim] = []
+        self.fault: TallyError | None = None
+
+    async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> Collected:
+        """See ports.Settlement."""
+        signed = claim.verify(DOMAIN).message
+        assert [row.order_hash for row in signed.rows] == [one.message.digest(DOMAIN) for one in orders]
+        self.claims.append(signed)
+        if self.fault is not None:
+            raise self.fault
+        return Collected(("0x1",), {row.payer: row.cumulative_cost for row in signed.rows})
+
+
 class World:
     """A collector among twins, at a time that the test sets."""
 
     def __init__(self, policy: ClaimPolicy = POLICY) -> None:
         self.now = NOW
-        self.store, self.chain = MemoryStore(), MemoryChain(Funds(known=True))
+        self.store, self.chain = MemoryStore(), MemoryChain(Funds(free=Amount(10**9), known=True))
         self.link: MemoryLink | None = MemoryLink(COORDINATOR.address)
         self.others: dict[Address, Link] = {}
         self.seen: list[tuple[Address, Funds]] = []
         self.alarms: list[tuple[str, Address]] = []
+        self.debts: list[Debt] = []
+        self.till = Till()
         self.collector = Collector(
             signer=PROVIDER,
             domain=DOMAIN,
@@ -73,9 +108,19 @@ class World:
             link=self._link,
             policy=policy,
             observed=lambda payer, funds: self.seen.append((payer, funds)),
-            alarm=lambda what, payer, _: self.alarms.append((what, payer)),
+            settlement=self.till,
+            alarm=self._alarm,
             now=lambda: self.now,
         )
+
+    def _alarm(self, what: str, payer: Address, debt: Debt) -> None:
+        self.alarms.append((what, payer))
+        self.debts.append(debt)
+
+    async def look(self) -> int:
+        """What is settled by the node itself in one round."""
+        await self.collector.sweep()
+        return await self.collector.rescue()
 
     def _link(self, coordinator: Address) -> Link | None:
         return self.link if coordinator == COORDINATOR.address else self.others.get(coordinator)
@@ -134,7 +179,7 @@ async def test_a_partial_payment_leaves_the_rest_claimable() -> None:
     await finish(world.store, Client())
     world.now += 60
     await world.collector.sweep()
-    world.chain.fresh[PAYER.address] = Funds(settled=Amount(15), known=True)
+    world.chain.fresh[PAYER.address] = Funds(settled=Amount(15), free=Amount(25), known=True)
     world.now += 100
     assert await world.collector.sweep(everything=True) == 1
     (tab,) = await world.store.claimable(world.now, 10)
@@ -200,6 +245,237 @@ async def test_a_payer_that_takes_its_money_out() -> None:
     assert world.alarms == [(THAWING, PAYER.address)] * 2, "it thaws again"
 
 
+async def test_a_reservation_never_leaves_unnoticed() -> None:
+    """While a payer that owes takes its reservation back, its tab is claimed at once, and a person is told, once."""
+    world = World()
+    await finish(world.store, Client())
+    assert await world.collector.sweep() == 0
+    world.chain.usual = Funds(known=True, releasing=Amount(5))
+    assert await world.collector.sweep() == 1
+    await world.collector.sweep()
+    assert world.alarms == [(RELEASING, PAYER.address)]
+
+
+async def test_no_payer_hides_behind_those_that_owe_more() -> None:
+    """However many tabs owe more, each is looked at in turn: one that thaws is found within a few rounds."""
+    world = World()
+    for number in range(200):
+        await finish(world.store, Client(signer(f"payer {number}")))
+    hidden = signer("hidden")
+    await finish(world.store, Client(hidden), ceiling=Amount(1))
+    world.chain.known[hidden.address] = Funds(known=True, thawing=Amount(5))
+    for _ in range(4):
+        await world.collector.sweep()
+    assert (THAWING, hidden.address) in world.alarms
+
+
+# Strangers that cost
+
+
+class CountingChain(MemoryChain):
+    """Counts what it is asked."""
+
+    looks = 0
+
+    async def refresh(self, payer: Address) -> Funds:
+        """See ports.ChainView."""
+        self.looks += 1
+        return await super().refresh(payer)
+
+
+async def debts(world: World, numbers: range, *, due: int = 40, at: int = NOW) -> None:
+    """Tabs of so many payers."""
+    for number in numbers:
+        await finish(world.store, Client(signer(f"payer {number}")), at=at, ceiling=Amount(due))
+
+
+async def test_nobody_is_asked_to_settle_what_nothing_is_behind() -> None:
+    """A tab of an empty purse is in no claim; it is claimed as soon as the purse holds anything, after a rest at the longest."""
+    world = World()
+    await debts(world, range(2))
+    world.chain.known[signer("payer 0").address] = Funds(known=True)
+    world.now += 60
+    assert await world.collector.sweep() == 1
+    assert [row.payer for row in world.claims[0].claim.message.rows] == [signer("payer 1").address]
+    world.chain.fresh[signer("payer 0").address] = Funds(known=True, thawing=Amount(1))
+    world.now += int(FIRST_REST) - 1
+    assert await world.collector.sweep() == 1, "the other, again"
+    world.now += 1
+    assert await world.collector.sweep() == 1
+    assert [row.payer for row in world.claims[-1].claim.message.rows] == [signer("payer 0").address]
+
+
+async def test_empty_purses_never_cost_a_look_each_time() -> None:
+    """Each is asked after ever more rarely: thirty in a day, and again before its order expires."""
+    world = World()
+    chain = world.chain = CountingChain(Funds(known=True))
+    world.collector._chain = chain
+    made = await finish(world.store, Client(), claim_by=NOW + 7 * 86_400)
+    for _ in range(24 * 60):
+        world.now += 60
+        await world.collector.sweep()
+    assert chain.looks <= 15
+    chain.looks = 0
+    world.now = made.admitted.order.message.claim_by - 600
+    for _ in range(10):
+        world.now += 59
+        await world.collector.sweep()
+    assert chain.looks >= 1
+    assert not world.store.claims
+
+
+async def test_one_look_never_asks_the_chain_more_than_so_often() -> None:
+    """However many tabs are due, LOOKS of them are asked after each time, those that owe most first, and all have their turn."""
+    world = World()
+    chain = world.chain = CountingChain(Funds(known=True, free=Amount(10**9)))
+    world.collector._chain = chain
+    await debts(world, range(LOOKS), due=40)
+    await debts(world, range(LOOKS, LOOKS + 1), due=30)
+    small = signer(f"payer {LOOKS}").address
+    world.now += 60
+    assert await world.collector.sweep() == LOOKS
+    assert chain.looks == LOOKS
+    assert small not in {row.payer for request in world.claims for row in request.claim.message.rows}
+    assert await world.collector.sweep() == 1
+    assert chain.looks == 2 * LOOKS
+
+
+async def test_old_debts_never_hide_new_ones() -> None:
+    """However many tabs wait longer and are never paid, those after them come into view in the next look."""
+    world = World()
+    await debts(world, range(MAX_TABS), due=1)
+    world.chain.usual = Funds(known=True)
+    new = Client(signer("new"))
+    await finish(world.store, new, at=NOW)
+    world.chain.known[new.payer.address] = Funds(known=True, free=Amount(40))
+    world.now += 60
+    assert await world.collector.sweep() == 0
+    assert await world.collector.sweep() == 1
+    assert world.claims[0].claim.message.rows[0].payer == new.payer.address
+    assert (EXPIRING, signer("payer 1").address) not in world.alarms
+
+
+# By itself
+
+OWN = replace(POLICY, own=1_800.0)
+
+
+async def test_what_no_coordinator_settles_is_never_left_to_expire() -> None:
+    """Before claimBy the node settles by itself what its coordinator did not: once that had its time, and no sooner."""
+    world = World(OWN)
+    made = await finish(world.store, Client())
+    expires = made.admitted.order.message.claim_by
+    world.chain.usual = Funds(known=True, free=Amount(40))
+    world.now = expires - 1_801
+    assert await world.look() == 0
+    assert len(world.claims) == 1, "the coordinator was asked"
+    world.now = expires - 1_800
+    assert await world.look() == 0, "that was a second ago"
+    world.now = expires - 1_771
+    assert await world.look() == 1
+    (claim,) = world.till.claims
+    assert [(row.payer, row.seq, row.cumulative_cost) for row in claim.rows] == [(PAYER.address, 1, 40)]
+    assert await world.look() == 0, "it is not sent twice in a row"
+    world.now += 30
+    assert await world.look() == 1, "but again where it does not show"
+
+
+async def test_without_a_coordinator_the_node_never_waits_for_one() -> None:
+    """With nobody to hand it to, or no time to, what expires soon is settled at once."""
+    for link, left in ((None, 1_800), (MemoryLink(COORDINATOR.address), 45)):
+        world = World(OWN)
+        made = await finish(world.store, Client())
+        world.link, world.chain.usual = link, Funds(known=True, free=Amount(40))
+        world.now = made.admitted.order.message.claim_by - left - 1
+        assert await world.look() == 0
+        world.now += 1
+        assert await world.look() == 1
+
+
+async def test_money_that_leaves_never_waits_for_a_coordinator_that_does_nothing() -> None:
+    """What a payer takes back is claimed by the node itself, within a quarter of the time that the payer must wait."""
+    world = World(OWN)
+    await finish(world.store, Client())
+    world.chain.usual, world.chain.wait = Funds(known=True, releasing=Amount(40)), 40.0
+    assert await world.look() == 0
+    world.now += 9
+    assert await world.look() == 0
+    world.now += 1
+    assert await world.look() == 1
+
+
+@pytest.mark.parametrize(
+    ("funds", "settled"),
+    [
+        (Funds(known=True, free=Amount(20)), 1),
+        (Funds(known=True, free=Amount(19)), 0),
+        (Funds(known=True, reserved=Amount(10), releasing=Amount(10)), 1),
+        (Funds(known=True, thawing=Amount(20)), 1),
+        (Funds(), 0),
+    ],
+)
+async def test_gas_is_never_spent_for_what_brings_less(funds: Funds, settled: int) -> None:
+    """The node pays for a transaction only if the purse still holds what is worth it."""
+    world = World(OWN)
+    made = await finish(world.store, Client())
+    world.link, world.chain.usual = None, funds
+    world.now = made.admitted.order.message.claim_by - 100
+    assert await world.look() == settled
+
+
+async def test_a_wallet_without_coins_is_told_of_and_not_asked_all_the_time() -> None:
+    """A person is told what to do, and the next attempt waits."""
+    world = World(OWN)
+    made = await finish(world.store, Client())
+    world.link, world.chain.usual = None, Funds(known=True, free=Amount(40))
+    world.now = made.admitted.order.message.claim_by - 100
+    world.till.fault = Refusal(Code.INSUFFICIENT_FUNDS, "no coins")
+    assert [await world.look(), await world.look()] == [0, 0]
+    assert (len(world.till.claims), world.alarms.count((NO_COINS, PAYER.address))) == (1, 1)
+    world.till.fault = Refusal(Code.CHAIN_REFUSED, "reverted")
+    world.now += 30
+    assert await world.look() == 0
+    assert world.alarms.count((NO_COINS, PAYER.address)) == 1
+    world.till.fault = Unavailable(Code.CHAIN_UNAVAILABLE, "not mined")
+    world.now += 30
+    await world.collector.sweep()
+    with pytest.raises(Unavailable):
+        await world.collector.rescue()
+
+
+async def test_one_transaction_is_never_larger_than_a_claim() -> None:
+    """Those that expire first go first; the rest follows in the next round."""
+    world = World(OWN)
+    world.link, world.chain.usual = None, Funds(known=True, free=Amount(40))
+    for number in range(MAX_ROWS + 1):
+        await finish(world.store, Client(signer(f"payer {number}")), claim_by=NOW + 1_000 - number)
+    assert [await world.look(), await world.look(), await world.look()] == [MAX_ROWS, 1, 0]
+    assert world.till.claims[1].rows[0].payer == signer("payer 0").address
+
+
+async def test_a_node_that_is_told_not_to_never_settles_by_itself() -> None:
+    """With `own` at 0, or without a wallet to send from, all is left to coordinators."""
+    world = World(replace(OWN, own=0.0))
+    made = await finish(world.store, Client())
+    world.link, world.chain.usual = None, Funds(known=True, free=Amount(40), thawing=Amount(1))
+    world.now = made.admitted.order.message.claim_by - 10
+    assert await world.look() == 0
+
+
+async def test_a_loss_is_booked_and_told_once() -> None:
+    """Debts that expired are written off, and one alarm tells of all that are new."""
+    world = World()
+    for number in range(3):
+        await finish(world.store, Client(signer(f"payer {number}")), claim_by=NOW + 1_000)
+    await world.collector.sweep()
+    assert (WRITTEN_OFF, signer("payer 0").address) not in world.alarms
+    for later in (1_000, 1_300, 2_000):
+        world.now = NOW + later
+        await world.collector.sweep()
+    assert world.alarms.count((WRITTEN_OFF, signer("payer 0").address)) == 1
+    assert world.debts[-1].due == 120
+
+
 async def test_a_debt_that_will_be_out_of_reach() -> None:
     """A tab whose order can soon no longer be claimed on, though it was claimed in time, is told of while there is time."""
     world = World()
@@ -219,3 +495,18 @@ async def test_it_looks_by_itself() -> None:
     assert world.link is not None
     await world.link.until(Kind.CLAIM, NO_JOB)
     task.cancel()
+
+
+async def test_it_rescues_by_itself() -> None:
+    """Left running, it settles what expires, and goes on after a chain that did not take it."""
+    world = World(replace(OWN, check=0.01, retry=0.02))
+    made = await finish(world.store, Client())
+    world.link, world.chain.usual = None, Funds(known=True, free=Amount(40))
+    world.now = made.admitted.order.message.claim_by - 100
+    world.till.fault = Unavailable(Code.CHAIN_UNAVAILABLE, "not mined")
+    task = asyncio.create_task(world.collector.run())
+    while len(world.till.claims) < 2:
+        await asyncio.sleep(0.01)
+        world.now += 1
+    task.cancel()
+    assert await asyncio.gather(task, return_exceptions=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ def test_keys_stay_secret() -> None:
         {"sealing_suite": "rot13"},
         {"ask_validity": 1},
         {"deadlines": {"total": 0.0}},
+        {"exposure": {"paid_percent": 101}},
+        {"exposure": {"paid_percent": -1}},
         {"link": {"beat_seconds": -1.0}},
         {"engines": [{"url": "file:///etc/passwd"}]},
         {"engines": [{"url": "http://e", "slots": 0}]},
@@ -104,6 +107,32 @@ def test_what_can_not_work_is_told(settings: dict[str, Any]) -> None:
     """A bad setting is named before anything starts."""
     with pytest.raises(BadMessage):
         load_config(None, settings, {})
+
+
+def test_no_order_expires_under_the_longest_job() -> None:
+    """An order must be claimable for the longest job and its settlement: all phases that follow one another, the check and the
+    retry of claims and the chain's time. Settings may ask for more, never for less, and the rules of admission follow.
+    """
+    plain = NodeConfig()
+    phases = [getattr(plain.deadlines, name, 0.0) for name in ("total", "reader", "stall", "taken")]
+    longest = sum(phases) + plain.claims.check + plain.claims.retry + 300
+    assert longest > 900 + 15 + 120
+    long = load_config(None, {"deadlines": {"total": 3_600.0}}, {})
+    assert long.claim_margin == longest + 2_700
+    assert long.limits == replace(long.exposure, claim_margin=long.claim_margin)
+    assert long.order_rules.claim_window == long.claim_margin + 1
+    careful = load_config(None, {"exposure": {"claim_margin": 9_000}, "rules": {"claim_window": 10_000}}, {})
+    assert (careful.limits.claim_margin, careful.order_rules.claim_window) == (9_000, 10_000)
+    later = load_config(None, {"claims": {"check": 15.5, "retry": 4_000.0}}, {})
+    assert later.claim_margin == longest + 3_880 + 1, "rounded up"
+
+
+def test_a_coordinator_to_go_on_without_is_one_of_the_nodes() -> None:
+    """A name that is none of them is a mistake that would leave the node waiting."""
+    for url in ("http://127.0.0.1:8420", "ws://127.0.0.1:8420/", "http://b.example"):
+        load_config(None, {"coordinators": ["http://b.example"], "without_recall": [url]}, {})
+    with pytest.raises(BadMessage, match="without_recall"):
+        load_config(None, {"without_recall": ["http://b.example"]}, {})
 
 
 def test_specs_add_up() -> None:

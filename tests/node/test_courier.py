@@ -86,6 +86,33 @@ async def test_many_receipts_are_sent_page_by_page(monkeypatch: pytest.MonkeyPat
             await link.until(Kind.LATE_RECEIPT, one.admitted.job)
 
 
+async def test_a_coordinator_that_confirms_nothing_is_not_sent_everything_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round sends a bounded number of receipts, and the next goes on after them, so that each has its turn."""
+    monkeypatch.setattr(courier_module, "BATCH", 2)
+    monkeypatch.setattr(courier_module, "PAGES", 2)
+    store, client = MemoryStore(), Client()
+    made = [await finish(store, client, seq) for seq in range(6)]
+    courier, link = Courier(store, now=lambda: NOW), MemoryLink(COORDINATOR.address)
+    sent: list[int] = []
+    for _ in range(4):
+        await courier._send(link, NOW + 1)
+        sent.append(len(link.frames))
+    assert sent == [4, 6, 10, 12]
+    assert all(len(link.of(one.admitted.job)) == 2 for one in made)
+
+
+async def test_receipts_that_were_never_sent_leave_at_once() -> None:
+    """What is made while a link is up, beside its job, does not wait for the next round."""
+    store, client = MemoryStore(), Client()
+    async with running(Courier(store, resend_seconds=3_600, now=lambda: NOW)) as courier:
+        link = MemoryLink(COORDINATOR.address)
+        courier.welcomed(link)
+        await asyncio.sleep(0.05)
+        made = await finish(store, client, at=NOW)
+        courier.hurry()
+        await link.until(Kind.LATE_RECEIPT, made.admitted.job)
+
+
 async def test_a_full_disk_delays_acknowledgements_only() -> None:
     """If a confirmation can't be written down, the courier goes on."""
     store, client = MemoryStore(), Client()

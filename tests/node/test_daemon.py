@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import shutil
@@ -23,19 +24,21 @@ from node.config import load_config
 from node.daemon import build
 from node.engines.demo import MODEL, Behaviour, DemoEngine
 from node.engines.discover import Finding
+from node.window import look_in
 from tallystick.chain.deployment import Deployment
 from tallystick.protocol.eip712 import Verified, read_signed
-from tallystick.protocol.errors import BadMessage, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.link import ClaimRequest, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask, Outcome, Receipt
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Kind, dumps, loads
+from tallystick.protocol.wire import Failure, Kind, dumps, loads
 from tallystick.runtime.serving import serving
 from tests.node.coordinator import Connection, FakeCoordinator
-from tests.node.world import DOMAIN, PROVIDER, Client, Placed
+from tests.node.world import DOMAIN, PROVIDER, Client, Placed, signer
 
 ROOT = Path(__file__).parents[2]
+OTHER = signer("another coordinator")
 ASK = {"messages": [{"role": "user", "content": "what is a tally stick"}], "stream": True, "max_tokens": 100}
 
 
@@ -48,8 +51,8 @@ class Site:
         deployment = Deployment(DOMAIN.chain_id, DOMAIN.contract, Address("0x" + "00" * 20), 6, 0, "http://127.0.0.1:1")
         deployment.save(folder / "deployment.json")
 
-    def config(self, **settings: Any) -> Path:
-        """Writes a config."""
+    def config(self, tables: str = "", **settings: Any) -> Path:
+        """Writes a config; `tables` is added as it is."""
         plain = {
             "coordinator": self.coordinator.url,
             "deployment": str(self.folder / "deployment.json"),
@@ -58,7 +61,13 @@ class Site:
             "grace": 10.0,
         } | settings
         lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
-        lines += ["[[engines]]", f'url = "http://127.0.0.1:{self.engine_port}/v1"', "[link]", "first_pause_seconds = 0.05"]
+        lines += [
+            "[[engines]]",
+            f'url = "http://127.0.0.1:{self.engine_port}/v1"',
+            "[link]",
+            "first_pause_seconds = 0.05",
+            tables,
+        ]
         path = self.folder / "node.toml"
         path.write_text("\n".join(lines))
         return path
@@ -129,12 +138,15 @@ async def test_a_node_works_and_stops_in_order(site: Site) -> None:
         while (json_of(connection.of(Kind.BEAT)[-1]))["free"]:
             await connection.until(Kind.BEAT, len(connection.of(Kind.BEAT)) + 1)
         late = await site.place(connection, ask)
-        assert loads(await connection.until(Kind.FAIL, job=late.job), "failure")["error"]["code"] == "node_busy"
+        refused = Failure.loads(await connection.until(Kind.FAIL, job=late.job))
+        assert refused.receipt is not None
+        void = refused.receipt.verify(DOMAIN).message
+        assert (refused.error.code, void.outcome, void.cost, void.seq) == (Code.NODE_BUSY, Outcome.REFUSED, 0, 2)
         last = await receipt(connection, slow)
-        assert (last.outcome, last.seq) == (Outcome.COMPLETED, 2)
+        assert (last.outcome, last.seq) == (Outcome.COMPLETED, 3)
         claim = ClaimRequest.from_json(loads(await connection.until(Kind.CLAIM), "claim"))
         (row,) = claim.claim.verify(DOMAIN).message.rows
-        assert (row.seq, row.cumulative_cost) == (2, last.cumulative_cost)
+        assert (row.seq, row.cumulative_cost) == (3, last.cumulative_cost)
         assert await process.wait() == 0
 
 
@@ -160,6 +172,72 @@ async def test_what_was_promised_survives_a_kill(site: Site) -> None:
         assert following.seq == 2
         process.terminate()
         assert await process.wait() == 0
+
+
+async def test_a_job_that_a_kill_cut_off_is_released(site: Site) -> None:
+    """After kill -9 in mid-answer a restarted node signs a receipt at no cost for the order that it had begun, with the next
+    number, sends it at once, and never runs the order again.
+    """
+    site.engine._usual = Behaviour(token_seconds=0.05)
+    async with node(site) as (process, connection, ask):
+        done = await site.place(connection, ask)
+        cut = await site.place(connection, ask)
+        waiting = await site.place(connection, ask)
+        assert (await receipt(connection, done)).seq == 1
+        for placed in (cut, waiting):
+            await connection.until(Kind.CHUNK, 2, placed.job)
+        process.kill()
+        await process.wait()
+        assert not connection.of(Kind.RECEIPT, cut.job)
+    async with node(site) as (process, connection, ask):
+        numbers = []
+        for placed in (cut, waiting):
+            late = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
+            found = late.receipt.verify(DOMAIN).message
+            check_receipt(placed.order, placed.terms, found)
+            assert (found.outcome, found.cost) == (Outcome.PROVIDER_ERROR, 0)
+            numbers.append(found.seq)
+        assert sorted(numbers) == [2, 3]
+        await connection.send(Kind.DISPATCH, cut.job, cut.dispatch.dumps())
+        refused = Failure.loads(await connection.until(Kind.FAIL, job=cut.job))
+        assert (refused.error.code, refused.receipt) == (Code.ORDER_REPLAYED, None)
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 4
+    async with node(site) as (_, connection, ask):
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 5
+        assert not connection.of(Kind.LATE_RECEIPT, cut.job), "it was confirmed, and is closed once"
+
+
+async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site) -> None:
+    """A coordinator that drops the link in mid-answer is offered nothing once that has cost too much, and so it stays after a
+    restart of the node; `tally node status` says why.
+    """
+    site.engine._usual = Behaviour(token_seconds=0.05)
+    rules = '[rules]\nmax_write_off = "0.000001"\n'
+    async with node(site, tables=rules) as (process, connection, ask):
+        placed = await site.place(connection, ask)
+        await connection.until(Kind.CHUNK, 12, placed.job)
+        await connection.socket.close()
+        again = await site.coordinator.connections.get()
+        late = LateReceipt.from_json(loads(await again.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
+        assert late.receipt.verify(DOMAIN).message.cost == 0
+        assert again.hello.asks == () or read_asks(json_of(await again.until(Kind.ASKS))["asks"]) == ()
+        more = await site.place(again, ask)
+        refused = Failure.loads(await again.until(Kind.FAIL, job=more.job))
+        assert (refused.error.code, refused.error.fault) == (Code.NODE_BUSY, Fault.COORDINATOR)
+        assert refused.receipt is not None
+        said = await look_in(site.folder / "state")
+        (told,) = said["dealings"].values()
+        assert (told["served"], int(told["writtenOff"]) > 1) == (False, True)
+        assert said["alarms"][0]["what"] == "coordinator leaves work unpaid"
+        process.kill()
+        await process.wait()
+    process = await site.start(tables=rules)
+    try:
+        connection = await site.coordinator.connections.get()
+        assert connection.hello.asks == ()
+    finally:
+        process.kill()
+        await process.communicate()
 
 
 async def test_asks_follow_the_engine(site: Site) -> None:
@@ -311,6 +389,74 @@ async def test_a_state_that_was_lost(site: Site) -> None:
     site.coordinator.remembered = []
     async with node(site) as (process, connection, ask):
         assert connection.hello.asks, "it knows now, and need not ask again"
+
+
+async def status_of(site: Site, *, without: str = "no trouble") -> dict[str, Any]:
+    """What the running node says of itself, as soon as its trouble does not name this."""
+    for _ in range(200):
+        with contextlib.suppress(Unavailable):
+            said = await look_in(site.folder / "state")
+            if without not in said["trouble"]:
+                return said
+        await asyncio.sleep(0.05)
+    raise AssertionError("no node works without that trouble")
+
+
+def remembered(placed: Placed, connection: Connection) -> LateReceipt:
+    """What a coordinator remembers of a job."""
+    raw = connection.of(Kind.RECEIPT, placed.job)[0]
+    return LateReceipt(read_signed(Receipt, loads(raw, "receipt")), placed.order, placed.terms)
+
+
+async def test_a_node_never_signs_a_number_twice_beside_two_coordinators(site: Site) -> None:
+    """A node with a new state offers nothing anywhere while one of its coordinators has not told what it remembers, and says why;
+    once all have, it goes on from the highest number. A start with that state then waits for nobody.
+    """
+    second = FakeCoordinator(account=OTHER.address)
+    async with second.serving():
+        settings = {"coordinators": [second.url]}
+        async with node(site, **settings) as (process, first, ask):
+            other = await second.connections.get()
+            assert await other.asks()
+            done = await site.place(first, ask)
+            await receipt(first, done)
+            placed = site.client.order(ask, ASK, now=int(time.time()), coordinator=OTHER)
+            await other.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
+            assert (await receipt(other, placed)).seq == 2
+            process.kill()
+            await process.wait()
+        site.coordinator.remembered, second.remembered = [remembered(done, first)], [remembered(placed, other)]
+        shutil.rmtree(site.folder / "state")
+        second.recalls = False
+        process = await site.start(**settings)
+        try:
+            first, other = await site.coordinator.connections.get(), await second.connections.get()
+            await first.until(Kind.RECALL)
+            said = await status_of(site, without=site.coordinator.url.removeprefix("http://"))
+            assert not said["ok"]
+            assert second.url.removeprefix("http://") in said["trouble"]
+            assert "--without-recall" in said["trouble"]
+            offered = [read_asks(json_of(told)["asks"]) for told in first.of(Kind.ASKS)]
+            assert (first.hello.asks, other.hello.asks, [asks for asks in offered if asks]) == ((), (), [])
+            await other.send(Kind.RECALLED, payload=second.page(""))
+            following = await receipt(first, await site.place(first, (await first.asks())[0].verify(DOMAIN)))
+            assert following.seq == 3
+            assert (await status_of(site))["ok"]
+        finally:
+            process.kill()
+            await process.communicate()
+    async with node(site, **settings) as (process, first, ask):
+        assert first.hello.asks, "all have told, so a coordinator that is away keeps nobody from work"
+
+
+async def test_an_operator_may_go_on_without_a_coordinator(site: Site) -> None:
+    """One that will not come back is named, and not waited for; what is named must be one of the node's coordinators."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        away = f"http://127.0.0.1:{gone.getsockname()[1]}"
+    async with node(site, coordinators=[away], without_recall=[away]) as (_, connection, ask):
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 1
+    with pytest.raises(BadMessage, match="without_recall"):
+        load_config(site.config(without_recall=["http://127.0.0.1:9"]), environment={})
 
 
 def json_of(payload: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.asyncio.server import ServerConnection, serve
 
-from node.link import LinkSettings, NodeLink, Session, node_url
+from node.link import OVERFULL, LinkSettings, NodeLink, Session, node_url
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal
@@ -279,6 +279,30 @@ async def test_the_outbox_slows_down_who_fills_it() -> None:
     with pytest.raises(LinkLost):
         await waiting
     writer.cancel()
+
+
+async def test_a_coordinator_that_does_not_read_fills_no_memory() -> None:
+    """Answers that need no credit, to a coordinator that sends and never reads, are kept up to a bound; then the link ends."""
+    asking = FakeCoordinator()
+    async with asking.serving(), Node(asking.url).running() as node:
+        connection = await asking.connections.get()
+        _, link = await node.told()
+        most = OVERFULL * QUICK.outbox
+        for _ in range(3 * most):
+            link.post(Kind.FAIL, JOB, b"refused")
+        assert len(link._outbox) <= most
+        assert await node.told() == ("lost", link)
+        await node.troubled("does not read")
+        await connection.closed.wait()
+        again = await asking.connections.get()
+        assert again.hello.asks
+
+
+async def test_a_link_says_where_it_was_dialled() -> None:
+    """What is counted against a coordinator is counted by the address in the config, whatever account answers there."""
+    async with connected() as (node, connection):
+        _, link = await node.told()
+        assert link.endpoint == connection.hello.connect.message.endpoint == node.link.url.removeprefix("ws://").partition("/")[0]
 
 
 async def test_what_is_queued_leaves_before_the_end() -> None:

@@ -45,6 +45,31 @@ def test_nothing_delivered_is_nothing_billed() -> None:
     assert counted.usage() == NOTHING
 
 
+def test_a_cancelled_input_is_billed_once_the_engine_had_it() -> None:
+    """Without output, a cancelled job counts the engine's input or the estimate, clamped, none of it as cached; else nothing."""
+    counted = meter(body=1_001)
+    assert counted.usage(cancelled=True) == NOTHING
+    counted.heard()
+    assert (counted.usage(), counted.usage(cancelled=True)) == (NOTHING, Usage(251, 0, 0))
+    counted.reported(Counted(200, 150, 80))
+    assert counted.usage(cancelled=True) == Usage(200, 0, 0)
+    counted.reported(Counted(10**9, 10**9, 10**9))
+    assert counted.usage(cancelled=True) == Usage(1_001 + TEMPLATE_ALLOWANCE, 0, 0)
+
+
+def test_work_that_was_held_back_has_its_worth() -> None:
+    """What a job would have cost counts what was made and not delivered; where nothing was made, the input alone."""
+    counted = meter(body=1_000)
+    assert counted.worth(0, 0) == NOTHING
+    counted.heard()
+    assert counted.worth(0, 0) == Usage(250, 0, 0)
+    assert counted.worth(40, 20) == Usage(250, 0, 5)
+    counted.output(10, 8)
+    assert counted.worth(40, 20) == Usage(250, 0, 7)
+    counted.reported(Counted(30, 10, 45))
+    assert counted.worth(40, 20) == Usage(30, 10, 45)
+
+
 def test_a_count_that_can_not_be_true_is_clamped() -> None:
     """Input is clamped to the request's bytes and the template allowance, output to the order and to the bytes delivered."""
     counted = meter(body=10)

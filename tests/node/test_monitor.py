@@ -5,11 +5,10 @@ from typing import Any
 import aiohttp
 
 from node.monitor import Monitor, count_gpus
-from node.ports import JobReport
+from node.ports import Debt, JobReport
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Amount
 from tallystick.runtime.serving import serving
-from tests.node.test_collector import TAB
 from tests.node.world import PAYER, Client, ask_book, signer
 
 STRANGER = signer("stranger").address
@@ -22,7 +21,8 @@ async def test_an_operator_can_see_what_happened() -> None:
     clock = 0.0
     owed = {PAYER.address: 40, STRANGER: 2}
     suspect = lambda: suspected.append(True)  # noqa: E731
-    monitor = Monitor(lambda: owed, suspect, gpus=2, gpu_hour_cost=Amount(900_000), tick=lambda: clock)
+    trust = {"written_off": 7, "newcomers_today": 9}
+    monitor = Monitor(lambda: owed, suspect, gpus=2, gpu_hour_cost=Amount(900_000), trust=lambda: trust, tick=lambda: clock)
     monitor.ended(
         JobReport(
             job=JOB,
@@ -50,6 +50,8 @@ async def test_an_operator_can_see_what_happened() -> None:
             'tally_node_revenue_units_total{model="m"} 70.0',
             'tally_node_first_output_seconds_count{model="m"} 1.0',
             "tally_node_unsecured_units 42.0",
+            "tally_node_written_off_units 7.0",
+            "tally_node_newcomers_today_units 9.0",
             f'tally_node_payer_unsecured_units{{payer="{PAYER.address}"}} 40.0',
             'tally_node_token_seconds_count{model="m"} 1.0',
             "tally_node_gpus 2.0",
@@ -79,7 +81,7 @@ def test_alarms() -> None:
     """They are counted, and the latest are told at /healthz."""
     monitor = Monitor(dict)
     for number in range(30):
-        monitor.alarm(f"trouble {number}", PAYER.address, TAB)
+        monitor.alarm(f"trouble {number}", PAYER.address, Debt(400, 0))
     assert [alarm["what"] for alarm in monitor.alarms] == [f"trouble {number}" for number in range(10, 30)]
     assert monitor.alarms[0]["due"] == "0.0004"
 

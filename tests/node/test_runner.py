@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from node import runner
 from node.delivery import CHUNK_BYTES
 from node.job import Deadlines
 from node.meter import Counted
@@ -16,14 +17,14 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.sealing import HYBRID, SealingKey
 from tallystick.protocol.types import Amount
-from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Kind, ResponseHead
-from tests.node.world import NOW, Client, Placed, Stage, signer
+from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Failure, Kind, ResponseHead
+from tests.node.world import NOW, PRICES, Client, Placed, Stage, signer
 
 HEAD = Head(200, "text/event-stream")
 ROLE = Piece(b"role.", output=False)
 ONE, TWO = Piece(b"one.", output=True, text=4), Piece(b"two.", output=True, text=4)
 END = End(b"done", counted=Counted(20, 5, 10))
-QUICK = Deadlines(queue=0.05, first_token=0.05, between_tokens=0.05, total=5.0, stall=0.05)
+QUICK = Deadlines(queue=0.05, first_token=0.05, between_tokens=0.05, total=5.0, reader=0.05)
 DOWN = Unavailable(Code.ENGINE_UNAVAILABLE, "the engine is down", fault=Fault.ENGINE)
 
 
@@ -33,9 +34,10 @@ def for_ever() -> Awaitable[object]:
 
 
 def nothing_is_owed(stage: Stage, placed: Placed) -> bool:
-    """Whether the payer's tab is as if the job had never been."""
+    """Whether the payer's tab is as high as if the job had never been, and its receipts say so."""
     tab = stage.tabs.account(placed.order.message.payer).tab
-    return (tab.seq, tab.cumulative, tab.in_flight) == (0, 0, 0) and not stage.store.bookings
+    costs = [booking.receipt.message.cost for booking in stage.store.bookings]
+    return (tab.seq, tab.cumulative, tab.in_flight) == (len(costs), 0, 0) and not any(costs)
 
 
 async def test_a_job_that_completes() -> None:
@@ -138,25 +140,23 @@ async def test_a_failure_before_output_is_for_the_next_provider(steps: tuple[Hea
     await stage.ended()
     assert not stage.link.of(placed.job, Kind.CHUNK)
     assert nothing_is_owed(stage, placed)
-    assert stage.reports.all[0].outcome is None
+    assert (await stage.void(placed)).outcome == Outcome.PROVIDER_ERROR
+    assert stage.reports.all[0].outcome is Outcome.PROVIDER_ERROR
     assert stage.reports.all[0].engine_fault
 
 
-async def test_a_failed_order_may_come_again() -> None:
-    """An order of which nothing left may be dispatched again, and then runs; one that was answered may not."""
+async def test_a_failed_order_does_not_run_again() -> None:
+    """An order of which nothing left has its receipt at no cost, and is used up: dispatched again, it is refused without one."""
     engine = ScriptedEngine(HEAD, DOWN)
     stage = Stage(engine)
     placed = stage.dispatch()
-    await stage.failure(placed)
+    assert (await stage.void(placed)).seq == 1
     await stage.ended()
-    assert not stage.store.orders
     engine.steps = (HEAD, ONE, END)
     stage.hand_over(placed)
-    await stage.receipt(placed)
-    await stage.ended()
-    stage.hand_over(placed)
-    await stage.link.until(Kind.FAIL, placed.job, 2)
-    assert len(stage.store.bookings) == 1
+    second = Failure.loads(await stage.link.until(Kind.FAIL, placed.job, 2))
+    assert (second.error.code, second.receipt) == (Code.ORDER_REPLAYED, None)
+    assert (len(engine.calls), len(stage.store.bookings)) == (1, 1)
 
 
 async def test_a_failure_after_output_costs_nothing() -> None:
@@ -177,6 +177,7 @@ async def test_an_engine_that_says_nothing() -> None:
     await stage.ended()
     assert engine.stopped == 1
     assert nothing_is_owed(stage, placed)
+    assert (await stage.void(placed)).outcome == Outcome.TIMED_OUT
 
 
 async def test_an_engine_that_falls_silent() -> None:
@@ -228,17 +229,45 @@ async def test_a_stop_that_the_client_did_not_ask_for(reason: CancelReason, outc
     assert engine.stopped == 1
 
 
-async def test_cancel_before_any_output() -> None:
-    """Cancelled before anything left: a closed, empty response and a receipt over nothing."""
-    stage = Stage(engine := ScriptedEngine(HEAD, ROLE, for_ever))
+@pytest.mark.parametrize("counted", [None, Counted(20, 5, 0)], ids=["by the estimate", "by the engine's count"])
+async def test_cancel_before_any_output(counted: Counted | None) -> None:
+    """Cancelled once the engine had the request: a closed, empty response, and a receipt over the input, none of it as cached."""
+    role = Piece(b"role.", output=False, counted=counted)
+    stage = Stage(engine := ScriptedEngine(HEAD, role, for_ever))
     placed = stage.dispatch()
-    await stage.link.until(Kind.ACCEPT, placed.job)
+    await engine.called.wait()
+    await asyncio.sleep(0.01)
+    stage.runner.cancel(stage.link, placed.job)
+    receipt = await stage.receipt(placed)
+    tokens = counted.input if counted else -(-len(placed.body) // 4)
+    assert (receipt.outcome, receipt.input_tokens, receipt.cached_input_tokens) == (Outcome.CLIENT_CANCELLED, tokens, 0)
+    assert (receipt.output_tokens, receipt.cost) == (0, -(-tokens * PRICES.input // 1_000_000))
+    assert stage.answer(placed)[:2] == (ResponseHead(499, "application/json"), b"")
+
+
+async def test_a_cancelled_input_is_not_charged_unless_the_coordinator_confirms() -> None:
+    """The head of the empty response leaves before the receipt is made; without the coordinator's word for it nothing is due."""
+    stage = Stage(engine := ScriptedEngine(HEAD, for_ever), deadlines=Deadlines(taken=0.02))
+    stage.link.taken = lambda _job: None
+    placed = stage.dispatch()
     await engine.called.wait()
     stage.runner.cancel(stage.link, placed.job)
     receipt = await stage.receipt(placed)
-    assert (receipt.outcome, receipt.cost, receipt.input_tokens) == (Outcome.CLIENT_CANCELLED, 0, 0)
-    head, body, _, _ = stage.answer(placed)
-    assert (head, body) == (ResponseHead(499, "application/json"), b"")
+    assert (receipt.outcome, receipt.cost) == (Outcome.PROVIDER_ERROR, 0)
+    assert len(stage.link.of(placed.job, Kind.CHUNK)) == 1
+
+
+async def test_an_input_that_no_engine_had_is_not_charged() -> None:
+    """Cancelled while the engine was being reached, or while the job waited for a slot, a job costs nothing."""
+    stage = Stage(engine := ScriptedEngine(for_ever), slots=1)
+    engine.hears = False
+    first, second = stage.dispatch(), stage.dispatch()
+    await engine.called.wait()
+    for placed in (second, first):
+        stage.runner.cancel(stage.link, placed.job)
+        receipt = await stage.receipt(placed)
+        assert (receipt.outcome, receipt.cost, receipt.input_tokens) == (Outcome.CLIENT_CANCELLED, 0, 0)
+    assert len(engine.calls) == 1
 
 
 async def test_cancel_while_still_being_admitted() -> None:
@@ -259,6 +288,7 @@ async def test_cancel_while_still_being_admitted() -> None:
     stage.runner.cancel(stage.link, placed.job)
     go_on.set()
     assert (await stage.failure(placed))["code"] == "cancelled"
+    assert (await stage.void(placed)).outcome == Outcome.REFUSED
     assert not engine.calls
 
 
@@ -286,15 +316,6 @@ async def test_chunks_wait_for_credit() -> None:
     assert stage.answer(placed)[1] == b"one." * 200 + b"done"
 
 
-async def test_nobody_reads() -> None:
-    """Without credit for too long, the job ends as if its client had left, within the credit that it had."""
-    stage = Stage(ScriptedEngine(HEAD, *[ONE] * 200, END), deadlines=QUICK)
-    placed = stage.dispatch()
-    receipt = await stage.receipt(placed)
-    assert receipt.outcome == Outcome.CLIENT_CANCELLED
-    assert len(stage.link.of(placed.job, Kind.CHUNK)) == INITIAL_CREDIT
-
-
 async def test_credit_makes_sense_or_is_refused() -> None:
     """A CREDIT frame of another length is the coordinator's error."""
     stage = Stage(ScriptedEngine())
@@ -309,11 +330,11 @@ async def test_large_answers_are_cut() -> None:
     placed = stage.dispatch()
     await stage.receipt(placed)
     assert stage.answer(placed)[1] == big + big
-    assert len(stage.link.of(placed.job, Kind.CHUNK)) == 1 + 3 + 3
+    assert len(stage.link.of(placed.job, Kind.CHUNK)) == 1 + (1 + 3) + 3
 
 
-async def test_a_lost_link_before_output_is_forgotten() -> None:
-    """If the link goes before anything left, the engine is stopped, nothing is owed and the order may come again."""
+async def test_a_lost_link_before_output_leaves_a_receipt() -> None:
+    """If the link goes before anything left, the engine is stopped, and a receipt at no cost is stored, to be sent later."""
     stage = Stage(engine := ScriptedEngine(HEAD, for_ever))
     placed = stage.dispatch()
     await engine.called.wait()
@@ -322,7 +343,8 @@ async def test_a_lost_link_before_output_is_forgotten() -> None:
     await stage.ended()
     assert engine.stopped == 1
     assert nothing_is_owed(stage, placed)
-    assert not stage.store.orders
+    (late,) = await stage.store.unacknowledged(stage.link.coordinator, NOW + 1, 0, 10)
+    assert (late.job, late.late.receipt.message.outcome) == (placed.job, Outcome.PROVIDER_ERROR)
 
 
 async def test_a_lost_link_after_output_leaves_a_receipt() -> None:
@@ -424,6 +446,7 @@ async def test_no_slot_in_time() -> None:
     stage.dispatch()
     error = await stage.failure(stage.dispatch())
     assert (error["code"], error["retry"]) == ("node_busy", True)
+    assert stage.store.bookings[-1].receipt.message.outcome == Outcome.REFUSED
     await stage.runner.drain(0)
 
 
@@ -437,15 +460,35 @@ async def test_no_slot_before_the_orders_deadline() -> None:
 
 
 async def test_a_flood_is_turned_away() -> None:
-    """Beyond a bounded number of waiting jobs the rest are refused at once, and what was taken still ends."""
+    """Beyond a bounded number of waiting jobs the rest are refused, with receipts up to another bound; what was taken ends."""
     stage = Stage(ScriptedEngine(HEAD, ONE, END), slots=1)
-    placed = [stage.dispatch() for _ in range(100)]
-    busy = [one for one in placed if stage.link.of(one.job, Kind.FAIL)]
-    assert len(busy) == 100 - (4 + 64)
+    placed = [stage.dispatch() for _ in range(200)]
+    plain = [one for one in placed if stage.link.of(one.job, Kind.FAIL)]
+    assert len(plain) == 200 - (4 + 64) - 64
+    taken, turned_away = placed[: 4 + 64], placed[4 + 64 : 4 + 64 + 64]
+    for one in turned_away:
+        assert (await stage.void(one)).outcome == Outcome.REFUSED
+        assert (await stage.failure(one))["code"] == "node_busy"
+    for one in taken:
+        await stage.receipt(one)
+    assert all(Failure.loads(stage.link.of(one.job, Kind.FAIL)[0]).receipt is None for one in plain)
+
+
+async def test_waiting_requests_have_a_size_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their number, requests that wait and run hold a bounded number of bytes; room comes back as they end."""
+    stage = Stage(engine := ScriptedEngine(HEAD, ONE, for_ever), slots=8)
+    body = b'{"messages": [], "x": "%s"}' % (b"x" * 10_000)
+    monkeypatch.setattr(runner, "HELD_BYTES", 60_000)
+    placed = [stage.dispatch(body) for _ in range(4)]
+    assert (await stage.failure(placed[3]))["message"] == "this node has too large requests waiting"
+    assert (await stage.void(placed[3])).outcome == Outcome.REFUSED
+    for one in placed[:3]:
+        await stage.link.until(Kind.CHUNK, one.job)
+        stage.runner.cancel(stage.link, one.job)
+        await stage.receipt(one)
     await stage.ended()
-    for one in placed:
-        if one not in busy:
-            await stage.receipt(one)
+    engine.steps = (HEAD, ONE, END)
+    await stage.receipt(stage.dispatch(body))
 
 
 async def test_receipts_of_one_payer_follow_each_other() -> None:
@@ -506,7 +549,7 @@ async def test_each_refusal_names_its_reason() -> None:
     assert (await stage.failure(stage.dispatch(b"not json")))["code"] == "bad_message"
     await stage.ended()
     assert stage.tabs.account(stage.client.payer.address).tab.in_flight == 0
-    assert not stage.store.bookings
+    assert not any(booking.receipt.message.cost for booking in stage.store.bookings)
 
 
 async def test_a_seal_for_another_node_does_not_open() -> None:

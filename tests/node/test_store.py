@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from node.admission import Matched
 from node.meter import make_receipt
-from node.ports import Booking
+from node.ports import Booking, Dealing, Loss
 from node.store import SqlStore
 from node.tables import metadata
 from node.tabs import Funds, TabRow
@@ -72,23 +73,76 @@ async def test_a_receipt_brings_its_tab(store: Store) -> None:
     await finish(store, client)
     second = await finish(store, client, 1)
     (row,) = await store.tabs(NOW)
-    assert row == TabRow(PAYER.address, 2, Amount(80), second.admitted.order.message.ceiling, NOW + 86_400)
+    assert row == TabRow(PAYER.address, 2, Amount(80), second.admitted.order.message.ceiling, NOW + 86_400, last_at=NOW)
     (expired,) = await store.tabs(NOW + 86_400)
     assert (expired.ceiling, expired.claim_by) == (0, 0)
 
 
 async def test_a_taken_order_stays_taken(store: Store) -> None:
-    """Orders that were begun are remembered until their deadline; abandoned ones are not; none begins twice."""
+    """Orders that were begun are remembered until their deadline; none begins twice."""
     client = Client()
     first, second = client.order(ASK), client.order(ASK)
     for placed in (first, second):
         await store.begin(admitted(placed), NOW)
-    await store.abandon(second.order.digest)
-    assert await store.taken(NOW) == [(first.order.digest, NOW + 60)]
+    assert {digest for digest, _ in await store.taken(NOW)} == {first.order.digest, second.order.digest}
     assert await store.taken(NOW + 60) == []
     with pytest.raises((ValueError, sa.exc.IntegrityError)):
         await store.begin(admitted(first), NOW)
-    await store.begin(admitted(second), NOW)
+
+
+def refusal(placed: Placed, tab: ProviderTab) -> Booking:
+    """The end of an order that was refused."""
+    ended = make_receipt(
+        placed.order,
+        placed.terms,
+        tab,
+        usage=Usage(0, 0, 0),
+        outcome=Outcome.REFUSED,
+        commitment=Hash(bytes(32)),
+        finished_at=NOW,
+    )
+    return Booking(Matched(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
+
+
+async def test_a_refused_order_carries_no_claim(store: Store) -> None:
+    """A refused order moves its tab's seq, is remembered as taken and sent like any receipt; however high its ceiling, no claim
+    and no job rests on it: its terms are not what this provider bears.
+    """
+    client = Client()
+    made = await finish(store, client)
+    greedy = client.order(ASK, order_with={"ceiling": Amount(10**9), "max_fee_bps": 10_000})
+    await store.refuse(refusal(greedy, ProviderTab(1, Amount(40))))
+    (row,) = await store.tabs(NOW)
+    assert (row.seq, row.cumulative, row.ceiling) == (2, 40, made.admitted.order.message.ceiling)
+    (tab,) = await store.claimable(NOW, 10)
+    assert tab.order.digest == made.admitted.order.digest
+    assert greedy.order.digest in {digest for digest, _ in await store.taken(NOW)}
+    assert greedy.job in {entry.job for entry in await store.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)}
+    with pytest.raises((ValueError, sa.exc.IntegrityError)):
+        await store.refuse(refusal(greedy, ProviderTab(2, Amount(40))))
+
+
+async def test_what_a_killed_process_left(store: Store) -> None:
+    """Orders that were begun, have no receipt and can still be claimed on come back as they were; all others do not."""
+    client = Client()
+    await finish(store, client)
+    begun, expired = client.order(ASK), client.order(ASK, order_with={"claim_by": NOW + 10})
+    for placed in (begun, expired):
+        await store.begin(admitted(placed), NOW)
+    refused = client.order(ASK)
+    await store.refuse(refusal(refused, ProviderTab(1, Amount(40))))
+    (left,) = await store.unfinished(NOW + 10)
+    assert (left.job, left.order.digest, left.terms) == (begun.job, begun.order.digest, begun.terms)
+    assert left.order.verify(DOMAIN) == begun.order
+
+
+async def test_dealings_are_kept_by_the_hour(store: Store) -> None:
+    """What an hour came to is replaced by what it comes to later; a look names the hour from which on it wants to know."""
+    first, later = Dealing("a:443", 5, Amount(1), Amount(2)), Dealing("a:443", 6, Amount(10**20), Amount(4))
+    for dealing in (replace(first, earned=Amount(0)), first, later):
+        await store.note_dealing(dealing)
+    assert sorted(await store.dealings(5), key=lambda one: one.hour) == [first, later]
+    assert await store.dealings(6) == [later]
 
 
 async def test_receipts_are_kept_until_they_are_confirmed(store: Store) -> None:
@@ -119,12 +173,12 @@ async def test_what_a_former_state_signed(tmp_path: Path) -> None:
     for _ in range(2):
         await store.adopt(made.receipt, made.admitted.order, late)
     assert await store.recalled() == []
-    await store.note_recalled(COORDINATOR.address, NOW)
-    await store.note_recalled(COORDINATOR.address, NOW + 1)
+    for url in ("ws://a/v1/node", "ws://a/v1/node", "ws://b/v1/node"):
+        await store.note_recalled(COORDINATOR.address, url, NOW)
     await store.close()
     store = open_store(tmp_path)
     await store.start()
-    assert await store.recalled() == [COORDINATOR.address]
+    assert await store.recalled() == [(COORDINATOR.address, "ws://a/v1/node"), (COORDINATOR.address, "ws://b/v1/node")]
     (row,) = await store.tabs(NOW)
     assert (row.seq, row.cumulative) == (2, 80)
     (tab,) = await store.claimable(NOW, 10)
@@ -181,6 +235,67 @@ async def test_a_second_receipt_of_a_seq_is_never_stored(store: Store) -> None:
         await store.book(booking(placed, ProviderTab(), output=50))
     (row,) = await store.tabs(NOW)
     assert (row.seq, row.cumulative) == (1, 40)
+
+
+async def test_the_database_itself_refuses_a_second_receipt_of_a_seq(tmp_path: Path) -> None:
+    """Also where another program writes to it, no payer has two receipts of one number."""
+    store = open_store(tmp_path)
+    await store.start()
+    await finish(store, Client())
+    await store.close()
+    insert = (
+        "INSERT INTO receipts SELECT 'another', job, payer, coordinator, seq, cumulative, cost, input_tokens, "
+        "cached_input_tokens, output_tokens, finished_at, acknowledged, receipt_doc FROM receipts"
+    )
+    with sqlite3.connect(tmp_path / "node.db") as connection, pytest.raises(sqlite3.IntegrityError, match=r"receipts\.payer"):
+        connection.execute(insert)
+
+
+async def test_a_tab_never_goes_back(tmp_path: Path) -> None:
+    """A receipt that is stored after a later one of a former state turned up does not take the tab back."""
+    other, client = MemoryStore(), Client()
+    made = [await finish(other, client, seq) for seq in range(3)]
+    store = open_store(tmp_path)
+    await store.start()
+    for one in (made[2], made[0]):
+        await store.adopt(one.receipt, one.admitted.order, LateReceipt(one.receipt, one.admitted.order, one.admitted.terms))
+    (row,) = await store.tabs(NOW)
+    assert (row.seq, row.cumulative) == (3, 120)
+    await store.close()
+
+
+async def test_no_ceiling_outlives_its_order(store: Store) -> None:
+    """All ceilings come back with their times, the highest first, without those that another makes needless."""
+    client = Client()
+    for ceiling, hours in ((500, 1), (400, 2), (300, 2), (200, 5), (200, 4), (450, 1)):
+        await store.begin(admitted(client.order(ASK, order_with=_order(ceiling, hours))), NOW)
+    await finish(store, client, ceiling=Amount(100), claim_by=NOW + 3_600 * 9)
+    (row,) = await store.tabs(NOW)
+    found = [(row.ceiling, row.claim_by), *((one.amount, one.claim_by) for one in row.lower)]
+    assert found == [(Amount(ceiling), NOW + 3_600 * hours) for ceiling, hours in ((500, 1), (400, 2), (200, 5), (100, 9))]
+    (row,) = await store.tabs(NOW + 3_600)
+    assert (row.ceiling, row.claim_by, len(row.lower)) == (400, NOW + 7_200, 2)
+
+
+def _order(ceiling: int, hours: int) -> dict[str, object]:
+    return {"ceiling": Amount(ceiling), "claim_by": NOW + 3_600 * hours}
+
+
+async def test_a_debt_is_written_off_when_its_orders_have_expired(store: Store) -> None:
+    """Not a second before the last order has expired; only what no longer-lived order covers; and less again once the chain has
+    paid, or the payer has signed for it anew.
+    """
+    client = Client()
+    await finish(store, client, ceiling=Amount(40), claim_by=NOW + 100)
+    await finish(store, client, 1, ceiling=Amount(80), claim_by=NOW + 50)
+    assert await store.write_off(NOW + 49) == []
+    assert await store.write_off(NOW + 50) == [Loss(PAYER.address, Amount(40), 40)]
+    assert await store.write_off(NOW + 99) == []
+    assert await store.write_off(NOW + 100) == [Loss(PAYER.address, Amount(80), 40)]
+    await store.observed(PAYER.address, Funds(Amount(30), known=True), NOW + 100)
+    assert await store.write_off(NOW + 101) == [Loss(PAYER.address, Amount(50), -30)]
+    await finish(store, client, 2, ceiling=Amount(120), claim_by=NOW + 500)
+    assert await store.write_off(NOW + 102) == [Loss(PAYER.address, Amount(0), -50)]
 
 
 async def test_everything_survives_reopening(tmp_path: Path) -> None:

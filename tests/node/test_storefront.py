@@ -10,9 +10,11 @@ from structlog.testing import capture_logs
 from node.answers import UpstreamModel
 from node.job import Pool
 from node.offers import Offer
-from node.storefront import MAX_ASKS, Storefront
+from node.storefront import Storefront
 from node.twins import ScriptedEngine
 from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.link import MAX_ASKS, MAX_NODE_ASK_BYTES, read_asks
+from tallystick.protocol.wire import dumps
 from tests.node.world import NOW, OFFER, ask_book
 
 DOWN = Unavailable(Code.ENGINE_UNAVAILABLE, "connection refused", fault=Fault.ENGINE)
@@ -147,8 +149,13 @@ async def test_it_looks_by_itself() -> None:
 
 
 async def test_a_coordinator_takes_so_many_asks() -> None:
-    """An endpoint with hundreds of models does not make the node's greeting unreadable."""
+    """An endpoint with hundreds of models does not make the node's greeting unreadable: the first that fit are offered."""
     world = World()
     world.engines["a"].names = [f"m{number}" for number in range(MAX_ASKS + 10)]
     await world.front.look(first=True)
-    assert len(world.sold) == MAX_ASKS
+    told = [ask.to_json() for ask in world.book.current]
+    assert world.sold == [f"m{number}" for number in range(len(told))]
+    assert MAX_NODE_ASK_BYTES - 2 * len(dumps(told[0])) < len(dumps(told)) <= MAX_NODE_ASK_BYTES
+    assert read_asks(told)
+    await world.front.look()
+    assert [ask.to_json() for ask in world.book.current] == told

@@ -85,12 +85,14 @@ def test_without_the_chain_only_trust_is_left() -> None:
     tabs.admit(order(1_000), Amount(50), Funds(), NOW)
 
 
-def test_what_the_chain_last_said_is_remembered() -> None:
-    """A stored tab knows its settled and reserved money; with the chain away, they still count."""
+def test_a_chain_that_can_not_be_asked_secures_nothing() -> None:
+    """What was settled is remembered, also by a node that starts anew; what was reserved may be gone, and counts as nothing."""
     row = TabRow(PAYER.address, 3, Amount(100), Amount(200), NOW + 86_400, settled=Amount(90), reserved=Amount(40))
-    tabs = Tabs(Exposure(per_payer=Amount(0)), [row])
-    tabs.admit(order(200), Amount(30), Funds(), NOW)
-    assert refused(tabs, order(200), 1, Funds()) is Code.UNSECURED
+    tabs = Tabs(Exposure(newcomer=Amount(0), paid_percent=50, per_payer=Amount(30)), [row])
+    assert refused(tabs, order(200), 21, Funds()) is Code.UNSECURED
+    tabs.admit(order(200), Amount(20), Funds(), NOW)
+    tabs = Tabs(Exposure(newcomer=Amount(0), paid_percent=50, per_payer=Amount(30)), [row])
+    tabs.admit(order(200), Amount(60), Funds(Amount(90), Amount(40), Amount(30), known=True), NOW)
 
 
 def test_a_lost_state_is_noticed() -> None:
@@ -100,13 +102,34 @@ def test_a_lost_state_is_noticed() -> None:
     assert caught.value.code is Code.PROVIDER_FAILED
 
 
+def test_a_state_that_was_lost_is_noticed_at_the_start() -> None:
+    """So it is if a stored tab was paid, or claimed, for one unit more than its record; not if for all of it."""
+    row = TabRow(PAYER.address, 3, Amount(100), Amount(200), NOW + 86_400)
+    for settled, claimed, ahead in ((100, 100, 0), (101, 0, 101), (0, 101, 101), (0, 0, 0)):
+        tabs = Tabs(Exposure(), [replace(row, settled=Amount(settled), claimed=Amount(claimed))])
+        assert tabs.ahead == ({PAYER.address: ahead} if ahead else {})
+
+
+def test_what_a_claim_can_be_paid_from_is_all_that_is_still_there() -> None:
+    """Reserved, under release, free or thawing: until it is gone, the contract pays from it."""
+    assert Funds(Amount(1_000), Amount(1), Amount(20), known=True, thawing=Amount(300), releasing=Amount(4_000)).payable == 4_321
+
+
 def test_a_ceiling_that_can_not_be_claimed_on_does_not_count() -> None:
     """A high ceiling whose order can't be claimed on any more authorises nothing; the new order's own ceiling does."""
-    row = TabRow(PAYER.address, 1, Amount(100), Amount(10**6), NOW + 600)
-    tabs = Tabs(Exposure(claim_margin=600), [row])
     funds = replace(RICH, settled=Amount(100))
-    assert refused(tabs, order(120), 30, funds) is Code.UNAUTHORISED_TAB
-    tabs.admit(order(130), Amount(30), funds, NOW)
+    for left, counts in ((600, False), (601, True)):
+        row = TabRow(PAYER.address, 1, Amount(100), Amount(10**6), NOW + left)
+        tabs = Tabs(Exposure(claim_margin=600), [row])
+        if counts:
+            tabs.admit(order(120), Amount(30), funds, NOW)
+        else:
+            assert refused(tabs, order(120), 30, funds) is Code.UNAUTHORISED_TAB
+            tabs.admit(order(130), Amount(30), funds, NOW)
+        with pytest.raises(Refusal, match=r"leaves 600 s.* more than 600 s") as caught:
+            Tabs(Exposure(claim_margin=600)).admit(order(50, claim_by=NOW + 600), Amount(30), RICH, NOW)
+        assert caught.value.code is Code.UNAUTHORISED_TAB
+        Tabs(Exposure(claim_margin=600)).admit(order(50, claim_by=NOW + 601), Amount(30), RICH, NOW)
 
 
 def test_the_chain_is_asked_again() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from node.admission import Admission, Admitted, House, Rules
+from node.books import Books
+from node.dealings import Dealings
 from node.job import Deadlines, Pool
 from node.offers import AskBook, Offer, Seller
 from node.ports import Engine
@@ -16,7 +19,8 @@ from node.runner import Runner
 from node.tabs import Exposure, Tabs
 from node.twins import MemoryChain, MemoryLink, MemoryStore, Reports
 from tallystick.protocol.eip712 import Domain, Signer, Verified, read_signed
-from tallystick.protocol.messages import Ask, Match, Order, Receipt, Spec, Terms
+from tallystick.protocol.jobs import CHARGES, Charge
+from tallystick.protocol.messages import Ask, Match, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Prices, worst_case
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, SealingKey, Transcript, commit_request, wrap_key
 from tallystick.protocol.tab import check_receipt
@@ -24,6 +28,7 @@ from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import (
     Candidate,
     Dispatch,
+    Failure,
     Kind,
     RequestHead,
     ResponseHead,
@@ -158,7 +163,7 @@ class Client:
 
 def admitted(placed: Placed) -> Admitted:
     """A job past admission."""
-    return Admitted(placed.job, placed.order, placed.terms, OFFER, 0)
+    return Admitted(placed.job, placed.order, placed.terms, 0, OFFER)
 
 
 class Stage:
@@ -175,6 +180,7 @@ class Stage:
         store: MemoryStore | None = None,
         offer: Offer = OFFER,
         sealing: SealingKey = SEALING,
+        rules: Rules | None = None,
     ) -> None:
         self.now = NOW
         self.book = ask_book(offer, sealing=sealing)
@@ -182,18 +188,24 @@ class Stage:
         self.store, self.chain, self.reports = store or MemoryStore(), chain or MemoryChain(), Reports()
         self.tabs = Tabs(exposure or Exposure())
         self._changes = asyncio.Event()
+        clock: Callable[[], float] = lambda: self.now  # noqa: E731
+        self.dealings = Dealings(self.store, rules or Rules(), now=clock)
+        self.books = Books(signer=PROVIDER, domain=DOMAIN, tabs=self.tabs, store=self.store, now=clock)
         self.runner = Runner(
-            signer=PROVIDER,
+            provider=PROVIDER.address,
             domain=DOMAIN,
             sealing_key=sealing,
             book=self.book,
             pools={offer.engine: self.pool},
+            books=self.books,
+            dealings=self.dealings,
             tabs=self.tabs,
             store=self.store,
             chain=self.chain,
             observer=self.reports,
+            rules=rules,
             deadlines=deadlines or Deadlines(),
-            now=lambda: self.now,
+            now=clock,
             changed=self._changes.set,
         )
         self.link = self.connect()
@@ -222,17 +234,27 @@ class Stage:
         self.runner.dispatch(self.link, placed.job, placed.dispatch.dumps())
 
     async def receipt(self, placed: Placed) -> Receipt:
-        """The job's receipt, checked as coordinator and client would."""
+        """The job's receipt, checked as coordinator and client would: one that may charge comes after a last chunk."""
         raw = await self.link.until(Kind.RECEIPT, placed.job)
         receipt = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
         check_receipt(placed.order, placed.terms, receipt)
         _, _, transcript, finished = self.answer(placed)
-        assert finished
+        may_charge = CHARGES[Outcome(receipt.outcome)] is not Charge.NOTHING
+        assert finished is (may_charge or receipt.outcome == Outcome.UPSTREAM_ERROR)
         assert receipt.result_commitment == transcript.commitment
         return receipt
 
+    async def void(self, placed: Placed) -> Receipt:
+        """The receipt at no cost that came with the job's failure."""
+        failure = Failure.loads(await self.link.until(Kind.FAIL, placed.job))
+        assert failure.receipt is not None
+        receipt = failure.receipt.verify(DOMAIN).message
+        check_receipt(placed.order, placed.terms, receipt)
+        assert receipt.cost == 0
+        return receipt
+
     async def failure(self, placed: Placed) -> dict[str, Any]:
-        """The error of a job that ended without a receipt."""
+        """The error of a job that failed."""
         raw = await self.link.until(Kind.FAIL, placed.job)
         error: dict[str, Any] = loads(raw, "failure")["error"]
         return error

@@ -65,6 +65,12 @@ def test_a_failed_attempt_is_retried_only_before_the_first_output() -> None:
         step(State.STREAMING, Event.ATTEMPT_FAILED)
 
 
+@pytest.mark.parametrize("state", [State.MATCHED, State.RUNNING])
+def test_output_begins_the_stream(state: State) -> None:
+    """The first output makes a job that a provider has a stream, whether the provider accepted it in words or not."""
+    assert step(state, Event.OUTPUT) is State.STREAMING
+
+
 def test_every_outcome_has_a_charge_and_an_ending_event() -> None:
     """Both tables cover all outcomes, and the event that a receipt is can happen to a job that was handed to a provider."""
     assert CHARGES.keys() == ENDS.keys() == set(Outcome)

@@ -10,7 +10,7 @@ import {Rows} from "../Rows.sol";
 interface IEscrow {
     // ---------------------------------------------------------------------------------------------------------- types
 
-    /// What one provider collects. `signature` covers Claim(provider, rows); empty when the provider itself sends.
+    /// What one provider collects. `signature` covers Claim(provider, rows) and is the provider's, whoever sends.
     struct ClaimBatch {
         address provider;
         Rows.Row[] rows;
@@ -156,7 +156,7 @@ interface IEscrow {
 
     // ------------------------------------------------------------------------------------------------------ settlement
 
-    /// @notice Pays, row by row, min(cumulativeCost, ceiling) minus what the tab has settled: from the reservation first, then from
+    /// @notice Anyone may send it. Pays, row by row, min(cumulativeCost, ceiling) minus what the tab has settled: from the reservation first, then from
     /// the free balance, in part when money is short. Then refills the reservation to the order's reserveTarget, except during a
     /// thaw or a release. A row that cannot be paid is skipped with the reason; it never stops the others.
     /// @dev Every claim leaves one event, RowsSettled, with a result for each of its rows. Reverts EmptyBatch only.
@@ -193,7 +193,8 @@ interface IEscrow {
         bytes calldata secondSignature
     ) external;
 
-    /// @notice Slashes a provider that signed a claim row above its own receipt of the same or a later seq for that payer.
+    /// @notice Slashes a provider that signed a claim row above its own receipt of the same or a later seq for that payer. The claim of
+    /// every settled row is in the calldata of the transaction that settled it.
     /// @dev Reverts NotEvidence, BadSignature, EvidenceUsed, NothingAtStake.
     function slashOverclaim(
         Messages.Claim calldata claim,

@@ -101,25 +101,24 @@ abstract contract Settlement is Tabs {
         emit RowsSettled(provider, results);
     }
 
-    /// Fills in what each row's payer signed; true if the provider signed the rows, or sends them itself.
+    /// Fills in what each row's payer signed; true if the provider signed the rows. The sender does not matter, not even the provider
+    /// itself: every claim that pays is evidence against whoever claims more than its receipts say.
     function _readClaim(
         bytes32 domain,
         address provider,
         Rows.Row[] calldata rows,
         bytes calldata signature,
         bytes32[] memory digests
-    ) private view returns (bool) {
-        bool sentByProvider = msg.sender == provider && signature.length == 0;
-        bytes32[] memory hashes = new bytes32[](sentByProvider ? 0 : rows.length);
+    ) private pure returns (bool) {
+        bytes32[] memory hashes = new bytes32[](rows.length);
         for (uint256 i; i < rows.length; ++i) {
             Memory.Pointer free = Memory.getFreeMemoryPointer();
             Rows.Row calldata row = rows[i];
             bytes32 digest = MessageHashUtils.toTypedDataHash(domain, row.orderHash(provider));
             digests[i] = digest;
-            if (!sentByProvider) hashes[i] = Messages.hashRow(row.payer(), digest, row.receiptSeq(), row.cumulativeCost());
+            hashes[i] = Messages.hashRow(row.payer(), digest, row.receiptSeq(), row.cumulativeCost());
             Memory.unsafeSetFreeMemoryPointer(free);
         }
-        if (sentByProvider) return true;
         bytes32 claim = MessageHashUtils.toTypedDataHash(domain, Messages.hashClaim(provider, hashes));
         (address signer,,) = ECDSA.tryRecoverCalldata(claim, signature);
         return signer == provider && signer != address(0);

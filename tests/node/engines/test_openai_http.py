@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -314,6 +315,32 @@ async def test_a_stopped_answer_stops_the_engine() -> None:
         async with asyncio.timeout(5):
             await server.left.wait()
         await engine.close()
+
+
+async def test_an_engine_has_a_request_before_it_says_anything() -> None:
+    """The request is heard once it went to the engine, which may think for long before its first byte."""
+    heard = asyncio.Event()
+    async with raw_server(then_hangs()) as server:
+        engine = OpenAIEngine(EngineSettings(server.url))
+        answer = engine.answer(replace(STREAM, heard=heard.set))
+        first = asyncio.create_task(anext(answer))
+        async with asyncio.timeout(5):
+            await heard.wait()
+        assert not first.done()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await answer.aclose()
+        await engine.close()
+
+
+async def test_an_engine_that_is_down_has_no_request() -> None:
+    """Where nobody listens, nothing was heard, and a client that cancels meanwhile owes nothing."""
+    heard: list[bool] = []
+    engine = OpenAIEngine(EngineSettings("http://127.0.0.1:1"))
+    with pytest.raises(Unavailable):
+        await anext(engine.answer(replace(STREAM, heard=lambda: heard.append(True))))
+    await engine.close()
+    assert not heard
 
 
 async def test_the_end_is_not_waited_for() -> None:

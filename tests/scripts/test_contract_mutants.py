@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scripts.mutants import PARTS, SOURCES, mutants
+from scripts.contract_mutants import PARTS, SOURCES, mutants
 from scripts.mutate_contracts import REASONS
 
 

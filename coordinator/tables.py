@@ -1,0 +1,72 @@
+"""The coordinator's tables, as its migrations leave them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("job", sa.String(32), primary_key=True),
+    sa.Column("payer", sa.String(42)),
+    sa.Column("provider", sa.String(42)),
+    sa.Column("state", sa.String(16)),
+    sa.Column("created_at", sa.BigInteger),
+    sa.Column("finished_at", sa.BigInteger),
+    sa.Column("attempts_doc", sa.Text),
+)
+receipts = sa.Table(
+    "receipts",
+    metadata,
+    sa.Column("job", sa.String(32), primary_key=True),
+    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("payer", sa.String(42)),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("total", sa.String(29)),
+    sa.Column("receipt_doc", sa.Text),
+)
+claims = sa.Table(
+    "claims",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String(64), unique=True),
+    sa.Column("provider", sa.String(42)),
+    sa.Column("received_at", sa.BigInteger),
+    sa.Column("claim_doc", sa.Text),
+    sa.Column("tx", sa.String(66)),
+)
+settlements = sa.Table(
+    "settlements",
+    metadata,
+    sa.Column("payer", sa.String(42), primary_key=True),
+    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("settled", sa.String(29)),
+    sa.Column("tx", sa.String(66)),
+    sa.Column("block", sa.BigInteger),
+)
+cursors = sa.Table(
+    "cursors",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("block", sa.BigInteger),
+    sa.Column("tip", sa.String(66)),
+)
+reputations = sa.Table(
+    "reputations",
+    metadata,
+    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("good", sa.Float),
+    sa.Column("bad", sa.Float),
+    sa.Column("jobs", sa.BigInteger),
+)
+answers = sa.Table(
+    "answers",
+    metadata,
+    sa.Column("job", sa.String(32), primary_key=True),
+    sa.Column("fingerprint", sa.String(64)),
+    sa.Column("payer", sa.String(42)),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("size", sa.BigInteger),
+    sa.Column("frames", sa.LargeBinary),
+)

@@ -1,0 +1,41 @@
+"""Settling on chain with this node's own wallet, where no coordinator does it in time (ports.Settlement)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from node.ports import Collected
+from tallystick.chain.claims import ClaimBatch
+from tallystick.chain.escrow import Escrow
+from tallystick.chain.events import Settled
+from tallystick.chain.sender import Sender
+from tallystick.protocol.eip712 import Signed
+from tallystick.protocol.errors import Code, Refusal
+from tallystick.protocol.messages import Claim, Order
+from tallystick.protocol.types import Address, Amount
+
+NoteGas = Callable[[str, int, int, int], Awaitable[None]]
+"""Writes down what a transaction cost: its hash, when, gas used, and the fee in the chain's smallest coin."""
+
+
+class OwnSettlement:
+    """ports.Settlement over the escrow contract; the sender's account pays the gas."""
+
+    def __init__(self, escrow: Escrow, sender: Sender, note_gas: NoteGas, now: Callable[[], float] = time.time) -> None:
+        self._escrow, self._sender, self._note_gas, self._now = escrow, sender, note_gas, now
+
+    async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> Collected:
+        """See ports.Settlement."""
+        account = self._sender.address
+        if await self._escrow.rpc.balance(account) == 0:
+            raise Refusal(
+                Code.INSUFFICIENT_FUNDS,
+                f"{account} has no coins of the chain to pay for gas: what its coordinator does not settle in time is lost",
+            )
+        batch = ClaimBatch.of(claim, orders, self._escrow.deployment.domain)
+        results = await self._escrow.settle_all(self._sender, [batch])
+        for result in results:
+            await self._note_gas(result.hash, int(self._now()), result.gas_used, result.fee)
+        paid: dict[Address, Amount] = {event.payer: event.paid for result in results for event in result.of(Settled)}
+        return Collected(tuple(result.hash for result in results), paid)

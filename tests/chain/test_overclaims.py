@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallystick.chain.calldata import FoundClaim
+from tallystick.chain.claims import ClaimBatch, SettleRow
+from tallystick.chain.events import Slashed
+from tallystick.chain.overclaims import find_overclaims
+from tallystick.chain.settlements import SettlingClaim, settling_claims
+from tallystick.protocol.eip712 import Signed
+from tallystick.protocol.messages import Order, Receipt
+from tallystick.protocol.types import ZERO_ADDRESS, Amount
+from tests.chain.test_claims import DOMAIN
+from tests.chain.world import DOLLAR, World, person
+
+KEY, OWNER, PROVIDER, OTHER, REPORTER = (person(name) for name in ("key", "owner", "provider", "other", "reporter"))
+pairs = st.tuples(st.integers(1, 6), st.integers(0, 9))
+
+
+def _receipt(seq: int, total: int) -> Signed[Receipt]:
+    fields = {"payer": KEY.address, "provider": PROVIDER.address, "order_hash": bytes(32), "result_commitment": bytes(32)}
+    numbers = {"input_tokens": 0, "cached_input_tokens": 0, "output_tokens": 0, "outcome": 0, "finished_at": 0}
+    rest = {"seq": seq, "cumulative_cost": Amount(total), "cost": Amount(0), "evidence_root": bytes(32)}
+    return Signed(Receipt(**(fields | numbers | rest)), b"")  # type: ignore[arg-type]
+
+
+def _claim(*rows: tuple[int, int]) -> SettlingClaim:
+    order = Order(
+        payer=KEY.address,
+        provider=PROVIDER.address,
+        ceiling=Amount(9),
+        reserve_target=Amount(0),
+        seq=1,
+        deadline=0,
+        claim_by=0,
+        max_fee_bps=0,
+        coordinator=ZERO_ADDRESS,
+        terms_hash=b"\0" * 32,  # type: ignore[arg-type]
+    )
+    batch = ClaimBatch(PROVIDER.address, tuple(SettleRow(Signed(order, b""), seq, Amount(total)) for seq, total in rows))
+    return SettlingClaim(FoundClaim(PROVIDER.sign(batch.claim(DOMAIN), DOMAIN), batch), "0x", 1)
+
+
+@given(claimed=st.lists(pairs, max_size=4), signed=st.lists(pairs, max_size=5))
+def test_what_the_contract_would_punish_is_found_and_nothing_else(
+    claimed: list[tuple[int, int]], signed: list[tuple[int, int]]
+) -> None:
+    """A claimed seq is found exactly if some receipt of the same or a later seq has a lower total, with the greatest excess."""
+    wanted: dict[int, int] = {}
+    for seq, total in claimed:
+        for other, signed_for in signed:
+            if seq <= other and total > signed_for:
+                wanted[seq] = max(wanted.get(seq, 0), total - signed_for)
+    found = find_overclaims([_claim(row) for row in claimed], [_receipt(*pair) for pair in signed])
+    assert {one.claimed.seq: int(one.excess) for one in found} == wanted
+    together = find_overclaims([_claim(*claimed)] if claimed else [], [_receipt(*pair) for pair in signed])
+    assert {one.claimed.seq: int(one.excess) for one in together} == wanted
+    for one in found:
+        assert one.claimed.seq <= one.receipt.message.seq
+        assert one.claimed.cumulative_cost > one.receipt.message.cumulative_cost
+
+
+async def test_what_is_found_is_what_the_contract_takes(world: World) -> None:
+    """From the chain alone, beside rows of other payers: the evidence slashes, and has the name that the contract gives it."""
+    await world.purse(KEY, OWNER, 10 * DOLLAR)
+    await world.purse(OTHER, OWNER, 10 * DOLLAR)
+    await world.stake(PROVIDER, 50 * DOLLAR)
+    receipts = [world.receipt(PROVIDER, KEY.address, seq, seq) for seq in (1, 2, 3)]
+    mine, theirs = world.row(KEY, PROVIDER.address, 5), world.row(OTHER, PROVIDER.address, 9)
+    await world.settle(await world.sender(PROVIDER), theirs, mine)
+    claims = await settling_claims(world.escrow, KEY.address, PROVIDER.address)
+    (found,) = find_overclaims(claims, receipts)
+    assert (found.row, found.excess) == (1, 4)
+    assert not await world.escrow.evidence_used(found.evidence)
+    tx = await world.escrow.slash_overclaim(await world.sender(REPORTER), found.claim, found.row, found.receipt)
+    assert tx.of(Slashed)[0].evidence == found.evidence
+    assert await world.escrow.evidence_used(found.evidence)
+
+
+async def test_a_claim_that_was_not_paid_is_evidence_too(world: World) -> None:
+    """A provider that tries and is skipped, since the purse is empty, signed the claim all the same."""
+    await world.purse(KEY, OWNER, 0)
+    await world.settle(await world.sender(PROVIDER), world.row(KEY, PROVIDER.address, 5))
+    claims = await settling_claims(world.escrow, KEY.address, PROVIDER.address)
+    assert len(find_overclaims(claims, [world.receipt(PROVIDER, KEY.address, 1, 4)])) == 1
+    assert find_overclaims(claims, [world.receipt(PROVIDER, OTHER.address, 1, 4)]) == []
+    assert find_overclaims(claims, []) == []
