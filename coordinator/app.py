@@ -37,7 +37,7 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.runtime import logs
 from tallystick.runtime.serving import serving, until_stopped
 
@@ -138,11 +138,17 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
 @contextlib.asynccontextmanager
 async def _beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Runs endless loops for as long as the context lasts; one that dies ends the context with its error."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(loop) for loop in loops]
-        yield
-        for task in tasks:
-            task.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(loop) for loop in loops]
+            yield
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as died:
+        lawful, bugs = died.split(TallyError)
+        if lawful is not None and bugs is None:
+            raise lawful.exceptions[0] from None
+        raise
 
 
 def _deployment(config: CoordinatorConfig) -> Deployment:

@@ -17,8 +17,8 @@ node or payer, [all] of all together.
   a look-up; what is more is read later.
 - Frames that wait for nodes: [c] OUTBOX, 4,096 frames; [a] OUTBOX_BYTES, 128 MiB.
 - Chunks that wait for a client: [c] UNREAD_BYTES, 80 x 128 KiB = 10 MiB a job, and 4 MiB of an answer that is kept; a client
-  that takes nothing for 45 s to 90 s loses its job.
-- Jobs under way, lingering ones too: [a] max_jobs_per_address, 512; [c] max_jobs_per_payer, 256, max_jobs_per_node, 1,024.
+  that takes nothing for 45 s to 90 s loses its job; [a] 256 jobs x 14 MiB = 3.5 GiB for so long, if its own nodes send as much.
+- Jobs under way, lingering ones too: [a] max_jobs_per_address, 256; [c] max_jobs_per_payer, 256, max_jobs_per_node, 1,024.
 - Bodies of jobs, whole or not, until their jobs end: [a] max_bodies_mib_per_address, 128; [all] max_bodies_mib, 1,024: where
   that is used up, the address which holds most loses its largest unfinished one; [c] max_body_mib, 32, which may take 15 s and
   the time that it takes at 64 KiB a second. Old answers that are read again count as bodies.

@@ -77,7 +77,7 @@ class CoordinatorConfig:
     max_connections_per_address: int = 1_000
     """One address is an IPv4 address or the /64 network of an IPv6 address."""
     max_nodes_per_address: int = 64
-    max_jobs_per_address: int = 512
+    max_jobs_per_address: int = 256
     max_jobs_per_payer: int = 256
     max_jobs_per_node: int = 1_024
     max_body_mib: int = 32

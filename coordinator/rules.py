@@ -40,7 +40,7 @@ class Intake:
     bad_rate: float = 2
     bad_burst: float = 100
     address_bodies: int = 128 << 20
-    address_jobs: int = 512
+    address_jobs: int = 256
     request_rate: float = 100
 
 

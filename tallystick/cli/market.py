@@ -74,6 +74,7 @@ def coordinator_run(
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     db: Annotated[str | None, typer.Option(help="Database URL, for example sqlite:///coordinator.db.")] = None,
     rpc: Annotated[str | None, typer.Option(help="The chain's JSON-RPC, instead of the deployment file's.")] = None,
+    public_url: Annotated[list[str] | None, typer.Option(help="Where nodes reach it; needed beyond localhost.")] = None,
 ) -> None:
     """Serves the market until SIGTERM. Its wallet signs matches and pays the gas of settlements; it never holds client money.
 
@@ -83,7 +84,7 @@ def coordinator_run(
     from coordinator.config import load_config
 
     path = deployment if config or deployment else deployment_path(None)
-    flags = {"deployment": path, "host": host, "port": port, "db": db, "rpc": rpc}
+    flags = {"deployment": path, "host": host, "port": port, "db": db, "rpc": rpc, "public_urls": public_url or None}
     start(run(load_config(config, flags), unlock(wallet, password_file)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from coordinator import app as module
 from coordinator.app import running
@@ -21,10 +24,13 @@ from coordinator.market import Market
 from coordinator.settler import Settler
 from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.protocol.wire import NO_JOB, Kind, dumps
+from tallystick.runtime import sole
 from tests.coordinator.chain import DEPLOYMENT, FakeEscrow
 from tests.coordinator.served import PATIENCE, LinkNode
 from tests.coordinator.test_api import access
 from tests.coordinator.world import COORDINATOR, DOMAIN, PAYER, make_ask, make_claim, make_submission, person
+
+POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 
 
 @pytest.fixture
@@ -156,3 +162,41 @@ async def test_no_database(config: CoordinatorConfig) -> None:
         async with running(replace(config, db="postgresql+asyncpg://nobody@127.0.0.1:1/nothing"), COORDINATOR):
             pass
     assert caught.value.code is Code.COORDINATOR_UNAVAILABLE
+
+
+@pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
+async def test_a_coordinator_that_lost_its_lock_does_not_go_on(
+    config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the connection that held the database's lock is cut, another coordinator may start, so this one stops and says why."""
+    monkeypatch.setattr(sole, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(sole, "ADVISORY_LOCK", 0x7A15)
+
+    async def run_until_cut() -> None:
+        async with running(replace(config, db=POSTGRES), COORDINATOR):
+            with pytest.raises(Unavailable, match="runs a coordinator"):
+                async with running(replace(config, db=POSTGRES), COORDINATOR):
+                    pass
+            await _cut(0x7A15)
+            await asyncio.wait_for(asyncio.Event().wait(), 20)
+
+    with pytest.raises(Unavailable, match="connection that held this coordinator's database was lost"):
+        await run_until_cut()
+
+
+async def _cut(key: int) -> None:
+    """Has the server end the session that holds an advisory lock."""
+    engine = create_async_engine(POSTGRES, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key AND granted"
+        await connection.execute(sa.text(kill), {"key": key})
+    await engine.dispose()
+
+
+async def test_a_second_coordinator_does_not_start(config: CoordinatorConfig) -> None:
+    """On the database of one that runs, another one is refused, and the first goes on."""
+    async with _client(config) as http:
+        with pytest.raises(Unavailable, match="runs a coordinator on the database"):
+            async with running(config, COORDINATOR):
+                pass
+        assert (await http.get("/v1/health")).status_code == 200
