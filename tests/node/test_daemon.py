@@ -228,6 +228,8 @@ async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site
         said = await look_in(site.folder / "state")
         (told,) = said["dealings"].values()
         assert (told["served"], int(told["writtenOff"]) > 1) == (False, True)
+        assert not said["ok"]
+        assert "served again" in said["trouble"]
         assert said["alarms"][0]["what"] == "coordinator leaves work unpaid"
         process.kill()
         await process.wait()
