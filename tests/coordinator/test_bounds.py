@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,15 +17,19 @@ from websockets.exceptions import ConnectionClosed
 from coordinator import bounds
 from coordinator import hub as module
 from coordinator.bounds import CONTROL_AT_ONCE, MAX_CONTROL_BODY, MAX_HELLO, MAX_LINK_FRAME
+from coordinator.config import CoordinatorConfig
 from coordinator.hub import _Link
 from coordinator.ports import node_subject
 from coordinator.rules import Intake
+from coordinator.store import TIDY
 from tallystick.protocol.errors import Code, from_public
 from tallystick.protocol.link import MAX_ASK_BYTES, MAX_NODE_ASK_BYTES, Capacity
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.sealing import bucket
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import LINK_HEAD, NO_JOB, Kind, dumps, loads, pack_link
+from tallystick.runtime import doors, logs
+from tallystick.runtime.websocket import FRAGMENTS
 from tests.coordinator.served import LinkNode, Served, served, until
 from tests.coordinator.world import PAYER, make_ask, make_claim, make_order, make_submission, make_terms, person, with_orders
 
@@ -291,3 +297,43 @@ async def test_unfunded_orders_of_ever_new_keys_count_for_their_address(small: S
         submission = make_submission(node.ask, payer=person(f"poor {number}"), job=JobId(number.to_bytes(16, "big")))
         statuses.append((await small.post(submission)).status_code)
     assert statuses == [402] * 5 + [429] * 3
+
+
+# The table
+
+
+def test_the_table_says_what_holds() -> None:
+    """Each setting and constant that the table names has the value that stands beside it; each setting that bounds strangers is
+    named.
+    """
+    table = (bounds.__doc__ or "").replace("\n", " ")
+    config = CoordinatorConfig(deployment=Path("deployment.json"))
+    told = {
+        name: int(number.replace(",", ""))
+        for name, number in re.findall(r"([a-z_]{4,}), ([0-9][0-9,]*)(?=[^0-9,]|,[^0-9])", table)
+    }
+    told = {name: number for name, number in told.items() if hasattr(config, name)}
+    assert told == {name: getattr(config, name) for name in told}
+    bounding = {name for name in vars(config) if name.startswith(("max_", "answers_")) or "per_" in name}
+    assert bounding <= {*told, "answer_mib"}
+    for text in (
+        f"MAX_HELLO, {bounds.MAX_HELLO >> 10} KiB",
+        f"MAX_LINK_FRAME, {bounds.MAX_LINK_FRAME >> 10} KiB",
+        f"{config.max_nodes_per_address} x {bounds.MAX_LINK_FRAME >> 10} KiB = 8 MiB",
+        f"{config.max_nodes_per_address} x {MAX_NODE_ASK_BYTES >> 10} KiB = 4 MiB",
+        f"{bounds.ASKS_PER_SECOND} a second, {bounds.ASKS_AT_ONCE:,} at once",
+        f"{bounds.FRAMES_PER_SECOND:,} units a second, {bounds.FRAMES_AT_ONCE:,} at once",
+        f"OUTBOX, {bounds.OUTBOX:,} frames",
+        f"OUTBOX_BYTES, {bounds.OUTBOX_BYTES >> 20} MiB",
+        f"{bounds.INBOX} x {bounds.MAX_LINK_FRAME >> 10} KiB = {bounds.UNREAD_BYTES >> 20} MiB",
+        f"{bounds.CONTROL_AT_ONCE} x {bounds.MAX_CONTROL_BODY >> 10} KiB = 2 MiB",
+        f"{bounds.LOOK_UPS_PER_SECOND} a second, {bounds.LOOK_UPS_AT_ONCE} at once",
+        f"{doors.LINGERING}, {doors._LINGER_SECONDS:g} s each",
+        f"{doors.PIPELINED} requests wait",
+        f"{FRAGMENTS} fragments",
+        f"{TIDY - 1} answers more",
+        f"{logs.EVENTS_AT_ONCE} lines of an event at once, {logs.EVENTS_PER_SECOND} a second",
+        f"{logs.MAX_TEXT:,} characters a value",
+        f"{int(bounds.BODY_GRACE_SECONDS)} s and the time that it takes at {bounds.BODY_RATE >> 10} KiB a second",
+    ):
+        assert text in re.sub(" +", " ", table), text
