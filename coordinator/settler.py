@@ -149,7 +149,9 @@ class Settler:
         await self._store.close_claims([claim.id for claim in owed], tx)
 
     async def follow(self) -> None:
-        """Takes in what the chain settled since the cursor."""
+        """Takes in what the chain settled since the cursor. After a deep reorganisation all is read again, from the next call on: an
+        endpoint that reports one each time costs one round an interval.
+        """
         deployment = self._escrow.deployment
         while True:
             known = await self._store.cursor() or Cursor(deployment.block)
@@ -161,7 +163,7 @@ class Settler:
                 log.warning("all settlements are read again, and claims sent again", error=str(error))
                 await self._store.forget_settlements()
                 self._exposure.forget_settled()
-                continue
+                return
             if page.cursor == known.block:
                 return
             settled = [event for event in page.events if isinstance(event, Settled)]

@@ -12,7 +12,7 @@ from coordinator.memory import MemoryStore
 from coordinator.settler import BATCH, MAX_ROWS, REFUSED, Settler
 from tallystick.chain.claims import ClaimBatch, cut_batches
 from tallystick.chain.codec import ContractError
-from tallystick.chain.events import Position, ReleaseStarted
+from tallystick.chain.events import DeepReorg, Position, ReleaseStarted
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, PeerError, Refusal, Unavailable
 from tallystick.protocol.link import ClaimRequest
@@ -350,6 +350,23 @@ async def test_a_chain_that_takes_back_what_was_final(settler: Settler, store: M
     found = await store.settlement(PAYER.address, ANN.address)
     assert found is not None
     assert found.settled == 20
+
+
+async def test_an_endpoint_that_takes_everything_back_each_time_does_not_spin_the_settler(
+    settler: Settler, escrow: FakeEscrow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often an endpoint says that what was final is gone, one call reads and forgets once."""
+    reads = 0
+
+    async def always(*_: Any, **__: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        raise DeepReorg(escrow.block, "0x00", "0x01")
+
+    monkeypatch.setattr("coordinator.settler.read_events", always)
+    async with asyncio.timeout(10):
+        await settler.follow()
+    assert reads == 1
 
 
 async def test_settlements_wait_for_confirmations(store: MemoryStore, escrow: FakeEscrow) -> None:
