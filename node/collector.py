@@ -35,7 +35,8 @@ LOOKS = 256
 """Tabs of which each look asks the chain, those that owe most first, before they are claimed."""
 FIRST_REST, LONGEST_REST = 60.0, 6 * 3_600.0
 """Seconds for which a payer with an empty purse is not asked after, doubled each time: its tab may never be worth a look."""
-_REMEMBERED = 10_000
+REMEMBERED = 10_000
+"""Empty purses that are remembered as such."""
 _WRITE_OFF_SECONDS = 600.0
 _SHORTEST_PAUSE = 0.5
 _PAUSE_PART = 4
@@ -140,13 +141,18 @@ class Collector:
         """Looks at the tabs every `check` seconds until cancelled; more often where payers need not wait for long."""
         await asyncio.gather(self._sweep_for_ever(), self._rescue_for_ever())
 
+    @property
+    def pause(self) -> float:
+        """Seconds between two looks: a part of the time for which payers must wait, so that nothing leaves between two."""
+        return min(self.policy.check, max(_SHORTEST_PAUSE, self._chain.wait / _PAUSE_PART))
+
     async def _sweep_for_ever(self) -> None:
         while True:
             try:
                 await self.sweep()
             except TallyError as error:
                 log.warning("claims are delayed", error=str(error))
-            await asyncio.sleep(min(self.policy.check, max(_SHORTEST_PAUSE, self._chain.wait / _PAUSE_PART)))
+            await asyncio.sleep(self.pause)
 
     async def _rescue_for_ever(self) -> None:
         while True:
@@ -282,7 +288,7 @@ class Collector:
         seconds = min(LONGEST_REST, max(FIRST_REST, 2 * self._empty.get(tab.payer, Rest()).seconds))
         left = max(0.0, tab.order.message.claim_by - now)
         self._empty[tab.payer] = Rest(now + min(seconds, left / 4), seconds)
-        if len(self._empty) > _REMEMBERED:
+        if len(self._empty) > REMEMBERED:
             self._empty.pop(next(iter(self._empty)))
 
     async def _claim(self, link: Link, tabs: list[Claimable]) -> None:

@@ -5,6 +5,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from node import chainview
 from node.chainview import EscrowView
 from node.tabs import Funds
 from tallystick.chain.escrow import Purse, Rules, TabState
@@ -208,3 +211,46 @@ async def test_a_coordinators_rate_costs_few_reads() -> None:
         assert await world.view.rate(PROVIDER.address) == 200
         assert await world.view.rate(PAYER.address) is None
     assert world.escrow.rates_asked == 3
+
+
+async def test_every_time_is_counted_from_the_last_answer_and_to_its_end() -> None:
+    """At the very end of each time the old answer still holds, and right after it no more; whatever the clock says at first."""
+    world = World(fresh=1.0, stale=10.0, gap=0.5, rest=5.0)
+    world.escrow.waits = (86_400, 86_400)
+    world.tick = 1_000.0
+    await world.view.funds(PAYER.address)
+    world.escrow.free, world.tick = 8, 1_000.5
+    assert (await world.view.refresh(PAYER.address)).free == 7
+    world.tick = 1_001.0
+    await world.view.funds(PAYER.address)
+    assert not world.view._asking
+    world.escrow.trouble, world.tick = away, 1_010.0
+    assert (await world.view.funds(PAYER.address)).free == 7
+    assert world.view._asking, "and is asked for meanwhile"
+    await asyncio.gather(*world.view._asking.values())
+    world.escrow.trouble, world.tick = None, 1_014.9
+    assert (await world.view.refresh(PAYER.address)).free == 7, "the chain is left alone"
+    world.tick = 1_015.0
+    assert (await world.view.refresh(PAYER.address)).free == 8
+    world.escrow.trouble, world.tick = away, 1_015.0 + 43_200
+    assert (await world.view.refresh(PAYER.address)).known
+    world.tick += 6
+    assert not (await world.view.refresh(PAYER.address)).known
+
+
+async def test_a_rate_is_asked_for_again_after_its_time_and_not_before() -> None:
+    """To the second, whatever the clock says at first."""
+    world = World()
+    for tick, asked in ((1_000.0, 1), (1_300.0, 1), (1_300.5, 2)):
+        world.tick = tick
+        await world.view.rate(PROVIDER.address)
+        assert world.escrow.rates_asked == asked
+
+
+async def test_strangers_never_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many payers the last that were asked after are remembered."""
+    monkeypatch.setattr(chainview, "_REMEMBERED", 2)
+    world = World()
+    for number in range(1, 4):
+        await world.view.funds(Address(f"0x{number:040x}"))
+        assert len(world.view._seen) == min(number, 2)

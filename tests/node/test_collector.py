@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from node import collector
 from node.collector import (
     EXPIRING,
     FIRST_REST,
@@ -355,6 +356,108 @@ async def test_old_debts_never_hide_new_ones() -> None:
     assert (EXPIRING, signer("payer 1").address) not in world.alarms
 
 
+async def test_all_tabs_have_their_turn_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third page follows the second, and then comes the first again."""
+    monkeypatch.setattr(collector, "MAX_TABS", 2)
+    world = World()
+    await debts(world, range(5))
+    world.now += 60
+    assert [await world.collector.sweep() for _ in range(4)] == [2, 2, 1, 0]
+    world.now += 30
+    assert await world.collector.sweep() == 2
+
+
+async def test_a_thaw_is_seen_in_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one that owes most and one other, both are asked after each time."""
+    monkeypatch.setattr(collector, "WATCHED", 1)
+    world = World()
+    await debts(world, range(1), due=40)
+    await debts(world, range(1, 2), due=30)
+    for rounds in range(1, 5):
+        world.chain.usual = Funds(known=True, free=Amount(10**9))
+        world.chain.known.clear()
+        await world.collector.sweep()
+        world.chain.known[signer("payer 1").address] = Funds(known=True, free=Amount(10**9), thawing=Amount(1))
+        await world.collector.sweep()
+        assert world.alarms.count((THAWING, signer("payer 1").address)) == rounds
+
+
+async def test_empty_purses_never_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many, the last that were found empty are remembered."""
+    monkeypatch.setattr(collector, "REMEMBERED", 2)
+    world = World()
+    world.chain.usual = Funds(known=True)
+    await debts(world, range(3))
+    world.now += 60
+    await world.collector.sweep()
+    assert len(world.collector._empty) == 2
+
+
+async def test_a_rest_never_outlasts_an_order() -> None:
+    """Shortly before its order expires an empty purse is looked at again after a quarter of what is left."""
+    world = World()
+    chain = world.collector._chain = CountingChain(Funds(known=True))
+    await finish(world.store, Client(), claim_by=NOW + 1_000)
+    for now, looks in ((900, 1), (924, 1), (925, 2)):
+        world.now = NOW + now
+        await world.collector.sweep()
+        assert chain.looks == looks
+
+
+async def test_a_paid_tab_is_claimed_again_as_soon_as_it_owes_again() -> None:
+    """That nothing was owed is no reason to leave it alone."""
+    world = World()
+    client = Client()
+    await finish(world.store, client)
+    world.chain.usual = Funds(settled=Amount(40), known=True)
+    assert await world.collector.sweep(everything=True) == 0
+    await finish(world.store, client, 1)
+    world.chain.usual = Funds(settled=Amount(40), known=True, free=Amount(40))
+    world.chain.known.clear()
+    assert await world.collector.sweep(everything=True) == 1
+
+
+@pytest.mark.parametrize(("dust", "claims"), [(0, 1), (40, 1), (41, 0)])
+async def test_dust_is_left_alone_everywhere(dust: int, claims: int) -> None:
+    """By policy, while a payer thaws, and by what a purse still holds: the least that is worth a claim is worth it."""
+    policy = replace(POLICY, dust=Amount(dust))
+    tab = replace(TAB, cumulative=Amount(140))
+    assert policy.wants(tab, tab.order.message.claim_by - 10) is bool(claims)
+    for funds in (Funds(known=True, thawing=Amount(40)), Funds(known=True, free=Amount(40))):
+        world = World(policy)
+        await finish(world.store, Client())
+        world.chain.usual = funds
+        world.now += 0 if funds.thawing else 60
+        assert await world.collector.sweep() == claims
+        assert not world.collector._empty
+
+
+def test_nothing_that_was_paid_waits() -> None:
+    """A claim of which all was settled is over; one unit more may still come."""
+    for claimed, waits in ((100, False), (101, True)):
+        assert POLICY.waits(replace(TAB, claimed_at=NOW, claimed=Amount(claimed)), NOW) is waits
+    assert not replace(POLICY, dust=Amount(0)).wants(replace(TAB, settled=Amount(500)), TAB.order.message.claim_by)
+
+
+async def test_looks_follow_the_waits_of_the_deployment() -> None:
+    """A quarter of the shortest wait, half a second at least, and never rarer than is set."""
+    world = World(replace(POLICY, check=15.0))
+    for wait, pause in ((float("inf"), 15.0), (8.0, 2.0), (1.0, 0.5)):
+        world.chain.wait = wait
+        assert world.collector.pause == pause
+
+
+@pytest.mark.parametrize(("own_least", "before", "alarms"), [(40, 0, 1), (41, 0, 0), (0, 0, 1), (40, 1, 0)])
+async def test_an_alarm_is_for_what_is_worth_one_and_soon_lost(own_least: int, before: int, alarms: int) -> None:
+    """What is not worth its gas alarms nobody, nor does what has time."""
+    world = World(replace(POLICY, own_least=Amount(own_least)))
+    made = await finish(world.store, Client())
+    world.link = None
+    world.now = made.admitted.order.message.claim_by - int(POLICY.margin / 2) - before
+    await world.collector.sweep()
+    assert world.alarms.count((EXPIRING, PAYER.address)) == alarms
+
+
 # By itself
 
 OWN = replace(POLICY, own=1_800.0)
@@ -466,14 +569,16 @@ async def test_a_loss_is_booked_and_told_once() -> None:
     """Debts that expired are written off, and one alarm tells of all that are new."""
     world = World()
     for number in range(3):
-        await finish(world.store, Client(signer(f"payer {number}")), claim_by=NOW + 1_000)
+        await finish(world.store, Client(signer(f"payer {number}")), claim_by=NOW + 600)
+    large = Client(signer("large"))
+    await finish(world.store, large, claim_by=NOW + 600)
+    await finish(world.store, large, 1, claim_by=NOW + 600)
     await world.collector.sweep()
-    assert (WRITTEN_OFF, signer("payer 0").address) not in world.alarms
-    for later in (1_000, 1_300, 2_000):
+    for later, told in ((599, 0), (600, 1), (1_300, 1), (2_000, 1)):
         world.now = NOW + later
         await world.collector.sweep()
-    assert world.alarms.count((WRITTEN_OFF, signer("payer 0").address)) == 1
-    assert world.debts[-1].due == 120
+        assert world.alarms.count((WRITTEN_OFF, large.payer.address)) == told
+    assert world.debts[-1].due == 200
 
 
 async def test_a_debt_that_will_be_out_of_reach() -> None:
