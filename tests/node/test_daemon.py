@@ -129,7 +129,7 @@ async def test_a_node_works_and_stops_in_order(site: Site) -> None:
         assert b"stand-in" in body
         assert b'"usage":{' not in body
 
-        site.engine._usual = Behaviour(token_seconds=0.01)
+        site.engine._usual = Behaviour(token_seconds=0.05)
         slow = await site.place(connection, ask)
         await connection.until(Kind.CHUNK, 3, slow.job)
         process.send_signal(signal.SIGTERM)
