@@ -131,7 +131,7 @@ async def test_a_node_works_and_stops_in_order(site: Site) -> None:
         assert b"stand-in" in body
         assert b'"usage":{' not in body
 
-        site.engine._usual = Behaviour(token_seconds=0.01)
+        site.engine._usual = Behaviour(token_seconds=0.05)
         slow = await site.place(connection, ask)
         await connection.until(Kind.CHUNK, 3, slow.job)
         process.send_signal(signal.SIGTERM)
@@ -178,20 +178,19 @@ async def test_a_job_that_a_kill_cut_off_is_released(site: Site) -> None:
     """After kill -9 in mid-answer a restarted node signs a receipt at no cost for the order that it had begun, with the next
     number, sends it at once, and never runs the order again.
     """
-    site.engine._usual = Behaviour(token_seconds=0.05)
     async with node(site) as (process, connection, ask):
-        done = await site.place(connection, ask)
-        cut = await site.place(connection, ask)
-        waiting = await site.place(connection, ask)
-        assert (await receipt(connection, done)).seq == 1
-        for placed in (cut, waiting):
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 1
+        site.engine._usual = Behaviour(token_seconds=1.0)
+        cut, another = await site.place(connection, ask), await site.place(connection, ask)
+        for placed in (cut, another):
             await connection.until(Kind.CHUNK, 2, placed.job)
         process.kill()
         await process.wait()
         assert not connection.of(Kind.RECEIPT, cut.job)
+    site.engine._usual = Behaviour()
     async with node(site) as (process, connection, ask):
         numbers = []
-        for placed in (cut, waiting):
+        for placed in (cut, another):
             late = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
             found = late.receipt.verify(DOMAIN).message
             check_receipt(placed.order, placed.terms, found)
@@ -211,11 +210,11 @@ async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site
     """A coordinator that drops the link in mid-answer is offered nothing once that has cost too much, and so it stays after a
     restart of the node; `tally node status` says why.
     """
-    site.engine._usual = Behaviour(token_seconds=0.05)
+    site.engine._usual = Behaviour(token_seconds=0.3)
     rules = '[rules]\nmax_write_off = "0.000001"\n'
     async with node(site, tables=rules) as (process, connection, ask):
         placed = await site.place(connection, ask)
-        await connection.until(Kind.CHUNK, 12, placed.job)
+        await connection.until(Kind.CHUNK, 5, placed.job)
         await connection.socket.close()
         again = await site.coordinator.connections.get()
         late = LateReceipt.from_json(loads(await again.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))

@@ -102,7 +102,7 @@ def check_sent(stage: Stage, one: Placed, receipt: Receipt | None, granted: bool
     assert len(sent) == 1, "a receipt leaves once with its job"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     steps=st.lists(st.sampled_from(sorted(STEPS)), max_size=8),
     last=st.sampled_from(sorted(ENDS)),
