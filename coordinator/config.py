@@ -55,7 +55,9 @@ class CoordinatorConfig:
     first_output_timeout: float = 120
     idle_timeout: float = 60
     job_timeout: float = 3_600
-    """All of a job's time, without its reader's; and how long its reader may keep it waiting, in all."""
+    """All of a job's time, without its reader's."""
+    reader_timeout: float = 600
+    """How long a client may keep its job waiting, in all. Nodes allow 900 s by default: a longer time here costs them their pay."""
     order_horizon: int = 3_600
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600
@@ -96,8 +98,8 @@ class CoordinatorConfig:
 
     def __post_init__(self) -> None:
         """Raises BadMessage for a time or a rate that cannot be meant."""
-        times = ("settle_every", "accept_timeout", "first_output_timeout", "idle_timeout", "job_timeout", "order_horizon")
-        for name in times:
+        times = ("settle_every", "accept_timeout", "first_output_timeout", "idle_timeout", "job_timeout", "reader_timeout")
+        for name in (*times, "order_horizon"):
             if not getattr(self, name) > 0:
                 raise BadMessage(f"config: {name}: expected seconds above 0, got {getattr(self, name)}")
         kept = ("answer_seconds", "answer_mib", "answers_mib", "linger_seconds", "answers_mib_per_payer", "answers_disk_mib")
@@ -139,6 +141,7 @@ class CoordinatorConfig:
             first_output=self.first_output_timeout,
             idle=self.idle_timeout,
             total=self.job_timeout,
+            reader=self.reader_timeout,
             order_horizon=self.order_horizon,
             min_claim_window=self.min_claim_window,
             fee_bps=self.fee_bps,

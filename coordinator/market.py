@@ -4,8 +4,8 @@
 The frames of a job come through its inbox; the caller of `run` passes on what it yields. Everything that touches the world
 comes in through ports; time comes in through two clocks.
 
-While whoever reads a job's frames takes one, no deadline runs against its provider. The reader's own allowance is as long as the
-longest job (`Limits.total`); when it is used up the job is cancelled for its client.
+While whoever reads a job's frames takes one, no deadline runs against its provider. The reader has an allowance of
+its own (`Limits.reader`), shorter than what nodes give it; when it is used up the job is cancelled for its client.
 
 Whatever node, client and store do, a job ends in one terminal state, and what it held (exposure, a node's slot) is given back.
 """
@@ -414,7 +414,7 @@ class Market:
         """While its reader has a frame, or frames wait in the inbox, it is not the node that is late, unless it was told to stop
         or all of its own time is up.
         """
-        if job.reader_seconds(tick) > self.limits.total:
+        if job.reader_seconds(tick) > self.limits.reader:
             self.cancel(job.id)
         over = job.spent(tick) > self.limits.total
         late = tick > job.due(tick) and (job.cancelled or job.inbox.empty())

@@ -13,13 +13,14 @@ from tallystick.protocol.wire import MAX_BODY
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Deadlines in seconds, the rules for orders, jobs at once. Accepting is a node's answer to a dispatch; idle is between two
-    chunks.
+    chunks; `reader` is how long a client may keep its job waiting, in all.
     """
 
     accept: float = 10
     first_output: float = 120
     idle: float = 60
     total: float = 3_600
+    reader: float = 600
     cancel: float = 15
     beat: float = 10
     order_horizon: int = 3_600

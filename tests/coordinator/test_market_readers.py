@@ -35,7 +35,7 @@ async def test_a_slow_reader_does_not_make_an_answer_free(seconds: int) -> None:
     """However long the reader kept it waiting, within its own allowance, the provider's answer is delivered, billed and to its
     credit.
     """
-    world = World(limits=Limits(total=300))
+    world = World(limits=Limits(total=300, reader=300))
     node = world.node("ann")
     client = await _held_up(world, node)
     await _pass(world, seconds)
@@ -52,7 +52,7 @@ async def test_a_slow_reader_does_not_make_an_answer_free(seconds: int) -> None:
 
 async def test_the_readers_time_is_not_the_providers_total() -> None:
     """All the time of a job is counted without the reader's; with that taken off, it is still bounded."""
-    world = World(limits=Limits(total=100))
+    world = World(limits=Limits(total=100, reader=100))
     node = world.node("ann")
     client = await _held_up(world, node)
     await _pass(world, 95)
@@ -71,7 +71,7 @@ async def test_a_reader_that_never_comes_back_cancels_its_own_job() -> None:
     """When the reader's allowance is used up the job is cancelled for its client; the provider bills what it did, and is not
     blamed.
     """
-    world = World(limits=Limits(total=300))
+    world = World(limits=Limits(total=300, reader=300))
     node = world.node("ann")
     client = await _held_up(world, node)
     await _pass(world, 300)
@@ -91,7 +91,7 @@ async def test_a_reader_that_never_comes_back_cancels_its_own_job() -> None:
 
 async def test_many_short_waits_are_one_long_one() -> None:
     """A reader that stays just short of too slow at every chunk uses its allowance up like one that stops."""
-    world = World(limits=Limits(total=100))
+    world = World(limits=Limits(total=100, reader=100))
     node = world.node("ann")
     client = await world.started(node)
     node.accept(client.job.id)
@@ -125,7 +125,7 @@ async def test_a_slow_reader_does_not_excuse_a_silent_node() -> None:
 
 async def test_a_reader_that_is_slow_at_the_match_takes_no_time_from_the_node() -> None:
     """The time to accept does not run while the reader has the match in hand, nor does a failover start the job's time anew."""
-    world = World(limits=Limits(total=100))
+    world = World(limits=Limits(total=100, reader=100))
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.place(ann, bob)
     client.reads.clear()
