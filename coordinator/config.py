@@ -57,7 +57,7 @@ class CoordinatorConfig:
     job_timeout: float = 3_600
     """All of a job's time, without its reader's."""
     reader_timeout: float = 600
-    """How long a client may keep its job waiting, in all. Nodes allow 900 s by default: a longer time here costs them their pay."""
+    """How long a client may keep its job waiting, in all. Nodes allow 900 s: a longer time here costs them their pay."""
     order_horizon: int = 3_600
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600

@@ -149,8 +149,8 @@ class Settler:
         await self._store.close_claims([claim.id for claim in owed], tx)
 
     async def follow(self) -> None:
-        """Takes in what the chain settled since the cursor. After a deep reorganisation all is read again, from the next call on: an
-        endpoint that reports one each time costs one round an interval.
+        """Takes in what the chain settled since the cursor. After a deep reorganisation all is read again, from the next call on:
+        an endpoint that reports one each time costs one round an interval.
         """
         deployment = self._escrow.deployment
         while True:
