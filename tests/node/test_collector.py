@@ -432,6 +432,16 @@ async def test_dust_is_left_alone_everywhere(dust: int, claims: int) -> None:
         assert not world.collector._empty
 
 
+async def test_a_purse_that_holds_less_than_dust_is_empty() -> None:
+    """Whatever is owed, what is left behind it must be worth a claim."""
+    for free, claims in ((19, 0), (20, 1)):
+        world = World(replace(POLICY, dust=Amount(20)))
+        await finish(world.store, Client())
+        world.chain.usual = Funds(known=True, free=Amount(free))
+        world.now += 60
+        assert await world.collector.sweep() == claims
+
+
 def test_nothing_that_was_paid_waits() -> None:
     """A claim of which all was settled is over; one unit more may still come."""
     for claimed, waits in ((100, False), (101, True)):
