@@ -140,7 +140,7 @@ class Ledger:
         settled: Amount,
         now: int,
         *,
-        paid: Sequence[Paid] | None = (),
+        paid: Sequence[Paid] | None = None,
     ) -> Found:
         """Raises the tab with a provider to what these verified orders and receipts prove; see mending.adopt."""
         where: dict[str, object] = {"of_venue": venue(domain), "of_payer": self.payer, "of_provider": provider}

@@ -70,12 +70,12 @@ def adopt(
     settled: Amount,
     now: int,
     *,
-    paid: Sequence[Paid] | None = (),
+    paid: Sequence[Paid] | None = None,
 ) -> Found:
     """Takes up what a tab was found to have beyond these books. The total is believed as far as orders that these books lack
     were signed for it: what they do know is settled by `book`.
 
-    `settled` is what the chain says that it paid, `paid` the orders that it shows for that; None where it could not be searched.
+    `settled` is what the chain says that it paid, `paid` the orders that it shows for that; None where it was not searched.
     A number alone raises nothing: without an order of this key that these books lack, whose ceiling allows it, what was paid
     beyond receipts and the orders that may still be collected blocks the provider, and a person is asked.
     """

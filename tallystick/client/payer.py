@@ -277,9 +277,9 @@ def _check_output(receipt: Receipt, delivered: Delivered) -> None:
     ended = receipt.outcome in (Outcome.COMPLETED, Outcome.LENGTH)
     if ended and not delivered.finished and delivered.stream is Stream.READ:
         raise BadReceipt("receipt.outcome: a finished answer, but its last chunk was never sent")
-    most = delivered.response_bytes + OUTPUT_ALLOWANCE
-    if _beyond(receipt, delivered) > 0:
-        raise BadReceipt(f"receipt.outputTokens: {receipt.output_tokens}, but the answer's bytes hold at most {most}")
+    beyond = _beyond(receipt, delivered)
+    if beyond > 0:
+        raise BadReceipt(f"receipt.outputTokens: {receipt.output_tokens}, {beyond} more than the answer's bytes can hold")
 
 
 def _beyond(receipt: Receipt, delivered: Delivered) -> int:

@@ -222,7 +222,7 @@ async def test_no_number_of_a_chain_raises_a_ceiling(tmp_path: Path, settled: in
         assert await ledger.book(Arrival(DOMAIN, job, placed, ALICE.signer.sign(bill(placed), DOMAIN), None, NOW_S)) is None
         most, settled = placed.order.message.ceiling, settled + 3
     before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S)
+    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])
     after = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (found.raised, after.total, after.ceiling) == (0, before.total, most)
     assert "tally receipt forgive" in found.blocked == after.frozen
@@ -230,7 +230,9 @@ async def test_no_number_of_a_chain_raises_a_ceiling(tmp_path: Path, settled: in
     assert await ledger.forgive(ALICE.address, NOW_S)
     _, (placed,) = await take(ledger)
     assert placed.order.message.ceiling <= max(most, 0) + placed.terms.max_cost
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S)).blocked == "", "the person has answered"
+    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])).blocked == "", (
+        "the person has answered"
+    )
     await ledger.close()
 
 
