@@ -22,22 +22,22 @@ from node.config import NodeConfig
 from node.courier import Courier
 from node.dealings import HOUR, HOURS, Dealings
 from node.fleet import Fleet
-from node.ground import lay_ground
+from node.ground import Ground, lay_ground
 from node.link import NodeLink, node_url
 from node.monitor import Monitor, count_gpus
 from node.offers import AskBook, Seller
 from node.ports import Link
 from node.recall import Recall
+from node.router import LinkRouter
 from node.runner import Runner
 from node.storefront import Storefront
 from node.tabs import Tabs
 from node.window import window
 from tallystick.protocol.eip712 import Domain, Signer, Verified
-from tallystick.protocol.errors import BadMessage, TallyError, from_public
+from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.link import endpoint_of
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Kind, loads
+from tallystick.protocol.types import Address
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, until_stopped
 
@@ -70,36 +70,16 @@ async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeC
 async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Node:
     """Makes and wires the parts of a node. What must be closed is left on the stack. Raises TallyError."""
     ground = await lay_ground(config, signer, stack)
-    domain, store, chain, fleet = ground.domain, ground.store, ground.chain, ground.fleet
+    domain, store, chain = ground.domain, ground.store, ground.chain
     suspicion = asyncio.Event()
     now = int(time.time())
     tabs = Tabs(config.limits, await store.tabs(now))
     tabs.expire(now)
     seller = Seller(signer.address, config.sealing_suite, ground.sealing_key.public, config.ask_validity)
     book = AskBook(seller, lambda ask: signer.sign(ask, domain))
-    monitor = Monitor(
-        tabs.exposed,
-        suspicion.set,
-        gpus=config.gpus or count_gpus(),
-        gpu_hour_cost=config.gpu_hour_cost,
-        trust=lambda: tabs.trust(int(time.time())),
-    )
+    monitor = _monitor(config, tabs, suspicion)
     links: list[NodeLink] = []
-
-    def slots_changed() -> None:
-        for link in links:
-            link.slots_changed()
-
-    recall = Recall(
-        store,
-        tabs,
-        domain=domain,
-        provider=signer.address,
-        known=await store.recalled(),
-        required=map(node_url, config.all_coordinators),
-        without=map(node_url, config.without_recall),
-        url_of=lambda session: next((link.url for link in links if link.session is session), ""),
-    )
+    recall = await _recall(config, signer, ground, tabs, links)
     dealings = Dealings(store, config.rules, await store.dealings(now // HOUR - HOURS), alarm=monitor.shunned)
     books = Books(signer=signer, domain=domain, tabs=tabs, store=store, unfinished=await store.unfinished(now))
     runner = Runner(
@@ -107,7 +87,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         domain=domain,
         sealing_key=ground.sealing_key,
         book=book,
-        pools=fleet.pools,
+        pools=ground.fleet.pools,
         books=books,
         tabs=tabs,
         store=store,
@@ -117,40 +97,74 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         rules=config.order_rules,
         deadlines=config.deadlines,
         taken=dict(await store.taken(now)),
-        changed=slots_changed,
+        changed=partial(_slots_changed, links),
         ready=lambda link: recall.done(link.coordinator),
     )
     courier = Courier(store, config.receipt_resend)
-    desk = Desk(runner, courier, recall)
-
-    def asks(endpoint: str, coordinator: Address) -> tuple[Verified[Ask], ...]:
-        return book.current if recall.done(coordinator) and dealings.serves(endpoint) else ()
-
-    links += _links(config, signer, domain, desk, asks)
-
-    def asks_changed() -> None:
-        for link in links:
-            link.announce()
-            link.slots_changed()
-
-    def recalled() -> None:
-        asks_changed()
-        desk.close_unfinished()
-
-    recall.finished, tabs.on_lost_state, dealings.changed = recalled, asks_changed, asks_changed
-    watch = ChainWatch(
-        chain,
-        chain,
-        tabs,
-        connected=lambda: [link.session.coordinator for link in links if link.session is not None],
-        most_bps=lambda: node.config.rules.max_fee_bps,
-    )
-    storefront = _storefront(config, fleet, book, asks_changed, suspicion)
-    collector = Collector(
-        signer=signer,
-        domain=domain,
-        store=store,
+    router = LinkRouter(runner, courier, recall)
+    links += _links(config, signer, domain, router, _offered(book, recall, dealings))
+    asks_changed = partial(_announce, links)
+    recall.finished = partial(_recalled, links, router)
+    tabs.on_lost_state, dealings.changed = asks_changed, asks_changed
+    node = Node(
+        config=config,
+        runner=runner,
+        courier=courier,
+        recall=recall,
+        watch=ChainWatch(
+            chain, chain, tabs, connected=partial(_connected, links), most_bps=lambda: node.config.rules.max_fee_bps
+        ),
+        links=tuple(links),
+        collector=_collector(config, ground, tabs, monitor, links),
+        storefront=_storefront(config, ground.fleet, book, asks_changed, suspicion),
+        monitor=monitor,
+        book=book,
+        fleet=ground.fleet,
         chain=chain,
+        tabs=tabs,
+        suspicion=suspicion,
+        dealings=dealings,
+    )
+    return node
+
+
+def _monitor(config: NodeConfig, tabs: Tabs, suspicion: asyncio.Event) -> Monitor:
+    """What shows the node at work."""
+    return Monitor(
+        tabs.exposed,
+        suspicion.set,
+        gpus=config.gpus or count_gpus(),
+        gpu_hour_cost=config.gpu_hour_cost,
+        trust=lambda: tabs.trust(int(time.time())),
+    )
+
+
+def _watch(chain: EscrowView, tabs: Tabs, links: Sequence[NodeLink], most_bps: Callable[[], int]) -> ChainWatch:
+    """What compares this node's record with the chain, and reads the fees of its coordinators."""
+    return ChainWatch(chain, chain, tabs, connected=partial(_connected, links), most_bps=most_bps)
+
+
+async def _recall(config: NodeConfig, signer: Signer, ground: Ground, tabs: Tabs, links: Sequence[NodeLink]) -> Recall:
+    """What asks each coordinator for the receipts that this key signed there last."""
+    return Recall(
+        ground.store,
+        tabs,
+        domain=ground.domain,
+        provider=signer.address,
+        known=await ground.store.recalled(),
+        required=map(node_url, config.all_coordinators),
+        without=map(node_url, config.without_recall),
+        url_of=lambda session: next((link.url for link in links if link.session is session), ""),
+    )
+
+
+def _collector(config: NodeConfig, ground: Ground, tabs: Tabs, monitor: Monitor, links: Sequence[NodeLink]) -> Collector:
+    """What turns receipts into money."""
+    return Collector(
+        signer=ground.signer,
+        domain=ground.domain,
+        store=ground.store,
+        chain=ground.chain,
         link=lambda coordinator: _session(links, coordinator),
         policy=config.claims,
         observed=tabs.observe,
@@ -158,24 +172,39 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         settlement=ground.settlement,
         alarm=monitor.alarm,
     )
-    node = Node(
-        config=config,
-        runner=runner,
-        courier=courier,
-        recall=recall,
-        watch=watch,
-        links=tuple(links),
-        collector=collector,
-        storefront=storefront,
-        monitor=monitor,
-        book=book,
-        fleet=fleet,
-        chain=chain,
-        tabs=tabs,
-        suspicion=suspicion,
-        dealings=dealings,
-    )
-    return node
+
+
+def _offered(book: AskBook, recall: Recall, dealings: Dealings) -> Offered:
+    """What is offered to a coordinator: nothing before it told what was signed there, nor once it left too much unpaid."""
+
+    def asks(endpoint: str, coordinator: Address) -> tuple[Verified[Ask], ...]:
+        return book.current if recall.done(coordinator) and dealings.serves(endpoint) else ()
+
+    return asks
+
+
+def _slots_changed(links: Sequence[NodeLink]) -> None:
+    """The free slots have changed: every coordinator is told."""
+    for link in links:
+        link.slots_changed()
+
+
+def _announce(links: Sequence[NodeLink]) -> None:
+    """The asks have changed: every coordinator is told."""
+    for link in links:
+        link.announce()
+        link.slots_changed()
+
+
+def _recalled(links: Sequence[NodeLink], router: LinkRouter) -> None:
+    """A coordinator has told what was signed there: it is offered something, and unfinished orders get their receipts."""
+    _announce(links)
+    router.close_unfinished()
+
+
+def _connected(links: Sequence[NodeLink]) -> list[Address]:
+    """The coordinators at the other ends of the open connections."""
+    return [link.session.coordinator for link in links if link.session is not None]
 
 
 def _storefront(
@@ -192,16 +221,16 @@ def _storefront(
     )
 
 
-def _links(config: NodeConfig, signer: Signer, domain: Domain, desk: Desk, asks: Offered) -> list[NodeLink]:
+def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRouter, asks: Offered) -> list[NodeLink]:
     """One connection to each coordinator; the address that is configured is that of the first."""
     return [
         NodeLink(
             url,
             signer=signer,
             domain=domain,
-            handler=desk,
+            handler=router,
             asks=partial(asks, endpoint_of(node_url(url))),
-            capacity=desk.runner.capacity,
+            capacity=router.runner.capacity,
             settings=config.link,
             coordinator=config.coordinator_address if url == config.coordinator else None,
         )
@@ -226,46 +255,6 @@ def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
     finally:
         if number is not None:
             loop.remove_signal_handler(number)
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """Passes what the link brings to who deals with it (link.Handler)."""
-
-    runner: Runner
-    courier: Courier
-    recall: Recall
-
-    def welcomed(self, link: Link) -> None:
-        """See link.Handler."""
-        self.recall.welcomed(link)
-        self.courier.welcomed(link)
-        if self.recall.done(link.coordinator):
-            self.close_unfinished()
-
-    def close_unfinished(self) -> None:
-        """It is known which receipts were signed before: orders that a killed process had begun get theirs."""
-        self.runner.close_unfinished(self.courier.hurry)
-
-    def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
-        """See link.Handler."""
-        if kind is Kind.DISPATCH:
-            self.runner.dispatch(link, job, payload)
-        elif kind is Kind.CANCEL:
-            self.runner.cancel(link, job, CancelReason.loads(payload))
-        elif kind is Kind.CREDIT:
-            self.runner.credit(link, job, payload)
-        elif kind is Kind.RECALLED:
-            self.recall.recalled(link, payload)
-        elif kind is Kind.RECEIPT_REFUSED:
-            self.courier.refused(link, job, from_public(loads(payload, "refusal"), 502))
-        else:
-            self.courier.acknowledged(link, job)
-
-    def lost(self, link: Link) -> None:
-        """See link.Handler."""
-        self.courier.lost(link)
-        self.runner.lost(link)
 
 
 TAKEN_UP = frozenset({"engines", "rules", "exposure", "deadlines", "claims", "grace", "log_json", "log_level"})

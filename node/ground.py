@@ -26,6 +26,7 @@ from tallystick.runtime.keys import random_secret_file
 class Ground:
     """What the parts stand on: who this node is, its store, its view of the chain and its way to settle there, its engines."""
 
+    signer: Signer
     domain: Domain
     store: SqlStore
     chain: EscrowView
@@ -51,7 +52,7 @@ async def lay_ground(config: NodeConfig, signer: Signer, stack: AsyncExitStack) 
     chain = EscrowView(escrow, signer.address)
     stack.push_async_callback(chain.close)
     settlement = OwnSettlement(escrow, Sender(rpc, signer), store.note_gas)
-    return Ground(deployment.domain, store, chain, settlement, fleet, _sealing_key(config))
+    return Ground(signer, deployment.domain, store, chain, settlement, fleet, _sealing_key(config))
 
 
 def _deployment(path: Path) -> Deployment:
