@@ -35,11 +35,19 @@ SECONDS = 120
 """A break whose tests run for longer counts as noticed: it does not end."""
 PRELOADED = (
     "aiohttp",
+    "alembic.command",
     "coincurve",
     "cryptography.hazmat.primitives.hpke",
+    "eth_tester",
+    "fastapi",
+    "httpx",
     "orjson",
+    "prometheus_client",
+    "pytest_asyncio.plugin",
+    "schemathesis.pytest.plugin",
     "sqlalchemy.ext.asyncio",
     "structlog",
+    "uvicorn",
 )
 """Loaded once here rather than once in every child."""
 
