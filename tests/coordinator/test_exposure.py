@@ -96,6 +96,7 @@ def test_strangers_are_not_remembered() -> None:
             exposure.admit(stranger, A, Amount(1), Amount(0))
         exposure.settle(stranger, A, Amount(5))
     assert exposure.size == 0
+    assert exposure._tabs == {}, "nor an empty place for each"
 
 
 def test_a_refusal_says_what_is_missing() -> None:

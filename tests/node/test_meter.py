@@ -43,6 +43,7 @@ def test_nothing_delivered_is_nothing_billed() -> None:
     counted = meter()
     counted.reported(Counted(100, 0, 100))
     assert counted.usage() == NOTHING
+    assert not counted.clamped
 
 
 def test_a_cancelled_input_is_billed_once_the_engine_had_it() -> None:
@@ -136,6 +137,16 @@ def test_the_pace_follows_the_last_jobs() -> None:
     pace.add(first=0.5, total=1.5, tokens=101)
     assert (pace.tokens_per_second, pace.first_token_ms) == (100, 500)
     pace.add(first=1.5, total=2.5, tokens=201)
-    assert 100 < pace.tokens_per_second < 200
-    assert 500 < pace.first_token_ms < 1_500
-    pace.add(first=1.0, total=1.0, tokens=1)
+    assert (pace.tokens_per_second, pace.first_token_ms) == (120, 700), "a fifth of the way"
+    for tokens, total in ((1, 2.0), (1_000, 0.7), (1_000, 0.6)):
+        pace.add(first=0.7, total=total, tokens=tokens)
+        assert pace.tokens_per_second == 120, "no time between tokens, no rate"
+    pace.add(first=0.5, total=1.5, tokens=2)
+    assert pace.tokens_per_second == 96
+
+
+def test_the_pace_fits_its_fields() -> None:
+    """Whatever an engine makes of its time, both numbers are within 32 bits."""
+    pace = Pace()
+    pace.add(first=1e9, total=1e9 + 1, tokens=1 << 60)
+    assert (pace.tokens_per_second, pace.first_token_ms) == (0xFFFF_FFFF, 0xFFFF_FFFF)

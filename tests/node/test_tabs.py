@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.tabs import Exposure, Funds, TabRow, Tabs
-from tallystick.protocol.errors import Code, Refusal, Unavailable
+from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Order
+from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import Address, Amount, Hash
-from tests.node.world import COORDINATOR, NOW, PAYER, PROVIDER
+from tests.node.test_store import ASK, booking
+from tests.node.world import COORDINATOR, NOW, PAYER, PROVIDER, Client
 
 RICH = Funds(Amount(0), Amount(10**6), Amount(10**6), known=True)
 
@@ -97,9 +99,28 @@ def test_a_chain_that_can_not_be_asked_secures_nothing() -> None:
 
 def test_a_lost_state_is_noticed() -> None:
     """If the chain paid more than this node remembers to have earned, it takes no job of that payer and does not blame it."""
+    tabs = Tabs(Exposure())
     with pytest.raises(Unavailable) as caught:
-        Tabs(Exposure()).admit(order(1_000), Amount(1), replace(RICH, settled=Amount(5)), NOW)
-    assert caught.value.code is Code.PROVIDER_FAILED
+        tabs.admit(order(1_000), Amount(1), replace(RICH, settled=Amount(5)), NOW)
+    assert (caught.value.code, caught.value.fault) == (Code.PROVIDER_FAILED, Fault.PROVIDER)
+    assert tabs.ahead == {PAYER.address: 5}
+
+
+def test_a_lost_state_is_told_once_and_mended_to_the_unit() -> None:
+    """Whoever asks is told when the chain pays one unit beyond the record, not again for the same tab, and when a receipt brings
+    the record up to what was paid, not one that leaves a unit.
+    """
+    told: list[dict[Address, int]] = []
+    tabs = Tabs(Exposure(), [TabRow(PAYER.address, 1, Amount(40), Amount(100), NOW + 86_400, last_at=NOW)])
+    tabs.on_lost_state = lambda: told.append(dict(tabs.ahead))
+    for settled in (40, 41, 42):
+        tabs.observe(PAYER.address, Funds(settled=Amount(settled), known=True))
+    assert told == [{PAYER.address: 41}]
+    placed = Client().order(ASK)
+    for seq, total in ((2, 40), (3, 41)):
+        receipt = replace(booking(placed, ProviderTab()).receipt.message, seq=seq, cumulative_cost=Amount(total))
+        tabs.adopt(receipt, placed.order.message)
+        assert told == [{PAYER.address: 41}, {}][: 1 + (total == 41)]
 
 
 def test_a_state_that_was_lost_is_noticed_at_the_start() -> None:
@@ -141,6 +162,9 @@ def test_the_chain_is_asked_again() -> None:
     tabs.observe(PAYER.address, Funds(settled=Amount(80), known=True))
     tabs.observe(COORDINATOR.address, RICH)
     assert tabs.unsecured == 0
+    assert tabs.ahead == {}, "all that was earned was paid"
+    tabs.observe(PAYER.address, Funds())
+    assert tabs.account(PAYER.address).funds.settled == 80, "no answer is no news"
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(0, 2), st.integers(0, 40)), max_size=60))

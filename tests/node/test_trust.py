@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.ceilings import MOST, Ceiling, Ceilings, add, after, highest
 from node.tabs import Funds, TabRow, Tabs
 from node.trust import DAY, SLICE, Exposure, Gift, Gifts
 from tallystick.protocol.errors import Code, Refusal
@@ -165,8 +164,9 @@ def test_an_old_gift_is_not_given_again() -> None:
 
 
 def test_a_payer_with_many_jobs_never_fills_the_queue_of_losses() -> None:
-    """However many jobs a payer has, the node waits for one time to look at it again."""
+    """However many jobs a payer has, and with whatever orders, the node waits for one time to look at it again."""
     tabs = Tabs(LIMITS)
+    assert takes(tabs, payer(1), 1, NOW, claim_by=NOW + DAY)
     for number in range(1, 50):
         assert takes(tabs, payer(1), 1, NOW + number, claim_by=NOW + DAY + number // 2)
     assert len(tabs._changes) == 1
@@ -307,43 +307,6 @@ def test_an_order_with_the_same_ceiling_and_a_longer_life_takes_the_others_place
         assert len(tabs.account(payer(1)).ceilings) == 1
 
 
-def test_one_payer_never_fills_the_memory_with_ceilings() -> None:
-    """Ever lower ceilings that last ever longer are kept up to a number; what is forgotten is the lowest."""
-    held: Ceilings = ()
-    for number in range(MOST + 5):
-        held = add(held, Ceiling(Amount(1_000 - number), NOW + number))
-    assert [one.amount for one in held] == list(range(1_000, 1_000 - MOST, -1))
-
-
-def test_equal_ceilings_are_kept_once_and_none_of_nothing() -> None:
-    """The same again, or one of nothing, changes nothing; what ends at a time is not there after it."""
-    (one,) = held = add((), Ceiling(Amount(5), 10))
-    assert add(held, one) == held
-    assert add((), Ceiling(Amount(0), 10)) == ()
-    assert add(held, Ceiling(Amount(5), 11)) == (Ceiling(Amount(5), 11),)
-    assert add(held, Ceiling(Amount(6), 10)) == (Ceiling(Amount(6), 10),)
-    assert add(held, Ceiling(Amount(5), 9)) == held
-    assert (after(held, 9), after(held, 10)) == (held, ())
-    assert (highest(held, 9), highest(held, 10)) == (one, None)
-
-
-pairs = st.tuples(st.integers(0, 6), st.integers(0, 6))
-
-
-@given(st.lists(pairs, max_size=12), st.integers(0, 7))
-def test_the_ceilings_kept_say_what_all_of_them_say(all_: list[tuple[int, int]], time: int) -> None:
-    """At any time the highest of those kept is the highest of all; none of those kept is needless; their order is kept."""
-    held: Ceilings = ()
-    for amount, claim_by in all_:
-        held = add(held, Ceiling(Amount(amount), claim_by))
-    best = highest(held, time)
-    assert (best.amount if best else 0) == max((amount for amount, claim_by in all_ if claim_by > time), default=0)
-    amounts, times = [one.amount for one in held], [one.claim_by for one in held]
-    assert amounts == sorted(set(amounts), reverse=True)
-    assert times == sorted(set(times))
-    assert after(held, time) == tuple(one for one in held if one.claim_by > time)
-
-
 # Gifts
 
 
@@ -359,6 +322,7 @@ def test_a_gift_that_grows_counts_its_growth_as_new() -> None:
     assert (less.amount, less.old) == (5, 50)
     later = gifts.change(less, 52, NOW + DAY + 3 * SLICE)
     assert (later.slice, later.amount, later.old) == (less.slice, 2, 50), "less is no new gift"
+    assert gifts.change(later, 52, NOW + DAY + 5 * SLICE) == later, "nor is as much as before"
     gone = gifts.change(later, 20, NOW + DAY + SLICE)
     assert (gone.amount, gone.old) == (0, 20)
 
