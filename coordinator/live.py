@@ -13,7 +13,7 @@ from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import TERMINAL, Event, State, step
 from tallystick.protocol.messages import Order
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import LINK_HEAD, Candidate, Submission
+from tallystick.protocol.wire import LINK_HEAD, Candidate, Kind, Submission
 
 
 class InboxOverrun(Exception):
@@ -34,7 +34,7 @@ class LiveJob:
     """One job, from its order to its terminal state. Times are seconds of a monotonic clock unless named `_at`.
 
     `deadline` is that of the current phase; `overdue`: the market has told the attempt that it passed; `blamed`: the attempt was
-    held against its provider. `reading`: since when its reader has had a frame and not asked for more; `waited`: the seconds for
+    held against its provider; `answered`: output of the attempt came, or none counts any more. `reading`: since when its reader has had a frame and not asked for more; `waited`: the seconds for
     which it did so before. That is the reader's time, and never the provider's.
     """
 
@@ -52,6 +52,7 @@ class LiveJob:
     overdue: bool = False
     cancelled: bool = False
     blamed: bool = False
+    answered: bool = False
     reading: float | None = None
     waited: float = 0.0
     last_error: TallyError | None = None
@@ -129,15 +130,21 @@ class LiveJob:
         """Follows the transition table. Raises IllegalTransition."""
         self.state = step(self.state, event)
 
-    def deliver(self, frame: bytes) -> None:
-        """Takes a link frame from the node that has the job. Raises InboxOverrun rather than wait."""
+    def deliver(self, frame: bytes) -> bool:
+        """Takes a link frame from the node that has the job. True for the first output of an attempt that nothing interrupted:
+        whatever comes after it, no other attempt begins. Raises InboxOverrun rather than wait.
+        """
         try:
             self.inbox.put_nowait(frame)
         except asyncio.QueueFull:
             raise InboxOverrun(f"job {self.id.hex()}: more than {INBOX} frames unread") from None
+        first = frame[0] == Kind.CHUNK and not self.answered
+        self.answered = self.answered or first
+        return first
 
     def interrupt(self, frame: bytes) -> None:
         """Delivers what must not be lost: where the inbox is full, it takes the place of all that waits there."""
+        self.answered = True
         if self.inbox.full():
             self.inbox = asyncio.Queue(INBOX)
         self.inbox.put_nowait(frame)
@@ -145,7 +152,7 @@ class LiveJob:
     def begin(self, attempt: Attempt, deadline: float) -> None:
         """A new attempt, with an inbox of its own: late frames of a former attempt are not this one's."""
         self.attempt, self.deadline, self.unread = attempt, deadline, 0
-        self.overdue = self.blamed = False
+        self.overdue = self.blamed = self.answered = False
         self.tried.add(self.provider)
         self.inbox = asyncio.Queue(INBOX)
         candidate = attempt.candidate

@@ -204,7 +204,14 @@ class Market:
 
     async def _attempt(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
         attempt, subject = job.current, job.subject
-        self._bus.attach(subject, job.deliver)
+
+        def deliver(frame: bytes) -> None:
+            # A node signs no receipt that charges before it knows that no other attempt begins. It is told as its output comes:
+            # a reader who takes nothing, not even the match, must not make it seem that this coordinator keeps silent.
+            if job.deliver(frame):
+                self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
+
+        self._bus.attach(subject, deliver)
         try:
             yield self._dispatch(job, attempt)
             while job.at_node:
@@ -217,7 +224,7 @@ class Market:
                     if told[0] is Kind.CHUNK:
                         self._grant_credit(job)
         finally:
-            self._bus.detach(subject, job.deliver)
+            self._bus.detach(subject, deliver)
             self.exposure.release(job.payer, attempt.node.provider, attempt.candidate.terms.max_cost)
             attempt.node.assigned -= 1
 
@@ -259,8 +266,6 @@ class Market:
                 job.mark_delivered()
             if job.state is not State.STREAMING:
                 job.move(Event.OUTPUT)
-                # From here on no other attempt begins; a node signs no receipt that charges before it knows that.
-                self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
             job.heard = self._tick()
             job.extend(job.heard + self.limits.idle)
             return Kind.CHUNK, payload

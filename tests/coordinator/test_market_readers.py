@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator.market import GONE
 from coordinator.reputation import NOTHING_KNOWN
 from coordinator.rules import Limits
 from tallystick.protocol.errors import Code
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome
-from tallystick.protocol.wire import Kind
+from tallystick.protocol.wire import Kind, pack_link
 from tests.coordinator.world import COST, PAYER, Client, FakeNode, World, quiet
 
 
@@ -158,3 +159,56 @@ async def test_a_cancelled_job_does_not_wait_for_its_reader() -> None:
     await quiet()
     assert await world.stored(client) is State.CANCELLED
     world.assert_idle()
+
+
+async def _unread(world: World, *nodes: FakeNode) -> Client:
+    """A job whose reader does not even take the match; its first node has it, and has output."""
+    client = await world.place(*nodes)
+    client.reads.clear()
+    await quiet()
+    nodes[0].accept(client.job.id)
+    nodes[0].chunk(client.job.id)
+    await quiet()
+    assert client.kinds == [Kind.MATCH]
+    return client
+
+
+async def test_a_reader_does_not_keep_a_node_from_knowing_that_it_is_paid() -> None:
+    """A node waits seconds for the word that its output is there, and holds the coordinator to it. The word comes though the
+    reader takes nothing, once; then the answer is billed like any other, also one whose payer cancels without reading.
+    """
+    world = World()
+    node = world.node("ann")
+    client = await _unread(world, node)
+    assert node.got(Kind.CREDIT) == [bytes(4)]
+    node.chunk(client.job.id)
+    world.market.cancel(client.job.id)
+    node.complete(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
+    await _pass(world, 50)
+    client.reads.set()
+    await quiet()
+    assert node.got(Kind.CREDIT) == [bytes(4)]
+    assert await world.stored(client) is State.CANCELLED
+    tab = world.market.exposure.known(PAYER.address, node.address)
+    assert tab is not None
+    assert tab.cumulative == COST
+
+
+async def test_output_behind_the_end_of_an_attempt_is_not_told_to_be_there() -> None:
+    """Output that comes when the attempt is to fail, but nobody has read that yet, gets no such word: another attempt begins."""
+    world = World(limits=Limits(reader=10_000))
+    ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
+    client = await world.place(ann, bob)
+    client.reads.clear()
+    await quiet()
+    client.job.interrupt(pack_link(GONE, client.job.id))
+    ann.chunk(client.job.id)
+    client.reads.set()
+    await quiet()
+    assert ann.got(Kind.CREDIT) == []
+    assert bob.got(Kind.DISPATCH) != []
+    bob.accept(client.job.id)
+    bob.complete(client.job.id)
+    await quiet()
+    assert bob.got(Kind.CREDIT) == [bytes(4)]
+    assert await world.stored(client) is State.COMPLETED
