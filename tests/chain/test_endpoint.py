@@ -234,7 +234,7 @@ async def test_a_patient_endpoint_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> 
     limits = [Response(status_code=429, headers={"retry-after": text}) for text in ("3", "9999", "soon")]
     endpoint = Endpoint(*limits, {"result": "0x2a"})
     with serving(endpoint.app) as url:
-        rpc = Rpc(url, backoff=0.5)
+        rpc = Rpc(url, timeout=60, backoff=0.5)
         monkeypatch.setattr("tallystick.chain.endpoint.asyncio.sleep", sleep)
         assert await rpc.block_number() == 42
         monkeypatch.undo()

@@ -42,7 +42,7 @@ async def manual(anvil_url: str) -> AsyncIterator[Rpc]:
     await rpc.close()
 
 
-async def _until(condition: Any, seconds: float = 5.0) -> None:
+async def _until(condition: Any, seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 - what is waited for is in another process
             await asyncio.sleep(0.01)

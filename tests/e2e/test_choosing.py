@@ -24,7 +24,7 @@ async def _tally(folder: Path, *arguments: str) -> Any:
     return json.loads(said) if "--json" in arguments else said.decode()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 async def test_who_gets_a_request(tmp_path: Path) -> None:
     """Of two providers the cheaper one gets a request, unless that says otherwise; `explain` says the same beforehand."""
     folder = tmp_path / "market"

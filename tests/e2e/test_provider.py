@@ -48,7 +48,7 @@ def _problems(told: dict[str, Any]) -> list[str]:
     return [check["check"] for check in told["checks"] if not check["ok"]]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
     """Ready while all is well; earnings by day, model and payer; collected on chain with the coordinator dead."""
     folder = tmp_path / "market"

@@ -91,7 +91,7 @@ async def _unfinished_body(port: int, address: str, over: asyncio.Event) -> byte
     return said
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_strangers_neither_fill_the_memory_nor_hide_a_model(tmp_path: Path) -> None:
     """One address with 80 fat nodes and unfinished frames on all of its links, one with a gigabyte of unfinished bodies: links,
     asks and bytes are bounded, the lists stay readable page by page, and an honest buyer's chat is answered meanwhile.
