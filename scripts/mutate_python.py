@@ -14,6 +14,7 @@ import importlib.util
 import io
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -31,8 +32,8 @@ from scripts.python_mutants import Mutant, mutants, places
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests" / "mutants.json"
-SECONDS = 120
-"""A break whose tests run for longer counts as noticed: it does not end."""
+SECONDS, CPU_SECONDS = 120, 30
+"""A break whose tests run for longer, waiting or reckoning, counts as noticed: it does not end."""
 PRELOADED = (
     "aiohttp",
     "alembic.command",
@@ -174,6 +175,7 @@ def _start(choice: Chosen | None, tests: Sequence[str]) -> int:
         return child
     signal.alarm(SECONDS)
     if choice is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         name = choice.path.removesuffix(".py").replace("/", ".")
         sys.meta_path.insert(0, _Broken(name, choice.mutant.source, ROOT / choice.path))
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):

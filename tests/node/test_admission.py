@@ -47,6 +47,10 @@ def test_an_honest_order_is_admitted() -> None:
         ({"match_with": {"provider": signer("another").address}}, Code.ORDER_MISDIRECTED),
         ({"match_with": {"order_hash": Hash(bytes(32))}}, Code.ORDER_MISDIRECTED),
         ({"order_with": {"provider": signer("another").address}}, Code.ORDER_MISDIRECTED),
+        (
+            {"order_with": {"provider": signer("another").address}, "match_with": {"provider": PROVIDER.address}},
+            Code.ORDER_MISDIRECTED,
+        ),
         ({"coordinator": signer("another coordinator")}, Code.ORDER_MISDIRECTED),
         ({"order_with": {"coordinator": signer("another coordinator").address}}, Code.ORDER_MISDIRECTED),
         ({"order_with": {"terms_hash": Hash(bytes(32))}}, Code.ORDER_TERMS),
@@ -67,6 +71,29 @@ def test_an_honest_order_is_admitted() -> None:
 def test_each_spoilt_part_has_its_refusal(spoilt: dict[str, Any], code: Code) -> None:
     """Whatever does not fit this node, this link, this ask or this hour is refused, with the reason."""
     assert refusal(**spoilt) is code
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"terms_with": {"max_output_tokens": 1_024}},
+        {"order_with": {"deadline": NOW + 1}},
+        {"order_with": {"deadline": NOW + 86_400}},
+        {"order_with": {"claim_by": NOW + 1_800}},
+        {"order_with": {"max_fee_bps": 1_000}},
+    ],
+)
+def test_the_limits_themselves_are_allowed(limit: dict[str, Any]) -> None:
+    """All the output that the ask sells, the first and the last deadline, the shortest time to claim and the whole fee."""
+    placed = Client().order(ASK, **limit)
+    assert admission(BOOK).verify(HOUSE, placed.job, placed.dispatch, NOW).order == placed.order
+
+
+def test_an_order_that_came_too_late_says_by_how_much() -> None:
+    """Clocks differ: the refusal names the seconds, so that its reader can tell whose clock is wrong."""
+    placed = Client().order(ASK, order_with={"deadline": NOW - 5})
+    with pytest.raises(Refusal, match="passed 5 s ago"):
+        admission(BOOK).verify(HOUSE, placed.job, placed.dispatch, NOW)
 
 
 def test_a_provider_does_not_work_for_itself() -> None:
