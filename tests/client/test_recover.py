@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tallystick.client import recover
-from tallystick.client.books import Arrival
 from tallystick.client.config import ClientConfig
-from tallystick.client.ledger import Ledger
-from tallystick.client.mending import Found, Paid, Shown
+from tallystick.client.mending import Paid
 from tallystick.client.payer import NOT_DELIVERED
 from tallystick.client.sdk import Market
-from tallystick.client.tables import JobState
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.messages import Receipt
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Amount, Hash
 from tests.client.fake import BODY, CHAT, FakeMarket, Session, eventually, honest, run
-from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, Provider, bill, place, signer, take
+from tests.client.parties import DOMAIN, Provider, bill, place, signer
 
 
 @pytest.fixture(autouse=True)
@@ -182,113 +178,6 @@ async def test_made_up_receipts(fake: FakeMarket, wallet: Signer, config: Client
         for _ in range(3):
             await market._resolver.recovery.look([alice.address], chain=False)
         assert await market.tab(alice.address) == tab
-
-
-async def test_refused_orders_prove_nothing(tmp_path: Path) -> None:
-    """A provider cannot climb: orders that these books know, and it may have refused, do not raise what is believed."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    _, (own,) = await take(ledger)
-    huge = ALICE.signer.sign(bill(own, seq=9, cumulative_cost=Amount(10**12)), DOMAIN)
-    assert await ledger.adopt(DOMAIN, ALICE.address, [Shown(own.order, huge)], Amount(0), NOW_S) == Found()
-    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).total == 0
-    await ledger.close()
-
-
-def _paid(ceiling: int, signer_of: Signer = PAYER) -> Paid:
-    """An order of a key that these books lack, as it stood in a settling transaction."""
-    order = replace(place().order.message, ceiling=Amount(ceiling), payer=signer_of.address)
-    return Paid(signer_of.sign(order, DOMAIN), "0xtx")
-
-
-async def test_what_the_chain_paid(tmp_path: Path) -> None:
-    """What was settled counts where the order of this key is shown that allowed it, and up to that; it never lowers a tab."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=[_paid(100)])
-    assert (found.raised, found.unexplained, found.blocked) == (70, 0, "")
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(30), NOW_S)).raised == 0
-    _, (placed,) = await take(ledger)
-    assert placed.order.message.ceiling == 70 + placed.terms.max_cost
-    await ledger.close()
-
-
-@pytest.mark.parametrize("settled", [1, 9_000_000_000])
-@pytest.mark.parametrize("known", [False, True])
-async def test_no_number_of_a_chain_raises_a_ceiling(tmp_path: Path, settled: int, known: bool) -> None:
-    """What a chain says that it settled, without an order of this key, raises nothing: a person is asked, and told what to do."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    most = 0
-    if known:
-        job, (placed,) = await take(ledger)
-        assert await ledger.book(Arrival(DOMAIN, job, placed, ALICE.signer.sign(bill(placed), DOMAIN), None, NOW_S)) is None
-        most, settled = placed.order.message.ceiling, settled + 3
-    before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])
-    after = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (found.raised, after.total, after.ceiling) == (0, before.total, most)
-    assert "tally receipt forgive" in found.blocked == after.frozen
-    assert (await take(ledger))[1] == [], "no order is signed for it"
-    assert await ledger.forgive(ALICE.address, NOW_S)
-    _, (placed,) = await take(ledger)
-    assert placed.order.message.ceiling <= max(most, 0) + placed.terms.max_cost
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])).blocked == "", (
-        "the person has answered"
-    )
-    await ledger.close()
-
-
-async def test_a_chain_that_cannot_be_searched_blocks_nobody(tmp_path: Path) -> None:
-    """Where the settling transactions cannot be had, a payment above all known ceilings neither raises nor blocks a tab."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=None)
-    assert (found.raised, found.unexplained, found.blocked) == (0, 70, "")
-    await ledger.close()
-
-
-async def test_an_order_below_the_payment_proves_no_more_than_itself(tmp_path: Path) -> None:
-    """A settling order of this key raises a tab to its own ceiling, and the rest of the payment is asked about."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(71), NOW_S, paid=[_paid(70)])
-    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (found.raised, tab.total, tab.ceiling) == (70, 70, 70)
-    assert tab.frozen
-    await ledger.close()
-
-
-async def test_what_was_collected_for_refused_jobs(tmp_path: Path) -> None:
-    """A provider that fails jobs, gives no receipt and collects their caps does not climb: as long as the orders explain it, it
-    counts as not delivered; what they do not explain blocks the provider.
-    """
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    job, (placed,) = await take(ledger)
-    cap = placed.terms.max_cost
-    await ledger.end(job, JobState.FAILED, "refused", NOW_S, matched=[placed.order.digest])
-    made_up = ALICE.signer.sign(bill(placed, seq=1, cumulative_cost=cap), DOMAIN)
-    for shown in ([], [Shown(placed.order, made_up)]):
-        found = await ledger.adopt(DOMAIN, ALICE.address, shown, cap, NOW_S)
-        assert (found.raised, found.unexplained, found.blocked) == (0, cap, "")
-    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (tab.undelivered, tab.open_caps, tab.frozen) == (NOT_DELIVERED, cap, ""), "counted once"
-    _, (second,) = await take(ledger)
-    assert second.order.message.ceiling == 2 * cap
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], cap, second.order.message.claim_by)).blocked
-    await ledger.close()
-
-
-async def test_a_tab_with_receipts_needs_them(tmp_path: Path) -> None:
-    """A job that was released at no cost and was paid on chain blocks its provider at once."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    job, (placed,) = await take(ledger)
-    receipt = ALICE.signer.sign(bill(placed), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
-    job, (placed,) = await take(ledger)
-    void = ALICE.signer.sign(bill(placed, Usage(0, 0, 0), Outcome.REFUSED, seq=2, cumulative_cost=Amount(3)), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
-    await ledger.end(job, JobState.FAILED, "refused", NOW_S)
-    assert not (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(3), NOW_S)).blocked
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(4), NOW_S)
-    assert (found.raised, found.unexplained) == (0, 1)
-    assert "tally receipt report" in found.blocked
-    await ledger.close()
 
 
 async def test_a_stand_in_hides_nothing(wallet: Signer, config: ClientConfig) -> None:
