@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tallystick.client import recover
 from tallystick.client.config import ClientConfig
-from tallystick.client.mending import Paid
+from tallystick.client.mending import Found, Paid
 from tallystick.client.payer import NOT_DELIVERED
 from tallystick.client.sdk import Market
+from tallystick.client.tables import JobState, OrderState
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
@@ -134,12 +136,11 @@ async def test_old_ceilings_do_no_harm(fake: FakeMarket, wallet: Signer, config:
     """A job that a provider takes on the strength of an order that the file lacks has a total above all that is known: it is
     booked, the total is not believed, and the provider is not held for a liar.
     """
-    fake.script = honest
     async with opened(fake, wallet, config, "a.db") as market:
-        for _ in range(40):
+        for _ in range(4):
             await run(market)
         await run(market, BODY | {"max_tokens": 8_000})
-    fake.forgets = True
+    fake.script, fake.forgets = honest, True
     async with opened(fake, wallet, config, "b.db") as market:
         await run(market, BODY | {"max_tokens": 5})
         provider = fake.providers[0]
@@ -301,8 +302,85 @@ async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wal
             receipt = session.bill(Usage(10, 0, 100), result_commitment=Hash(b"\7" * 32)) if charges else session.release()
             session.receipt = None
             fake.shows = [LateReceipt(receipt, session.candidate.order, session.candidate.terms)]
-            await market._resolver.recovery.look([alice.address], chain=False)
+            with capture_logs() as logs:
+                await market._resolver.recovery.look([alice.address], chain=False)
+            assert ("a late receipt was refused" in [one["event"] for one in logs]) is charges
             tab = await market.tab(alice.address)
             cap = session.candidate.terms.max_cost
             assert (tab.accepted, tab.open_caps) == (0, cap if charges else 0)
             assert tab.undelivered == (NOT_DELIVERED if charges else 0)
+
+
+async def test_a_late_receipt_at_no_cost_leaves_the_answer_alone(wallet: Signer, config: ClientConfig) -> None:
+    """It releases the order of the provider that did not answer; the job that another one completed stays completed."""
+    async with FakeMarket().serve() as fake, opened(fake, wallet, config, "a.db") as market:
+
+        async def stood_in(session: Session) -> None:
+            await session.match(0)
+            fake.shows = [LateReceipt(session.release(), session.candidate.order, session.candidate.terms)]
+            await session.match(1)
+            await session.answer()
+            await session.chunk(b"{}", last=True)
+            await session.finish()
+
+        fake.script = stood_in
+        await run(market)
+        alice = fake.providers[0].address
+        assert (await market.tab(alice)).open_caps > 0
+        await market._resolver.recovery.look([alice], chain=False)
+        assert (await market.tab(alice)).open_caps == 0
+        known = await market.find(fake.last.job)
+        assert known is not None
+        assert (known.state, known.reason) == (JobState.COMPLETED, "")
+        assert [order.state for order in known.orders] == [OrderState.RELEASED, OrderState.BOOKED]
+
+
+async def test_a_tab_is_asked_about_once_in_a_while(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Not again within the given time, its last moment included; before an order only where the books know no such tab."""
+    alice = fake.providers[0].address
+    async with opened(fake, wallet, config, "a.db") as market:
+        recovery = market._resolver.recovery
+        assert await recovery.look([], chain=False) == []
+        assert await recovery.look([alice], chain=False, again=60.0) == [Found()]
+        assert await recovery.look([alice], chain=False, again=60.0) == []
+        assert await recovery.look([alice], chain=False) == [Found()]
+        far = 1e300  # so long that the clock adds nothing to it
+        recovery.asked[alice] = -far
+        assert await recovery.look([alice], chain=False, again=far) == []
+        assert len(fake.inquiries) == 2
+    for asked in (3, 3):
+        async with opened(fake, wallet, config, "b.db") as market:
+            await run(market)
+            await run(market)
+        assert len(fake.inquiries) == asked, "once, by the first process that used this file"
+
+
+async def test_a_question_says_when_it_was_asked(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """By the client's clock; one that stands before 1970 is told as 0, which no signed message can be below."""
+    async with opened(fake, wallet, config, "a.db") as market:
+        for clock, told in ((1_700_000_000, 1_700_000_000), (-5, 0)):
+            asking = replace(market._resolver.recovery, now=lambda clock=clock: clock, asked={})  # type: ignore[misc]
+            await asking.look([fake.providers[0].address], chain=False)
+            assert fake.inquiries[-1].asked_at == told
+
+
+async def test_the_chain_is_asked_where_that_was_wanted(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Before an order only the coordinator is asked, since the chain may be slow."""
+    alice = fake.providers[0].address
+    async with opened(fake, wallet, config, "a.db") as market:
+        chain = Chain(10**6, [])
+        asking = replace(market._resolver.recovery, onchain=chain, asked={})  # type: ignore[arg-type]
+        assert await asking.look([alice], chain=False) == [Found()]
+        assert chain.asked == []
+        (found,) = await asking.look([alice], chain=True)
+        assert (found.unexplained, chain.asked) == (10**6, [10**6])
+
+
+async def test_the_last_foreign_order_is_told(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Of several tabs the latest moment at which another process signed; where none did, that the file may be an old one."""
+    async with opened(fake, wallet, config, "a.db") as market:
+        note = market._resolver.recovery.note
+        told = note(Found(elsewhere=1_600_000_000), Found(elsewhere=1_700_000_000), Found())
+        assert "last at 2023-11-14 22:13:20 UTC" in told
+        assert "is new, was lost or put back" in note(Found(), Found())
+        assert "is new, was lost or put back" in note()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,18 @@ async def test_two_at_once_do_not_overspend(desk: Desk) -> None:
     assert sum(not isinstance(end, BaseException) for end in ends) == 3
 
 
+async def test_a_request_took_the_time_of_who_answered_it(desk: Desk) -> None:
+    """Each request counts once, with the provider whose receipt ended it; a receipt at no cost of another one took no time."""
+    job, (placed,) = await desk.take()
+    await desk.book(job, placed, took=10)
+    job, (passed, placed) = await desk.take(providers=(ALICE, BOB))
+    void = ALICE.signer.sign(bill(passed, Usage(0, 0, 0), Outcome.REFUSED, seq=2, cumulative_cost=Amount(3)), DOMAIN)
+    assert await desk.ledger.book(Arrival(DOMAIN, job, passed, void, None, NOW_S, final=False)) is None
+    assert await desk.ledger.book(Arrival(DOMAIN, job, placed, BOB.signer.sign(bill(placed), DOMAIN), FINE, NOW_S, 30)) is None
+    took = {one.group[0]: one.latency_ms for one in await desk.ledger.spent(NOW_S, ("provider",))}
+    assert took == {ALICE.address: (10, 10, 10), BOB.address: (30, 30, 30)}
+
+
 def _drafts(*outputs: int) -> list[tuple[Address, Terms]]:
     job = JobId(bytes(16))
     return [
@@ -190,7 +203,7 @@ async def test_hits_and_unproven_payments_add_up(desk: Desk) -> None:
         await desk.ledger.note_hit(hit, now)
     tab: dict[str, object] = {"of_payer": PAYER.address, "of_provider": BOB.address}
     for now in (NOW_S, NOW_S, NOW_S + DAY_SECONDS):
-        await desk.ledger._database.write(lambda c, now=now: add_unproven(c, tab, Amount(5), now))
+        await desk.ledger._database.write(partial(add_unproven, tab=tab, amount=Amount(5), now=now))
     of_alice, of_bob = ("a", "model", ALICE.address), ("", "", BOB.address)
     assert await desk.ledger.spent(NOW_S, GROUPS) == [
         Spent((TODAY + 1, *of_bob), 0, 0, Amount(5), 0, 0, 0),
