@@ -88,7 +88,7 @@ def adopt(
     ceiling = max((order.ceiling for order in lacking), default=0)
     proven = max((one.order.message.ceiling for one in paid or () if one.order.digest.hex() not in known), default=0)
     total = max(tab.total, min(told, ceiling), min(settled, proven))
-    if lacking or total > tab.total:
+    if lacking:
         mark = tab.order_seq if row is None or total > tab.total else row.total_mark
         seq = max([tab.order_seq, *(order.seq for order in lacking)])
         _raise(c, where, replace(tab, total=Amount(total), ceiling=Amount(max(tab.ceiling, ceiling)), order_seq=seq), mark)

@@ -42,15 +42,14 @@ _THEIRS = (
     & (tabs.c.payer == bindparam("of_payer"))
     & (tabs.c.provider == bindparam("of_provider"))
 )
+_SUM = sa.func.max(0, tabs.c.undelivered + bindparam("to_quarters", type_=sa.Integer))
 _ADD = (
     sa.update(tabs)
     .where(_THEIRS)
-    .values(undelivered=sa.func.max(0, tabs.c.undelivered + bindparam("to_quarters", type_=sa.Integer)))
-)
-_FREEZE = (
-    sa.update(tabs)
-    .where(_THEIRS, tabs.c.frozen == "", tabs.c.undelivered >= MAX_UNDELIVERED)
-    .values(frozen=bindparam("to_frozen"))
+    .values(
+        undelivered=_SUM,
+        frozen=sa.case(((tabs.c.frozen == "") & (_SUM >= MAX_UNDELIVERED), bindparam("to_frozen")), else_=tabs.c.frozen),
+    )
 )
 
 
@@ -118,11 +117,9 @@ def count(c: Connection, tab: Mapping[str, object], order: Hash, quarters: int, 
 
 def add(c: Connection, tab: Mapping[str, object], quarters: int, reason: str) -> None:
     """Adds quarters of an answer to what a provider charged and did not deliver; see `count`."""
-    c.execute(_ADD, {**tab, "to_quarters": quarters})
-    if quarters > 0:
-        answers = MAX_UNDELIVERED // NOT_DELIVERED
-        text = f"it charged for {answers} answers or more that did not arrive, at last: {reason}"
-        c.execute(_FREEZE, {**tab, "to_frozen": text[:1_000]})
+    answers = MAX_UNDELIVERED // NOT_DELIVERED
+    text = f"it charged for {answers} answers or more that did not arrive, at last: {reason}"
+    c.execute(_ADD, {**tab, "to_quarters": quarters, "to_frozen": text[:1_000]})
 
 
 def refuse(c: Connection, tab: Mapping[str, object], order: Hash, seen: Delivered | None, complaint: Undelivered) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
 from tallystick.client.config import Budget
-from tallystick.client.tables import COLLECTABLE, JobState, jobs, orders, receipts, spent
+from tallystick.client.tables import COLLECTABLE, JobState, OrderState, jobs, orders, receipts, spent
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId, format_amount
@@ -226,6 +226,7 @@ def _latencies(c: Connection, payer: Address, since: int, by: Sequence[str]) -> 
         .join(orders, orders.c.job == jobs.c.job)
         .join(receipts, receipts.c.order_digest == orders.c.digest)
         .where(jobs.c.payer == payer, day >= since // DAY_SECONDS, jobs.c.took_ms.is_not(None))
+        .where(orders.c.state == OrderState.BOOKED.value)
         .order_by(jobs.c.took_ms)
     )
     found: dict[tuple[object, ...], list[int]] = defaultdict(list)

@@ -239,6 +239,7 @@ class FakeMarket:
         self.script: Script = honest
         self.sessions: dict[JobId, Session] = {}
         self.shortlists: list[dict[str, Any]] = []
+        self.inquiries: list[Inquiry] = []
         self.submissions: list[Submission] = []
         self.cancels: list[JobId] = []
         self.refusals: list[TallyError] = []
@@ -341,6 +342,7 @@ class FakeMarket:
     async def _tabs(self, request: web.Request) -> web.Response:
         asked = read_signed(Inquiry, await request.json()).verify(DOMAIN).message
         assert asked.coordinator == self.signer.address
+        self.inquiries.append(asked)
         if self.forgets:
             return web.Response(status=404)
         told = [session.late(asked.provider) for session in self.sessions.values()]

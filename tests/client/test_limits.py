@@ -15,31 +15,23 @@ from structlog.testing import capture_logs
 from tallystick.chain.deployment import Deployment
 from tallystick.client.books import Arrival
 from tallystick.client.candidates import draft, foresee
-from tallystick.client.config import ClientConfig, Recount
+from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import Ledger
 from tallystick.client.onchain import Onchain, rpc_of
 from tallystick.client.openai import Asked
 from tallystick.client.payer import (
-    RESERVE_TIMES,
-    Doubt,
-    Neighbours,
-    Tab,
     Undelivered,
     cap_for,
-    check_doubt,
-    check_place,
-    reserve_for,
 )
-from tallystick.client.recount import _excess
 from tallystick.client.sdk import Market
 from tallystick.client.tables import JobState
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadReceipt, Code, Refusal, TallyError, Unavailable
-from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.messages import Outcome
 from tallystick.protocol.sealing import ContentKey, padded_size
-from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
+from tallystick.protocol.types import ZERO_HASH, Address, JobId
 from tests.client.fake import CHAT, FakeMarket, Session, run
-from tests.client.parties import ALICE, DOMAIN, MODEL, NOW_S, PAYER, Provider, bill, place, take
+from tests.client.parties import ALICE, DOMAIN, MODEL, NOW_S, PAYER, Provider, bill, take
 
 JOB = JobId(bytes(16))
 
@@ -107,14 +99,6 @@ async def _refused_once(fake: FakeMarket, market: Market, refusal: Refusal) -> N
 # Reservations follow use
 
 
-@given(st.integers(0, 10**9), st.integers(0, 10**9))
-def test_nothing_is_reserved_in_advance(accepted: int, most: int) -> None:
-    """A provider whose receipts cost nothing has nothing reserved; then in proportion, up to the setting."""
-    reserved = reserve_for(Tab(accepted=Amount(accepted)), Amount(most))
-    assert reserved == min(most, RESERVE_TIMES * accepted)
-    assert reserve_for(Tab(total=Amount(accepted), open_caps=Amount(accepted)), Amount(most)) == 0
-
-
 async def test_sybils_lock_no_purse(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """Failed jobs of any number of providers reserve nothing; one that was paid has four times that reserved."""
     fake.providers = [Provider.make(f"sybil{n}") for n in range(3)]
@@ -167,94 +151,6 @@ def test_a_chain_that_is_not_asked_is_told_of(tmp_path: Path) -> None:
         assert Onchain.of(ClientConfig(deployment=file), PAYER) is None
     assert "use_deployment_rpc" in logs[0]["do"]
     assert Onchain.of(ClientConfig(deployment=file, use_deployment_rpc=True), PAYER) is not None
-
-
-# Neighbours of a receipt
-
-
-def _chain(*costs: int) -> list[Receipt]:
-    total, found = 0, list[Receipt]()
-    for seq, each in enumerate(costs, 1):
-        total += each
-        digest = Hash(bytes([seq]) * 32)
-        found.append(
-            bill(place(), seq=seq, cost=Amount(each), cumulative_cost=Amount(total), order_hash=digest),
-        )
-    return found
-
-
-def test_neighbours_are_the_nearest_on_each_side() -> None:
-    """Of all receipts of a tab, those just below and just above, the one with the same seq, and the one of the same order."""
-    one, two, three, four, five = _chain(10, 20, 30, 40, 50)
-    near = Neighbours.of(three, [one, five, two, four, three])
-    assert (near.below, near.above, near.same_seq, near.same_order) == (two, four, None, None)
-    twin = replace(three, finished_at=9, order_hash=Hash(b"\7" * 32))
-    again = replace(three, seq=7, cumulative_cost=Amount(999))
-    near = Neighbours.of(three, [twin, again, one])
-    assert (near.below, near.above, near.same_seq, near.same_order) == (one, again, twin, again)
-    assert Neighbours.of(three, []) == Neighbours()
-    assert Neighbours.of(three, [three]) == Neighbours()
-
-
-@pytest.mark.parametrize(("gap", "total", "fits"), [(1, 30, True), (1, 31, False), (1, 29, False), (2, 30, True), (2, 29, False)])
-def test_totals_leave_room_for_what_lies_between(gap: int, total: int, fits: bool) -> None:
-    """Next to each other totals are exact, with something missing between they may be more, and they are never less."""
-    lower = bill(place(), seq=5, cost=Amount(10), cumulative_cost=Amount(10))
-    higher = bill(place(), seq=5 + gap, cost=Amount(20), cumulative_cost=Amount(total))
-    for receipt, near in ((higher, Neighbours(below=lower)), (lower, Neighbours(above=higher))):
-        if fits:
-            check_place(receipt, near)
-        else:
-            with pytest.raises(BadReceipt, match="does not continue"):
-                check_place(receipt, near)
-    if gap == 2:
-        check_place(replace(higher, cumulative_cost=Amount(31)), Neighbours(below=lower))
-
-
-def test_a_first_receipt_has_the_total_of_its_cost() -> None:
-    """With seq 1 it must, with a later seq and nothing known below it need not; both sides are looked at."""
-    first = bill(place(), seq=1, cost=Amount(10), cumulative_cost=Amount(10))
-    check_place(first, Neighbours())
-    with pytest.raises(BadReceipt, match="first receipt"):
-        check_place(replace(first, cumulative_cost=Amount(11)), Neighbours())
-    check_place(replace(first, seq=2, cumulative_cost=Amount(11)), Neighbours())
-    second = replace(first, seq=2, cumulative_cost=Amount(20))
-    check_place(first, Neighbours(above=second))
-    with pytest.raises(BadReceipt, match="first receipt"):
-        check_place(replace(first, cumulative_cost=Amount(9)), Neighbours(above=second))
-
-
-def test_one_seq_and_one_order_have_one_receipt() -> None:
-    """The second receipt of a seq is told as equivocation, that of an order as a second one."""
-    first = bill(place())
-    with pytest.raises(BadReceipt, match="equivocation"):
-        check_place(replace(first, finished_at=1), Neighbours(same_seq=first))
-    with pytest.raises(BadReceipt, match="second one for the same order; the first has seq 1"):
-        check_place(replace(first, seq=2), Neighbours(below=first, same_order=first))
-
-
-def test_a_doubt_refuses_only_where_it_says_so() -> None:
-    """What a recount flags is booked; what it refuses is not."""
-    check_doubt(None)
-    check_doubt(Doubt("a little much", refuse=False))
-    with pytest.raises(BadReceipt, match="far too much"):
-        check_doubt(Doubt("far too much", refuse=True))
-
-
-@pytest.mark.parametrize(
-    ("billed", "flagged", "refused"),
-    [(100, False, False), (104, False, False), (105, True, False), (149, True, False), (150, True, True)],
-)
-def test_a_recount_flags_and_refuses_from_its_settings_on(billed: int, flagged: bool, refused: bool) -> None:
-    """At the percentages of the config, not one below them."""
-    rule = Recount(model=MODEL, tokenizer=Path("x"), flag_above=5, refuse_above=50)
-    found = _excess(rule, "output", billed, 90, 10)
-    assert ((found is not None), found is not None and found.refuse) == (flagged, refused)
-    never = _excess(replace(rule, refuse_above=None), "output", 1_000, 90, 10)
-    assert never is not None
-    assert not never.refuse
-    assert _excess(replace(rule, flag_above=0), "output", 100, 90, 10) is None
-    assert _excess(replace(rule, flag_above=0), "output", 101, 90, 10) is not None
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,17 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from tallystick.client.config import ClientConfig, Recount
-from tallystick.client.recount import PER_CHOICE, Auditor
+from tallystick.client.recount import PER_CHOICE, Auditor, _excess, recount_with
 from tallystick.client.sdk import Market
 from tallystick.client.tables import JobState
 from tallystick.client.texts import answer_texts, request_texts
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, BadReceipt
-from tallystick.protocol.messages import Outcome
+from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import Usage
-from tallystick.protocol.wire import dumps
+from tallystick.protocol.wire import RequestHead, ResponseHead, dump_response_head, dumps, join_request
 from tests.client.fake import BODY, CHAT, EVENTS, FakeMarket, Session, event
-from tests.client.parties import MODEL
+from tests.client.parties import MODEL, bill, place
 
 COMPLETIONS = "/v1/completions"
 SAID = "one two three four"
@@ -35,6 +36,91 @@ def tokenizer(tmp_path: Path) -> Path:
     made.pre_tokenizer = Whitespace()
     made.save(str(tmp_path / "tokenizer.json"))
     return tmp_path / "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    ("billed", "flagged", "refused"),
+    [(100, False, False), (104, False, False), (105, True, False), (149, True, False), (150, True, True)],
+)
+def test_a_recount_flags_and_refuses_from_its_settings_on(billed: int, flagged: bool, refused: bool) -> None:
+    """At the percentages of the config, not one below them."""
+    rule = Recount(model=MODEL, tokenizer=Path("x"), flag_above=5, refuse_above=50)
+    found = _excess(rule, "output", billed, 90, 10)
+    assert ((found is not None), found is not None and found.refuse) == (flagged, refused)
+    never = _excess(replace(rule, refuse_above=None), "output", 1_000, 90, 10)
+    assert never is not None
+    assert not never.refuse
+    assert _excess(replace(rule, flag_above=0), "output", 100, 90, 10) is None
+    assert _excess(replace(rule, flag_above=0), "output", 101, 90, 10) is not None
+    nothing = _excess(rule, "output", 1, 0, 0)
+    assert nothing is not None
+    assert nothing.reason.endswith(": 100 % more")
+
+
+HEAD = dump_response_head(ResponseHead(200, "application/json"))
+ASKED = join_request(
+    RequestHead(CHAT), dumps({"messages": [{"role": "user", "content": "a b c"}, {"role": "user", "content": "d"}]})
+)
+
+
+def _said(*texts: str) -> bytes:
+    return dumps({"choices": [{"index": at, "message": {"content": text}} for at, text in enumerate(texts)]})
+
+
+def _billed(output: int, input_: int = 4) -> Receipt:
+    return bill(place(output=8_000, body=8_000), Usage(input_, 0, output))
+
+
+def test_what_no_text_shows_is_allowed_for_each_part(tokenizer: Path) -> None:
+    """Each choice of an answer, each message of a request and the request itself have their allowance; a doubt names it."""
+    count = recount_with(tokenizer)
+    answer = [HEAD, _said("one two", "three four")]
+    assert count(ASKED, answer, _billed(36, 100)) is None
+    output = count(ASKED, answer, _billed(44))
+    assert output is not None
+    assert output.reason.startswith("44 output tokens billed, 4 counted (and 32 allowed for what no text shows): 22 % more")
+    input_ = count(ASKED, answer, _billed(36, 120))
+    assert input_ is not None
+    assert input_.reason.startswith("120 input tokens billed, 4 counted (and 96 allowed for what no text shows): 20 % more")
+    assert not input_.refuse, "an opinion refuses nothing"
+
+
+def test_what_says_no_text_is_counted_as_far_as_it_can_be(tokenizer: Path) -> None:
+    """No answer and an engine's error are no doubt; a request with an image leaves its output to be counted."""
+    count = recount_with(tokenizer)
+    assert count(ASKED, [], _billed(500)) is None
+    assert count(ASKED, [dump_response_head(ResponseHead(422, "application/json")), _said("one")], _billed(500)) is None
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {}}]}
+    drawn = join_request(RequestHead(CHAT), dumps({"messages": [image]}))
+    assert count(drawn, [HEAD, _said("one")], _billed(17, 8_000)) is None
+    assert count(drawn, [HEAD, _said("one")], _billed(500, 8_000)) is not None
+
+
+def test_which_answers_are_kept_for_counting(config: ClientConfig, tokenizer: Path) -> None:
+    """Those of the models that the config names, on the routes whose texts are known."""
+    auditor = Auditor(replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer),)))
+    assert [auditor.counts(MODEL, path) for path in (CHAT, COMPLETIONS, "/v1/embeddings")] == [True, True, False]
+    assert not auditor.counts("other", CHAT)
+
+
+async def test_whose_answers_are_counted(config: ClientConfig, tokenizer: Path) -> None:
+    """Only those of the models that the config names; one that was too long to be kept is doubted, and not refused."""
+    auditor = Auditor(replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer, flag_above=0, refuse_above=0),)))
+    answer = [HEAD, _said("one")]
+    assert await auditor.doubt("other", ASKED, answer, _billed(500)) is None
+    assert await auditor.doubt("other", ASKED, None, _billed(500)) is None
+    found, long = await auditor.doubt(MODEL, ASKED, answer, _billed(500)), await auditor.doubt(MODEL, ASKED, None, _billed(500))
+    assert found is not None
+    assert found.refuse
+    assert long is not None
+    assert ("too long" in long.reason, long.refuse) == (True, False)
+
+
+def test_a_tokenizer_needs_its_library(config: ClientConfig, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the library is not installed, the error says which extra to install."""
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(BadMessage, match=r"pip install 'tallystick\[recount\]'"):
+        Auditor(replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer),)))
 
 
 def _bills(output: int, input_: int = 10) -> Any:
@@ -117,8 +203,6 @@ async def test_other_models_are_not_counted(fake: FakeMarket, wallet: Signer, co
     counts = replace(config, recounts=(Recount(model="other", tokenizer=tokenizer, refuse_above=5),))
     async with Market(fake.url, wallet, counts) as market:
         assert await _run(market, fake, _bills(80)) == (JobState.COMPLETED, "")
-    auditor = Auditor(replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer),)))
-    assert [auditor.counts(MODEL, path) for path in (CHAT, COMPLETIONS, "/v1/embeddings")] == [True, True, False]
 
 
 def test_tokenizers_that_are_not_there(config: ClientConfig, tmp_path: Path) -> None:

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tallystick.client import recover
-from tallystick.client.books import Arrival
 from tallystick.client.config import ClientConfig
-from tallystick.client.ledger import Ledger
-from tallystick.client.mending import Found, Paid, Shown
+from tallystick.client.mending import Found, Paid
 from tallystick.client.payer import NOT_DELIVERED
 from tallystick.client.sdk import Market
-from tallystick.client.tables import JobState
+from tallystick.client.tables import JobState, OrderState
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.messages import Receipt
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Amount, Hash
 from tests.client.fake import BODY, CHAT, FakeMarket, Session, eventually, honest, run
-from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, Provider, bill, place, signer, take
+from tests.client.parties import DOMAIN, Provider, bill, place, signer
 
 
 @pytest.fixture(autouse=True)
@@ -138,12 +136,11 @@ async def test_old_ceilings_do_no_harm(fake: FakeMarket, wallet: Signer, config:
     """A job that a provider takes on the strength of an order that the file lacks has a total above all that is known: it is
     booked, the total is not believed, and the provider is not held for a liar.
     """
-    fake.script = honest
     async with opened(fake, wallet, config, "a.db") as market:
-        for _ in range(40):
+        for _ in range(4):
             await run(market)
         await run(market, BODY | {"max_tokens": 8_000})
-    fake.forgets = True
+    fake.script, fake.forgets = honest, True
     async with opened(fake, wallet, config, "b.db") as market:
         await run(market, BODY | {"max_tokens": 5})
         provider = fake.providers[0]
@@ -182,113 +179,6 @@ async def test_made_up_receipts(fake: FakeMarket, wallet: Signer, config: Client
         for _ in range(3):
             await market._resolver.recovery.look([alice.address], chain=False)
         assert await market.tab(alice.address) == tab
-
-
-async def test_refused_orders_prove_nothing(tmp_path: Path) -> None:
-    """A provider cannot climb: orders that these books know, and it may have refused, do not raise what is believed."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    _, (own,) = await take(ledger)
-    huge = ALICE.signer.sign(bill(own, seq=9, cumulative_cost=Amount(10**12)), DOMAIN)
-    assert await ledger.adopt(DOMAIN, ALICE.address, [Shown(own.order, huge)], Amount(0), NOW_S) == Found()
-    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).total == 0
-    await ledger.close()
-
-
-def _paid(ceiling: int, signer_of: Signer = PAYER) -> Paid:
-    """An order of a key that these books lack, as it stood in a settling transaction."""
-    order = replace(place().order.message, ceiling=Amount(ceiling), payer=signer_of.address)
-    return Paid(signer_of.sign(order, DOMAIN), "0xtx")
-
-
-async def test_what_the_chain_paid(tmp_path: Path) -> None:
-    """What was settled counts where the order of this key is shown that allowed it, and up to that; it never lowers a tab."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=[_paid(100)])
-    assert (found.raised, found.unexplained, found.blocked) == (70, 0, "")
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(30), NOW_S)).raised == 0
-    _, (placed,) = await take(ledger)
-    assert placed.order.message.ceiling == 70 + placed.terms.max_cost
-    await ledger.close()
-
-
-@pytest.mark.parametrize("settled", [1, 9_000_000_000])
-@pytest.mark.parametrize("known", [False, True])
-async def test_no_number_of_a_chain_raises_a_ceiling(tmp_path: Path, settled: int, known: bool) -> None:
-    """What a chain says that it settled, without an order of this key, raises nothing: a person is asked, and told what to do."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    most = 0
-    if known:
-        job, (placed,) = await take(ledger)
-        assert await ledger.book(Arrival(DOMAIN, job, placed, ALICE.signer.sign(bill(placed), DOMAIN), None, NOW_S)) is None
-        most, settled = placed.order.message.ceiling, settled + 3
-    before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])
-    after = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (found.raised, after.total, after.ceiling) == (0, before.total, most)
-    assert "tally receipt forgive" in found.blocked == after.frozen
-    assert (await take(ledger))[1] == [], "no order is signed for it"
-    assert await ledger.forgive(ALICE.address, NOW_S)
-    _, (placed,) = await take(ledger)
-    assert placed.order.message.ceiling <= max(most, 0) + placed.terms.max_cost
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])).blocked == "", (
-        "the person has answered"
-    )
-    await ledger.close()
-
-
-async def test_a_chain_that_cannot_be_searched_blocks_nobody(tmp_path: Path) -> None:
-    """Where the settling transactions cannot be had, a payment above all known ceilings neither raises nor blocks a tab."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=None)
-    assert (found.raised, found.unexplained, found.blocked) == (0, 70, "")
-    await ledger.close()
-
-
-async def test_an_order_below_the_payment_proves_no_more_than_itself(tmp_path: Path) -> None:
-    """A settling order of this key raises a tab to its own ceiling, and the rest of the payment is asked about."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(71), NOW_S, paid=[_paid(70)])
-    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (found.raised, tab.total, tab.ceiling) == (70, 70, 70)
-    assert tab.frozen
-    await ledger.close()
-
-
-async def test_what_was_collected_for_refused_jobs(tmp_path: Path) -> None:
-    """A provider that fails jobs, gives no receipt and collects their caps does not climb: as long as the orders explain it, it
-    counts as not delivered; what they do not explain blocks the provider.
-    """
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    job, (placed,) = await take(ledger)
-    cap = placed.terms.max_cost
-    await ledger.end(job, JobState.FAILED, "refused", NOW_S, matched=[placed.order.digest])
-    made_up = ALICE.signer.sign(bill(placed, seq=1, cumulative_cost=cap), DOMAIN)
-    for shown in ([], [Shown(placed.order, made_up)]):
-        found = await ledger.adopt(DOMAIN, ALICE.address, shown, cap, NOW_S)
-        assert (found.raised, found.unexplained, found.blocked) == (0, cap, "")
-    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (tab.undelivered, tab.open_caps, tab.frozen) == (NOT_DELIVERED, cap, ""), "counted once"
-    _, (second,) = await take(ledger)
-    assert second.order.message.ceiling == 2 * cap
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], cap, second.order.message.claim_by)).blocked
-    await ledger.close()
-
-
-async def test_a_tab_with_receipts_needs_them(tmp_path: Path) -> None:
-    """A job that was released at no cost and was paid on chain blocks its provider at once."""
-    ledger = await Ledger.open(tmp_path / "a.db", PAYER.address)
-    job, (placed,) = await take(ledger)
-    receipt = ALICE.signer.sign(bill(placed), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
-    job, (placed,) = await take(ledger)
-    void = ALICE.signer.sign(bill(placed, Usage(0, 0, 0), Outcome.REFUSED, seq=2, cumulative_cost=Amount(3)), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
-    await ledger.end(job, JobState.FAILED, "refused", NOW_S)
-    assert not (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(3), NOW_S)).blocked
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(4), NOW_S)
-    assert (found.raised, found.unexplained) == (0, 1)
-    assert "tally receipt report" in found.blocked
-    await ledger.close()
 
 
 async def test_a_stand_in_hides_nothing(wallet: Signer, config: ClientConfig) -> None:
@@ -412,8 +302,85 @@ async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wal
             receipt = session.bill(Usage(10, 0, 100), result_commitment=Hash(b"\7" * 32)) if charges else session.release()
             session.receipt = None
             fake.shows = [LateReceipt(receipt, session.candidate.order, session.candidate.terms)]
-            await market._resolver.recovery.look([alice.address], chain=False)
+            with capture_logs() as logs:
+                await market._resolver.recovery.look([alice.address], chain=False)
+            assert ("a late receipt was refused" in [one["event"] for one in logs]) is charges
             tab = await market.tab(alice.address)
             cap = session.candidate.terms.max_cost
             assert (tab.accepted, tab.open_caps) == (0, cap if charges else 0)
             assert tab.undelivered == (NOT_DELIVERED if charges else 0)
+
+
+async def test_a_late_receipt_at_no_cost_leaves_the_answer_alone(wallet: Signer, config: ClientConfig) -> None:
+    """It releases the order of the provider that did not answer; the job that another one completed stays completed."""
+    async with FakeMarket().serve() as fake, opened(fake, wallet, config, "a.db") as market:
+
+        async def stood_in(session: Session) -> None:
+            await session.match(0)
+            fake.shows = [LateReceipt(session.release(), session.candidate.order, session.candidate.terms)]
+            await session.match(1)
+            await session.answer()
+            await session.chunk(b"{}", last=True)
+            await session.finish()
+
+        fake.script = stood_in
+        await run(market)
+        alice = fake.providers[0].address
+        assert (await market.tab(alice)).open_caps > 0
+        await market._resolver.recovery.look([alice], chain=False)
+        assert (await market.tab(alice)).open_caps == 0
+        known = await market.find(fake.last.job)
+        assert known is not None
+        assert (known.state, known.reason) == (JobState.COMPLETED, "")
+        assert [order.state for order in known.orders] == [OrderState.RELEASED, OrderState.BOOKED]
+
+
+async def test_a_tab_is_asked_about_once_in_a_while(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Not again within the given time, its last moment included; before an order only where the books know no such tab."""
+    alice = fake.providers[0].address
+    async with opened(fake, wallet, config, "a.db") as market:
+        recovery = market._resolver.recovery
+        assert await recovery.look([], chain=False) == []
+        assert await recovery.look([alice], chain=False, again=60.0) == [Found()]
+        assert await recovery.look([alice], chain=False, again=60.0) == []
+        assert await recovery.look([alice], chain=False) == [Found()]
+        far = 1e300  # so long that the clock adds nothing to it
+        recovery.asked[alice] = -far
+        assert await recovery.look([alice], chain=False, again=far) == []
+        assert len(fake.inquiries) == 2
+    for asked in (3, 3):
+        async with opened(fake, wallet, config, "b.db") as market:
+            await run(market)
+            await run(market)
+        assert len(fake.inquiries) == asked, "once, by the first process that used this file"
+
+
+async def test_a_question_says_when_it_was_asked(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """By the client's clock; one that stands before 1970 is told as 0, which no signed message can be below."""
+    async with opened(fake, wallet, config, "a.db") as market:
+        for clock, told in ((1_700_000_000, 1_700_000_000), (-5, 0)):
+            asking = replace(market._resolver.recovery, now=lambda clock=clock: clock, asked={})  # type: ignore[misc]
+            await asking.look([fake.providers[0].address], chain=False)
+            assert fake.inquiries[-1].asked_at == told
+
+
+async def test_the_chain_is_asked_where_that_was_wanted(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Before an order only the coordinator is asked, since the chain may be slow."""
+    alice = fake.providers[0].address
+    async with opened(fake, wallet, config, "a.db") as market:
+        chain = Chain(10**6, [])
+        asking = replace(market._resolver.recovery, onchain=chain, asked={})  # type: ignore[arg-type]
+        assert await asking.look([alice], chain=False) == [Found()]
+        assert chain.asked == []
+        (found,) = await asking.look([alice], chain=True)
+        assert (found.unexplained, chain.asked) == (10**6, [10**6])
+
+
+async def test_the_last_foreign_order_is_told(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Of several tabs the latest moment at which another process signed; where none did, that the file may be an old one."""
+    async with opened(fake, wallet, config, "a.db") as market:
+        note = market._resolver.recovery.note
+        told = note(Found(elsewhere=1_600_000_000), Found(elsewhere=1_700_000_000), Found())
+        assert "last at 2023-11-14 22:13:20 UTC" in told
+        assert "is new, was lost or put back" in note(Found(), Found())
+        assert "is new, was lost or put back" in note()

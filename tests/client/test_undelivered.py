@@ -20,25 +20,22 @@ from tallystick.client.ledger import Ledger
 from tallystick.client.payer import (
     CUT_SHORT,
     IN_FLIGHT_TOKENS,
-    MAX_UNDELIVERED,
     NOT_DELIVERED,
     OUTPUT_ALLOWANCE,
     Delivered,
     Stream,
     Undelivered,
-    check_answer,
-    quarters_of,
 )
 from tallystick.client.sdk import Market
 from tallystick.client.tables import JobState, OrderState
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import BadReceipt, Code, Fault, TallyError, Unavailable
+from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Outcome
-from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage
+from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import ZERO_HASH, Hash
 from tallystick.runtime.serving import serving
 from tests.client.fake import BODY, CHAT, EVENTS, MESSAGES, STREAM, FakeMarket, Session, event, eventually, honest, run
-from tests.client.parties import ALICE, DOMAIN, MODEL, NOW_S, PAYER, Provider, bill, place, take
+from tests.client.parties import ALICE, DOMAIN, MODEL, NOW_S, PAYER, Provider, bill, take
 
 OTHER = Hash(b"\6" * 32)
 SEEN = Delivered(200, 50, ZERO_HASH, finished=True)
@@ -316,68 +313,6 @@ async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fak
     known = await market.find(job)
     assert known is not None
     assert known.state is JobState.COMPLETED
-
-
-def _reads(outcome: Outcome) -> Delivered:
-    return replace(SEEN, finished=False, commitment=OTHER, cancelled=outcome is Outcome.CLIENT_CANCELLED)
-
-
-def test_every_limit_at_equality() -> None:
-    """At each bound a receipt passes, one token above it does not; what the provider signed for itself is its own lie."""
-    placed = place(output=8_000, body=50_000)
-    most_in, most_out = 200 + TEMPLATE_ALLOWANCE, 50 + OUTPUT_ALLOWANCE
-    cancelled = _reads(Outcome.CLIENT_CANCELLED)
-    left = replace(cancelled, stream=Stream.LEFT)
-    kept = replace(cancelled, stream=Stream.KEPT)
-    for seen, usage, error in (
-        (cancelled, Usage(most_in, 0, most_out), None),
-        (cancelled, Usage(1, 0, most_out + 1), Undelivered),
-        (left, Usage(1, 0, most_out + IN_FLIGHT_TOKENS), None),
-        (left, Usage(1, 0, most_out + IN_FLIGHT_TOKENS + 1), Undelivered),
-        (kept, Usage(1, 0, 8_000), None),
-        (kept, Usage(most_in + 1, 0, 0), BadReceipt),
-        (replace(cancelled, commitment=ZERO_HASH), Usage(1, 0, most_out), None),
-        (replace(cancelled, commitment=ZERO_HASH), Usage(1, 0, most_out + 1), BadReceipt),
-        (replace(cancelled, bounded=False), Usage(1, 0, 8_000), None),
-        (replace(cancelled, bounded=False, response_bytes=0), Usage(1, 0, OUTPUT_ALLOWANCE), None),
-        (replace(cancelled, bounded=False, response_bytes=0), Usage(1, 0, OUTPUT_ALLOWANCE + 1), Undelivered),
-        (replace(cancelled, cancelled=False), Usage(1, 0, 0), Undelivered),
-    ):
-        receipt = bill(placed, usage, Outcome.CLIENT_CANCELLED)
-        if error is None:
-            check_answer(placed, receipt, seen)
-            continue
-        with pytest.raises(error) as caught:
-            check_answer(placed, receipt, seen)
-        assert type(caught.value) is error
-
-
-@pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.LENGTH])
-def test_a_stream_that_was_read_needs_its_last_chunk(outcome: Outcome) -> None:
-    """Cancelled or not, a finished answer comes with its last chunk; a receipt that charges nothing needs none."""
-    placed = place()
-    for cancelled in (False, True):
-        seen = replace(SEEN, finished=False, commitment=OTHER, cancelled=cancelled)
-        with pytest.raises(Undelivered):
-            check_answer(placed, bill(placed, outcome=outcome), seen)
-        check_answer(placed, bill(placed, Usage(0, 0, 0), outcome), seen)
-        with pytest.raises(BadReceipt, match="last chunk") as caught:
-            check_answer(placed, bill(placed, outcome=outcome), replace(seen, commitment=ZERO_HASH))
-        assert caught.value.fault is Fault.PROVIDER
-
-
-def test_what_an_answer_adds_to_the_count() -> None:
-    """Whole answers pay back, cut ones count a quarter, more than what arrived counts in full, what cost nothing does not."""
-    placed = place(output=500)
-    cut = replace(SEEN, finished=False)
-    most = 50 + OUTPUT_ALLOWANCE
-    assert quarters_of(bill(placed), SEEN) == -1
-    assert quarters_of(bill(placed), None) == 0
-    assert quarters_of(bill(placed, Usage(1, 0, most)), cut) == CUT_SHORT
-    assert quarters_of(bill(placed, Usage(1, 0, most + 1)), cut) == NOT_DELIVERED
-    assert quarters_of(bill(placed, Usage(0, 0, 0)), cut) == 0
-    assert quarters_of(bill(placed, outcome=Outcome.TIMED_OUT), cut) == 0
-    assert MAX_UNDELIVERED == 3 * NOT_DELIVERED
 
 
 async def test_a_gateway_does_not_book_what_another_process_reads(config: ClientConfig, wallet: Signer) -> None:
