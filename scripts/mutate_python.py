@@ -57,9 +57,17 @@ CHECKED: dict[str, tuple[str, ...]] = {
     "node/meter.py": ("tests/node/test_meter.py",),
     "node/dealings.py": ("tests/node/test_dealings.py",),
     "tallystick/client/payer.py": ("tests/client/test_payer.py", "tests/client/test_limits.py"),
-    "tallystick/client/outstanding.py": ("tests/client/test_released.py", "tests/client/test_undelivered.py"),
-    "tallystick/client/mending.py": ("tests/client/test_recover.py", "tests/client/test_evidence.py"),
-    "tallystick/client/recover.py": ("tests/client/test_recover.py",),
+    "tallystick/client/outstanding.py": (
+        "tests/client/test_released.py",
+        "tests/client/test_undelivered.py",
+        "tests/client/test_lost_streams.py",
+    ),
+    "tallystick/client/mending.py": (
+        "tests/client/test_recover.py",
+        "tests/client/test_evidence.py",
+        "tests/client/test_totals.py",
+    ),
+    "tallystick/client/recover.py": ("tests/client/test_recover.py", "tests/client/test_totals.py"),
     "tallystick/client/recount.py": ("tests/client/test_recount.py",),
     "tallystick/client/spending.py": ("tests/client/test_spending.py",),
 }
