@@ -32,7 +32,7 @@ def read_accounts(c: Connection, domain: Domain, payer: Address, now: int) -> li
     providers = [Address(row) for row in c.execute(sa.select(tabs.c.provider).where(here)).scalars()]
     found = read_tabs(c, domain, payer, providers, now)
     told = [
-        Account(provider, Amount(max(tab.accepted, tab.total)), tab.open_caps, tab.order_seq // 1_000_000_000, tab.frozen)
+        Account(provider, Amount(max(tab.accepted, tab.believed)), tab.open_caps, tab.order_seq // 1_000_000_000, tab.frozen)
         for provider, tab in found.items()
     ]
     return sorted(told, key=lambda one: one.used_at, reverse=True)

@@ -96,11 +96,18 @@ class Answer:
         for order in self._matched:
             if order in self._voided or (self.receipt is not None and self.receipt.message.order_hash == order):
                 continue
-            begun = Transcript(self.key.commitment_key, order).commitment
-            nothing = Delivered(request_bytes, 0, begun, finished=False, bounded=bounded)
+            nothing = Delivered.nothing(self.key, order, request_bytes, bounded=bounded)
             here = self.match is not None and self.match.order.digest == order
             found[order] = last if here and last is not None else nothing
         return found
+
+    def unmatched(self, request_bytes: int, *, bounded: bool, stream: Stream) -> dict[Hash, Delivered]:
+        """Nothing, for each order whose match did not arrive before the stream was lost."""
+        return {
+            order: Delivered.nothing(self.key, order, request_bytes, bounded=bounded, cancelled=True, stream=stream)
+            for order in self._placed
+            if order not in self._matched
+        }
 
     def accept(self, kind: Kind, payload: bytes) -> bytes:
         """Takes a frame and returns the bytes of the body that it brought, often none. Raises PeerError."""

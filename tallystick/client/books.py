@@ -104,12 +104,20 @@ _SEQ: sa.BindParameter[int] = bindparam("of_seq")
 THIS_TAB = (tabs.c.venue == VENUE) & (tabs.c.payer == PAYER) & (tabs.c.provider == _PROVIDER)
 _TABS = sa.select(tabs).where(tabs.c.venue == VENUE, tabs.c.payer == PAYER, tabs.c.provider.in_(_PROVIDERS))
 TAB = sa.select(tabs).where(THIS_TAB)
+_LIVE = orders.c.claim_by > bindparam("of_now")
+
+
+def _sum_of(which: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+    return sa.func.sum(sa.case((which, orders.c.cap), else_=0))
+
+
 _CAPS = (
     sa.select(
         orders.c.provider,
-        sa.func.sum(orders.c.cap).label("open"),
-        sa.func.sum(sa.case((orders.c.state == OrderState.DISPATCHED.value, 1), else_=0)).label("unreleased"),
-        sa.func.sum(sa.case((orders.c.seq <= tabs.c.total_mark, orders.c.cap), else_=0)).label("early"),
+        _sum_of(_LIVE).label("open"),
+        sa.func.sum(sa.case((_LIVE & (orders.c.state == OrderState.DISPATCHED.value), 1), else_=0)).label("unreleased"),
+        _sum_of(_LIVE & (orders.c.seq <= tabs.c.total_mark)).label("early"),
+        _sum_of(~_LIVE).label("expired"),
     )
     .join(tabs, (tabs.c.venue == orders.c.venue) & (tabs.c.payer == orders.c.payer) & (tabs.c.provider == orders.c.provider))
     .where(
@@ -117,7 +125,6 @@ _CAPS = (
         orders.c.state.in_(COLLECTABLE),
         orders.c.provider.in_(_PROVIDERS),
         orders.c.venue == VENUE,
-        orders.c.claim_by > bindparam("of_now"),
     )
     .group_by(orders.c.provider)
 )
@@ -165,17 +172,21 @@ _CLOSE_ORDERS = (
 
 
 def read_tabs(c: Connection, domain: Domain, payer: Address, providers: Sequence[Address], now: int) -> dict[Address, Tab]:
-    """The payer's tabs with these providers; orders whose `claim_by` is not after `now` no longer count."""
+    """The payer's tabs with these providers; orders whose `claim_by` is not after `now` are expired."""
     which = {"of_venue": venue(domain), "of_payer": payer, "of_providers": list(providers)}
     rows = {row.provider: row for row in c.execute(_TABS, which)}
-    caps = {row.provider: (row.open, row.early, row.unreleased) for row in c.execute(_CAPS, which | {"of_now": now})}
-    return {provider: tab_of(rows.get(provider), *caps.get(provider, (0, 0, 0))) for provider in providers}
+    caps = {row.provider: row for row in c.execute(_CAPS, which | {"of_now": now})}
+    return {provider: tab_of(rows.get(provider), caps.get(provider)) for provider in providers}
 
 
-def tab_of(row: sa.Row[tuple[object, ...]] | None, open_caps: int = 0, early_caps: int = 0, unreleased: int = 0) -> Tab:
-    """A tab's row, with the caps of its orders that may still be collected, and how many of them were dispatched."""
+def tab_of(row: sa.Row[tuple[object, ...]] | None, caps: sa.Row[tuple[object, ...]] | None = None) -> Tab:
+    """A tab's row, with the caps of its orders that may still be collected or expired, and how many of them were dispatched."""
     if row is None:
         return Tab()
+    if caps is None:
+        open_caps, early_caps, expired, unreleased = 0, 0, 0, 0
+    else:
+        open_caps, early_caps, expired, unreleased = caps.open, caps.early, caps.expired, caps.unreleased
     return Tab(
         accepted=Amount(row.accepted),
         total=Amount(row.total),
@@ -186,6 +197,8 @@ def tab_of(row: sa.Row[tuple[object, ...]] | None, open_caps: int = 0, early_cap
         frozen=row.frozen,
         unreleased=unreleased,
         undelivered=row.undelivered,
+        expired_caps=Amount(expired),
+        recovered=Amount(row.recovered),
     )
 
 
@@ -259,7 +272,7 @@ def book(c: Connection, arrival: Arrival) -> BadReceipt | None:
     try:
         known, tab = examine(c, arrival)
     except Undelivered as complaint:
-        outstanding.refuse(c, arrival.tab, receipt.order_hash, arrival.delivered, complaint)
+        outstanding.refuse(c, arrival.tab, receipt.order_hash, arrival.delivered, complaint, now=arrival.now)
         if arrival.final:
             end(c, arrival.job, JobState.FAILED, str(complaint), arrival.now, arrived=arrival.arrived)
         return complaint
@@ -279,7 +292,7 @@ def _weigh(c: Connection, arrival: Arrival) -> None:
     quarters = quarters_of(receipt, arrival.delivered)
     if quarters:
         reason = f"job {arrival.job.hex()}, of which it charged {receipt.cost}"
-        outstanding.count(c, arrival.tab, receipt.order_hash, quarters, reason)
+        outstanding.count(c, arrival.tab, receipt.order_hash, quarters, reason, seen=arrival.delivered, now=arrival.now)
 
 
 def examine(c: Connection, arrival: Arrival) -> tuple[bool, sa.Row[tuple[object, ...]] | None]:

@@ -206,7 +206,7 @@ class Job:
                     await self._frame()
         except (TimeoutError, TallyError):
             if not self._done:
-                await self._desk.ledger.note_arrived(self._arrived(Stream.LEFT))
+                await self._note(Stream.LEFT)
                 self._leave()
                 self._desk.resolver.abandon(self.id)
             return None
@@ -228,10 +228,20 @@ class Job:
         """Nobody reads the stream any more: what arrived is kept, for a receipt that comes later. A keyed job goes on for a
         while, as a retry may take it up. Returns what arrived.
         """
-        arrived = self._arrived(Stream.KEPT if self._keyed else Stream.LEFT)
-        await self._desk.ledger.note_arrived(arrived)
+        arrived = await self._note(Stream.KEPT if self._keyed else Stream.LEFT)
         if not self._keyed:
             self._desk.resolver.abandon(self.id)
+        return arrived
+
+    async def _note(self, stream: Stream) -> dict[Hash, Delivered]:
+        """Keeps what arrived of a stream that was lost or given up; of orders that this client was told of no match for, nothing
+        did, whoever had them. Returns what arrived of those that were matched.
+        """
+        ledger, answer = self._desk.ledger, self._answer
+        arrived = self._arrived(stream)
+        await ledger.note_arrived(arrived)
+        unmatched = answer.unmatched(self._body_bytes, bounded=self._call.bounded, stream=stream)
+        await ledger.note_arrived(unmatched, matched=False)
         return arrived
 
     def _arrived(self, stream: Stream = Stream.READ) -> dict[Hash, Delivered]:
@@ -317,8 +327,7 @@ class Job:
         receipt: Verified[Receipt] | None = None
         over = False
         try:
-            arrived = self._arrived(Stream.KEPT if self._keyed else Stream.LEFT)
-            await self._desk.ledger.note_arrived(arrived)
+            arrived = await self._note(Stream.KEPT if self._keyed else Stream.LEFT)
             if answer.whole:
                 await self._deliver(arrived)
             remote, receipt = await self._desk.resolver.resolve(self.id, arrived, self._doubt)

@@ -78,10 +78,11 @@ def barred(c: Connection, domain: Domain, payer: Address, now: int) -> dict[Addr
 
 
 def outstanding(c: Connection, payer: Address, now: int, every: int, limit: int) -> list[JobId]:
-    """Jobs that ended here while receipts of theirs are outstanding, to be asked about now: `every` seconds after their end, and
-    then each time after as long again as they are old. Those that wait longest come first.
+    """Jobs that ended here while receipts of theirs are outstanding, or while nobody knows who had them, to be asked about now:
+    `every` seconds after their end, and then each time after as long again as they are old. Those that wait longest come first.
     """
-    waiting = sa.select(orders.c.job).where(orders.c.state == OrderState.DISPATCHED.value, orders.c.claim_by > now)
+    undecided = orders.c.state.in_([OrderState.DISPATCHED.value, OrderState.OPEN.value])
+    waiting = sa.select(orders.c.job).where(undecided, orders.c.claim_by > now)
     due = jobs.c.asked_at + sa.func.max(every, jobs.c.asked_at - jobs.c.created_at) <= now
     ended = jobs.c.state.not_in([JobState.OPEN.value, JobState.LOST.value])
     query = sa.select(jobs.c.job).where(jobs.c.payer == payer, jobs.c.job.in_(waiting), ended, due)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
 from tallystick.client import outstanding, spending
-from tallystick.client.books import NEW_TAB, PAYER, TAB, THIS_TAB, VENUE, Arrival, accept, examine, read_tabs, tab_of
+from tallystick.client.books import NEW_TAB, PAYER, TAB, THIS_TAB, VENUE, Arrival, accept, examine, read_tabs
 from tallystick.client.payer import NOT_DELIVERED, Delivered, Placed, Tab
 from tallystick.client.tables import OrderState, domain_of, evidence, orders, tabs
 from tallystick.protocol.eip712 import Verified, loads_signed
@@ -57,7 +57,7 @@ _KNOWN_ORDERS = sa.select(orders.c.digest).where(orders.c.digest.in_(bindparam("
 _FIRST_ORDER = sa.select(sa.func.min(orders.c.seq)).where(orders.c.payer == PAYER, orders.c.venue == VENUE)
 _ADOPT = NEW_TAB.on_conflict_do_update(
     index_elements=[tabs.c.venue, tabs.c.payer, tabs.c.provider],
-    set_={name: NEW_TAB.excluded[name] for name in ("total", "total_mark", "ceiling", "order_seq")},
+    set_={name: NEW_TAB.excluded[name] for name in ("total", "total_mark", "ceiling", "order_seq", "recovered")},
 )
 _SETTLED = sa.update(tabs).where(THIS_TAB).values(settled=bindparam("to_settled"))
 _BLOCK = sa.update(tabs).where(THIS_TAB, tabs.c.frozen == "").values(frozen=bindparam("to_frozen"))
@@ -73,7 +73,8 @@ def adopt(
     paid: Sequence[Paid] | None = None,
 ) -> Found:
     """Takes up what a tab was found to have beyond these books. The total is believed as far as orders that these books lack
-    were signed for it: what they do know is settled by `book`.
+    were signed for it: what they do know is settled by `book`. An order on which nothing can be collected (see
+    IEscrow.secure) proves no payment.
 
     `settled` is what the chain says that it paid, `paid` the orders that it shows for that; None where it was not searched.
     A number alone raises nothing: without an order of this key that these books lack, whose ceiling allows it, what was paid
@@ -83,21 +84,29 @@ def adopt(
     known = set(c.execute(_KNOWN_ORDERS, {"of_orders": [order.digest.hex() for order in backing]}).scalars())
     lacking = [order.message for order in backing if order.digest.hex() not in known]
     row = c.execute(TAB, where).first()
-    tab = tab_of(row)
+    tab = _tab(c, where, now)
     told = max((one.receipt.message.cumulative_cost for one in shown), default=0)
     ceiling = max((order.ceiling for order in lacking), default=0)
-    proven = max((one.order.message.ceiling for one in paid or () if one.order.digest.hex() not in known), default=0)
-    total = max(tab.total, min(told, ceiling), min(settled, proven))
+    collected = [one.order.message for one in paid or () if one.order.message.claim_by and one.order.digest.hex() not in known]
+    proven = max((order.ceiling for order in collected), default=0)
+    total = max(tab.believed, min(told, ceiling), min(settled, proven))
     if lacking:
-        mark = tab.order_seq if row is None or total > tab.total else row.total_mark
         seq = max([tab.order_seq, *(order.seq for order in lacking)])
-        _raise(c, where, replace(tab, total=Amount(total), ceiling=Amount(max(tab.ceiling, ceiling)), order_seq=seq), mark)
+        rise = replace(tab, ceiling=Amount(max(tab.ceiling, ceiling)), order_seq=seq)
+        if total > tab.believed:
+            rise = replace(rise, total=Amount(total), recovered=Amount(max(tab.recovered, total - tab.accepted)))
+        _raise(c, where, rise, tab.order_seq if row is None or total > tab.believed else row.total_mark)
     first = c.execute(_FIRST_ORDER, where).scalar()
     later = max((order.seq for order in lacking), default=0)
     elsewhere = 0 if first is None or later < first else later // 1_000_000_000
     unexplained = Amount(max(settled - total, 0))
     blocked = _doubt(c, where, settled, now, paid) if unexplained else ""
-    return Found(Amount(total - tab.total), elsewhere, unexplained, blocked)
+    return Found(Amount(total - tab.believed), elsewhere, unexplained, blocked)
+
+
+def _tab(c: Connection, where: dict[str, object], now: int) -> Tab:
+    provider = Address(str(where["of_provider"]))
+    return read_tabs(c, domain_of(str(where["of_venue"])), Address(str(where["of_payer"])), [provider], now)[provider]
 
 
 def _raise(c: Connection, where: dict[str, object], tab: Tab, mark: int) -> None:
@@ -111,6 +120,7 @@ def _raise(c: Connection, where: dict[str, object], tab: Tab, mark: int) -> None
         "ceiling": int(tab.ceiling),
         "order_seq": tab.order_seq,
         "frozen": "",
+        "recovered": int(tab.recovered),
     }
     c.execute(_ADOPT, values)
 
@@ -120,14 +130,13 @@ def _doubt(c: Connection, where: dict[str, object], settled: Amount, now: int, p
     if c.execute(TAB, where).first() is None:
         _raise(c, where, Tab(), 0)
     row = c.execute(TAB, where).one()
-    provider = Address(str(where["of_provider"]))
-    tab = read_tabs(c, domain_of(str(where["of_venue"])), Address(str(where["of_payer"])), [provider], now)[provider]
-    excess = settled - tab.total
+    tab = _tab(c, where, now)
+    excess = settled - tab.believed
     if settled <= row.excused or (paid is None and settled > tab.ceiling):
         return ""
     fresh = settled > row.settled
     c.execute(_SETTLED, where | {"to_settled": int(max(settled, row.settled))})
-    if excess > tab.open_caps or settled > tab.ceiling:
+    if settled > tab.half.accepted + tab.open_caps or settled > tab.ceiling:
         text = _why_blocked(tab, settled, paid or ())
         c.execute(_BLOCK, where | {"to_frozen": text})
         return text
@@ -149,7 +158,7 @@ def _why_blocked(tab: Tab, settled: Amount, paid: Sequence[Paid]) -> str:
         what = f"this wallet's books never allowed it more than {format_amount(tab.ceiling)}, and no order of this key does"
         advice = "check the RPC address and whether this key signs elsewhere"
     else:
-        what = f"its receipts show {format_amount(tab.total)}, and open orders explain {format_amount(tab.open_caps)} more"
+        what = f"its receipts show {format_amount(tab.believed)}, and open orders explain {format_amount(tab.open_caps)} more"
         advice = "a claim above its receipts can be slashed: tally receipt report"
     return (
         f"the chain says that it was paid {format_amount(settled)}; {what} (transactions: {txs}). {advice}. If all is well: "
@@ -186,9 +195,11 @@ def forgive(c: Connection, payer: Address, provider: Address, now: int) -> bool:
 def _excuse(c: Connection, row: sa.Row[tuple[object, ...]], now: int) -> None:
     """Believes the chain for what it paid, as far as ceilings were signed for it."""
     where: dict[str, object] = {"of_venue": row.venue, "of_payer": row.payer, "of_provider": row.provider}
-    total = max(row.total, min(row.settled, row.ceiling))
-    values = {"frozen": "", "excused": row.settled, "total": total}
-    mark = {"total_mark": row.order_seq} if total > row.total else {}
-    c.execute(sa.update(tabs).where(THIS_TAB).values(**values, **mark), where)
-    if total > row.total:
-        spending.add_unproven(c, where, Amount(total - row.total), now)
+    tab = _tab(c, where, now)
+    paid = min(row.settled, row.ceiling)
+    values = {"frozen": "", "excused": row.settled}
+    if paid > tab.believed:
+        recovered = max(tab.recovered, paid - tab.accepted)
+        values |= {"total": paid, "total_mark": row.order_seq, "recovered": recovered}
+        spending.add_unproven(c, where, Amount(paid - tab.believed), now)
+    c.execute(sa.update(tabs).where(THIS_TAB).values(**values), where)

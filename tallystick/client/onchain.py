@@ -187,7 +187,7 @@ class Onchain:
 
 def _worst(tab: Tab, refused: Placed) -> int:
     """The most that its provider can have collected of this payer, once the order has run: base units over the tab's life."""
-    return max(tab.accepted, tab.total) + max(tab.open_caps, refused.terms.max_cost)
+    return max(tab.accepted, tab.believed) + max(tab.open_caps, refused.terms.max_cost)
 
 
 def rpc_of(config: ClientConfig, deployed: str) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
-from tallystick.client.payer import MAX_UNDELIVERED, NOT_DELIVERED, Delivered, Undelivered
+from tallystick.client.payer import MAX_UNDELIVERED, NOT_DELIVERED, Delivered, Stream, Undelivered
 from tallystick.client.tables import JobState, OrderState, jobs, orders, tabs
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
@@ -36,7 +36,7 @@ _UNMATCHED = Delivered(0, 0, ZERO_HASH, finished=False, bounded=False)
 """What arrived for an order whose job ended here, and which nobody was told to have."""
 _JOB = sa.select(jobs.c.state, jobs.c.cancelled).where(jobs.c.job == bindparam("of_job"))
 _CANCELLED = sa.update(jobs).where(jobs.c.job == bindparam("of_job")).values(cancelled=True)
-_COUNT = sa.update(orders).where(_ORDER).values(quarters=bindparam("to_quarters"))
+_COUNT = sa.update(orders).where(_ORDER).values(quarters=bindparam("to_quarters"), counted_at=bindparam("to_counted"))
 _THEIRS = (
     (tabs.c.venue == bindparam("of_venue"))
     & (tabs.c.payer == bindparam("of_payer"))
@@ -51,6 +51,17 @@ _ADD = (
         frozen=sa.case(((tabs.c.frozen == "") & (_SUM >= MAX_UNDELIVERED), bindparam("to_frozen")), else_=tabs.c.frozen),
     )
 )
+
+
+_TOGETHER = sa.select(sa.func.coalesce(sa.func.sum(orders.c.quarters), 0)).where(
+    orders.c.venue == bindparam("of_venue"),
+    orders.c.payer == bindparam("of_payer"),
+    orders.c.provider == bindparam("of_provider"),
+    orders.c.digest != bindparam("of_order"),
+    orders.c.counted_at > sa.literal_column("0"),
+    orders.c.counted_at > bindparam("of_since"),
+)
+_PLACED = sa.select(jobs.c.created_at).join(orders, orders.c.job == jobs.c.job).where(_ORDER)
 
 
 def keep(c: Connection, arrived: Arrived) -> None:
@@ -91,8 +102,10 @@ def recall(c: Connection, job: JobId, receipt: Receipt, delivered: Delivered | N
 
 def _read(c: Connection, order: Hash) -> Delivered | None:
     row = c.execute(_WHAT, {"of_order": order.hex()}).first()
+    if row is not None and row.state == OrderState.CLOSED.value:
+        return _UNMATCHED
     if row is None or row.delivered_doc is None:
-        return _UNMATCHED if row is not None and row.state == OrderState.CLOSED.value else None
+        return None
     return Delivered.from_json(loads(row.delivered_doc, "delivered"))
 
 
@@ -102,16 +115,26 @@ def state_of(c: Connection, job: JobId) -> JobState | None:
     return None if row is None else JobState(row.state)
 
 
-def count(c: Connection, tab: Mapping[str, object], order: Hash, quarters: int, reason: str) -> None:
+def count(
+    c: Connection, tab: Mapping[str, object], order: Hash, quarters: int, reason: str, *, seen: Delivered | None, now: int
+) -> None:
     """Counts an order of a tab as so many quarters of an answer (see payer.NOT_DELIVERED); what it counted before is taken back.
 
-    Freezes the tab where that is too much: `reason` says what happened last.
+    Freezes the tab where that is too much: `reason` says what happened last. Streams that were lost together, as when this
+    machine's network fails under many jobs, count together as the one that counts most: so what was counted since a job was
+    placed is taken off.
     """
-    row = c.execute(_WHAT, {"of_order": order.hex()}).first()
+    which = {"of_order": order.hex()}
+    row = c.execute(_WHAT, which).first()
     before = 0 if row is None else row.quarters
+    lost = quarters > 0 and seen is not None and seen.stream is not Stream.READ
+    if lost:
+        placed_at = c.execute(_PLACED, which).scalar() or 0
+        others = c.execute(_TOGETHER, {**tab, **which, "of_since": placed_at}).scalar_one()
+        quarters = max(quarters - others, 0)
     if quarters == before:
         return
-    c.execute(_COUNT, {"of_order": order.hex(), "to_quarters": quarters})
+    c.execute(_COUNT, which | {"to_quarters": quarters, "to_counted": now if lost else 0})
     add(c, tab, quarters - before, reason)
 
 
@@ -122,12 +145,14 @@ def add(c: Connection, tab: Mapping[str, object], quarters: int, reason: str) ->
     c.execute(_ADD, {**tab, "to_quarters": quarters, "to_frozen": text[:1_000]})
 
 
-def refuse(c: Connection, tab: Mapping[str, object], order: Hash, seen: Delivered | None, complaint: Undelivered) -> None:
+def refuse(
+    c: Connection, tab: Mapping[str, object], order: Hash, seen: Delivered | None, complaint: Undelivered, *, now: int
+) -> None:
     """A receipt was not booked, since what it charges for did not arrive: its order counts on, and so does this answer."""
     dispatched(c, [order])
     if seen is not None:
         keep(c, {order: seen})
-    count(c, tab, order, NOT_DELIVERED, str(complaint))
+    count(c, tab, order, NOT_DELIVERED, str(complaint), seen=seen, now=now)
 
 
 def forget(c: Connection, payer: Address, provider: Address) -> None:

@@ -2,8 +2,9 @@
 
 A tab is with one provider, for life. Its next ceiling is the cost of all accepted receipts, plus the caps of all open orders,
 plus the new job's cap. Receipts of concurrent jobs come in any order, and some never come (a lost connection); each one
-carries the tab's total, so a later one tells what the missing ones cost. Such a total was signed by the provider; if it lies
-within a ceiling that this payer signed before, it counts as accepted as far as no open order explains it.
+carries the tab's total, so a later one tells what the missing ones cost. Such a total is the provider's word. It counts as
+accepted as far as no open order explains it, and something else does: orders that expired without a receipt, or orders of this
+key that these books lacked and were shown. An order that was released or never matched explains nothing.
 
 No clock, no store: callers bring both. What it costs to be wrong: the payer can lose the caps in flight, nothing more.
 """
@@ -13,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Self
 
 from tallystick.protocol import pricing
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Terms
-from tallystick.protocol.sealing import padded_size
+from tallystick.protocol.sealing import ContentKey, Transcript, padded_size
 from tallystick.protocol.tab import PayerTab, check_receipt
 from tallystick.protocol.types import Address, Amount, Hash, JobId, format_amount
 from tallystick.protocol.wire import INITIAL_CREDIT
@@ -87,7 +88,8 @@ class Tab:
     may still be collected: not released, and before their `claim_by`. `early_caps`: those of them that were signed before the
     receipt with that total came. `ceiling`: the highest ever signed. `order_seq`: the last order's seq. `unreleased`: how many
     orders of ended jobs have no receipt. `undelivered`: see MAX_UNDELIVERED. `frozen`: why no more orders go to this provider,
-    until a person says otherwise; empty if they may.
+    until a person says otherwise; empty if they may. `expired_caps`: caps of the orders whose `claim_by` passed without a
+    receipt. `recovered`: what was proved or excused beyond these books.
     """
 
     accepted: Amount = Amount(0)
@@ -99,6 +101,8 @@ class Tab:
     frozen: str = ""
     unreleased: int = 0
     undelivered: int = 0
+    expired_caps: Amount = Amount(0)
+    recovered: Amount = Amount(0)
 
     @property
     def barred(self) -> str:
@@ -107,8 +111,19 @@ class Tab:
 
     @property
     def half(self) -> PayerTab:
-        """The tab as the protocol's arithmetic takes it. Early open orders may explain what the total has beyond `accepted`."""
-        return PayerTab(Amount(max(self.accepted, self.total - self.early_caps)), self.open_caps)
+        """The tab as the protocol's arithmetic takes it. Early open orders may explain what the total has beyond `accepted`; the
+        rest counts as far as it can be more than the provider's word.
+        """
+        return PayerTab(Amount(max(self.accepted, min(self.total - self.early_caps, self._known))), self.open_caps)
+
+    @property
+    def believed(self) -> Amount:
+        """The total, as far as orders of this key explain it."""
+        return Amount(min(self.total, self._known + self.open_caps))
+
+    @property
+    def _known(self) -> int:
+        return self.accepted + self.recovered + self.expired_caps
 
 
 def why_unreleased(count: int) -> str:
@@ -214,6 +229,21 @@ class Delivered:
     bounded: bool = True
     cancelled: bool = False
     stream: Stream = Stream.READ
+
+    @classmethod
+    def nothing(
+        cls,
+        key: ContentKey,
+        order: Hash,
+        request_bytes: int,
+        *,
+        bounded: bool,
+        cancelled: bool = False,
+        stream: Stream = Stream.READ,
+    ) -> Self:
+        """Of an order of which no byte arrived; `key` is its job's."""
+        begun = Transcript(key.commitment_key, order).commitment
+        return cls(request_bytes, 0, begun, finished=False, bounded=bounded, cancelled=cancelled, stream=stream)
 
     def to_json(self) -> dict[str, Any]:
         """As the ledger keeps it."""

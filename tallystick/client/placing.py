@@ -25,7 +25,7 @@ from tallystick.client.transport import Broken, Coordinator, Info
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask, Terms
-from tallystick.protocol.sealing import ContentKey, Transcript, commit_request
+from tallystick.protocol.sealing import ContentKey, commit_request
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import Submission
 
@@ -121,10 +121,11 @@ class Placing:
         try:
             yield signed
         except (Broken, asyncio.CancelledError) as error:
+            stream = Stream.LEFT if named is None else Stream.KEPT
+            await self.ledger.note_arrived(_nothing(asked, key, signed, stream), matched=False)
             if named is None:
                 if isinstance(error, Broken):
                     error.retry = False  # the job may have been taken: asking again might buy it twice
-                await self.ledger.note_arrived(_nothing(asked, key, signed), matched=False)
                 self.resolver.abandon(job)
             raise
         except TallyError as error:
@@ -136,17 +137,10 @@ class Placing:
             self.placing.discard(job)
 
 
-def _nothing(asked: Asked, key: ContentKey, signed: Sequence[Placed]) -> dict[Hash, Delivered]:
-    """What arrived for the orders of a job whose stream never began, and that is given up."""
+def _nothing(asked: Asked, key: ContentKey, signed: Sequence[Placed], stream: Stream) -> dict[Hash, Delivered]:
+    """What arrived for the orders of a job whose stream never began."""
+    size, bounded = len(asked.body), asked.call.bounded
     return {
-        one.order.digest: Delivered(
-            request_bytes=len(asked.body),
-            response_bytes=0,
-            commitment=Transcript(key.commitment_key, one.order.digest).commitment,
-            finished=False,
-            bounded=asked.call.bounded,
-            cancelled=True,
-            stream=Stream.LEFT,
-        )
+        one.order.digest: Delivered.nothing(key, one.order.digest, size, bounded=bounded, cancelled=True, stream=stream)
         for one in signed
     }

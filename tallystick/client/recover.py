@@ -19,10 +19,11 @@ import structlog
 from tallystick.client.books import Arrival
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import Ledger
+from tallystick.client.lookups import KnownJob, KnownOrder
 from tallystick.client.mending import Found, Paid, Shown
 from tallystick.client.onchain import Onchain
 from tallystick.client.payer import Placed
-from tallystick.client.tables import OrderState
+from tallystick.client.tables import JobState, OrderState
 from tallystick.client.transport import Coordinator, Info
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadReceipt, Code, PeerError, TallyError, Unavailable
@@ -117,7 +118,7 @@ class Recovery:
             await self._release(info, shown)
             tab = await self.ledger.tab(info.domain, provider, self.now())
             paid: list[Paid] | None = []
-            if self.onchain is not None and settled > tab.total:
+            if self.onchain is not None and settled > tab.believed:
                 paid = await self.onchain.paid(provider, settled)
             found = await self.ledger.adopt(info.domain, provider, shown, settled, self.now(), paid=paid)
         except TallyError as error:
@@ -156,13 +157,13 @@ class Recovery:
         return shown
 
     async def _release(self, info: Info, shown: Sequence[Shown]) -> None:
-        """Books receipts of orders that these books wait for: their jobs ended here without one."""
+        """Books receipts of orders whose jobs ended here without one."""
         jobs = await self.ledger.known_orders([one.order.digest for one in shown])
         for one in shown:
             job = jobs.get(one.order.digest)
             known = None if job is None else await self.ledger.find(job)
             order = None if known is None else next(each for each in known.orders if each.digest == one.order.digest)
-            if known is None or order is None or order.state is not OrderState.DISPATCHED:
+            if known is None or order is None or not _awaits(known, order):
                 continue
             placed = Placed(one.order, order.terms)
             complaint = await self.ledger.book(
@@ -212,6 +213,15 @@ class Recovery:
             f"it was learnt from orders that this wallet signed, or from the chain: {self.path} is new, was lost or put back; "
             f"if another process signs with this key, {_ELSEWHERE}"
         )
+
+
+def _awaits(job: KnownJob, order: KnownOrder) -> bool:
+    """Whether a receipt for an order is news: it has none. That a provider never had an order of an ended job is the
+    coordinator's word alone.
+    """
+    if order.state is OrderState.DISPATCHED:
+        return True
+    return order.state in (OrderState.OPEN, OrderState.CLOSED) and job.state not in (JobState.OPEN, JobState.LOST)
 
 
 _ELSEWHERE = "let all processes of a wallet use one state file (`state` in the config), or give each machine a key of its own"

@@ -241,7 +241,10 @@ class Market(Verbs):
 
     async def _context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
-        return domain, await self._ledger.barred(domain, self._now())
+        barred = await self._ledger.barred(domain, self._now())
+        if barred and (owing := barred.keys() - await self._ledger.frozen(domain)):
+            self._resolver.look_into(sorted(owing))  # their receipts may have come meanwhile
+        return domain, barred
 
     async def _staked(self, provider: Address) -> int | None:
         return None if self._onchain is None else await self._onchain.stake(provider)

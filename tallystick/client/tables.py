@@ -67,6 +67,7 @@ tabs = sa.Table(
     sa.Column("undelivered", sa.Integer),
     sa.Column("settled", sa.BigInteger),
     sa.Column("excused", sa.BigInteger),
+    sa.Column("recovered", sa.BigInteger),
 )
 jobs = sa.Table(
     "jobs",
@@ -121,6 +122,7 @@ orders = sa.Table(
     sa.Column("terms_doc", sa.Text),
     sa.Column("delivered_doc", sa.Text),
     sa.Column("quarters", sa.Integer),
+    sa.Column("counted_at", sa.BigInteger),
 )
 receipts = sa.Table(
     "receipts",

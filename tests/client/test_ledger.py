@@ -74,16 +74,19 @@ async def test_the_same_receipt_twice_counts_once(ledger: Ledger) -> None:
 
 
 async def test_lost_receipts_are_learnt_from_later_ones(ledger: Ledger) -> None:
-    """A total that contains a receipt which never came raises the next ceiling, so that the provider can go on."""
-    lost, _ = await take(ledger)
-    await ledger.end(lost, JobState.FAILED, "", NOW_S)
+    """A total that contains a receipt which never came raises the next ceiling, once its order expired, so that the provider can
+    go on.
+    """
+    lost, (first,) = await take(ledger)
+    cap, until = first.terms.max_cost, first.order.message.claim_by
+    await ledger.end(lost, JobState.FAILED, "", NOW_S, matched=[first.order.digest])
     job, (alice,) = await take(ledger)
     later = bill(alice, seq=2, cumulative_cost=Amount(3 + 40))
     assert await ledger.book(arrival(job, alice, later)) is None
     _, (third,) = await take(ledger)
-    assert third.order.message.ceiling == 43 + third.terms.max_cost
-    _, (fourth,) = await take(ledger)
-    assert fourth.order.message.ceiling == 43 + 2 * third.terms.max_cost
+    assert third.order.message.ceiling == 3 + 2 * cap, "while it can be collected on, it counts in full"
+    _, (fourth,) = await take(ledger, at=until)
+    assert fourth.order.message.ceiling == 43 + cap
 
 
 async def test_in_flight_receipts_explain_a_total(ledger: Ledger) -> None:

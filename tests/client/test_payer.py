@@ -31,17 +31,30 @@ AMOUNTS = st.integers(0, 10**12).map(Amount)
 SEEN = Delivered(request_bytes=200, response_bytes=50, commitment=ZERO_HASH, finished=True)
 
 
-@given(AMOUNTS, AMOUNTS, AMOUNTS, AMOUNTS, st.integers(0, 4_000))
+@given(AMOUNTS, st.tuples(AMOUNTS, AMOUNTS), st.tuples(AMOUNTS, AMOUNTS), AMOUNTS, st.integers(0, 4_000))
 @settings(deadline=None)
-def test_ceiling(accepted: Amount, missing: Amount, open_caps: Amount, early: Amount, output: int) -> None:
-    """A ceiling is accepted plus open plus cap, where a total that no open order explains counts as accepted; never more."""
-    early = Amount(min(early, open_caps))
-    tab = Tab(accepted=accepted, total=accepted + missing, open_caps=open_caps, early_caps=early)
+def test_ceiling(
+    accepted: Amount, opened: tuple[Amount, Amount], known: tuple[Amount, Amount], missing: Amount, output: int
+) -> None:
+    """A ceiling is accepted plus open plus cap, where a total that no open order explains counts as accepted, as far as expired
+    orders and what was recovered explain it; never more.
+    """
+    open_caps, early = opened[0], Amount(min(opened))
+    expired, recovered = known
+    tab = Tab(
+        accepted=accepted,
+        total=accepted + missing,
+        open_caps=open_caps,
+        early_caps=early,
+        expired_caps=expired,
+        recovered=recovered,
+    )
     placed = place(tab, output=output)
     cap = placed.terms.max_cost
-    lost = max(0, missing - early)
+    lost = min(max(0, missing - early), expired + recovered)
     assert placed.order.message.ceiling == accepted + lost + open_caps + cap
-    assert placed.order.message.ceiling <= tab.total + open_caps + cap
+    assert tab.believed == accepted + min(missing, expired + recovered + open_caps)
+    assert placed.order.message.ceiling <= tab.believed + open_caps + cap
 
 
 @given(st.integers(0, 2**62), st.integers(1, 2**62))
@@ -207,6 +220,7 @@ class PayerModel:
 
     held: list[Receipt] = field(default_factory=list)
     open: list[Placed] = field(default_factory=list)
+    expired: list[Placed] = field(default_factory=list)
     ceiling: Amount = Amount(0)
     seq: int = 0
     mark: int = 0
@@ -221,6 +235,7 @@ class PayerModel:
             early_caps=Amount(sum(p.terms.max_cost for p in early)),
             ceiling=self.ceiling,
             order_seq=self.seq,
+            expired_caps=Amount(sum(p.terms.max_cost for p in self.expired)),
         )
 
 
@@ -284,8 +299,9 @@ class Trade(RuleBasedStateMachine):
 
     @rule(job=consumes(running))
     def lose(self, job: Running) -> None:
-        """A written receipt never reaches the payer, which closes the order in the end."""
+        """A written receipt never reaches the payer, for which the order expires in the end."""
         self.payer.open.remove(job.placed)
+        self.payer.expired.append(job.placed)
         if job.receipt is None:
             self.provider = self.provider.drop(job.placed.terms.max_cost)
         elif job.receipt.cost:
