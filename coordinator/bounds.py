@@ -15,7 +15,7 @@ node or payer, [all] of all together.
 - Asks whose signatures are checked: [a] 100 a second, 4,000 at once; [c] changed twice a second, 60 times at once.
 - Frames of links that no running job asked for: [a] 1,000 units a second, 4,000 at once, one a frame and one a KiB, and 5 for
   a look-up; what is more is read later.
-- Frames that wait for nodes: [c] OUTBOX, 4,096 frames; [a] OUTBOX_BYTES, 128 MiB.
+- Frames that wait for nodes: [c] OUTBOX, 4,096 frames; [a] OUTBOX_BYTES, 128 MiB, beside those of at most SHORT_FRAME, 1 KiB.
 - Chunks that wait for a client: [c] UNREAD_BYTES, 80 x 128 KiB = 10 MiB a job, and 4 MiB of an answer that is kept; a client
   that takes nothing for 45 s to 90 s loses its job; [a] 256 jobs x 14 MiB = 3.5 GiB for so long, if its own nodes send as much.
 - Jobs under way, lingering ones too: [a] max_jobs_per_address, 256; [c] max_jobs_per_payer, 256, max_jobs_per_node, 1,024.
@@ -46,6 +46,8 @@ MAX_HELLO = MAX_NODE_ASK_BYTES + 32 * 1024
 OUTBOX = 4_096
 OUTBOX_BYTES = 128 << 20
 """What waits to be sent: frames of one node, bytes of all nodes of one address."""
+SHORT_FRAME = 1_024
+"""Bytes of a frame that is let through where the bytes of its address are used up: credit, a cancel, an acknowledgement."""
 INBOX = INITIAL_CREDIT + 16
 """Frames that may wait for a job: a node's whole credit, and the few frames that need none."""
 UNREAD_BYTES = INBOX * MAX_LINK_FRAME

@@ -16,6 +16,8 @@ from tallystick.protocol.types import Address, Amount
 NOTHING_OWED, UNFUNDED = "nothing owed", "too little to be paid"
 IDLE_ROWS = "pays less than the gas of all its rows: claim those that pay"
 NO_PURSE = "most of its first payers have no purse"
+LANDING_SECONDS = 30
+"""What a transaction may take to land: an order that expires sooner pays nothing by then."""
 STRANGERS = 8
 """Payers without a purse that are looked up in vain; as many more as there were payers with one."""
 
@@ -72,7 +74,7 @@ class Gauge:
         owed: dict[Address, int] = {}
         rows = claim.request.claim.message.rows
         for row, order in zip(rows, claim.request.orders, strict=True):
-            if order.message.claim_by >= self._now:
+            if order.message.claim_by >= self._now + LANDING_SECONDS:
                 total = min(row.cumulative_cost, order.message.ceiling)
                 owed[row.payer] = max(total, owed.get(row.payer, 0))
         provider = claim.request.claim.message.provider

@@ -26,6 +26,7 @@ from coordinator.bounds import (
     MAX_LINK_FRAME,
     OUTBOX,
     OUTBOX_BYTES,
+    SHORT_FRAME,
 )
 from coordinator.endpoints import check_endpoint
 from coordinator.live import InboxOverrun
@@ -322,9 +323,10 @@ class _Link:
 
     def enqueue(self, frame: bytes) -> bool:
         """Queues a frame. A node that lets its queue fill up is closed, and its jobs fail over. False for a job that would make
-        more bytes wait for this address than may; it is not queued.
+        more bytes wait for this address than may; it is not queued. What is short is let through: else jobs that fill the queue
+        to the brim, or a neighbour that does not read, would close the link of a node that works.
         """
-        if self._waiting and self._queued[self._key] + len(frame) > OUTBOX_BYTES:
+        if self._waiting and len(frame) > SHORT_FRAME and self._queued[self._key] + len(frame) > OUTBOX_BYTES:
             if frame[0] == Kind.DISPATCH:
                 return False
             self._overflow()

@@ -83,6 +83,8 @@ class Settler:
             raise BadMessage("claim: of another provider")
         if not 1 <= len(claim.message.rows) <= MAX_ROWS:
             raise BadMessage(f"claim.rows: {len(claim.message.rows)}; a transaction takes 1 to {MAX_ROWS}")
+        if any(row.payer == provider for row in claim.message.rows):
+            raise BadMessage("claim: a row whose payer is the provider itself; the contract pays no such tab")
         for row, order in zip(claim.message.rows, request.orders, strict=True):
             verified = order.verify(self._domain)
             if (verified.digest, verified.message.payer, verified.message.provider) != (row.order_hash, row.payer, provider):

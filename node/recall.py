@@ -54,7 +54,8 @@ class Recall:
         self._known, self._required = set(known), tuple(dict.fromkeys(required))
         self._without, self._url_of, self.finished, self._now = frozenset(without), url_of, finished, now
         self._tasks: set[asyncio.Task[None]] = set()
-        self._after: dict[Address, str] = {}
+        self._after: dict[tuple[Address, str], str] = {}
+        """The page that each was asked for, until it comes."""
 
     @property
     def silent(self) -> tuple[str, ...]:
@@ -96,18 +97,20 @@ class Recall:
         if not isinstance(listed, list) or len(listed) > MAX_PAGE or not isinstance(raw.get("more"), bool):
             raise BadMessage(f"recalled: expected at most {MAX_PAGE} receipts, and whether there are more")
         url = self._url_of(link)
-        if (link.coordinator, url) in self._known:
-            return
+        who = (link.coordinator, url)
+        if who in self._known or who not in self._after:
+            return  # nobody asked: a page is taken only when the one before was taken in, or pages would pile up
         late = [LateReceipt.from_json(one) for one in listed]
-        after = self._after.get(link.coordinator, "")
+        after = self._after[who]
         if late and late[-1].receipt.message.payer <= after:  # else it could go on for ever
             raise BadMessage(f"recalled: expected receipts of payers after {after}, got {late[-1].receipt.message.payer}")
+        del self._after[who]
         task = asyncio.create_task(self._take(link, url, late, more=raw["more"] and bool(late)), name="recalled")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _ask(self, link: Link, after: str) -> None:
-        self._after[link.coordinator] = after
+        self._after[link.coordinator, self._url_of(link)] = after
         link.post(Kind.RECALL, NO_JOB, dumps({"after": after}))
 
     async def _take(self, link: Link, url: str, listed: list[LateReceipt], *, more: bool) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote
 
 import structlog
 from alembic import command
@@ -91,12 +92,17 @@ class _Sqlite:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite database; None for one in memory, for one that is named by a URI, and for other databases."""
+    """The file of an SQLite database, named by its path or by a URI (file:PATH with uri=true); None for one in memory, and for
+    other databases.
+    """
     made = make_url(url)
-    path = made.database
-    return (
-        Path(path) if made.drivername.startswith("sqlite") and path and path != ":memory:" and "uri" not in made.query else None
-    )
+    path = made.database or ""
+    if "uri" in made.query and path.startswith("file:"):
+        path = unquote(path.removeprefix("file:"))
+        if path.startswith("//"):  # an authority, which SQLite lets be empty or localhost
+            path = "/" + path[2:].partition("/")[2]
+    in_memory = path in {"", ":memory:"} or made.query.get("mode") == "memory"
+    return None if in_memory or not made.drivername.startswith("sqlite") else Path(path)
 
 
 def _keep_private(path: Path) -> None:

@@ -179,7 +179,7 @@ def test_one_address_has_only_so_many_bytes_wait_for_its_nodes(monkeypatch: pyte
     dispatch = pack_link(Kind.DISPATCH, NO_JOB, bytes(4_000))
     assert [link.enqueue(dispatch) for link in (one, two, one, other)] == [True, True, False, True]
     assert queued.total() == 3 * len(dispatch)
-    assert one.enqueue(pack_link(Kind.CREDIT, NO_JOB, bytes(4_000)))
+    assert one.enqueue(pack_link(Kind.RECALLED, NO_JOB, bytes(4_000)))
     assert one._overflowed
     one.forget()
     two.forget()
@@ -187,6 +187,21 @@ def test_one_address_has_only_so_many_bytes_wait_for_its_nodes(monkeypatch: pyte
     two.forget()
     other.forget()
     assert not queued
+
+
+def test_a_queue_full_of_jobs_does_not_close_the_link_of_a_node_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credit and cancels are queued though jobs, or a neighbour that does not read, use up the bytes of the address."""
+    monkeypatch.setattr(module, "OUTBOX_BYTES", 10_000)
+    queued: Counter[str] = Counter()
+    works, neighbour = (_Link(None, None, "192.0.2.1", queued) for _ in range(2))  # type: ignore[arg-type]
+    assert works.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(100)))
+    assert neighbour.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(10_000 - 3 * 17 - 100)))
+    assert not works.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(2_000)))
+    for payload in (bytes(4), bytes(bounds.SHORT_FRAME - 17)):
+        assert works.enqueue(pack_link(Kind.CREDIT, NO_JOB, payload))
+    assert not works._overflowed
+    works.enqueue(pack_link(Kind.CREDIT, NO_JOB, bytes(bounds.SHORT_FRAME - 16)))
+    assert works._overflowed
 
 
 async def test_a_job_that_does_not_fit_goes_to_another_node(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +340,7 @@ def test_the_table_says_what_holds() -> None:
         f"{bounds.FRAMES_PER_SECOND:,} units a second, {bounds.FRAMES_AT_ONCE:,} at once",
         f"OUTBOX, {bounds.OUTBOX:,} frames",
         f"OUTBOX_BYTES, {bounds.OUTBOX_BYTES >> 20} MiB",
+        f"SHORT_FRAME, {bounds.SHORT_FRAME >> 10} KiB",
         f"{bounds.INBOX} x {bounds.MAX_LINK_FRAME >> 10} KiB = {bounds.UNREAD_BYTES >> 20} MiB",
         f"{bounds.CONTROL_AT_ONCE} x {bounds.MAX_CONTROL_BODY >> 10} KiB = 2 MiB",
         f"{bounds.LOOK_UPS_PER_SECOND} a second, {bounds.LOOK_UPS_AT_ONCE} at once",

@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 
 from coordinator import gauge, ports
-from coordinator.gauge import IDLE_ROWS, NO_PURSE, NOTHING_OWED, STRANGERS, UNFUNDED
+from coordinator.gauge import IDLE_ROWS, LANDING_SECONDS, NO_PURSE, NOTHING_OWED, STRANGERS, UNFUNDED
 from coordinator.memory import MemoryStore
 from coordinator.settler import CLAIMS_AT_ONCE, CLAIMS_PER_SECOND, IDLE_READS, IDLE_READS_PER_SECOND, MAX_ROWS
 from tallystick.protocol.eip712 import Signer, Verified
-from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.messages import Order
 from tallystick.protocol.types import JobId
 from tests.coordinator.chain import FakeEscrow, make_settler
-from tests.coordinator.world import PAYER, Clock, make_ask, make_claim, make_order, make_terms, person
+from tests.coordinator.world import PAYER, START, Clock, make_ask, make_claim, make_order, make_terms, person
 
 ANN, BOB = person("ann"), person("bob")
 
@@ -74,6 +74,27 @@ async def test_what_a_row_must_bring_is_counted_for_every_row(
     settler = make_settler(escrow, store, least_row=10)
     others = [_order(seq=2), _order(seq=3)]
     await settler.take(ANN.address, make_claim(ANN, (_order(), 1, paid), *((order, 2, 1) for order in others)))
+    await settler.settle()
+    assert len(escrow.sent) == sent
+
+
+async def test_a_provider_does_not_make_the_settler_send_what_it_owes_itself(escrow: FakeEscrow, store: MemoryStore) -> None:
+    """The contract passes over rows whose payer is the provider, whatever is in the purse: such a claim is not taken."""
+    escrow.free[ANN.address] = 10_000
+    settler = make_settler(escrow, store)
+    with pytest.raises(BadMessage, match="provider itself"):
+        await settler.take(ANN.address, make_claim(ANN, (_order(), 1, 50), (_order(ANN, ANN), 1, 50)))
+    assert _closed(store) == []
+
+
+@pytest.mark.parametrize(("left", "sent"), [(LANDING_SECONDS - 1, 0), (LANDING_SECONDS, 1)])
+async def test_no_gas_is_spent_on_what_expires_before_it_lands(
+    escrow: FakeEscrow, store: MemoryStore, left: int, sent: int
+) -> None:
+    """An order that can be claimed on for less than a transaction takes counts for nothing."""
+    settler = make_settler(escrow, store, Clock())
+    made = make_order(make_terms(make_ask(ANN), JobId(bytes(16))), ANN.address, claim_by=START + left)
+    await settler.take(ANN.address, make_claim(ANN, (made, 1, 50)))
     await settler.settle()
     assert len(escrow.sent) == sent
 

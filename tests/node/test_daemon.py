@@ -201,6 +201,8 @@ async def test_a_job_that_a_kill_cut_off_is_released(site: Site) -> None:
         refused = Failure.loads(await connection.until(Kind.FAIL, job=cut.job))
         assert (refused.error.code, refused.receipt) == (Code.ORDER_REPLAYED, None)
         assert (await receipt(connection, await site.place(connection, ask))).seq == 4
+        process.terminate()  # so that what was confirmed is on disk
+        assert await process.wait() == 0
     async with node(site) as (_, connection, ask):
         assert (await receipt(connection, await site.place(connection, ask))).seq == 5
         assert not connection.of(Kind.LATE_RECEIPT, cut.job), "it was confirmed, and is closed once"

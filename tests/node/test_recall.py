@@ -62,7 +62,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def answer(recall: Recall, link: MemoryLink, *late: LateReceipt, more: bool = False) -> None:
-    """A coordinator's answer, taken in."""
+    """A coordinator's answer to what it was asked, taken in."""
+    if (link.coordinator, URLS[link.coordinator]) not in recall._after:
+        recall.welcomed(link)
     recall.recalled(link, dumps({"receipts": [one.to_json() for one in late], "more": more}))
     await asyncio.gather(*recall._tasks)
 
@@ -124,7 +126,7 @@ async def test_the_tab_goes_on_from_the_highest_number_that_any_told(world: Worl
     one, two, three = await receipts(3)
     recall = await world.recall()
     await answer(recall, world.first, two, more=True)
-    assert world.first.of(NO_JOB, Kind.RECALL) == [dumps({"after": PAYER.address})]
+    assert world.first.of(NO_JOB, Kind.RECALL) == [dumps({"after": after}) for after in ("", PAYER.address)]
     await answer(recall, world.first)
     await answer(recall, world.second, three, one)
     tab = world.tabs.account(PAYER.address).tab
@@ -188,3 +190,18 @@ async def test_nothing_is_offered_on_a_state_older_than_the_chain(world: World, 
     world.tabs.adopt(two.receipt.message, two.order.message)
     assert recall.done(world.first.coordinator)
     assert len(changed) == (1 if seen == "claimed" else 2)
+
+
+async def test_pages_that_nobody_asked_for_do_not_pile_up(world: World) -> None:
+    """However often a coordinator sends a page, one is taken in, and the next only when the node has asked for it."""
+    recall = await world.recall()
+    (late,) = await receipts(1)
+    page = dumps({"receipts": [late.to_json()], "more": True})
+    recall.recalled(world.first, page)
+    assert recall._tasks == set()
+    recall.welcomed(world.first)
+    for _ in range(50):
+        recall.recalled(world.first, page)
+    assert len(recall._tasks) == 1
+    await asyncio.gather(*recall._tasks)
+    assert [kind for kind, _, _ in world.first.frames] == [Kind.RECALL] * 2

@@ -122,3 +122,17 @@ async def test_no_server_is_told_as_such() -> None:
     """A database that does not answer is the error, not a lock that is held."""
     with pytest.raises(Unavailable, match="database: "):
         await sole_user("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", "test").acquire()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the lock on a file is POSIX's")
+@pytest.mark.parametrize("uri", ["file:{}?uri=true", "file://{}?mode=rwc&uri=true", "file://localhost{}?uri=true"])
+async def test_a_uri_is_no_way_around_the_lock(tmp_path: Path, uri: str) -> None:
+    """A database that is named by a URI has the lock of its file, and no other."""
+    path = tmp_path / "facts.db"
+    first, second = sole_user(f"sqlite:///{path}", "coordinator"), sole_user(f"sqlite:///{uri.format(path)}", "coordinator")
+    await first.acquire()
+    with pytest.raises(Unavailable):
+        await second.acquire()
+    await first.release()
+    await sole_user("sqlite:///file:facts?mode=memory&uri=true", "coordinator").acquire()
+    assert [file.name for file in tmp_path.iterdir()] == ["facts.db.lock"]
