@@ -131,7 +131,8 @@ async def test_an_order_counts_as_what_was_said_last(desk: Desk) -> None:
         (NOT_DELIVERED, UNKNOWN, 5),
         (WHOLE, placed.order.digest, 3),
     ):
-        await desk.do(partial(outstanding.count, tab=_where(), order=order, quarters=quarters, reason="x"))
+        counting = partial(outstanding.count, tab=_where(), order=order, quarters=quarters, reason="x", seen=None, now=NOW_S)
+        await desk.do(counting)
         assert await desk.undelivered() == total
     assert await desk.undelivered(BOB.address) == 0
 
@@ -177,7 +178,7 @@ async def test_a_refused_receipt_leaves_its_order_counting(desk: Desk) -> None:
     job, (placed, beside) = await take(desk.ledger, ALICE, BOB)
     complaint = Undelivered("its last chunk never came")
     for seen, kept in ((None, None), (PART, PART), (None, PART)):
-        refusing = partial(outstanding.refuse, tab=_where(), order=placed.order.digest, seen=seen, complaint=complaint)
+        refusing = partial(outstanding.refuse, tab=_where(), order=placed.order.digest, seen=seen, complaint=complaint, now=NOW_S)
         await desk.do(refusing)
         assert await desk.recall(job, placed) == kept
         assert await desk.undelivered() == NOT_DELIVERED
