@@ -13,7 +13,7 @@ from dataclasses import replace
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
-from tallystick.client.payer import MAX_UNDELIVERED, NOT_DELIVERED, Delivered, Stream, Undelivered
+from tallystick.client.payer import MAX_UNDELIVERED, NOT_DELIVERED, WHOLE, Delivered, Stream, Undelivered
 from tallystick.client.tables import JobState, OrderState, jobs, orders, tabs
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
@@ -127,7 +127,7 @@ def count(
     which = {"of_order": order.hex()}
     row = c.execute(_WHAT, which).first()
     before = 0 if row is None else row.quarters
-    lost = quarters > 0 and seen is not None and seen.stream is not Stream.READ
+    lost = quarters != WHOLE and seen is not None and seen.stream is not Stream.READ
     if lost:
         placed_at = c.execute(_PLACED, which).scalar() or 0
         others = c.execute(_TOGETHER, {**tab, **which, "of_since": placed_at}).scalar_one()

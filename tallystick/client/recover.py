@@ -35,6 +35,8 @@ from tallystick.protocol.types import Address, Amount, JobId, format_amount
 log = structlog.get_logger()
 ASK_SECONDS = 5.0
 """The longest wait for all answers: without them a job is placed all the same, on what the ledger knows."""
+SEARCH_SECONDS = 30.0
+"""The same where no job waits: to find the orders of a payment can take many questions to the chain."""
 WATCHED = 64
 """Providers whose payments are watched, those used last."""
 AGAIN_SECONDS = 1.0
@@ -84,9 +86,11 @@ class Recovery:
         self.asked.update(dict.fromkeys(known, float("-inf")))
         await self.look([one for one in new if one not in known], chain=False)
 
-    async def look(self, providers: Sequence[Address], *, chain: bool, again: float | None = None) -> list[Found]:
-        """Asks about these tabs now, unless that was done within `again` seconds, and takes up what is proved. Never raises
-        TallyError. `chain`: it is asked too, which may be slow.
+    async def look(
+        self, providers: Sequence[Address], *, chain: bool, again: float | None = None, wait: float | None = None
+    ) -> list[Found]:
+        """Asks about these tabs now, unless that was done within `again` seconds, and takes up what is proved within `wait`
+        seconds. Never raises TallyError. `chain`: it is asked too, which may be slow.
         """
         since = time.monotonic() - (AGAIN_SECONDS if again is None else again)
         due = [one for one in providers if self.asked.get(one, float("-inf")) < since]
@@ -94,7 +98,7 @@ class Recovery:
         asking = [asyncio.create_task(self._recover(provider, chain=chain), name="recover") for provider in due]
         if not asking:
             return []
-        done, late = await asyncio.wait(asking, timeout=ASK_SECONDS)
+        done, late = await asyncio.wait(asking, timeout=ASK_SECONDS if wait is None else wait)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
@@ -109,7 +113,8 @@ class Recovery:
         except TallyError as error:
             log.info("payments can't be watched now", reason=str(error))
             return
-        await self.look([account.provider for account in accounts[:WATCHED]], chain=True, again=seconds)
+        watched = [account.provider for account in accounts[:WATCHED]]
+        await self.look(watched, chain=True, again=seconds, wait=SEARCH_SECONDS)
 
     async def _recover(self, provider: Address, *, chain: bool) -> Found | None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -259,6 +260,25 @@ async def test_a_payment_beyond_receipts_blocks_by_itself(fake: FakeMarket, wall
         with pytest.raises(TallyError) as caught:
             await run(market)
         assert caught.value.code is Code.NO_PROVIDER
+
+
+async def test_a_slow_chain_hides_no_payment(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the search for a payment's orders takes longer than a job would wait, the provider is blocked all the same."""
+    monkeypatch.setattr(recover, "ASK_SECONDS", 0.05)
+
+    class Slow(Chain):
+        async def paid(self, provider: str, enough: Amount) -> list[Paid] | None:
+            await asyncio.sleep(0.2)
+            return await super().paid(provider, enough)
+
+    async with opened(fake, wallet, config, "a.db") as market:
+        await run(market)
+        provider, recovery = fake.providers[0].address, market._resolver.recovery
+        slow = Slow((await market.tab(provider)).accepted + 1, [])
+        await replace(recovery, onchain=slow, asked={}).watch(0.0)  # type: ignore[arg-type]
+        assert (await market.tab(provider)).frozen
 
 
 @pytest.mark.parametrize("orders", [[], None])
