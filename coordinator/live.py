@@ -34,8 +34,9 @@ class LiveJob:
     """One job, from its order to its terminal state. Times are seconds of a monotonic clock unless named `_at`.
 
     `deadline` is that of the current phase; `overdue`: the market has told the attempt that it passed; `blamed`: the attempt was
-    held against its provider; `answered`: output of the attempt came, or none counts any more. `reading`: since when its reader has had a frame and not asked for more; `waited`: the seconds for
-    which it did so before. That is the reader's time, and never the provider's.
+    held against its provider; `answered`: output of the attempt came, or none counts any more. `reading`: since when its reader
+    has had a frame and not asked for more; `waited`: the seconds for which it did so before. That is the reader's time, and never
+    the provider's.
     """
 
     submission: Submission
