@@ -269,8 +269,10 @@ class Market:
             job.heard = self._tick()
             job.extend(job.heard + self.limits.idle)
             return Kind.CHUNK, payload
-        if kind == Kind.ACCEPT and job.state is State.MATCHED:
-            job.move(Event.ACCEPT)
+        if kind == Kind.ACCEPT and job.state is not State.STREAMING:
+            if job.state is State.MATCHED:
+                job.move(Event.ACCEPT)
+            # Again: it is under way. An answer in one piece has no output for long; `total` bounds it.
             job.extend(self._tick() + self.limits.first_output)
         return (Kind.BEAT, payload) if kind == Kind.BEAT else None
 

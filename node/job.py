@@ -48,11 +48,13 @@ from node.slots import Slots
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.sealing import Sealer, SealingKey
-from tallystick.protocol.wire import Dispatch, split_request
+from tallystick.protocol.wire import Dispatch, Kind, split_request
 
 log = structlog.get_logger()
 LOAD_WEIGHT = 0.2
 """Of the newest look at how many slots are taken; with a look every ten seconds that is about a minute."""
+TELL_SECONDS = 30.0
+"""How often a job without output is said to be under way: several times in the two minutes that coordinators wait."""
 MAX_HELD = 1 << 20
 """Bytes that an engine may send before any output."""
 
@@ -256,7 +258,7 @@ class Job:
         call = self._open(dispatch)
         del dispatch
         self._phase = "waiting for a slot"
-        async with asyncio.timeout(limits.total) as self._reader.engine, self.pool.slot(limits.queue):
+        async with self._telling(), asyncio.timeout(limits.total) as self._reader.engine, self.pool.slot(limits.queue):
             self._phase, self._had_slot, self._asked = "waiting for the first output", time.monotonic(), True
             async with (
                 asyncio.timeout(limits.first_token if call.stream else None) as phase,
@@ -275,6 +277,24 @@ class Job:
                         phase.reschedule(None)
                         return await self._finish(event, status)
         raise Unavailable(Code.ENGINE_UNAVAILABLE, "the engine's answer broke off", fault=Fault.ENGINE)
+
+    @asynccontextmanager
+    async def _telling(self) -> AsyncIterator[None]:
+        """Says now and then that the job is under way, until there is output: an answer in one piece may take long, and who hears
+        nothing for so long would give the job to another, unpaid.
+        """
+
+        async def tell() -> None:
+            await asyncio.sleep(TELL_SECONDS)
+            while not self.has_output:
+                self.link.post(Kind.ACCEPT, self.admitted.job)
+                await asyncio.sleep(TELL_SECONDS)
+
+        task = asyncio.create_task(tell(), name=f"under way {self.admitted.job.hex()}")
+        try:
+            yield
+        finally:
+            task.cancel()
 
     async def _deliver(self, piece: Piece, phase: asyncio.Timeout) -> bool:
         """Sends a piece, or holds it back before any output. True if it was sent. Only the reader's time bounds how long."""

@@ -2,13 +2,15 @@
 
 Such a receipt releases the order's cap at its payer, and uses the order up here. It costs this node a signature and some rows on
 disk, for a payer who may owe it nothing: so for each coordinator BURST at once and RATE a second, and AT_ONCE under way together.
-What is beyond that is refused all the same, without a receipt; its payer counts the cap until the order's claimBy.
+Of these one payer gets a quarter at most: who orders only to be refused does not leave the others without. What is beyond that
+is refused all the same, without a receipt; its payer counts the cap until the order's claimBy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 from node.admission import Matched
@@ -17,10 +19,14 @@ from node.ports import ChainView
 from node.tabs import Funds, Tabs
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.messages import Receipt
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Address, Amount
 
 BURST, RATE = 256, 1.0
 AT_ONCE = 64
+SHARE = 4
+"""One payer's part of BURST and RATE is one in so many."""
+REMEMBERED = 1_000
+"""Payers that were refused last."""
 FUNDS_SECONDS = 1.0
 
 
@@ -38,13 +44,14 @@ class Refusals:
     ) -> None:
         self._books, self._tabs, self._chain, self._claim, self._now = books, tabs, chain, claim, now
         self._left: dict[str, tuple[float, float]] = {}
+        self._left_to: OrderedDict[Address, tuple[float, float]] = OrderedDict()
         self._under_way = 0
 
     async def receipt(self, endpoint: str, matched: Matched) -> Verified[Receipt] | None:
         """The receipt for an order that came from there and is refused. None where it would release nothing, where there are too
         many, where the order was seen before, or where it can't be stored.
         """
-        if self._under_way >= AT_ONCE or not self._spend(endpoint):
+        if self._under_way >= AT_ONCE or not self._spend(endpoint, matched.payer):
             return None
         self._under_way += 1
         try:
@@ -64,12 +71,23 @@ class Refusals:
         except TimeoutError:
             return Funds()
 
-    def _spend(self, endpoint: str) -> bool:
+    def _spend(self, endpoint: str, payer: Address) -> bool:
         now = self._now()
-        left, at = self._left.get(endpoint, (float(BURST), now))
-        left = min(float(BURST), left + max(0.0, now - at) * RATE)
-        self._left[endpoint] = (left - 1 if left >= 1 else left), now
-        return left >= 1
+        of_payer, of_all = _refilled(self._left_to.get(payer), SHARE, now), _refilled(self._left.get(endpoint), 1, now)
+        if min(of_payer, of_all) < 1:
+            return False
+        self._left[endpoint] = of_all - 1, now
+        self._left_to[payer] = of_payer - 1, now
+        self._left_to.move_to_end(payer)
+        if len(self._left_to) > REMEMBERED:
+            self._left_to.popitem(last=False)
+        return True
+
+
+def _refilled(left: tuple[float, float] | None, part: int, now: float) -> float:
+    """How many receipts are left at `now` of what was left when one was last given."""
+    burst, (amount, at) = BURST / part, left or (BURST / part, now)
+    return min(burst, amount + max(0.0, now - at) * RATE / part)
 
 
 def releases(claim_by: int, funds: Funds, cumulative: Amount, now: int) -> bool:

@@ -115,6 +115,28 @@ async def test_a_node_lost_after_output(world: World, ann: FakeNode, bob: FakeNo
     world.assert_idle()
 
 
+async def test_a_node_that_is_long_at_work_is_not_given_up_unpaid(world: World, ann: FakeNode, bob: FakeNode) -> None:
+    """An answer in one piece has no output for minutes. A node that says now and then that it is at it keeps the job, and is
+    paid; one that says so for ever has the time of the whole job and no more.
+    """
+    client, other = await world.started(ann, bob), await world.started(ann, bob)
+    for _ in range(20):
+        for job in (client.job.id, other.job.id):
+            ann.accept(job)
+        await quiet()
+        await world.pass_time(100)
+    ann.complete(client.job.id)
+    await quiet()
+    assert await world.stored(client) is State.COMPLETED
+    assert (len(bob.sent), ann.got(Kind.CANCEL)) == (0, [])
+    for _ in range(17):
+        ann.accept(other.job.id)
+        await quiet()
+        await world.pass_time(100)
+    assert ann.got(Kind.CANCEL) == [b"timed_out"]
+    assert other.failure.code is Code.TIMED_OUT
+
+
 async def test_a_node_that_falls_silent_in_the_middle(world: World, ann: FakeNode, bob: FakeNode) -> None:
     """A minute without a chunk ends a streaming job as expired."""
     client = await world.started(ann, bob)

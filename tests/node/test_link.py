@@ -292,7 +292,7 @@ async def test_a_coordinator_that_does_not_read_fills_no_memory() -> None:
             link.post(Kind.FAIL, JOB, b"refused")
         assert len(link._outbox) <= most
         assert await node.told() == ("lost", link)
-        await node.troubled("does not read")
+        assert "does not read" in link.trouble
         await connection.closed.wait()
         again = await asking.connections.get()
         assert again.hello.asks

@@ -180,3 +180,16 @@ async def test_credit_on_another_link_is_none() -> None:
     await stage.link.until(Kind.CHUNK, placed.job, INITIAL_CREDIT - 1)
     stage.runner.credit(MemoryLink(stage.link.coordinator), placed.job, (1_000).to_bytes(4, "big"))
     assert (await stage.receipt(placed)).outcome == Outcome.TIMED_OUT
+
+
+async def test_long_work_without_output_is_said_to_be_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until there is output the coordinator hears every half minute that the job is under way; from then on it does not."""
+    monkeypatch.setattr("node.job.TELL_SECONDS", 0.02)
+    silent = [lambda: asyncio.sleep(0.02)] * 5
+    stage = Stage(ScriptedEngine(*silent, HEAD, ONE, *silent, END))
+    placed = stage.dispatch()
+    await stage.link.until(Kind.CHUNK, placed.job)
+    told = len(stage.link.of(placed.job, Kind.ACCEPT))
+    assert 3 <= told <= 8
+    assert (await stage.receipt(placed)).outcome == Outcome.COMPLETED
+    assert len(stage.link.of(placed.job, Kind.ACCEPT)) == told

@@ -12,7 +12,7 @@ from node.books import Books
 from node.job import Deadlines
 from node.meter import Counted
 from node.ports import End, Head, Piece
-from node.refusals import AT_ONCE, BURST, RATE, releases
+from node.refusals import AT_ONCE, BURST, RATE, SHARE, releases
 from node.tabs import Exposure, Funds, Tabs
 from node.twins import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import Code, Unavailable
@@ -131,21 +131,33 @@ async def test_nothing_is_signed_before_it_is_known_what_was() -> None:
     assert not stage.store.bookings
 
 
+async def _refuse(stage: Stage, count: int) -> int:
+    """How many of so many refusals of its client had a receipt."""
+    placed = [stage.dispatch(None, **SPOILT["order_terms"]) for _ in range(count)]
+    return sum([(await refused(stage, one)).receipt is not None for one in placed])
+
+
 async def test_refusals_have_a_pace() -> None:
     """A coordinator gets a burst of receipts for refused orders and then so many a second; the rest is refused without one."""
     stage = Stage(ScriptedEngine(HEAD, ONE, END))
-
-    async def refuse(count: int) -> int:
-        """How many of so many refusals had a receipt."""
-        placed = [stage.dispatch(None, **SPOILT["order_terms"]) for _ in range(count)]
-        return sum([(await refused(stage, one)).receipt is not None for one in placed])
-
     made = 0
-    for _ in range(BURST // 32 + 2):
-        made += await refuse(32)
+    for number in range(2 * SHARE):
+        stage.client = Client(signer(f"payer {number}"))
+        made += await _refuse(stage, 32) + await _refuse(stage, 8)
     assert made == BURST
     stage.now += 10
-    assert await refuse(32) == 10 * RATE
+    assert await _refuse(stage, 32) == 10 * RATE
+
+
+async def test_one_payer_does_not_use_up_the_receipts_of_the_others() -> None:
+    """Whoever orders only to be refused gets a quarter of the receipts; another's refused order is still released."""
+    stage = Stage(ScriptedEngine(HEAD, ONE, END))
+    assert await _refuse(stage, 32) + await _refuse(stage, 50) == BURST // SHARE
+    rude, stage.client = stage.client, Client(signer("another payer"))
+    assert await _refuse(stage, 10) == 10
+    stage.now += 40
+    stage.client = rude
+    assert await _refuse(stage, 32) == 40 * RATE // SHARE
 
 
 async def test_refusals_under_way_have_a_number() -> None:

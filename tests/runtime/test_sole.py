@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tallystick.protocol.errors import Fault, Unavailable
 from tallystick.runtime import sole
 from tallystick.runtime.sole import sole_user
+from tallystick.runtime.storage import sqlite_file
 from tests.runtime.processes import line, script
 
 POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
@@ -134,6 +135,5 @@ async def test_a_uri_is_no_way_around_the_lock(tmp_path: Path, uri: str) -> None
     with pytest.raises(Unavailable):
         await second.acquire()
     await first.release()
-    await sole_user("sqlite:///file:facts?mode=memory&uri=true", "coordinator").acquire()
-    assert (tmp_path / "facts.db.lock").exists()
-    assert not (tmp_path / "facts.lock").exists()
+    assert sqlite_file("sqlite:///file:facts?mode=memory&uri=true") is None
+    assert sqlite_file("sqlite:///file::memory:?uri=true") is None
