@@ -161,7 +161,7 @@ class Matchmaker:
                 if isinstance(error, _NoPurse):
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
-                job.begin(Attempt(candidate, order, node), self._tick() + self._limits.accept)
+                job.begin(Attempt(candidate, order, node), self._tick() + self._limits.accept_within(len(job.submission.sealed)))
                 self.decisions.matched(model, node.provider, lost | _reasons(against), now)
                 return
         lost = dict.fromkeys(lost, "the payer's purse did not cover the job") | _reasons(against)

@@ -10,6 +10,10 @@ from tallystick.protocol.types import Address
 from tallystick.protocol.wire import MAX_BODY
 
 
+SLOWEST_LINK = 1 << 18
+"""Bytes a second at which a dispatch reaches a node, at least: on a slower link its provider is taken for one that is away."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Deadlines in seconds, the rules for orders, jobs at once. Accepting is a node's answer to a dispatch; idle is between two
@@ -28,6 +32,10 @@ class Limits:
     fee_bps: int = 0
     jobs_per_payer: int = 256
     jobs_per_node: int = 1_024
+
+    def accept_within(self, body: int) -> float:
+        """Seconds that a node has to answer a dispatch with a body of so many bytes: it must arrive there first."""
+        return self.accept + body / SLOWEST_LINK
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,3 +41,10 @@ def test_each_rule_is_named(order: dict[str, Any], code: Code, says: str) -> Non
         _check(**order)
     assert caught.value.code is code
     assert not caught.value.retry
+
+
+def test_a_large_body_gives_its_node_time_to_receive_it() -> None:
+    """A node's time to answer a dispatch grows with what must reach it first; a provider is not blamed for its line."""
+    limits = Limits(accept=10)
+    assert limits.accept_within(0) == 10
+    assert limits.accept_within(32 << 20) == 10 + 128
