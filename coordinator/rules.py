@@ -9,7 +9,6 @@ from tallystick.protocol.messages import Order, Terms
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import MAX_BODY
 
-
 SLOWEST_LINK = 1 << 18
 """Bytes a second at which a dispatch reaches a node, at least: on a slower link its provider is taken for one that is away."""
 
