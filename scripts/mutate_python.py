@@ -71,11 +71,16 @@ CHECKED: dict[str, tuple[str, ...]] = {
     "node/meter.py": ("tests/node/test_meter.py",),
     "node/dealings.py": ("tests/node/test_dealings.py",),
     "tallystick/client/payer.py": (
+        "tests/client/test_totals.py",
         "tests/client/test_delivery.py",
         "tests/client/test_neighbours.py",
         "tests/client/test_payer.py",
     ),
-    "tallystick/client/outstanding.py": ("tests/client/test_outstanding.py", "tests/client/test_lost_streams.py"),
+    "tallystick/client/outstanding.py": (
+        "tests/client/test_outstanding.py",
+        "tests/client/test_lost_streams.py",
+        "tests/client/test_totals.py",
+    ),
     "tallystick/client/mending.py": ("tests/client/test_mending.py", "tests/client/test_totals.py"),
     "tallystick/client/recover.py": ("tests/client/test_recover.py", "tests/client/test_totals.py"),
     "tallystick/client/recount.py": ("tests/client/test_recount.py",),

@@ -13,7 +13,7 @@ from tallystick.client import recover
 from tallystick.client.books import Arrival
 from tallystick.client.config import Budget, ClientConfig
 from tallystick.client.ledger import Ledger
-from tallystick.client.mending import Paid, Shown
+from tallystick.client.mending import Found, Paid, Shown
 from tallystick.client.payer import MAX_UNRELEASED, NOT_DELIVERED, Tab
 from tallystick.client.sdk import Market
 from tallystick.client.tables import JobState, OrderState
@@ -22,7 +22,7 @@ from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
-from tallystick.protocol.types import ZERO_HASH, Amount, Seconds
+from tallystick.protocol.types import ZERO_HASH, Amount, JobId, Seconds
 from tests.client.fake import FakeMarket, Session, eventually, run
 from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, Provider, bill, place, take
 
@@ -119,6 +119,58 @@ async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
         receipt = ALICE.signer.sign(bill(placed, seq=7 + number, cumulative_cost=Amount(most + 3 * number)), DOMAIN)
         assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
         assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).believed == most + 3 * number
+
+
+async def _climbed(ledger: Ledger) -> Amount:
+    """A booked receipt of 3, and an order under way; returns that order's cap."""
+    job, (placed,) = await take(ledger)
+    receipt = ALICE.signer.sign(bill(placed, seq=1), DOMAIN)
+    assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+    _, (running,) = await take(ledger)
+    return running.terms.max_cost
+
+
+async def _adopt(ledger: Ledger, told: int) -> int:
+    """Takes up a receipt with this total of an order that the books lack; returns by how much that raised the tab."""
+    job = JobId(bytes([told % 251]) * 16)
+    backing = place(Tab(accepted=Amount(2_000)), job=job, now_ns=10**9 * (NOW_S + told))
+    receipt = ALICE.signer.sign(bill(backing, seq=50 + told, cumulative_cost=Amount(told)), DOMAIN)
+    found = await ledger.adopt(DOMAIN, ALICE.address, [Shown(backing.order, receipt)], Amount(0), NOW_S, paid=[])
+    return found.raised
+
+
+async def test_what_open_orders_explain_is_not_recovered(ledger: Ledger) -> None:
+    """Orders that the books lacked raise ceiling and seq; the total rises by what is proved, and by nothing that it had already:
+    what is recovered is what goes beyond the receipts.
+    """
+    assert await ledger.adopt(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[]) == Found()
+    assert await ledger.traded(DOMAIN, [ALICE.address]) == set()
+    cap = await _climbed(ledger)
+    before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert await _adopt(ledger, 3) == 0
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (tab.believed, tab.recovered, tab.early_caps) == (3, 0, 0)
+    assert tab.ceiling > before.ceiling
+    assert tab.order_seq == 10**9 * (NOW_S + 3) > before.order_seq
+    assert await _adopt(ledger, 700) == 697
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (tab.believed, tab.recovered, tab.early_caps, tab.half.accepted) == (700, 697, cap, 700 - cap)
+    assert await _adopt(ledger, 600) == 0
+    assert await ledger.tab(DOMAIN, ALICE.address, NOW_S) == tab
+
+
+async def test_the_highest_order_that_was_paid_on_proves(ledger: Ledger) -> None:
+    """Of several orders in the settling transactions the one that allows most counts, wherever it stands."""
+    paid = [Paid(PAYER.sign(replace(place().order.message, ceiling=Amount(most)), DOMAIN), "0xtx") for most in (50, 90, 70)]
+    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(80), NOW_S, paid=paid)).raised == 80
+
+
+async def test_what_running_jobs_explain_blames_nobody(ledger: Ledger) -> None:
+    """A payment up to the cap of a job under way says nothing of its provider, one unit more blocks it."""
+    cap = await _climbed(ledger)
+    assert not (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(3 + cap), NOW_S, paid=[])).blocked
+    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).undelivered == 0
+    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(4 + cap), NOW_S, paid=[])).blocked
 
 
 async def test_a_barred_provider_is_asked_for_its_receipts(
