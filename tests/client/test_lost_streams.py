@@ -9,7 +9,7 @@ import pytest
 
 from tallystick.client import resolver
 from tallystick.client.config import ClientConfig
-from tallystick.client.payer import CUT_SHORT, NOT_DELIVERED
+from tallystick.client.payer import CUT_SHORT, NOT_DELIVERED, Undelivered
 from tallystick.client.sdk import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
@@ -106,3 +106,26 @@ async def test_one_failure_of_the_network_blocks_no_provider(fake: FakeMarket, w
             await asyncio.gather(*running)
             tab = await market.tab(mallory)
             assert (tab.undelivered, tab.frozen, tab.open_caps) == (turn * CUT_SHORT, "", 0)
+
+
+async def test_answers_that_were_kept_back_at_once_count_each(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Streams that were read to their end are no failure of the network, however many end without their answers at once."""
+    now, over = NOW, asyncio.Event()
+
+    async def keeps_back(session: Session) -> None:
+        await session.match()
+        await over.wait()
+        await session.finish(ALL, result_commitment=OTHER)
+
+    async def one() -> None:
+        with pytest.raises(Undelivered):
+            await run(market, STREAM)
+
+    fake.script = keeps_back
+    async with Market(fake.url, wallet, config, clock=lambda: now) as market:
+        running = [asyncio.create_task(one()) for _ in range(2)]
+        await eventually(lambda: sum(one.attempts for one in fake.sessions.values()) == 2)
+        now += 10 * 10**9
+        over.set()
+        await asyncio.gather(*running)
+        assert (await market.tab(fake.providers[0].address)).undelivered == 2 * NOT_DELIVERED

@@ -14,7 +14,7 @@ from tallystick.client.books import Arrival
 from tallystick.client.config import Budget, ClientConfig
 from tallystick.client.ledger import Ledger
 from tallystick.client.mending import Found, Paid, Shown
-from tallystick.client.payer import MAX_UNRELEASED, NOT_DELIVERED, Tab
+from tallystick.client.payer import MAX_UNRELEASED, NOT_DELIVERED, Delivered, Tab
 from tallystick.client.sdk import Market
 from tallystick.client.tables import JobState, OrderState
 from tallystick.protocol.eip712 import Signer
@@ -22,7 +22,7 @@ from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
-from tallystick.protocol.types import ZERO_HASH, Amount, JobId, Seconds
+from tallystick.protocol.types import ZERO_HASH, Amount, Hash, JobId, Seconds
 from tests.client.fake import FakeMarket, Session, eventually, run
 from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, Provider, bill, place, take
 
@@ -247,3 +247,38 @@ async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake
     known = await market.find(session.job)
     assert known is not None
     assert known.orders[0].state is OrderState.DISPATCHED
+
+
+async def test_forgiving_what_was_not_paid_spends_nothing(ledger: Ledger) -> None:
+    """Where the chain paid nothing that the books lack, forgiving changes neither what was spent nor what is known of the tab."""
+    job, (placed,) = await take(ledger)
+    lie = ALICE.signer.sign(bill(placed, result_commitment=Hash(b"\1" * 32)), DOMAIN)
+    seen = Delivered(200, 50, ZERO_HASH, finished=True)
+    assert await ledger.book(Arrival(DOMAIN, job, placed, lie, seen, NOW_S)) is not None
+    spent = await ledger.spent(NOW_S, ("provider",))
+    assert await ledger.forgive(ALICE.address, NOW_S)
+    assert await ledger.spent(NOW_S, ("provider",)) == spent
+    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).recovered == 0
+
+
+async def test_what_is_excused_is_what_receipts_lack(ledger: Ledger) -> None:
+    """Of a payment that a person excuses, what receipts show was spent already; the rest is spent now, and known of the tab."""
+    cap = await _climbed(ledger)
+    paid = Amount(3 + cap + 2)
+    assert (await ledger.adopt(DOMAIN, ALICE.address, [], paid, NOW_S, paid=[])).blocked
+    assert await ledger.forgive(ALICE.address, NOW_S)
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert tab.ceiling == 3 + cap
+    assert (tab.believed, tab.recovered, tab.half.accepted) == (3 + cap, cap, 3)
+    assert (await ledger.spent(NOW_S, ()))[0].cost == 3 + cap
+
+
+async def test_an_order_that_proves_nothing_new_recovers_nothing(ledger: Ledger) -> None:
+    """What a job under way explains of a total is no part of what was recovered, whatever older orders are shown."""
+    await take(ledger)
+    job, (placed,) = await take(ledger)
+    receipt = ALICE.signer.sign(bill(placed, seq=2, cumulative_cost=Amount(13)), DOMAIN)
+    assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+    assert await _adopt(ledger, 3) == 0
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (tab.believed, tab.recovered) == (13, 0)
