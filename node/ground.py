@@ -69,7 +69,9 @@ def _lock(state: Path, stack: AsyncExitStack) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise BadMessage(f"{state}: another node is running on this state") from None
+        raise BadMessage(
+            f"{state}: another node is running on this state: stop that one first, or give this one a `state` of its own"
+        ) from None
 
 
 def _sealing_key(config: NodeConfig) -> SealingKey:

@@ -106,7 +106,9 @@ class NodeLink:
     def announce(self) -> None:
         """The asks have changed: tells the coordinator."""
         if self.session is not None:
-            self.session.post(Kind.ASKS, NO_JOB, _asks_json(self._asks(self.session.coordinator)))
+            asks = self._asks(self.session.coordinator)
+            self.session.post(Kind.ASKS, NO_JOB, _asks_json(asks))
+            log.info("asks announced", url=self.url, asks=len(asks))
 
     async def run(self) -> None:
         """Connects and reconnects until `close`."""

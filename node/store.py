@@ -48,7 +48,8 @@ class SqlStore:
         found = await self._db.write(work)
         if found != mine:
             await self.close()
-            raise BadMessage(f"this state belongs to {found}, but the node is {mine}: receipts of one tab must stay in one place")
+            text = f"this state belongs to {_told(found)}, but the node is {_told(mine)}: give its --wallet, or another state"
+            raise BadMessage(f"{text}; receipts of one tab must stay in one place")
 
     async def read(self, work: Callable[[Connection], R]) -> R:
         """What a reader of the tables finds, at one moment."""
@@ -312,6 +313,10 @@ def _ceilings(now: int) -> sa.Select[Any]:
     query = sa.select(ranked.c.payer, ranked.c.ceiling, ranked.c.claim_by)
     query = query.where(sa.or_(ranked.c.above.is_(None), ranked.c.claim_by > ranked.c.above))
     return query.order_by(ranked.c.payer, ranked.c.ceiling.desc())
+
+
+def _told(identity: dict[str, Any]) -> str:
+    return f"{identity['provider']} on chain {identity['chain_id']} with contract {identity['contract']}"
 
 
 class _End(NamedTuple):

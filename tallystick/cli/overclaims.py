@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from tallystick.protocol.messages import Receipt
 
 
+class NoOverclaim(Refusal):
+    """The chain shows no claim above the receipts, as with an honest provider."""
+
+
 async def find(escrow: Escrow, receipts: Sequence[Signed[Receipt]], transaction: str | None, also: str = "") -> list[Overclaim]:
     """The claims above these receipts, all of one tab, out of one transaction or of the newest settlements. `also`: what else was
     looked for in vain.
 
-    Raises BadSignature for a receipt that its provider did not sign, Refusal that says what is missing, Unavailable.
+    Raises BadSignature for a receipt that its provider did not sign, NoOverclaim where there is none, Refusal that says what is
+    missing, Unavailable.
     """
     from tallystick.chain.overclaims import find_overclaims
     from tallystick.chain.settlements import claims_in, settling_claims
@@ -36,32 +41,37 @@ async def find(escrow: Escrow, receipts: Sequence[Signed[Receipt]], transaction:
     for one in found:
         one.receipt.verify(escrow.deployment.domain)
     if not found:
-        raise Refusal(Code.BAD_MESSAGE, also + _why_none(claims, receipts, transaction))
+        raise _why_none(claims, receipts, transaction, also)
     fresh = [one for one in found if not await escrow.evidence_used(one.evidence)]
     if not fresh:
         raise Refusal(Code.BAD_MESSAGE, f"{provider} has lost the whole penalty for this already: evidence counts once")
     return fresh
 
 
-def _why_none(claims: Sequence[SettlingClaim], receipts: Sequence[Signed[Receipt]], transaction: str | None) -> str:
+def _why_none(
+    claims: Sequence[SettlingClaim], receipts: Sequence[Signed[Receipt]], transaction: str | None, also: str
+) -> Refusal:
     from tallystick.chain.overclaims import highest_claim
 
     last = max((receipt.message for receipt in receipts), key=lambda one: one.seq)
     top = highest_claim(claims, last)
     where = "the newest settlements" if transaction is None else f"transaction {transaction}"
     if top is None:
-        return (
-            f"no claim that {last.provider} signed with a row of {last.payer} is in {where}. Name the transaction with --claim "
-            "TX; if a contract made the call from other data, ask an endpoint (--rpc) that has debug_traceTransaction"
+        kind = NoOverclaim if transaction is None else Refusal
+        return kind(
+            Code.BAD_MESSAGE,
+            f"{also}no claim that {last.provider} signed with a row of {last.payer} is in {where}. Name the transaction with --claim "
+            "TX; if a contract made the call from other data, ask an endpoint (--rpc) that has debug_traceTransaction",
         )
     said = f"the provider's highest claim in {where} is {format_amount(top.cumulative_cost)} as of receipt {top.seq}"
     if top.seq > last.seq:
-        return (
-            f"{said}, and the last receipt here is number {last.seq}, of {format_amount(last.cumulative_cost)}. The contract "
+        return Refusal(
+            Code.BAD_MESSAGE,
+            f"{also}{said}, and the last receipt here is number {last.seq}, of {format_amount(last.cumulative_cost)}. The contract "
             f"punishes a claim by a receipt of the same or a later number: bring one of {top.seq} or more with a total below the "
-            "claim"
+            "claim",
         )
-    return f"{said}, which is not above the receipts here: nothing to punish"
+    return NoOverclaim(Code.BAD_MESSAGE, f"{also}{said}, which is not above the receipts here: nothing to punish")
 
 
 async def slash(escrow: Escrow, signer: Signer, found: Sequence[Overclaim], *, as_json: bool) -> None:

@@ -104,7 +104,8 @@ def why(
     )
     show_rows(("when", "model", "stage", "what came of it"), rows)
     if not told["connected"]:
-        out.print("This node is not connected now, so it gets nothing: tally node doctor", highlight=False)
+        text = f"The node of {provider} is not connected now, so it gets nothing: tally node doctor. Is --wallet right?"
+        out.print(text, highlight=False)
     elif not told["decisions"]:
         out.print("Nobody asked for its models since the coordinator started.", highlight=False)
     else:
@@ -151,7 +152,8 @@ def collect(
         from tallystick.chain.rpc import Sender
 
         async with _store(loaded, provider) as store, open_escrow(loaded.deployment, loaded.rpc) as escrow:
-            tabs = [tab for tab in await store.claimable(int(time.time()), 100_000) if tab.due >= max(1, limit)]
+            every = [tab for tab in await store.claimable(int(time.time()), 100_000) if tab.due >= 1]
+            tabs = [tab for tab in every if tab.due >= limit]
             owed = {tab.payer: due for tab in tabs if (due := await _owed(escrow, tab, provider)) >= max(1, limit)}
             rows = tuple(SettleRow(tab.order, tab.seq, tab.cumulative) for tab in tabs if tab.payer in owed)
             paid: dict[Address, int] = {}
@@ -173,7 +175,9 @@ def collect(
             show_json({"provider": provider, "tabs": found, "transactions": hashes})
             return
         if not owed:
-            out.print("nothing to collect", highlight=False)
+            small = sum(tab.due for tab in every if tab.due < limit)
+            note = f"; {format_amount(Amount(small))} is owed on tabs of less than --least {least}" if small else ""
+            out.print(f"nothing to collect{note}", highlight=False)
             return
         lines = ((payer, format_amount(Amount(due)), _outcome(payer, paid, skipped)) for payer, due in owed.items())
         show_rows(("payer", "owed", "collected"), lines)

@@ -242,7 +242,16 @@ def find_overclaims(
             receipts = [*await ledger.receipts(domain, whom), *(one.receipt for one in refused)]
             if not receipts:
                 raise Refusal(Code.BAD_MESSAGE, f"this wallet's books have no receipt of {whom}, so no claim can be compared")
-            found = await overclaims.find(escrow, receipts, claim)
+            try:
+                found = await overclaims.find(escrow, receipts, claim)
+            except overclaims.NoOverclaim as none:
+                if report_them or claim is not None:
+                    raise
+                if as_json:
+                    show_json({"provider": whom, "slashed": None, "overclaims": []})
+                else:
+                    step(str(none))
+                return
             if report_them:
                 await overclaims.slash(escrow, unlock(wallet, password_file), found, as_json=as_json)
             elif as_json:

@@ -131,6 +131,17 @@ def test_a_claim_is_found_in_the_transaction_that_is_named(market: Tally, tmp_pa
     assert market("receipt", "report", file, "--claim", late)["overclaims"][0]["claimTx"] == late
 
 
+def test_an_honest_provider_is_no_error(market: Tally) -> None:
+    """Where no claim is above the receipts, before the first settlement and after it, the comparison says so and succeeds."""
+    _book(market, *_receipts(market, (1, 2), (2, 5)))
+    assert market("receipt", "overclaims", NODE.address)["overclaims"] == []
+    assert "no claim that" in market.says("receipt", "overclaims", NODE.address)
+    _collect(market, 5, 2)
+    assert market("receipt", "overclaims", NODE.address)["overclaims"] == []
+    assert "nothing to punish" in market.says("receipt", "overclaims", NODE.address)
+    assert "nothing to punish" in market("receipt", "overclaims", NODE.address, "--report", fails=True)["message"]
+
+
 def test_what_the_contract_does_not_punish_is_not_sent(market: Tally, tmp_path: Path) -> None:
     """No claim, an honest one, one as of a later receipt, a foreign deployment, a forged receipt: the error says which."""
     below, above = _receipts(market, (3, 4), (3, 8))
