@@ -69,9 +69,8 @@ def _lock(state: Path, stack: AsyncExitStack) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise BadMessage(
-            f"{state}: another node is running on this state: stop that one first, or give this one a `state` of its own"
-        ) from None
+        text = f"{state}: another node is running on this state: stop that one first, or give this one a `state` of its own"
+        raise BadMessage(text) from None
 
 
 def _sealing_key(config: NodeConfig) -> SealingKey:

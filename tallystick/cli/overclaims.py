@@ -60,15 +60,15 @@ def _why_none(
         kind = NoOverclaim if transaction is None else Refusal
         return kind(
             Code.BAD_MESSAGE,
-            f"{also}no claim that {last.provider} signed with a row of {last.payer} is in {where}. Name the transaction with --claim "
-            "TX; if a contract made the call from other data, ask an endpoint (--rpc) that has debug_traceTransaction",
+            f"{also}no claim that {last.provider} signed with a row of {last.payer} is in {where}. Name the transaction with "
+            "--claim TX; if a contract made the call from other data, ask an endpoint (--rpc) that has debug_traceTransaction",
         )
     said = f"the provider's highest claim in {where} is {format_amount(top.cumulative_cost)} as of receipt {top.seq}"
     if top.seq > last.seq:
         return Refusal(
             Code.BAD_MESSAGE,
-            f"{also}{said}, and the last receipt here is number {last.seq}, of {format_amount(last.cumulative_cost)}. The contract "
-            f"punishes a claim by a receipt of the same or a later number: bring one of {top.seq} or more with a total below the "
+            f"{also}{said}, and the last receipt here is number {last.seq}, of {format_amount(last.cumulative_cost)}. The "
+            f"contract punishes a claim by a receipt of the same or a later number: bring one of {top.seq} or more with a total below the "
             "claim",
         )
     return NoOverclaim(Code.BAD_MESSAGE, f"{also}{said}, which is not above the receipts here: nothing to punish")
