@@ -68,8 +68,8 @@ def _why_none(
         return Refusal(
             Code.BAD_MESSAGE,
             f"{also}{said}, and the last receipt here is number {last.seq}, of {format_amount(last.cumulative_cost)}. The "
-            f"contract punishes a claim by a receipt of the same or a later number: bring one of {top.seq} or more with a total below the "
-            "claim",
+            f"contract punishes a claim by a receipt of the same or a later number: bring one of {top.seq} or more with a total "
+            "below the claim",
         )
     return NoOverclaim(Code.BAD_MESSAGE, f"{also}{said}, which is not above the receipts here: nothing to punish")
 
