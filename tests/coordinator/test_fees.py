@@ -15,6 +15,7 @@ from coordinator.app import running
 from coordinator.config import CoordinatorConfig
 from coordinator.fees import FeeCheck
 from tallystick.protocol.errors import BadMessage
+from tallystick.runtime.logs import configure
 from tests.coordinator.chain import DEPLOYMENT, FakeEscrow
 from tests.coordinator.served import PATIENCE
 from tests.coordinator.world import COORDINATOR
@@ -58,14 +59,17 @@ async def test_a_chain_that_is_away_stops_no_start(escrow: FakeEscrow, monkeypat
 
 async def test_a_fee_that_is_raised_later_does_not_go_unnoticed(escrow: FakeEscrow) -> None:
     """Each new rate is one error in the log, not one a look; the old rate again is told, too; a dead chain ends nothing."""
+    configure(json=True)  # whatever level another test left
     escrow.fees[COORDINATOR.address] = 100
     check = FeeCheck(escrow, COORDINATOR.address, 100, interval=0.001)
     await check.at_start()
     with capture_logs() as logs:
         watching = asyncio.create_task(check.run())
-        for rate in (400, 300, 100):
+        for told, rate in enumerate((400, 300, 100), 1):
             escrow.fees[COORDINATOR.address] = rate
-            await asyncio.sleep(0.05)
+            async with asyncio.timeout(PATIENCE):
+                while len(logs) < told:  # noqa: ASYNC110 - a log is no event
+                    await asyncio.sleep(0.001)
         escrow.down = True
         await asyncio.sleep(0.01)
         assert not watching.done()
