@@ -14,25 +14,24 @@ from typing import Any
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from coordinator.answers import Retention
-from coordinator.api import Info, Room, build_control_plane
-from coordinator.bodies import Bodies
-from coordinator.bounds import MAX_LINK_FRAME
 from coordinator.bus import InProcessBus
+from coordinator.chain.escrow_cache import ChainFunds
+from coordinator.chain.fee_check import FeeCheck
+from coordinator.chain.settler import Settler
 from coordinator.config import CoordinatorConfig
-from coordinator.fees import FeeCheck
-from coordinator.funds import ChainFunds
-from coordinator.gate import Gate
-from coordinator.hub import Hub
-from coordinator.jobs_route import PATH as JOBS_PATH
-from coordinator.jobs_route import JobsRoute
-from coordinator.manners import Manners
-from coordinator.market import Market
+from coordinator.domain.limits import Intake
+from coordinator.domain.resource_bounds import MAX_LINK_FRAME
+from coordinator.domain.token_bucket import Manners
+from coordinator.http.api import Info, Room, build_control_plane
+from coordinator.http.jobs_route import PATH as JOBS_PATH
+from coordinator.http.jobs_route import JobsRoute
+from coordinator.http.node_hub import Hub
+from coordinator.http.request_bodies import Bodies
+from coordinator.http.request_limiter import Gate
+from coordinator.http.response_buffer import Retention
+from coordinator.jobs.market import Market
 from coordinator.ports import AnswerStore
-from coordinator.rules import Intake
-from coordinator.settler import Settler
-from coordinator.store import Store
-from tallystick import __version__
+from coordinator.storage.store import Store
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
@@ -40,6 +39,7 @@ from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.runtime import logs
 from tallystick.runtime.serving import serving, until_stopped
+from tallystick.version import __version__
 
 log = structlog.get_logger()
 DRAIN_SECONDS = 5

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.answers import Retention
-from coordinator.endpoints import endpoints_of, is_loopback
-from coordinator.rules import Intake, Limits
+from coordinator.domain.endpoints import endpoints_of, is_loopback
+from coordinator.domain.limits import Intake, Limits
+from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount
 from tallystick.runtime.config import load
-from tallystick.runtime.doors import DoorLimits
+from tallystick.runtime.connection_limiter import DoorLimits
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
 

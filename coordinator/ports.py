@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from coordinator.reputation import Record
+from coordinator.domain.reputation import Record
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.jobs import State

@@ -1,4 +1,7 @@
-"""What the core asks of the world: an engine, a store, a link, the chain. Narrow, each with a twin in memory (`node.twins`)."""
+"""What the core asks of the world: an engine, a store, a link, the chain.
+
+Narrow, each with a twin in memory (`node.testing.memory`).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from node.admission import Admitted, Matched
-from node.answers import UpstreamModel
-from node.meter import Counted
-from node.requests import Call
-from node.tabs import Funds, TabRow
+from node.domain.admission import Admitted, Matched
+from node.domain.meter import Counted
+from node.domain.requests import Call
+from node.domain.responses import UpstreamModel
+from node.domain.tabs import Funds, TabRow
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Claim, Order, Outcome, Receipt

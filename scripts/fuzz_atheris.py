@@ -1,6 +1,6 @@
 """Feeds what reads bytes from outside with inputs that reach ever more of its code (atheris, libFuzzer); see tests/fuzz.py.
 
-An input that fails is kept in build/fuzz/TARGET, printed, and exits with 77. Add it to tests/protocol/test_fuzz.py when mended.
+An input that fails is kept in build/fuzz/TARGET, printed, and exits with 77. Add it to tests/test_fuzz.py when mended.
 """
 
 from __future__ import annotations

@@ -57,34 +57,37 @@ CHECKED: dict[str, tuple[str, ...]] = {
     "tallystick/protocol/tab.py": ("tests/protocol/test_tab.py",),
     "tallystick/protocol/pricing.py": ("tests/protocol/test_pricing.py",),
     "tallystick/protocol/jobs.py": ("tests/protocol/test_jobs.py",),
-    "coordinator/exposure.py": ("tests/coordinator/test_exposure.py",),
-    "coordinator/receipts.py": (
-        "tests/coordinator/test_receipts.py",
-        "tests/coordinator/test_market_bills.py",
-        "tests/coordinator/test_receipts_strangers.py",
+    "coordinator/domain/exposure.py": ("tests/coordinator/domain/test_exposure.py",),
+    "coordinator/jobs/receipts.py": (
+        "tests/coordinator/jobs/test_receipts.py",
+        "tests/coordinator/jobs/test_market_bills.py",
+        "tests/coordinator/jobs/test_receipts_strangers.py",
     ),
-    "coordinator/blame.py": ("tests/coordinator/test_market_bills.py", "tests/coordinator/test_market_failover.py"),
-    "node/tabs.py": ("tests/node/test_tabs.py", "tests/node/test_trust.py"),
-    "node/ceilings.py": ("tests/node/test_ceilings.py",),
-    "node/trust.py": ("tests/node/test_trust.py",),
-    "node/admission.py": ("tests/node/test_admission.py",),
-    "node/meter.py": ("tests/node/test_meter.py",),
-    "node/dealings.py": ("tests/node/test_dealings.py",),
-    "tallystick/client/payer.py": (
-        "tests/client/test_totals.py",
-        "tests/client/test_delivery.py",
-        "tests/client/test_neighbours.py",
-        "tests/client/test_payer.py",
+    "coordinator/jobs/reputation_updates.py": (
+        "tests/coordinator/jobs/test_market_bills.py",
+        "tests/coordinator/jobs/test_market_failover.py",
     ),
-    "tallystick/client/outstanding.py": (
-        "tests/client/test_outstanding.py",
-        "tests/client/test_lost_streams.py",
-        "tests/client/test_totals.py",
+    "node/domain/tabs.py": ("tests/node/domain/test_tabs.py", "tests/node/domain/test_credit_limits.py"),
+    "node/domain/signed_caps.py": ("tests/node/domain/test_signed_caps.py",),
+    "node/domain/credit_limits.py": ("tests/node/domain/test_credit_limits.py",),
+    "node/domain/admission.py": ("tests/node/domain/test_admission.py",),
+    "node/domain/meter.py": ("tests/node/domain/test_meter.py",),
+    "node/jobs/coordinator_credit.py": ("tests/node/jobs/test_coordinator_credit.py",),
+    "tallystick/client/receipts/checks.py": (
+        "tests/client/recovery/test_tabs_totals.py",
+        "tests/client/receipts/test_checks_delivery.py",
+        "tests/client/receipts/test_checks_neighbours.py",
+        "tests/client/receipts/test_checks.py",
     ),
-    "tallystick/client/mending.py": ("tests/client/test_mending.py", "tests/client/test_totals.py"),
-    "tallystick/client/recover.py": ("tests/client/test_recover.py", "tests/client/test_totals.py"),
-    "tallystick/client/recount.py": ("tests/client/test_recount.py",),
-    "tallystick/client/spending.py": ("tests/client/test_spending.py",),
+    "tallystick/client/ledger/open_orders.py": (
+        "tests/client/ledger/test_open_orders.py",
+        "tests/client/recovery/test_reconciler_lost_streams.py",
+        "tests/client/recovery/test_tabs_totals.py",
+    ),
+    "tallystick/client/ledger/repair.py": ("tests/client/ledger/test_repair.py", "tests/client/recovery/test_tabs_totals.py"),
+    "tallystick/client/recovery/tabs.py": ("tests/client/recovery/test_tabs.py", "tests/client/recovery/test_tabs_totals.py"),
+    "tallystick/client/receipts/token_audit.py": ("tests/client/receipts/test_token_audit.py",),
+    "tallystick/client/ledger/budgets.py": ("tests/client/ledger/test_budgets.py",),
 }
 """The modules that money passes through, and the tests of each."""
 
@@ -101,7 +104,9 @@ class Chosen:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="scripts/mutate-python", description=__doc__)
-    parser.add_argument("--only", default="", metavar="TEXT", help="only breaks whose name contains this, such as node/tabs.py")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only breaks whose name contains this, such as node/domain/tabs.py"
+    )
     parser.add_argument("--changed", action="store_true", help="only functions that were not checked as they are now")
     parser.add_argument("--record", action="store_true", help="write down that what was checked now is checked")
     parser.add_argument("--list", action="store_true", help="only name the breaks")

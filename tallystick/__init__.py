@@ -16,16 +16,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tallystick.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from tallystick.client.choice import Options
     from tallystick.client.config import ClientConfig
-    from tallystick.client.job import Job
-    from tallystick.client.many import Done
-    from tallystick.client.proof import Proof, read_proof
-    from tallystick.client.result import Result, Unfinished
-    from tallystick.client.sdk import Market
-    from tallystick.client.stream import TextStream
-    from tallystick.client.sync import SyncJob, SyncMarket, SyncTextStream
+    from tallystick.client.jobs.job import Job
+    from tallystick.client.jobs.result import Result, Unfinished
+    from tallystick.client.receipts.proof import Proof, read_proof
+    from tallystick.client.sdk.batch import Done
+    from tallystick.client.sdk.market import Market
+    from tallystick.client.sdk.stream import TextStream
+    from tallystick.client.sdk.sync import SyncJob, SyncMarket, SyncTextStream
+    from tallystick.client.selection.options import Options
     from tallystick.protocol.eip712 import Signer
     from tallystick.protocol.errors import (
         BadMessage,
@@ -41,30 +43,29 @@ if TYPE_CHECKING:
     )
     from tallystick.protocol.requirements import Requirements
     from tallystick.protocol.types import Amount, format_amount, parse_amount
-    from tallystick.runtime.keys import open_wallet
+    from tallystick.runtime.keystore import open_wallet
 
-__version__ = "0.1.0"
 _ERRORS = "BadMessage BadReceipt BadSeal BadSignature Code Fault PeerError Refusal TallyError Unavailable"
 _HOMES = {
     "Amount": "tallystick.protocol.types",
     "ClientConfig": "tallystick.client.config",
-    "Done": "tallystick.client.many",
-    "Job": "tallystick.client.job",
-    "Market": "tallystick.client.sdk",
-    "Options": "tallystick.client.choice",
-    "Proof": "tallystick.client.proof",
+    "Done": "tallystick.client.sdk.batch",
+    "Job": "tallystick.client.jobs.job",
+    "Market": "tallystick.client.sdk.market",
+    "Options": "tallystick.client.selection.options",
+    "Proof": "tallystick.client.receipts.proof",
     "Requirements": "tallystick.protocol.requirements",
-    "Result": "tallystick.client.result",
+    "Result": "tallystick.client.jobs.result",
     "Signer": "tallystick.protocol.eip712",
-    "SyncJob": "tallystick.client.sync",
-    "SyncMarket": "tallystick.client.sync",
-    "SyncTextStream": "tallystick.client.sync",
-    "TextStream": "tallystick.client.stream",
-    "Unfinished": "tallystick.client.result",
+    "SyncJob": "tallystick.client.sdk.sync",
+    "SyncMarket": "tallystick.client.sdk.sync",
+    "SyncTextStream": "tallystick.client.sdk.sync",
+    "TextStream": "tallystick.client.sdk.stream",
+    "Unfinished": "tallystick.client.jobs.result",
     "format_amount": "tallystick.protocol.types",
-    "open_wallet": "tallystick.runtime.keys",
+    "open_wallet": "tallystick.runtime.keystore",
     "parse_amount": "tallystick.protocol.types",
-    "read_proof": "tallystick.client.proof",
+    "read_proof": "tallystick.client.receipts.proof",
 } | dict.fromkeys(_ERRORS.split(), "tallystick.protocol.errors")
 __all__ = [
     "Amount",

@@ -1,6 +1,6 @@
 """Everything that reads bytes from outside, as functions of bytes that must not fail otherwise than with an error of ours.
 
-`scripts/fuzz` drives them guided by coverage, tests/protocol/test_fuzz.py in every run of the tests.
+`scripts/fuzz` drives them guided by coverage, tests/test_fuzz.py in every run of the tests.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from node.answers import EventReader, Malformed, data_of, read_document, read_models, read_other
+from node.domain.requests import prepare
+from node.domain.responses import EventReader, Malformed, data_of, read_document, read_models, read_other
 from node.engines.kinds import read_load
-from node.requests import prepare
-from tallystick.client.evidence import EvidenceFile
-from tallystick.client.openai import engine_error, read_call, read_text
-from tallystick.client.proof import Proof, read_proof
-from tallystick.client.texts import answer_texts, request_texts
+from tallystick.client.openai.message_text import answer_texts, request_texts
+from tallystick.client.openai.requests import engine_error, read_call, read_text
+from tallystick.client.receipts.evidence import EvidenceFile
+from tallystick.client.receipts.proof import Proof, read_proof
 from tallystick.protocol.eip712 import Domain, loads_signed
 from tallystick.protocol.errors import BadSeal, TallyError, from_public
 from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
@@ -39,8 +39,8 @@ from tallystick.protocol.wire import (
     split_request,
     unpack_link,
 )
-from tests.coordinator.world import make_ask, make_claim, make_order, make_receipt, make_submission, make_terms, person
-from tests.node.world import OFFER
+from tests.coordinator.harness import make_ask, make_claim, make_order, make_receipt, make_submission, make_terms, person
+from tests.node.harness import OFFER
 
 Target = Callable[[bytes], None]
 

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from node.answers import Malformed, UpstreamModel, read_models
+from node.domain.responses import Malformed, UpstreamModel, read_models
 from node.engines.kinds import PATHS, USUAL, Kind, details, identify
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Spec

@@ -17,11 +17,21 @@ import aiohttp
 import orjson
 import structlog
 
-from node.answers import DONE, EventReader, Malformed, Reading, UpstreamModel, data_of, read_document, read_models, read_other
+from node.domain.meter import Counted
+from node.domain.requests import Call
+from node.domain.responses import (
+    DONE,
+    EventReader,
+    Malformed,
+    Reading,
+    UpstreamModel,
+    data_of,
+    read_document,
+    read_models,
+    read_other,
+)
 from node.engines.kinds import read_load
-from node.meter import Counted
 from node.ports import End, EngineLoad, Event, Head, Piece
-from node.requests import Call
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, JSON, RESPONSES
 

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from node.answers import EventReader, Malformed, data_of, read_document
+from node.domain.responses import EventReader, Malformed, data_of, read_document
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 
 SECONDS = 60.0

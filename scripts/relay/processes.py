@@ -19,11 +19,11 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
-from tallystick.cli.money import fill_purse
-from tallystick.cli.processes import Children, free_port
+from tallystick.cli.local.processes import Children, free_port
+from tallystick.cli.money.balance import fill_purse
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.types import Amount
-from tallystick.runtime.keys import PASSWORD_FILE_ENV, create_keystore, write_private
+from tallystick.runtime.keystore import PASSWORD_FILE_ENV, create_keystore, write_private
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 PURSE = Amount(100_000 * 10**6)

@@ -23,8 +23,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tallystick.chain.evm import GAS_LIMIT, PRIORITY_FEE, Call, Evm, Rejected, Reverted
-from tallystick.chain.hexes import BadParams, data, quantity
-from tallystick.chain.visitors import Visitors
+from tallystick.chain.hex_encoding import BadParams, data, quantity
+from tallystick.chain.local_access import Visitors
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Signer
 

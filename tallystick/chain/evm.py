@@ -18,7 +18,7 @@ from eth_tester.backends.pyevm.serializers import serialize_block, serialize_tra
 from eth_typing import Address
 from eth_utils.exceptions import ValidationError
 
-from tallystick.chain.hexes import block_json, receipt_json, transaction_json
+from tallystick.chain.hex_encoding import block_json, receipt_json, transaction_json
 
 GAS_LIMIT = 30_029_122
 PRIORITY_FEE = 10**9

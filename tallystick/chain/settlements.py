@@ -15,7 +15,7 @@ from tallystick.chain.codec import load_abi
 from tallystick.chain.endpoint import RpcError
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.events import RowSkipped, Settled, read_logs
-from tallystick.chain.hexes import BadParams, data
+from tallystick.chain.hex_encoding import BadParams, data
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import Code, TallyError, Unavailable
 from tallystick.protocol.messages import Order

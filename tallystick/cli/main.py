@@ -7,28 +7,13 @@ import sys
 import typer
 
 from tallystick import __version__
-from tallystick.cli import (
-    chain,
-    chat,
-    contract,
-    demo,
-    doctor,
-    fees,
-    funds,
-    init,
-    jobs,
-    market,
-    models,
-    money,
-    provider,
-    receipts,
-    rotate,
-    safe,
-    spend,
-    start,
-    status,
-    wallet,
-)
+from tallystick.cli import daemons
+from tallystick.cli.chain import chain, contract, coordinator_fee
+from tallystick.cli.chat import chat
+from tallystick.cli.jobs import jobs, models, receipts
+from tallystick.cli.local import demo, start
+from tallystick.cli.money import balance, funds, rotate, safe, spend, wallet
+from tallystick.cli.node import doctor, init, provider, status
 from tallystick.cli.output import fail
 from tallystick.protocol.errors import TallyError
 from tallystick.runtime.logs import quiet
@@ -46,28 +31,28 @@ app = typer.Typer(
 app.command("start")(start.start)
 app.command("demo")(demo.demo)
 app.command("chat")(chat.chat)
-app.command("gateway")(market.gateway)
+app.command("gateway")(daemons.gateway)
 app.command("models")(models.models)
 app.command("explain")(models.explain)
 app.command("spend")(spend.spend)
-market.coordinator.command("fee")(fees.fee)
-market.node.command("init")(init.init)
-market.node.command("doctor")(doctor.doctor)
-market.node.command("status")(status.status)
-market.node.command("why")(provider.why)
-market.node.command("earnings")(provider.earnings)
-market.node.command("collect")(provider.collect)
-market.node.command("backup")(provider.backup)
-market.node.command("restore")(provider.restore)
-app.add_typer(market.node, name="node")
-app.add_typer(market.coordinator, name="coordinator")
+daemons.coordinator.command("fee")(coordinator_fee.fee)
+daemons.node.command("init")(init.init)
+daemons.node.command("doctor")(doctor.doctor)
+daemons.node.command("status")(status.status)
+daemons.node.command("why")(provider.why)
+daemons.node.command("earnings")(provider.earnings)
+daemons.node.command("collect")(provider.collect)
+daemons.node.command("backup")(provider.backup)
+daemons.node.command("restore")(provider.restore)
+app.add_typer(daemons.node, name="node")
+app.add_typer(daemons.coordinator, name="coordinator")
 app.add_typer(jobs.job, name="job")
 app.add_typer(receipts.app, name="receipt")
 wallet.app.command("rotate")(rotate.rotate)
 app.add_typer(wallet.app, name="wallet")
 app.add_typer(safe.app, name="safe")
-app.command("deposit")(money.deposit)
-app.command("balance")(money.balance)
+app.command("deposit")(balance.deposit)
+app.command("balance")(balance.balance)
 for command in (funds.thaw, funds.withdraw, funds.reserve, funds.release, funds.cash_out, funds.stake, funds.unstake):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(chain.app, name="chain")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tallystick.cli.options import deployment_path
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.types import Address, parse_address
-from tallystick.runtime.keys import keystore_address, keystore_path
+from tallystick.runtime.keystore import keystore_address, keystore_path
 
 if TYPE_CHECKING:
     from tallystick.chain.escrow import Escrow

@@ -11,7 +11,7 @@ import typer
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.config import home
-from tallystick.runtime.keys import NEEDED, open_wallet
+from tallystick.runtime.keystore import NEEDED, open_wallet
 
 DEFAULT_WALLET = "default"
 

@@ -12,7 +12,7 @@ from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import MAX_CANDIDATES
 from tallystick.runtime.config import home, load
-from tallystick.runtime.plain import is_loopback
+from tallystick.runtime.plaintext import is_loopback
 
 MIB = 1024 * 1024
 ENV_PREFIX = "TALLY_GATEWAY_"

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.json_members import read_count, read_items, read_members, read_text
 from tallystick.protocol.messages import Ask, Claim, Connect, Order, Receipt, Terms
-from tallystick.protocol.reading import read_count, read_items, read_members, read_text
 from tallystick.protocol.types import Address, Hash, parse_address
 from tallystick.protocol.wire import dumps
 

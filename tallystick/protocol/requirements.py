@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.json_members import read_count, read_items, read_text
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.reading import read_count, read_items, read_text
 
 MAX_NAMES = 64
 

@@ -23,8 +23,8 @@ import orjson
 
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, TallyError, from_public
+from tallystick.protocol.json_members import read_content_type, read_count, read_items, read_members, read_text
 from tallystick.protocol.messages import Match, Order, Receipt, Terms
-from tallystick.protocol.reading import read_content_type, read_count, read_items, read_members, read_text
 from tallystick.protocol.types import JobId, parse_job_id
 
 MAX_HEADER = 256 * 1024

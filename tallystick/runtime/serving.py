@@ -17,7 +17,7 @@ import structlog
 import uvicorn
 
 from tallystick.protocol.errors import Code, Fault, Unavailable
-from tallystick.runtime.doors import LINGERING, DoorLimits, Doors
+from tallystick.runtime.connection_limiter import LINGERING, DoorLimits, Doors
 
 resource: ModuleType | None
 try:

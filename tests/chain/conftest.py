@@ -12,8 +12,8 @@ import pytest
 
 from tallystick.chain.devnet import build_app
 from tallystick.chain.rpc import Rpc
-from tests.chain.proxy import Proxy, misbehaving
-from tests.chain.world import World, serving
+from tests.chain.faulty_proxy import Proxy, misbehaving
+from tests.chain.harness import World, serving
 
 
 @pytest.fixture(scope="session")

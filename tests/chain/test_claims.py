@@ -11,7 +11,7 @@ from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, BadSignature
 from tallystick.protocol.messages import Order
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Amount
-from tests.chain.world import DOLLAR, World, person
+from tests.chain.harness import DOLLAR, World, person
 
 KEY, OWNER, PROVIDER = person("key"), person("owner"), person("provider")
 DOMAIN = Domain(chain_id=1, contract=ZERO_ADDRESS)

@@ -13,7 +13,7 @@ from tallystick.chain.escrow import Escrow
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Address
-from tests.chain.world import RULES, World, person
+from tests.chain.harness import RULES, World, person
 
 SAMPLE = Deployment(1, Address("0x" + "a1" * 20), Address("0x" + "b2" * 20), 6, 9, "http://127.0.0.1:8545")
 

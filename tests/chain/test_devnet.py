@@ -14,7 +14,7 @@ from tallystick.chain.codec import load_abi
 from tallystick.chain.devnet import MAX_BATCH, MAX_BODY, build_app, dev_accounts
 from tallystick.chain.evm import MAX_QUEUED
 from tallystick.chain.rpc import Rpc
-from tests.chain.world import World, person, serving
+from tests.chain.harness import World, person, serving
 
 ALICE, BOB = dev_accounts(2)
 

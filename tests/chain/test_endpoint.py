@@ -20,8 +20,8 @@ from tallystick.chain.endpoint import MAX_PAUSE
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, RpcError, WrongChain
 from tallystick.protocol.errors import Code, Refusal, Unavailable
-from tests.chain.proxy import Fault, Proxy
-from tests.chain.world import World, serving
+from tests.chain.faulty_proxy import Fault, Proxy
+from tests.chain.harness import World, serving
 
 (ALICE,) = dev_accounts(1)
 Answer = Callable[[dict[str, Any]], Awaitable[Response]]

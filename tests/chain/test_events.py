@@ -9,8 +9,8 @@ from tallystick.chain.codec import load_abi, snake
 from tallystick.chain.events import DeepReorg, Deposited, Event, FeeSet, Page, PurseOpened, Settled, follow_events, read_events
 from tallystick.chain.rpc import Rpc, RpcError
 from tallystick.protocol.errors import PeerError, Unavailable
-from tests.chain.proxy import Fault, Proxy
-from tests.chain.world import DOLLAR, World, person
+from tests.chain.faulty_proxy import Fault, Proxy
+from tests.chain.harness import DOLLAR, World, person
 
 KEY, OWNER, PROVIDER = person("key"), person("owner"), person("provider")
 

@@ -11,8 +11,8 @@ from tallystick.chain.settlements import SettlingClaim, settling_claims
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.types import ZERO_ADDRESS, Amount
+from tests.chain.harness import DOLLAR, World, person
 from tests.chain.test_claims import DOMAIN
-from tests.chain.world import DOLLAR, World, person
 
 KEY, OWNER, PROVIDER, OTHER, REPORTER = (person(name) for name in ("key", "owner", "provider", "other", "reporter"))
 pairs = st.tuples(st.integers(1, 6), st.integers(0, 9))

@@ -13,8 +13,8 @@ from tallystick.chain.rpc import Replaced, Rpc, Sender
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.types import Address, Amount
-from tests.chain.proxy import Fault, Proxy
-from tests.chain.world import World, person
+from tests.chain.faulty_proxy import Fault, Proxy
+from tests.chain.harness import World, person
 
 ALICE, BOB = dev_accounts(2)
 COIN = 10**18

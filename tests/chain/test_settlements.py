@@ -13,8 +13,8 @@ from tallystick.chain.settlements import MAX_REQUESTS, MAX_TRANSACTIONS, settlin
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.types import Address, Amount
-from tests.chain.proxy import Proxy
-from tests.chain.world import DOLLAR, World, person
+from tests.chain.faulty_proxy import Proxy
+from tests.chain.harness import DOLLAR, World, person
 
 KEY, OWNER, PROVIDER, OTHER, STRANGER = (person(name) for name in ("key", "owner", "provider", "other", "stranger"))
 FORWARDER = bytes.fromhex("601980600b6000396000f3602436038060246000376000600082600060006004355af100")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tallystick.chain.transactions import Call, Fees, Nonces, sign
 from tallystick.protocol.types import Address
-from tests.chain.world import person
+from tests.chain.harness import person
 
 KEY = person("key")
 wei = st.integers(0, 2**128)

@@ -15,10 +15,10 @@ from tallystick.chain.devnet import dev_accounts
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.cli.main import main
-from tallystick.runtime.keys import create_keystore
+from tallystick.runtime.keystore import create_keystore
 from tests.chain.conftest import anvil_url, chain_url, either_url, proxies, proxy
-from tests.chain.world import World, person
-from tests.client.fake import FakeMarket
+from tests.chain.harness import World, person
+from tests.client.fake_coordinator import FakeMarket
 
 __all__ = ["anvil_url", "chain_url", "either_url", "proxies", "proxy"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.sdk import Market
+from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
-from tests.client.fake import FakeMarket
+from tests.client.fake_coordinator import FakeMarket
 from tests.client.parties import signer
 
 

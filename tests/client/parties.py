@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from tallystick.client.books import NewJob
-from tallystick.client.ledger import Ledger
-from tallystick.client.payer import Placed, Policy, Tab, sign_order, terms_for
+from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.writes import NewJob
+from tallystick.client.receipts.checks import Placed, Policy, Tab, sign_order, terms_for
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.messages import Ask, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Usage, charge

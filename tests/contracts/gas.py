@@ -20,8 +20,8 @@ from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Message, Signer
 from tallystick.protocol.messages import Bind, Claim, ClaimRow, Release
 from tallystick.protocol.types import ZERO_HASH, Amount, Hash
-from tests.contracts.ground import START, Done
-from tests.contracts.market import DOLLAR, RULES, Market, person
+from tests.contracts.evm_harness import START, Done
+from tests.contracts.market_harness import DOLLAR, RULES, Market, person
 
 QUOTED = {"x402_row_1": 48_333, "x402_row_10": 23_824, "x402_row_100": 21_413, "x402_deposit_per_pair": 82_000}
 """x402 batch channels, as PERFORMANCE.md quotes them; deposits there cost up to 99,000 a pair."""

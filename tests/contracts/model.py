@@ -37,9 +37,9 @@ from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.messages import Bind, Claim, Order, Receipt, Release
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash, Seconds
-from tests.chain.world import as_read, read_for
-from tests.contracts.book import Holdings, No, Purse, sane
-from tests.contracts.ground import NOWHERE
+from tests.chain.harness import as_read, read_for
+from tests.contracts.evm_harness import NOWHERE
+from tests.contracts.model_state import Holdings, No, Purse, sane
 
 
 class Book(Holdings):

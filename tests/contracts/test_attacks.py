@@ -19,9 +19,9 @@ from tallystick.protocol.eip712 import Domain, Signed, checksum
 from tallystick.protocol.errors import Refusal
 from tallystick.protocol.messages import Bind, Release
 from tallystick.protocol.types import Amount
-from tests.chain.world import World
+from tests.chain.harness import World
 from tests.contracts.artifacts import load
-from tests.contracts.market import DOLLAR, FAR, RULES, U96, Market, N, paid, person, skipped
+from tests.contracts.market_harness import DOLLAR, FAR, RULES, U96, Market, N, paid, person, skipped
 
 KEY, OWNER, PROVIDER, COORDINATOR = (person(n) for n in ("key", "owner", "provider", "coordinator"))
 SYBIL, THIEF, REPORTER = (person(n) for n in ("sybil", "thief", "reporter"))

@@ -11,7 +11,7 @@ from tallystick.chain.codec import ContractError
 from tallystick.chain.token import split_signature
 from tallystick.protocol.messages import Claim, ClaimRow, Release
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount
-from tests.contracts.market import DOLLAR, FAR, RULES, U96, Market, person
+from tests.contracts.market_harness import DOLLAR, FAR, RULES, U96, Market, person
 
 KEY, OWNER, PROVIDER, STRANGER = (person(n) for n in ("key", "owner", "provider", "stranger"))
 NOTHING = split_signature(bytes(64) + b"\x1b")

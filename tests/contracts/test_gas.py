@@ -11,8 +11,8 @@ from tallystick.chain.rpc import MAX_TRANSACTION_GAS
 from tallystick.protocol.eip712 import Signer, checksum
 from tallystick.protocol.types import Amount
 from tests.contracts import gas
-from tests.contracts.ground import CHAIN_ID
-from tests.contracts.market import DOLLAR, Market, person
+from tests.contracts.evm_harness import CHAIN_ID
+from tests.contracts.market_harness import DOLLAR, Market, person
 
 KEY, OWNER, PROVIDER, DEPLOYER = (person(n) for n in ("key", "owner", "provider", "deployer"))
 

@@ -34,9 +34,8 @@ from tallystick.chain.token import Permit, ReceiveWithAuthorization, SignedAutho
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.messages import Bind, Claim, ClaimRow, Receipt, Release
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, Seconds
-from tests.chain.world import as_read
-from tests.contracts.book import No
-from tests.contracts.cast import (
+from tests.chain.harness import as_read
+from tests.contracts.actors import (
     KEYS,
     PEOPLE,
     PROVIDERS,
@@ -60,8 +59,9 @@ from tests.contracts.cast import (
     rows,
     snake,
 )
-from tests.contracts.market import FAR, U96
+from tests.contracts.market_harness import FAR, U96
 from tests.contracts.model import without_fees
+from tests.contracts.model_state import No
 
 
 class Escrow(RuleBasedStateMachine):

@@ -16,7 +16,7 @@ from tallystick.chain.events import Skip
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash
 from tests.contracts.artifacts import load
-from tests.contracts.market import DOLLAR, U96, Market, paid, person, skipped
+from tests.contracts.market_harness import DOLLAR, U96, Market, paid, person, skipped
 
 OWNER, RELAY, COORDINATOR, STRANGER = (person(n) for n in ("owner", "relay", "coordinator", "stranger"))
 PAYERS, PROVIDERS = [person(f"payer {n}") for n in range(3)], [person(f"provider {n}") for n in range(3)]

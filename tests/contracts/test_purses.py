@@ -6,7 +6,7 @@ from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.messages import Bind
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash, Seconds
-from tests.chain.world import DOLLAR, FAR, RULES, World, person, refused
+from tests.chain.harness import DOLLAR, FAR, RULES, World, person, refused
 
 KEY, OWNER, STRANGER, PROVIDER = person("key"), person("owner"), person("stranger"), person("provider")
 SALT = Hash(bytes(31) + b"\x01")

@@ -12,7 +12,7 @@ from tallystick.chain.events import CashedOut, FeeEarned, PayoutSet, RowSkipped,
 from tallystick.chain.rpc import Sender
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Amount, Seconds
-from tests.chain.world import DOLLAR, World, person, refused
+from tests.chain.harness import DOLLAR, World, person, refused
 
 KEY, OWNER, STRANGER, PROVIDER, COORDINATOR = map(person, ("key", "owner", "stranger", "provider", "coordinator"))
 

@@ -10,7 +10,7 @@ from tallystick.chain.rpc import Sender
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.messages import Claim, ClaimRow, Receipt
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Amount
-from tests.chain.world import DOLLAR, RULES, World, person, refused
+from tests.chain.harness import DOLLAR, RULES, World, person, refused
 
 PROVIDER, REPORTER, PAYER = person("provider"), person("reporter"), person("payer").address
 

@@ -5,7 +5,7 @@ from tallystick.chain.events import Released, ReleaseStarted, Reserved
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.messages import Release
 from tallystick.protocol.types import ZERO_ADDRESS, Amount, Seconds
-from tests.chain.world import DOLLAR, FAR, RULES, World, person, refused
+from tests.chain.harness import DOLLAR, FAR, RULES, World, person, refused
 
 KEY, OWNER, STRANGER, PROVIDER = person("key"), person("owner"), person("stranger"), person("provider")
 

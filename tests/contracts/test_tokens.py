@@ -10,9 +10,9 @@ from tallystick.chain.escrow import Escrow
 from tallystick.chain.token import SignedAuthorization, authorization_nonce, split_signature
 from tallystick.protocol.errors import Refusal
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash, Seconds
-from tests.chain.world import DOLLAR, FAR, RULES, World, person, refused
+from tests.chain.harness import DOLLAR, FAR, RULES, World, person, refused
 from tests.contracts.artifacts import load
-from tests.contracts.market import Market
+from tests.contracts.market_harness import Market
 
 KEY, OWNER, STRANGER, PROVIDER = person("key"), person("owner"), person("stranger"), person("provider")
 HOSTILE = load("HostileToken")

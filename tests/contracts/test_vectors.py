@@ -13,7 +13,7 @@ from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer
 from tallystick.protocol.messages import Order
 from tallystick.protocol.types import Address, Amount
-from tests.chain.world import World
+from tests.chain.harness import World
 from tests.contracts.artifacts import load
 
 FOLDER = Path(__file__).parents[1] / "vectors"

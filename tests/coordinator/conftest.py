@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.coordinator.served import Served, served
-from tests.coordinator.world import World
+from tests.coordinator.harness import World
+from tests.coordinator.live_server import Served, served
 
 
 @pytest.fixture

@@ -19,16 +19,16 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from coordinator import app as module
 from coordinator.app import running
+from coordinator.chain.settler import Settler
 from coordinator.config import CoordinatorConfig
-from coordinator.market import Market
-from coordinator.settler import Settler
+from coordinator.jobs.market import Market
 from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.protocol.wire import NO_JOB, Kind, dumps
-from tallystick.runtime import sole
-from tests.coordinator.chain import DEPLOYMENT, FakeEscrow
-from tests.coordinator.served import PATIENCE, LinkNode
-from tests.coordinator.test_api import access
-from tests.coordinator.world import COORDINATOR, DOMAIN, PAYER, make_ask, make_claim, make_submission, person
+from tallystick.runtime import single_instance
+from tests.coordinator.fake_escrow import DEPLOYMENT, FakeEscrow
+from tests.coordinator.harness import COORDINATOR, DOMAIN, PAYER, make_ask, make_claim, make_submission, person
+from tests.coordinator.http.test_api import access
+from tests.coordinator.live_server import PATIENCE, LinkNode
 
 POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 
@@ -169,8 +169,8 @@ async def test_a_coordinator_that_lost_its_lock_does_not_go_on(
     config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the connection that held the database's lock is cut, another coordinator may start, so this one stops and says why."""
-    monkeypatch.setattr(sole, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(sole, "ADVISORY_LOCK", 0x7A15)
+    monkeypatch.setattr(single_instance, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(single_instance, "ADVISORY_LOCK", 0x7A15)
 
     async def run_until_cut() -> None:
         async with running(replace(config, db=POSTGRES), COORDINATOR):

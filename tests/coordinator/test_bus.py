@@ -3,7 +3,7 @@ from __future__ import annotations
 from coordinator.bus import InProcessBus
 from coordinator.ports import job_subject, node_subject
 from tallystick.protocol.types import JobId
-from tests.coordinator.world import PAYER
+from tests.coordinator.harness import PAYER
 
 
 def test_a_frame_goes_to_the_subjects_handler() -> None:

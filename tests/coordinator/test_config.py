@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import coordinator
-from coordinator.answers import Retention
 from coordinator.config import ENV_PREFIX, CoordinatorConfig, load_config
-from coordinator.rules import Intake, Limits
+from coordinator.domain.limits import Intake, Limits
+from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
 
 EXAMPLE = Path(coordinator.__file__).parent / "example.toml"

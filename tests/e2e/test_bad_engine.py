@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from scripts.relay import processes
-from tests.e2e.nodes import node_beside
+from tests.e2e.extra_node import node_beside
 
 EVENTS, JSON = "text/event-stream", "application/json"
 WORD = b'data: {"choices":[{"delta":{"content":"word "}}]}\n\n'

@@ -15,14 +15,14 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
-from tallystick.cli.money import fill_purse
+from tallystick.cli.money.balance import fill_purse
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Outcome, Receipt, Spec
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import ZERO_HASH, Amount, JobId
 from tallystick.protocol.wire import Dispatch, Kind, dumps, loads, pack_link, unpack_link
-from tests.e2e.buyer import Buyer, frames
+from tests.e2e.dishonest_client import Buyer, frames
 
 FUNDS = Amount(5_000_000)
 FREE = {"max_cost": Amount(0)}

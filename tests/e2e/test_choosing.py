@@ -13,7 +13,7 @@ import pytest
 from scripts.relay import processes
 from scripts.relay.mock import MODEL
 from tests.e2e.conftest import TALLY, clean_environment
-from tests.e2e.nodes import node_beside, sells
+from tests.e2e.extra_node import node_beside, sells
 
 
 async def _tally(folder: Path, *arguments: str) -> Any:

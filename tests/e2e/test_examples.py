@@ -14,7 +14,7 @@ from node.engines.demo import MODEL, Behaviour, build_app
 from scripts.relay import processes
 from tallystick.runtime.serving import serving
 from tests.e2e.conftest import clean_environment
-from tests.e2e.nodes import node_beside
+from tests.e2e.extra_node import node_beside
 
 EXAMPLES = Path(__file__).parent.parent.parent / "scripts" / "examples"
 SAID = {

@@ -24,9 +24,9 @@ from node.engines.discover import look
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
-from tallystick.cli import demo
-from tallystick.cli import stage as stages
-from tallystick.cli.processes import Child, Children
+from tallystick.cli.local import demo
+from tallystick.cli.local import services as stages
+from tallystick.cli.local.processes import Child, Children
 from tallystick.protocol.access import dump_access
 from tallystick.protocol.messages import Access
 from tallystick.protocol.wire import loads

@@ -27,10 +27,10 @@ from node.engines.discover import look
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
-from tallystick.cli import demo
-from tallystick.cli import stage as stages
-from tallystick.cli.processes import Child, Children, free_port
-from tallystick.runtime.keys import PASSWORD_FILE_ENV
+from tallystick.cli.local import demo
+from tallystick.cli.local import services as stages
+from tallystick.cli.local.processes import Child, Children, free_port
+from tallystick.runtime.keystore import PASSWORD_FILE_ENV
 from tests.e2e.test_kills import DEEP, SEED, STREAM_SECONDS, Town, _check_job, _check_tabs, _settled, _until
 
 ROUNDS = int(os.environ.get("TALLYSTICK_KILLS", "60" if DEEP else "3"))

@@ -17,9 +17,9 @@ from starlette.routing import Route
 
 from scripts.relay import processes
 from tallystick.protocol.wire import dumps
-from tallystick.runtime.forms import read_field
+from tallystick.runtime.multipart import read_field
 from tallystick.runtime.serving import serving
-from tests.e2e.nodes import node_beside
+from tests.e2e.extra_node import node_beside
 
 SPEECH = bytes(range(256)) * 300
 USAGE = {"input_tokens": 9, "output_tokens": 4, "total_tokens": 13}

@@ -15,7 +15,7 @@ import aiohttp
 from scripts.relay import processes
 from scripts.relay.load import CHAT
 from scripts.relay.mock import MODEL
-from tallystick.cli.processes import free_port
+from tallystick.cli.local.processes import free_port
 
 SECRET = "the heron's nest lies north of Žižkov, 4711"
 ANSWERED = ("chat.completion.chunk", '"delta":{"content":"word ')

@@ -13,11 +13,11 @@ from scripts.relay import processes
 from scripts.relay.mock import MODEL
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
-from tallystick.cli.processes import free_port
+from tallystick.cli.local.processes import free_port
 from tallystick.protocol.types import parse_address
-from tallystick.runtime.keys import keystore_address
+from tallystick.runtime.keystore import keystore_address
 from tests.e2e.conftest import TALLY, clean_environment
-from tests.e2e.nodes import node_beside
+from tests.e2e.extra_node import node_beside
 
 
 async def _ask(url: str) -> tuple[int, str]:

@@ -15,7 +15,7 @@ import httpx
 
 from node.engines.kinds import Kind
 from scripts.peers import LITELLM, install
-from tallystick.cli.processes import free_port
+from tallystick.cli.local.processes import free_port
 
 HERE = Path(__file__).parent
 GGUF = HERE.parent / "data" / "tinycode-q4_0.gguf"

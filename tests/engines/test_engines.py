@@ -14,7 +14,7 @@ from openai import AsyncOpenAI, OpenAIError
 from node.engines.discover import look
 from node.engines.probe import probe
 from scripts.relay import processes
-from tests.e2e.nodes import node_beside, sells
+from tests.e2e.extra_node import node_beside, sells
 from tests.engines.conftest import WANTED
 from tests.engines.real import LARGE, QUICK, Engine
 

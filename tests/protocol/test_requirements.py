@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.requirements import NOTHING, Requirements
-from tests.coordinator.world import make_ask, person
+from tests.coordinator.harness import make_ask, person
 
 SPEC = Spec(region="eu-west", tier="Edge", precision="bf16", engine="vllm", features=("tools", "Logprobs", "/v1/rerank"))
 ASK = replace(make_ask(person("ann")).message, spec=SPEC)

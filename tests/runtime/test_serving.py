@@ -195,7 +195,7 @@ def test_these_tests_run_from_the_repository() -> None:
 FILES = """
 import asyncio, resource, sys
 from tallystick.runtime import serving
-from tallystick.runtime.doors import DoorLimits
+from tallystick.runtime.connection_limiter import DoorLimits
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
 limits = serving._affordable(DoorLimits(connections=2_000))

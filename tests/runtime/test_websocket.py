@@ -10,8 +10,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
-from tallystick.runtime import doors
-from tallystick.runtime.doors import DoorLimits
+from tallystick.runtime import connection_limiter
+from tallystick.runtime.connection_limiter import DoorLimits
 from tallystick.runtime.serving import serving
 from tallystick.runtime.websocket import FRAGMENTS
 from tallystick.runtime.websocket import LIMIT as SET_LIMIT
@@ -163,13 +163,13 @@ async def test_an_app_sets_the_limit_of_a_connection(listener: tuple[Listener, C
 async def test_pings_that_nobody_reads_the_answers_of_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who sends pings and does not read gets no more answers than fit, and is cut after a while."""
     held: list[int] = []
-    plain = doors._WebSocket.handle_ping
+    plain = connection_limiter._WebSocket.handle_ping
 
     def watched(protocol: Any) -> None:
         plain(protocol)
         held.append(protocol.transport.get_write_buffer_size())
 
-    monkeypatch.setattr(doors._WebSocket, "handle_ping", watched)
+    monkeypatch.setattr(connection_limiter._WebSocket, "handle_ping", watched)
     async with (
         serving(Listener(), "127.0.0.1", 0, doors=DoorLimits(stall_seconds=0.5)) as port,
         connect(f"ws://127.0.0.1:{port}", compression=None, ping_interval=None, close_timeout=1) as socket,
@@ -183,4 +183,4 @@ async def test_pings_that_nobody_reads_the_answers_of_fill_no_memory(monkeypatch
                 if socket.transport.get_write_buffer_size() > 1 << 20:
                     await asyncio.sleep(0.05)
         socket.transport.abort()
-    assert max(held) <= doors.UNREAD_PONGS + (256 << 10) + 128, "and the answers to what is read at once"
+    assert max(held) <= connection_limiter.UNREAD_PONGS + (256 << 10) + 128, "and the answers to what is read at once"

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from node.answers import UpstreamModel
+from node.domain.meter import Counted
+from node.domain.requests import Call
+from node.domain.responses import UpstreamModel
 from node.engines.openai_http import EngineSettings, OpenAIEngine
-from node.meter import Counted
 from node.ports import End, EngineLoad, Event, Head, Piece
-from node.requests import Call
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.routes import CHAT, EMBEDDINGS, RESPONSES
 from tallystick.protocol.wire import dumps, loads

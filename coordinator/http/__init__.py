@@ -1,0 +1,1 @@
+"""What the coordinator serves: control plane, job route, node links. May import `jobs`, `domain` and `ports`."""

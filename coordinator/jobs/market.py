@@ -1,0 +1,435 @@
+"""The market: the only place that decides in which order things happen to a job.
+
+`place_order` admits a job, for which the matchmaker finds a provider, and `run` drives it: match, relay, fail over, receipt.
+The frames of a job come through its inbox; the caller of `run` passes on what it yields. Everything that touches the world
+comes in through ports; time comes in through two clocks.
+
+While whoever reads a job's frames takes one, no deadline runs against its provider. The reader has an allowance of
+its own (`Limits.reader`), shorter than what nodes give it; when it is used up the job is cancelled for its client.
+
+Whatever node, client and store do, a job ends in one terminal state, and what it held (exposure, a node's slot) is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import structlog
+
+from coordinator.domain.limits import Limits, check_order
+from coordinator.jobs.live_job import Attempt, LiveJob, link_payload
+from coordinator.jobs.matchmaker import Matchmaker
+from coordinator.jobs.receipts import Receipts
+from coordinator.jobs.reputation_updates import count_failure, count_receipt, read_failure
+from coordinator.ports import Bus, Funds, JobRecord, JobStore, node_subject
+from tallystick.protocol.eip712 import Domain, Signer
+from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.jobs import ENDS, Event, State
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Match, Outcome
+from tallystick.protocol.sealing import is_last
+from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.wire import CancelReason, Dispatch, Kind, Submission, dumps, pack_link
+
+log = structlog.get_logger()
+CREDIT_STEP = 32
+_CHANCE = random.SystemRandom().random
+HOPELESS = frozenset({Code.BAD_MESSAGE, Code.BODY_TOO_LARGE, Code.UNKNOWN_ROUTE, Code.CANCELLED})
+"""What one provider says of the request itself, every other would say too."""
+GONE = Kind.ERROR
+"""Put into a job's inbox when its node's connection is lost; never relayed."""
+
+
+class Market:
+    """See the module's docstring. One instance a replica."""
+
+    def __init__(
+        self,
+        *,
+        domain: Domain,
+        signer: Signer,
+        bus: Bus,
+        store: JobStore,
+        funds: Funds,
+        limits: Limits,
+        now: Callable[[], float] = time.time,
+        tick: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = _CHANCE,
+    ) -> None:
+        self.domain, self.address, self.limits = domain, signer.address, limits
+        self.matchmaker = made = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
+        self.book, self.exposure, self.reputation, self.decisions = made.book, made.exposure, made.reputation, made.decisions
+        self._signer, self._bus, self._store = signer, bus, store
+        self._receipts = Receipts(
+            domain=domain,
+            store=store,
+            bus=bus,
+            exposure=self.exposure,
+            reputation=self.reputation,
+            funds=funds,
+            now=now,
+            tick=tick,
+        )
+        self._now, self._tick = now, tick
+        self._live: dict[JobId, LiveJob] = {}
+        self._running: Counter[Address] = Counter()
+        self._seen: OrderedDict[JobId, int] = OrderedDict()
+        self._unnoted: dict[JobId, JobRecord] = {}
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def start(self) -> None:
+        """Takes up what the store remembers: recent jobs, so that replays are seen, and the totals of all tabs."""
+        now = int(self._now())
+        recalled = await self._store.recall(now, now - self.limits.order_horizon)
+        self._seen = OrderedDict.fromkeys(recalled.jobs, now)
+        if recalled.jobs:
+            self.matchmaker.restarted()
+        for (payer, provider), total in recalled.totals.items():
+            self.exposure.book(payer, provider, total, total)
+        self.reputation.restore(recalled.records)
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no more orders and waits for the jobs that live; what is left then ends when its node's link is closed."""
+        self._stopping = True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("jobs cut off", count=len(self._live))
+        self._note_records()
+
+    # Nodes
+
+    def node_gone(self, provider: Address) -> None:
+        """A node's link is lost: its asks leave the book, its jobs learn of it."""
+        self.matchmaker.drop(provider)
+        for job in self._live.values():
+            if job.at_node and job.provider == provider:
+                job.interrupt(pack_link(GONE, job.id))
+
+    @property
+    def live(self) -> int:
+        """How many jobs are between order and terminal state."""
+        return len(self._live)
+
+    def placed_before(self, job_id: JobId) -> bool:
+        """Whether a job with this id was placed here lately, in this process or a former one."""
+        return job_id in self._seen
+
+    def payer_of(self, job_id: JobId) -> Address | None:
+        """Who ordered a job that lives here."""
+        job = self._live.get(job_id)
+        return None if job is None else job.payer
+
+    def subject_of(self, job_id: JobId, provider: Address) -> str | None:
+        """Where the frames of a live job go, if it is this provider's that has it now."""
+        job = self._live.get(job_id)
+        return job.subject if job is not None and job.at_node and job.provider == provider else None
+
+    # Orders
+
+    async def place_order(self, submission: Submission) -> LiveJob:
+        """Admits a job and makes its first match; the caller must then `run` it.
+
+        Raises TallyError: then nothing was dispatched and nothing is owed.
+        """
+        now = int(self._now())
+        if self._stopping or self._unnoted:
+            why = "is stopping" if self._stopping else "cannot write to its database"
+            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
+        if submission.job in self._seen:
+            raise Refusal(Code.ORDER_REPLAYED, f"job {submission.job.hex()} was placed before; GET /v1/jobs/ID tells its state")
+        for candidate in submission.candidates:
+            order, terms = candidate.order.message, candidate.terms
+            check_order(order, terms, coordinator=self.address, limits=self.limits, now=now)
+        if self._running[submission.candidates[0].order.message.payer] >= self.limits.jobs_per_payer:
+            text = f"this payer already runs {self.limits.jobs_per_payer} jobs here, which is all that one may"
+            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+        job = LiveJob(submission, created_at=now, started=self._tick(), heard=self._tick())
+        self._seen[job.id] = now
+        try:
+            await self.matchmaker.match(job)
+        except BaseException:
+            self._seen.pop(job.id, None)
+            raise
+        self._live[job.id] = job
+        self._running[job.payer] += 1
+        self._idle.clear()
+        return job
+
+    # Jobs
+
+    async def run(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
+        """Drives an admitted job to its end and yields the frames for its client.
+
+        Whoever drives it goes on to the end when the client goes away, after `cancel`. A run that is closed early fails its job.
+        """
+        try:
+            while not job.ended:
+                async with aclosing(self._attempt(job)) as frames:
+                    async for frame in frames:
+                        job.reading = self._tick()
+                        yield frame
+                        job.was_read(self._tick())
+                if job.state is State.QUEUED:
+                    try:
+                        await self._match_again(job)
+                    except TallyError as error:
+                        yield self._end(job, error)
+        finally:
+            if not job.ended:
+                self._stop(job, CancelReason.COORDINATOR)
+                why = "the coordinator stopped relaying this job"
+                self._end(job, Unavailable(Code.COORDINATOR_UNAVAILABLE, why, fault=Fault.COORDINATOR))
+            del self._live[job.id]
+            self._running[job.payer] -= 1
+            if not self._running[job.payer]:
+                del self._running[job.payer]
+            if not self._live:
+                self._idle.set()
+
+    async def _match_again(self, job: LiveJob) -> None:
+        """The next attempt, after one that failed. Raises the reason why there is none."""
+        spent = self._stopping or job.spent(self._tick()) > self.limits.total
+        if job.last_error is not None and (spent or job.cancelled):
+            raise job.last_error
+        await self.matchmaker.match(job)
+
+    async def _attempt(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
+        attempt, subject = job.current, job.subject
+
+        def deliver(frame: bytes) -> None:
+            # A node signs no receipt that charges before it knows that no other attempt begins. It is told as its output comes:
+            # a reader who takes nothing, not even the match, must not make it seem that this coordinator keeps silent.
+            if job.deliver(frame):
+                self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
+
+        self._bus.attach(subject, deliver)
+        try:
+            yield self._dispatch(job, attempt)
+            while job.at_node:
+                frame = await job.inbox.get()
+                if frame[0] == Kind.FAIL and (void := await self._void(job, attempt, link_payload(frame))):
+                    yield Kind.VOID, void
+                told = await self._take(job, attempt, frame)
+                if told is not None:
+                    yield told
+                    if told[0] is Kind.CHUNK:
+                        self._grant_credit(job)
+        finally:
+            self._bus.detach(subject, deliver)
+            self.exposure.release(job.payer, attempt.node.provider, attempt.candidate.terms.max_cost)
+            attempt.node.assigned -= 1
+
+    def _dispatch(self, job: LiveJob, attempt: Attempt) -> tuple[Kind, bytes]:
+        """Hands the job to its node, unless there is a reason not to any more."""
+        try:
+            if job.cancelled:
+                raise Refusal(Code.CANCELLED, "cancelled before a provider had it")
+            self._store.note_job(job.record())  # first: without it, a later receipt could not be checked
+        except TallyError as error:
+            return self._end(job, error)
+        match = self._signer.sign(
+            Match(
+                coordinator=self.address,
+                job=job.id,
+                provider=job.provider,
+                order_hash=attempt.order.digest,
+                attempt=len(job.attempts) - 1,
+                matched_at=int(self._now()),
+            ),
+            self.domain,
+        )
+        frame = pack_link(Kind.DISPATCH, job.id, Dispatch(match, attempt.candidate, job.submission.sealed).dumps())
+        if not self._bus.send(node_subject(job.provider), frame):
+            job.interrupt(pack_link(GONE, job.id))
+        return Kind.MATCH, dumps(match.to_json())
+
+    async def _take(self, job: LiveJob, attempt: Attempt, frame: bytes) -> tuple[Kind, bytes] | None:
+        """What one frame of the node means for the job; returns what its client is told."""
+        kind, payload = frame[0], link_payload(frame)
+        if kind == Kind.RECEIPT:
+            return await self._finish(job, attempt, payload)
+        if kind in (Kind.FAIL, GONE):
+            return self._fail(job, self._lost(job) if kind == GONE else read_failure(job, payload))
+        if kind == Kind.CHUNK:
+            if job.delivered:
+                return None  # the answer has ended; no client could open what comes behind its end
+            if is_last(payload):
+                job.mark_delivered()
+            if job.state is not State.STREAMING:
+                job.move(Event.OUTPUT)
+            job.heard = self._tick()
+            job.extend(job.heard + self.limits.idle)
+            return Kind.CHUNK, payload
+        if kind == Kind.ACCEPT and job.state is not State.STREAMING:
+            if job.state is State.MATCHED:
+                job.move(Event.ACCEPT)
+            # Again: it is under way. An answer in one piece has no output for long; `total` bounds it.
+            job.extend(self._tick() + self.limits.first_output)
+        return (Kind.BEAT, payload) if kind == Kind.BEAT else None
+
+    def _grant_credit(self, job: LiveJob) -> None:
+        job.unread += 1
+        if job.unread == CREDIT_STEP:
+            job.unread = 0
+            self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, CREDIT_STEP.to_bytes(4, "big")))
+
+    def _lost(self, job: LiveJob) -> TallyError:
+        if self._stopping:
+            return Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR)
+        return Unavailable(Code.NODE_GONE, f"the connection to provider {job.provider} was lost", fault=Fault.PROVIDER)
+
+    async def _void(self, job: LiveJob, attempt: Attempt, payload: bytes) -> bytes | None:
+        """The receipt at no cost that a FAIL brings, stored, as its client gets it; None if there is no good one."""
+        try:
+            receipt = self._receipts.read_void(job.attempts[-1], attempt.order, payload)
+        except BadReceipt as error:
+            self._refuse(job, error)
+            return None
+        if receipt is None:
+            return None
+        try:
+            await self._receipts.put(job.id, attempt.order, receipt)
+        except Unavailable as error:  # it was not acknowledged, so its node will send it again
+            log.warning("void receipt not stored", job=job.id.hex(), provider=job.provider, error=str(error))
+        return dumps(receipt.to_json())
+
+    def _refuse(self, job: LiveJob, error: BadReceipt) -> None:
+        """A receipt that will never be taken: its node is told, and it is held against its provider."""
+        log.warning("bad receipt", job=job.id.hex(), provider=job.provider, error=str(error))
+        self._bus.send(node_subject(job.provider), pack_link(Kind.RECEIPT_REFUSED, job.id, dumps(error.as_json())))
+        count_failure(self.reputation, job, error)
+
+    def _fail(self, job: LiveJob, error: TallyError) -> tuple[Kind, bytes] | None:
+        """The attempt failed: so does the job, unless nothing was put out yet and another provider may do better.
+
+        A node's refusal is about its own tab, ask or clock, so the next one is asked all the same.
+        """
+        if job.state is State.STREAMING or error.code in HOPELESS or job.cancelled:
+            return self._end(job, error)
+        log.info("attempt failed", job=job.id.hex(), provider=job.provider, reason=str(error))
+        count_failure(self.reputation, job, error)
+        job.close_attempt(State.FAILED, str(error))
+        job.last_error = error
+        job.move(Event.ATTEMPT_FAILED)
+        return None
+
+    async def _finish(self, job: LiveJob, attempt: Attempt, payload: bytes) -> tuple[Kind, bytes]:
+        """Ends a job with its receipt, or for want of a good one."""
+        try:
+            receipt = self._receipts.read(job.attempts[-1], attempt.order, payload)
+        except BadReceipt as error:
+            self._refuse(job, error)
+            return self._end(job, error)
+        count_receipt(self.reputation, job, Outcome(receipt.message.outcome))
+        job.move(ENDS[Outcome(receipt.message.outcome)])
+        job.finished_at = int(self._now())
+        job.close_attempt(job.state)
+        record = job.record()
+        try:
+            await self._receipts.put(job.id, attempt.order, receipt, record)
+        except Unavailable as error:  # it was not acknowledged, so its node will send it again
+            log.warning("receipt not stored", job=job.id.hex(), provider=job.provider, error=str(error))
+            self._note(record)
+        return Kind.RECEIPT, payload
+
+    def _end(self, job: LiveJob, error: TallyError) -> tuple[Kind, bytes]:
+        """Ends a job without a receipt."""
+        tried = job.at_node
+        if tried:
+            count_failure(self.reputation, job, error)
+        job.move(Event.CANCEL if job.cancelled else Event.EXPIRE if error.code is Code.TIMED_OUT else Event.FAIL)
+        if tried:
+            job.close_attempt(job.state, str(error))
+        job.finished_at = int(self._now())
+        self._note(job.record())
+        return Kind.FAIL, dumps(error.as_json())
+
+    def _note(self, record: JobRecord) -> None:
+        """Stores the end of a job, now or as soon as the store can take it."""
+        try:
+            self._store.note_job(record)
+        except Unavailable:
+            self._unnoted[record.job] = record
+
+    def cancel(self, job_id: JobId) -> bool:
+        """Asks the job's node to stop; its receipt will end the job. False if no such job lives here."""
+        job = self._live.get(job_id)
+        if job is None or job.ended:
+            return False
+        if not job.cancelled:
+            tick = self._tick()
+            job.deadline = min(job.due(tick), tick + self.limits.cancel)
+            job.cancelled = True
+            if job.at_node and self._stop(job, CancelReason.CLIENT):
+                job.mark_cancelled()
+        return True
+
+    def _stop(self, job: LiveJob, reason: CancelReason) -> bool:
+        return self._bus.send(node_subject(job.provider), pack_link(Kind.CANCEL, job.id, reason.value.encode()))
+
+    async def accept_receipt(self, provider: Address, job_id: JobId, payload: bytes) -> bool:
+        """A receipt outside a live attempt: after a lost link, a failover, a restart. False if the job is not known here.
+
+        Raises BadReceipt, Unavailable: then it is not acknowledged.
+        """
+        live = self._live.get(job_id)
+        newest = self._unnoted.get(job_id) if live is None else live.record()
+        return await self._receipts.take(provider, job_id, payload, newest)
+
+    async def accept_late(self, provider: Address, job_id: JobId, late: LateReceipt) -> None:
+        """A receipt with what it is for, whether its job is known here or was lost. Raises BadReceipt, Refusal, Unavailable."""
+        if await self.accept_receipt(provider, job_id, dumps(late.receipt.to_json())):
+            return
+        if (late.order.message.coordinator, late.order.message.provider) != (self.address, provider):
+            raise BadReceipt("receipt: its order is for another coordinator or provider")
+        await self._receipts.take_unknown(job_id, late)
+        self._seen.setdefault(job_id, int(self._now()))
+
+    # Time
+
+    def sweep(self) -> None:
+        """Once a second: jobs past their phase's deadline end, silent ones beat for the client, old replay memory goes."""
+        tick, horizon = self._tick(), int(self._now()) - self.limits.order_horizon
+        for job in list(self._live.values()):
+            if job.at_node:
+                self._watch(job, tick)
+        while self._seen and next(iter(self._seen.values())) <= horizon:
+            self._seen.popitem(last=False)
+        unnoted, self._unnoted = self._unnoted, {}
+        for record in unnoted.values():
+            self._note(record)
+        self._note_records()
+
+    def _note_records(self) -> None:
+        changed = self.reputation.changed()
+        try:
+            if changed:
+                self._store.note_records(changed)
+        except Unavailable:
+            self.reputation.unsaved(changed)
+
+    def _watch(self, job: LiveJob, tick: float) -> None:
+        """While its reader has a frame, or frames wait in the inbox, it is not the node that is late, unless it was told to stop
+        or all of its own time is up.
+        """
+        if job.reader_seconds(tick) > self.limits.reader:
+            self.cancel(job.id)
+        over = job.spent(tick) > self.limits.total
+        late = tick > job.due(tick) and (job.cancelled or job.inbox.empty())
+        if (over or late) and not job.overdue:
+            error = Unavailable(Code.TIMED_OUT, "the provider took too long", fault=Fault.PROVIDER)
+            job.overdue = True
+            self._stop(job, CancelReason.TIMED_OUT)
+            job.interrupt(pack_link(Kind.FAIL, job.id, dumps(error.as_json())))
+        elif tick > job.heard + self.limits.beat and job.inbox.empty():
+            job.heard = tick
+            job.inbox.put_nowait(pack_link(Kind.BEAT, job.id))

@@ -1,0 +1,1 @@
+"""The coordinator's stores: SQL and in memory. May import `domain` and `ports`."""

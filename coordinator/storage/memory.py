@@ -1,0 +1,180 @@
+"""The ports' twins in memory, for tests and experiments. They keep the ports' promises, but nothing outlives the process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from coordinator.domain.reputation import Record
+from coordinator.ports import (
+    WAITING_CLAIMS,
+    Backing,
+    Cursor,
+    JobRecord,
+    KeptAnswer,
+    KnownJob,
+    PendingClaim,
+    Recalled,
+    Settlement,
+    too_many_claims,
+)
+from tallystick.protocol.eip712 import Signed, Verified
+from tallystick.protocol.jobs import TERMINAL, State
+from tallystick.protocol.link import ClaimRequest, LateReceipt
+from tallystick.protocol.messages import Receipt
+from tallystick.protocol.types import Address, Amount, JobId
+
+
+@dataclass
+class MemoryStore:
+    """JobStore, TabStore, AnswerStore and ClaimStore."""
+
+    jobs: dict[JobId, JobRecord] = field(default_factory=dict)
+    receipts: dict[JobId, dict[Address, tuple[Signed[Receipt], Amount]]] = field(default_factory=dict)
+    claims: dict[int, tuple[ClaimRequest, str | None]] = field(default_factory=dict)
+    settlements: dict[tuple[Address, Address], Settlement] = field(default_factory=dict)
+    read: Cursor | None = None
+    answers: dict[JobId, KeptAnswer] = field(default_factory=dict)
+    records: dict[Address, Record] = field(default_factory=dict)
+
+    def note_job(self, record: JobRecord) -> None:
+        """See ports.JobStore."""
+        known = self.jobs.get(record.job)
+        if known is None or known.state not in TERMINAL:
+            self.jobs[record.job] = record
+
+    async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
+        """See ports.JobStore."""
+        if record is not None:
+            self.note_job(record)
+        kept = Signed(receipt.message, receipt.signature)
+        self.receipts.setdefault(job, {}).setdefault(receipt.message.provider, (kept, total))
+
+    async def job(self, job: JobId) -> KnownJob | None:
+        """See ports.JobStore."""
+        record = self.jobs.get(job)
+        receipts = {provider: receipt for provider, (receipt, _) in self.receipts.get(job, {}).items()}
+        return None if record is None else KnownJob(record, receipts)
+
+    async def recall(self, now: int, since: int) -> Recalled:
+        """See ports.JobStore."""
+        for record in self.jobs.values():
+            if record.state not in TERMINAL:
+                last = replace(record.last, state=State.FAILED, reason="the coordinator was restarted", unseen=True)
+                attempts = (*record.attempts[:-1], last)
+                self.jobs[record.job] = replace(record, state=State.FAILED, finished_at=now, attempts=attempts)
+        totals: dict[tuple[Address, Address], Amount] = {}
+        for receipts in self.receipts.values():
+            for provider, (receipt, total) in receipts.items():
+                tab = (receipt.message.payer, provider)
+                totals[tab] = Amount(max(total, totals.get(tab, 0)))
+        recent = tuple(job for job, record in self.jobs.items() if record.created_at >= since)
+        return Recalled(recent, totals, dict(self.records))
+
+    def note_records(self, records: Mapping[Address, Record]) -> None:
+        """See ports.JobStore."""
+        self.records |= records
+
+    async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
+        """See ports.TabStore."""
+        last: dict[Address, LateReceipt] = {}
+        for job, by_provider in self.receipts.items():
+            attempt = self.jobs[job].attempt_of(provider)
+            if provider in by_provider and attempt is not None:
+                late = LateReceipt(by_provider[provider][0], attempt.order, attempt.terms)
+                payer = late.receipt.message.payer
+                if payer > after and (payer not in last or last[payer].receipt.message.seq < late.receipt.message.seq):
+                    last[payer] = late
+        return [last[payer] for payer in sorted(last)][:limit]
+
+    async def receipts_of(self, payer: Address, provider: Address, limit: int) -> list[LateReceipt]:
+        """See ports.TabStore."""
+        found: list[tuple[Amount, int, LateReceipt]] = []
+        for job, by_provider in self.receipts.items():
+            attempt = self.jobs[job].attempt_of(provider)
+            if provider in by_provider and attempt is not None and attempt.order.message.payer == payer:
+                receipt, total = by_provider[provider]
+                found.append((total, receipt.message.seq, LateReceipt(receipt, attempt.order, attempt.terms)))
+        return [late for _, _, late in sorted(found, key=lambda one: one[:2], reverse=True)][:limit]
+
+    async def put_answer(self, kept: KeptAnswer, *, since: int, room: int) -> None:
+        """See ports.AnswerStore."""
+        self.answers = {job: one for job, one in self.answers.items() if one.ended_at >= since}
+        self.answers[kept.job] = kept
+        while sum(len(one.frames) for one in self.answers.values()) > room:
+            held: Counter[str] = Counter()
+            for one in self.answers.values():
+                held[one.payer] += len(one.frames)
+            most = max(held, key=held.__getitem__)
+            del self.answers[next(job for job, one in self.answers.items() if one.payer == most)]
+
+    async def answer(self, job: JobId, since: int) -> KeptAnswer | None:
+        """See ports.AnswerStore."""
+        kept = self.answers.get(job)
+        return kept if kept is not None and kept.ended_at >= since else None
+
+    async def put_claim(self, request: ClaimRequest, now: int) -> None:  # noqa: ARG002 - the port's
+        """See ports.ClaimStore."""
+        provider = request.claim.message.provider
+        mine = {n: (known, tx) for n, (known, tx) in self.claims.items() if known.claim.message.provider == provider}
+        same = [number for number, (known, _) in mine.items() if known == request]
+        if sum(tx is None for n, (_, tx) in mine.items() if n not in same) >= WAITING_CLAIMS:
+            raise too_many_claims(provider)
+        self.claims[same[0] if same else max(self.claims, default=0) + 1] = (request, None)
+        for number, (_, tx) in mine.items():
+            if number not in same and tx is not None and not tx.startswith("0x"):
+                del self.claims[number]
+
+    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
+        """See ports.ClaimStore."""
+        passed, turns, found = set(passing), Counter[Address](), list[tuple[int, int, ClaimRequest]]()
+        for number, (request, tx) in sorted(self.claims.items(), key=lambda one: one[0]):
+            provider = request.claim.message.provider
+            if tx is None and provider not in passed:
+                turns[provider] += 1
+                found.append((turns[provider], number, request))
+        return [PendingClaim(number, request) for _, number, request in sorted(found, key=lambda one: one[:2])[:limit]]
+
+    async def close_claims(self, ids: list[int], tx: str) -> None:
+        """See ports.ClaimStore."""
+        for number in ids:
+            self.claims[number] = (self.claims[number][0], tx)
+
+    async def cursor(self) -> Cursor | None:
+        """See ports.ClaimStore."""
+        return self.read
+
+    async def put_settlements(self, settlements: list[Settlement], cursor: Cursor) -> None:
+        """See ports.ClaimStore."""
+        self.settlements |= {(one.payer, one.provider): one for one in settlements}
+        self.read = cursor
+
+    async def forget_settlements(self) -> None:
+        """See ports.ClaimStore."""
+        self.settlements, self.read = {}, None
+        self.claims = {n: (claim, None if tx and tx.startswith("0x") else tx) for n, (claim, tx) in self.claims.items()}
+
+    async def settlement(self, payer: Address, provider: Address) -> Settlement | None:
+        """See ports.ClaimStore."""
+        return self.settlements.get((payer, provider))
+
+
+@dataclass
+class MemoryFunds:
+    """Funds: what stands in its tables, in base units. `free` is by payer, `reserved` and `settled` by payer and provider."""
+
+    free: dict[Address, Amount] = field(default_factory=dict)
+    reserved: dict[tuple[Address, Address], Amount] = field(default_factory=dict)
+    settled: dict[tuple[Address, Address], Amount] = field(default_factory=dict)
+    stakes: dict[Address, Amount] = field(default_factory=dict)
+
+    async def stake(self, provider: Address) -> Amount:
+        """See ports.Funds."""
+        return self.stakes.get(provider, Amount(0))
+
+    async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:  # noqa: ARG002 - the port's
+        """See ports.Funds."""
+        zero, pair = Amount(0), (payer, provider)
+        opened = payer in self.free or pair in self.reserved or pair in self.settled
+        return Backing(self.free.get(payer, zero), self.reserved.get(pair, zero), self.settled.get(pair, zero), opened)

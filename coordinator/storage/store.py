@@ -1,0 +1,384 @@
+"""The coordinator's store: SQLAlchemy Core on SQLite or PostgreSQL. Signed documents are kept as they came."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.dialects.postgresql
+import sqlalchemy.dialects.sqlite
+import structlog
+from sqlalchemy import Connection
+
+from coordinator.domain.reputation import REMEMBERED, Record
+from coordinator.ports import (
+    WAITING_CLAIMS,
+    AttemptRecord,
+    Cursor,
+    JobRecord,
+    KeptAnswer,
+    KnownJob,
+    PendingClaim,
+    Recalled,
+    Settlement,
+    too_many_claims,
+)
+from coordinator.storage.schema import answers, claims, cursors, jobs, receipts, reputations, settlements
+from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
+from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.jobs import TERMINAL, State
+from tallystick.protocol.link import ClaimRequest, LateReceipt
+from tallystick.protocol.messages import Order, Receipt, Terms
+from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import dumps
+from tallystick.runtime.single_instance import sole_user
+from tallystick.runtime.storage import Database
+
+log = structlog.get_logger()
+MIGRATIONS = Path(__file__).parents[1] / "migrations"
+_EVENTS = "escrow"
+_MARKS = ("delivered", "cancelled", "unseen")
+"""What is written of an attempt only where it is so."""
+TIDY = 16
+"""Every so many kept answers, what they take together is looked at."""
+
+
+class Store:
+    """JobStore, TabStore, AnswerStore and ClaimStore over one database."""
+
+    def __init__(self, url: str) -> None:
+        self._db, self._sole = Database(url), sole_user(url, "coordinator")
+        self._put = 0
+
+    async def start(self) -> None:
+        """Connects and migrates, as the only coordinator on this database. Raises Unavailable, also where there is another."""
+        await self._sole.acquire()
+        await self._db.start(MIGRATIONS)
+
+    async def close(self) -> None:
+        """Writes what is queued and lets go."""
+        await self._db.close()
+        await self._sole.release()
+
+    async def guard(self) -> None:
+        """Waits for as long as no other coordinator can use this database. Raises Unavailable when that is no longer sure."""
+        await self._sole.lost()
+        log.error("the database's lock is lost: another coordinator may take it, so this one stops")
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the connection that held this coordinator's database was lost")
+
+    # Jobs
+
+    def note_job(self, record: JobRecord) -> None:
+        """See ports.JobStore."""
+        row = _job_row(record)
+        self._db.note(lambda c: _put_job(c, row))
+
+    async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
+        """See ports.JobStore."""
+        message = receipt.message
+        row = {
+            "job": job.hex(),
+            "provider": message.provider,
+            "payer": message.payer,
+            "seq": message.seq,
+            "total": f"{int(total):029}",
+            "receipt_doc": receipt.dumps(),
+        }
+        job_row = None if record is None else _job_row(record)
+
+        def work(connection: Connection) -> None:
+            if job_row is not None:
+                _put_job(connection, job_row)
+            connection.execute(_receipt_insert(connection.dialect.name), row)
+
+        await self._db.write(work)
+
+    async def job(self, job: JobId) -> KnownJob | None:
+        """See ports.JobStore. It waits its turn among the writes, and so sees all that was noted before."""
+        found = await self._db.write(lambda c: _read_job(c, job.hex()))
+        if found is None:
+            return None
+        row, docs = found
+        read = [loads_signed(Receipt, doc) for doc in docs]
+        return KnownJob(_job_record(row), {receipt.message.provider: receipt for receipt in read})
+
+    async def recall(self, now: int, since: int) -> Recalled:
+        """See ports.JobStore."""
+        known = sa.select(reputations).order_by(reputations.c.jobs.desc()).limit(REMEMBERED)
+        recent = sa.select(jobs.c.job).where(jobs.c.created_at >= since)
+        tabs = (receipts.c.payer, receipts.c.provider)
+        totals = sa.select(*tabs, sa.func.max(receipts.c.total)).group_by(*tabs)  # of equal length, so text sorts as numbers
+
+        def work(connection: Connection) -> tuple[Any, Any, Any]:
+            _close_stale(connection, now)
+            rows = (connection.execute(query).all() for query in (recent, totals, known))
+            found, sums, records = rows
+            return found, sums, records
+
+        found, sums, records = await self._db.write(work)
+        return Recalled(
+            tuple(JobId(bytes.fromhex(job)) for (job,) in found),
+            {(Address(payer), Address(provider)): Amount(int(total)) for payer, provider, total in sums},
+            {Address(provider): Record(good, bad, number) for provider, good, bad, number in records},
+        )
+
+    def note_records(self, records: Mapping[Address, Record]) -> None:
+        """See ports.JobStore."""
+        rows = [
+            {"provider": provider, "good": record.good, "bad": record.bad, "jobs": record.jobs}
+            for provider, record in records.items()
+        ]
+
+        def work(connection: Connection) -> None:
+            for row in rows:
+                _upsert(connection, reputations, row, ("provider",))
+
+        self._db.note(work)
+
+    async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
+        """See ports.TabStore."""
+        mine = (receipts.c.provider == provider, receipts.c.payer > after)
+        last = sa.select(receipts.c.payer, sa.func.max(receipts.c.seq).label("seq")).where(*mine)
+        newest = last.group_by(receipts.c.payer).order_by(receipts.c.payer).limit(limit).subquery()
+        query = (
+            sa.select(receipts.c.receipt_doc, jobs.c.attempts_doc)
+            .join(newest, sa.and_(receipts.c.payer == newest.c.payer, receipts.c.seq == newest.c.seq))
+            .join(jobs, jobs.c.job == receipts.c.job)
+            .where(receipts.c.provider == provider)
+            .order_by(receipts.c.payer)
+        )
+        rows = await self._db.read(lambda c: c.execute(query).all())
+        return [_late(provider, receipt, attempts) for receipt, attempts in rows]
+
+    async def receipts_of(self, payer: Address, provider: Address, limit: int) -> list[LateReceipt]:
+        """See ports.TabStore. It waits its turn among the writes, and so sees all that was noted before."""
+        query = (
+            sa.select(receipts.c.receipt_doc, jobs.c.attempts_doc)
+            .join(jobs, jobs.c.job == receipts.c.job)
+            .where(receipts.c.payer == payer, receipts.c.provider == provider)
+            .order_by(receipts.c.total.desc(), receipts.c.seq.desc())
+            .limit(limit)
+        )
+        rows = await self._db.write(lambda c: c.execute(query).all())
+        return [_late(provider, receipt, attempts) for receipt, attempts in rows]
+
+    # Answers
+
+    async def put_answer(self, kept: KeptAnswer, *, since: int, room: int) -> None:
+        """See ports.AnswerStore. The room is looked at every TIDY answers."""
+        row = {
+            "job": kept.job.hex(),
+            "fingerprint": kept.fingerprint.hex(),
+            "payer": kept.payer,
+            "ended_at": kept.ended_at,
+            "size": len(kept.frames),
+            "frames": kept.frames,
+        }
+        self._put += 1
+        tidy = self._put % TIDY == 0
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.delete(answers).where(answers.c.ended_at < since))
+            _upsert(connection, answers, row, ("job",))
+            if tidy:
+                _make_room(connection, room)
+
+        await self._db.write(work)
+
+    async def answer(self, job: JobId, since: int) -> KeptAnswer | None:
+        """See ports.AnswerStore."""
+        query = sa.select(answers).where(answers.c.job == job.hex(), answers.c.ended_at >= since)
+        row = await self._db.read(lambda c: c.execute(query).mappings().one_or_none())
+        if row is None:
+            return None
+        return KeptAnswer(job, bytes.fromhex(row["fingerprint"]), row["frames"], row["ended_at"], row["payer"])
+
+    # Claims
+
+    async def put_claim(self, request: ClaimRequest, now: int) -> None:
+        """See ports.ClaimStore."""
+        doc = json.dumps(request.to_json())
+        row = {
+            "digest": hashlib.sha256(doc.encode()).hexdigest(),
+            "provider": request.claim.message.provider,
+            "received_at": now,
+            "claim_doc": doc,
+            "tx": None,
+        }
+
+        def work(connection: Connection) -> bool:
+            insert = _inserting(connection.dialect.name, claims)
+            same, mine = claims.c.digest == row["digest"], claims.c.provider == row["provider"]
+            waiting = sa.select(sa.func.count()).where(mine, ~same, claims.c.tx.is_(None))
+            if connection.execute(waiting).scalar_one() >= WAITING_CLAIMS:
+                return False
+            connection.execute(sa.delete(claims).where(mine, ~same, claims.c.tx.is_not(None), ~claims.c.tx.startswith("0x")))
+            again = {"received_at": insert.excluded.received_at, "tx": None}
+            connection.execute(insert.on_conflict_do_update(index_elements=("digest",), set_=again), row)
+            return True
+
+        if not await self._db.write(work):
+            raise too_many_claims(request.claim.message.provider)
+
+    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
+        """See ports.ClaimStore."""
+        waits = sa.and_(claims.c.tx.is_(None), claims.c.provider.not_in(list(passing)))
+        turn = sa.func.row_number().over(partition_by=claims.c.provider, order_by=claims.c.id)
+        query = sa.select(claims.c.id, claims.c.claim_doc).where(waits).order_by(turn, claims.c.id).limit(limit)
+        rows = await self._db.read(lambda c: c.execute(query).all())
+        return [PendingClaim(number, ClaimRequest.from_json(json.loads(doc))) for number, doc in rows]
+
+    async def close_claims(self, ids: list[int], tx: str) -> None:
+        """See ports.ClaimStore."""
+        query = sa.update(claims).where(claims.c.id.in_(ids)).values(tx=tx)
+        await self._db.write(lambda c: c.execute(query))
+
+    async def cursor(self) -> Cursor | None:
+        """See ports.ClaimStore."""
+        query = sa.select(cursors.c.block, cursors.c.tip).where(cursors.c.name == _EVENTS)
+        row = await self._db.read(lambda c: c.execute(query).one_or_none())
+        return None if row is None else Cursor(*row)
+
+    async def put_settlements(self, settled: list[Settlement], cursor: Cursor) -> None:
+        """See ports.ClaimStore."""
+
+        def work(connection: Connection) -> None:
+            for one in settled:
+                row = {
+                    "payer": one.payer,
+                    "provider": one.provider,
+                    "settled": str(one.settled),
+                    "tx": one.tx,
+                    "block": one.block,
+                }
+                _upsert(connection, settlements, row, ("payer", "provider"))
+            _upsert(connection, cursors, {"name": _EVENTS, "block": cursor.block, "tip": cursor.tip}, ("name",))
+
+        await self._db.write(work)
+
+    async def forget_settlements(self) -> None:
+        """See ports.ClaimStore."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.delete(settlements))
+            connection.execute(sa.delete(cursors).where(cursors.c.name == _EVENTS))
+            connection.execute(sa.update(claims).where(claims.c.tx.startswith("0x")).values(tx=None))
+
+        await self._db.write(work)
+
+    async def settlement(self, payer: Address, provider: Address) -> Settlement | None:
+        """See ports.ClaimStore."""
+        query = sa.select(settlements).where(settlements.c.payer == payer, settlements.c.provider == provider)
+        row = await self._db.read(lambda c: c.execute(query).mappings().one_or_none())
+        if row is None:
+            return None
+        return Settlement(payer, provider, Amount(int(row["settled"])), row["tx"], row["block"])
+
+
+def _make_room(connection: Connection, room: int) -> None:
+    """Lets go of the oldest answers of the payer whose answers take most, until all fit."""
+    taken = sa.func.sum(answers.c.size)
+    held = {payer: int(size) for payer, size in connection.execute(sa.select(answers.c.payer, taken).group_by(answers.c.payer))}
+    while sum(held.values()) > room:
+        most = max(held, key=held.__getitem__)
+        oldest = sa.select(answers.c.job, answers.c.size).where(answers.c.payer == most).order_by(answers.c.ended_at).limit(1)
+        job, size = connection.execute(oldest).one()
+        connection.execute(sa.delete(answers).where(answers.c.job == job))
+        held[most] -= size
+
+
+def _inserting(dialect: str, table: sa.Table) -> Any:
+    """An INSERT that can say ON CONFLICT, which SQLite and PostgreSQL spell alike."""
+    return (sa.dialects.postgresql if dialect == "postgresql" else sa.dialects.sqlite).insert(table)
+
+
+def _upserting(dialect: str, table: sa.Table, names: Iterable[str], key: tuple[str, ...], where: Any = None) -> sa.Insert:
+    insert = _inserting(dialect, table)
+    changed = {name: insert.excluded[name] for name in names if name not in key}
+    made: sa.Insert = insert.on_conflict_do_update(index_elements=key, set_=changed, where=where)
+    return made
+
+
+def _upsert(connection: Connection, table: sa.Table, row: dict[str, Any], key: tuple[str, ...]) -> None:
+    connection.execute(_upserting(connection.dialect.name, table, row, key), row)
+
+
+_OPEN = sa.and_(*(jobs.c.state != sa.literal_column(f"'{state.value}'") for state in sorted(TERMINAL)))
+"""Without bound values: SQLAlchemy would spell out a list of them anew every time."""
+
+
+@functools.cache
+def _job_upsert(dialect: str) -> sa.Insert:
+    """Made once: a job's two rows are most of what this store does."""
+    return _upserting(dialect, jobs, jobs.c.keys(), ("job",), where=_OPEN)
+
+
+@functools.cache
+def _receipt_insert(dialect: str) -> sa.Insert:
+    insert: sa.Insert = _inserting(dialect, receipts).on_conflict_do_nothing()
+    return insert
+
+
+def _put_job(connection: Connection, row: dict[str, Any]) -> None:
+    connection.execute(_job_upsert(connection.dialect.name), row)
+
+
+def _read_job(connection: Connection, job: str) -> tuple[Any, list[str]] | None:
+    row = connection.execute(sa.select(jobs).where(jobs.c.job == job)).mappings().one_or_none()
+    docs = sa.select(receipts.c.receipt_doc).where(receipts.c.job == job)
+    return None if row is None else (dict(row), list(connection.execute(docs).scalars()))
+
+
+def _close_stale(connection: Connection, now: int) -> None:
+    """Jobs that a process left open when it died end as failed."""
+    for row in connection.execute(sa.select(jobs).where(_OPEN)).mappings().all():
+        attempts = json.loads(row["attempts_doc"])
+        attempts[-1] |= {"state": State.FAILED.value, "reason": "the coordinator was restarted", "unseen": True}
+        ended = {"state": State.FAILED.value, "finished_at": now, "attempts_doc": json.dumps(attempts)}
+        connection.execute(sa.update(jobs).where(jobs.c.job == row["job"]).values(ended))
+
+
+def _job_row(record: JobRecord) -> dict[str, Any]:
+    return {
+        "job": record.job.hex(),
+        "payer": record.payer,
+        "provider": record.last.provider,
+        "state": record.state.value,
+        "created_at": record.created_at,
+        "finished_at": record.finished_at,
+        "attempts_doc": dumps([_attempt_doc(attempt) for attempt in record.attempts]).decode(),
+    }
+
+
+def _attempt_doc(attempt: AttemptRecord) -> dict[str, Any]:
+    raw = attempt.raw or {"order": attempt.order.to_json(), "terms": attempt.terms.to_json()}
+    doc = {"order": raw["order"], "terms": raw["terms"], "state": attempt.state.value, "reason": attempt.reason}
+    return doc | {name: True for name in _MARKS if getattr(attempt, name)}
+
+
+def _attempt(doc: dict[str, Any]) -> AttemptRecord:
+    marks = {name: doc.get(name, False) for name in _MARKS}
+    return AttemptRecord(
+        read_signed(Order, doc["order"]), Terms.from_json(doc["terms"]), State(doc["state"]), doc["reason"], **marks
+    )
+
+
+def _late(provider: Address, receipt: str, attempts: str) -> LateReceipt:
+    its = next(one for one in json.loads(attempts) if one["order"]["message"]["provider"] == provider)
+    return LateReceipt(loads_signed(Receipt, receipt), read_signed(Order, its["order"]), Terms.from_json(its["terms"]))
+
+
+def _job_record(row: dict[str, Any]) -> JobRecord:
+    return JobRecord(
+        job=JobId(bytes.fromhex(row["job"])),
+        payer=Address(row["payer"]),
+        state=State(row["state"]),
+        created_at=row["created_at"],
+        finished_at=row["finished_at"],
+        attempts=tuple(map(_attempt, json.loads(row["attempts_doc"]))),
+    )

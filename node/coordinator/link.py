@@ -1,0 +1,359 @@
+"""The node's own connection to its coordinator: opened from here, so that a node behind NAT needs no open port.
+
+Handshake: CHALLENGE -> HELLO with the signed answer -> WELCOME. Then frames both ways, with a BEAT every few seconds and
+whenever the free slots change. A lost connection is opened again after a jittered, growing pause. A frame that makes no sense
+ends the connection with a clear log, never the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import structlog
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
+
+from node.ports import Link, LinkLost
+from tallystick.protocol.eip712 import Domain, Signed, Signer
+from tallystick.protocol.errors import BadMessage, TallyError, from_public
+from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
+from tallystick.protocol.messages import Ask, Connect
+from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
+from tallystick.runtime.buffered_transport import corked
+from tallystick.runtime.plaintext import warn_if_readable
+from tallystick.version import __version__
+
+log = structlog.get_logger()
+_JITTER = random.SystemRandom().random
+_CLOSE_SECONDS = 3.0
+OVERFULL = 16
+_BEAT_GAP_SECONDS = 0.02
+"""Free slots that change many times within this are told once."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """How the link behaves; times are seconds. `outbox`: frames that may wait before jobs are slowed down."""
+
+    connect_seconds: float = 10.0
+    beat_seconds: float = 5.0
+    ping_seconds: float = 20.0
+    first_pause_seconds: float = 0.5
+    longest_pause_seconds: float = 30.0
+    outbox: int = 1_024
+
+
+class Handler(Protocol):
+    """Who takes what a link brings. Raises BadMessage for payloads that make no sense; the link is then closed."""
+
+    def welcomed(self, link: Link) -> None:
+        """The coordinator took this node."""
+        ...
+
+    def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
+        """DISPATCH, CANCEL, CREDIT, RECEIPT_ACK, RECEIPT_REFUSED or RECALLED. Must not wait."""
+        ...
+
+    def lost(self, link: Link) -> None:
+        """A welcomed link ended."""
+        ...
+
+
+_FOR_HANDLER = frozenset({Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RECEIPT_REFUSED, Kind.RECALLED})
+
+
+class NodeLink:
+    """Keeps one connection to one coordinator alive, until `close`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        signer: Signer,
+        domain: Domain,
+        handler: Handler,
+        asks: Callable[[Address], tuple[Signed[Ask], ...]],
+        capacity: Callable[[], Capacity],
+        settings: LinkSettings | None = None,
+        coordinator: Address | None = None,
+        jitter: Callable[[], float] = _JITTER,
+    ) -> None:
+        """`asks`: what is offered to a coordinator. `coordinator`: the only account to talk to, if it is known. `jitter` gives
+        numbers from 0 to 1.
+        """
+        self.url = node_url(url)
+        self._signer, self._domain, self._handler = signer, domain, handler
+        self._asks, self._capacity, self._settings = asks, capacity, settings or LinkSettings()
+        self._coordinator, self._jitter = coordinator, jitter
+        self._closing = asyncio.Event()
+        self._changed = asyncio.Event()
+        self.session: Session | None = None
+        self.trouble = "not connected yet"
+
+    def slots_changed(self) -> None:
+        """The capacity has changed: tells the coordinator at once."""
+        self._changed.set()
+
+    def announce(self) -> None:
+        """The asks have changed: tells the coordinator."""
+        if self.session is not None:
+            asks = self._asks(self.session.coordinator)
+            self.session.post(Kind.ASKS, NO_JOB, _asks_json(asks))
+            log.info("asks announced", url=self.url, asks=len(asks))
+
+    async def run(self) -> None:
+        """Connects and reconnects until `close`."""
+        warn_if_readable(self.url, "which account buys which model here, when, in which sizes, at which price")
+        pause = self._settings.first_pause_seconds
+        while not self._closing.is_set():
+            began = time.monotonic()
+            await self._live()
+            if self._closing.is_set():
+                return
+            if time.monotonic() - began > self._settings.longest_pause_seconds:
+                pause = self._settings.first_pause_seconds
+            wait = pause * (0.5 + self._jitter() / 2)
+            log.warning("no link to the coordinator", url=self.url, reason=self.trouble, retry_seconds=round(wait, 2))
+            await _until(self._closing, wait)
+            pause = min(2 * pause, self._settings.longest_pause_seconds)
+
+    async def close(self) -> None:
+        """Sends what is queued, as far as that takes no time worth mentioning, and ends `run`."""
+        self._closing.set()
+        session = self.session
+        if session is not None:
+            await session.flush(_CLOSE_SECONDS)
+            await session.end("the node is stopping")
+
+    async def _live(self) -> None:
+        """One connection, from its opening to its end; `trouble` says why it ended."""
+        settings = self._settings
+        try:
+            async with connect(
+                self.url,
+                create_connection=_Connection,
+                open_timeout=settings.connect_seconds,
+                ping_interval=settings.ping_seconds,
+                ping_timeout=settings.ping_seconds,
+                close_timeout=_CLOSE_SECONDS,
+                max_size=MAX_BODY + MAX_FRAME,
+                compression=None,
+                proxy=None if _is_local(self.url) else True,
+                user_agent_header=f"tallystick-node/{__version__}",
+            ) as socket:
+                session = await self._greet(socket)
+                self.trouble = ""
+                await self._attend(session)
+                self.trouble = session.trouble or "the coordinator closed the connection"
+        except TallyError as error:
+            self.trouble = str(error)
+        except TimeoutError:
+            self.trouble = f"no answer within {settings.connect_seconds} s"
+        except (OSError, WebSocketException) as error:
+            self.trouble = str(error) or type(error).__name__
+
+    async def _greet(self, socket: ClientConnection) -> Session:
+        async with asyncio.timeout(self._settings.connect_seconds):
+            challenge = Challenge.from_json(loads(await _expect(socket, Kind.CHALLENGE), "challenge"))
+            self._check(challenge)
+            answer = Connect(
+                provider=self._signer.address,
+                coordinator=challenge.coordinator,
+                challenge=challenge.challenge,
+                endpoint=endpoint_of(self.url),
+            )
+            told = self._asks(challenge.coordinator)
+            hello = Hello(self._signer.sign(answer, self._domain), told, self._capacity(), f"tallystick-node/{__version__}")
+            await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
+            await _expect(socket, Kind.WELCOME)
+        return Session(socket, challenge.coordinator, self._settings.outbox, told, endpoint_of(self.url))
+
+    def _check(self, challenge: Challenge) -> None:
+        if self._coordinator is not None and challenge.coordinator != self._coordinator:
+            raise BadMessage(f"the coordinator is {challenge.coordinator}, but {self._coordinator} is configured")
+        if (challenge.chain_id, challenge.contract) != (self._domain.chain_id, self._domain.contract):
+            raise BadMessage(
+                f"the coordinator works on chain {challenge.chain_id} with contract {challenge.contract}, this node on chain "
+                f"{self._domain.chain_id} with {self._domain.contract}: they need the same deployment file"
+            )
+
+    async def _attend(self, session: Session) -> None:
+        """Serves a welcomed connection to its end."""
+        self.session = session
+        log.info("connected to the coordinator", url=self.url, coordinator=session.coordinator, asks=len(session.told))
+        beats = asyncio.create_task(self._beat(session), name="beats")
+        writer = asyncio.create_task(session.write(), name="outbox")
+        try:
+            self._handler.welcomed(session)
+            if self._asks(session.coordinator) != session.told:
+                self.announce()
+            await self._read(session)
+        except TallyError as error:
+            log.warning("the coordinator broke the protocol", url=self.url, error=str(error))
+            session.trouble = str(error)
+            await session.end(str(error)[:100], code=1002)
+        except WebSocketException as error:
+            session.trouble = session.trouble or str(error)
+        finally:
+            self.session = None
+            session.close()
+            beats.cancel()
+            writer.cancel()
+            self._handler.lost(session)
+            await asyncio.gather(beats, writer, return_exceptions=True)
+
+    async def _read(self, session: Session) -> None:
+        async for message in session.socket:
+            kind, job, payload = unpack_link(message)
+            if kind in _FOR_HANDLER:
+                self._handler.frame(session, kind, job, payload)
+            elif kind is Kind.ERROR:
+                session.trouble = str(from_public(loads(payload, "error"), 502))
+                log.error("the coordinator refuses this node", url=self.url, reason=session.trouble)
+            elif kind is not Kind.BEAT:
+                raise BadMessage(f"link: a coordinator never sends {kind.name}")
+
+    async def _beat(self, session: Session) -> None:
+        while True:
+            session.post(Kind.BEAT, NO_JOB, dumps(self._capacity().to_json()))
+            await asyncio.sleep(_BEAT_GAP_SECONDS)
+            await _until(self._changed, self._settings.beat_seconds)
+            self._changed.clear()
+
+
+class _Connection(ClientConnection):
+    """Frames that are sent together leave together."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(corked(transport))
+
+
+class Session:
+    """One welcomed connection (ports.Link). What is posted waits in order and one task writes it, so that stopping a job never
+    cuts a frame in two; `drained` slows down whoever posts more than the other side takes.
+    """
+
+    def __init__(
+        self,
+        socket: ClientConnection,
+        coordinator: Address,
+        outbox: int,
+        told: tuple[Signed[Ask], ...] = (),
+        endpoint: str = "",
+    ) -> None:
+        """`told`: the asks that HELLO carried; `endpoint`: the host and port that was dialled."""
+        self.socket, self.coordinator, self.told, self.endpoint = socket, coordinator, told, endpoint
+        self.trouble = ""
+        self._limit = outbox
+        self._outbox: deque[bytes] = deque()
+        self._posted, self._room, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._room.set()
+        self._empty.set()
+        self._closed = False
+
+    def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
+        """See ports.Link. The queue is bounded by `drained` and by the credit of the jobs that run; where answers to what a
+        coordinator sends, and does not read, fill it OVERFULL times over, the connection ends.
+        """
+        if self._closed:
+            return
+        if len(self._outbox) >= OVERFULL * self._limit:
+            self.trouble = f"the coordinator does not read: {len(self._outbox)} frames wait for it"
+            self.close()
+            self.socket.transport.abort()
+            return
+        self._outbox.append(pack_link(kind, job, payload))
+        self._posted.set()
+        self._empty.clear()
+        if len(self._outbox) >= self._limit:
+            self._room.clear()
+
+    @property
+    def roomy(self) -> bool:
+        """See ports.Link."""
+        return self._room.is_set()
+
+    async def drained(self) -> None:
+        """See ports.Link."""
+        if not self._room.is_set():
+            await self._room.wait()
+        if self._closed:
+            raise LinkLost
+
+    async def write(self) -> None:
+        """Sends what is posted, until the connection ends."""
+        try:
+            while True:
+                await self._posted.wait()
+                while self._outbox:
+                    await self.socket.send(self._outbox.popleft())
+                    if len(self._outbox) < self._limit // 2:
+                        self._room.set()
+                self._posted.clear()
+                self._empty.set()
+        except WebSocketException:
+            self.close()
+
+    async def flush(self, seconds: float) -> None:
+        """Waits until everything posted was sent, for a while."""
+        await _until(self._empty, seconds)
+
+    async def end(self, reason: str, code: int = 1000) -> None:
+        """Closes the connection, saying why."""
+        self.close()
+        await self.socket.close(code, reason)
+
+    def close(self) -> None:
+        """Nothing more can be sent; wakes up who waits."""
+        self._closed = True
+        self._room.set()
+        self._empty.set()
+
+
+def node_url(url: str) -> str:
+    """The address of a coordinator's node link, from its base address over http(s) or ws(s). Raises BadMessage."""
+    parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
+    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
+    if scheme is None or not parts.hostname:
+        raise BadMessage(f"coordinator: expected an address such as https://coordinator.example, got {url!r}")
+    path = parts.path.rstrip("/")
+    return f"{scheme}://{parts.netloc}{path if path.endswith('/v1/node') else path + '/v1/node'}"
+
+
+def _is_local(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _asks_json(asks: tuple[Signed[Ask], ...]) -> bytes:
+    return dumps({"asks": [ask.to_json() for ask in asks]})
+
+
+async def _expect(socket: ClientConnection, kind: Kind) -> bytes:
+    found, _, payload = unpack_link(await socket.recv())
+    if found is Kind.ERROR:
+        raise from_public(loads(payload, "error"), 502)
+    if found is not kind:
+        raise BadMessage(f"link: expected {kind.name}, got {found.name}")
+    return payload
+
+
+async def _until(event: asyncio.Event, seconds: float) -> None:
+    """Waits for an event, but no longer than that."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,413 @@
+"""The runner: which jobs start, and what is left of each when it ended. The only place that decides in which order that happens.
+
+admitted -> ACCEPT -> the job runs (`node.jobs.job`) -> receipt signed -> durable -> last chunk and RECEIPT leave. Every order
+that was matched here ends with a receipt, and none runs twice: one that is refused, or of which nothing left, ends with a FAIL
+that carries its receipt at no cost. (Exceptions, where FAIL comes alone: an order that was seen before, a receipt that could not be
+stored, and what `node.jobs.refusals` says.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from node.domain.admission import Admission, Admitted, House, Matched, Rules
+from node.domain.meter import NOTHING, Pace
+from node.domain.offers import AskBook
+from node.domain.tabs import Tabs
+from node.jobs.coordinator_credit import Dealings
+from node.jobs.job import Deadlines, Ending, Job, Pool, Stop
+from node.jobs.receipt_signer import Books
+from node.jobs.refusals import Refusals
+from node.ports import ChainView, JobReport, JobStore, Link, Observer
+from tallystick.protocol.eip712 import Domain, Verified
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.jobs import CHARGES, Charge
+from tallystick.protocol.link import Capacity
+from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.pricing import Usage, charge
+from tallystick.protocol.sealing import SealingKey
+from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
+from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind, dumps
+
+log = structlog.get_logger()
+_REMEMBERED = 10_000
+_WAITING = 64
+_TURNED_AWAY = 64
+_DRAIN_SECONDS = 45.0
+HELD_BYTES = 256 << 20
+"""Of requests that wait or run, all together."""
+_STOPS = {
+    CancelReason.CLIENT: Stop.CANCELLED,
+    CancelReason.TIMED_OUT: Stop.TIMED_OUT,
+    CancelReason.COORDINATOR: Stop.COORDINATOR,
+}
+_FOR_LACK_OF_MONEY = frozenset({Code.UNSECURED, Code.INSUFFICIENT_FUNDS})
+
+
+class Runner:
+    """See the module's docstring. `changed` is called whenever the free capacity has changed; `taken` holds the orders of a
+    former life that must not run again, with their deadlines; `ready` says of a link whether it is known which receipts were
+    signed before, so that more may be.
+    """
+
+    def __init__(
+        self,
+        *,
+        provider: Address,
+        domain: Domain,
+        sealing_key: SealingKey,
+        book: AskBook,
+        pools: Mapping[str, Pool],
+        books: Books,
+        tabs: Tabs,
+        store: JobStore,
+        chain: ChainView,
+        observer: Observer,
+        dealings: Dealings,
+        rules: Rules | None = None,
+        deadlines: Deadlines | None = None,
+        taken: Mapping[Hash, int] | None = None,
+        now: Callable[[], float] = time.time,
+        changed: Callable[[], None] = lambda: None,
+        ready: Callable[[Link], bool] = lambda _link: True,
+    ) -> None:
+        self._provider, self._domain, self._sealing_key = provider, domain, sealing_key
+        self._pools, self._tabs, self._store, self._chain = pools, tabs, store, chain
+        self._books, self._dealings, self._observer = books, dealings, observer
+        self._deadlines, self._now, self._changed, self._ready = deadlines or Deadlines(), now, changed, ready
+        self._taken = dict(taken or {})
+        self._prune_at = _REMEMBERED
+        self._admission = Admission(book, rules or Rules(), lambda order, job: order in self._taken or job in self._jobs)
+        self._refusals = Refusals(books=books, tabs=tabs, chain=chain, claim=self._claim, now=now)
+        self._pending: dict[JobId, Link] = {}
+        self._jobs: dict[JobId, Job] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turned_away: set[asyncio.Task[None]] = set()
+        self._held = 0
+        self._pace = Pace()
+        self._draining = False
+
+    # What the link brings
+
+    def dispatch(self, link: Link, job: JobId, payload: bytes) -> None:
+        """Takes a job up, or says why not with FAIL. Returns at once."""
+        busy = self._busy(len(payload))
+        if not self._ready(link):
+            text = "this node does not know yet which receipts it has signed before"
+            self._fail(link, job, Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER))
+        elif busy is None:
+            self._held += len(payload)
+            self._start(self._tasks, self._run(link, job, payload), f"job {job.hex()}")
+        elif len(self._turned_away) < _TURNED_AWAY:
+            self._start(self._turned_away, self._turn_away(link, job, payload[: 4 + MAX_HEADER], busy), f"refusal {job.hex()}")
+        else:
+            self._fail(link, job, busy)
+
+    def _busy(self, size: int) -> TallyError | None:
+        if self._draining:
+            reason = "is shutting down"
+        elif len(self._tasks) >= 4 * self.slots + _WAITING:
+            reason = "has too many jobs waiting"
+        elif self._held + size > HELD_BYTES:
+            reason = "has too large requests waiting"
+        else:
+            return None
+        return Unavailable(Code.NODE_BUSY, f"this node {reason}", fault=Fault.PROVIDER)
+
+    def _start(self, group: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        group.add(task)
+        task.add_done_callback(group.discard)
+        task.add_done_callback(_report_bug)
+
+    def cancel(self, link: Link, job: JobId, reason: CancelReason = CancelReason.CLIENT) -> None:
+        """Stops a job at once, for its client or whoever else the reason names."""
+        if self._pending.get(job) is link:
+            del self._pending[job]
+        running = self._jobs.get(job)
+        if running is not None and running.link is link:
+            running.stop(_STOPS[reason])
+
+    def credit(self, link: Link, job: JobId, payload: bytes) -> None:
+        """The coordinator will take more chunks of a job. Raises BadMessage."""
+        if len(payload) != 4:
+            raise BadMessage("credit: expected 4 bytes")
+        running = self._jobs.get(job)
+        if running is not None and running.link is link:
+            running.grant(int.from_bytes(payload, "big"))
+
+    def lost(self, link: Link) -> None:
+        """A link ended: its jobs can't be answered any more."""
+        self._pending = {job: on for job, on in self._pending.items() if on is not link}
+        for running in list(self._jobs.values()):
+            if running.link is link:
+                running.lose_link()
+
+    # What the daemon asks
+
+    def close_unfinished(self, then: Callable[[], None]) -> None:
+        """Gives the orders that a killed process had begun their receipts, once; then calls `then`, if there were any."""
+        if self._books.unfinished:
+            self._start(self._turned_away, self._close_unfinished(then), "unfinished orders")
+
+    def adjust(self, rules: Rules, deadlines: Deadlines) -> None:
+        """The config has changed: jobs that come from now on are held to this."""
+        self._admission.rules = self._dealings.rules = rules
+        self._deadlines = deadlines
+
+    @property
+    def slots(self) -> int:
+        """Jobs that may run at once, over all engines."""
+        return sum(pool.slots for pool in self._pools.values())
+
+    @property
+    def running(self) -> int:
+        """Jobs that run now."""
+        return len(self._jobs)
+
+    def capacity(self) -> Capacity:
+        """What this node can take now, over the engines that are up."""
+        pools = [pool for pool in self._pools.values() if pool.up]
+        free = 0 if self._draining else sum(pool.free for pool in pools)
+        return Capacity(free, sum(pool.slots for pool in pools), self._pace.tokens_per_second, self._pace.first_token_ms)
+
+    async def drain(self, grace: float) -> None:
+        """Takes nothing new and waits for what runs; after `grace` seconds stops it. Every job still ends in order."""
+        self._draining = True
+        self._changed()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        for job in list(self._jobs.values()):
+            job.stop(Stop.SHUTDOWN)
+        last = self._tasks | self._turned_away
+        if last:
+            await asyncio.wait(last, timeout=self._deadlines.taken + _DRAIN_SECONDS)
+        await self._dealings.note()
+
+    async def _close_unfinished(self, then: Callable[[], None]) -> None:
+        made = await self._books.close_unfinished()
+        log.warning("orders that a killed process had begun are closed, uncharged", receipts=made)
+        then()
+
+    # One job
+
+    async def _run(self, link: Link, job_id: JobId, payload: bytes) -> None:
+        self._pending[job_id] = link
+        size = len(payload)
+        try:
+            dispatch = Dispatch.loads(payload)
+            del payload  # a request may be large; from here on it is held once
+            matched = self._match(link, job_id, dispatch)
+            try:
+                job = await self._admit(link, matched, dispatch)
+            except TallyError as error:
+                await self._refuse(link, matched, error)
+                return
+            finally:
+                self._pending.pop(job_id, None)
+            del dispatch
+            try:
+                await self._close(job, await job.run())
+            finally:
+                del self._jobs[job_id]
+                job.pool.taken -= 1
+                self._changed()
+        except TallyError as error:
+            log.info("dispatch refused", job=job_id.hex(), code=error.code.value, reason=str(error))
+            self._fail(link, job_id, error)
+        finally:
+            self._held -= size
+            if self._pending.get(job_id) is link:
+                del self._pending[job_id]
+
+    async def _turn_away(self, link: Link, job_id: JobId, head: bytes, why: TallyError) -> None:
+        """Refuses a job that is not even looked at, with a receipt if its order is one on this node. `head`: its beginning."""
+        try:
+            matched = self._match(link, job_id, Dispatch.loads(head))
+        except TallyError as error:
+            log.info("dispatch refused", job=job_id.hex(), code=error.code.value, reason=str(error))
+            self._fail(link, job_id, why)
+            return
+        del head
+        await self._refuse(link, matched, why)
+
+    def _match(self, link: Link, job_id: JobId, dispatch: Dispatch) -> Matched:
+        return self._admission.match(House(self._provider, link.coordinator, self._domain), job_id, dispatch)
+
+    async def _refuse(self, link: Link, matched: Matched, why: TallyError) -> None:
+        log.info("job refused", job=matched.job.hex(), code=why.code.value, reason=str(why))
+        self._fail(link, matched.job, why, await self._refusals.receipt(link.endpoint, matched))
+
+    async def _admit(self, link: Link, matched: Matched, dispatch: Dispatch) -> Job:
+        """Raises TallyError. From the last check on nothing waits: two dispatches can't both pass on one order or one sum."""
+        now = int(self._now())
+        self._dealings.check(link.endpoint)
+        admitted = self._admission.admit(matched, now)
+        await self._admit_to_tab(admitted, now)
+        pool = self._pools.get(admitted.offer.engine)
+        if pool is None:
+            self._tabs.drop(admitted.payer, admitted.cap)
+            raise Unavailable(Code.NODE_BUSY, "the engine was taken out of service just now", fault=Fault.PROVIDER)
+        self._remember(admitted, now)
+        # No job starts after its order's deadline, so none waits for a slot beyond it.
+        queue = min(self._deadlines.queue, admitted.order.message.deadline - now)
+        durable = asyncio.create_task(self._store.begin(admitted, now))
+        job = Job(
+            link=link,
+            admitted=admitted,
+            dispatch=dispatch,
+            pool=pool,
+            durable=durable,
+            sealing_key=self._sealing_key,
+            deadlines=replace(self._deadlines, queue=queue),
+        )
+        self._jobs[admitted.job] = job
+        pool.taken += 1
+        link.post(Kind.ACCEPT, admitted.job)
+        self._changed()
+        return job
+
+    def _claim(self, matched: Matched) -> bool:
+        """Uses up an order that is refused; False if it was seen meanwhile, since then it is not this refusal's to close."""
+        if matched.order.digest in self._taken or matched.job in self._jobs:
+            return False
+        self._remember(matched, int(self._now()))
+        return True
+
+    def _remember(self, matched: Matched, now: int) -> None:
+        """Keeps an order from running again until its deadline, past which it is refused anyway; the store, for ever."""
+        self._taken[matched.order.digest] = min(matched.order.message.deadline, now + self._admission.rules.horizon)
+        if len(self._taken) > self._prune_at:
+            self._taken = {digest: deadline for digest, deadline in self._taken.items() if deadline > now}
+            self._prune_at = max(_REMEMBERED, 2 * len(self._taken))
+
+    async def _admit_to_tab(self, admitted: Admitted, now: int) -> None:
+        """What is known of a purse may be seconds old, so a no for lack of money asks the chain again first."""
+        refused: Refusal | None = None
+        for look in (self._chain.funds, self._chain.refresh):
+            funds = await look(admitted.payer)
+            self._admission.unseen(admitted)
+            if admitted.job not in self._pending:
+                raise Unavailable(Code.CANCELLED, "cancelled before it began")
+            try:
+                self._tabs.admit(admitted.order.message, admitted.cap, funds, now)
+            except Refusal as refusal:
+                if refusal.code not in _FOR_LACK_OF_MONEY:
+                    raise
+                refused = refusal
+            else:
+                return
+        if refused is not None:
+            raise refused
+
+    async def _close(self, job: Job, ending: Ending) -> None:
+        """Signs the receipt, makes it durable, then lets it and the last chunk go."""
+        ending = await self._confirmed(job, ending)
+        admitted, worth = job.admitted, self._worth(job) if ending.unpaid else Amount(0)
+        if worth:  # counted at once: meanwhile other jobs wait for the slot that this one had
+            self._dealings.written_off(job.link.endpoint, worth)
+            self._shun(job.link.endpoint)
+        last, usage, commitment = self._reckon(job, ending.outcome) if job.opened else ((), NOTHING, ZERO_HASH)
+        receipt = await self._books.book(admitted, job.durable, usage, ending.outcome, commitment)
+        if receipt is None:
+            self._tabs.drop(admitted.payer, admitted.cap)
+            broken = Unavailable(Code.PROVIDER_FAILED, "the node could not store its receipt", fault=Fault.PROVIDER)
+            self._fail(job.link, admitted.job, ending.error or broken)
+        elif last or job.has_output:
+            job.delivery.post(*last)
+            job.link.post(Kind.RECEIPT, admitted.job, dumps(receipt.to_json()))
+        else:
+            broken = Unavailable(Code.PROVIDER_FAILED, ending.reason, fault=Fault.PROVIDER)
+            self._fail(job.link, admitted.job, ending.error or broken, receipt)
+        self._tell(job, ending, receipt.message if receipt is not None else None, worth)
+        if receipt is not None:
+            self._dealings.earned(job.link.endpoint, receipt.message.cost)
+        if worth:
+            await self._dealings.note()
+
+    def _shun(self, endpoint: str) -> None:
+        """Jobs that wait for a slot do not get it any more, if their coordinator is served no more."""
+        if not self._dealings.serves(endpoint):
+            for job in list(self._jobs.values()):
+                if job.link.endpoint == endpoint and not job.asked:
+                    job.stop(Stop.SHUNNED)
+
+    def _reckon(self, job: Job, outcome: Outcome) -> tuple[tuple[bytes, ...], Usage, Hash]:
+        """The chunks that close the response, its usage, and the commitment to all of it. A last chunk is for an answer that is
+        paid, or that is the engine's own no: a client may take any answer with a last chunk for a whole one.
+        """
+        delivery, meter = job.delivery, job.delivery.meter
+        last: tuple[bytes, ...] = ()
+        if outcome is Outcome.CLIENT_CANCELLED:
+            last = delivery.abort()
+        elif CHARGES[outcome] is Charge.USAGE or outcome is Outcome.UPSTREAM_ERROR:
+            last = delivery.finish()
+        free = outcome is Outcome.UPSTREAM_ERROR or (not job.has_output and not last)
+        usage = NOTHING if free else meter.usage(cancelled=outcome is Outcome.CLIENT_CANCELLED)
+        if meter.clamped:
+            log.warning("the engine's usage was clamped to what can be true", job=job.admitted.job.hex())
+        return last, usage, meter.commitment
+
+    async def _confirmed(self, job: Job, ending: Ending) -> Ending:
+        """The ending, if it charges only where the coordinator has output of this attempt and still wants it: else it may be
+        giving the job to another, and two providers would charge for one job.
+        """
+        if CHARGES[ending.outcome] is Charge.NOTHING:
+            return ending
+        cancelled = ending.outcome is Outcome.CLIENT_CANCELLED
+        if cancelled and job.delivery.meter.usage(cancelled=True) == NOTHING:
+            return ending
+        if not job.has_output:
+            job.delivery.begin()
+        if await job.delivery.taken() and not job.forsaken:
+            return ending
+        reason = "the coordinator stopped the job at its end" if job.forsaken else "the coordinator never had the answer"
+        log.warning("an answer is not charged", job=job.admitted.job.hex(), reason=reason)
+        return Ending(Outcome.PROVIDER_ERROR, reason, ending.error, unpaid=True)
+
+    def _worth(self, job: Job) -> Amount:
+        """What the work that was done would have cost, in base units."""
+        if not job.opened:
+            return Amount(0)
+        usage = job.delivery.meter.worth(*job.delivery.undelivered)
+        return charge(job.admitted.terms, usage, Outcome.COMPLETED)
+
+    def _fail(self, link: Link, job: JobId, error: TallyError, receipt: Verified[Receipt] | None = None) -> None:
+        link.post(Kind.FAIL, job, Failure(error, receipt).dumps())
+
+    def _tell(self, job: Job, ending: Ending, receipt: Receipt | None, written_off: Amount) -> None:
+        first, total = job.first_seconds, job.total_seconds
+        engine_busy = ending.error is not None and (ending.error.code, ending.error.fault) == (Code.NODE_BUSY, Fault.ENGINE)
+        full = job.pool.taken >= job.pool.slots
+        if job.pool.gate.learn(time.monotonic(), busy=engine_busy, first_seconds=job.engine_seconds, full=full):
+            log.info("slots learned", engine=job.admitted.offer.engine, slots=job.pool.slots)
+        if receipt is not None and first is not None and receipt.output_tokens:
+            self._pace.add(first=first, total=total, tokens=receipt.output_tokens)
+        self._observer.ended(
+            JobReport(
+                job=job.admitted.job,
+                payer=job.admitted.payer,
+                model=job.admitted.offer.model,
+                outcome=ending.outcome if receipt is not None else None,
+                reason=ending.reason,
+                cost=receipt.cost if receipt is not None else Amount(0),
+                input_tokens=receipt.input_tokens if receipt is not None else 0,
+                output_tokens=receipt.output_tokens if receipt is not None else 0,
+                first_seconds=first,
+                total_seconds=total,
+                engine_fault=ending.error is not None and ending.error.fault is Fault.ENGINE,
+                endpoint=job.link.endpoint,
+                written_off=written_off,
+            )
+        )
+
+
+def _report_bug(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("bug in the runner", task=task.get_name(), exc_info=error)

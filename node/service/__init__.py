@@ -1,0 +1,1 @@
+"""The daemon: config, composition, metrics, status. May import every room of the node."""

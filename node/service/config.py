@@ -1,0 +1,243 @@
+"""The node's settings; example.toml explains each."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from node.chain.collector import ClaimPolicy
+from node.coordinator.link import LinkSettings, node_url
+from node.domain.admission import Rules
+from node.domain.credit_limits import Exposure
+from node.domain.offers import Offer
+from node.domain.prices import PriceRule, adjusted
+from node.engines.openai_http import EngineSettings
+from node.jobs.job import Deadlines
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.messages import UNKNOWN, Spec
+from tallystick.protocol.pricing import Prices
+from tallystick.protocol.sealing import SUITES, X25519
+from tallystick.protocol.types import Address, Amount
+from tallystick.runtime.config import home, load
+
+ENV_PREFIX = "TALLY_NODE_"
+DEFAULT_INPUT_PRICE = Amount(100_000)
+DEFAULT_OUTPUT_PRICE = Amount(400_000)
+DEFAULT_CONTEXT_TOKENS = 8_192
+DEFAULT_OUTPUT_TOKENS = 4_096
+CHAIN_SECONDS = 300
+"""Allowed for a transaction of this node to be mined and seen, after a silent coordinator was given its time."""
+_JOB_PHASES = frozenset({"total", "reader", "stall", "taken"})
+"""The deadlines that add up to the longest job; the others run within `total`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One model for sale. Prices are base units per 1,000,000 tokens (decimal dollars in TOML)."""
+
+    name: str
+    sell_as: str | None = None
+    input_price: Amount | None = None
+    cached_input_price: Amount | None = None
+    output_price: Amount | None = None
+    context_tokens: int | None = None
+    max_output_tokens: int | None = None
+    spec: Spec = field(default_factory=Spec)
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.sold_as) <= 256:
+            raise BadMessage("config: a model's name has 1 to 256 characters")
+
+    @property
+    def sold_as(self) -> str:
+        """Its name on the market."""
+        return self.sell_as or self.name
+
+    @property
+    def prices(self) -> Prices:
+        """With the defaults filled in: cached input costs what input costs, unless told otherwise."""
+        fresh = DEFAULT_INPUT_PRICE if self.input_price is None else self.input_price
+        cached = fresh if self.cached_input_price is None else self.cached_input_price
+        return Prices(int(fresh), int(cached), int(DEFAULT_OUTPUT_PRICE if self.output_price is None else self.output_price))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """One engine and what is sold of it. Without models, everything that it lists is sold, at the prices given here."""
+
+    url: str
+    name: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    api_key_env: str | None = None
+    slots: int = 4
+    max_slots: int | None = None
+    models: tuple[ModelConfig, ...] = ()
+    input_price: Amount | None = None
+    cached_input_price: Amount | None = None
+    output_price: Amount | None = None
+    limit_field: str = "max_tokens"
+    usage_option: bool = True
+    price_rules: tuple[PriceRule, ...] = ()
+    spec: Spec = field(default_factory=Spec)
+
+    def __post_init__(self) -> None:
+        if urlsplit(self.url).scheme not in ("http", "https"):
+            raise BadMessage(f"config: engines: url: expected an http:// or https:// address, got {self.url!r}")
+        if self.slots < 1:
+            raise BadMessage("config: engines: slots: expected at least 1")
+        if self.max_slots is not None and self.max_slots < self.slots:
+            raise BadMessage("config: engines: max_slots: expected at least as many as slots, from where learning begins")
+        if self.limit_field not in ("max_tokens", "max_completion_tokens"):
+            raise BadMessage("config: engines: limit_field: expected max_tokens or max_completion_tokens")
+
+    @property
+    def label(self) -> str:
+        """How logs and metrics call it."""
+        return self.name or urlsplit(self.url).netloc.rpartition("@")[2]
+
+    def settings(self, environment: Mapping[str, str]) -> EngineSettings:
+        """What the adapter needs. Raises BadMessage if `api_key_env` names a variable that is not set."""
+        key = self.api_key
+        if self.api_key_env:
+            key = environment.get(self.api_key_env)
+            if not key:
+                raise BadMessage(f"config: engines: api_key_env: the variable {self.api_key_env} is not set")
+        host = urlsplit(self.url).hostname or ""
+        return EngineSettings(self.url, key, trust_env=host not in ("localhost", "127.0.0.1", "::1"))
+
+    def offer(self, model: ModelConfig, context: int | None, found: Spec, when: datetime, load: float) -> Offer:
+        """What is sold of a model at this moment, with this share of the slots taken. `context`, `found`: what it says."""
+        tokens = model.context_tokens or context or DEFAULT_CONTEXT_TOKENS
+        return Offer(
+            model=model.sold_as,
+            engine=self.label,
+            upstream=model.name,
+            prices=adjusted(model.prices, self.price_rules, when, load),
+            context_tokens=tokens,
+            max_output_tokens=min(model.max_output_tokens or DEFAULT_OUTPUT_TOKENS, tokens),
+            spec=merge_specs(found, self.spec, model.spec),
+            limit_field=self.limit_field,
+            usage_option=self.usage_option,
+        )
+
+    def listed(self, name: str) -> ModelConfig:
+        """A model that the engine lists and nobody configured, at this engine's prices."""
+        return ModelConfig(
+            name=name,
+            input_price=self.input_price,
+            cached_input_price=self.cached_input_price,
+            output_price=self.output_price,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig:
+    """Everything that a node is told. Times are seconds, amounts base units (decimal dollars in TOML)."""
+
+    coordinator: str = "http://127.0.0.1:8420"
+    coordinator_address: Address | None = None
+    coordinators: tuple[str, ...] = ()
+    without_recall: tuple[str, ...] = ()
+    deployment: Path = field(default_factory=lambda: home() / "deployment.json")
+    rpc: str | None = None
+    state: Path = field(default_factory=lambda: home() / "node")
+    engines: tuple[EngineConfig, ...] = ()
+    sealing_suite: str = X25519
+    ask_validity: int = 3_600
+    engine_check: float = 10.0
+    receipt_resend: float = 60.0
+    grace: float = 60.0
+    monitor_host: str = "127.0.0.1"
+    monitor_port: int | None = None
+    gpus: int = 0
+    gpu_hour_cost: Amount | None = None
+    log_json: bool = True
+    log_level: str = "info"
+    rules: Rules = field(default_factory=Rules)
+    exposure: Exposure = field(default_factory=Exposure)
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    claims: ClaimPolicy = field(default_factory=ClaimPolicy)
+    link: LinkSettings = field(default_factory=LinkSettings)
+
+    def __post_init__(self) -> None:
+        self._check_coordinators()
+        if self.sealing_suite not in SUITES:
+            raise BadMessage(f"config: sealing_suite: expected one of {', '.join(sorted(SUITES))}")
+        if self.ask_validity < 60:
+            raise BadMessage("config: ask_validity: expected at least 60 seconds")
+        labels = [engine.label for engine in self.engines]
+        if len(set(labels)) != len(labels):
+            raise BadMessage("config: engines: two of them have one name; give each its own")
+        if not 0 <= self.exposure.paid_percent <= 100:
+            raise BadMessage("config: exposure: paid_percent: expected 0 to 100, since more trust than was paid is a gift")
+        for part in (self.deadlines, self.link):
+            for one in fields(part):
+                if getattr(part, one.name) <= 0:
+                    raise BadMessage(f"config: {one.name}: every wait has a deadline, so more than 0")
+
+    def _check_coordinators(self) -> None:
+        for url in self.all_coordinators:
+            node_url(url)
+        for url in self.without_recall:
+            if node_url(url) not in map(node_url, self.all_coordinators):
+                raise BadMessage(
+                    f"config: without_recall: expected one of {', '.join(self.all_coordinators)}, the coordinators, got {url!r}"
+                )
+
+    @property
+    def all_coordinators(self) -> tuple[str, ...]:
+        """All that this node works with, each once."""
+        return tuple(dict.fromkeys((self.coordinator, *self.coordinators)))
+
+    @property
+    def claim_margin(self) -> int:
+        """For how many seconds an order must still be claimable when a job on it begins: the longest job, and then its
+        settlement: until the claim is due for a look, is handed in, has not shown, and is sent by this node itself.
+        """
+        longest_job = sum(
+            float(getattr(self.deadlines, part.name)) for part in fields(self.deadlines) if part.name in _JOB_PHASES
+        )
+        settlement = self.claims.check + self.claims.retry + CHAIN_SECONDS
+        return max(self.exposure.claim_margin, math.ceil(longest_job + settlement))
+
+    @property
+    def limits(self) -> Exposure:
+        """`exposure` with the margin that the deadlines need."""
+        return replace(self.exposure, claim_margin=self.claim_margin)
+
+    @property
+    def order_rules(self) -> Rules:
+        """`rules` with the window to claim that the deadlines need."""
+        return replace(self.rules, claim_window=max(self.rules.claim_window, self.claim_margin + 1))
+
+    @property
+    def database(self) -> str:
+        """The URL of the node's store."""
+        return f"sqlite:///{(self.state / 'node.db').absolute()}"
+
+
+def merge_specs(*specs: Spec) -> Spec:
+    """One spec of several; a later one's known things win. Features add up."""
+    merged: dict[str, str] = {}
+    features: dict[str, None] = {}
+    for spec in specs:
+        for one in fields(Spec):
+            if one.name == "features":
+                features |= dict.fromkeys(spec.features)
+            elif getattr(spec, one.name) != UNKNOWN:
+                merged[one.name] = getattr(spec, one.name)
+    return Spec(**merged, features=tuple(features))
+
+
+def load_config(
+    path: Path | None = None,
+    flags: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> NodeConfig:
+    """The config from a TOML file, then TALLY_NODE_… variables, then flags. Raises BadMessage."""
+    return load(NodeConfig, path, prefix=ENV_PREFIX, flags=flags, environment=os.environ if environment is None else environment)

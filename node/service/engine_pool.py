@@ -1,0 +1,109 @@
+"""The engines of a node as its config names them: their connections and slots, what they say they are, what is sold of them.
+It can take up another config while the node works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import structlog
+
+from node.domain.offers import Offer
+from node.domain.responses import UpstreamModel
+from node.domain.slots import Slots
+from node.engines.discover import Finding, discover, look
+from node.engines.kinds import Kind
+from node.engines.openai_http import OpenAIEngine
+from node.jobs.job import Pool
+from node.service.config import EngineConfig
+from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.messages import UNKNOWN
+
+log = structlog.get_logger()
+
+
+class Fleet:
+    """See the module's docstring. `pools` is by label; who uses it sees engines come and go. `await close()` when done."""
+
+    def __init__(self, engines: Sequence[EngineConfig], environment: Mapping[str, str]) -> None:
+        self.pools: dict[str, Pool] = {}
+        self._environment = environment
+        self._configs: dict[str, EngineConfig] = {}
+        self._adapters: dict[str, OpenAIEngine] = {}
+        self._retired: list[OpenAIEngine] = []
+        self._identified: dict[str, Finding] = {}
+        self._missing: set[str] = set()
+        self.adopt(engines)
+
+    def adopt(self, engines: Sequence[EngineConfig]) -> None:
+        """Makes these the engines. Jobs under way end where they began. Raises BadMessage, and then nothing has changed."""
+        wanted = {engine.label: engine for engine in engines}
+        settings = {label: engine.settings(self._environment) for label, engine in wanted.items()}
+        for label in self._configs.keys() - wanted.keys():
+            self._retired.append(self._adapters.pop(label))
+            del self.pools[label]
+            self._identified.pop(label, None)
+        for label, engine in wanted.items():
+            former = self._configs.get(label)
+            moved = former is None or former.settings(self._environment) != settings[label]
+            if moved:
+                if label in self._adapters:
+                    self._retired.append(self._adapters[label])
+                self._adapters[label] = OpenAIEngine(settings[label])
+                self._identified.pop(label, None)
+            if label not in self.pools:
+                self.pools[label] = Pool(self._adapters[label], Slots(engine.slots, engine.max_slots))
+            else:
+                self.pools[label].engine = self._adapters[label]
+                if former is not None and (former.slots, former.max_slots) != (engine.slots, engine.max_slots):
+                    self.pools[label].gate.set(engine.slots, engine.max_slots)
+        self._configs = wanted
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        for adapter in (*self._adapters.values(), *self._retired):
+            await adapter.close()
+
+    async def offers(self, name: str, models: tuple[UpstreamModel, ...]) -> Sequence[Offer]:
+        """What is sold of an engine now (storefront.OfferModels): what the config names, or all that the engine lists."""
+        engine = self._configs.get(name)
+        if engine is None:
+            return ()
+        if name not in self._identified:
+            self._identified[name] = await self._identify(engine)
+        found = self._identified[name]
+        contexts = {model.name: model.context_tokens for model in models}
+        told = {model.name: model.context_tokens for model in found.models if model.context_tokens}
+        contexts |= {name: tokens for name, tokens in told.items() if name in contexts}
+        listed = engine.models or tuple(engine.listed(model.name) for model in models)
+        missing = {model.name for model in listed if contexts and model.name not in contexts}
+        if missing - self._missing:
+            log.warning("the engine does not list configured models", engine=name, models=sorted(missing))
+        self._missing |= missing
+        when, load = datetime.now(UTC), self.pools[name].load
+        return [engine.offer(model, contexts.get(model.name), found.spec(model.name), when, load) for model in listed]
+
+    async def _identify(self, engine: EngineConfig) -> Finding:
+        """What kind of engine it is, as far as it says."""
+        try:
+            return await look(engine.url, engine.settings(self._environment).api_key)
+        except Unavailable:
+            return Finding(engine.url, Kind.OTHER, UNKNOWN, ())
+
+
+async def find_engines(environment: Mapping[str, str]) -> tuple[EngineConfig, ...]:
+    """What OPENAI_BASE_URL names, else what answers on the usual ports. Raises Unavailable where there is nothing."""
+    named = environment.get("OPENAI_BASE_URL", "").strip()
+    if named:
+        return (EngineConfig(url=named, api_key=environment.get("OPENAI_API_KEY") or None),)
+    found = await discover(environment)
+    for finding in found:
+        log.info("engine found", kind=finding.kind.value, url=finding.url, models=[model.name for model in finding.models])
+    if not found:
+        raise Unavailable(
+            Code.ENGINE_UNAVAILABLE,
+            "no engine answers on the usual ports; start one, set OPENAI_BASE_URL, or name it in the config: [[engines]] url = …",
+            fault=Fault.ENGINE,
+        )
+    return tuple(EngineConfig(url=finding.url) for finding in found)

@@ -1,0 +1,78 @@
+"""What the parts of a node stand on: its state, held alone, its store, the chain, its engines."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.chain.direct_settlement import OwnSettlement
+from node.chain.escrow_view import EscrowView
+from node.service.config import NodeConfig
+from node.service.engine_pool import Fleet, find_engines
+from node.storage.store import SqlStore
+from tallystick.chain.deployment import Deployment
+from tallystick.chain.escrow import Escrow
+from tallystick.chain.rpc import Rpc, Sender
+from tallystick.protocol.eip712 import Domain, Signer
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.sealing import SealingKey
+from tallystick.runtime.keystore import random_secret_file
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What the parts stand on: who this node is, its store, its view of the chain and its way to settle there, its engines."""
+
+    signer: Signer
+    domain: Domain
+    store: SqlStore
+    chain: EscrowView
+    settlement: OwnSettlement
+    fleet: Fleet
+    sealing_key: SealingKey
+
+
+async def lay_ground(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Ground:
+    """Opens them; what must be closed is left on the stack. Raises TallyError: another node on this state, no deployment, a state
+    of another key, no engine.
+    """
+    deployment = _deployment(config.deployment)
+    _lock(config.state, stack)
+    store = SqlStore(config.database, signer.address, deployment.domain)
+    await store.start()
+    stack.push_async_callback(store.close)
+    fleet = Fleet(config.engines or await find_engines(os.environ), os.environ)
+    stack.push_async_callback(fleet.close)
+    rpc = Rpc(config.rpc or deployment.rpc)
+    stack.push_async_callback(rpc.close)
+    escrow = Escrow(rpc, deployment)
+    chain = EscrowView(escrow, signer.address)
+    stack.push_async_callback(chain.close)
+    settlement = OwnSettlement(escrow, Sender(rpc, signer), store.note_gas)
+    return Ground(signer, deployment.domain, store, chain, settlement, fleet, _sealing_key(config))
+
+
+def _deployment(path: Path) -> Deployment:
+    try:
+        return Deployment.load(path)
+    except OSError as error:
+        raise BadMessage(f"deployment file {path}: {error.strerror}; `tally deploy` writes one") from None
+
+
+def _lock(state: Path, stack: AsyncExitStack) -> None:
+    """One process a state: two would give the same receipt numbers twice, which costs the stake."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = stack.enter_context((state / "lock").open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        text = f"{state}: another node is running on this state: stop that one first, or give this one a `state` of its own"
+        raise BadMessage(text) from None
+
+
+def _sealing_key(config: NodeConfig) -> SealingKey:
+    suite = config.sealing_suite
+    return SealingKey(suite, random_secret_file(config.state / f"sealing-{suite}.key", SealingKey.secret_bytes(suite)))

@@ -1,0 +1,88 @@
+"""What a node earned, out of its store: functions of one connection, for people who look at it from outside the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from node.storage.schema import gas, jobs, receipts, tabs
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.types import Address, Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Receipts of one UTC day, model and payer. `revenue` is base units."""
+
+    day: str
+    model: str
+    payer: Address
+    jobs: int
+    input_tokens: int
+    output_tokens: int
+    revenue: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """All tabs together, in base units: what receipts came to, what the chain was last seen to have settled, and what no order
+    can be claimed for any more, as it was last booked.
+    """
+
+    earned: Amount
+    settled: Amount
+    written_off: Amount
+    payers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gas:
+    """What this provider paid itself to settle: transactions, gas, and coins in the chain's smallest unit."""
+
+    transactions: int
+    gas_used: int
+    fee: int
+
+
+def read_gas(c: Connection, since: int) -> Gas:
+    """Since that time (Unix seconds). Coordinators pay for what they settle, so it is often nothing."""
+    found = c.execute(sa.select(gas.c.gas_used, gas.c.fee).where(gas.c.at >= since)).all()
+    return Gas(len(found), sum(row.gas_used for row in found), sum(int(row.fee) for row in found))
+
+
+def read_lines(c: Connection, since: int) -> list[Line]:
+    """What was earned since that time (Unix seconds), newest day first, the most earning first."""
+    day = sa.func.date(receipts.c.finished_at, "unixepoch").label("day")
+    revenue = sa.func.sum(sa.cast(sa.type_coerce(receipts.c.cost, sa.String), sa.BigInteger)).label("revenue")
+    query = (
+        sa.select(
+            day,
+            jobs.c.model,
+            receipts.c.payer,
+            sa.func.count().label("jobs"),
+            sa.func.sum(receipts.c.input_tokens).label("input"),
+            sa.func.sum(receipts.c.output_tokens).label("output"),
+            revenue,
+        )
+        .join(jobs, jobs.c.order_digest == receipts.c.order_digest)
+        .where(receipts.c.finished_at >= since, jobs.c.outcome.is_distinct_from(int(Outcome.REFUSED)))
+        .group_by(day, jobs.c.model, receipts.c.payer)
+        .order_by(day.desc(), revenue.desc())
+    )
+    return [
+        Line(row.day, row.model, Address(row.payer), row.jobs, row.input, row.output, Amount(row.revenue))
+        for row in c.execute(query)
+    ]
+
+
+def read_totals(c: Connection) -> Totals:
+    """Since the node began."""
+    found = c.execute(sa.select(tabs.c.cumulative, tabs.c.settled, tabs.c.written_off)).all()
+    return Totals(
+        earned=Amount(sum(row.cumulative for row in found)),
+        settled=Amount(sum(row.settled for row in found)),
+        written_off=Amount(sum(row.written_off for row in found)),
+        payers=len(found),
+    )

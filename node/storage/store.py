@@ -1,0 +1,422 @@
+"""The node's store: SQLAlchemy Core on SQLite. What it returned from is on disk; signed documents are kept as they came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import sqlalchemy as sa
+import sqlalchemy.dialects.sqlite
+from sqlalchemy import Connection
+
+from node.domain.admission import Admitted, Matched
+from node.domain.signed_caps import Ceiling
+from node.domain.tabs import Funds, TabRow
+from node.ports import Booking, Claimable, Dealing, Loss, Unacknowledged
+from node.storage.schema import claims, dealings, gas, identity, jobs, orders, recalled, receipts, tabs
+from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Claim, Order, Receipt, Terms
+from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.wire import dumps, loads
+from tallystick.runtime.storage import Database
+
+R = TypeVar("R")
+MIGRATIONS = Path(__file__).parents[1] / "migrations"
+
+
+class SqlStore:
+    """JobStore, ReceiptStore, RecallStore, ClaimStore, DealingStore and Startup over one database."""
+
+    def __init__(self, url: str, provider: Address, domain: Domain) -> None:
+        self._db = Database(url)
+        self._provider, self._domain = provider, domain
+
+    async def start(self) -> None:
+        """Connects and migrates. Raises Unavailable, or BadMessage if this is the state of another key, chain or contract."""
+        await self._db.start(MIGRATIONS)
+        mine = {"provider": self._provider, "chain_id": self._domain.chain_id, "contract": self._domain.contract}
+
+        def work(connection: Connection) -> dict[str, Any]:
+            row = connection.execute(sa.select(identity)).mappings().first()
+            if row is None:
+                connection.execute(sa.insert(identity).values(mine))
+            return dict(row or mine)
+
+        found = await self._db.write(work)
+        if found != mine:
+            await self.close()
+            text = f"this state belongs to {_told(found)}, but the node is {_told(mine)}: give its --wallet, or another state"
+            raise BadMessage(f"{text}; receipts of one tab must stay in one place")
+
+    async def read(self, work: Callable[[Connection], R]) -> R:
+        """What a reader of the tables finds, at one moment."""
+        return await self._db.read(work)
+
+    async def close(self) -> None:
+        """Writes what is queued and lets go."""
+        await self._db.close()
+
+    # Jobs
+
+    async def begin(self, admitted: Admitted, at: int) -> None:
+        """See ports.JobStore."""
+        order_row, job_row = _order_row(admitted.order, admitted.terms), _job_row(admitted, at)
+
+        def work(connection: Connection) -> None:
+            connection.execute(_NEW_ORDER, order_row)
+            connection.execute(_NEW_JOB, job_row)
+
+        await self._db.write(work)
+
+    async def book(self, booking: Booking) -> None:
+        """See ports.JobStore."""
+        end = _ending(booking)
+        await self._db.write(lambda connection: _write_end(connection, end))
+
+    async def refuse(self, booking: Booking) -> None:
+        """See ports.JobStore."""
+        refused, end = booking.admitted, _ending(booking)
+        # Without a ceiling no claim rests on it: its terms, such as the fee, are not what this provider bears.
+        order_row = _order_row(refused.order, refused.terms) | {"ceiling": Amount(0)}
+        job_row = _job_row(refused, booking.receipt.message.finished_at)
+
+        def work(connection: Connection) -> None:
+            connection.execute(_NEW_ORDER, order_row)
+            connection.execute(_NEW_JOB, job_row)
+            _write_end(connection, end)
+
+        await self._db.write(work)
+
+    # Receipts
+
+    async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
+        """See ports.ReceiptStore."""
+        query = (
+            sa.select(receipts.c.job, receipts.c.receipt_doc, orders.c.order_doc, orders.c.terms_doc)
+            .join(orders, orders.c.digest == receipts.c.order_digest)
+            .where(receipts.c.coordinator == coordinator, receipts.c.acknowledged.is_(False))
+            .where(receipts.c.finished_at < before)
+            .order_by(receipts.c.finished_at, receipts.c.order_digest)
+            .limit(size)
+            .offset(page * size)
+        )
+        rows = await self._db.read(lambda c: c.execute(query).all())
+        return [
+            Unacknowledged(
+                JobId(bytes.fromhex(job)),
+                LateReceipt(
+                    loads_signed(Receipt, receipt), loads_signed(Order, order), Terms.from_json(loads(terms, "stored terms"))
+                ),
+            )
+            for job, receipt, order, terms in rows
+        ]
+
+    async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:
+        """See ports.ReceiptStore."""
+        named = [job.hex() for job in jobs]
+        query = sa.update(receipts).where(receipts.c.coordinator == coordinator, receipts.c.job.in_(named))
+        await self._db.write(lambda c: c.execute(query.values(acknowledged=True)))
+
+    # What a former state signed
+
+    async def adopt(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
+        """See ports.RecallStore."""
+        message, digest = receipt.message, order.digest.hex()
+        order_row = _order_row(order, late.terms)
+        receipt_row = _receipt_row(receipt, digest, late.terms.job, order.message.coordinator) | {"acknowledged": True}
+        tab = {"payer": message.payer, "since": message.finished_at, "seq": message.seq, "cumulative": message.cumulative_cost}
+
+        def work(connection: Connection) -> None:
+            for table, row in ((orders, order_row), (receipts, receipt_row)):
+                connection.execute(sa.dialects.sqlite.insert(table).on_conflict_do_nothing(), row)
+            connection.execute(_BOOK_TAB, _NEW_TAB | tab)
+
+        await self._db.write(work)
+
+    async def note_recalled(self, coordinator: Address, url: str, at: int) -> None:
+        """See ports.RecallStore."""
+        query = sa.dialects.sqlite.insert(recalled).on_conflict_do_nothing()
+        await self._db.write(lambda c: c.execute(query, {"coordinator": coordinator, "url": url, "at": at}))
+
+    async def recalled(self) -> list[tuple[Address, str]]:
+        """See ports.RecallStore."""
+        found = await self._db.read(lambda c: c.execute(sa.select(recalled.c.coordinator, recalled.c.url)).all())
+        return [(Address(coordinator), url) for coordinator, url in found]
+
+    # Claims
+
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
+        """See ports.ClaimStore."""
+        best = _best_order(now)
+        query = (
+            sa.select(tabs, orders.c.digest, orders.c.order_doc)
+            .join(orders, orders.c.digest == best)
+            .where(tabs.c.cumulative > tabs.c.settled, orders.c.ceiling > tabs.c.settled)
+            .order_by(tabs.c.since, tabs.c.payer)
+            .limit(limit)
+            .offset(skip)
+        )
+        rows = await self._db.read(lambda c: c.execute(query).mappings().all())
+        return [_claimable(row) for row in rows]
+
+    async def observed(self, payer: Address, funds: Funds, at: int) -> None:
+        """See ports.ClaimStore."""
+        # What is left uncollected has waited since now at the latest, since a settlement takes the oldest first.
+        moved = sa.case((tabs.c.settled < funds.settled, at), else_=tabs.c.since)
+        query = sa.update(tabs).where(tabs.c.payer == payer)
+        query = query.values(settled=funds.settled, reserved=funds.reserved, since=moved, observed_at=at)
+        await self._db.write(lambda c: c.execute(query))
+
+    async def claimed(self, claim: Signed[Claim], at: int) -> None:
+        """See ports.ClaimStore."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.insert(claims).values(handed_in_at=at, claim_doc=claim.dumps()))
+            for row in claim.message.rows:
+                change = sa.update(tabs).where(tabs.c.payer == row.payer)
+                connection.execute(change.values(claimed_at=at, claimed=row.cumulative_cost))
+
+        await self._db.write(work)
+
+    async def write_off(self, now: int) -> list[Loss]:
+        """See ports.ClaimStore."""
+        best = _best_order(now)
+        columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.written_off, orders.c.ceiling)
+        query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.digest == best))
+        query = query.where(sa.or_(tabs.c.cumulative > tabs.c.settled, tabs.c.written_off > Amount(0)))
+
+        def work(connection: Connection) -> list[Loss]:
+            found = []
+            for row in connection.execute(query).all():
+                lost = max(0, row.cumulative - max(row.settled, row.ceiling or 0))
+                if lost != row.written_off:
+                    found.append(Loss(Address(row.payer), Amount(lost), lost - row.written_off))
+            for loss in found:
+                change = sa.update(tabs).where(tabs.c.payer == loss.payer).values(written_off=loss.amount)
+                connection.execute(change)
+            return found
+
+        return await self._db.write(work)
+
+    async def note_gas(self, tx: str, at: int, gas_used: int, fee: int) -> None:
+        """This provider paid for a transaction; `fee` is in the chain's smallest coin."""
+        row = {"tx": tx, "at": at, "gas_used": gas_used, "fee": fee}
+        await self._db.write(lambda c: c.execute(sa.dialects.sqlite.insert(gas).on_conflict_do_nothing(), row))
+
+    # Startup
+
+    async def tabs(self, now: int) -> list[TabRow]:
+        """See ports.Startup."""
+        last = receipts.alias()
+        query = sa.select(tabs, last.c.finished_at).outerjoin(
+            last, sa.and_(last.c.payer == tabs.c.payer, last.c.seq == tabs.c.seq)
+        )
+
+        def work(connection: Connection) -> tuple[Any, Any]:
+            return connection.execute(query).mappings().all(), connection.execute(_ceilings(now)).all()
+
+        rows, backing = await self._db.read(work)
+        ceilings: dict[str, list[Ceiling]] = {}
+        for payer, ceiling, claim_by in backing:
+            ceilings.setdefault(payer, []).append(Ceiling(ceiling, claim_by))
+        return [_tab_row(row, ceilings.get(row["payer"], [])) for row in rows]
+
+    async def taken(self, now: int) -> list[tuple[Hash, int]]:
+        """See ports.Startup."""
+        query = sa.select(orders.c.digest, orders.c.deadline).where(orders.c.deadline > now)
+        rows = await self._db.read(lambda c: c.execute(query).all())
+        return [(Hash(bytes.fromhex(digest)), deadline) for digest, deadline in rows]
+
+    async def unfinished(self, now: int) -> list[Matched]:
+        """See ports.Startup."""
+        query = (
+            sa.select(jobs.c.job, jobs.c.attempt, orders.c.digest, orders.c.order_doc, orders.c.terms_doc)
+            .join(orders, orders.c.digest == jobs.c.order_digest)
+            .where(jobs.c.ended_at.is_(None), orders.c.claim_by > now)
+            .order_by(jobs.c.admitted_at)
+        )
+        rows = await self._db.read(lambda c: c.execute(query).all())
+        return [
+            Matched(
+                JobId(bytes.fromhex(job)),
+                _stored_order(digest, order),
+                Terms.from_json(loads(terms, "stored terms")),
+                attempt,
+            )
+            for job, attempt, digest, order, terms in rows
+        ]
+
+    # Coordinators
+
+    async def note_dealing(self, dealing: Dealing) -> None:
+        """See ports.DealingStore."""
+        amounts = {"earned": dealing.earned, "written_off": dealing.written_off}
+        query = sa.dialects.sqlite.insert(dealings).on_conflict_do_update(index_elements=["endpoint", "hour"], set_=amounts)
+        row = {"endpoint": dealing.endpoint, "hour": dealing.hour} | amounts
+        await self._db.write(lambda c: c.execute(query, row))
+
+    async def dealings(self, since: int) -> list[Dealing]:
+        """See ports.DealingStore."""
+        query = sa.select(dealings).where(dealings.c.hour >= since)
+        rows = await self._db.read(lambda c: c.execute(query).mappings().all())
+        return [Dealing(**row) for row in rows]
+
+
+# Statements of every job, made once: making them anew costs more than the database takes for them.
+
+_NEW_ORDER, _NEW_JOB, _NEW_RECEIPT = sa.insert(orders), sa.insert(jobs), sa.insert(receipts)
+_END_JOB = (
+    sa.update(jobs)
+    .where(jobs.c.order_digest == sa.bindparam("of_order"))
+    .values(ended_at=sa.bindparam("to_ended"), outcome=sa.bindparam("to_outcome"))
+)
+_NEW_TAB = {
+    "settled": Amount(0),
+    "reserved": Amount(0),
+    "claimed_at": 0,
+    "claimed": Amount(0),
+    "observed_at": 0,
+    "written_off": Amount(0),
+}
+
+
+def _book_tab() -> sa.Executable:
+    """Brings the tab to a receipt. `since` is when the first unsettled receipt came: kept while something is unsettled."""
+    query = sa.dialects.sqlite.insert(tabs)
+    new = query.excluded
+    since = sa.case((tabs.c.cumulative > tabs.c.settled, tabs.c.since), else_=new.since)
+    changed = {"seq": new.seq, "cumulative": new.cumulative, "since": since}
+    # What a former state signed may have come in between: a tab never goes back.
+    return query.on_conflict_do_update(index_elements=["payer"], set_=changed, where=new.seq > tabs.c.seq)
+
+
+_BOOK_TAB = _book_tab()
+
+
+def _best_order(now: int) -> sa.ScalarSelect[Any]:
+    """The digest of the order of a tab's payer that brings most, of those that can be claimed on later than `now`."""
+    query = sa.select(orders.c.digest).where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
+    query = query.order_by(orders.c.ceiling.desc(), orders.c.claim_by.desc()).limit(1)
+    return query.correlate(tabs).scalar_subquery()
+
+
+def _ceilings(now: int) -> sa.Select[Any]:
+    """Payer, ceiling and claimBy of the live orders that are not both lower and shorter-lived than another, highest first."""
+    live = sa.select(orders.c.payer, orders.c.ceiling, orders.c.claim_by).where(orders.c.claim_by > now)
+    above = sa.func.max(orders.c.claim_by).over(
+        partition_by=orders.c.payer, order_by=(orders.c.ceiling.desc(), orders.c.claim_by.desc()), rows=(None, -1)
+    )
+    ranked = live.add_columns(above.label("above")).subquery()
+    query = sa.select(ranked.c.payer, ranked.c.ceiling, ranked.c.claim_by)
+    query = query.where(sa.or_(ranked.c.above.is_(None), ranked.c.claim_by > ranked.c.above))
+    return query.order_by(ranked.c.payer, ranked.c.ceiling.desc())
+
+
+def _told(identity: dict[str, Any]) -> str:
+    return f"{identity['provider']} on chain {identity['chain_id']} with contract {identity['contract']}"
+
+
+class _End(NamedTuple):
+    """The rows that end a job."""
+
+    receipt: dict[str, Any]
+    job: dict[str, Any]
+    tab: dict[str, Any]
+
+
+def _ending(booking: Booking) -> _End:
+    matched, receipt = booking.admitted, booking.receipt.message
+    digest = matched.order.digest.hex()
+    return _End(
+        _receipt_row(booking.receipt, digest, matched.job, matched.order.message.coordinator),
+        {"of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)},
+        {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost},
+    )
+
+
+def _write_end(connection: Connection, end: _End) -> None:
+    connection.execute(_NEW_RECEIPT, end.receipt)
+    connection.execute(_END_JOB, end.job)
+    connection.execute(_BOOK_TAB, _NEW_TAB | end.tab)
+
+
+def _job_row(matched: Matched, at: int) -> dict[str, Any]:
+    return {
+        "order_digest": matched.order.digest.hex(),
+        "job": matched.job.hex(),
+        "coordinator": matched.order.message.coordinator,
+        "model": matched.terms.model,
+        "attempt": matched.attempt,
+        "admitted_at": at,
+    }
+
+
+def _stored_order(digest: str, document: str) -> Verified[Order]:
+    """Only verified orders are ever stored."""
+    order = loads_signed(Order, document)
+    return Verified(order.message, order.signature, Hash(bytes.fromhex(digest)))
+
+
+def _order_row(order: Verified[Order], terms: Terms) -> dict[str, Any]:
+    message = order.message
+    return {
+        "digest": order.digest.hex(),
+        "payer": message.payer,
+        "ceiling": message.ceiling,
+        "deadline": message.deadline,
+        "claim_by": message.claim_by,
+        "order_doc": order.dumps(),
+        "terms_doc": dumps(terms.to_json()).decode(),
+    }
+
+
+def _receipt_row(receipt: Verified[Receipt], order: str, job: JobId, coordinator: Address) -> dict[str, Any]:
+    message = receipt.message
+    return {
+        "order_digest": order,
+        "job": job.hex(),
+        "payer": message.payer,
+        "coordinator": coordinator,
+        "seq": message.seq,
+        "cumulative": message.cumulative_cost,
+        "cost": message.cost,
+        "input_tokens": message.input_tokens,
+        "cached_input_tokens": message.cached_input_tokens,
+        "output_tokens": message.output_tokens,
+        "finished_at": message.finished_at,
+        "acknowledged": False,
+        "receipt_doc": receipt.dumps(),
+    }
+
+
+def _claimable(row: Any) -> Claimable:
+    return Claimable(
+        payer=Address(row["payer"]),
+        seq=row["seq"],
+        cumulative=row["cumulative"],
+        settled=row["settled"],
+        reserved=row["reserved"],
+        order=_stored_order(row["digest"], row["order_doc"]),
+        since=row["since"],
+        claimed_at=row["claimed_at"],
+        claimed=row["claimed"],
+    )
+
+
+def _tab_row(row: Any, ceilings: list[Ceiling]) -> TabRow:
+    best, *lower = ceilings or [Ceiling(Amount(0), 0)]
+    return TabRow(
+        payer=Address(row["payer"]),
+        seq=row["seq"],
+        cumulative=row["cumulative"],
+        ceiling=best.amount,
+        claim_by=best.claim_by,
+        settled=row["settled"],
+        reserved=row["reserved"],
+        lower=tuple(lower),
+        last_at=row["finished_at"] or 0,
+        claimed=row["claimed"],
+    )

@@ -1,0 +1,1 @@
+"""In-memory implementations of the node's ports, for tests. May import `domain` and `ports`."""

@@ -1,0 +1,328 @@
+"""The ports' twins in memory: what the core is tested on, and what another adapter can be held against."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from node.domain.admission import Admitted, Matched
+from node.domain.requests import Call
+from node.domain.responses import UpstreamModel
+from node.domain.signed_caps import Ceiling, Ceilings, add, after
+from node.domain.tabs import Funds, TabRow
+from node.ports import Booking, Claimable, Dealing, EngineLoad, Event, JobReport, LinkLost, Loss, Unacknowledged
+from tallystick.protocol.eip712 import Signed
+from tallystick.protocol.errors import TallyError
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Claim
+from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.wire import Kind
+
+Step = Event | BaseException | Callable[[], Awaitable[object]]
+"""One thing that a scripted engine does: yield an event, raise an error, or wait for something."""
+
+
+class ScriptedEngine:
+    """ports.Engine that does what it is told, the same for every call. `called` is set by the first call; `stopped` counts the
+    answers that were not read to their end; `hears`: it has the request as soon as it is called.
+    """
+
+    def __init__(self, *steps: Step, models: Sequence[str] = ("model",)) -> None:
+        self.steps: tuple[Step, ...] = steps
+        self.names = list(models)
+        self.fault: TallyError | None = None
+        self.calls: list[Call] = []
+        self.called = asyncio.Event()
+        self.stopped = 0
+        self.hears = True
+        self.said: EngineLoad | None = None
+        self.looks = 0
+
+    async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+        """See ports.Engine."""
+        self.calls.append(call)
+        self.called.set()
+        if self.hears:
+            call.heard()
+        finished = False
+        try:
+            for step in self.steps:
+                if isinstance(step, BaseException):
+                    raise step
+                if callable(step):
+                    await step()
+                else:
+                    finished = step is self.steps[-1]
+                    yield step
+        finally:
+            self.stopped += not finished
+
+    async def load(self) -> EngineLoad | None:
+        """See ports.Engine."""
+        return self.said
+
+    async def models(self) -> tuple[UpstreamModel, ...]:
+        """See ports.Engine."""
+        self.looks += 1
+        if self.fault is not None:
+            raise self.fault
+        return tuple(UpstreamModel(name) for name in self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tab:
+    seq: int = 0
+    cumulative: Amount = Amount(0)
+    funds: Funds = field(default_factory=Funds)
+    since: int = 0
+    claimed_at: int = 0
+    claimed: Amount = Amount(0)
+    written_off: Amount = Amount(0)
+    last_at: int = 0
+
+
+class MemoryStore:
+    """ports.JobStore, ReceiptStore, ClaimStore, DealingStore and Startup. `fault`, if set, is what the next writes raise."""
+
+    def __init__(self) -> None:
+        self.orders: dict[Hash, Matched] = {}
+        self.refused: set[Hash] = set()
+        self.bookings: list[Booking] = []
+        self.confirmed: set[JobId] = set()
+        self.claims: list[Signed[Claim]] = []
+        self.fault: TallyError | None = None
+        self._dealings: dict[tuple[str, int], Dealing] = {}
+        self._tabs: dict[Address, _Tab] = {}
+
+    async def begin(self, admitted: Admitted, at: int) -> None:  # noqa: ARG002 - the port's signature
+        """See ports.JobStore."""
+        self._check()
+        if admitted.order.digest in self.orders:
+            raise ValueError("an order begun twice")
+        self.orders[admitted.order.digest] = admitted
+
+    async def book(self, booking: Booking) -> None:
+        """See ports.JobStore."""
+        await asyncio.sleep(0)
+        self._check()
+        receipt = booking.receipt.message
+        tab = self._tabs.get(receipt.payer, _Tab())
+        if receipt.seq != tab.seq + 1:
+            raise ValueError(f"receipt {receipt.seq} after {tab.seq}")
+        since = tab.since if tab.cumulative > tab.funds.settled else receipt.finished_at
+        tab = replace(tab, seq=receipt.seq, cumulative=receipt.cumulative_cost, since=since, last_at=receipt.finished_at)
+        self._tabs[receipt.payer] = tab
+        self.bookings.append(booking)
+
+    async def refuse(self, booking: Booking) -> None:
+        """See ports.JobStore."""
+        self._check()
+        digest = booking.admitted.order.digest
+        if digest in self.orders:
+            raise ValueError("an order refused that was begun")
+        await self.book(booking)
+        self.orders[digest] = booking.admitted
+        self.refused.add(digest)
+
+    async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
+        """See ports.ReceiptStore."""
+        found = [
+            Unacknowledged(booking.admitted.job, LateReceipt(booking.receipt, booking.admitted.order, booking.admitted.terms))
+            for booking in self.bookings
+            if booking.admitted.order.message.coordinator == coordinator
+            and booking.admitted.job not in self.confirmed
+            and booking.receipt.message.finished_at < before
+        ]
+        return found[page * size : (page + 1) * size]
+
+    async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:  # noqa: ARG002 - the port's signature
+        """See ports.ReceiptStore."""
+        self._check()
+        self.confirmed |= set(jobs)
+
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
+        """See ports.ClaimStore."""
+        found = [self._claimable(payer, tab, now) for payer, tab in self._tabs.items() if tab.cumulative > tab.funds.settled]
+        return [one for one in found if one is not None and one.due > 0][skip : skip + limit]
+
+    async def observed(self, payer: Address, funds: Funds, at: int) -> None:
+        """See ports.ClaimStore."""
+        tab = self._tabs[payer]
+        since = at if funds.settled > tab.funds.settled else tab.since
+        self._tabs[payer] = replace(tab, funds=funds, since=since)
+
+    async def claimed(self, claim: Signed[Claim], at: int) -> None:
+        """See ports.ClaimStore."""
+        self._check()
+        self.claims.append(claim)
+        for row in claim.message.rows:
+            self._tabs[row.payer] = replace(self._tabs[row.payer], claimed_at=at, claimed=row.cumulative_cost)
+
+    async def write_off(self, now: int) -> list[Loss]:
+        """See ports.ClaimStore."""
+        losses = []
+        for payer, tab in self._tabs.items():
+            best = self._best(payer, now)
+            lost = max(0, tab.cumulative - max(tab.funds.settled, best.order.message.ceiling if best else 0))
+            if lost != tab.written_off:
+                losses.append(Loss(payer, Amount(lost), lost - tab.written_off))
+                self._tabs[payer] = replace(tab, written_off=Amount(lost))
+        return losses
+
+    async def tabs(self, now: int) -> list[TabRow]:
+        """See ports.Startup."""
+        return [self._row(payer, tab, now) for payer, tab in self._tabs.items()]
+
+    async def taken(self, now: int) -> list[tuple[Hash, int]]:
+        """See ports.Startup."""
+        orders = [(digest, admitted.order.message.deadline) for digest, admitted in self.orders.items()]
+        return [(digest, deadline) for digest, deadline in orders if deadline > now]
+
+    async def unfinished(self, now: int) -> list[Matched]:
+        """See ports.Startup."""
+        ended = {booking.admitted.order.digest for booking in self.bookings}
+        return [
+            Matched(one.job, one.order, one.terms, one.attempt)
+            for digest, one in self.orders.items()
+            if digest not in ended and one.order.message.claim_by > now
+        ]
+
+    async def note_dealing(self, dealing: Dealing) -> None:
+        """See ports.DealingStore."""
+        self._check()
+        self._dealings[dealing.endpoint, dealing.hour] = dealing
+
+    async def dealings(self, since: int) -> list[Dealing]:
+        """See ports.DealingStore."""
+        return [dealing for dealing in self._dealings.values() if dealing.hour >= since]
+
+    def _check(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+    def _best(self, payer: Address, now: int) -> Matched | None:
+        usable = [one for digest, one in self.orders.items() if digest not in self.refused and one.payer == payer]
+        live = [one for one in usable if one.order.message.claim_by > now]
+        return max(live, key=lambda one: (one.order.message.ceiling, one.order.message.claim_by), default=None)
+
+    def _claimable(self, payer: Address, tab: _Tab, now: int) -> Claimable | None:
+        best = self._best(payer, now)
+        if best is None:
+            return None
+        return Claimable(
+            payer=payer,
+            seq=tab.seq,
+            cumulative=tab.cumulative,
+            settled=tab.funds.settled,
+            reserved=tab.funds.reserved,
+            order=best.order,
+            since=tab.since,
+            claimed_at=tab.claimed_at,
+            claimed=tab.claimed,
+        )
+
+    def _row(self, payer: Address, tab: _Tab, now: int) -> TabRow:
+        held: Ceilings = ()
+        for digest, one in self.orders.items():
+            if one.payer == payer and digest not in self.refused:
+                held = add(held, Ceiling(one.order.message.ceiling, one.order.message.claim_by))
+        best, *lower = after(held, now) or (Ceiling(Amount(0), 0),)
+        return TabRow(
+            payer,
+            tab.seq,
+            tab.cumulative,
+            best.amount,
+            best.claim_by,
+            tab.funds.settled,
+            tab.funds.reserved,
+            tuple(lower),
+            tab.last_at,
+            tab.claimed,
+        )
+
+
+class MemoryLink:
+    """ports.Link that keeps what was posted. `full` makes `drained` wait, `end` makes it raise LinkLost."""
+
+    def __init__(self, coordinator: Address, endpoint: str = "coordinator.example:443") -> None:
+        self.coordinator, self.endpoint = coordinator, endpoint
+        self.frames: list[tuple[Kind, JobId, bytes]] = []
+        self._posted = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._lost = False
+        self.taken: Callable[[JobId], None] = lambda _job: None
+        """What the coordinator does with a job's first chunk."""
+
+    def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
+        """See ports.Link."""
+        if self._lost:
+            return
+        first = kind is Kind.CHUNK and not self.of(job, Kind.CHUNK)
+        self.frames.append((kind, job, payload))
+        self._posted.set()
+        if first:
+            asyncio.get_running_loop().call_soon(self.taken, job)
+
+    @property
+    def roomy(self) -> bool:
+        """See ports.Link."""
+        return self._room.is_set()
+
+    async def drained(self) -> None:
+        """See ports.Link."""
+        await self._room.wait()
+        if self._lost:
+            raise LinkLost
+
+    def end(self) -> None:
+        """The connection is lost."""
+        self._lost = True
+        self._room.set()
+
+    def full(self) -> None:
+        """Nothing fits any more."""
+        self._room.clear()
+
+    def of(self, job: JobId, kind: Kind | None = None) -> list[bytes]:
+        """The payloads posted for a job, of one kind or all."""
+        return [payload for found, of, payload in self.frames if of == job and kind in (None, found)]
+
+    async def until(self, kind: Kind, job: JobId, count: int = 1) -> bytes:
+        """Waits for the n-th frame of a kind for a job, and returns its payload."""
+        while len(self.of(job, kind)) < count:
+            self._posted.clear()
+            await self._posted.wait()
+        return self.of(job, kind)[count - 1]
+
+
+class MemoryChain:
+    """ports.ChainView with the funds that it is told; `fresh` is what only a refresh sees."""
+
+    wait = 86_400.0
+
+    def __init__(self, funds: Funds | None = None) -> None:
+        self.known: dict[Address, Funds] = {}
+        self.fresh: dict[Address, Funds] = {}
+        self.usual = funds or Funds(reserved=Amount(10**9), free=Amount(10**9), known=True)
+
+    async def funds(self, payer: Address) -> Funds:
+        """See ports.ChainView."""
+        return self.known.get(payer, self.usual)
+
+    async def refresh(self, payer: Address) -> Funds:
+        """See ports.ChainView."""
+        self.known[payer] = self.fresh.get(payer, self.known.get(payer, self.usual))
+        return self.known[payer]
+
+
+class Reports:
+    """ports.Observer that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.all: list[JobReport] = []
+
+    def ended(self, report: JobReport) -> None:
+        """See ports.Observer."""
+        self.all.append(report)

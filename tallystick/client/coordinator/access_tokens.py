@@ -1,0 +1,34 @@
+"""A wallet's access tokens: what shows a coordinator that whoever reads or cancels a job holds the payer's key."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from tallystick.client.coordinator.http_client import Info
+from tallystick.protocol.access import dump_access
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.messages import Access
+
+REUSED_SECONDS = 120
+"""How long a token is used before the next one is signed: well within the time for which a coordinator accepts it."""
+
+
+class Tokens:
+    """The access tokens of one wallet at one coordinator, each signed once and used for REUSED_SECONDS.
+
+    `info` says who the coordinator is; `now` is Unix time in seconds.
+    """
+
+    def __init__(self, wallet: Signer, info: Callable[[], Awaitable[Info]], now: Callable[[], int]) -> None:
+        self._wallet, self._info, self._now = wallet, info, now
+        self._token = ""
+        self._signed_at = 0
+
+    async def __call__(self) -> str:
+        """The value of the Authorization header. Raises Unavailable or Refusal where the coordinator does not say who it is."""
+        now = max(self._now(), 0)
+        if not self._token or not 0 <= now - self._signed_at < REUSED_SECONDS:
+            info = await self._info()
+            access = Access(account=self._wallet.address, coordinator=info.coordinator, issued_at=now)
+            self._token, self._signed_at = dump_access(self._wallet.sign(access, info.domain)), now
+        return self._token

@@ -1,0 +1,390 @@
+"""The coordinator's HTTP API as typed calls over one pooled aiohttp session. Every wait has a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import aiohttp
+import orjson
+import structlog
+
+from tallystick.client.config import ClientConfig
+from tallystick.client.coordinator.bounded_json import MAX_RAW, Trimmer
+from tallystick.protocol.eip712 import Domain, Signed, read_signed
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable, from_public
+from tallystick.protocol.jobs import State
+from tallystick.protocol.json_members import read_count, read_text
+from tallystick.protocol.link import MAX_CHAIN_ID, LateReceipt, read_ask
+from tallystick.protocol.messages import Ask, Inquiry, Receipt
+from tallystick.protocol.types import Address, JobId, parse_address
+from tallystick.protocol.wire import MAX_CANDIDATES
+
+log = structlog.get_logger()
+JOB_TYPE = "application/vnd.tallystick.job"
+
+MAX_RECEIPTS = 64
+"""Receipts of a tab that are looked at."""
+
+MAX_PAGES = 256
+"""Pages of a listing that are followed; MAX_RAW bounds their bytes together, and the config's control_seconds their time."""
+
+MAX_CURSOR = 4_096
+"""Characters of what names the next page."""
+
+MAX_EXPLAINED = 1_024
+"""Asks of a model that are explained."""
+
+Authorize = Callable[[], Awaitable[str]]
+"""Gives the Authorization header for reading and cancelling a payer's jobs, see protocol/access.py."""
+
+KEPT_SECONDS = 4
+"""How long an idle connection is kept: less than the five seconds after which a coordinator closes its end."""
+
+LARGE = 1 << 20
+"""Bytes from which a submission is sent piece by piece, so that the event loop goes on meanwhile."""
+
+
+class NotSent(Unavailable):
+    """The coordinator cannot be reached: nothing was sent."""
+
+
+class Broken(Unavailable):
+    """The connection failed on the way: whether the coordinator has the job is not known, so asking again may buy it twice. With
+    the same idempotency key it does not, and only then `retry` is true.
+    """
+
+    def __init__(self, message: str, *, keyed: bool) -> None:
+        super().__init__(Code.COORDINATOR_UNAVAILABLE, message)
+        self.retry = keyed
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """Who the coordinator says it is, and the deployment that it settles on."""
+
+    coordinator: Address
+    domain: Domain
+    token: Address | None
+    token_decimals: int
+    fee_bps: int
+
+    @classmethod
+    def from_json(cls, raw: object) -> Info:
+        """Reads GET /v1/info. Raises BadMessage."""
+        if not isinstance(raw, dict):
+            raise BadMessage("info: expected a JSON object")
+        token = raw.get("token")
+        chain = read_count(raw.get("chainId"), "info.chainId", high=MAX_CHAIN_ID)
+        return cls(
+            coordinator=parse_address(raw.get("coordinator"), "info.coordinator"),
+            domain=Domain(chain, parse_address(raw.get("contract"), "info.contract")),
+            token=None if token is None else parse_address(token, "info.token"),
+            token_decimals=read_count(raw.get("tokenDecimals"), "info.tokenDecimals", high=255),
+            fee_bps=read_count(raw.get("feeBps"), "info.feeBps", high=10_000),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOffer:
+    """A model on offer: how many providers, how many of them free now, the lowest prices (base units per 1,000,000 tokens)."""
+
+    id: str
+    providers: int
+    live: int
+    input_price: int
+    cached_input_price: int
+    output_price: int
+    context_tokens: int
+    max_output_tokens: int
+    tokens_per_second: int = 0
+    first_token_ms: int = 0
+    """The best that its providers measured; 0 where none has yet."""
+
+    @classmethod
+    def from_json(cls, raw: object) -> ModelOffer:
+        """Reads an entry of GET /v1/models. Raises BadMessage."""
+        if not isinstance(raw, dict):
+            raise BadMessage("models: expected an object with an id")
+        numbers = (_number(raw.get(name), f"models.{name}") for name in _MODEL_NUMBERS)
+        speeds = (_number(raw.get(name, 0), f"models.{name}") for name in _MODEL_SPEEDS)
+        return cls(read_text(raw.get("id"), "models.id"), *numbers, *speeds)
+
+    def to_json(self) -> dict[str, Any]:
+        """The wire form."""
+        values = (self.providers, self.live, self.input_price, self.cached_input_price, self.output_price)
+        told = zip(_MODEL_NUMBERS, (*values, self.context_tokens, self.max_output_tokens), strict=True)
+        speeds = dict(zip(_MODEL_SPEEDS, (self.tokens_per_second, self.first_token_ms), strict=True))
+        return {"id": self.id} | {name: str(value) if name.endswith("Price") else value for name, value in told} | speeds
+
+
+_MODEL_NUMBERS = ("providers", "live", "inputPrice", "cachedInputPrice", "outputPrice", "contextTokens", "maxOutputTokens")
+_MODEL_SPEEDS = ("tokensPerSecond", "firstTokenMs")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteJob:
+    """A job as the coordinator tells it."""
+
+    state: State
+    receipt: Signed[Receipt] | None
+    raw: dict[str, Any]
+
+
+MAX_NUMBER = (1 << 64) - 1
+
+
+def _number(value: object, what: str) -> int:
+    """A count, or a price as decimal digits."""
+    if isinstance(value, str) and len(value) <= 20 and value.isascii() and value.isdigit():
+        return read_count(int(value), what, high=MAX_NUMBER)
+    return read_count(value, what, high=MAX_NUMBER)
+
+
+@contextlib.contextmanager
+def _its_fault() -> Iterator[None]:
+    try:
+        yield
+    except BadMessage as error:
+        error.fault = Fault.COORDINATOR
+        raise
+
+
+class Coordinator:
+    """A connection pool to one coordinator. Raises Unavailable where it does not answer, and what it refuses with.
+
+    `authorize` is asked where a job is read or cancelled; without it, that is refused here.
+    """
+
+    def __init__(self, url: str, config: ClientConfig, authorize: Authorize | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._config, self.authorize = config, authorize
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=self._config.control_seconds, connect=self._config.connect_seconds),
+            read_bufsize=1 << 18,
+            auto_decompress=False,
+        )
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _failed(self, error: Exception) -> Unavailable:
+        """A transport failure, told as what it means: NotSent where nothing left this machine."""
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            why = getattr(getattr(error, "os_error", None), "strerror", None) or type(error).__name__
+            text = f"no coordinator answers at {self.url} ({why}): it is not running, or elsewhere (setting `coordinator`)"
+            return NotSent(Code.COORDINATOR_UNAVAILABLE, text)
+        return Unavailable(Code.COORDINATOR_UNAVAILABLE, f"coordinator {self.url}: {str(error) or type(error).__name__}")
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("the market is not open; use `async with Market(…) as market`")
+        return self._session
+
+    async def _call(self, method: str, path: str, body: object = None, **headers: str) -> Any:
+        return (await self._fetch(method, path, body, **headers))[0]
+
+    async def _fetch(self, method: str, path: str, body: object = None, **headers: str) -> tuple[Any, int]:
+        """The JSON of an answer, and how many bytes it had."""
+        sent = {"content-type": "application/json", "accept": "application/json"} | headers
+        data = None if body is None else orjson.dumps(body)
+        try:
+            async with self._client().request(
+                method, self.url + path, data=data, headers=sent, allow_redirects=False
+            ) as response:
+                self._check_direct(response)
+                raw, size = await self._read(response)
+                if response.status >= 300:
+                    raise from_public(raw, response.status)
+                return raw, size
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._failed(error) from error
+
+    def _check_direct(self, response: aiohttp.ClientResponse) -> None:
+        """Raises BadMessage for a redirect: tokens and jobs go to the coordinator that is configured, and to nobody else."""
+        if 300 <= response.status < 400:
+            to = response.headers.get("location", "nowhere")[:200]
+            text = f"coordinator {self.url} redirects to {to!r}; if that is right, name it in the setting `coordinator`"
+            raise BadMessage(text, fault=Fault.COORDINATOR)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> tuple[Any, int]:
+        """The JSON of an answer, oversized items of its lists as null; None for what is no JSON."""
+        trimmer = Trimmer()
+        async for piece in response.content.iter_any():
+            trimmer.feed(piece)
+            if trimmer.full:
+                response.close()
+                break
+        body = trimmer.close()
+        if trimmer.dropped:
+            log.warning("a coordinator's list has oversized items; they are left out", url=self.url, items=trimmer.dropped)
+        try:
+            return orjson.loads(body) if body else None, trimmer.seen
+        except orjson.JSONDecodeError:
+            return None, trimmer.seen
+
+    async def _pages(self, path: str, member: str, **query: str) -> AsyncIterator[Any]:
+        """The items of a listing, page after page, within MAX_PAGES, MAX_RAW and control_seconds."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + self._config.control_seconds
+        seen, size = {""}, 0
+        after = ""
+        for _ in range(MAX_PAGES):
+            asked = urlencode(query | ({"after": after} if after else {}))
+            raw, fetched = await self._fetch("GET", f"{path}?{asked}" if asked else path)
+            for item in _listed(raw, member):
+                yield item
+            after, size = raw.get("next") or "", size + fetched
+            if not after or size >= MAX_RAW or clock() >= until:
+                break
+            if not isinstance(after, str) or len(after) > MAX_CURSOR or after in seen:
+                raise BadMessage(f"{member}.next: expected where the next page begins", fault=Fault.COORDINATOR)
+            seen.add(after)
+        if after:
+            log.warning("a coordinator's list is too long to be read whole", url=self.url, path=path, bytes=size)
+
+    async def info(self) -> Info:
+        """GET /v1/info."""
+        raw = await self._call("GET", "/v1/info")
+        with _its_fault():
+            return Info.from_json(raw)
+
+    async def models(self) -> list[ModelOffer]:
+        """GET /v1/models, every page. A model that does not parse is left out."""
+        found: dict[str, ModelOffer] = {}
+        async for item in self._pages("/v1/models", "data"):
+            with contextlib.suppress(BadMessage):
+                offer = ModelOffer.from_json(item)
+                found.setdefault(offer.id, offer)
+        return list(found.values())
+
+    async def asks(self, model: str) -> list[Signed[Ask]]:
+        """GET /v1/asks, every page: the asks for a model, cheapest first. One that does not parse is left out."""
+        found: list[Signed[Ask]] = []
+        async for item in self._pages("/v1/asks", "asks", model=model):
+            with contextlib.suppress(BadMessage):
+                found.append(_ask(item))
+        return found
+
+    async def shortlist(self, demand: dict[str, Any]) -> list[Signed[Ask]]:
+        """POST /v1/shortlist: asks, best first. One that is too long or does not parse is left out."""
+        found: list[Signed[Ask]] = []
+        for entry in _listed(await self._call("POST", "/v1/shortlist", demand), "asks"):
+            with contextlib.suppress(BadMessage):
+                found.append(_ask(entry))
+            if len(found) == MAX_CANDIDATES:
+                break
+        return found
+
+    async def explain(self, demand: dict[str, Any]) -> list[dict[str, Any]]:
+        """POST /v1/explain: every ask for a model, with why it would not be on the shortlist. What is no object is left out."""
+        listed = _listed(await self._call("POST", "/v1/explain", demand), "asks")
+        return [entry for entry in listed if isinstance(entry, dict)][:MAX_EXPLAINED]
+
+    async def connected(self, provider: Address) -> bool:
+        """GET /v1/providers/{provider}/why: whether this provider's node is connected, so that its asks stand."""
+        raw = await self._call("GET", f"/v1/providers/{provider}/why?limit=1")
+        if not isinstance(raw, dict) or not isinstance(raw.get("connected"), bool):
+            raise BadMessage("why.connected: expected true or false", fault=Fault.COORDINATOR)
+        return bool(raw["connected"])
+
+    async def receipts(self, question: Signed[Inquiry]) -> list[LateReceipt]:
+        """POST /v1/tabs: this payer's last receipts of a provider, with their orders. One that does not parse is left out."""
+        found: list[LateReceipt] = []
+        for entry in _listed(await self._call("POST", "/v1/tabs", question.to_json()), "receipts")[:MAX_RECEIPTS]:
+            with contextlib.suppress(BadMessage):
+                found.append(LateReceipt.from_json(entry))
+        return found
+
+    async def submit(self, submission: bytes, *, linger: int | None = None) -> aiohttp.ClientResponse:
+        """POST /v1/jobs: the open stream of an admitted job. Raises the refusal, NotSent or Broken.
+
+        `linger`: seconds that the job goes on after a lost connection; the same bytes then bring the same answer.
+
+        A pooled connection that the coordinator just closed is replaced once; the job's id keeps it from running twice.
+        """
+        keyed = linger is not None
+        try:
+            return await self._submit(submission, linger)
+        except aiohttp.ServerDisconnectedError:
+            try:
+                return await self._submit(submission, linger)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise Broken(str(self._failed(error)), keyed=keyed) from error
+            except Refusal as error:
+                if error.code is Code.ORDER_REPLAYED:
+                    raise Broken("the connection broke after the coordinator had taken the job", keyed=keyed) from error
+                raise
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            failed = self._failed(error)
+            raise failed if isinstance(failed, NotSent) else Broken(str(failed), keyed=keyed) from error
+
+    async def _submit(self, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:
+        timeout = aiohttp.ClientTimeout(
+            total=self._config.run_seconds, connect=self._config.connect_seconds, sock_read=self._config.idle_seconds
+        )
+        data = submission if len(submission) < LARGE else io.BytesIO(submission)
+        headers = {"content-type": JOB_TYPE}
+        if linger is not None:
+            headers["x-tally-linger"] = str(linger)
+        url = f"{self.url}/v1/jobs"
+        response = await self._client().post(url, data=data, headers=headers, timeout=timeout, allow_redirects=False)
+        if response.status == 200:
+            return response
+        async with response:
+            self._check_direct(response)
+            raw, _ = await self._read(response)
+            if response.status >= 500 and not (isinstance(raw, dict) and isinstance(raw.get("error"), dict)):
+                text = f"something between here and the coordinator answered {response.status}; the job may have been taken"
+                raise Broken(text, keyed=linger is not None)
+            raise from_public(raw, response.status)
+
+    async def _authorized(self, method: str, path: str) -> Any:
+        if self.authorize is None:
+            text = (
+                "a coordinator tells of a job only to its payer: give the wallet's password (--password-file), or look --offline"
+            )
+            raise Refusal(Code.UNAUTHENTICATED, text)
+        return await self._call(method, path, authorization=await self.authorize())
+
+    async def cancel(self, job: JobId) -> None:
+        """POST /v1/jobs/{id}/cancel, as the payer. Raises Refusal (unauthenticated) without the payer's key."""
+        await self._authorized("POST", f"/v1/jobs/{job.hex()}/cancel")
+
+    async def job(self, job: JobId) -> RemoteJob:
+        """GET /v1/jobs/{id}, as the payer. Raises Refusal: unknown_job if the coordinator never admitted it, unauthenticated
+        without the payer's key.
+        """
+        raw = await self._authorized("GET", f"/v1/jobs/{job.hex()}")
+        with _its_fault():
+            try:
+                receipt = raw["receipt"]
+                return RemoteJob(State(raw["state"]), None if receipt is None else read_signed(Receipt, receipt), raw)
+            except (KeyError, TypeError, ValueError):
+                raise BadMessage("job: not the state of a job") from None
+
+
+def _listed(raw: Any, member: str) -> list[Any]:
+    listed = raw.get(member) if isinstance(raw, dict) else None
+    if not isinstance(listed, list):
+        raise BadMessage(f"{member}: expected a list", fault=Fault.COORDINATOR)
+    return listed
+
+
+def _ask(entry: object) -> Signed[Ask]:
+    if not isinstance(entry, dict):
+        raise BadMessage("ask: expected an object with an ask")
+    return read_ask(entry.get("ask"))

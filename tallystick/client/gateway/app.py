@@ -1,0 +1,173 @@
+"""The gateway: OpenAI's API on this machine, paid from this wallet. Any OpenAI client works with its base URL changed.
+
+Bodies pass through untouched both ways; a stream is flushed chunk by chunk. A client that goes away cancels its job, whose
+receipt is still booked. Without an API key only programs on this machine are served, since every request spends money: not web
+pages (Origin, Sec-Fetch-Site), nor names that were made to point here (Host).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tallystick.client.config import ApiKey, ClientConfig
+from tallystick.client.coordinator.http_client import ModelOffer
+from tallystick.client.gateway.auth import CALLER, STRANGER, Guard, check_exposed
+from tallystick.client.gateway.handler import OURS, Forward, send_error
+from tallystick.client.jobs.export import tell_job
+from tallystick.client.ledger.budgets import DAY_SECONDS
+from tallystick.client.openai.requests import model_entry, render_error
+from tallystick.client.sdk.market import Market, upkeep_of
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import Code, Refusal, TallyError
+from tallystick.protocol.routes import ALWAYS, JSON
+from tallystick.protocol.types import parse_job_id
+from tallystick.protocol.wire import dumps
+from tallystick.runtime.serving import serving, until_stopped
+
+log = structlog.get_logger()
+
+
+def build_app(market: Market) -> ASGIApp:
+    """The gateway as an ASGI app over an open market."""
+    forward, offers = Forward(market), _Offers(market)
+
+    async def models(request: Request) -> Response:
+        return _json({"object": "list", "data": _models(market, await offers.get(), request.scope.get(CALLER))})
+
+    async def model(request: Request) -> Response:
+        wanted = request.path_params["model"]
+        for entry in _models(market, await offers.get(), request.scope.get(CALLER)):
+            if entry["id"] == wanted:
+                return _json(entry)
+        raise Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {wanted!r}")
+
+    async def job(request: Request) -> Response:
+        known = await market.find(parse_job_id(request.path_params["job"]))
+        if known is None:
+            raise Refusal(Code.UNKNOWN_JOB, "this wallet's ledger has no such job")
+        return _json(tell_job(known))
+
+    async def health(request: Request) -> Response:
+        if request.scope.get(STRANGER):
+            return _json({"status": "ok"})
+        return _json({"status": "ok", "payer": market.address, "coordinator": market.config.coordinator, "jobs": market.running})
+
+    routes = [
+        Route("/health", health),
+        Route("/v1/models", models),
+        Route("/v1/models/{model:path}", model),
+        Route("/tally/jobs/{job}", job),
+        Route("/v1/{path:path}", _PostOnly(forward)),
+    ]
+    handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
+    guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), market.config, send_error)
+    origins = market.config.allow_origins
+    if not origins:
+        return guarded
+    return CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=OURS)
+
+
+class _Offers:
+    """The models on offer. Whoever asks while a question is under way shares it, so that callers do not add up at the
+    coordinator, nor its answers here.
+    """
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+        self._asking: asyncio.Task[list[ModelOffer]] | None = None
+
+    async def get(self) -> list[ModelOffer]:
+        """As the coordinator tells them now. Raises TallyError."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._market.models(), name="models")
+            self._asking.add_done_callback(self._answered)
+        return await asyncio.shield(self._asking)
+
+    def _answered(self, task: asyncio.Task[list[ModelOffer]]) -> None:
+        self._asking = None
+        if not task.cancelled():
+            task.exception()  # nobody may be left who waits for it
+
+
+def _models(market: Market, offers: list[ModelOffer], caller: ApiKey | None) -> list[dict[str, Any]]:
+    """What is for sale to a caller, and the names that stand for several models."""
+    offered = [model_entry(offer.id, offer.to_json()) for offer in offers]
+    allowed = market.config.models_of(caller)
+    usable = {alias.name: [one for one in alias.models if not allowed or one in allowed] for alias in market.config.aliases}
+    named = [model_entry(name, {"models": models}) for name, models in usable.items() if models]
+    return [entry for entry in offered if not allowed or entry["id"] in allowed] + named
+
+
+class _PostOnly:
+    """Starlette takes instances as plain ASGI apps, for every method."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            await self._app(scope, receive, send)
+        else:
+            await send_error(send, Refusal(Code.UNKNOWN_ROUTE, f"{scope['path']} takes POST only"))
+
+
+def _json(document: object) -> Response:
+    return Response(dumps(document), media_type=JSON)
+
+
+async def _show_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, TallyError):
+        raise error
+    shown = render_error(error)
+    return Response(shown.body, shown.status, shown.headers, JSON)
+
+
+async def _no_route(request: Request, _error: Exception) -> Response:
+    text = (
+        f"{request.method} {request.url.path}: not a route of this gateway; it has GET /v1/models and POST {', '.join(ALWAYS)}, …"
+    )
+    return await _show_error(request, Refusal(Code.UNKNOWN_ROUTE, text))
+
+
+async def _look_around(market: Market) -> None:
+    """Says at the start if no coordinator answers, and once a day what lies idle."""
+    try:
+        await market.info()
+    except TallyError as error:
+        log.warning("no jobs can be placed now", reason=str(error))
+    upkeep = upkeep_of(market)
+    while True:
+        try:
+            await upkeep.warn_idle()
+        except TallyError as error:
+            log.info("reservations could not be looked at", reason=str(error))
+        await asyncio.sleep(DAY_SECONDS)
+
+
+async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[int], None] | None = None) -> None:
+    """Serves until SIGTERM or SIGINT; then lets what runs go on for a while, and cancels the rest.
+
+    `ready` gets the bound port (useful with port 0). Raises BadMessage for settings that cannot be served, Unavailable for a
+    state file that cannot be used or a port that cannot be bound.
+    """
+    check_exposed(config)
+    async with Market.of(config, signer) as market, serving(build_app(market), config.host, config.port) as port:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)
+        if ready is not None:
+            ready(port)
+        looking = asyncio.create_task(_look_around(market), name="look-around")
+        await until_stopped()
+        looking.cancel()
+        log.info("gateway stopping", jobs=market.running)
+        await market.drain(config.grace_seconds)

@@ -1,0 +1,1 @@
+"""What OpenAI's wire format says: requests, event streams, message texts. Imports nothing of the client."""

@@ -1,0 +1,190 @@
+"""A job as its payer can prove it to anyone: order, terms, receipt, both plaintexts and the key of their commitments.
+
+A proof file is one JSON object:
+
+    tallystick         "proof/1"
+    chainId, contract  the deployment that the signatures bind
+    order, receipt     {"message", "signature"}, as on the wire
+    terms              the terms that the order commits to
+    commitmentKey      hex; whoever has it can confirm guesses of the plaintexts, so share it with the file only
+    request            base64 of the sealed request's plaintext: its head and body
+    response           list of base64, the answer's plaintext chunks in order; the first is the response head
+
+Nothing here needs a network, a clock or a state file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+from typing import Any
+
+from tallystick.client.receipts.checks import Placed, check_answer
+from tallystick.protocol.eip712 import Domain, Signed, read_signed
+from tallystick.protocol.errors import BadMessage, BadReceipt, TallyError
+from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
+from tallystick.protocol.sealing import Transcript, commit_request
+from tallystick.protocol.types import format_amount, parse_address
+from tallystick.protocol.wire import dumps, load_response_head, loads, split_request
+
+FORMAT = "proof/1"
+MAX_BYTES = 256 * 1024 * 1024
+"""A proof file that is larger is not read."""
+
+_NAMES = {"tallystick", "chainId", "contract", "order", "terms", "receipt", "commitmentKey", "request", "response"}
+_WHOLE = (Outcome.COMPLETED, Outcome.LENGTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked: what it is, and what was found."""
+
+    check: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """See the module's docstring. `request` and `response` are plaintext."""
+
+    domain: Domain
+    order: Signed[Order]
+    terms: Terms
+    receipt: Signed[Receipt]
+    commitment_key: bytes = field(repr=False)
+    request: bytes = field(repr=False)
+    response: tuple[bytes, ...] = field(repr=False)
+
+    def dumps(self) -> bytes:
+        """The file's bytes."""
+        return dumps(
+            {
+                "tallystick": FORMAT,
+                "chainId": self.domain.chain_id,
+                "contract": self.domain.contract,
+                "order": self.order.to_json(),
+                "terms": self.terms.to_json(),
+                "receipt": self.receipt.to_json(),
+                "commitmentKey": self.commitment_key.hex(),
+                "request": _encode(self.request),
+                "response": [_encode(chunk) for chunk in self.response],
+            }
+        )
+
+    @classmethod
+    def loads(cls, data: bytes) -> Proof:
+        """Reads a file's bytes. Raises BadMessage that names the member at fault."""
+        raw = loads(data, "proof")
+        if not isinstance(raw, dict) or raw.get("tallystick") != FORMAT:
+            raise BadMessage(f'proof: expected a JSON object with "tallystick": "{FORMAT}"')
+        if raw.keys() != _NAMES:
+            raise BadMessage(f"proof: expected the members {', '.join(sorted(_NAMES))}; got {', '.join(sorted(raw))[:300]}")
+        chain = raw["chainId"]
+        if isinstance(chain, bool) or not isinstance(chain, int) or not 0 < chain < 1 << 63:
+            raise BadMessage("proof.chainId: expected a whole number")
+        if not isinstance(raw["response"], list):
+            raise BadMessage("proof.response: expected a list")
+        return cls(
+            domain=Domain(chain, parse_address(raw["contract"], "proof.contract")),
+            order=read_signed(Order, raw["order"], "proof.order"),
+            terms=Terms.from_json(raw["terms"], "proof.terms"),
+            receipt=read_signed(Receipt, raw["receipt"], "proof.receipt"),
+            commitment_key=_key(raw["commitmentKey"]),
+            request=_decode(raw["request"], "proof.request"),
+            response=tuple(_decode(chunk, f"proof.response[{n}]") for n, chunk in enumerate(raw["response"])),
+        )
+
+    def text(self) -> tuple[str, str]:
+        """Request body and answer body, as far as they are text."""
+        _, body = split_request(self.request)
+        return body.decode("utf-8", "replace"), b"".join(self.response[1:]).decode("utf-8", "replace")
+
+    def check(self) -> list[Finding]:
+        """Checks everything that can be checked offline; the findings, in order.
+
+        Raises BadSignature, BadMessage or BadReceipt for the first thing that is not so.
+        """
+        order = self.order.verify(self.domain)
+        receipt = self.receipt.verify(self.domain)
+        message, terms = receipt.message, self.terms
+        where = f"chain {self.domain.chain_id}, contract {self.domain.contract}"
+        findings = [Finding("order", f"signed by the payer {order.message.payer}, for {where}")]
+        if order.message.terms_hash != terms.struct_hash():
+            raise BadMessage("proof.terms: not the terms that the order commits to")
+        findings.append(Finding("terms", f"the ordered ones: {terms.model}, at most {format_amount(terms.max_cost)}"))
+        if commit_request(self.commitment_key, terms.job, self.request) != terms.request_commitment:
+            raise BadMessage("proof.request: not the request that the order commits to (or not its commitment key)")
+        head, body = split_request(self.request)
+        findings.append(Finding("request", f"the ordered one: {len(body)} bytes to {head.path}"))
+        findings.append(Finding("receipt", f"signed by the provider {message.provider}, on this order"))
+        check_answer(Placed(order, terms), message, None)
+        bill = f"{message.input_tokens} + {message.output_tokens} tokens cost {format_amount(message.cost)}"
+        findings.append(Finding("price", f"{bill}, as the terms' prices give"))
+        return [*findings, self._transcript(message)]
+
+    def _transcript(self, receipt: Receipt) -> Finding:
+        transcript = Transcript(self.commitment_key, receipt.order_hash)
+        for chunk in self.response:
+            transcript.add(chunk)
+        if transcript.commitment != receipt.result_commitment:
+            raise BadReceipt(
+                f"proof.response: these {len(self.response)} chunks are not the answer that the receipt commits to; "
+                "one that was cut on its way lacks its end"
+            )
+        size = sum(map(len, self.response[1:]))
+        outcome = Outcome(receipt.outcome)
+        kind = "the whole answer" if outcome in _WHOLE else f"what came of it ({outcome.name.lower()})"
+        status = f" with status {load_response_head(self.response[0]).status}" if self.response else ""
+        return Finding("transcript", f"{kind}{status}: {len(self.response)} chunks, {size} bytes, all as the provider signed")
+
+
+def describe(proof: Proof, findings: list[Finding]) -> dict[str, Any]:
+    """What was proved, as one JSON document."""
+    receipt = proof.receipt.message
+    return {
+        "valid": True,
+        "job": proof.terms.job.hex(),
+        "payer": receipt.payer,
+        "provider": receipt.provider,
+        "model": proof.terms.model,
+        "outcome": Outcome(receipt.outcome).name.lower(),
+        "whole": receipt.outcome in _WHOLE,
+        "cost": str(int(receipt.cost)),
+        "orderHash": "0x" + receipt.order_hash.hex(),
+        "receiptHash": "0x" + receipt.digest(proof.domain).hex(),
+        "checks": {finding.check: finding.found for finding in findings},
+    }
+
+
+def read_proof(data: bytes) -> Proof:
+    """Like Proof.loads; also refuses what is too large. Raises BadMessage."""
+    if len(data) > MAX_BYTES:
+        raise BadMessage(f"proof: larger than {MAX_BYTES} bytes")
+    try:
+        return Proof.loads(data)
+    except TallyError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise BadMessage(f"proof: {error}") from None
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _decode(raw: object, what: str) -> bytes:
+    try:
+        return base64.b64decode(raw if isinstance(raw, str) else "?", validate=True)
+    except (binascii.Error, ValueError):
+        raise BadMessage(f"{what}: expected base64") from None
+
+
+def _key(raw: object) -> bytes:
+    try:
+        key = bytes.fromhex(raw if isinstance(raw, str) else "?")
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise BadMessage("proof.commitmentKey: expected 64 hex digits")
+    return key

@@ -1,0 +1,1 @@
+"""The Python interface: `Market`, its synchronous form, batches. May import every room but `gateway`."""

@@ -1,0 +1,269 @@
+"""Every move of money by hand, and `tally contract inspect` beside it: what it says is what can be done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallystick.chain.claims import SettleRow
+from tallystick.chain.deployment import Deployment
+from tallystick.chain.rpc import Sender
+from tallystick.client.receipts.evidence import EvidenceFile
+from tallystick.protocol.types import Address, JobId
+from tests.chain.harness import DOLLAR, World, person
+from tests.cli.conftest import Tally, on_chain
+from tests.coordinator.harness import make_ask, make_terms
+
+KEY, NODE = person("wallet default"), person("wallet node")
+
+
+@pytest.fixture
+def market(tally: Tally, chain_url: str) -> Tally:
+    """A market with a funded payer `default`, a funded provider `node`, and a purse of ten dollars."""
+    for name in ("default", "node"):
+        tally.wallet(name)
+    tally("deploy", "--rpc", chain_url, "--dev", "0", "--local", "--fund", "default", "--fund", "node")
+    tally("deposit", "10")
+    return tally
+
+
+def _state(market: Tally, *what: str) -> tuple[str, list[str]]:
+    """The state that inspecting gives, and what it says can be done at once."""
+    seen = market("contract", "inspect", *what)
+    assert seen["says"]
+    return seen["state"], [step["call"] for step in seen["next"] if step["at"] is None]
+
+
+def _settle(market: Tally, amount: int) -> None:
+    """The node collects on an order of the payer's, as its daemon would."""
+
+    async def act(world: World) -> None:
+        row: SettleRow = world.row(KEY, NODE.address, amount)
+        await world.settle(Sender(world.rpc, NODE, poll=0.001), row)
+
+    on_chain(market, act)
+
+
+def _advance(market: Tally, length: str) -> None:
+    rpc = Deployment.load(market.home / "deployment.json").rpc
+    market("chain", "advance", length, "--rpc", rpc)
+
+
+def test_a_deposit_after_time_travel(market: Tally, chain_url: str) -> None:
+    """What is signed for the chain goes by the chain's clock, which may be far ahead of this machine's."""
+    market("chain", "advance", "2d", "--rpc", chain_url)
+    assert market("deposit", "1")["deposited"] == "1000000"
+
+
+def test_thawing(market: Tally) -> None:
+    """Announced, called off, announced anew, too early, then paid; inspecting names each state and what can be done."""
+    assert _state(market, "purse") == ("open", ["deposit", "reserve", "thaw"])
+    thawed = market("thaw", "4")
+    assert (thawed["thawing"], _state(market, "purse")[0]) == ("4000000", "thawing")
+    assert "withdraw" not in _state(market, "purse")[1]
+    early = market("withdraw", fails=True)
+    assert "the thaw ends in" in early["message"]
+    assert "tally chain advance" in early["message"]
+    market("thaw", "--cancel")
+    assert _state(market, "purse")[0] == "open"
+    market("thaw", "all")
+    _advance(market, "1m")
+    assert _state(market, "purse") == ("thawed", ["withdraw", "cancelThaw", "deposit"])
+    assert market("withdraw")["withdrawn"] == "10000000"
+    assert _state(market, "purse") == ("empty", ["deposit"])
+    for command in (("thaw", "--cancel"), ("withdraw",)):
+        assert market(*command, fails=True)["code"] == "chain_refused"
+
+
+def test_reserving_and_releasing(market: Tally) -> None:
+    """What is pledged to a provider comes back by the same command given twice; pledging more calls the release off."""
+    assert _state(market, "tab", "default", "node") == ("unused", ["settle", "reserve"])
+    assert market("reserve", "node", "3")["reserved"] == "3000000"
+    first = market("release", "node")
+    assert (first["released"], _state(market, "tab", "default", "node")[0]) == (False, "releasing")
+    assert "the release ends in" in market("release", NODE.address, fails=True)["message"]
+    assert market("reserve", "node", "0.5")["reserved"] == "3500000"
+    assert _state(market, "tab", "default", "node") == ("reserved", ["settle", "reserve", "release", "giveBack"])
+    assert "tally release node" in market.says("release", "node")
+    _advance(market, "1m")
+    assert _state(market, "tab", "default", "node")[0] == "released"
+    assert "3.5 is free again" in market.says("release", "node")
+    assert _state(market, "tab", "default", "node")[0] == "unused"
+
+
+def test_a_release_that_was_overtaken(market: Tally) -> None:
+    """What the provider collects during a release is gone from it; the release can still be ended, and inspecting says so."""
+    market("reserve", "node", "3")
+    market("release", "node")
+    _settle(market, 3 * DOLLAR)
+    assert _state(market, "tab", "default", "node")[0] == "releasing"
+    _advance(market, "1m")
+    assert _state(market, "tab", "default", "node") == ("released", ["settle", "finishRelease", "reserve"])
+    market("release", "node")
+    assert _state(market, "tab", "default", "node")[0] == "open"
+
+
+def test_earnings(market: Tally) -> None:
+    """What was settled is credit; anyone may send it to its payout address, and only the account itself says which that is."""
+    assert "no credit" in market("cash-out", "--wallet", "node", fails=True)["message"]
+    _settle(market, 2 * DOLLAR)
+    assert _state(market, "provider", "node") == ("unstaked", ["cashOut", "stake"])
+    assert market("cash-out", "--account", "node") | {"tx": "", "block": 0} == {
+        "account": NODE.address,
+        "payout": NODE.address,
+        "amount": "2000000",
+        "tx": "",
+        "block": 0,
+    }
+    _settle(market, 3 * DOLLAR)
+    elsewhere = person("cold storage").address
+    assert market("cash-out", "--wallet", "node", "--to", elsewhere)["payout"] == elsewhere
+    assert "bad_message" in market("cash-out", "--account", "node", "--to", elsewhere, fails=True)["code"]
+    places = {place["place"]: place for place in market("balance", "--address", elsewhere)["places"]}
+    assert places["wallet"]["amount"] == "1000000"  # costs are cumulative: 3 in all, of which 2 were collected before
+
+
+def test_staking(market: Tally) -> None:
+    """Staked, announced, thought better of, announced anew, too early, then paid out; the balance shows what is leaving."""
+    assert market("stake", "5", "--wallet", "node")["stake"] == "5000000"
+    assert market("unstake", "3", "--wallet", "node")["unstaking"] == "3000000"
+    assert _state(market, "provider", "node") == ("unstaking", ["unstake", "unstake"])
+    places = {place["place"]: place["amount"] for place in market("balance", "--wallet", "node")["places"]}
+    assert (places["stake"], places["stake, leaving"]) == ("2000000", "3000000")
+    assert "the stake's wait ends in" in market("unstake", "--wallet", "node", fails=True)["message"]
+    market("unstake", "--cancel", "--wallet", "node")
+    assert _state(market, "provider", "node")[0] == "staked"
+    market("unstake", "all", "--wallet", "node")
+    _advance(market, "1m")
+    assert _state(market, "provider", "node")[0] == "withdrawable"
+    assert market("unstake", "--wallet", "node")["withdrawn"] == "5000000"
+    assert "5 is staked for" in market.says("stake", "5", "--mint", "--wallet", "node")
+
+
+def test_a_purse_of_another_owner(market: Tally) -> None:
+    """A key whose purse another wallet owns: only that wallet moves its money, and the error says how to name it."""
+    hot = market.wallet("hot")
+    market("deposit", "2", "--wallet", "hot", "--owner", "default")
+    error = market("thaw", "1", "--wallet", "hot", fails=True)
+    assert error["code"] == "insufficient_funds"  # the hot key has not even coins for gas
+    assert "tally chain fund" in error["message"]
+    error = market("thaw", "1", "--wallet", "hot", "--owner", "node", fails=True)
+    assert "--owner" in error["message"]
+    assert market("thaw", "1", "--wallet", "hot", "--owner", "default")["key"] == hot
+    assert market("reserve", "node", "1", "--wallet", "hot", "--owner", "default")["reserved"] == "1000000"
+    steps = market("contract", "inspect", "purse", "hot")["next"]
+    assert {step["account"] for step in steps} == {KEY.address}
+
+
+def test_the_balance_finds_every_tab(market: Tally) -> None:
+    """With --all, reservations are listed for every provider that there ever was one for, without naming them."""
+    market("reserve", "node", "3")
+    other = market.wallet("other")
+    market("reserve", "other", "1")
+    named = {place["place"]: place["amount"] for place in market("balance", "--provider", "node")["places"]}
+    every = {place["place"]: place["amount"] for place in market("balance", "--all")["places"]}
+    assert named[f"reserved for {NODE.address}"] == every[f"reserved for {NODE.address}"] == "3000000"
+    assert f"reserved for {other}" not in named
+    assert every[f"reserved for {other}"] == "1000000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "hint"),
+    [
+        (("thaw",), "bad_message", "--cancel"),
+        (("thaw", "1", "--cancel"), "bad_message", "--cancel"),
+        (("thaw", "11"), "insufficient_funds", "10 free, not 11"),
+        (("thaw", "0"), "insufficient_funds", "free"),
+        (("thaw", "1", "--wallet", "node"), "chain_refused", "no purse yet"),
+        (("reserve", "node", "11"), "insufficient_funds", "tally deposit"),
+        (("reserve", "nobody", "1"), "bad_message", "PROVIDER"),
+        (("reserve", "default", "1"), "chain_refused", "SelfDealing"),
+        (("release", "node"), "chain_refused", "nothing is reserved"),
+        (("stake", "0"), "bad_message", "more than nothing"),
+        (("stake", "5000"), "insufficient_funds", "holds"),
+        (("unstake",), "chain_refused", "tally unstake AMOUNT"),
+        (("unstake", "--cancel"), "chain_refused", "nothing of the 0"),
+        (("unstake", "1"), "insufficient_funds", "0 staked, not 1"),
+        (("unstake", "1", "--cancel"), "bad_message", "--cancel"),
+        (("cash-out", "--account", "nobody"), "bad_message", "--account"),
+        (("cash-out", "--to", "0x12"), "bad_message", "--to"),
+        (("contract", "inspect", "purse", "0x12"), "bad_message", "KEY"),
+        (("contract", "inspect", "tab", "default", "nobody"), "bad_message", "PROVIDER"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_done(market: Tally, arguments: tuple[str, ...], code: str, hint: str) -> None:
+    """Each mistake ends in exit code 1 and one error that names it and what to do; nothing changes."""
+    before = market("balance", "--all")
+    error = market(*arguments, fails=True)
+    assert error["code"] == code, error
+    assert hint in error["message"], error
+    assert market("balance", "--all") == before
+
+
+def test_words_are_for_people(market: Tally) -> None:
+    """Without --json, inspecting speaks in sentences, dollars and waits, and says who can do what next."""
+    market("reserve", "node", "3")
+    market("thaw", "2.5")
+    purse = market.says("contract", "inspect", "purse")
+    for expected in ("purse: thawing", "4.5 is free", "2.5 is leaving", "tally withdraw", "the owner"):
+        assert expected in purse
+    tab = market.says("contract", "inspect", "tab", "default", "node")
+    for expected in ("tab: reserved", "3 is reserved: nobody but this provider", "giveBack()", "the provider, or"):
+        assert expected in tab
+    assert "evidence against this account would cost it nothing" in market.says("contract", "inspect", "provider", "node")
+    rules = market.says("contract", "inspect", "rules")
+    for expected in ("5 seconds after it was announced (thaw)", "no owner, no upgrade and no pause", "token decimals"):
+        assert expected in rules
+    assert "error: nothing is reserved for" in market.says("release", person("stranger").address, code=1)
+
+
+def test_what_programs_get(market: Tally) -> None:
+    """JSON has amounts as strings of base units, times as numbers, addresses in lower case, and where it was read."""
+    seen: dict[str, Any] = market("contract", "inspect", "tab", "default", "node")
+    assert seen["tab"] == {
+        "payer": KEY.address,
+        "provider": NODE.address,
+        "settled": "0",
+        "reserved": "0",
+        "release_at": 0,
+        "purse_owner": KEY.address,
+        "purse_free": "10000000",
+    }
+    assert seen["chain"].keys() == {"id", "block", "now"}
+    assert seen["next"][1] == {
+        "who": "the purse's owner",
+        "account": Address(KEY.address),
+        "what": "pledge more",
+        "call": "reserve",
+        "command": "tally reserve PROVIDER AMOUNT",
+        "at": None,
+    }
+    rules = market("contract", "inspect", "rules")["rules"]
+    assert (rules["thaw"], rules["penalty"], rules["token_decimals"]) == (5, "100000000", 6)
+
+
+def test_a_dishonest_provider_is_reported(market: Tally, tmp_path: Path) -> None:
+    """Two receipts of one seq, in a file of evidence: the provider loses stake, the reporter gets its part."""
+    market("stake", "20", "--wallet", "node", "--mint")
+    file = tmp_path / "evidence.json"
+
+    async def write(world: World) -> None:
+        order = world.order(KEY, NODE.address, DOLLAR)
+        one, two = (world.receipt(NODE, KEY.address, 7, total) for total in (5, 6))
+        terms = make_terms(make_ask(NODE), JobId(bytes(16)))
+        file.write_bytes(EvidenceFile(world.domain, "two of seq 7", order, terms, one, (two,), None).dumps())
+
+    on_chain(market, write)
+    told = market("receipt", "report", str(file))
+    assert (told["provider"], int(told["slashed"])) == (NODE.address, 20 * DOLLAR), "all, where the penalty is more"
+    places = {place["place"]: int(place["amount"]) for place in market("balance")["places"]}
+    assert places["credit as provider or coordinator"] > 0
+    other = json.loads(file.read_bytes()) | {"others": []}
+    file.write_text(json.dumps(other))
+    assert "no two receipts" in market("receipt", "report", str(file), fails=True)["message"]
+    assert market("receipt", "evidence") == []
+    assert "no provider was dishonest" in market.says("receipt", "evidence")

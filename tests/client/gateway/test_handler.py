@@ -1,0 +1,304 @@
+"""The gateway's ways to an answer: from its cache, from a small model and then a larger one, from the provider that knows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tallystick.client.config import Alias, ApiKey, ClientConfig
+from tallystick.client.gateway.app import build_app
+from tallystick.client.gateway.response_cache import Cache, Kept
+from tallystick.client.sdk.market import Market
+from tallystick.client.selection.shortlist import Demand
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import Refusal
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.types import Address, Amount, format_amount, parse_job_id
+from tallystick.runtime.serving import serving
+from tests.client.fake_coordinator import BODY, CHAT, WORDS, FakeMarket, Session, completion
+from tests.client.parties import MODEL, Provider, signer
+
+TEXT = "".join(WORDS)
+COLD = BODY | {"temperature": 0}
+
+
+@asynccontextmanager
+async def gateway(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[tuple[httpx.AsyncClient, Market]]:
+    """A gateway with settings of its own, and its market."""
+    async with (
+        Market(fake.url, wallet, config) as market,
+        serving(build_app(market), "127.0.0.1", 0) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http,
+    ):
+        yield http, market
+
+
+async def _ask(http: httpx.AsyncClient, body: dict[str, Any], key: str = "", **options: Any) -> httpx.Response:
+    headers = {"x-tally-options": json.dumps(options)} if options else {}
+    if key:
+        headers["authorization"] = f"Bearer {key}"
+    answer = await http.post(CHAT, json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+# The cache
+
+
+@pytest.fixture
+def caching(config: ClientConfig, tmp_path: Path) -> ClientConfig:
+    """Settings with a cache."""
+    return replace(config, cache=tmp_path / "cache")
+
+
+async def test_the_same_request_again(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
+    """With temperature 0 it is answered from the cache, byte for byte, streamed or not, and costs nothing; spend tells."""
+    async with gateway(fake, wallet, caching) as (http, market):
+        for body in (COLD, COLD | {"stream": True}):
+            first = await _ask(http, body)
+            assert first.headers["x-tally-cache"] == "miss"
+            again = await _ask(http, dict(reversed(body.items())))
+            assert (again.headers["x-tally-cache"], again.headers["x-tally-cost"]) == ("hit", "0")
+            assert again.headers["x-tally-job"] == first.headers["x-tally-job"]
+            assert (again.content, again.headers["content-type"]) == (first.content, first.headers["content-type"])
+        assert len(fake.sessions) == 2
+        (spent,) = await market._ledger.spent(0, ())
+        assert (spent.requests, spent.hits, spent.saved) == (2, 2, spent.cost)
+    async with gateway(fake, wallet, caching) as (http, _):  # another process
+        assert (await _ask(http, COLD)).headers["x-tally-cache"] == "hit"
+
+
+async def test_what_is_not_cached(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
+    """Other temperatures unless asked for, whatever says no, keyed requests, other requirements, other callers, errors."""
+    keys = (ApiKey(label="ann", secret="ann-0123456789abcdef"), ApiKey(label="bob", secret="bob-0123456789abcdef"))
+    async with gateway(fake, wallet, replace(caching, keys=keys)) as (http, _):
+
+        async def hits(body: dict[str, Any], key: str = keys[0].value, **options: Any) -> list[str | None]:
+            return [(await _ask(http, body, key, **options)).headers.get("x-tally-cache") for _ in range(2)]
+
+        assert await hits(BODY) == [None, None]
+        assert await hits(BODY, cache=True) == ["miss", "hit"]
+        assert await hits(COLD) == ["miss", "hit"]
+        assert await hits(COLD, cache=False) == [None, None]
+        assert await hits(COLD, keys[1].value) == ["miss", "hit"], "another caller does not see what this one asked"
+        assert await hits(COLD, exclude=["0x" + "11" * 20]) == ["miss", "hit"]
+        assert await hits(COLD | {"seed": 1}) == ["miss", "hit"]
+        headers = {"authorization": f"Bearer {keys[0].value}", "idempotency-key": "k"}
+        assert "x-tally-cache" not in (await http.post(CHAT, json=COLD, headers=headers)).headers
+
+        async def fails(session: Session) -> None:
+            await session.match()
+            await session.answer(200 if session.request.get("stream") else 500)
+            await session.cut()
+
+        fake.script = fails
+        for _ in range(2):
+            assert (await http.post(CHAT, json=COLD | {"seed": 2}, headers=headers | {"idempotency-key": ""})).status_code >= 400
+
+
+async def test_the_disk_tells_nothing(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
+    """No name and no content without the wallet; what was changed or is of another wallet is not believed."""
+    async with gateway(fake, wallet, caching) as (http, _):
+        await _ask(http, COLD)
+    assert caching.cache is not None
+    (file,) = caching.cache.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not any(word.encode() in file.read_bytes() for word in ("split", "stick", MODEL))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    async with gateway(fake, wallet, caching) as (http, _):
+        assert (await _ask(http, COLD)).headers["x-tally-cache"] == "miss"
+    async with FakeMarket().serve() as other, gateway(other, signer("other"), caching) as (http, _):
+        assert (await _ask(http, COLD)).headers["x-tally-cache"] == "miss"
+    assert len(list(caching.cache.iterdir())) == 2
+
+
+async def test_old_and_large_answers_go(tmp_path: Path, wallet: Signer) -> None:
+    """An answer is good for so long; the oldest make room; a disk that fails is no obstacle."""
+    clock = [0.0]
+    cache = Cache(tmp_path / "c", 3_000, 60, wallet, lambda: clock[0])
+    kept = Kept("application/json", b"x" * 1_000, "ab", Address("0x" + "11" * 20), "m", Amount(3), "0x00")
+    demand = Demand("m")
+    bodies = [json.dumps({"model": "m", "temperature": 0, "n": n}).encode() for n in range(4)]
+    names = [cache.name(CHAT, [body], demand, "", asked=None) for body in bodies]
+    assert len(set(names)) == 4
+    for name in names:
+        assert name is not None
+        await cache.put(name, kept)
+    assert [bool(await cache.get(str(name))) for name in names] == [False, False, True, True]
+    (tmp_path / "c" / str(names[3])).touch()
+    assert await cache.get(str(names[3])) == kept
+    clock[0] = (tmp_path / "c" / str(names[3])).stat().st_mtime + 61
+    assert await cache.get(str(names[3])) is None
+    long = b'{"model": "m", "temperature": 0, "seed": 1180591620717411303424}'
+    for body in (b"{", b"[]", b'{"model": "m", "temperature": 0.1}', b'{"temperature": 0}', long):
+        assert cache.name(CHAT, [body], demand, "", asked=None) is None
+    (tmp_path / "f").write_text("")
+    await Cache(tmp_path / "f", 3_000, 60, wallet).put(str(names[0]), kept)
+
+
+async def test_another_models_answer_is_not_kept(wallet: Signer, caching: ClientConfig) -> None:
+    """What a fallback answered while a model was away is nobody's answer later; a key's models are what its aliases lead to."""
+    key = ApiKey(label="ann", secret="ann-0123456789abcdef", models=("tiny", "big"))
+    named = replace(caching, keys=(key,), aliases=(Alias(name="any", models=("big", "tiny")),))
+    async with FakeMarket(Provider.make("alice", model="tiny")).serve() as fake, gateway(fake, wallet, named) as (http, market):
+        for model, options in (("big", {"fallbacks": ["tiny"]}), ("any", {})):
+            answer = await _ask(http, COLD | {"model": model}, key.value, **options)
+            assert (fake.last.request["model"], "x-tally-cache" in answer.headers) == ("tiny", False)
+        fake.providers.append(Provider.make("bob", model="big"))
+        market._shortlists.forget()
+        for model, options in (("any", {}), ("big", {})):
+            answer = await _ask(http, COLD | {"model": model}, key.value, **options)
+            assert (fake.last.request["model"], answer.headers["x-tally-cache"]) == ("big", "miss")
+            assert (await _ask(http, COLD | {"model": model}, key.value, **options)).headers["x-tally-cache"] == "hit"
+
+
+async def test_deep_json(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
+    """What can be read but not written again is refused in words."""
+    deep: Any = 0
+    for _ in range(300):
+        deep = [deep]
+    named = replace(caching, aliases=(Alias(name="any", models=(MODEL,)),))
+    async with gateway(fake, wallet, named) as (http, _):
+        for model in (MODEL, "any"):
+            answer = await http.post(CHAT, json=COLD | {"model": model, "messages": [{"role": "user", "content": deep}]})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_message")
+
+
+# Small models first
+
+
+async def test_a_larger_model_where_the_small_one_will_not_do(wallet: Signer, config: ClientConfig) -> None:
+    """Both are paid, and the answer says so; where the larger one can't be had, the small one's answer is better than none."""
+    small, large = Provider.make("alice", model="small"), Provider.make("bob", model="large")
+    fake = FakeMarket(small, large)
+    asked: list[str] = []
+
+    async def script(session: Session) -> None:
+        await session.match()
+        asked.append(session.request["model"])
+        await session.answer()
+        await session.chunk(completion("" if asked[-1] == "small" else "better"), last=True)
+        await session.finish()
+
+    fake.script = script
+    rules = replace(config, aliases=(Alias(name="thrifty", models=("small", "large"), rule="simple-first"),))
+    async with fake.serve(), gateway(fake, wallet, rules) as (http, market):
+        answer = await _ask(http, BODY | {"model": "thrifty"})
+        assert asked == ["small", "large"]
+        assert answer.json()["choices"][0]["message"]["content"] == "better"
+        model, job, cost = answer.headers["x-tally-escalated"].split("; ")
+        assert (model, cost, answer.headers["x-tally-cost"]) == ("small", "cost=3", "6")
+        known = await market.find(parse_job_id(job.removeprefix("job=")))
+        assert known is not None
+        asked.clear()
+        await _ask(http, BODY | {"model": "thrifty", "tools": [{"type": "function"}]})
+        assert asked == ["large"]
+        asked.clear()
+        fake.asks = lambda: [{"ask": small.ask.to_json(), "free": 1}]
+        market._shortlists.forget()
+        answer = await _ask(http, BODY | {"model": "thrifty"})
+        assert (asked, "x-tally-escalated" in answer.headers) == (["small"], False)
+
+
+async def test_max_cost_is_for_all_attempts(wallet: Signer, config: ClientConfig) -> None:
+    """What a small model's answer cost is not there any more for the larger one; then its own answer is the answer."""
+    fake = FakeMarket(Provider.make("alice", model="small"), Provider.make("bob", model="large"))
+
+    async def script(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.chunk(completion(""), last=True)
+        await session.finish()
+
+    fake.script = script
+    rules = replace(config, aliases=(Alias(name="thrifty", models=("small", "large"), rule="simple-first"),))
+    async with fake.serve(), gateway(fake, wallet, rules) as (http, _):
+        await _ask(http, BODY | {"model": "thrifty"})
+        cap = max(candidate.terms.max_cost for submission in fake.submissions for candidate in submission.candidates)
+        assert len(fake.submissions) == 2
+        answer = await _ask(http, BODY | {"model": "thrifty"}, max_cost=format_amount(Amount(cap + 1)))
+        assert (len(fake.submissions), answer.headers["x-tally-cost"]) == (3, "3")
+
+
+# Books that lack something
+
+
+async def test_a_lost_state_file_costs_no_request(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """What a provider refuses since this wallet's books lack receipts is asked again once they were learnt; the caller sees an
+    answer.
+    """
+
+    async def strict(session: Session) -> None:
+        try:
+            await session.match()
+        except Refusal as refusal:
+            await session.fail(refusal)
+            return
+        await session.answer()
+        await session.chunk(completion("x"), last=True)
+        await session.finish(Usage(30, 0, 60))
+
+    fake.script, fake.forgets = strict, True
+    assert config.state is not None
+    for number in range(3):
+        async with gateway(fake, wallet, replace(config, state=config.state.with_name("old.db"))) as (http, _):
+            await _ask(http, BODY | {"max_tokens": 100 + number})
+    async with gateway(fake, wallet, config) as (http, market):
+        market._resolver.recovery.asked[fake.providers[0].address] = float("-inf")
+        fake.forgets = False
+        before = len(fake.sessions)
+        await _ask(http, BODY)
+        assert len(fake.sessions) == before + 2, "refused, learnt, asked again"
+
+
+# Conversations
+
+
+async def test_a_conversation_stays(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """With who answered it last, where that one is no dearer; others begin with the best; a choice of order is kept."""
+    seen: list[tuple[bool, str]] = []
+
+    def script(index: int) -> Any:
+        async def play(session: Session) -> None:
+            seen.append((session.submission.ranked, session.submission.candidates[0].order.message.provider))
+            if index:
+                session.provider = fake.providers[index]
+            await honest_at(session, index)
+
+        return play
+
+    async def honest_at(session: Session, index: int) -> None:
+        await session.match(index)
+        await session.answer()
+        await session.chunk(completion("x"), last=True)
+        await session.finish()
+
+    alice, bob = (provider.address for provider in fake.providers)
+    say = [{"role": "system", "content": "s"}, {"role": "user", "content": "one"}]
+    more = [*say, {"role": "assistant", "content": "x"}, {"role": "user", "content": "two"}]
+    async with gateway(fake, wallet, config) as (http, _):
+        fake.script = script(1)
+        await _ask(http, BODY | {"messages": say})
+        assert seen.pop() == (False, alice)
+        fake.script = script(0)
+        await _ask(http, BODY | {"messages": more})
+        assert seen.pop() == (True, bob), "bob has its beginning in his cache"
+        await _ask(http, BODY | {"messages": [{"role": "user", "content": "other"}]})
+        assert seen.pop() == (False, alice)
+        fake.script = script(1)
+        await _ask(http, BODY, affinity="mine")
+        fake.script = script(0)
+        seen.clear()
+        await _ask(http, BODY | {"messages": more}, affinity="mine")
+        assert seen.pop() == (True, bob)
+        await _ask(http, BODY | {"messages": more}, affinity="yours")
+        assert seen.pop() == (False, alice)
+        await _ask(http, BODY | {"messages": more}, affinity="mine", prefer=[alice])
+        assert seen.pop() == (True, alice)

@@ -1,0 +1,175 @@
+"""What callers can make the gateway hold is bounded: bodies under way, questions that wait, answers that nobody takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import httpx
+import pytest
+from starlette.types import Message
+
+from tallystick.client.config import MIB, ClientConfig
+from tallystick.client.gateway import request_bodies
+from tallystick.client.gateway.app import build_app
+from tallystick.client.gateway.request_bodies import Bodies, Stalled, patient
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
+from tallystick.runtime.serving import serving
+from tests.client.fake_coordinator import BODY, CHAT, EVENTS, STREAM, FakeMarket, Session, event, eventually
+
+
+@asynccontextmanager
+async def gateway(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[tuple[int, Market]]:
+    """A gateway's port, and its market."""
+    async with Market(fake.url, wallet, config) as market, serving(build_app(market), "127.0.0.1", 0) as port:
+        yield port, market
+
+
+async def post(port: int, body: bytes, declared: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A request whose body may not be all there yet."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {declared}\r\n\r\n".encode() + body)
+    await writer.drain()
+    return reader, writer
+
+
+async def test_unfinished_bodies_do_not_fill_the_memory(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Beyond max_bodies_bytes of all requests together, more are told to come again; what is given back is free again."""
+    small = replace(config, max_body_bytes=100_000, max_bodies_bytes=250_000)
+    async with gateway(fake, wallet, small) as (port, _), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        held = [await post(port, b"x" * 80_000, 99_999) for _ in range(3)]
+
+        async def full() -> bool:
+            answer = await http.post(CHAT, json=BODY | {"user": "u" * 20_000})
+            return answer.status_code == 503 and "max_bodies_bytes" in answer.text
+
+        await eventually(full)
+        assert (await http.post(CHAT, json=BODY)).status_code == 200, "small ones still fit"
+        for _, writer in held:
+            writer.close()
+
+        async def free() -> bool:
+            return (await http.post(CHAT, json=BODY | {"user": "u" * 20_000})).status_code == 200
+
+        await eventually(free)
+
+
+@pytest.mark.parametrize("size", [100, 101])
+async def test_a_body_has_room_until_its_request_is_over(size: int) -> None:
+    """Its bytes count inside the block, however it ends, and none afterwards; limits hold at equality."""
+    rooms = Bodies(100, 150)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x" * size, "more_body": False}
+
+    if size > 100:
+        with pytest.raises(Refusal) as caught:
+            async with rooms.read(receive):
+                raise AssertionError("read")
+        assert caught.value.code is Code.BODY_TOO_LARGE
+    else:
+        async with rooms.read(receive) as body:
+            assert (body, rooms.held) == (b"x" * 100, 100)
+            with pytest.raises(Unavailable):
+                async with rooms.read(receive):
+                    raise AssertionError("read")
+        for error in (TimeoutError, RuntimeError):
+            with pytest.raises(error):
+                async with rooms.read(receive):
+                    raise error
+    assert rooms.held == 0
+
+
+async def test_a_body_that_trickles_or_ends_early_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After BODY_SECONDS it is refused; a caller that leaves meanwhile holds nothing."""
+    monkeypatch.setattr(request_bodies, "BODY_SECONDS", 0.05)
+    rooms = Bodies(100, 150)
+
+    async def trickle() -> Message:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    with pytest.raises(Refusal) as caught:
+        async with rooms.read(trickle):
+            raise AssertionError("read")
+    assert (caught.value.code, rooms.held) == (Code.TIMED_OUT, 0)
+    events: list[Message] = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"x", "more_body": True}]
+
+    async def leave() -> Message:
+        return events.pop()
+
+    async with rooms.read(leave) as body:
+        assert body is None
+    assert rooms.held == 0
+
+
+async def test_a_caller_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After TAKE_SECONDS without a byte taken."""
+    monkeypatch.setattr(request_bodies, "TAKE_SECONDS", 0.02)
+    taken: list[Message] = []
+
+    async def stuck(message: Message) -> None:
+        taken.append(message)
+        await asyncio.sleep(len(taken) - 1)
+
+    send = patient(stuck)
+    await send({"type": "http.response.start"})
+    with pytest.raises(Stalled):
+        await send({"type": "http.response.body"})
+
+
+async def test_a_stream_that_nobody_reads_ends_its_job(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is cancelled and the connection dropped, so that neither is held for ever."""
+    monkeypatch.setattr(request_bodies, "TAKE_SECONDS", 0.3)
+
+    async def pours(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        while not session.cancelled.is_set():
+            await session.chunk(event("word " * 10_000))
+        await session.chunk(b"", last=True)
+
+    fake.script = pours
+    quick = replace(config, cancel_seconds=1)
+    async with gateway(fake, wallet, quick) as (port, market):
+        body = httpx.Request("POST", "http://x", json=STREAM).content
+        _, writer = await post(port, body, len(body))
+        await eventually(lambda: market.running == 1)
+        await eventually(lambda: bool(fake.cancels))
+        await eventually(lambda: market.running == 0)
+        writer.close()
+
+
+async def test_callers_share_a_question_for_the_models(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """However many ask at once, the coordinator is asked once, also where some of them leave; and again afterwards."""
+    asked = [0]
+
+    async def told() -> None:
+        asked[0] += 1
+        await asyncio.sleep(0.5)
+
+    fake.before_models = told
+    async with gateway(fake, wallet, config) as (port, _), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        tasks = [asyncio.create_task(http.get("/v1/models")) for _ in range(20)]
+        await eventually(lambda: asked[0] == 1)
+        tasks[0].cancel()
+        answers = await asyncio.gather(*tasks[1:])
+        assert {answer.status_code for answer in answers} == {200}
+        assert asked == [1]
+        assert (await http.get("/v1/models")).status_code == 200
+        assert asked == [2]
+
+
+def test_the_numbers_fit_each_other() -> None:
+    """A gateway whose bodies together may be smaller than one could answer no large request."""
+    assert ClientConfig().max_bodies_bytes == 256 * MIB
+    assert ClientConfig(max_body_bytes=7, max_bodies_bytes=7).max_body_bytes == 7
+    for one, together in ((8, 7), (0, 7), (0, 0), (-1, -1)):
+        with pytest.raises(BadMessage, match="max_bodies_bytes"):
+            ClientConfig(max_body_bytes=one, max_bodies_bytes=together)

@@ -1,0 +1,128 @@
+"""The rule by which simple requests go to small models, and which answers send them on to a larger one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tallystick.client.config import Alias
+from tallystick.client.gateway.aliases import Names
+from tallystick.client.gateway.routing_rules import SIMPLE_CHARACTERS, SIMPLE_MESSAGES, SimpleFirst, is_simple, load_rule
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.wire import dumps, loads
+
+MODELS = ("small", "middle", "large")
+RULE = SimpleFirst()
+
+
+def _asks(text: Any = "hi", **more: Any) -> dict[str, Any]:
+    return {"model": "thrifty", "messages": [{"role": "user", "content": text}]} | more
+
+
+@pytest.mark.parametrize(
+    ("request_", "simple"),
+    [
+        (_asks(), True),
+        (_asks(max_tokens=1_024), True),
+        (_asks("x" * SIMPLE_CHARACTERS), True),
+        ({"prompt": "hi"}, True),
+        (_asks(response_format={"type": "json_object"}), True),
+        (_asks("x" * (SIMPLE_CHARACTERS + 1)), False),
+        (_asks(max_tokens=1_025), False),
+        (_asks(max_completion_tokens=5_000), False),
+        (_asks(tools=[{}]), False),
+        (_asks(reasoning_effort="high"), False),
+        (_asks(response_format={"type": "json_schema"}), False),
+        (_asks([{"type": "image_url"}]), False),
+        (_asks(messages=[{"role": "user", "content": "hi"}] * (SIMPLE_MESSAGES + 1)), False),
+        (_asks(messages="nonsense"), False),
+        ({"prompt": ["a", "b"]}, False),
+        ({"input": "what is no completion"}, False),
+    ],
+)
+def test_what_is_simple(request_: dict[str, Any], simple: bool) -> None:
+    """As the rule says it; what is not goes to the largest first."""
+    assert is_simple(request_) is simple
+    assert RULE.order(request_, MODELS) == (MODELS if simple or "input" in request_ else MODELS[::-1])
+
+
+def _says(text: Any = "yes", ending: str = "stop", **more: Any) -> dict[str, Any]:
+    return {"choices": [{"message": {"content": text} | more, "finish_reason": ending}]}
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer", "good"),
+    [
+        (_asks(), _says(), True),
+        (_asks(), {"choices": [{"text": "yes", "finish_reason": "stop"}]}, True),
+        (_asks(), _says(None, tool_calls=[{}]), True),
+        (_asks(max_tokens=5), _says(ending="length"), True),
+        (_asks(response_format={"type": "json_object"}), _says('{"a": 1}'), True),
+        (_asks(), _says(ending="length"), False),
+        (_asks(), _says(ending="content_filter"), False),
+        (_asks(), _says(refusal="no"), False),
+        (_asks(), _says(" \n"), False),
+        (_asks(), _says(None), False),
+        (_asks(response_format={"type": "json_object"}), _says("sorry"), False),
+        (_asks(), {"choices": []}, False),
+        (_asks(), {"choices": [5]}, False),
+        (_asks(), [], False),
+        (_asks(tools=[{}]), _says(ending="length"), True),
+        ({"input": "hi"}, {"object": "response"}, True),
+    ],
+)
+def test_which_answers_will_do(request_: dict[str, Any], answer: Any, good: bool) -> None:
+    """As the rule says it."""
+    assert RULE.good(request_, answer) is good
+
+
+class Broken:
+    """A rule with a bug."""
+
+    def order(self, _request: Any, models: Any) -> Any:
+        """Nobody, or a crash."""
+        return [] if len(models) > 1 else 1 / 0
+
+    def good(self, _request: Any, answer: Any) -> bool:
+        """A crash."""
+        return bool(answer["no such member"])
+
+
+def test_a_rule_that_fails_costs_no_answer() -> None:
+    """Then the models are asked as they are listed, and whatever comes will do."""
+    for models in (MODELS, MODELS[:1]):
+        plan = Names([Alias(name="thrifty", models=models, rule="x")], {"thrifty": Broken()}).plan(dumps(_asks()), (), 0)
+        assert [loads(body, "body")["model"] for body in plan.bodies] == list(models)
+        assert plan.good({})
+
+
+class Backwards:
+    """A rule of somebody's own."""
+
+    def order(self, _request: Any, models: Any) -> Any:
+        """The other way round."""
+        return models[::-1]
+
+    def good(self, _request: Any, answer: Any) -> bool:
+        """Whatever says that it is."""
+        return bool(answer["good"])
+
+
+def test_rules_of_ones_own() -> None:
+    """By name, as a class or an object; what is no rule is said when the gateway starts."""
+    assert isinstance(load_rule("simple-first"), SimpleFirst)
+    rule = load_rule(f"{__name__}:Backwards") if "." in __name__ else Backwards()
+    names = Names([Alias(name="thrifty", models=MODELS, rule="x")], {"thrifty": rule})
+    plan = names.plan(dumps(_asks()), ["other"], 0.5)
+    assert [loads(body, "body")["model"] for body in plan.bodies] == ["large", "middle", "small", "other"]
+    assert [plan.good({"good": good}) for good in (True, False)] == [True, False]
+    for name, says in (
+        ("no.such.module:rule", "ModuleNotFoundError"),
+        ("json:nothing", "AttributeError"),
+        ("json:dumps", "order"),
+    ):
+        with pytest.raises(BadMessage, match=says):
+            load_rule(name)
+    with pytest.raises(BadMessage, match="not both"):
+        Alias(name="x", models=MODELS, weights=(1, 1, 1), rule="simple-first")

@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tallystick.client.config import ClientConfig
+from tallystick.client.jobs.result import Unfinished
+from tallystick.client.ledger.schema import JobState, OrderState
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import (
+    BadMessage,
+    BadReceipt,
+    BadSeal,
+    BadSignature,
+    Code,
+    Fault,
+    Refusal,
+    TallyError,
+    Unavailable,
+)
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.types import Amount, Hash
+from tallystick.protocol.wire import Kind, dumps
+from tests.client.fake_coordinator import (
+    BODY,
+    CHAT,
+    EVENTS,
+    MESSAGES,
+    STREAM,
+    FakeMarket,
+    Session,
+    completion,
+    event,
+    eventually,
+    honest,
+    run,
+    until_cancelled,
+)
+from tests.client.parties import DOMAIN, MODEL, signer
+
+
+async def test_failover_restarts_the_answer(market: Market, fake: FakeMarket) -> None:
+    """A second match before any output goes on with the next provider; the first one's receipt at no cost releases its cap."""
+
+    async def second(session: Session) -> None:
+        await session.match(0)
+        await session.void()
+        await session.match(1)
+        await session.answer()
+        await session.chunk(completion("from bob"), last=True)
+        await session.finish()
+
+    fake.script = second
+    result = await market.chat(MODEL, MESSAGES)
+    alice, bob = fake.providers
+    assert (result.text, result.provider) == ("from bob", bob.address)
+    assert (await market.tab(alice.address)).open_caps == 0
+    assert (await market.tab(bob.address)).accepted == 3
+
+
+async def test_fail_frame(market: Market, fake: FakeMarket) -> None:
+    """A FAIL frame ends the job with its error, before and after output."""
+
+    async def before(session: Session) -> None:
+        await session.match()
+        await session.fail(Unavailable(Code.NODE_GONE, "gone", fault=Fault.PROVIDER))
+
+    async def after(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(event("half "))
+        await session.fail(Unavailable(Code.TIMED_OUT, "too slow", fault=Fault.PROVIDER))
+
+    fake.script = before
+    with pytest.raises(Unavailable, match="gone") as caught:
+        await run(market)
+    assert (caught.value.code, caught.value.fault, caught.value.retry) == (Code.NODE_GONE, Fault.PROVIDER, True)
+    fake.script = after
+    async with await market.submit(CHAT, STREAM) as job:
+        chunks = aiter(job)
+        assert await anext(chunks) == event("half ")
+        with pytest.raises(Unavailable, match="too slow"):
+            await anext(chunks)
+    known = await market.find(job.id)
+    assert known is not None
+    assert known.state is JobState.FAILED
+    assert [order.state for order in known.orders] == [OrderState.DISPATCHED, OrderState.CLOSED]
+
+
+async def test_engine_error_is_an_answer(market: Market, fake: FakeMarket) -> None:
+    """A deterministic error of the engine passes through whole and is not charged; `chat` raises it in the engine's words."""
+
+    async def rejects(session: Session) -> None:
+        await session.match()
+        await session.answer(400)
+        await session.chunk(b'{"error": {"message": "bad temperature"}}', last=True)
+        await session.finish(Usage(10, 0, 0), Outcome.UPSTREAM_ERROR)
+
+    fake.script = rejects
+    async with await market.submit(CHAT, BODY) as job:
+        result = await job.result()
+    assert (result.head.status, result.cost) == (400, 0)
+    with pytest.raises(Refusal, match="bad temperature"):
+        await market.chat(MODEL, MESSAGES)
+
+
+async def test_broken_answer_costs_nothing(market: Market, fake: FakeMarket) -> None:
+    """An answer that the provider broke off raises an error that says so, and its receipt of zero is booked."""
+
+    async def breaks(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(event("half "))
+        await session.chunk(b"", last=True)
+        await session.finish(outcome=Outcome.PROVIDER_ERROR)
+
+    fake.script = breaks
+    with pytest.raises(Unavailable) as caught:
+        await run(market, STREAM)
+    assert (caught.value.code, caught.value.fault) == (Code.PROVIDER_FAILED, Fault.PROVIDER)
+    assert (await market.tab(fake.providers[0].address)).accepted == 0
+
+
+LIES: dict[str, dict[str, Any]] = {
+    "cost": {"cost": Amount(4), "cumulative_cost": Amount(4)},
+    "transcript": {"result_commitment": Hash(b"\7" * 32)},
+    "total": {"cumulative_cost": Amount(10**9)},
+    "seq": {"seq": 0},
+}
+
+
+@pytest.mark.parametrize("lie", [*LIES, "input", "output"])
+async def test_dishonest_receipt_freezes_the_tab(market: Market, fake: FakeMarket, lie: str) -> None:
+    """A receipt with a false cost, total, transcript or usage raises BadReceipt, is kept as evidence, and ends the trade."""
+
+    async def lies(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.chunk(completion("x"), last=True)
+        usage = {"input": Usage(100_000, 0, 1), "output": Usage(1, 0, 900)}.get(lie)
+        await session.finish(usage, **LIES.get(lie, {}))
+
+    fake.script = lies
+    with pytest.raises(BadReceipt) as caught:
+        await run(market, BODY | {"max_tokens": 1_000})
+    assert caught.value.fault is Fault.PROVIDER
+    alice, bob = fake.providers
+    (found,) = await market.evidence()
+    assert (found.provider, found.reason) == (alice.address, str(caught.value))
+    assert found.receipt.verify(DOMAIN).message.order_hash == found.order.verify(DOMAIN).digest
+    assert (await market.tab(alice.address)).frozen
+    fake.script = honest
+    assert (await market.chat(MODEL, MESSAGES)).provider == bob.address
+    assert alice.address in fake.shortlists[-1]["exclude"]
+    fake.providers = [alice]
+    fake.asks = lambda: [{"ask": alice.ask.to_json(), "free": 1}]
+    with pytest.raises(Unavailable):
+        await market.submit(CHAT, BODY, max_output_price=10**9)
+
+
+async def test_same_seq_twice_is_equivocation(market: Market, fake: FakeMarket) -> None:
+    """Two different receipts with one seq are evidence against their provider."""
+
+    async def repeats(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.chunk(completion("x"), last=True)
+        await session.finish(seq=1, cumulative_cost=Amount(3))
+
+    await run(market)
+    fake.script = repeats
+    with pytest.raises(BadReceipt, match="equivocation"):
+        await run(market)
+    assert len(await market.evidence()) == 1
+
+
+async def test_receipt_of_another_order_accuses_nobody(market: Market, fake: FakeMarket) -> None:
+    """A genuine receipt that the coordinator attached to the wrong job is refused, but no provider is frozen for it."""
+
+    async def swaps(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.chunk(completion("x"), last=True)
+        await session.finish(order_hash=Hash(b"\5" * 32))
+
+    fake.script = swaps
+    with pytest.raises(BadReceipt) as caught:
+        await run(market)
+    assert caught.value.fault is Fault.COORDINATOR
+    assert await market.evidence() == []
+    assert (await market.tab(fake.providers[0].address)).frozen == ""
+
+
+async def _forged_match(session: Session) -> None:
+    await session.match(by=signer("mallory"))
+
+
+async def _match_of_another_order(session: Session) -> None:
+    await session.match(order_hash=Hash(b"\1" * 32))
+
+
+async def _late_match(session: Session) -> None:
+    await session.match()
+    await session.answer()
+    await session.match(1)
+
+
+async def _same_match_again(session: Session) -> None:
+    await session.match()
+    await session.match()
+
+
+async def _chunk_first(session: Session) -> None:
+    session.take(0)
+    await session.answer()
+
+
+async def _receipt_first(session: Session) -> None:
+    session.take(0)
+    await session.finish()
+
+
+async def _garbage(session: Session) -> None:
+    await session.match()
+    await session.response.write(b"\xff" * 40)
+
+
+async def _huge_frame(session: Session) -> None:
+    await session.response.write(b"\2\xff\xff\xff\xff")
+
+
+async def _not_json(session: Session) -> None:
+    await session.send(Kind.MATCH, b"{")
+
+
+async def _node_frame(session: Session) -> None:
+    await session.match()
+    await session.send(Kind.ACCEPT)
+
+
+async def _altered_chunk(session: Session) -> None:
+    await session.match()
+    await session.answer()
+    sealed = session.sealer.seal(b"hello")
+    await session.send(Kind.CHUNK, sealed[:-1] + bytes((sealed[-1] ^ 1,)))
+
+
+async def _repeated_chunk(session: Session) -> None:
+    await session.match()
+    await session.answer()
+    sealed = session.sealer.seal(b"hello")
+    await session.send(Kind.CHUNK, sealed)
+    await session.send(Kind.CHUNK, sealed)
+
+
+async def _forged_receipt(session: Session) -> None:
+    await session.match()
+    await session.answer()
+    await session.chunk(b"{}", last=True)
+    receipt = session.bill()
+    forged = replace(receipt, signature=signer("mallory").sign_digest(receipt.digest))
+    session.receipt = None
+    await session.send(Kind.RECEIPT, dumps(forged.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        (_forged_match, BadMessage),
+        (_match_of_another_order, BadMessage),
+        (_late_match, BadMessage),
+        (_same_match_again, TallyError),
+        (_chunk_first, BadMessage),
+        (_receipt_first, BadMessage),
+        (_garbage, BadMessage),
+        (_huge_frame, BadMessage),
+        (_not_json, BadMessage),
+        (_node_frame, BadMessage),
+        (_altered_chunk, BadSeal),
+        (_repeated_chunk, BadSeal),
+        (_forged_receipt, BadSignature),
+    ],
+)
+async def test_broken_protocol_is_the_coordinators_fault(
+    market: Market, fake: FakeMarket, script: object, error: type[TallyError]
+) -> None:
+    """Frames that are forged, garbled or out of order end the job with a typed error, and no provider is blamed."""
+
+    async def play(session: Session) -> None:
+        if script is _same_match_again:
+            session.provider.tab = replace(session.provider.tab, in_flight=Amount(-(10**9)))
+        await script(session)  # type: ignore[operator]
+        await session.cancelled.wait()
+
+    fake.script = play
+    with pytest.raises(error) as caught:
+        await run(market)
+    assert caught.value.fault is Fault.COORDINATOR
+    assert await market.evidence() == []
+    fake.crash = None
+
+
+async def test_truncated_stream_says_what_came(market: Market, fake: FakeMarket) -> None:
+    """A stream that ends without receipt or failure raises an error with what was received, and closes the job if it failed."""
+
+    async def ends(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(event("half "))
+
+    fake.script = ends
+    async with await market.submit(CHAT, STREAM) as job:
+        with pytest.raises(Unfinished, match=rf"2 chunks with {len(event('half '))} bytes.*failed") as caught:
+            await job.result()
+    assert (caught.value.retry, caught.value.receipt) == (True, None)
+    known = await market.find(job.id)
+    assert known is not None
+    assert known.state is JobState.FAILED
+
+
+async def test_receipt_is_fetched_when_the_connection_breaks(market: Market, fake: FakeMarket) -> None:
+    """If the connection breaks after the job was billed, the receipt is fetched and booked, and no retry is suggested."""
+
+    async def breaks(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(event("half "))
+        session.transcript.add(b"data: [DONE]\n\n")  # the last chunk is lost on its way
+        session.bill()
+        await session.cut()
+
+    fake.script = breaks
+    with pytest.raises(Unfinished) as caught:
+        await run(market, STREAM)
+    assert caught.value.receipt is not None
+    assert not caught.value.retry
+    assert (await market.tab(fake.providers[0].address)).accepted == 3
+
+
+async def test_silence_has_a_deadline(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A stream on which nothing comes, not even a beat, is given up, and the job is cancelled."""
+
+    async def silent(session: Session) -> None:
+        await session.match()
+        await session.cancelled.wait()
+
+    fake.script = silent
+    async with Market(fake.url, wallet, replace(config, idle_seconds=0.1)) as market:
+        with pytest.raises(Unavailable):
+            await run(market)
+    assert fake.cancels
+
+
+async def test_cancel_brings_the_receipt(market: Market, fake: FakeMarket) -> None:
+    """Cancelling stops the job, waits for the receipt of what was delivered, and books it."""
+    fake.script = until_cancelled
+    job = await market.submit(CHAT, STREAM)
+    async for chunk in job:
+        assert chunk == event("on and on ")
+        break
+    result = await job.cancel()
+    assert result is not None
+    assert (result.outcome, result.cost) == (Outcome.CLIENT_CANCELLED, 2)
+    assert (await market.tab(fake.providers[0].address)).accepted == 2
+    assert await job.cancel() is not None
+
+
+async def test_leaving_a_job_cancels_it(market: Market, fake: FakeMarket) -> None:
+    """A job that is left before its end is cancelled, and what was delivered is booked."""
+    fake.script = until_cancelled
+    async with await market.submit(CHAT, STREAM) as job:
+        await job.start()
+    assert fake.cancels == [job.id]
+    known = await market.find(job.id)
+    assert known is not None
+    assert (known.state, known.receipt is not None) == (JobState.CANCELLED, True)
+
+
+async def test_cancel_is_bounded(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """If the receipt of a cancelled job does not come, cancelling ends all the same, and the orders go on counting."""
+
+    async def deaf(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        session.survives = True
+        await session.hang()
+
+    fake.script = deaf
+    async with Market(fake.url, wallet, replace(config, cancel_seconds=0.2)) as market:
+        job = await market.submit(CHAT, STREAM)
+        await job.start()
+        assert await job.cancel() is None
+        assert (await market.tab(fake.providers[0].address)).open_caps > 0
+    assert job.done
+
+
+async def test_cancelled_while_being_placed(market: Market, fake: FakeMarket) -> None:
+    """A caller that gives up while the job is being posted leaves no running job behind."""
+    fake.script = until_cancelled
+    task = asyncio.create_task(run(market, STREAM))
+    await eventually(lambda: bool(fake.submissions))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await eventually(lambda: bool(fake.cancels))
+
+
+async def test_answer_too_long_to_keep(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """An answer beyond the limit is not gathered in memory: it is cancelled, and the error says to stream it."""
+
+    async def floods(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        while not session.cancelled.is_set():
+            await session.chunk(b" " * 1_000)
+            await asyncio.sleep(0.001)
+        await session.chunk(b"", last=True)
+        await session.finish(outcome=Outcome.CLIENT_CANCELLED)
+
+    fake.script = floods
+    async with Market(fake.url, wallet, replace(config, max_answer_bytes=5_000)) as market:
+        with pytest.raises(Refusal) as caught:
+            await run(market)
+    assert caught.value.code is Code.BODY_TOO_LARGE

@@ -1,0 +1,69 @@
+"""Idempotency keys at the client: one job a key, clear errors, bounded memory. tests/e2e/test_kills.py proves the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tallystick.client.config import ClientConfig
+from tallystick.client.ledger import idempotency
+from tallystick.client.ledger.idempotency import Keyed
+from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
+from tallystick.protocol.types import JobId
+from tests.client.fake_coordinator import BODY, CHAT, FakeMarket
+
+
+async def _ask(market: Market, key: str, **changes: object) -> bytes:
+    async with await market.submit(CHAT, BODY | changes, key=key) as job:
+        return (await job.result()).body
+
+
+async def test_a_key_is_one_job(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Asked again, also by another process, the key's job is told with what it cost; nothing is ordered anew."""
+    async with Market(fake.url, wallet, config) as market:
+        assert await _ask(market, "mine")
+    async with Market(fake.url, wallet, config) as market:
+        with pytest.raises(Refusal, match=r"ended as completed, \d+ base units were billed") as caught:
+            await _ask(market, "mine")
+    assert (caught.value.code, len(fake.submissions)) == (Code.ORDER_REPLAYED, 1)
+
+
+async def test_another_body_under_a_key(market: Market, fake: FakeMarket) -> None:
+    """A key belongs to one request; another one is refused and says so."""
+    await _ask(market, "mine")
+    with pytest.raises(Refusal, match="'mine' was used for another request") as caught:
+        await _ask(market, "mine", max_tokens=7)
+    assert (caught.value.status, len(fake.submissions)) == (409, 1)
+
+
+async def test_a_refused_job_frees_its_key(market: Market, fake: FakeMarket) -> None:
+    """What was never admitted leaves the key free: the next request with it is a new job."""
+    fake.refusals = [Unavailable(Code.COORDINATOR_UNAVAILABLE, "stopping")]
+    with pytest.raises(Unavailable, match="stopping"):
+        await _ask(market, "mine")
+    assert await _ask(market, "mine")
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\nb"])
+async def test_what_is_no_key(market: Market, fake: FakeMarket, key: str) -> None:
+    """A key that cannot be one is refused before anything is signed."""
+    with pytest.raises(BadMessage, match="idempotency key"):
+        await _ask(market, key)
+    assert not fake.submissions
+
+
+async def test_keys_are_forgotten(tmp_path: Path, wallet: Signer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old keys go, and the oldest beyond the bound; what a key stands for does not change."""
+    monkeypatch.setattr(idempotency, "MAX_KEYS", 2)
+    ledger = await Ledger.open(tmp_path / "client.db", wallet.address)
+    for number in range(4):
+        made = Keyed(str(number), "f", JobId(bytes([number]) * 16), b"k", b"h", number)
+        assert await ledger.keep_key(made, 0) == made
+    other = Keyed("3", "f", JobId(b"o" * 16), b"k", b"h", 9)
+    assert (await ledger.keep_key(other, 0)).job == JobId(b"\3" * 16)
+    assert [await ledger.keyed(key) is not None for key in "0123"] == [False, False, False, True]
+    await ledger.close()

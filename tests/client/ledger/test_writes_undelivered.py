@@ -1,0 +1,354 @@
+"""A receipt charges for what arrived, by whichever path it comes to the books, and what cannot be told is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import APIStatusError, OpenAI
+
+from tallystick.client.config import ClientConfig
+from tallystick.client.gateway.app import build_app
+from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.schema import JobState, OrderState
+from tallystick.client.ledger.writes import Arrival
+from tallystick.client.receipts.checks import (
+    CUT_SHORT,
+    IN_FLIGHT_TOKENS,
+    NOT_DELIVERED,
+    OUTPUT_ALLOWANCE,
+    Delivered,
+    Stream,
+    Undelivered,
+)
+from tallystick.client.recovery import reconciler
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.types import ZERO_HASH, Hash
+from tallystick.runtime.serving import serving
+from tests.client.fake_coordinator import (
+    BODY,
+    CHAT,
+    EVENTS,
+    MESSAGES,
+    STREAM,
+    FakeMarket,
+    Session,
+    event,
+    eventually,
+    honest,
+    run,
+)
+from tests.client.parties import ALICE, DOMAIN, MODEL, NOW_S, PAYER, Provider, bill, take
+
+OTHER = Hash(b"\6" * 32)
+SEEN = Delivered(200, 50, ZERO_HASH, finished=True)
+ALL = Usage(100, 0, 100)
+"""All the output that BODY pays for."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses between questions."""
+    monkeypatch.setattr(reconciler, "POLLS", (0.01, 0.05))
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeMarket]:
+    """A market with one provider."""
+    async with FakeMarket(Provider.make("mallory")).serve() as market:
+        yield market
+
+
+def keeps_back(outcome: Outcome, words: int) -> Callable[[Session], Awaitable[None]]:
+    """Sends so many words of an answer, never its end, and bills all of it."""
+
+    async def script(session: Session) -> None:
+        await session.match()
+        if words:
+            await session.answer(200, EVENTS)
+        for _ in range(words):
+            await session.chunk(event("word"))
+        await session.finish(ALL, outcome, result_commitment=OTHER)
+
+    return script
+
+
+@pytest.mark.parametrize("words", [0, 1, 3])
+@pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.LENGTH, Outcome.CLIENT_CANCELLED])
+async def test_no_answer_that_did_not_arrive_is_paid(market: Market, fake: FakeMarket, outcome: Outcome, words: int) -> None:
+    """A receipt that charges without the last chunk is not booked, not retried, and its order counts in full; after three such
+    answers the provider gets no more orders, until it is forgiven.
+    """
+    fake.script, mallory = keeps_back(outcome, words), fake.providers[0].address
+    for number in range(1, 4):
+        with pytest.raises(Undelivered) as caught:
+            await run(market, STREAM)
+        assert (caught.value.retry, caught.value.fault) == (False, Fault.COORDINATOR)
+        tab = await market.tab(mallory)
+        assert (tab.accepted, tab.undelivered) == (0, number * NOT_DELIVERED)
+        assert tab.open_caps == sum(one.candidates[0].terms.max_cost for one in fake.submissions)
+    assert "did not arrive" in tab.frozen
+    with pytest.raises(TallyError) as refused:
+        await run(market, STREAM)
+    assert (refused.value.code, len(fake.submissions)) == (Code.NO_PROVIDER, 3)
+    assert await market.evidence() == []
+    assert await market._ledger.forgive(mallory, market._now())
+    fake.script = honest
+    market._shortlists.forget()
+    await run(market)
+    tab = await market.tab(mallory)
+    assert (tab.accepted, tab.undelivered, tab.frozen) == (3, 0, "")
+
+
+async def test_whole_answers_pay_back_a_quarter(market: Market, fake: FakeMarket) -> None:
+    """Four whole answers make up for one that was charged and did not arrive; no credit is given in advance."""
+    mallory = fake.providers[0].address
+    await run(market)
+    fake.script = keeps_back(Outcome.COMPLETED, 1)
+    with pytest.raises(Undelivered):
+        await run(market, STREAM)
+    fake.script = honest
+    for left in (3, 2, 1, 0, 0):
+        await run(market)
+        assert (await market.tab(mallory)).undelivered == left
+
+
+async def test_the_official_sdk_does_not_buy_again(market: Market, fake: FakeMarket) -> None:
+    """One create() of OpenAI's own client, with its default retries, buys an answer that is charged and kept back once."""
+    for outcome in (Outcome.COMPLETED, Outcome.CLIENT_CANCELLED):
+        fake.script = keeps_back(outcome, 0)
+        async with serving(build_app(market), "127.0.0.1", 0) as port:
+            client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x")
+            create: Any = client.chat.completions.create
+            with pytest.raises(APIStatusError) as caught:
+                await asyncio.to_thread(create, model=MODEL, messages=MESSAGES, max_tokens=100)
+            client.close()
+        assert caught.value.response.headers["x-should-retry"] == "false"
+    assert len(fake.submissions) == 2
+
+
+async def test_a_whole_answer_that_claims_a_cancel_is_not_paid(market: Market, fake: FakeMarket) -> None:
+    """An answer that was closed as cancelled, though this client did not cancel, is not booked."""
+
+    async def cancels(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(event("half"))
+        await session.chunk(b"", last=True)
+        await session.finish(Usage(8, 0, 3), Outcome.CLIENT_CANCELLED)
+
+    fake.script = cancels
+    with pytest.raises(Undelivered, match="did not cancel"):
+        await run(market, STREAM)
+    assert (await market.tab(fake.providers[0].address)).accepted == 0
+
+
+async def test_a_cancel_at_no_cost_is_not_bought_again(market: Market, fake: FakeMarket) -> None:
+    """A cancel that this client did not ask for is never told as worth a retry, whatever it cost."""
+
+    async def cancels(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(b"", last=True)
+        await session.finish(Usage(0, 0, 0), Outcome.CLIENT_CANCELLED)
+
+    fake.script = cancels
+    with pytest.raises(Unavailable) as caught:
+        await run(market, STREAM)
+    assert not caught.value.retry
+    assert (await market.tab(fake.providers[0].address)).open_caps == 0
+
+
+async def test_a_cancelled_job_pays_what_arrived_and_no_more(market: Market, fake: FakeMarket) -> None:
+    """Where this client cancels and the last chunk never comes, what the bytes hold is booked; more is not."""
+    bills: list[Usage] = []
+
+    async def cut(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(event("on and on "))
+        await session.cancelled.wait()
+        await session.finish(bills.pop(), Outcome.CLIENT_CANCELLED, result_commitment=OTHER)
+
+    fake.script = cut
+    arrived = len(event("on and on ")) + OUTPUT_ALLOWANCE
+    for used, accepted in ((Usage(8, 0, arrived), True), (Usage(8, 0, arrived + 1), False)):
+        bills.append(used)
+        before = (await market.tab(fake.providers[0].address)).accepted
+        async with await market.submit(CHAT, STREAM | {"max_tokens": 1_000}) as job:
+            async for _ in job:
+                break
+        assert job.done
+        assert ((await market.tab(fake.providers[0].address)).accepted > before) is accepted
+
+
+async def test_cancelling_before_the_first_byte_pays_the_input(market: Market, fake: FakeMarket) -> None:
+    """An attempt that is stopped before it answered ends with an empty last chunk: its receipt is booked, and blames nobody."""
+
+    async def waits(session: Session) -> None:
+        await session.match()
+        await session.cancelled.wait()
+        await session.chunk(b"", last=True)
+        await session.finish(Usage(20, 0, 0), Outcome.CLIENT_CANCELLED)
+
+    fake.script = waits
+    job = await market.submit(CHAT, STREAM)
+    await job.cancel()
+    tab = await market.tab(fake.providers[0].address)
+    assert (tab.accepted, tab.open_caps, tab.undelivered, tab.frozen) == (2, 0, 0, "")
+
+
+async def lost(session: Session) -> None:
+    """Cuts the stream after one word; the job runs on."""
+    await session.match()
+    await session.answer(200, EVENTS)
+    await session.chunk(event("word"))
+    session.survives = True
+    await session.cut()
+
+
+@pytest.mark.parametrize(
+    ("beyond", "booked", "quarters"),
+    [
+        (0, True, CUT_SHORT),
+        (1, True, NOT_DELIVERED),
+        (IN_FLIGHT_TOKENS, True, NOT_DELIVERED),
+        (IN_FLIGHT_TOKENS + 1, False, NOT_DELIVERED),
+    ],
+)
+async def test_a_lost_stream_pays_what_arrived_and_what_was_in_flight(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, *, beyond: int, booked: bool, quarters: int
+) -> None:
+    """Of a stream that broke, a receipt that comes later is held against what had arrived, also by the next process; whatever was
+    charged and did not arrive is remembered.
+    """
+    fake.script = lost
+    dear = STREAM | {"max_tokens": 8_000}
+    async with Market(fake.url, wallet, replace(config, cancel_seconds=0.05)) as market:
+        with pytest.raises(Unavailable):
+            await run(market, dear)
+        job = fake.last.job
+    fake.last.transcript.add(b"more, and the end")
+    fake.last.bill(Usage(10, 0, len(event("word")) + OUTPUT_ALLOWANCE + beyond))
+    async with Market(fake.url, wallet, config, clock=lambda: 2 * 10**18) as market:
+        await market.info()
+
+        async def ended() -> bool:
+            known = await market.find(job)
+            return known is not None and known.state not in (JobState.OPEN, JobState.LOST)
+
+        await eventually(ended)
+        found = (await market._ledger._database.read(_all_tabs))[fake.providers[0].address]
+    assert found == (fake.providers[0].tab.cumulative if booked else 0, quarters)
+
+
+def _all_tabs(c: object) -> dict[str, tuple[int, int]]:
+    from tallystick.client.ledger.schema import tabs
+
+    return {row.provider: (row.accepted, row.undelivered) for row in c.execute(tabs.select())}  # type: ignore[attr-defined]
+
+
+async def test_a_keyed_answer_that_is_fetched_later_is_whole(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """What a lost stream of a keyed job was charged is booked as its terms allow, and remembered until the answer was fetched."""
+    ledger = await Ledger.open(config.state_file(wallet.address), PAYER.address)
+    job, (placed,) = await take(ledger)
+    arrived = Delivered(200, 0, OTHER, finished=False, cancelled=True, stream=Stream.KEPT)
+    await ledger.note_arrived({placed.order.digest: arrived})
+    receipt = ALICE.signer.sign(bill(placed, Usage(10, 0, 100)), DOMAIN)
+    assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (tab.accepted, tab.undelivered) == (receipt.message.cost, NOT_DELIVERED)
+    for _ in range(2):
+        assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, replace(SEEN, response_bytes=500), NOW_S)) is None
+        assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).undelivered == 0
+    await ledger.close()
+
+
+async def test_the_books_forget_nothing_that_did_not_arrive(tmp_path: Path) -> None:
+    """A receipt without the answer counts once however often it is shown, by whichever process, and forgiving books no lie."""
+    path = tmp_path / "a.db"
+    ledger = await Ledger.open(path, PAYER.address)
+    job, (placed,) = await take(ledger)
+    receipt = ALICE.signer.sign(bill(placed, Usage(10, 0, 100), result_commitment=OTHER), DOMAIN)
+    seen = Delivered(200, 0, ZERO_HASH, finished=False)
+    for delivered in (seen, None, None):
+        complaint = await ledger.book(Arrival(DOMAIN, job, placed, receipt, delivered, NOW_S))
+        assert isinstance(complaint, Undelivered)
+        await ledger.close()
+        ledger = await Ledger.open(path, PAYER.address)
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (tab.accepted, tab.undelivered, tab.open_caps) == (0, NOT_DELIVERED, placed.terms.max_cost)
+    known = await ledger.find(job)
+    assert known is not None
+    assert (known.state, known.orders[0].state) == (JobState.FAILED, OrderState.DISPATCHED)
+    job, (placed,) = await take(ledger)
+    lie = ALICE.signer.sign(bill(placed, result_commitment=OTHER), DOMAIN)
+    assert await ledger.book(Arrival(DOMAIN, job, placed, lie, SEEN, NOW_S)) is not None
+    assert await ledger.forgive(ALICE.address, NOW_S)
+    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).accepted == 0
+    await ledger.close()
+
+
+async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fake: FakeMarket) -> None:
+    """A provider whose attempt ended before any output, and which charges for it afterwards, is not paid, whoever shows that."""
+    fake.providers.append(Provider.make("bob"))
+
+    async def twice(session: Session) -> None:
+        await session.match(0)
+        late = session.release(Outcome.REFUSED)
+        session.provider.tab = replace(session.provider.tab, seq=0)
+        charged = session.bill(ALL, result_commitment=OTHER)
+        assert late.message.order_hash == charged.message.order_hash
+        session.tried[-1]["receipt"] = charged.to_json()
+        session.receipt = None
+        await session.match(1)
+        await session.answer()
+        await session.chunk(b"{}", last=True)
+        await session.finish(Usage(3, 0, 1))
+
+    fake.script = twice
+    await run(market)
+    job = fake.last.job
+    assert (await market.tab(fake.providers[0].address)).open_caps > 0
+    await market._resolver.resolve(job)
+    tab = await market.tab(fake.providers[0].address)
+    assert (tab.accepted, tab.undelivered) == (0, NOT_DELIVERED)
+    known = await market.find(job)
+    assert known is not None
+    assert known.state is JobState.COMPLETED
+
+
+async def test_a_gateway_does_not_book_what_another_process_reads(config: ClientConfig, wallet: Signer) -> None:
+    """While the process that reads a job lives, no other one books its receipt: only the reader knows what arrived."""
+    path = config.state_file(wallet.address)
+    reader, other = await Ledger.open(path, wallet.address), await Ledger.open(path, wallet.address)
+    job, _ = await take(reader)
+    assert await reader.unresolved(NOW_S) == [job]
+    assert await other.unresolved(NOW_S) == []
+    await other.note_reader(job)
+    assert (await reader.unresolved(NOW_S), await other.unresolved(NOW_S)) == ([], [job])
+    await other.close()
+    assert await reader.unresolved(NOW_S) == [job]
+    await reader.close()
+    assert not list(path.parent.glob("*.alive"))
+
+
+async def test_http_shape_of_an_undelivered_answer(market: Market, fake: FakeMarket) -> None:
+    """The gateway says 502, and that a retry is no use."""
+    fake.script = keeps_back(Outcome.COMPLETED, 0)
+    async with (
+        serving(build_app(market), "127.0.0.1", 0) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,
+    ):
+        answer = await http.post(CHAT, json=BODY)
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (502, "false")
+    assert answer.json()["error"]["code"] == "bad_receipt"

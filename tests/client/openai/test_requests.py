@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tallystick.client.openai.requests import (
+    Call,
+    engine_error,
+    error_event,
+    read_call,
+    read_text,
+    render_error,
+)
+from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, RESPONSES
+
+
+def call(path: str, **members: Any) -> Call:
+    """A request with these members."""
+    return read_call(path, orjson.dumps({"model": "m"} | members))
+
+
+@pytest.mark.parametrize(
+    ("path", "members", "output"),
+    [
+        (CHAT, {}, None),
+        (CHAT, {"max_tokens": 5}, 5),
+        (CHAT, {"max_tokens": 5, "max_completion_tokens": 7}, 7),
+        (CHAT, {"max_tokens": None, "n": None}, None),
+        (CHAT, {"max_completion_tokens": 7, "n": 3}, 21),
+        (CHAT, {"max_tokens": 0}, 0),
+        (COMPLETIONS, {"prompt": "x", "max_tokens": 5}, 5),
+        (COMPLETIONS, {"prompt": ["x", "y"], "max_tokens": 5}, 10),
+        (COMPLETIONS, {"prompt": [1, 2, 3], "max_tokens": 5}, 5),
+        (COMPLETIONS, {"prompt": [[1], [2]], "max_tokens": 5, "n": 2, "best_of": 3}, 30),
+        (COMPLETIONS, {"prompt": [], "max_tokens": 5}, 5),
+        (EMBEDDINGS, {"input": "x"}, 0),
+    ],
+)
+def test_output_limit(path: str, members: dict[str, Any], output: int | None) -> None:
+    """The most output that a request can ask for counts every answer to every prompt."""
+    assert call(path, **members).output_tokens == output
+
+
+def test_default_output() -> None:
+    """Where a request sets no limit, the default counts for each answer, within what is sold."""
+    assert call(CHAT).most_output(100, 1_000) == 100
+    assert call(CHAT, n=3).most_output(100, 1_000) == 300
+    assert call(CHAT, n=30).most_output(100, 1_000) == 1_000
+    assert call(CHAT, max_tokens=7).most_output(100, 1_000) == 7
+
+
+def test_media_is_not_bounded_by_bytes() -> None:
+    """Tokens of images, audio and files can't be bounded by the bytes that refer to them."""
+    picture = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}},
+    ]
+    assert not call(CHAT, messages=[{"role": "user", "content": picture}]).bounded
+    texts: list[Any] = [{"role": "user", "content": "image_url"}, {"role": "assistant", "content": None, "tool_calls": []}]
+    said = call(CHAT, messages=[*texts, {"role": "user", "content": picture[:1]}, 7, {}], stream=True)
+    assert said == Call("m", stream=True, output_tokens=None, answers=1, bounded=True)
+
+
+def test_other_routes() -> None:
+    """Any path that can be a route is read for its model; only responses limit their output, and say when bytes bound tokens."""
+    assert call("/v1/rerank", query="q", documents=["a"]) == Call("m", stream=False, output_tokens=None, answers=1, bounded=False)
+    words = [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]
+    said = call(RESPONSES, input=words, max_output_tokens=5, stream=True)
+    assert said == Call("m", stream=True, output_tokens=5, answers=1, bounded=True)
+    assert call(RESPONSES, input="hi").bounded
+    picture = [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]
+    assert not call(RESPONSES, input=picture).bounded
+    assert not call(RESPONSES, input="hi", previous_response_id="r").bounded
+    form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--b--\r\n'
+    transcription = read_call("/v1/audio/transcriptions", form, "multipart/form-data; boundary=b")
+    assert transcription == Call("m", stream=False, output_tokens=None, answers=1, bounded=False)
+    for kind, says in (("text/plain", "content-type"), ("multipart/form-data", "boundary")):
+        with pytest.raises(BadMessage, match=says):
+            read_call("/v1/audio/transcriptions", form, kind)
+    for path in ("/v1", "/v1/", "/v1/../x", "/v1/x/../y", "/v1//x", "/health", "/v1/X", "/v1/x?y", "/v1/" + "x/" * 9 + "x"):
+        with pytest.raises(Refusal, match="routes are paths"):
+            call(path)
+
+
+@given(st.binary() | st.text().map(str.encode))
+@settings(deadline=None)
+def test_any_bytes(body: bytes) -> None:
+    """Whatever bytes a caller sends, they are read or refused, never a crash."""
+    for path in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, "/v1/rerank"):
+        for kind in ("application/json", f"{FORM}; boundary=b"):
+            with contextlib.suppress(BadMessage):
+                assert read_call(path, body, kind).model
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (BadMessage("x"), 400, "invalid_request_error"),
+        (BadMessage("x", fault=Fault.COORDINATOR), 502, "server_error"),
+        (BadSeal("x", fault=Fault.PROVIDER), 502, "server_error"),
+        (BadReceipt("x"), 502, "server_error"),
+        (Refusal(Code.ORDER_MISDIRECTED, "x", fault=Fault.COORDINATOR), 502, "server_error"),
+        (Refusal(Code.UNKNOWN_MODEL, "x"), 404, "not_found_error"),
+        (Refusal(Code.INSUFFICIENT_FUNDS, "x"), 402, "insufficient_quota"),
+        (Unavailable(Code.NO_PROVIDER, "x"), 503, "server_error"),
+    ],
+)
+def test_errors_blame_the_right_side(error: TallyError, status: int, kind: str) -> None:
+    """A status of 400 or 401 is for the caller's own faults; retryable errors say when to come again."""
+    shown = render_error(error)
+    document = orjson.loads(shown.body)["error"]
+    assert (shown.status, document["type"], document["code"]) == (status, kind, error.code.value)
+    assert shown.headers.get("retry-after") == ("1" if error.retry else None)
+    assert error_event(error) == b"data: " + shown.body + b"\n\n"
+
+
+def test_engine_errors() -> None:
+    """An engine's error is told in its own words, whatever shape it has."""
+    said = {b'{"error": {"message": "too hot"}}': "too hot", b'{"error": "cold"}': "cold", b"<html>": "<html>", b"\xff": "\ufffd"}
+    for body, words in said.items():
+        assert words in str(engine_error(418, body))
+    assert engine_error(418, b"").retry is False
+    assert (engine_error(503, b"").retry, engine_error(503, b"").fault) == (True, Fault.ENGINE)
+
+
+def test_text_of_an_answer() -> None:
+    """The text of chat and plain completions is read; anything else says that it is none."""
+    assert read_text(b'{"choices": [{"message": {"content": "a"}}]}') == "a"
+    assert read_text(b'{"choices": [{"message": {"content": null}}]}') == ""
+    assert read_text(b'{"choices": [{"text": "b"}]}') == "b"
+    for body in (b"{}", b"[]", b'{"choices": []}', b'{"choices": [1]}'):
+        with pytest.raises(BadMessage):
+            read_text(body)

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import base64
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallystick.client.config import ClientConfig
+from tallystick.client.receipts.file_store import ProofFolder
+from tallystick.client.receipts.proof import FORMAT, Proof, describe, read_proof
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature
+from tallystick.protocol.types import JobId
+from tests.client.fake_coordinator import BODY, CHAT, EVENTS, STREAM, FakeMarket, Session, event, run, until_cancelled
+from tests.client.parties import MODEL
+
+
+@pytest.fixture
+async def proof(market: Market, fake: FakeMarket) -> Proof:
+    """Of a streamed answer in three pieces."""
+
+    async def script(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(event("one "))
+        await session.chunk(event("two", "stop"), last=True)
+        await session.finish()
+
+    fake.script = script
+    async with await market.submit(CHAT, STREAM, keep=True) as job:
+        assert job.proof is None
+        result = await job.result()
+    assert result.proof is not None
+    assert result.proof == job.proof
+    return result.proof
+
+
+async def test_a_proof_survives_its_file(proof: Proof) -> None:
+    """Written and read again it is the same, and everything in it is found to be so."""
+    again = read_proof(proof.dumps())
+    assert again == proof
+    findings = {finding.check: finding.found for finding in again.check()}
+    assert list(findings) == ["order", "terms", "request", "receipt", "price", "transcript"]
+    assert findings["transcript"].startswith("the whole answer with status 200: 3 chunks")
+    request, answer = again.text()
+    assert json.loads(request) == STREAM
+    assert "one " in answer
+    told = describe(again, again.check())
+    assert (told["valid"], told["whole"], told["outcome"], told["model"]) == (True, True, "completed", MODEL)
+
+
+async def test_nothing_is_kept_unasked(market: Market, fake: FakeMarket) -> None:
+    """Without being asked, a job keeps no plaintext."""
+    async with await market.submit(CHAT, BODY) as job:
+        assert (await job.result()).proof is None
+
+
+def _flip(text: str) -> str:
+    return text[:-1] + ("0" if text[-1] != "0" else "1")
+
+
+def _altered(raw: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The file with each value in it changed, one at a time."""
+    made: list[tuple[str, dict[str, Any]]] = []
+
+    def walk(value: Any, put: Any, name: str) -> None:
+        if isinstance(value, dict):
+            for key in value:
+                walk(value[key], lambda new, k=key: put(value | {k: new}), f"{name}.{key}")
+        elif isinstance(value, list):
+            for n, item in enumerate(value):
+                walk(item, lambda new, n=n: put([*value[:n], new, *value[n + 1 :]]), f"{name}[{n}]")
+            made.append((f"{name} shorter", put(value[:-1])))
+            made.append((f"{name} longer", put([*value, base64.b64encode(b"more").decode()])))
+        elif isinstance(value, int):
+            made.append((name, put(value + 1)))
+        elif name.endswith("request") or "response[" in name:
+            plain = base64.b64decode(value)
+            made.append((name, put(base64.b64encode(plain[:-1] + bytes([plain[-1] ^ 1])).decode())))
+        else:
+            made.append((name, put(_flip(value))))
+
+    walk(raw, lambda new: new, "proof")
+    return made
+
+
+def _refused(raw: dict[str, Any]) -> bool:
+    try:
+        read_proof(json.dumps(raw).encode()).check()
+    except (BadMessage, BadReceipt, BadSignature):
+        return True
+    return False
+
+
+async def test_every_alteration_is_found(proof: Proof) -> None:
+    """Whatever single value of the file is changed, it proves nothing any more."""
+    altered = _altered(json.loads(proof.dumps()))
+    assert len(altered) > 40
+    for name, raw in altered:
+        assert _refused(raw), name
+
+
+async def test_a_partial_answer_is_proved_too(market: Market, fake: FakeMarket) -> None:
+    """What came before a cancellation is provable, and said to be partial."""
+    fake.script = until_cancelled
+    job = await market.submit(CHAT, STREAM, keep=True)
+    await anext(aiter(job))
+    assert await job.cancel() is not None
+    assert job.proof is not None
+    told = describe(job.proof, job.proof.check())
+    assert (told["whole"], told["outcome"]) == (False, "client_cancelled")
+    with pytest.raises(BadReceipt, match="lacks its end"):
+        replace(job.proof, response=job.proof.response[:-1]).check()
+
+
+async def test_a_stolen_answer_proves_nothing(proof: Proof, wallet: Signer) -> None:
+    """A receipt cannot be shown for another job's order."""
+    other = wallet.sign(replace(proof.order.message, seq=proof.order.message.seq + 1), proof.domain)
+    with pytest.raises(BadReceipt):
+        replace(proof, order=other).check()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b"{}", b"\xff", json.dumps({"tallystick": FORMAT}).encode(), b'{"tallystick": "proof/9"}', b"[" * 100_000],
+)
+def test_what_is_no_proof(data: bytes) -> None:
+    """A file that is something else is refused in words."""
+    with pytest.raises(BadMessage, match="proof"):
+        read_proof(data)
+
+
+@given(
+    st.binary(max_size=300) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda x: json.dumps(x).encode())
+)
+def test_garbage_is_refused(data: bytes) -> None:
+    """No file makes it fail otherwise."""
+    with pytest.raises(BadMessage):
+        read_proof(data)
+
+
+async def test_a_folder_of_proofs(fake: FakeMarket, wallet: Signer, config: ClientConfig, tmp_path: Path) -> None:
+    """A client with a folder leaves there a file of each job, for its owner only."""
+    folder = tmp_path / "deep" / "proofs"
+    async with Market(fake.url, wallet, replace(config, proofs=folder)) as market:
+        await run(market)
+        await run(market)
+    assert len(_files(folder)) == 2
+    for name in _files(folder):
+        file = folder / f"{name}.json"
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert read_proof(file.read_bytes()).check()
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*")}
+
+
+async def test_the_oldest_proofs_go(proof: Proof, tmp_path: Path) -> None:
+    """A folder never has more than its bytes, also after a restart; what is larger than all of it is not written."""
+    path = tmp_path / "proofs"
+    size = len(proof.dumps())
+    ids = [JobId(bytes([n]) * 16) for n in range(4)]
+    folder = ProofFolder(path, 2 * size)
+    for n, job in enumerate(ids[:3]):
+        await folder.put(job, proof)
+        if n:
+            os.utime(path / f"{job.hex()}.json", (n, n))
+    assert _files(path) == {job.hex() for job in ids[1:3]}
+    await ProofFolder(path, 2 * size).put(ids[3], proof)
+    assert _files(path) == {job.hex() for job in ids[2:]}
+    await ProofFolder(tmp_path / "small", size - 1).put(ids[0], proof)
+    assert _files(tmp_path / "small") == set()
+
+
+async def test_a_disk_that_fails_costs_no_job(proof: Proof, tmp_path: Path) -> None:
+    """Where the folder cannot be made, the proof is missing and nothing else."""
+    (tmp_path / "file").write_text("in the way")
+    await ProofFolder(tmp_path / "file" / "proofs", 1 << 20).put(JobId(bytes(16)), proof)
+
+
+async def test_too_long_an_answer(market: Market, fake: FakeMarket, config: ClientConfig, wallet: Signer) -> None:
+    """More than an answer may have is not kept, and costs no memory."""
+    async with Market(fake.url, wallet, replace(config, max_answer_bytes=200)) as small:
+        async with await small.submit(CHAT, STREAM, keep=True) as job:
+            async for _ in job:
+                pass
+        assert job.proof is None

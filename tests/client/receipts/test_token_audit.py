@@ -1,0 +1,271 @@
+"""Counting again what was billed, with the model's own tokenizer."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from tallystick.client.config import ClientConfig, Recount
+from tallystick.client.ledger.schema import JobState
+from tallystick.client.openai.message_text import answer_texts, request_texts
+from tallystick.client.receipts.token_audit import PER_CHOICE, Auditor, _excess, recount_with
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadMessage, BadReceipt
+from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.wire import RequestHead, ResponseHead, dump_response_head, dumps, join_request
+from tests.client.fake_coordinator import BODY, CHAT, EVENTS, FakeMarket, Session, event
+from tests.client.parties import MODEL, bill, place
+
+COMPLETIONS = "/v1/completions"
+SAID = "one two three four"
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    """A token for each word."""
+    made = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    made.pre_tokenizer = Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    ("billed", "flagged", "refused"),
+    [(100, False, False), (104, False, False), (105, True, False), (149, True, False), (150, True, True)],
+)
+def test_a_recount_flags_and_refuses_from_its_settings_on(billed: int, flagged: bool, refused: bool) -> None:
+    """At the percentages of the config, not one below them."""
+    rule = Recount(model=MODEL, tokenizer=Path("x"), flag_above=5, refuse_above=50)
+    found = _excess(rule, "output", billed, 90, 10)
+    assert ((found is not None), found is not None and found.refuse) == (flagged, refused)
+    never = _excess(replace(rule, refuse_above=None), "output", 1_000, 90, 10)
+    assert never is not None
+    assert not never.refuse
+    assert _excess(replace(rule, flag_above=0), "output", 100, 90, 10) is None
+    assert _excess(replace(rule, flag_above=0), "output", 101, 90, 10) is not None
+    nothing = _excess(rule, "output", 1, 0, 0)
+    assert nothing is not None
+    assert nothing.reason.endswith(": 100 % more")
+
+
+HEAD = dump_response_head(ResponseHead(200, "application/json"))
+ASKED = join_request(
+    RequestHead(CHAT), dumps({"messages": [{"role": "user", "content": "a b c"}, {"role": "user", "content": "d"}]})
+)
+
+
+def _said(*texts: str) -> bytes:
+    return dumps({"choices": [{"index": at, "message": {"content": text}} for at, text in enumerate(texts)]})
+
+
+def _billed(output: int, input_: int = 4) -> Receipt:
+    return bill(place(output=8_000, body=8_000), Usage(input_, 0, output))
+
+
+def test_what_no_text_shows_is_allowed_for_each_part(tokenizer: Path) -> None:
+    """Each choice of an answer, each message of a request and the request itself have their allowance; a doubt names it."""
+    count = recount_with(tokenizer)
+    answer = [HEAD, _said("one two", "three four")]
+    assert count(ASKED, answer, _billed(36, 100)) is None
+    output = count(ASKED, answer, _billed(44))
+    assert output is not None
+    assert output.reason.startswith("44 output tokens billed, 4 counted (and 32 allowed for what no text shows): 22 % more")
+    input_ = count(ASKED, answer, _billed(36, 120))
+    assert input_ is not None
+    assert input_.reason.startswith("120 input tokens billed, 4 counted (and 96 allowed for what no text shows): 20 % more")
+    assert not input_.refuse, "an opinion refuses nothing"
+
+
+def test_what_says_no_text_is_counted_as_far_as_it_can_be(tokenizer: Path) -> None:
+    """No answer and an engine's error are no doubt; a request with an image leaves its output to be counted."""
+    count = recount_with(tokenizer)
+    assert count(ASKED, [], _billed(500)) is None
+    assert count(ASKED, [dump_response_head(ResponseHead(422, "application/json")), _said("one")], _billed(500)) is None
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {}}]}
+    drawn = join_request(RequestHead(CHAT), dumps({"messages": [image]}))
+    assert count(drawn, [HEAD, _said("one")], _billed(17, 8_000)) is None
+    assert count(drawn, [HEAD, _said("one")], _billed(500, 8_000)) is not None
+
+
+def test_which_answers_are_kept_for_counting(config: ClientConfig, tokenizer: Path) -> None:
+    """Those of the models that the config names, on the routes whose texts are known."""
+    auditor = Auditor(replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer),)))
+    assert [auditor.counts(MODEL, path) for path in (CHAT, COMPLETIONS, "/v1/embeddings")] == [True, True, False]
+    assert not auditor.counts("other", CHAT)
+
+
+async def test_whose_answers_are_counted(config: ClientConfig, tokenizer: Path) -> None:
+    """Only those of the models that the config names; one that was too long to be kept is doubted, and not refused."""
+    auditor = Auditor(replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer, flag_above=0, refuse_above=0),)))
+    answer = [HEAD, _said("one")]
+    assert await auditor.doubt("other", ASKED, answer, _billed(500)) is None
+    assert await auditor.doubt("other", ASKED, None, _billed(500)) is None
+    found, long = await auditor.doubt(MODEL, ASKED, answer, _billed(500)), await auditor.doubt(MODEL, ASKED, None, _billed(500))
+    assert found is not None
+    assert found.refuse
+    assert long is not None
+    assert ("too long" in long.reason, long.refuse) == (True, False)
+
+
+def test_a_tokenizer_needs_its_library(config: ClientConfig, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the library is not installed, the error says which extra to install."""
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(BadMessage, match=r"pip install 'tallystick\[recount\]'"):
+        Auditor(replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer),)))
+
+
+def _bills(output: int, input_: int = 10) -> Any:
+    """A provider whose engine claims so many tokens for four words."""
+
+    async def script(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(event(SAID))
+        await session.chunk(b"data: [DONE]\n\n", last=True)
+        await session.finish(Usage(input_, 0, output))
+
+    return script
+
+
+async def _run(market: Market, fake: FakeMarket, script: Any) -> tuple[JobState, str]:
+    fake.script = script
+    async with await market.submit(CHAT, BODY | {"stream": True}) as job:
+        await job.result()
+    known = await market.find(job.id)
+    assert known is not None
+    return known.state, known.reason
+
+
+async def test_what_is_too_much_is_flagged_or_refused(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path
+) -> None:
+    """Within the tolerance a receipt is booked; beyond it, booked and marked; far beyond, refused with its provider."""
+    counts = replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer, flag_above=10, refuse_above=100),))
+    honest = 4 + PER_CHOICE
+    async with Market(fake.url, wallet, counts) as market:
+        assert await _run(market, fake, _bills(honest)) == (JobState.COMPLETED, "")
+        assert await _run(market, fake, _bills(honest + 1)) == (JobState.COMPLETED, "")
+        state, reason = await _run(market, fake, _bills(honest + 4))
+        assert state is JobState.COMPLETED
+        assert reason.startswith("doubted: 24 output tokens billed, 4 counted (and 16 allowed")
+        _, reason = await _run(market, fake, _bills(4, 120))
+        assert "120 input tokens billed" in reason
+        tab = await market.tab(fake.providers[0].address)
+        with pytest.raises(BadReceipt, match="40 output tokens billed"):
+            await _run(market, fake, _bills(2 * honest))
+        after = await market.tab(fake.providers[0].address)
+        assert (after.accepted, bool(after.frozen)) == (tab.accepted, True)
+        (evidence,) = await market.evidence()
+        assert "tokens billed" in evidence.reason
+
+
+async def test_what_cannot_be_counted_is_said(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
+    """An answer in another form, or too long to be kept, is booked and flagged: no provider switches its recount off."""
+    rule = Recount(model=MODEL, tokenizer=tokenizer, refuse_above=50)
+
+    async def odd(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(event(SAID) + b"data: what?\n\n", last=True)
+        await session.finish(Usage(10, 0, 90))
+
+    async def fails(session: Session) -> None:
+        await session.match()
+        await session.answer(422)
+        await session.chunk(b'{"error": {"message": "no"}}', last=True)
+        await session.finish(Usage(10, 0, 0), Outcome.UPSTREAM_ERROR)
+
+    async with Market(fake.url, wallet, replace(config, recounts=(rule,))) as market:
+        assert await _run(market, fake, fails) == (JobState.FAILED, "upstream_error"), "an engine's error is no doubt"
+        assert "no form in which its tokens" in (await _run(market, fake, odd))[1]
+    short = replace(config, recounts=(rule,), max_answer_bytes=100)
+    async with Market(fake.url, wallet, short) as market:
+        fake.script = _bills(90)
+        async with await market.submit(CHAT, BODY | {"stream": True}) as job:
+            async for _ in job:
+                pass
+        known = await market.find(job.id)
+        assert known is not None
+        assert "too long to be counted" in known.reason
+
+
+async def test_other_models_are_not_counted(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
+    """Only what the config names; a cut answer proves nothing."""
+    counts = replace(config, recounts=(Recount(model="other", tokenizer=tokenizer, refuse_above=5),))
+    async with Market(fake.url, wallet, counts) as market:
+        assert await _run(market, fake, _bills(80)) == (JobState.COMPLETED, "")
+
+
+def test_tokenizers_that_are_not_there(config: ClientConfig, tmp_path: Path) -> None:
+    """The file is named; so is what makes no sense."""
+    for content in (None, "{}"):
+        path = tmp_path / f"{content}.json"
+        if content:
+            path.write_text(content)
+        with pytest.raises(BadMessage, match=path.name):
+            Auditor(replace(config, recounts=(Recount(model="m", tokenizer=path),)))
+    for flag, refuse in ((-1, None), (5, 4)):
+        with pytest.raises(BadMessage, match="flag_above"):
+            Recount(model="m", tokenizer=tmp_path, flag_above=flag, refuse_above=refuse)
+
+
+CALL = {"function": {"name": "look", "arguments": '{"at": 1}'}}
+
+
+def test_the_texts_of_an_answer() -> None:
+    """All that a model wrote: content, reasoning, tool calls, of every choice, whole or in pieces."""
+    whole = {
+        "choices": [
+            {"index": 1, "message": {"content": "b"}},
+            {"index": 0, "message": {"content": None, "reasoning_content": "hm", "tool_calls": [CALL]}},
+        ]
+    }
+    found = answer_texts("application/json", dumps(whole))
+    assert found is not None
+    assert found.parts == ('hmlook{"at": 1}', "b")
+    pieces = (
+        dumps({"choices": [{"index": 0, "delta": {"content": "on"}}]}),
+        dumps({"choices": [{"index": 0, "delta": {"content": "e"}}], "usage": None}),
+        dumps({"choices": [], "usage": {}}),
+        b"[DONE]",
+    )
+    stream = b": comment\n\n" + b"".join(b"data: " + piece + b"\n\n" for piece in pieces)
+    found = answer_texts(EVENTS, stream)
+    assert found is not None
+    assert found.parts == ("one",)
+    plain = answer_texts("application/json", dumps({"choices": [{"text": "plain"}]}))
+    assert plain is not None
+    assert plain.parts == ("plain",)
+    for other in (b"", b"[]", b"{", b'{"choices": 5}', b'{"choices": [5]}', b'{"error": "no"}'):
+        assert answer_texts("application/json", other) is None
+        assert answer_texts(EVENTS, b"data: " + other + b"\n\n") is None
+
+
+def test_the_texts_of_a_request() -> None:
+    """Messages, parts, calls and tools; with an image it cannot be counted, nor can other routes."""
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "look"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    ]
+    found = request_texts(CHAT, dumps({"messages": messages, "tools": [{"a": 1}]}))
+    assert found is not None
+    assert found.parts == ("be brief", "look", "look", '{"at": 1}', '[{"a":1}]')
+    image = {"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {}}]}
+    for odd in (image, "nonsense", {"content": 5}):
+        assert request_texts(CHAT, dumps({"messages": [*messages, odd]})) is None
+    for prompt, parts in (("hi", ("hi",)), (["a", "b"], ("a", "b")), ([1, 2], None), (5, None)):
+        found = request_texts(COMPLETIONS, dumps({"prompt": prompt}))
+        assert (found and found.parts) == parts
+    assert request_texts("/v1/embeddings", b'{"input": "x"}') is None
+    assert request_texts(CHAT, b"{") is None
+    assert request_texts(CHAT, b"[]") is None

@@ -1,0 +1,233 @@
+"""What a client does on a real chain by itself: it reads stakes, reserves more where that is wanted, finds idle reservations."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from tallystick.chain.rpc import Rpc
+from tallystick.client.config import ClientConfig
+from tallystick.client.gateway.app import build_app
+from tallystick.client.ledger.accounts import Account
+from tallystick.client.receipts.checks import Placed, Tab
+from tallystick.client.recovery.escrow import Onchain
+from tallystick.client.sdk.maintenance import Upkeep
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
+from tallystick.protocol.messages import Terms
+from tallystick.protocol.types import ZERO_HASH, Amount, JobId
+from tallystick.runtime.serving import serving
+from tests.chain.conftest import chain_url
+from tests.chain.harness import DOLLAR, World, person
+from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session
+
+__all__ = ["chain_url"]
+KEY, OWNER, PROVIDER, OTHER = person("key"), person("owner"), person("provider"), person("other")
+
+
+@dataclass
+class Desk:
+    """A client of a real chain, whose purse another wallet owns."""
+
+    world: World
+    onchain: Onchain
+    config: ClientConfig
+
+    def refused(self, cap: int, provider: Signer = PROVIDER) -> Placed:
+        """An order that its provider found too little reserved for."""
+        order = self.world.order(KEY, provider.address, 5 * DOLLAR).verify(self.world.domain)
+        terms = Terms(
+            model="m",
+            ask=ZERO_HASH,
+            input_price=1,
+            cached_input_price=1,
+            output_price=1,
+            max_cost=Amount(cap),
+            max_output_tokens=1,
+            job=JobId(bytes(16)),
+            request_commitment=ZERO_HASH,
+        )
+        return Placed(order, terms)
+
+    async def top_up(self, cap: int, tab: Tab = Tab(), *others: Account) -> bool:  # noqa: B008 - frozen
+        """Asks for more reserved, some time later."""
+        self.onchain._tick = lambda: float(self.world.seq * 10)
+        return await self.onchain.top_up(self.refused(cap), tab, others, 10**18 + self.world.seq)
+
+    async def reserved(self, provider: Signer = PROVIDER) -> int:
+        """What stands on chain."""
+        return (await self.world.escrow.tab(KEY.address, provider.address)).reserved
+
+
+@pytest.fixture
+async def desk(chain_url: str, tmp_path: Path) -> AsyncIterator[Desk]:
+    """Ten dollars in the purse, at most four of them to be reserved."""
+    rpc = Rpc(chain_url)
+    world = await World.make(rpc)
+    await world.purse(KEY, OWNER, 10 * DOLLAR)
+    world.deployment.save(tmp_path / "deployment.json")
+    config = ClientConfig(
+        deployment=tmp_path / "deployment.json",
+        state=tmp_path / "client.db",
+        reserve_target=Amount(DOLLAR),
+        top_up_total=Amount(4 * DOLLAR),
+        idle_days=7,
+    )
+    onchain = Onchain.of(config, KEY)
+    assert onchain is not None
+    yield Desk(world, onchain, config)
+    await onchain.close()
+    await rpc.close()
+
+
+def _account(provider: Signer, used_at: int = 0, in_flight: int = 0) -> Account:
+    return Account(provider.address, Amount(0), Amount(in_flight), used_at, "")
+
+
+async def test_the_key_alone_has_more_reserved(desk: Desk) -> None:
+    """For what the tab owes and the job may cost, and for what its receipts have earned; no ceiling is raised."""
+    assert not await desk.top_up(DOLLAR), "the key has no coins for gas yet"
+    await desk.world.sender(KEY)
+    assert await desk.top_up(DOLLAR // 8)
+    assert await desk.reserved() == DOLLAR // 2, "four times what the job may cost, before any receipt"
+    used = Tab(accepted=Amount(DOLLAR // 4), total=Amount(DOLLAR // 4), ceiling=Amount(DOLLAR // 4))
+    assert await desk.top_up(DOLLAR // 8, used)
+    assert await desk.reserved() == DOLLAR, "as far as reserve_target goes"
+    owing = Tab(accepted=Amount(DOLLAR), total=Amount(DOLLAR), open_caps=Amount(DOLLAR), ceiling=Amount(2 * DOLLAR))
+    assert await desk.top_up(DOLLAR, owing)
+    assert await desk.reserved() == 2 * DOLLAR
+    assert not await desk.top_up(DOLLAR, owing), "it is reserved already: the provider wants something else"
+    assert (await desk.world.escrow.purse(KEY.address)).free == 8 * DOLLAR
+
+
+async def test_never_beyond_the_limits(desk: Desk) -> None:
+    """Not more in all than top_up_total, and not more than is free; the log says what to do by hand."""
+    await desk.world.sender(KEY)
+    owner = await desk.world.sender(OWNER)
+    await desk.world.escrow.reserve(owner, KEY.address, OTHER.address, Amount(2 * DOLLAR))
+    with capture_logs() as logs:
+        assert not await desk.top_up(3 * DOLLAR, Tab(), _account(OTHER))
+    assert "top_up_total leaves 2" in logs[0]["why"]
+    assert logs[0]["do"] == f"tally reserve {PROVIDER.address} 3"
+    assert await desk.top_up(2 * DOLLAR, Tab(), _account(OTHER))
+    await desk.world.escrow.thaw(owner, KEY.address, Amount(6 * DOLLAR))
+    assert not await desk.top_up(3 * DOLLAR)
+    assert await desk.reserved() == 2 * DOLLAR
+
+
+async def test_several_at_once(desk: Desk) -> None:
+    """Requests refused together are served by one top-up; processes that reserve together keep to the limit in sum."""
+    await desk.world.sender(KEY)
+    assert await asyncio.gather(*(desk.top_up(DOLLAR) for _ in range(3))) == [True, True, True]
+    assert await desk.reserved() == DOLLAR
+    other = Onchain.of(desk.config, KEY)
+    assert other is not None
+    accounts = [_account(PROVIDER), _account(OTHER)]
+    for_other = desk.refused(2 * DOLLAR, OTHER)
+    more = Tab(accepted=Amount(2 * DOLLAR), total=Amount(2 * DOLLAR))
+    desk.onchain._topped_up.clear()
+    done = await asyncio.gather(
+        desk.onchain.top_up(desk.refused(DOLLAR), more, accounts, 10**18),
+        other.top_up(for_other, Tab(), accounts, 10**18),
+    )
+    assert sorted(done) == [False, True]
+    assert await desk.reserved() + await desk.reserved(OTHER) <= 4 * DOLLAR
+    await other.close()
+
+
+async def test_requests_in_a_row_are_borne_too(desk: Desk) -> None:
+    """What was just reserved is not reserved again as long as it bears what is asked; where it does not, more is, at once."""
+    await desk.world.sender(KEY)
+    refused = desk.refused(DOLLAR // 2)
+    assert await desk.onchain.top_up(refused, Tab(), [], 10**18)
+    assert await desk.reserved() == DOLLAR
+    owing = Tab(accepted=Amount(DOLLAR // 2), total=Amount(DOLLAR // 2), ceiling=Amount(DOLLAR))
+    assert await desk.onchain.top_up(refused, owing, [], 10**18 + 1)
+    assert await desk.reserved() == DOLLAR
+    owing = Tab(accepted=Amount(DOLLAR), total=Amount(DOLLAR), ceiling=Amount(DOLLAR))
+    assert await desk.onchain.top_up(refused, owing, [], 10**18 + 2)
+    assert await desk.reserved() == DOLLAR + DOLLAR // 2
+    assert not await desk.onchain.top_up(desk.refused(4 * DOLLAR), owing, [], 10**18 + 3)
+
+
+async def test_stakes(desk: Desk) -> None:
+    """As they stand on chain."""
+    await desk.world.stake(PROVIDER, 3 * DOLLAR)
+    assert [await desk.onchain.stake(one.address) for one in (PROVIDER, OTHER, PROVIDER)] == [3 * DOLLAR, 0, 3 * DOLLAR]
+
+
+async def test_idle_reservations(desk: Desk) -> None:
+    """Those of providers that were not used for a while, with the command that frees them; none with jobs under way."""
+    owner, now = await desk.world.sender(OWNER), 100 * 86_400
+    for provider in (PROVIDER, OTHER):
+        await desk.world.escrow.reserve(owner, KEY.address, provider.address, Amount(DOLLAR))
+    old, fresh = 92 * 86_400, 94 * 86_400
+    accounts = [_account(PROVIDER, old), _account(OTHER, fresh), _account(person("third"), old)]
+    assert await desk.onchain.idle(accounts, now) == [(accounts[0], DOLLAR)]
+    assert await desk.onchain.idle([_account(PROVIDER, old, 5)], now) == []
+    with capture_logs() as logs:
+        await desk.onchain.warn_idle(accounts, now)
+    assert [one["do"] for one in logs] == [f"tally release {PROVIDER.address}"]
+
+
+async def test_no_chain_is_no_obstacle(tmp_path: Path, desk: Desk) -> None:
+    """Without a deployment file nothing is done; with a chain that is away, nothing is topped up."""
+    assert Onchain.of(ClientConfig(), KEY) is None
+    with pytest.raises(BadMessage, match="deployment file"):
+        Onchain.of(ClientConfig(deployment=tmp_path / "none.json"), KEY)
+    away = Onchain.of(replace(desk.config, rpc="http://127.0.0.1:9"), KEY)
+    assert away is not None
+    assert not await away.top_up(desk.refused(1), Tab(), [], 10**18)
+    with pytest.raises(Unavailable):
+        await away.warn_idle([_account(PROVIDER)], 10**9)
+    await away.close()
+
+
+async def test_a_refused_request_is_placed_again(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller of the gateway notices nothing; where nothing more may be reserved it is told at once."""
+    asked: list[Any] = []
+
+    async def unsecured(session: Session) -> None:
+        await session.match()
+        if len(asked) < 1 or fake.script is never:
+            await session.void()
+            await session.fail(Refusal(Code.UNSECURED, "too little is reserved"))
+        else:
+            await honest(session)
+
+    async def never(session: Session) -> None:
+        await unsecured(session)
+
+    async def honest(session: Session) -> None:
+        await session.answer()
+        await session.chunk(b'{"choices": []}', last=True)
+        await session.finish()
+
+    async def secure(_upkeep: Upkeep, job: Any) -> bool:
+        asked.append(job.candidates[0].provider)
+        return fake.script is not never
+
+    monkeypatch.setattr(Upkeep, "secure", secure)
+    fake.script = unsecured
+    async with (
+        Market(fake.url, wallet, config) as market,
+        serving(build_app(market), "127.0.0.1", 0) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,
+    ):
+        assert (await http.post(CHAT, json=BODY)).status_code == 200
+        assert asked == [fake.providers[0].address]
+        fake.script = never
+        answer = await http.post(CHAT, json=BODY)
+        assert (answer.status_code, json.loads(answer.content)["error"]["code"]) == (402, "unsecured")
+        assert len(fake.sessions) == 3

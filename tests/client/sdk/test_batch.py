@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from tallystick.client.sdk import batch
+from tallystick.client.sdk.batch import Done
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.pricing import Usage
+from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session, completion, eventually, until_cancelled
+from tests.client.parties import MODEL
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries that do not keep a test waiting."""
+    monkeypatch.setattr(batch, "LONGEST_WAIT", 0.01)
+
+
+def numbered(count: int | None = None) -> Iterator[dict[str, Any]]:
+    """Requests that can be told apart."""
+    numbers = itertools.count() if count is None else range(count)
+    return (BODY | {"messages": [{"role": "user", "content": str(number)}]} for number in numbers)
+
+
+def number(session: Session) -> int:
+    """Which one it is."""
+    return int(session.request["messages"][0]["content"])
+
+
+async def echo(session: Session) -> None:
+    """Answers with the request's number; the later ones of four are faster."""
+    await session.match()
+    await asyncio.sleep(0.01 * (4 - number(session) % 4))
+    await say(session)
+
+
+async def say(session: Session) -> None:
+    """The answer, once matched."""
+    await session.answer()
+    await session.chunk(completion(str(number(session))), last=True)
+    await session.finish()
+
+
+async def test_results_in_order_or_as_they_end(market: Market, fake: FakeMarket) -> None:
+    """Every request has exactly one result, in the order of the requests or as they end; each has its receipt."""
+    fake.script = echo
+    done = [one async for one in market.map(numbered(12), at_once=4)]
+    assert [one.index for one in done] == list(range(12))
+    assert [one.unwrap().text for one in done] == [str(at) for at in range(12)]
+    assert all(one.unwrap().cost == 3 and one.tries == 1 for one in done)
+    loose = [one async for one in market.map(numbered(12), at_once=4, ordered=False)]
+    assert sorted(one.index for one in loose) == list(range(12))
+    assert all(one.unwrap().text == str(one.index) for one in loose)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_no_more_than_so_many_at_once(market: Market, fake: FakeMarket, ordered: bool) -> None:
+    """An endless iterator is taken as far as there is room: jobs under way and results that were not taken are bounded."""
+    taken, most = 0, 0
+
+    async def endless() -> AsyncIterator[dict[str, Any]]:
+        nonlocal taken
+        for body in numbered():
+            taken += 1
+            yield body
+
+    async def watched(session: Session) -> None:
+        nonlocal most
+        most = max(most, market.running)
+        await echo(session)
+
+    fake.script = watched
+    async with contextlib.aclosing(market.map(endless(), at_once=3, ordered=ordered)) as run:
+        for _ in range(5):
+            await anext(run)
+        await eventually(lambda: taken == 5 + 2 * 3 and market.running == 0)  # nobody takes results any more
+        await asyncio.sleep(0.05)
+        assert taken == 5 + 2 * 3
+    assert 1 < most <= 3
+
+
+async def test_one_failure_loses_nothing(market: Market, fake: FakeMarket) -> None:
+    """What fails for good is a Done with a typed error, once; what may succeed later is tried again; the others go on."""
+    tries: dict[int, int] = {}
+
+    async def fickle(session: Session) -> None:
+        await session.match()
+        at = number(session)
+        tries[at] = tries.get(at, 0) + 1
+        if at == 1:
+            await session.fail(Refusal(Code.BAD_MESSAGE, "never"))
+        elif at == 2 and tries[at] < 3:
+            await session.void()
+            await session.fail(Unavailable(Code.NODE_GONE, "later", fault=Fault.PROVIDER))
+        elif at == 3:
+            await session.void()
+            await session.fail(Unavailable(Code.NODE_GONE, "not today", fault=Fault.PROVIDER))
+        else:
+            await say(session)
+
+    fake.script = fickle
+    done = [one async for one in market.map(numbered(6), at_once=2, retries=2)]
+    assert [one.error is None for one in done] == [True, False, True, False, True, True]
+    assert [one.tries for one in done] == [1, 1, 3, 3, 1, 1]
+    with pytest.raises(Refusal, match="never"):
+        done[1].unwrap()
+    assert done[3].error is not None
+    assert done[3].error.retry
+    assert "never" not in repr(done[0])
+
+
+async def test_what_may_be_billed_is_not_tried_again(market: Market, fake: FakeMarket) -> None:
+    """A provider that vanishes without a receipt costs one cap a request, however many tries are allowed."""
+
+    async def vanishes(session: Session) -> None:
+        await session.match()
+        await session.fail(Unavailable(Code.NODE_GONE, "gone", fault=Fault.PROVIDER))
+
+    fake.script = vanishes
+    done = [one async for one in market.map(numbered(2), retries=5)]
+    assert [(one.tries, one.error is None) for one in done] == [(1, False)] * 2
+    assert len(fake.submissions) == 2
+
+
+async def test_an_error_answer_is_an_error(market: Market, fake: FakeMarket) -> None:
+    """An engine's own 400 is a Refusal, not a result."""
+
+    async def wrong(session: Session) -> None:
+        await session.match()
+        await session.answer(400)
+        await session.chunk(b'{"error": {"message": "no such thing"}}', last=True)
+        await session.finish()
+
+    fake.script = wrong
+    (done,) = [one async for one in market.map([BODY])]
+    assert isinstance(done.error, Refusal)
+    assert "no such thing" in str(done.error)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_leaving_early_cancels(market: Market, fake: FakeMarket, ordered: bool) -> None:
+    """What still runs when the loop is left is cancelled, with its provider too."""
+
+    async def first_only(session: Session) -> None:
+        await session.match()
+        if number(session) == 0:
+            await say(session)
+            return
+        await session.answer()
+        await session.cancelled.wait()
+        await session.chunk(b"", last=True)
+        await session.finish(Usage(8, 0, 0), Outcome.CLIENT_CANCELLED)
+
+    fake.script = first_only
+    async with contextlib.aclosing(market.map(numbered(), at_once=3, ordered=ordered)) as run:
+        assert (await anext(run)).index == 0
+        await eventually(lambda: market.running == 3)
+    assert market.running == 0
+    assert len(fake.cancels) == 3
+
+
+async def test_cancelling_the_task_cancels_the_jobs(market: Market, fake: FakeMarket) -> None:
+    """So does cancelling the task that takes the results."""
+    fake.script = until_cancelled
+
+    async def take() -> list[Done]:
+        return [one async for one in market.map(numbered(), at_once=2)]
+
+    task = asyncio.create_task(take())
+    await eventually(lambda: market.running == 2)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert market.running == 0
+    assert len(fake.cancels) == 2
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_a_broken_iterator(market: Market, ordered: bool) -> None:
+    """Its error is raised once all that it had given has ended."""
+
+    def breaks() -> Iterator[dict[str, Any]]:
+        yield from numbered(3)
+        raise ZeroDivisionError
+
+    done: list[Done] = []
+
+    async def take() -> None:
+        async for one in market.map(breaks(), ordered=ordered):
+            done.append(one)  # noqa: PERF401 - what came before the error counts
+
+    with pytest.raises(ZeroDivisionError):
+        await take()
+    assert sorted(one.index for one in done) == [0, 1, 2]
+    assert all(one.error is None for one in done)
+
+
+async def test_a_market_that_closes_ends_the_run(market: Market, fake: FakeMarket) -> None:
+    """Jobs under way end with errors that say so, nothing is tried again, and no new request is taken."""
+    fake.script = until_cancelled
+    run = market.map(numbered(), at_once=2)
+    first = asyncio.create_task(anext(run))
+    await eventually(lambda: market.running == 2)
+    await market.drain(0)
+    done = [await first, *[one async for one in run]]
+    assert all(one.error is not None and one.tries == 1 for one in done)
+    assert len(done) <= 4
+
+
+async def test_options_reach_every_job(market: Market, fake: FakeMarket) -> None:
+    """Route and options are those of `submit`; numbers that cannot work are refused at once."""
+    bob = fake.providers[1].address
+    body = {"model": MODEL, "input": "x"}
+    done = [one async for one in market.map([body, body], path="/v1/embeddings", pin=[bob])]
+    assert [one.unwrap().provider for one in done] == [bob, bob]
+    with pytest.raises(BadMessage, match="at_once"):
+        market.map([], at_once=0)
+    with pytest.raises(BadMessage, match="retries"):
+        market.map([], retries=-1)
+    assert [one async for one in market.map([], path=CHAT)] == []

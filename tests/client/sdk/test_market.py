@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+
+from tallystick.client.config import ClientConfig
+from tallystick.client.ledger.schema import JobState
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import (
+    BadMessage,
+    BadSeal,
+    Code,
+    Fault,
+    Refusal,
+    Unavailable,
+)
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.types import Amount
+from tests.client.fake_coordinator import (
+    BODY,
+    CHAT,
+    EVENTS,
+    MESSAGES,
+    STREAM,
+    WORDS,
+    FakeMarket,
+    Session,
+    event,
+    eventually,
+    honest,
+    run,
+    until_cancelled,
+)
+from tests.client.parties import DOMAIN, MODEL, Provider
+
+
+async def test_a_chat_brings_text_receipt_and_cost(market: Market, fake: FakeMarket) -> None:
+    """One call answers with the text, the order, the receipt and what it cost."""
+    result = await market.chat(MODEL, MESSAGES, max_tokens=50)
+    assert result.text == "".join(WORDS)
+    assert result.usage == Usage(10, 0, 5)
+    assert result.receipt is not None
+    assert result.cost == result.receipt.message.cost == 3
+    assert result.provider == fake.providers[0].address
+    assert result.order.digest == result.receipt.message.order_hash
+    assert result.outcome is Outcome.COMPLETED
+    assert result.terms.max_output_tokens == 50
+    assert fake.last.request == {"model": MODEL, "messages": MESSAGES, "max_tokens": 50, "stream": False}
+    assert result.commitment_key.hex() not in repr(result)
+
+
+async def test_bytes_pass_untouched_both_ways(market: Market, fake: FakeMarket) -> None:
+    """The engine gets the bytes that were submitted, and the caller those that the engine sent, chunk by chunk."""
+    raw = orjson.dumps(STREAM) + b"  \n"
+    async with await market.submit(CHAT, raw) as job:
+        head = await job.start()
+        chunks = [chunk async for chunk in job]
+    assert fake.last.body == raw
+    assert (head.status, head.content_type) == (200, EVENTS)
+    assert chunks == [*map(event, WORDS), b"data: [DONE]\n\n"]
+    assert job.done
+
+
+async def test_tab_follows_the_receipts(market: Market, fake: FakeMarket) -> None:
+    """Each order's ceiling is the cost of all accepted receipts plus its own cap, and losers of a shortlist do not count."""
+    for _ in range(3):
+        await run(market)
+    first, second, third = fake.orders()[::2]
+    cap = fake.submissions[0].candidates[0].terms.max_cost
+    assert [first.ceiling, second.ceiling, third.ceiling] == [cap, cap + 3, cap + 6]
+    assert [order.ceiling for order in fake.orders()[1::2]] == [fake.submissions[0].candidates[1].terms.max_cost] * 3
+    assert first.seq < second.seq < third.seq
+    tab = await market.tab(fake.providers[0].address)
+    assert (tab.accepted, tab.total, tab.open_caps) == (9, 9, 0)
+
+
+async def test_concurrent_jobs_add_up(market: Market, fake: FakeMarket) -> None:
+    """Jobs at the same time each get a ceiling of their own above the others' caps, and every receipt is booked."""
+
+    async def slow(session: Session) -> None:
+        await asyncio.sleep(0.01 * (len(fake.submissions) % 3))
+        await honest(session)
+
+    fake.script = slow
+    await asyncio.gather(*(run(market) for _ in range(20)))
+    ceilings = [order.ceiling for order in fake.orders() if order.provider == fake.providers[0].address]
+    assert len(set(ceilings)) == 20
+    tab = await market.tab(fake.providers[0].address)
+    assert (tab.accepted, tab.open_caps, tab.frozen) == (60, 0, "")
+    assert tab.ceiling == max(ceilings)
+
+
+async def test_a_market_can_be_opened_and_closed_again(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Without a block: closing twice does nothing more, and what was closed can be opened."""
+    market = Market(fake.url, wallet, config)
+    for _ in range(2):
+        assert await market.open() is market
+        assert (await market.chat(MODEL, MESSAGES)).cost == 3
+        await market.close()
+        await market.close()
+    assert len(fake.submissions) == 2
+
+
+async def test_shortlist_is_remembered(market: Market, fake: FakeMarket) -> None:
+    """The coordinator is asked for a shortlist once in a few seconds, also by jobs that start together."""
+    await asyncio.gather(*(run(market) for _ in range(5)))
+    await run(market)
+    assert len(fake.shortlists) == 1
+
+
+async def test_constraints_reach_the_coordinator(market: Market, fake: FakeMarket) -> None:
+    """Prices, pins and exclusions of a request are passed on, and held against the asks that come back."""
+    alice, bob = fake.providers
+    async with await market.submit(CHAT, BODY, pin=[bob.address], max_input_price=200_000, max_output_price=500_000) as job:
+        await job.result()
+    assert fake.shortlists[-1]["providers"] == [bob.address]
+    assert fake.shortlists[-1]["maxInputPrice"] == 200_000
+    assert fake.shortlists[-1]["maxOutputPrice"] == 500_000
+    assert job.provider == bob.address
+    with pytest.raises(Unavailable) as caught:
+        await market.shortlist(MODEL, max_output_price=1)
+    assert caught.value.code is Code.NO_PROVIDER
+    assert [ask.message.provider for ask in await market.shortlist(MODEL, exclude=[bob.address])] == [alice.address]
+
+
+async def test_asks_are_verified(market: Market, fake: FakeMarket) -> None:
+    """An ask that is forged, expired, of another model, or garbage is left out."""
+    good = fake.providers[0].ask
+    forged = replace(good, message=replace(good.message, output_price=1))
+    expired, other = Provider.make("old", valid_until=5), Provider.make("other", model="else")
+    told = [{"ask": ask.to_json(), "free": 1} for ask in (forged, expired.ask, other.ask)]
+    fake.asks = lambda: [*told, {"ask": 7}, "?", {"ask": good.to_json(), "free": 1}]
+    found = await market.shortlist(MODEL)
+    assert [ask.digest for ask in found] == [good.digest]
+
+
+async def test_models(market: Market) -> None:
+    """The models on offer come with their lowest prices."""
+    (offer,) = await market.models()
+    assert (offer.id, offer.input_price, offer.max_output_tokens) == (MODEL, 100_000, 8_192)
+
+
+async def test_refusals_carry_their_code(market: Market, fake: FakeMarket) -> None:
+    """What the coordinator refuses comes out as the same typed error, and its orders stop counting."""
+    fake.refusals = [Refusal(Code.UNKNOWN_MODEL, "no such model")]
+    with pytest.raises(Refusal) as caught:
+        await run(market)
+    assert caught.value.code is Code.UNKNOWN_MODEL
+    await market.shortlist(MODEL)
+    fake.refusals = [Refusal(Code.INSUFFICIENT_FUNDS, "the purse is empty")]
+    with pytest.raises(Refusal, match="purse is empty"):
+        await run(market)
+    assert (await market.tab(fake.providers[0].address)).open_caps == 0
+
+
+async def test_stale_shortlist_is_refreshed(market: Market, fake: FakeMarket) -> None:
+    """If no provider of a remembered shortlist can take the job, it is offered once more to a fresh one."""
+    await run(market)
+    fake.refusals = [Unavailable(Code.NO_PROVIDER, "busy")]
+    await run(market)
+    assert len(fake.shortlists) == 2
+    fake.refusals = [Unavailable(Code.NO_PROVIDER, "busy"), Unavailable(Code.NO_PROVIDER, "still")]
+    with pytest.raises(Unavailable, match="still"):
+        await run(market)
+
+
+async def test_earlier_jobs_are_settled_at_the_next_start(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A job whose end this process never saw is settled by the next one, from what the coordinator knows."""
+    now = 1_000_000_000_000_000_000
+
+    async def breaks(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        session.survives = True
+        await session.cut()
+
+    fake.script = breaks
+    async with Market(fake.url, wallet, replace(config, cancel_seconds=0.1), clock=lambda: now) as market:
+        with pytest.raises(Unavailable):
+            await run(market, STREAM)
+        job = fake.last.job
+        assert (await market.tab(fake.providers[0].address)).open_caps > 0
+    fake.last.bill()
+    async with Market(fake.url, wallet, config, clock=lambda: now + 10**9) as market:
+        await market.info()
+
+        async def settled() -> bool:
+            known = await market.find(job)
+            return known is not None and known.state is JobState.COMPLETED
+
+        await eventually(settled)
+        tab = await market.tab(fake.providers[0].address)
+    assert (tab.accepted, tab.open_caps) == (3, 0)
+
+
+async def test_wrong_deployment_is_refused(fake: FakeMarket, wallet: Signer, config: ClientConfig, tmp_path: Path) -> None:
+    """A coordinator on another chain or contract than the pinned one gets no order."""
+    deployment = tmp_path / "deployment.json"
+    content = {
+        "chain_id": DOMAIN.chain_id,
+        "escrow": "0x" + "99" * 20,
+        "token": "0x" + "cd" * 20,
+        "token_decimals": 6,
+        "block": 1,
+        "rpc": "http://127.0.0.1:1",
+    }
+    deployment.write_bytes(orjson.dumps(content))
+    for pinned in (replace(config, chain_id=1), replace(config, deployment=deployment)):
+        async with Market(fake.url, wallet, pinned) as market:
+            with pytest.raises(Refusal, match="insists on"):
+                await run(market)
+    deployment.write_bytes(orjson.dumps(content | {"escrow": DOMAIN.contract}))
+    async with Market(fake.url, wallet, replace(config, deployment=deployment)) as market:
+        await run(market)
+    with pytest.raises(BadMessage):
+        async with Market(fake.url, wallet, replace(config, deployment=tmp_path / "none.json")):
+            pass
+
+
+async def test_fee_above_the_maximum_is_refused(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A coordinator that keeps more than the client allows gets no order."""
+    fake.info["feeBps"] = 600
+    async with Market(fake.url, wallet, config) as market:
+        with pytest.raises(Refusal, match="600 bps"):
+            await run(market)
+
+
+async def test_caps_on_cost_and_output(market: Market, fake: FakeMarket) -> None:
+    """A request that could cost more than allowed, or asks for more output than is sold, is refused before any order."""
+    with pytest.raises(Refusal) as caught:
+        await market.submit(CHAT, BODY, max_cost=Amount(10))
+    assert caught.value.code is Code.COST_ABOVE_CAP
+    with pytest.raises(Refusal) as caught:
+        await market.submit(CHAT, BODY | {"max_tokens": 9_000})
+    assert caught.value.code is Code.ORDER_TERMS
+    assert fake.submissions == []
+
+
+async def test_default_output_limit(market: Market, fake: FakeMarket) -> None:
+    """A request without max_tokens is ordered with the configured default for each answer, within what the ask sells."""
+    await run(market, {"model": MODEL, "messages": MESSAGES})
+    await run(market, {"model": MODEL, "messages": MESSAGES, "n": 3})
+    assert [submission.candidates[0].terms.max_output_tokens for submission in fake.submissions] == [4_096, 8_192]
+    assert b"max_tokens" not in fake.last.body
+
+
+async def test_body_limit_and_bad_bodies(market: Market, wallet: Signer, fake: FakeMarket, config: ClientConfig) -> None:
+    """Bodies that are too long, not JSON, or for another route or model are refused here, and nothing is sent."""
+    async with Market(fake.url, wallet, replace(config, max_body_bytes=100)) as small:
+        with pytest.raises(Refusal) as caught:
+            await small.submit(CHAT, b" " * 101)
+    assert caught.value.code is Code.BODY_TOO_LARGE
+    with pytest.raises(BadMessage, match="not JSON"):
+        await market.submit(CHAT, b"hello")
+    with pytest.raises(Refusal) as caught:
+        await market.submit("/v1/../images", BODY)
+    assert caught.value.code is Code.UNKNOWN_ROUTE
+    with pytest.raises(BadMessage):
+        await market.submit(CHAT, BODY, model="else")
+
+
+async def test_too_many_jobs(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A client runs so many jobs at once and tells the next to come again."""
+    fake.script = until_cancelled
+    async with Market(fake.url, wallet, replace(config, max_jobs=1)) as market, await market.submit(CHAT, STREAM):
+        with pytest.raises(Unavailable) as caught:
+            await market.submit(CHAT, STREAM)
+        assert caught.value.code is Code.NODE_BUSY
+
+
+async def test_no_coordinator(wallet: Signer, config: ClientConfig) -> None:
+    """Without a coordinator every call raises Unavailable, and the client lives on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with Market(f"http://127.0.0.1:{port}", wallet, config) as market:
+        for _ in range(2):
+            with pytest.raises(Unavailable) as caught:
+                await run(market)
+            assert caught.value.code is Code.COORDINATOR_UNAVAILABLE
+
+
+async def test_closing_the_market_cancels_what_runs(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Jobs that nobody ended are cancelled and billed when the market is left."""
+    fake.script = until_cancelled
+    async with Market(fake.url, wallet, config) as market:
+        job = await market.submit(CHAT, STREAM)
+    assert fake.cancels == [job.id]
+    assert job.done
+
+
+async def test_unusable_sealing_key(market: Market, fake: FakeMarket) -> None:
+    """A provider whose sealing key is unusable is passed over."""
+    broken = Provider.make("broken", sealing_key=b"\0" * 5)
+    fake.providers.insert(0, broken)
+    await run(market)
+    assert broken.address not in {order.provider for order in fake.orders()}
+    fake.providers, fake.asks = [broken], lambda: [{"ask": broken.ask.to_json(), "free": 1}]
+    with pytest.raises(BadSeal) as caught:
+        await market.submit(CHAT, BODY, max_output_price=10**9)
+    assert caught.value.fault is Fault.PROVIDER
+
+
+async def test_stale_connection_is_replaced(market: Market, fake: FakeMarket) -> None:
+    """A connection that the coordinator closed just before the job arrived is replaced, and the job runs once."""
+    await run(market)
+    fake.drops = 1
+    await run(market)
+    assert len(fake.submissions) == 2
+    assert (await market.tab(fake.providers[0].address)).accepted == 6
+
+
+async def test_connection_lost_after_the_job_was_taken(market: Market, fake: FakeMarket) -> None:
+    """If the job had arrived all the same, it is not run twice: its end is found out, and the caller may try again."""
+    await run(market)
+    fake.drops, fake.keeps = 1, True
+    with pytest.raises(Unavailable, match="had taken the job"):
+        await run(market)
+    await eventually(lambda: bool(fake.cancels))
+    assert len(fake.submissions) == 2
+
+
+async def test_connections_are_reused(market: Market, fake: FakeMarket) -> None:
+    """Jobs one after the other share the connections that asked for the tabs of the providers, before the first job."""
+    for _ in range(9):
+        await run(market)
+    assert len(fake.connections) <= len(fake.providers)

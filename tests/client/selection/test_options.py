@@ -1,0 +1,148 @@
+"""Choosing providers: what a request may say, and why an ask will do or not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import pytest
+
+from tallystick.client.config import ClientConfig
+from tallystick.client.selection.options import HEADER, Choice, Extras, demand_of, explained, read_options
+from tallystick.client.selection.shortlist import Demand
+from tallystick.protocol.errors import BadMessage, Fault, Refusal, TallyError
+from tallystick.protocol.messages import Spec
+from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.types import Amount
+from tests.coordinator.harness import MODEL, START, make_ask, person, unchecked
+
+ANN, BOB = person("ann").address, person("bob").address
+
+
+def test_a_request_narrows_what_the_config_says() -> None:
+    """Order and preferences are the request's where it names them; exclusions add up; limits are never relaxed."""
+    config = ClientConfig(
+        max_input_price=Amount(5),
+        require=Requirements(region=("eu",)),
+        min_reputation=50,
+        sort="latency",
+        prefer=(ANN,),
+        exclude=(ANN,),
+    )
+    plain = demand_of(config, "m", "/v1/rerank", {})
+    assert (plain.max_input_price, plain.min_reputation, plain.sort, plain.prefer) == (5, 50, "latency", (ANN,))
+    assert (plain.require, plain.exclude, plain.route, plain.ranked) == (config.require, frozenset({ANN}), "/v1/rerank", True)
+    wants = Choice(
+        max_input_price=9,
+        max_output_price=9,
+        exclude=[BOB],
+        require=Requirements(features=("tools",)),
+        min_reputation=10,
+        sort="price",
+        prefer=(),
+    )
+    asked = demand_of(config, "m", "/v1/chat/completions", wants)
+    assert (asked.max_input_price, asked.max_output_price) == (5, 9), "a request pays no more than the config allows"
+    assert (asked.min_reputation, asked.exclude) == (50, frozenset({ANN, BOB}))
+    assert asked.require == Requirements(region=("eu",), features=("tools",))
+    assert (asked.route, asked.ranked) == (None, False)
+    with pytest.raises(Refusal, match="only eu is allowed"):
+        demand_of(config, "m", "/v1/chat/completions", {"require": Requirements(region=("us",))})
+    with pytest.raises(BadMessage, match="sort"):
+        demand_of(config, "m", "/v1/chat/completions", {"sort": "beauty"})
+
+
+def test_the_header() -> None:
+    """Dollars as text, one name for a list of one, everything optional."""
+    assert read_options(None) == ({}, Extras())
+    options, extras = read_options(
+        '{"max_cost": "0.5", "max_output_price": "2", "pin": "0xaa", "prefer": ["0xbb"], "sort": "latency",'
+        ' "require": {"region": "eu"}, "min_reputation": 90, "min_stake": "2", "label": "research",'
+        ' "fallbacks": "other", "cache": true}'
+    )
+    assert extras == Extras(("other",), cache=True)
+    assert options == {
+        "max_cost": 500_000,
+        "label": "research",
+        "max_output_price": 2_000_000,
+        "pin": ("0xaa",),
+        "prefer": ("0xbb",),
+        "sort": "latency",
+        "require": Requirements(region=("eu",)),
+        "min_reputation": 90,
+        "min_stake": 2_000_000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"maxcost": "1"}', "unknown: maxcost; known are max_cost"),
+        ('{"max_cost": 1}', "expected dollars as text"),
+        ('{"max_cost": "a lot"}', "expected a decimal number with at most 6 places"),
+        ('{"pin": 5}', "pin: expected a list"),
+        ('{"require": {"mood": []}}', r"require: unknown members"),
+        ('{"min_reputation": 101}', "min_reputation"),
+        ('{"cache": "yes"}', "cache: expected true or false"),
+    ],
+)
+def test_headers_that_make_no_sense(header: str, says: str) -> None:
+    """The member at fault is named."""
+    with pytest.raises(BadMessage, match=says) as caught:
+        read_options(header)
+    assert HEADER in str(caught.value)
+
+
+def test_why_each_ask_will_do_or_not() -> None:
+    """The coordinator's reasons and this client's own; those that will do come first."""
+    demand = demand_of(ClientConfig(), MODEL, "/v1/chat/completions", {"require": Requirements(region=("eu",))})
+    asks = [make_ask(person(name), spec=Spec(region=region)) for name, region in (("ann", "us"), ("bob", "eu"), ("cid", "eu"))]
+    listed: list[dict[str, Any]] = [{"ask": unchecked(ask).to_json(), "free": 1, "reputation": 99} for ask in asks]
+    listed[1]["why"] = "no free slot now"
+    told = explained(listed, demand, {person("dan").address: "a dishonest receipt"}, START)
+    assert [(one.ask.provider, one.why) for one in told] == [
+        (person("cid").address, ""),
+        (ANN, "a spec that was not asked for"),
+        (BOB, "no free slot now"),
+    ]
+    assert [one.why for one in explained(listed[2:], demand, {person("cid").address: "dishonest"}, START)] == ["dishonest"]
+    with pytest.raises(BadMessage) as caught:
+        explained([{"ask": {}}], demand, {}, START)
+    assert caught.value.fault is Fault.COORDINATOR
+
+
+NUMBERS: tuple[Any, ...] = (-1, 1 << 64, 10**400, 1e308, 1.5, True)
+TEXTS: tuple[Any, ...] = ("9" * 5_000, "\u0663", "-1", "", "x" * 70_000)
+ODD = (*NUMBERS, *TEXTS, None, [], {}, [[]], [None])
+
+
+@pytest.mark.parametrize(
+    "name", ["max_cost", "max_input_price", "min_stake", "min_reputation", "pin", "require", "sort", "cache"]
+)
+def test_odd_options_are_refused_in_words_and_never_crash(name: str) -> None:
+    """Whatever a caller's header gives for an option, it is a demand that can be asked, or a refusal that names the option."""
+    for odd in ODD:
+        try:
+            options, _ = read_options(json.dumps({name: odd}))
+            choice = {key: value for key, value in options.items() if key != "max_cost"}
+            demand_of(ClientConfig(), "m", "/v1/chat/completions", cast("Choice", choice)).to_json(ANN, 3)
+        except TallyError as error:
+            assert name in str(error) or HEADER in str(error), odd  # noqa: PT017 - both ends are right
+
+
+@pytest.mark.parametrize("header", ["[" * 100_000, '{"require":' * 2_000, "\xff", "null", "7", '{"max_cost": 1', ""])
+def test_a_header_that_is_no_options_is_refused(header: str) -> None:
+    """Also one that is nested to exhaust a stack."""
+    with pytest.raises(BadMessage, match=HEADER):
+        read_options(header)
+
+
+def test_one_bad_ask_hides_no_other() -> None:
+    """What makes no sense, or is too long, is left out of what is explained."""
+    good = unchecked(make_ask(person("ann"))).to_json()
+    fat = unchecked(make_ask(person("bob"), spec=Spec(revision="r" * 20_000))).to_json()
+    listed: list[dict[str, Any]] = [{"ask": fat}, {"ask": None}, {}, {"ask": good, "free": -1}, {"ask": good, "why": "w" * 9_000}]
+    (told,) = explained(listed, Demand(MODEL), {}, START)
+    assert (told.ask.provider, len(told.why)) == (ANN, 500)

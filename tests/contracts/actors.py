@@ -1,0 +1,106 @@
+"""Who takes part in the invariants' market, and what they may wish for."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tallystick.protocol.eip712 import Domain, Signer
+from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount
+from tests.chain.harness import RULES as WAITS
+from tests.chain.harness import person
+from tests.contracts.market_harness import U96, Market
+from tests.contracts.model import Book
+
+OWNERS, KEYS = [person(n) for n in ("ann", "bob")], [person(n) for n in ("key 1", "key 2", "key 3", "key 4")]
+PROVIDERS, COORDINATORS = [person(n) for n in ("p1", "p2", "p3")], [person(n) for n in ("c1", "c2")]
+THIEF = person("thief")
+PEOPLE = [*OWNERS, *KEYS, *PROVIDERS, *COORDINATORS, THIEF]
+RULES = replace(WAITS, penalty=Amount(20))
+WEALTH = 1_000
+
+keys, providers, coordinators, anyone = map(st.sampled_from, (KEYS, PROVIDERS, COORDINATORS, PEOPLE))
+places = st.integers(0, 11)
+addresses = st.sampled_from([*(p.address for p in PEOPLE), ZERO_ADDRESS])
+amounts = st.integers(1, 90) | st.sampled_from([0, 1, 10, WEALTH, WEALTH + 1, U96, U96 + 1])
+deltas = st.integers(1, 40) | st.sampled_from([0, -5, U96])
+rates = st.sampled_from([5_000, 10_000, 100, 0])
+rarely_wrong = st.sampled_from([False] * 5 + [True])
+papers = st.tuples(st.integers(0, 2), st.sampled_from([9, 9, 0]))  # an authorization's salt, and for how long it is valid
+poisons = st.sampled_from(
+    [""] * 8 + ["forged", "altered", "foreign chain", "foreign contract", "another provider's", "late", "own"]
+)
+rows = st.fixed_dictionaries(
+    {
+        "key": keys,
+        "ceiling": deltas,
+        "cost": deltas,
+        "target": st.sampled_from([0, 0, 15, 60, U96]),
+        "rate": rates,
+        "coordinator": coordinators,
+        "poison": poisons,
+        "again": st.integers(-12, 5),
+    }
+)
+claims = st.fixed_dictionaries(
+    {
+        "provider": providers,
+        "rows": st.lists(rows, max_size=4),
+        "how": st.sampled_from(["signed"] * 8 + ["unsigned", "forged", "cut"]),
+    }
+)
+evidence = st.fixed_dictionaries(
+    {
+        "other payer": rarely_wrong,
+        "seq": st.integers(1, 4),
+        "later": st.sampled_from([0, 0, 0, 1]),
+        "totals": st.sampled_from([(1, 2)] * 4 + [(1, 1), (2, 1)]),
+        "wrong": st.tuples(rarely_wrong, rarely_wrong),
+        "place": st.sampled_from([0, 0, 0, 0, 1, 2]),
+    }
+)
+
+
+def begin() -> tuple[Market, Book]:
+    """The market and the book of a new example."""
+    market, book, mark = _made()
+    market.ground.back(mark)
+    return market, copy.deepcopy(book)
+
+
+@cache
+def _made() -> tuple[Market, Book, tuple[bytes, int]]:
+    """A market with money in it, to start every example from."""
+    market = Market(rules=RULES)
+    book = Book(market.domain, market.token, RULES, market.ground.now)
+    for who in PEOPLE:
+        market.fund(who.address, WEALTH)
+        book.coins[who.address], book.allowance[who.address] = WEALTH, U96
+    setup: list[tuple[Any, ...]] = []
+    for key, owner in zip(KEYS, [*OWNERS, OWNERS[0]], strict=False):
+        setup += [("open", key.address, key.address, owner.address, b""), ("deposit", owner.address, key.address, 100)]
+    setup += [("stake", provider.address, 40) for provider in PROVIDERS[:2]]
+    setup += [("setFee", COORDINATORS[0].address, 2_500)]
+    for function, sender, *arguments in setup:
+        getattr(book, snake(function))(sender, *arguments)
+        market.call(sender, function, *arguments)
+    return market, book, market.ground.mark()
+
+
+def coin_domain(market: Market) -> Domain:
+    """What permits and authorizations are signed for."""
+    return Domain(chain_id=market.domain.chain_id, contract=market.token, name="Test USD", version="1")
+
+
+def person_at(who: Address) -> Signer:
+    """Whose address this is."""
+    return next((person for person in PEOPLE if person.address == who), THIEF)
+
+
+def snake(name: str) -> str:
+    """A contract's name for a call as Python writes it."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name)

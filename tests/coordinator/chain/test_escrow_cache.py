@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from coordinator.chain import escrow_cache as module
+from coordinator.chain.escrow_cache import ChainFunds
+from tallystick.chain.escrow import Purse
+from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.types import Address
+from tests.coordinator.fake_escrow import FakeEscrow
+from tests.coordinator.harness import PAYER, Clock, person, quiet
+
+ANN = person("ann").address
+
+
+class _SlowEscrow(FakeEscrow):
+    """Answers only when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def purse(self, key: Address, *, block: str = "latest") -> Purse:
+        await self.gate.wait()
+        return await super().purse(key, block=block)
+
+
+def _make(ttl: float = 5) -> tuple[ChainFunds, _SlowEscrow, Clock]:
+    escrow, clock = _SlowEscrow(), Clock()
+    escrow.free[PAYER.address] = 100
+    escrow.reserved[PAYER.address, ANN] = 30
+    escrow.settled[PAYER.address, ANN] = 20
+    return ChainFunds(escrow, ttl, clock.tick), escrow, clock
+
+
+async def _free(funds: ChainFunds, *, fresh: bool = False) -> int:
+    return (await funds.backing(PAYER.address, ANN, fresh=fresh)).free
+
+
+async def test_the_chain_is_asked_once() -> None:
+    """All figures of a pair come from one reading, which serves for as long as it is young."""
+    funds, escrow, clock = _make()
+    backing = await funds.backing(PAYER.address, ANN)
+    assert (backing.free, backing.reserved, backing.settled) == (100, 30, 20)
+    clock.seconds = 4.9
+    await _free(funds)
+    assert escrow.reads == 1
+
+
+async def test_old_figures_serve_while_new_ones_are_read() -> None:
+    """A known payer never waits for the chain: the next one gets what this one made it read."""
+    funds, escrow, clock = _make()
+    await _free(funds)
+    escrow.free[PAYER.address] = 50
+    clock.seconds = 5
+    assert await _free(funds) == 100
+    await quiet()
+    assert await _free(funds) == 50
+    assert escrow.reads == 2
+
+
+async def test_a_fresh_answer_is_fresh() -> None:
+    """Who asks for a fresh answer waits for it, however young the known one is."""
+    funds, escrow, _ = _make()
+    await _free(funds)
+    escrow.free[PAYER.address] = 50
+    assert await _free(funds, fresh=True) == 50
+
+
+async def test_many_who_ask_at_once_share_one_reading() -> None:
+    """A crowd of new jobs of one payer asks the chain once."""
+    funds, escrow, _ = _make()
+    assert await asyncio.gather(*(_free(funds) for _ in range(50))) == [100] * 50
+    assert escrow.reads == 1
+
+
+async def test_one_who_gives_up_does_not_spoil_it_for_others() -> None:
+    """A reading goes on when one of those who wait for it is cancelled."""
+    funds, escrow, _ = _make()
+    escrow.gate.clear()
+    one, two = asyncio.create_task(_free(funds)), asyncio.create_task(_free(funds))
+    await quiet()
+    one.cancel()
+    escrow.gate.set()
+    assert await two == 100
+
+
+async def test_a_chain_that_is_down() -> None:
+    """Without the chain a known payer is served what is known, a stranger and a wish for fresh figures get Unavailable."""
+    funds, escrow, clock = _make()
+    await _free(funds)
+    escrow.down = True
+    clock.seconds = 60
+    assert await _free(funds) == 100
+    await quiet()
+    with pytest.raises(Unavailable) as caught:
+        await _free(funds, fresh=True)
+    assert caught.value.code is Code.CHAIN_UNAVAILABLE
+    with pytest.raises(Unavailable):
+        await funds.backing(person("stranger").address, ANN)
+    escrow.down = False
+    assert await _free(funds, fresh=True) == 100
+
+
+async def test_a_chain_that_is_down_is_not_asked_by_every_job() -> None:
+    """After a failure the chain is left alone for as long as figures count as young."""
+    funds, escrow, clock = _make()
+    await _free(funds)
+    escrow.down = True
+    clock.seconds = 60
+    for _ in range(20):
+        assert await _free(funds) == 100
+        await quiet()
+    assert escrow.reads == 2
+
+
+async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pairs asked about longest ago are forgotten first."""
+    monkeypatch.setattr(module, "_KEPT", 3)
+    funds, escrow, _ = _make()
+    for number in range(5):
+        await funds.backing(person(str(number)).address, ANN)
+    assert len(funds._known) == 3
+    await funds.backing(person("4").address, ANN)
+    assert escrow.reads == 5
+    await funds.backing(person("0").address, ANN)
+    assert escrow.reads == 6
+
+
+async def test_closing_stops_reading() -> None:
+    """Nothing is read any more after the close, and nothing is left running."""
+    funds, escrow, _ = _make()
+    escrow.gate.clear()
+    waiting = asyncio.create_task(_free(funds))
+    await quiet()
+    await funds.close()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("funds")] == []
+
+
+async def test_stakes_are_read_once_a_minute() -> None:
+    """A chain that is away is told of, and nothing is made up meanwhile."""
+    funds, escrow, clock = _make()
+    escrow.stakes[ANN] = 7
+    assert await asyncio.gather(*(funds.stake(ANN) for _ in range(3))) == [7, 7, 7]
+    assert await funds.stake(ANN) == 7
+    assert escrow.reads == 1
+    escrow.stakes[ANN] = 0
+    clock.seconds = 60
+    assert await funds.stake(ANN) == 0
+    escrow.down = True
+    clock.seconds = 120
+    with pytest.raises(Unavailable):
+        await funds.stake(ANN)
+
+
+@pytest.mark.parametrize("release_at", [1, 1_700_000_000, 1 << 40])
+async def test_what_can_leave_is_no_security(release_at: int) -> None:
+    """A reservation under a release, running or ripe, counts as nothing, and what thaws is not free: the payer can pull both
+    before a provider collects.
+    """
+    funds, escrow, _ = _make()
+    escrow.release_at[PAYER.address, ANN] = release_at
+    escrow.thawing[PAYER.address] = 60
+    backing = await funds.backing(PAYER.address, ANN)
+    assert (backing.free, backing.reserved, backing.settled) == (40, 0, 20)
+
+
+async def test_a_purse_that_thaws_whole_covers_nothing() -> None:
+    """Where all of a purse is on its way out, no new job is covered by it, and the purse is still known."""
+    funds, escrow, _ = _make()
+    escrow.thawing[PAYER.address] = 100
+    backing = await funds.backing(PAYER.address, ANN)
+    assert (backing.free, backing.opened) == (0, True)
+    assert not (await funds.backing(person("stranger").address, ANN)).opened
+
+
+async def test_old_figures_do_not_serve_for_ever() -> None:
+    """Figures ten times as old as they count as young are read anew before a job is admitted on them, if the chain answers."""
+    funds, escrow, clock = _make()
+    await _free(funds)
+    escrow.free[PAYER.address] = 0
+    clock.seconds = 49
+    assert await _free(funds) == 100
+    await quiet()
+    escrow.free[PAYER.address] = 7
+    clock.seconds += 50
+    assert await _free(funds) == 7
+    escrow.down = True
+    clock.seconds += 50
+    assert await _free(funds) == 7
+
+
+async def test_a_stranger_costs_one_read() -> None:
+    """Who has no purse has no tab either that would be worth a look."""
+    funds, escrow, _ = _make()
+    await funds.backing(person("stranger").address, ANN)
+    assert (escrow.reads, escrow.tab_reads) == (1, 0)

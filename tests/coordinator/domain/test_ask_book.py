@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from coordinator.domain.ask_book import Book, Node
+from tallystick.protocol.link import Capacity
+from tests.coordinator.harness import MODEL, make_ask, person
+
+ANN, BOB = person("ann"), person("bob")
+FREE = Capacity(2, 2)
+
+
+def _prices(book: Book, model: str = MODEL) -> list[int]:
+    return [standing.ask.message.output_price for standing in book.of_model(model)]
+
+
+def test_asks_stand_cheapest_first() -> None:
+    """A model's asks are listed by what three tokens read and one written cost, whatever order they came in."""
+    book = Book()
+    for name, price in (("a", 30), ("b", 10), ("c", 20)):
+        key = person(name)
+        book.replace(key.address, [make_ask(key, input_price=1, output_price=price)], FREE)
+    assert _prices(book) == [10, 20, 30]
+
+
+def test_equal_prices_are_ordered_by_address() -> None:
+    """Asks of equal price have one order, so that every replica ranks alike."""
+    for keys in ((ANN, BOB), (BOB, ANN)):
+        book = Book()
+        for key in keys:
+            book.replace(key.address, [make_ask(key)], FREE)
+        assert [s.node.provider for s in book.of_model(MODEL)] == sorted((ANN.address, BOB.address))
+
+
+def test_new_asks_take_the_place_of_all_old_ones() -> None:
+    """Replacing a provider's asks removes what it offered before, from every model and from the digests."""
+    book = Book()
+    old = make_ask(ANN, model="old")
+    book.replace(ANN.address, [old, make_ask(ANN, model="both")], FREE)
+    new = make_ask(ANN, model="both", seq=2)
+    book.replace(ANN.address, [new])
+    assert [name for name, _ in book.models()] == ["both"]
+    assert book.find(old.digest) is None
+    assert book.size == 1
+    found = book.find(new.digest)
+    assert found is not None
+    assert found.node.capacity == FREE
+
+
+def test_one_provider_may_sell_a_model_twice() -> None:
+    """Asks of one provider for one model stand side by side, the same one twice too, and all go with it."""
+    book = Book()
+    twice = make_ask(ANN, output_price=5)
+    book.replace(ANN.address, [make_ask(ANN, output_price=9), twice, twice], FREE)
+    book.replace(BOB.address, [make_ask(BOB, output_price=5)], FREE)
+    assert _prices(book) == [5, 5, 5, 9]
+    book.drop(ANN.address)
+    assert [s.node.provider for s in book.of_model(MODEL)] == [BOB.address]
+
+
+def test_a_node_that_left_leaves_nothing() -> None:
+    """Dropping a provider forgets its node and its asks; dropping it again changes nothing."""
+    book = Book()
+    book.replace(ANN.address, [make_ask(ANN)], FREE)
+    book.drop(ANN.address)
+    book.drop(ANN.address)
+    assert (book.size, book.node(ANN.address), list(book.models())) == (0, None, [])
+
+
+def test_free_slots_are_the_least_that_can_be_known() -> None:
+    """A node is as free as it says, less what it was given and may not have counted yet; never less than zero."""
+    node = Node(ANN.address, Capacity(free=2, slots=4))
+    assert node.free == 2
+    node.assigned = 3
+    assert node.free == 1
+    node.assigned = 9
+    assert node.free == 0
+
+
+def test_a_node_keeps_its_jobs_when_its_asks_change() -> None:
+    """New asks do not forget the jobs that the node was given; new capacity comes only when told."""
+    book = Book()
+    book.replace(ANN.address, [], FREE)
+    node = book.node(ANN.address)
+    assert node is not None
+    node.assigned = 1
+    book.replace(ANN.address, [make_ask(ANN)], Capacity(1, 1))
+    assert book.node(ANN.address) is node
+    assert (node.assigned, node.capacity) == (1, Capacity(1, 1))
+
+
+def test_the_asks_of_some_providers() -> None:
+    """The asks of named providers for a model are found without a look at all others."""
+    book = Book()
+    ann, bob = make_ask(ANN), make_ask(BOB)
+    book.replace(ANN.address, [ann, make_ask(ANN, model="other")], FREE)
+    book.replace(BOB.address, [bob], FREE)
+    found = book.of_providers(MODEL, [ANN.address, person("stranger").address])
+    assert [standing.ask for standing in found] == [ann]

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+
+from coordinator.domain.decision_log import REMEMBERED, Decisions
+from coordinator.domain.matching import Demand
+from tallystick.protocol.errors import TallyError
+from tallystick.protocol.link import Capacity
+from tallystick.protocol.types import Address
+from tests.coordinator.harness import MODEL, FakeNode, World, quiet
+from tests.coordinator.live_server import Served
+
+
+def _why(world: World, node: FakeNode) -> list[tuple[str, bool, str]]:
+    found = world.market.decisions.why(node.address, world.market.book, 50)
+    assert all(verdict.model == MODEL for verdict in found)
+    return [(verdict.stage, verdict.won, verdict.why) for verdict in found]
+
+
+async def test_shortlists_say_why(world: World) -> None:
+    """Listed at which place; too dear; busy; crowded out by cheaper ones: each node can tell which it was."""
+    cheap, dear, busy = world.node("ann"), world.node("bob", output_price=9_000_000), world.node("eve", output_price=3_000_000)
+    world.market.matchmaker.set_capacity(busy.address, Capacity(0, 4))
+    world.market.matchmaker.shortlist(Demand(MODEL, max_output_price=5_000_000))
+    world.market.matchmaker.shortlist(Demand(MODEL, limit=1))
+    assert _why(world, cheap) == [
+        ("shortlist", True, "offered to the client, place 1 of 1"),
+        ("shortlist", True, "offered to the client, place 1 of 1"),
+    ]
+    assert _why(world, dear) == [
+        ("shortlist", False, "cheaper or more reliable ones filled the shortlist"),
+        ("shortlist", False, "its output price is above the client's maximum"),
+    ]
+    assert _why(world, busy)[-1] == ("shortlist", False, "no free slot now")
+
+
+async def test_a_shortlist_that_found_nobody(world: World) -> None:
+    """The reason is told also where the client got an error."""
+    node = world.node("ann")
+    with pytest.raises(TallyError):
+        world.market.matchmaker.shortlist(Demand(MODEL, max_input_price=1))
+    assert _why(world, node) == [("shortlist", False, "its input price is above the client's maximum")]
+
+
+async def test_matches_say_why(world: World) -> None:
+    """Who got the job, and what kept the others of the shortlist from it, also at a second attempt."""
+    ann, bob = world.node("ann"), world.node("bob", output_price=3_000_000)
+    client = await world.started(ann, bob)
+    assert _why(world, ann) == [("match", True, "got the job")]
+    assert _why(world, bob) == [("match", False, "another was ranked before it: cheaper, or more reliable")]
+    ann.fail(client.job.id)
+    await quiet()
+    assert _why(world, ann)[0] == ("match", False, "it failed this job already")
+    assert _why(world, bob)[0] == ("match", True, "got the job")
+    bob.complete(client.job.id)
+    await quiet()
+
+
+async def test_a_payer_without_money(world: World) -> None:
+    """It is the payer's lack, and said to be."""
+    node = world.node("ann")
+    world.funds.free.clear()
+    with pytest.raises(TallyError):
+        await world.place(node)
+    assert _why(world, node) == [("match", False, "the payer's purse did not cover the job")]
+
+
+def test_memory_is_bounded() -> None:
+    """Only the last decisions are kept, and the newest come first."""
+    world, decisions, someone = World(), Decisions(), Address("0x" + "ab" * 20)
+    for number in range(REMEMBERED + 50):
+        decisions.matched(MODEL, someone, {}, number)
+    found = decisions.why(someone, world.market.book, 10**6)
+    assert (len(found), found[0].at, found[-1].at) == (REMEMBERED, REMEMBERED + 49, 50)
+    assert len(decisions.why(someone, world.market.book, 7)) == 7
+
+
+async def test_the_route(at: Served) -> None:
+    """Anyone may ask; nobody who never stood in the book has anything to be told."""
+    node = at.world.node("ann")
+    at.world.market.matchmaker.shortlist(Demand(MODEL))
+    told = (await at.http.get(f"/v1/providers/{node.address}/why")).json()
+    assert (told["connected"], [one["won"] for one in told["decisions"]]) == (True, [True])
+    stranger = (await at.http.get(f"/v1/providers/0x{'ee' * 20}/why")).json()
+    assert (stranger["connected"], stranger["decisions"]) == (False, [])
+    assert (await at.http.get("/v1/providers/nobody/why")).status_code == 400

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from coordinator.domain.ask_book import Book, Standing
+from coordinator.domain.matching import MAX_LISTED, Demand, Reason, judge, rank, shortlist
+from tallystick.protocol.eip712 import Signer, Verified
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.link import Capacity
+from tallystick.protocol.messages import Ask, Spec
+from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.types import Address
+from tallystick.protocol.wire import Submission
+from tests.coordinator.harness import MODEL, START, make_ask, make_submission, person
+
+ANN, BOB, CAT = person("ann"), person("bob"), person("cat")
+
+
+def _book_of(*asks: tuple[Signer, dict[str, Any]], free: int = 1) -> tuple[Book, list[Verified[Ask]]]:
+    book, made = Book(), []
+    for key, changes in asks:
+        made.append(make_ask(key, **changes))
+        book.replace(key.address, made[-1:], Capacity(free, 4))
+    return book, made
+
+
+def _standing(free: int = 1, **changes: Any) -> Standing:
+    book, _ = _book_of((ANN, changes), free=free)
+    return next(iter(book.of_model(changes.get("model", MODEL))))
+
+
+def _refusal(book: Book, **demand: Any) -> TallyError:
+    with pytest.raises(TallyError) as caught:
+        shortlist(book, Demand(**({"model": MODEL} | demand)), START)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("reason", "demand", "ask"),
+    [
+        (Reason.NOT_PINNED, {"providers": frozenset({BOB.address})}, {}),
+        (Reason.EXCLUDED, {"exclude": frozenset({ANN.address})}, {}),
+        (Reason.INPUT_PRICE, {"max_input_price": 999_999}, {}),
+        (Reason.OUTPUT_PRICE, {"max_output_price": 1_999_999}, {}),
+        (Reason.OUTPUT_TOKENS, {"max_output_tokens": 1_025}, {}),
+        (Reason.ROUTE, {"route": "/v1/rerank"}, {}),
+        (Reason.REGION, {"require": Requirements(region=("eu",))}, {}),
+        (Reason.TIER, {"require": Requirements(tier=("edge",))}, {}),
+        (Reason.PRECISION, {"require": Requirements(precision=("bf16",))}, {"spec": Spec(precision="fp8")}),
+        (Reason.ENGINE, {"require": Requirements(engine=("vllm",))}, {}),
+        (Reason.FEATURES, {"require": Requirements(features=("tools",))}, {"spec": Spec(features=("logprobs",))}),
+        (Reason.CONTEXT, {"require": Requirements(context_tokens=8_193)}, {}),
+        (Reason.ASK_EXPIRED, {}, {"valid_until": START}),
+        (Reason.ASK_EXPIRED, {}, {"valid_from": START + 1}),
+    ],
+)
+def test_each_predicate_says_why(reason: Reason, demand: dict[str, Any], ask: dict[str, Any]) -> None:
+    """Every requirement that an ask does not meet is told by a reason of its own."""
+    assert judge(_standing(**ask), Demand(model=MODEL, **demand), START) is reason
+
+
+def test_a_busy_node_is_told_apart() -> None:
+    """A node without a free slot is refused for that alone."""
+    assert judge(_standing(free=0), Demand(model=MODEL), START) is Reason.BUSY
+
+
+@pytest.mark.parametrize(
+    "demand",
+    [
+        {},
+        {"providers": frozenset({ANN.address}), "exclude": frozenset({BOB.address})},
+        {"max_input_price": 1_000_000, "max_output_price": 2_000_000, "max_output_tokens": 1_024},
+    ],
+)
+def test_what_fits_exactly_fits(demand: dict[str, Any]) -> None:
+    """Maxima include their bound; an ask is valid from its first second to the one before its last."""
+    fits = _standing(valid_from=START, valid_until=START + 1)
+    assert judge(fits, Demand(model=MODEL, **demand), START) is None
+
+
+def test_the_shortlist_is_ranked_and_bounded() -> None:
+    """The cheapest asks come first, as many as wanted and no more."""
+    book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(20, 0, -1)])
+    found = shortlist(book, Demand(model=MODEL, limit=3), START)
+    assert [s.ask.message.output_price for s in found] == [1, 2, 3]
+    assert len(shortlist(book, Demand(model=MODEL), START)) == MAX_LISTED
+
+
+def test_the_shortlist_is_sorted_as_asked() -> None:
+    """By the first token or by throughput, as nodes measured them; what is not known comes last, and ties go to the cheaper."""
+    keys = [person(name) for name in ("ann", "bob", "cid", "dan")]
+    speeds = [Capacity(1, 1), Capacity(1, 1, 50, 300), Capacity(1, 1, 20, 100), Capacity(1, 1, 50, 300)]
+    book = Book()
+    for number, (key, speed) in enumerate(zip(keys, speeds, strict=True)):
+        book.replace(key.address, [make_ask(key, output_price=number)], speed)
+    named = {key.address: name for key, name in zip(keys, "abcd", strict=True)}
+    for sort, order in (("price", "abcd"), ("latency", "cbda"), ("throughput", "bdca")):
+        found = shortlist(book, Demand(model=MODEL, sort=sort), START)
+        assert "".join(named[standing.node.provider] for standing in found) == order
+        assert len(shortlist(book, Demand(model=MODEL, sort=sort, limit=2), START)) == 2
+    with pytest.raises(BadMessage, match="sort"):
+        Demand(model=MODEL, sort="beauty")
+
+
+def test_who_failed_too_often_is_left_out() -> None:
+    """Of those that fit, a client may want only providers that mostly did well lately."""
+    book, _ = _book_of((ANN, {}), (BOB, {}))
+    scores = {ANN.address: 0.89, BOB.address: 0.9}
+    judged: list[tuple[Reason, Standing]] = []
+    found = shortlist(book, Demand(model=MODEL, min_reputation=90), START, judged, scores.__getitem__)
+    assert [standing.node.provider for standing in found] == [BOB.address]
+    assert [reason for reason, _ in judged] == [Reason.REPUTATION]
+
+
+def test_a_pinned_provider_is_found_however_dear() -> None:
+    """A provider that was asked for by name is found behind any number of cheaper ones."""
+    book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(300)], (ANN, {"output_price": 10**9}))
+    found = shortlist(book, Demand(model=MODEL, providers=frozenset({ANN.address})), START)
+    assert [s.node.provider for s in found] == [ANN.address]
+
+
+def test_excluded_providers_do_not_hide_the_others() -> None:
+    """However many cheap providers a client does not want, those behind them are found."""
+    unwanted = [person(str(n)) for n in range(300)]
+    book, _ = _book_of(*[(key, {"output_price": n}) for n, key in enumerate(unwanted)], (ANN, {"output_price": 10**9}))
+    found = shortlist(book, Demand(model=MODEL, exclude=frozenset(key.address for key in unwanted)), START)
+    assert [s.node.provider for s in found] == [ANN.address]
+
+
+def test_the_work_is_bounded() -> None:
+    """However many asks do not fit, only so many are looked at."""
+    book, _ = _book_of(
+        *[(person(str(n)), {"valid_until": START, "output_price": n}) for n in range(300)], (ANN, {"output_price": 10**9})
+    )
+    assert "256 x" in str(_refusal(book))
+
+
+@pytest.mark.parametrize("limit", [0, MAX_LISTED + 1])
+def test_limits_are_bounded(limit: int) -> None:
+    """A shortlist has one to eight entries."""
+    with pytest.raises(BadMessage, match="limit"):
+        Demand(model=MODEL, limit=limit)
+
+
+def test_an_unknown_model() -> None:
+    """A model that nobody offers is refused for good, and named."""
+    error = _refusal(Book())
+    assert (type(error), error.code, error.status) == (Refusal, Code.UNKNOWN_MODEL, 404)
+    assert MODEL in str(error)
+
+
+@pytest.mark.parametrize(
+    "demand", [{"max_input_price": 1}, {"max_output_price": 1}, {"max_input_price": 1, "max_output_price": 1}]
+)
+def test_all_too_dear(demand: dict[str, Any]) -> None:
+    """Where only the price stands in the way, the refusal says so, with the lowest prices on offer."""
+    book, _ = _book_of((ANN, {"input_price": 70, "output_price": 900}), (BOB, {"input_price": 80, "output_price": 500}))
+    error = _refusal(book, **demand)
+    assert (type(error), error.code, error.status) == (Refusal, Code.PRICE_ABOVE_CAP, 402)
+    assert "70 in and 500 out" in str(error)
+
+
+@pytest.mark.parametrize("choice", [{"providers": frozenset({ANN.address})}, {"exclude": frozenset({BOB.address})}])
+def test_too_dear_among_those_asked_for(choice: dict[str, Any]) -> None:
+    """Cheap providers that the client did not want do not hide that the wanted ones are too dear."""
+    book, _ = _book_of((ANN, {"input_price": 70}), (BOB, {"input_price": 1}))
+    error = _refusal(book, max_input_price=10, **choice)
+    assert error.code is Code.PRICE_ABOVE_CAP
+    assert "every provider asked for" in str(error)
+    assert "70 in" in str(error)
+
+
+def test_all_busy() -> None:
+    """Where a provider that fits is busy, trying again is reasonable, and nobody calls it the client's fault."""
+    book, _ = _book_of((ANN, {}), free=0)
+    book.replace(BOB.address, [make_ask(BOB, input_price=10**9)], Capacity(1, 1))
+    error = _refusal(book, max_input_price=10**6)
+    assert (type(error), error.code, error.fault) == (Unavailable, Code.NODE_BUSY, Fault.PROVIDER)
+    assert f"1 x {Reason.BUSY.value}" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("demand", "reason"),
+    [
+        ({"providers": frozenset({CAT.address})}, f"2 x {Reason.NOT_PINNED.value}"),
+        ({"exclude": frozenset({ANN.address, BOB.address})}, f"2 x {Reason.EXCLUDED.value}"),
+        ({"max_output_tokens": 10**6}, f"2 x {Reason.OUTPUT_TOKENS.value}"),
+        ({"max_output_tokens": 10**6, "exclude": frozenset({BOB.address})}, f"1 x {Reason.EXCLUDED.value}"),
+    ],
+)
+def test_nobody_fits(demand: dict[str, Any], reason: str) -> None:
+    """Where nobody fits, the refusal counts the reasons."""
+    book, _ = _book_of((ANN, {}), (BOB, {}))
+    error = _refusal(book, **demand)
+    assert (type(error), error.code) == (Refusal, Code.NO_PROVIDER)
+    assert reason in str(error)
+
+
+# Candidates of a job
+
+
+def _ranked(
+    book: Book, submission: Submission, *, tried: frozenset[Address] = frozenset(), bad: Address | None = None
+) -> tuple[list[Address], list[str]]:
+    fit, against = rank(
+        submission.candidates,
+        book,
+        tried=tried,
+        score=lambda provider: 0.5 if provider == bad else 1.0,
+        now=START,
+        ranked=submission.ranked,
+    )
+    return [standing.node.provider for standing, _ in fit], against
+
+
+def test_candidates_are_ranked_by_price_and_reputation() -> None:
+    """The cheapest candidate comes first; a bad reputation makes a provider as good as dearer."""
+    book, asks = _book_of((ANN, {"input_price": 100, "output_price": 100}), (BOB, {"input_price": 150, "output_price": 150}))
+    submission = make_submission(*asks)
+    assert _ranked(book, submission)[0] == [ANN.address, BOB.address]
+    assert _ranked(book, submission, bad=ANN.address)[0] == [BOB.address, ANN.address]
+    backwards = replace(submission, candidates=submission.candidates[::-1], ranked=True)
+    assert Submission.loads(backwards.dumps()) == backwards
+    assert _ranked(book, backwards)[0] == [BOB.address, ANN.address], "as the client would have them"
+
+
+def test_a_candidate_that_cannot_take_the_job_is_explained() -> None:
+    """Each candidate that is left out has its reason: it failed, it is busy, its ask is gone."""
+    book, asks = _book_of((ANN, {}), (BOB, {}), (CAT, {}))
+    submission = make_submission(*asks)
+    book.drop(BOB.address)
+    node = book.node(CAT.address)
+    assert node is not None
+    node.capacity = Capacity(0, 1)
+    fit, against = _ranked(book, submission, tried=frozenset({ANN.address}))
+    assert fit == []
+    assert against == [
+        f"{ANN.address}: {Reason.FAILED.value}",
+        f"{BOB.address}: {Reason.ASK_GONE.value}",
+        f"{CAT.address}: {Reason.BUSY.value}",
+    ]
+
+
+def test_an_expired_order_is_no_candidate() -> None:
+    """An order whose deadline passed while another provider tried is not handed on."""
+    book, asks = _book_of((ANN, {}))
+    assert _ranked(book, make_submission(*asks, deadline=START)) == ([], [f"{ANN.address}: {Reason.ORDER_EXPIRED.value}"])
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"model": "another"},
+        {"input_price": 1},
+        {"cached_input_price": 1},
+        {"output_price": 1},
+        {"max_output_tokens": 1_025},
+    ],
+)
+def test_terms_must_be_the_asks(terms: dict[str, Any]) -> None:
+    """Terms that differ from the ask that they name are refused, whoever would gain by it."""
+    book, asks = _book_of((ANN, {}))
+    with pytest.raises(Refusal, match="terms") as caught:
+        _ranked(book, make_submission(*asks, terms=terms))
+    assert caught.value.code is Code.ORDER_TERMS
+
+
+def test_an_order_on_another_provider_than_the_asks() -> None:
+    """An order cannot be filled on the ask of somebody else."""
+    book, asks = _book_of((ANN, {}), (BOB, {}))
+    submission = make_submission(asks[1], terms={"ask": asks[0].digest})
+    with pytest.raises(Refusal, match="another provider"):
+        _ranked(book, submission)

@@ -1,0 +1,241 @@
+"""The order of providers: a price that promises nothing buys no first place, and newcomers get a share, not the market."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from coordinator.domain.ask_book import Book, Standing
+from coordinator.domain.matching import Demand, rank, shortlist
+from coordinator.domain.ranking import EXPLORED, by_cost, explored
+from coordinator.domain.reputation import NEWCOMER_JOBS, Reputation
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.link import Capacity
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.types import Address
+from tests.coordinator.harness import MODEL, START, FakeNode, World, make_ask, make_submission, person, quiet
+
+GOOD, BAD, NEW = person("good"), person("bad"), person("new")
+
+
+def _prices(price: int) -> dict[str, int]:
+    return {"input_price": price, "cached_input_price": price, "output_price": price}
+
+
+def _stand(book: Book, key: Signer, price: int, capacity: Capacity | None = None) -> Standing:
+    ask = make_ask(key, **_prices(price))
+    book.replace(key.address, [ask], capacity or Capacity(4, 4))
+    found = book.find(ask.digest)
+    assert found is not None
+    return found
+
+
+def _known(good: int = 0, bad: int = 0, reputation: Reputation | None = None, key: Signer = GOOD) -> Reputation:
+    reputation = reputation or Reputation()
+    for outcome, number in ((Outcome.COMPLETED, good), (Outcome.PROVIDER_ERROR, bad)):
+        for _ in range(number):
+            reputation.record(key.address, outcome)
+    return reputation
+
+
+def _listed(book: Book, reputation: Reputation, chance: float = 1.0, **demand: object) -> list[Address]:
+    wanted = Demand(MODEL, **demand)  # type: ignore[arg-type]
+    found = shortlist(book, wanted, START, None, reputation.score, newcomer=reputation.newcomer, chance=chance)
+    return [standing.node.provider for standing in found]
+
+
+@pytest.mark.parametrize("good", [0, 1, 30])
+@pytest.mark.parametrize("price", [1, 1_000, 1_000_000, 10**12])
+def test_a_price_of_nothing_does_not_stand_above_reputation(price: int, good: int) -> None:
+    """A provider that fails and asks nothing comes after one that does not fail, whatever that one asks, a newcomer included,
+    in shortlists and in matches.
+    """
+    book = Book()
+    standings = [_stand(book, BAD, 0), _stand(book, GOOD, price)]
+    reputation = _known(good=good)
+    _known(bad=2_000, reputation=reputation, key=BAD)
+    assert _listed(book, reputation) == [GOOD.address, BAD.address]
+    submission = make_submission(*(standing.ask for standing in standings))
+    fit, _ = rank(submission.candidates, book, tried=(), score=reputation.score, now=START)
+    assert [standing.node.provider for standing, _ in fit] == [GOOD.address, BAD.address]
+
+
+def test_ones_own_price_does_not_make_failing_cheaper() -> None:
+    """What a failure costs does not fall with the failing provider's price: lowering it from a thousand to nothing gains no more
+    than the thousand.
+    """
+    reputation = _known(good=50)
+    _known(good=50, bad=20, reputation=reputation, key=BAD)
+    places = []
+    for price in (3_000, 1_000, 1, 0):
+        book = Book()
+        _stand(book, BAD, price)
+        _stand(book, GOOD, 4_000)
+        places.append(_listed(book, reputation))
+    assert places == [[GOOD.address, BAD.address]] * 4
+
+
+@pytest.mark.parametrize(("good", "first"), [(4, NEW), (500, GOOD)])
+def test_a_dear_provider_is_not_first_for_a_few_good_jobs(good: int, first: Signer) -> None:
+    """At fifty times the price, four good jobs against two do not buy the first place; a long record against none does."""
+    book, reputation = Book(), _known(good=good)
+    _known(good=2 if good == 4 else 0, reputation=reputation, key=NEW)
+    _stand(book, GOOD, 5_000_000)
+    _stand(book, NEW, 100_000)
+    assert _listed(book, reputation)[0] == first.address
+
+
+def test_who_fails_half_of_its_jobs_is_not_first_for_nothing() -> None:
+    """A provider that fails every other job and asks nothing comes after one that hardly fails."""
+    book, reputation = Book(), _known(good=500)
+    for _ in range(250):
+        _known(good=1, bad=1, reputation=reputation, key=BAD)
+    _stand(book, BAD, 0)
+    _stand(book, GOOD, 500_000)
+    assert _listed(book, reputation) == [GOOD.address, BAD.address]
+
+
+def test_among_equals_the_cheaper_comes_first() -> None:
+    """Where names are the same, or nearly, the price decides."""
+    book, reputation = Book(), Reputation()
+    for number, good in enumerate((200, 201, 202)):
+        key = person(f"{number}")
+        _stand(book, key, 1_000_000 * (number + 1))
+        _known(good=good, reputation=reputation, key=key)
+    assert _listed(book, reputation) == [person(f"{number}").address for number in range(3)]
+
+
+def test_strangers_do_not_set_the_price_of_failing() -> None:
+    """Asks of strangers, however dear or cheap, do not change the order of those that are known."""
+    reputation = Reputation()
+    for key, good in ((GOOD, 200), (BAD, 190)):
+        _known(good=good, reputation=reputation, key=key)
+    for price in (0, 10**14):
+        book = Book()
+        _stand(book, GOOD, 1_100_000)
+        _stand(book, BAD, 1_000_000)
+        for number in range(20):
+            _stand(book, person(f"stranger {price} {number}"), price)
+        found = [one for one in _listed(book, reputation) if one in (GOOD.address, BAD.address)]
+        assert found == [BAD.address, GOOD.address]
+
+
+def test_many_cheap_strangers_hide_nobody() -> None:
+    """Behind hundreds of newcomers' asks at price 0, and a whole book of one provider, the known providers are found and come
+    first.
+    """
+    book, reputation = Book(), _known(good=30)
+    for number in range(400):
+        _stand(book, person(f"stranger {number}"), 0)
+    crowd = person("crowd")
+    book.replace(crowd.address, [make_ask(crowd, **_prices(0), seq=seq) for seq in range(256)], Capacity(4, 4))
+    _stand(book, GOOD, 5_000_000)
+    found = _listed(book, reputation)
+    assert found[0] == GOOD.address
+    assert len(found) == len(set(found)) == 8, "and each provider has one place"
+
+
+def test_many_cheap_failures_hide_nobody() -> None:
+    """Nor do hundreds of providers that are known to fail."""
+    book, reputation = Book(), _known(good=30)
+    for number in range(300):
+        key = person(f"failing {number}")
+        _stand(book, key, 0)
+        _known(bad=NEWCOMER_JOBS, reputation=reputation, key=key)
+    _stand(book, GOOD, 5_000_000)
+    assert _listed(book, reputation)[0] == GOOD.address
+
+
+@pytest.mark.parametrize("sort", ["latency", "throughput"])
+def test_boasting_does_not_stand_above_reputation(sort: str) -> None:
+    """A node's own word on its speed does not put it before providers that have more than twice its name."""
+    book, reputation = Book(), _known(good=30)
+    _stand(book, BAD, 1, Capacity(4, 4, 10**6, 1))
+    _stand(book, GOOD, 1, Capacity(4, 4, 10, 900))
+    assert _listed(book, reputation, sort=sort) == [GOOD.address, BAD.address]
+
+
+# Exploration
+
+
+def test_newcomers_get_their_share_and_no_more() -> None:
+    """A twentieth of the draws puts a newcomer first, evenly among them, however many they are."""
+    book, reputation, random = Book(), _known(good=30), Random(1)
+    standings = [_stand(book, GOOD, 10)] + [_stand(book, person(f"new {number}"), 5) for number in range(4)]
+    ranked = by_cost(standings, lambda one: one, reputation.score)
+    assert ranked[0].node.provider == GOOD.address
+    draws = 20_000
+    first = Counter(
+        explored(ranked, lambda one: one, reputation.newcomer, random.random())[0].node.provider for _ in range(draws)
+    )
+    assert abs(first.total() - first[GOOD.address] - EXPLORED * draws) < 150
+    assert all(150 < number < 350 for provider, number in first.items() if provider != GOOD.address)
+
+
+def test_exploring_costs_the_client_nothing() -> None:
+    """A newcomer that is dearer than whom it would displace is not put first."""
+    book, reputation = Book(), _known(good=30)
+    _stand(book, GOOD, 10)
+    _stand(book, NEW, 11)
+    assert _listed(book, reputation, chance=0.0) == [GOOD.address, NEW.address]
+    _stand(book, NEW, 10)
+    assert _listed(book, reputation, chance=0.0) == [NEW.address, GOOD.address]
+
+
+def test_among_newcomers_nothing_is_left_to_chance() -> None:
+    """Where nobody is known yet, the cheapest comes first whatever is drawn."""
+    book = Book()
+    _stand(book, GOOD, 5)
+    _stand(book, NEW, 4)
+    assert _listed(book, Reputation(), chance=0.0) == [NEW.address, GOOD.address]
+
+
+def test_a_full_shortlist_has_a_place_for_a_newcomer() -> None:
+    """Where known providers would fill the list, its last place is a newcomer's, so that a match can choose it; of one place
+    there is none to give.
+    """
+    book, reputation = Book(), Reputation()
+    for number in range(9):
+        key = person(f"{number}")
+        _stand(book, key, 10 + number)
+        _known(good=30, reputation=reputation, key=key)
+    _stand(book, NEW, 50)
+    assert _listed(book, reputation)[-1] == NEW.address
+    assert _listed(book, reputation).count(NEW.address) == 1
+    assert _listed(book, reputation, limit=1) == [person("0").address]
+
+
+async def _serve(world: World, node: FakeNode, jobs: int) -> None:
+    for _ in range(jobs):
+        client = await world.started(node)
+        node.complete(client.job.id)
+        await quiet()
+
+
+async def test_a_match_explores_unless_the_client_chose_the_order() -> None:
+    """The market draws for each match; an order of the client's own is left as it is."""
+    world = World()
+    known, new = world.node("known"), world.node("new")
+    await _serve(world, known, NEWCOMER_JOBS)
+    for chance, first in ((EXPLORED, known), (EXPLORED / 2, new)):
+        world.chance = chance
+        client = await world.started(known, new)
+        assert client.job.provider == first.address
+
+
+async def test_who_fails_as_a_newcomer_is_not_explored_for_ever() -> None:
+    """After its first jobs, however they end, a provider that gives them back has no share any more."""
+    world = World(chance=0.0)
+    known, new = world.node("known"), world.node("new")
+    await _serve(world, known, NEWCOMER_JOBS)
+    for _ in range(NEWCOMER_JOBS):
+        client = await world.started(known, new)
+        assert client.job.provider == new.address
+        new.fail(client.job.id)
+        await quiet()
+        known.complete(client.job.id)
+        await quiet()
+    client = await world.started(known, new)
+    assert client.job.provider == known.address

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+
+from coordinator.domain import reputation as module
+from coordinator.domain.reputation import NEWCOMER_JOBS, Record, Reputation
+from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.messages import Outcome
+from tests.coordinator.harness import PAYER, World, person, quiet
+
+PROVIDER = PAYER.address
+
+
+def _after(*outcomes: Outcome) -> float:
+    reputation = Reputation()
+    for outcome in outcomes:
+        reputation.record(PROVIDER, outcome)
+    return reputation.score(PROVIDER)
+
+
+def test_a_newcomer_starts_low() -> None:
+    """A provider that nothing is known of has a quarter of the full score."""
+    assert _after() == 0.25
+
+
+@pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.LENGTH])
+def test_good_work_raises_it(outcome: Outcome) -> None:
+    """Answers raise a score: above 90 % after 27 of them, above 99 % after 500, and never above 1."""
+    assert 0.25 < _after(outcome) < _after(*[outcome] * 26) < 0.9 < _after(*[outcome] * 27)
+    assert 0.99 < _after(*[outcome] * 500) < 1
+
+
+@pytest.mark.parametrize("outcome", [Outcome.UPSTREAM_ERROR, Outcome.CLIENT_CANCELLED, Outcome.REFUSED])
+def test_what_is_not_its_fault_costs_nothing(outcome: Outcome) -> None:
+    """Requests that an engine or a node refused, and clients that leave, do not move a score."""
+    assert _after(outcome) == _after()
+    assert _after(Outcome.TIMED_OUT, outcome) == _after(Outcome.TIMED_OUT), "nor do they mend one"
+
+
+@pytest.mark.parametrize("outcome", [Outcome.PROVIDER_ERROR, Outcome.TIMED_OUT])
+def test_failures_lower_it_and_work_mends_it(outcome: Outcome) -> None:
+    """A failure lowers the score, answers bring it back, and it stays between 0 and 1."""
+    assert _after(outcome) < _after() < _after(outcome, Outcome.COMPLETED)
+    assert 0 < _after(*[outcome] * 500) < 0.01
+
+
+def test_old_jobs_fade() -> None:
+    """A provider that once was good is judged by what it does now: 500 failures count twice what came before."""
+    assert 0.3 < _after(*[Outcome.COMPLETED] * 5_000, *[Outcome.TIMED_OUT] * 500) < 0.55
+
+
+def test_nobody_stays_a_newcomer_by_refusing() -> None:
+    """Whatever becomes of its jobs, a provider is a newcomer for its first ones only."""
+    reputation = Reputation()
+    for _ in range(NEWCOMER_JOBS):
+        assert reputation.newcomer(PROVIDER)
+        reputation.record(PROVIDER, Outcome.REFUSED)
+    assert not reputation.newcomer(PROVIDER)
+
+
+def test_memory_does_not_grow_with_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many providers come and go, only the last ones are remembered."""
+    monkeypatch.setattr(module, "REMEMBERED", 3)
+    reputation = Reputation()
+    for number in range(10):
+        reputation.record(person(str(number)).address, Outcome.COMPLETED)
+    assert len(reputation._records) == 3
+    assert reputation.score(person("9").address) > reputation.score(person("0").address) == 0.25
+    assert set(reputation.changed()) == {person(str(number)).address for number in (7, 8, 9)}
+
+
+async def test_a_restart_does_not_clear_a_reputation() -> None:
+    """What a provider is known for outlives the process, also where the store could not take it at once."""
+    world = World()
+    node = world.node("ann")
+    client = await world.started(node)
+    node.fail(client.job.id, Unavailable(Code.TIMED_OUT, "slow"))
+    await quiet()
+    client = await world.started(node)
+    node.chunk(client.job.id)
+    node.leave()
+    await quiet()
+    score = world.market.reputation.score(node.address)
+    assert score < 0.25
+    world.market.reputation.unsaved(world.market.reputation.changed())
+    await world.pass_time(1)
+    await world.restart()
+    assert world.market.reputation.score(node.address) == score
+
+
+def test_a_record_is_what_it_counts() -> None:
+    """Good, bad and all jobs are counted apart."""
+    record = Record().after(Outcome.COMPLETED).after(Outcome.PROVIDER_ERROR).after(Outcome.REFUSED)
+    assert (round(record.good, 2), record.bad, record.jobs) == (1.0, 1.0, 3)

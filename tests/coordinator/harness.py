@@ -1,0 +1,401 @@
+"""A coordinator in a test: real keys, the ports' twins in memory, clocks that only the test moves, nodes and clients to play."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from coordinator.bus import InProcessBus
+from coordinator.domain.limits import Limits
+from coordinator.jobs.live_job import LiveJob
+from coordinator.jobs.market import Market
+from coordinator.ports import JobStore, job_subject, node_subject
+from coordinator.storage.memory import MemoryFunds, MemoryStore
+from tallystick.protocol.codecs import keccak
+from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, Verified
+from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable, from_public
+from tallystick.protocol.jobs import State
+from tallystick.protocol.link import Capacity, ClaimRequest
+from tallystick.protocol.messages import Ask, Claim, ClaimRow, Order, Outcome, Receipt, Spec, Terms
+from tallystick.protocol.pricing import Usage, charge
+from tallystick.protocol.sealing import X25519
+from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
+from tallystick.protocol.wire import Candidate, Dispatch, Failure, Kind, Submission, dumps, loads, pack_link, unpack_link
+
+M = TypeVar("M", bound=Message)
+DOMAIN = Domain(31337, Address("0x" + "ab" * 20))
+MODEL = "stand-in/small"
+START = 1_700_000_000
+CAP = 1_000
+LAST_CHUNK = b"\1the last sealed chunk"
+USAGE = Usage(10, 0, 5)
+COST = 20
+"""What USAGE costs at the prices of `make_ask`."""
+
+
+def person(name: str) -> Signer:
+    """A key that follows from a name."""
+    return Signer(keccak(name.encode()))
+
+
+COORDINATOR, PAYER = person("coordinator"), person("payer")
+
+
+@dataclass
+class Clock:
+    """Both clocks of a market; time passes when the test says so."""
+
+    seconds: float = 0.0
+
+    def now(self) -> float:
+        return START + self.seconds
+
+    def tick(self) -> float:
+        return self.seconds
+
+
+async def quiet() -> None:
+    """Lets everything run that can run without time passing."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+def make_ask(provider: Signer, **changes: Any) -> Verified[Ask]:
+    """One base unit a token in, a half if cached, two out."""
+    values: dict[str, Any] = {
+        "provider": provider.address,
+        "model": MODEL,
+        "input_price": 1_000_000,
+        "cached_input_price": 500_000,
+        "output_price": 2_000_000,
+        "context_tokens": 8_192,
+        "max_output_tokens": 1_024,
+        "sealing_suite": X25519,
+        "sealing_key": bytes(32),
+        "valid_from": 0,
+        "valid_until": 1 << 40,
+        "seq": 1,
+        "spec": Spec(),
+    }
+    return provider.sign(Ask(**(values | changes)), DOMAIN)
+
+
+def make_terms(ask: Verified[Ask], job: JobId, /, **changes: Any) -> Terms:
+    """Terms that fit an ask."""
+    offer = ask.message
+    values: dict[str, Any] = {
+        "model": offer.model,
+        "ask": ask.digest,
+        "input_price": offer.input_price,
+        "cached_input_price": offer.cached_input_price,
+        "output_price": offer.output_price,
+        "max_cost": Amount(CAP),
+        "max_output_tokens": 100,
+        "job": job,
+        "request_commitment": ZERO_HASH,
+    }
+    return Terms(**(values | changes))
+
+
+def make_order(terms: Terms, provider: Address, /, payer: Signer = PAYER, now: int = START, **changes: Any) -> Verified[Order]:
+    """An order that fits its terms; changes are signed as well."""
+    values: dict[str, Any] = {
+        "payer": payer.address,
+        "provider": provider,
+        "ceiling": Amount(1_000_000),
+        "reserve_target": Amount(0),
+        "seq": 1,
+        "deadline": now + 600,
+        "claim_by": now + 86_400,
+        "max_fee_bps": 100,
+        "coordinator": COORDINATOR.address,
+        "terms_hash": terms.struct_hash(),
+    }
+    return payer.sign(Order(**(values | changes)), DOMAIN)
+
+
+def make_submission(
+    *asks: Verified[Ask],
+    payer: Signer = PAYER,
+    job: JobId | None = None,
+    now: int = START,
+    terms: dict[str, Any] | None = None,
+    **order: Any,
+) -> Submission:
+    """A job for the providers of these asks; `terms` and the rest change fields of the terms and of the orders."""
+    number = job or JobId(keccak(repr((asks, terms, order, payer.address)).encode())[:16])
+    listed = [make_terms(ask, number, **(terms or {})) for ask in asks]
+    orders = [make_order(each, ask.message.provider, payer, now, **order) for ask, each in zip(asks, listed, strict=True)]
+    pairs = zip(orders, listed, strict=True)
+    return Submission(number, tuple(Candidate(unchecked(made), each, b"wrapped") for made, each in pairs), b"sealed")
+
+
+def unchecked(signed: Signed[M]) -> Signed[M]:
+    """A signed message as it arrives: nothing about it is known."""
+    return Signed(signed.message, signed.signature)
+
+
+def make_receipt(provider: Signer, order: Verified[Order], terms: Terms, /, **changes: Any) -> Verified[Receipt]:
+    """An honest receipt of USAGE, the tab's first unless said otherwise; changes are signed as well."""
+    outcome = Outcome(changes.get("outcome", Outcome.COMPLETED))
+    cost = charge(terms, USAGE, outcome)
+    values: dict[str, Any] = {
+        "payer": order.message.payer,
+        "provider": order.message.provider,
+        "seq": 1,
+        "cumulative_cost": cost,
+        "order_hash": order.digest,
+        "result_commitment": ZERO_HASH,
+        "input_tokens": USAGE.input,
+        "cached_input_tokens": USAGE.cached,
+        "output_tokens": USAGE.output,
+        "cost": cost,
+        "outcome": outcome,
+        "finished_at": START,
+        "evidence_root": ZERO_HASH,
+    }
+    receipt = Receipt(**(values | changes))
+    return Verified(receipt, provider.sign_digest(receipt.digest(DOMAIN)), receipt.digest(DOMAIN))
+
+
+def make_claim(provider: Signer, *rows: tuple[Verified[Order], int, int]) -> ClaimRequest:
+    """A claim of (order, seq, cumulative cost) rows."""
+    claim = Claim(
+        provider=provider.address,
+        rows=tuple(
+            ClaimRow(payer=order.message.payer, order_hash=order.digest, seq=seq, cumulative_cost=Amount(total))
+            for order, seq, total in rows
+        ),
+    )
+    signed = provider.sign(claim, DOMAIN)
+    return ClaimRequest(unchecked(signed), tuple(unchecked(order) for order, _, _ in rows))
+
+
+@dataclass
+class FakeNode:
+    """A provider on the bus. It notes what it is sent and answers only as the test says, as the hub would pass it on."""
+
+    market: Market
+    bus: InProcessBus
+    signer: Signer
+    asks: tuple[Verified[Ask], ...]
+    slots: int = 4
+    sent: list[tuple[Kind, JobId, bytes]] = field(default_factory=list)
+    tabs: dict[Address, tuple[int, Amount]] = field(default_factory=dict)
+
+    @property
+    def address(self) -> Address:
+        return self.signer.address
+
+    @property
+    def ask(self) -> Verified[Ask]:
+        return self.asks[0]
+
+    def connect(self, capacity: Capacity | None = None) -> None:
+        self.bus.attach(node_subject(self.address), self.receive)
+        self.market.matchmaker.place_asks(self.address, self.asks, capacity or Capacity(self.slots, self.slots))
+
+    def leave(self) -> None:
+        self.bus.detach(node_subject(self.address), self.receive)
+        self.market.node_gone(self.address)
+
+    def receive(self, frame: bytes) -> None:
+        self.sent.append(unpack_link(frame))
+
+    def got(self, kind: Kind, job: JobId | None = None) -> list[bytes]:
+        """Payloads of the frames of one kind that came so far."""
+        return [payload for found, about, payload in self.sent if found is kind and job in (None, about)]
+
+    def dispatch(self, job: JobId) -> tuple[Verified[Order], Terms]:
+        """What was dispatched for a job."""
+        dispatch = Dispatch.loads(self.got(Kind.DISPATCH, job)[0])
+        return dispatch.candidate.order.verify(DOMAIN), dispatch.candidate.terms
+
+    def send(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
+        if self.market.subject_of(job, self.address):
+            self.bus.send(job_subject(job), pack_link(kind, job, payload))
+
+    def accept(self, job: JobId) -> None:
+        self.send(Kind.ACCEPT, job)
+
+    def chunk(self, job: JobId, data: bytes = b"sealed chunk") -> None:
+        self.send(Kind.CHUNK, job, data)
+
+    def last_chunk(self, job: JobId) -> None:
+        """The chunk that says that the answer ends with it."""
+        self.chunk(job, LAST_CHUNK)
+
+    def fail(self, job: JobId, error: TallyError | None = None, receipt: Signed[Receipt] | None = None) -> None:
+        told = error or Unavailable(Code.ENGINE_UNAVAILABLE, "the engine is away", fault=Fault.ENGINE)
+        self.send(Kind.FAIL, job, Failure(told, receipt).dumps())
+
+    def receipt(self, job: JobId, **changes: Any) -> Verified[Receipt]:
+        """The receipt of a job on this node's tab, signed; `hand_in` sends one."""
+        order, terms = self.dispatch(job)
+        seq, total = self.tabs.get(order.message.payer, (0, Amount(0)))
+        cost = charge(terms, USAGE, Outcome(changes.get("outcome", 0)))
+        made = make_receipt(self.signer, order, terms, **({"seq": seq + 1, "cumulative_cost": total + cost} | changes))
+        self.tabs[order.message.payer] = (made.message.seq, made.message.cumulative_cost)
+        return made
+
+    def hand_in(self, job: JobId, receipt: Signed[Receipt]) -> None:
+        """Sends a receipt for a job that lives."""
+        self.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
+
+    async def hand_in_late(self, job: JobId, receipt: Signed[Receipt]) -> bool:
+        """Sends a receipt for a job that is over."""
+        return await self.market.accept_receipt(self.address, job, dumps(receipt.to_json()))
+
+    def complete(self, job: JobId, **changes: Any) -> Verified[Receipt]:
+        """Ends a job as honest nodes do: with its answer's last chunk, then its receipt."""
+        self.last_chunk(job)
+        return self.finish(job, **changes)
+
+    def finish(self, job: JobId, **changes: Any) -> Verified[Receipt]:
+        """Ends a job with its receipt, whatever was delivered before."""
+        made = self.receipt(job, **changes)
+        self.hand_in(job, made)
+        return made
+
+
+@dataclass
+class Client:
+    """Who reads a job's frames: all of them as they come, unless `reads` is cleared."""
+
+    job: LiveJob
+    frames: list[tuple[Kind, bytes]] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
+    reads: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def kinds(self) -> list[Kind]:
+        return [kind for kind, _ in self.frames]
+
+    @property
+    def failure(self) -> TallyError:
+        """What the FAIL at the end says."""
+        kind, payload = self.frames[-1]
+        assert kind is Kind.FAIL
+        return from_public(loads(payload, "failure"), 502)
+
+    @property
+    def ended(self) -> bool:
+        return self.task is not None and self.task.done()
+
+    async def read(self, frames: AsyncGenerator[tuple[Kind, bytes], None]) -> None:
+        async for frame in frames:
+            self.frames.append(frame)
+            await self.reads.wait()
+
+
+@dataclass
+class World:
+    """A market and the people in it."""
+
+    clock: Clock = field(default_factory=Clock)
+    limits: Limits = field(default_factory=Limits)
+    store: JobStore = field(default_factory=MemoryStore)
+    funds: MemoryFunds = field(default_factory=MemoryFunds)
+    bus: InProcessBus = field(default_factory=InProcessBus)
+    market: Market = field(init=False)
+    nodes: list[FakeNode] = field(default_factory=list)
+    clients: list[Client] = field(default_factory=list)
+    number: int = 0
+    chance: float = 1.0
+    """What the market draws where it lets chance decide: from 0 to 1; 1 never explores."""
+
+    def __post_init__(self) -> None:
+        self.funds.free.setdefault(PAYER.address, Amount(100_000))
+        self.market = self.make_market()
+
+    def make_market(self) -> Market:
+        return Market(
+            domain=DOMAIN,
+            signer=COORDINATOR,
+            bus=self.bus,
+            store=self.store,
+            funds=self.funds,
+            limits=self.limits,
+            now=self.clock.now,
+            tick=self.clock.tick,
+            chance=lambda: self.chance,
+        )
+
+    async def restart(self) -> None:
+        """A new process over the same store; its nodes connect again."""
+        self.bus = InProcessBus()
+        self.market = self.make_market()
+        await self.market.start()
+        for node in self.nodes:
+            node.market, node.bus = self.market, self.bus
+            node.connect()
+
+    def node(self, name: str, slots: int = 4, **ask: Any) -> FakeNode:
+        """A connected provider with one ask."""
+        key = person(name)
+        node = FakeNode(self.market, self.bus, key, (make_ask(key, **ask),), slots)
+        node.connect()
+        self.nodes.append(node)
+        return node
+
+    def submission(self, *nodes: FakeNode, **changes: Any) -> Submission:
+        """A new job for these nodes; see `make_submission`."""
+        self.number += 1
+        job = JobId(self.number.to_bytes(16, "big"))
+        values: dict[str, Any] = {"job": job, "now": int(self.clock.now())} | changes
+        return make_submission(*(node.ask for node in nodes), **values)
+
+    async def place(self, *nodes: FakeNode, **changes: Any) -> Client:
+        """Places a job and reads its frames."""
+        return self.read(await self.market.place_order(self.submission(*nodes, **changes)))
+
+    def read(self, job: LiveJob) -> Client:
+        client = Client(job)
+        client.reads.set()
+        client.task = asyncio.create_task(client.read(self.market.run(job)), name="client")
+        self.clients.append(client)
+        return client
+
+    async def started(self, *nodes: FakeNode, **changes: Any) -> Client:
+        """A job that its first node was given."""
+        client = await self.place(*nodes, **changes)
+        await quiet()
+        return client
+
+    async def pass_time(self, seconds: float) -> None:
+        """Time passes, then the sweep comes."""
+        self.clock.seconds += seconds
+        self.market.sweep()
+        await quiet()
+
+    async def stored(self, client: Client) -> State:
+        """The state of a job as the store has it."""
+        known = await self.store.job(client.job.id)
+        assert known is not None
+        return known.record.state
+
+    def assert_idle(self) -> None:
+        """Nothing is held any more: no live job, no exposure in flight, no slot."""
+        assert self.market.live == 0
+        assert self.market.exposure.in_flight == 0
+        for node in self.nodes:
+            known = self.market.book.node(node.address)
+            assert known is None or known.assigned == 0
+
+
+def altered(signed: Signed[Order], change: Callable[[Order], Order]) -> Signed[Order]:
+    """An order that was changed after it was signed."""
+    return Signed(change(signed.message), signed.signature)
+
+
+def with_orders(submission: Submission, change: Callable[[Signed[Order]], Signed[Order]]) -> Submission:
+    """A submission whose orders were exchanged."""
+    changed = tuple(replace(candidate, order=change(candidate.order)) for candidate in submission.candidates)
+    return replace(submission, candidates=changed)
+
+
+def hash_of(text: str) -> Hash:
+    """Some hash."""
+    return keccak(text.encode())

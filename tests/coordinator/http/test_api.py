@@ -1,0 +1,591 @@
+"""The control plane over real HTTP: every route, its documentation, and errors in one shape with the right status."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from coordinator.domain.matching import Reason
+from coordinator.domain.resource_bounds import PAGE_BYTES
+from coordinator.http.api import TAB_RECEIPTS
+from coordinator.ports import Cursor, Settlement
+from tallystick import __version__
+from tallystick.protocol.access import ACCESS_SECONDS, dump_access
+from tallystick.protocol.eip712 import Signed, Signer, read_signed
+from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, LateReceipt
+from tallystick.protocol.messages import Access, Ask, Inquiry, Outcome, Receipt, Spec
+from tallystick.protocol.tab import check_receipt
+from tallystick.protocol.types import Amount
+from tallystick.protocol.wire import Kind
+from tests.coordinator.harness import (
+    COORDINATOR,
+    DOMAIN,
+    MODEL,
+    PAYER,
+    START,
+    Client,
+    World,
+    make_ask,
+    make_submission,
+    person,
+    quiet,
+    unchecked,
+)
+from tests.coordinator.live_server import TOKEN, LinkNode, Served
+
+UNKNOWN = "00" * 16
+
+
+def access(signer: Signer = PAYER, **changes: Any) -> dict[str, str]:
+    """The header that proves who calls; changes are signed as well."""
+    values: dict[str, Any] = {"account": signer.address, "coordinator": COORDINATOR.address, "issued_at": START} | changes
+    signed = signer.sign_digest(Access(**values).digest(DOMAIN))
+    return {"authorization": dump_access(Signed(Access(**values), signed))}
+
+
+DEMAND: dict[str, Any] = {"model": MODEL, "payer": PAYER.address}
+
+
+def _error(response: httpx.Response) -> tuple[int, str]:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code", "fault", "retry"}
+    assert error["message"]
+    return response.status_code, error["code"]
+
+
+# What it tells
+
+
+async def test_info(at: Served) -> None:
+    """Everybody can see who the coordinator is and what every signature must bind."""
+    assert (await at.http.get("/v1/info")).json() == {
+        "name": "test",
+        "version": "0",
+        "coordinator": COORDINATOR.address,
+        "chainId": DOMAIN.chain_id,
+        "contract": DOMAIN.contract,
+        "token": TOKEN,
+        "tokenDecimals": 6,
+        "feeBps": 0,
+    }
+
+
+async def test_models(at: Served) -> None:
+    """Models are listed with how many sell them, how many could now, and the lowest prices as strings of digits."""
+    at.world.node("ann", input_price=5, output_price=1 << 63)
+    busy = at.world.node("bob", input_price=7, context_tokens=10_000, max_output_tokens=2_000)
+    at.world.market.matchmaker.set_capacity(busy.address, Capacity(0, 1))
+    (model,) = (await at.http.get("/v1/models")).json()["data"]
+    assert model == {
+        "id": MODEL,
+        "providers": 2,
+        "live": 1,
+        "inputPrice": "5",
+        "cachedInputPrice": "500000",
+        "outputPrice": "2000000",
+        "contextTokens": 10_000,
+        "maxOutputTokens": 2_000,
+        "tokensPerSecond": 0,
+        "firstTokenMs": 0,
+    }
+    at.world.market.matchmaker.set_capacity(busy.address, Capacity(1, 1, 70, 250))
+    (model,) = (await at.http.get("/v1/models")).json()["data"]
+    assert (model["live"], model["tokensPerSecond"], model["firstTokenMs"]) == (2, 70, 250)
+
+
+async def test_asks(at: Served) -> None:
+    """The asks for a model come as they were signed, cheapest first; for an unknown one there are none."""
+    dear, cheap = at.world.node("ann", output_price=9_000_000), at.world.node("bob")
+    listed = (await at.http.get("/v1/asks", params={"model": MODEL})).json()["asks"]
+    assert [read_signed(Ask, each["ask"]) for each in listed] == [unchecked(cheap.ask), unchecked(dear.ask)]
+    assert [each["free"] for each in listed] == [4, 4]
+    assert (await at.http.get("/v1/asks", params={"model": "unknown"})).json() == {"asks": [], "next": None}
+
+
+async def _pages(at: Served, path: str, name: str, **params: Any) -> list[list[Any]]:
+    """All pages of a list."""
+    pages, after = list[list[Any]](), ""
+    while True:
+        answer = (await at.http.get(path, params=params | {"after": after})).json()
+        pages.append(answer[name])
+        if answer["next"] is None:
+            return pages
+        after = answer["next"]
+
+
+async def test_asks_come_in_pages(at: Served) -> None:
+    """Pages of any size tell every ask of a model once and in order, those of one provider at one price too."""
+    ann, bob = person("ann"), person("bob")
+    place = at.world.market.matchmaker.place_asks
+    place(ann.address, [make_ask(ann, seq=n, output_price=1 + n // 40) for n in range(120)], Capacity(1, 1))
+    place(bob.address, [make_ask(bob, seq=n, output_price=2) for n in range(5)], Capacity(1, 1))
+    for limit in (1, 7, 100, 256):
+        pages = await _pages(at, "/v1/asks", "asks", model=MODEL, limit=limit)
+        told = [each["ask"]["message"] for page in pages for each in page]
+        assert len({(ask["provider"], ask["seq"]) for ask in told}) == len(told) == 125
+        assert [int(ask["outputPrice"]) for ask in told] == sorted(int(ask["outputPrice"]) for ask in told)
+        assert all(len(page) <= limit for page in pages)
+    assert len((await at.http.get("/v1/asks", params={"model": MODEL})).json()["asks"]) == 100
+
+
+async def test_a_page_goes_on_where_the_former_ended(at: Served) -> None:
+    """Asks that come and go between two pages neither hide nor repeat others."""
+    nodes = [at.world.node(str(n), output_price=2_000_000 + n) for n in range(6)]
+    first = (await at.http.get("/v1/asks", params={"model": MODEL, "limit": 2})).json()
+    at.world.market.matchmaker.drop(nodes[1].address)
+    at.world.node("cheap", output_price=1)
+    rest = (await at.http.get("/v1/asks", params={"model": MODEL, "after": first["next"]})).json()
+    assert [each["ask"]["message"]["provider"] for each in rest["asks"]] == [node.address for node in nodes[2:]]
+    for after in ("x", "1-0x12-00", "-1-" + first["next"], "9" * 400):
+        assert _error(await at.http.get("/v1/asks", params={"model": MODEL, "after": after})) == (400, "bad_message")
+    for limit in ("0", "257", "-1", "9" * 400, "1e3", "\u0663", "x"):
+        assert _error(await at.http.get("/v1/asks", params={"model": MODEL, "limit": limit})) == (400, "bad_message")
+        assert _error(await at.http.get("/v1/models", params={"limit": limit})) == (400, "bad_message")
+
+
+async def test_models_come_in_pages(at: Served) -> None:
+    """Every model once, by name; a name too long to be asked for is not listed."""
+    key = person("ann")
+    names = sorted(f"model/{n}" for n in range(30))
+    asks = [make_ask(key, model=name) for name in [*names, "x" * 1_025]]
+    at.world.market.matchmaker.place_asks(key.address, asks, Capacity(1, 1))
+    for limit in (1, 7, 100):
+        pages = await _pages(at, "/v1/models", "data", limit=limit)
+        assert [model["id"] for page in pages for model in page] == names
+
+
+async def test_fat_asks_do_not_make_a_list_too_long(at: Served) -> None:
+    """Asks of the largest size leave every answer far below what clients read, and none of them hides another."""
+    for number in range(120):
+        key = person(f"fat {number}")
+        spec = Spec(features=tuple("\u0001" * 30 for _ in range(60)), region="r" * 4_000)
+        at.world.market.matchmaker.place_asks(key.address, [make_ask(key, spec=spec)], Capacity(1, 1))
+    after, told = "", 0
+    while after is not None:
+        answer = await at.http.get("/v1/asks", params={"model": MODEL, "limit": 256, "after": after})
+        assert len(answer.content) < PAGE_BYTES + 2 * MAX_ASK_BYTES
+        told, after = told + len(answer.json()["asks"]), answer.json()["next"]
+    assert told == 120
+    assert len((await at.http.post("/v1/explain", json=DEMAND)).content) < 200 * MAX_ASK_BYTES + (1 << 16)
+
+
+async def test_a_shortlist(at: Served) -> None:
+    """A shortlist holds what the demand allows: prices, pins, exclusions and length; addresses in any case."""
+    nodes = [at.world.node(str(n), output_price=2_000_000 + n) for n in range(6)]
+    listed = [node.address for node in nodes]
+
+    async def ask(**demand: Any) -> list[str]:
+        response = await at.http.post("/v1/shortlist", json=DEMAND | demand)
+        return [each["ask"]["message"]["provider"] for each in response.json()["asks"]]
+
+    assert await ask() == listed[:4]
+    assert await ask(limit=2) == listed[:2]
+    assert await ask(exclude=[listed[0]]) == listed[1:5]
+    assert await ask(providers=[listed[5].upper().replace("0X", "0x")]) == [listed[5]]
+    assert await ask(maxOutputPrice=2_000_001) == listed[:2]
+    assert await ask(maxInputPrice=1_000_000, maxOutputPrice="2000000") == listed[:1]
+
+
+async def test_a_model_that_was_for_sale_a_moment_ago(at: Served) -> None:
+    """Its engine may be back soon, so clients are told to come again; what nobody sold for a while, or ever, is unknown."""
+    ann = at.world.node("ann")
+    matchmaker = at.world.market.matchmaker
+    for stays in (True, False):
+        matchmaker.place_asks(ann.address, [ann.ask])
+        if stays:
+            matchmaker.place_asks(ann.address, [])
+        else:
+            matchmaker.drop(ann.address)
+        answer = await at.http.post("/v1/shortlist", json=DEMAND)
+        assert _error(answer) == (503, "no_provider")
+        assert answer.json()["error"]["retry"]
+        assert "stopped 0 s ago" in answer.json()["error"]["message"]
+        at.world.clock.seconds += 300
+        assert _error(await at.http.post("/v1/shortlist", json=DEMAND)) == (404, "unknown_model")
+    assert _error(await at.http.post("/v1/shortlist", json=DEMAND | {"model": "never"})) == (404, "unknown_model")
+
+
+async def test_a_stake_as_a_requirement(at: Served) -> None:
+    """Who has staked less than asked for is left out and told so; the chain is read at each request that asks."""
+    backed, bare = at.world.node("ann", output_price=9_000_000), at.world.node("bob")
+    at.world.funds.stakes[backed.address] = Amount(5_000_000)
+
+    async def listed(stake: int) -> list[str]:
+        answer = await at.http.post("/v1/shortlist", json=DEMAND | {"minStake": stake})
+        return [each["ask"]["message"]["provider"] for each in answer.json().get("asks", ())]
+
+    assert await listed(0) == [bare.address, backed.address]
+    assert await listed(5_000_000) == [backed.address]
+    assert await listed(5_000_001) == []
+    told = (await at.http.post("/v1/explain", json=DEMAND | {"minStake": 1})).json()["asks"]
+    assert [one["why"] for one in told] == [Reason.STAKE.value, None]
+    at.world.funds.stakes[backed.address] = Amount(0)
+    assert await listed(1) == []
+
+
+async def test_health_and_metrics(at: Served) -> None:
+    """Health and metrics count nodes, asks and live jobs as they come and go."""
+    node = await LinkNode.join(at, person("ann"))
+    at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
+    await node.take_job()
+    assert (await at.http.get("/v1/health")).json() == {"status": "ok", "nodes": 1, "asks": 1, "jobs": 1}
+    metrics = await at.http.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    for line in ("tallystick_nodes_connected 1.0", "tallystick_asks_standing 1.0", "tallystick_jobs_live 1.0"):
+        assert line in metrics.text
+
+
+async def test_the_docs(at: Served) -> None:
+    """/docs shows the API, and /openapi.json describes every route of the control plane, with a text each."""
+    assert "swagger" in (await at.http.get("/docs")).text
+    described = (await at.http.get("/openapi.json")).json()
+    assert described["info"]["version"] == __version__
+    routes = {(path, method): route for path, methods in described["paths"].items() for method, route in methods.items()}
+    assert set(routes) == {
+        ("/v1/info", "get"),
+        ("/v1/models", "get"),
+        ("/v1/providers/{provider}/why", "get"),
+        ("/v1/asks", "get"),
+        ("/v1/shortlist", "post"),
+        ("/v1/explain", "post"),
+        ("/v1/jobs/{job}", "get"),
+        ("/v1/jobs/{job}/cancel", "post"),
+        ("/v1/tabs", "post"),
+        ("/v1/health", "get"),
+    }
+    assert all(route["description"] for route in routes.values())
+
+
+async def test_what_is_required(at: Served) -> None:
+    """A shortlist has only asks that say what is required, best first by what was asked for; `explain` tells why the others do
+    not fit, and changes nothing.
+    """
+    eu = Spec(region="EU-west", precision="bf16", features=("tools", "logprobs"))
+    dear, cheap = at.world.node("ann", output_price=9_000_000, spec=eu), at.world.node("bob")
+    at.world.market.matchmaker.set_capacity(dear.address, Capacity(1, 1, 90, 100))
+    asked = {"model": MODEL, "payer": PAYER.address}
+
+    async def listed(**how: Any) -> list[str]:
+        answer = await at.http.post("/v1/shortlist", json=asked | how)
+        return [each["ask"]["message"]["provider"] for each in answer.json().get("asks", ())]
+
+    assert await listed() == [cheap.address, dear.address]
+    for sort in ("latency", "throughput"):
+        assert await listed(sort=sort) == [dear.address, cheap.address]
+        assert await listed(sort=sort, limit=1) == [dear.address]
+    for require in ({"region": ["eu-west"]}, {"precision": ["fp8", "BF16"]}, {"features": ["tools"]}):
+        assert await listed(require=require) == [dear.address]
+    assert await listed(require={"region": ["us"]}) == []
+    for _ in range(30):
+        at.world.market.reputation.record(cheap.address, Outcome.PROVIDER_ERROR)
+        at.world.market.reputation.record(dear.address, Outcome.COMPLETED)
+    assert await listed(minReputation=80) == [dear.address]
+    why = (await at.http.post("/v1/explain", json=asked | {"require": {"tier": ["edge"]}, "minReputation": 80})).json()["asks"]
+    assert [(one["why"], one["firstTokenMs"], one["reputation"]) for one in why] == [
+        (Reason.TIER.value, 100, 91),
+        (Reason.TIER.value, 0, 3),
+    ]
+    for sort, first in (("price", 100), ("latency", 100)):
+        told = (await at.http.post("/v1/explain", json=asked | {"sort": sort})).json()["asks"]
+        assert told[0]["firstTokenMs"] == first, "as a shortlist would be sorted"
+    assert (await at.http.post("/v1/shortlist", json=asked | {"sort": "beauty"})).status_code == 400
+    assert (await at.http.post("/v1/shortlist", json=asked | {"require": {"mood": ["good"]}})).status_code == 400
+
+
+# Tabs
+
+
+async def _inquire(at: Served, provider: str, key: Signer = PAYER, **changes: Any) -> httpx.Response:
+    asked: dict[str, Any] = {
+        "payer": key.address,
+        "provider": provider,
+        "coordinator": COORDINATOR.address,
+        "asked_at": START,
+    } | changes
+    return await at.http.post("/v1/tabs", json=key.sign(Inquiry(**asked), DOMAIN).to_json())
+
+
+async def test_a_payer_reads_its_own_tab(at: Served) -> None:
+    """Who holds a payer's key is told its last receipts with the orders behind them, the one of the highest ceiling always among
+    them; nobody else is told any.
+    """
+    node = at.world.node("ann")
+    for number in range(TAB_RECEIPTS + 3):
+        ceiling = 9_000_000 if number == 1 else 1_000_000
+        client = await at.world.started(node, ceiling=Amount(ceiling))
+        node.complete(client.job.id, seq=number + 1, cumulative_cost=Amount(100 * (number + 1)))
+        await quiet()
+    told = (await _inquire(at, node.address)).json()["receipts"]
+    found = [LateReceipt.from_json(late) for late in told]
+    assert [late.receipt.message.seq for late in found] == [*range(TAB_RECEIPTS + 3, 3, -1), 2]
+    for late in found:
+        check_receipt(late.order.verify(DOMAIN), late.terms, late.receipt.verify(DOMAIN).message)
+    assert (await _inquire(at, node.address, person("stranger"))).json() == {"receipts": []}
+    assert (await _inquire(at, person("bob").address)).json() == {"receipts": []}
+    forged = (
+        person("stranger")
+        .sign(
+            Inquiry(payer=person("stranger").address, provider=node.address, coordinator=COORDINATOR.address, asked_at=START),
+            DOMAIN,
+        )
+        .to_json()
+    )
+    forged["message"]["payer"] = PAYER.address
+    assert _error(await at.http.post("/v1/tabs", json=forged)) == (401, "bad_signature")
+    assert _error(await _inquire(at, node.address, asked_at=START - 301)) == (401, "unauthenticated")
+    assert _error(await _inquire(at, node.address, coordinator=node.address)) == (400, "order_misdirected")
+    assert _error(await at.http.post("/v1/tabs", json={"message": {}, "signature": "0x"})) == (400, "bad_message")
+
+
+# Jobs
+
+
+async def _finished(world: World) -> Client:
+    """A job that one provider gave back and another one did."""
+    ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
+    client = await world.started(ann, bob)
+    ann.fail(client.job.id)
+    await quiet()
+    bob.complete(client.job.id)
+    await quiet()
+    return client
+
+
+async def test_a_job_is_told_whole(at: Served) -> None:
+    """A job's payer can read its state, its attempts with their reasons, its receipt, and that it is not settled yet."""
+    client = await _finished(at.world)
+    ann, bob = at.world.nodes
+    told = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}", headers=access())).json()
+    receipt = told.pop("receipt")
+    assert read_signed(Receipt, receipt).message.order_hash == client.job.current.order.digest
+    assert told == {
+        "job": client.job.id.hex(),
+        "state": "completed",
+        "model": MODEL,
+        "payer": PAYER.address,
+        "createdAt": START,
+        "finishedAt": START,
+        "attempts": [
+            {"attempt": 0, "provider": ann.address, "state": "failed", "reason": "the engine is away", "receipt": None},
+            {"attempt": 1, "provider": bob.address, "state": "completed", "reason": "", "receipt": receipt},
+        ],
+        "settlement": None,
+    }
+
+
+async def test_a_settled_job(at: Served) -> None:
+    """Once the chain has paid the tab as far as a job's receipt, the job names the transaction."""
+    client = await _finished(at.world)
+    bob = at.world.nodes[1]
+    cost = at.store.receipts[client.job.id][bob.address][0].message.cumulative_cost
+
+    async def settlement(settled: int) -> Any:
+        await at.store.put_settlements([Settlement(PAYER.address, bob.address, Amount(settled), "0xabc", 9)], Cursor(10))
+        return (await at.http.get(f"/v1/jobs/{client.job.id.hex()}", headers=access())).json()["settlement"]
+
+    assert await settlement(cost - 1) is None
+    assert await settlement(cost) == {"tx": "0xabc", "settled": str(int(cost)), "block": 9}
+
+
+async def test_a_job_that_lives(at: Served) -> None:
+    """A job can be asked about from the moment its node has it."""
+    node = at.world.node("ann")
+    client = await at.world.started(node)
+    told = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}", headers=access())).json()
+    assert (told["state"], told["finishedAt"], told["receipt"]) == ("matched", None, None)
+
+
+async def test_cancelling(at: Served) -> None:
+    """Its payer cancels a job that lives, and its node is told; where there is nothing to cancel the answer says so."""
+    node = at.world.node("ann")
+    client = await at.world.started(node)
+    path = f"/v1/jobs/{client.job.id.hex()}/cancel"
+    response = await at.http.post(path, headers=access())
+    assert (response.status_code, response.json()) == (202, {"cancelling": True})
+    assert node.got(Kind.CANCEL) == [b"client"]
+    node.complete(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
+    await quiet()
+    assert (await at.http.post(path, headers=access())).json() == {"cancelling": False}
+    assert (await at.http.post(f"/v1/jobs/{UNKNOWN}/cancel", headers=access())).json() == {"cancelling": False}
+
+
+async def test_a_provider_that_failed_over_does_not_cancel_the_winners_job(at: Served) -> None:
+    """Whoever knows a job's id, a provider that had it and one that has it among them, does not end it; it runs on."""
+    ann, bob = at.world.node("ann"), at.world.node("bob", output_price=9_000_000)
+    client = await at.world.started(ann, bob)
+    ann.fail(client.job.id)
+    await quiet()
+    path = f"/v1/jobs/{client.job.id.hex()}/cancel"
+    for signer in (ann.signer, bob.signer, person("stranger"), COORDINATOR):
+        assert _error(await at.http.post(path, headers=access(signer))) == (401, "unauthenticated")
+    assert _error(await at.http.post(path)) == (401, "unauthenticated")
+    assert bob.got(Kind.CANCEL) == []
+    bob.complete(client.job.id)
+    await quiet()
+    assert client.kinds[-1] is Kind.RECEIPT
+
+
+async def test_a_provider_does_not_read_its_rivals_attempt(at: Served) -> None:
+    """A provider of an attempt reads the state and its own attempt: no other attempt, and no rival's receipt or settlement."""
+    client = await _finished(at.world)
+    ann, bob = at.world.nodes
+    cost = at.store.receipts[client.job.id][bob.address][0].message.cumulative_cost
+    await at.store.put_settlements([Settlement(PAYER.address, bob.address, cost, "0xabc", 9)], Cursor(10))
+    path = f"/v1/jobs/{client.job.id.hex()}"
+    loser = await at.http.get(path, headers=access(ann.signer))
+    winner = (await at.http.get(path, headers=access(bob.signer))).json()
+    told = loser.json()
+    assert (told["state"], told["receipt"], told["settlement"]) == ("completed", None, None)
+    assert [attempt["provider"] for attempt in told["attempts"]] == [ann.address]
+    assert bob.address not in loser.text
+    assert [attempt["provider"] for attempt in winner["attempts"]] == [bob.address]
+    assert (winner["receipt"], winner["settlement"]["tx"]) == (winner["attempts"][0]["receipt"], "0xabc")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": ""},
+        {"authorization": "Tally"},
+        {"authorization": "Tally " + "A" * 3_000},
+        {"authorization": "Tally !!!!"},
+        {"authorization": "Tally e30"},
+        {"authorization": "Bearer " + access()["authorization"].split()[1]},
+        access(person("stranger")),
+        access(person("stranger"), account=PAYER.address),
+        access(coordinator=person("other").address),
+        access(issued_at=START - ACCESS_SECONDS - 1),
+        access(issued_at=START + ACCESS_SECONDS + 1),
+        access(issued_at=(1 << 64) - 1),
+    ],
+    ids=range(13),
+)
+async def test_nobody_else_reads_or_cancels_a_job(at: Served, headers: dict[str, str]) -> None:
+    """Without a payer's or its provider's own fresh proof for this coordinator, a job is told to nobody and goes on."""
+    node = at.world.node("ann")
+    client = await at.world.started(node)
+    path = f"/v1/jobs/{client.job.id.hex()}"
+    for answer in (await at.http.get(path, headers=headers), await at.http.post(f"{path}/cancel", headers=headers)):
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] in {"unauthenticated", "bad_signature"}
+        assert node.address not in answer.text
+    assert node.got(Kind.CANCEL) == []
+
+
+# Errors
+
+
+async def test_an_unknown_job(at: Served) -> None:
+    """A job that was never here is not found."""
+    response = await at.http.get(f"/v1/jobs/{UNKNOWN}", headers=access())
+    assert _error(response) == (404, "unknown_job")
+    assert UNKNOWN in response.text
+
+
+@pytest.mark.parametrize("job", ["x", "00", "zz" * 16, "0x" + "00" * 16, "00" * 17])
+async def test_a_job_id_that_is_none(at: Served, job: str) -> None:
+    """What is no job id is refused as such."""
+    assert _error(await at.http.get(f"/v1/jobs/{job}")) == (400, "bad_message")
+    assert _error(await at.http.post(f"/v1/jobs/{job}/cancel")) == (400, "bad_message")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v2/info", 404),
+        ("DELETE", "/v1/info", 405),
+        ("GET", "/v1/node", 404),
+        ("PUT", "/v1/jobs", 404),
+    ],
+)
+async def test_an_unknown_route(at: Served, method: str, path: str, status: int) -> None:
+    """Routes and methods that do not exist are told in the same shape, with the way to the docs."""
+    response = await at.http.request(method, path)
+    assert _error(response) == (status, "unknown_route")
+    assert "/docs" in response.text
+
+
+@pytest.mark.parametrize(
+    ("demand", "says"),
+    [
+        ({}, "model"),
+        (DEMAND | {"payer": "me"}, "payer"),
+        (DEMAND | {"limit": 0}, "limit"),
+        (DEMAND | {"limit": 9}, "limit"),
+        (DEMAND | {"maxInputPrice": -1}, "maxInputPrice"),
+        (DEMAND | {"maxInputPrice": 1 << 64}, "maxInputPrice"),
+        (DEMAND | {"maxOutputPrice": 1.5}, "maxOutputPrice"),
+        (DEMAND | {"providers": ["0x12"]}, "providers"),
+        (DEMAND | {"exclude": [PAYER.address] * 257}, "exclude"),
+        (DEMAND | {"model": "x" * 1_025}, "model"),
+        (DEMAND | {"surprise": 1}, "surprise"),
+        ([], "body"),
+        (None, "body"),
+    ],
+)
+async def test_an_invalid_shortlist(at: Served, demand: Any, says: str) -> None:
+    """A demand that makes no sense is refused with the member that is wrong."""
+    response = await at.http.post("/v1/shortlist", json=demand)
+    assert _error(response) == (400, "bad_message")
+    assert says in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"not JSON", b'{"model": ', b"\xff\xfe", b"[" * 60_000, b'{"\\ud800": 1}', b'{"model": "\\ud800", "payer": "x"}'],
+)
+async def test_a_body_that_is_not_json(at: Served, body: bytes) -> None:
+    """Whatever bytes are posted, the answer is a 400 in the same shape, and the process goes on."""
+    headers = {"content-type": "application/json"}
+    assert _error(await at.http.post("/v1/shortlist", content=body, headers=headers)) == (400, "bad_message")
+    assert (await at.http.get("/v1/health")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("demand", "status", "code"),
+    [
+        ({"model": "unknown"}, 404, "unknown_model"),
+        ({"maxInputPrice": 1}, 402, "price_above_cap"),
+        ({"exclude": [person("ann").address]}, 503, "no_provider"),
+    ],
+)
+async def test_no_provider_fits(at: Served, demand: dict[str, Any], status: int, code: str) -> None:
+    """Why nobody can take a job has a code and a status of its own."""
+    at.world.node("ann")
+    assert _error(await at.http.post("/v1/shortlist", json=DEMAND | demand)) == (status, code)
+
+
+async def test_all_providers_are_busy(at: Served) -> None:
+    """Busy providers are a reason to try again."""
+    node = at.world.node("ann")
+    at.world.market.matchmaker.set_capacity(node.address, Capacity(0, 1))
+    response = await at.http.post("/v1/shortlist", json=DEMAND)
+    assert _error(response) == (503, "node_busy")
+    assert response.json()["error"]["retry"] is True
+
+
+async def test_a_bug_is_told_in_the_same_shape(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that meets a bug gets an error in the same shape that tells nothing of the inside; the process goes on."""
+
+    async def broken(_job: object) -> None:
+        raise KeyError("secret inside")
+
+    monkeypatch.setattr(at.store, "job", broken)
+    response = await at.http.get(f"/v1/jobs/{UNKNOWN}", headers=access())
+    assert _error(response) == (500, "coordinator_unavailable")
+    assert "secret" not in response.text
+    assert (await at.http.get("/v1/health")).status_code == 200
+
+
+async def test_many_at_once(at: Served) -> None:
+    """A crowd of requests, good and bad, is served side by side."""
+    at.world.node("ann")
+    good = [at.http.post("/v1/shortlist", json=DEMAND) for _ in range(20)]
+    bad = [at.http.post("/v1/shortlist", content=b"nonsense") for _ in range(20)]
+    statuses = [response.status_code for response in await asyncio.gather(*good, *bad)]
+    assert statuses == [200] * 20 + [400] * 20

@@ -1,0 +1,80 @@
+"""The coordinator against its own OpenAPI document: whatever is asked, it answers as documented, and never with a 5xx."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+
+from coordinator.app import running
+from coordinator.config import CoordinatorConfig
+from tests.coordinator.fake_escrow import DEPLOYMENT
+from tests.coordinator.harness import COORDINATOR
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Of a coordinator that runs in another thread, on a database of its own."""
+    folder: Path = tmp_path_factory.mktemp("openapi")
+    DEPLOYMENT.save(folder / "deployment.json")
+    config = CoordinatorConfig(deployment=folder / "deployment.json", port=0, db=f"sqlite:///{folder}/coordinator.db")
+    loop, over, ready, ports = asyncio.new_event_loop(), asyncio.Event(), threading.Event(), list[int]()
+
+    async def serve() -> None:
+        async with running(config, COORDINATOR) as port:
+            ports.append(port)
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(30)
+    yield schemathesis.openapi.from_url(f"http://127.0.0.1:{ports[0]}/openapi.json")
+    loop.call_soon_threadsafe(over.set)
+    thread.join(30)
+    loop.close()
+
+
+ROUTES = [
+    ("GET", "/v1/info"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/asks"),
+    ("POST", "/v1/explain"),
+    ("POST", "/v1/shortlist"),
+    ("GET", "/v1/providers/{provider}/why"),
+    ("GET", "/v1/jobs/{job}"),
+    ("POST", "/v1/jobs/{job}/cancel"),
+    ("POST", "/v1/tabs"),
+    ("GET", "/v1/health"),
+]
+
+
+def test_all_routes_are_tried(document: Any) -> None:
+    """The list above is what the document has."""
+    found = [(r.ok().method.upper(), r.ok().path) for r in document.get_all_operations()]
+    assert sorted(found) == sorted(ROUTES)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_it_answers_as_documented(document: Any, method: str, path: str, mode: GenerationMode) -> None:
+    """Every route, asked rightly and wrongly: documented statuses, documented shapes, no 5xx, in time."""
+    operation = document[path][method]
+
+    @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case: Any) -> None:
+        case.call_and_validate(timeout=10)
+
+    try:
+        ask()
+    except Unsatisfiable:
+        assert mode is GenerationMode.NEGATIVE, "a route without parameters cannot be asked wrongly"

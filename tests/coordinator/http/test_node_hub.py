@@ -1,0 +1,407 @@
+"""The node link over real sockets: who gets in, what is passed on, and how a connection ends."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from coordinator.domain.resource_bounds import INBOX
+from coordinator.http import node_hub as module
+from coordinator.ports import KnownJob, node_subject
+from coordinator.storage.memory import MemoryStore
+from tallystick.protocol.eip712 import Domain
+from tallystick.protocol.errors import Code, Fault, Unavailable, from_public
+from tallystick.protocol.link import Capacity, Challenge, LateReceipt
+from tallystick.protocol.messages import Connect
+from tallystick.protocol.types import JobId
+from tallystick.protocol.wire import MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link
+from tests.coordinator.harness import (
+    COORDINATOR,
+    DOMAIN,
+    PAYER,
+    World,
+    hash_of,
+    make_ask,
+    make_claim,
+    make_submission,
+    person,
+    unchecked,
+)
+from tests.coordinator.live_server import LinkNode, Served, served, until
+
+ANN, BOB = person("ann"), person("bob")
+JOB = JobId(b"\x05" * 16)
+
+
+def _free(at: Served, node: LinkNode) -> int | None:
+    known = at.world.market.book.node(node.address)
+    return None if known is None else known.free
+
+
+# Getting in
+
+
+async def test_a_node_proves_its_key(at: Served) -> None:
+    """A node that signs the challenge is welcomed, and its asks stand with the capacity that it told."""
+    node = await LinkNode.join(at, ANN, slots=3)
+    challenge = Challenge.from_json(loads(node.seen[0][2], "challenge"))
+    assert (challenge.coordinator, challenge.chain_id, challenge.contract) == (
+        COORDINATOR.address,
+        DOMAIN.chain_id,
+        DOMAIN.contract,
+    )
+    assert at.hub.connected == 1
+    assert at.world.market.book.find(node.asks[0].digest) is not None
+    assert _free(at, node) == 3
+
+
+async def test_each_connection_has_its_own_challenge(at: Served) -> None:
+    """A recorded answer is worth nothing on the next connection."""
+    one, two = await LinkNode.open(at, ANN), await LinkNode.open(at, ANN)
+    first, second = [loads(await node.expect(Kind.CHALLENGE), "challenge") for node in (one, two)]
+    assert first["challenge"] != second["challenge"]
+
+
+@pytest.mark.parametrize("changes", [{"challenge": hash_of("another")}, {"coordinator": BOB.address}])
+async def test_a_wrong_answer(at: Served, changes: dict[str, Any]) -> None:
+    """An answer to another challenge, or for another coordinator, is refused."""
+    node = await LinkNode.open(at, ANN)
+    await node.hello(**changes)
+    assert (await node.refusal()).code is Code.BAD_SIGNATURE
+    assert at.hub.connected == 0
+
+
+async def test_an_answer_in_another_hand_or_domain(at: Served) -> None:
+    """Nobody connects as somebody else, nor with a signature made for another chain."""
+    for signer, domain in ((BOB, DOMAIN), (ANN, Domain(1, DOMAIN.contract))):
+        node = await LinkNode.open(at, ANN)
+        challenge = Challenge.from_json(loads(await node.expect(Kind.CHALLENGE), "challenge"))
+        answer = Connect(
+            provider=ANN.address,
+            coordinator=challenge.coordinator,
+            challenge=challenge.challenge,
+            endpoint=node.endpoint,
+        )
+        await node.greet(replace(unchecked(ANN.sign(answer, DOMAIN)), signature=signer.sign_digest(answer.digest(domain))))
+        assert (await node.refusal()).code is Code.BAD_SIGNATURE
+    assert at.hub.connected == 0
+
+
+async def test_forged_asks(at: Served) -> None:
+    """A node with an ask that it did not sign, or of another provider, is not let in, and nothing of it stands."""
+    forged = replace(make_ask(ANN), message=make_ask(ANN, output_price=1).message)
+    for ask, code in ((forged, Code.BAD_SIGNATURE), (make_ask(BOB), Code.BAD_MESSAGE)):
+        node = await LinkNode.open(at, ANN, ask)
+        await node.hello()
+        assert (await node.refusal()).code is code
+    assert (at.hub.connected, at.world.market.book.size) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pack_link(Kind.BEAT, NO_JOB, b"{}"),
+        pack_link(Kind.HELLO, NO_JOB, b"not JSON"),
+        pack_link(Kind.HELLO, NO_JOB, b"{}"),
+        b"",
+        b"short",
+        bytes([99]) + bytes(16),
+        "text",
+    ],
+)
+async def test_what_is_no_hello(at: Served, frame: bytes | str) -> None:
+    """Whatever else comes first ends the connection with the reason."""
+    node = await LinkNode.open(at, ANN)
+    await node.expect(Kind.CHALLENGE)
+    await node.socket.send(frame)
+    assert (await node.refusal()).code is Code.BAD_MESSAGE
+    assert at.hub.connected == 0
+
+
+async def test_silence_at_the_door(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that never says who it is is closed."""
+    monkeypatch.setattr(module, "HELLO_SECONDS", 0.05)
+    node = await LinkNode.open(at, ANN)
+    assert "silent for too long" in str(await node.refusal())
+
+
+async def test_a_full_house() -> None:
+    """A coordinator that has as many nodes as it takes says so, but lets its own come back, and others in when one has left."""
+    async with served(max_nodes=1) as at:
+        await LinkNode.join(at, ANN)
+        second = await LinkNode.open(at, BOB)
+        await second.hello()
+        error = await second.refusal()
+        assert (error.code, error.retry) == (Code.COORDINATOR_UNAVAILABLE, True)
+        again = await LinkNode.join(at, ANN)
+        await again.socket.close()
+        await until(lambda: at.hub.connected == 0)
+        await LinkNode.join(at, BOB)
+
+
+# Breaking the rules
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"short",
+        "text",
+        bytes([99]) + bytes(16),
+        pack_link(Kind.CHALLENGE),
+        pack_link(Kind.DISPATCH, JOB),
+        pack_link(Kind.MATCH, JOB),
+        pack_link(Kind.ERROR, JOB),
+        pack_link(Kind.BEAT, NO_JOB, b"not JSON"),
+        pack_link(Kind.BEAT, NO_JOB, b'{"free": -1, "slots": 1, "tokensPerSecond": 0, "firstTokenMs": 0}'),
+        pack_link(Kind.ASKS, NO_JOB, b"[]"),
+        pack_link(Kind.ASKS, NO_JOB, b'{"asks": [1]}'),
+        pack_link(Kind.CLAIM, NO_JOB, b"{}"),
+    ],
+)
+async def test_garbage_ends_the_connection(at: Served, frame: bytes | str) -> None:
+    """A frame that makes no sense ends the connection with the reason, and takes the node's asks out of the book."""
+    node = await LinkNode.join(at, ANN)
+    await node.socket.send(frame)
+    assert (await node.refusal()).code is Code.BAD_MESSAGE
+    await until(lambda: at.hub.connected == 0)
+    assert at.world.market.book.size == 0
+
+
+async def test_a_node_does_not_touch_jobs_of_others(at: Served) -> None:
+    """Frames for a job that another node has, or that nobody has, are ignored; the node stays."""
+    ann, bob = await LinkNode.join(at, ANN), await LinkNode.join(at, BOB)
+    client = at.world.read(await at.world.market.place_order(make_submission(ann.asks[0])))
+    job, receipt = await ann.take_job()
+    for about in (job, JOB):
+        for kind in (Kind.ACCEPT, Kind.CHUNK, Kind.FAIL):
+            await bob.send(kind, about, b"intruder")
+        await bob.send(Kind.RECEIPT, about, dumps(receipt.to_json()))
+    await ann.send(Kind.CHUNK, job, b"ours")
+    await bob.send(Kind.BEAT, NO_JOB, dumps(Capacity(1, 1).to_json()))
+    await until(lambda: _free(at, bob) == 1)
+    await ann.finish(job, receipt)
+    await until(lambda: client.ended)
+    assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.CHUNK, Kind.RECEIPT]
+    assert client.frames[1] == (Kind.CHUNK, b"ours")
+
+
+async def test_more_chunks_than_credit(at: Served) -> None:
+    """A node that overruns its credit is closed, its job fails, and the coordinator keeps no more than an inbox of it."""
+    node = await LinkNode.join(at, ANN)
+    job = await at.world.market.place_order(make_submission(node.asks[0]))
+    client = at.world.read(job)
+    client.reads.clear()
+    await node.take_job()
+    for _ in range(INBOX + 5):
+        await node.send(Kind.CHUNK, job.id, b"more and more")
+    error = await node.refusal()
+    assert (error.code, error.fault) == (Code.BAD_MESSAGE, Fault.PROVIDER)
+    client.reads.set()
+    await until(lambda: client.ended)
+    assert client.failure.code is Code.NODE_GONE
+    at.world.assert_idle()
+
+
+async def test_a_node_that_does_not_read(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that takes nothing of what is sent to it is closed, although it still beats, and its jobs fail over."""
+    monkeypatch.setattr(module, "OUTBOX", 4)
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.05)
+    node = await LinkNode.join(at, ANN)
+    node.socket.transport.pause_reading()
+    client = at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
+    subject = node_subject(ANN.address)
+    for _ in range(60):
+        at.world.bus.send(subject, pack_link(Kind.CREDIT, JOB, bytes(MAX_FRAME)))
+        await asyncio.sleep(0)
+    await until(lambda: at.hub.connected == 0)
+    await until(lambda: client.ended)
+    assert client.failure.code is Code.NODE_GONE
+    node.socket.transport.abort()
+
+
+async def test_silence(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that stops beating is gone, and so are its asks."""
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.2)
+    node = await LinkNode.join(at, ANN)
+    error = await node.refusal()
+    assert (error.code, error.fault) == (Code.NODE_GONE, Fault.PROVIDER)
+    await until(lambda: at.world.market.book.size == 0)
+
+
+# What a node may say
+
+
+async def test_beats_tell_the_capacity(at: Served) -> None:
+    """What a node beats is what it can take."""
+    node = await LinkNode.join(at, ANN)
+    await node.send(Kind.BEAT, NO_JOB, dumps(Capacity(1, 2).to_json()))
+    await until(lambda: _free(at, node) == 1)
+
+
+async def test_new_asks_replace_old_ones(at: Served) -> None:
+    """A node may change what it offers without connecting again."""
+    node = await LinkNode.join(at, ANN)
+    new = make_ask(ANN, model="another")
+    await node.send(Kind.ASKS, NO_JOB, dumps({"asks": [new.to_json()]}))
+    await until(lambda: at.world.market.book.find(new.digest) is not None)
+    assert at.world.market.book.find(node.asks[0].digest) is None
+
+
+async def test_claims_are_kept(at: Served) -> None:
+    """A claim that comes over the link waits in the store; a forged one ends the connection."""
+    node = await LinkNode.join(at, ANN)
+    order = make_submission(node.asks[0]).candidates[0].order.verify(DOMAIN)
+    claim = make_claim(ANN, (order, 1, 20))
+    await node.send(Kind.CLAIM, NO_JOB, dumps(claim.to_json()))
+    await until(lambda: len(at.store.claims) == 1)
+    forged = replace(claim, claim=replace(claim.claim, signature=BOB.sign_digest(hash_of("nothing"))))
+    await node.send(Kind.CLAIM, NO_JOB, dumps(forged.to_json()))
+    assert (await node.refusal()).code is Code.BAD_SIGNATURE
+    assert len(at.store.claims) == 1
+
+
+class _DownStore(MemoryStore):
+    async def job(self, job: JobId) -> KnownJob | None:
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"the database does not answer about {job.hex()}")
+
+    async def put_claim(self, request: object, now: int) -> None:
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database does not answer")
+
+
+async def test_a_store_that_is_down_closes_nobody() -> None:
+    """While the store is down receipts and claims are not taken, but the node and its jobs stay connected."""
+    async with served(World(store=_DownStore())) as at:
+        node = await LinkNode.join(at, ANN)
+        submission = make_submission(node.asks[0])
+        order = submission.candidates[0].order.verify(DOMAIN)
+        await node.send(Kind.RECEIPT, JOB, b"late")
+        await node.send(Kind.CLAIM, NO_JOB, dumps(make_claim(ANN, (order, 1, 20)).to_json()))
+        client = at.world.read(await at.world.market.place_order(submission))
+        job, receipt = await node.take_job()
+        await node.finish(job, receipt)
+        await until(lambda: client.ended)
+        assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.RECEIPT]
+
+
+async def test_bad_late_receipts_are_refused(at: Served) -> None:
+    """A late receipt that is wrong or of another job is refused with the reason, and so not sent for ever; the node stays, and
+    its next one is taken.
+    """
+    node = await LinkNode.join(at, ANN)
+    client = at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
+    job, receipt = await node.take_job()
+    await node.finish(job, receipt)
+    await until(lambda: client.ended)
+    order, terms = client.job.submission.candidates[0].order, client.job.submission.candidates[0].terms
+    late = LateReceipt(receipt, order, terms)
+    await node.send(Kind.LATE_RECEIPT, JOB, dumps(late.to_json()))
+    for payload in (b"nonsense", b"{}"):
+        await node.send(Kind.RECEIPT, job, payload)
+        await node.send(Kind.LATE_RECEIPT, job, payload)
+    await node.send(Kind.LATE_RECEIPT, job, dumps(late.to_json()))
+    await node.expect(Kind.RECEIPT_ACK)
+    await node.finish(job, receipt)
+    assert [kind for kind, _, _ in node.seen].count(Kind.RECEIPT_ACK) == 3
+    refused = [(job, loads(raw, "error")) for kind, job, raw in node.seen if kind is Kind.RECEIPT_REFUSED]
+    told = [(about, from_public(raw, 502).code) for about, raw in refused]
+    assert told == [(JOB, Code.BAD_RECEIPT), *[(job, Code.BAD_RECEIPT), (job, Code.BAD_MESSAGE)] * 2]
+
+
+async def test_a_node_that_recalls(at: Served) -> None:
+    """A node is told what it signed last on each of its tabs, and nothing of others; nonsense closes the link."""
+    ann, bob = await LinkNode.join(at, ANN), await LinkNode.join(at, BOB, make_ask(BOB, output_price=9_000_000))
+    client = at.world.read(await at.world.market.place_order(make_submission(ann.asks[0])))
+    job, receipt = await ann.take_job()
+    await ann.finish(job, receipt)
+    await until(lambda: client.ended)
+    told = []
+    for node, after in ((ann, ""), (ann, PAYER.address), (bob, "")):
+        await node.send(Kind.RECALL, NO_JOB, dumps({"after": after}))
+        told.append(loads(await node.expect(Kind.RECALLED), "recalled"))
+    assert [(len(one["receipts"]), one["more"]) for one in told] == [(1, False), (0, False), (0, False)]
+    late = LateReceipt.from_json(told[0]["receipts"][0])
+    assert (late.receipt.signature, late.terms.job) == (receipt.signature, job)
+    await ann.send(Kind.RECALL, NO_JOB, b"{}")
+    assert (await ann.refusal()).code is Code.BAD_MESSAGE
+
+
+# Ends of connections
+
+
+async def test_a_lost_connection_hands_its_jobs_on(at: Served) -> None:
+    """When a node's connection is lost without a word, its job goes to the next candidate."""
+    ann, bob = await LinkNode.join(at, ANN), await LinkNode.join(at, BOB, make_ask(BOB, output_price=9_000_000))
+    client = at.world.read(await at.world.market.place_order(make_submission(ann.asks[0], bob.asks[0])))
+    await ann.take_job()
+    ann.socket.transport.abort()
+    job, receipt = await bob.take_job()
+    await bob.finish(job, receipt)
+    await until(lambda: client.ended)
+    assert client.kinds == [Kind.MATCH, Kind.MATCH, Kind.CHUNK, Kind.RECEIPT]
+
+
+async def test_a_second_connection_takes_the_place_of_the_first(at: Served) -> None:
+    """A node that connects again is served on its new connection; the old one is told and closed, and its jobs end."""
+    old = await LinkNode.join(at, ANN)
+    client = at.world.read(await at.world.market.place_order(make_submission(old.asks[0])))
+    await old.take_job()
+    new = await LinkNode.join(at, ANN, make_ask(ANN, seq=2))
+    assert "another connection" in str(await old.refusal())
+    await until(lambda: client.ended)
+    assert client.failure.code is Code.NODE_GONE
+    assert at.hub.connected == 1
+    assert at.world.market.book.find(new.asks[0].digest) is not None
+    at.world.read(await at.world.market.place_order(make_submission(new.asks[0])))
+    await new.take_job()
+
+
+async def test_a_second_connection_does_not_wait_for_a_dead_first(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose old connection hangs is welcomed on its new one at once, and the old one has no say any more."""
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 60)
+    old = await LinkNode.join(at, ANN)
+    old.socket.transport.pause_reading()
+    for _ in range(30):  # until its socket takes nothing more
+        at.world.bus.send(node_subject(ANN.address), pack_link(Kind.CREDIT, JOB, bytes(MAX_FRAME)))
+    await asyncio.sleep(0.05)
+    new = await LinkNode.join(at, ANN, make_ask(ANN, seq=2))
+    await old.send(Kind.ASKS, NO_JOB, dumps({"asks": [make_ask(ANN, model="ghost").to_json()]}))
+    await new.send(Kind.BEAT, NO_JOB, dumps(Capacity(2, 2).to_json()))
+    await until(lambda: _free(at, new) == 2)
+    assert [name for name, _ in at.world.market.book.models()] == [new.asks[0].message.model]
+    await new.socket.close()
+    await until(lambda: at.hub.connected == 0)
+    assert at.world.market.book.size == 0
+    old.socket.transport.abort()
+
+
+async def test_closing_the_hub() -> None:
+    """A stop closes every link in order, tells new ones to come back later, ends what lived, and leaves no task behind."""
+    async with served() as at:
+        ann, bob = await LinkNode.join(at, ANN), await LinkNode.join(at, BOB)
+        client = at.world.read(await at.world.market.place_order(make_submission(ann.asks[0], bob.asks[0])))
+        await at.world.market.drain(0)
+        await at.hub.close()
+        for node in (ann, bob):
+            with pytest.raises(ConnectionClosed):
+                await node.expect(Kind.WELCOME)
+        await until(lambda: client.ended)
+        assert client.failure.code is Code.COORDINATOR_UNAVAILABLE
+        late = await LinkNode.open(at, ANN)
+        assert "is stopping" in str(await late.refusal())
+        at.world.assert_idle()
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(("to 0x", "farewell", "funds"))] == []
+
+
+async def test_a_payer_is_no_node(at: Served) -> None:
+    """Anybody may connect who signs for its own key: without asks it just gets no jobs."""
+    node = await LinkNode.open(at, PAYER)
+    node.asks = ()
+    await node.hello()
+    await node.expect(Kind.WELCOME)
+    assert at.world.market.book.size == 0

@@ -1,0 +1,212 @@
+"""Whatever nodes, clients, clocks and the process do, in whatever order: what must hold of jobs holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from random import Random
+
+import pytest
+
+from coordinator.domain.limits import Limits
+from coordinator.ports import JobRecord
+from coordinator.storage.memory import MemoryStore
+from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.jobs import TERMINAL, State
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import Kind, dumps
+from tests.coordinator.harness import PAYER, Client, FakeNode, World, person, quiet
+
+STEPS = 150
+FAILURES = (
+    Unavailable(Code.ENGINE_UNAVAILABLE, "away", fault=Fault.ENGINE),
+    Unavailable(Code.NODE_BUSY, "full", fault=Fault.PROVIDER),
+    Refusal(Code.BAD_SEAL, "does not open"),
+)
+
+
+class _WatchedStore(MemoryStore):
+    """Sees every state that a job is stored in. Like a real one it is now and then too far behind."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__()
+        self.random, self.healthy = random, False
+        self.ends: dict[JobId, set[State]] = {}
+        self.refused: set[JobId] = set()
+
+    def note_job(self, record: JobRecord) -> None:
+        if not self.healthy and self.random.random() < 0.02:
+            self.refused.add(record.job)
+            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "too far behind")
+        if record.state in TERMINAL:
+            self.ends.setdefault(record.job, set()).add(record.state)
+        super().note_job(record)
+
+
+class Walk:
+    """A random walk over what nodes and clients may do, well-behaved and not."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.store = _WatchedStore(self.random)
+        self.world = World(store=self.store, limits=Limits(total=300))
+        self.world.funds.free[PAYER.address] = Amount(20_000)
+        for number in range(4):
+            self.world.node(f"node {number}", slots=2, output_price=2_000_000 + number)
+        self.gone: set[Address] = set()
+
+    async def run(self) -> None:
+        moves = (
+            self.order,
+            self.order,
+            self.frame,
+            self.frame,
+            self.frame,
+            self.receipt,
+            self.link,
+            self.cancel,
+            self.read,
+            self.wait,
+        )
+        for _ in range(STEPS):
+            await self.random.choice(moves)()
+            if self.random.random() < 0.5:
+                await quiet()
+        await self.come_to_rest()
+
+    # What may happen
+
+    async def order(self) -> None:
+        nodes = self.random.sample(self.world.nodes, self.random.randint(1, 3))
+        payer = PAYER if self.random.random() < 0.9 else person("poor")
+        try:
+            await self.world.place(*nodes, payer=payer)
+        except TallyError:
+            return
+
+    def _given(self) -> tuple[FakeNode, JobId] | None:
+        """A node and a job that it was given at some time."""
+        given = [(node, job) for node in self.world.nodes for kind, job, _ in node.sent if kind is Kind.DISPATCH]
+        return self.random.choice(given) if given else None
+
+    async def frame(self) -> None:
+        given = self._given()
+        if given is None:
+            return
+        node, job = given
+        kind = self.random.choice([Kind.ACCEPT, Kind.CHUNK, Kind.CHUNK, Kind.CHUNK, Kind.FAIL])
+        if kind is Kind.FAIL:
+            node.fail(job, self.random.choice(FAILURES))
+        else:
+            node.send(kind, job, self.random.randbytes(8))
+
+    async def receipt(self) -> None:
+        given = self._given()
+        if given is None:
+            return
+        node, job = given
+        changes = {"cost": Amount(7)} if self.random.random() < 0.1 else {}
+        receipt = node.receipt(job, outcome=self.random.choice(list(Outcome)), **changes)
+        if self.world.market.subject_of(job, node.address):
+            node.hand_in(job, receipt)
+            return
+        try:
+            await node.hand_in_late(job, receipt)
+        except TallyError:
+            return
+
+    async def link(self) -> None:
+        node = self.random.choice(self.world.nodes)
+        if node.address in self.gone:
+            self.gone.remove(node.address)
+            node.connect()
+        else:
+            self.gone.add(node.address)
+            node.leave()
+
+    async def cancel(self) -> None:
+        if self.world.clients:
+            self.world.market.cancel(self.random.choice(self.world.clients).job.id)
+
+    async def read(self) -> None:
+        if self.world.clients:
+            client = self.random.choice(self.world.clients)
+            if client.reads.is_set():
+                client.reads.clear()
+            else:
+                client.reads.set()
+
+    async def wait(self) -> None:
+        await self.world.pass_time(self.random.choice([0.5, 1, 11, 61, 121]))
+
+    # What must hold
+
+    async def come_to_rest(self) -> None:
+        """Clients read on, the store recovers, and time passes: every job must then end."""
+        self.store.healthy = True
+        for client in self.world.clients:
+            client.reads.set()
+        for _ in range(12):
+            await self.world.pass_time(61)
+        await asyncio.wait_for(asyncio.gather(*(client.task for client in self.world.clients if client.task)), 5)
+
+    async def check(self) -> None:
+        self.world.assert_idle()
+        for client in self.world.clients:
+            await self._check_job(client)
+        for node in self.world.nodes:
+            most = Counter(job for kind, job, _ in node.sent if kind is Kind.DISPATCH).most_common(1)
+            assert not most or most[0][1] == 1, "nothing is dispatched twice to one node"
+
+    async def _check_job(self, client: Client) -> None:
+        job = client.job.id
+        assert self.store.ends[job] == {await self.world.stored(client)}, "exactly one terminal state"
+        ends = [kind for kind in client.kinds if kind in (Kind.RECEIPT, Kind.FAIL)]
+        assert ends == client.kinds[-1:], "the client is told one end, last"
+        if Kind.CHUNK in client.kinds:
+            assert Kind.MATCH not in client.kinds[client.kinds.index(Kind.CHUNK) :], "no failover after output"
+        assert client.kinds.count(Kind.MATCH) <= len(client.job.attempts)
+        known = await self.store.job(job)
+        assert known is not None
+        for node in self.world.nodes:
+            if node.got(Kind.RECEIPT_ACK, job):
+                assert node.address in known.receipts, "what was acknowledged is stored"
+        if client.kinds[-1] is Kind.RECEIPT and job not in self.store.refused:
+            assert known.receipt is not None
+            assert dumps(known.receipt.to_json()) == client.frames[-1][1]
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_every_job_ends_once_and_holds_nothing(seed: int) -> None:
+    """On a random walk every job ends in exactly one terminal state, nothing is held, nobody gets a job twice, and what was
+    acknowledged is stored.
+    """
+    walk = Walk(seed)
+    await walk.run()
+    assert len(walk.world.clients) > 3
+    await walk.check()
+
+
+@pytest.mark.parametrize("seed", range(100, 110))
+async def test_a_crash_in_the_middle_leaves_no_open_job(seed: int) -> None:
+    """If the process dies anywhere on the walk, the next one ends what was open, and keeps what was acknowledged."""
+    walk = Walk(seed)
+    for _ in range(STEPS // 3):
+        await walk.random.choice((walk.order, walk.frame, walk.receipt, walk.wait))()
+        await quiet()
+    acknowledged = [(node.address, job) for node in walk.world.nodes for kind, job, _ in node.sent if kind is Kind.RECEIPT_ACK]
+    for client in walk.world.clients:
+        if client.task is not None:
+            client.task.cancel()  # stands for the death of the process; what it still writes is undone below
+    jobs = dict(walk.store.jobs)
+    await asyncio.gather(*(client.task for client in walk.world.clients if client.task), return_exceptions=True)
+    walk.store.jobs = jobs
+    await walk.world.restart()
+    assert all(record.state in TERMINAL for record in walk.store.jobs.values())
+    for provider, job in acknowledged:
+        assert provider in walk.store.receipts[job]
+    totals = (await walk.store.recall(0, 0)).totals
+    for (payer, provider), total in totals.items():
+        tab = walk.world.market.exposure.known(payer, provider)
+        assert (tab.cumulative if tab else 0) == total

@@ -1,0 +1,442 @@
+"""Receipts: what is wrong with one, those that come late, and that nothing is acknowledged before it is on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from coordinator.domain.matching import Demand
+from coordinator.domain.reputation import NOTHING_KNOWN
+from coordinator.jobs.matchmaker import RETURN_SECONDS
+from coordinator.jobs.receipts import MAX_SEQ
+from coordinator.ports import JobRecord
+from coordinator.storage.memory import MemoryStore
+from tallystick.protocol.eip712 import Signed, Verified
+from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.jobs import State
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.types import Amount, JobId
+from tallystick.protocol.wire import Kind, dumps
+from tests.coordinator.harness import COST, PAYER, START, Client, FakeNode, World, hash_of, make_order, person, quiet, unchecked
+
+
+async def _receipts(world: World, client: Client) -> list[Signed[Receipt]]:
+    known = await world.store.job(client.job.id)
+    assert known is not None
+    return list(known.receipts.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"cost": Amount(COST + 1), "cumulative_cost": Amount(COST + 1)}, "receipt.cost"),
+        ({"cost": Amount(0)}, "receipt.cost"),
+        ({"input_tokens": 1_000}, "receipt.cost"),
+        ({"output_tokens": 101}, "receipt.outputTokens"),
+        ({"cached_input_tokens": 11}, "usage"),
+        ({"cumulative_cost": Amount(COST - 1)}, "receipt.cumulativeCost"),
+        ({"order_hash": hash_of("another order")}, "receipt.orderHash"),
+        ({"payer": person("somebody").address}, "other parties"),
+        ({"seq": 0}, "receipt.seq"),
+        ({"seq": MAX_SEQ + 1}, "receipt.seq"),
+    ],
+)
+async def test_a_bad_receipt_ends_the_job_uncharged(world: World, changes: dict[str, Any], says: str) -> None:
+    """A receipt that contradicts its order ends the job, as the provider's fault, told by name; it is not kept or counted."""
+    node = world.node("ann")
+    client = await world.started(node)
+    node.chunk(client.job.id)
+    node.complete(client.job.id, **changes)
+    await quiet()
+    assert (client.failure.code, client.failure.fault, client.failure.status) == (Code.BAD_RECEIPT, Fault.PROVIDER, 502)
+    assert says in str(client.failure)
+    assert await _receipts(world, client) == []
+    assert node.got(Kind.RECEIPT_ACK) == []
+    assert await world.stored(client) is State.FAILED
+    assert world.market.exposure.size == 0
+    assert world.market.reputation.score(node.address) < NOTHING_KNOWN.score
+    world.assert_idle()
+
+
+async def test_the_longest_tab_there_may_be(world: World) -> None:
+    """A seq is taken as long as databases can count it, which is to 63 bits."""
+    node = world.node("ann")
+    client = await world.started(node)
+    node.complete(client.job.id, seq=(1 << 63) - 1)
+    await quiet()
+    assert client.kinds[-1] is Kind.RECEIPT
+    assert MAX_SEQ == (1 << 63) - 1
+
+
+async def test_an_unknown_outcome(world: World) -> None:
+    """A receipt whose outcome nobody knows is refused."""
+    node = world.node("ann")
+    client = await world.started(node)
+    good = node.receipt(client.job.id)
+    bad = replace(good.message, outcome=7)
+    node.hand_in(client.job.id, Signed(bad, node.signer.sign_digest(bad.digest(world.market.domain))))
+    await quiet()
+    assert "outcome" in str(client.failure)
+    world.assert_idle()
+
+
+async def test_a_receipt_in_another_hand(world: World) -> None:
+    """A receipt that another provider signed, for itself or for this one, is no receipt of this job."""
+    node, other = world.node("ann"), person("bob")
+    for changes in ({}, {"provider": other.address}):
+        client = await world.started(node)
+        message = replace(node.receipt(client.job.id).message, **changes)  # type: ignore[arg-type]
+        node.hand_in(client.job.id, Signed(message, other.sign_digest(message.digest(world.market.domain))))
+        await quiet()
+        assert (client.failure.code, client.failure.fault) == (Code.BAD_RECEIPT, Fault.PROVIDER)
+        assert await _receipts(world, client) == []
+
+
+async def test_a_receipt_of_another_job(world: World) -> None:
+    """A receipt that was good for one job does not pay for the next."""
+    node = world.node("ann")
+    first = await world.started(node)
+    used = node.complete(first.job.id)
+    await quiet()
+    second = await world.started(node)
+    node.hand_in(second.job.id, used)
+    await quiet()
+    assert "orderHash" in str(second.failure)
+
+
+@pytest.mark.parametrize("payload", [b"", b"not JSON", b"{}", b"null", b'{"message": {}, "signature": "0x"}', b"\xff"])
+async def test_a_receipt_that_is_none(world: World, payload: bytes) -> None:
+    """A receipt that does not even parse is the provider's fault, not the client's."""
+    node = world.node("ann")
+    client = await world.started(node)
+    node.send(Kind.RECEIPT, client.job.id, payload)
+    await quiet()
+    assert (client.failure.code, client.failure.fault) == (Code.BAD_RECEIPT, Fault.PROVIDER)
+    world.assert_idle()
+
+
+async def test_an_inflated_total_does_not_use_up_the_purse(world: World) -> None:
+    """A provider that signs a total above every ceiling harms its own tab only: the payer may go on trading."""
+    ann, bob = world.node("ann"), world.node("bob")
+    client = await world.started(ann, ceiling=Amount(5_000))
+    ann.complete(client.job.id, cumulative_cost=Amount(10**27))
+    await quiet()
+    tab = world.market.exposure.known(PAYER.address, ann.address)
+    assert tab is not None
+    assert tab.cumulative == 5_000
+    await world.started(bob)
+    await world.restart()
+    tab = world.market.exposure.known(PAYER.address, ann.address)
+    assert tab is not None
+    assert tab.cumulative == 5_000
+
+
+# Late ones
+
+
+async def _lost(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]]:
+    """A job whose node was lost after some output, and the receipt that did not come through."""
+    client = await world.started(node)
+    node.chunk(client.job.id)
+    node.last_chunk(client.job.id)
+    await quiet()
+    receipt = node.receipt(client.job.id)
+    node.leave()
+    await quiet()
+    assert client.kinds[-1] is Kind.FAIL
+    node.connect()
+    return client, receipt
+
+
+async def test_a_receipt_after_a_reconnection(world: World) -> None:
+    """A receipt that comes after its job was given up is stored, counted and acknowledged; the job's end stays what it was."""
+    node = world.node("ann")
+    client, receipt = await _lost(world, node)
+    assert await node.hand_in_late(client.job.id, receipt)
+    assert await _receipts(world, client) == [unchecked(receipt)]
+    assert node.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
+    assert await world.stored(client) is State.FAILED
+    tab = world.market.exposure.known(PAYER.address, node.address)
+    assert tab is not None
+    assert tab.cumulative == COST
+    world.assert_idle()
+
+
+async def test_a_receipt_that_comes_twice(world: World) -> None:
+    """Handing a receipt in again changes nothing and is acknowledged again: the first answer may have been lost."""
+    node = world.node("ann")
+    client = await world.started(node)
+    receipt = node.complete(client.job.id)
+    await quiet()
+    for _ in range(2):
+        assert await node.hand_in_late(client.job.id, receipt)
+    assert len(node.got(Kind.RECEIPT_ACK, client.job.id)) == 3
+    assert await _receipts(world, client) == [unchecked(receipt)]
+
+
+async def test_a_second_receipt_for_one_order(world: World) -> None:
+    """Another receipt for the same order is refused and not acknowledged; the first one stays."""
+    node = world.node("ann")
+    client = await world.started(node)
+    first = node.complete(client.job.id)
+    await quiet()
+    second = node.receipt(client.job.id, outcome=Outcome.PROVIDER_ERROR)
+    with pytest.raises(BadReceipt, match="a second one for the same order; the first has seq 1"):
+        await node.hand_in_late(client.job.id, second)
+    assert await _receipts(world, client) == [unchecked(first)]
+    assert len(node.got(Kind.RECEIPT_ACK)) == 1
+
+
+async def test_a_receipt_of_a_former_attempt(world: World) -> None:
+    """A provider that was given up on still gets its receipt stored, beside the one of the provider that did the job."""
+    ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
+    client = await world.started(ann, bob)
+    await world.pass_time(11)
+    early = ann.receipt(client.job.id, outcome=Outcome.TIMED_OUT)
+    assert await ann.hand_in_late(client.job.id, early)
+    assert await world.stored(client) is State.MATCHED, "the job goes on"
+    done = bob.complete(client.job.id)
+    await quiet()
+    late = [unchecked(early), unchecked(done)]
+    assert await _receipts(world, client) == late
+    assert ann.got(Kind.RECEIPT_ACK, client.job.id) == bob.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
+    assert await ann.hand_in_late(client.job.id, early), "and may be handed in again"
+    known = await world.store.job(client.job.id)
+    assert known is not None
+    assert known.receipt == unchecked(done)
+    assert known.record.state is State.COMPLETED
+
+
+async def test_a_former_attempts_receipt_after_the_end(world: World) -> None:
+    """It is acknowledged only because it was stored: another provider's receipt does not stand for it."""
+    ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
+    client = await world.started(ann, bob)
+    await world.pass_time(11)
+    bob.complete(client.job.id)
+    await quiet()
+    early = ann.receipt(client.job.id, outcome=Outcome.TIMED_OUT)
+    assert await ann.hand_in_late(client.job.id, early)
+    assert len(await _receipts(world, client)) == 2
+    assert ann.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
+
+
+async def test_a_late_receipt_must_be_as_good(world: World) -> None:
+    """Coming late does not make a wrong receipt right, nor one of a provider that never had the job."""
+    node, stranger = world.node("ann"), world.node("bob")
+    client, receipt = await _lost(world, node)
+    with pytest.raises(BadReceipt, match=r"receipt\.cost"):
+        await node.hand_in_late(client.job.id, node.receipt(client.job.id, cost=Amount(COST + 1)))
+    with pytest.raises(BadReceipt, match="never had the job"):
+        await stranger.hand_in_late(client.job.id, receipt)
+    with pytest.raises(BadReceipt, match="not JSON"):
+        await world.market.accept_receipt(node.address, client.job.id, b"nonsense")
+    assert await _receipts(world, client) == []
+    assert node.got(Kind.RECEIPT_ACK) == stranger.got(Kind.RECEIPT_ACK) == []
+
+
+async def test_a_receipt_of_an_unknown_job(world: World) -> None:
+    """A receipt for a job that was never here is not taken, and not acknowledged."""
+    node = world.node("ann")
+    client = await world.started(node)
+    receipt = node.receipt(client.job.id)
+    assert not await node.hand_in_late(JobId(b"\x09" * 16), receipt)
+    assert node.got(Kind.RECEIPT_ACK) == []
+
+
+def _late(node: FakeNode, client: Client, **changes: Any) -> LateReceipt:
+    order, terms = node.dispatch(client.job.id)
+    return LateReceipt(unchecked(node.receipt(client.job.id, **changes)), unchecked(order), terms)
+
+
+async def _forgotten(world: World) -> None:
+    """A coordinator whose predecessor was killed before it had written anything down."""
+    world.store = MemoryStore()
+    await world.restart()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [(Outcome.COMPLETED, State.COMPLETED), (Outcome.CLIENT_CANCELLED, State.CANCELLED), (Outcome.TIMED_OUT, State.EXPIRED)],
+)
+async def test_a_job_that_was_lost_is_known_again_by_its_receipt(world: World, outcome: Outcome, state: State) -> None:
+    """A receipt that comes with its order tells a coordinator that lost the job all of it: how it ended, what is owed."""
+    node = world.node("ann")
+    client = await world.started(node)
+    late = _late(node, client, outcome=outcome)
+    await _forgotten(world)
+    assert not await node.hand_in_late(client.job.id, late.receipt), "alone, it says nothing"
+    await world.market.accept_late(node.address, client.job.id, late)
+    known = await world.store.job(client.job.id)
+    assert known is not None
+    assert (known.record.state, known.receipt) == (state, late.receipt)
+    tab = world.market.exposure.known(PAYER.address, node.address)
+    assert (tab.cumulative if tab else 0) == late.receipt.message.cost
+    await world.market.accept_late(node.address, client.job.id, late)
+    assert node.got(Kind.RECEIPT_ACK, client.job.id) == [b"", b""], "also when it comes again"
+    assert world.market.reputation.score(node.address) == world.market.reputation.score(person("somebody").address)
+    with pytest.raises(Refusal, match="placed before"):
+        await world.market.place_order(client.job.submission)
+
+
+async def test_a_lost_jobs_receipt_must_be_as_good(world: World) -> None:
+    """Who cannot show the payer's own order for this coordinator, or reckons wrong, gets nothing written down."""
+    node, stranger = world.node("ann"), world.node("bob")
+    client = await world.started(node)
+    late, wrong = _late(node, client), _late(node, client, cost=Amount(COST + 1))
+    order = late.order.message
+    elsewhere = make_order(late.terms, node.address, coordinator=stranger.address)
+    forged = Signed(order, stranger.signer.sign_digest(order.digest(world.market.domain)))
+    await _forgotten(world)
+    for provider, job, told in (
+        (node.address, client.job.id, wrong),
+        (node.address, client.job.id, replace(late, order=unchecked(elsewhere))),
+        (node.address, client.job.id, replace(late, order=forged)),
+        (node.address, JobId(b"\x09" * 16), late),
+        (stranger.address, client.job.id, late),
+    ):
+        with pytest.raises(BadReceipt):
+            await world.market.accept_late(provider, job, told)
+    world.clock.seconds = order.claim_by - START
+    with pytest.raises(Refusal, match="no longer be claimed"):
+        await world.market.accept_late(node.address, client.job.id, late)
+    assert await world.store.job(client.job.id) is None
+    assert node.got(Kind.RECEIPT_ACK) == []
+
+
+# Restarts
+
+
+async def test_a_receipt_after_a_restart(world: World) -> None:
+    """A restart ends the jobs that lived, and still takes their receipts; both are told."""
+    node = world.node("ann")
+    client = await world.started(node)
+    receipt = node.receipt(client.job.id)
+    await world.restart()
+    known = await world.store.job(client.job.id)
+    assert known is not None
+    assert (known.record.state, known.record.finished_at) == (State.FAILED, int(world.clock.now()))
+    assert known.record.last.reason == "the coordinator was restarted"
+    assert await node.hand_in_late(client.job.id, receipt)
+    assert await _receipts(world, client) == [unchecked(receipt)]
+    assert node.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
+
+
+async def test_nobody_is_gone_for_good_right_after_a_restart(world: World) -> None:
+    """A model that nobody offers yet may come back with its provider, which is a reason to ask again, for a while."""
+    node = world.node("ann")
+    client = await world.started(node)
+    world.nodes.clear()
+    await world.restart()
+    demand = Demand(model=client.job.submission.candidates[0].terms.model)
+    with pytest.raises(Unavailable, match="was restarted"):
+        world.market.matchmaker.shortlist(demand)
+    await world.pass_time(RETURN_SECONDS)
+    with pytest.raises(Refusal, match="no provider offers"):
+        world.market.matchmaker.shortlist(demand)
+
+
+async def test_a_restart_remembers_jobs_and_totals(world: World) -> None:
+    """After a restart replays are refused, and what is owed still counts."""
+    node = world.node("ann")
+    client = await world.started(node)
+    node.complete(client.job.id)
+    await quiet()
+    await world.restart()
+    with pytest.raises(Exception, match="placed before"):
+        await world.market.place_order(client.job.submission)
+    tab = world.market.exposure.known(PAYER.address, node.address)
+    assert tab is not None
+    assert tab.cumulative == COST
+
+
+# Durability
+
+
+@dataclass
+class _FailingStore(MemoryStore):
+    """Notes what was done in which order; does not take receipts while `down`."""
+
+    down: bool = False
+    log: list[str] = field(default_factory=list)
+
+    async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
+        if self.down:
+            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database does not answer")
+        await super().put_receipt(job, receipt, total, record)
+        self.log.append("stored")
+
+
+class _NotingNode(FakeNode):
+    def receive(self, frame: bytes) -> None:
+        super().receive(frame)
+        store = self.market._store
+        if frame[0] == Kind.RECEIPT_ACK and isinstance(store, _FailingStore):
+            store.log.append("acknowledged")
+
+
+async def test_acknowledged_after_it_is_durable() -> None:
+    """A receipt is stored before its node hears of it, and before the client gets it."""
+    store = _FailingStore()
+    world = World(store=store)
+    plain = world.node("ann")
+    node = _NotingNode(world.market, world.bus, plain.signer, plain.asks)
+    node.connect()
+    client = await world.started(node)
+    node.complete(client.job.id)
+    await quiet()
+    assert store.log == ["stored", "acknowledged"]
+
+
+async def test_a_store_that_is_down_loses_no_receipt() -> None:
+    """Where a receipt cannot be stored the client still gets it, the job ends as it says, the node is not acknowledged, and its
+    next try is stored.
+    """
+    store = _FailingStore(down=True)
+    world = World(store=store)
+    node = world.node("ann")
+    client = await world.started(node)
+    receipt = node.complete(client.job.id)
+    await quiet()
+    assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.RECEIPT]
+    assert node.got(Kind.RECEIPT_ACK) == []
+    assert await world.stored(client) is State.COMPLETED
+    world.assert_idle()
+    with pytest.raises(Unavailable):
+        await node.hand_in_late(client.job.id, receipt)
+    assert node.got(Kind.RECEIPT_ACK) == []
+    store.down = False
+    assert await node.hand_in_late(client.job.id, receipt)
+    assert await _receipts(world, client) == [unchecked(receipt)]
+    assert node.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
+    tab = world.market.exposure.known(PAYER.address, node.address)
+    assert tab is not None
+    assert tab.cumulative == COST, "counted once"
+
+
+async def test_an_end_that_was_lost_is_learnt_from_the_receipt() -> None:
+    """If the store lost the end of a job, the receipt that comes again tells it."""
+    store = MemoryStore()
+    world = World(store=store)
+    node = world.node("ann")
+    client = await world.started(node)
+    record = store.jobs[client.job.id]
+    receipt = node.receipt(client.job.id)
+    node.fail(client.job.id)
+    await quiet()
+    store.jobs[client.job.id] = record  # the write of the end was lost
+    await node.hand_in_late(client.job.id, receipt)
+    known = await store.job(client.job.id)
+    assert known is not None
+    assert (known.record.state, known.record.last.state) == (State.COMPLETED, State.COMPLETED)
+
+
+async def test_a_receipt_payload_reaches_the_client_untouched(world: World) -> None:
+    """The client gets the receipt byte for byte as the provider signed it."""
+    node = world.node("ann")
+    client = await world.started(node)
+    receipt = node.complete(client.job.id)
+    await quiet()
+    assert client.frames[-1] == (Kind.RECEIPT, dumps(receipt.to_json()))

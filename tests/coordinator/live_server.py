@@ -1,0 +1,190 @@
+"""A coordinator behind a real port, and nodes and clients that talk to it over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import httpx
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from coordinator.app import App
+from coordinator.domain.limits import Intake
+from coordinator.domain.resource_bounds import MAX_LINK_FRAME
+from coordinator.domain.token_bucket import Manners
+from coordinator.http.api import Info, Room
+from coordinator.http.node_hub import Hub
+from coordinator.storage.memory import MemoryStore
+from tallystick.protocol.eip712 import Signed, Signer, Verified
+from tallystick.protocol.errors import TallyError, from_public
+from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
+from tallystick.protocol.messages import Ask, Connect, Receipt
+from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.wire import NO_JOB, Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_link, unpack_link
+from tallystick.runtime.serving import serving
+from tests.coordinator.fake_escrow import FakeEscrow, make_settler
+from tests.coordinator.harness import COORDINATOR, DOMAIN, LAST_CHUNK, World, make_ask, make_receipt, unchecked
+
+PATIENCE = 10
+"""Seconds after which a test that waits for something gives up."""
+ROOMY = Capacity(4, 4)
+TOKEN = Address("0x" + "cd" * 20)
+
+
+@dataclass
+class Served:
+    """A market at `url`; time passes only in `world`."""
+
+    world: World
+    store: MemoryStore
+    hub: Hub
+    url: str
+    http: httpx.AsyncClient
+    app: App
+    manners: Manners
+
+    @property
+    def node_url(self) -> str:
+        return self.url.replace("http", "ws") + "/v1/node"
+
+    async def post(self, submission: Submission | bytes) -> httpx.Response:
+        """Posts a job and reads all of the answer."""
+        body = submission if isinstance(submission, bytes) else submission.dumps()
+        return await self.http.post("/v1/jobs", content=body)
+
+
+@asynccontextmanager
+async def served(
+    world: World | None = None, max_nodes: int = 100, *, intake: Intake | None = None, **hub_settings: Any
+) -> AsyncIterator[Served]:
+    """Serves a market on a free port; `hub_settings` are the hub's."""
+    world = world or World()
+    assert isinstance(world.store, MemoryStore)
+    limits = intake or Intake()
+    manners = Manners(limits, time.monotonic)
+    take = make_settler(FakeEscrow(), world.store).take
+    hub = Hub(world.market, world.bus, world.store, take, max_nodes, manners=manners, **hub_settings)
+    info = Info(
+        name="test",
+        version="0",
+        coordinator=COORDINATOR.address,
+        chainId=DOMAIN.chain_id,
+        contract=DOMAIN.contract,
+        token=TOKEN,
+        tokenDecimals=6,
+        feeBps=0,
+    )
+    room = Room(world.market, lambda: hub.connected, world.store, world.store, world.store, info, world.clock.now)
+    app = App(room, hub, world.store, intake=limits, manners=manners)
+    async with (
+        serving(app, "127.0.0.1", 0, ws_max_size=MAX_LINK_FRAME) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as http,
+    ):
+        try:
+            yield Served(world, world.store, hub, f"http://127.0.0.1:{port}", http, app, manners)
+        finally:
+            await hub.close()
+
+
+async def until(condition: Any) -> None:
+    """Waits until something is true, which sockets bring about in their own time."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.002)
+
+
+@dataclass
+class LinkNode:
+    """A provider behind a real WebSocket."""
+
+    signer: Signer
+    socket: ClientConnection
+    asks: tuple[Verified[Ask], ...]
+    endpoint: str
+    seen: list[tuple[Kind, JobId, bytes]] = field(default_factory=list)
+
+    @classmethod
+    async def open(cls, at: Served | str, signer: Signer, *asks: Verified[Ask]) -> Self:
+        """A connection to a market, or to the node link at a URL, that has not said anything yet."""
+        url = at if isinstance(at, str) else at.node_url
+        socket = await connect(url, proxy=None, compression=None, max_size=None, ping_interval=None, close_timeout=1)
+        return cls(signer, socket, asks or (make_ask(signer),), endpoint_of(url))
+
+    @classmethod
+    async def join(cls, at: Served | str, signer: Signer, *asks: Verified[Ask], slots: int = 4) -> Self:
+        """A connection that was welcomed."""
+        node = await cls.open(at, signer, *asks)
+        await node.hello(capacity=Capacity(slots, slots))
+        await node.expect(Kind.WELCOME)
+        return node
+
+    @property
+    def address(self) -> Address:
+        return self.signer.address
+
+    async def hello(self, capacity: Capacity = ROOMY, **changes: Any) -> None:
+        """Answers the challenge; changes are made to the signed answer before it is signed."""
+        challenge = Challenge.from_json(loads(await self.expect(Kind.CHALLENGE), "challenge"))
+        answer = Connect(
+            provider=self.address,
+            coordinator=challenge.coordinator,
+            challenge=challenge.challenge,
+            endpoint=self.endpoint,
+        )
+        signed = unchecked(self.signer.sign(replace(answer, **changes), DOMAIN))
+        await self.greet(signed, capacity)
+
+    async def greet(self, answer: Signed[Connect], capacity: Capacity = ROOMY) -> None:
+        """Sends HELLO."""
+        hello = Hello(answer, tuple(map(unchecked, self.asks)), capacity, "test")
+        await self.send(Kind.HELLO, NO_JOB, dumps(hello.to_json()))
+
+    async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:
+        await self.socket.send(pack_link(kind, job, payload))
+
+    async def send_beat(self, capacity: Capacity = ROOMY) -> None:
+        await self.send(Kind.BEAT, NO_JOB, dumps(capacity.to_json()))
+
+    async def expect(self, kind: Kind) -> bytes:
+        """The payload of the next frame of this kind."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                frame = unpack_link(await self.socket.recv())
+                self.seen.append(frame)
+                if frame[0] is kind:
+                    return frame[2]
+
+    async def refusal(self) -> TallyError:
+        """Why the coordinator closes this connection."""
+        error = from_public(loads(await self.expect(Kind.ERROR), "error"), 502)
+        async with asyncio.timeout(PATIENCE):
+            try:
+                while True:
+                    await self.socket.recv()
+            except ConnectionClosed:
+                return error
+
+    async def take_job(self) -> tuple[JobId, Verified[Receipt]]:
+        """Waits for a job; returns it with the receipt that it will have."""
+        dispatch = Dispatch.loads(await self.expect(Kind.DISPATCH))
+        order = dispatch.candidate.order.verify(DOMAIN)
+        return self.seen[-1][1], make_receipt(self.signer, order, dispatch.candidate.terms)
+
+    async def finish(self, job: JobId, receipt: Signed[Receipt]) -> None:
+        """Sends an answer's last chunk, hands its receipt in and waits until that is acknowledged."""
+        await self.send(Kind.CHUNK, job, LAST_CHUNK)
+        await self.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
+        await self.expect(Kind.RECEIPT_ACK)
+
+
+async def frames_of(response: httpx.Response) -> AsyncGenerator[tuple[Kind, bytes], None]:
+    """The frames of a job's answer as they come."""
+    reader = FrameReader()
+    async for data in response.aiter_raw():
+        for frame in reader.feed(data):
+            yield frame

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+
+from node.chain.watcher import AT_ONCE, COMPARED, ChainWatch
+from node.domain.tabs import Exposure, Funds, TabRow, Tabs
+from node.testing.memory import MemoryChain
+from tallystick.protocol.types import Address, Amount
+from tests.node.harness import COORDINATOR, NOW
+
+PAID = Funds(settled=Amount(40), known=True)
+
+
+class Rates:
+    """What coordinators have registered."""
+
+    def __init__(self) -> None:
+        self.asked: list[Address] = []
+        self.known: int | None = 100
+
+    async def rate(self, coordinator: Address) -> int | None:
+        """See ports.RateView."""
+        self.asked.append(coordinator)
+        return self.known
+
+
+class CountingChain(MemoryChain):
+    """Counts how many questions run at once, and all."""
+
+    def __init__(self, funds: Funds) -> None:
+        super().__init__(funds)
+        self.at_once = self.most = 0
+        self.asked: list[Address] = []
+
+    async def refresh(self, payer: Address) -> Funds:
+        """See ports.ChainView."""
+        self.asked.append(payer)
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        await asyncio.sleep(0)
+        self.at_once -= 1
+        return await super().refresh(payer)
+
+
+def rows(count: int) -> list[TabRow]:
+    """Tabs of 40 units, the first the oldest."""
+    return [TabRow(Address(f"0x{n:040x}"), 1, Amount(40), Amount(40), NOW + 86_400, last_at=NOW + n) for n in range(1, count + 1)]
+
+
+def watch(chain: MemoryChain, tabs: Tabs, rates: Rates) -> ChainWatch:
+    """With one coordinator that is connected twice."""
+    both = (COORDINATOR.address, COORDINATOR.address)
+    return ChainWatch(chain, rates, tabs, connected=lambda: both, most_bps=lambda: 100)
+
+
+async def test_an_old_state_never_works_on() -> None:
+    """A chain that paid one unit more than the record is noticed before anything is offered; one that paid all is fine."""
+    for extra, known in ((0, False), (1, True)):
+        tabs = Tabs(Exposure(), rows(3))
+        chain = MemoryChain(PAID)
+        chain.known[rows(3)[0].payer] = replace(PAID, settled=Amount(40 + extra))
+        await watch(chain, tabs, Rates()).compare()
+        assert bool(tabs.ahead) is known
+        assert tabs.unsecured == 0
+
+
+async def test_a_start_never_asks_the_chain_without_end() -> None:
+    """The tabs that were used last are compared, up to a number, a few at once."""
+    chain = CountingChain(PAID)
+    await watch(chain, Tabs(Exposure(), rows(COMPARED + 10)), Rates()).compare()
+    assert (len(chain.asked), chain.most) == (COMPARED, AT_ONCE)
+    assert rows(10)[9].payer not in chain.asked
+    assert rows(11)[10].payer in chain.asked
+
+
+async def test_a_rate_is_known_as_long_as_it_was_told() -> None:
+    """Each coordinator is asked after once a round; a chain that is away leaves what is known."""
+    rates = Rates()
+    watching = watch(MemoryChain(), Tabs(Exposure()), rates)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await watching.run()
+    assert (rates.asked, watching.rates) == ([COORDINATOR.address], {COORDINATOR.address: 100})
+    rates.known = 101
+    await watching.look(COORDINATOR.address)
+    rates.known = None
+    await watching.look(COORDINATOR.address)
+    assert watching.rates == {COORDINATOR.address: 101}

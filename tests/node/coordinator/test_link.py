@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from websockets.asyncio.server import ServerConnection, serve
+
+from node.coordinator.link import OVERFULL, LinkSettings, NodeLink, Session, node_url
+from node.ports import Link, LinkLost
+from tallystick.protocol.eip712 import Signed
+from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.link import Capacity, read_asks
+from tallystick.protocol.messages import Ask
+from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link
+from tests.node.fake_coordinator import Connection, FakeCoordinator
+from tests.node.harness import COORDINATOR, DOMAIN, OFFER, PROVIDER, ask_book
+
+QUICK = LinkSettings(
+    connect_seconds=2, beat_seconds=30, ping_seconds=5, first_pause_seconds=0.01, longest_pause_seconds=0.05, outbox=8
+)
+JOB = JobId(b"j" * 16)
+
+
+class Recorder:
+    """A link handler that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.fault: BadMessage | None = None
+
+    def welcomed(self, link: Link) -> None:
+        self.told.put_nowait(("welcomed", link))
+
+    def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.told.put_nowait((kind.name, (job, payload)))
+
+    def lost(self, link: Link) -> None:
+        self.told.put_nowait(("lost", link))
+
+
+class Node:
+    """A link with what it reports."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self.handler = Recorder()
+        self.asks: tuple[Signed[Ask], ...] = ask_book().current
+        self.capacity = Capacity(2, 3)
+        self.link = NodeLink(
+            url,
+            signer=PROVIDER,
+            domain=DOMAIN,
+            handler=self.handler,
+            asks=lambda _: self.asks,
+            capacity=lambda: self.capacity,
+            settings=QUICK,
+            jitter=lambda: 0.5,
+            **settings,
+        )
+
+    async def told(self) -> tuple[str, Any]:
+        """What the handler is told next."""
+        async with asyncio.timeout(5):
+            return await self.handler.told.get()
+
+    async def troubled(self, *words: str) -> None:
+        """Waits until the link says that it has this trouble. It has no event for that, since nobody else needs one."""
+        while not any(word in self.link.trouble for word in words):  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.01)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Node]:
+        """Runs the link until the end of the block."""
+        task = asyncio.create_task(self.link.run())
+        try:
+            async with asyncio.timeout(20):
+                yield self
+        finally:
+            await self.link.close()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def connected(**settings: Any) -> AsyncIterator[tuple[Node, Connection]]:
+    """A node that a coordinator has welcomed."""
+    async with FakeCoordinator().serving() as coordinator, Node(coordinator.url, **settings).running() as node:
+        yield node, await coordinator.connections.get()
+
+
+async def test_a_node_proves_who_it_is() -> None:
+    """HELLO answers the challenge with the provider's signature and carries asks, capacity and software."""
+    async with connected() as (node, connection):
+        assert connection.hello.connect.message.provider == PROVIDER.address
+        assert connection.hello.asks == tuple(Signed(ask.message, ask.signature) for ask in node.asks)
+        assert connection.hello.capacity == Capacity(2, 3)
+        assert connection.hello.software.startswith("tallystick-node/")
+        what, link = await node.told()
+        assert (what, link.coordinator) == ("welcomed", COORDINATOR.address)
+
+
+async def test_frames_go_both_ways_in_order() -> None:
+    """What is posted arrives in order, and what the coordinator sends reaches the handler."""
+    async with connected() as (node, connection):
+        _, link = await node.told()
+        connection.confirm = False
+        for number in range(100):
+            link.post(Kind.CHUNK, JOB, bytes((number,)))
+            await link.drained()
+        await connection.until(Kind.CHUNK, 100)
+        assert connection.of(Kind.CHUNK) == [bytes((number,)) for number in range(100)]
+        for kind in (Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK):
+            await connection.send(kind, JOB, b"payload")
+            assert await node.told() == (kind.name, (JOB, b"payload"))
+
+
+async def test_beats_follow_the_free_slots() -> None:
+    """A BEAT says how many slots are free, at once after a change."""
+    async with connected() as (node, connection):
+        assert Capacity.from_json(loads(await connection.until(Kind.BEAT), "beat")) == Capacity(2, 3)
+        node.capacity = Capacity(1, 3)
+        node.link.slots_changed()
+        assert Capacity.from_json(loads(await connection.until(Kind.BEAT, 2), "beat")) == Capacity(1, 3)
+
+
+async def test_changed_asks_are_announced() -> None:
+    """New asks replace the former ones at the coordinator, on the open link."""
+    async with connected() as (node, connection):
+        await node.told()
+        node.asks = ask_book(replace(OFFER, model="another")).current
+        node.link.announce()
+        while True:
+            count = len(connection.of(Kind.ASKS))
+            (ask,) = read_asks(loads(await connection.until(Kind.ASKS, count or 1), "asks")["asks"])
+            if ask.message.model == "another":
+                break
+            await connection.until(Kind.ASKS, count + 1)
+
+
+async def test_a_lost_link_comes_back() -> None:
+    """When the coordinator goes away the handler learns of it, and when it is back the node connects again, with fresh asks."""
+    coordinator = FakeCoordinator()
+    async with coordinator.serving():
+        node = Node(coordinator.url)
+        async with node.running():
+            first = await coordinator.connections.get()
+            what, former = await node.told()
+            assert what == "welcomed"
+            await first.socket.close(1012, "restart")
+            assert await node.told() == ("lost", former)
+            with pytest.raises(LinkLost):
+                await former.drained()
+            former.post(Kind.CHUNK, JOB, b"goes nowhere")
+            node.asks = ()
+            second = await coordinator.connections.get()
+            assert (await node.told())[1] is not former
+            assert len(second.hello.asks) <= 1
+
+
+async def test_a_coordinator_that_is_down_is_tried_again() -> None:
+    """A node that starts before its coordinator connects as soon as there is one."""
+    coordinator = FakeCoordinator()
+    async with coordinator.serving():
+        port = coordinator.port
+    async with Node(f"ws://127.0.0.1:{port}").running() as node:
+        await node.troubled("refused", "Connect")
+        async with coordinator.serving(port):
+            await coordinator.connections.get()
+            assert (await node.told())[0] == "welcomed"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "text",
+        b"",
+        b"short",
+        bytes((250,)) + JOB,
+        pack_link(Kind.MATCH, JOB),
+        pack_link(Kind.WELCOME),
+        pack_link(Kind.HELLO, payload=b"{}"),
+        pack_link(Kind.ERROR, payload=b"not json"),
+    ],
+)
+async def test_garbage_closes_the_link_and_nothing_else(message: str | bytes) -> None:
+    """A frame that makes no sense ends the connection with a log line; the node connects again and works."""
+    with capture_logs() as logs:
+        async with FakeCoordinator().serving() as coordinator, Node(coordinator.url).running() as node:
+            first = await coordinator.connections.get()
+            await first.socket.send(message)
+            await first.closed.wait()
+            second = await coordinator.connections.get()
+            assert [(await node.told())[0] for _ in range(3)] == ["welcomed", "lost", "welcomed"]
+            await second.send(Kind.CANCEL, JOB)
+            assert (await node.told())[0] == "CANCEL"
+    assert any(entry["event"] == "the coordinator broke the protocol" for entry in logs)
+
+
+async def test_a_bad_payload_closes_the_link_too() -> None:
+    """A frame that its handler can't read counts as garbage."""
+    async with FakeCoordinator().serving() as coordinator, Node(coordinator.url).running() as node:
+        first = await coordinator.connections.get()
+        node.handler.fault = BadMessage("credit: expected 4 bytes")
+        await first.send(Kind.CREDIT, JOB, b"1")
+        await first.closed.wait()
+        await coordinator.connections.get()
+
+
+async def test_a_refusal_is_told() -> None:
+    """When the coordinator says why it closes the link, the operator can read it."""
+    async with connected() as (node, connection):
+        error = Refusal(Code.NODE_GONE, "another connection of this provider took its place")
+        with capture_logs() as logs:
+            await connection.send(Kind.ERROR, NO_JOB, dumps(error.as_json()))
+            await connection.socket.close()
+            await node.told()
+            assert (await node.told())[0] == "lost"
+    assert "took its place" in str(logs)
+
+
+async def test_another_market_is_not_joined() -> None:
+    """A coordinator of another chain or contract is told apart before anything is signed for it."""
+    other = FakeCoordinator(domain=replace(DOMAIN, chain_id=1))
+    async with other.serving(), Node(other.url).running() as node:
+        await node.troubled("deployment")
+    assert other.connections.empty()
+
+
+async def test_only_the_configured_coordinator() -> None:
+    """With a coordinator account in the config, no other one gets a signature."""
+    coordinator = FakeCoordinator()
+    stranger = Address("0x" + "11" * 20)
+    async with coordinator.serving(), Node(coordinator.url, coordinator=stranger).running() as node:
+        await node.troubled(stranger)
+    assert coordinator.connections.empty()
+
+
+@pytest.mark.parametrize("first", [b"nonsense", "text", pack_link(Kind.WELCOME), pack_link(Kind.CHALLENGE, payload=b"{}")])
+async def test_a_bad_handshake_is_survived(first: bytes | str) -> None:
+    """A server that does not speak the protocol is left, with its fault named, and tried again later."""
+    tries: asyncio.Queue[None] = asyncio.Queue()
+
+    async def attend(socket: ServerConnection) -> None:
+        tries.put_nowait(None)
+        await socket.send(first)
+        await socket.wait_closed()
+
+    async with serve(attend, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with Node(f"ws://127.0.0.1:{port}").running() as node:
+            await tries.get()
+            await tries.get()
+            assert node.link.trouble
+    assert node.handler.told.empty()
+
+
+async def test_the_outbox_slows_down_who_fills_it() -> None:
+    """`drained` waits while a coordinator does not read, and raises once the link is gone."""
+
+    class Stuck:
+        async def send(self, _frame: bytes) -> None:
+            await asyncio.Event().wait()
+
+    session = Session(Stuck(), COORDINATOR.address, 4)  # type: ignore[arg-type]
+    writer = asyncio.create_task(session.write())
+    for _ in range(5):
+        session.post(Kind.CHUNK, JOB)
+    waiting = asyncio.create_task(session.drained())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    session.close()
+    with pytest.raises(LinkLost):
+        await waiting
+    writer.cancel()
+
+
+async def test_a_coordinator_that_does_not_read_fills_no_memory() -> None:
+    """Answers that need no credit, to a coordinator that sends and never reads, are kept up to a bound; then the link ends."""
+    asking = FakeCoordinator()
+    async with asking.serving(), Node(asking.url).running() as node:
+        connection = await asking.connections.get()
+        _, link = await node.told()
+        most = OVERFULL * QUICK.outbox
+        for _ in range(3 * most):
+            link.post(Kind.FAIL, JOB, b"refused")
+        assert len(link._outbox) <= most
+        assert await node.told() == ("lost", link)
+        assert "does not read" in link.trouble
+        await connection.closed.wait()
+        again = await asking.connections.get()
+        assert again.hello.asks
+
+
+async def test_a_link_says_where_it_was_dialled() -> None:
+    """What is counted against a coordinator is counted by the address in the config, whatever account answers there."""
+    async with connected() as (node, connection):
+        _, link = await node.told()
+        assert link.endpoint == connection.hello.connect.message.endpoint == node.link.url.removeprefix("ws://").partition("/")[0]
+
+
+async def test_what_is_queued_leaves_before_the_end() -> None:
+    """Closing a link sends what was posted before."""
+    coordinator = FakeCoordinator(acknowledge=False)
+    async with coordinator.serving(), Node(coordinator.url).running() as node:
+        connection = await coordinator.connections.get()
+        _, link = await node.told()
+        for _ in range(50):
+            link.post(Kind.RECEIPT, JOB, b"x" * 10_000)
+        await node.link.close()
+        await connection.closed.wait()
+        assert len(connection.of(Kind.RECEIPT)) == 50
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("http://127.0.0.1:8420", "ws://127.0.0.1:8420/v1/node"),
+        ("https://coordinator.example/", "wss://coordinator.example/v1/node"),
+        ("wss://coordinator.example/eu", "wss://coordinator.example/eu/v1/node"),
+        ("ws://coordinator.example/v1/node", "ws://coordinator.example/v1/node"),
+        ("coordinator.example:8420", "ws://coordinator.example:8420/v1/node"),
+    ],
+)
+def test_addresses_are_completed(given: str, url: str) -> None:
+    """A coordinator's address may be given the way clients give it."""
+    assert node_url(given) == url
+
+
+@pytest.mark.parametrize("given", ["ftp://coordinator.example", "http://", ""])
+def test_other_addresses_are_refused(given: str) -> None:
+    """What is no address is told at once."""
+    with pytest.raises(BadMessage):
+        node_url(given)

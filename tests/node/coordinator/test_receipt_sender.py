@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from node.coordinator import receipt_sender as courier_module
+from node.coordinator.receipt_sender import Courier
+from node.testing.memory import MemoryLink, MemoryStore
+from tallystick.protocol.errors import Code, Refusal, Unavailable
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.wire import Kind, loads
+from tests.node.harness import COORDINATOR, NOW, Client
+from tests.node.storage.test_store import finish
+
+
+@asynccontextmanager
+async def running(courier: Courier) -> AsyncIterator[Courier]:
+    """Runs a courier until the end of the block."""
+    task = asyncio.create_task(courier.run())
+    try:
+        async with asyncio.timeout(10):
+            yield courier
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_open_receipts_are_sent_on_every_welcome() -> None:
+    """After a reconnection every receipt that was not confirmed is sent again, as it was signed; confirmed ones are not."""
+    store, client = MemoryStore(), Client()
+    made = [await finish(store, client, seq) for seq in range(3)]
+    async with running(Courier(store, now=lambda: NOW)) as courier:
+        first = MemoryLink(COORDINATOR.address)
+        courier.welcomed(first)
+        for one in made:
+            raw = await first.until(Kind.LATE_RECEIPT, one.admitted.job)
+            late = LateReceipt.from_json(loads(raw, "receipt"))
+            assert late.receipt.signature == one.receipt.signature
+            assert late.order.signature == one.admitted.order.signature
+        courier.acknowledged(first, made[0].admitted.job)
+        courier.lost(first)
+        second = MemoryLink(COORDINATOR.address)
+        courier.welcomed(second)
+        await second.until(Kind.LATE_RECEIPT, made[2].admitted.job)
+        assert not second.of(made[0].admitted.job)
+        assert second.of(made[1].admitted.job)
+
+
+async def test_a_refused_receipt_is_not_sent_again() -> None:
+    """What the coordinator will never take is not sent for ever."""
+    store, client = MemoryStore(), Client()
+    made = await finish(store, client)
+    async with running(Courier(store, now=lambda: NOW)) as courier:
+        link = MemoryLink(COORDINATOR.address)
+        courier.welcomed(link)
+        await link.until(Kind.LATE_RECEIPT, made.admitted.job)
+        courier.refused(link, made.admitted.job, Refusal(Code.UNKNOWN_JOB, "never heard of it"))
+        await courier.note()
+        assert not await store.unacknowledged(link.coordinator, NOW + 1, 0, 10)
+
+
+async def test_receipts_are_sent_again_without_an_answer() -> None:
+    """A receipt that stays unconfirmed on an open link is sent again after a while; a fresh one is left alone."""
+    store, client = MemoryStore(), Client()
+    old = await finish(store, client, at=NOW - 10)
+    fresh = await finish(store, client, 1, at=NOW)
+    async with running(Courier(store, resend_seconds=0.01, now=lambda: NOW)) as courier:
+        link = MemoryLink(COORDINATOR.address)
+        courier.welcomed(link)
+        await link.until(Kind.LATE_RECEIPT, old.admitted.job, 3)
+        assert len(link.of(fresh.admitted.job)) == 1
+
+
+async def test_many_receipts_are_sent_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receipts that are never confirmed do not keep later ones from being sent."""
+    monkeypatch.setattr(courier_module, "BATCH", 2)
+    store, client = MemoryStore(), Client()
+    made = [await finish(store, client, seq) for seq in range(5)]
+    async with running(Courier(store, now=lambda: NOW)) as courier:
+        link = MemoryLink(COORDINATOR.address)
+        courier.welcomed(link)
+        for one in made:
+            await link.until(Kind.LATE_RECEIPT, one.admitted.job)
+
+
+async def test_a_coordinator_that_confirms_nothing_is_not_sent_everything_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round sends a bounded number of receipts, and the next goes on after them, so that each has its turn."""
+    monkeypatch.setattr(courier_module, "BATCH", 2)
+    monkeypatch.setattr(courier_module, "PAGES", 2)
+    store, client = MemoryStore(), Client()
+    made = [await finish(store, client, seq) for seq in range(6)]
+    courier, link = Courier(store, now=lambda: NOW), MemoryLink(COORDINATOR.address)
+    sent: list[int] = []
+    for _ in range(4):
+        await courier._send(link, NOW + 1)
+        sent.append(len(link.frames))
+    assert sent == [4, 6, 10, 12]
+    assert all(len(link.of(one.admitted.job)) == 2 for one in made)
+
+
+async def test_receipts_that_were_never_sent_leave_at_once() -> None:
+    """What is made while a link is up, beside its job, does not wait for the next round."""
+    store, client = MemoryStore(), Client()
+    async with running(Courier(store, resend_seconds=3_600, now=lambda: NOW)) as courier:
+        link = MemoryLink(COORDINATOR.address)
+        courier.welcomed(link)
+        await asyncio.sleep(0.05)
+        made = await finish(store, client, at=NOW)
+        courier.hurry()
+        await link.until(Kind.LATE_RECEIPT, made.admitted.job)
+
+
+async def test_a_full_disk_delays_acknowledgements_only() -> None:
+    """If a confirmation can't be written down, the courier goes on."""
+    store, client = MemoryStore(), Client()
+    made = await finish(store, client)
+    link = MemoryLink(COORDINATOR.address)
+    courier = Courier(store, now=lambda: NOW)
+    store.fault = Unavailable(Code.PROVIDER_FAILED, "disk full")
+    courier.acknowledged(link, made.admitted.job)
+    await courier.note()
+    store.fault = None
+    courier.acknowledged(link, made.admitted.job)
+    await courier.note()
+    assert store.confirmed == {made.admitted.job}

@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.domain.credit_limits import DAY, SLICE, Exposure, Gift, Gifts
+from node.domain.tabs import Funds, TabRow, Tabs
+from tallystick.protocol.errors import Code, Refusal
+from tallystick.protocol.tab import ProviderTab
+from tallystick.protocol.types import Address, Amount
+from tests.node.domain.test_tabs import order, refused
+from tests.node.harness import NOW, Client
+from tests.node.storage.test_store import ASK, booking
+
+FREE = Funds(free=Amount(10**9), known=True)
+LIMITS = Exposure(
+    per_payer=Amount(100),
+    total=Amount(1_000),
+    newcomer=Amount(50),
+    paid_percent=50,
+    newcomers_per_day=Amount(120),
+    claim_margin=0,
+)
+
+
+def payer(number: int) -> Address:
+    """One of many."""
+    return Address(f"0x{number:040x}")
+
+
+def takes(tabs: Tabs, who: Address, amount: int, now: int, *, ceiling: int = 10**9, claim_by: int = NOW + 9 * DAY) -> bool:
+    """Whether a job is admitted, which then costs its cap."""
+    funds = replace(FREE, settled=tabs.account(who).funds.settled)
+    try:
+        tabs.admit(order(ceiling, who, claim_by), Amount(amount), funds, now)
+    except Refusal as refusal:
+        if refusal.code is not Code.UNSECURED:
+            raise
+        return False
+    tabs.book(who, Amount(amount), Amount(amount))
+    return True
+
+
+def default(tabs: Tabs, numbers: range, now: int, claim_by: int) -> int:
+    """Throw-away purses order all that they are trusted with and pay nothing; how many of them got it."""
+    cap = Exposure().newcomer
+    return sum(takes(tabs, payer(number), cap, now, ceiling=int(cap), claim_by=claim_by) for number in numbers)
+
+
+# Throw-away purses
+
+
+@pytest.mark.parametrize("claim_by", [NOW + 3_600, NOW + DAY, NOW + 30 * DAY, (1 << 64) - 1])
+def test_throw_away_purses_never_use_trust_up_for_ever(claim_by: int) -> None:
+    """However long their orders can be claimed on, newcomers are served again the day after, and known payers all the time."""
+    tabs = Tabs(Exposure())
+    known = payer(10**6)
+    tabs.admit(order(10**9, known), Amount(10), FREE, NOW)
+    tabs.book(known, Amount(10), Amount(10))
+    tabs.observe(known, replace(FREE, settled=Amount(10)))
+    for day in range(20):
+        now = NOW + day * (DAY + SLICE)
+        until = claim_by if claim_by > NOW + DAY else now + 3_600
+        assert default(tabs, range(1 + 40 * day, 41 + 40 * day), now, max(until, now + 3_600)) == 8
+        assert tabs.unsecured < Exposure().total, "there is always room for those that reserve or have paid"
+    assert takes(tabs, known, 5, NOW + 20 * (DAY + SLICE), claim_by=NOW + 99 * DAY)
+
+
+def test_throw_away_purses_never_get_more_than_a_days_trust() -> None:
+    """In any 24 hours all of them together get `newcomers_per_day`, to the unit, whatever the number of keys."""
+    tabs = Tabs(LIMITS)
+    assert [takes(tabs, payer(number), 50, NOW) for number in range(1, 5)] == [True, True, False, False]
+    assert not takes(tabs, payer(9), 21, NOW)
+    assert takes(tabs, payer(9), 20, NOW)
+    assert tabs.newcomers(NOW) == 120
+    assert not takes(tabs, payer(10), 1, NOW + DAY - 1)
+    assert takes(tabs, payer(10), 50, NOW + DAY + SLICE)
+
+
+def test_a_restart_never_gives_a_days_trust_again() -> None:
+    """A node that starts anew knows what it gave to newcomers in the last 24 hours, from when their last receipts were made."""
+    rows = [TabRow(payer(n), 1, Amount(50), Amount(50), NOW + DAY, last_at=NOW - n * SLICE) for n in (1, 2)]
+    tabs = Tabs(LIMITS, rows)
+    tabs.expire(NOW)
+    assert (tabs.newcomers(NOW), tabs.unsecured) == (100, 100)
+    assert not takes(tabs, payer(9), 21, NOW)
+    assert takes(tabs, payer(9), 20, NOW)
+    later = Tabs(LIMITS, rows)
+    assert takes(later, payer(9), 50, NOW + DAY + SLICE)
+
+
+def test_what_ended_for_less_is_given_back_to_newcomers() -> None:
+    """A cap that was not used up, a job without a receipt, and a debt that was paid leave room for other newcomers."""
+    tabs = Tabs(LIMITS)
+    for number in (1, 2):
+        tabs.admit(order(10**9, payer(number)), Amount(50), FREE, NOW)
+    assert tabs.newcomers(NOW) == 100
+    tabs.book(payer(1), Amount(10), Amount(50))
+    tabs.drop(payer(2), Amount(50))
+    assert tabs.newcomers(NOW) == 10
+    tabs.observe(payer(1), replace(FREE, settled=Amount(10)))
+    assert tabs.newcomers(NOW) == 0
+
+
+def test_one_paid_unit_never_buys_a_newcomer_free() -> None:
+    """What is beyond what a payer has earned by paying counts as a newcomer's, however often it has paid a little."""
+    tabs = Tabs(LIMITS)
+    for number in range(1, 8):
+        assert takes(tabs, payer(number), 2, NOW)
+        tabs.observe(payer(number), replace(FREE, settled=Amount(2)))
+    assert [takes(tabs, payer(number), 51, NOW) for number in range(1, 8)] == [True, True, False, False, False, False, False]
+    assert tabs.newcomers(NOW) == 100, "one unit each was earned by paying two"
+
+
+# What a purse has paid before
+
+
+def test_trust_grows_with_what_was_paid_and_no_further() -> None:
+    """A payer is trusted with the newcomer's limit, and its share of what it paid more, up to the limit of a payer."""
+    tabs = Tabs(replace(LIMITS, newcomers_per_day=Amount(10**6)))
+    for settled, trusted in ((0, 50), (1, 50), (2, 51), (99, 99), (100, 100), (10**6, 100)):
+        who = payer(settled + 1)
+        row = TabRow(who, 1, Amount(settled), Amount(10**9), NOW + 9 * DAY, Amount(settled), last_at=NOW)
+        tabs = Tabs(replace(LIMITS, newcomers_per_day=Amount(10**6)), [row])
+        funds = replace(FREE, settled=Amount(settled))
+        assert refused(tabs, order(10**9, who), trusted + 1, funds) is Code.UNSECURED
+        tabs.admit(order(10**9, who), Amount(trusted), funds, NOW)
+
+
+def test_a_reservation_is_worth_what_it_is_whatever_was_given_to_others() -> None:
+    """With all trust used up, a payer that reserves is served for what it reserved, and not a unit more."""
+    tabs = Tabs(replace(LIMITS, total=Amount(100)))
+    assert takes(tabs, payer(1), 50, NOW)
+    assert takes(tabs, payer(2), 50, NOW)
+    secured = Funds(reserved=Amount(70), free=Amount(70), known=True)
+    assert refused(tabs, order(10**9, payer(3)), 71, secured) is Code.UNSECURED
+    tabs.admit(order(10**9, payer(3)), Amount(70), secured, NOW)
+    assert tabs.unsecured == 100
+
+
+def test_a_payer_at_the_total_limit_counts_once() -> None:
+    """What a payer owes itself is not counted among the others: alone, it may use all of the total."""
+    tabs = Tabs(replace(LIMITS, total=Amount(50)))
+    assert takes(tabs, payer(1), 30, NOW)
+    assert not takes(tabs, payer(1), 21, NOW)
+    assert takes(tabs, payer(1), 20, NOW)
+    assert not takes(tabs, payer(2), 1, NOW)
+
+
+def test_an_old_gift_is_not_given_again() -> None:
+    """A payer that still owes what it was given days ago is trusted with what is left of today, beyond that."""
+    tabs = Tabs(replace(LIMITS, write_off=99 * DAY))
+    later = NOW + 2 * DAY
+    assert takes(tabs, payer(1), 40, NOW)
+    assert takes(tabs, payer(2), 50, later)
+    assert takes(tabs, payer(3), 50, later)
+    assert takes(tabs, payer(4), 15, later)
+    assert not takes(tabs, payer(1), 6, later)
+    assert takes(tabs, payer(1), 5, later)
+    assert tabs.newcomers(later) == 120
+
+
+def test_a_payer_with_many_jobs_never_fills_the_queue_of_losses() -> None:
+    """However many jobs a payer has, and with whatever orders, the node waits for one time to look at it again."""
+    tabs = Tabs(LIMITS)
+    assert takes(tabs, payer(1), 1, NOW, claim_by=NOW + DAY)
+    for number in range(1, 50):
+        assert takes(tabs, payer(1), 1, NOW + number, claim_by=NOW + DAY + number // 2)
+    assert len(tabs._changes) == 1
+
+
+# Releases, thaws, purses that empty
+
+
+@pytest.mark.parametrize("left", ["releasing", "thawing"])
+def test_nothing_on_its_way_out_is_security(left: str) -> None:
+    """Money under a release or a thaw secures nothing, and does not make a purse look full."""
+    tabs = Tabs(LIMITS)
+    funds = Funds(known=True, **{left: Amount(10**6)})
+    assert refused(tabs, order(10**9, payer(1)), 1, funds) is Code.INSUFFICIENT_FUNDS
+    assert refused(tabs, order(10**9, payer(1)), 51, replace(funds, free=Amount(10**6))) is Code.UNSECURED
+    tabs.admit(order(10**9, payer(1)), Amount(50), replace(funds, free=Amount(50)), NOW)
+    assert tabs.unsecured == 50
+
+
+def test_a_release_that_begins_is_felt_at_once() -> None:
+    """What was secured is owed on trust as soon as the chain shows a release: the next job is refused."""
+    tabs = Tabs(LIMITS)
+    tabs.admit(order(10**9, payer(1)), Amount(500), Funds(reserved=Amount(1_000), known=True), NOW)
+    assert tabs.unsecured == 0
+    released = Funds(free=Amount(10**6), releasing=Amount(1_000), known=True)
+    assert refused(tabs, order(10**9, payer(1)), 1, released) is Code.UNSECURED
+    tabs.observe(payer(1), released)
+    assert tabs.unsecured == 500
+    assert released.payable == 10**6 + 1_000
+
+
+# Written off
+
+
+def test_a_debt_is_never_counted_for_longer_than_its_orders_last() -> None:
+    """A second before the last order expires all counts; then only what a longer-lived order covers; the loss is told apart, and
+    its own payer is held to it for ever.
+    """
+    tabs = Tabs(LIMITS)
+    assert takes(tabs, payer(1), 20, NOW, ceiling=20, claim_by=NOW + 2_000)
+    assert takes(tabs, payer(1), 30, NOW, ceiling=50, claim_by=NOW + 1_000)
+    for now, counted, lost in ((999, 50, 0), (1_000, 20, 30), (1_999, 20, 30), (2_000, 0, 50), (10 * 365 * DAY, 0, 50)):
+        tabs.expire(NOW + now)
+        assert (tabs.unsecured, tabs.written_off) == (counted, lost), now
+    assert not takes(tabs, payer(1), 1, NOW + 3_000, ceiling=51)
+    assert refused(tabs, order(50, payer(1)), 1, FREE) is Code.UNAUTHORISED_TAB
+
+
+def test_a_debt_is_never_counted_long_after_its_payer_left() -> None:
+    """An order that can be claimed on for ever holds the node's trust no longer than `write_off` after the payer's last job; what
+    is reserved is no loss.
+    """
+    tabs = Tabs(LIMITS)
+    assert takes(tabs, payer(1), 50, NOW, claim_by=1 << 63)
+    tabs.observe(payer(1), Funds(reserved=Amount(20), known=True))
+    tabs.expire(NOW + LIMITS.write_off - 1)
+    assert (tabs.unsecured, tabs.written_off) == (30, 0)
+    tabs.expire(NOW + LIMITS.write_off)
+    assert (tabs.unsecured, tabs.written_off) == (0, 30)
+
+
+def test_a_payer_that_comes_back_owes_again_what_was_written_off() -> None:
+    """An order that covers the old debt brings it back, and within the payer's own limit only."""
+    tabs = Tabs(LIMITS)
+    assert takes(tabs, payer(1), 40, NOW, ceiling=40, claim_by=NOW + 10)
+    tabs.expire(NOW + 10)
+    assert tabs.written_off == 40
+    assert refused_at(tabs, payer(1), 11, NOW + 20)
+    assert takes(tabs, payer(1), 10, NOW + 20, claim_by=NOW + 9 * DAY)
+    assert (tabs.unsecured, tabs.written_off) == (50, 0)
+
+
+def refused_at(tabs: Tabs, who: Address, amount: int, now: int) -> bool:
+    """Whether a job is refused for lack of trust at that time."""
+    return not takes(tabs, who, amount, now)
+
+
+def test_a_partly_paid_debt_is_lost_only_in_part() -> None:
+    """What was settled is no loss, whatever expired."""
+    tabs = Tabs(LIMITS)
+    assert takes(tabs, payer(1), 50, NOW, ceiling=50, claim_by=NOW + 10)
+    tabs.observe(payer(1), Funds(settled=Amount(20), known=True))
+    assert tabs.unsecured == 30
+    tabs.expire(NOW + 10)
+    assert (tabs.unsecured, tabs.written_off) == (0, 30)
+    tabs.observe(payer(1), Funds(settled=Amount(50), known=True))
+    assert tabs.written_off == 0
+
+
+def test_old_tabs_count_nothing_after_a_restart() -> None:
+    """Tabs whose orders have all expired are losses to a node that starts ten years later; trust is whole."""
+    rows = [TabRow(payer(n), 1, Amount(250_000), Amount(0), 0, last_at=NOW) for n in range(1, 41)]
+    tabs = Tabs(Exposure(), rows)
+    assert (tabs.unsecured, tabs.written_off) == (0, 10_000_000)
+    assert takes(tabs, payer(99), 250_000, NOW + 3_650 * DAY, claim_by=NOW + 3_660 * DAY)
+
+
+def test_a_recalled_receipt_of_an_expired_order_is_a_loss() -> None:
+    """What a former state gave away and can no longer be claimed does not count against trust, and what can does."""
+    for left, counted in ((100, 40), (0, 0)):
+        placed = Client().order(ASK, order_with={"claim_by": NOW + left})
+        made = booking(placed, ProviderTab())
+        tabs = Tabs(LIMITS)
+        tabs.expire(NOW)
+        tabs.adopt(made.receipt.message, placed.order.message)
+        assert (tabs.unsecured, tabs.written_off, tabs.newcomers(NOW)) == (counted, 40 - counted, 40)
+        tabs.adopt(made.receipt.message, placed.order.message)
+        account = tabs.account(placed.order.message.payer)
+        assert (account.tab.seq, account.tab.cumulative, account.claim_by) == (1, 40, NOW + left)
+
+
+# Ceilings
+
+
+def test_a_high_ceiling_never_carries_jobs_beyond_its_own_end() -> None:
+    """When an order with a high ceiling is about to expire, jobs rest on the lower ones that last, and the account says so."""
+    limits = replace(LIMITS, claim_margin=1_800)
+    rich = Funds(reserved=Amount(10**9), known=True)
+    tabs = Tabs(limits)
+    who = payer(1)
+    tabs.admit(order(10**6, who, NOW + 1_801), Amount(1), rich, NOW)
+    assert (tabs.account(who).tab.ceiling, tabs.account(who).claim_by) == (10**6, NOW + 1_801)
+    tabs.book(who, Amount(1), Amount(1))
+    with pytest.raises(Refusal) as caught:
+        tabs.admit(order(500, who, NOW + DAY), Amount(500), rich, NOW + 1)
+    assert caught.value.code is Code.UNAUTHORISED_TAB
+    tabs.admit(order(501, who, NOW + DAY), Amount(500), rich, NOW + 1)
+    assert (tabs.account(who).tab.ceiling, tabs.account(who).claim_by) == (501, NOW + DAY)
+
+
+def test_an_order_with_the_same_ceiling_and_a_longer_life_takes_the_others_place() -> None:
+    """Of equal ceilings the longest life counts, whichever came first."""
+    for times in ((100, 200), (200, 100)):
+        tabs = Tabs(LIMITS)
+        for time in times:
+            tabs.admit(order(1_000, payer(1), NOW + time), Amount(1), FREE, NOW)
+        assert tabs.account(payer(1)).claim_by == NOW + 200
+        assert len(tabs.account(payer(1)).ceilings) == 1
+
+
+# Gifts
+
+
+def test_a_gift_that_grows_counts_its_growth_as_new() -> None:
+    """What was given more than a day ago stays old when more is added, and what is given back is the newest first."""
+    gifts = Gifts()
+    gift = gifts.change(Gift(), 50, NOW)
+    assert gifts.used(NOW + DAY + SLICE) == 0
+    grown = gifts.change(gift, 60, NOW + DAY + SLICE)
+    assert grown == Gift((NOW + DAY + SLICE) // SLICE, 10, 50)
+    assert gifts.used(NOW + DAY + SLICE) == 10
+    less = gifts.change(grown, 55, NOW + DAY + SLICE)
+    assert (less.amount, less.old) == (5, 50)
+    later = gifts.change(less, 52, NOW + DAY + 3 * SLICE)
+    assert (later.slice, later.amount, later.old) == (less.slice, 2, 50), "less is no new gift"
+    assert gifts.change(later, 52, NOW + DAY + 5 * SLICE) == later, "nor is as much as before"
+    gone = gifts.change(later, 20, NOW + DAY + SLICE)
+    assert (gone.amount, gone.old) == (0, 20)
+
+
+def test_a_gift_counts_for_24_hours_and_the_rest_of_its_slice() -> None:
+    """To the second: a gift of a slice counts until the whole slice is 24 hours old, and then is old."""
+    assert NOW % SLICE == 0
+    for given_at in (NOW, NOW + SLICE - 1):
+        gifts = Gifts()
+        gift = gifts.change(Gift(old=7), 57, given_at)
+        for now, counts in ((NOW + SLICE, 50), (NOW + DAY + SLICE - 1, 50), (NOW + DAY + SLICE, 0)):
+            assert gifts.used(now) == counts
+            assert gifts.aged(gift) == (gift if counts else Gift(old=57))
+
+
+steps = st.lists(
+    st.tuples(st.integers(1, 6), st.integers(1, 60), st.sampled_from((0, 1, 2)), st.integers(0, DAY), st.integers(1, 3 * DAY)),
+    max_size=40,
+)
+
+
+@given(steps)
+@settings(deadline=None, max_examples=200)
+def test_no_24_hours_ever_cost_more_than_is_stated(steps: list[tuple[int, int, int, int, int]]) -> None:
+    """Whatever payers that never pay order, and whenever: what they owe grows by `newcomers_per_day` at most in any 24 hours; the
+    sums over all accounts are what the accounts say, and no payer has more than its limit.
+    """
+    tabs, now = Tabs(LIMITS), NOW
+    grown: list[tuple[int, int]] = []
+    payers = [payer(number) for number in range(1, 7)]
+    for who, cap, part, passes, life in steps:
+        now += passes
+        before = tabs.account(payer(who)).beyond
+        try:
+            tabs.admit(order(10**9, payer(who), now + life), Amount(cap), FREE, now)
+        except Refusal as refusal:
+            if refusal.code is not Code.UNSECURED:
+                raise
+            continue
+        if part:
+            tabs.book(payer(who), Amount(cap // part), Amount(cap))
+        else:
+            tabs.drop(payer(who), Amount(cap))
+        grown.append((now, tabs.account(payer(who)).beyond - before))
+        assert sum(amount for at, amount in grown if at > now - DAY) <= LIMITS.newcomers_per_day
+        accounts = [tabs.account(each) for each in payers]
+        assert tabs.unsecured == sum(account.unsecured for account in accounts) <= LIMITS.total
+        assert tabs.written_off == sum(account.lost for account in accounts)
+        assert all(account.beyond <= LIMITS.newcomer for account in accounts)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.domain.requests import prepare
+from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.messages import Spec
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from tallystick.protocol.wire import RequestHead, dumps, loads
+from tests.node.harness import OFFER
+
+
+def sent(fields: dict[str, Any], path: str = CHAT, limit: int = 100, **offer: Any) -> dict[str, Any]:
+    """What the engine gets of a request."""
+    body: dict[str, Any] = loads(prepare(RequestHead(path), dumps(fields), replace(OFFER, **offer), limit).body, "body")
+    return body
+
+
+def test_unknown_fields_pass_through() -> None:
+    """Everything that the order does not bound reaches the engine as it was."""
+    fields = {"model": "model", "messages": [{"role": "user", "content": "héllo"}], "temperature": 0.3, "x": {"y": [None, 1]}}
+    assert sent(fields) == fields | {"max_tokens": 100}
+
+
+def test_the_model_is_the_one_that_was_ordered() -> None:
+    """Whatever the body says, the engine is asked for its own name of the ordered model; the answer is mapped back."""
+    call = prepare(RequestHead(CHAT), dumps({"model": "dearer"}), replace(OFFER, upstream="org/model"), 10)
+    assert loads(call.body, "body")["model"] == "org/model"
+    assert call.rename == ("org/model", "model")
+    assert prepare(RequestHead(CHAT), b"{}", OFFER, 10).rename is None
+
+
+@pytest.mark.parametrize(
+    ("given_fields", "path", "expected"),
+    [
+        ({}, CHAT, {"max_tokens": 100}),
+        ({"max_tokens": 7}, CHAT, {"max_tokens": 7}),
+        ({"max_tokens": 700}, CHAT, {"max_tokens": 100}),
+        ({"max_completion_tokens": 700}, CHAT, {"max_completion_tokens": 100}),
+        ({"max_completion_tokens": 700, "max_tokens": 5}, CHAT, {"max_completion_tokens": 100, "max_tokens": 5}),
+        ({"max_tokens": None}, CHAT, {"max_tokens": 100}),
+        ({"n": 3}, CHAT, {"n": 3, "max_tokens": 33}),
+        ({"best_of": 4, "n": 2}, COMPLETIONS, {"best_of": 4, "n": 2, "max_tokens": 25}),
+        ({"prompt": ["a", "b"]}, COMPLETIONS, {"prompt": ["a", "b"], "max_tokens": 50}),
+        ({"prompt": [1, 2, 3]}, COMPLETIONS, {"prompt": [1, 2, 3], "max_tokens": 100}),
+        ({"input": "text"}, EMBEDDINGS, {"input": "text"}),
+    ],
+)
+def test_output_is_capped_over_all_answers(given_fields: dict[str, Any], path: str, expected: dict[str, Any]) -> None:
+    """No request can make the engine write more than was ordered, whichever limit, number of answers or prompts it uses."""
+    assert sent(given_fields, path) == expected | {"model": "model"}
+
+
+def test_an_engine_may_name_the_limit_otherwise() -> None:
+    """Where a request sets no limit, the engine's own name for it is used; completions only know one."""
+    assert sent({}, limit_field="max_completion_tokens")["max_completion_tokens"] == 100
+    assert sent({}, COMPLETIONS, limit_field="max_completion_tokens")["max_tokens"] == 100
+
+
+@pytest.mark.parametrize(
+    ("fields", "strip"),
+    [
+        ({"stream": True}, True),
+        ({"stream": True, "stream_options": {"include_usage": True}}, False),
+        ({"stream": True, "stream_options": {"include_usage": False, "other": 1}}, True),
+        ({"stream": True, "stream_options": None}, True),
+        ({"stream": False}, False),
+    ],
+)
+def test_usage_is_asked_for_on_streams(fields: dict[str, Any], strip: bool) -> None:
+    """Streams are asked for usage, and it is taken out again unless the client had asked for it too."""
+    call = prepare(RequestHead(CHAT), dumps(fields), OFFER, 10)
+    assert call.strip_usage is strip
+    assert call.stream is bool(fields["stream"])
+    options = loads(call.body, "body").get("stream_options")
+    assert (options or {}).get("include_usage", False) is call.stream
+
+
+def test_usage_is_not_asked_of_an_engine_that_can_not() -> None:
+    """An engine without that option gets the request without it."""
+    assert "stream_options" not in sent({"stream": True}, usage_option=False)
+
+
+def test_routes_that_the_ask_declares() -> None:
+    """They are served by asks that list them, with every field untouched but the model and a response's output limit."""
+    offer = replace(OFFER, upstream="org/model", spec=Spec(features=(RESPONSES, "/v1/rerank", "/v1/audio/transcriptions")))
+    asked = {"input": "hi", "max_output_tokens": 500, "stream": True}
+    call = prepare(RequestHead(RESPONSES), dumps(asked), offer, 100)
+    assert loads(call.body, "body") == asked | {"model": "org/model", "max_output_tokens": 100}
+    assert (call.stream, call.strip_usage, call.completes) == (True, False, False)
+    bare = loads(prepare(RequestHead(RESPONSES), b"{}", offer, 100).body, "body")
+    assert (bare["max_output_tokens"], bare["stream"]) == (100, False)
+    ranks = prepare(RequestHead("/v1/rerank"), dumps({"query": "q", "max_tokens": 7}), offer, 100)
+    assert loads(ranks.body, "body") == {"query": "q", "max_tokens": 7, "model": "org/model"}
+    kind = "multipart/form-data; boundary=b"
+    form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nmodel\r\n--b--\r\n'
+    heard = prepare(RequestHead("/v1/audio/transcriptions", kind), form, offer, 100)
+    assert (heard.body, heard.content_type) == (form.replace(b"model\r\n--b--", b"org/model\r\n--b--"), kind)
+    with pytest.raises(BadMessage, match="missing"):
+        prepare(RequestHead("/v1/audio/transcriptions", kind), b"--b--\r\n", offer, 100)
+    with pytest.raises(Refusal, match=r"serves .*, /v1/rerank"):
+        prepare(RequestHead("/v1/moderations"), b"{}", offer, 10)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions/../models", "http://elsewhere/v1/embeddings", ""])
+def test_only_known_routes_are_reached(path: str) -> None:
+    """A request can't choose any other address at the engine."""
+    with pytest.raises(Refusal) as caught:
+        prepare(RequestHead(path), b"{}", OFFER, 10)
+    assert caught.value.code is Code.UNKNOWN_ROUTE
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"stream": "yes"}',
+        b'{"stream": 1}',
+        b'{"max_tokens": -1}',
+        b'{"max_tokens": 1.5}',
+        b'{"n": true}',
+        b'{"n": 101}',
+        b'{"n": 100000}',
+        b'{"stream": true, "stream_options": 3}',
+    ],
+)
+def test_bad_bodies_are_told(body: bytes) -> None:
+    """A body that no engine could serve within the order is the client's error, and the text shows nothing of it."""
+    with pytest.raises(BadMessage):
+        prepare(RequestHead(CHAT), body, OFFER, 100)
+
+
+def test_other_content_types_are_refused() -> None:
+    """Only JSON goes to these routes."""
+    with pytest.raises(BadMessage):
+        prepare(RequestHead(CHAT, "multipart/form-data"), b"{}", OFFER, 100)
+    prepare(RequestHead(CHAT, "Application/JSON; charset=utf-8"), b"{}", OFFER, 100)
+    with pytest.raises(BadMessage):
+        prepare(RequestHead(EMBEDDINGS), b'{"stream": true}', OFFER, 0)
+
+
+limits = st.none() | st.integers(0, 2_000)
+
+
+@given(
+    limit=st.integers(1, 1_000),
+    fields=st.fixed_dictionaries({}, optional={"n": st.integers(1, 20), "max_tokens": limits, "max_completion_tokens": limits}),
+)
+def test_no_request_gets_more_than_was_ordered(limit: int, fields: dict[str, Any]) -> None:
+    """For any limits that a request sets, answers times tokens stay within the order, or the request is refused."""
+    try:
+        out = sent(fields, limit=limit)
+    except BadMessage:
+        assert fields.get("n", 1) > limit
+        return
+    named = [out[name] for name in ("max_tokens", "max_completion_tokens") if out.get(name) is not None]
+    assert named
+    assert all(value * out.get("n", 1) <= limit for value in named)

@@ -1,0 +1,124 @@
+"""The coordinator's side of the node link, over a real WebSocket, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from tallystick.protocol.eip712 import Domain, Signed
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.link import Challenge, Hello, LateReceipt, read_asks
+from tallystick.protocol.messages import Ask
+from tallystick.protocol.types import Address, Hash, JobId
+from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link, unpack_link
+from tests.node.harness import COORDINATOR, DOMAIN
+
+NONCE = Hash(bytes(range(32)))
+ROUTE = "/v1/node"
+
+
+@dataclass(eq=False)
+class Connection:
+    """One node that connected: what it said first, and every frame since. `confirm`: say that output came."""
+
+    socket: ServerConnection
+    hello: Hello
+    confirm: bool = True
+    frames: list[tuple[Kind, JobId, bytes]] = field(default_factory=list)
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def of(self, kind: Kind, job: JobId | None = None) -> list[bytes]:
+        """The payloads of one kind so far, of one job or all."""
+        return [payload for found, of, payload in self.frames if found is kind and job in (None, of)]
+
+    async def until(self, kind: Kind, count: int = 1, job: JobId | None = None) -> bytes:
+        """Waits for the n-th frame of a kind and returns its payload."""
+        while len(self.of(kind, job)) < count:
+            self.came.clear()
+            await self.came.wait()
+        return self.of(kind, job)[count - 1]
+
+    async def asks(self) -> tuple[Signed[Ask], ...]:
+        """What the node offered first, with its HELLO or, where it had to recall, after that."""
+        told = list(self.hello.asks)
+        number = 0
+        while not told:
+            number += 1
+            told = list(read_asks(loads(await self.until(Kind.ASKS, number), "asks")["asks"]))
+        return tuple(told)
+
+    async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:
+        """Sends a frame to the node."""
+        await self.socket.send(pack_link(kind, job, payload))
+
+
+@dataclass
+class FakeCoordinator:
+    """Takes nodes. `domain` is what it says it works on, `account` who it says it is; `acknowledge`: confirm receipts as they
+    come; `recalls`: answer nodes that recall.
+    """
+
+    domain: Domain = DOMAIN
+    account: Address = COORDINATOR.address
+    acknowledge: bool = True
+    recalls: bool = True
+    port: int = 0
+    connections: asyncio.Queue[Connection] = field(default_factory=asyncio.Queue)
+    remembered: list[LateReceipt] = field(default_factory=list)
+    """What it tells a node that recalls, one a page."""
+
+    @property
+    def url(self) -> str:
+        """Its base address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @asynccontextmanager
+    async def serving(self, port: int = 0) -> AsyncIterator[FakeCoordinator]:
+        """Serves until the end of the block; a given port can be served again."""
+        async with serve(self._attend, "127.0.0.1", port, max_size=64 << 20, compression=None) as server:
+            self.port = next(iter(server.sockets)).getsockname()[1]
+            yield self
+            server.close(close_connections=True)
+
+    def page(self, after: str) -> bytes:
+        """What it answers to a node that recalls."""
+        left = [late for late in self.remembered if late.receipt.message.payer > after]
+        return dumps({"receipts": [late.to_json() for late in left[:1]], "more": len(left) > 1})
+
+    async def _attend(self, socket: ServerConnection) -> None:
+        assert socket.request is not None
+        assert socket.request.path == ROUTE
+        challenge = Challenge(NONCE, self.account, self.domain.chain_id, self.domain.contract)
+        await socket.send(pack_link(Kind.CHALLENGE, payload=dumps(challenge.to_json())))
+        try:
+            kind, _, payload = unpack_link(await socket.recv())
+        except ConnectionClosed:
+            return
+        assert kind is Kind.HELLO
+        hello = Hello.from_json(loads(payload, "hello"))
+        connect = hello.connect.verify(self.domain).message
+        assert (connect.challenge, connect.coordinator) == (NONCE, self.account)
+        connection = Connection(socket, hello)
+        await socket.send(pack_link(Kind.WELCOME, payload=b"{}"))
+        self.connections.put_nowait(connection)
+        try:
+            async for message in socket:
+                frame = unpack_link(message)
+                if frame[0] is Kind.CHUNK and connection.confirm and not connection.of(Kind.CHUNK, frame[1]):
+                    await connection.send(Kind.CREDIT, frame[1], bytes(4))
+                connection.frames.append(frame)
+                connection.came.set()
+                if frame[0] is Kind.RECALL and self.recalls:
+                    await connection.send(Kind.RECALLED, NO_JOB, self.page(loads(frame[2], "recall")["after"]))
+                if frame[0] in (Kind.RECEIPT, Kind.LATE_RECEIPT) and self.acknowledge:
+                    await connection.send(Kind.RECEIPT_ACK, frame[1])
+        except (ConnectionClosed, BadMessage):
+            pass
+        finally:
+            connection.closed.set()

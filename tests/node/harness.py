@@ -1,0 +1,270 @@
+"""The other side of the node, for tests: a payer, a coordinator and what they sign, and a client that opens what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from node.domain.admission import Admission, Admitted, House, Rules
+from node.domain.offers import AskBook, Offer, Seller
+from node.domain.tabs import Exposure, Tabs
+from node.jobs.coordinator_credit import Dealings
+from node.jobs.job import Deadlines, Pool
+from node.jobs.receipt_signer import Books
+from node.jobs.runner import Runner
+from node.ports import Engine
+from node.testing.memory import MemoryChain, MemoryLink, MemoryStore, Reports
+from tallystick.protocol.eip712 import Domain, Signer, Verified, read_signed
+from tallystick.protocol.jobs import CHARGES, Charge
+from tallystick.protocol.messages import Ask, Match, Order, Outcome, Receipt, Spec, Terms
+from tallystick.protocol.pricing import Prices, worst_case
+from tallystick.protocol.sealing import X25519, ContentKey, Opener, SealingKey, Transcript, commit_request, wrap_key
+from tallystick.protocol.tab import check_receipt
+from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import (
+    Candidate,
+    Dispatch,
+    Failure,
+    Kind,
+    RequestHead,
+    ResponseHead,
+    dumps,
+    join_request,
+    load_response_head,
+    loads,
+)
+
+NOW = 1_800_000_000
+DOMAIN = Domain(31_337, Address("0x" + "5e" * 20))
+CHAT = RequestHead("/v1/chat/completions")
+PRICES = Prices(100_000, 50_000, 400_000)
+
+
+def signer(name: str) -> Signer:
+    """The same key for the same name."""
+    return Signer(hashlib.sha256(name.encode()).digest())
+
+
+PROVIDER, COORDINATOR, PAYER = signer("provider"), signer("coordinator"), signer("payer")
+SEALING = SealingKey(X25519, hashlib.sha256(b"sealing").digest())
+OFFER = Offer("model", "engine", "model", PRICES, 8_192, 1_024, Spec())
+HOUSE = House(PROVIDER.address, COORDINATOR.address, DOMAIN)
+
+
+def ask_book(*offers: Offer, now: int = NOW, sealing: SealingKey = SEALING) -> AskBook:
+    """A book with signed asks."""
+    book = AskBook(Seller(PROVIDER.address, sealing.suite, sealing.public), lambda ask: PROVIDER.sign(ask, DOMAIN))
+    book.offer(offers or (OFFER,), now)
+    return book
+
+
+@dataclass
+class Placed:
+    """A job as its client made it."""
+
+    job: JobId
+    key: ContentKey
+    order: Verified[Order]
+    terms: Terms
+    dispatch: Dispatch
+    body: bytes
+
+    def read(self, chunks: list[bytes]) -> tuple[ResponseHead | None, bytes, Transcript, bool]:
+        """What a client makes of sealed chunks: head, body, transcript, and whether the last one came."""
+        opener, transcript = Opener(self.key, self.job, self.order.digest), Transcript(self.key.commitment_key, self.order.digest)
+        opened = []
+        for chunk in chunks:
+            opened.append(opener.open(chunk))
+            transcript.add(opened[-1])
+        head = load_response_head(opened[0]) if opened else None
+        return head, b"".join(opened[1:]), transcript, opener.finished
+
+
+@dataclass
+class Client:
+    """A payer that orders at one node. Keyword arguments of `order` spoil single things."""
+
+    payer: Signer = PAYER
+    ceiling: int = 0
+    numbers: Any = field(default_factory=lambda: itertools.count(1))
+
+    def order(
+        self,
+        ask: Verified[Ask],
+        body: dict[str, Any] | bytes | None = None,
+        *,
+        head: RequestHead = CHAT,
+        now: int = NOW,
+        job: JobId | None = None,
+        terms_with: dict[str, Any] | None = None,
+        order_with: dict[str, Any] | None = None,
+        match_with: dict[str, Any] | None = None,
+        coordinator: Signer = COORDINATOR,
+        matched_by: Signer | None = None,
+        output: int = 100,
+    ) -> Placed:
+        """Seals, signs and has it matched."""
+        number = next(self.numbers)
+        if not isinstance(body, bytes):
+            body = dumps(body if body is not None else {"model": "model", "messages": [], "stream": True, "max_tokens": 100})
+        job = job or JobId(hashlib.sha256(f"{self.payer.address} {number}".encode()).digest()[:16])
+        key = ContentKey(hashlib.sha256(b"content" + job).digest())
+        plain = join_request(head, body)
+        made = Terms(
+            model=ask.message.model,
+            ask=ask.digest,
+            input_price=ask.message.input_price,
+            cached_input_price=ask.message.cached_input_price,
+            output_price=ask.message.output_price,
+            max_cost=worst_case(len(body), output, PRICES),
+            max_output_tokens=output,
+            job=job,
+            request_commitment=commit_request(key.commitment_key, job, plain),
+        )
+        terms = replace(made, **(terms_with or {}))
+        self.ceiling += terms.max_cost
+        order_message = Order(
+            payer=self.payer.address,
+            provider=ask.message.provider,
+            ceiling=Amount(self.ceiling),
+            reserve_target=Amount(0),
+            seq=number,
+            deadline=now + 60,
+            claim_by=now + 86_400,
+            max_fee_bps=100,
+            coordinator=coordinator.address,
+            terms_hash=terms.struct_hash(),
+        )
+        order = self.payer.sign(replace(order_message, **(order_with or {})), DOMAIN)
+        wrapped = wrap_key(
+            key,
+            ask.message.sealing_suite,
+            ask.message.sealing_key,
+            job=job,
+            order_hash=order.digest,
+            provider=order.message.provider,
+        )
+        match = Match(
+            coordinator=(matched_by or coordinator).address,
+            job=job,
+            provider=order.message.provider,
+            order_hash=order.digest,
+            attempt=0,
+            matched_at=now,
+        )
+        signed = (matched_by or coordinator).sign(replace(match, **(match_with or {})), DOMAIN)
+        dispatch = Dispatch(signed, Candidate(order, terms, wrapped), key.seal_request(job, plain))
+        return Placed(job, key, order, terms, dispatch, body)
+
+
+def admitted(placed: Placed) -> Admitted:
+    """A job past admission."""
+    return Admitted(placed.job, placed.order, placed.terms, 0, OFFER)
+
+
+class Stage:
+    """A runner among in-memory twins, with a coordinator's link and a client."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        slots: int = 2,
+        deadlines: Deadlines | None = None,
+        exposure: Exposure | None = None,
+        chain: MemoryChain | None = None,
+        store: MemoryStore | None = None,
+        offer: Offer = OFFER,
+        sealing: SealingKey = SEALING,
+        rules: Rules | None = None,
+    ) -> None:
+        self.now = NOW
+        self.book = ask_book(offer, sealing=sealing)
+        self.pool = Pool(engine, slots)
+        self.store, self.chain, self.reports = store or MemoryStore(), chain or MemoryChain(), Reports()
+        self.tabs = Tabs(exposure or Exposure())
+        self._changes = asyncio.Event()
+        clock: Callable[[], float] = lambda: self.now  # noqa: E731
+        self.dealings = Dealings(self.store, rules or Rules(), now=clock)
+        self.books = Books(signer=PROVIDER, domain=DOMAIN, tabs=self.tabs, store=self.store, now=clock)
+        self.runner = Runner(
+            provider=PROVIDER.address,
+            domain=DOMAIN,
+            sealing_key=sealing,
+            book=self.book,
+            pools={offer.engine: self.pool},
+            books=self.books,
+            dealings=self.dealings,
+            tabs=self.tabs,
+            store=self.store,
+            chain=self.chain,
+            observer=self.reports,
+            rules=rules,
+            deadlines=deadlines or Deadlines(),
+            now=clock,
+            changed=self._changes.set,
+        )
+        self.link = self.connect()
+        self.client = Client()
+
+    def connect(self) -> MemoryLink:
+        """A link whose coordinator says at once that it has output."""
+        link = MemoryLink(COORDINATOR.address)
+        link.taken = lambda job: self.runner.credit(link, job, bytes(4))
+        return link
+
+    async def ended(self) -> None:
+        """Waits until the node has no job left."""
+        while self.runner.running:
+            self._changes.clear()
+            await self._changes.wait()
+
+    def dispatch(self, body: dict[str, Any] | bytes | None = None, **spoilt: Any) -> Placed:
+        """Has the coordinator hand a new job to the node."""
+        placed = self.client.order(self.book.current[0], body, **spoilt)
+        self.hand_over(placed)
+        return placed
+
+    def hand_over(self, placed: Placed) -> None:
+        """Hands a job to the node, perhaps once more."""
+        self.runner.dispatch(self.link, placed.job, placed.dispatch.dumps())
+
+    async def receipt(self, placed: Placed) -> Receipt:
+        """The job's receipt, checked as coordinator and client would: one that may charge comes after a last chunk."""
+        raw = await self.link.until(Kind.RECEIPT, placed.job)
+        receipt = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
+        check_receipt(placed.order, placed.terms, receipt)
+        _, _, transcript, finished = self.answer(placed)
+        may_charge = CHARGES[Outcome(receipt.outcome)] is not Charge.NOTHING
+        assert finished is (may_charge or receipt.outcome == Outcome.UPSTREAM_ERROR)
+        assert receipt.result_commitment == transcript.commitment
+        return receipt
+
+    async def void(self, placed: Placed) -> Receipt:
+        """The receipt at no cost that came with the job's failure."""
+        failure = Failure.loads(await self.link.until(Kind.FAIL, placed.job))
+        assert failure.receipt is not None
+        receipt = failure.receipt.verify(DOMAIN).message
+        check_receipt(placed.order, placed.terms, receipt)
+        assert receipt.cost == 0
+        return receipt
+
+    async def failure(self, placed: Placed) -> dict[str, Any]:
+        """The error of a job that failed."""
+        raw = await self.link.until(Kind.FAIL, placed.job)
+        error: dict[str, Any] = loads(raw, "failure")["error"]
+        return error
+
+    def answer(self, placed: Placed) -> tuple[ResponseHead | None, bytes, Transcript, bool]:
+        """What the client can read so far."""
+        return placed.read(self.link.of(placed.job, Kind.CHUNK))
+
+
+def admission(book: AskBook, *seen: Placed, rules: Rules | None = None) -> Admission:
+    """The check of dispatches, with a memory of some."""
+    digests, jobs = {placed.order.digest for placed in seen}, {placed.job for placed in seen}
+    return Admission(book, rules or Rules(), lambda digest, job: digest in digests or job in jobs)

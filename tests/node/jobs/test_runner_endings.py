@@ -1,0 +1,154 @@
+"""However jobs end: whatever engine, coordinator and client do, in whatever order, the money comes out the same way."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.domain.meter import Counted
+from node.jobs.delivery import FIRST_BYTES
+from node.jobs.job import Deadlines
+from node.ports import End, Head, Piece
+from node.testing.memory import MemoryStore, ScriptedEngine, Step
+from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.jobs import CHARGES, Charge
+from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.tab import check_continuity, check_receipt
+from tallystick.protocol.types import Amount, Hash
+from tallystick.protocol.wire import CancelReason, Failure, Kind
+from tests.node.harness import Placed, Stage
+
+
+def for_ever() -> Awaitable[object]:
+    """What an engine that hangs does."""
+    return asyncio.Event().wait()
+
+
+def a_moment() -> Awaitable[object]:
+    """What an engine that works does."""
+    return asyncio.sleep(0)
+
+
+STEPS: dict[str, Step] = {
+    "head": Head(200, "text/event-stream"),
+    "no": Head(400, "application/json"),
+    "role": Piece(b"role.", output=False),
+    "output": Piece(b"one.", output=True, text=4, counted=Counted(9, 3, 1)),
+    "much": Piece(b"x" * 9_000, output=True, text=100),
+    "busy": Unavailable(Code.NODE_BUSY, "busy", fault=Fault.ENGINE),
+    "down": Unavailable(Code.ENGINE_UNAVAILABLE, "down", fault=Fault.ENGINE),
+    "bug": ZeroDivisionError("told to"),
+    "moment": a_moment,
+    "hangs": for_ever,
+    "end": End(b"done", counted=Counted(20, 5, 10)),
+}
+ENDS = {"busy", "down", "bug", "hangs", "end"}
+ACTIONS = (
+    *("credit", "cancel", "timed_out", "coordinator", "lose", "again"),
+    *("dispatch", "refused", "too cheap", "wait", "full disk"),
+)
+
+
+async def act(stage: Stage, action: str, placed: list[Placed], job: Placed) -> None:
+    """One thing that the outside does."""
+    runner, link = stage.runner, stage.link
+    acts: dict[str, Callable[[], object]] = {
+        "credit": lambda: runner.credit(link, job.job, (100).to_bytes(4, "big")),
+        "cancel": lambda: runner.cancel(link, job.job),
+        "timed_out": lambda: runner.cancel(link, job.job, CancelReason.TIMED_OUT),
+        "coordinator": lambda: runner.cancel(link, job.job, CancelReason.COORDINATOR),
+        "lose": lambda: runner.lost(link),
+        "again": lambda: stage.hand_over(job),
+        "dispatch": lambda: placed.append(stage.dispatch()),
+        "refused": lambda: placed.append(stage.dispatch(None, terms_with={"ask": Hash(bytes(32))})),
+        "too cheap": lambda: placed.append(stage.dispatch(None, terms_with={"max_cost": Amount(1)})),
+        "wait": lambda: None,
+        "full disk": lambda: setattr(stage.store, "fault", Unavailable(Code.PROVIDER_FAILED, "disk full")),
+    }
+    acts[action]()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    stage.store.fault = None
+
+
+def receipts(store: MemoryStore) -> dict[Hash, Receipt]:
+    """The receipts on disk by their order, of which each has one."""
+    found = [(booking.admitted.order.digest, booking.receipt.message) for booking in store.bookings]
+    assert len(dict(found)) == len(found), "one order, one receipt"
+    return dict(found)
+
+
+def check_sent(stage: Stage, one: Placed, receipt: Receipt | None, granted: bool) -> None:
+    """What left of a job, against its receipt."""
+    _, body, transcript, finished = stage.answer(one)
+    if not granted:
+        assert len(body) <= FIRST_BYTES
+        assert receipt is None or receipt.cost == 0, "a charge without the coordinator's word"
+    if receipt is None:
+        assert not finished, "a whole answer without a receipt"
+        return
+    check_receipt(one.order, one.terms, receipt)
+    charges = CHARGES[Outcome(receipt.outcome)] is Charge.USAGE
+    assert finished is (charges or receipt.outcome == Outcome.UPSTREAM_ERROR), "the last chunk and the charge go together"
+    if receipt.outcome != Outcome.REFUSED:
+        assert receipt.result_commitment == transcript.commitment
+    sent = stage.link.of(one.job, Kind.RECEIPT) or [
+        failure for failure in stage.link.of(one.job, Kind.FAIL) if Failure.loads(failure).receipt is not None
+    ]
+    assert len(sent) == 1, "a receipt leaves once with its job"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=st.lists(st.sampled_from(sorted(STEPS)), max_size=8),
+    last=st.sampled_from(sorted(ENDS)),
+    actions=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 3)), max_size=12),
+    granted=st.booleans(),
+)
+def test_however_a_job_ends_the_books_are_in_order(
+    *, steps: list[str], last: str, actions: list[tuple[str, int]], granted: bool
+) -> None:
+    """Every order ends once; its receipts follow each other; a charge takes the coordinator's word and a last chunk, and a last
+    chunk takes a receipt that may charge; what is left in flight is nothing.
+    """
+
+    async def play() -> None:
+        engine = ScriptedEngine(*(STEPS[name] for name in (*steps, last)))
+        limits = Deadlines(queue=0.02, first_token=0.02, between_tokens=0.02, total=0.1, reader=0.02, taken=0.02)
+        stage = Stage(engine, slots=1, deadlines=limits)
+        heard = granted
+        if not granted:
+            stage.link.taken = lambda _job: None
+        placed = [stage.dispatch()]
+        for action, which in actions:
+            heard = heard or action == "credit"
+            await act(stage, action, placed, placed[which % len(placed)])
+        for one in placed:
+            ends = [asyncio.create_task(stage.link.until(kind, one.job)) for kind in (Kind.RECEIPT, Kind.FAIL)]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for task in ends:
+                task.cancel()
+        await stage.ended()
+        await asyncio.sleep(0)
+        found = receipts(stage.store)
+        made = [booking.receipt.message for booking in stage.store.bookings]
+        for before, after in itertools.pairwise(made):
+            check_continuity(before, after)
+        for one in placed:
+            check_sent(stage, one, found.get(one.order.digest), heard)
+        account = stage.tabs.account(stage.client.payer.address)
+        assert (account.tab.in_flight, account.tab.cumulative) == (0, sum(receipt.cost for receipt in made))
+        assert (stage.runner.capacity().free, stage.runner._held) == (1, 0)
+        earned, lost = stage.dealings.sums(stage.link.endpoint)
+        assert earned == account.tab.cumulative
+        assert lost == sum(report.written_off for report in stage.reports.all)
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await play()
+
+    asyncio.run(bounded())

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from structlog.testing import capture_logs
+
+from node.domain.offers import Offer
+from node.domain.responses import UpstreamModel
+from node.jobs.job import Pool
+from node.service.ask_publisher import Storefront
+from node.testing.memory import ScriptedEngine
+from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.link import MAX_ASKS, MAX_NODE_ASK_BYTES, read_asks
+from tallystick.protocol.wire import dumps
+from tests.node.harness import NOW, OFFER, ask_book
+
+DOWN = Unavailable(Code.ENGINE_UNAVAILABLE, "connection refused", fault=Fault.ENGINE)
+
+
+class World:
+    """Two engines with a model each, at a time that the test sets."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self.engines = {name: ScriptedEngine(models=[f"model-{name}"]) for name in ("a", "b")}
+        self.pools = {name: Pool(engine, 1) for name, engine in self.engines.items()}
+        self.book = ask_book()
+        self.book.offer([], NOW)
+        self.now = NOW
+        self.changes = 0
+        self.changed, self.suspicion = asyncio.Event(), asyncio.Event()
+        self.front = Storefront(
+            book=self.book,
+            pools=self.pools,
+            offers=self._offers,
+            changed=self._changed,
+            suspicion=self.suspicion,
+            seconds=seconds,
+            now=lambda: self.now,
+        )
+
+    async def _offers(self, name: str, models: tuple[UpstreamModel, ...]) -> Sequence[Offer]:
+        return [replace(OFFER, model=model.name, engine=name, upstream=model.name) for model in models]
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self.changed.set()
+
+    @property
+    def sold(self) -> list[str]:
+        """The models that stand."""
+        return [ask.message.model for ask in self.book.current]
+
+
+async def test_what_answers_is_offered() -> None:
+    """Every model of every engine that answers has an ask; looking again changes nothing."""
+    world = World()
+    await world.front.look(first=True)
+    assert world.sold == ["model-a", "model-b"]
+    await world.front.look()
+    assert world.changes == 1
+
+
+async def test_asks_follow_an_engine_down_and_up() -> None:
+    """An engine that fails twice has its asks withdrawn and its slots hidden; when it is back, so are they."""
+    world = World()
+    await world.front.look(first=True)
+    world.engines["a"].fault = DOWN
+    await world.front.look()
+    assert world.sold == ["model-a", "model-b"]
+    with capture_logs() as logs:
+        await world.front.look()
+    assert (world.sold, world.pools["a"].up) == (["model-b"], False)
+    assert any(entry["event"] == "engine down, its asks are withdrawn" for entry in logs)
+    world.engines["a"].fault = None
+    await world.front.look()
+    assert (world.sold, world.pools["a"].up) == (["model-a", "model-b"], True)
+
+
+async def test_an_engine_that_stays_down_is_left_alone_more_and_more() -> None:
+    """It is asked again after one, two, three rounds, and then every fourth; the other one in every round."""
+    world = World()
+    await world.front.look(first=True)
+    world.engines["a"].fault = DOWN
+    asked = [world.engines["a"].looks]
+    for _ in range(20):
+        await world.front.look()
+        asked.append(world.engines["a"].looks)
+    assert [later - before for before, later in itertools.pairwise(asked)] == [
+        1, 1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1
+    ]  # fmt: skip
+    assert world.engines["b"].looks == 21
+
+
+async def test_an_engine_that_is_down_at_the_start() -> None:
+    """What does not answer at the start is not offered, and is as soon as it answers."""
+    world = World()
+    world.engines["b"].fault = DOWN
+    await world.front.look(first=True)
+    assert world.sold == ["model-a"]
+    world.engines["b"].fault = None
+    await world.front.look()
+    assert world.sold == ["model-a", "model-b"]
+
+
+async def test_new_models_are_offered() -> None:
+    """A model that an engine loads later gets an ask, one that it drops loses it."""
+    world = World()
+    await world.front.look(first=True)
+    world.engines["a"].names = ["another"]
+    await world.front.look()
+    assert world.sold == ["another", "model-b"]
+
+
+async def test_asks_are_renewed_in_time() -> None:
+    """Past half of their validity asks are signed afresh and announced."""
+    world = World()
+    await world.front.look(first=True)
+    world.now += 1_800
+    await world.front.look()
+    assert world.changes == 2
+    assert all(ask.message.valid_until == NOW + 5_400 for ask in world.book.current)
+
+
+async def test_a_failed_job_is_reason_to_look() -> None:
+    """When a job fails on an engine, it is looked at now, not only when its turn comes."""
+    world = World()
+    await world.front.look(first=True)
+    task = asyncio.create_task(world.front.run())
+    world.engines["a"].names = ["another"]
+    world.changed.clear()
+    world.suspicion.set()
+    async with asyncio.timeout(5):
+        await world.changed.wait()
+    assert world.sold == ["another", "model-b"]
+    task.cancel()
+
+
+async def test_it_looks_by_itself() -> None:
+    """Left running, it notices changes."""
+    world = World(seconds=0.01)
+    task = asyncio.create_task(world.front.run())
+    async with asyncio.timeout(5):
+        await world.changed.wait()
+    assert world.sold == ["model-a", "model-b"]
+    task.cancel()
+
+
+async def test_a_coordinator_takes_so_many_asks() -> None:
+    """An endpoint with hundreds of models does not make the node's greeting unreadable: the first that fit are offered."""
+    world = World()
+    world.engines["a"].names = [f"m{number}" for number in range(MAX_ASKS + 10)]
+    await world.front.look(first=True)
+    told = [ask.to_json() for ask in world.book.current]
+    assert world.sold == [f"m{number}" for number in range(len(told))]
+    assert MAX_NODE_ASK_BYTES - 2 * len(dumps(told[0])) < len(dumps(told)) <= MAX_NODE_ASK_BYTES
+    assert read_asks(told)
+    await world.front.look()
+    assert [ask.to_json() for ask in world.book.current] == told

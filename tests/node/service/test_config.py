@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+import node
+from node.service.config import EngineConfig, ModelConfig, NodeConfig, load_config, merge_specs
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.messages import Spec
+from tallystick.protocol.pricing import Prices
+from tallystick.protocol.types import Amount
+
+HERE = Path(node.__file__).parent
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+def test_the_example_says_what_the_defaults_are() -> None:
+    """The full example loads, and but for what it must make up it is the default."""
+    loaded, plain = load_config(HERE / "example.toml", environment={}), NodeConfig()
+    for name in ("rules", "exposure", "deadlines", "claims", "link", "coordinator", "coordinator_address", "rpc", "monitor_port"):
+        assert getattr(loaded, name) == getattr(plain, name), name
+    for name in ("sealing_suite", "ask_validity", "engine_check", "receipt_resend", "grace", "monitor_host", "log_json"):
+        assert getattr(loaded, name) == getattr(plain, name), name
+    (engine,) = loaded.engines
+    (model,) = engine.models
+    assert model.prices == Prices(50_000, 20_000, 150_000)
+    assert (model.name, model.sold_as) == ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b-instruct")
+    offer = engine.offer(model, None, Spec(engine="vllm", engine_version="0.11.2"), NOON, 0.0)
+    assert (offer.spec.engine, offer.spec.precision, offer.spec.region) == ("vllm", "bf16", "eu-west")
+    assert (offer.context_tokens, offer.max_output_tokens) == (131_072, 8_192)
+    night = engine.offer(model, None, Spec(), datetime(2026, 11, 20, 23, tzinfo=ZoneInfo("Europe/Berlin")), 0.0)
+    assert night.prices == Prices(30_000, 12_000, 90_000)
+    assert engine.offer(model, None, Spec(), NOON, 0.9).prices == Prices(75_000, 30_000, 225_000)
+
+
+def test_the_minimal_example_is_enough() -> None:
+    """A coordinator, a deployment and an engine's address make a config."""
+    loaded = load_config(HERE / "minimal.toml", environment={})
+    assert loaded.engines == (EngineConfig(url="http://127.0.0.1:8000/v1"),)
+    assert loaded.engines[0].label == "127.0.0.1:8000"
+
+
+def test_the_environment_and_flags_win() -> None:
+    """Simple settings can come from the environment, and flags are stronger still."""
+    environment = {"TALLY_NODE_COORDINATOR": "https://a.example", "TALLY_NODE_GRACE": "5"}
+    loaded = load_config(HERE / "minimal.toml", {"grace": 7.0}, environment)
+    assert (loaded.coordinator, loaded.grace) == ("https://a.example", 7.0)
+
+
+def test_prices_have_defaults() -> None:
+    """A model without prices has the stated ones; cached input costs what input costs unless told otherwise."""
+    assert ModelConfig(name="m").prices == Prices(100_000, 100_000, 400_000)
+    assert ModelConfig(name="m", input_price=Amount(7)).prices == Prices(7, 7, 400_000)
+    engine = EngineConfig(url="http://e", input_price=Amount(1), output_price=Amount(0))
+    assert engine.listed("m").prices == Prices(1, 1, 0)
+
+
+def test_limits_come_from_the_engine_where_nobody_set_them() -> None:
+    """The context length is the configured one, else the engine's, else a default; output never exceeds it."""
+    engine = EngineConfig(url="http://e:1/v1")
+    offer = engine.offer(ModelConfig(name="m"), 2_048, Spec(), NOON, 0.0)
+    assert (offer.context_tokens, offer.max_output_tokens, offer.engine) == (2_048, 2_048, "e:1")
+    offer = engine.offer(ModelConfig(name="m", context_tokens=100_000), 2_048, Spec(), NOON, 0.0)
+    assert (offer.context_tokens, offer.max_output_tokens) == (100_000, 4_096)
+    assert engine.offer(ModelConfig(name="m"), None, Spec(), NOON, 0.0).context_tokens == 8_192
+
+
+def test_keys_stay_secret() -> None:
+    """An engine's key comes from the config or from a variable that must be set, and is in no representation."""
+    engine = EngineConfig(url="https://user:pw@api.example/v1", api_key="s3cret")
+    assert engine.settings({}).api_key == "s3cret"
+    assert "s3cret" not in repr(engine)
+    assert engine.label == "api.example"
+    named = EngineConfig(url="http://e", api_key_env="KEY")
+    assert named.settings({"KEY": "k"}).api_key == "k"
+    with pytest.raises(BadMessage, match="KEY"):
+        named.settings({})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"coordinator": "ftp://x"},
+        {"sealing_suite": "rot13"},
+        {"ask_validity": 1},
+        {"deadlines": {"total": 0.0}},
+        {"exposure": {"paid_percent": 101}},
+        {"exposure": {"paid_percent": -1}},
+        {"link": {"beat_seconds": -1.0}},
+        {"engines": [{"url": "file:///etc/passwd"}]},
+        {"engines": [{"url": "http://e", "slots": 0}]},
+        {"engines": [{"url": "http://e", "limit_field": "x"}]},
+        {"engines": [{"url": "http://e"}, {"url": "http://e/v1"}]},
+        {"engines": [{"url": "http://e", "models": [{"name": ""}]}]},
+        {"engines": [{"url": "http://e", "models": [{"name": "m", "price": "1"}]}]},
+        {"engines": [{"url": "http://e", "models": [{"name": "m", "input_price": 0.1}]}]},
+        {"engines": [{"slots": 1}]},
+        {"unheard_of": 1},
+    ],
+)
+def test_what_can_not_work_is_told(settings: dict[str, Any]) -> None:
+    """A bad setting is named before anything starts."""
+    with pytest.raises(BadMessage):
+        load_config(None, settings, {})
+
+
+def test_no_order_expires_under_the_longest_job() -> None:
+    """An order must be claimable for the longest job and its settlement: all phases that follow one another, the check and the
+    retry of claims and the chain's time. Settings may ask for more, never for less, and the rules of admission follow.
+    """
+    plain = NodeConfig()
+    phases = [getattr(plain.deadlines, name, 0.0) for name in ("total", "reader", "stall", "taken")]
+    longest = sum(phases) + plain.claims.check + plain.claims.retry + 300
+    assert longest > 900 + 15 + 120
+    long = load_config(None, {"deadlines": {"total": 3_600.0}}, {})
+    assert long.claim_margin == longest + 2_700
+    assert long.limits == replace(long.exposure, claim_margin=long.claim_margin)
+    assert long.order_rules.claim_window == long.claim_margin + 1
+    careful = load_config(None, {"exposure": {"claim_margin": 9_000}, "rules": {"claim_window": 10_000}}, {})
+    assert (careful.limits.claim_margin, careful.order_rules.claim_window) == (9_000, 10_000)
+    later = load_config(None, {"claims": {"check": 15.5, "retry": 4_000.0}}, {})
+    assert later.claim_margin == longest + 3_880 + 1, "rounded up"
+
+
+def test_a_coordinator_to_go_on_without_is_one_of_the_nodes() -> None:
+    """A name that is none of them is a mistake that would leave the node waiting."""
+    for url in ("http://127.0.0.1:8420", "ws://127.0.0.1:8420/", "http://b.example"):
+        load_config(None, {"coordinators": ["http://b.example"], "without_recall": [url]}, {})
+    with pytest.raises(BadMessage, match="without_recall"):
+        load_config(None, {"without_recall": ["http://b.example"]}, {})
+
+
+def test_specs_add_up() -> None:
+    """What is known more closely wins, what is unknown takes nothing away, features are gathered."""
+    merged = merge_specs(
+        Spec(engine="vllm", precision="bf16", features=("a",)), Spec(region="eu"), Spec(precision="fp8", features=("b", "a"))
+    )
+    assert merged == Spec(engine="vllm", precision="fp8", region="eu", features=("a", "b"))

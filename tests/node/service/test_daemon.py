@@ -1,0 +1,468 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import resource
+import shutil
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from node.engines.demo import MODEL, Behaviour, DemoEngine
+from node.engines.discover import Finding
+from node.service import engine_pool
+from node.service.config import load_config
+from node.service.daemon import build
+from node.service.status_socket import look_in
+from tallystick.chain.deployment import Deployment
+from tallystick.protocol.eip712 import Verified, read_signed
+from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
+from tallystick.protocol.link import ClaimRequest, LateReceipt, read_asks
+from tallystick.protocol.messages import Ask, Outcome, Receipt
+from tallystick.protocol.tab import check_receipt
+from tallystick.protocol.types import Address
+from tallystick.protocol.wire import Failure, Kind, dumps, loads
+from tallystick.runtime.serving import serving
+from tests.node.fake_coordinator import Connection, FakeCoordinator
+from tests.node.harness import DOMAIN, PROVIDER, Client, Placed, signer
+
+ROOT = Path(__file__).parents[2]
+OTHER = signer("another coordinator")
+ASK = {"messages": [{"role": "user", "content": "what is a tally stick"}], "stream": True, "max_tokens": 100}
+
+
+class Site:
+    """A folder with a deployment and a config, an engine, and a coordinator. No chain answers: jobs must not need one."""
+
+    def __init__(self, folder: Path, coordinator: FakeCoordinator, engine: DemoEngine, engine_port: int) -> None:
+        self.folder, self.coordinator, self.engine, self.engine_port = folder, coordinator, engine, engine_port
+        self.client = Client()
+        deployment = Deployment(DOMAIN.chain_id, DOMAIN.contract, Address("0x" + "00" * 20), 6, 0, "http://127.0.0.1:1")
+        deployment.save(folder / "deployment.json")
+
+    def config(self, tables: str = "", **settings: Any) -> Path:
+        """Writes a config; `tables` is added as it is."""
+        plain = {
+            "coordinator": self.coordinator.url,
+            "deployment": str(self.folder / "deployment.json"),
+            "state": str(self.folder / "state"),
+            "engine_check": 0.1,
+            "grace": 10.0,
+        } | settings
+        lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
+        lines += [
+            "[[engines]]",
+            f'url = "http://127.0.0.1:{self.engine_port}/v1"',
+            "[link]",
+            "first_pause_seconds = 0.05",
+            tables,
+        ]
+        path = self.folder / "node.toml"
+        path.write_text("\n".join(lines))
+        return path
+
+    async def start(self, **settings: Any) -> Process:
+        """Starts a node's process."""
+        command = (sys.executable, "-m", "tests.node.run_daemon", str(self.config(**settings)))
+        return await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
+
+    async def place(self, connection: Connection, ask: Verified[Ask], body: dict[str, Any] | None = None) -> Placed:
+        """Hands a job to the node."""
+        placed = self.client.order(ask, body or ASK, now=int(time.time()))
+        await connection.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
+        return placed
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    """Everything that a node needs around it."""
+    engine = DemoEngine()
+    async with asyncio.timeout(60), serving(engine.app, "127.0.0.1", 0) as port, FakeCoordinator().serving() as coordinator:
+        yield Site(tmp_path, coordinator, engine, port)
+
+
+@asynccontextmanager
+async def node(site: Site, **settings: Any) -> AsyncIterator[tuple[Process, Connection, Verified[Ask]]]:
+    """A node that runs and has connected; killed at the end if it still lives."""
+    process = await site.start(**settings)
+    try:
+        connection = await site.coordinator.connections.get()
+        yield process, connection, (await connection.asks())[0].verify(DOMAIN)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def receipt(connection: Connection, placed: Placed) -> Receipt:
+    """A job's receipt, checked as coordinator and client would."""
+    raw = await connection.until(Kind.RECEIPT, job=placed.job)
+    found = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
+    check_receipt(placed.order, placed.terms, found)
+    _, _, transcript, finished = placed.read(connection.of(Kind.CHUNK, placed.job))
+    assert finished
+    assert found.result_commitment == transcript.commitment
+    return found
+
+
+async def test_a_node_works_and_stops_in_order(site: Site) -> None:
+    """A fresh node offers what its engine lists, serves a streamed job without a chain, and on SIGTERM finishes what runs, takes
+    nothing new, hands in its claim and exits with 0.
+    """
+    async with node(site) as (process, connection, ask):
+        assert (ask.message.model, ask.message.context_tokens, ask.message.spec.engine) == (MODEL, 8_192, "tally-demo")
+        first = await site.place(connection, ask)
+        done = await receipt(connection, first)
+        assert (done.outcome, done.seq) == (Outcome.COMPLETED, 1)
+        head, body, _, _ = first.read(connection.of(Kind.CHUNK, first.job))
+        assert head is not None
+        assert (head.status, head.content_type) == (200, "text/event-stream")
+        assert b"stand-in" in body
+        assert b'"usage":{' not in body
+
+        site.engine._usual = Behaviour(token_seconds=0.05)
+        slow = await site.place(connection, ask)
+        await connection.until(Kind.CHUNK, 3, slow.job)
+        process.send_signal(signal.SIGTERM)
+        while (json_of(connection.of(Kind.BEAT)[-1]))["free"]:
+            await connection.until(Kind.BEAT, len(connection.of(Kind.BEAT)) + 1)
+        late = await site.place(connection, ask)
+        refused = Failure.loads(await connection.until(Kind.FAIL, job=late.job))
+        assert refused.receipt is not None
+        void = refused.receipt.verify(DOMAIN).message
+        assert (refused.error.code, void.outcome, void.cost, void.seq) == (Code.NODE_BUSY, Outcome.REFUSED, 0, 2)
+        last = await receipt(connection, slow)
+        assert (last.outcome, last.seq) == (Outcome.COMPLETED, 3)
+        claim = ClaimRequest.from_json(loads(await connection.until(Kind.CLAIM), "claim"))
+        (row,) = claim.claim.verify(DOMAIN).message.rows
+        assert (row.seq, row.cumulative_cost) == (3, last.cumulative_cost)
+        assert await process.wait() == 0
+
+
+async def test_what_was_promised_survives_a_kill(site: Site) -> None:
+    """After kill -9 a restarted node sends the receipt again that nobody confirmed, refuses the same order, and goes on with the
+    next seq.
+    """
+    site.coordinator.acknowledge = False
+    async with node(site) as (process, connection, ask):
+        placed = await site.place(connection, ask)
+        first = await connection.until(Kind.RECEIPT, job=placed.job)
+        process.kill()
+        await process.wait()
+    site.coordinator.acknowledge = True
+    async with node(site) as (process, connection, ask):
+        late = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
+        assert dumps(late.receipt.to_json()) == first
+        assert late.order.signature == placed.order.signature
+        await connection.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
+        error = loads(await connection.until(Kind.FAIL, job=placed.job), "failure")["error"]
+        assert error["code"] in ("order_replayed", "order_terms")
+        following = await receipt(connection, await site.place(connection, ask))
+        assert following.seq == 2
+        process.terminate()
+        assert await process.wait() == 0
+
+
+async def test_a_job_that_a_kill_cut_off_is_released(site: Site) -> None:
+    """After kill -9 in mid-answer a restarted node signs a receipt at no cost for the order that it had begun, with the next
+    number, sends it at once, and never runs the order again.
+    """
+    async with node(site) as (process, connection, ask):
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 1
+        site.engine._usual = Behaviour(token_seconds=1.0)
+        cut, another = await site.place(connection, ask), await site.place(connection, ask)
+        for placed in (cut, another):
+            await connection.until(Kind.CHUNK, 2, placed.job)
+        process.kill()
+        await process.wait()
+        assert not connection.of(Kind.RECEIPT, cut.job)
+    site.engine._usual = Behaviour()
+    async with node(site) as (process, connection, ask):
+        numbers = []
+        for placed in (cut, another):
+            late = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
+            found = late.receipt.verify(DOMAIN).message
+            check_receipt(placed.order, placed.terms, found)
+            assert (found.outcome, found.cost) == (Outcome.PROVIDER_ERROR, 0)
+            numbers.append(found.seq)
+        assert sorted(numbers) == [2, 3]
+        await connection.send(Kind.DISPATCH, cut.job, cut.dispatch.dumps())
+        refused = Failure.loads(await connection.until(Kind.FAIL, job=cut.job))
+        assert (refused.error.code, refused.receipt) == (Code.ORDER_REPLAYED, None)
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 4
+        process.terminate()  # so that what was confirmed is on disk
+        assert await process.wait() == 0
+    async with node(site) as (_, connection, ask):
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 5
+        assert not connection.of(Kind.LATE_RECEIPT, cut.job), "it was confirmed, and is closed once"
+
+
+async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site) -> None:
+    """A coordinator that drops the link in mid-answer is offered nothing once that has cost too much, and so it stays after a
+    restart of the node; `tally node status` says why.
+    """
+    site.engine._usual = Behaviour(token_seconds=0.3)
+    rules = '[rules]\nmax_write_off = "0.000001"\n'
+    async with node(site, tables=rules) as (process, connection, ask):
+        placed = await site.place(connection, ask)
+        await connection.until(Kind.CHUNK, 5, placed.job)
+        await connection.socket.close()
+        again = await site.coordinator.connections.get()
+        late = LateReceipt.from_json(loads(await again.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
+        assert late.receipt.verify(DOMAIN).message.cost == 0
+        assert again.hello.asks == () or read_asks(json_of(await again.until(Kind.ASKS))["asks"]) == ()
+        more = await site.place(again, ask)
+        refused = Failure.loads(await again.until(Kind.FAIL, job=more.job))
+        assert (refused.error.code, refused.error.fault) == (Code.NODE_BUSY, Fault.COORDINATOR)
+        assert refused.receipt is not None
+        said = await look_in(site.folder / "state")
+        (told,) = said["dealings"].values()
+        assert (told["served"], int(told["writtenOff"]) > 1) == (False, True)
+        assert not said["ok"]
+        assert "served again" in said["trouble"]
+        assert said["alarms"][0]["what"] == "coordinator leaves work unpaid"
+        process.kill()
+        await process.wait()
+    process = await site.start(tables=rules)
+    try:
+        connection = await site.coordinator.connections.get()
+        assert connection.hello.asks == ()
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+async def test_asks_follow_the_engine(site: Site) -> None:
+    """A node whose engine goes away withdraws its asks and says so at /healthz; when the engine is back, so are they."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with serving(DemoEngine().app, "127.0.0.1", 0) as other:
+        site.engine_port = other
+        process = await site.start(monitor_port=port)
+        connection = await site.coordinator.connections.get()
+        assert len(await connection.asks()) == 1
+        seen = len(connection.of(Kind.ASKS))
+    try:
+        while True:
+            seen += 1
+            if not read_asks(loads(await connection.until(Kind.ASKS, seen), "asks")["asks"]):
+                break
+        monitor = f"http://127.0.0.1:{port}"
+        async with aiohttp.ClientSession() as session:
+            async with session.get(monitor + "/healthz") as response:
+                assert response.status == 503
+                assert list((await response.json())["engines"].values()) == ["down"]
+            async with serving(DemoEngine().app, "127.0.0.1", other):
+                while True:
+                    seen += 1
+                    if read_asks(loads(await connection.until(Kind.ASKS, seen), "asks")["asks"]):
+                        break
+                async with session.get(monitor + "/healthz") as response:
+                    assert response.status == 200
+                async with session.get(monitor + "/metrics") as response:
+                    assert "tally_node_unsecured_units" in await response.text()
+        process.terminate()
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def test_two_nodes_do_not_share_a_state(site: Site) -> None:
+    """A second node on the same state is refused with a sentence, since both would number the same receipts."""
+    config = load_config(site.config(), environment={})
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        await build(config, PROVIDER, first)
+        with pytest.raises(BadMessage, match="another node is running on this state"):
+            await build(config, PROVIDER, second)
+
+
+async def test_a_node_without_a_deployment_says_so(site: Site) -> None:
+    """What is missing at the start is told in one line, with what to do."""
+    config = load_config(site.config(deployment=str(site.folder / "missing.json")), environment={})
+    async with AsyncExitStack() as stack:
+        with pytest.raises(BadMessage, match="tally deploy"):
+            await build(config, PROVIDER, stack)
+
+
+async def test_a_node_without_an_engine_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no engine in the config, none named and none found, the node says what to do; one that is named is taken."""
+
+    async def nothing(_environment: object) -> list[Finding]:
+        return []
+
+    monkeypatch.setattr(engine_pool, "discover", nothing)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    config = replace(load_config(site.config(), environment={}), engines=())
+    async with AsyncExitStack() as stack:
+        with pytest.raises(Unavailable, match="OPENAI_BASE_URL"):
+            await build(config, PROVIDER, stack)
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.example/v1")
+    async with AsyncExitStack() as stack:
+        assert list((await build(config, PROVIDER, stack)).fleet.pools) == ["api.example"]
+
+
+async def test_a_config_that_is_read_again(site: Site) -> None:
+    """On SIGHUP prices and limits change without a break: a job under way ends; a config that is wrong changes nothing."""
+    async with node(site) as (process, connection, ask):
+        site.engine._usual = Behaviour(token_seconds=0.02)
+        running = await site.place(connection, ask)
+        await connection.until(Kind.CHUNK, 2, running.job)
+        path = site.config()
+        good = path.read_text()
+        path.write_text(good.replace("[link]", 'output_price = "0.2"\n[link]'))
+        told = len(connection.of(Kind.ASKS))
+        process.send_signal(signal.SIGHUP)
+        (changed,) = read_asks(json_of(await connection.until(Kind.ASKS, told + 1))["asks"])
+        assert (changed.message.output_price, changed.message.seq > ask.message.seq) == (200_000, True)
+        path.write_text("slots = ")
+        process.send_signal(signal.SIGHUP)
+        assert (await receipt(connection, running)).outcome == Outcome.COMPLETED
+        again = await site.place(connection, changed.verify(DOMAIN))
+        assert (await receipt(connection, again)).outcome == Outcome.COMPLETED
+        path.write_text(good.replace(str(site.engine_port), "1"))
+        process.send_signal(signal.SIGHUP)
+        assert json_of(await connection.until(Kind.ASKS, told + 2))["asks"] == [], "the engine of the new config does not answer"
+
+
+async def test_several_coordinators_at_once(site: Site) -> None:
+    """A node works for each of them with the same engine and one book of tabs, and loses nothing when one goes away."""
+    async with FakeCoordinator().serving() as second, node(site, coordinators=[second.url]) as (process, first, ask):
+        other = await second.connections.get()
+        assert [signed.signature for signed in await other.asks()] == [ask.signature]
+        for number, connection in enumerate((first, other, first)):
+            assert (await receipt(connection, await site.place(connection, ask))).seq == number + 1
+        await other.socket.close()
+        assert (await receipt(first, await site.place(first, ask))).seq == 4
+        again = await second.connections.get()
+        assert (await receipt(again, await site.place(again, ask))).seq == 5
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+async def test_a_full_disk(site: Site) -> None:
+    """A node that can write no more sends its jobs elsewhere, uncharged, and goes on as soon as there is room."""
+    async with node(site) as (process, connection, ask):
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 1
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        for _ in range(2):
+            placed = await site.place(connection, ask)
+            error = loads(await connection.until(Kind.FAIL, job=placed.job), "failure")["error"]
+            assert (error["retry"], error["fault"]) == (True, "provider")
+            assert not connection.of(Kind.CHUNK, placed.job)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 2
+
+
+async def test_a_state_that_was_lost(site: Site) -> None:
+    """A node with its key and an empty state learns from its coordinator what it signed last, before it offers anything, and goes
+    on from there: no number and no total is given twice.
+    """
+    async with node(site) as (process, connection, ask):
+        placed = [await site.place(connection, ask) for _ in range(2)]
+        lost = [await receipt(connection, one) for one in placed]
+        process.kill()
+        await process.wait()
+    raw = connection.of(Kind.RECEIPT, placed[1].job)[0]
+    last = LateReceipt(read_signed(Receipt, loads(raw, "receipt")), placed[1].order, placed[1].terms)
+    forged = replace(last, receipt=replace(last.receipt, message=replace(last.receipt.message, seq=99)))
+    site.coordinator.remembered = [last, forged]
+    shutil.rmtree(site.folder / "state")
+    async with node(site) as (process, connection, ask):
+        assert connection.hello.asks == ()
+        following = await receipt(connection, await site.place(connection, ask))
+        assert (following.seq, following.cumulative_cost) == (3, lost[1].cumulative_cost + following.cost)
+        process.send_signal(signal.SIGTERM)
+        claim = ClaimRequest.from_json(loads(await connection.until(Kind.CLAIM), "claim"))
+        assert claim.claim.message.rows[0].cumulative_cost == following.cumulative_cost
+        assert await process.wait() == 0
+    site.coordinator.remembered = []
+    async with node(site) as (process, connection, ask):
+        assert connection.hello.asks, "it knows now, and need not ask again"
+
+
+async def status_of(site: Site, *, without: str = "no trouble") -> dict[str, Any]:
+    """What the running node says of itself, as soon as its trouble does not name this."""
+    for _ in range(200):
+        with contextlib.suppress(Unavailable):
+            said = await look_in(site.folder / "state")
+            if without not in said["trouble"]:
+                return said
+        await asyncio.sleep(0.05)
+    raise AssertionError("no node works without that trouble")
+
+
+def remembered(placed: Placed, connection: Connection) -> LateReceipt:
+    """What a coordinator remembers of a job."""
+    raw = connection.of(Kind.RECEIPT, placed.job)[0]
+    return LateReceipt(read_signed(Receipt, loads(raw, "receipt")), placed.order, placed.terms)
+
+
+async def test_a_node_never_signs_a_number_twice_beside_two_coordinators(site: Site) -> None:
+    """A node with a new state offers nothing anywhere while one of its coordinators has not told what it remembers, and says why;
+    once all have, it goes on from the highest number. A start with that state then waits for nobody.
+    """
+    second = FakeCoordinator(account=OTHER.address)
+    async with second.serving():
+        settings = {"coordinators": [second.url]}
+        async with node(site, **settings) as (process, first, ask):
+            other = await second.connections.get()
+            assert await other.asks()
+            done = await site.place(first, ask)
+            await receipt(first, done)
+            placed = site.client.order(ask, ASK, now=int(time.time()), coordinator=OTHER)
+            await other.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
+            assert (await receipt(other, placed)).seq == 2
+            process.kill()
+            await process.wait()
+        site.coordinator.remembered, second.remembered = [remembered(done, first)], [remembered(placed, other)]
+        shutil.rmtree(site.folder / "state")
+        second.recalls = False
+        process = await site.start(**settings)
+        try:
+            first, other = await site.coordinator.connections.get(), await second.connections.get()
+            await first.until(Kind.RECALL)
+            said = await status_of(site, without=site.coordinator.url.removeprefix("http://"))
+            assert not said["ok"]
+            assert second.url.removeprefix("http://") in said["trouble"]
+            assert "--without-recall" in said["trouble"]
+            offered = [read_asks(json_of(told)["asks"]) for told in first.of(Kind.ASKS)]
+            assert (first.hello.asks, other.hello.asks, [asks for asks in offered if asks]) == ((), (), [])
+            await other.send(Kind.RECALLED, payload=second.page(""))
+            following = await receipt(first, await site.place(first, (await first.asks())[0].verify(DOMAIN)))
+            assert following.seq == 3
+            assert (await status_of(site))["ok"]
+        finally:
+            process.kill()
+            await process.communicate()
+    async with node(site, **settings) as (process, first, ask):
+        assert first.hello.asks, "all have told, so a coordinator that is away keeps nobody from work"
+
+
+async def test_an_operator_may_go_on_without_a_coordinator(site: Site) -> None:
+    """One that will not come back is named, and not waited for; what is named must be one of the node's coordinators."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        away = f"http://127.0.0.1:{gone.getsockname()[1]}"
+    async with node(site, coordinators=[away], without_recall=[away]) as (_, connection, ask):
+        assert (await receipt(connection, await site.place(connection, ask))).seq == 1
+    with pytest.raises(BadMessage, match="without_recall"):
+        load_config(site.config(without_recall=["http://127.0.0.1:9"]), environment={})
+
+
+def json_of(payload: bytes) -> dict[str, Any]:
+    """A frame's JSON."""
+    document: dict[str, Any] = loads(payload, "frame")
+    return document

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+
+from node.ports import Debt, JobReport
+from node.service.metrics import Monitor, count_gpus
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.types import Amount
+from tallystick.runtime.serving import serving
+from tests.node.harness import PAYER, Client, ask_book, signer
+
+STRANGER = signer("stranger").address
+JOB = Client().order(ask_book().current[0]).job
+
+
+async def test_an_operator_can_see_what_happened() -> None:
+    """/metrics counts jobs by outcome, tokens and revenue, and /healthz says whether the node can earn."""
+    suspected: list[bool] = []
+    clock = 0.0
+    owed = {PAYER.address: 40, STRANGER: 2}
+    suspect = lambda: suspected.append(True)  # noqa: E731
+    trust = {"written_off": 7, "newcomers_today": 9}
+    monitor = Monitor(lambda: owed, suspect, gpus=2, gpu_hour_cost=Amount(900_000), trust=lambda: trust, tick=lambda: clock)
+    monitor.ended(
+        JobReport(
+            job=JOB,
+            payer=PAYER.address,
+            model="m",
+            outcome=Outcome.COMPLETED,
+            reason="the answer ended",
+            cost=Amount(70),
+            input_tokens=10,
+            output_tokens=20,
+            first_seconds=0.2,
+            total_seconds=1.0,
+        )
+    )
+    monitor.ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=None, reason="engine down", engine_fault=True))
+    assert suspected == [True]
+    health: dict[str, Any] = {"ok": True}
+    async with serving(monitor.app(lambda: health), "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
+            text = await response.text()
+        for line in (
+            'tally_node_jobs_total{model="m",outcome="completed"} 1.0',
+            'tally_node_jobs_total{model="m",outcome="no_receipt"} 1.0',
+            'tally_node_tokens_total{direction="output",model="m"} 20.0',
+            'tally_node_revenue_units_total{model="m"} 70.0',
+            'tally_node_first_output_seconds_count{model="m"} 1.0',
+            "tally_node_unsecured_units 42.0",
+            "tally_node_written_off_units 7.0",
+            "tally_node_newcomers_today_units 9.0",
+            f'tally_node_payer_unsecured_units{{payer="{PAYER.address}"}} 40.0',
+            'tally_node_token_seconds_count{model="m"} 1.0',
+            "tally_node_gpus 2.0",
+            "tally_node_gpu_hour_cost_units 900000.0",
+        ):
+            assert line in text
+        for ok, status in ((True, 200), (False, 503)):
+            health["ok"] = ok
+            async with session.get(f"http://127.0.0.1:{port}/healthz") as response:
+                assert (response.status, await response.json()) == (status, {"ok": ok})
+
+
+def test_revenue_of_an_hour() -> None:
+    """What came in within the last hour, a GPU; of a shorter life, what it would come to."""
+    clock = 0.0
+    monitor = Monitor(dict, gpus=2, tick=lambda: clock)
+    clock = 360.0
+    monitor.ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=Outcome.COMPLETED, reason="", cost=Amount(100)))
+    assert monitor.revenue_per_gpu_hour() == 500
+    clock = 3_600.0
+    assert monitor.revenue_per_gpu_hour() == 50
+    clock = 4_000.0
+    assert monitor.revenue_per_gpu_hour() == 0
+
+
+def test_alarms() -> None:
+    """They are counted, and the latest are told at /healthz."""
+    monitor = Monitor(dict)
+    for number in range(30):
+        monitor.alarm(f"trouble {number}", PAYER.address, Debt(400, 0))
+    assert [alarm["what"] for alarm in monitor.alarms] == [f"trouble {number}" for number in range(10, 30)]
+    assert monitor.alarms[0]["due"] == "0.0004"
+
+
+def test_gpus_are_counted_where_there_is_a_way() -> None:
+    """Without NVML there are none, and nothing breaks."""
+    assert count_gpus() >= 0

@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from node.domain.admission import Matched
+from node.domain.meter import make_receipt
+from node.domain.tabs import Funds, TabRow
+from node.ports import Booking, Dealing, Loss
+from node.storage.schema import metadata
+from node.storage.store import SqlStore
+from node.testing.memory import MemoryStore
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Claim, ClaimRow, Outcome
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.tab import ProviderTab
+from tallystick.protocol.types import Amount, Hash
+from tests.node.harness import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, Placed, admitted, ask_book, signer
+
+ASK = ask_book().current[0]
+Store = SqlStore | MemoryStore
+
+
+def booking(placed: Placed, tab: ProviderTab, *, output: int = 100, at: int = NOW) -> Booking:
+    """The end of a job as the runner stores it."""
+    receipt = make_receipt(
+        placed.order,
+        placed.terms,
+        tab,
+        usage=Usage(0, 0, output),
+        outcome=Outcome.COMPLETED,
+        commitment=Hash(bytes(32)),
+        finished_at=at,
+    )
+    return Booking(admitted(placed), PROVIDER.sign(receipt, DOMAIN))
+
+
+async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **spoilt: object) -> Booking:
+    """One job from begin to book, on a tab that stands at `seq` jobs of 40 units."""
+    placed = client.order(ASK, order_with=spoilt)
+    await store.begin(admitted(placed), at)
+    made = booking(placed, ProviderTab(seq, Amount(40 * seq)), at=at)
+    await store.book(made)
+    return made
+
+
+def open_store(folder: Path) -> SqlStore:
+    """The store of one node."""
+    return SqlStore(f"sqlite:///{folder / 'node.db'}", PROVIDER.address, DOMAIN)
+
+
+@pytest.fixture(params=["sql", "memory"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    """Both stores: what passes the same tests is interchangeable."""
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    sql = open_store(tmp_path)
+    await sql.start()
+    yield sql
+    await sql.close()
+
+
+async def test_a_receipt_brings_its_tab(store: Store) -> None:
+    """Booking a receipt moves the tab to its seq and total; the highest order that can be claimed on is its ceiling."""
+    client = Client()
+    await finish(store, client)
+    second = await finish(store, client, 1)
+    (row,) = await store.tabs(NOW)
+    assert row == TabRow(PAYER.address, 2, Amount(80), second.admitted.order.message.ceiling, NOW + 86_400, last_at=NOW)
+    (expired,) = await store.tabs(NOW + 86_400)
+    assert (expired.ceiling, expired.claim_by) == (0, 0)
+
+
+async def test_a_taken_order_stays_taken(store: Store) -> None:
+    """Orders that were begun are remembered until their deadline; none begins twice."""
+    client = Client()
+    first, second = client.order(ASK), client.order(ASK)
+    for placed in (first, second):
+        await store.begin(admitted(placed), NOW)
+    assert {digest for digest, _ in await store.taken(NOW)} == {first.order.digest, second.order.digest}
+    assert await store.taken(NOW + 60) == []
+    with pytest.raises((ValueError, sa.exc.IntegrityError)):
+        await store.begin(admitted(first), NOW)
+
+
+def refusal(placed: Placed, tab: ProviderTab) -> Booking:
+    """The end of an order that was refused."""
+    ended = make_receipt(
+        placed.order,
+        placed.terms,
+        tab,
+        usage=Usage(0, 0, 0),
+        outcome=Outcome.REFUSED,
+        commitment=Hash(bytes(32)),
+        finished_at=NOW,
+    )
+    return Booking(Matched(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
+
+
+async def test_a_refused_order_carries_no_claim(store: Store) -> None:
+    """A refused order moves its tab's seq, is remembered as taken and sent like any receipt; however high its ceiling, no claim
+    and no job rests on it: its terms are not what this provider bears.
+    """
+    client = Client()
+    made = await finish(store, client)
+    greedy = client.order(ASK, order_with={"ceiling": Amount(10**9), "max_fee_bps": 10_000})
+    await store.refuse(refusal(greedy, ProviderTab(1, Amount(40))))
+    (row,) = await store.tabs(NOW)
+    assert (row.seq, row.cumulative, row.ceiling) == (2, 40, made.admitted.order.message.ceiling)
+    (tab,) = await store.claimable(NOW, 10)
+    assert tab.order.digest == made.admitted.order.digest
+    assert greedy.order.digest in {digest for digest, _ in await store.taken(NOW)}
+    assert greedy.job in {entry.job for entry in await store.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)}
+    with pytest.raises((ValueError, sa.exc.IntegrityError)):
+        await store.refuse(refusal(greedy, ProviderTab(2, Amount(40))))
+
+
+async def test_what_a_killed_process_left(store: Store) -> None:
+    """Orders that were begun, have no receipt and can still be claimed on come back as they were; all others do not."""
+    client = Client()
+    await finish(store, client)
+    begun, expired = client.order(ASK), client.order(ASK, order_with={"claim_by": NOW + 10})
+    for placed in (begun, expired):
+        await store.begin(admitted(placed), NOW)
+    refused = client.order(ASK)
+    await store.refuse(refusal(refused, ProviderTab(1, Amount(40))))
+    (left,) = await store.unfinished(NOW + 10)
+    assert (left.job, left.order.digest, left.terms) == (begun.job, begun.order.digest, begun.terms)
+    assert left.order.verify(DOMAIN) == begun.order
+
+
+async def test_dealings_are_kept_by_the_hour(store: Store) -> None:
+    """What an hour came to is replaced by what it comes to later; a look names the hour from which on it wants to know."""
+    first, later = Dealing("a:443", 5, Amount(1), Amount(2)), Dealing("a:443", 6, Amount(10**20), Amount(4))
+    for dealing in (replace(first, earned=Amount(0)), first, later):
+        await store.note_dealing(dealing)
+    assert sorted(await store.dealings(5), key=lambda one: one.hour) == [first, later]
+    assert await store.dealings(6) == [later]
+
+
+async def test_receipts_are_kept_until_they_are_confirmed(store: Store) -> None:
+    """Receipts come back page by page, as they were signed, until their coordinator has confirmed them."""
+    client = Client()
+    made = [await finish(store, client, seq, at=NOW + seq) for seq in range(5)]
+    first = await store.unacknowledged(COORDINATOR.address, NOW + 4, 0, 3)
+    rest = await store.unacknowledged(COORDINATOR.address, NOW + 4, 1, 3)
+    assert [entry.job for entry in (*first, *rest)] == [one.admitted.job for one in made[:4]]
+    assert [entry.late.receipt.signature for entry in first] == [one.receipt.signature for one in made[:3]]
+    assert first[0].late.receipt.verify(DOMAIN).message == made[0].receipt.message
+    assert first[0].late.terms == made[0].admitted.terms
+    await store.acknowledge(COORDINATOR.address, [one.admitted.job for one in made[:4]])
+    (left,) = await store.unacknowledged(COORDINATOR.address, NOW + 100, 0, 10)
+    assert left.job == made[4].admitted.job
+    assert await store.unacknowledged(signer("another").address, NOW + 100, 0, 10) == []
+
+
+async def test_what_a_former_state_signed(tmp_path: Path) -> None:
+    """A receipt that turned up is the tab's, can be claimed on, and needs no more confirmation; who told is remembered."""
+    client = Client()
+    other = MemoryStore()
+    await finish(other, client)
+    made = await finish(other, client, 1)
+    store = open_store(tmp_path)
+    await store.start()
+    late = LateReceipt(made.receipt, made.admitted.order, made.admitted.terms)
+    for _ in range(2):
+        await store.adopt(made.receipt, made.admitted.order, late)
+    assert await store.recalled() == []
+    for url in ("ws://a/v1/node", "ws://a/v1/node", "ws://b/v1/node"):
+        await store.note_recalled(COORDINATOR.address, url, NOW)
+    await store.close()
+    store = open_store(tmp_path)
+    await store.start()
+    assert await store.recalled() == [(COORDINATOR.address, "ws://a/v1/node"), (COORDINATOR.address, "ws://b/v1/node")]
+    (row,) = await store.tabs(NOW)
+    assert (row.seq, row.cumulative) == (2, 80)
+    (tab,) = await store.claimable(NOW, 10)
+    assert (tab.seq, tab.order.digest) == (2, made.admitted.order.digest)
+    assert await store.unacknowledged(COORDINATOR.address, NOW + 100, 0, 10) == []
+    await store.close()
+
+
+async def test_what_can_be_claimed(store: Store) -> None:
+    """A tab is claimable while receipts exceed what was settled, on the highest order that is still good, and says since when."""
+    client = Client()
+    await finish(store, client)
+    best = await finish(store, client, 1, at=NOW + 10, ceiling=Amount(1_000))
+    await finish(store, client, 2, at=NOW + 20, ceiling=Amount(2_000), claim_by=NOW + 2_000)
+    (tab,) = await store.claimable(NOW + 2_000, 10)
+    assert (tab.seq, tab.cumulative, tab.due, tab.since) == (3, 120, 120, NOW)
+    assert tab.order.digest == best.admitted.order.digest
+    assert tab.order.verify(DOMAIN).digest == tab.order.digest
+    await store.observed(PAYER.address, Funds(Amount(100), Amount(7), known=True), NOW + 50)
+    (tab,) = await store.claimable(NOW + 2_000, 10)
+    assert (tab.due, tab.reserved, tab.since) == (20, 7, NOW + 50)
+    await store.observed(PAYER.address, Funds(Amount(120), known=True), NOW + 60)
+    assert await store.claimable(NOW + 2_000, 10) == []
+    await finish(store, client, 3, at=NOW + 70)
+    (tab,) = await store.claimable(NOW, 10)
+    assert tab.since == NOW + 70
+
+
+async def test_a_ceiling_that_is_used_up_claims_nothing(store: Store) -> None:
+    """Where all that the best order authorises is settled, there is nothing to claim, whatever the receipts say."""
+    await finish(store, Client(), ceiling=Amount(30))
+    (tab,) = await store.claimable(NOW, 10)
+    assert tab.due == 30
+    await store.observed(PAYER.address, Funds(Amount(30), known=True), NOW)
+    assert await store.claimable(NOW, 10) == []
+
+
+async def test_claims_are_remembered(store: Store) -> None:
+    """What was handed in, and when, is known to the next look."""
+    made = await finish(store, Client())
+    row = ClaimRow(payer=PAYER.address, order_hash=made.admitted.order.digest, seq=1, cumulative_cost=Amount(40))
+    await store.claimed(PROVIDER.sign(Claim(provider=PROVIDER.address, rows=(row,)), DOMAIN), NOW + 5)
+    (tab,) = await store.claimable(NOW, 10)
+    assert (tab.claimed_at, tab.claimed) == (NOW + 5, 40)
+
+
+async def test_a_second_receipt_of_a_seq_is_never_stored(store: Store) -> None:
+    """Two receipts with one number would cost the stake: the store takes the first only, and the tab stays."""
+    client = Client()
+    await finish(store, client)
+    placed = client.order(ASK)
+    await store.begin(admitted(placed), NOW)
+    with pytest.raises((ValueError, sa.exc.IntegrityError)):
+        await store.book(booking(placed, ProviderTab(), output=50))
+    (row,) = await store.tabs(NOW)
+    assert (row.seq, row.cumulative) == (1, 40)
+
+
+async def test_the_database_itself_refuses_a_second_receipt_of_a_seq(tmp_path: Path) -> None:
+    """Also where another program writes to it, no payer has two receipts of one number."""
+    store = open_store(tmp_path)
+    await store.start()
+    await finish(store, Client())
+    await store.close()
+    insert = (
+        "INSERT INTO receipts SELECT 'another', job, payer, coordinator, seq, cumulative, cost, input_tokens, "
+        "cached_input_tokens, output_tokens, finished_at, acknowledged, receipt_doc FROM receipts"
+    )
+    with sqlite3.connect(tmp_path / "node.db") as connection, pytest.raises(sqlite3.IntegrityError, match=r"receipts\.payer"):
+        connection.execute(insert)
+
+
+async def test_a_tab_never_goes_back(tmp_path: Path) -> None:
+    """A receipt that is stored after a later one of a former state turned up does not take the tab back."""
+    other, client = MemoryStore(), Client()
+    made = [await finish(other, client, seq) for seq in range(3)]
+    store = open_store(tmp_path)
+    await store.start()
+    for one in (made[2], made[0]):
+        await store.adopt(one.receipt, one.admitted.order, LateReceipt(one.receipt, one.admitted.order, one.admitted.terms))
+    (row,) = await store.tabs(NOW)
+    assert (row.seq, row.cumulative) == (3, 120)
+    await store.close()
+
+
+async def test_no_ceiling_outlives_its_order(store: Store) -> None:
+    """All ceilings come back with their times, the highest first, without those that another makes needless."""
+    client = Client()
+    for ceiling, hours in ((500, 1), (400, 2), (300, 2), (200, 5), (200, 4), (450, 1)):
+        await store.begin(admitted(client.order(ASK, order_with=_order(ceiling, hours))), NOW)
+    await finish(store, client, ceiling=Amount(100), claim_by=NOW + 3_600 * 9)
+    (row,) = await store.tabs(NOW)
+    found = [(row.ceiling, row.claim_by), *((one.amount, one.claim_by) for one in row.lower)]
+    assert found == [(Amount(ceiling), NOW + 3_600 * hours) for ceiling, hours in ((500, 1), (400, 2), (200, 5), (100, 9))]
+    (row,) = await store.tabs(NOW + 3_600)
+    assert (row.ceiling, row.claim_by, len(row.lower)) == (400, NOW + 7_200, 2)
+
+
+def _order(ceiling: int, hours: int) -> dict[str, object]:
+    return {"ceiling": Amount(ceiling), "claim_by": NOW + 3_600 * hours}
+
+
+async def test_a_debt_is_written_off_when_its_orders_have_expired(store: Store) -> None:
+    """Not a second before the last order has expired; only what no longer-lived order covers; and less again once the chain has
+    paid, or the payer has signed for it anew.
+    """
+    client = Client()
+    await finish(store, client, ceiling=Amount(40), claim_by=NOW + 100)
+    await finish(store, client, 1, ceiling=Amount(80), claim_by=NOW + 50)
+    assert await store.write_off(NOW + 49) == []
+    assert await store.write_off(NOW + 50) == [Loss(PAYER.address, Amount(40), 40)]
+    assert await store.write_off(NOW + 99) == []
+    assert await store.write_off(NOW + 100) == [Loss(PAYER.address, Amount(80), 40)]
+    await store.observed(PAYER.address, Funds(Amount(30), known=True), NOW + 100)
+    assert await store.write_off(NOW + 101) == [Loss(PAYER.address, Amount(50), -30)]
+    await finish(store, client, 2, ceiling=Amount(120), claim_by=NOW + 500)
+    assert await store.write_off(NOW + 102) == [Loss(PAYER.address, Amount(0), -50)]
+
+
+async def test_everything_survives_reopening(tmp_path: Path) -> None:
+    """A store that is closed and opened again knows tabs, taken orders, open receipts and claims."""
+    client = Client()
+    first = open_store(tmp_path)
+    await first.start()
+    made = await finish(first, client)
+    begun = client.order(ASK)
+    await first.begin(admitted(begun), NOW)
+    await first.close()
+    second = open_store(tmp_path)
+    await second.start()
+    (row,) = await second.tabs(NOW)
+    assert (row.seq, row.cumulative) == (1, 40)
+    assert {digest for digest, _ in await second.taken(NOW)} == {made.admitted.order.digest, begun.order.digest}
+    (open_receipt,) = await second.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)
+    assert open_receipt.late.receipt.signature == made.receipt.signature
+    assert len(await second.claimable(NOW, 10)) == 1
+    await second.close()
+
+
+async def test_the_state_of_another_key_is_not_used(tmp_path: Path) -> None:
+    """Receipts of another key, chain or contract are not continued: the node says so and does not start."""
+    store = open_store(tmp_path)
+    await store.start()
+    await store.close()
+    url = f"sqlite:///{tmp_path / 'node.db'}"
+    for provider, domain in ((PAYER.address, DOMAIN), (PROVIDER.address, replace(DOMAIN, chain_id=1))):
+        with pytest.raises(BadMessage, match="belongs to"):
+            await SqlStore(url, provider, domain).start()
+
+
+async def test_huge_numbers_are_stored(tmp_path: Path) -> None:
+    """A payer may sign any 96-bit ceiling and any 64-bit time; the store takes them."""
+    store = open_store(tmp_path)
+    await store.start()
+    await finish(store, Client(), ceiling=Amount((1 << 96) - 1), claim_by=(1 << 64) - 1)
+    (row,) = await store.tabs(NOW)
+    assert row.ceiling == (1 << 96) - 1
+    await store.close()
+
+
+async def test_the_schema_is_the_migrations(tmp_path: Path) -> None:
+    """The tables that the code names are the ones that the migrations make."""
+    store = open_store(tmp_path)
+    await store.start()
+    await store.close()
+    with sqlite3.connect(tmp_path / "node.db") as connection:
+        made = {
+            table: {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+            for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            if table not in ("alembic_version", "sqlite_sequence")
+        }
+    assert made == {table.name: {column.name for column in table.columns} for table in metadata.tables.values()}

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tallystick.runtime import connection_limiter as module
+from tallystick.runtime.connection_limiter import DoorLimits, Doors, address_key
+from tallystick.runtime.serving import serving
+
+TIGHT = DoorLimits(connections=5, per_address=3, head_seconds=0.2, head_bytes=2_000)
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
+
+
+async def _app(scope: Any, _receive: Any, send: Any) -> None:
+    if scope["type"] == "http":
+        if scope["path"] == "/long":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8000000")]})
+            await send({"type": "http.response.body", "body": bytes(8_000_000)})
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    """A server behind narrow doors."""
+    async with serving(_app, "127.0.0.1", 0, doors=TIGHT) as bound:
+        yield bound
+
+
+class Caller:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def call(cls, port: int) -> Caller:
+        """Connects."""
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def status(self) -> int:
+        """Of the next answer; 0 if the connection was closed without one."""
+        async with asyncio.timeout(10):
+            line = await self.reader.readline()
+            return int(line.split()[1]) if line else 0
+
+    async def ask(self, head: bytes = GET) -> int:
+        """Sends a request and reads the status of its answer, and the rest of it."""
+        self.writer.write(head + b"\r\n")
+        found = await self.status()
+        while (await self.reader.readline()).strip():
+            pass
+        await self.reader.readexactly(2) if found == 200 else None
+        return found
+
+    def close(self) -> None:
+        """Hangs up."""
+        self.writer.close()
+
+
+async def test_an_address_has_only_so_many_connections(port: int) -> None:
+    """One more than its share is told so; one that hangs up makes room."""
+    callers = [await Caller.call(port) for _ in range(TIGHT.per_address)]
+    assert [await caller.ask() for caller in callers] == [200] * TIGHT.per_address
+    late = await Caller.call(port)
+    assert await late.status() == 429
+    callers[0].close()
+    async with asyncio.timeout(10):
+        while await (await Caller.call(port)).ask() != 200:
+            pass
+
+
+async def test_all_together_have_only_so_many() -> None:
+    """Addresses within their shares fill the server up; the reason says which of the two it is."""
+    doors = Doors(TIGHT)
+    assert [doors.enter(name) for name in "aaabb"] == [None] * 5
+    full = doors.enter("c")
+    assert full is not None
+    assert full[0] == 503
+    own = doors.enter("a")
+    assert own is not None
+    assert own[0] == 429
+    for name in "aaabb":
+        doors.leave(name)
+    assert doors.inside == 0
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET", GET, GET + b"x: " + b"y" * 100])
+async def test_a_head_that_does_not_end(port: int, sent: bytes) -> None:
+    """Slowloris: whoever does not finish asking is told so and closed, whatever was sent by then."""
+    caller = await Caller.call(port)
+    caller.writer.write(sent)
+    assert await caller.status() == 408
+    assert await caller.reader.read() != b""
+
+
+async def test_a_second_request_may_not_dawdle_either(port: int) -> None:
+    """The time starts anew with each request of a connection."""
+    caller = await Caller.call(port)
+    assert await caller.ask() == 200
+    caller.writer.write(b"GET / HT")
+    assert await caller.status() == 408
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_too_long_a_head(port: int, at_once: bool) -> None:
+    """Headers above the limit are refused, in one piece or in many."""
+    caller = await Caller.call(port)
+    lines = [b"x-%d: " % n + b"y" * 90 + b"\r\n" for n in range(30)]
+    if at_once:
+        caller.writer.write(GET + b"".join(lines) + b"\r\n")
+    else:
+        for line in [GET, *lines]:
+            caller.writer.write(line)
+            await asyncio.sleep(0)
+    assert await caller.status() == 431
+    assert b"longer than 2000 bytes" in await caller.reader.read()
+
+
+async def test_a_body_is_not_a_head(port: int) -> None:
+    """Only the head is measured by these limits."""
+    caller = await Caller.call(port)
+    assert await caller.ask(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n" + b"z" * 4_998) == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "key"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8:0:0:ffff:ffff:ffff:ffff", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("not an address", "not an address"),
+    ],
+)
+def test_what_counts_as_one_address(host: str, key: str) -> None:
+    """An IPv4 address is one, however it is written; of IPv6, all that a single household has."""
+    assert address_key(host) == key
+
+
+def test_a_household_does_not_get_a_share_for_each_of_its_addresses() -> None:
+    """Connections of one /64 count together."""
+    doors = Doors(TIGHT)
+    assert [doors.enter(f"2001:db8::{n}") for n in range(TIGHT.per_address)] == [None] * TIGHT.per_address
+    refused = doors.enter("2001:db8::ffff")
+    assert refused is not None
+    assert refused[0] == 429
+    assert doors.enter("2001:db8:0:1::1") is None
+    for number in range(TIGHT.per_address):
+        doors.leave(f"2001:db8::{number}")
+    assert doors.inside == 1
+
+
+async def test_requests_do_not_pile_up_on_a_connection(port: int) -> None:
+    """Thousands of requests in one piece are not all held: a connection with more than some that wait is closed."""
+    caller = await Caller.call(port)
+    caller.writer.write((GET + b"\r\n") * 3_000)
+    async with asyncio.timeout(10):
+        answers = await caller.reader.read()
+    assert answers.count(b"HTTP/1.1 ") <= module.PIPELINED + 2
+    assert b"429 Too Many Requests" in answers
+
+
+async def test_a_few_requests_may_wait(port: int) -> None:
+    """A client that does not wait for one answer before it asks again gets all of them, in order."""
+    caller = await Caller.call(port)
+    caller.writer.write((GET + b"\r\n") * 10)
+    async with asyncio.timeout(10):
+        for _ in range(10):
+            assert (await caller.reader.readuntil(b"ok")).count(b"200 OK") == 1
+
+
+async def test_an_answer_that_is_not_read_is_not_held_for_ever() -> None:
+    """A client that leaves what it was sent unread is cut; one that reads slowly, but reads, gets all of it."""
+    limits = DoorLimits(stall_seconds=0.3)
+    async with serving(_app, "127.0.0.1", 0, doors=limits) as port:
+        lazy, slow = await Caller.call(port), await Caller.call(port)
+        lazy.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for caller in (lazy, slow):
+            caller.writer.write(b"GET /long HTTP/1.1\r\nhost: x\r\n\r\n")
+        got = 0
+        async with asyncio.timeout(20):
+            while got < 8_000_000:
+                data = await slow.reader.read(400_000)
+                assert data, "it was cut although it reads"
+                got += len(data)
+                await asyncio.sleep(0.04)
+            lazy.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await lazy.reader.readexactly(8_000_000)
+
+
+async def test_a_body_after_the_answer_is_not_taken_for_ever() -> None:
+    """A request that was answered before it ended may go on for a while only."""
+    async with serving(_app, "127.0.0.1", 0, doors=DoorLimits(stall_seconds=0.2)) as port:
+        caller = await Caller.call(port)
+        assert await caller.ask(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n") == 200
+
+        async def drip() -> None:
+            while True:
+                caller.writer.write(b"z")
+                await caller.writer.drain()
+                await asyncio.sleep(0.02)
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(drip(), 10)
+
+
+async def test_refused_connections_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many refused connections are kept open until their clients have read why; further ones are closed at once."""
+    monkeypatch.setattr(module, "LINGERING", 2)
+    monkeypatch.setattr(module, "_LINGER_SECONDS", 0.3)
+    doors = Doors(DoorLimits(per_address=0))
+    http, _ = doors.protocols()
+    seen: list[int] = []
+
+    class Watched(http):  # type: ignore[misc, valid-type]
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            seen.append(doors.lingering)
+
+    monkeypatch.setattr(Doors, "protocols", lambda _doors: (Watched, _))
+    async with serving(_app, "127.0.0.1", 0) as port:
+        refused = [await Caller.call(port) for _ in range(6)]
+        assert [await caller.status() for caller in refused] == [429] * 6
+        assert max(seen) == 2
+        await asyncio.sleep(0.5)
+        assert doors.lingering == 0

@@ -1,0 +1,139 @@
+"""The sole user of a database: one process at a time, however the former one ended, and no longer than its lock is sure."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from tallystick.protocol.errors import Fault, Unavailable
+from tallystick.runtime import single_instance
+from tallystick.runtime.single_instance import sole_user
+from tallystick.runtime.storage import sqlite_file
+from tests.runtime.processes import line, script
+
+POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
+HOLDER = """
+import asyncio, sys
+from tallystick.runtime.single_instance import sole_user
+
+async def main():
+    await sole_user(sys.argv[1], "test").acquire()
+    print("held", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database of each kind."""
+    monkeypatch.setattr(single_instance, "PATIENCE_SECONDS", 1.0)
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/state/facts.db"
+    if not POSTGRES:
+        pytest.skip("TALLYSTICK_TEST_POSTGRES is not set")
+    monkeypatch.setattr(single_instance, "ADVISORY_LOCK", 0x7A13)  # other tests of this server hold the real one
+    return POSTGRES
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the lock on a file is POSIX's")
+async def test_a_second_process_does_not_use_the_database(url: str) -> None:
+    """While one holds the lock, a second is refused with the reason and the way out; when it lets go, the next one gets it."""
+    first, second = sole_user(url, "coordinator"), sole_user(url, "coordinator")
+    await first.acquire()
+    with pytest.raises(Unavailable, match=r"runs a coordinator on the database .*stop that one first") as caught:
+        await second.acquire()
+    assert caught.value.fault is Fault.CLIENT
+    await first.release()
+    await second.acquire()
+    await second.release()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+async def test_a_killed_process_does_not_keep_the_database(tmp_path: Path) -> None:
+    """A lock ends with its process, kill -9 too; while it is held its holder is named. Another path to the file is no help."""
+    (tmp_path / "alias").symlink_to(tmp_path, target_is_directory=True)
+    with script(HOLDER, f"sqlite:///{tmp_path}/facts.db") as process:
+        assert line(process) == "held"
+        other = sole_user(f"sqlite:///{tmp_path}/alias/facts.db", "test")
+        with pytest.raises(Unavailable, match=f"process {process.pid} runs a test"):
+            await other.acquire()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        await other.acquire()
+        await other.release()
+    assert (tmp_path / "facts.db.lock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
+async def test_a_killed_process_does_not_keep_a_postgres_database() -> None:
+    """The server frees the lock of a session whose process was killed."""
+    with script(HOLDER, POSTGRES) as process:
+        assert line(process) == "held"
+        with pytest.raises(Unavailable, match="pg_locks"):
+            await sole_user(POSTGRES, "test").acquire()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        other = sole_user(POSTGRES, "test")
+        await other.acquire()
+        await other.release()
+
+
+@pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
+async def test_a_lost_lock_is_not_taken_for_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the connection that holds the lock is cut by the server, its holder is told, and another may take it."""
+    monkeypatch.setattr(single_instance, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(single_instance, "ADVISORY_LOCK", 0x7A14)
+    first = sole_user(POSTGRES, "test")
+    await first.acquire()
+    watching = asyncio.create_task(first.lost())
+    await asyncio.sleep(0.3)
+    assert not watching.done()
+    engine = create_async_engine(POSTGRES, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key"
+        await connection.execute(sa.text(kill), {"key": 0x7A14})
+    await engine.dispose()
+    await asyncio.wait_for(watching, 10)
+    second = sole_user(POSTGRES, "test")
+    await second.acquire()
+    await second.release()
+    await first.release()
+
+
+async def test_a_database_in_memory_is_nobody_elses(url: str) -> None:
+    """Many may each have one, and it is never lost."""
+    locks = [sole_user("sqlite://", "test") for _ in range(2)]
+    for lock in locks:
+        await lock.acquire()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(locks[0].lost(), 0.05)
+    for lock in locks:
+        await lock.release()
+
+
+async def test_no_server_is_told_as_such() -> None:
+    """A database that does not answer is the error, not a lock that is held."""
+    with pytest.raises(Unavailable, match="database: "):
+        await sole_user("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", "test").acquire()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the lock on a file is POSIX's")
+@pytest.mark.parametrize("uri", ["file:{}?uri=true", "file://{}?mode=rwc&uri=true", "file://localhost{}?uri=true"])
+async def test_a_uri_is_no_way_around_the_lock(tmp_path: Path, uri: str) -> None:
+    """A database that is named by a URI has the lock of its file, and no other."""
+    path = tmp_path / "facts.db"
+    first, second = sole_user(f"sqlite:///{path}", "coordinator"), sole_user(f"sqlite:///{uri.format(path)}", "coordinator")
+    await first.acquire()
+    with pytest.raises(Unavailable):
+        await second.acquire()
+    await first.release()
+    assert sqlite_file("sqlite:///file:facts?mode=memory&uri=true") is None
+    assert sqlite_file("sqlite:///file::memory:?uri=true") is None
