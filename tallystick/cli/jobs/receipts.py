@@ -78,11 +78,11 @@ def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Js
         latest = {one.job: one for one in await ledger.evidence()}
         found = [(one, folder / f"{one.job.hex()}.json", _convinces(folder / f"{one.job.hex()}.json")) for one in latest.values()]
         told = [
-            {"provider": one.provider, "job": one.job.hex(), "foundAt": one.found_at, "reason": one.reason}
+            {"provider": one.provider, "job": one.job.hex(), "foundAt": one.recorded_at, "reason": one.reason}
             | {"file": str(path), "convincesOthers": convinces}
             for one, path, convinces in found
         ]
-        barred = await ledger.frozen()
+        barred = await ledger.blocked()
         others = {provider: why for provider, why in barred.items() if all(provider != one.provider for one in latest.values())}
         if as_json:
             blank = {"job": None, "foundAt": None, "file": None, "convincesOthers": False}
@@ -91,18 +91,18 @@ def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Js
             step("no provider was dishonest to this wallet")
         else:
             for one, path, convinces in found:
-                facts = [("found", show_time(one.found_at)), ("what is wrong", one.reason), ("evidence", path)]
+                facts = [("found", show_time(one.recorded_at)), ("what is wrong", one.reason), ("evidence", path)]
                 facts.append(("shows it to others", "yes" if convinces else "no: it is this wallet's word, or its count"))
                 show_facts(facts, title=f"provider {one.provider}")
             for provider, why in others.items():
                 show_facts([("why it gets no more orders", why)], title=f"provider {provider}")
-            step("they get no more orders of this wallet; to change that: tally receipt forgive PROVIDER")
+            step("they get no more orders of this wallet; to change that: tally receipt unblock PROVIDER")
 
     with_books(config, wallet, None, read)
 
 
-@app.command("forgive")
-def forgive(
+@app.command("unblock")
+def unblock(
     provider: Annotated[str, typer.Argument(help="The provider: an address, or a wallet's name.")],
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
@@ -114,10 +114,10 @@ def forgive(
     whom = account_of(provider, "PROVIDER")
 
     async def act(ledger: Ledger, _config: ClientConfig) -> None:
-        if not await ledger.forgive(whom, int(time.time())):
+        if not await ledger.unblock(whom, int(time.time())):
             raise Refusal(Code.BAD_MESSAGE, f"{whom} is not among those that this wallet leaves out: tally receipt evidence")
         if as_json:
-            show_json({"provider": whom, "forgiven": True})
+            show_json({"provider": whom, "unblocked": True})
         else:
             step(f"{whom} may have orders again; a gateway that runs notices within seconds")
 

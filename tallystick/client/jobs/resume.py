@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import aiohttp
 
-from tallystick.client.coordinator.http_client import Broken, NotSent
+from tallystick.client.coordinator.http_client import ConnectionLost, NotSent
 from tallystick.client.jobs.job import Desk, Job
 from tallystick.client.jobs.response import Answer
-from tallystick.client.ledger.idempotency import Keyed
+from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.openai.requests import Asked
-from tallystick.client.receipts.checks import Placed
+from tallystick.client.receipts.checks import PlacedOrder
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.sealing import ContentKey
 from tallystick.protocol.types import Address
 
 
-async def take_up(desk: Desk, coordinator: Address, known: Keyed, asked: Asked, *, keep_bytes: int) -> Job:
+async def take_up(desk: Desk, coordinator: Address, known: IdempotencyKey, asked: Asked, *, keep_bytes: int) -> Job:
     """The job that a key stands for, from its first frame on. Raises TallyError: nothing more is owed than the job itself.
 
     A key whose job was never admitted is forgotten, so that the next request with it is a new job.
     """
     key, plain = ContentKey(known.content_key), asked.plain
-    found = await desk.ledger.find(known.job)
+    found = await desk.ledger.find_job(known.job)
     orders = () if found is None else found.orders
-    placed = [Placed(one.order.verify(desk.domain), one.terms) for one in orders]
-    await desk.ledger.note_reader(known.job)
+    placed = [PlacedOrder(one.order.verify(desk.domain), one.terms) for one in orders]
+    await desk.ledger.set_reader(known.job)
     response = await _post(desk, known, known.header + key.seal_request(known.job, plain))
     answer = Answer(known.job, key, {p.order.digest: p for p in placed}, desk.domain, coordinator, keep_bytes=keep_bytes)
     return Job(desk, answer, response, asked.call, plain, keyed=True, resumed=True)
 
 
-async def _post(desk: Desk, known: Keyed, submission: bytes) -> aiohttp.ClientResponse:
+async def _post(desk: Desk, known: IdempotencyKey, submission: bytes) -> aiohttp.ClientResponse:
     try:
         return await desk.coordinator.submit(submission, linger=desk.config.linger_seconds)
-    except (Broken, NotSent):
+    except (ConnectionLost, NotSent):
         raise
     except TallyError as refused:
         if refused.code is Code.COORDINATOR_UNAVAILABLE:
@@ -43,7 +43,7 @@ async def _post(desk: Desk, known: Keyed, submission: bytes) -> aiohttp.ClientRe
         raise await _explain(desk, known, refused) from refused
 
 
-async def _explain(desk: Desk, known: Keyed, refused: TallyError) -> TallyError:
+async def _explain(desk: Desk, known: IdempotencyKey, refused: TallyError) -> TallyError:
     """What became of a job whose answer cannot be had again."""
     job = known.job
     try:
@@ -51,7 +51,7 @@ async def _explain(desk: Desk, known: Keyed, refused: TallyError) -> TallyError:
     except Refusal as error:
         if error.code is not Code.UNKNOWN_JOB:
             raise
-        await desk.ledger.end(job, JobState.FAILED, str(refused), desk.now(), keep=True)
+        await desk.ledger.end_job(job, JobState.FAILED, str(refused), desk.now(), keep=True)
         await desk.ledger.forget_key(known.key)
         return refused
     if remote.state not in TERMINAL:

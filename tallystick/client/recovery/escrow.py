@@ -20,8 +20,8 @@ import structlog
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.pinning import load_deployment
 from tallystick.client.ledger.accounts import Account
-from tallystick.client.ledger.repair import Paid
-from tallystick.client.receipts.checks import RESERVE_TIMES, Placed, Tab, reserve_for
+from tallystick.client.ledger.repair import PaidOrder
+from tallystick.client.receipts.checks import RESERVE_MULTIPLE, PlacedOrder, Tab, reserve_for
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Seconds, format_amount
@@ -38,7 +38,7 @@ MAX_SETTLED = 1 << 62
 """No honest chain has paid more on a tab."""
 
 
-class Onchain:
+class PayerEscrow:
     """See the module's docstring. Nothing here is needed to run jobs: what fails is logged, and says what to do by hand."""
 
     def __init__(self, escrow: Escrow, wallet: Signer, config: ClientConfig, tick: Callable[[], float] = time.monotonic) -> None:
@@ -48,7 +48,7 @@ class Onchain:
         self._one_at_a_time = asyncio.Lock()
 
     @classmethod
-    def of(cls, config: ClientConfig, wallet: Signer) -> Onchain | None:
+    def of(cls, config: ClientConfig, wallet: Signer) -> PayerEscrow | None:
         """Where the config names a deployment file, and an RPC address that is the user's own (see `rpc_of`). Raises BadMessage
         if the file cannot be read.
         """
@@ -93,7 +93,7 @@ class Onchain:
             return Amount(0)
         return settled if settled <= MAX_SETTLED else Amount(0)
 
-    async def paid(self, provider: Address, enough: Amount) -> list[Paid] | None:
+    async def paid(self, provider: Address, enough: Amount) -> list[PaidOrder] | None:
         """The orders of this key on which the chain paid a provider, until one allows `enough` (base units); None where the chain
         cannot be searched now.
         """
@@ -104,9 +104,9 @@ class Onchain:
         except TallyError as error:
             log.info("the chain does not tell what it paid on", reason=str(error))
             return None
-        return [Paid(one.order, one.transaction) for one in found]
+        return [PaidOrder(one.order, one.transaction) for one in found]
 
-    async def top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
+    async def top_up(self, refused: PlacedOrder, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
         """Reserves enough for an order that its provider found too little reserved for, and for some more like it: RESERVE_TIMES
         what it takes now, as far as the config's reserve_target goes. Never more than top_up_total over all of `accounts` (the
         providers in this wallet's books). Whether it did, or just had; if not, the log says why.
@@ -128,7 +128,7 @@ class Onchain:
             log.warning("a provider wants more reserved for it", provider=refused.provider, why=why, do=command)
         return not why
 
-    async def _top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> str:
+    async def _top_up(self, refused: PlacedOrder, tab: Tab, accounts: Sequence[Account], now_ns: int) -> str:
         """Why it was not done, or nothing."""
         escrow, key, provider = self._escrow, self._wallet.address, refused.provider
         providers = list(dict.fromkeys([provider, *(account.provider for account in accounts)]))
@@ -136,7 +136,7 @@ class Onchain:
         held = await asyncio.gather(*(escrow.tab(key, one) for one in providers))
         needed = _worst(tab, refused) - held[0].settled
         target = max(
-            reserve_for(tab, self._config.reserve_target), needed, min(self._config.reserve_target, RESERVE_TIMES * needed)
+            reserve_for(tab, self._config.reserve_target), needed, min(self._config.reserve_target, RESERVE_MULTIPLE * needed)
         )
         reserved = sum(one.reserved for one in held)
         more = target - held[0].reserved
@@ -185,9 +185,9 @@ class Onchain:
             )
 
 
-def _worst(tab: Tab, refused: Placed) -> int:
+def _worst(tab: Tab, refused: PlacedOrder) -> int:
     """The most that its provider can have collected of this payer, once the order has run: base units over the tab's life."""
-    return max(tab.accepted, tab.believed) + max(tab.open_caps, refused.terms.max_cost)
+    return max(tab.accepted, tab.explained_total) + max(tab.open_caps, refused.terms.max_cost)
 
 
 def rpc_of(config: ClientConfig, deployed: str) -> str | None:

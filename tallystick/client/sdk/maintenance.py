@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import structlog
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import Info
+from tallystick.client.coordinator.http_client import CoordinatorInfo
 from tallystick.client.jobs.job import Job
-from tallystick.client.ledger.budgets import Hit
-from tallystick.client.ledger.idempotency import Keyed
+from tallystick.client.ledger.budgets import CacheHit
+from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import COLLECTABLE
-from tallystick.client.recovery.escrow import Onchain
+from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, JobId
 
@@ -30,8 +30,8 @@ class Upkeep:
 
     config: ClientConfig
     ledger: Ledger
-    onchain: Onchain | None
-    info: Callable[[], Awaitable[Info]]
+    onchain: PayerEscrow | None
+    info: Callable[[], Awaitable[CoordinatorInfo]]
     clock: Callable[[], int]
 
     @property
@@ -59,17 +59,17 @@ class Upkeep:
 
     async def at_stake(self, job: JobId) -> Amount:
         """What a job may still cost beyond its receipts, in base units: the caps of its orders that providers may collect on."""
-        known = await self.ledger.find(job)
+        known = await self.ledger.find_job(job)
         standing = () if known is None else [one for one in known.orders if one.state.value in COLLECTABLE]
         return Amount(sum(one.terms.max_cost for one in standing))
 
-    async def keyed(self, key: str) -> Keyed | None:
+    async def find_key(self, key: str) -> IdempotencyKey | None:
         """The job that an idempotency key stands for."""
-        return await self.ledger.keyed(key)
+        return await self.ledger.find_key(key)
 
-    async def note_hit(self, hit: Hit) -> None:
+    async def record_cache_hit(self, hit: CacheHit) -> None:
         """Tells what the cache saved beside what was spent, where the books are free for it."""
         try:
-            await self.ledger.note_hit(hit, self._now)
+            await self.ledger.record_cache_hit(hit, self._now)
         except TallyError as error:
             log.info("a hit of the cache was not counted", reason=str(error))

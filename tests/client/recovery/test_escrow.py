@@ -17,8 +17,8 @@ from tallystick.chain.rpc import Rpc
 from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.accounts import Account
-from tallystick.client.receipts.checks import Placed, Tab
-from tallystick.client.recovery.escrow import Onchain
+from tallystick.client.receipts.checks import PlacedOrder, Tab
+from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.client.sdk.maintenance import Upkeep
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -39,10 +39,10 @@ class Desk:
     """A client of a real chain, whose purse another wallet owns."""
 
     world: World
-    onchain: Onchain
+    onchain: PayerEscrow
     config: ClientConfig
 
-    def refused(self, cap: int, provider: Signer = PROVIDER) -> Placed:
+    def refused(self, cap: int, provider: Signer = PROVIDER) -> PlacedOrder:
         """An order that its provider found too little reserved for."""
         order = self.world.order(KEY, provider.address, 5 * DOLLAR).verify(self.world.domain)
         terms = Terms(
@@ -56,7 +56,7 @@ class Desk:
             job=JobId(bytes(16)),
             request_commitment=ZERO_HASH,
         )
-        return Placed(order, terms)
+        return PlacedOrder(order, terms)
 
     async def top_up(self, cap: int, tab: Tab = Tab(), *others: Account) -> bool:  # noqa: B008 - frozen
         """Asks for more reserved, some time later."""
@@ -82,7 +82,7 @@ async def desk(chain_url: str, tmp_path: Path) -> AsyncIterator[Desk]:
         top_up_total=Amount(4 * DOLLAR),
         idle_days=7,
     )
-    onchain = Onchain.of(config, KEY)
+    onchain = PayerEscrow.of(config, KEY)
     assert onchain is not None
     yield Desk(world, onchain, config)
     await onchain.close()
@@ -129,7 +129,7 @@ async def test_several_at_once(desk: Desk) -> None:
     await desk.world.sender(KEY)
     assert await asyncio.gather(*(desk.top_up(DOLLAR) for _ in range(3))) == [True, True, True]
     assert await desk.reserved() == DOLLAR
-    other = Onchain.of(desk.config, KEY)
+    other = PayerEscrow.of(desk.config, KEY)
     assert other is not None
     accounts = [_account(PROVIDER), _account(OTHER)]
     for_other = desk.refused(2 * DOLLAR, OTHER)
@@ -181,10 +181,10 @@ async def test_idle_reservations(desk: Desk) -> None:
 
 async def test_no_chain_is_no_obstacle(tmp_path: Path, desk: Desk) -> None:
     """Without a deployment file nothing is done; with a chain that is away, nothing is topped up."""
-    assert Onchain.of(ClientConfig(), KEY) is None
+    assert PayerEscrow.of(ClientConfig(), KEY) is None
     with pytest.raises(BadMessage, match="deployment file"):
-        Onchain.of(ClientConfig(deployment=tmp_path / "none.json"), KEY)
-    away = Onchain.of(replace(desk.config, rpc="http://127.0.0.1:9"), KEY)
+        PayerEscrow.of(ClientConfig(deployment=tmp_path / "none.json"), KEY)
+    away = PayerEscrow.of(replace(desk.config, rpc="http://127.0.0.1:9"), KEY)
     assert away is not None
     assert not await away.top_up(desk.refused(1), Tab(), [], 10**18)
     with pytest.raises(Unavailable):
