@@ -17,7 +17,7 @@ from tallystick.client.openai.requests import engine_error, read_call, read_text
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof, read_proof
 from tallystick.protocol.eip712 import Domain, loads_signed
-from tallystick.protocol.errors import BadSeal, TallyError, from_public
+from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask, Claim, Match, Order, Receipt, Spec, Terms
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, Sealer, SealingKey, wrap_key
@@ -150,7 +150,7 @@ def answers(data: bytes) -> None:
         read_text(data)
     engine_error(500, data)
     with contextlib.suppress(TallyError):
-        from_public(loads(data, "error"), 502)
+        error_from_json(loads(data, "error"), 502)
 
 
 SELLS_ALL = replace(OFFER, spec=Spec(features=("/v1/responses", "/v1/audio/transcriptions")))
