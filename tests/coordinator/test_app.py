@@ -76,7 +76,7 @@ async def test_a_job_over_restarts(config: CoordinatorConfig, monkeypatch: pytes
     escrow = FakeEscrow()
     escrow.free[PAYER.address] = 10_000
     monkeypatch.setattr(module, "Escrow", lambda *_: escrow)
-    monkeypatch.setattr("coordinator.settler.read_events", escrow.read_events)
+    monkeypatch.setattr("coordinator.chain.settler.read_events", escrow.read_events)
     node_key = person("ann")
     submission = make_submission(make_ask(node_key), now=int(time.time()))
     path = f"/v1/jobs/{submission.job.hex()}"
