@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from coordinator.domain.ask_pages import MAX_NAME, PLACE, asks_page, models_page, one_ask
 from coordinator.domain.matching import MAX_LISTED, Demand
+from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import MAX_PAGE, PAGE
 from coordinator.jobs.market import Market
 from coordinator.ports import ClaimStore, JobStore, KnownJob, TabStore
@@ -395,6 +396,7 @@ async def _settlement(room: Room, receipt: Signed[Receipt] | None) -> dict[str, 
 async def _tally_error(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, TallyError):
         raise error
+    error = error_for_peers(error)
     return JSONResponse(error.as_json(), error.status)
 
 

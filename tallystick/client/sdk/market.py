@@ -311,9 +311,9 @@ class Market(Verbs):
             text = f"{call.model!r} is not among the models allowed here: {', '.join(sorted(models))[:500]}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
         if self._draining:
-            raise Unavailable(Code.NODE_BUSY, "this client is stopping", fault=Fault.CLIENT)
+            raise Unavailable(Code.SHUTTING_DOWN, "this client is stopping", fault=Fault.CLIENT)
         if len(self._live) >= self.config.max_jobs:
-            raise Unavailable(Code.NODE_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
+            raise Unavailable(Code.CLIENT_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
         demand = demand_of(self.config, call.model, path, choice)
         limit = least(self.config.max_cost, max_cost)
         cap = None if limit is None else Amount(limit)

@@ -364,7 +364,7 @@ class _FailingStore(MemoryStore):
 
     async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
         if self.down:
-            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database does not answer")
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database does not answer")
         await super().put_receipt(job, receipt, total, record)
         self.log.append("stored")
 
