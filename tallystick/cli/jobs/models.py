@@ -72,7 +72,7 @@ def explain(
     tier: Annotated[Several, typer.Option(help="Only of this tier (repeatable).")] = None,
     precision: Annotated[Several, typer.Option(help="Only of this precision (repeatable).")] = None,
     feature: Annotated[Several, typer.Option(help="Only with this feature (repeatable, all are needed).")] = None,
-    context: Annotated[int, typer.Option(min=0, help="At least so many tokens of context.")] = 0,
+    context: Annotated[int, typer.Option("--min-context", min=0, help="At least so many tokens of context.")] = 0,
     pin: Annotated[Several, typer.Option(help="Only this provider (repeatable).")] = None,
     exclude: Annotated[Several, typer.Option(help="Not this provider (repeatable).")] = None,
     min_stake: Annotated[str | None, typer.Option(help="Only who has staked at least so many dollars.")] = None,
