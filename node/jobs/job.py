@@ -347,7 +347,7 @@ class Job:
             cause = Unavailable(Code.TIMED_OUT, f"took too long: {self._phase}", fault=Fault.ENGINE)
             return Ending(Outcome.TIMED_OUT, str(cause), cause)
         if isinstance(error, TallyError):
-            if error.code is Code.COORDINATOR_UNAVAILABLE:  # the storage's word, which both sides share
+            if error.code is Code.DATABASE_UNAVAILABLE:  # the node's own affair: its peers learn that the provider failed
                 error = Unavailable(Code.PROVIDER_FAILED, f"the node cannot store the order: {error}", fault=Fault.PROVIDER)
             return Ending(Outcome.PROVIDER_ERROR, str(error), error)
         # A bug in one job must not take the others down; it is logged in full, and the client is told to go elsewhere.

@@ -72,7 +72,7 @@ def explain(
     tier: Annotated[Several, typer.Option(help="Only of this tier (repeatable).")] = None,
     precision: Annotated[Several, typer.Option(help="Only of this precision (repeatable).")] = None,
     feature: Annotated[Several, typer.Option(help="Only with this feature (repeatable, all are needed).")] = None,
-    context: Annotated[int, typer.Option(min=0, help="At least so many tokens of context.")] = 0,
+    context: Annotated[int, typer.Option("--min-context", min=0, help="At least so many tokens of context.")] = 0,
     pin: Annotated[Several, typer.Option(help="Only this provider (repeatable).")] = None,
     exclude: Annotated[Several, typer.Option(help="Not this provider (repeatable).")] = None,
     min_stake: Annotated[str | None, typer.Option(help="Only who has staked at least so many dollars.")] = None,
@@ -86,7 +86,6 @@ def explain(
     from tallystick.client.coordinator.http_client import Coordinator
     from tallystick.client.selection.options import Choice, demand_of, explained
     from tallystick.protocol.requirements import Requirements
-    from tallystick.protocol.wire import MAX_CANDIDATES
 
     require = Requirements(
         region=tuple(region or ()),
@@ -108,7 +107,7 @@ def explain(
             frozen = await ledger.barred((await coordinator.info()).domain, int(time.time()))
             for model, asked in _asked(request, route, loaded):
                 demand = demand_of(loaded, model, route, choice)
-                listed = await coordinator.explain(demand.to_json(ledger.payer, MAX_CANDIDATES))
+                listed = await coordinator.explain(demand.to_json(ledger.payer))
                 told += [(model, one, asked) for one in explained(listed, demand, frozen, int(time.time()))]
         _tell(told, request, loaded, as_json=as_json)
 

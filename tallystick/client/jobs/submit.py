@@ -81,7 +81,7 @@ class Placing:
             if named is not None:
                 keyed = idempotency.Keyed(*named, job, key.secret, header, now)
                 if (await self.ledger.keep_key(keyed, now - self.config.key_seconds)).job != job:
-                    raise Unavailable(Code.NODE_BUSY, "another process placed this key's job just now", fault=Fault.CLIENT)
+                    raise Unavailable(Code.CLIENT_BUSY, "another process placed this key's job just now", fault=Fault.CLIENT)
             linger = None if named is None else self.config.linger_seconds
             response = await self.coordinator.submit(header + key.seal_request(job, asked.plaintext), linger=linger)
         orders = {one.order.digest: one for one in placed}

@@ -38,14 +38,15 @@ from tallystick.client.sdk.convenience import Verbs
 from tallystick.client.sdk.maintenance import Upkeep
 from tallystick.client.selection.affinity import Affinity
 from tallystick.client.selection.options import Choice, Explained, demand_of, explained, least
-from tallystick.client.selection.shortlist import Demand, Shortlists
+from tallystick.client.selection.shortlist import Shortlists
+from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.json_members import read_text
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
-from tallystick.protocol.wire import MAX_CANDIDATES, dumps
+from tallystick.protocol.wire import dumps
 from tallystick.runtime.plaintext import warn_if_readable
 
 _STALE = (Code.NO_PROVIDER, Code.NODE_BUSY)
@@ -268,7 +269,7 @@ class Market(Verbs):
         """Every ask for a model and why it would not be offered a job; those that would come first. Places nothing."""
         demand = demand_of(self.config, model, route, choice)
         barred = await self._ledger.barred((await self.info()).domain, self._now())
-        listed = await self._coordinator.explain(demand.to_json(self.address, MAX_CANDIDATES))
+        listed = await self._coordinator.explain(demand.to_json(self.address))
         return explained(listed, demand, barred, self._now())
 
     # Jobs
@@ -311,9 +312,9 @@ class Market(Verbs):
             text = f"{call.model!r} is not among the models allowed here: {', '.join(sorted(models))[:500]}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
         if self._draining:
-            raise Unavailable(Code.NODE_BUSY, "this client is stopping", fault=Fault.CLIENT)
+            raise Unavailable(Code.SHUTTING_DOWN, "this client is stopping", fault=Fault.CLIENT)
         if len(self._live) >= self.config.max_jobs:
-            raise Unavailable(Code.NODE_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
+            raise Unavailable(Code.CLIENT_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
         demand = demand_of(self.config, call.model, path, choice)
         limit = least(self.config.max_cost, max_cost)
         cap = None if limit is None else Amount(limit)

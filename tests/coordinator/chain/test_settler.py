@@ -29,7 +29,7 @@ def escrow(monkeypatch: pytest.MonkeyPatch) -> FakeEscrow:
     """A chain on which the payer has money."""
     made = FakeEscrow()
     made.free[PAYER.address] = 10_000
-    monkeypatch.setattr("coordinator.settler.read_events", made.read_events)
+    monkeypatch.setattr("coordinator.chain.settler.read_events", made.read_events)
     return made
 
 
@@ -363,7 +363,7 @@ async def test_an_endpoint_that_takes_everything_back_each_time_does_not_spin_th
         reads += 1
         raise DeepReorg(escrow.block, "0x00", "0x01")
 
-    monkeypatch.setattr("coordinator.settler.read_events", always)
+    monkeypatch.setattr("coordinator.chain.settler.read_events", always)
     async with asyncio.timeout(10):
         await settler.follow()
     assert reads == 1
