@@ -69,7 +69,7 @@ class Store:
         """Waits for as long as no other coordinator can use this database. Raises Unavailable when that is no longer sure."""
         await self._sole.lost()
         log.error("the database's lock is lost: another coordinator may take it, so this one stops")
-        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the connection that held this coordinator's database was lost")
+        raise Unavailable(Code.DATABASE_UNAVAILABLE, "the connection that held this coordinator's database was lost")
 
     # Jobs
 

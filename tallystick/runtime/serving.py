@@ -117,7 +117,7 @@ def _listener(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         text = f"cannot listen on {host} port {port}: {error}; choose another with --port, or `port` in the config"
-        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, text, fault=Fault.CLIENT) from error
+        raise Unavailable(Code.PORT_UNAVAILABLE, text, fault=Fault.CLIENT) from error
 
 
 class _Server(uvicorn.Server):

@@ -91,7 +91,7 @@ class _File(_Nobody):
             named = f"process {holder}" if holder.isdecimal() else "another process"
             remedy = f"stop that one first, or give this one a database of its own (`fuser -v {beside}` shows who holds the lock)"
             raise Unavailable(
-                Code.COORDINATOR_UNAVAILABLE,
+                Code.ALREADY_RUNNING,
                 f"{named} runs a {self._who} on the database {path}; two on one would end each other's jobs: {remedy}",
                 fault=Fault.CLIENT,
             ) from error
@@ -125,7 +125,7 @@ class _Session:
                 await self._try(asyncio.get_running_loop().time() + PATIENCE_SECONDS)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             await self.release()
-            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"database: {error or 'no answer'}") from error
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"database: {error or 'no answer'}") from error
 
     async def _try(self, until: float) -> None:
         while not await self._ask(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})"):
@@ -133,7 +133,7 @@ class _Session:
                 await self.release()
                 where = f"{self._url.database} on {self._url.host}"
                 raise Unavailable(
-                    Code.COORDINATOR_UNAVAILABLE,
+                    Code.ALREADY_RUNNING,
                     f"another process runs a {self._who} on the database {where}; two on one would end each other's jobs: stop"
                     " that one first, or give this one a database of its own (pg_locks shows who holds the advisory lock)",
                     fault=Fault.CLIENT,

@@ -161,7 +161,7 @@ async def test_no_database(config: CoordinatorConfig) -> None:
     with pytest.raises(Unavailable, match="database") as caught:
         async with running(replace(config, db="postgresql+asyncpg://nobody@127.0.0.1:1/nothing"), COORDINATOR):
             pass
-    assert caught.value.code is Code.COORDINATOR_UNAVAILABLE
+    assert caught.value.code is Code.DATABASE_UNAVAILABLE
 
 
 @pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")

@@ -268,10 +268,10 @@ async def test_claims_are_kept(at: Served) -> None:
 
 class _DownStore(MemoryStore):
     async def job(self, job: JobId) -> KnownJob | None:
-        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"the database does not answer about {job.hex()}")
+        raise Unavailable(Code.DATABASE_UNAVAILABLE, f"the database does not answer about {job.hex()}")
 
     async def put_claim(self, request: object, now: int) -> None:
-        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database does not answer")
+        raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database does not answer")
 
 
 async def test_a_store_that_is_down_closes_nobody() -> None:
