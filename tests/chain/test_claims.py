@@ -10,7 +10,8 @@ from tallystick.chain.rpc import MAX_TRANSACTION_GAS
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, BadSignature
 from tallystick.protocol.messages import Order
-from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Amount
+from tallystick.protocol.types import ZERO_ADDRESS, Amount
+from tests.builders import build_order
 from tests.chain.harness import DOLLAR, World, person
 
 KEY, OWNER, PROVIDER = person("key"), person("owner"), person("provider")
@@ -18,19 +19,7 @@ DOMAIN = Domain(chain_id=1, contract=ZERO_ADDRESS)
 
 
 def _order(seq: int) -> Signed[Order]:
-    order = Order(
-        payer=KEY.address,
-        provider=PROVIDER.address,
-        ceiling=Amount(1),
-        reserve_target=Amount(0),
-        seq=seq,
-        deadline=0,
-        claim_by=0,
-        max_fee_bps=0,
-        coordinator=ZERO_ADDRESS,
-        terms_hash=ZERO_HASH,
-    )
-    return KEY.sign(order, DOMAIN)
+    return KEY.sign(build_order(KEY.address, PROVIDER.address, seq=seq), DOMAIN)
 
 
 def _batch(rows: int, signature: bytes = b"") -> ClaimBatch:

@@ -165,7 +165,7 @@ async def spawn(place: Place) -> None:
     folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     log, ready = folder() / "market.log", folder() / "ready"
     ready.unlink(missing_ok=True)
-    arguments = ("start", "--keep", "--coordinator", place.coordinator, "--deployment", str(place.deployment))
+    arguments = ("start", "--supervise", "--coordinator", place.coordinator, "--deployment", str(place.deployment))
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
