@@ -1,7 +1,7 @@
 """Runs the samples of the documentation that are marked `run`, against one local market; docs/README.md has the convention.
 
-Run with `python -m docs.checks.samples [--quick] [PAGE …]`. It prints the first sample of each page that fails; the exit status is
-then 1.
+Run with `python -m docs.checks.samples [--quick] [PAGE …]`. It prints the first sample of each page that fails; then the exit
+status is 1.
 """
 
 from __future__ import annotations
