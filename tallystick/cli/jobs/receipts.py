@@ -35,7 +35,9 @@ Claim = Annotated[
 def verify(
     file: Annotated[
         Path,
-        typer.Argument(help="A proof (`tally chat --save`, a gateway's `proofs` folder), or evidence (the folder `evidence`)."),
+        typer.Argument(
+            help="A proof (`tally chat --save-proof`, a gateway's `proofs` folder), or evidence (the folder `evidence`)."
+        ),
     ],
     tokenizer: Annotated[
         Path | None, typer.Option(help="A model's tokenizer.json, to count the tokens of evidence again.")

@@ -22,7 +22,7 @@ from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Terms
 from tallystick.protocol.sealing import ContentKey, Transcript, padded_size
-from tallystick.protocol.tab import PayerTab, check_receipt
+from tallystick.protocol.tab import MAX_SEQ, PayerTab, check_receipt
 from tallystick.protocol.types import Address, Amount, Hash, JobId, format_amount
 from tallystick.protocol.wire import INITIAL_CREDIT
 
@@ -49,9 +49,6 @@ RESERVE_MULTIPLE = 4
 
 MAX_CAP = Amount(10**15)
 """Base units; the cap of a job is never above this (a billion dollars), so that sums of caps fit 63 bits."""
-
-MAX_SEQ = 1 << 62
-"""No honest tab has that many receipts; keeps seqs within 63 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +81,13 @@ class PlacedOrder:
 class Tab:
     """What the ledger knows of one provider, in base units.
 
-    `accepted`: cost of the receipts held. `total`: the highest cumulative cost among them. `open_caps`: caps of the orders that
-    may still be collected: not released, and before their `claim_by`. `early_caps`: those of them that were signed before the
-    receipt with that total came. `ceiling`: the highest ever signed. `order_seq`: the last order's seq. `awaiting_receipts`: how
-    many orders of ended jobs have no receipt. `undelivered`: see MAX_UNDELIVERED. `frozen`: why no more orders go to this provider,
-    until a person says otherwise; empty if they may. `expired_caps`: caps of the orders whose `claim_by` passed without a
-    receipt. `recovered`: what was proved or excused beyond these books.
+    `accepted`: cost of the receipts that the ledger holds. `total`: the highest cumulative cost among them. `open_caps`: caps of
+    the orders that may still be collected (not released, and before their `claim_by`). `early_caps`: the part of `open_caps` that
+    was signed before the receipt with that total came. `ceiling`: the highest ceiling ever signed. `order_seq`: seq of the last
+    order. `awaiting_receipts`: number of orders of ended jobs without a receipt. `undelivered_quarters`: see
+    MAX_UNDELIVERED_QUARTERS. `blocked_reason`: why this provider gets no orders until a person unblocks it; empty if it is not
+    blocked. `expired_caps`: caps of the orders whose `claim_by` passed without a receipt. `recovered`: what was proven, or
+    accepted by a person, beyond the receipts in this ledger.
     """
 
     accepted: Amount = Amount(0)
