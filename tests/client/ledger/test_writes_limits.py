@@ -149,7 +149,7 @@ def test_a_chain_that_is_not_asked_is_told_of(tmp_path: Path) -> None:
     Deployment(31337, DOMAIN.contract, Address("0x" + "cd" * 20), 6, 0, "https://rpc.example").save(file)
     with capture_logs() as logs:
         assert PayerEscrow.of(ClientConfig(deployment=file), PAYER) is None
-    assert "use_deployment_rpc" in logs[0]["do"]
+    assert "use_deployment_rpc" in logs[0]["hint"]
     assert PayerEscrow.of(ClientConfig(deployment=file, use_deployment_rpc=True), PAYER) is not None
 
 

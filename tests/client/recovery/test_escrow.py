@@ -49,7 +49,7 @@ class Desk:
 
     async def top_up(self, cap: int, tab: Tab = Tab(), *others: Account) -> bool:  # noqa: B008 - frozen
         """Asks for more reserved, some time later."""
-        self.onchain._tick = lambda: float(self.world.seq * 10)
+        self.onchain._clock = lambda: float(self.world.seq * 10)
         return await self.onchain.top_up(self.refused(cap), tab, others, 10**18 + self.world.seq)
 
     async def reserved(self, provider: Signer = PROVIDER) -> int:
@@ -105,8 +105,8 @@ async def test_never_beyond_the_limits(desk: Desk) -> None:
     await desk.world.escrow.reserve(owner, KEY.address, OTHER.address, Amount(2 * DOLLAR))
     with capture_logs() as logs:
         assert not await desk.top_up(3 * DOLLAR, Tab(), _account(OTHER))
-    assert "top_up_total leaves 2" in logs[0]["why"]
-    assert logs[0]["do"] == f"tally reserve {PROVIDER.address} 3"
+    assert "top_up_total allows 2 more" in logs[0]["reason"]
+    assert logs[0]["hint"] == f"tally reserve {PROVIDER.address} 3"
     assert await desk.top_up(2 * DOLLAR, Tab(), _account(OTHER))
     await desk.world.escrow.thaw(owner, KEY.address, Amount(6 * DOLLAR))
     assert not await desk.top_up(3 * DOLLAR)
@@ -123,7 +123,7 @@ async def test_several_at_once(desk: Desk) -> None:
     accounts = [_account(PROVIDER), _account(OTHER)]
     for_other = desk.refused(2 * DOLLAR, OTHER)
     more = Tab(accepted=Amount(2 * DOLLAR), total=Amount(2 * DOLLAR))
-    desk.onchain._topped_up.clear()
+    desk.onchain._top_ups.clear()
     done = await asyncio.gather(
         desk.onchain.top_up(desk.refused(DOLLAR), more, accounts, 10**18),
         other.top_up(for_other, Tab(), accounts, 10**18),
@@ -151,7 +151,7 @@ async def test_requests_in_a_row_are_borne_too(desk: Desk) -> None:
 async def test_stakes(desk: Desk) -> None:
     """As they stand on chain."""
     await desk.world.stake(PROVIDER, 3 * DOLLAR)
-    assert [await desk.onchain.stake(one.address) for one in (PROVIDER, OTHER, PROVIDER)] == [3 * DOLLAR, 0, 3 * DOLLAR]
+    assert [await desk.onchain.stake(signer.address) for signer in (PROVIDER, OTHER, PROVIDER)] == [3 * DOLLAR, 0, 3 * DOLLAR]
 
 
 async def test_idle_reservations(desk: Desk) -> None:
@@ -165,7 +165,7 @@ async def test_idle_reservations(desk: Desk) -> None:
     assert await desk.onchain.idle([_account(PROVIDER, old, 5)], now) == []
     with capture_logs() as logs:
         await desk.onchain.warn_idle(accounts, now)
-    assert [one["do"] for one in logs] == [f"tally release {PROVIDER.address}"]
+    assert [event["hint"] for event in logs] == [f"tally release {PROVIDER.address}"]
 
 
 async def test_no_chain_is_no_obstacle(tmp_path: Path, desk: Desk) -> None:

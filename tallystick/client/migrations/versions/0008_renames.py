@@ -18,7 +18,7 @@ COLUMNS = (
     ("jobs", "took_ms", "duration_ms"),
     ("orders", "quarters", "undelivered_quarters"),
     ("orders", "counted_at", "undelivered_at"),
-    ("receipts", "recorded_at", "recorded_at"),
+    ("receipts", "booked_at", "recorded_at"),
     ("evidence", "found_at", "recorded_at"),
 )
 STREAM_ENDS = (("read", "ended"), ("left", "abandoned"), ("kept", "resumable"))
