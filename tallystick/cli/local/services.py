@@ -95,7 +95,7 @@ async def start_coordinator(stage: Stage, children: Children) -> None:
         "deployment": str(stage.deployment),
         "port": stage.ports.coordinator,
         "db": f"sqlite:///{stage.folder}/coordinator.db",
-        "settle_every": 0.5,
+        "settle_interval": 0.5,
         "name": "demo",
     }
     config.write_text(toml(settings))
