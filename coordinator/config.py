@@ -12,7 +12,7 @@ from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount
 from tallystick.runtime.config import load
-from tallystick.runtime.connection_limiter import DoorLimits
+from tallystick.runtime.connection_limiter import ConnectionLimits
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
 
@@ -155,9 +155,9 @@ class CoordinatorConfig:
         )
 
     @property
-    def connection_limits(self) -> DoorLimits:
+    def connection_limits(self) -> ConnectionLimits:
         """Limits of the HTTP server."""
-        return DoorLimits(connections=self.max_connections, per_address=self.max_connections_per_address)
+        return ConnectionLimits(connections=self.max_connections, per_address=self.max_connections_per_address)
 
     @property
     def intake_limits(self) -> IntakeLimits:

@@ -18,7 +18,7 @@ from tallystick.chain.codec import ContractError
 from tallystick.chain.deploy import deploy
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
-from tallystick.chain.escrow import Escrow, Rules, TxResult
+from tallystick.chain.escrow import Escrow, EscrowRules, TxResult
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Signed, Signer
@@ -28,7 +28,7 @@ from tallystick.protocol.types import Address, Amount, Hash
 from tests.builders import build_order, build_receipt
 
 DOLLAR = 1_000_000
-RULES = Rules(thaw=100, release=200, unstake=500, penalty=Amount(10 * DOLLAR), treasury=Address("0x" + "77" * 20))
+RULES = EscrowRules(thaw=100, release=200, unstake=500, penalty=Amount(10 * DOLLAR), treasury=Address("0x" + "77" * 20))
 FAR = 1 << 40
 
 
@@ -66,7 +66,7 @@ class World:
     senders: dict[str, Sender] = field(default_factory=dict)
 
     @classmethod
-    async def make(cls, rpc: Rpc, rules: Rules = RULES) -> World:
+    async def make(cls, rpc: Rpc, rules: EscrowRules = RULES) -> World:
         """Deploys from the first dev account."""
         deployer = Sender(rpc, dev_accounts(1)[0], poll=0.001)
         deployment = await deploy(rpc, deployer, rules=rules)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tallystick.chain.claims import BATCH_GAS, CLAIM_GAS, ROW_GAS, ClaimBatch, SettleRow, cut_batches
+from tallystick.chain.claims import BATCH_GAS, CLAIM_GAS, ROW_GAS, ClaimBatch, SettleRow, pack_batches
 from tallystick.chain.events import Settled
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS
 from tallystick.protocol.eip712 import Domain, Signed
@@ -49,13 +49,13 @@ def test_a_signature_without_compact_form_never_leaves(signature: bytes) -> None
 def test_batches_fit() -> None:
     """Every batch's bound is below the limit, nothing is lost, and the order stays."""
     claims = [_batch(n, b"signed") for n in (300, 20, 15, 1, 320, 2)]
-    batches = list(cut_batches(claims))
+    batches = list(pack_batches(claims))
     assert [claim for batch in batches for claim in batch] == claims
     assert len(batches) == 3
     for batch in batches:
         bound = BATCH_GAS + sum(CLAIM_GAS + ROW_GAS * len(c.rows) for c in batch)
         assert bound <= MAX_TRANSACTION_GAS
-    assert list(cut_batches([])) == []
+    assert list(pack_batches([])) == []
 
 
 def test_a_providers_rows_are_divided_before_it_signs() -> None:
@@ -63,11 +63,11 @@ def test_a_providers_rows_are_divided_before_it_signs() -> None:
     rows = _batch(1_000).rows
     claims = ClaimBatch.sign(PROVIDER, rows, DOMAIN)
     assert tuple(row for claim in claims for row in claim.rows) == rows
-    assert [[claim] for claim in claims] == list(cut_batches(claims))
+    assert [[claim] for claim in claims] == list(pack_batches(claims))
     assert max(len(claim.rows) for claim in claims) * ROW_GAS < MAX_TRANSACTION_GAS
     for claim in claims:
         assert Signed(claim.claim(DOMAIN), claim.signature).verify(DOMAIN)
-    assert [len(b[0].rows) for b in cut_batches([_batch(1_000, b"signed")])] == [1_000]
+    assert [len(b[0].rows) for b in pack_batches([_batch(1_000, b"signed")])] == [1_000]
     assert ClaimBatch.sign(PROVIDER, (), DOMAIN) == []
 
 

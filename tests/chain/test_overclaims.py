@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.chain.calldata import FoundClaim
+from tallystick.chain.calldata import CalldataClaim
 from tallystick.chain.claims import ClaimBatch, SettleRow
 from tallystick.chain.events import Slashed
 from tallystick.chain.overclaims import find_overclaims
@@ -26,7 +26,7 @@ def _receipt(seq: int, total: int) -> Signed[Receipt]:
 def _claim(*rows: tuple[int, int]) -> SettlingClaim:
     order = build_order(KEY.address, PROVIDER.address, 9)
     batch = ClaimBatch(PROVIDER.address, tuple(SettleRow(Signed(order, b""), seq, Amount(total)) for seq, total in rows))
-    return SettlingClaim(FoundClaim(PROVIDER.sign(batch.claim(DOMAIN), DOMAIN), batch), "0x", 1)
+    return SettlingClaim(CalldataClaim(PROVIDER.sign(batch.claim(DOMAIN), DOMAIN), batch), "0x", 1)
 
 
 @given(claimed=st.lists(pairs, max_size=4), signed=st.lists(pairs, max_size=5))

@@ -8,8 +8,8 @@ from typing import Any
 
 from tallystick.chain.claims import ClaimBatch, SettleRow
 from tallystick.chain.codec import Abi, load_abi
-from tallystick.chain.escrow import Rules
-from tallystick.chain.events import Event, RowSkipped, Settled, Skip
+from tallystick.chain.escrow import EscrowRules
+from tallystick.chain.events import Event, RowSkipped, Settled, SkipReason
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer
 from tallystick.protocol.messages import Bind, Claim, Order, Receipt, Release
 from tallystick.protocol.pricing import Usage
@@ -26,7 +26,7 @@ N = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 class Market:
     """One escrow and its token. Amounts are base units; every method but the papers is one transaction."""
 
-    def __init__(self, ground: Ground | None = None, *, rules: Rules = RULES, token: Abi | None = None) -> None:
+    def __init__(self, ground: Ground | None = None, *, rules: EscrowRules = RULES, token: Abi | None = None) -> None:
         self.ground, self.rules = ground or Ground(), rules
         self.escrow_abi, self.token_abi = load_abi("Escrow"), token or load_abi("TestUSD")
         deployer = person("deployer").address
@@ -136,7 +136,7 @@ def paid(events: Sequence[Event]) -> list[int]:
     return [event.paid for event in events if isinstance(event, Settled)]
 
 
-def skipped(events: Sequence[Event]) -> list[Skip]:
+def skipped(events: Sequence[Event]) -> list[SkipReason]:
     """Why each other row did not."""
     return [event.reason for event in events if isinstance(event, RowSkipped)]
 

@@ -15,7 +15,7 @@ from coordinator.ports import JobStore, job_subject, node_subject
 from coordinator.storage.memory import MemoryFunds, MemoryStore
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, Verified
-from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable, from_public
+from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import Capacity, ClaimRequest
 from tallystick.protocol.messages import Ask, Claim, ClaimRow, Order, Outcome, Receipt, Terms
@@ -231,7 +231,7 @@ class Client:
         """What the FAIL at the end says."""
         kind, payload = self.frames[-1]
         assert kind is Kind.FAIL
-        return from_public(loads(payload, "failure"), 502)
+        return error_from_json(loads(payload, "failure"), 502)
 
     @property
     def ended(self) -> bool:

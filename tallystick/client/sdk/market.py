@@ -47,7 +47,7 @@ from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
 from tallystick.protocol.wire import dumps
-from tallystick.runtime.plaintext import warn_if_readable
+from tallystick.runtime.plaintext import warn_if_plaintext
 
 _STALE = (Code.NO_PROVIDER, Code.NODE_BUSY)
 """Refusals that a fresh shortlist may heal."""
@@ -135,7 +135,7 @@ class Market(Verbs):
 
     async def open(self) -> Self:
         """What entering does, for where no block can hold the market, as across a notebook's cells. `close` it at the end."""
-        warn_if_readable(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
+        warn_if_plaintext(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
         self._auditor = Auditor(self.config)
         self._pin, self._desk, self._draining = Pin.of(self.config), None, False
         self._onchain = Onchain.of(self.config, self.wallet)
