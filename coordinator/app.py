@@ -15,7 +15,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from coordinator.bus import InProcessBus
-from coordinator.chain.escrow_cache import ChainFunds
+from coordinator.chain.escrow_cache import EscrowCache
 from coordinator.chain.fee_check import FeeCheck
 from coordinator.chain.settler import Settler
 from coordinator.config import CoordinatorConfig
@@ -97,7 +97,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         fees = FeeCheck(escrow, signer.address, config.fee_bps)
         await fees.check_at_start()
         bus = InProcessBus()
-        funds = ChainFunds(escrow, config.funds_ttl)
+        funds = EscrowCache(escrow, config.funds_ttl)
         market = Market(domain=deployment.domain, signer=signer, bus=bus, store=store, funds=funds, limits=config.job_limits)
         await market.start()
         settler = Settler(

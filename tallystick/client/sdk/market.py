@@ -31,7 +31,7 @@ from tallystick.client.receipts.checks import Tab
 from tallystick.client.receipts.evidence import Evidence
 from tallystick.client.receipts.file_store import ProofFolder
 from tallystick.client.receipts.token_audit import Auditor
-from tallystick.client.recovery.escrow import Onchain
+from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.client.recovery.reconciler import Resolver
 from tallystick.client.recovery.tabs import Recovery
 from tallystick.client.sdk.convenience import Verbs
@@ -94,7 +94,7 @@ class Market(Verbs):
         )
         self._affinity = Affinity(random(32))
         self._pin = Pin()
-        self._onchain: Onchain | None = None
+        self._onchain: PayerEscrow | None = None
         self._asking = asyncio.Lock()
         self._desk: Desk | None = None
         self._info: Info | None = None
@@ -138,7 +138,7 @@ class Market(Verbs):
         warn_if_plaintext(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
         self._auditor = Auditor(self.config)
         self._pin, self._desk, self._draining = Pin.of(self.config), None, False
-        self._onchain = Onchain.of(self.config, self.wallet)
+        self._onchain = PayerEscrow.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.state_file(self.address), self.address)
         await self._coordinator.__aenter__()
         recovery = Recovery.of(

@@ -133,6 +133,7 @@ async def test_fat_asks_are_refused(at: Served) -> None:
 async def test_one_address_has_only_so_many_asks_checked(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever keys an address uses, its asks cost only so many signature checks."""
     monkeypatch.setattr(resource_bounds, "ASKS_BURST", 50)
+    monkeypatch.setattr(resource_bounds, "ASKS_PER_SECOND", 1)
     async with served() as tight:
         asks = [make_ask(ANN, seq=n, model=f"m{n}") for n in range(40)]
         await LinkNode.join(tight, ANN, *asks)
