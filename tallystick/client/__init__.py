@@ -1,1 +1,1 @@
-"""The client's side of the market: the SDK, the payer and its ledger, and the local OpenAI-compatible gateway."""
+"""The payer's side of the market: the SDK, the ledger of orders and receipts, and the OpenAI-compatible gateway."""

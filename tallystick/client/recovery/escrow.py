@@ -119,7 +119,7 @@ class Onchain:
             if self._tick() - at < JUST_NOW_SECONDS and _worst(tab, refused) <= borne:
                 return True
             try:
-                async with _alone(self._config.state_file(self._wallet.address).with_suffix(".reserving")):
+                async with _alone(self._config.ledger_path(self._wallet.address).with_suffix(".reserving")):
                     why = await self._top_up(refused, tab, accounts, now_ns)
             except TallyError as error:
                 why = str(error)
@@ -166,8 +166,8 @@ class Onchain:
         return ""
 
     async def idle(self, accounts: Sequence[Account], now: int) -> list[tuple[Account, Amount]]:
-        """The reservations of providers that were not ordered from for the config's idle_days. Raises Unavailable."""
-        before = now - self._config.idle_days * 86_400
+        """The reservations of providers that were not ordered from for the config's idle_reserve_days. Raises Unavailable."""
+        before = now - self._config.idle_reserve_days * 86_400
         old = [account for account in accounts if account.used_at < before and not account.in_flight]
         held = [(account, (await self._escrow.tab(self._wallet.address, account.provider)).reserved) for account in old]
         return [(account, amount) for account, amount in held if amount]

@@ -37,7 +37,7 @@ class Sender:
 
 
 async def test_one_address_does_not_hold_the_whole_intake() -> None:
-    """Unfinished bodies of one address, or of one /64, take its share and no more; another address is served meanwhile."""
+    """StreamInterrupted bodies of one address, or of one /64, take its share and no more; another address is served meanwhile."""
     bodies = Bodies(Intake(bodies=10_000, address_bodies=2_000))
     flood = [Sender(bodies, f"2001:db8::{n}") for n in range(1, 5)]
     for sender in flood:
