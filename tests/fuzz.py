@@ -19,7 +19,7 @@ from tallystick.client.openai.requests import summarise
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof, read_proof
 from tallystick.protocol.eip712 import Domain, loads_signed
-from tallystick.protocol.errors import BadSeal, TallyError, from_public
+from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask, Claim, Match, Order, Receipt, Spec, Terms
 from tallystick.protocol.openai_wire import read_completion, read_other_answer
@@ -154,7 +154,7 @@ def answers(data: bytes) -> None:
         read_text(data)
     read_engine_error(500, data)
     with contextlib.suppress(TallyError):
-        from_public(loads(data, "error"), 502)
+        error_from_json(loads(data, "error"), 502)
 
 
 SELLS_ALL = replace(OFFER, spec=Spec(features=("/v1/responses", "/v1/audio/transcriptions")))

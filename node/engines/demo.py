@@ -41,7 +41,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from tallystick.protocol.sse import DONE, EVENT_STREAM
-from tallystick.runtime.serving import serving, until_stopped
+from tallystick.runtime.serving import serving, wait_for_stop_signal
 
 MODEL = "tally-demo-stand-in"
 OWNER = "tally-demo"
@@ -332,7 +332,7 @@ async def serve(host: str, port: int, behaviour: Simulation | None = None) -> No
     async with serving(build_app(behaviour), host, port) as bound:
         sys.stdout.write(f"http://{host}:{bound}\n")
         sys.stdout.flush()
-        await until_stopped()
+        await wait_for_stop_signal()
 
 
 def main(arguments: Iterator[str] | list[str] | None = None) -> None:

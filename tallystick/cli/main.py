@@ -16,7 +16,7 @@ from tallystick.cli.money import balance, funds, rotate, safe, spending, wallet
 from tallystick.cli.node import doctor, init, provider, status
 from tallystick.cli.output import fail
 from tallystick.protocol.errors import TallyError
-from tallystick.runtime.logs import quiet
+from tallystick.runtime.logs import configure_quiet
 
 app = typer.Typer(
     name="tally",
@@ -73,7 +73,7 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 def main() -> None:
     """The console script: errors of ours become one clear line (or JSON with --json) and exit code 1."""
-    quiet()
+    configure_quiet()
     try:
         app()
     except TallyError as error:

@@ -20,7 +20,7 @@ from tallystick.runtime.config import home
 if TYPE_CHECKING:
     from tallystick.chain.deployment import Deployment
     from tallystick.chain.endpoint import Rpc
-    from tallystick.chain.escrow import Rules
+    from tallystick.chain.escrow import EscrowRules
     from tallystick.protocol.eip712 import Signer
 
 LONGEST_WAIT = 365 * 86_400
@@ -58,7 +58,7 @@ def chain(
         return
     from tallystick.chain.devnet import build_app, dev_accounts
     from tallystick.cli.daemons import start
-    from tallystick.runtime.serving import serving, until_stopped
+    from tallystick.runtime.serving import serving, wait_for_stop_signal
 
     async def serve() -> None:
         app = build_app(chain_id, accounts, origins=allow_origin or (), hosts=(host, *(allow_host or ())))
@@ -68,7 +68,7 @@ def chain(
             err.print(
                 f"chain {chain_id} on http://{host}:{bound} - take an account with: tally wallet import NAME --dev-account 0"
             )
-            await until_stopped()
+            await wait_for_stop_signal()
 
     start(serve())
 
@@ -229,7 +229,7 @@ def deploy(
     asyncio.run(_with_rpc(rpc, run))
 
 
-def _rules(local: bool, waits: dict[str, str | None], penalty: str | None, treasury: str | None) -> Rules:
+def _rules(local: bool, waits: dict[str, str | None], penalty: str | None, treasury: str | None) -> EscrowRules:
     from tallystick.chain.deploy import LOCAL_RULES, PRODUCTION_RULES
 
     changed: dict[str, Any] = {name: parse_wait(text, f"--{name}-wait") for name, text in waits.items() if text is not None}
@@ -247,13 +247,13 @@ def _rules(local: bool, waits: dict[str, str | None], penalty: str | None, treas
     return rules
 
 
-def _waits(rules: Rules) -> list[tuple[str, object]]:
+def _waits(rules: EscrowRules) -> list[tuple[str, object]]:
     from tallystick.chain.state_explainer import span
 
     return [(name, span(getattr(rules, name))) for name in ("thaw", "release", "unstake")]
 
 
-async def _deploy(rpc: Rpc, signer: Signer, rules: Rules, token: Address | None, gifts: list[Address]) -> Deployment:
+async def _deploy(rpc: Rpc, signer: Signer, rules: EscrowRules, token: Address | None, gifts: list[Address]) -> Deployment:
     """Deploys with a line of progress for each thing done. Raises Refusal, Unavailable."""
     from tallystick.chain.deploy import deploy as deploy_contracts
     from tallystick.chain.sender import Sender

@@ -116,7 +116,7 @@ def why(
 async def _ask_why(url: str) -> Any:
     import aiohttp
 
-    from tallystick.protocol.errors import Code, Unavailable, from_public
+    from tallystick.protocol.errors import Code, Unavailable, error_from_json
 
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session, session.get(url) as response:
@@ -124,7 +124,7 @@ async def _ask_why(url: str) -> Any:
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{url}: {error or type(error).__name__}") from None
     if response.status != 200:
-        raise from_public(body, response.status)
+        raise error_from_json(body, response.status)
     return body
 
 

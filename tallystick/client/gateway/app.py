@@ -32,7 +32,7 @@ from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.routes import ALWAYS, JSON
 from tallystick.protocol.types import parse_job_id
 from tallystick.protocol.wire import dumps
-from tallystick.runtime.serving import serving, until_stopped
+from tallystick.runtime.serving import serving, wait_for_stop_signal
 
 log = structlog.get_logger()
 
@@ -172,7 +172,7 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
         if ready is not None:
             ready(port)
         looking = asyncio.create_task(_look_around(market), name="look-around")
-        await until_stopped()
+        await wait_for_stop_signal()
         looking.cancel()
         log.info("gateway stopping", jobs=market.running)
         await market.drain(config.shutdown_seconds)

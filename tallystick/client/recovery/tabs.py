@@ -24,7 +24,7 @@ from tallystick.client.ledger.repair import Found, Paid, Shown
 from tallystick.client.ledger.schema import JobState, OrderState
 from tallystick.client.ledger.writes import Arrival
 from tallystick.client.receipts.checks import Placed
-from tallystick.client.recovery.escrow import Onchain
+from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadReceipt, Code, PeerError, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
@@ -57,7 +57,7 @@ class Recovery:
     info: Callable[[], Awaitable[Info]]
     now: Callable[[], int]
     path: Path
-    onchain: Onchain | None
+    onchain: PayerEscrow | None
     asked: dict[Address, float]
 
     @classmethod
@@ -70,7 +70,7 @@ class Recovery:
         *,
         now: Callable[[], int],
         config: ClientConfig,
-        onchain: Onchain | None,
+        onchain: PayerEscrow | None,
     ) -> Recovery:
         """A recovery for one market."""
         path = config.ledger_path(signer.address)

@@ -15,7 +15,7 @@ from tallystick.client.ledger.budgets import Hit
 from tallystick.client.ledger.idempotency import Keyed
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import COLLECTABLE
-from tallystick.client.recovery.escrow import Onchain
+from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, JobId
 
@@ -30,7 +30,7 @@ class Maintenance:
 
     config: ClientConfig
     ledger: Ledger
-    onchain: Onchain | None
+    onchain: PayerEscrow | None
     info: Callable[[], Awaitable[Info]]
     clock: Callable[[], int]
 

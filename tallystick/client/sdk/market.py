@@ -31,7 +31,7 @@ from tallystick.client.receipts.checks import Tab
 from tallystick.client.receipts.evidence import Evidence
 from tallystick.client.receipts.file_store import ProofFolder
 from tallystick.client.receipts.token_audit import Auditor
-from tallystick.client.recovery.escrow import Onchain
+from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.client.recovery.reconciler import Resolver
 from tallystick.client.recovery.tabs import Recovery
 from tallystick.client.sdk.convenience import ConvenienceMethods
@@ -47,7 +47,7 @@ from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
 from tallystick.protocol.wire import dumps
-from tallystick.runtime.plaintext import warn_if_readable
+from tallystick.runtime.plaintext import warn_if_plaintext
 
 _STALE = (Code.NO_PROVIDER, Code.NODE_BUSY)
 """Refusals that a fresh shortlist may heal."""
@@ -94,7 +94,7 @@ class Market(ConvenienceMethods):
         )
         self._affinity = Affinity(random(32))
         self._pin = Pin()
-        self._onchain: Onchain | None = None
+        self._onchain: PayerEscrow | None = None
         self._asking = asyncio.Lock()
         self._job_context: JobContext | None = None
         self._info: Info | None = None
@@ -135,10 +135,10 @@ class Market(ConvenienceMethods):
 
     async def open(self) -> Self:
         """What entering does, for where no block can hold the market, as across a notebook's cells. `close` it at the end."""
-        warn_if_readable(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
+        warn_if_plaintext(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
         self._auditor = Auditor(self.config)
         self._pin, self._job_context, self._draining = Pin.of(self.config), None, False
-        self._onchain = Onchain.of(self.config, self.wallet)
+        self._onchain = PayerEscrow.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.ledger_path(self.address), self.address)
         await self._coordinator.__aenter__()
         recovery = Recovery.of(

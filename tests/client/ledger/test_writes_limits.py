@@ -23,7 +23,7 @@ from tallystick.client.receipts.checks import (
     Undelivered,
     cap_for,
 )
-from tallystick.client.recovery.escrow import Onchain, rpc_of
+from tallystick.client.recovery.escrow import PayerEscrow, rpc_of
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadReceipt, Code, Refusal, TallyError, Unavailable
@@ -148,9 +148,9 @@ def test_a_chain_that_is_not_asked_is_told_of(tmp_path: Path) -> None:
     file = tmp_path / "deployment.json"
     Deployment(31337, DOMAIN.contract, Address("0x" + "cd" * 20), 6, 0, "https://rpc.example").save(file)
     with capture_logs() as logs:
-        assert Onchain.of(ClientConfig(deployment=file), PAYER) is None
-    assert "use_deployment_rpc" in logs[0]["do"]
-    assert Onchain.of(ClientConfig(deployment=file, use_deployment_rpc=True), PAYER) is not None
+        assert PayerEscrow.of(ClientConfig(deployment=file), PAYER) is None
+    assert "use_deployment_rpc" in logs[0]["hint"]
+    assert PayerEscrow.of(ClientConfig(deployment=file, use_deployment_rpc=True), PAYER) is not None
 
 
 @pytest.fixture

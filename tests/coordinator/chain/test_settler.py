@@ -10,9 +10,9 @@ from coordinator.chain.claim_value import NOTHING_OWED, UNFUNDED
 from coordinator.chain.settler import BATCH, MAX_ROWS, REFUSED, Settler
 from coordinator.domain.exposure import Exposure
 from coordinator.storage.memory import MemoryStore
-from tallystick.chain.claims import ClaimBatch, cut_batches
+from tallystick.chain.claims import ClaimBatch, pack_batches
 from tallystick.chain.codec import ContractError
-from tallystick.chain.events import DeepReorg, Position, ReleaseStarted
+from tallystick.chain.events import DeepReorg, LogPosition, ReleaseStarted
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, PeerError, Refusal, Unavailable
 from tallystick.protocol.link import ClaimRequest
@@ -121,7 +121,7 @@ async def test_a_claim_that_no_transaction_can_carry(settler: Settler) -> None:
     largest = make_claim(ANN, *[(order, 1, 20)] * MAX_ROWS)
     await settler.take(ANN.address, largest)
     batch = ClaimBatch.of(largest.claim, largest.orders, DEPLOYMENT.domain)
-    assert list(cut_batches([batch])) == [[batch]]
+    assert list(pack_batches([batch])) == [[batch]]
 
 
 # Settling
@@ -302,7 +302,7 @@ async def test_a_reservation_that_is_released_covers_nothing(store: MemoryStore,
     exposure.observe(PAYER.address, ANN.address, settled=Amount(0), reserved=Amount(500))
     exposure.admit(PAYER.address, BOB.address, Amount(500), Amount(500))
     exposure.release(PAYER.address, BOB.address, Amount(500))
-    at = Position(escrow.block, 0, "0x" + "00" * 32, "0x" + "01" * 32)
+    at = LogPosition(escrow.block, 0, "0x" + "00" * 32, "0x" + "01" * 32)
     escrow.events.append(ReleaseStarted(at=at, payer=PAYER.address, provider=ANN.address, release_at=Seconds(START)))
     await make_settler(escrow, store, exposure=exposure).follow()
     with pytest.raises(Refusal, match="free"):

@@ -14,7 +14,7 @@ from coordinator.http import node_hub as module
 from coordinator.ports import KnownJob, node_subject
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Domain
-from tallystick.protocol.errors import Code, Fault, Unavailable, from_public
+from tallystick.protocol.errors import Code, Fault, Unavailable, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, LateReceipt
 from tallystick.protocol.messages import Connect
 from tallystick.protocol.types import JobId
@@ -309,7 +309,7 @@ async def test_bad_late_receipts_are_refused(at: Served) -> None:
     await node.finish(job, receipt)
     assert [kind for kind, _, _ in node.seen].count(Kind.RECEIPT_ACK) == 3
     refused = [(job, loads(raw, "error")) for kind, job, raw in node.seen if kind is Kind.RECEIPT_REFUSED]
-    told = [(about, from_public(raw, 502).code) for about, raw in refused]
+    told = [(about, error_from_json(raw, 502).code) for about, raw in refused]
     assert told == [(JOB, Code.BAD_RECEIPT), *[(job, Code.BAD_RECEIPT), (job, Code.BAD_MESSAGE)] * 2]
 
 
