@@ -50,9 +50,9 @@ def show(
         told, silence = (None, "not asked") if offline else await _ask(loaded, wallet, password_file, number)
         if known is None and told is None:
             raise Refusal(Code.UNKNOWN_JOB, f"neither the books of {ledger.payer} nor the coordinator know this job ({silence})")
-        from tallystick.client.jobs.export import tell_job
+        from tallystick.client.jobs.export import job_json
 
-        document = (tell_job(known) if known else {"job": number.hex()}) | {"coordinator": told}
+        document = (job_json(known) if known else {"job": number.hex()}) | {"coordinator": told}
         if as_json:
             show_json(document)
         else:
@@ -73,9 +73,9 @@ def listing(
     async def read(ledger: Ledger, _config: ClientConfig) -> None:
         found = await ledger.latest_jobs(limit)
         if as_json:
-            from tallystick.client.jobs.export import tell_job
+            from tallystick.client.jobs.export import job_json
 
-            show_json([tell_job(known) for known in found])
+            show_json([job_json(known) for known in found])
         else:
             show_rows(("job", "at", "model", "state", "cost"), map(_row, found), keyed=True)
 
@@ -93,7 +93,7 @@ def with_books(
     payer = account_of(wallet, "--wallet")
 
     async def run() -> None:
-        ledger = await Ledger.open(loaded.state_file(payer), payer)
+        ledger = await Ledger.open(loaded.ledger_path(payer), payer)
         try:
             await act(ledger, loaded)
         finally:

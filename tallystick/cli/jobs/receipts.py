@@ -76,7 +76,7 @@ def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Js
     """
 
     async def read(ledger: Ledger, loaded: ClientConfig) -> None:
-        folder = loaded.state_file(ledger.payer).parent / "evidence"
+        folder = loaded.ledger_path(ledger.payer).parent / "evidence"
         latest = {one.job: one for one in await ledger.evidence()}
         found = [(one, folder / f"{one.job.hex()}.json", _convinces(folder / f"{one.job.hex()}.json")) for one in latest.values()]
         told = [

@@ -124,7 +124,7 @@ async def _offers(coordinator: str) -> tuple[bool, list[str]]:
     from tallystick.client.coordinator.http_client import CoordinatorClient
 
     try:
-        async with CoordinatorClient(coordinator, ClientConfig(connect_seconds=2, control_seconds=5)) as asked:
+        async with CoordinatorClient(coordinator, ClientConfig(connect_seconds=2, request_seconds=5)) as asked:
             await asked.info()
             return True, [offer.id for offer in await asked.models()]
     except TallyError:

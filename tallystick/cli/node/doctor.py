@@ -231,13 +231,13 @@ async def _look_at_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dic
 async def _try_engine(engine: EngineConfig) -> str:
     """Asks an engine what it is, and for one token. Raises TallyError."""
     from node.domain.requests import prepare
-    from node.engines.discover import look
+    from node.engines.discover import inspect_engine
     from node.engines.openai_http import OpenAIEngine
     from node.ports import End
     from tallystick.protocol.wire import RequestHead, dumps
 
     settings = engine.settings(os.environ)
-    finding = await look(engine.url, settings.api_key, seconds=10)
+    finding = await inspect_engine(engine.url, settings.api_key, seconds=10)
     wanted = [model.name for model in engine.models] or [model.name for model in finding.models]
     listed = {model.name for model in finding.models}
     missing = sorted(set(wanted) - listed) if listed else []  # some engines list nothing and serve what is asked for

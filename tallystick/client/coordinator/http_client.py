@@ -33,7 +33,7 @@ MAX_RECEIPTS = 64
 """Receipts of a tab that are looked at."""
 
 MAX_PAGES = 256
-"""Pages of a listing that are followed; MAX_RAW bounds their bytes together, and the config's control_seconds their time."""
+"""Pages of a listing that are followed; MAX_RAW bounds their bytes together, and the config's request_seconds their time."""
 
 MAX_CURSOR = 4_096
 """Characters of what names the next page."""
@@ -170,7 +170,7 @@ class CoordinatorClient:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS),
-            timeout=aiohttp.ClientTimeout(total=self._config.control_seconds, connect=self._config.connect_seconds),
+            timeout=aiohttp.ClientTimeout(total=self._config.request_seconds, connect=self._config.connect_seconds),
             read_bufsize=1 << 18,
             auto_decompress=False,
         )
@@ -237,9 +237,9 @@ class CoordinatorClient:
             return None, trimmer.seen
 
     async def _pages(self, path: str, member: str, **query: str) -> AsyncIterator[Any]:
-        """The items of a listing, page after page, within MAX_PAGES, MAX_RAW and control_seconds."""
+        """The items of a listing, page after page, within MAX_PAGES, MAX_RAW and request_seconds."""
         clock = asyncio.get_running_loop().time
-        until = clock() + self._config.control_seconds
+        until = clock() + self._config.request_seconds
         seen, size = {""}, 0
         after = ""
         for _ in range(MAX_PAGES):
@@ -334,7 +334,7 @@ class CoordinatorClient:
 
     async def _submit(self, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(
-            total=self._config.run_seconds, connect=self._config.connect_seconds, sock_read=self._config.idle_seconds
+            total=self._config.run_seconds, connect=self._config.connect_seconds, sock_read=self._config.stream_idle_seconds
         )
         data = submission if len(submission) < LARGE else io.BytesIO(submission)
         headers = {"content-type": JOB_TYPE}

@@ -25,7 +25,7 @@ CHUNK_COST = 64
 """Bytes that keeping a chunk takes beside its content."""
 
 
-class Answer:
+class JobResponse:
     """One answer. `accept` takes frames in the order in which they came.
 
     `kept`: the plaintext chunks so far, where up to `keep_bytes` of them are to be kept; None once they are more. `voids`:
@@ -64,7 +64,7 @@ class Answer:
         return self.receipt is not None or self.failure is not None
 
     @property
-    def passed_over(self) -> list[Address]:
+    def failed_providers(self) -> list[Address]:
         """The providers that had the job before the one that answered, and did not do it."""
         return [self._placed[order].provider for order in list(self._matched)[:-1]]
 

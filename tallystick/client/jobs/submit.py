@@ -13,8 +13,8 @@ import aiohttp
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import ConnectionLost, CoordinatorClient, CoordinatorInfo
-from tallystick.client.jobs.candidates import affordable, draft, wrap
-from tallystick.client.jobs.response import Answer
+from tallystick.client.jobs.candidates import draft_orders, drafts_within_budget, wrap_keys
+from tallystick.client.jobs.response import JobResponse
 from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
@@ -34,7 +34,7 @@ Named = tuple[str, str] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Placing:
+class JobSubmitter:
     """What a job is placed with. `clock` is Unix time in nanoseconds; `placing` holds the jobs on their way."""
 
     config: ClientConfig
@@ -56,11 +56,11 @@ class Placing:
         keep_bytes: int,
         named: Named,
         ranked: bool,
-    ) -> tuple[Answer, aiohttp.ClientResponse]:
+    ) -> tuple[JobResponse, aiohttp.ClientResponse]:
         """Posts a job; its answer to be, and the open stream. Raises TallyError: then nothing is owed."""
         job, key = JobId(self.random(16)), ContentKey.new(self.random)
         commitment = commit_request(key.commitment_key, job, asked.plaintext)
-        drafts = draft(asked, asks, job, commitment, self.config.default_max_output_tokens)
+        drafts = draft_orders(asked, asks, job, commitment, self.config.default_max_output_tokens)
         now = self.clock() // 1_000_000_000
         new = NewJob(
             domain=info.domain,
@@ -72,20 +72,20 @@ class Placing:
             created_at=now,
             label=asked.label,
         )
-        within = affordable(drafts, max_cost)
+        within = drafts_within_budget(drafts, max_cost)
         async with self._closing(asked, key, job, named) as signed:
             placed = await self._sign(info, new, within)
             signed.extend(placed)
-            candidates = wrap(job, key, placed, asks)
+            candidates = wrap_keys(job, key, placed, asks)
             header = Submission(job, candidates, b"", ranked).dumps()
             if named is not None:
                 keyed = idempotency.IdempotencyKey(*named, job, key.secret, header, now)
-                if (await self.ledger.store_key(keyed, now - self.config.key_seconds)).job != job:
+                if (await self.ledger.store_key(keyed, now - self.config.idempotency_seconds)).job != job:
                     raise Unavailable(Code.CLIENT_BUSY, "another process placed this key's job just now", fault=Fault.CLIENT)
             linger = None if named is None else self.config.linger_seconds
             response = await self.coordinator.submit(header + key.seal_request(job, asked.plaintext), linger=linger)
         orders = {one.order.digest: one for one in placed}
-        return Answer(job, key, orders, info.domain, info.coordinator, keep_bytes=keep_bytes), response
+        return JobResponse(job, key, orders, info.domain, info.coordinator, keep_bytes=keep_bytes), response
 
     async def _sign(self, info: CoordinatorInfo, job: NewJob, drafts: Sequence[tuple[Address, Terms]]) -> list[PlacedOrder]:
         now_ns, config = self.clock(), self.config

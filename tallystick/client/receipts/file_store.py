@@ -63,7 +63,7 @@ class ProofStore:
     @classmethod
     def of(cls, config: ClientConfig) -> ProofStore | None:
         """The one that a config names, if it does."""
-        return None if config.proofs is None else cls(config.proofs, config.proofs_mib * MIB)
+        return None if config.proof_folder is None else cls(config.proof_folder, config.proof_folder_mib * MIB)
 
     async def put(self, job: JobId, proof: Proof) -> None:
         """Stores the proof of a job."""

@@ -14,7 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tallystick.client.config import ClientConfig, Recount
+from tallystick.client.config import ClientConfig, TokenAudit
 from tallystick.client.openai.message_text import COUNTABLE_ROUTES, Texts, answer_texts, request_texts
 from tallystick.client.receipts.checks import AuditFinding
 from tallystick.protocol.errors import BadMessage
@@ -40,18 +40,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         from tokenizers import Tokenizer  # noqa: PLC0415 - an extra, which few need
     except ImportError:
-        raise BadMessage("config: recounts: this needs one more package: pip install 'tallystick[recount]'") from None
+        raise BadMessage("config: token_audits: this needs one more package: pip install 'tallystick[recount]'") from None
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception  # noqa: BLE001
-        raise BadMessage(f"config: recounts: {path}: {error}") from None
+        raise BadMessage(f"config: token_audits: {path}: {error}") from None
 
 
 class TokenAuditor:
     """Recounts the jobs of the models that the config names. Raises BadMessage for tokenizers that cannot be loaded."""
 
     def __init__(self, config: ClientConfig) -> None:
-        self._rules = {rule.model: (rule, load_tokenizer(rule.tokenizer)) for rule in config.recounts}
+        self._rules = {rule.model: (rule, load_tokenizer(rule.tokenizer)) for rule in config.token_audits}
 
     def counts(self, model: str, path: str) -> bool:
         """Whether the answers of such a request are counted again: then they must be kept until their end."""
@@ -70,11 +70,11 @@ class TokenAuditor:
 
 def recount_with(path: Path) -> Callable[[bytes, Sequence[bytes], Receipt], AuditFinding | None]:
     """Counts with one tokenizer, as who was not there does. Raises BadMessage."""
-    return partial(_doubt, Recount(model="", tokenizer=path, flag_above=THIRD_PARTY_TOLERANCE), load_tokenizer(path))
+    return partial(_doubt, TokenAudit(model="", tokenizer=path, flag_percent=THIRD_PARTY_TOLERANCE), load_tokenizer(path))
 
 
 def _doubt(
-    rule: Recount, tokenizer: Tokenizer, request: bytes, response: Sequence[bytes], receipt: Receipt
+    rule: TokenAudit, tokenizer: Tokenizer, request: bytes, response: Sequence[bytes], receipt: Receipt
 ) -> AuditFinding | None:
     if not response or load_response_head(response[0]).status != 200:
         return None  # an engine's own error says no text, and costs nothing
@@ -92,12 +92,12 @@ def _doubt(
     return _excess(rule, "input", receipt.input_tokens, _count(tokenizer, asked), allowed)
 
 
-def _excess(rule: Recount, what: str, billed: int, counted: int, allowed: int) -> AuditFinding | None:
+def _excess(rule: TokenAudit, what: str, billed: int, counted: int, allowed: int) -> AuditFinding | None:
     percent = (billed - counted - allowed) * 100 // max(counted + allowed, 1)
-    if percent < rule.flag_above or billed <= counted + allowed:
+    if percent < rule.flag_percent or billed <= counted + allowed:
         return None
     reason = f"{billed} {what} tokens billed, {counted} counted (and {allowed} allowed for what no text shows): {percent} % more"
-    return AuditFinding(reason, refuse=rule.refuse_above is not None and percent >= rule.refuse_above)
+    return AuditFinding(reason, refuse=rule.refuse_percent is not None and percent >= rule.refuse_percent)
 
 
 def _count(tokenizer: Tokenizer, texts: Texts) -> int:

@@ -128,7 +128,7 @@ class PayerEscrow:
             if self._clock() - topped_up_at < REPEAT_SECONDS and _worst_total(tab, refused) <= covered:
                 return True
             try:
-                async with _process_lock(self._config.state_file(self._wallet.address).with_suffix(".reserving")):
+                async with _process_lock(self._config.ledger_path(self._wallet.address).with_suffix(".reserving")):
                     reason = await self._top_up(refused, tab, accounts, now_ns)
             except TallyError as error:
                 reason = str(error)
@@ -174,8 +174,8 @@ class PayerEscrow:
         return ""
 
     async def idle(self, accounts: Sequence[Account], now: int) -> list[tuple[Account, Amount]]:
-        """Reservations for providers that got no order for the config's idle_days. Raises Unavailable."""
-        before = now - self._config.idle_days * 86_400
+        """Reservations for providers that got no order for the config's idle_reserve_days. Raises Unavailable."""
+        before = now - self._config.idle_reserve_days * 86_400
         unused = [account for account in accounts if account.used_at < before and not account.in_flight]
         reserved = [(account, (await self._escrow.tab(self._wallet.address, account.provider)).reserved) for account in unused]
         return [(account, amount) for account, amount in reserved if amount]

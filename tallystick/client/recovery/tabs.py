@@ -73,7 +73,7 @@ class TabRecovery:
         onchain: PayerEscrow | None,
     ) -> TabRecovery:
         """A recovery for one market."""
-        path = config.state_file(signer.address)
+        path = config.ledger_path(signer.address)
         return cls(ledger, coordinator, signer, info, now, path, onchain, {})
 
     async def know(self, providers: Iterable[Address]) -> None:

@@ -76,7 +76,7 @@ def _evidence(market: Tally, file: Path, receipt: Signed[Receipt], *others: Sign
 
 def _book(market: Tally, *made: Signed[Receipt]) -> None:
     """The payer's books have these receipts, and no orders."""
-    domain, path = Deployment.load(market.home / "deployment.json").domain, load_config().state_file(KEY.address)
+    domain, path = Deployment.load(market.home / "deployment.json").domain, load_config().ledger_path(KEY.address)
 
     async def create() -> None:
         await (await Ledger.open(path, KEY.address)).close()

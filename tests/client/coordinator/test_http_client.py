@@ -72,7 +72,7 @@ async def answering(handler: Handler) -> AsyncIterator[CoordinatorClient]:
     assert site._server is not None
     url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
     try:
-        async with CoordinatorClient(url, ClientConfig(control_seconds=10), token) as coordinator:
+        async with CoordinatorClient(url, ClientConfig(request_seconds=10), token) as coordinator:
             yield coordinator
     finally:
         await runner.cleanup()
@@ -314,7 +314,7 @@ async def test_listings_are_read_to_their_end() -> None:
 
 
 async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
-    """MAX_PAGES pages, MAX_RAW bytes and control_seconds at most; pages that go in a circle, or nowhere, are refused."""
+    """MAX_PAGES pages, MAX_RAW bytes and request_seconds at most; pages that go in a circle, or nowhere, are refused."""
     count = [0]
     wide, pause = [0], [0.0]
 
@@ -328,7 +328,7 @@ async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
     async with answering(handler) as coordinator:
         assert await coordinator.asks("endless") == []
         assert count[0] == MAX_PAGES
-        coordinator._config = ClientConfig(control_seconds=0.2)
+        coordinator._config = ClientConfig(request_seconds=0.2)
         count[0], pause[0] = 0, 0.05
         assert await coordinator.asks("slow") == []
         assert count[0] < 10
@@ -419,7 +419,7 @@ async def test_a_coordinator_that_trickles_is_given_up(config: ClientConfig) -> 
 
     async with (
         answering(handler) as coordinator,
-        CoordinatorClient(coordinator.url, replace(config, control_seconds=0.3)) as hasty,
+        CoordinatorClient(coordinator.url, replace(config, request_seconds=0.3)) as hasty,
     ):
         with pytest.raises(Unavailable):
             await hasty.info()

@@ -20,7 +20,7 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.app import run_gateway
 from tests.client.fake_coordinator import signer
 
-config = ClientConfig(coordinator=sys.argv[1], state=Path(sys.argv[2]), port=0, cancel_seconds=10, grace_seconds=0.2)
+config = ClientConfig(coordinator=sys.argv[1], ledger_file=Path(sys.argv[2]), port=0, cancel_seconds=10, shutdown_seconds=0.2)
 asyncio.run(run_gateway(config, signer("payer"), ready=lambda port: print(port, flush=True)))
 """
 

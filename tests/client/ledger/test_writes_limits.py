@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from tallystick.chain.deployment import Deployment
 from tallystick.client.config import ClientConfig
-from tallystick.client.jobs.candidates import draft, foresee
+from tallystick.client.jobs.candidates import draft_orders, estimate_cost
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import IncomingReceipt
@@ -56,8 +56,8 @@ def test_what_is_posted_tells_the_bucket_alone(one: str, other: str) -> None:
     for text in (one, other):
         body = orjson.dumps({"model": MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": text}]})
         asked = ApiRequest.of(CHAT, body)
-        ((_, terms),) = draft(asked, [ALICE.ask], JOB, ZERO_HASH, 4_096)
-        foreseen, _ = foresee(asked, ALICE.ask.message, 4_096, None)
+        ((_, terms),) = draft_orders(asked, [ALICE.ask], JOB, ZERO_HASH, 4_096)
+        foreseen, _ = estimate_cost(asked, ALICE.ask.message, 4_096, None)
         found.append((len(key.seal_request(JOB, asked.plaintext)), terms.max_cost, foreseen))
         assert foreseen == terms.max_cost
     assert found[0] == found[1] or found[0][0] != found[1][0]

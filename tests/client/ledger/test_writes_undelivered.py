@@ -259,7 +259,7 @@ def _all_tabs(c: object) -> dict[str, tuple[int, int]]:
 
 async def test_a_keyed_answer_that_is_fetched_later_is_whole(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """What a lost stream of a keyed job was charged is booked as its terms allow, and remembered until the answer was fetched."""
-    ledger = await Ledger.open(config.state_file(wallet.address), PAYER.address)
+    ledger = await Ledger.open(config.ledger_path(wallet.address), PAYER.address)
     job, (placed,) = await take(ledger)
     arrived = Delivery(200, 0, OTHER, finished=False, cancelled=True, stream=StreamEnd.RESUMABLE)
     await ledger.store_deliveries({placed.order.digest: arrived})
@@ -332,7 +332,7 @@ async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fak
 
 async def test_a_gateway_does_not_book_what_another_process_reads(config: ClientConfig, wallet: Signer) -> None:
     """While the process that reads a job lives, no other one books its receipt: only the reader knows what arrived."""
-    path = config.state_file(wallet.address)
+    path = config.ledger_path(wallet.address)
     reader, other = await Ledger.open(path, wallet.address), await Ledger.open(path, wallet.address)
     job, _ = await take(reader)
     assert await reader.unresolved_jobs(NOW_S) == [job]

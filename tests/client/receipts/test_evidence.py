@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tallystick.client.config import ClientConfig, Recount
+from tallystick.client.config import ClientConfig, TokenAudit
 from tallystick.client.receipts.checks import PlacedOrder
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof
@@ -31,7 +31,7 @@ __all__ = ["tokenizer"]
 
 def _file(config: ClientConfig, market: Market) -> EvidenceFile:
     """The newest file of evidence."""
-    folder = config.state_file(market.address).parent / "evidence"
+    folder = config.ledger_path(market.address).parent / "evidence"
     path = max(folder.glob("*.json"), key=lambda one: one.stat().st_mtime_ns)
     assert path.stat().st_mode & 0o777 == 0o600
     return EvidenceFile.from_json(json.loads(path.read_bytes()))
@@ -131,7 +131,7 @@ async def test_who_is_left_out_is_said_and_can_be_forgiven(
     """
     fake.providers = fake.providers[:1]
     address = fake.providers[0].address
-    wrong = replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer, flag_above=0, refuse_above=0),))
+    wrong = replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, flag_percent=0, refuse_percent=0),))
     async with Market(fake.url, wallet, wrong) as market:
         await _cheated(market, fake, Usage(10, 0, 90))
     async with Market(fake.url, wallet, config) as market:
@@ -180,7 +180,7 @@ async def test_what_nobody_else_can_know(market: Market, fake: FakeMarket, confi
 
 async def test_counting_again(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
     """Whoever has the tokenizer finds the same."""
-    counts = replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer, refuse_above=50),))
+    counts = replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, refuse_percent=50),))
     async with Market(fake.url, wallet, counts) as market:
         await _cheated(market, fake, Usage(10, 0, 60))
         file = _file(config, market)

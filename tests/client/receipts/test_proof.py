@@ -149,7 +149,7 @@ def test_garbage_is_refused(data: bytes) -> None:
 async def test_a_folder_of_proofs(fake: FakeMarket, wallet: Signer, config: ClientConfig, tmp_path: Path) -> None:
     """A client with a folder leaves there a file of each job, for its owner only."""
     folder = tmp_path / "deep" / "proofs"
-    async with Market(fake.url, wallet, replace(config, proofs=folder)) as market:
+    async with Market(fake.url, wallet, replace(config, proof_folder=folder)) as market:
         await run(market)
         await run(market)
     assert len(_files(folder)) == 2

@@ -305,10 +305,10 @@ async def test_a_whole_answer_is_not_thrown_away(market: Market, fake: FakeMarke
     fake.script = whole_then_fail
     async with await market.submit(CHAT, STREAM) as job:
         assert [chunk async for chunk in job] == [event("whole"), b"data: [DONE]\n\n"]
-        assert job.outstanding
+        assert job.receipt_outstanding
         result = await job.result()
     cap = fake.last.submission.candidates[0].terms.max_cost
-    assert (result.receipt, result.cost, result.most) == (None, 0, cap)
+    assert (result.receipt, result.cost, result.highest_cost) == (None, 0, cap)
     tab = await market.tab(fake.providers[0].address)
     assert (tab.accepted, tab.open_caps) == (0, cap)
     fake.last.bill()

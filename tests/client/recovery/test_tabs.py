@@ -56,14 +56,14 @@ async def strict(session: Session) -> None:
 @asynccontextmanager
 async def opened(fake: FakeMarket, wallet: Signer, config: ClientConfig, name: str) -> AsyncIterator[Market]:
     """A client with a state file of this name."""
-    path = config.state_file(wallet.address).with_name(name)
-    async with Market(fake.url, wallet, replace(config, state=path)) as market:
+    path = config.ledger_path(wallet.address).with_name(name)
+    async with Market(fake.url, wallet, replace(config, ledger_file=path)) as market:
         yield market
 
 
 def lose(config: ClientConfig, wallet: Signer, name: str) -> None:
     """Deletes a state file, with what SQLite keeps beside it."""
-    path = config.state_file(wallet.address).with_name(name)
+    path = config.ledger_path(wallet.address).with_name(name)
     for each in path.parent.glob(f"{name}*"):
         each.unlink()
 
