@@ -136,7 +136,8 @@ class RequestHandler:
             if kept is None:
                 await self._ask(wanted, plan, _Sending(send, self._cache, name, tried), tried)
                 return
-            await maintenance_of(self._market).record_cache_hit(CacheHit(self._label(wanted), kept.model, kept.provider, kept.cost))
+            hit = CacheHit(self._label(wanted), kept.model, kept.provider, kept.cost)
+            await maintenance_of(self._market).record_cache_hit(hit)
             await _send_kept(send, kept)
         except TallyError as error:
             retry = tried.may_retry(error, keyed=wanted.key is not None)
