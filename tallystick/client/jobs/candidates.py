@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.client.receipts.checks import PlacedOrder, cap_for, check_cap, terms_for
+from tallystick.client.orders.signing import PlacedOrder, cap_for, check_cap, terms_for
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, Refusal
 from tallystick.protocol.messages import Ask, Terms

@@ -24,10 +24,11 @@ from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.openai.answers import TextDeltas
 from tallystick.client.openai.requests import RequestSummary
-from tallystick.client.receipts.checks import AuditFinding, Delivery, PlacedOrder, StreamEnd
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.client.receipts.file_store import ProofStore
 from tallystick.client.receipts.proof import Proof
-from tallystick.client.receipts.token_audit import TokenAuditor
+from tallystick.client.receipts.token_audit import AuditFinding, TokenAuditor
 from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from tallystick.client.receipts.checks import Delivery, PlacedOrder, StreamEnd
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.protocol.eip712 import Domain, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
 from tallystick.protocol.jobs import CHARGES, Charge
@@ -96,7 +97,7 @@ class JobResponse:
         for order in self._matched:
             if order in self._voided or (self.receipt is not None and self.receipt.message.order_hash == order):
                 continue
-            nothing = Delivery.nothing(self.key, order, request_bytes, bounded=bounded)
+            nothing = Delivery.empty(self.key, order, request_bytes, bounded=bounded)
             here = self.match is not None and self.match.order.digest == order
             found[order] = last if here and last is not None else nothing
         return found
@@ -104,7 +105,7 @@ class JobResponse:
     def unmatched(self, request_bytes: int, *, bounded: bool, stream: StreamEnd) -> dict[Hash, Delivery]:
         """Nothing, for each order whose match did not arrive before the stream was lost."""
         return {
-            order: Delivery.nothing(self.key, order, request_bytes, bounded=bounded, cancelled=True, stream=stream)
+            order: Delivery.empty(self.key, order, request_bytes, bounded=bounded, cancelled=True, stream=stream)
             for order in self._placed
             if order not in self._matched
         }

@@ -10,7 +10,7 @@ from tallystick.client.jobs.response import JobResponse
 from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.client.receipts.checks import PlacedOrder
+from tallystick.client.orders.signing import PlacedOrder
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.sealing import ContentKey

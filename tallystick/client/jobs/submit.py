@@ -20,7 +20,9 @@ from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import NewJob
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.client.receipts.checks import Delivery, OrderPolicy, PlacedOrder, StreamEnd, Tab, sign_order
+from tallystick.client.orders.signing import OrderPolicy, PlacedOrder, sign_order
+from tallystick.client.orders.tab import Tab
+from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
@@ -141,6 +143,6 @@ def _nothing(asked: ApiRequest, key: ContentKey, signed: Sequence[PlacedOrder], 
     """What arrived for the orders of a job whose stream never began."""
     size, bounded = len(asked.body), asked.summary.bounded
     return {
-        one.order.digest: Delivery.nothing(key, one.order.digest, size, bounded=bounded, cancelled=True, stream=stream)
+        one.order.digest: Delivery.empty(key, one.order.digest, size, bounded=bounded, cancelled=True, stream=stream)
         for one in signed
     }

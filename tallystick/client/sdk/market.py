@@ -27,13 +27,13 @@ from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.client.receipts.checks import Tab
+from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.evidence import Evidence
 from tallystick.client.receipts.file_store import ProofStore
 from tallystick.client.receipts.token_audit import TokenAuditor
 from tallystick.client.recovery.escrow import PayerEscrow
+from tallystick.client.recovery.lost_state import TabRecovery
 from tallystick.client.recovery.reconciler import Reconciler
-from tallystick.client.recovery.tabs import TabRecovery
 from tallystick.client.sdk.convenience import ConvenienceMethods
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.selection.affinity import Affinity

@@ -17,7 +17,8 @@ from tallystick.chain.rpc import Rpc
 from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.accounts import Account
-from tallystick.client.receipts.checks import PlacedOrder, Tab
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.orders.tab import Tab
 from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.receipts.checks import QUARTERS_CUT_SHORT, QUARTERS_UNDELIVERED, UndeliveredCharge
+from tallystick.client.receipts.delivery_check import QUARTERS_CUT_SHORT, QUARTERS_UNDELIVERED, UndeliveredCharge
 from tallystick.client.recovery import reconciler
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
