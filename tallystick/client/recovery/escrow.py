@@ -22,8 +22,8 @@ from tallystick.chain.read_cache import ReadCache
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.pinning import load_deployment
 from tallystick.client.ledger.accounts import Account
-from tallystick.client.ledger.repair import Paid
-from tallystick.client.receipts.checks import RESERVE_TIMES, Placed, Tab, reserve_for
+from tallystick.client.ledger.repair import PaidOrder
+from tallystick.client.receipts.checks import RESERVE_MULTIPLE, PlacedOrder, Tab, reserve_for
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Seconds, format_amount
@@ -99,7 +99,7 @@ class PayerEscrow:
             return Amount(0)
         return settled if settled <= MAX_SETTLED else Amount(0)
 
-    async def paid(self, provider: Address, enough: Amount) -> list[Paid] | None:
+    async def paid(self, provider: Address, enough: Amount) -> list[PaidOrder] | None:
         """The orders of this key on which the chain paid a provider, newest first, up to one that allows `enough` base units.
 
         None if the chain cannot be searched now.
@@ -111,9 +111,9 @@ class PayerEscrow:
         except TallyError as error:
             log.info("settled orders not read from the chain", reason=str(error))
             return None
-        return [Paid(settling.order, settling.transaction) for settling in orders]
+        return [PaidOrder(settling.order, settling.transaction) for settling in orders]
 
-    async def top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
+    async def top_up(self, refused: PlacedOrder, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
         """Raises the reservation for a provider that refused an order as unsecured. Returns whether it is, or just was, raised.
 
         The new reservation covers the order and some more like it (RESERVE_TIMES), within the config's reserve_target. All
@@ -128,7 +128,7 @@ class PayerEscrow:
             if self._clock() - topped_up_at < REPEAT_SECONDS and _worst_total(tab, refused) <= covered:
                 return True
             try:
-                async with _process_lock(self._config.state_file(self._wallet.address).with_suffix(".reserving")):
+                async with _process_lock(self._config.ledger_path(self._wallet.address).with_suffix(".reserving")):
                     reason = await self._top_up(refused, tab, accounts, now_ns)
             except TallyError as error:
                 reason = str(error)
@@ -137,7 +137,7 @@ class PayerEscrow:
             log.warning("reservation too small for a provider", provider=refused.provider, reason=reason, hint=command)
         return not reason
 
-    async def _top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> str:
+    async def _top_up(self, refused: PlacedOrder, tab: Tab, accounts: Sequence[Account], now_ns: int) -> str:
         """Returns why nothing was reserved, or an empty text."""
         escrow, key, provider = self._escrow, self._wallet.address, refused.provider
         providers = list(dict.fromkeys([provider, *(account.provider for account in accounts)]))
@@ -145,7 +145,7 @@ class PayerEscrow:
         tabs = await asyncio.gather(*(escrow.tab(key, address) for address in providers))
         needed = _worst_total(tab, refused) - tabs[0].settled
         target = max(
-            reserve_for(tab, self._config.reserve_target), needed, min(self._config.reserve_target, RESERVE_TIMES * needed)
+            reserve_for(tab, self._config.reserve_target), needed, min(self._config.reserve_target, RESERVE_MULTIPLE * needed)
         )
         missing = target - tabs[0].reserved
         allowed = self._config.top_up_total - sum(on_chain.reserved for on_chain in tabs)
@@ -174,8 +174,8 @@ class PayerEscrow:
         return ""
 
     async def idle(self, accounts: Sequence[Account], now: int) -> list[tuple[Account, Amount]]:
-        """Reservations for providers that got no order for the config's idle_days. Raises Unavailable."""
-        before = now - self._config.idle_days * 86_400
+        """Reservations for providers that got no order for the config's idle_reserve_days. Raises Unavailable."""
+        before = now - self._config.idle_reserve_days * 86_400
         unused = [account for account in accounts if account.used_at < before and not account.in_flight]
         reserved = [(account, (await self._escrow.tab(self._wallet.address, account.provider)).reserved) for account in unused]
         return [(account, amount) for account, amount in reserved if amount]
@@ -193,9 +193,9 @@ class PayerEscrow:
             )
 
 
-def _worst_total(tab: Tab, refused: Placed) -> int:
+def _worst_total(tab: Tab, refused: PlacedOrder) -> int:
     """The most that the provider can have collected over the tab's life once the order has run, in base units."""
-    return max(tab.accepted, tab.believed) + max(tab.open_caps, refused.terms.max_cost)
+    return max(tab.accepted, tab.explained_total) + max(tab.open_caps, refused.terms.max_cost)
 
 
 def rpc_of(config: ClientConfig, deployed: str) -> str | None:

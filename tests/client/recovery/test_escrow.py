@@ -17,9 +17,9 @@ from tallystick.chain.rpc import Rpc
 from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.accounts import Account
-from tallystick.client.receipts.checks import Placed, Tab
+from tallystick.client.receipts.checks import PlacedOrder, Tab
 from tallystick.client.recovery.escrow import PayerEscrow
-from tallystick.client.sdk.maintenance import Upkeep
+from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
@@ -42,10 +42,10 @@ class Desk:
     onchain: PayerEscrow
     config: ClientConfig
 
-    def refused(self, cap: int, provider: Signer = PROVIDER) -> Placed:
+    def refused(self, cap: int, provider: Signer = PROVIDER) -> PlacedOrder:
         """An order that its provider found too little reserved for."""
         order = self.world.order(KEY, provider.address, 5 * DOLLAR).verify(self.world.domain)
-        return Placed(order, build_terms(max_cost=Amount(cap)))
+        return PlacedOrder(order, build_terms(max_cost=Amount(cap)))
 
     async def top_up(self, cap: int, tab: Tab = Tab(), *others: Account) -> bool:  # noqa: B008 - frozen
         """Asks for more reserved, some time later."""
@@ -66,10 +66,10 @@ async def desk(chain_url: str, tmp_path: Path) -> AsyncIterator[Desk]:
     world.deployment.save(tmp_path / "deployment.json")
     config = ClientConfig(
         deployment=tmp_path / "deployment.json",
-        state=tmp_path / "client.db",
+        ledger_file=tmp_path / "client.db",
         reserve_target=Amount(DOLLAR),
         top_up_total=Amount(4 * DOLLAR),
-        idle_days=7,
+        idle_reserve_days=7,
     )
     onchain = PayerEscrow.of(config, KEY)
     assert onchain is not None
@@ -203,11 +203,11 @@ async def test_a_refused_request_is_placed_again(
         await session.chunk(b'{"choices": []}', last=True)
         await session.finish()
 
-    async def secure(_upkeep: Upkeep, job: Any) -> bool:
+    async def secure(_upkeep: Maintenance, job: Any) -> bool:
         asked.append(job.candidates[0].provider)
         return fake.script is not never
 
-    monkeypatch.setattr(Upkeep, "secure", secure)
+    monkeypatch.setattr(Maintenance, "secure", secure)
     fake.script = unsecured
     async with (
         Market(fake.url, wallet, config) as market,
