@@ -51,7 +51,7 @@ def job_json(known: KnownJob) -> dict[str, Any]:
 
 def _chosen(known: KnownJob) -> KnownOrder | None:
     """The order that the receipt, honest or not, was given on."""
-    ended = (OrderState.BOOKED, OrderState.DISPUTED)
+    ended = (OrderState.RECORDED, OrderState.DISPUTED)
     return next((order for order in known.orders if order.state in ended), None)
 
 

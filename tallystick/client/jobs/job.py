@@ -16,19 +16,19 @@ import aiohttp
 import structlog
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import Coordinator
+from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.jobs.result import Result, StreamInterrupted, build_proof, outcome_error, require_success
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import Arrival
+from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.openai.answers import TextDeltas
 from tallystick.client.openai.requests import RequestSummary
-from tallystick.client.receipts.checks import Delivered, Doubt, Placed, Stream
-from tallystick.client.receipts.file_store import ProofFolder
+from tallystick.client.receipts.checks import AuditFinding, Delivery, PlacedOrder, StreamEnd
+from tallystick.client.receipts.file_store import ProofStore
 from tallystick.client.receipts.proof import Proof
-from tallystick.client.receipts.token_audit import Auditor
-from tallystick.client.recovery.reconciler import Resolver
+from tallystick.client.receipts.token_audit import TokenAuditor
+from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
@@ -46,15 +46,15 @@ class JobContext:
     """What a job needs of its market."""
 
     config: ClientConfig
-    coordinator: Coordinator
+    coordinator: CoordinatorClient
     ledger: Ledger
-    resolver: Resolver
+    resolver: Reconciler
     domain: Domain
     now: Callable[[], int]
     left: Callable[[Job], None]
     shared: Callable[[Job], bool]
-    proofs: ProofFolder | None
-    auditor: Auditor | None = None
+    proofs: ProofStore | None
+    auditor: TokenAuditor | None = None
 
 
 class Job:
@@ -105,7 +105,7 @@ class Job:
         return self._answer.match.provider if self._answer.match is not None else None
 
     @property
-    def candidates(self) -> tuple[Placed, ...]:
+    def candidates(self) -> tuple[PlacedOrder, ...]:
         """The orders that it was placed with, in the shortlist's order."""
         return self._answer.candidates
 
@@ -201,13 +201,13 @@ class Job:
             async with asyncio.timeout(self._context.config.cancel_seconds):
                 if not self._done and not self._answer.ended:
                     if self._keyed:  # whoever else reads it is to know
-                        await self._context.ledger.note_cancelled(self.id)
+                        await self._context.ledger.mark_cancelled(self.id)
                     await self._context.coordinator.cancel(self.id)
                 while not self._done:
                     await self._frame()
         except (TimeoutError, TallyError):
             if not self._done:
-                await self._note(Stream.LEFT)
+                await self._note(StreamEnd.ABANDONED)
                 self._leave()
                 self._context.resolver.abandon(self.id)
             return None
@@ -225,28 +225,28 @@ class Job:
         else:
             await self.cancel()
 
-    async def _abandon(self) -> dict[Hash, Delivered]:
+    async def _abandon(self) -> dict[Hash, Delivery]:
         """Nobody reads the stream any more: what arrived is kept, for a receipt that comes later. A keyed job goes on for a
         while, as a retry may take it up. Returns what arrived.
         """
-        arrived = await self._note(Stream.KEPT if self._keyed else Stream.LEFT)
+        arrived = await self._note(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
         if not self._keyed:
             self._context.resolver.abandon(self.id)
         return arrived
 
-    async def _note(self, stream: Stream) -> dict[Hash, Delivered]:
+    async def _note(self, stream: StreamEnd) -> dict[Hash, Delivery]:
         """Keeps what arrived of a stream that was lost or given up; of orders that this client was told of no match for, nothing
         did, whoever had them. Returns what arrived of those that were matched.
         """
         ledger, answer = self._context.ledger, self._answer
         arrived = self._arrived(stream)
-        await ledger.note_arrived(arrived)
+        await ledger.store_deliveries(arrived)
         unmatched = answer.unmatched(self._body_bytes, bounded=self._call.bounded, stream=stream)
-        await ledger.note_arrived(unmatched, matched=False)
+        await ledger.store_deliveries(unmatched, matched=False)
         return arrived
 
-    def _arrived(self, stream: Stream = Stream.READ) -> dict[Hash, Delivered]:
-        cancelled = self._cancelling or self._resumed or stream is not Stream.READ
+    def _arrived(self, stream: StreamEnd = StreamEnd.ENDED) -> dict[Hash, Delivery]:
+        cancelled = self._cancelling or self._resumed or stream is not StreamEnd.ENDED
         return self._answer.arrived(self._body_bytes, bounded=self._call.bounded, cancelled=cancelled, stream=stream)
 
     # Reading
@@ -278,7 +278,9 @@ class Job:
         voids, context = self._answer.voids, self._context
         while voids:
             placed, receipt = voids[0]
-            await context.ledger.book(Arrival(context.domain, self.id, placed, receipt, None, context.now(), final=False))
+            await context.ledger.record_receipt(
+                IncomingReceipt(context.domain, self.id, placed, receipt, None, context.now(), final=False)
+            )
             if voids:  # a reader that was cancelled here may have left it for another one
                 voids.popleft()
 
@@ -328,7 +330,7 @@ class Job:
         receipt: Verified[Receipt] | None = None
         over = False
         try:
-            arrived = await self._note(Stream.KEPT if self._keyed else Stream.LEFT)
+            arrived = await self._note(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
             if answer.whole:
                 await self._deliver(arrived)
             remote, receipt = await self._context.resolver.resolve(self.id, arrived, self._doubt)
@@ -353,10 +355,10 @@ class Job:
 
     # Ending
 
-    async def _deliver(self, arrived: dict[Hash, Delivered]) -> None:
+    async def _deliver(self, arrived: dict[Hash, Delivery]) -> None:
         """The whole answer came, whatever is said of the job afterwards; its receipt is still to come."""
         text = "the whole answer came; its receipt is outstanding"
-        await self._context.ledger.end(self.id, JobState.COMPLETED, text, self._context.now(), arrived=arrived)
+        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), arrived=arrived)
 
     async def _finish_without(self, failure: TallyError) -> None:
         """The coordinator says that the job failed. Raises that, unless the whole answer had come."""
@@ -368,7 +370,7 @@ class Job:
             self._leave()
             return
         state = JobState.CANCELLED if self._cancelling else JobState.FAILED
-        await context.ledger.end(self.id, state, str(failure), context.now(), arrived=self._arrived())
+        await context.ledger.end_job(self.id, state, str(failure), context.now(), arrived=self._arrived())
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger lacks
             context.resolver.wake()
             self._fail(await context.resolver.recovery.refused(self.id, failure))
@@ -384,7 +386,7 @@ class Job:
         delivered = answer.delivered(self._body_bytes, bounded=self._call.bounded, cancelled=self._cancelling or self._resumed)
         took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
         doubt = await self._doubt(answer.receipt.message)
-        arrival = Arrival(
+        arrival = IncomingReceipt(
             context.domain,
             self.id,
             answer.match,
@@ -396,7 +398,7 @@ class Job:
             self.proof,
             arrived=self._arrived(),
         )
-        complaint = await context.ledger.book(arrival)
+        complaint = await context.ledger.record_receipt(arrival)
         if answer.failed_providers:
             context.resolver.look_into(answer.failed_providers)
         if context.proofs is not None and self.proof is not None:
@@ -406,12 +408,12 @@ class Job:
             self._fail(error)
         self._leave()
 
-    async def _doubt(self, receipt: Receipt) -> Doubt | None:
+    async def _doubt(self, receipt: Receipt) -> AuditFinding | None:
         """What a recount has against the receipt of a whole answer."""
         auditor, answer = self._context.auditor, self._answer
         if auditor is None or not answer.whole or not auditor.counts(self._call.model, self._path):
             return None
-        found = await auditor.doubt(self._call.model, self._request, answer.kept, receipt)
+        found = await auditor.audit(self._call.model, self._request, answer.kept, receipt)
         if found is not None:
             log.warning("a receipt is doubted", job=self.id.hex(), provider=receipt.provider, reason=found.reason)
         return found

@@ -17,9 +17,9 @@ from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
 from tallystick.client.config import MAX_LABEL, ClientConfig
-from tallystick.client.coordinator.access_tokens import Tokens
-from tallystick.client.coordinator.http_client import Coordinator, Info, ModelOffer
-from tallystick.client.coordinator.pinning import Pin
+from tallystick.client.coordinator.access_tokens import AccessTokens
+from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo, ModelOffer
+from tallystick.client.coordinator.pinning import DeploymentPin
 from tallystick.client.jobs.job import Job, JobContext
 from tallystick.client.jobs.resume import resume_job
 from tallystick.client.jobs.submit import JobSubmitter, Named
@@ -29,11 +29,11 @@ from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.receipts.checks import Tab
 from tallystick.client.receipts.evidence import Evidence
-from tallystick.client.receipts.file_store import ProofFolder
-from tallystick.client.receipts.token_audit import Auditor
+from tallystick.client.receipts.file_store import ProofStore
+from tallystick.client.receipts.token_audit import TokenAuditor
 from tallystick.client.recovery.escrow import PayerEscrow
-from tallystick.client.recovery.reconciler import Resolver
-from tallystick.client.recovery.tabs import Recovery
+from tallystick.client.recovery.reconciler import Reconciler
+from tallystick.client.recovery.tabs import TabRecovery
 from tallystick.client.sdk.convenience import ConvenienceMethods
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.selection.affinity import Affinity
@@ -81,7 +81,7 @@ class Market(ConvenienceMethods):
         config = replace(config or ClientConfig(), coordinator=coordinator_url)
         self.config, self.wallet = config, wallet
         self._clock, self._random = clock, random
-        self._coordinator = Coordinator(coordinator_url, config, Tokens(wallet, self.info, self._now))
+        self._coordinator = CoordinatorClient(coordinator_url, config, AccessTokens(wallet, self.info, self._now))
         self._shortlists = Shortlists(
             self._coordinator,
             wallet.address,
@@ -90,14 +90,14 @@ class Market(ConvenienceMethods):
             context=self._shortlist_context,
             now=self._now,
             staked=self._staked,
-            stale=lambda domain, asks: self._ledger.stale(domain, asks, self._now()),
+            stale=lambda domain, asks: self._ledger.stale_asks(domain, asks, self._now()),
         )
         self._affinity = Affinity(random(32))
-        self._pin = Pin()
+        self._pin = DeploymentPin()
         self._onchain: PayerEscrow | None = None
         self._asking = asyncio.Lock()
         self._job_context: JobContext | None = None
-        self._info: Info | None = None
+        self._info: CoordinatorInfo | None = None
         self._live: set[Job] = set()
         self._on_their_way: set[JobId] = set()
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -136,12 +136,12 @@ class Market(ConvenienceMethods):
     async def open(self) -> Self:
         """What entering does, for where no block can hold the market, as across a notebook's cells. `close` it at the end."""
         warn_if_plaintext(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
-        self._auditor = Auditor(self.config)
-        self._pin, self._job_context, self._draining = Pin.of(self.config), None, False
+        self._auditor = TokenAuditor(self.config)
+        self._pin, self._job_context, self._draining = DeploymentPin.of(self.config), None, False
         self._onchain = PayerEscrow.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.ledger_path(self.address), self.address)
         await self._coordinator.__aenter__()
-        recovery = Recovery.of(
+        recovery = TabRecovery.of(
             self._ledger,
             self._coordinator,
             self.wallet,
@@ -150,7 +150,7 @@ class Market(ConvenienceMethods):
             config=self.config,
             onchain=self._onchain,
         )
-        self._resolver = Resolver(
+        self._resolver = Reconciler(
             self._ledger,
             self._coordinator,
             now=self._now,
@@ -192,7 +192,7 @@ class Market(ConvenienceMethods):
                     await self._idle.wait()
         await asyncio.gather(*(job.cancel() for job in list(self._live)), return_exceptions=True)
 
-    async def info(self) -> Info:
+    async def info(self) -> CoordinatorInfo:
         """Who the coordinator is; asked once. Raises Refusal if it is not the one, or not on the deployment, insisted on."""
         if self._info is None:
             async with self._asking:
@@ -215,7 +215,7 @@ class Market(ConvenienceMethods):
         self._info = now
         return True
 
-    async def _open_context(self) -> tuple[Info, JobContext]:
+    async def _open_context(self) -> tuple[CoordinatorInfo, JobContext]:
         info = await self.info()
         if self._job_context is None:
             self._job_context = JobContext(
@@ -227,7 +227,7 @@ class Market(ConvenienceMethods):
                 self._now,
                 self._left,
                 lambda job: any(other is not job and other.id == job.id for other in self._live),
-                ProofFolder.of(self.config),
+                ProofStore.of(self.config),
                 self._auditor,
             )
         return info, self._job_context
@@ -243,8 +243,8 @@ class Market(ConvenienceMethods):
 
     async def _shortlist_context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
-        barred = await self._ledger.barred(domain, self._now())
-        if barred and (owing := barred.keys() - await self._ledger.frozen(domain)):
+        barred = await self._ledger.excluded(domain, self._now())
+        if barred and (owing := barred.keys() - await self._ledger.blocked(domain)):
             self._resolver.look_into(sorted(owing))  # their receipts may have come meanwhile
         return domain, barred
 
@@ -268,7 +268,7 @@ class Market(ConvenienceMethods):
     async def explain(self, model: str, *, route: str = CHAT, **choice: Unpack[Choice]) -> list[Explained]:
         """Every ask for a model and why it would not be offered a job; those that would come first. Places nothing."""
         demand = demand_of(self.config, model, route, choice)
-        barred = await self._ledger.barred((await self.info()).domain, self._now())
+        barred = await self._ledger.excluded((await self.info()).domain, self._now())
         listed = await self._coordinator.explain(demand.to_json(self.address))
         return explained(listed, demand, barred, self._now())
 
@@ -322,7 +322,7 @@ class Market(ConvenienceMethods):
             return await self._find_and_place(asked, demand, cap, _Wish(keep, None, affinity))
         request = idempotency.fingerprint(asked.plaintext)
         async with self._keys.setdefault(idempotency.check_key(key), asyncio.Lock()):
-            known = await self._ledger.keyed(key)
+            known = await self._ledger.find_key(key)
             if known is None:
                 return await self._find_and_place(asked, demand, cap, _Wish(keep, (key, request), affinity))
             idempotency.check_same(known, request)
@@ -375,7 +375,7 @@ class Market(ConvenienceMethods):
 
     async def find(self, job: JobId) -> KnownJob | None:
         """What this wallet's ledger knows of a job."""
-        return await self._ledger.find(job)
+        return await self._ledger.find_job(job)
 
     async def tab(self, provider: str) -> Tab:
         """The tab with one provider: accepted, open caps, highest ceiling signed, in base units."""
