@@ -74,6 +74,6 @@ def awaiting_receipts_reason(count: int) -> str:
     if count < MAX_AWAITING_RECEIPTS:
         return ""
     return (
-        f"{count} orders of ended jobs still lack this provider's receipt, the limit is {MAX_AWAITING_RECEIPTS}; it gets new orders "
-        "when receipts arrive or the orders' claimBy passes"
+        f"{count} orders of ended jobs still lack this provider's receipt, the limit is {MAX_AWAITING_RECEIPTS}; new orders "
+        "follow when receipts arrive or the orders' claimBy passes"
     )
