@@ -359,7 +359,7 @@ class Job:
     async def _deliver(self, arrived: dict[Hash, Delivery]) -> None:
         """The whole answer came, whatever is said of the job afterwards; its receipt is still to come."""
         text = "the whole answer came; its receipt is outstanding"
-        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), arrived=arrived)
+        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), deliveries=arrived)
 
     async def _finish_without(self, failure: TallyError) -> None:
         """The coordinator says that the job failed. Raises that, unless the whole answer had come."""
@@ -371,7 +371,7 @@ class Job:
             self._leave()
             return
         state = JobState.CANCELLED if self._cancelling else JobState.FAILED
-        await context.ledger.end_job(self.id, state, str(failure), context.now(), arrived=self._arrived())
+        await context.ledger.end_job(self.id, state, str(failure), context.now(), deliveries=self._arrived())
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger lacks
             context.resolver.wake()
             self._fail(await context.resolver.recovery.refused(self.id, failure))
@@ -397,7 +397,7 @@ class Job:
             took,
             doubt,
             self.proof,
-            arrived=self._arrived(),
+            other_deliveries=self._arrived(),
         )
         complaint = await context.ledger.record_receipt(arrival)
         if answer.failed_providers:

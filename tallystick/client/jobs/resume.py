@@ -53,7 +53,7 @@ async def _explain(context: JobContext, known: IdempotencyKey, refused: TallyErr
     except Refusal as error:
         if error.code is not Code.UNKNOWN_JOB:
             raise
-        await context.ledger.end_job(job, JobState.FAILED, str(refused), context.now(), keep=True)
+        await context.ledger.end_job(job, JobState.FAILED, str(refused), context.now(), keep_orders_open=True)
         await context.ledger.forget_key(known.key)
         return refused
     if remote.state not in TERMINAL:
