@@ -38,7 +38,7 @@ from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.runtime import logs
-from tallystick.runtime.serving import serving, until_stopped
+from tallystick.runtime.serving import serving, wait_for_stop_signal
 from tallystick.version import __version__
 
 log = structlog.get_logger()
@@ -81,7 +81,7 @@ async def run(config: CoordinatorConfig, signer: Signer) -> None:
     logs.configure(json=config.log_json, level=config.log_level)
     async with running(config, signer) as port:
         log.info("coordinator ready", address=signer.address, url=f"http://{config.host}:{port}")
-        await until_stopped()
+        await wait_for_stop_signal()
         log.info("stopping")
 
 
@@ -122,7 +122,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         )
         room = Room(market, lambda: hub.connected, store, store, store, _info(config, deployment, signer))
         app = App(room, hub, store, retention=config.retention, intake=config.intake, manners=manners)
-        server = serving(app, config.host, config.port, doors=config.doors, ws_max_size=MAX_LINK_FRAME)
+        server = serving(app, config.host, config.port, limits=config.connection_limits, ws_max_size=MAX_LINK_FRAME)
         async with server as port, _beside(settler.run(), fees.run(), _sweep(market), store.guard()):
             try:
                 yield port

@@ -12,7 +12,7 @@ from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount
 from tallystick.runtime.config import load
-from tallystick.runtime.connection_limiter import DoorLimits
+from tallystick.runtime.connection_limiter import ConnectionLimits
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
 
@@ -150,9 +150,9 @@ class CoordinatorConfig:
         )
 
     @property
-    def doors(self) -> DoorLimits:
+    def connection_limits(self) -> ConnectionLimits:
         """The server's part of the settings."""
-        return DoorLimits(connections=self.max_connections, per_address=self.max_connections_per_address)
+        return ConnectionLimits(connections=self.max_connections, per_address=self.max_connections_per_address)
 
     @property
     def intake(self) -> Intake:

@@ -2,7 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {Messages} from "../src/Messages.sol";
-import {Rows} from "../src/Rows.sol";
+import {PackedRow} from "../src/PackedRow.sol";
 
 /// @title Shows the struct hashes that the escrow computes, so that golden vectors can be checked on chain.
 contract MessageHashes {
@@ -27,7 +27,7 @@ contract MessageHashes {
     }
 
     /// The same order from the seven words in which it travels.
-    function hashRow(Rows.Row calldata row, address provider) external pure returns (bytes32) {
-        return Rows.orderHash(row, provider);
+    function hashRow(PackedRow.Row calldata row, address provider) external pure returns (bytes32) {
+        return PackedRow.orderHash(row, provider);
     }
 }

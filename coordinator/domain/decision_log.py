@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from coordinator.domain.ask_book import Book
-from coordinator.domain.matching import Demand, Reason
+from tallystick.protocol.demand import Demand, Reason
 from tallystick.protocol.types import Address
 
 REMEMBERED = 2_000

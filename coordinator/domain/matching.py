@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from operator import itemgetter
 
 from coordinator.domain.ask_book import Book, Standing
 from coordinator.domain.ranking import PROVEN, Known, Score, by_cost, cut, explored, reliable_first
-from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.requirements import NOTHING, Requirements
-from tallystick.protocol.routes import serves
+from tallystick.protocol.demand import Demand, Facts, Reason
+from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Candidate
 
-MAX_LISTED = 8
 _SCAN, _SCAN_UNPROVEN, _ENOUGH = 256, 64, 64
 """Asks judged for one shortlist, cheapest first, beside those that are excluded: of proven providers, and of all others; it ends
 earlier with so many proven ones that fit. So strangers with many cheap asks hide nobody, and the work is bounded.
@@ -28,89 +24,12 @@ _WALK = 5_000
 """Asks of one model that are passed over for one shortlist: some seventy nodes can offer so many in the bytes that they have."""
 
 
-class Reason(Enum):
-    """Why a provider was not chosen, in words that its owner and the client can act on."""
-
-    NOT_PINNED = "not among the providers asked for"
-    EXCLUDED = "excluded by the client"
-    ROUTE = "it does not serve that route"
-    REGION = "it is not in a region asked for"
-    TIER = "it is not of a tier asked for"
-    PRECISION = "it is not of a precision asked for"
-    ENGINE = "it does not run on an engine asked for"
-    FEATURES = "it lacks a feature asked for"
-    CONTEXT = "its context is shorter than asked for"
-    REPUTATION = "it failed too many jobs lately"
-    STAKE = "it has staked less than asked for"
-    INPUT_PRICE = "its input price is above the client's maximum"
-    OUTPUT_PRICE = "its output price is above the client's maximum"
-    OUTPUT_TOKENS = "it writes fewer tokens than asked for"
-    ORDER_EXPIRED = "the order on it has expired"
-    ASK_EXPIRED = "its ask has expired or is not valid yet"
-    ASK_GONE = "its ask was replaced or withdrawn since the shortlist was made"
-    BUSY = "no free slot now"
-    FAILED = "it failed this job already"
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a client wants. Prices are maxima in base units per 1,000,000 tokens; empty sets do not restrict."""
-
-    model: str
-    max_input_price: int | None = None
-    max_output_price: int | None = None
-    providers: frozenset[Address] = frozenset()
-    exclude: frozenset[Address] = frozenset()
-    max_output_tokens: int = 0
-    route: str | None = None
-    require: Requirements = NOTHING
-    min_reputation: int = 0
-    """Percent of the score that a provider has by its last jobs."""
-    min_stake: int = 0
-    """Base units."""
-    sort: str = "price"
-    limit: int = MAX_LISTED
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.limit <= MAX_LISTED:
-            raise BadMessage(f"limit: expected 1 to {MAX_LISTED}")
-        if self.sort not in SORTS:
-            raise BadMessage(f"sort: expected one of {', '.join(SORTS)}")
-
-
-_LACKS = {
-    "region": Reason.REGION,
-    "tier": Reason.TIER,
-    "precision": Reason.PRECISION,
-    "engine": Reason.ENGINE,
-    "features": Reason.FEATURES,
-    "context_tokens": Reason.CONTEXT,
-}
-
-SORTS: dict[str, Callable[[Standing], float]] = {
+_SORT_KEYS: dict[str, Callable[[Standing], float]] = {
     "price": lambda s: s.price_key[0],
     "latency": lambda s: s.node.capacity.first_token_ms or float("inf"),
     "throughput": lambda s: -s.node.capacity.tokens_per_second,
 }
 """How a shortlist is ordered; what is not known yet comes last, and ties go to the cheaper."""
-
-_Predicate = Callable[[Standing, Demand, int], bool]
-
-_WANTED: tuple[tuple[Reason, _Predicate], ...] = (
-    (Reason.NOT_PINNED, lambda s, d, _: bool(d.providers) and s.ask.message.provider not in d.providers),
-    (Reason.EXCLUDED, lambda s, d, _: s.ask.message.provider in d.exclude),
-    (Reason.ROUTE, lambda s, d, _: d.route is not None and not serves(s.ask.message.spec.features, d.route)),
-)
-"""Whether it is asked for at all."""
-
-PREDICATES: tuple[tuple[Reason, _Predicate], ...] = (
-    (Reason.STAKE, lambda s, d, _: s.node.stake < d.min_stake),
-    (Reason.INPUT_PRICE, lambda s, d, _: d.max_input_price is not None and s.ask.message.input_price > d.max_input_price),
-    (Reason.OUTPUT_PRICE, lambda s, d, _: d.max_output_price is not None and s.ask.message.output_price > d.max_output_price),
-    (Reason.OUTPUT_TOKENS, lambda s, d, _: s.ask.message.max_output_tokens < d.max_output_tokens),
-    (Reason.ASK_EXPIRED, lambda s, _, now: not s.ask.message.valid_from <= now < s.ask.message.valid_until),
-    (Reason.BUSY, lambda s, _, __: s.node.free < 1),
-)
 
 
 def _anybody(_provider: Address) -> float:
@@ -123,16 +42,8 @@ def _nobody(_provider: Address) -> bool:
 
 def judge(standing: Standing, demand: Demand, now: int, score: Score = _anybody) -> Reason | None:
     """The first reason against this ask for this demand, or None."""
-    return (
-        _first(_WANTED, standing, demand, now)
-        or (_LACKS.get(demand.require.lacks(standing.ask.message) or "") if demand.require is not NOTHING else None)
-        or _first(PREDICATES, standing, demand, now)
-        or (Reason.REPUTATION if demand.min_reputation > 100 * score(standing.node.provider) else None)
-    )
-
-
-def _first(table: tuple[tuple[Reason, _Predicate], ...], standing: Standing, demand: Demand, now: int) -> Reason | None:
-    return next((reason for reason, excludes in table if excludes(standing, demand, now)), None)
+    node = standing.node
+    return demand.objection(standing.ask.message, Facts(now, node.stake, node.free, 100 * score(node.provider)))
 
 
 def shortlist(
@@ -152,8 +63,8 @@ def shortlist(
     """
     listed: Sequence[Standing] = book.of_model(demand.model)
     wanted = listed
-    if demand.providers:  # wherever they stand in the list
-        wanted = sorted(book.of_providers(demand.model, demand.providers), key=lambda standing: standing.price_key)
+    if demand.pin:  # wherever they stand in the list
+        wanted = sorted(book.of_providers(demand.model, demand.pin), key=lambda standing: standing.price_key)
     judged = [] if judged is None else judged
     found = _fitting(wanted, demand, now, judged=judged, score=score)
     if not found:
@@ -189,7 +100,7 @@ def ordered(standings: Sequence[Standing], demand: Demand, score: Score) -> list
     """These in the order that the demand sorts by."""
     if demand.sort == "price":
         return by_cost(standings, _itself, score)
-    return reliable_first(standings, SORTS[demand.sort], score)
+    return reliable_first(standings, _SORT_KEYS[demand.sort], score)
 
 
 def _itself(standing: Standing) -> Standing:

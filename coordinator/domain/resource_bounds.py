@@ -1,7 +1,7 @@
 """What strangers can make a coordinator hold, read or spend, as numbers. A stranger is one address: an IPv4 address, or the /64
-network of an IPv6 address (tallystick.runtime.doors.address_key). Keys are free, so no share is given to a key alone, except
-where that key's orders are paid. Names in lower case are settings of example.toml; [a] is of one address, [c] of one connection,
-node or payer, [all] of all together.
+network of an IPv6 address (tallystick.runtime.connection_limiter.address_key). Keys are free, so no share is given to a key
+alone, except where that key's orders are paid. Names in lower case are settings of example.toml; [a] is of one address, [c] of
+one connection, node or payer, [all] of all together.
 
 - Connections: [a] max_connections_per_address, 1,000; [all] max_connections, 10,000, or what the open files allow.
 - A request's head: [c] 64 KiB, 15 s; 16 requests wait for an earlier one.

@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -18,19 +18,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from coordinator.domain.ask_pages import MAX_NAME, PLACE, asks_page, models_page, one_ask
-from coordinator.domain.matching import MAX_LISTED, Demand
+from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import MAX_PAGE, PAGE
 from coordinator.jobs.market import Market
 from coordinator.ports import ClaimStore, JobStore, KnownJob, TabStore
 from tallystick.protocol.access import load_access
+from tallystick.protocol.demand import DEFAULT_LIMIT, MAX_ADDRESSES, Demand, Sort
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Inquiry, Receipt
-from tallystick.protocol.requirements import MAX_NAMES, NOTHING, Requirements
-from tallystick.protocol.routes import check_route
+from tallystick.protocol.requirements import MAX_NAMES
 from tallystick.protocol.types import Address, parse_address, parse_job_id
-from tallystick.protocol.wire import dumps
+from tallystick.protocol.wire import MAX_CANDIDATES, dumps
 from tallystick.version import __version__
 
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
@@ -106,10 +106,6 @@ class Required(BaseModel):
     features: Names = []
     contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
 
-    def requirements(self) -> Requirements:
-        """As the matchmaker takes it."""
-        return Requirements.from_json(self.model_dump()) if self.model_fields_set else NOTHING
-
 
 class ShortlistRequest(BaseModel):
     """What a client wants to buy. Prices are maxima in base units per 1,000,000 tokens, `minStake` is base units."""
@@ -120,14 +116,14 @@ class ShortlistRequest(BaseModel):
     payer: Account
     maxInputPrice: Price | None = None
     maxOutputPrice: Price | None = None
-    providers: list[Account] = Field(default_factory=list, max_length=256)
-    exclude: list[Account] = Field(default_factory=list, max_length=256)
+    providers: list[Account] = Field(default_factory=list, max_length=MAX_ADDRESSES)
+    exclude: list[Account] = Field(default_factory=list, max_length=MAX_ADDRESSES)
     route: str | None = Field(default=None, max_length=256)
     require: Required = Field(default_factory=Required)
     minReputation: int = Field(default=0, ge=0, le=100)
     minStake: Price = 0
-    sort: Literal["price", "latency", "throughput"] = "price"
-    limit: int = Field(default=4, ge=1, le=MAX_LISTED)
+    sort: Sort = "price"
+    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_CANDIDATES)
 
 
 class InquiryMembers(BaseModel):
@@ -251,19 +247,7 @@ async def _learned(room: Room, request: ShortlistRequest) -> Demand:
     """The demand, once all that it asks for is known."""
     if request.minStake:
         await room.market.matchmaker.learn_stakes(request.model)
-    return Demand(
-        model=request.model,
-        max_input_price=request.maxInputPrice,
-        max_output_price=request.maxOutputPrice,
-        providers=frozenset(map(parse_address, request.providers)),
-        exclude=frozenset(map(parse_address, request.exclude)),
-        route=None if request.route is None else check_route(request.route),
-        require=request.require.requirements(),
-        min_reputation=request.minReputation,
-        min_stake=request.minStake,
-        sort=request.sort,
-        limit=request.limit,
-    )
+    return Demand.from_json(request.model_dump(exclude_unset=True))
 
 
 def _describe_providers(api: FastAPI, room: Room) -> None:
@@ -395,6 +379,7 @@ async def _settlement(room: Room, receipt: Signed[Receipt] | None) -> dict[str, 
 async def _tally_error(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, TallyError):
         raise error
+    error = error_for_peers(error)
     return JSONResponse(error.as_json(), error.status)
 
 

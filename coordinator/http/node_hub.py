@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from coordinator.domain.endpoints import check_endpoint
 from coordinator.domain.limits import Intake
+from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import (
     CHANGES_AT_ONCE,
     CHANGES_PER_SECOND,
@@ -390,7 +391,7 @@ class _Link:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if not self._closed:
-                    await self.send_now(pack_link(Kind.ERROR, payload=dumps(error.as_json())))
+                    await self.send_now(pack_link(Kind.ERROR, payload=dumps(error_for_peers(error).as_json())))
                 await self.close()
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import CONTROL_AT_ONCE, MAX_CONTROL_BODY
 from coordinator.domain.token_bucket import Manners
 from coordinator.http.request_bodies import Bodies
@@ -109,6 +110,7 @@ class _Told:
 
 async def tell_error(send: Send, error: TallyError) -> None:
     """Tells an error as the whole answer to a request."""
+    error = error_for_peers(error)
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
     if error.code in _SOON:
         headers.append((b"retry-after", b"1"))

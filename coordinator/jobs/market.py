@@ -22,6 +22,7 @@ from contextlib import aclosing
 import structlog
 
 from coordinator.domain.limits import Limits, check_order
+from coordinator.domain.peer_errors import error_for_peers
 from coordinator.jobs.live_job import Attempt, LiveJob, link_payload
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
@@ -351,7 +352,7 @@ class Market:
             job.close_attempt(job.state, str(error))
         job.finished_at = int(self._now())
         self._note(job.record())
-        return Kind.FAIL, dumps(error.as_json())
+        return Kind.FAIL, dumps(error_for_peers(error).as_json())
 
     def _note(self, record: JobRecord) -> None:
         """Stores the end of a job, now or as soon as the store can take it."""

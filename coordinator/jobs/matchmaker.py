@@ -13,10 +13,11 @@ from coordinator.domain.ask_book import Book, Node, Standing
 from coordinator.domain.decision_log import Decisions
 from coordinator.domain.exposure import Exposure
 from coordinator.domain.limits import Limits
-from coordinator.domain.matching import Demand, Reason, judge, ordered, rank, shortlist
+from coordinator.domain.matching import judge, ordered, rank, shortlist
 from coordinator.domain.reputation import Reputation
 from coordinator.jobs.live_job import Attempt, LiveJob
 from coordinator.ports import Funds
+from tallystick.protocol.demand import Demand, Reason
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.link import Capacity

@@ -24,12 +24,10 @@ from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature, Cod
 from tallystick.protocol.jobs import CHARGES, ENDS, TERMINAL, Charge, State, step
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
-from tallystick.protocol.tab import check_receipt
+from tallystick.protocol.tab import MAX_SEQ, check_receipt
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Kind, loads, pack_link
 
-MAX_SEQ = (1 << 63) - 1
-"""No honest tab has that many receipts; keeps seqs within what databases count."""
 LOST_PER_SECOND, LOST_AT_ONCE = 0.1, 100
 """Receipts of one provider for jobs that are not known here: each costs a look-up and perhaps two signatures."""
 ALL_LOST_PER_SECOND, ALL_LOST_AT_ONCE = 2, 1_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from coordinator.domain.reputation import Reputation
 from coordinator.jobs.live_job import LiveJob
-from tallystick.protocol.errors import BadMessage, BadReceipt, Code, Fault, TallyError, Unavailable, from_public
+from tallystick.protocol.errors import BadMessage, BadReceipt, Code, Fault, TallyError, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.wire import loads
@@ -44,7 +44,7 @@ def read_failure(job: LiveJob, payload: bytes) -> TallyError:
     if not isinstance(raw, dict) or not isinstance(raw.get("error"), dict):
         text = f"provider {job.provider} failed without a reason"
         return Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER)
-    error = from_public(raw, 502)
+    error = error_from_json(raw, 502)
     if job.state is State.STREAMING and not job.cancelled:
         error.fault = Fault.PROVIDER
     return error

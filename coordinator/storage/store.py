@@ -36,7 +36,7 @@ from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import dumps
-from tallystick.runtime.single_instance import sole_user
+from tallystick.runtime.single_instance import instance_lock
 from tallystick.runtime.storage import Database
 
 log = structlog.get_logger()
@@ -52,31 +52,31 @@ class Store:
     """JobStore, TabStore, AnswerStore and ClaimStore over one database."""
 
     def __init__(self, url: str) -> None:
-        self._db, self._sole = Database(url), sole_user(url, "coordinator")
+        self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator")
         self._put = 0
 
     async def start(self) -> None:
         """Connects and migrates, as the only coordinator on this database. Raises Unavailable, also where there is another."""
-        await self._sole.acquire()
+        await self._instance_lock.acquire()
         await self._db.start(MIGRATIONS)
 
     async def close(self) -> None:
         """Writes what is queued and lets go."""
         await self._db.close()
-        await self._sole.release()
+        await self._instance_lock.release()
 
     async def guard(self) -> None:
         """Waits for as long as no other coordinator can use this database. Raises Unavailable when that is no longer sure."""
-        await self._sole.lost()
+        await self._instance_lock.lost()
         log.error("the database's lock is lost: another coordinator may take it, so this one stops")
-        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the connection that held this coordinator's database was lost")
+        raise Unavailable(Code.DATABASE_UNAVAILABLE, "the connection that held this coordinator's database was lost")
 
     # Jobs
 
     def note_job(self, record: JobRecord) -> None:
         """See ports.JobStore."""
         row = _job_row(record)
-        self._db.note(lambda c: _put_job(c, row))
+        self._db.enqueue(lambda c: _put_job(c, row))
 
     async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
         """See ports.JobStore."""
@@ -138,7 +138,7 @@ class Store:
             for row in rows:
                 _upsert(connection, reputations, row, ("provider",))
 
-        self._db.note(work)
+        self._db.enqueue(work)
 
     async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
         """See ports.TabStore."""

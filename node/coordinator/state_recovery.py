@@ -69,7 +69,7 @@ class Recall:
         if self.silent:
             return (
                 f"waits for what {', '.join(self.silent)} remembers of this key's receipts: signing one number twice costs the "
-                "stake. If it will not come back and this state is complete: tally node run --without-recall URL"
+                "stake. If it will not come back and this state is complete: tally node run --skip-recovery URL"
             )
         if self._tabs.ahead:
             payer, total = next(iter(self._tabs.ahead.items()))

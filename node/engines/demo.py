@@ -40,7 +40,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tallystick.runtime.serving import serving, until_stopped
+from tallystick.protocol.sse import DONE, EVENT_STREAM
+from tallystick.runtime.serving import serving, wait_for_stop_signal
 
 MODEL = "tally-demo-stand-in"
 OWNER = "tally-demo"
@@ -173,7 +174,7 @@ class DemoEngine:
             in_stream=bool(options.get("include_usage")),
         )
         if body.get("stream"):
-            return StreamingResponse(self._watched(request, answer, behaviour), media_type="text/event-stream")
+            return StreamingResponse(self._watched(request, answer, behaviour), media_type=EVENT_STREAM)
         await _pause(request, behaviour.first_token_seconds + behaviour.token_seconds * len(cut))
         whole = b'{"choices": [' if behaviour.fail is Fail.GARBAGE else orjson.dumps(answer.whole())
         return Response(whole, media_type="application/json")
@@ -211,7 +212,7 @@ class DemoEngine:
         yield answer.event({}, answer.finish)
         if answer.in_stream and answer.usage is not None:
             yield answer.usage_event()
-        yield b"data: [DONE]\n\n"
+        yield b"data: " + DONE + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +332,7 @@ async def serve(host: str, port: int, behaviour: Behaviour | None = None) -> Non
     async with serving(build_app(behaviour), host, port) as bound:
         sys.stdout.write(f"http://{host}:{bound}\n")
         sys.stdout.flush()
-        await until_stopped()
+        await wait_for_stop_signal()
 
 
 def main(arguments: Iterator[str] | list[str] | None = None) -> None:

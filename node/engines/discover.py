@@ -10,10 +10,11 @@ from typing import Any
 import aiohttp
 import orjson
 
-from node.domain.responses import Malformed, UpstreamModel, read_models
+from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.kinds import PATHS, USUAL, Kind, details, identify
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Spec
+from tallystick.protocol.sse import MalformedAnswer
 
 TIMEOUT_SECONDS = 1.5
 NAMED_TIMEOUT_SECONDS = 10.0
@@ -60,7 +61,7 @@ async def look(url: str, api_key: str | None = None, *, seconds: float = TIMEOUT
     async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=seconds)) as session:
         try:
             models = read_models(await _get(session, base + "/v1/models") or b"")
-        except Malformed as error:
+        except MalformedAnswer as error:
             raise Unavailable(Code.ENGINE_UNAVAILABLE, f"{url}: {error}", fault=Fault.ENGINE) from None
         answers = await asyncio.gather(*(_object(session, base + path) for path in PATHS))
     said = dict(zip(PATHS, answers, strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from node.domain.responses import UpstreamModel
+from node.domain.upstream_models import UpstreamModel
 from node.ports import EngineLoad
 from tallystick.protocol.messages import UNKNOWN, Spec
 

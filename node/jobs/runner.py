@@ -2,8 +2,8 @@
 
 admitted -> ACCEPT -> the job runs (`node.jobs.job`) -> receipt signed -> durable -> last chunk and RECEIPT leave. Every order
 that was matched here ends with a receipt, and none runs twice: one that is refused, or of which nothing left, ends with a FAIL
-that carries its receipt at no cost. (Exceptions, where FAIL comes alone: an order that was seen before, a receipt that could not be
-stored, and what `node.jobs.refusals` says.)
+that carries its receipt at no cost. (Exceptions, where FAIL comes alone: an order that was seen before, a receipt that could
+not be stored, and what `node.jobs.refusals` says.)
 """
 
 from __future__ import annotations

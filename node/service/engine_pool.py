@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 import structlog
 
 from node.domain.offers import Offer
-from node.domain.responses import UpstreamModel
 from node.domain.slots import Slots
+from node.domain.upstream_models import UpstreamModel
 from node.engines.discover import Finding, discover, look
 from node.engines.kinds import Kind
 from node.engines.openai_http import OpenAIEngine

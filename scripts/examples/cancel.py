@@ -23,7 +23,7 @@ async def main() -> None:
                 bill = await stream.result()
         print("".join(pieces))
         if bill is None:
-            print("the bill is not known yet; `tally spend` will have it")
+            print("the bill is not known yet; `tally spending` will have it")
         else:
             print(f"{bill.outcome.name.lower()}: {bill.usage.output} output tokens, {format_amount(bill.cost)}")
 

@@ -35,7 +35,7 @@ def node_run(
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
-    without_recall: Annotated[
+    skip_recovery: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="A coordinator that will not come back: go on without what it remembers of this key."),
     ] = None,
@@ -48,7 +48,7 @@ def node_run(
     from node.service.config import load_config
     from node.service.daemon import run
 
-    flags = {"without_recall": without_recall or None}
+    flags = {"without_recall": skip_recovery or None}
     start(run(load_config(config, flags), unlock(wallet, password_file), lambda: load_config(config, flags)))
 
 

@@ -12,11 +12,11 @@ from tallystick.cli.chain import chain, contract, coordinator_fee
 from tallystick.cli.chat import chat
 from tallystick.cli.jobs import jobs, models, receipts
 from tallystick.cli.local import demo, start
-from tallystick.cli.money import balance, funds, rotate, safe, spend, wallet
+from tallystick.cli.money import balance, funds, rotate, safe, spending, wallet
 from tallystick.cli.node import doctor, init, provider, status
 from tallystick.cli.output import fail
 from tallystick.protocol.errors import TallyError
-from tallystick.runtime.logs import quiet
+from tallystick.runtime.logs import configure_quiet
 
 app = typer.Typer(
     name="tally",
@@ -34,7 +34,7 @@ app.command("chat")(chat.chat)
 app.command("gateway")(daemons.gateway)
 app.command("models")(models.models)
 app.command("explain")(models.explain)
-app.command("spend")(spend.spend)
+app.command("spending")(spending.spending)
 daemons.coordinator.command("fee")(coordinator_fee.fee)
 daemons.node.command("init")(init.init)
 daemons.node.command("doctor")(doctor.doctor)
@@ -73,7 +73,7 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 def main() -> None:
     """The console script: errors of ours become one clear line (or JSON with --json) and exit code 1."""
-    quiet()
+    configure_quiet()
     try:
         app()
     except TallyError as error:

@@ -11,7 +11,7 @@ import typer
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.config import home
-from tallystick.runtime.keystore import NEEDED, open_wallet
+from tallystick.runtime.keystore import PASSWORD_HELP, open_wallet
 
 DEFAULT_WALLET = "default"
 
@@ -46,7 +46,7 @@ Rpc = Annotated[str | None, typer.Option("--rpc", help="JSON-RPC address of the 
 def prompt_password(wallet: str, *, confirm: bool = False) -> str:
     """Asks for a password without showing it. Raises BadMessage where nobody can be asked."""
     if not sys.stdin.isatty():
-        raise BadMessage(f"wallet {wallet} needs its password: {NEEDED}")
+        raise BadMessage(f"wallet {wallet} needs its password: {PASSWORD_HELP}")
     return str(typer.prompt(f"Password of wallet {wallet}", hide_input=True, confirmation_prompt=confirm, err=True))
 
 

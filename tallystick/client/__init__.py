@@ -1,1 +1,1 @@
-"""The client's side of the market: the SDK, the payer and its ledger, and the local OpenAI-compatible gateway."""
+"""The client's side of the market: SDK, ledger, local gateway. May import `protocol`, `chain` and `runtime`, never a side."""

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tallystick.protocol.demand import SORTS
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address, Amount
@@ -18,7 +19,6 @@ MIB = 1024 * 1024
 ENV_PREFIX = "TALLY_GATEWAY_"
 MAX_LABEL = 64
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/*?#@\s]+")
-SORTS = ("price", "latency", "throughput")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,12 @@ class Code(str, Enum):
     CHAIN_UNAVAILABLE = "chain_unavailable"
     CHAIN_REFUSED = "chain_refused"
     COORDINATOR_UNAVAILABLE = "coordinator_unavailable"
+    DATABASE_UNAVAILABLE = "database_unavailable"
+    PORT_UNAVAILABLE = "port_unavailable"
+    ALREADY_RUNNING = "already_running"
+    PROCESS_FAILED = "process_failed"
+    SHUTTING_DOWN = "shutting_down"
+    CLIENT_BUSY = "client_busy"
     UNAUTHENTICATED = "unauthenticated"
     RATE_LIMITED = "rate_limited"
     CANCELLED = "cancelled"
@@ -102,6 +108,12 @@ PUBLIC: dict[Code, Public] = {
     Code.CHAIN_UNAVAILABLE: Public(503, _SERVER),
     Code.CHAIN_REFUSED: Public(409, _INVALID),
     Code.COORDINATOR_UNAVAILABLE: Public(503, _SERVER),
+    Code.DATABASE_UNAVAILABLE: Public(503, _SERVER),
+    Code.PORT_UNAVAILABLE: Public(503, _SERVER),
+    Code.ALREADY_RUNNING: Public(503, _SERVER),
+    Code.PROCESS_FAILED: Public(503, _SERVER),
+    Code.SHUTTING_DOWN: Public(503, _SERVER),
+    Code.CLIENT_BUSY: Public(503, _SERVER),
     Code.UNAUTHENTICATED: Public(401, "authentication_error"),
     Code.RATE_LIMITED: Public(429, "rate_limit_error"),
     Code.CANCELLED: Public(499, _SERVER),
@@ -196,7 +208,7 @@ class Unavailable(TallyError):
         super().__init__(message, code=code, fault=fault)
 
 
-def from_public(body: object, status: int) -> TallyError:
+def error_from_json(body: object, status: int) -> TallyError:
     """The error that a peer sent as JSON: Unavailable where the peer says that trying again can help, else Refusal, with its code
     and its fault. Unknown shapes become Unavailable or BadMessage; a code or a fault that is not known here, a general one.
     """

@@ -30,12 +30,12 @@ except ImportError:  # a system without such locks
 
 CHECK_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
-PATIENCE_SECONDS = 3.0
+TAKEOVER_SECONDS = 3.0
 """How long PostgreSQL may take to notice that a former process is gone."""
 ADVISORY_LOCK = 0x7A12
 
 
-class Sole(Protocol):
+class InstanceLock(Protocol):
     """A lock on a database."""
 
     async def acquire(self) -> None:
@@ -48,29 +48,29 @@ class Sole(Protocol):
         """Lets go of the lock. It is not an error if it was never taken."""
 
 
-def sole_user(url: str, who: str) -> Sole:
+def instance_lock(url: str, who: str) -> InstanceLock:
     """The lock of the database at `url`; `who` names in errors what may run only once, such as "coordinator"."""
     if not url.startswith("sqlite"):
-        return _Session(url, who)
+        return _AdvisoryLock(url, who)
     path = sqlite_file(url)
-    return _Nobody() if path is None or fcntl is None else _File(path, who)
+    return _NoLock() if path is None or fcntl is None else _FileLock(path, who)
 
 
-class _Nobody:
+class _NoLock:
     """A database in memory has no other users."""
 
     async def acquire(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
 
     async def lost(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         await asyncio.Event().wait()
 
     async def release(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
 
 
-class _File(_Nobody):
+class _FileLock(_NoLock):
     """The file stays when the lock is let go: to remove it would let two processes lock two files of one name."""
 
     def __init__(self, path: Path, who: str) -> None:
@@ -78,7 +78,7 @@ class _File(_Nobody):
         self._descriptor: int | None = None
 
     async def acquire(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         path = self._path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         beside = path.with_name(path.name + ".lock")
@@ -91,7 +91,7 @@ class _File(_Nobody):
             named = f"process {holder}" if holder.isdecimal() else "another process"
             remedy = f"stop that one first, or give this one a database of its own (`fuser -v {beside}` shows who holds the lock)"
             raise Unavailable(
-                Code.COORDINATOR_UNAVAILABLE,
+                Code.ALREADY_RUNNING,
                 f"{named} runs a {self._who} on the database {path}; two on one would end each other's jobs: {remedy}",
                 fault=Fault.CLIENT,
             ) from error
@@ -100,7 +100,7 @@ class _File(_Nobody):
         self._descriptor = descriptor
 
     async def release(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -111,21 +111,21 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class _Session:
+class _AdvisoryLock:
     def __init__(self, url: str, who: str) -> None:
         self._engine = create_async_engine(url, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
         self._url, self._who = make_url(url), who
         self._connection: AsyncConnection | None = None
 
     async def acquire(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS + ANSWER_SECONDS):
+            async with asyncio.timeout(TAKEOVER_SECONDS + ANSWER_SECONDS):
                 self._connection = await self._engine.connect()
-                await self._try(asyncio.get_running_loop().time() + PATIENCE_SECONDS)
+                await self._try(asyncio.get_running_loop().time() + TAKEOVER_SECONDS)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             await self.release()
-            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"database: {error or 'no answer'}") from error
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"database: {error or 'no answer'}") from error
 
     async def _try(self, until: float) -> None:
         while not await self._ask(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})"):
@@ -133,7 +133,7 @@ class _Session:
                 await self.release()
                 where = f"{self._url.database} on {self._url.host}"
                 raise Unavailable(
-                    Code.COORDINATOR_UNAVAILABLE,
+                    Code.ALREADY_RUNNING,
                     f"another process runs a {self._who} on the database {where}; two on one would end each other's jobs: stop"
                     " that one first, or give this one a database of its own (pg_locks shows who holds the advisory lock)",
                     fault=Fault.CLIENT,
@@ -146,7 +146,7 @@ class _Session:
         return await self._connection.scalar(text(query))
 
     async def lost(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         with contextlib.suppress(SQLAlchemyError, OSError, TimeoutError):
             while True:
                 await asyncio.sleep(CHECK_SECONDS)
@@ -154,7 +154,7 @@ class _Session:
                     await self._ask("SELECT 1")
 
     async def release(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         connection, self._connection = self._connection, None
         with contextlib.suppress(SQLAlchemyError, OSError, TimeoutError):
             if connection is not None:

@@ -163,7 +163,7 @@ class Database:
         except (DatabaseError, OSError, CommandError) as error:
             if _damaged(error) or _locked(error):
                 raise _translate(error, self.url) from error
-            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"database: {error}") from error
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"database: {error}") from error
         finally:
             _MIGRATING.release()
         self._task = asyncio.create_task(self._commit_groups(), name="group-commit")
@@ -175,7 +175,7 @@ class Database:
         await self._queue.put((work, future))
         return await future
 
-    def note(self, work: Work[Any]) -> None:
+    def enqueue(self, work: Work[Any]) -> None:
         """Queues `work` and returns: it is durable before any later write is. Raises Unavailable if it cannot be queued."""
         self._check_open()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -184,7 +184,7 @@ class Database:
             self._queue.put_nowait((work, future))
         except asyncio.QueueFull:
             future.cancel()
-            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database is too far behind") from None
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too far behind") from None
 
     async def read(self, work: Work[R]) -> R:
         """Runs `work`, which only reads. Raises Unavailable without a database."""
@@ -208,7 +208,7 @@ class Database:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database is closed")
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is closed")
 
     async def _commit_groups(self) -> None:
         closing = False
@@ -277,18 +277,18 @@ def _translate(error: Exception, url: str) -> Exception:
             f"`fuser -v {path}` shows who uses the file; let that process go on, or end it. Nothing was written"
         )
         log.error("database locked", path=path)
-        return Unavailable(Code.COORDINATOR_UNAVAILABLE, text)
+        return Unavailable(Code.DATABASE_UNAVAILABLE, text)
     if _damaged(error):
         log.error("database damaged", error=str(error))
         text = (
             f"the database file is damaged ({getattr(error, 'orig', error)}): stop what uses it, keep a copy of it with its -wal "
             "and -shm files, and restore a backup or save what can be read with `sqlite3 FILE .recover | sqlite3 NEW`"
         )
-        return Unavailable(Code.COORDINATOR_UNAVAILABLE, text)
+        return Unavailable(Code.DATABASE_UNAVAILABLE, text)
     gone = isinstance(error, OperationalError | PoolTimeout | OSError)
     if gone or (isinstance(error, DBAPIError) and error.connection_invalidated):
         log.error("database failed", error=str(error))
-        return Unavailable(Code.COORDINATOR_UNAVAILABLE, f"the database does not answer: {getattr(error, 'orig', None) or error}")
+        return Unavailable(Code.DATABASE_UNAVAILABLE, f"the database does not answer: {getattr(error, 'orig', None) or error}")
     return error
 
 

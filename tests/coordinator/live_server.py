@@ -21,7 +21,7 @@ from coordinator.http.api import Info, Room
 from coordinator.http.node_hub import Hub
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
-from tallystick.protocol.errors import TallyError, from_public
+from tallystick.protocol.errors import TallyError, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Receipt
 from tallystick.protocol.types import Address, JobId
@@ -161,7 +161,7 @@ class LinkNode:
 
     async def refusal(self) -> TallyError:
         """Why the coordinator closes this connection."""
-        error = from_public(loads(await self.expect(Kind.ERROR), "error"), 502)
+        error = error_from_json(loads(await self.expect(Kind.ERROR), "error"), 502)
         async with asyncio.timeout(PATIENCE):
             try:
                 while True:

@@ -76,7 +76,7 @@ async def test_a_job_over_restarts(config: CoordinatorConfig, monkeypatch: pytes
     escrow = FakeEscrow()
     escrow.free[PAYER.address] = 10_000
     monkeypatch.setattr(module, "Escrow", lambda *_: escrow)
-    monkeypatch.setattr("coordinator.settler.read_events", escrow.read_events)
+    monkeypatch.setattr("coordinator.chain.settler.read_events", escrow.read_events)
     node_key = person("ann")
     submission = make_submission(make_ask(node_key), now=int(time.time()))
     path = f"/v1/jobs/{submission.job.hex()}"
@@ -161,7 +161,7 @@ async def test_no_database(config: CoordinatorConfig) -> None:
     with pytest.raises(Unavailable, match="database") as caught:
         async with running(replace(config, db="postgresql+asyncpg://nobody@127.0.0.1:1/nothing"), COORDINATOR):
             pass
-    assert caught.value.code is Code.COORDINATOR_UNAVAILABLE
+    assert caught.value.code is Code.DATABASE_UNAVAILABLE
 
 
 @pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")

@@ -84,14 +84,14 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         assert list(status["fees_bps"].values()) == [0]
 
         os.kill(site.pids["coordinator"], signal.SIGKILL)
-        shown = await tally("collect", "--least", "0", "--dry-run")
+        shown = await tally("collect", "--min-amount", "0", "--dry-run")
         assert [tab["owed"] for tab in shown["tabs"]] == [day["revenue"]]
-        refused = await tally("collect", "--least", "0", code=1)
+        refused = await tally("collect", "--min-amount", "0", code=1)
         assert "has no coins" in refused["error"]["message"]
         await _fund(site, folder)
-        (tab,) = (await tally("collect", "--least", "0"))["tabs"]
+        (tab,) = (await tally("collect", "--min-amount", "0"))["tabs"]
         assert (tab["paid"], tab["skipped"]) == (day["revenue"], None)
-        assert (await tally("collect", "--least", "0"))["tabs"] == []
+        assert (await tally("collect", "--min-amount", "0"))["tabs"] == []
         assert "nothing to collect" in await tally("collect", as_json=False)
         earned = await tally("earnings")
         assert earned["where"]["credit"] == day["revenue"]
@@ -156,7 +156,7 @@ async def test_from_an_engine_to_a_node_that_sells(tmp_path: Path) -> None:
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         tally, config = Provider(folder, wallet="new"), folder / "mine.toml"
-        options = ("--engine", mock, "--coordinator", site.coordinator, "--wallet", "new", "--file", str(config))
+        options = ("--engine", mock, "--coordinator", site.coordinator, "--wallet", "new", "--out", str(config))
         told = await tally.run("init", *options, "--output-price", "0.30", "--json")
         (engine,) = told["engines"]
         (model,) = engine["models"]
@@ -168,14 +168,14 @@ async def test_from_an_engine_to_a_node_that_sells(tmp_path: Path) -> None:
             f'engine = ["{mock}"]\ncoordinator = "{site.coordinator}"\nwallet = "new"\nfile = "{config}"\n'
             'input_price = "7"\noutput_price = 8.5\nslots = 3\nforce = true\njson = true\n'
         )
-        told = await tally.run("init", "--answers", str(answers), "--input-price", "0.2", "--json")
+        told = await tally.run("init", "--answers-file", str(answers), "--input-price", "0.2", "--json")
         (model,) = told["engines"][0]["models"]
         assert (model["inputPrice"], model["outputPrice"]) == ("200000", "8500000"), "a flag wins over the file"
         assert "slots = 3" in config.read_text()
         answers.write_text("mood = 1")
-        assert "unknown: mood" in (await tally.run("init", "--answers", str(answers), "--json", code=1))["error"]["message"]
+        assert "unknown: mood" in (await tally.run("init", "--answers-file", str(answers), "--json", code=1))["error"]["message"]
         answers.write_text("slots =")
-        assert "answers.toml" in (await tally.run("init", "--answers", str(answers), "--json", code=1))["error"]["message"]
+        assert "answers.toml" in (await tally.run("init", "--answers-file", str(answers), "--json", code=1))["error"]["message"]
         await tally.run("init", *options, "--json", "--force")
         tally.config = config
         config.write_text(f'state = "{folder}/new"\n' + config.read_text())
@@ -194,7 +194,7 @@ async def test_init_without_an_engine(tmp_path: Path) -> None:
     """An engine that is named and does not answer is said to; nothing is written."""
     (tmp_path / "password").write_text("x")
     tally = Provider(tmp_path)
-    told = await tally.run("init", "--engine", "http://127.0.0.1:9", "--file", str(tmp_path / "n.toml"), "--json", code=1)
+    told = await tally.run("init", "--engine", "http://127.0.0.1:9", "--out", str(tmp_path / "n.toml"), "--json", code=1)
     assert told["error"]["code"] == "engine_unavailable"
     assert not (tmp_path / "n.toml").exists()
     assert not (tmp_path / "keys").exists()

@@ -2,7 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {Messages} from "../Messages.sol";
-import {Rows} from "../Rows.sol";
+import {PackedRow} from "../PackedRow.sol";
 
 /// @title The market's escrow: purses that payers fill, tabs that providers collect, stakes that back a provider's word.
 /// @notice Amounts are base units of one ERC-20, times Unix seconds, rates basis points. Every call checks, computes, stores,
@@ -13,7 +13,7 @@ interface IEscrow {
     /// What one provider collects. `signature` covers Claim(provider, rows) and is the provider's, whoever sends.
     struct ClaimBatch {
         address provider;
-        Rows.Row[] rows;
+        PackedRow.Row[] rows;
         bytes signature;
     }
 

@@ -9,13 +9,13 @@ import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 
 import {IEscrow} from "../interfaces/IEscrow.sol";
-import {Words} from "../Words.sol";
+import {PackedStorage} from "../PackedStorage.sol";
 
 /// @title What all parts share: the storage, and the only two places where tokens move.
 /// @dev The token's supply must fit 96 bits; `_pull` keeps the whole balance below that, so sums of what is held never overflow.
 abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
-    using Words for Words.Funds;
+    using PackedStorage for PackedStorage.Funds;
 
     /// The rate lives beside the credit that it feeds: a fee costs one word, not two.
     struct Account {
@@ -33,9 +33,9 @@ abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
 
     IERC20 public immutable token;
 
-    mapping(address key => Words.Funds) internal _funds;
+    mapping(address key => PackedStorage.Funds) internal _funds;
     mapping(address key => address) internal _owner;
-    mapping(address provider => mapping(address payer => Words.Tab)) internal _tabs;
+    mapping(address provider => mapping(address payer => PackedStorage.Tab)) internal _tabs;
     mapping(address who => Account) internal _accounts;
     mapping(address who => address) internal _payout;
     mapping(address provider => Stake) internal _stakes;
@@ -83,7 +83,7 @@ abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
     }
 
     function _addFree(address key, uint256 amount) internal {
-        Words.Funds storage funds = _funds[key];
+        PackedStorage.Funds storage funds = _funds[key];
         (uint256 free, uint256 thawing, uint256 thawAt) = funds.read();
         funds.write(free + amount, thawing, thawAt);
     }

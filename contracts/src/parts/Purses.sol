@@ -5,12 +5,12 @@ import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC2
 
 import {IERC3009} from "../interfaces/IERC3009.sol";
 import {Messages} from "../Messages.sol";
-import {Words} from "../Words.sol";
+import {PackedStorage} from "../PackedStorage.sol";
 import {Ledger} from "./Ledger.sol";
 
 /// @title Purses: opened once for a key, filled and emptied by their owner.
 abstract contract Purses is Ledger {
-    using Words for Words.Funds;
+    using PackedStorage for PackedStorage.Funds;
 
     uint40 public immutable thawPeriod;
 
@@ -61,7 +61,7 @@ abstract contract Purses is Ledger {
     }
 
     function thaw(address key, uint256 amount) external onlyOwnerOf(key) {
-        Words.Funds storage funds = _funds[key];
+        PackedStorage.Funds storage funds = _funds[key];
         (uint256 free,,) = funds.read();
         uint256 thawing = _amount(amount);
         if (thawing > free) revert InsufficientFree(free, thawing);
@@ -71,7 +71,7 @@ abstract contract Purses is Ledger {
     }
 
     function cancelThaw(address key) external onlyOwnerOf(key) {
-        Words.Funds storage funds = _funds[key];
+        PackedStorage.Funds storage funds = _funds[key];
         (uint256 free, uint256 thawing,) = funds.read();
         if (thawing == 0) revert NotThawing(key);
         funds.write(free, 0, 0);
@@ -79,7 +79,7 @@ abstract contract Purses is Ledger {
     }
 
     function withdraw(address key) external nonReentrant onlyOwnerOf(key) {
-        Words.Funds storage funds = _funds[key];
+        PackedStorage.Funds storage funds = _funds[key];
         (uint256 free, uint256 thawing, uint256 thawAt) = funds.read();
         if (thawing == 0) revert NotThawing(key);
         if (block.timestamp < thawAt) revert TooEarly(thawAt);

@@ -7,15 +7,15 @@ import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/Messa
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 
 import {Messages} from "../Messages.sol";
-import {Rows} from "../Rows.sol";
-import {Words} from "../Words.sol";
+import {PackedRow} from "../PackedRow.sol";
+import {PackedStorage} from "../PackedStorage.sol";
 import {Tabs} from "./Tabs.sol";
 
 /// @title Settlement: pays what the two halves of the stick agree on. No call leaves this contract on the way.
 abstract contract Settlement is Tabs {
-    using Rows for Rows.Row;
-    using Words for Words.Funds;
-    using Words for Words.Tab;
+    using PackedRow for PackedRow.Row;
+    using PackedStorage for PackedStorage.Funds;
+    using PackedStorage for PackedStorage.Tab;
 
     /// What consecutive rows of one coordinator have earned it, written once at the end of the run.
     struct FeeRun {
@@ -72,17 +72,17 @@ abstract contract Settlement is Tabs {
     function _settleClaim(
         bytes32 domain,
         address provider,
-        Rows.Row[] calldata rows,
+        PackedRow.Row[] calldata rows,
         bytes calldata signature,
         FeeRun memory fees
     ) private {
         bytes32[] memory digests = new bytes32[](rows.length);
         bool claimed = _readClaim(domain, provider, rows, signature, digests);
-        mapping(address => Words.Tab) storage tabs = _tabs[provider];
+        mapping(address => PackedStorage.Tab) storage tabs = _tabs[provider];
         uint256[] memory results = new uint256[](2 * rows.length);
         uint256 earned;
         for (uint256 i; i < rows.length; ++i) {
-            Rows.Row calldata row = rows[i];
+            PackedRow.Row calldata row = rows[i];
             address payer = row.payer();
             Skip reason = claimed ? _objection(row, payer, provider, digests[i]) : Skip.BadClaim;
             (uint256 paid, uint256 fee, uint256 settled) = (0, 0, 0);
@@ -106,14 +106,14 @@ abstract contract Settlement is Tabs {
     function _readClaim(
         bytes32 domain,
         address provider,
-        Rows.Row[] calldata rows,
+        PackedRow.Row[] calldata rows,
         bytes calldata signature,
         bytes32[] memory digests
     ) private pure returns (bool) {
         bytes32[] memory hashes = new bytes32[](rows.length);
         for (uint256 i; i < rows.length; ++i) {
             Memory.Pointer free = Memory.getFreeMemoryPointer();
-            Rows.Row calldata row = rows[i];
+            PackedRow.Row calldata row = rows[i];
             bytes32 digest = MessageHashUtils.toTypedDataHash(domain, row.orderHash(provider));
             digests[i] = digest;
             hashes[i] = Messages.hashRow(row.payer(), digest, row.receiptSeq(), row.cumulativeCost());
@@ -125,7 +125,7 @@ abstract contract Settlement is Tabs {
     }
 
     /// Why the row cannot stand, whatever the balances are.
-    function _objection(Rows.Row calldata row, address payer, address provider, bytes32 digest) private view returns (Skip) {
+    function _objection(PackedRow.Row calldata row, address payer, address provider, bytes32 digest) private view returns (Skip) {
         if (payer == provider) return Skip.SelfDealing;
         if (block.timestamp > row.claimBy()) return Skip.Expired;
         (address signer,,) = ECDSA.tryRecover(digest, row.r, row.vs);
@@ -134,7 +134,7 @@ abstract contract Settlement is Tabs {
     }
 
     /// Moves the money of one row: reservation first, then free balance; then refills the reservation.
-    function _charge(Rows.Row calldata row, Words.Funds storage funds, Words.Tab storage tab_)
+    function _charge(PackedRow.Row calldata row, PackedStorage.Funds storage funds, PackedStorage.Tab storage tab_)
         private
         returns (Skip reason, uint256 paid, uint256 total)
     {
@@ -166,7 +166,7 @@ abstract contract Settlement is Tabs {
     }
 
     /// The coordinator's part of `paid`: its own rate, never above the rate that the payer signed. Rounds down.
-    function _fee(FeeRun memory fees, Rows.Row calldata row, uint256 paid) private returns (uint256 fee) {
+    function _fee(FeeRun memory fees, PackedRow.Row calldata row, uint256 paid) private returns (uint256 fee) {
         uint256 maxFeeBps = row.maxFeeBps();
         if (maxFeeBps == 0 || paid == 0) return 0;
         address coordinator = row.coordinator();

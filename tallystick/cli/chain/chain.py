@@ -20,7 +20,7 @@ from tallystick.runtime.config import home
 if TYPE_CHECKING:
     from tallystick.chain.deployment import Deployment
     from tallystick.chain.endpoint import Rpc
-    from tallystick.chain.escrow import Rules
+    from tallystick.chain.escrow import EscrowRules
     from tallystick.protocol.eip712 import Signer
 
 LONGEST_WAIT = 365 * 86_400
@@ -31,7 +31,7 @@ GIFT_COINS, GIFT_DOLLARS = "1", "1000"
 app = typer.Typer(help="Runs a local chain behind JSON-RPC; its sub-commands use one that runs.")
 LocalRpc = Annotated[str, typer.Option("--rpc", help="JSON-RPC address of the chain.")]
 Accounts = Annotated[int, typer.Option(help="How many funded accounts.", min=1, max=100)]
-Dev = Annotated[int | None, typer.Option(help="Act as this account of `tally chain` instead of a wallet.")]
+Dev = Annotated[int | None, typer.Option("--dev-account", help="Act as this account of `tally chain` instead of a wallet.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -58,15 +58,17 @@ def chain(
         return
     from tallystick.chain.devnet import build_app, dev_accounts
     from tallystick.cli.daemons import start
-    from tallystick.runtime.serving import serving, until_stopped
+    from tallystick.runtime.serving import serving, wait_for_stop_signal
 
     async def serve() -> None:
         app = build_app(chain_id, accounts, origins=allow_origin or (), hosts=(host, *(allow_host or ())))
         async with serving(app, host, port) as bound:
             rows = [(number, checksum(signer.address)) for number, signer in enumerate(dev_accounts(accounts))]
-            show_rows(("--dev", "funded account"), rows, title="Play money only: anyone can derive these keys")
-            err.print(f"chain {chain_id} on http://{host}:{bound} - take an account with: tally wallet import NAME --dev 0")
-            await until_stopped()
+            show_rows(("--dev-account", "funded account"), rows, title="Play money only: anyone can derive these keys")
+            err.print(
+                f"chain {chain_id} on http://{host}:{bound} - take an account with: tally wallet import NAME --dev-account 0"
+            )
+            await wait_for_stop_signal()
 
     start(serve())
 
@@ -74,21 +76,21 @@ def chain(
 @app.command()
 def accounts(
     count: Accounts = 10,
-    keys: Annotated[bool, typer.Option("--keys", help="Show the private keys too, for other tools.")] = False,
+    keys: Annotated[bool, typer.Option("--private-keys", help="Show the private keys too, for other tools.")] = False,
     as_json: Json = False,
 ) -> None:
     """Lists the funded accounts: the same on every local chain, on anvil and hardhat too. Needs no chain that runs."""
     from tallystick.chain.devnet import dev_accounts
 
     found = [
-        {"dev": number, "address": checksum(signer.address)} | ({"key": "0x" + signer.secret.hex()} if keys else {})
+        {"dev": number, "address": checksum(signer.address)} | ({"privateKey": "0x" + signer.secret.hex()} if keys else {})
         for number, signer in enumerate(dev_accounts(count))
     ]
     if as_json:
         show_json(found)
         return
-    show_rows(("--dev", "address", *(["private key"] if keys else [])), [tuple(one.values()) for one in found])
-    err.print("Anyone can derive these keys: play money only. Take one with: tally wallet import NAME --dev 0")
+    show_rows(("--dev-account", "address", *(["private key"] if keys else [])), [tuple(one.values()) for one in found])
+    err.print("Anyone can derive these keys: play money only. Take one with: tally wallet import NAME --dev-account 0")
 
 
 @app.command()
@@ -133,7 +135,7 @@ async def move_clock(rpc: Rpc, seconds: int) -> tuple[int, int]:
 def fund(
     account: Annotated[str, typer.Argument(help="A wallet's name, or an address.")] = DEFAULT_WALLET,
     coins: Annotated[str, typer.Option(help="Coins of the chain, for gas.")] = GIFT_COINS,
-    dev: Annotated[int, typer.Option(help="The funded account that gives them.")] = 0,
+    dev: Annotated[int, typer.Option("--dev-account", help="The funded account that gives them.")] = 0,
     rpc: LocalRpc = LOCAL_RPC,
     as_json: Json = False,
 ) -> None:
@@ -168,13 +170,15 @@ def _dev(number: int) -> Signer:
 
     found = dev_accounts()
     if not 0 <= number < len(found):
-        raise BadMessage(f"--dev: expected 0 to {len(found) - 1}")
+        raise BadMessage(f"--dev-account: expected 0 to {len(found) - 1}")
     return found[number]
 
 
 # -------------------------------------------------------------------------------------------------------------------- deploy
 
-Wait = Annotated[str | None, typer.Option(help="Like 24h or 7d, instead of the usual.", show_default=False)]
+
+def _wait(name: str) -> Any:
+    return typer.Option(f"--{name}-wait", help="For example 24h or 7d.", show_default=False)
 
 
 def deploy(
@@ -186,18 +190,18 @@ def deploy(
         str | None, typer.Option(help="Address of the ERC-20 to settle in; a test dollar is deployed without it.")
     ] = None,
     local: Annotated[
-        bool, typer.Option("--local", help="Waits of seconds instead of days (thaw, release, unstake), for trying things.")
+        bool, typer.Option("--short-waits", help="Waits of seconds instead of days (thaw, release, unstake), for trying things.")
     ] = False,
-    thaw: Wait = None,
-    release: Wait = None,
-    unstake: Wait = None,
+    thaw: Annotated[str | None, _wait("thaw")] = None,
+    release: Annotated[str | None, _wait("release")] = None,
+    unstake: Annotated[str | None, _wait("unstake")] = None,
     penalty: Annotated[str | None, typer.Option(help="Dollars that one piece of evidence costs a provider, at most.")] = None,
     treasury: Annotated[
         str | None, typer.Option(help="Address that gets what penalties leave after the reporter's part.")
     ] = None,
     fund: Annotated[
         list[str] | None,
-        typer.Option(help="Give this wallet or address coins for gas and test dollars (repeatable; with --dev only)."),
+        typer.Option(help="Give this wallet or address coins for gas and test dollars (repeatable; with --dev-account only)."),
     ] = None,
     to: Annotated[
         Path | None, typer.Option("--out", "-o", help="Deployment file to write; deployment.json in the home folder.")
@@ -208,7 +212,7 @@ def deploy(
     path = to or home() / "deployment.json"
     gifts = [account_of(one, "--fund") for one in fund or []]
     if gifts and (dev is None or token is not None):
-        raise BadMessage("--fund: only an account of a local chain (--dev) gives coins and test dollars away")
+        raise BadMessage("--fund: only an account of a local chain (--dev-account) gives coins and test dollars away")
     rules = _rules(local, {"thaw": thaw, "release": release, "unstake": unstake}, penalty, treasury)
     existing = parse_address(token, "--token") if token else None
     signer = unlock(wallet, password_file) if dev is None else _dev(dev)
@@ -225,29 +229,31 @@ def deploy(
     asyncio.run(_with_rpc(rpc, run))
 
 
-def _rules(local: bool, waits: dict[str, str | None], penalty: str | None, treasury: str | None) -> Rules:
+def _rules(local: bool, waits: dict[str, str | None], penalty: str | None, treasury: str | None) -> EscrowRules:
     from tallystick.chain.deploy import LOCAL_RULES, PRODUCTION_RULES
 
-    changed: dict[str, Any] = {name: parse_wait(text, f"--{name}") for name, text in waits.items() if text is not None}
+    changed: dict[str, Any] = {name: parse_wait(text, f"--{name}-wait") for name, text in waits.items() if text is not None}
     if penalty is not None:
         changed["penalty"] = parse_amount(penalty, field="--penalty")
     if treasury is not None:
         changed["treasury"] = parse_address(treasury, "--treasury")
     rules = replace(LOCAL_RULES if local else PRODUCTION_RULES, **changed)
     if rules.unstake > LONGEST_WAIT:
-        raise BadMessage("--unstake: at most 365d, so that no mistake locks money for good")
+        raise BadMessage("--unstake-wait: at most 365d, so that no mistake locks money for good")
     if rules.unstake <= max(rules.thaw, rules.release):
-        raise BadMessage("--unstake: must be longer than --thaw and --release, so that evidence against a provider is never late")
+        raise BadMessage(
+            "--unstake-wait: must be longer than --thaw-wait and --release-wait: evidence against a provider must never be late"
+        )
     return rules
 
 
-def _waits(rules: Rules) -> list[tuple[str, object]]:
+def _waits(rules: EscrowRules) -> list[tuple[str, object]]:
     from tallystick.chain.state_explainer import span
 
     return [(name, span(getattr(rules, name))) for name in ("thaw", "release", "unstake")]
 
 
-async def _deploy(rpc: Rpc, signer: Signer, rules: Rules, token: Address | None, gifts: list[Address]) -> Deployment:
+async def _deploy(rpc: Rpc, signer: Signer, rules: EscrowRules, token: Address | None, gifts: list[Address]) -> Deployment:
     """Deploys with a line of progress for each thing done. Raises Refusal, Unavailable."""
     from tallystick.chain.deploy import deploy as deploy_contracts
     from tallystick.chain.sender import Sender
@@ -258,7 +264,7 @@ async def _deploy(rpc: Rpc, signer: Signer, rules: Rules, token: Address | None,
     if have == 0:
         raise Refusal(
             Code.INSUFFICIENT_FUNDS,
-            f"{signer.address} has no coins of the chain to pay for gas; send it some, or on a local chain use --dev 0",
+            f"{signer.address} has no coins of the chain to pay for gas; send it some, or on a local chain use --dev-account 0",
         )
     deployment = await deploy_contracts(rpc, sender, rules=rules, token=token)
     step(f"escrow at {deployment.escrow}, settling in {'the token' if token else 'a test dollar'} at {deployment.token}")

@@ -17,7 +17,7 @@ from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
     from tallystick.chain.escrow import Escrow
-    from tallystick.chain.state_explainer import Explainer, Meaning
+    from tallystick.chain.state_explainer import Explanation, StateExplainer
 
 app = typer.Typer(no_args_is_help=True, help="For contract developers: what the contract holds, from chain state.")
 inspect = typer.Typer(
@@ -29,7 +29,7 @@ Key = Annotated[str, typer.Argument(help="The purse's key: an address, or a wall
 Payer = Annotated[str, typer.Argument(help="The payer's key: an address, or a wallet's name.")]
 Provider = Annotated[str, typer.Argument(help="The provider: an address, or a wallet's name.")]
 
-Look = Callable[["Escrow", "Explainer"], Awaitable[tuple[dict[str, Any], "Meaning"]]]
+Look = Callable[["Escrow", "StateExplainer"], Awaitable[tuple[dict[str, Any], "Explanation"]]]
 
 
 @inspect.command()
@@ -37,7 +37,7 @@ def purse(key: Key = DEFAULT_WALLET, deployment: DeploymentFile = None, rpc: Rpc
     """A payer's deposit: who owns it, what is free, what is leaving."""
     address = account_of(key, "KEY")
 
-    async def look(escrow: Escrow, explain: Explainer) -> tuple[dict[str, Any], Meaning]:
+    async def look(escrow: Escrow, explain: StateExplainer) -> tuple[dict[str, Any], Explanation]:
         state = await escrow.purse(address)
         return {"key": address} | asdict(state), explain.purse(state)
 
@@ -49,7 +49,7 @@ def tab(payer: Payer, provider: Provider, deployment: DeploymentFile = None, rpc
     """One payer's account with one provider: what was paid, what is reserved, whether it is being taken back."""
     pair: tuple[Address, Address] = account_of(payer, "PAYER"), account_of(provider, "PROVIDER")
 
-    async def look(escrow: Escrow, explain: Explainer) -> tuple[dict[str, Any], Meaning]:
+    async def look(escrow: Escrow, explain: StateExplainer) -> tuple[dict[str, Any], Explanation]:
         state, whole = await asyncio.gather(escrow.tab(*pair), escrow.purse(pair[0]))
         facts: dict[str, Any] = {"payer": pair[0], "provider": pair[1]} | asdict(state)
         return facts | {"purse_owner": whole.owner, "purse_free": whole.free}, explain.tab(state, whole)
@@ -64,7 +64,7 @@ def provider(
     """An account that earns: its credit, where that goes, its stake; a coordinator's rate."""
     account = account_of(address, "ADDRESS")
 
-    async def look(escrow: Escrow, explain: Explainer) -> tuple[dict[str, Any], Meaning]:
+    async def look(escrow: Escrow, explain: StateExplainer) -> tuple[dict[str, Any], Explanation]:
         state = await escrow.provider(account)
         return {"account": account} | asdict(state), explain.provider(state, account)
 
@@ -75,7 +75,7 @@ def provider(
 def rules(deployment: DeploymentFile = None, rpc: Rpc = None, as_json: Json = False) -> None:
     """The deployment: its addresses, its waits, its penalty."""
 
-    async def look(escrow: Escrow, explain: Explainer) -> tuple[dict[str, Any], Meaning]:
+    async def look(escrow: Escrow, explain: StateExplainer) -> tuple[dict[str, Any], Explanation]:
         known = escrow.deployment
         places = {
             "escrow": known.escrow,
@@ -89,20 +89,20 @@ def rules(deployment: DeploymentFile = None, rpc: Rpc = None, as_json: Json = Fa
 
 
 def _show(kind: str, look: Look, deployment: Path | None, rpc: str | None, *, as_json: bool) -> None:
-    from tallystick.chain.state_explainer import Explainer
+    from tallystick.chain.state_explainer import StateExplainer
 
-    async def run() -> tuple[dict[str, Any], Meaning, dict[str, Any], int]:
+    async def run() -> tuple[dict[str, Any], Explanation, dict[str, Any], int]:
         async with open_escrow(deployment, rpc) as escrow:
             now, block = await asyncio.gather(escrow.rpc.now(), escrow.rpc.block_number())
             decimals = escrow.deployment.token_decimals
-            explain = Explainer(await escrow.rules(), now, lambda amount: format_amount(amount, decimals))
+            explain = StateExplainer(await escrow.rules(), now, lambda amount: format_amount(amount, decimals))
             facts, meaning = await look(escrow, explain)
             return facts, meaning, {"id": escrow.deployment.chain_id, "block": block, "now": now}, decimals
 
     facts, meaning, chain, decimals = asyncio.run(run())
     if as_json:
-        steps = [one.to_json() for one in meaning.next]
-        show_json({kind: _plain(facts), "state": meaning.state, "says": list(meaning.says), "next": steps, "chain": chain})
+        steps = [step.to_json() for step in meaning.next_steps]
+        show_json({kind: _plain(facts), "state": meaning.state, "says": list(meaning.sentences), "next": steps, "chain": chain})
     else:
         _tell(kind, facts, meaning, chain, decimals)
 
@@ -112,7 +112,7 @@ def _plain(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: str(int(value)) if isinstance(value, Amount) else value for name, value in facts.items()}
 
 
-def _tell(kind: str, facts: dict[str, Any], meaning: Meaning, chain: dict[str, Any], decimals: int) -> None:
+def _tell(kind: str, facts: dict[str, Any], meaning: Explanation, chain: dict[str, Any], decimals: int) -> None:
     from tallystick.chain.state_explainer import moment, utc
 
     def words(name: str, value: Any) -> str:
@@ -124,8 +124,10 @@ def _tell(kind: str, facts: dict[str, Any], meaning: Meaning, chain: dict[str, A
 
     title = f"{kind}: {meaning.state} (chain {chain['id']}, block {chain['block']}, {utc(chain['now'])})"
     show_facts([(name.replace("_", " "), words(name, value)) for name, value in facts.items()], title=title)
-    for sentence in meaning.says:
+    for sentence in meaning.sentences:
         out.print(sentence, highlight=False)
-    if meaning.next:
-        rows = [(one.who, one.what, one.command or f"{one.call}()", moment(one.at, chain["now"])) for one in meaning.next]
+    if meaning.next_steps:
+        rows = [
+            (one.actor, one.action, one.command or f"{one.call}()", moment(one.at, chain["now"])) for one in meaning.next_steps
+        ]
         show_rows(("who", "can", "with", "when"), rows, title="What can be done next")

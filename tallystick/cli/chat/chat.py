@@ -42,7 +42,7 @@ NoHistory = Annotated[bool, typer.Option("--no-history", help="Keep nothing of t
 Plain = Annotated[bool, typer.Option("--plain", help="Show answers as they come, not as rendered markdown.")]
 Save = Annotated[
     Path | None,
-    typer.Option("--save", help="Write the answer's proof there, for `tally receipt verify`. It has the plaintext."),
+    typer.Option("--save-proof", help="Write the answer's proof there, for `tally receipt verify`. It has the plaintext."),
 ]
 
 

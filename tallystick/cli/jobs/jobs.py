@@ -16,7 +16,7 @@ from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, W
 from tallystick.cli.output import show_facts, show_json, show_rows
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.types import JobId, format_amount, parse_job_id
-from tallystick.runtime.keystore import NEEDED
+from tallystick.runtime.keystore import PASSWORD_HELP
 
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
@@ -109,7 +109,9 @@ async def _ask(config: ClientConfig, wallet: str, password_file: Path | None, nu
     from tallystick.runtime.keystore import open_wallet
 
     def no_password() -> str:
-        raise Refusal(Code.UNAUTHENTICATED, f"it tells of a job to its payer only, so it takes the wallet's password: {NEEDED}")
+        raise Refusal(
+            Code.UNAUTHENTICATED, f"it tells of a job to its payer only, so it takes the wallet's password: {PASSWORD_HELP}"
+        )
 
     try:
         if wallet.startswith(("0x", "0X")):

@@ -18,7 +18,7 @@ from tallystick.protocol.types import Amount, format_amount, parse_amount
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
     from tallystick.client.ledger.ledger import Ledger
-    from tallystick.client.openai.requests import Asked
+    from tallystick.client.openai.requests import ApiRequest
     from tallystick.client.selection.options import Choice, Explained
 
 CoordinatorUrl = Annotated[str | None, typer.Option("--coordinator", help="The coordinator's address.")]
@@ -72,7 +72,7 @@ def explain(
     tier: Annotated[Several, typer.Option(help="Only of this tier (repeatable).")] = None,
     precision: Annotated[Several, typer.Option(help="Only of this precision (repeatable).")] = None,
     feature: Annotated[Several, typer.Option(help="Only with this feature (repeatable, all are needed).")] = None,
-    context: Annotated[int, typer.Option(min=0, help="At least so many tokens of context.")] = 0,
+    context: Annotated[int, typer.Option("--min-context", min=0, help="At least so many tokens of context.")] = 0,
     pin: Annotated[Several, typer.Option(help="Only this provider (repeatable).")] = None,
     exclude: Annotated[Several, typer.Option(help="Not this provider (repeatable).")] = None,
     min_stake: Annotated[str | None, typer.Option(help="Only who has staked at least so many dollars.")] = None,
@@ -86,7 +86,6 @@ def explain(
     from tallystick.client.coordinator.http_client import Coordinator
     from tallystick.client.selection.options import Choice, demand_of, explained
     from tallystick.protocol.requirements import Requirements
-    from tallystick.protocol.wire import MAX_CANDIDATES
 
     require = Requirements(
         region=tuple(region or ()),
@@ -103,12 +102,12 @@ def explain(
         choice["sort"] = sort
 
     async def ask(ledger: Ledger, loaded: ClientConfig) -> None:
-        told: list[tuple[str, Explained, Asked | None]] = []
+        told: list[tuple[str, Explained, ApiRequest | None]] = []
         async with Coordinator(loaded.coordinator, loaded) as coordinator:
             frozen = await ledger.barred((await coordinator.info()).domain, int(time.time()))
             for model, asked in _asked(request, route, loaded):
                 demand = demand_of(loaded, model, route, choice)
-                listed = await coordinator.explain(demand.to_json(ledger.payer, MAX_CANDIDATES))
+                listed = await coordinator.explain(demand.to_json(ledger.payer))
                 told += [(model, one, asked) for one in explained(listed, demand, frozen, int(time.time()))]
         _tell(told, request, loaded, as_json=as_json)
 
@@ -122,11 +121,11 @@ def _add_prices(choice: Choice, most_input: str | None, most_output: str | None)
         choice["max_output_price"] = parse_amount(most_output)
 
 
-def _asked(request: str, route: str, config: ClientConfig) -> list[tuple[str, Asked | None]]:
+def _asked(request: str, route: str, config: ClientConfig) -> list[tuple[str, ApiRequest | None]]:
     """The models that would be asked, in order, with the request if it is given whole. Raises BadMessage."""
     from tallystick.client.gateway.aliases import Names
     from tallystick.client.gateway.routing_rules import load_rule
-    from tallystick.client.openai.requests import Asked
+    from tallystick.client.openai.requests import ApiRequest
     from tallystick.protocol.wire import dumps
 
     whole = request == "-" or Path(request).is_file()
@@ -137,11 +136,11 @@ def _asked(request: str, route: str, config: ClientConfig) -> list[tuple[str, As
     except OSError as error:
         raise BadMessage(f"{request}: {error.strerror}") from None
     names = Names(config.aliases, {one.name: load_rule(one.rule) for one in config.aliases if one.rule is not None})
-    made = [(one, Asked.of(route, one)) for one in names.plan(body, (), 0).bodies]
-    return [(asked.call.model, asked if whole else None) for _, asked in made]
+    made = [(one, ApiRequest.of(route, one)) for one in names.plan(body, (), 0).bodies]
+    return [(asked.summary.model, asked if whole else None) for _, asked in made]
 
 
-def _tell(told: list[tuple[str, Explained, Asked | None]], request: str, config: ClientConfig, *, as_json: bool) -> None:
+def _tell(told: list[tuple[str, Explained, ApiRequest | None]], request: str, config: ClientConfig, *, as_json: bool) -> None:
     from tallystick.client.jobs.candidates import foresee
 
     documents: list[dict[str, Any]] = []

@@ -35,7 +35,9 @@ Claim = Annotated[
 def verify(
     file: Annotated[
         Path,
-        typer.Argument(help="A proof (`tally chat --save`, a gateway's `proofs` folder), or evidence (the folder `evidence`)."),
+        typer.Argument(
+            help="A proof (`tally chat --save-proof`, a gateway's `proofs` folder), or evidence (the folder `evidence`)."
+        ),
     ],
     tokenizer: Annotated[
         Path | None, typer.Option(help="A model's tokenizer.json, to count the tokens of evidence again.")
@@ -96,13 +98,13 @@ def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Js
                 show_facts(facts, title=f"provider {one.provider}")
             for provider, why in others.items():
                 show_facts([("why it gets no more orders", why)], title=f"provider {provider}")
-            step("they get no more orders of this wallet; to change that: tally receipt forgive PROVIDER")
+            step("they get no more orders of this wallet; to change that: tally receipt unblock PROVIDER")
 
     with_books(config, wallet, None, read)
 
 
-@app.command("forgive")
-def forgive(
+@app.command("unblock")
+def unblock(
     provider: Annotated[str, typer.Argument(help="The provider: an address, or a wallet's name.")],
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
@@ -117,7 +119,7 @@ def forgive(
         if not await ledger.forgive(whom, int(time.time())):
             raise Refusal(Code.BAD_MESSAGE, f"{whom} is not among those that this wallet leaves out: tally receipt evidence")
         if as_json:
-            show_json({"provider": whom, "forgiven": True})
+            show_json({"provider": whom, "unblocked": True})
         else:
             step(f"{whom} may have orders again; a gateway that runs notices within seconds")
 

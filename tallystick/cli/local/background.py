@@ -155,7 +155,7 @@ def stop() -> bool:
     deadline = time.monotonic() + STOP_SECONDS
     while running() is not None:
         if time.monotonic() > deadline:
-            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"the local market (process {number}) does not stop")
+            raise Unavailable(Code.PROCESS_FAILED, f"the local market (process {number}) does not stop")
         time.sleep(0.1)
     return True
 
@@ -165,7 +165,7 @@ async def spawn(place: Place) -> None:
     folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     log, ready = folder() / "market.log", folder() / "ready"
     ready.unlink(missing_ok=True)
-    arguments = ("start", "--keep", "--coordinator", place.coordinator, "--deployment", str(place.deployment))
+    arguments = ("start", "--supervise", "--coordinator", place.coordinator, "--deployment", str(place.deployment))
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -189,7 +189,7 @@ async def spawn(place: Place) -> None:
             return
         if ended or time.monotonic() > deadline:
             tail = "\n".join(lines[-15:])
-            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"the local market did not start; the end of {log}:\n{tail}")
+            raise Unavailable(Code.PROCESS_FAILED, f"the local market did not start; the end of {log}:\n{tail}")
         await asyncio.sleep(0.1)
 
 
@@ -213,7 +213,7 @@ async def keep(place: Place) -> None:
             if _locked(lock):
                 break
             if not left:
-                raise Unavailable(Code.NODE_BUSY, "the local market is kept already; to stop it: tally start --stop")
+                raise Unavailable(Code.ALREADY_RUNNING, "the local market is kept already; to stop it: tally start --stop")
             await asyncio.sleep(0.05)
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -258,7 +258,7 @@ async def _hold(place: Place, run: Path, children: Children) -> None:
         await rpc.close()
     (folder() / "ready").touch()
     dead = await children.first_death()
-    raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{dead.name} ended by itself; see {dead.log}")
+    raise Unavailable(Code.PROCESS_FAILED, f"{dead.name} ended by itself; see {dead.log}")
 
 
 async def chain_id(rpc: Rpc) -> int | None:

@@ -111,7 +111,7 @@ async def _show(stage: Stage, children: Children, prompt: str, *, once: bool, as
         if not as_json:
             _show_addresses(stage, deployment, model)
         dead = await children.first_death()
-        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{dead.name} ended by itself; see {dead.log}")
+        raise Unavailable(Code.PROCESS_FAILED, f"{dead.name} ended by itself; see {dead.log}")
 
 
 def _prepare(folder: Path) -> Stage:

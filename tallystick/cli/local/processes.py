@@ -86,7 +86,7 @@ async def _until_ready(child: Child, ready: Callable[[], Awaitable[bool]]) -> No
                     return
                 await asyncio.sleep(0.05)
     tail = "\n".join(child.log.read_text(errors="replace").splitlines()[-15:])
-    raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{child.name} did not start; the end of {child.log}:\n{tail}")
+    raise Unavailable(Code.PROCESS_FAILED, f"{child.name} did not start; the end of {child.log}:\n{tail}")
 
 
 async def _stop(child: Child) -> None:
@@ -111,7 +111,7 @@ def free_port(preferred: int) -> int:
                 found = int(probe.getsockname()[1])
                 if _claim(found):
                     return found
-    raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "no free port on 127.0.0.1")
+    raise Unavailable(Code.PORT_UNAVAILABLE, "no free port on 127.0.0.1")
 
 
 _claims: dict[int, int] = {}

@@ -48,7 +48,7 @@ def start(
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
-    keep: Annotated[bool, typer.Option("--keep", hidden=True)] = False,
+    keep: Annotated[bool, typer.Option("--supervise", hidden=True)] = False,
     as_json: Json = False,
 ) -> None:
     """Brings you to a first paid answer: looks what is missing, says what it will do, does it, and asks.
@@ -138,7 +138,7 @@ def _todo(place: Place, wallet: str, address: str | None) -> dict[str, str]:
     if place.is_local:
         return common | {
             "chain": "tally chain",
-            "contracts": "tally deploy --dev 0 --local",
+            "contracts": "tally deploy --dev-account 0 --short-waits",
             "coins": f"tally chain fund {wallet}",
             "purse": f"{common['purse']} --mint",
             "coordinator": "tally coordinator run",
@@ -202,7 +202,7 @@ async def _do(place: Place, config: ClientConfig, signer: Signer, missing: list[
     finally:
         await rpc.close()
     answer = await _ask(config, signer, prompt, as_json=as_json)
-    commands = ["tally chat", "tally gateway", "tally balance", "tally spend", "tally start --stop"]
+    commands = ["tally chat", "tally gateway", "tally balance", "tally spending", "tally start --stop"]
     if as_json:
         show_json({"local": True, "done": missing, "answer": answer, "next": commands})
         return

@@ -40,7 +40,8 @@ DAY = 86_400
 def deposit(
     amount: Annotated[str | None, typer.Argument(help="Dollars to deposit, for example 10 or 2.50.")] = None,
     up_to: Annotated[
-        str | None, typer.Option("--up-to", help="Instead: deposit what the purse, reservations included, has less than this.")
+        str | None,
+        typer.Option("--top-up-to", help="Instead: deposit what the purse, reservations included, has less than this."),
     ] = None,
     wallet: Wallet = DEFAULT_WALLET,
     owner: Annotated[
@@ -54,12 +55,12 @@ def deposit(
 ) -> None:
     """Fills a wallet's purse, from which its jobs are paid. The first deposit opens the purse and binds it to its owner.
 
-    What the purse has is the most that its key can spend: `--up-to 5`, given every day, bounds a hot key to five dollars.
+    What the purse has is the most that its key can spend: `--top-up-to 5`, given every day, bounds a hot key to five dollars.
     """
     from tallystick.chain.rpc import Sender
 
     if (amount is None) is (up_to is None):
-        raise BadMessage("give an amount, or --up-to")
+        raise BadMessage("give an amount, or --top-up-to")
     wanted = parse_amount(amount or str(up_to))
     key = unlock(wallet, password_file)
     payer = key if owner is None else unlock(owner, password_file)
@@ -114,7 +115,7 @@ def balance(
     account: Annotated[str | None, typer.Option("--address", help="Look at this address instead of a wallet.")] = None,
     provider: Annotated[list[str] | None, typer.Option(help="Also show the tab with this provider (repeatable).")] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Look for every tab in the contract's events too; slow where the chain is long.")
+        bool, typer.Option("--all-tabs", help="Look for every tab in the contract's events too; slow where the chain is long.")
     ] = False,
     config: Config = None,
     deployment: DeploymentFile = None,

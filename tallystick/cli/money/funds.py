@@ -158,7 +158,7 @@ def release(
 
 def cash_out(
     account: Annotated[str | None, typer.Option(help="Whose credit, by address or wallet; the wallet's own by default.")] = None,
-    to: Annotated[str | None, typer.Option(help="From now on pay the wallet's credit to this address.")] = None,
+    to: Annotated[str | None, typer.Option("--set-payout", help="From now on pay the wallet's credit to this address.")] = None,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
     deployment: DeploymentFile = None,
@@ -167,8 +167,8 @@ def cash_out(
 ) -> None:
     """Pays what an account has earned (as provider, coordinator or reporter) to its payout address. Anyone may send it."""
     if account is not None and to is not None:
-        raise BadMessage("--to: only an account itself says where its credit goes; leave --account away")
-    payout = None if to is None else account_of(to, "--to")
+        raise BadMessage("--set-payout: only an account itself says where its credit goes; leave --account away")
+    payout = None if to is None else account_of(to, "--set-payout")
 
     async def act(escrow: Escrow, sender: Sender) -> Done:
         who = sender.address if account is None else account_of(account, "--account")

@@ -27,7 +27,6 @@ app = typer.Typer(no_args_is_help=True, help="Make, list, import and export wall
 Name = Annotated[str, typer.Argument(help="The wallet's name in the home folder, or a keystore file.", autocompletion=wallets)]
 
 
-@app.command("create", hidden=True)
 @app.command()
 def new(name: Name = DEFAULT_WALLET, password_file: PasswordFile = None, as_json: Json = False) -> None:
     """Makes a wallet with a fresh key."""
@@ -39,13 +38,15 @@ def import_(
     name: Name,
     key_file: Annotated[Path | None, typer.Option(help="File that holds the private key as hex.")] = None,
     keystore: Annotated[Path | None, typer.Option(help="A keystore (V3) to copy in.")] = None,
-    dev: Annotated[int | None, typer.Option(help="Number of a funded account of `tally chain` (test money only).")] = None,
+    dev: Annotated[
+        int | None, typer.Option("--dev-account", help="Number of a funded account of `tally chain` (test money only).")
+    ] = None,
     password_file: PasswordFile = None,
     as_json: Json = False,
 ) -> None:
     """Makes a wallet from a key that exists."""
     if sum(source is not None for source in (key_file, keystore, dev)) != 1:
-        raise BadMessage("give one of --key-file, --keystore and --dev")
+        raise BadMessage("give one of --key-file, --keystore and --dev-account")
     if key_file is not None:
         secret = _read_key(key_file)
     elif keystore is not None:
@@ -55,7 +56,7 @@ def import_(
 
         accounts = dev_accounts()
         if dev is None or not 0 <= dev < len(accounts):
-            raise BadMessage(f"--dev: expected 0 to {len(accounts) - 1}")
+            raise BadMessage(f"--dev-account: expected 0 to {len(accounts) - 1}")
         secret = accounts[dev].secret
     _create(name, password_file, secret, as_json=as_json)
 
@@ -94,8 +95,10 @@ def show(
 def export(
     name: Name,
     to: Annotated[Path, typer.Option("--out", "-o", help="File to write; it must not exist.")],
-    key: Annotated[bool, typer.Option("--key", help="Write the bare private key, which whoever reads it can spend.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether --key is meant.")] = False,
+    key: Annotated[
+        bool, typer.Option("--private-key", help="Write the bare private key, which whoever reads it can spend.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether --private-key is meant.")] = False,
     password_file: PasswordFile = None,
     as_json: Json = False,
 ) -> None:
@@ -116,8 +119,8 @@ def export(
         step(f"wrote {to} ({'NOT encrypted: delete it when it has served' if key else 'encrypted with the same password'})")
 
 
-@app.command()
-def password(
+@app.command("change-password")
+def change(
     name: Name = DEFAULT_WALLET,
     password_file: PasswordFile = None,
     new_file: Annotated[

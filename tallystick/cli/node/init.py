@@ -54,19 +54,19 @@ def _take_answers(context: typer.Context, file: Path | None) -> Path | None:
     try:
         read = tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise BadMessage(f"--answers {file}: {error.strerror if isinstance(error, OSError) else error}") from None
+        raise BadMessage(f"--answers-file {file}: {error.strerror if isinstance(error, OSError) else error}") from None
     names = {o.lstrip("-").replace("-", "_"): str(p.name) for p in context.command.params for o in p.opts if o.startswith("--")}
-    unknown = sorted(read.keys() - names.keys() | read.keys() & {"answers"})
+    unknown = sorted(read.keys() - names.keys() | read.keys() & {"answers_file"})
     if unknown:
         raise BadMessage(
-            f"--answers {file}: unknown: {', '.join(unknown)}; known are the options, such as engine and input_price"
+            f"--answers-file {file}: unknown: {', '.join(unknown)}; known are the options, such as engine and input_price"
         )
     context.default_map = {names[name]: value for name, value in read.items()}
     return file
 
 
 def init(
-    file: Annotated[Path, typer.Option("--file", "-o", help="The config to write.")] = Path("node.toml"),
+    file: Annotated[Path, typer.Option("--out", "-o", help="The config to write.")] = Path("node.toml"),
     wallet: Annotated[str, typer.Option("--wallet", "-w", help="The node's wallet; made if there is none.")] = DEFAULT_WALLET,
     engine: Annotated[
         list[str] | None, typer.Option(help="An engine's address (repeatable); else the usual ports are asked.")
@@ -83,7 +83,9 @@ def init(
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not ask the models what they can do.")] = False,
     _answers: Annotated[
         Path | None,
-        typer.Option("--answers", is_eager=True, callback=_take_answers, help="TOML file with any of these options by name."),
+        typer.Option(
+            "--answers-file", is_eager=True, callback=_take_answers, help="TOML file with any of these options by name."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take what is found and suggested.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the config if it exists.")] = False,
@@ -95,7 +97,7 @@ def init(
     Everything can be given as options or in a file, for scripts; what is missing is asked for, unless --yes.
     """
     if file.exists() and not force:
-        raise BadMessage(f"{file} exists; --force overwrites it, --file writes another")
+        raise BadMessage(f"{file} exists; --force overwrites it, --out writes another")
     quiet = yes or as_json
     where = coordinator_url or (COORDINATOR if quiet else typer.prompt("Coordinator", default=COORDINATOR, err=True))
     findings, market = asyncio.run(_look(engine or [], where))

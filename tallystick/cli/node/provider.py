@@ -116,7 +116,7 @@ def why(
 async def _ask_why(url: str) -> Any:
     import aiohttp
 
-    from tallystick.protocol.errors import Code, Unavailable, from_public
+    from tallystick.protocol.errors import Code, Unavailable, error_from_json
 
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session, session.get(url) as response:
@@ -124,7 +124,7 @@ async def _ask_why(url: str) -> Any:
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{url}: {error or type(error).__name__}") from None
     if response.status != 200:
-        raise from_public(body, response.status)
+        raise error_from_json(body, response.status)
     return body
 
 
@@ -132,7 +132,7 @@ def collect(
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
-    least: Annotated[str, typer.Option(help="Leave tabs alone on which less is owed, in dollars.")] = "0.01",
+    least: Annotated[str, typer.Option("--min-amount", help="Leave tabs alone on which less is owed, in dollars.")] = "0.01",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be collected.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -176,7 +176,7 @@ def collect(
             return
         if not owed:
             small = sum(tab.due for tab in every if tab.due < limit)
-            note = f"; {format_amount(Amount(small))} is owed on tabs of less than --least {least}" if small else ""
+            note = f"; {format_amount(Amount(small))} is owed on tabs of less than --min-amount {least}" if small else ""
             out.print(f"nothing to collect{note}", highlight=False)
             return
         lines = ((payer, format_amount(Amount(due)), _outcome(payer, paid, skipped)) for payer, due in owed.items())

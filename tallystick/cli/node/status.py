@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 def status(
     config: Config = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it; Ctrl-C ends.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.2, help="How often, with --watch.")] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it; Ctrl-C ends.")] = False,
+    seconds: Annotated[float, typer.Option("--interval", min=0.2, help="How often, with --watch.")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Shows what the node is doing now: connections, engines and their slots, what it sells, its last jobs, alarms.

@@ -18,7 +18,7 @@ import structlog
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.bounded_json import MAX_RAW, Trimmer
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
-from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable, from_public
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
 from tallystick.protocol.json_members import read_count, read_text
 from tallystick.protocol.link import MAX_CHAIN_ID, LateReceipt, read_ask
@@ -208,7 +208,7 @@ class Coordinator:
                 self._check_direct(response)
                 raw, size = await self._read(response)
                 if response.status >= 300:
-                    raise from_public(raw, response.status)
+                    raise error_from_json(raw, response.status)
                 return raw, size
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failed(error) from error
@@ -350,7 +350,7 @@ class Coordinator:
             if response.status >= 500 and not (isinstance(raw, dict) and isinstance(raw.get("error"), dict)):
                 text = f"something between here and the coordinator answered {response.status}; the job may have been taken"
                 raise Broken(text, keyed=linger is not None)
-            raise from_public(raw, response.status)
+            raise error_from_json(raw, response.status)
 
     async def _authorized(self, method: str, path: str) -> Any:
         if self.authorize is None:

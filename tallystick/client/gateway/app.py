@@ -25,14 +25,14 @@ from tallystick.client.gateway.auth import CALLER, STRANGER, Guard, check_expose
 from tallystick.client.gateway.handler import OURS, Forward, send_error
 from tallystick.client.jobs.export import tell_job
 from tallystick.client.ledger.budgets import DAY_SECONDS
-from tallystick.client.openai.requests import model_entry, render_error
+from tallystick.client.openai.errors import render_error
 from tallystick.client.sdk.market import Market, upkeep_of
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.routes import ALWAYS, JSON
 from tallystick.protocol.types import parse_job_id
 from tallystick.protocol.wire import dumps
-from tallystick.runtime.serving import serving, until_stopped
+from tallystick.runtime.serving import serving, wait_for_stop_signal
 
 log = structlog.get_logger()
 
@@ -101,11 +101,16 @@ class _Offers:
 
 def _models(market: Market, offers: list[ModelOffer], caller: ApiKey | None) -> list[dict[str, Any]]:
     """What is for sale to a caller, and the names that stand for several models."""
-    offered = [model_entry(offer.id, offer.to_json()) for offer in offers]
+    offered = [_model_entry(offer.id, offer.to_json()) for offer in offers]
     allowed = market.config.models_of(caller)
     usable = {alias.name: [one for one in alias.models if not allowed or one in allowed] for alias in market.config.aliases}
-    named = [model_entry(name, {"models": models}) for name, models in usable.items() if models]
+    named = [_model_entry(name, {"models": models}) for name, models in usable.items() if models]
     return [entry for entry in offered if not allowed or entry["id"] in allowed] + named
+
+
+def _model_entry(name: str, market: dict[str, Any]) -> dict[str, Any]:
+    """A model as OpenAI's GET /v1/models lists it, with the market's members beside OpenAI's."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tallystick"} | market
 
 
 class _PostOnly:
@@ -167,7 +172,7 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
         if ready is not None:
             ready(port)
         looking = asyncio.create_task(_look_around(market), name="look-around")
-        await until_stopped()
+        await wait_for_stop_signal()
         looking.cancel()
         log.info("gateway stopping", jobs=market.running)
         await market.drain(config.grace_seconds)

@@ -15,6 +15,8 @@ from tallystick.client.jobs.result import Result
 from tallystick.protocol.errors import Code, TallyError
 from tallystick.protocol.types import Amount
 
+_NOT_DELIVERED = (Code.COORDINATOR_UNAVAILABLE, Code.DATABASE_UNAVAILABLE)
+
 
 @dataclass(slots=True)
 class Tried:
@@ -43,9 +45,9 @@ class Tried:
 
     def may_ask_again(self, error: TallyError, *, keyed: bool) -> bool:
         """Whether the caller may send the request again without a person's thought. With an idempotency key that is the same job,
-        as long as it is only the way to the coordinator that failed.
+        if only the way to the coordinator or this client's own database failed.
         """
-        return error.retry and (not self.stake or (keyed and error.code is Code.COORDINATOR_UNAVAILABLE))
+        return error.retry and (not self.stake or (keyed and error.code in _NOT_DELIVERED))
 
     def headers(self) -> dict[str, str]:
         """Tells the caller of attempts that failed and may still cost something."""

@@ -22,13 +22,14 @@ from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
 from tallystick.client.ledger.budgets import Hit
 from tallystick.client.ledger.idempotency import fingerprint
-from tallystick.client.openai.requests import EVENT_STREAM, error_event, render_error
+from tallystick.client.openai.errors import render_error, render_error_event
 from tallystick.client.recovery.tabs import Mended
 from tallystick.client.sdk.market import Market, upkeep_of
 from tallystick.client.selection.options import HEADER, Extras, Options, demand_of, least, read_options, under
 from tallystick.protocol.errors import BadMessage, Code, TallyError
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.routes import FORM, JSON, media_type
+from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Amount, JobId
 from tallystick.protocol.wire import RequestHead, ResponseHead, join_request
 
@@ -278,7 +279,7 @@ class _Sending:
         except TallyError as error:
             log.warning("a stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
             self._tried.note(job, error, await stake(job.id))
-            told = error_event(error, retry=self._tried.may_ask_again(error, keyed=keyed))
+            told = render_error_event(error, retry=self._tried.may_ask_again(error, keyed=keyed))
             gap = b"" if tail == b"\n\n" else b"\n\n"
             await self._send({"type": "http.response.body", "body": gap + told, "more_body": True})
         if self.name is not None and job.booked and size <= LARGEST:

@@ -64,7 +64,7 @@ class Bodies:
             raise Refusal(Code.BODY_TOO_LARGE, f"the request is longer than {self._one} bytes")
         if self.held + more > self._together:
             text = f"the requests under way have {self._together} bytes, which is all that this gateway holds (max_bodies_bytes)"
-            raise Unavailable(Code.NODE_BUSY, text, fault=Fault.CLIENT)
+            raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
 
 
 def patient(send: Send) -> Send:

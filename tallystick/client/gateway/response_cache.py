@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tallystick.client.config import MIB, ClientConfig
 from tallystick.client.receipts.file_store import Folder
-from tallystick.client.selection.shortlist import Demand
+from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES

@@ -22,8 +22,8 @@ from tallystick.client.jobs.result import Result, Unfinished, proof_of, require_
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import Arrival
-from tallystick.client.openai.requests import EVENT_STREAM, Call
-from tallystick.client.openai.sse import Deltas
+from tallystick.client.openai.answers import TextDeltas
+from tallystick.client.openai.requests import RequestSummary
 from tallystick.client.receipts.checks import Delivered, Doubt, Placed, Stream
 from tallystick.client.receipts.file_store import ProofFolder
 from tallystick.client.receipts.proof import Proof
@@ -34,6 +34,7 @@ from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refus
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.routes import media_type
+from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, split_request
 
@@ -64,7 +65,7 @@ class Job:
         desk: Desk,
         answer: Answer,
         response: aiohttp.ClientResponse,
-        call: Call,
+        call: RequestSummary,
         request: bytes,
         *,
         keyed: bool = False,
@@ -163,7 +164,7 @@ class Job:
         if head.status >= 400 or media_type(head.content_type) != EVENT_STREAM:
             yield require_success(await self.result()).text
             return
-        deltas = Deltas()
+        deltas = TextDeltas()
         async for chunk in self:
             for text in deltas.feed(chunk):
                 yield text

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tallystick.client.jobs.response import Answer
-from tallystick.client.openai.requests import EVENT_STREAM, engine_error, read_text
-from tallystick.client.openai.sse import Deltas
+from tallystick.client.openai.answers import TextDeltas, read_text
+from tallystick.client.openai.errors import read_engine_error
 from tallystick.client.receipts.proof import Proof
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, usage_of
 from tallystick.protocol.routes import media_type
+from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import ResponseHead, loads
 
@@ -71,7 +72,7 @@ class Result:
         error in the stream, Unavailable.
         """
         if media_type(self.head.content_type) == EVENT_STREAM:
-            return "".join(Deltas().feed(self.body))
+            return "".join(TextDeltas().feed(self.body))
         return read_text(self.body)
 
     def __repr__(self) -> str:
@@ -92,7 +93,7 @@ class Unfinished(Unavailable):
 def require_success(result: Result) -> Result:
     """The result, unless the engine answered with an error. Raises Refusal or Unavailable with the engine's own words."""
     if result.head.status >= 400:
-        raise engine_error(result.head.status, result.body)
+        raise read_engine_error(result.head.status, result.body)
     return result
 
 

@@ -9,7 +9,7 @@ from tallystick.client.jobs.job import Desk, Job
 from tallystick.client.jobs.response import Answer
 from tallystick.client.ledger.idempotency import Keyed
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.openai.requests import Asked
+from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.receipts.checks import Placed
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
@@ -17,19 +17,19 @@ from tallystick.protocol.sealing import ContentKey
 from tallystick.protocol.types import Address
 
 
-async def take_up(desk: Desk, coordinator: Address, known: Keyed, asked: Asked, *, keep_bytes: int) -> Job:
+async def take_up(desk: Desk, coordinator: Address, known: Keyed, asked: ApiRequest, *, keep_bytes: int) -> Job:
     """The job that a key stands for, from its first frame on. Raises TallyError: nothing more is owed than the job itself.
 
     A key whose job was never admitted is forgotten, so that the next request with it is a new job.
     """
-    key, plain = ContentKey(known.content_key), asked.plain
+    key, plain = ContentKey(known.content_key), asked.plaintext
     found = await desk.ledger.find(known.job)
     orders = () if found is None else found.orders
     placed = [Placed(one.order.verify(desk.domain), one.terms) for one in orders]
     await desk.ledger.note_reader(known.job)
     response = await _post(desk, known, known.header + key.seal_request(known.job, plain))
     answer = Answer(known.job, key, {p.order.digest: p for p in placed}, desk.domain, coordinator, keep_bytes=keep_bytes)
-    return Job(desk, answer, response, asked.call, plain, keyed=True, resumed=True)
+    return Job(desk, answer, response, asked.summary, plain, keyed=True, resumed=True)
 
 
 async def _post(desk: Desk, known: Keyed, submission: bytes) -> aiohttp.ClientResponse:

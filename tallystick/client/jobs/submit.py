@@ -19,7 +19,7 @@ from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import NewJob
-from tallystick.client.openai.requests import Asked
+from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.receipts.checks import Delivered, Placed, Policy, Stream, Tab, sign_order
 from tallystick.client.recovery.reconciler import Resolver
 from tallystick.protocol.eip712 import Signer, Verified
@@ -49,7 +49,7 @@ class Placing:
     async def place(
         self,
         info: Info,
-        asked: Asked,
+        asked: ApiRequest,
         asks: Sequence[Verified[Ask]],
         max_cost: Amount | None,
         *,
@@ -59,14 +59,14 @@ class Placing:
     ) -> tuple[Answer, aiohttp.ClientResponse]:
         """Posts a job; its answer to be, and the open stream. Raises TallyError: then nothing is owed."""
         job, key = JobId(self.random(16)), ContentKey.new(self.random)
-        commitment = commit_request(key.commitment_key, job, asked.plain)
+        commitment = commit_request(key.commitment_key, job, asked.plaintext)
         drafts = draft(asked, asks, job, commitment, self.config.default_max_output_tokens)
         now = self.clock() // 1_000_000_000
         new = NewJob(
             domain=info.domain,
             payer=self.wallet.address,
             job=job,
-            model=asked.call.model,
+            model=asked.summary.model,
             path=asked.head.path,
             commitment_key=key.commitment_key,
             created_at=now,
@@ -81,9 +81,9 @@ class Placing:
             if named is not None:
                 keyed = idempotency.Keyed(*named, job, key.secret, header, now)
                 if (await self.ledger.keep_key(keyed, now - self.config.key_seconds)).job != job:
-                    raise Unavailable(Code.NODE_BUSY, "another process placed this key's job just now", fault=Fault.CLIENT)
+                    raise Unavailable(Code.CLIENT_BUSY, "another process placed this key's job just now", fault=Fault.CLIENT)
             linger = None if named is None else self.config.linger_seconds
-            response = await self.coordinator.submit(header + key.seal_request(job, asked.plain), linger=linger)
+            response = await self.coordinator.submit(header + key.seal_request(job, asked.plaintext), linger=linger)
         orders = {one.order.digest: one for one in placed}
         return Answer(job, key, orders, info.domain, info.coordinator, keep_bytes=keep_bytes), response
 
@@ -112,7 +112,7 @@ class Placing:
         return placed
 
     @contextlib.asynccontextmanager
-    async def _closing(self, asked: Asked, key: ContentKey, job: JobId, named: Named) -> AsyncIterator[list[Placed]]:
+    async def _closing(self, asked: ApiRequest, key: ContentKey, job: JobId, named: Named) -> AsyncIterator[list[Placed]]:
         """However placing a job fails, its orders are closed; those of a job that may have arrived count until its end is known,
         and those of a keyed one wait for the next request with the key. The caller adds the orders as they are signed.
         """
@@ -137,9 +137,9 @@ class Placing:
             self.placing.discard(job)
 
 
-def _nothing(asked: Asked, key: ContentKey, signed: Sequence[Placed], stream: Stream) -> dict[Hash, Delivered]:
+def _nothing(asked: ApiRequest, key: ContentKey, signed: Sequence[Placed], stream: Stream) -> dict[Hash, Delivered]:
     """What arrived for the orders of a job whose stream never began."""
-    size, bounded = len(asked.body), asked.call.bounded
+    size, bounded = len(asked.body), asked.summary.bounded
     return {
         one.order.digest: Delivered.nothing(key, one.order.digest, size, bounded=bounded, cancelled=True, stream=stream)
         for one in signed

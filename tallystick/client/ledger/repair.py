@@ -162,7 +162,7 @@ def _why_blocked(tab: Tab, settled: Amount, paid: Sequence[Paid]) -> str:
         advice = "a claim above its receipts can be slashed: tally receipt report"
     return (
         f"the chain says that it was paid {format_amount(settled)}; {what} (transactions: {txs}). {advice}. If all is well: "
-        "tally receipt forgive PROVIDER"
+        "tally receipt unblock PROVIDER"
     )
 
 

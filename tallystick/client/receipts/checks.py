@@ -22,7 +22,7 @@ from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Terms
 from tallystick.protocol.sealing import ContentKey, Transcript, padded_size
-from tallystick.protocol.tab import PayerTab, check_receipt
+from tallystick.protocol.tab import MAX_SEQ, PayerTab, check_receipt
 from tallystick.protocol.types import Address, Amount, Hash, JobId, format_amount
 from tallystick.protocol.wire import INITIAL_CREDIT
 
@@ -49,9 +49,6 @@ RESERVE_TIMES = 4
 
 MAX_CAP = Amount(10**15)
 """Base units; the cap of a job is never above this (a billion dollars), so that sums of caps fit 63 bits."""
-
-MAX_SEQ = 1 << 62
-"""No honest tab has that many receipts; keeps seqs within 63 bits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tallystick.client.openai.requests import read_call
+from tallystick.client.openai.requests import summarise
 from tallystick.client.receipts.checks import Delivered, Doubt, Neighbours, Placed, check_answer, check_place
 from tallystick.client.receipts.proof import FORMAT as PROOF
 from tallystick.client.receipts.proof import Finding, Proof, read_proof
@@ -177,6 +177,6 @@ def read_evidence(data: bytes) -> EvidenceFile:
 def _delivered(proof: Proof) -> Delivered:
     """What the bytes are that the provider signed for."""
     head, body = split_request(proof.request)
-    bounded = read_call(head.path, body, head.content_type).bounded
+    bounded = summarise(head.path, body, head.content_type).bounded
     sizes = len(body), sum(map(len, proof.response[1:]))
     return Delivered(*sizes, proof.receipt.message.result_commitment, finished=True, bounded=bounded)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tallystick.client.config import ClientConfig, Recount
-from tallystick.client.openai.message_text import COUNTED, Texts, answer_texts, request_texts
+from tallystick.client.openai.message_text import COUNTABLE_ROUTES, Texts, answer_texts, request_texts
 from tallystick.client.receipts.checks import Doubt
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import Receipt
@@ -55,7 +55,7 @@ class Auditor:
 
     def counts(self, model: str, path: str) -> bool:
         """Whether the answers of such a request are counted again: then they must be kept until their end."""
-        return model in self._rules and path in COUNTED
+        return model in self._rules and path in COUNTABLE_ROUTES
 
     async def doubt(self, model: str, request: bytes, response: Sequence[bytes] | None, receipt: Receipt) -> Doubt | None:
         """What is to be said against a receipt, by the plaintext of request and response (its head first; None: too long to

@@ -220,7 +220,7 @@ async def _alone(path: Path) -> AsyncIterator[None]:
             except OSError:
                 await asyncio.sleep(LOCK_PAUSE)
         else:
-            raise Unavailable(Code.NODE_BUSY, f"another process of this wallet is reserving ({path})", fault=Fault.CLIENT)
+            raise Unavailable(Code.CLIENT_BUSY, f"another process of this wallet is reserving ({path})", fault=Fault.CLIENT)
         yield
 
 

@@ -26,7 +26,7 @@ from tallystick.client.jobs.submit import Named, Placing
 from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob
-from tallystick.client.openai.requests import Asked
+from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.receipts.checks import Tab
 from tallystick.client.receipts.evidence import Evidence
 from tallystick.client.receipts.file_store import ProofFolder
@@ -38,15 +38,16 @@ from tallystick.client.sdk.convenience import Verbs
 from tallystick.client.sdk.maintenance import Upkeep
 from tallystick.client.selection.affinity import Affinity
 from tallystick.client.selection.options import Choice, Explained, demand_of, explained, least
-from tallystick.client.selection.shortlist import Demand, Shortlists
+from tallystick.client.selection.shortlist import Shortlists
+from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.json_members import read_text
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
-from tallystick.protocol.wire import MAX_CANDIDATES, dumps
-from tallystick.runtime.plaintext import warn_if_readable
+from tallystick.protocol.wire import dumps
+from tallystick.runtime.plaintext import warn_if_plaintext
 
 _STALE = (Code.NO_PROVIDER, Code.NODE_BUSY)
 """Refusals that a fresh shortlist may heal."""
@@ -134,7 +135,7 @@ class Market(Verbs):
 
     async def open(self) -> Self:
         """What entering does, for where no block can hold the market, as across a notebook's cells. `close` it at the end."""
-        warn_if_readable(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
+        warn_if_plaintext(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
         self._auditor = Auditor(self.config)
         self._pin, self._desk, self._draining = Pin.of(self.config), None, False
         self._onchain = Onchain.of(self.config, self.wallet)
@@ -268,7 +269,7 @@ class Market(Verbs):
         """Every ask for a model and why it would not be offered a job; those that would come first. Places nothing."""
         demand = demand_of(self.config, model, route, choice)
         barred = await self._ledger.barred((await self.info()).domain, self._now())
-        listed = await self._coordinator.explain(demand.to_json(self.address, MAX_CANDIDATES))
+        listed = await self._coordinator.explain(demand.to_json(self.address))
         return explained(listed, demand, barred, self._now())
 
     # Jobs
@@ -303,23 +304,23 @@ class Market(Verbs):
                 Code.BODY_TOO_LARGE, f"the request has {len(raw)} bytes, at most {self.config.max_body_bytes} are taken"
             )
         label = self.config.label if label is None else read_text(label, "label", MAX_LABEL)
-        asked = Asked.of(path, raw, content_type, label)
-        call = asked.call
+        asked = ApiRequest.of(path, raw, content_type, label)
+        call = asked.summary
         if model is not None and model != call.model:
             raise BadMessage(f"model: {model!r} was asked for, but the body names {call.model!r}")
         if models and call.model not in models:
             text = f"{call.model!r} is not among the models allowed here: {', '.join(sorted(models))[:500]}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
         if self._draining:
-            raise Unavailable(Code.NODE_BUSY, "this client is stopping", fault=Fault.CLIENT)
+            raise Unavailable(Code.SHUTTING_DOWN, "this client is stopping", fault=Fault.CLIENT)
         if len(self._live) >= self.config.max_jobs:
-            raise Unavailable(Code.NODE_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
+            raise Unavailable(Code.CLIENT_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
         demand = demand_of(self.config, call.model, path, choice)
         limit = least(self.config.max_cost, max_cost)
         cap = None if limit is None else Amount(limit)
         if key is None:
             return await self._find_and_place(asked, demand, cap, _Wish(keep, None, affinity))
-        request = idempotency.fingerprint(asked.plain)
+        request = idempotency.fingerprint(asked.plaintext)
         async with self._keys.setdefault(idempotency.check_key(key), asyncio.Lock()):
             known = await self._ledger.keyed(key)
             if known is None:
@@ -330,7 +331,7 @@ class Market(Verbs):
             self._live.add(job)
             return job
 
-    async def _find_and_place(self, asked: Asked, demand: Demand, cap: Amount | None, wish: _Wish) -> Job:
+    async def _find_and_place(self, asked: ApiRequest, demand: Demand, cap: Amount | None, wish: _Wish) -> Job:
         asks, remembered = await self._shortlists.get(demand)
         try:
             return await self._place(asked, asks, cap, demand, wish)
@@ -344,7 +345,9 @@ class Market(Verbs):
         asks, _ = await self._shortlists.get(demand)
         return await self._place(asked, asks, cap, demand, wish)
 
-    async def _place(self, asked: Asked, asks: Sequence[Verified[Ask]], cap: Amount | None, demand: Demand, wish: _Wish) -> Job:
+    async def _place(
+        self, asked: ApiRequest, asks: Sequence[Verified[Ask]], cap: Amount | None, demand: Demand, wish: _Wish
+    ) -> Job:
         began = asyncio.get_running_loop().time()
         info, desk = await self._open_desk()
         await self._resolver.recovery.know(ask.message.provider for ask in asks)
@@ -359,13 +362,13 @@ class Market(Verbs):
             named=wish.named,
             ranked=demand.ranked or moved,
         )
-        made = Job(desk, answer, response, asked.call, asked.plain, keyed=wish.named is not None, began=began)
+        made = Job(desk, answer, response, asked.summary, asked.plaintext, keyed=wish.named is not None, began=began)
         made.conversation = tag
         self._live.add(made)
         return made
 
-    def _room(self, desk: Desk, asked: Asked, keep: bool) -> int:
-        counted = self._auditor.counts(asked.call.model, asked.head.path)
+    def _room(self, desk: Desk, asked: ApiRequest, keep: bool) -> int:
+        counted = self._auditor.counts(asked.summary.model, asked.head.path)
         return self.config.max_answer_bytes if keep or counted or desk.proofs is not None else 0
 
     # Remembering

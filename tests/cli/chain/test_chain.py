@@ -15,7 +15,7 @@ import pytest
 
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
-from tallystick.chain.escrow import Escrow, Rules
+from tallystick.chain.escrow import Escrow, EscrowRules
 from tallystick.chain.rpc import Rpc
 from tallystick.protocol.types import Address
 from tests.chain.faulty_proxy import Fault, Proxy
@@ -40,8 +40,8 @@ def test_the_bare_command_still_runs_a_chain() -> None:
 
 def test_accounts(tally: Tally) -> None:
     """The funded accounts are listed; their keys only for who asks, and each key is the account's."""
-    listed = tally("chain", "accounts", "--count", "3", "--keys")
-    assert [one["key"] for one in listed] == ["0x" + signer.secret.hex() for signer in dev_accounts(3)]
+    listed = tally("chain", "accounts", "--count", "3", "--private-keys")
+    assert [one["privateKey"] for one in listed] == ["0x" + signer.secret.hex() for signer in dev_accounts(3)]
     assert [one["address"].lower() for one in listed] == [signer.address for signer in dev_accounts(3)]
     words = tally.says("chain", "accounts")
     assert "tally wallet import" in words
@@ -79,10 +79,10 @@ def test_coins_for_gas(tally: Tally, either_url: str) -> None:
     address = tally.wallet("poor")
     assert tally("chain", "fund", "poor", "--rpc", either_url)["account"] == address
     before = int(tally("chain", "fund", address, "--coins", "0.5", "--rpc", either_url)["coins"])
-    after = tally("chain", "fund", address, "--coins", "1.5", "--dev", "1", "--rpc", either_url)
+    after = tally("chain", "fund", address, "--coins", "1.5", "--dev-account", "1", "--rpc", either_url)
     assert int(after["coins"]) == before + 15 * 10**17
     assert "coins" in tally.says("chain", "fund", "poor", "--rpc", either_url)
-    for arguments in (("nobody",), ("0x12",), ("poor", "--coins", "much"), ("poor", "--dev", "99")):
+    for arguments in (("nobody",), ("0x12",), ("poor", "--coins", "much"), ("poor", "--dev-account", "99")):
         assert tally("chain", "fund", *arguments, "--rpc", either_url, fails=True)["code"] == "bad_message"
     assert tally("chain", "fund", "poor", "--coins", "99999999", "--rpc", either_url, fails=True)["code"] == "insufficient_funds"
 
@@ -90,7 +90,7 @@ def test_coins_for_gas(tally: Tally, either_url: str) -> None:
 # -------------------------------------------------------------------------------------------------------------------- deploy
 
 
-async def _rules_of(deployment: Deployment) -> Rules:
+async def _rules_of(deployment: Deployment) -> EscrowRules:
     rpc = Rpc(deployment.rpc)
     try:
         escrow = Escrow(rpc, deployment)
@@ -104,14 +104,14 @@ def test_deploying_with_rules_of_ones_own(tally: Tally, either_url: str, tmp_pat
     """Waits, penalty and treasury are what was asked for; the rest is what it says; the file is what daemons read."""
     treasury = "0x" + "ab" * 20
     file = tmp_path / "market.json"
-    waits = ("--thaw", "1h", "--release", "30m", "--unstake", "2d", "--penalty", "12.5", "--treasury", treasury)
-    said = tally("deploy", "--rpc", either_url, "--dev", "2", *waits, "--out", str(file))
+    waits = ("--thaw-wait", "1h", "--release-wait", "30m", "--unstake-wait", "2d", "--penalty", "12.5", "--treasury", treasury)
+    said = tally("deploy", "--rpc", either_url, "--dev-account", "2", *waits, "--out", str(file))
     deployment = Deployment.load(file)
     assert said == deployment.to_json() | {"file": str(file)}
-    assert asyncio.run(_rules_of(deployment)) == Rules(3_600, 1_800, 2 * 86_400, 12_500_000, Address(treasury))  # type: ignore[arg-type]
-    usual = Deployment.from_json(_without_file(tally("deploy", "--rpc", either_url, "--dev", "2")))
+    assert asyncio.run(_rules_of(deployment)) == EscrowRules(3_600, 1_800, 2 * 86_400, 12_500_000, Address(treasury))  # type: ignore[arg-type]
+    usual = Deployment.from_json(_without_file(tally("deploy", "--rpc", either_url, "--dev-account", "2")))
     assert asyncio.run(_rules_of(usual)).thaw == 86_400
-    again = tally("deploy", "--rpc", either_url, "--dev", "2", "--local", "--token", usual.token)
+    again = tally("deploy", "--rpc", either_url, "--dev-account", "2", "--short-waits", "--token", usual.token)
     assert again["token"] == usual.token
     assert asyncio.run(_rules_of(Deployment.from_json(_without_file(again)))).thaw < 60
 
@@ -124,7 +124,16 @@ def test_deploying_tells_what_it_does(tally: Tally, chain_url: str) -> None:
     """People see each step, what was given to whom, where the file is, and the waits."""
     address = tally.wallet("friend")
     words = tally.says(
-        "deploy", "--rpc", chain_url, "--dev", "0", "--local", "--fund", "friend", "--fund", dev_accounts()[5].address
+        "deploy",
+        "--rpc",
+        chain_url,
+        "--dev-account",
+        "0",
+        "--short-waits",
+        "--fund",
+        "friend",
+        "--fund",
+        dev_accounts()[5].address,
     )
     for expected in ("chain 31337", "escrow at 0x", f"gave {address} 1 coin", "deployment.json", "thaw", "5 seconds"):
         assert expected in words
@@ -135,17 +144,17 @@ def test_deploying_tells_what_it_does(tally: Tally, chain_url: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "hint"),
     [
-        (("--dev", "0", "--thaw", "8d"), "bad_message", "longer than --thaw"),
-        (("--dev", "0", "--unstake", "366d"), "bad_message", "365d"),
-        (("--dev", "0", "--thaw", "soon"), "bad_message", "--thaw: expected a length of time"),
-        (("--dev", "0", "--penalty", "0"), "chain_refused", "ZeroAmount"),
-        (("--dev", "0", "--treasury", "nobody"), "bad_message", "--treasury"),
-        (("--dev", "10"), "bad_message", "0 to 9"),
-        (("--dev", "0", "--token", "0x" + "12" * 20), "chain_refused", "no ERC-20"),
-        (("--wallet", "pauper"), "insufficient_funds", "--dev 0"),
+        (("--dev-account", "0", "--thaw-wait", "8d"), "bad_message", "longer than --thaw-wait"),
+        (("--dev-account", "0", "--unstake-wait", "366d"), "bad_message", "365d"),
+        (("--dev-account", "0", "--thaw-wait", "soon"), "bad_message", "--thaw-wait: expected a length of time"),
+        (("--dev-account", "0", "--penalty", "0"), "chain_refused", "ZeroAmount"),
+        (("--dev-account", "0", "--treasury", "nobody"), "bad_message", "--treasury"),
+        (("--dev-account", "10"), "bad_message", "0 to 9"),
+        (("--dev-account", "0", "--token", "0x" + "12" * 20), "chain_refused", "no ERC-20"),
+        (("--wallet", "pauper"), "insufficient_funds", "--dev-account 0"),
         (("--wallet", "nobody"), "bad_message", "tally wallet new"),
         (("--wallet", "pauper", "--fund", "pauper"), "bad_message", "--fund"),
-        (("--dev", "0", "--fund", "nobody"), "bad_message", "--fund"),
+        (("--dev-account", "0", "--fund", "nobody"), "bad_message", "--fund"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -161,7 +170,7 @@ def test_what_cannot_be_deployed(tally: Tally, chain_url: str, arguments: tuple[
 def test_a_deployment_of_another_chain(tally: Tally, chain_url: str, proxy: Proxy) -> None:
     """Every command says at once when its deployment file is of another chain than the one that answers, or is not there."""
     tally.wallet("default")
-    said = _without_file(tally("deploy", "--rpc", chain_url, "--dev", "0", "--local"))
+    said = _without_file(tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits"))
     file = tally.home / "deployment.json"
     file.write_text(json.dumps(said | {"chain_id": 1}))
     commands = (("deposit", "1"), ("balance",), ("thaw", "1"), ("stake", "1"), ("contract", "inspect", "rules"))

@@ -13,7 +13,7 @@ from tests.cli.conftest import Tally
 def market(tally: Tally, chain_url: str) -> Tally:
     """A market on a chain, and a coordinator's wallet with coins for gas."""
     tally.wallet("default")
-    tally("deploy", "--rpc", chain_url, "--dev", "0", "--local", "--fund", "default")
+    tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits", "--fund", "default")
     return tally
 
 

@@ -77,23 +77,23 @@ def test_jobs_are_listed(payer: Tally, url: str) -> None:
 
 def test_where_the_money_went(payer: Tally, url: str, tmp_path: Path) -> None:
     """By what one likes, with the budgets of the config, for people, programs and spreadsheets."""
-    assert payer("spend") == {"spent": [], "budgets": []}
+    assert payer("spending") == {"spent": [], "budgets": []}
     _job(payer, url), _job(payer, url)
     config = tmp_path / "client.toml"
     config.write_text('[[budgets]]\nper_day = "0.000012"\n[[budgets]]\nper_day = "1"\nlabel = "research"\n')
-    told = payer("spend", "--by", "model", "--config", str(config))
+    told = payer("spending", "--by", "model", "--config", str(config))
     assert [(one["model"], one["requests"], one["failed"], one["cost"]) for one in told["spent"]] == [(MODEL, 2, 0, "6")]
     assert [(one["label"], one["spent"], one["left"], one["percent"]) for one in told["budgets"]] == [
         (None, "6", "6", 50),
         ("research", "0", "1000000", 0),
     ]
-    assert [one["day"][:2] for one in payer("spend")["spent"]] == ["20"]
+    assert [one["day"][:2] for one in payer("spending")["spent"]] == ["20"]
     assert all(0 <= one["latencyMsP50"] <= one["latencyMsP99"] < 10_000 for one in told["spent"])
-    text = payer.says("spend", "--by", "", "--config", str(config))
+    text = payer.says("spending", "--by", "", "--config", str(config))
     for part in ("20 + 10", "0.000006", "50 %", "research", "everything"):
         assert part in text
-    assert f",{MODEL},2,0,20,0,10,6,0.000006," in payer.says("spend", "--csv", "--by", "label,model")
-    assert "--by" in payer("spend", "--by", "mood", fails=True)["message"]
+    assert f",{MODEL},2,0,20,0,10,6,0.000006," in payer.says("spending", "--csv", "--by", "label,model")
+    assert "--by" in payer("spending", "--by", "mood", fails=True)["message"]
 
 
 @pytest.mark.parametrize("job", ["00" * 16, "no job", "0x12"])
@@ -103,9 +103,9 @@ def test_an_unknown_job(payer: Tally, job: str) -> None:
 
 
 def test_a_saved_answer_is_verified_by_a_stranger(payer: Tally, url: str, tmp_path: Path) -> None:
-    """What `chat --save` wrote, anyone can check with nothing else; what was altered, nobody."""
+    """What `chat --save-proof` wrote, anyone can check with nothing else; what was altered, nobody."""
     file = tmp_path / "proof.json"
-    told = payer("chat", "hi", "--coordinator", url, "--save", str(file))
+    told = payer("chat", "hi", "--coordinator", url, "--save-proof", str(file))
     assert file.stat().st_mode & 0o777 == 0o600
     (payer.home / "keys" / "default.json").unlink()
     found = payer("receipt", "verify", str(file))
@@ -122,6 +122,6 @@ def test_a_saved_answer_is_verified_by_a_stranger(payer: Tally, url: str, tmp_pa
 def test_an_answer_without_a_receipt_is_not_saved(payer: Tally, tmp_path: Path) -> None:
     """Nothing is written, and the failure is the job's."""
     error = Unavailable(Code.COORDINATOR_UNAVAILABLE, "", fault=Fault.COORDINATOR)
-    told = payer("chat", "hi", "-m", "m", "--coordinator", "http://127.0.0.1:9", "--save", str(tmp_path / "x"), fails=True)
+    told = payer("chat", "hi", "-m", "m", "--coordinator", "http://127.0.0.1:9", "--save-proof", str(tmp_path / "x"), fails=True)
     assert told["code"] == error.code.value
     assert not (tmp_path / "x").exists()

@@ -34,7 +34,7 @@ def market(tally: Tally, chain_url: str) -> Tally:
     for name in ("default", "node"):
         tally.wallet(name)
     money = ("--fund", "default", "--fund", "node", "--penalty", "7")
-    tally("deploy", "--rpc", chain_url, "--dev", "0", "--local", *money)
+    tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits", *money)
     tally("deposit", "10")
     tally("stake", "20", "--wallet", "node", "--mint")
     return tally

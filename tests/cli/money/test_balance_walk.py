@@ -50,9 +50,16 @@ def tally(rpc: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
         answer = json.loads(done.stdout)
         return answer["error"] if fails else answer
 
-    run("wallet", "import", "default", "--dev", "3")
-    waits = ("--thaw", "50s", "--release", "50s", "--unstake", "55s")  # longer than two commands take on a busy machine
-    run("deploy", "--rpc", rpc, "--dev", "0", "--local", *waits, "--fund", "default")
+    run("wallet", "import", "default", "--dev-account", "3")
+    waits = (
+        "--thaw-wait",
+        "50s",
+        "--release-wait",
+        "50s",
+        "--unstake-wait",
+        "55s",
+    )  # longer than two commands take on a busy machine
+    run("deploy", "--rpc", rpc, "--dev-account", "0", "--short-waits", *waits, "--fund", "default")
     return run
 
 
@@ -127,7 +134,7 @@ def test_wallets_are_private(tally: Run, tmp_path: Path) -> None:
 def test_the_chain_tells_its_accounts(tally: Run) -> None:
     """The funded accounts are listed without a chain, and their keys only when asked for."""
     assert [one["address"].lower() for one in tally("chain", "accounts")][3] == OWNER
-    assert "key" not in tally("chain", "accounts")[0]
+    assert "privateKey" not in tally("chain", "accounts")[0]
 
 
 def _places(tally: Run, *arguments: str) -> dict[str, int]:

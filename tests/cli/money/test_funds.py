@@ -25,7 +25,7 @@ def market(tally: Tally, chain_url: str) -> Tally:
     """A market with a funded payer `default`, a funded provider `node`, and a purse of ten dollars."""
     for name in ("default", "node"):
         tally.wallet(name)
-    tally("deploy", "--rpc", chain_url, "--dev", "0", "--local", "--fund", "default", "--fund", "node")
+    tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits", "--fund", "default", "--fund", "node")
     tally("deposit", "10")
     return tally
 
@@ -120,8 +120,8 @@ def test_earnings(market: Tally) -> None:
     }
     _settle(market, 3 * DOLLAR)
     elsewhere = person("cold storage").address
-    assert market("cash-out", "--wallet", "node", "--to", elsewhere)["payout"] == elsewhere
-    assert "bad_message" in market("cash-out", "--account", "node", "--to", elsewhere, fails=True)["code"]
+    assert market("cash-out", "--wallet", "node", "--set-payout", elsewhere)["payout"] == elsewhere
+    assert "bad_message" in market("cash-out", "--account", "node", "--set-payout", elsewhere, fails=True)["code"]
     places = {place["place"]: place for place in market("balance", "--address", elsewhere)["places"]}
     assert places["wallet"]["amount"] == "1000000"  # costs are cumulative: 3 in all, of which 2 were collected before
 
@@ -159,12 +159,12 @@ def test_a_purse_of_another_owner(market: Tally) -> None:
 
 
 def test_the_balance_finds_every_tab(market: Tally) -> None:
-    """With --all, reservations are listed for every provider that there ever was one for, without naming them."""
+    """With --all-tabs, reservations are listed for every provider that there ever was one for, without naming them."""
     market("reserve", "node", "3")
     other = market.wallet("other")
     market("reserve", "other", "1")
     named = {place["place"]: place["amount"] for place in market("balance", "--provider", "node")["places"]}
-    every = {place["place"]: place["amount"] for place in market("balance", "--all")["places"]}
+    every = {place["place"]: place["amount"] for place in market("balance", "--all-tabs")["places"]}
     assert named[f"reserved for {NODE.address}"] == every[f"reserved for {NODE.address}"] == "3000000"
     assert f"reserved for {other}" not in named
     assert every[f"reserved for {other}"] == "1000000"
@@ -189,7 +189,7 @@ def test_the_balance_finds_every_tab(market: Tally) -> None:
         (("unstake", "1"), "insufficient_funds", "0 staked, not 1"),
         (("unstake", "1", "--cancel"), "bad_message", "--cancel"),
         (("cash-out", "--account", "nobody"), "bad_message", "--account"),
-        (("cash-out", "--to", "0x12"), "bad_message", "--to"),
+        (("cash-out", "--set-payout", "0x12"), "bad_message", "--set-payout"),
         (("contract", "inspect", "purse", "0x12"), "bad_message", "KEY"),
         (("contract", "inspect", "tab", "default", "nobody"), "bad_message", "PROVIDER"),
     ],
@@ -197,11 +197,11 @@ def test_the_balance_finds_every_tab(market: Tally) -> None:
 )
 def test_what_cannot_be_done(market: Tally, arguments: tuple[str, ...], code: str, hint: str) -> None:
     """Each mistake ends in exit code 1 and one error that names it and what to do; nothing changes."""
-    before = market("balance", "--all")
+    before = market("balance", "--all-tabs")
     error = market(*arguments, fails=True)
     assert error["code"] == code, error
     assert hint in error["message"], error
-    assert market("balance", "--all") == before
+    assert market("balance", "--all-tabs") == before
 
 
 def test_words_are_for_people(market: Tally) -> None:

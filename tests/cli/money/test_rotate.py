@@ -14,7 +14,7 @@ def market(tally: Tally, chain_url: str) -> Tally:
     """A market, an owner with money, and the purse of `old` with ten dollars, three of them reserved."""
     for name in ("owner", "old", "new", "node"):
         tally.wallet(name)
-    tally("deploy", "--rpc", chain_url, "--dev", "0", "--local", "--fund", "owner")
+    tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits", "--fund", "owner")
     tally("deposit", "10", "--wallet", "old", "--owner", "owner")
     tally("reserve", "node", "3", "--wallet", "old", "--owner", "owner")
     return tally
@@ -81,12 +81,12 @@ def test_what_cannot_be_rotated(market: Tally) -> None:
 def test_a_purse_is_filled_up_to_a_limit(market: Tally) -> None:
     """Exactly what is missing, reservations counted; nothing where nothing is; an amount and a limit exclude each other."""
     of = ("--wallet", "old", "--owner", "owner")
-    assert market("deposit", "--up-to", "12.5", *of)["deposited"] == "2500000"
-    again = market("deposit", "--up-to", "12.5", *of)
+    assert market("deposit", "--top-up-to", "12.5", *of)["deposited"] == "2500000"
+    again = market("deposit", "--top-up-to", "12.5", *of)
     assert (again["deposited"], again["tx"]) == ("0", None)
-    assert market("deposit", "--up-to", "5", *of)["deposited"] == "0"
+    assert market("deposit", "--top-up-to", "5", *of)["deposited"] == "0"
     market("thaw", "1", *of)
-    assert market("deposit", "--up-to", "12.5", *of)["deposited"] == "1000000"
-    assert market("deposit", "--up-to", "2", "--wallet", "new", "--owner", "owner")["free"] == "2000000"
-    for wrong in ((), ("1", "--up-to", "2")):
-        assert "--up-to" in market("deposit", *wrong, fails=True)["message"]
+    assert market("deposit", "--top-up-to", "12.5", *of)["deposited"] == "1000000"
+    assert market("deposit", "--top-up-to", "2", "--wallet", "new", "--owner", "owner")["free"] == "2000000"
+    for wrong in ((), ("1", "--top-up-to", "2")):
+        assert "--top-up-to" in market("deposit", *wrong, fails=True)["message"]

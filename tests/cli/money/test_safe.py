@@ -24,7 +24,7 @@ def market(tally: Tally, chain_url: str) -> Tally:
     of the hot key.
     """
     tally.wallet("hot")
-    tally("deploy", "--rpc", chain_url, "--dev", "0", "--local", "--fund", OWNER.address)
+    tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits", "--fund", OWNER.address)
     return tally
 
 

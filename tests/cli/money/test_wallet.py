@@ -27,12 +27,12 @@ def test_a_bare_key_goes_into_a_private_file_only(payer: Tally, tmp_path: Path, 
         stdin.write("n\n")
         stdin.seek(0)
         monkeypatch.setattr("sys.stdin", stdin)
-        payer.says("wallet", "export", "default", "--key", "-o", str(file), code=1)
+        payer.says("wallet", "export", "default", "--private-key", "-o", str(file), code=1)
     assert not file.exists()
-    assert SIGNER.secret.hex() not in payer.says("wallet", "export", "default", "--key", "--yes", "-o", str(file))
+    assert SIGNER.secret.hex() not in payer.says("wallet", "export", "default", "--private-key", "--yes", "-o", str(file))
     assert (file.read_text(), file.stat().st_mode & 0o777) == (f"0x{SIGNER.secret.hex()}\n", 0o600)
     for taken in (str(file), "/dev/stdout"):
-        assert "exists" in payer("wallet", "export", "default", "--key", "--yes", "-o", taken, fails=True)["message"]
+        assert "exists" in payer("wallet", "export", "default", "--private-key", "--yes", "-o", taken, fails=True)["message"]
     assert payer("wallet", "import", "again", "--key-file", str(file))["address"] == checksum(SIGNER.address)
 
 
@@ -48,24 +48,19 @@ def test_a_new_password(payer: Tally, tmp_path: Path, monkeypatch: pytest.Monkey
     keystore, new = payer.home / "keys" / "default.json", tmp_path / "new"
     before = keystore.read_bytes()
     new.write_text("\n")
-    assert "empty" in payer("wallet", "password", "--new-password-file", str(new), fails=True)["message"]
+    assert "empty" in payer("wallet", "change-password", "--new-password-file", str(new), fails=True)["message"]
     new.write_text("another\n")
-    assert "does not open" in payer("wallet", "password", "--password-file", str(new), fails=True)["message"]
+    assert "does not open" in payer("wallet", "change-password", "--password-file", str(new), fails=True)["message"]
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", die)
-        payer.says("wallet", "password", "--new-password-file", str(new), code=130)
+        payer.says("wallet", "change-password", "--new-password-file", str(new), code=130)
     assert keystore.read_bytes() == before
-    payer("wallet", "password", "--new-password-file", str(new))
+    payer("wallet", "change-password", "--new-password-file", str(new))
     assert open_keystore(keystore, "another").secret == SIGNER.secret
     assert keystore.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in keystore.parent.iterdir()] == ["default.json"]
-    assert "no wallet" in payer("wallet", "password", "nobody", fails=True)["message"]
-
-
-def test_create_is_another_word_for_new(tally: Tally) -> None:
-    """It makes a wallet."""
-    assert tally("wallet", "create", "one")["address"] == tally("wallet", "list")["one"]
+    assert "no wallet" in payer("wallet", "change-password", "nobody", fails=True)["message"]

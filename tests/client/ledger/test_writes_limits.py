@@ -18,7 +18,7 @@ from tallystick.client.jobs.candidates import draft, foresee
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import Arrival
-from tallystick.client.openai.requests import Asked
+from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.receipts.checks import (
     Undelivered,
     cap_for,
@@ -55,10 +55,10 @@ def test_what_is_posted_tells_the_bucket_alone(one: str, other: str) -> None:
     key, found = ContentKey(bytes(32)), list[tuple[int, int, int]]()
     for text in (one, other):
         body = orjson.dumps({"model": MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": text}]})
-        asked = Asked.of(CHAT, body)
+        asked = ApiRequest.of(CHAT, body)
         ((_, terms),) = draft(asked, [ALICE.ask], JOB, ZERO_HASH, 4_096)
         foreseen, _ = foresee(asked, ALICE.ask.message, 4_096, None)
-        found.append((len(key.seal_request(JOB, asked.plain)), terms.max_cost, foreseen))
+        found.append((len(key.seal_request(JOB, asked.plaintext)), terms.max_cost, foreseen))
         assert foreseen == terms.max_cost
     assert found[0] == found[1] or found[0][0] != found[1][0]
 

@@ -10,7 +10,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from tallystick.client.receipts.checks import (
     MAX_CAP,
-    MAX_SEQ,
     OUTPUT_ALLOWANCE,
     Delivered,
     Neighbours,
@@ -23,7 +22,7 @@ from tallystick.client.receipts.checks import (
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage, charge, cost, prices_of
-from tallystick.protocol.tab import ProviderTab, Security
+from tallystick.protocol.tab import MAX_SEQ, ProviderTab, Security
 from tallystick.protocol.types import ZERO_HASH, Amount, Hash
 from tests.client.parties import ALICE, COORDINATOR, DOMAIN, NOW, bill, place
 

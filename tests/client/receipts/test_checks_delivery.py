@@ -9,7 +9,6 @@ import pytest
 from tallystick.client.receipts.checks import (
     CUT_SHORT,
     IN_FLIGHT_TOKENS,
-    MAX_SEQ,
     MAX_UNDELIVERED,
     MAX_UNRELEASED,
     NOT_DELIVERED,
@@ -26,6 +25,7 @@ from tallystick.client.receipts.checks import (
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage
+from tallystick.protocol.tab import MAX_SEQ
 from tallystick.protocol.types import ZERO_HASH, Hash
 from tallystick.protocol.wire import INITIAL_CREDIT
 from tests.client.parties import bill, place

@@ -23,9 +23,9 @@ from tallystick.client.sdk.maintenance import Upkeep
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
-from tallystick.protocol.messages import Terms
-from tallystick.protocol.types import ZERO_HASH, Amount, JobId
+from tallystick.protocol.types import Amount
 from tallystick.runtime.serving import serving
+from tests.builders import build_terms
 from tests.chain.conftest import chain_url
 from tests.chain.harness import DOLLAR, World, person
 from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session
@@ -45,18 +45,7 @@ class Desk:
     def refused(self, cap: int, provider: Signer = PROVIDER) -> Placed:
         """An order that its provider found too little reserved for."""
         order = self.world.order(KEY, provider.address, 5 * DOLLAR).verify(self.world.domain)
-        terms = Terms(
-            model="m",
-            ask=ZERO_HASH,
-            input_price=1,
-            cached_input_price=1,
-            output_price=1,
-            max_cost=Amount(cap),
-            max_output_tokens=1,
-            job=JobId(bytes(16)),
-            request_commitment=ZERO_HASH,
-        )
-        return Placed(order, terms)
+        return Placed(order, build_terms(max_cost=Amount(cap)))
 
     async def top_up(self, cap: int, tab: Tab = Tab(), *others: Account) -> bool:  # noqa: B008 - frozen
         """Asks for more reserved, some time later."""

@@ -272,7 +272,7 @@ async def test_too_many_jobs(fake: FakeMarket, wallet: Signer, config: ClientCon
     async with Market(fake.url, wallet, replace(config, max_jobs=1)) as market, await market.submit(CHAT, STREAM):
         with pytest.raises(Unavailable) as caught:
             await market.submit(CHAT, STREAM)
-        assert caught.value.code is Code.NODE_BUSY
+        assert caught.value.code is Code.CLIENT_BUSY
 
 
 async def test_no_coordinator(wallet: Signer, config: ClientConfig) -> None:

@@ -10,9 +10,9 @@ from coordinator.chain.claim_value import NOTHING_OWED, UNFUNDED
 from coordinator.chain.settler import BATCH, MAX_ROWS, REFUSED, Settler
 from coordinator.domain.exposure import Exposure
 from coordinator.storage.memory import MemoryStore
-from tallystick.chain.claims import ClaimBatch, cut_batches
+from tallystick.chain.claims import ClaimBatch, pack_batches
 from tallystick.chain.codec import ContractError
-from tallystick.chain.events import DeepReorg, Position, ReleaseStarted
+from tallystick.chain.events import DeepReorg, LogPosition, ReleaseStarted
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, PeerError, Refusal, Unavailable
 from tallystick.protocol.link import ClaimRequest
@@ -29,7 +29,7 @@ def escrow(monkeypatch: pytest.MonkeyPatch) -> FakeEscrow:
     """A chain on which the payer has money."""
     made = FakeEscrow()
     made.free[PAYER.address] = 10_000
-    monkeypatch.setattr("coordinator.settler.read_events", made.read_events)
+    monkeypatch.setattr("coordinator.chain.settler.read_events", made.read_events)
     return made
 
 
@@ -121,7 +121,7 @@ async def test_a_claim_that_no_transaction_can_carry(settler: Settler) -> None:
     largest = make_claim(ANN, *[(order, 1, 20)] * MAX_ROWS)
     await settler.take(ANN.address, largest)
     batch = ClaimBatch.of(largest.claim, largest.orders, DEPLOYMENT.domain)
-    assert list(cut_batches([batch])) == [[batch]]
+    assert list(pack_batches([batch])) == [[batch]]
 
 
 # Settling
@@ -302,7 +302,7 @@ async def test_a_reservation_that_is_released_covers_nothing(store: MemoryStore,
     exposure.observe(PAYER.address, ANN.address, settled=Amount(0), reserved=Amount(500))
     exposure.admit(PAYER.address, BOB.address, Amount(500), Amount(500))
     exposure.release(PAYER.address, BOB.address, Amount(500))
-    at = Position(escrow.block, 0, "0x" + "00" * 32, "0x" + "01" * 32)
+    at = LogPosition(escrow.block, 0, "0x" + "00" * 32, "0x" + "01" * 32)
     escrow.events.append(ReleaseStarted(at=at, payer=PAYER.address, provider=ANN.address, release_at=Seconds(START)))
     await make_settler(escrow, store, exposure=exposure).follow()
     with pytest.raises(Refusal, match="free"):
@@ -363,7 +363,7 @@ async def test_an_endpoint_that_takes_everything_back_each_time_does_not_spin_th
         reads += 1
         raise DeepReorg(escrow.block, "0x00", "0x01")
 
-    monkeypatch.setattr("coordinator.settler.read_events", always)
+    monkeypatch.setattr("coordinator.chain.settler.read_events", always)
     async with asyncio.timeout(10):
         await settler.follow()
     assert reads == 1

@@ -181,7 +181,7 @@ async def test_claims_of_one_provider_do_not_fill_the_store(
     escrow: FakeEscrow, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So many claims of a provider wait, and not one more; those that were closed for nothing go when the next one comes."""
-    monkeypatch.setattr("coordinator.memory.WAITING_CLAIMS", 3)
+    monkeypatch.setattr("coordinator.storage.memory.WAITING_CLAIMS", 3)
     settler = make_settler(escrow, store)
     for number in range(3):
         await settler.take(ANN.address, _junk(number, 1))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.domain.decision_log import REMEMBERED, Decisions
-from coordinator.domain.matching import Demand
+from tallystick.protocol.demand import Demand
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import Address

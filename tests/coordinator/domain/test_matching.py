@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 
 from coordinator.domain.ask_book import Book, Standing
-from coordinator.domain.matching import MAX_LISTED, Demand, Reason, judge, rank, shortlist
+from coordinator.domain.matching import judge, rank, shortlist
+from tallystick.protocol.demand import Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Submission
+from tallystick.protocol.wire import MAX_CANDIDATES, Submission
 from tests.coordinator.harness import MODEL, START, make_ask, make_submission, person
 
 ANN, BOB, CAT = person("ann"), person("bob"), person("cat")
@@ -41,11 +42,11 @@ def _refusal(book: Book, **demand: Any) -> TallyError:
 @pytest.mark.parametrize(
     ("reason", "demand", "ask"),
     [
-        (Reason.NOT_PINNED, {"providers": frozenset({BOB.address})}, {}),
+        (Reason.NOT_PINNED, {"pin": frozenset({BOB.address})}, {}),
         (Reason.EXCLUDED, {"exclude": frozenset({ANN.address})}, {}),
         (Reason.INPUT_PRICE, {"max_input_price": 999_999}, {}),
         (Reason.OUTPUT_PRICE, {"max_output_price": 1_999_999}, {}),
-        (Reason.OUTPUT_TOKENS, {"max_output_tokens": 1_025}, {}),
+        (Reason.STAKE, {"min_stake": 1}, {}),
         (Reason.ROUTE, {"route": "/v1/rerank"}, {}),
         (Reason.REGION, {"require": Requirements(region=("eu",))}, {}),
         (Reason.TIER, {"require": Requirements(tier=("edge",))}, {}),
@@ -71,8 +72,8 @@ def test_a_busy_node_is_told_apart() -> None:
     "demand",
     [
         {},
-        {"providers": frozenset({ANN.address}), "exclude": frozenset({BOB.address})},
-        {"max_input_price": 1_000_000, "max_output_price": 2_000_000, "max_output_tokens": 1_024},
+        {"pin": frozenset({ANN.address}), "exclude": frozenset({BOB.address})},
+        {"max_input_price": 1_000_000, "max_output_price": 2_000_000},
     ],
 )
 def test_what_fits_exactly_fits(demand: dict[str, Any]) -> None:
@@ -86,7 +87,7 @@ def test_the_shortlist_is_ranked_and_bounded() -> None:
     book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(20, 0, -1)])
     found = shortlist(book, Demand(model=MODEL, limit=3), START)
     assert [s.ask.message.output_price for s in found] == [1, 2, 3]
-    assert len(shortlist(book, Demand(model=MODEL), START)) == MAX_LISTED
+    assert len(shortlist(book, Demand(model=MODEL), START)) == MAX_CANDIDATES
 
 
 def test_the_shortlist_is_sorted_as_asked() -> None:
@@ -118,7 +119,7 @@ def test_who_failed_too_often_is_left_out() -> None:
 def test_a_pinned_provider_is_found_however_dear() -> None:
     """A provider that was asked for by name is found behind any number of cheaper ones."""
     book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(300)], (ANN, {"output_price": 10**9}))
-    found = shortlist(book, Demand(model=MODEL, providers=frozenset({ANN.address})), START)
+    found = shortlist(book, Demand(model=MODEL, pin=frozenset({ANN.address})), START)
     assert [s.node.provider for s in found] == [ANN.address]
 
 
@@ -138,7 +139,7 @@ def test_the_work_is_bounded() -> None:
     assert "256 x" in str(_refusal(book))
 
 
-@pytest.mark.parametrize("limit", [0, MAX_LISTED + 1])
+@pytest.mark.parametrize("limit", [0, MAX_CANDIDATES + 1])
 def test_limits_are_bounded(limit: int) -> None:
     """A shortlist has one to eight entries."""
     with pytest.raises(BadMessage, match="limit"):
@@ -163,7 +164,7 @@ def test_all_too_dear(demand: dict[str, Any]) -> None:
     assert "70 in and 500 out" in str(error)
 
 
-@pytest.mark.parametrize("choice", [{"providers": frozenset({ANN.address})}, {"exclude": frozenset({BOB.address})}])
+@pytest.mark.parametrize("choice", [{"pin": frozenset({ANN.address})}, {"exclude": frozenset({BOB.address})}])
 def test_too_dear_among_those_asked_for(choice: dict[str, Any]) -> None:
     """Cheap providers that the client did not want do not hide that the wanted ones are too dear."""
     book, _ = _book_of((ANN, {"input_price": 70}), (BOB, {"input_price": 1}))
@@ -185,10 +186,10 @@ def test_all_busy() -> None:
 @pytest.mark.parametrize(
     ("demand", "reason"),
     [
-        ({"providers": frozenset({CAT.address})}, f"2 x {Reason.NOT_PINNED.value}"),
+        ({"pin": frozenset({CAT.address})}, f"2 x {Reason.NOT_PINNED.value}"),
         ({"exclude": frozenset({ANN.address, BOB.address})}, f"2 x {Reason.EXCLUDED.value}"),
-        ({"max_output_tokens": 10**6}, f"2 x {Reason.OUTPUT_TOKENS.value}"),
-        ({"max_output_tokens": 10**6, "exclude": frozenset({BOB.address})}, f"1 x {Reason.EXCLUDED.value}"),
+        ({"min_stake": 1}, f"2 x {Reason.STAKE.value}"),
+        ({"min_stake": 1, "exclude": frozenset({BOB.address})}, f"1 x {Reason.EXCLUDED.value}"),
     ],
 )
 def test_nobody_fits(demand: dict[str, Any], reason: str) -> None:

@@ -8,9 +8,10 @@ from random import Random
 import pytest
 
 from coordinator.domain.ask_book import Book, Standing
-from coordinator.domain.matching import Demand, rank, shortlist
+from coordinator.domain.matching import rank, shortlist
 from coordinator.domain.ranking import EXPLORED, by_cost, explored
 from coordinator.domain.reputation import NEWCOMER_JOBS, Reputation
+from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Outcome

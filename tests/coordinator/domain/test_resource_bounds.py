@@ -24,7 +24,7 @@ from coordinator.http import node_hub as module
 from coordinator.http.node_hub import _Link
 from coordinator.ports import node_subject
 from coordinator.storage.store import TIDY
-from tallystick.protocol.errors import Code, from_public
+from tallystick.protocol.errors import Code, error_from_json
 from tallystick.protocol.link import MAX_ASK_BYTES, MAX_NODE_ASK_BYTES, Capacity
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.sealing import bucket
@@ -166,7 +166,7 @@ async def test_bad_hellos_are_heard_only_so_often(small: Served) -> None:
             await node.hello(coordinator=BOB.address)
             codes.append((await node.refusal()).code)
         except ConnectionClosed:  # it was refused without a challenge
-            codes.append(from_public(loads(node.seen[-1][2], "error"), 502).code)
+            codes.append(error_from_json(loads(node.seen[-1][2], "error"), 502).code)
     assert codes == [Code.BAD_SIGNATURE] * 5 + [Code.RATE_LIMITED] * 3
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from coordinator.domain.matching import Reason
 from coordinator.domain.resource_bounds import PAGE_BYTES
 from coordinator.http.api import TAB_RECEIPTS
 from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
 from tallystick.protocol.access import ACCESS_SECONDS, dump_access
+from tallystick.protocol.demand import Reason
 from tallystick.protocol.eip712 import Signed, Signer, read_signed
 from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, LateReceipt
 from tallystick.protocol.messages import Access, Ask, Inquiry, Outcome, Receipt, Spec

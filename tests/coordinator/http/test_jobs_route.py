@@ -17,7 +17,7 @@ from coordinator.http import jobs_route as module
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.response_buffer import Retention
 from tallystick.protocol.eip712 import Signer, Verified
-from tallystick.protocol.errors import Code, Unavailable, from_public
+from tallystick.protocol.errors import Code, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import Amount, JobId
@@ -46,7 +46,7 @@ async def _refusal(response: httpx.Response) -> tuple[int, str]:
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code", "fault", "retry"}
     assert error["message"]
-    assert from_public(response.json(), response.status_code).status == response.status_code
+    assert error_from_json(response.json(), response.status_code).status == response.status_code
     return response.status_code, error["code"]
 
 

@@ -14,7 +14,7 @@ from coordinator.http import node_hub as module
 from coordinator.ports import KnownJob, node_subject
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Domain
-from tallystick.protocol.errors import Code, Fault, Unavailable, from_public
+from tallystick.protocol.errors import Code, Fault, Unavailable, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, LateReceipt
 from tallystick.protocol.messages import Connect
 from tallystick.protocol.types import JobId
@@ -268,10 +268,10 @@ async def test_claims_are_kept(at: Served) -> None:
 
 class _DownStore(MemoryStore):
     async def job(self, job: JobId) -> KnownJob | None:
-        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"the database does not answer about {job.hex()}")
+        raise Unavailable(Code.DATABASE_UNAVAILABLE, f"the database does not answer about {job.hex()}")
 
     async def put_claim(self, request: object, now: int) -> None:
-        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database does not answer")
+        raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database does not answer")
 
 
 async def test_a_store_that_is_down_closes_nobody() -> None:
@@ -309,7 +309,7 @@ async def test_bad_late_receipts_are_refused(at: Served) -> None:
     await node.finish(job, receipt)
     assert [kind for kind, _, _ in node.seen].count(Kind.RECEIPT_ACK) == 3
     refused = [(job, loads(raw, "error")) for kind, job, raw in node.seen if kind is Kind.RECEIPT_REFUSED]
-    told = [(about, from_public(raw, 502).code) for about, raw in refused]
+    told = [(about, error_from_json(raw, 502).code) for about, raw in refused]
     assert told == [(JOB, Code.BAD_RECEIPT), *[(job, Code.BAD_RECEIPT), (job, Code.BAD_MESSAGE)] * 2]
 
 

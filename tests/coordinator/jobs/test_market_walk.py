@@ -38,7 +38,7 @@ class _WatchedStore(MemoryStore):
     def note_job(self, record: JobRecord) -> None:
         if not self.healthy and self.random.random() < 0.02:
             self.refused.add(record.job)
-            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "too far behind")
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "too far behind")
         if record.state in TERMINAL:
             self.ends.setdefault(record.job, set()).add(record.state)
         super().note_job(record)

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.matching import Demand
 from coordinator.domain.reputation import NOTHING_KNOWN
 from coordinator.jobs.matchmaker import RETURN_SECONDS
-from coordinator.jobs.receipts import MAX_SEQ
 from coordinator.ports import JobRecord
 from coordinator.storage.memory import MemoryStore
+from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.tab import MAX_SEQ
 from tallystick.protocol.types import Amount, JobId
 from tallystick.protocol.wire import Kind, dumps
 from tests.coordinator.harness import COST, PAYER, START, Client, FakeNode, World, hash_of, make_order, person, quiet, unchecked
@@ -62,13 +62,13 @@ async def test_a_bad_receipt_ends_the_job_uncharged(world: World, changes: dict[
 
 
 async def test_the_longest_tab_there_may_be(world: World) -> None:
-    """A seq is taken as long as databases can count it, which is to 63 bits."""
+    """A seq is taken up to the protocol's maximum, which databases can count on from."""
     node = world.node("ann")
     client = await world.started(node)
-    node.complete(client.job.id, seq=(1 << 63) - 1)
+    node.complete(client.job.id, seq=MAX_SEQ)
     await quiet()
     assert client.kinds[-1] is Kind.RECEIPT
-    assert MAX_SEQ == (1 << 63) - 1
+    assert MAX_SEQ == 1 << 62
 
 
 async def test_an_unknown_outcome(world: World) -> None:
@@ -364,7 +364,7 @@ class _FailingStore(MemoryStore):
 
     async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
         if self.down:
-            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database does not answer")
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database does not answer")
         await super().put_receipt(job, receipt, total, record)
         self.log.append("stored")
 

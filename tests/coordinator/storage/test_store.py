@@ -475,7 +475,7 @@ async def test_a_closed_store_refuses(tmp_path: Path) -> None:
     await store.close()
     with pytest.raises(Unavailable, match="closed") as caught:
         store.note_job(_record())
-    assert caught.value.code is Code.COORDINATOR_UNAVAILABLE
+    assert caught.value.code is Code.DATABASE_UNAVAILABLE
     with pytest.raises(Unavailable):
         await store.put_receipt(JOB, _receipt(), Amount(1))
     with pytest.raises(Unavailable):

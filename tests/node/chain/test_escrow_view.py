@@ -10,7 +10,7 @@ import pytest
 from node.chain import escrow_view
 from node.chain.escrow_view import EscrowView
 from node.domain.tabs import Funds
-from tallystick.chain.escrow import Purse, Rules, TabState
+from tallystick.chain.escrow import EscrowRules, Purse, TabState
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address, Amount, Seconds
 from tests.node.harness import PAYER, PROVIDER
@@ -39,8 +39,8 @@ class FakeEscrow:
         assert provider == PROVIDER.address
         return TabState(Amount(3), Amount(5), Seconds(self.release_at))
 
-    async def rules(self) -> Rules:
-        return Rules(*self.waits, 7 * 86_400, Amount(1), PROVIDER.address)
+    async def rules(self) -> EscrowRules:
+        return EscrowRules(*self.waits, 7 * 86_400, Amount(1), PROVIDER.address)
 
     async def read(self, function: str, *arguments: object) -> tuple[object, ...]:
         assert function == "account"

@@ -438,7 +438,7 @@ async def test_a_node_never_signs_a_number_twice_beside_two_coordinators(site: S
             said = await status_of(site, without=site.coordinator.url.removeprefix("http://"))
             assert not said["ok"]
             assert second.url.removeprefix("http://") in said["trouble"]
-            assert "--without-recall" in said["trouble"]
+            assert "--skip-recovery" in said["trouble"]
             offered = [read_asks(json_of(told)["asks"]) for told in first.of(Kind.ASKS)]
             assert (first.hello.asks, other.hello.asks, [asks for asks in offered if asks]) == ((), (), [])
             await other.send(Kind.RECALLED, payload=second.page(""))

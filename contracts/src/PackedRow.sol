@@ -5,7 +5,7 @@ import {Messages} from "./Messages.sol";
 
 /// @title A settlement row as it travels: seven full words. Spelled out it would be fourteen, mostly zeros, and zeros cost gas too.
 /// @dev The provider is the claim's; an order for another one has another digest, so its signature does not fit.
-library Rows {
+library PackedRow {
     struct Row {
         uint256 payerAndCeiling; // payer 160 | ceiling 96
         uint256 coordinatorAndTarget; // coordinator 160 | reserveTarget 96

@@ -15,7 +15,7 @@ from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, take
 
 
 def test_no_provider_is_left_out_without_a_word(tmp_path: Path) -> None:
-    """`tally receipt evidence` names a provider that was paid beyond its receipts, and why; `forgive` takes it back."""
+    """`tally receipt evidence` names a provider that was paid beyond its receipts, and why; `unblock` takes it back."""
     state, config = tmp_path / "a.db", tmp_path / "client.toml"
     config.write_text(f'state = "{state}"\n')
 
@@ -32,5 +32,5 @@ def test_no_provider_is_left_out_without_a_word(tmp_path: Path) -> None:
     assert (one["provider"], one["job"]) == (ALICE.address, None)
     assert "was paid 1" in one["reason"]
     assert "was paid 1" in " ".join(runner.invoke(app, ["evidence", *common]).stdout.split())
-    assert runner.invoke(app, ["forgive", ALICE.address, *common]).exit_code == 0
+    assert runner.invoke(app, ["unblock", ALICE.address, *common]).exit_code == 0
     assert json.loads(runner.invoke(app, ["evidence", *common, "--json"]).stdout) == []

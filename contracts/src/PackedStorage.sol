@@ -2,7 +2,7 @@
 pragma solidity ^0.8.28;
 
 /// @title The two storage words that settling touches, packed by hand: each is read once and written once.
-library Words {
+library PackedStorage {
     /// A purse's money: free 96 | thawing 96 | thawAt 40 | opened 8. Always thawing <= free.
     struct Funds {
         uint256 word;

@@ -1,4 +1,4 @@
-"""`tally spend`: where the money went, and how the budgets stand."""
+"""`tally spending`: where the money went, and how the budgets stand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tallystick.client.ledger.ledger import Ledger
 
 
-def spend(
+def spending(
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     by: Annotated[str, typer.Option("--by", help="What to group by: some of day, label, model, provider.")] = "day,model",
