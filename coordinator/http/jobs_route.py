@@ -17,15 +17,15 @@ from typing import Any
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from coordinator.domain.limits import Intake
-from coordinator.domain.token_bucket import Manners
-from coordinator.http.request_bodies import Bodies, Load
-from coordinator.http.request_limiter import tell_error
-from coordinator.http.response_buffer import Answer, Answers, Retention
-from coordinator.http.watchdog import Patience
+from coordinator.domain.limits import IntakeLimits
+from coordinator.domain.rate_limiter import RateLimiter
+from coordinator.http.request_bodies import BodyReservation, RequestBodies
+from coordinator.http.request_limiter import send_error
+from coordinator.http.response_buffer import ResponseBuffer, ResponseBuffers, Retention
+from coordinator.http.watchdog import Watchdog
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.market import Market
-from coordinator.ports import AnswerStore, KeptAnswer
+from coordinator.ports import ResponseStore, StoredResponse
 from tallystick.protocol.errors import BadMessage, TallyError, Unavailable
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Kind, Submission, pack_frame
@@ -47,20 +47,20 @@ class JobsRoute:
     def __init__(
         self,
         market: Market,
-        store: AnswerStore | None = None,
+        store: ResponseStore | None = None,
         *,
-        intake: Intake | None = None,
+        intake: IntakeLimits | None = None,
         retention: Retention | None = None,
-        manners: Manners | None = None,
-        bodies: Bodies | None = None,
+        rate_limiter: RateLimiter | None = None,
+        bodies: RequestBodies | None = None,
     ) -> None:
         """`store`: where answers outlive the process; without one they don't. `manners` and `bodies` may be shared with other
         routes.
         """
-        self._market, self._store, self._intake = market, store, intake or Intake()
-        self._manners = manners or Manners(self._intake, time.monotonic)
-        self._bodies = bodies or Bodies(self._intake)
-        self._answers = Answers(retention or Retention(), time.monotonic)
+        self._market, self._store, self._intake = market, store, intake or IntakeLimits()
+        self._rate_limiter = rate_limiter or RateLimiter(self._intake, time.monotonic)
+        self._bodies = bodies or RequestBodies(self._intake)
+        self._answers = ResponseBuffers(retention or Retention(), time.monotonic)
         self._drivers: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,27 +70,27 @@ class JobsRoute:
         try:
             await self._take(scope, receive, send, request)
         except TallyError as error:  # what the request held is let go: its client may not even read this
-            self._manners.note(address, error, request.payer)
-            await tell_error(send, error)
+            self._rate_limiter.count_refusal(address, error, request.payer)
+            await send_error(send, error)
         except ConnectionResetError:
             return
 
     async def _take(self, scope: Scope, receive: Receive, send: Send, request: _Request) -> None:
-        self._manners.check(request.address)
-        request.load = load = self._bodies.begin(request.address)
+        self._rate_limiter.check_address(request.address)
+        request.reservation = reservation = self._bodies.begin(request.address)
         try:
-            await self._serve(scope, receive, send, request, load)
+            await self._serve(scope, receive, send, request, reservation)
         finally:
-            if request.load is not None:
-                self._bodies.close(request.load)
+            if request.reservation is not None:
+                self._bodies.close(request.reservation)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: _Request, load: Load) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: _Request, reservation: BodyReservation) -> None:
         """Raises TallyError before anything is sent."""
-        body = await self._bodies.read(receive, load, self._intake.body, "a job")
+        body = await self._bodies.read(receive, reservation, self._intake.body_bytes, "a job")
         submission = Submission.loads(body)
         linger = _linger(scope)
         request.payer = submission.candidates[0].order.message.payer
-        self._manners.check_signer(request.payer)
+        self._rate_limiter.check_signer(request.payer)
         if linger is not None:
             posted = _Posted(submission, hashlib.sha256(body).digest(), linger)
             await self._serve_kept(posted, receive, send, request)
@@ -107,19 +107,19 @@ class JobsRoute:
         """Drives a job to its end, whether its client still takes the frames or not. Its last frame ends the response."""
         held: list[bytes] = []
         begun = False
-        with closing(Patience(STALL_SECONDS)) as patience:
+        with closing(Watchdog(STALL_SECONDS)) as watchdog:
             async with aclosing(self._market.run(job)) as frames:
                 async for kind, payload in frames:
                     held.append(pack_frame(kind, payload))
-                    if job.more_waits and len(held) < BURST:
+                    if job.more_frames_queued and len(held) < BURST:
                         continue
                     body = {"type": "http.response.body", "body": b"".join(held), "more_body": not job.ended}
                     held.clear()
                     try:
                         if not begun:
                             begun = True
-                            await patience.wait(send(_start(200, FRAMES, job.id)))
-                        await patience.wait(send(body))
+                            await watchdog.wait(send(_start(200, FRAMES, job.id)))
+                        await watchdog.wait(send(body))
                     except (TimeoutError, OSError):
                         self._market.cancel(job.id)
                         send = _nowhere
@@ -135,8 +135,8 @@ class JobsRoute:
             driver = asyncio.create_task(self._drive(submission, answer, request.lend()), name=f"kept {submission.job.hex()}")
             self._drivers.add(driver)
             driver.add_done_callback(self._drivers.discard)
-        elif answer.ended and request.load is not None:
-            self._bodies.hold(request.load, answer.size)  # a client that does not read it makes a copy of it wait
+        elif answer.ended and request.reservation is not None:
+            self._bodies.hold(request.reservation, answer.size)  # a client that does not read it makes a copy of it wait
         answer.linger = max(answer.linger, min(posted.linger, self._answers.retention.linger_seconds))
         relay = asyncio.create_task(self._pass_on(submission.job, answer, send), name="relay")
         gone = asyncio.create_task(_until_gone(receive), name="client-gone")
@@ -153,33 +153,33 @@ class JobsRoute:
         if isinstance(results[0], Exception) and not isinstance(results[0], OSError | TimeoutError):
             raise results[0]
 
-    async def _restore(self, job: JobId, fingerprint: bytes) -> Answer | None:
+    async def _restore(self, job: JobId, fingerprint: bytes) -> ResponseBuffer | None:
         """The answer of a job that a former process ended. Raises Refusal if those were other bytes; Unavailable."""
         if self._store is None or not self._market.placed_before(job):
             return None
-        kept = await self._store.answer(job, self._horizon())
+        kept = await self._store.response(job, self._horizon())
         known = self._answers.find(job, fingerprint)  # another may have been faster
         if kept is None or known is not None:
             return known
         return self._answers.restore(job, kept.fingerprint, kept.frames, kept.payer).of(job, fingerprint)
 
-    async def _keep(self, job: JobId, answer: Answer, receipt: bytes) -> None:
+    async def _keep(self, job: JobId, answer: ResponseBuffer, receipt: bytes) -> None:
         """Writes an answer down before its receipt leaves, which says that it can be had again."""
         if crowded := self._answers.dropped():
             log.info("answers are kept by the database only: no room in memory", count=len(crowded))
         frames = answer.frames(receipt)
         if self._store is None or frames is None:
             return
-        kept = KeptAnswer(job, answer.fingerprint, frames, int(time.time()), answer.payer)
+        kept = StoredResponse(job, answer.fingerprint, frames, int(time.time()), answer.payer)
         try:
-            await self._store.put_answer(kept, since=self._horizon(), room=self._answers.retention.stored_bytes)
+            await self._store.put_response(kept, since=self._horizon(), max_bytes=self._answers.retention.stored_bytes)
         except Unavailable as error:
             log.warning("answer not kept beyond this process", job=job.hex(), error=str(error))
 
     def _horizon(self) -> int:
         return int(time.time() - self._answers.retention.seconds)
 
-    async def _drive(self, submission: Submission, answer: Answer, load: Load | None) -> None:
+    async def _drive(self, submission: Submission, answer: ResponseBuffer, reservation: BodyReservation | None) -> None:
         """A job from its order to its end, whether anybody reads or not. Its body counts until then."""
         refusal: TallyError | None = None
         try:
@@ -194,21 +194,21 @@ class JobsRoute:
             refusal = error
         finally:
             self._answers.end(submission.job, refusal)
-            if load is not None:
-                self._bodies.close(load)
+            if reservation is not None:
+                self._bodies.close(reservation)
 
-    async def _pass_on(self, job: JobId, answer: Answer, send: Send) -> None:
+    async def _pass_on(self, job: JobId, answer: ResponseBuffer, send: Send) -> None:
         begun = False
-        with closing(Patience(STALL_SECONDS)) as patience:
+        with closing(Watchdog(STALL_SECONDS)) as watchdog:
             async with aclosing(answer.read()) as frames:
                 async for data in frames:
                     if not begun:
                         begun = True
-                        await patience.wait(send(_start(200, FRAMES, job)))
-                    await patience.wait(send({"type": "http.response.body", "body": data, "more_body": True}))
-            await patience.wait(send({"type": "http.response.body", "body": b""}))
+                        await watchdog.wait(send(_start(200, FRAMES, job)))
+                    await watchdog.wait(send({"type": "http.response.body", "body": data, "more_body": True}))
+            await watchdog.wait(send({"type": "http.response.body", "body": b""}))
 
-    def _cancel_unread(self, job: JobId, answer: Answer) -> None:
+    def _cancel_unread(self, job: JobId, answer: ResponseBuffer) -> None:
         if not answer.ended and not answer.readers:
             self._market.cancel(job)
 
@@ -229,17 +229,17 @@ class _Posted:
 class _Request:
     """One request: what it holds, and who ordered, as the order says."""
 
-    __slots__ = ("address", "load", "payer")
+    __slots__ = ("address", "payer", "reservation")
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.load: Load | None = None
+        self.reservation: BodyReservation | None = None
         self.payer: Address | None = None
 
-    def lend(self) -> Load | None:
+    def lend(self) -> BodyReservation | None:
         """What it holds is from now on its job's, which may outlive it."""
-        load, self.load = self.load, None
-        return load
+        reservation, self.reservation = self.reservation, None
+        return reservation
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.types import JobId
 
-FRAME_COST = 64
+FRAME_OVERHEAD_BYTES = 64
 """Bytes that keeping a frame takes beside its content."""
-AHEAD = 1 << 18
+READ_AHEAD_BYTES = 1 << 18
 """Bytes that an answer which is not kept may be ahead of its reader."""
 
 
@@ -31,7 +31,7 @@ class Retention:
     """
 
     seconds: float = 600
-    answer_bytes: int = 4 << 20
+    response_bytes: int = 4 << 20
     total_bytes: int = 256 << 20
     linger_seconds: float = 60
     payer_bytes: int = 32 << 20
@@ -42,10 +42,10 @@ def _uncounted(_change: int) -> None:
     """For an answer that is nobody's share."""
 
 
-class Answer:
+class ResponseBuffer:
     """One answer as it grows. One task adds to it, any number read it."""
 
-    def __init__(self, fingerprint: bytes, room: int, payer: str = "", resized: Callable[[int], None] = _uncounted) -> None:
+    def __init__(self, fingerprint: bytes, max_bytes: int, payer: str = "", resized: Callable[[int], None] = _uncounted) -> None:
         """`room`: bytes that it may keep; `resized` is told by how many it grew or shrank."""
         self.fingerprint, self.payer = fingerprint, payer
         self.size, self.readers = 0, 0
@@ -57,11 +57,11 @@ class Answer:
         self.refusal: TallyError | None = None
         self.ended_at = 0.0
         self._frames: list[bytes] = []
-        self._room, self._resized = room, resized
+        self._max_bytes, self._resized = max_bytes, resized
         self._read = 0
         self._changed = asyncio.Event()
 
-    def of(self, job: JobId, fingerprint: bytes) -> Answer:
+    def of(self, job: JobId, fingerprint: bytes) -> ResponseBuffer:
         """This answer. Raises Refusal if the job was posted with other bytes."""
         if self.fingerprint != fingerprint:
             raise Refusal(Code.ORDER_REPLAYED, f"job {job.hex()} was placed before with another submission")
@@ -85,11 +85,11 @@ class Answer:
     async def add(self, frame: bytes) -> None:
         """One more frame. Waits for a reader where the answer is too long to be kept; `end` it to stop waiting."""
         self._frames.append(frame)
-        self._grow(len(frame) + FRAME_COST)
+        self._grow(len(frame) + FRAME_OVERHEAD_BYTES)
         self._tell()
-        if self.size > self._room:
+        if self.size > self._max_bytes:
             self.whole = False
-        while not self.whole and not self.ended and self.size > AHEAD and self.wanted:
+        while not self.whole and not self.ended and self.size > READ_AHEAD_BYTES and self.wanted:
             await self._changed.wait()
         self._drop_unwanted()
 
@@ -111,14 +111,14 @@ class Answer:
         """Lets go of what was read, or will be by nobody; numbers stay."""
         freed = 0
         for number in range(self._read, until):
-            freed += len(self._frames[number]) + FRAME_COST
+            freed += len(self._frames[number]) + FRAME_OVERHEAD_BYTES
             self._frames[number] = b""
         self._read = max(self._read, until)
         self._grow(-freed)
 
     def frames(self, last: bytes) -> bytes | None:
         """All of it with this frame as its end; None if it is not kept whole."""
-        fits = self.whole and self.size + len(last) <= self._room
+        fits = self.whole and self.size + len(last) <= self._max_bytes
         return b"".join((*self._frames, last)) if fits else None
 
     def uncount(self) -> None:
@@ -128,7 +128,7 @@ class Answer:
     def restore(self, frames: bytes) -> None:
         """Takes all frames at once, which were kept elsewhere."""
         self._frames.append(frames)
-        self._grow(len(frames) + FRAME_COST)
+        self._grow(len(frames) + FRAME_OVERHEAD_BYTES)
 
     def end(self, at: float, refusal: TallyError | None = None) -> None:
         """Nothing more will come; `refusal`: the job was never admitted."""
@@ -167,14 +167,14 @@ class Answer:
             self._tell()
 
 
-class Answers:
+class ResponseBuffers:
     """The answers that are kept. `tick` is a clock in seconds."""
 
     def __init__(self, retention: Retention, tick: Callable[[], float]) -> None:
         self.retention, self._tick = retention, tick
-        self._live: dict[JobId, Answer] = {}
-        self._ended: OrderedDict[JobId, Answer] = OrderedDict()
-        self._of_payer: dict[str, OrderedDict[JobId, Answer]] = {}
+        self._live: dict[JobId, ResponseBuffer] = {}
+        self._ended: OrderedDict[JobId, ResponseBuffer] = OrderedDict()
+        self._of_payer: dict[str, OrderedDict[JobId, ResponseBuffer]] = {}
         """The ended ones again, by payer."""
         self._held: Counter[str] = Counter()
         self._total = 0
@@ -185,7 +185,7 @@ class Answers:
         """Bytes of all answers."""
         return self._total
 
-    def find(self, job: JobId, fingerprint: bytes) -> Answer | None:
+    def find(self, job: JobId, fingerprint: bytes) -> ResponseBuffer | None:
         """The answer of a job that was posted before. Raises Refusal if those were other bytes."""
         horizon = self._tick() - self.retention.seconds
         while self._ended and next(iter(self._ended.values())).ended_at < horizon:
@@ -193,13 +193,13 @@ class Answers:
         answer = self._live.get(job) or self._ended.get(job)
         return None if answer is None else answer.of(job, fingerprint)
 
-    def begin(self, job: JobId, fingerprint: bytes, payer: str = "") -> Answer:
+    def begin(self, job: JobId, fingerprint: bytes, payer: str = "") -> ResponseBuffer:
         """A new one, whose reader is about to come. It takes no room before its first frame."""
-        answer = self._live[job] = self._make(fingerprint, payer, self.retention.answer_bytes)
+        answer = self._live[job] = self._make(fingerprint, payer, self.retention.response_bytes)
         return answer
 
-    def _make(self, fingerprint: bytes, payer: str, room: int) -> Answer:
-        return Answer(fingerprint, room, payer, lambda change: self._resize(payer, change))
+    def _make(self, fingerprint: bytes, payer: str, max_bytes: int) -> ResponseBuffer:
+        return ResponseBuffer(fingerprint, max_bytes, payer, lambda change: self._resize(payer, change))
 
     def _resize(self, payer: str, change: int) -> None:
         self._total += change
@@ -245,13 +245,13 @@ class Answers:
             self._resize(answer.payer, -answer.size)
             answer.uncount()
 
-    def _keep(self, job: JobId, answer: Answer) -> None:
+    def _keep(self, job: JobId, answer: ResponseBuffer) -> None:
         self._ended[job] = answer
         self._of_payer.setdefault(answer.payer, OrderedDict())[job] = answer
 
-    def restore(self, job: JobId, fingerprint: bytes, frames: bytes, payer: str = "") -> Answer:
+    def restore(self, job: JobId, fingerprint: bytes, frames: bytes, payer: str = "") -> ResponseBuffer:
         """An answer of a former process, or one that memory had no room for, read again by somebody."""
-        answer = self._make(fingerprint, payer, len(frames) + FRAME_COST)
+        answer = self._make(fingerprint, payer, len(frames) + FRAME_OVERHEAD_BYTES)
         answer.end(self._tick())
         self._keep(job, answer)
         answer.restore(frames)

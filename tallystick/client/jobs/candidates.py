@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.client.receipts.checks import Placed, cap_for, check_cap, terms_for
+from tallystick.client.receipts.checks import PlacedOrder, cap_for, check_cap, terms_for
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, Refusal
 from tallystick.protocol.messages import Ask, Terms
@@ -16,7 +16,7 @@ from tallystick.protocol.types import Address, Amount, Hash, JobId, format_amoun
 from tallystick.protocol.wire import Candidate
 
 
-def draft(
+def draft_orders(
     asked: ApiRequest, asks: Sequence[Verified[Ask]], job: JobId, commitment: Hash, default_output: int
 ) -> list[tuple[Address, Terms]]:
     """What each ask that sells as much output as the call names would be ordered on. Raises Refusal if none does."""
@@ -36,7 +36,7 @@ def draft(
     return drafts
 
 
-def foresee(asked: ApiRequest, ask: Ask, default_output: int, max_cost: int | None) -> tuple[Amount, str]:
+def estimate_cost(asked: ApiRequest, ask: Ask, default_output: int, max_cost: int | None) -> tuple[Amount, str]:
     """What a request may cost on an ask, in base units, and why it would not be ordered there; empty if it would."""
     least = asked.summary.output_tokens or 0
     if least > ask.max_output_tokens:
@@ -46,7 +46,7 @@ def foresee(asked: ApiRequest, ask: Ask, default_output: int, max_cost: int | No
     return worst, f"it may cost {format_amount(worst)}, more than max_cost allows" if dear else ""
 
 
-def affordable(drafts: Sequence[tuple[Address, Terms]], max_cost: Amount | None) -> list[tuple[Address, Terms]]:
+def drafts_within_budget(drafts: Sequence[tuple[Address, Terms]], max_cost: Amount | None) -> list[tuple[Address, Terms]]:
     """The drafts whose cap is within what one job may cost. Raises the Refusal of the best one if none is."""
     found: list[tuple[Address, Terms]] = []
     refusals: list[Refusal] = []
@@ -62,7 +62,7 @@ def affordable(drafts: Sequence[tuple[Address, Terms]], max_cost: Amount | None)
     return found
 
 
-def wrap(job: JobId, key: ContentKey, placed: Sequence[Placed], asks: Sequence[Verified[Ask]]) -> tuple[Candidate, ...]:
+def wrap_keys(job: JobId, key: ContentKey, placed: Sequence[PlacedOrder], asks: Sequence[Verified[Ask]]) -> tuple[Candidate, ...]:
     """The candidates, without those whose sealing key is unusable. Raises BadSeal if none is left."""
     offers = {ask.message.provider: ask.message for ask in asks}
     candidates: list[Candidate] = []

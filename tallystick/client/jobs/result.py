@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tallystick.client.jobs.response import Answer
+from tallystick.client.jobs.response import JobResponse
 from tallystick.client.openai.answers import TextDeltas, read_text
 from tallystick.client.openai.errors import read_engine_error
 from tallystick.client.receipts.proof import Proof
@@ -53,7 +53,7 @@ class Result:
         return Amount(0) if self.receipt is None else self.receipt.message.cost
 
     @property
-    def most(self) -> Amount:
+    def highest_cost(self) -> Amount:
         """The most that it may cost, in base units: what was billed, or the order's cap as long as the receipt is outstanding."""
         return self.terms.max_cost if self.receipt is None else self.receipt.message.cost
 
@@ -79,7 +79,7 @@ class Result:
         return f"Result(job={self.job.hex()}, provider={self.provider}, status={self.head.status}, cost={self.cost})"
 
 
-class Unfinished(Unavailable):
+class StreamInterrupted(Unavailable):
     """The stream ended without a receipt or a reason: the coordinator's fault. `receipt` is what it had when asked afterwards.
     `retry` is false where that bills something, and where the job may go on: asking again might buy the answer twice.
     """
@@ -97,7 +97,7 @@ def require_success(result: Result) -> Result:
     return result
 
 
-def proof_of(domain: Domain, answer: Answer, request: bytes) -> Proof | None:
+def build_proof(domain: Domain, answer: JobResponse, request: bytes) -> Proof | None:
     """The proof of a job whose receipt came; None before, and where its answer was not to be kept or is too long."""
     if answer.kept is None or answer.receipt is None or answer.match is None:
         return None
@@ -113,7 +113,7 @@ def proof_of(domain: Domain, answer: Answer, request: bytes) -> Proof | None:
     )
 
 
-def shortfall(answer: Answer, receipt: Receipt, *, cancelling: bool) -> TallyError | None:
+def outcome_error(answer: JobResponse, receipt: Receipt, *, cancelling: bool) -> TallyError | None:
     """What the caller must be told of a job whose receipt was booked and that did not bring the whole answer; None if all is
     well. `cancelling`: the caller itself stopped it.
     """

@@ -34,17 +34,17 @@ IN_FLIGHT_TOKENS = 16 * INITIAL_CREDIT
 have been on their way, at 16 tokens a chunk.
 """
 
-MAX_UNDELIVERED = 12
+MAX_UNDELIVERED_QUARTERS = 12
 """Quarters of an answer. A provider with so many of them charged and not delivered gets no more orders: three whole answers."""
-NOT_DELIVERED, CUT_SHORT, WHOLE = 4, 1, -1
+QUARTERS_UNDELIVERED, QUARTERS_CUT_SHORT, QUARTERS_DELIVERED = 4, 1, -1
 """Quarters that an answer adds: charged beyond what arrived; charged for what arrived of a lost stream; whole and verified."""
 
-MAX_UNRELEASED = 8
+MAX_AWAITING_RECEIPTS = 8
 """Orders that were dispatched, whose jobs ended, and for which no receipt came. A provider with so many gets no more orders until
 receipts come or the orders' `claim_by` passes: each one raises the ceilings of later orders by its cap.
 """
 
-RESERVE_TIMES = 4
+RESERVE_MULTIPLE = 4
 """An order asks for a reservation of at most so many times what the provider's booked receipts cost."""
 
 MAX_CAP = Amount(10**15)
@@ -52,7 +52,7 @@ MAX_CAP = Amount(10**15)
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class OrderPolicy:
     """What every order of a payer says. Amounts are base units, durations seconds. `reserve_target` is the most that an order
     asks to reserve; see `reserve_for`.
     """
@@ -65,7 +65,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PlacedOrder:
     """A signed order and the terms that it commits to."""
 
     order: Verified[Order]
@@ -81,12 +81,13 @@ class Placed:
 class Tab:
     """What the ledger knows of one provider, in base units.
 
-    `accepted`: cost of the receipts held. `total`: the highest cumulative cost among them. `open_caps`: caps of the orders that
-    may still be collected: not released, and before their `claim_by`. `early_caps`: those of them that were signed before the
-    receipt with that total came. `ceiling`: the highest ever signed. `order_seq`: the last order's seq. `unreleased`: how many
-    orders of ended jobs have no receipt. `undelivered`: see MAX_UNDELIVERED. `frozen`: why no more orders go to this provider,
-    until a person says otherwise; empty if they may. `expired_caps`: caps of the orders whose `claim_by` passed without a
-    receipt. `recovered`: what was proved or excused beyond these books.
+    `accepted`: cost of the receipts that the ledger holds. `total`: the highest cumulative cost among them. `open_caps`: caps of
+    the orders that may still be collected (not released, and before their `claim_by`). `early_caps`: the part of `open_caps` that
+    was signed before the receipt with that total came. `ceiling`: the highest ceiling ever signed. `order_seq`: seq of the last
+    order. `awaiting_receipts`: number of orders of ended jobs without a receipt. `undelivered_quarters`: see
+    MAX_UNDELIVERED_QUARTERS. `blocked_reason`: why this provider gets no orders until a person unblocks it; empty if it is not
+    blocked. `expired_caps`: caps of the orders whose `claim_by` passed without a receipt. `recovered`: what was proven, or
+    accepted by a person, beyond the receipts in this ledger.
     """
 
     accepted: Amount = Amount(0)
@@ -95,26 +96,26 @@ class Tab:
     early_caps: Amount = Amount(0)
     ceiling: Amount = Amount(0)
     order_seq: int = 0
-    frozen: str = ""
-    unreleased: int = 0
-    undelivered: int = 0
+    blocked_reason: str = ""
+    awaiting_receipts: int = 0
+    undelivered_quarters: int = 0
     expired_caps: Amount = Amount(0)
     recovered: Amount = Amount(0)
 
     @property
-    def barred(self) -> str:
+    def exclusion_reason(self) -> str:
         """Why no order may be signed for this provider now; empty if one may."""
-        return self.frozen or why_unreleased(self.unreleased)
+        return self.blocked_reason or awaiting_receipts_reason(self.awaiting_receipts)
 
     @property
-    def half(self) -> PayerTab:
+    def protocol_tab(self) -> PayerTab:
         """The tab as the protocol's arithmetic takes it. Early open orders may explain what the total has beyond `accepted`; the
         rest counts as far as it can be more than the provider's word.
         """
         return PayerTab(Amount(max(self.accepted, min(self.total - self.early_caps, self._known))), self.open_caps)
 
     @property
-    def believed(self) -> Amount:
+    def explained_total(self) -> Amount:
         """The total, as far as orders of this key explain it."""
         return Amount(min(self.total, self._known + self.open_caps))
 
@@ -123,9 +124,9 @@ class Tab:
         return self.accepted + self.recovered + self.expired_caps
 
 
-def why_unreleased(count: int) -> str:
+def awaiting_receipts_reason(count: int) -> str:
     """Why a provider with so many orders without a receipt gets none for now; empty if it may have more."""
-    if count < MAX_UNRELEASED:
+    if count < MAX_AWAITING_RECEIPTS:
         return ""
     return f"{count} orders of ended jobs wait for its receipts; more are signed when these came or the orders' claimBy passed"
 
@@ -143,7 +144,7 @@ def reserve_for(tab: Tab, most: Amount) -> Amount:
     """What an order asks to keep reserved for its provider, in base units: nothing before its first booked receipt that charged,
     then RESERVE_TIMES what its receipts cost, at most `most`.
     """
-    return Amount(min(most, RESERVE_TIMES * tab.accepted))
+    return Amount(min(most, RESERVE_MULTIPLE * tab.accepted))
 
 
 def terms_for(ask: Verified[Ask], *, job: JobId, commitment: Hash, output_tokens: int, body_bytes: int) -> Terms:
@@ -181,15 +182,15 @@ def sign_order(
     provider: Address,
     coordinator: Address,
     domain: Domain,
-    policy: Policy,
+    policy: OrderPolicy,
     now_ns: int,
-) -> Placed:
+) -> PlacedOrder:
     """The order of a job on one provider. `now_ns` is Unix time in nanoseconds: it makes seq unique across lost state files."""
     now = now_ns // 1_000_000_000
     order = Order(
         payer=signer.address,
         provider=provider,
-        ceiling=tab.half.ceiling_for(terms.max_cost),
+        ceiling=tab.protocol_tab.ceiling_for(terms.max_cost),
         reserve_target=reserve_for(tab, policy.reserve_target),
         seq=max(tab.order_seq + 1, now_ns),
         deadline=now + policy.start_seconds,
@@ -198,21 +199,21 @@ def sign_order(
         coordinator=coordinator,
         terms_hash=terms.struct_hash(),
     )
-    return Placed(signer.sign(order, domain), terms)
+    return PlacedOrder(signer.sign(order, domain), terms)
 
 
-class Stream(str, Enum):
+class StreamEnd(str, Enum):
     """How far this client followed a job's stream: `read` to the frame that ended the job; `left`: it was lost or given up, and
     the job cancelled with it; `kept`: it was lost, and the idempotency key still brings the answer.
     """
 
-    READ = "read"
-    LEFT = "left"
-    KEPT = "kept"
+    ENDED = "ended"
+    ABANDONED = "abandoned"
+    RESUMABLE = "resumable"
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivery:
     """What the client itself saw of a job: bytes sent and received, the transcript's commitment, whether the last chunk came.
 
     `bounded` is False for requests whose tokens cannot be bounded by bytes (images, audio, files by reference). `cancelled`:
@@ -225,7 +226,7 @@ class Delivered:
     finished: bool
     bounded: bool = True
     cancelled: bool = False
-    stream: Stream = Stream.READ
+    stream: StreamEnd = StreamEnd.ENDED
 
     @classmethod
     def nothing(
@@ -236,7 +237,7 @@ class Delivered:
         *,
         bounded: bool,
         cancelled: bool = False,
-        stream: Stream = Stream.READ,
+        stream: StreamEnd = StreamEnd.ENDED,
     ) -> Self:
         """Of an order of which no byte arrived; `key` is its job's."""
         begun = Transcript(key.commitment_key, order).commitment
@@ -255,12 +256,12 @@ class Delivered:
         }
 
     @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> Delivered:
+    def from_json(cls, raw: dict[str, Any]) -> Delivery:
         """The inverse."""
-        return cls(**(raw | {"commitment": Hash(bytes.fromhex(raw["commitment"])), "stream": Stream(raw["stream"])}))
+        return cls(**(raw | {"commitment": Hash(bytes.fromhex(raw["commitment"])), "stream": StreamEnd(raw["stream"])}))
 
 
-class Undelivered(BadReceipt):
+class UndeliveredCharge(BadReceipt):
     """A receipt that charges for what did not arrive, where it cannot be told who kept it back. It is not booked, its order
     counts until `claim_by`, and the same request must not be bought again. An honest coordinator passes no such receipt on.
     """
@@ -268,7 +269,7 @@ class Undelivered(BadReceipt):
     fault = Fault.COORDINATOR
 
 
-def check_answer(placed: Placed, receipt: Receipt, delivered: Delivered | None) -> None:
+def check_against_order(placed: PlacedOrder, receipt: Receipt, delivered: Delivery | None) -> None:
     """A verified receipt against its order and against what arrived (None: this process crashed, nobody knows; the terms bound
     it).
 
@@ -293,23 +294,23 @@ def check_answer(placed: Placed, receipt: Receipt, delivered: Delivered | None) 
         _check_delivery(receipt, delivered, same=same)
 
 
-def _check_input(receipt: Receipt, delivered: Delivered) -> None:
+def _check_input(receipt: Receipt, delivered: Delivery) -> None:
     most = delivered.request_bytes + pricing.TEMPLATE_ALLOWANCE
     if delivered.bounded and receipt.input_tokens > most:
         raise BadReceipt(f"receipt.inputTokens: {receipt.input_tokens}, but the request's bytes hold at most {most}")
 
 
-def _check_output(receipt: Receipt, delivered: Delivered) -> None:
+def _check_output(receipt: Receipt, delivered: Delivery) -> None:
     """The provider signed for exactly what arrived."""
     ended = receipt.outcome in (Outcome.COMPLETED, Outcome.LENGTH)
-    if ended and not delivered.finished and delivered.stream is Stream.READ:
+    if ended and not delivered.finished and delivered.stream is StreamEnd.ENDED:
         raise BadReceipt("receipt.outcome: a finished answer, but its last chunk was never sent")
     beyond = _beyond(receipt, delivered)
     if beyond > 0:
         raise BadReceipt(f"receipt.outputTokens: {receipt.output_tokens}, {beyond} more than the answer's bytes can hold")
 
 
-def _beyond(receipt: Receipt, delivered: Delivered) -> int:
+def _beyond(receipt: Receipt, delivered: Delivery) -> int:
     """Output tokens billed beyond what the bytes that arrived can hold; 0 or less if none. Where bytes do not bound the tokens
     (images), nothing is beyond as long as something arrived.
     """
@@ -318,49 +319,49 @@ def _beyond(receipt: Receipt, delivered: Delivered) -> int:
     return receipt.output_tokens - delivered.response_bytes - OUTPUT_ALLOWANCE
 
 
-def _check_delivery(receipt: Receipt, delivered: Delivered, *, same: bool) -> None:
+def _check_delivery(receipt: Receipt, delivered: Delivery, *, same: bool) -> None:
     """A receipt that charges: the last chunk came, or this client cancelled and the bill stays within what arrived."""
     if receipt.outcome == Outcome.CLIENT_CANCELLED and not delivered.cancelled:
-        raise Undelivered(
+        raise UndeliveredCharge(
             f"receipt.outcome: client_cancelled, and this client did not cancel; {receipt.cost} charged are not booked"
         )
-    if delivered.finished or same or delivered.stream is Stream.KEPT:
+    if delivered.finished or same or delivered.stream is StreamEnd.RESUMABLE:
         return
-    if delivered.stream is Stream.READ and receipt.outcome != Outcome.CLIENT_CANCELLED:
-        raise Undelivered(f"receipt: charges {receipt.cost}, but the answer's last chunk never came; it is not booked")
-    allowed = IN_FLIGHT_TOKENS if delivered.stream is Stream.LEFT else 0
+    if delivered.stream is StreamEnd.ENDED and receipt.outcome != Outcome.CLIENT_CANCELLED:
+        raise UndeliveredCharge(f"receipt: charges {receipt.cost}, but the answer's last chunk never came; it is not booked")
+    allowed = IN_FLIGHT_TOKENS if delivered.stream is StreamEnd.ABANDONED else 0
     if _beyond(receipt, delivered) > allowed:
         text = f"{delivered.response_bytes} bytes of the answer arrived, which hold no {receipt.output_tokens} tokens"
-        raise Undelivered(f"receipt.outputTokens: {text}; it charges {receipt.cost} and is not booked")
+        raise UndeliveredCharge(f"receipt.outputTokens: {text}; it charges {receipt.cost} and is not booked")
 
 
-def quarters_of(receipt: Receipt, delivered: Delivered | None) -> int:
+def undelivered_quarters(receipt: Receipt, delivered: Delivery | None) -> int:
     """What an accepted receipt adds to its provider's `undelivered`, in quarters of an answer; see NOT_DELIVERED."""
     if delivered is None or CHARGES[Outcome(receipt.outcome)] is Charge.NOTHING:
         return 0
     if delivered.finished:
-        return WHOLE
+        return QUARTERS_DELIVERED
     if not receipt.cost:
         return 0
-    return NOT_DELIVERED if _beyond(receipt, delivered) > 0 else CUT_SHORT
+    return QUARTERS_UNDELIVERED if _beyond(receipt, delivered) > 0 else QUARTERS_CUT_SHORT
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class AuditFinding:
     """What speaks against a receipt that keeps every rule, in words; `refuse`: this payer accepts no such receipt."""
 
     reason: str
     refuse: bool
 
 
-def check_doubt(doubt: Doubt | None) -> None:
+def check_audit(doubt: AuditFinding | None) -> None:
     """Raises BadReceipt for what this payer does not accept."""
     if doubt is not None and doubt.refuse:
         raise BadReceipt(f"receipt: {doubt.reason}")
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbours:
+class AdjacentReceipts:
     """The receipts held around a new one: with its seq, the next lower and the next higher, and the one of the same order."""
 
     same_seq: Receipt | None = None
@@ -369,7 +370,7 @@ class Neighbours:
     same_order: Receipt | None = None
 
     @classmethod
-    def of(cls, receipt: Receipt, others: Iterable[Receipt]) -> Neighbours:
+    def of(cls, receipt: Receipt, others: Iterable[Receipt]) -> AdjacentReceipts:
         """Those among some receipts of its tab; the receipt itself is none of them."""
         near = [one for one in others if one != receipt]
         return cls(
@@ -380,7 +381,7 @@ class Neighbours:
         )
 
 
-def check_place(receipt: Receipt, near: Neighbours) -> None:
+def check_sequence(receipt: Receipt, near: AdjacentReceipts) -> None:
     """A receipt against its tab. Raises BadReceipt.
 
     Duplicates must be recognised before. Seqs may be missing in between (concurrent jobs, lost answers); totals must then

@@ -11,13 +11,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from tallystick.client.receipts.checks import (
     MAX_CAP,
     OUTPUT_ALLOWANCE,
-    Delivered,
-    Neighbours,
-    Placed,
+    AdjacentReceipts,
+    Delivery,
+    PlacedOrder,
     Tab,
-    check_answer,
+    check_against_order,
     check_cap,
-    check_place,
+    check_sequence,
 )
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal
 from tallystick.protocol.messages import Outcome, Receipt
@@ -27,7 +27,7 @@ from tallystick.protocol.types import ZERO_HASH, Amount, Hash
 from tests.client.parties import ALICE, COORDINATOR, DOMAIN, NOW, bill, place
 
 AMOUNTS = st.integers(0, 10**12).map(Amount)
-SEEN = Delivered(request_bytes=200, response_bytes=50, commitment=ZERO_HASH, finished=True)
+SEEN = Delivery(request_bytes=200, response_bytes=50, commitment=ZERO_HASH, finished=True)
 
 
 @given(AMOUNTS, st.tuples(AMOUNTS, AMOUNTS), st.tuples(AMOUNTS, AMOUNTS), AMOUNTS, st.integers(0, 4_000))
@@ -52,8 +52,8 @@ def test_ceiling(
     cap = placed.terms.max_cost
     lost = min(max(0, missing - early), expired + recovered)
     assert placed.order.message.ceiling == accepted + lost + open_caps + cap
-    assert tab.believed == accepted + min(missing, expired + recovered + open_caps)
-    assert placed.order.message.ceiling <= tab.believed + open_caps + cap
+    assert tab.explained_total == accepted + min(missing, expired + recovered + open_caps)
+    assert placed.order.message.ceiling <= tab.explained_total + open_caps + cap
 
 
 @given(st.integers(0, 2**62), st.integers(1, 2**62))
@@ -101,8 +101,8 @@ def test_honest_receipts_pass() -> None:
     """Honest receipts of every outcome are accepted."""
     placed = place()
     for outcome in Outcome:
-        check_answer(placed, bill(placed, outcome=outcome), replace(SEEN, cancelled=outcome is Outcome.CLIENT_CANCELLED))
-    check_answer(placed, bill(placed), None)
+        check_against_order(placed, bill(placed, outcome=outcome), replace(SEEN, cancelled=outcome is Outcome.CLIENT_CANCELLED))
+    check_against_order(placed, bill(placed), None)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_honest_receipts_pass() -> None:
         ({}, replace(SEEN, finished=False), "last chunk"),
     ],
 )
-def test_dishonest_receipts(changes: dict[str, Any], delivered: Delivered | None, text: str) -> None:
+def test_dishonest_receipts(changes: dict[str, Any], delivered: Delivery | None, text: str) -> None:
     """Each way in which a receipt contradicts its order or the answer is named, as the provider's fault."""
     placed = place()
     with pytest.raises(BadReceipt, match=text) as caught:
-        check_answer(placed, replace(bill(placed), **changes), delivered)
+        check_against_order(placed, replace(bill(placed), **changes), delivered)
     assert caught.value.fault is Fault.PROVIDER
 
 
@@ -134,7 +134,7 @@ def test_misdirected_receipts(changes: dict[str, Any]) -> None:
     """A receipt of other parties or another order is the coordinator's fault, not evidence against the provider."""
     placed = place()
     with pytest.raises(BadReceipt) as caught:
-        check_answer(placed, bill(placed, **changes), SEEN)
+        check_against_order(placed, bill(placed, **changes), SEEN)
     assert caught.value.fault is Fault.COORDINATOR
 
 
@@ -142,18 +142,18 @@ def test_usage_bounds() -> None:
     """Tokens can't exceed bytes plus the stated allowances; requests with images are not bounded by bytes."""
     placed = place(output=8_000, body=50_000)
     most_in, most_out = 200 + TEMPLATE_ALLOWANCE, 50 + OUTPUT_ALLOWANCE
-    check_answer(placed, bill(placed, Usage(most_in, 0, most_out)), SEEN)
+    check_against_order(placed, bill(placed, Usage(most_in, 0, most_out)), SEEN)
     for usage in (Usage(most_in + 1, 0, 0), Usage(0, 0, most_out + 1)):
         with pytest.raises(BadReceipt, match="bytes"):
-            check_answer(placed, bill(placed, usage), SEEN)
-        check_answer(placed, bill(placed, usage), replace(SEEN, bounded=False))
+            check_against_order(placed, bill(placed, usage), SEEN)
+        check_against_order(placed, bill(placed, usage), replace(SEEN, bounded=False))
 
 
 def test_cut_off_answers_are_not_held_against_the_provider() -> None:
     """Where not all chunks arrived the transcript can't be compared, and the receipt stands on its arithmetic."""
     placed = place()
     partial = replace(SEEN, commitment=Hash(b"\1" * 32), finished=False, cancelled=True)
-    check_answer(placed, bill(placed, outcome=Outcome.CLIENT_CANCELLED), partial)
+    check_against_order(placed, bill(placed, outcome=Outcome.CLIENT_CANCELLED), partial)
 
 
 def chain(*costs: int) -> list[Receipt]:
@@ -173,15 +173,15 @@ def test_any_order_of_arrival_is_fine(costs: list[int], data: st.DataObject) -> 
     arriving = data.draw(st.permutations(receipts))[: data.draw(st.integers(1, len(receipts)))]
     held: list[Receipt] = []
     for receipt in arriving:
-        check_place(receipt, around(held, receipt))
+        check_sequence(receipt, around(held, receipt))
         held.append(receipt)
 
 
-def around(held: list[Receipt], receipt: Receipt) -> Neighbours:
+def around(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
     """The neighbours of a receipt among those held."""
     below = [r for r in held if r.seq < receipt.seq]
     above = [r for r in held if r.seq > receipt.seq]
-    return Neighbours(
+    return AdjacentReceipts(
         same_seq=next((r for r in held if r.seq == receipt.seq), None),
         below=max(below, key=lambda r: r.seq, default=None),
         above=min(above, key=lambda r: r.seq, default=None),
@@ -192,24 +192,24 @@ def test_broken_continuity() -> None:
     """Totals that do not add up, seqs used twice, and second receipts for one order are refused."""
     first, second, third = chain(10, 20, 30)
     cases = [
-        (replace(second, cumulative_cost=Amount(31)), Neighbours(below=first)),
-        (replace(second, cumulative_cost=Amount(29)), Neighbours(below=first)),
-        (replace(third, cumulative_cost=Amount(39)), Neighbours(below=first)),
-        (replace(second, cumulative_cost=Amount(31)), Neighbours(above=third)),
-        (replace(first, cumulative_cost=Amount(11)), Neighbours()),
-        (second, Neighbours(same_seq=replace(second, finished_at=1))),
-        (second, Neighbours(below=first, same_order=first)),
+        (replace(second, cumulative_cost=Amount(31)), AdjacentReceipts(below=first)),
+        (replace(second, cumulative_cost=Amount(29)), AdjacentReceipts(below=first)),
+        (replace(third, cumulative_cost=Amount(39)), AdjacentReceipts(below=first)),
+        (replace(second, cumulative_cost=Amount(31)), AdjacentReceipts(above=third)),
+        (replace(first, cumulative_cost=Amount(11)), AdjacentReceipts()),
+        (second, AdjacentReceipts(same_seq=replace(second, finished_at=1))),
+        (second, AdjacentReceipts(below=first, same_order=first)),
     ]
     for receipt, near in cases:
         with pytest.raises(BadReceipt):
-            check_place(receipt, near)
+            check_sequence(receipt, near)
 
 
 @dataclass
 class Running:
     """A job in the simulation: its order, and its receipt once the provider wrote it."""
 
-    placed: Placed
+    placed: PlacedOrder
     receipt: Receipt | None = None
 
 
@@ -218,8 +218,8 @@ class PayerModel:
     """The ledger's rules in memory."""
 
     held: list[Receipt] = field(default_factory=list)
-    open: list[Placed] = field(default_factory=list)
-    expired: list[Placed] = field(default_factory=list)
+    open: list[PlacedOrder] = field(default_factory=list)
+    expired: list[PlacedOrder] = field(default_factory=list)
     ceiling: Amount = Amount(0)
     seq: int = 0
     mark: int = 0
@@ -289,8 +289,8 @@ class Trade(RuleBasedStateMachine):
         if job.receipt is None:
             self.provider = self.provider.drop(job.placed.terms.max_cost)
             return
-        check_answer(job.placed, job.receipt, None)
-        check_place(job.receipt, around(self.payer.held, job.receipt))
+        check_against_order(job.placed, job.receipt, None)
+        check_sequence(job.receipt, around(self.payer.held, job.receipt))
         assert job.receipt.cumulative_cost <= self.payer.ceiling
         if job.receipt.cumulative_cost >= self.payer.tab.total:
             self.payer.mark = self.payer.seq
