@@ -17,9 +17,9 @@ from tallystick.protocol.wire import loads
 
 def count_failure(reputation: Reputation, job: LiveJob, error: TallyError) -> None:
     """Counts the current attempt, which ends or ended with this error, before the job moves on."""
-    if job.blamed:
+    if job.reputation_counted:
         return
-    job.blamed = True
+    job.reputation_counted = True
     busy = error.code is Code.NODE_BUSY and job.state is not State.STREAMING
     its_own = error.fault in (Fault.PROVIDER, Fault.ENGINE) and not (busy or job.delivered)
     bad = its_own or isinstance(error, BadReceipt)
@@ -28,9 +28,9 @@ def count_failure(reputation: Reputation, job: LiveJob, error: TallyError) -> No
 
 def count_receipt(reputation: Reputation, job: LiveJob, outcome: Outcome) -> None:
     """Counts the current attempt, which ends with a good receipt of this outcome, before the job moves on."""
-    if job.blamed:
+    if job.reputation_counted:
         return
-    job.blamed = True
+    job.reputation_counted = True
     cut = job.state is State.STREAMING and not (job.delivered or job.cancelled)
     reputation.record(job.provider, Outcome.PROVIDER_ERROR if cut else outcome)
 

@@ -30,12 +30,12 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
     import asyncio
 
     from tallystick.client.config import load_config
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     loaded = load_config(config, {"coordinator": coordinator_url})
 
     async def ask() -> list[Any]:
-        async with Coordinator(loaded.coordinator, loaded) as coordinator:
+        async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
             return await coordinator.models()
 
     found = asyncio.run(ask())
@@ -83,7 +83,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Shows who would be offered a request, and why each other provider would not. Sends nothing; needs no password."""
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
     from tallystick.client.selection.options import Choice, demand_of, explained
     from tallystick.protocol.requirements import Requirements
 
@@ -103,8 +103,8 @@ def explain(
 
     async def ask(ledger: Ledger, loaded: ClientConfig) -> None:
         told: list[tuple[str, Explained, ApiRequest | None]] = []
-        async with Coordinator(loaded.coordinator, loaded) as coordinator:
-            frozen = await ledger.barred((await coordinator.info()).domain, int(time.time()))
+        async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
+            frozen = await ledger.excluded((await coordinator.info()).domain, int(time.time()))
             for model, asked in _asked(request, route, loaded):
                 demand = demand_of(loaded, model, route, choice)
                 listed = await coordinator.explain(demand.to_json(ledger.payer))

@@ -95,7 +95,7 @@ async def start_coordinator(stage: Stage, children: Children) -> None:
         "deployment": str(stage.deployment),
         "port": stage.ports.coordinator,
         "db": f"sqlite:///{stage.folder}/coordinator.db",
-        "settle_every": 0.5,
+        "settle_interval": 0.5,
         "name": "demo",
     }
     config.write_text(toml(settings))
@@ -155,10 +155,10 @@ async def start_node(stage: Stage, children: Children, name: str, found: Discove
 
 async def _sells(stage: Stage, model: str, provider: Address) -> bool:
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     try:
-        async with Coordinator(stage.url(stage.ports.coordinator), ClientConfig(request_seconds=2)) as coordinator:
+        async with CoordinatorClient(stage.url(stage.ports.coordinator), ClientConfig(request_seconds=2)) as coordinator:
             return any(ask.message.provider == provider for ask in await coordinator.asks(model))
     except TallyError:
         return False

@@ -25,7 +25,7 @@ from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
     from node.service.config import EngineConfig, NodeConfig
-    from tallystick.client.coordinator.http_client import Info
+    from tallystick.client.coordinator.http_client import CoordinatorInfo
 
 SKEW_SECONDS = 20
 """A clock that is further off makes orders and asks look expired."""
@@ -153,7 +153,7 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
 
     from tallystick.chain.deployment import Deployment
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     remedy = "check `coordinator` in the config, and that this machine may reach it"
     try:
@@ -162,7 +162,7 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
             session.get(f"{loaded.coordinator.rstrip('/')}/v1/info") as response,
         ):
             date = response.headers.get("date")
-        async with Coordinator(loaded.coordinator, ClientConfig()) as coordinator:
+        async with CoordinatorClient(loaded.coordinator, ClientConfig()) as coordinator:
             info = await coordinator.info()
             models = {offer.id: offer.to_json() for offer in await coordinator.models()}
             connected = provider is not None and await coordinator.connected(provider)
@@ -192,7 +192,7 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
     return models
 
 
-async def _look_at_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: Info) -> None:
+async def _look_at_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: CoordinatorInfo) -> None:
     """What the coordinator says that it keeps, what it has registered, and what this node bears, in basis points."""
     told, most = info.fee_bps, loaded.rules.max_fee_bps
     remedy = "raise max_fee_bps under [rules] in the config, or work for another coordinator"

@@ -161,10 +161,10 @@ async def _probe(findings: list[DiscoveredEngine]) -> dict[tuple[str, str], Capa
 
 async def _market(coordinator: str) -> dict[str, Any]:
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     try:
-        async with Coordinator(coordinator, ClientConfig()) as asked:
+        async with CoordinatorClient(coordinator, ClientConfig()) as asked:
             return {offer.id: offer.to_json() for offer in await asked.models()}
     except TallyError:
         err.print(f"{coordinator} does not answer now, so prices are the defaults", highlight=False)

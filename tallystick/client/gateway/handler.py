@@ -20,10 +20,10 @@ from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedRes
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
-from tallystick.client.ledger.budgets import Hit
+from tallystick.client.ledger.budgets import CacheHit
 from tallystick.client.ledger.idempotency import fingerprint
 from tallystick.client.openai.errors import render_error, render_error_event
-from tallystick.client.recovery.tabs import Mended
+from tallystick.client.recovery.lost_state import TabRecovered
 from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.client.selection.options import HEADER, Extras, Options, demand_of, least, read_options, under
 from tallystick.protocol.errors import BadMessage, Code, TallyError
@@ -136,7 +136,8 @@ class RequestHandler:
             if kept is None:
                 await self._ask(wanted, plan, _Sending(send, self._cache, name, tried), tried)
                 return
-            await maintenance_of(self._market).note_hit(Hit(self._label(wanted), kept.model, kept.provider, kept.cost))
+            hit = CacheHit(self._label(wanted), kept.model, kept.provider, kept.cost)
+            await maintenance_of(self._market).record_cache_hit(hit)
             await _send_kept(send, kept)
         except TallyError as error:
             retry = tried.may_retry(error, keyed=wanted.key is not None)
@@ -165,7 +166,7 @@ class RequestHandler:
         if wanted.key is None or len(plan.bodies) == 1:
             return plan
         head = RequestHead(wanted.path, wanted.content_type)
-        known = await maintenance_of(self._market).keyed(wanted.key)
+        known = await maintenance_of(self._market).find_key(wanted.key)
         mine = [body for body in plan.bodies if known is not None and fingerprint(join_request(head, body)) == known.fingerprint]
         return RoutingPlan((mine or plan.bodies[:1]) if known is not None else plan.bodies)
 
@@ -179,7 +180,7 @@ class RequestHandler:
                 result = await self._answer(wanted, body, sending, tried)
             except TallyError as error:
                 sending.name = None  # the next model may answer, but not for the one that was to
-                placed = wanted.key is not None and await maintenance_of(self._market).keyed(wanted.key) is not None
+                placed = wanted.key is not None and await maintenance_of(self._market).find_key(wanted.key) is not None
                 if placed or not left or not tried.may_fall_back(error):
                     if not tried.results:
                         raise (failed if failed is not None and error.code is Code.COST_ABOVE_CAP else error) from None
@@ -225,7 +226,7 @@ class RequestHandler:
 
     async def _mended(self, error: TallyError, job: Job) -> bool:
         """Whether what was in the job's way is not any more: too little reserved, or books that lacked something."""
-        if isinstance(error, Mended):
+        if isinstance(error, TabRecovered):
             return True
         return error.code is Code.UNSECURED and await maintenance_of(self._market).top_up(job)
 

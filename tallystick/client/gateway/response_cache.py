@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tallystick.client.config import MIB, ClientConfig
-from tallystick.client.receipts.file_store import Folder
+from tallystick.client.receipts.file_store import FileStore
 from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
@@ -58,7 +58,7 @@ class ResponseCache:
     """See the module's docstring. `limit` is bytes in all, `seconds` how long an answer is good, `now` Unix time."""
 
     def __init__(self, path: Path, limit: int, seconds: int, wallet: Signer, now: Callable[[], float] = time.time) -> None:
-        self._folder, self._seconds, self._now = Folder(path, limit, "[0-9a-f]{64}"), seconds, now
+        self._folder, self._seconds, self._now = FileStore(path, limit, "[0-9a-f]{64}"), seconds, now
         derived = HKDF(SHA256(), 64, salt=None, info=b"tallystick response cache 1").derive(wallet.secret)
         self._names, self._box = derived[:32], AESGCM(derived[32:])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.client.receipts.checks import Placed, cap_for, check_cap, terms_for
+from tallystick.client.orders.signing import PlacedOrder, cap_for, check_cap, terms_for
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, Refusal
 from tallystick.protocol.messages import Ask, Terms
@@ -63,7 +63,7 @@ def drafts_within_budget(drafts: Sequence[tuple[Address, Terms]], max_cost: Amou
     return within
 
 
-def wrap_keys(job: JobId, key: ContentKey, orders: Sequence[Placed], asks: Sequence[Verified[Ask]]) -> tuple[Candidate, ...]:
+def wrap_keys(job: JobId, key: ContentKey, orders: Sequence[PlacedOrder], asks: Sequence[Verified[Ask]]) -> tuple[Candidate, ...]:
     """The candidates for these orders, without those whose sealing key is unusable. Raises BadSeal if none is left."""
     asks_by_provider = {ask.message.provider: ask.message for ask in asks}
     candidates: list[Candidate] = []

@@ -54,7 +54,7 @@ def job_json(job: KnownJob) -> dict[str, Any]:
 
 def _answered_order(job: KnownJob) -> KnownOrder | None:
     """The order that the receipt is for, whether it is honest or not."""
-    ended = (OrderState.BOOKED, OrderState.DISPUTED)
+    ended = (OrderState.RECORDED, OrderState.DISPUTED)
     return next((order for order in job.orders if order.state in ended), None)
 
 

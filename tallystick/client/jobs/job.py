@@ -17,19 +17,20 @@ import aiohttp
 import structlog
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import Coordinator
+from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.jobs.result import Result, StreamInterrupted, build_proof, outcome_error, require_success
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import Arrival
+from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.openai.answers import TextDeltas
 from tallystick.client.openai.requests import RequestSummary
-from tallystick.client.receipts.checks import Delivered, Doubt, Placed, Stream
-from tallystick.client.receipts.file_store import ProofFolder
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
+from tallystick.client.receipts.file_store import ProofStore
 from tallystick.client.receipts.proof import Proof
-from tallystick.client.receipts.token_audit import Auditor
-from tallystick.client.recovery.reconciler import Resolver
+from tallystick.client.receipts.token_audit import AuditFinding, TokenAuditor
+from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
@@ -51,15 +52,15 @@ class JobContext:
     """
 
     config: ClientConfig
-    coordinator: Coordinator
+    coordinator: CoordinatorClient
     ledger: Ledger
-    resolver: Resolver
+    resolver: Reconciler
     domain: Domain
     now: Callable[[], int]
     on_finished: Callable[[Job], None]
     read_elsewhere: Callable[[Job], bool]
-    proof_folder: ProofFolder | None
-    auditor: Auditor | None = None
+    proof_folder: ProofStore | None
+    auditor: TokenAuditor | None = None
 
 
 class Job:
@@ -110,7 +111,7 @@ class Job:
         return self._response.match.provider if self._response.match is not None else None
 
     @property
-    def candidates(self) -> tuple[Placed, ...]:
+    def candidates(self) -> tuple[PlacedOrder, ...]:
         """The job's orders, in the order of the shortlist."""
         return self._response.candidates
 
@@ -208,13 +209,13 @@ class Job:
             async with asyncio.timeout(self._context.config.cancel_seconds):
                 if not self._done and not self._response.ended:
                     if self._keyed:  # tells other readers of the same job
-                        await self._context.ledger.note_cancelled(self.id)
+                        await self._context.ledger.mark_cancelled(self.id)
                     await self._context.coordinator.cancel(self.id)
                 while not self._done:
                     await self._next_frame()
         except (TimeoutError, TallyError):
             if not self._done:
-                await self._record_arrived(Stream.LEFT)
+                await self._record_arrived(StreamEnd.ABANDONED)
                 self._finish_reading()
                 self._context.resolver.abandon(self.id)
             return None
@@ -232,29 +233,29 @@ class Job:
         else:
             await self.cancel()
 
-    async def _abandon(self) -> dict[Hash, Delivered]:
+    async def _abandon(self) -> dict[Hash, Delivery]:
         """Stops reading and records what arrived, for a receipt that comes later. Returns what arrived.
 
         A job with an idempotency key goes on for a while, because a retry may resume it.
         """
-        arrived = await self._record_arrived(Stream.KEPT if self._keyed else Stream.LEFT)
+        arrived = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
         if not self._keyed:
             self._context.resolver.abandon(self.id)
         return arrived
 
-    async def _record_arrived(self, stream: Stream) -> dict[Hash, Delivered]:
+    async def _record_arrived(self, stream: StreamEnd) -> dict[Hash, Delivery]:
         """Records what arrived on a stream that was lost or left: nothing for orders without a match. Returns what arrived for
         the matched orders.
         """
         ledger, response = self._context.ledger, self._response
         arrived = self._delivered_by_order(stream)
-        await ledger.note_arrived(arrived)
+        await ledger.store_deliveries(arrived)
         unmatched = response.unmatched(self._body_bytes, bounded=self._summary.bounded, stream=stream)
-        await ledger.note_arrived(unmatched, matched=False)
+        await ledger.store_deliveries(unmatched, matched=False)
         return arrived
 
-    def _delivered_by_order(self, stream: Stream = Stream.READ) -> dict[Hash, Delivered]:
-        cancelled = self._cancelling or self._resumed or stream is not Stream.READ
+    def _delivered_by_order(self, stream: StreamEnd = StreamEnd.ENDED) -> dict[Hash, Delivery]:
+        cancelled = self._cancelling or self._resumed or stream is not StreamEnd.ENDED
         return self._response.delivered_by_order(
             self._body_bytes, bounded=self._summary.bounded, cancelled=cancelled, stream=stream
         )
@@ -288,7 +289,9 @@ class Job:
         voids, context = self._response.voids, self._context
         while voids:
             placed, receipt = voids[0]
-            await context.ledger.book(Arrival(context.domain, self.id, placed, receipt, None, context.now(), final=False))
+            await context.ledger.record_receipt(
+                IncomingReceipt(context.domain, self.id, placed, receipt, None, context.now(), final=False)
+            )
             if voids:  # another reader may have removed it meanwhile
                 voids.popleft()
 
@@ -338,7 +341,7 @@ class Job:
         receipt: Verified[Receipt] | None = None
         over = False
         try:
-            arrived = await self._record_arrived(Stream.KEPT if self._keyed else Stream.LEFT)
+            arrived = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
             if response.complete:
                 await self._record_delivery(arrived)
             remote, receipt = await self._context.resolver.resolve(self.id, arrived, self._doubt)
@@ -363,10 +366,10 @@ class Job:
 
     # The end of the job
 
-    async def _record_delivery(self, arrived: dict[Hash, Delivered]) -> None:
+    async def _record_delivery(self, arrived: dict[Hash, Delivery]) -> None:
         """Records that the whole answer came while its receipt is outstanding."""
         text = "the whole answer came; its receipt is outstanding"
-        await self._context.ledger.end(self.id, JobState.COMPLETED, text, self._context.now(), arrived=arrived)
+        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), arrived=arrived)
 
     async def _finish_failed(self, failure: TallyError) -> None:
         """Ends a job that the coordinator reported as failed. Raises that failure, unless the whole answer had come."""
@@ -378,7 +381,7 @@ class Job:
             self._finish_reading()
             return
         state = JobState.CANCELLED if self._cancelling else JobState.FAILED
-        await context.ledger.end(self.id, state, str(failure), context.now(), arrived=self._delivered_by_order())
+        await context.ledger.end_job(self.id, state, str(failure), context.now(), arrived=self._delivered_by_order())
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger does not have
             context.resolver.wake()
             self._end_with(await context.resolver.recovery.refused(self.id, failure))
@@ -396,7 +399,7 @@ class Job:
         )
         took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
         doubt = await self._doubt(response.receipt.message)
-        arrival = Arrival(
+        arrival = IncomingReceipt(
             context.domain,
             self.id,
             response.match,
@@ -408,7 +411,7 @@ class Job:
             self.proof,
             arrived=self._delivered_by_order(),
         )
-        complaint = await context.ledger.book(arrival)
+        complaint = await context.ledger.record_receipt(arrival)
         if response.failed_providers:
             context.resolver.look_into(response.failed_providers)
         if context.proof_folder is not None and self.proof is not None:
@@ -418,12 +421,12 @@ class Job:
             self._end_with(error)
         self._finish_reading()
 
-    async def _doubt(self, receipt: Receipt) -> Doubt | None:
+    async def _doubt(self, receipt: Receipt) -> AuditFinding | None:
         """What the token audit objects to in the receipt of a whole answer."""
         auditor, response = self._context.auditor, self._response
         if auditor is None or not response.complete or not auditor.counts(self._summary.model, self._path):
             return None
-        doubt = await auditor.doubt(self._summary.model, self._request, response.kept, receipt)
+        doubt = await auditor.audit(self._summary.model, self._request, response.kept, receipt)
         if doubt is not None:
             log.warning("receipt doubted", job=self.id.hex(), provider=receipt.provider, reason=doubt.reason)
         return doubt

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from tallystick.client.receipts.checks import Delivered, Placed, Stream
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.protocol.eip712 import Domain, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
 from tallystick.protocol.jobs import CHARGES, Charge
@@ -37,7 +38,7 @@ class JobResponse:
         self,
         job: JobId,
         key: ContentKey,
-        placed: Mapping[Hash, Placed],
+        placed: Mapping[Hash, PlacedOrder],
         domain: Domain,
         coordinator: Address,
         *,
@@ -46,7 +47,7 @@ class JobResponse:
         self.job, self.key = job, key
         self.kept: list[bytes] | None = [] if keep_bytes else None
         self._keep_bytes_left = keep_bytes
-        self.match: Placed | None = None
+        self.match: PlacedOrder | None = None
         self.head: ResponseHead | None = None
         self.receipt: Verified[Receipt] | None = None
         self.failure: TallyError | None = None
@@ -56,7 +57,7 @@ class JobResponse:
         self._opener: Opener | None = None
         self._transcript: Transcript | None = None
         self._attempts: dict[Hash, int] = {}
-        self.voids: deque[tuple[Placed, Verified[Receipt]]] = deque()
+        self.voids: deque[tuple[PlacedOrder, Verified[Receipt]]] = deque()
         self._voided: dict[Hash, Hash] = {}
 
     @property
@@ -75,37 +76,37 @@ class JobResponse:
         return self._opener is not None and self._opener.finished
 
     @property
-    def candidates(self) -> tuple[Placed, ...]:
+    def candidates(self) -> tuple[PlacedOrder, ...]:
         """The job's orders, in the order of the shortlist."""
         return tuple(self._placed.values())
 
     def delivered(
-        self, request_bytes: int, *, bounded: bool, cancelled: bool = False, stream: Stream = Stream.READ
-    ) -> Delivered | None:
+        self, request_bytes: int, *, bounded: bool, cancelled: bool = False, stream: StreamEnd = StreamEnd.ENDED
+    ) -> Delivery | None:
         """What arrived from the provider that was matched last, to check its receipt against; None before any match."""
         if self._transcript is None:
             return None
         commitment = self._transcript.commitment
-        return Delivered(request_bytes, self.body_bytes, commitment, self.complete, bounded, cancelled, stream)
+        return Delivery(request_bytes, self.body_bytes, commitment, self.complete, bounded, cancelled, stream)
 
     def delivered_by_order(
-        self, request_bytes: int, *, bounded: bool, cancelled: bool = False, stream: Stream = Stream.READ
-    ) -> dict[Hash, Delivered]:
+        self, request_bytes: int, *, bounded: bool, cancelled: bool = False, stream: StreamEnd = StreamEnd.ENDED
+    ) -> dict[Hash, Delivery]:
         """What arrived for each matched order without a receipt: nothing, except for the order that was matched last."""
         last = self.delivered(request_bytes, bounded=bounded, cancelled=cancelled, stream=stream)
-        delivered: dict[Hash, Delivered] = {}
+        delivered: dict[Hash, Delivery] = {}
         for order in self._attempts:
             if order in self._voided or (self.receipt is not None and self.receipt.message.order_hash == order):
                 continue
-            nothing = Delivered.nothing(self.key, order, request_bytes, bounded=bounded)
+            nothing = Delivery.empty(self.key, order, request_bytes, bounded=bounded)
             is_last = self.match is not None and self.match.order.digest == order
             delivered[order] = last if is_last and last is not None else nothing
         return delivered
 
-    def unmatched(self, request_bytes: int, *, bounded: bool, stream: Stream) -> dict[Hash, Delivered]:
+    def unmatched(self, request_bytes: int, *, bounded: bool, stream: StreamEnd) -> dict[Hash, Delivery]:
         """An empty delivery for each order whose match had not arrived when the stream was lost."""
         return {
-            order: Delivered.nothing(self.key, order, request_bytes, bounded=bounded, cancelled=True, stream=stream)
+            order: Delivery.empty(self.key, order, request_bytes, bounded=bounded, cancelled=True, stream=stream)
             for order in self._placed
             if order not in self._attempts
         }

@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import aiohttp
 
-from tallystick.client.coordinator.http_client import Broken, NotSent
+from tallystick.client.coordinator.http_client import ConnectionLost, NotSent
 from tallystick.client.jobs.job import Job, JobContext
 from tallystick.client.jobs.response import JobResponse
-from tallystick.client.ledger.idempotency import Keyed
+from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.client.receipts.checks import Placed
+from tallystick.client.orders.signing import PlacedOrder
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.sealing import ContentKey
 from tallystick.protocol.types import Address, format_amount
 
 
-async def resume_job(context: JobContext, coordinator: Address, keyed: Keyed, request: ApiRequest, *, keep_bytes: int) -> Job:
+async def resume_job(
+    context: JobContext, coordinator: Address, keyed: IdempotencyKey, request: ApiRequest, *, keep_bytes: int
+) -> Job:
     """The job of an idempotency key, read from its first frame on. It costs what it cost before, and nothing more.
 
     A key whose job was never admitted is forgotten, so that the next request with it places a new job. Raises TallyError.
     """
     key, plaintext = ContentKey(keyed.content_key), request.plaintext
-    known_job = await context.ledger.find(keyed.job)
+    known_job = await context.ledger.find_job(keyed.job)
     orders = () if known_job is None else known_job.orders
-    placed = [Placed(known.order.verify(context.domain), known.terms) for known in orders]
-    await context.ledger.note_reader(keyed.job)
+    placed = [PlacedOrder(known.order.verify(context.domain), known.terms) for known in orders]
+    await context.ledger.set_reader(keyed.job)
     http_response = await _post(context, keyed, keyed.header + key.seal_request(keyed.job, plaintext))
     by_digest = {order.order.digest: order for order in placed}
     response = JobResponse(keyed.job, key, by_digest, context.domain, coordinator, keep_bytes=keep_bytes)
     return Job(context, response, http_response, request.summary, plaintext, keyed=True, resumed=True)
 
 
-async def _post(context: JobContext, keyed: Keyed, submission: bytes) -> aiohttp.ClientResponse:
+async def _post(context: JobContext, keyed: IdempotencyKey, submission: bytes) -> aiohttp.ClientResponse:
     try:
         return await context.coordinator.submit(submission, linger=context.config.linger_seconds)
-    except (Broken, NotSent):
+    except (ConnectionLost, NotSent):
         raise
     except TallyError as refused:
         if refused.code is Code.COORDINATOR_UNAVAILABLE:
@@ -44,7 +46,7 @@ async def _post(context: JobContext, keyed: Keyed, submission: bytes) -> aiohttp
         raise await _explain_refusal(context, keyed, refused) from refused
 
 
-async def _explain_refusal(context: JobContext, keyed: Keyed, refused: TallyError) -> TallyError:
+async def _explain_refusal(context: JobContext, keyed: IdempotencyKey, refused: TallyError) -> TallyError:
     """Returns the error that says what became of a job whose answer can no longer be had."""
     job = keyed.job
     try:
@@ -52,7 +54,7 @@ async def _explain_refusal(context: JobContext, keyed: Keyed, refused: TallyErro
     except Refusal as error:
         if error.code is not Code.UNKNOWN_JOB:
             raise
-        await context.ledger.end(job, JobState.FAILED, str(refused), context.now(), keep=True)
+        await context.ledger.end_job(job, JobState.FAILED, str(refused), context.now(), keep=True)
         await context.ledger.forget_key(keyed.key)
         return refused
     if remote.state not in TERMINAL:

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 import aiohttp
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import Broken, Coordinator, Info
+from tallystick.client.coordinator.http_client import ConnectionLost, CoordinatorClient, CoordinatorInfo
 from tallystick.client.jobs.candidates import draft_orders, drafts_within_budget, wrap_keys
 from tallystick.client.jobs.response import JobResponse
-from tallystick.client.ledger.idempotency import Keyed
+from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import NewJob
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.client.receipts.checks import Delivered, Placed, Policy, Stream, Tab, sign_order
-from tallystick.client.recovery.reconciler import Resolver
+from tallystick.client.orders.signing import OrderPolicy, PlacedOrder, sign_order
+from tallystick.client.orders.tab import Tab
+from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
+from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask, Terms
@@ -32,7 +34,7 @@ from tallystick.protocol.wire import Submission
 
 
 @dataclass(frozen=True, slots=True)
-class IdempotencyKey:
+class KeyedRequest:
     """An idempotency key and the fingerprint of its request."""
 
     key: str
@@ -45,22 +47,22 @@ class JobSubmitter:
 
     config: ClientConfig
     wallet: Signer
-    coordinator: Coordinator
+    coordinator: CoordinatorClient
     ledger: Ledger
-    resolver: Resolver
+    resolver: Reconciler
     clock: Callable[[], int]
     random: Callable[[int], bytes]
     submitting: set[JobId]
 
     async def submit(
         self,
-        info: Info,
+        info: CoordinatorInfo,
         request: ApiRequest,
         asks: Sequence[Verified[Ask]],
         max_cost: Amount | None,
         *,
         keep_bytes: int,
-        idempotency_key: IdempotencyKey | None,
+        idempotency_key: KeyedRequest | None,
         ranked: bool,
     ) -> tuple[JobResponse, aiohttp.ClientResponse]:
         """Posts a job. Returns its response, still without frames, and the open stream of them.
@@ -88,8 +90,8 @@ class JobSubmitter:
             signed.extend(orders)
             header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked).dumps()
             if idempotency_key is not None:
-                keyed = Keyed(idempotency_key.key, idempotency_key.fingerprint, job, key.secret, header, now)
-                if (await self.ledger.keep_key(keyed, now - self.config.idempotency_seconds)).job != job:
+                keyed = IdempotencyKey(idempotency_key.key, idempotency_key.fingerprint, job, key.secret, header, now)
+                if (await self.ledger.store_key(keyed, now - self.config.idempotency_seconds)).job != job:
                     text = "another process of this wallet just submitted a job with this idempotency key; send the request again"
                     raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
             linger = None if idempotency_key is None else self.config.linger_seconds
@@ -97,11 +99,11 @@ class JobSubmitter:
         by_digest = {placed.order.digest: placed for placed in orders}
         return JobResponse(job, key, by_digest, info.domain, info.coordinator, keep_bytes=keep_bytes), http_response
 
-    async def _sign(self, info: Info, job: NewJob, drafts: Sequence[tuple[Address, Terms]]) -> list[Placed]:
+    async def _sign(self, info: CoordinatorInfo, job: NewJob, drafts: Sequence[tuple[Address, Terms]]) -> list[PlacedOrder]:
         now_ns, config = self.clock(), self.config
-        policy = Policy(config.reserve_target, config.start_seconds, config.run_seconds, config.claim_seconds, info.fee_bps)
+        policy = OrderPolicy(config.reserve_target, config.start_seconds, config.run_seconds, config.claim_seconds, info.fee_bps)
 
-        def sign(tab: Tab, provider: Address, terms: Terms) -> Placed:
+        def sign(tab: Tab, provider: Address, terms: Terms) -> PlacedOrder:
             return sign_order(
                 tab,
                 terms,
@@ -113,10 +115,10 @@ class JobSubmitter:
                 now_ns=now_ns,
             )
 
-        placed = await self.ledger.take(job, drafts, sign, config.budgets)
+        placed = await self.ledger.sign_orders(job, drafts, sign, config.budgets)
         if not placed:
-            barred = await self.ledger.barred(info.domain, job.created_at)
-            reasons = "; ".join(f"{provider}: {barred[provider]}" for provider, _ in drafts if provider in barred)
+            excluded = await self.ledger.excluded(info.domain, job.created_at)
+            reasons = "; ".join(f"{provider}: {excluded[provider]}" for provider, _ in drafts if provider in excluded)
             text = (
                 f"this wallet excludes every provider found for {job.model!r} ({reasons[:1_000]}); see `tally receipt evidence`"
             )
@@ -125,38 +127,40 @@ class JobSubmitter:
 
     @contextlib.asynccontextmanager
     async def _closing_orders(
-        self, request: ApiRequest, key: ContentKey, job: JobId, idempotency_key: IdempotencyKey | None
-    ) -> AsyncIterator[list[Placed]]:
+        self, request: ApiRequest, key: ContentKey, job: JobId, idempotency_key: KeyedRequest | None
+    ) -> AsyncIterator[list[PlacedOrder]]:
         """Closes a job's orders if submitting it fails. The caller appends each order to the yielded list once it is signed.
 
         The orders of a job that may have arrived count until its end is known. Those of a job with an idempotency key wait for
         the next request with that key.
         """
-        signed: list[Placed] = []
+        signed: list[PlacedOrder] = []
         self.submitting.add(job)  # until it is among the running jobs, so that nothing else settles it meanwhile
         try:
             yield signed
-        except (Broken, asyncio.CancelledError) as error:
-            stream = Stream.LEFT if idempotency_key is None else Stream.KEPT
-            await self.ledger.note_arrived(_nothing_delivered(request, key, signed, stream), matched=False)
+        except (ConnectionLost, asyncio.CancelledError) as error:
+            stream = StreamEnd.ABANDONED if idempotency_key is None else StreamEnd.RESUMABLE
+            await self.ledger.store_deliveries(_nothing_delivered(request, key, signed, stream), matched=False)
             if idempotency_key is None:
-                if isinstance(error, Broken):
+                if isinstance(error, ConnectionLost):
                     error.retry = False  # the job may have been admitted, and another request would buy it twice
                 self.resolver.abandon(job)
             raise
         except TallyError as error:
             if idempotency_key is not None:
-                keyed = await self.ledger.keyed(idempotency_key.key)
+                keyed = await self.ledger.find_key(idempotency_key.key)
                 if keyed is not None and keyed.job == job:
                     await self.ledger.forget_key(idempotency_key.key)
-            await self.ledger.end(job, JobState.FAILED, str(error), self.clock() // 1_000_000_000)
+            await self.ledger.end_job(job, JobState.FAILED, str(error), self.clock() // 1_000_000_000)
             raise
         finally:
             self.submitting.discard(job)
 
 
-def _nothing_delivered(request: ApiRequest, key: ContentKey, signed: Sequence[Placed], stream: Stream) -> dict[Hash, Delivered]:
+def _nothing_delivered(
+    request: ApiRequest, key: ContentKey, signed: Sequence[PlacedOrder], stream: StreamEnd
+) -> dict[Hash, Delivery]:
     """An empty delivery for each order of a job whose stream never began."""
     size, bounded = len(request.body), request.summary.bounded
     digests = [placed.order.digest for placed in signed]
-    return {digest: Delivered.nothing(key, digest, size, bounded=bounded, cancelled=True, stream=stream) for digest in digests}
+    return {digest: Delivery.empty(key, digest, size, bounded=bounded, cancelled=True, stream=stream) for digest in digests}

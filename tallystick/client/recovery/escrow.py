@@ -22,8 +22,9 @@ from tallystick.chain.read_cache import ReadCache
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.pinning import load_deployment
 from tallystick.client.ledger.accounts import Account
-from tallystick.client.ledger.repair import Paid
-from tallystick.client.receipts.checks import RESERVE_TIMES, Placed, Tab, reserve_for
+from tallystick.client.ledger.repair import PaidOrder
+from tallystick.client.orders.signing import RESERVE_MULTIPLE, PlacedOrder, reserve_for
+from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Seconds, format_amount
@@ -99,7 +100,7 @@ class PayerEscrow:
             return Amount(0)
         return settled if settled <= MAX_SETTLED else Amount(0)
 
-    async def paid(self, provider: Address, enough: Amount) -> list[Paid] | None:
+    async def paid(self, provider: Address, enough: Amount) -> list[PaidOrder] | None:
         """The orders of this key on which the chain paid a provider, newest first, up to one that allows `enough` base units.
 
         None if the chain cannot be searched now.
@@ -111,9 +112,9 @@ class PayerEscrow:
         except TallyError as error:
             log.info("settled orders not read from the chain", reason=str(error))
             return None
-        return [Paid(settling.order, settling.transaction) for settling in orders]
+        return [PaidOrder(settling.order, settling.transaction) for settling in orders]
 
-    async def top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
+    async def top_up(self, refused: PlacedOrder, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
         """Raises the reservation for a provider that refused an order as unsecured. Returns whether it is, or just was, raised.
 
         The new reservation covers the order and some more like it (RESERVE_TIMES), within the config's reserve_target. All
@@ -137,7 +138,7 @@ class PayerEscrow:
             log.warning("reservation too small for a provider", provider=refused.provider, reason=reason, hint=command)
         return not reason
 
-    async def _top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> str:
+    async def _top_up(self, refused: PlacedOrder, tab: Tab, accounts: Sequence[Account], now_ns: int) -> str:
         """Returns why nothing was reserved, or an empty text."""
         escrow, key, provider = self._escrow, self._wallet.address, refused.provider
         providers = list(dict.fromkeys([provider, *(account.provider for account in accounts)]))
@@ -145,7 +146,7 @@ class PayerEscrow:
         tabs = await asyncio.gather(*(escrow.tab(key, address) for address in providers))
         needed = _worst_total(tab, refused) - tabs[0].settled
         target = max(
-            reserve_for(tab, self._config.reserve_target), needed, min(self._config.reserve_target, RESERVE_TIMES * needed)
+            reserve_for(tab, self._config.reserve_target), needed, min(self._config.reserve_target, RESERVE_MULTIPLE * needed)
         )
         missing = target - tabs[0].reserved
         allowed = self._config.top_up_total - sum(on_chain.reserved for on_chain in tabs)
@@ -193,9 +194,9 @@ class PayerEscrow:
             )
 
 
-def _worst_total(tab: Tab, refused: Placed) -> int:
+def _worst_total(tab: Tab, refused: PlacedOrder) -> int:
     """The most that the provider can have collected over the tab's life once the order has run, in base units."""
-    return max(tab.accepted, tab.believed) + max(tab.open_caps, refused.terms.max_cost)
+    return max(tab.accepted, tab.explained_total) + max(tab.open_caps, refused.terms.max_cost)
 
 
 def rpc_of(config: ClientConfig, deployed: str) -> str | None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import structlog
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import Info
+from tallystick.client.coordinator.http_client import CoordinatorInfo
 from tallystick.client.jobs.job import Job
-from tallystick.client.ledger.budgets import Hit
-from tallystick.client.ledger.idempotency import Keyed
+from tallystick.client.ledger.budgets import CacheHit
+from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import COLLECTABLE
 from tallystick.client.recovery.escrow import PayerEscrow
@@ -31,7 +31,7 @@ class Maintenance:
     config: ClientConfig
     ledger: Ledger
     onchain: PayerEscrow | None
-    info: Callable[[], Awaitable[Info]]
+    info: Callable[[], Awaitable[CoordinatorInfo]]
     clock: Callable[[], int]
 
     @property
@@ -60,17 +60,17 @@ class Maintenance:
 
     async def possible_cost(self, job: JobId) -> Amount:
         """What a job may still cost beyond its receipts, in base units: the caps of its orders that can still be collected."""
-        known_job = await self.ledger.find(job)
+        known_job = await self.ledger.find_job(job)
         orders = () if known_job is None else known_job.orders
         return Amount(sum(order.terms.max_cost for order in orders if order.state.value in COLLECTABLE))
 
-    async def keyed(self, key: str) -> Keyed | None:
+    async def find_key(self, key: str) -> IdempotencyKey | None:
         """The job of an idempotency key, if there is one."""
-        return await self.ledger.keyed(key)
+        return await self.ledger.find_key(key)
 
-    async def note_hit(self, hit: Hit) -> None:
+    async def record_cache_hit(self, hit: CacheHit) -> None:
         """Records what a cache hit saved. Skips it if the ledger cannot be written now."""
         try:
-            await self.ledger.note_hit(hit, self._now)
+            await self.ledger.record_cache_hit(hit, self._now)
         except TallyError as error:
             log.info("cache hit not recorded", reason=str(error))

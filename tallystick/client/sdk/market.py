@@ -17,23 +17,23 @@ from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
 from tallystick.client.config import MAX_LABEL, ClientConfig
-from tallystick.client.coordinator.access_tokens import Tokens
-from tallystick.client.coordinator.http_client import Coordinator, Info, ModelOffer
-from tallystick.client.coordinator.pinning import Pin
+from tallystick.client.coordinator.access_tokens import AccessTokens
+from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo, ModelOffer
+from tallystick.client.coordinator.pinning import DeploymentPin
 from tallystick.client.jobs.job import Job, JobContext
 from tallystick.client.jobs.resume import resume_job
-from tallystick.client.jobs.submit import IdempotencyKey, JobSubmitter
+from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest
 from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.client.receipts.checks import Tab
+from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.evidence import Evidence
-from tallystick.client.receipts.file_store import ProofFolder
-from tallystick.client.receipts.token_audit import Auditor
+from tallystick.client.receipts.file_store import ProofStore
+from tallystick.client.receipts.token_audit import TokenAuditor
 from tallystick.client.recovery.escrow import PayerEscrow
-from tallystick.client.recovery.reconciler import Resolver
-from tallystick.client.recovery.tabs import Recovery
+from tallystick.client.recovery.lost_state import TabRecovery
+from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.client.sdk.convenience import ConvenienceMethods
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.selection.affinity import Affinity
@@ -59,7 +59,7 @@ class _JobOptions:
 
     max_cost: Amount | None
     keep: bool
-    idempotency_key: IdempotencyKey | None
+    idempotency_key: KeyedRequest | None
     affinity: str | None
 
 
@@ -82,7 +82,7 @@ class Market(ConvenienceMethods):
         config = replace(config or ClientConfig(), coordinator=coordinator_url)
         self.config, self.wallet = config, wallet
         self._clock, self._random = clock, random
-        self._coordinator = Coordinator(coordinator_url, config, Tokens(wallet, self.info, self._now))
+        self._coordinator = CoordinatorClient(coordinator_url, config, AccessTokens(wallet, self.info, self._now))
         self._shortlists = Shortlists(
             self._coordinator,
             wallet.address,
@@ -91,14 +91,14 @@ class Market(ConvenienceMethods):
             context=self._shortlist_context,
             now=self._now,
             staked=self._staked,
-            stale=lambda domain, asks: self._ledger.stale(domain, asks, self._now()),
+            stale=lambda domain, asks: self._ledger.stale_asks(domain, asks, self._now()),
         )
         self._affinity = Affinity(random(32))
-        self._pin = Pin()
+        self._pin = DeploymentPin()
         self._onchain: PayerEscrow | None = None
         self._info_lock = asyncio.Lock()
         self._job_context: JobContext | None = None
-        self._info: Info | None = None
+        self._info: CoordinatorInfo | None = None
         self._live: set[Job] = set()
         self._submitting: set[JobId] = set()
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -137,12 +137,12 @@ class Market(ConvenienceMethods):
     async def open(self) -> Self:
         """Does what entering does, for code without a block, such as the cells of a notebook. Call `close` at the end."""
         warn_if_plaintext(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
-        self._auditor = Auditor(self.config)
-        self._pin, self._job_context, self._draining = Pin.of(self.config), None, False
+        self._auditor = TokenAuditor(self.config)
+        self._pin, self._job_context, self._draining = DeploymentPin.of(self.config), None, False
         self._onchain = PayerEscrow.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.ledger_path(self.address), self.address)
         await self._coordinator.__aenter__()
-        recovery = Recovery.of(
+        recovery = TabRecovery.of(
             self._ledger,
             self._coordinator,
             self.wallet,
@@ -151,7 +151,7 @@ class Market(ConvenienceMethods):
             config=self.config,
             onchain=self._onchain,
         )
-        self._resolver = Resolver(
+        self._resolver = Reconciler(
             self._ledger,
             self._coordinator,
             now=self._now,
@@ -193,7 +193,7 @@ class Market(ConvenienceMethods):
                     await self._idle.wait()
         await asyncio.gather(*(job.cancel() for job in list(self._live)), return_exceptions=True)
 
-    async def info(self) -> Info:
+    async def info(self) -> CoordinatorInfo:
         """The coordinator's identity and deployment, read once. Raises Refusal if the config requires others."""
         if self._info is None:
             async with self._info_lock:
@@ -217,7 +217,7 @@ class Market(ConvenienceMethods):
         self._info = now
         return True
 
-    async def _open_context(self) -> tuple[Info, JobContext]:
+    async def _open_context(self) -> tuple[CoordinatorInfo, JobContext]:
         info = await self.info()
         if self._job_context is None:
             self._job_context = JobContext(
@@ -229,7 +229,7 @@ class Market(ConvenienceMethods):
                 self._now,
                 self._job_finished,
                 lambda job: any(other is not job and other.id == job.id for other in self._live),
-                ProofFolder.of(self.config),
+                ProofStore.of(self.config),
                 self._auditor,
             )
         return info, self._job_context
@@ -245,10 +245,10 @@ class Market(ConvenienceMethods):
 
     async def _shortlist_context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
-        barred = await self._ledger.barred(domain, self._now())
-        if barred and (owing := barred.keys() - await self._ledger.frozen(domain)):
+        excluded = await self._ledger.excluded(domain, self._now())
+        if excluded and (owing := excluded.keys() - await self._ledger.blocked(domain)):
             self._resolver.look_into(sorted(owing))  # their receipts may have come meanwhile
-        return domain, barred
+        return domain, excluded
 
     async def _staked(self, provider: Address) -> int | None:
         return None if self._onchain is None else await self._onchain.stake(provider)
@@ -272,9 +272,9 @@ class Market(ConvenienceMethods):
         nothing.
         """
         demand = demand_of(self.config, model, route, choice)
-        barred = await self._ledger.barred((await self.info()).domain, self._now())
+        excluded = await self._ledger.excluded((await self.info()).domain, self._now())
         listed = await self._coordinator.explain(demand.to_json(self.address))
-        return explained(listed, demand, barred, self._now())
+        return explained(listed, demand, excluded, self._now())
 
     # Jobs
 
@@ -333,9 +333,9 @@ class Market(ConvenienceMethods):
             return await self._submit_to_shortlist(request, demand, options)
         fingerprint = idempotency.fingerprint(request.plaintext)
         async with self._keys.setdefault(idempotency.check_key(key), asyncio.Lock()):
-            keyed = await self._ledger.keyed(key)
+            keyed = await self._ledger.find_key(key)
             if keyed is None:
-                options = replace(options, idempotency_key=IdempotencyKey(key, fingerprint))
+                options = replace(options, idempotency_key=KeyedRequest(key, fingerprint))
                 return await self._submit_to_shortlist(request, demand, options)
             idempotency.check_same(keyed, fingerprint)
             info, context = await self._open_context()
@@ -389,7 +389,7 @@ class Market(ConvenienceMethods):
 
     async def find(self, job: JobId) -> KnownJob | None:
         """A job from this wallet's ledger; None if it has no such job."""
-        return await self._ledger.find(job)
+        return await self._ledger.find_job(job)
 
     async def tab(self, provider: str) -> Tab:
         """The tab with one provider: accepted cost, open caps and highest signed cap, in base units."""

@@ -158,7 +158,7 @@ async def test_the_story_of_a_job(http: httpx.AsyncClient, fake: FakeMarket) -> 
     story = (await http.get(f"/tally/jobs/{sent.headers['x-tally-job']}")).json()
     assert (story["state"], story["provider"], story["cost"]) == ("completed", fake.providers[0].address, "3")
     assert story["usage"] == {"inputTokens": 10, "cachedInputTokens": 0, "outputTokens": 5}
-    assert [entry["state"] for entry in story["shortlist"]] == ["booked", "closed"]
+    assert [entry["state"] for entry in story["shortlist"]] == ["recorded", "closed"]
     for name, who in (("order", story["payer"]), ("receipt", story["provider"])):
         signable = encode_typed_data(full_message=story[name]["typedData"])
         assert Account.recover_message(signable, signature=story[name]["signature"]).lower() == who

@@ -50,7 +50,7 @@ async def test_sigterm_ends_in_order(fake: FakeMarket, tmp_path: Path) -> None:
     assert b'"code":"cancelled"' in rest
     assert fake.cancels == [fake.last.job]
     ledger = await Ledger.open(state, signer("payer").address)
-    known = await ledger.find(fake.last.job)
+    known = await ledger.find_job(fake.last.job)
     await ledger.close()
     assert known is not None
     assert known.state is JobState.CANCELLED

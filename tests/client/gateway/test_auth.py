@@ -77,9 +77,9 @@ async def test_a_key_is_a_workload(fake: FakeMarket, wallet: Signer, config: Cli
         await ask(sdk, ANN)
         await ask(sdk, ANN, '{"label": "papers"}')
         await ask(sdk, BOB)
-        spent = await market._ledger.spent(0, ("label",))
+        spent = await market._ledger.spending(0, ("label",))
         assert {one.group[0]: one.requests for one in spent} == {"ann": 1, "ann/papers": 1, "annex": 1}
-        standing = await market._ledger.standing(bounded.budgets[0], market._now())
+        standing = await market._ledger.budget_status(bounded.budgets[0], market._now())
         assert standing.spent == 2 * spent[0].cost
         with pytest.raises(openai.BadRequestError, match="label"):
             await ask(sdk, ANN, '{"label": "%s"}' % ("x" * 64))

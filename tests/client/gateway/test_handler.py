@@ -69,7 +69,7 @@ async def test_the_same_request_again(fake: FakeMarket, wallet: Signer, caching:
             assert again.headers["x-tally-job"] == first.headers["x-tally-job"]
             assert (again.content, again.headers["content-type"]) == (first.content, first.headers["content-type"])
         assert len(fake.sessions) == 2
-        (spent,) = await market._ledger.spent(0, ())
+        (spent,) = await market._ledger.spending(0, ())
         assert (spent.requests, spent.hits, spent.saved) == (2, 2, spent.cost)
     async with gateway(fake, wallet, caching) as (http, _):  # another process
         assert (await _ask(http, COLD)).headers["x-tally-cache"] == "hit"

@@ -153,7 +153,7 @@ async def test_dishonest_receipt_freezes_the_tab(market: Market, fake: FakeMarke
     (found,) = await market.evidence()
     assert (found.provider, found.reason) == (alice.address, str(caught.value))
     assert found.receipt.verify(DOMAIN).message.order_hash == found.order.verify(DOMAIN).digest
-    assert (await market.tab(alice.address)).frozen
+    assert (await market.tab(alice.address)).blocked_reason
     fake.script = honest
     assert (await market.chat(MODEL, MESSAGES)).provider == bob.address
     assert alice.address in fake.shortlists[-1]["exclude"]
@@ -193,7 +193,7 @@ async def test_receipt_of_another_order_accuses_nobody(market: Market, fake: Fak
         await run(market)
     assert caught.value.fault is Fault.COORDINATOR
     assert await market.evidence() == []
-    assert (await market.tab(fake.providers[0].address)).frozen == ""
+    assert (await market.tab(fake.providers[0].address)).blocked_reason == ""
 
 
 async def _forged_match(session: Session) -> None:

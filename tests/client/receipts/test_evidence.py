@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tallystick.client.config import ClientConfig, TokenAudit
-from tallystick.client.receipts.checks import Placed
+from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof
 from tallystick.client.receipts.token_audit import recount_with
@@ -95,7 +95,7 @@ def test_made_up_files(tokenizer: Path) -> None:
     terms = replace(one.terms, request_commitment=commit_request(key, one.terms.job, request))
     order = PAYER.sign(replace(one.order.message, terms_hash=terms.struct_hash()), DOMAIN)
     bare = bill(
-        Placed(order, terms),
+        PlacedOrder(order, terms),
         Usage(0, 0, 0),
         Outcome.CLIENT_CANCELLED,
         result_commitment=Transcript(key, order.digest).commitment,
@@ -138,11 +138,11 @@ async def test_who_is_left_out_is_said_and_can_be_forgiven(
         fake.script = honest
         with pytest.raises(Unavailable, match="1 left out by this wallet: tally receipt evidence"):
             await _honest(market, fake)
-        assert await market._ledger.forgive(address, NOW_S)
-        assert not await market._ledger.forgive(address, NOW_S)
+        assert await market._ledger.unblock(address, NOW_S)
+        assert not await market._ledger.unblock(address, NOW_S)
         await _honest(market, fake)
         tab = await market.tab(address)
-        assert (tab.accepted, tab.frozen) == (fake.providers[0].tab.cumulative, "")
+        assert (tab.accepted, tab.blocked_reason) == (fake.providers[0].tab.cumulative, "")
         assert len(await market.evidence()) == 1, "what was found stays"
 
 
@@ -150,9 +150,9 @@ async def test_a_lie_is_forgiven_but_not_booked(market: Market, fake: FakeMarket
     """The provider may have orders again, its dishonest receipt counts for nothing."""
     await _cheated(market, fake, cost=Amount(9), cumulative_cost=Amount(9))
     address = fake.providers[0].address
-    assert await market._ledger.forgive(address, NOW_S)
+    assert await market._ledger.unblock(address, NOW_S)
     tab = await market.tab(address)
-    assert (tab.accepted, tab.total, tab.frozen) == (0, 0, "")
+    assert (tab.accepted, tab.total, tab.blocked_reason) == (0, 0, "")
 
 
 async def test_what_the_signed_bytes_show(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tallystick.client.config import ClientConfig, TokenAudit
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.openai.message_text import answer_texts, request_texts
-from tallystick.client.receipts.token_audit import PER_CHOICE, Auditor, _excess, recount_with
+from tallystick.client.receipts.token_audit import PER_CHOICE, AuditFinding, TokenAuditor, _excess, check_audit, recount_with
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, BadReceipt
@@ -98,20 +98,20 @@ def test_what_says_no_text_is_counted_as_far_as_it_can_be(tokenizer: Path) -> No
 
 def test_which_answers_are_kept_for_counting(config: ClientConfig, tokenizer: Path) -> None:
     """Those of the models that the config names, on the routes whose texts are known."""
-    auditor = Auditor(replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer),)))
+    auditor = TokenAuditor(replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer),)))
     assert [auditor.counts(MODEL, path) for path in (CHAT, COMPLETIONS, "/v1/embeddings")] == [True, True, False]
     assert not auditor.counts("other", CHAT)
 
 
 async def test_whose_answers_are_counted(config: ClientConfig, tokenizer: Path) -> None:
     """Only those of the models that the config names; one that was too long to be kept is doubted, and not refused."""
-    auditor = Auditor(
+    auditor = TokenAuditor(
         replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, flag_percent=0, refuse_percent=0),))
     )
     answer = [HEAD, _said("one")]
-    assert await auditor.doubt("other", ASKED, answer, _billed(500)) is None
-    assert await auditor.doubt("other", ASKED, None, _billed(500)) is None
-    found, long = await auditor.doubt(MODEL, ASKED, answer, _billed(500)), await auditor.doubt(MODEL, ASKED, None, _billed(500))
+    assert await auditor.audit("other", ASKED, answer, _billed(500)) is None
+    assert await auditor.audit("other", ASKED, None, _billed(500)) is None
+    found, long = await auditor.audit(MODEL, ASKED, answer, _billed(500)), await auditor.audit(MODEL, ASKED, None, _billed(500))
     assert found is not None
     assert found.refuse
     assert long is not None
@@ -122,7 +122,7 @@ def test_a_tokenizer_needs_its_library(config: ClientConfig, tokenizer: Path, mo
     """Where the library is not installed, the error says which extra to install."""
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(BadMessage, match=r"pip install 'tallystick\[recount\]'"):
-        Auditor(replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer),)))
+        TokenAuditor(replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer),)))
 
 
 def _bills(output: int, input_: int = 10) -> Any:
@@ -165,7 +165,7 @@ async def test_what_is_too_much_is_flagged_or_refused(
         with pytest.raises(BadReceipt, match="40 output tokens billed"):
             await _run(market, fake, _bills(2 * honest))
         after = await market.tab(fake.providers[0].address)
-        assert (after.accepted, bool(after.frozen)) == (tab.accepted, True)
+        assert (after.accepted, bool(after.blocked_reason)) == (tab.accepted, True)
         (evidence,) = await market.evidence()
         assert "tokens billed" in evidence.reason
 
@@ -214,7 +214,7 @@ def test_tokenizers_that_are_not_there(config: ClientConfig, tmp_path: Path) -> 
         if content:
             path.write_text(content)
         with pytest.raises(BadMessage, match=path.name):
-            Auditor(replace(config, token_audits=(TokenAudit(model="m", tokenizer=path),)))
+            TokenAuditor(replace(config, token_audits=(TokenAudit(model="m", tokenizer=path),)))
     for flag, refuse in ((-1, None), (5, 4)):
         with pytest.raises(BadMessage, match="flag_percent"):
             TokenAudit(model="m", tokenizer=tmp_path, flag_percent=flag, refuse_percent=refuse)
@@ -271,3 +271,11 @@ def test_the_texts_of_a_request() -> None:
     assert request_texts("/v1/embeddings", b'{"input": "x"}') is None
     assert request_texts(CHAT, b"{") is None
     assert request_texts(CHAT, b"[]") is None
+
+
+def test_a_doubt_refuses_only_where_it_says_so() -> None:
+    """What a recount flags is booked; what it refuses is not."""
+    check_audit(None)
+    check_audit(AuditFinding("a little much", refuse=False))
+    with pytest.raises(BadReceipt, match="far too much"):
+        check_audit(AuditFinding("far too much", refuse=True))

@@ -17,7 +17,8 @@ from tallystick.chain.rpc import Rpc
 from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.accounts import Account
-from tallystick.client.receipts.checks import Placed, Tab
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.orders.tab import Tab
 from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market
@@ -42,10 +43,10 @@ class Desk:
     onchain: PayerEscrow
     config: ClientConfig
 
-    def refused(self, cap: int, provider: Signer = PROVIDER) -> Placed:
+    def refused(self, cap: int, provider: Signer = PROVIDER) -> PlacedOrder:
         """An order that its provider found too little reserved for."""
         order = self.world.order(KEY, provider.address, 5 * DOLLAR).verify(self.world.domain)
-        return Placed(order, build_terms(max_cost=Amount(cap)))
+        return PlacedOrder(order, build_terms(max_cost=Amount(cap)))
 
     async def top_up(self, cap: int, tab: Tab = Tab(), *others: Account) -> bool:  # noqa: B008 - frozen
         """Asks for more reserved, some time later."""
