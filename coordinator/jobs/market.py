@@ -264,7 +264,7 @@ class Market:
         if kind == Kind.RECEIPT:
             return await self._finish(job, attempt, payload)
         if kind in (Kind.FAIL, GONE):
-            return self._fail(job, self._unknown_jobs(job) if kind == GONE else read_failure(job, payload))
+            return self._fail(job, self._connection_error(job) if kind == GONE else read_failure(job, payload))
         if kind == Kind.CHUNK:
             if job.delivered:
                 return None  # the answer has ended; no client could open what comes behind its end
@@ -288,7 +288,7 @@ class Market:
             job.unread = 0
             self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, CREDIT_STEP.to_bytes(4, "big")))
 
-    def _unknown_jobs(self, job: LiveJob) -> TallyError:
+    def _connection_error(self, job: LiveJob) -> TallyError:
         if self._stopping:
             return Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR)
         return Unavailable(Code.NODE_GONE, f"the connection to provider {job.provider} was lost", fault=Fault.PROVIDER)

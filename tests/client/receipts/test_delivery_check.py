@@ -1,4 +1,4 @@
-"""What a receipt may charge for what arrived: every limit at equality, and what is remembered of it. Pure."""
+"""What a receipt may charge for what arrived: every limit at equality."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tallystick.client.receipts.checks import (
+from tallystick.client.receipts.delivery_check import (
     IN_FLIGHT_TOKENS,
-    MAX_AWAITING_RECEIPTS,
     MAX_UNDELIVERED_QUARTERS,
     OUTPUT_ALLOWANCE,
     QUARTERS_CUT_SHORT,
@@ -16,16 +15,13 @@ from tallystick.client.receipts.checks import (
     QUARTERS_UNDELIVERED,
     Delivery,
     StreamEnd,
-    Tab,
     UndeliveredCharge,
-    awaiting_receipts_reason,
-    check_against_order,
     undelivered_quarters,
 )
+from tallystick.client.receipts.price_check import check_against_order
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage
-from tallystick.protocol.tab import MAX_SEQ
 from tallystick.protocol.types import ZERO_HASH, Hash
 from tallystick.protocol.wire import INITIAL_CREDIT
 from tests.client.parties import bill, place
@@ -101,12 +97,6 @@ def test_a_credit_window_may_have_been_in_flight() -> None:
     assert IN_FLIGHT_TOKENS == INITIAL_CREDIT * 16
 
 
-def test_the_longest_tab_is_honest() -> None:
-    """The highest seq that fits is accepted."""
-    placed = place()
-    check_against_order(placed, bill(placed, seq=MAX_SEQ), SEEN)
-
-
 def test_what_charges_nothing_is_held_against_nothing() -> None:
     """A broken answer's receipt at no cost need not match what arrived, counts as no delivery, and its usage binds nobody."""
     placed = place(output=8_000)
@@ -121,11 +111,3 @@ def test_answers_without_bounds_need_a_sign_of_life() -> None:
     drawn = Delivery(200, 0, ZERO_HASH, finished=True, bounded=False)
     check_against_order(placed, bill(placed, Usage(1, 0, 8_000)), drawn)
     assert undelivered_quarters(bill(placed, Usage(1, 0, 8_000)), drawn) == QUARTERS_DELIVERED
-
-
-def test_who_is_barred() -> None:
-    """A frozen provider, for the reason of the freeze, and one that owes the stated number of receipts; nobody else."""
-    assert Tab(blocked_reason="it lied").exclusion_reason == "it lied"
-    assert Tab(awaiting_receipts=MAX_AWAITING_RECEIPTS - 1).exclusion_reason == ""
-    assert Tab(awaiting_receipts=MAX_AWAITING_RECEIPTS).exclusion_reason == awaiting_receipts_reason(MAX_AWAITING_RECEIPTS)
-    assert awaiting_receipts_reason(MAX_AWAITING_RECEIPTS).startswith(f"{MAX_AWAITING_RECEIPTS} orders of ended jobs")

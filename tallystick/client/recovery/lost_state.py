@@ -23,7 +23,7 @@ from tallystick.client.ledger.queries import KnownJob, KnownOrder
 from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
 from tallystick.client.ledger.schema import JobState, OrderState
 from tallystick.client.ledger.writes import IncomingReceipt
-from tallystick.client.receipts.checks import PlacedOrder
+from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadReceipt, Code, PeerError, TallyError, Unavailable

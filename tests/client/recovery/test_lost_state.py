@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger.repair import PaidOrder, RecoveryResult
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.receipts.checks import QUARTERS_UNDELIVERED
-from tallystick.client.recovery import tabs
+from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED
+from tallystick.client.recovery import lost_state
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
@@ -30,7 +30,7 @@ from tests.client.parties import DOMAIN, Provider, bill, place, signer
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tabs are asked about as often as wanted."""
-    monkeypatch.setattr(tabs, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(lost_state, "AGAIN_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ async def test_silence_costs_no_job(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A coordinator that does not answer the question does not hold up the first job for ever."""
-    monkeypatch.setattr(tabs, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(lost_state, "ASK_SECONDS", 0.05)
 
     async def never(*_: object) -> list[LateReceipt]:
         raise Refusal(Code.RATE_LIMITED, "not now", fault=Fault.COORDINATOR)
@@ -266,7 +266,7 @@ async def test_a_slow_chain_hides_no_payment(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the search for a payment's orders takes longer than a job would wait, the provider is blocked all the same."""
-    monkeypatch.setattr(tabs, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(lost_state, "ASK_SECONDS", 0.05)
 
     class Slow(Chain):
         async def paid(self, provider: str, enough: Amount) -> list[PaidOrder] | None:

@@ -14,8 +14,9 @@ from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
 from tallystick.client.ledger.schema import JobState, OrderState
 from tallystick.client.ledger.writes import IncomingReceipt
-from tallystick.client.receipts.checks import MAX_AWAITING_RECEIPTS, QUARTERS_UNDELIVERED, Delivery, Tab
-from tallystick.client.recovery import tabs
+from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS, Tab
+from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED, Delivery
+from tallystick.client.recovery import lost_state
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
@@ -181,7 +182,7 @@ async def test_a_barred_provider_is_asked_for_its_receipts(
     """A provider that gets no orders since it owes receipts gets them again soon after these came to the coordinator, without
     waiting until each of its jobs is asked about.
     """
-    monkeypatch.setattr(tabs, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(lost_state, "AGAIN_SECONDS", 0.0)
 
     async def fails(session: Session) -> None:
         await session.match()
@@ -217,11 +218,11 @@ async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> No
     assert await ledger.jobs_awaiting_receipts(placed.order.message.claim_by, 60) == []
     known = await ledger.find_job(job)
     assert known is not None
-    assert tabs._awaits(known, known.orders[0])
+    assert lost_state._awaits(known, known.orders[0])
     open_, (_,) = await take(ledger)
     running = await ledger.find_job(open_)
     assert running is not None
-    assert not tabs._awaits(running, running.orders[0]), "its reader books it"
+    assert not lost_state._awaits(running, running.orders[0]), "its reader books it"
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
 
 
