@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from node.domain.published_asks import PublishedAsks, Offer
+from node.domain.published_asks import Offer, PublishedAsks
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Order, Terms

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from node.domain.credit_limits import CreditLimits, UnearnedCredit, DailyUnearnedCredit
+from node.domain.credit_limits import CreditLimits, DailyUnearnedCredit, UnearnedCredit
 from node.domain.signed_caps import SignedCap, SignedCaps, add, after, highest
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Order, Receipt

@@ -20,7 +20,7 @@ import structlog
 from node.domain.requests import EngineRequest
 from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.kinds import read_load
-from node.ports import ResponseEnd, EngineLoad, EngineEvent, ResponseStart, ResponsePart
+from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.openai_wire import AnswerDocument, ReportedUsage, read_completion, read_other_answer
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, JSON, RESPONSES

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from node.domain.usage_meter import UsageMeter
-from node.ports import ResponseStart, Link
+from node.ports import Link, ResponseStart
 from tallystick.protocol.sealing import Sealer
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import INITIAL_CREDIT, Kind, ResponseHead, dump_response_head

@@ -41,11 +41,11 @@ from typing import NamedTuple
 import structlog
 
 from node.domain.order_admission import Admitted, check_request
-from node.domain.usage_meter import UsageMeter
 from node.domain.requests import EngineRequest, prepare
 from node.domain.slot_limiter import SlotLimiter
-from node.jobs.delivery import Delivery, ReaderTimer, ReaderTimeout, FirstCreditTimeout
-from node.ports import ResponseEnd, Engine, ResponseStart, Link, LinkLost, ResponsePart
+from node.domain.usage_meter import UsageMeter
+from node.jobs.delivery import Delivery, FirstCreditTimeout, ReaderTimeout, ReaderTimer
+from node.ports import Engine, Link, LinkLost, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.sealing import Sealer, SealingKey

@@ -15,9 +15,9 @@ from weakref import WeakValueDictionary
 import structlog
 
 from node.domain.order_admission import Admitted, Matched
-from node.domain.usage_meter import NOTHING, make_receipt
 from node.domain.tabs import Tabs
-from node.ports import ReceiptRecord, JobStore
+from node.domain.usage_meter import NOTHING, make_receipt
+from node.ports import JobStore, ReceiptRecord
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import Usage

@@ -17,12 +17,12 @@ from typing import Any
 
 import structlog
 
-from node.domain.order_admission import Admission, Admitted, LinkIdentity, Matched, AdmissionRules
-from node.domain.usage_meter import NOTHING, Throughput
+from node.domain.order_admission import Admission, AdmissionRules, Admitted, LinkIdentity, Matched
 from node.domain.published_asks import PublishedAsks
 from node.domain.tabs import Tabs
+from node.domain.usage_meter import NOTHING, Throughput
 from node.jobs.coordinator_credit import CoordinatorCredit
-from node.jobs.job import Deadlines, JobResult, Job, PooledEngine, StopReason
+from node.jobs.job import Deadlines, Job, JobResult, PooledEngine, StopReason
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import RefusalReceipts
 from node.ports import ChainView, JobReport, JobStore, Link, Observer

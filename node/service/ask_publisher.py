@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
-from node.domain.published_asks import PublishedAsks, Offer
+from node.domain.published_asks import Offer, PublishedAsks
 from node.domain.upstream_models import UpstreamModel
 from node.jobs.job import PooledEngine
 from tallystick.protocol.errors import Unavailable

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 from node.chain.collector import ClaimPolicy
 from node.coordinator.link import LinkSettings, node_url
-from node.domain.order_admission import AdmissionRules
 from node.domain.credit_limits import CreditLimits
-from node.domain.published_asks import Offer
 from node.domain.dynamic_pricing import PriceRule, apply_price_rules
+from node.domain.order_admission import AdmissionRules
+from node.domain.published_asks import Offer
 from node.engines.openai_http import EngineSettings
 from node.jobs.job import Deadlines
 from tallystick.protocol.errors import BadMessage

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from node.domain.order_admission import Admitted, Matched
 from node.domain.signed_caps import SignedCap
 from node.domain.tabs import Funds, StoredTab
-from node.ports import ReceiptRecord, ClaimableTab, CoordinatorHour, WriteOff, UnacknowledgedReceipt
+from node.ports import ClaimableTab, CoordinatorHour, ReceiptRecord, UnacknowledgedReceipt, WriteOff
 from node.storage.schema import claims, completed_recoveries, coordinator_hours, gas, identity, jobs, orders, receipts, tabs
 from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
 from tallystick.protocol.errors import BadMessage

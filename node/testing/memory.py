@@ -12,15 +12,15 @@ from node.domain.signed_caps import SignedCap, SignedCaps, add, after
 from node.domain.tabs import Funds, StoredTab
 from node.domain.upstream_models import UpstreamModel
 from node.ports import (
-    ReceiptRecord,
     ClaimableTab,
     CoordinatorHour,
-    EngineLoad,
     EngineEvent,
+    EngineLoad,
     JobReport,
     LinkLost,
-    WriteOff,
+    ReceiptRecord,
     UnacknowledgedReceipt,
+    WriteOff,
 )
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import TallyError

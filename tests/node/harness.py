@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from node.domain.order_admission import Admission, Admitted, LinkIdentity, AdmissionRules
-from node.domain.published_asks import PublishedAsks, Offer, Seller
+from node.domain.order_admission import Admission, AdmissionRules, Admitted, LinkIdentity
+from node.domain.published_asks import Offer, PublishedAsks, Seller
 from node.domain.tabs import CreditLimits, Tabs
 from node.jobs.coordinator_credit import CoordinatorCredit
 from node.jobs.job import Deadlines, PooledEngine

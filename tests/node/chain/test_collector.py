@@ -21,7 +21,7 @@ from node.chain.collector import (
     Collector,
 )
 from node.domain.tabs import Funds
-from node.ports import ClaimableTab, SettlementResult, DebtAlarm, Link
+from node.ports import ClaimableTab, DebtAlarm, Link, SettlementResult
 from node.testing.memory import MemoryChain, MemoryLink, MemoryStore
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable

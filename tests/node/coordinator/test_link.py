@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.asyncio.server import ServerConnection, serve
 
-from node.coordinator.link import OVERFULL, LinkSettings, NodeLink, LinkSession, node_url
+from node.coordinator.link import OVERFULL, LinkSession, LinkSettings, NodeLink, node_url
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.domain.credit_limits import DAY, SLICE, CreditLimits, UnearnedCredit, DailyUnearnedCredit
+from node.domain.credit_limits import DAY, SLICE, CreditLimits, DailyUnearnedCredit, UnearnedCredit
 from node.domain.tabs import Funds, StoredTab, Tabs
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.tab import ProviderTab

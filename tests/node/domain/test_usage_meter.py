@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.domain.usage_meter import NOTHING, UsageMeter, Throughput, estimate, make_receipt
+from node.domain.usage_meter import NOTHING, Throughput, UsageMeter, estimate, make_receipt
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage, usage_of

@@ -9,7 +9,7 @@ import pytest
 from node.domain.requests import EngineRequest
 from node.domain.upstream_models import UpstreamModel
 from node.engines.openai_http import EngineSettings, OpenAIEngine
-from node.ports import ResponseEnd, EngineLoad, EngineEvent, ResponseStart, ResponsePart
+from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.routes import CHAT, EMBEDDINGS, RESPONSES

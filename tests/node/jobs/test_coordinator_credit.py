@@ -10,7 +10,7 @@ import pytest
 from node.domain.order_admission import AdmissionRules
 from node.jobs.coordinator_credit import HOUR, HOURS, CoordinatorCredit
 from node.jobs.job import Deadlines
-from node.ports import CoordinatorHour, ResponseEnd, ResponseStart, ResponsePart
+from node.ports import CoordinatorHour, ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryLink, MemoryStore, ScriptedEngine
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome

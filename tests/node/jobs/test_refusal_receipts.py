@@ -12,7 +12,7 @@ from node.domain.tabs import CreditLimits, Funds, Tabs
 from node.jobs.job import Deadlines
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import AT_ONCE, BURST, RATE, SHARE, releases
-from node.ports import ResponseEnd, ResponseStart, ResponsePart
+from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.messages import Outcome

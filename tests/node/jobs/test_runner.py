@@ -10,7 +10,7 @@ from node.domain.tabs import CreditLimits, Funds
 from node.jobs import runner
 from node.jobs.delivery import CHUNK_BYTES
 from node.jobs.job import Deadlines
-from node.ports import ResponseEnd, ResponseStart, ResponsePart
+from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome

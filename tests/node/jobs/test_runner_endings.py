@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from node.jobs.delivery import FIRST_BYTES
 from node.jobs.job import Deadlines
-from node.ports import ResponseEnd, ResponseStart, ResponsePart
+from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryStore, ScriptedEngine, Step
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.jobs import CHARGES, Charge

@@ -37,7 +37,7 @@ from tallystick.runtime.serving import serving
 from tests.node.fake_coordinator import Connection, FakeCoordinator
 from tests.node.harness import DOMAIN, PROVIDER, Client, Placed, signer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OTHER = signer("another coordinator")
 ASK = {"messages": [{"role": "user", "content": "what is a tally stick"}], "stream": True, "max_tokens": 100}
 

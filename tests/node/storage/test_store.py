@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 
 from node.domain.order_admission import Matched
-from node.domain.usage_meter import make_receipt
 from node.domain.tabs import Funds, StoredTab
-from node.ports import ReceiptRecord, CoordinatorHour, WriteOff
+from node.domain.usage_meter import make_receipt
+from node.ports import CoordinatorHour, ReceiptRecord, WriteOff
 from node.storage.schema import metadata
 from node.storage.store import SqlStore
 from node.testing.memory import MemoryStore
