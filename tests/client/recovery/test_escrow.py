@@ -204,7 +204,7 @@ async def test_a_refused_request_is_placed_again(
         await session.chunk(b'{"choices": []}', last=True)
         await session.finish()
 
-    async def top_up(_maintenance: Maintenance, job: Any) -> bool:
+    async def top_up(_upkeep: Maintenance, job: Any) -> bool:
         asked.append(job.candidates[0].provider)
         return fake.script is not never
 
