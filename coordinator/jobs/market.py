@@ -416,12 +416,12 @@ class Market:
         self._note_records()
 
     def _note_records(self) -> None:
-        changed = self.reputation.changed()
+        changed = self.reputation.take_changed()
         try:
             if changed:
                 self._store.enqueue_provider_records(changed)
         except Unavailable:
-            self.reputation.unsaved(changed)
+            self.reputation.mark_unsaved(changed)
 
     def _watch(self, job: LiveJob, tick: float) -> None:
         """While its reader has a frame, or frames wait in the inbox, it is not the node that is late, unless it was told to stop
