@@ -25,7 +25,9 @@ from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
 from tallystick.client.ledger.schema import JobState, deployment_id
 from tallystick.client.ledger.writes import IncomingReceipt, NewJob, SignOrder
-from tallystick.client.receipts.checks import PlacedOrder, Tab, UndeliveredCharge
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.orders.tab import Tab
+from tallystick.client.receipts.delivery_check import UndeliveredCharge
 from tallystick.client.receipts.evidence import Evidence, EvidenceFile
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
 from tallystick.client.ledger.schema import JobState, OrderState, jobs, orders, tabs
-from tallystick.client.receipts.checks import (
+from tallystick.client.receipts.delivery_check import (
     MAX_UNDELIVERED_QUARTERS,
     QUARTERS_DELIVERED,
     QUARTERS_UNDELIVERED,

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from tallystick.client.ledger.schema import JobState, OrderState, deployment_id, domain_of, evidence, jobs, orders, receipts, tabs
-from tallystick.client.receipts.checks import MAX_AWAITING_RECEIPTS, awaiting_receipts_reason
+from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS, awaiting_receipts_reason
 from tallystick.client.receipts.evidence import Evidence
 from tallystick.protocol.eip712 import Domain, Signed, loads_signed, read_signed
 from tallystick.protocol.messages import Order, Receipt, Terms

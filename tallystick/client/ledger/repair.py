@@ -26,7 +26,9 @@ from tallystick.client.ledger.writes import (
     read_tabs,
     store_receipt,
 )
-from tallystick.client.receipts.checks import QUARTERS_UNDELIVERED, Delivery, PlacedOrder, Tab
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.orders.tab import Tab
+from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED, Delivery
 from tallystick.protocol.eip712 import Verified, loads_signed
 from tallystick.protocol.errors import BadReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms

@@ -26,19 +26,13 @@ from tallystick.client.ledger.schema import (
     receipts,
     tabs,
 )
-from tallystick.client.receipts.checks import (
-    AdjacentReceipts,
-    AuditFinding,
-    Delivery,
-    PlacedOrder,
-    Tab,
-    UndeliveredCharge,
-    check_against_order,
-    check_audit,
-    check_sequence,
-    undelivered_quarters,
-)
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.orders.tab import Tab
+from tallystick.client.receipts.delivery_check import Delivery, UndeliveredCharge, undelivered_quarters
+from tallystick.client.receipts.price_check import check_against_order
 from tallystick.client.receipts.proof import Proof
+from tallystick.client.receipts.sequence_check import AdjacentReceipts, check_sequence
+from tallystick.client.receipts.token_audit import AuditFinding, check_audit
 from tallystick.protocol.eip712 import Domain, Verified, loads_signed
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.jobs import ENDS, Event

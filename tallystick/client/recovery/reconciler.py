@@ -15,8 +15,9 @@ from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
 from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import IncomingReceipt
-from tallystick.client.receipts.checks import AuditFinding, PlacedOrder
-from tallystick.client.recovery.tabs import TabRecovery
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.token_audit import AuditFinding
+from tallystick.client.recovery.lost_state import TabRecovery
 from tallystick.protocol.eip712 import Signed, Verified, read_signed
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError
 from tallystick.protocol.jobs import TERMINAL, State

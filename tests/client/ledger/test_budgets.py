@@ -13,7 +13,8 @@ from tallystick.client.ledger.budgets import DAY_SECONDS, GROUPS, BudgetStatus, 
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import IncomingReceipt, NewJob
-from tallystick.client.receipts.checks import Delivery, PlacedOrder, terms_for
+from tallystick.client.orders.signing import PlacedOrder, terms_for
+from tallystick.client.receipts.delivery_check import Delivery
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.pricing import Usage

@@ -15,13 +15,13 @@ from tallystick.client.ledger import open_orders
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.open_orders import read_delivery
 from tallystick.client.ledger.schema import JobState, OrderState, deployment_id, jobs, orders, tabs
-from tallystick.client.receipts.checks import (
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import (
     MAX_UNDELIVERED_QUARTERS,
     QUARTERS_CUT_SHORT,
     QUARTERS_DELIVERED,
     QUARTERS_UNDELIVERED,
     Delivery,
-    PlacedOrder,
     UndeliveredCharge,
 )
 from tallystick.protocol.messages import Outcome

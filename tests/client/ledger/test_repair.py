@@ -13,7 +13,10 @@ from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
 from tallystick.client.ledger.schema import JobState, deployment_id, tabs
 from tallystick.client.ledger.writes import IncomingReceipt, NewJob
-from tallystick.client.receipts.checks import QUARTERS_UNDELIVERED, AuditFinding, Delivery, PlacedOrder, Tab, sign_order
+from tallystick.client.orders.signing import PlacedOrder, sign_order
+from tallystick.client.orders.tab import Tab
+from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED, Delivery
+from tallystick.client.receipts.token_audit import AuditFinding
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.pricing import Usage

@@ -17,7 +17,7 @@ from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState, OrderState
 from tallystick.client.ledger.writes import IncomingReceipt
-from tallystick.client.receipts.checks import (
+from tallystick.client.receipts.delivery_check import (
     IN_FLIGHT_TOKENS,
     OUTPUT_ALLOWANCE,
     QUARTERS_CUT_SHORT,
