@@ -95,7 +95,7 @@ async def test_nobody_tells(fake: FakeMarket, wallet: Signer, config: ClientConf
             async with await market.submit(CHAT, BODY, key="one") as job:
                 return (await job.result()).body
 
-        with pytest.raises(Unavailable, match=r"b\.db\) show less.*one state file") as caught:
+        with pytest.raises(Unavailable, match=r"b\.db\) has less.*one state file") as caught:
             await keyed()
         assert caught.value.code is Code.UNAUTHORISED_TAB
         fake.forgets = False
@@ -324,7 +324,7 @@ async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wal
             fake.shows = [LateReceipt(receipt, session.candidate.order, session.candidate.terms)]
             with capture_logs() as logs:
                 await market._reconciler.recovery.recover([alice.address], chain=False)
-            assert ("a late receipt was refused" in [one["event"] for one in logs]) is charges
+            assert ("refused a late receipt" in [one["event"] for one in logs]) is charges
             tab = await market.tab(alice.address)
             cap = session.candidate.terms.max_cost
             assert (tab.accepted, tab.open_caps) == (0, cap if charges else 0)
@@ -402,5 +402,5 @@ async def test_the_last_foreign_order_is_told(fake: FakeMarket, wallet: Signer, 
         note = market._reconciler.recovery.origin_hint
         told = note(RecoveryResult(elsewhere=1_600_000_000), RecoveryResult(elsewhere=1_700_000_000), RecoveryResult())
         assert "last at 2023-11-14 22:13:20 UTC" in told
-        assert "is new, was lost or put back" in note(RecoveryResult(), RecoveryResult())
-        assert "is new, was lost or put back" in note()
+        assert "is new, was lost or was restored" in note(RecoveryResult(), RecoveryResult())
+        assert "is new, was lost or was restored" in note()
