@@ -21,7 +21,7 @@ import structlog
 from node.domain.requests import EngineRequest
 from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.kinds import read_load
-from node.ports import End, EngineLoad, Event, Head, Piece
+from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.openai_wire import AnswerDocument, ReportedUsage, read_completion, read_other_answer
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, JSON, RESPONSES
@@ -109,7 +109,7 @@ class OpenAIEngine:
         except (_EngineBroken, aiohttp.ClientError, TimeoutError, OSError):
             return None
 
-    async def answer(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
+    async def answer(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """See ports.Engine."""
         accept = EVENT_STREAM if request.stream else JSON if request.is_completion or request.path == EMBEDDINGS else "*/*"
         headers = {"content-type": request.content_type, "accept": accept}
@@ -117,8 +117,8 @@ class OpenAIEngine:
         async with self._faults(), self._post(address, request, headers) as response:
             if response.status in CLIENT_FAULTS:
                 body = await self._read_all(response, self._settings.max_error_bytes)
-                yield Head(response.status, _bounded_type(response.content_type))
-                yield End(body)
+                yield ResponseStart(response.status, _bounded_type(response.content_type))
+                yield ResponseEnd(body)
                 return
             self._check_status(response.status)
             expected = EVENT_STREAM if request.stream else JSON
@@ -126,7 +126,7 @@ class OpenAIEngine:
             strict = request.is_completion or request.path == EMBEDDINGS or request.stream or content_type == EVENT_STREAM
             if strict and content_type != expected:
                 raise _EngineBroken(f"the content type {content_type[:60]!r} instead of {expected}")
-            yield Head(200, _bounded_type(content_type))
+            yield ResponseStart(200, _bounded_type(content_type))
             if content_type == JSON:
                 yield self._read_whole(await self._read_all(response, self._settings.max_answer_bytes), request)
                 return
@@ -134,15 +134,15 @@ class OpenAIEngine:
                 async for event in events:
                     yield event
 
-    async def _read_bytes(self, response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None]:
+    async def _read_bytes(self, response: aiohttp.ClientResponse) -> AsyncGenerator[EngineEvent, None]:
         """Passes on a body that is neither JSON nor an event stream (speech, an image) as it comes."""
         size = 0
         while data := await response.content.readany():
             size += len(data)
             if size > self._settings.max_answer_bytes:
                 raise _EngineBroken(f"an answer of more than {self._settings.max_answer_bytes} bytes")
-            yield Piece(data, output=True)
-        yield End()
+            yield ResponsePart(data, has_output=True)
+        yield ResponseEnd()
 
     @asynccontextmanager
     async def _post(self, address: str, request: EngineRequest, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -164,40 +164,40 @@ class OpenAIEngine:
         async with response:
             yield response
 
-    async def _read_stream(self, response: aiohttp.ClientResponse, request: EngineRequest) -> AsyncGenerator[Event, None]:
-        """Yields one Piece for the events that each read completed. The event that ends the stream is part of End."""
+    async def _read_stream(self, response: aiohttp.ClientResponse, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        """Yields one ResponsePart for the events that each read completed. The last event is part of ResponseEnd."""
         reader = EventReader(self._settings.max_event_bytes)
         read = read_completion if request.is_completion else read_other_answer
         finish: str | None = None
-        counted: ReportedUsage | None = None
+        usage: ReportedUsage | None = None
         has_output = False
         while data := await response.content.readany():
             batch = _EventBatch()
             for event in reader.feed(data):
                 payload = event_data(event)
                 if payload == DONE:
-                    if finish is None and not (has_output or batch.output):
+                    if finish is None and not (has_output or batch.has_output):
                         raise _EngineBroken("a stream without an answer")
                     if batch.data:
                         yield batch.piece()
                     await self._drain(response)
-                    yield End(event, counted=counted, truncated=finish == "length")
+                    yield ResponseEnd(event, usage=usage, truncated=finish == "length")
                     return
                 if payload is None:
                     batch.data += event
                     continue
                 document = read(payload)
-                finish, counted = document.finish_reason or finish, document.usage or counted
+                finish, usage = document.finish_reason or finish, document.usage or usage
                 if not (document.usage_only and request.strip_usage):
                     batch.add(_render(event, document, request), document)
-                batch.counted = counted
-            has_output = has_output or batch.output
+                batch.usage = usage
+            has_output = has_output or batch.has_output
             if batch.data:
                 yield batch.piece()
         complete = finish is not None or (has_output and request.path not in (CHAT, COMPLETIONS, RESPONSES))
         if not complete or reader.rest.strip():
             raise _EngineBroken("a stream that was cut off")
-        yield End(counted=counted, truncated=finish == "length")
+        yield ResponseEnd(usage=usage, truncated=finish == "length")
 
     async def _drain(self, response: aiohttp.ClientResponse) -> None:
         """Reads the response to its end, so that its connection can be reused."""
@@ -205,14 +205,14 @@ class OpenAIEngine:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await response.content.readany()
 
-    def _read_whole(self, body: bytes, request: EngineRequest) -> End:
+    def _read_whole(self, body: bytes, request: EngineRequest) -> ResponseEnd:
         document = read_completion(body) if request.is_completion or request.path == EMBEDDINGS else read_other_answer(body)
         finished = not request.is_completion or document.finish_reason is not None or document.has_output
         if not finished:
             raise _EngineBroken("an answer without any choice")
         if _renamed(document.members, request):
             body = orjson.dumps(document.members)
-        return End(body, document.text_bytes, document.usage, truncated=document.finish_reason == "length")
+        return ResponseEnd(body, document.text_bytes, document.usage, truncated=document.finish_reason == "length")
 
     async def _read_all(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
         body = bytearray()
@@ -293,21 +293,21 @@ async def _mark_sent(_session: aiohttp.ClientSession, context: Any, _params: aio
 
 
 class _EventBatch:
-    """Collects the events of one read into one Piece."""
+    """Collects the events of one read into one ResponsePart."""
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self.output = False
+        self.has_output = False
         self.text = 0
-        self.counted: ReportedUsage | None = None
+        self.usage: ReportedUsage | None = None
 
     def add(self, event: bytes, document: AnswerDocument) -> None:
         self.data += event
-        self.output = self.output or document.has_output or document.finish_reason is not None
+        self.has_output = self.has_output or document.has_output or document.finish_reason is not None
         self.text += document.text_bytes
 
-    def piece(self) -> Piece:
-        return Piece(bytes(self.data), self.output, self.text, self.counted)
+    def piece(self) -> ResponsePart:
+        return ResponsePart(bytes(self.data), self.has_output, self.text, self.usage)
 
 
 def _render(event: bytes, document: AnswerDocument, request: EngineRequest) -> bytes:
