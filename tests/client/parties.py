@@ -8,7 +8,8 @@ from typing import Any
 
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.writes import NewJob
-from tallystick.client.receipts.checks import OrderPolicy, PlacedOrder, Tab, sign_order, terms_for
+from tallystick.client.orders.signing import OrderPolicy, PlacedOrder, sign_order, terms_for
+from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.messages import Ask, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage

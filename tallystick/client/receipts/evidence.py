@@ -19,16 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tallystick.client.openai.requests import summarise
-from tallystick.client.receipts.checks import (
-    AdjacentReceipts,
-    AuditFinding,
-    Delivery,
-    PlacedOrder,
-    check_against_order,
-    check_sequence,
-)
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import Delivery
+from tallystick.client.receipts.price_check import check_against_order
 from tallystick.client.receipts.proof import FORMAT as PROOF
 from tallystick.client.receipts.proof import Finding, Proof, read_proof
+from tallystick.client.receipts.sequence_check import AdjacentReceipts, check_sequence
+from tallystick.client.receipts.token_audit import AuditFinding
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, Fault, TallyError
 from tallystick.protocol.json_members import read_count, read_items, read_text

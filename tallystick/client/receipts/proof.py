@@ -20,7 +20,8 @@ import binascii
 from dataclasses import dataclass, field
 from typing import Any
 
-from tallystick.client.receipts.checks import PlacedOrder, check_against_order
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.price_check import check_against_order
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, TallyError
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tallystick.client.config import ClientConfig, TokenAudit
 from tallystick.client.openai.message_text import COUNTABLE_ROUTES, Texts, answer_texts, request_texts
-from tallystick.client.receipts.checks import AuditFinding
-from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.errors import BadMessage, BadReceipt
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.wire import load_response_head, split_request
 
@@ -32,6 +32,20 @@ THIRD_PARTY_TOLERANCE = 20
 """Percent beyond which a count speaks against a receipt: a text can be cut into tokens in more than one way."""
 PER_REQUEST = 64
 """Tokens that it may add once."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFinding:
+    """An objection to a receipt that keeps every rule: the reason in words, and whether this payer refuses such a receipt."""
+
+    reason: str
+    refuse: bool
+
+
+def check_audit(finding: AuditFinding | None) -> None:
+    """Raises BadReceipt if the audit's finding says that this payer refuses the receipt."""
+    if finding is not None and finding.refuse:
+        raise BadReceipt(f"receipt: {finding.reason}")
 
 
 @cache

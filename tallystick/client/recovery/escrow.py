@@ -23,7 +23,8 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.pinning import load_deployment
 from tallystick.client.ledger.accounts import Account
 from tallystick.client.ledger.repair import PaidOrder
-from tallystick.client.receipts.checks import RESERVE_MULTIPLE, PlacedOrder, Tab, reserve_for
+from tallystick.client.orders.signing import RESERVE_MULTIPLE, PlacedOrder, reserve_for
+from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Seconds, format_amount

@@ -15,7 +15,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.jobs.job import Job
-from tallystick.client.receipts.checks import PlacedOrder
+from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.proof import Proof
 from tallystick.client.sdk.batch import BatchResult, RequestBody
 from tallystick.client.sdk.market import Market

@@ -12,7 +12,8 @@ import pytest
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState, OrderState
 from tallystick.client.ledger.writes import IncomingReceipt
-from tallystick.client.receipts.checks import Delivery, PlacedOrder
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import Delivery
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.messages import Receipt

@@ -19,10 +19,8 @@ from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.client.receipts.checks import (
-    UndeliveredCharge,
-    cap_for,
-)
+from tallystick.client.orders.signing import cap_for
+from tallystick.client.receipts.delivery_check import UndeliveredCharge
 from tallystick.client.recovery.escrow import PayerEscrow, rpc_of
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer

@@ -17,7 +17,7 @@ from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState, OrderState
 from tallystick.client.ledger.writes import IncomingReceipt
-from tallystick.client.receipts.checks import (
+from tallystick.client.receipts.delivery_check import (
     IN_FLIGHT_TOKENS,
     OUTPUT_ALLOWANCE,
     QUARTERS_CUT_SHORT,
@@ -322,7 +322,7 @@ async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fak
     await run(market)
     job = fake.last.job
     assert (await market.tab(fake.providers[0].address)).open_caps > 0
-    await market._resolver.resolve(job)
+    await market._reconciler.reconcile(job)
     tab = await market.tab(fake.providers[0].address)
     assert (tab.accepted, tab.undelivered_quarters) == (0, QUARTERS_UNDELIVERED)
     known = await market.find(job)

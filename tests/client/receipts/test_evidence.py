@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tallystick.client.config import ClientConfig, TokenAudit
-from tallystick.client.receipts.checks import PlacedOrder
+from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof
 from tallystick.client.receipts.token_audit import recount_with

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tallystick.client.config import ClientConfig, TokenAudit
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.openai.message_text import answer_texts, request_texts
-from tallystick.client.receipts.token_audit import PER_CHOICE, TokenAuditor, _excess, recount_with
+from tallystick.client.receipts.token_audit import PER_CHOICE, AuditFinding, TokenAuditor, _excess, check_audit, recount_with
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, BadReceipt
@@ -271,3 +271,11 @@ def test_the_texts_of_a_request() -> None:
     assert request_texts("/v1/embeddings", b'{"input": "x"}') is None
     assert request_texts(CHAT, b"{") is None
     assert request_texts(CHAT, b"[]") is None
+
+
+def test_a_doubt_refuses_only_where_it_says_so() -> None:
+    """What a recount flags is booked; what it refuses is not."""
+    check_audit(None)
+    check_audit(AuditFinding("a little much", refuse=False))
+    with pytest.raises(BadReceipt, match="far too much"):
+        check_audit(AuditFinding("far too much", refuse=True))

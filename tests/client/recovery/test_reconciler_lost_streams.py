@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.receipts.checks import QUARTERS_CUT_SHORT, QUARTERS_UNDELIVERED, UndeliveredCharge
+from tallystick.client.receipts.delivery_check import QUARTERS_CUT_SHORT, QUARTERS_UNDELIVERED, UndeliveredCharge
 from tallystick.client.recovery import reconciler
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -70,7 +70,7 @@ async def test_a_submission_that_broke_is_not_billed_unremembered(market: Market
     assert caught.value.retry
     fake.last.take(0)
     fake.last.bill(ALL, result_commitment=OTHER)
-    with pytest.raises(Refusal, match="keeps its answer no longer"):
+    with pytest.raises(Refusal, match="no longer has its answer"):
         await market.submit(CHAT, BODY, key="one")
     tab = await market.tab(fake.providers[0].address)
     assert (tab.accepted, tab.undelivered_quarters) == (50, QUARTERS_UNDELIVERED)

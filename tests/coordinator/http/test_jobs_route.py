@@ -16,6 +16,7 @@ from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.http import jobs_route as module
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.response_buffer import Retention
+from coordinator.jobs.live_job import LiveJob
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
@@ -376,7 +377,7 @@ async def test_a_paid_answer_is_not_lost_to_strangers() -> None:
         await run(rich, 2_000, number)
     again = await _call(route, [paid.dumps()], headers=[(b"x-tally-linger", b"30")])
     assert _content(again) == _content(first)
-    route._answers._let_go(10**9, lambda: PAYER.address)
+    route._buffers._evict(10**9, lambda: PAYER.address)
     again = await _call(route, [paid.dumps()], headers=[(b"x-tally-linger", b"30")])
     assert _content(again) == _content(first), "out of the store"
 
@@ -528,6 +529,42 @@ async def test_a_connection_that_fails_at_the_first_byte(world: World) -> None:
     assert len(node.got(Kind.CANCEL)) == 1
     node.complete(submission.job, outcome=Outcome.CLIENT_CANCELLED)
     await call
+    world.assert_idle()
+
+
+async def test_a_client_that_leaves_before_its_job_is_admitted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is cancelled as soon as it is admitted."""
+    node = world.node("ann")
+    submission = world.submission(node)
+    admitted, gone = asyncio.Event(), asyncio.Event()
+    place_order = world.market.place_order
+
+    async def slow(placed: Submission) -> LiveJob:
+        await admitted.wait()
+        return await place_order(placed)
+
+    monkeypatch.setattr(world.market, "place_order", slow)
+    parts = iter([submission.dumps()])
+
+    async def receive() -> dict[str, Any]:
+        part = next(parts, None)
+        if part is None:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": part, "more_body": False}
+
+    async def send(_event: Any) -> None:
+        pass
+
+    call = asyncio.create_task(JobsRoute(world.market)({"type": "http", "client": ("10.0.0.1", 1)}, receive, send))
+    gone.set()
+    await quiet()
+    admitted.set()
+    await call
+    assert node.got(Kind.DISPATCH) == []
+    known = await world.store.job(submission.job)
+    assert known is not None
+    assert known.record.state is State.CANCELLED
     world.assert_idle()
 
 
