@@ -219,7 +219,7 @@ def test_nothing_follows_the_last_chunk() -> None:
         opener.open(sealed_stream([b"a", b"b", b"c"])[2])
     sealer = Sealer(KEY, JOB, ORDER)
     sealer.seal(b"", last=True)
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(ValueError, match="sealed already"):
         sealer.seal(b"more")
 
 
