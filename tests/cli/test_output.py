@@ -15,7 +15,7 @@ def _shown(monkeypatch: pytest.MonkeyPatch, width: int) -> str:
     console = Console(width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(output, "out", console)
     with console.capture() as capture:
-        output.show_rows(COLUMNS, [ROW, ROW], title="asks", keyed=True)
+        output.show_table(COLUMNS, [ROW, ROW], title="asks", keyed=True)
     return capture.get()
 
 

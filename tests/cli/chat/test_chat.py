@@ -16,7 +16,7 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from tallystick.cli.chat.screen import MarkdownScreen, last_break
-from tallystick.cli.output import harmless
+from tallystick.cli.output import strip_control
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
 from tests.cli.conftest import Tally
@@ -183,4 +183,4 @@ def test_a_break_is_never_inside_of_code(text: str) -> None:
 def test_harmless() -> None:
     """Control characters go, text stays."""
     words: dict[str, Any] = {"a\x1b[31mb": "a[31mb", "tab\tnew\n": "tab\tnew\n", "\x9b1m\r\x7fé": "1mé"}
-    assert {raw: harmless(raw) for raw in words} == words
+    assert {raw: strip_control(raw) for raw in words} == words

@@ -6,18 +6,18 @@ from pathlib import Path
 from node.engines.discover import Finding
 from node.engines.kinds import Kind
 from node.service.config import load_config
-from tallystick.cli.node.init import Sale, _toml
+from tallystick.cli.node.init import ModelPlan, _toml
 from tallystick.protocol.types import Amount
 
 
 def test_what_is_written_is_what_a_node_reads(tmp_path: Path) -> None:
     """Prices, names and keys arrive as they were meant; a path of this machine is not what the model is called on the market."""
     found = Finding('http://x/"y"', Kind.VLLM, "0.9", (), api_key="secret")
-    sales = [
-        Sale("/models/tiny.gguf", 512, Amount(1_500_000), Amount(10), "as given"),
-        Sale("org/model:7b", None, Amount(0), Amount(2_000_000), "default"),
+    plans = [
+        ModelPlan("/models/tiny.gguf", 512, Amount(1_500_000), Amount(10), "as given"),
+        ModelPlan("org/model:7b", None, Amount(0), Amount(2_000_000), "default"),
     ]
-    text = _toml("http://c", tmp_path / "d.json", [found], {found.url: sales}, 3)
+    text = _toml("http://c", tmp_path / "d.json", [found], {found.url: plans}, 3)
     assert "secret" not in text
     assert tomllib.loads(text)["engines"][0]["api_key_env"] == "OPENAI_API_KEY"
     (tmp_path / "node.toml").write_text(text)
