@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from coordinator.domain.reputation import Record
+from coordinator.domain.reputation import ProviderRecord
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.jobs import State
@@ -74,14 +74,14 @@ class KnownJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Recalled:
+class StoredState:
     """What a process starts from: jobs that must not be placed again, what each tab (payer, provider) came to, and what
     providers are known for.
     """
 
     jobs: tuple[JobId, ...]
     totals: Mapping[tuple[Address, Address], Amount]
-    records: Mapping[Address, Record] = field(default_factory=dict)
+    records: Mapping[Address, ProviderRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Bus(Protocol):
 class JobStore(Protocol):
     """Where jobs and receipts are kept. What a coroutine returned from is durable. A terminal state is never replaced."""
 
-    def note_job(self, record: JobRecord) -> None:
+    def enqueue_job(self, record: JobRecord) -> None:
         """Stores a job, or its newer state, before anything stored later. Raises Unavailable if it is too far behind."""
 
     async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
@@ -149,14 +149,14 @@ class JobStore(Protocol):
     async def job(self, job: JobId) -> KnownJob | None:
         """A job with all that was noted of it, if it is known. Raises Unavailable."""
 
-    async def recall(self, now: int, since: int) -> Recalled:
+    async def load_state(self, now: int, since: int) -> StoredState:
         """At the start of a process: ends jobs that a former one left open as failed, their last attempts as unseen, and gives
         back what must be remembered: the jobs created at or after `since`, the highest total of each tab, and the records of
         providers. Raises Unavailable.
         """
         ...
 
-    def note_records(self, records: Mapping[Address, Record]) -> None:
+    def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
         """Stores what these providers are known for, instead of what was stored before. Raises Unavailable."""
 
 
@@ -202,7 +202,7 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptAnswer:
+class StoredResponse:
     """All frames of an ended job, sealed as they came, for who posts the same bytes again. `fingerprint`: of those bytes."""
 
     job: JobId
@@ -212,16 +212,16 @@ class KeptAnswer:
     payer: str = ""
 
 
-class AnswerStore(Protocol):
+class ResponseStore(Protocol):
     """Answers that outlive a process."""
 
-    async def put_answer(self, kept: KeptAnswer, *, since: int, room: int) -> None:
+    async def put_response(self, kept: StoredResponse, *, since: int, max_bytes: int) -> None:
         """Durable on return. Those that ended before `since` are forgotten; where all take more than `room` bytes, now or some
         answers later, the oldest of the payer whose answers take most. Raises Unavailable.
         """
         ...
 
-    async def answer(self, job: JobId, since: int) -> KeptAnswer | None:
+    async def response(self, job: JobId, since: int) -> StoredResponse | None:
         """The answer of a job that ended at `since` or later. Raises Unavailable."""
         ...
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from node.domain.admission import Admitted, Matched
-from node.domain.meter import Counted
-from node.domain.requests import Call
-from node.domain.responses import UpstreamModel
+from node.domain.requests import EngineRequest
 from node.domain.tabs import Funds, TabRow
+from node.domain.upstream_models import UpstreamModel
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Claim, Order, Outcome, Receipt
+from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import Kind
 
@@ -40,7 +40,7 @@ class Piece:
     data: bytes
     output: bool
     text: int = 0
-    counted: Counted | None = None
+    counted: ReportedUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class End:
 
     tail: bytes = b""
     text: int = 0
-    counted: Counted | None = None
+    counted: ReportedUsage | None = None
     truncated: bool = False
 
 
@@ -72,7 +72,7 @@ class EngineLoad:
 class Engine(Protocol):
     """One endpoint that answers requests."""
 
-    def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+    def answer(self, call: EngineRequest) -> AsyncGenerator[Event, None]:
         """A Head, any number of Pieces, one End. Raises Unavailable (node_busy: try elsewhere now; engine_unavailable: it is
         down or its answer is broken). Closing the generator stops the engine at once.
         """

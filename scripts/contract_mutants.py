@@ -11,8 +11,8 @@ from pathlib import Path
 SOURCES = Path(__file__).parent.parent / "contracts" / "src"
 PARTS = (
     "parts/Settlement.sol",
-    "Words.sol",
-    "Rows.sol",
+    "PackedStorage.sol",
+    "PackedRow.sol",
     "parts/Tabs.sol",
     "parts/Purses.sol",
     "parts/Ledger.sol",

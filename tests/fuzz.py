@@ -10,17 +10,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from node.domain.requests import prepare
-from node.domain.responses import EventReader, Malformed, data_of, read_document, read_models, read_other
+from node.domain.upstream_models import read_models
 from node.engines.kinds import read_load
+from tallystick.client.openai.answers import read_text
+from tallystick.client.openai.errors import read_engine_error
 from tallystick.client.openai.message_text import answer_texts, request_texts
-from tallystick.client.openai.requests import engine_error, read_call, read_text
+from tallystick.client.openai.requests import summarise
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof, read_proof
 from tallystick.protocol.eip712 import Domain, loads_signed
-from tallystick.protocol.errors import BadSeal, TallyError, from_public
+from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask, Claim, Match, Order, Receipt, Spec, Terms
+from tallystick.protocol.openai_wire import read_completion, read_other_answer
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, Sealer, SealingKey, wrap_key
+from tallystick.protocol.sse import EventReader, MalformedAnswer, event_data
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash, JobId
 from tallystick.protocol.wire import (
     Dispatch,
@@ -126,13 +130,13 @@ def events(data: bytes) -> None:
         whole = list(_events([data]))
         cut = data[0] if data else 0
         assert list(_events([data[:cut], data[cut:]])) == whole
-    except Malformed:
+    except MalformedAnswer:
         return
     for event in whole:
-        said = data_of(event)
+        said = event_data(event)
         if said is not None:
-            with contextlib.suppress(Malformed):
-                read_document(said)
+            with contextlib.suppress(MalformedAnswer):
+                read_completion(said)
 
 
 def _events(parts: list[bytes]) -> Iterator[bytes]:
@@ -143,14 +147,14 @@ def _events(parts: list[bytes]) -> Iterator[bytes]:
 
 def answers(data: bytes) -> None:
     """An engine's documents, as the node and as the client read them; and errors of anybody."""
-    for read in (read_document, read_other, read_models, read_load):
-        with contextlib.suppress(Malformed, TallyError):
+    for read in (read_completion, read_other_answer, read_models, read_load):
+        with contextlib.suppress(MalformedAnswer, TallyError):
             read(data)
     with contextlib.suppress(TallyError):
         read_text(data)
-    engine_error(500, data)
+    read_engine_error(500, data)
     with contextlib.suppress(TallyError):
-        from_public(loads(data, "error"), 502)
+        error_from_json(loads(data, "error"), 502)
 
 
 SELLS_ALL = replace(OFFER, spec=Spec(features=("/v1/responses", "/v1/audio/transcriptions")))
@@ -161,7 +165,7 @@ def requests(data: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/audio/transcriptions"):
         for kind in ("application/json", "multipart/form-data; boundary=b"):
             with contextlib.suppress(TallyError):
-                read_call(path, data, kind)
+                summarise(path, data, kind)
             with contextlib.suppress(TallyError):
                 prepare(RequestHead(path, kind), data, SELLS_ALL, 100)
 

@@ -13,7 +13,7 @@ from tallystick.protocol.types import Address, Hash
 
 
 @dataclass(slots=True)
-class Node:
+class ConnectedNode:
     """A connected node: its capacity as last heard, and the jobs handed to it since then that it has not counted yet."""
 
     provider: Address
@@ -29,11 +29,11 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ListedAsk:
     """One ask in the book, with the node that stands behind it."""
 
     ask: Verified[Ask]
-    node: Node
+    node: ConnectedNode
 
     @property
     def price_key(self) -> tuple[int, str]:
@@ -43,27 +43,27 @@ class Standing:
 
 
 @dataclass(slots=True)
-class Book:
+class AskBook:
     """All standing asks: by model, cheapest first, and by digest."""
 
-    _by_model: dict[str, list[Standing]] = field(default_factory=dict)
-    _by_digest: dict[Hash, Standing] = field(default_factory=dict)
-    _nodes: dict[Address, Node] = field(default_factory=dict)
-    _of_node: dict[Address, tuple[Standing, ...]] = field(default_factory=dict)
+    _by_model: dict[str, list[ListedAsk]] = field(default_factory=dict)
+    _by_digest: dict[Hash, ListedAsk] = field(default_factory=dict)
+    _nodes: dict[Address, ConnectedNode] = field(default_factory=dict)
+    _of_node: dict[Address, tuple[ListedAsk, ...]] = field(default_factory=dict)
 
     def replace(self, provider: Address, asks: Iterable[Verified[Ask]], capacity: Capacity | None = None) -> None:
         """Makes these the provider's standing asks, instead of all that it had."""
         node = self._nodes.get(provider)
         if node is None:
-            node = self._nodes[provider] = Node(provider, capacity or Capacity(0, 0))
+            node = self._nodes[provider] = ConnectedNode(provider, capacity or Capacity(0, 0))
         elif capacity is not None:
             node.capacity = capacity
         self._remove_asks(provider)
-        standings = tuple(Standing(ask, node) for ask in asks)
-        self._of_node[provider] = standings
-        for standing in standings:
-            self._by_digest[standing.ask.digest] = standing
-            insort(self._by_model.setdefault(standing.ask.message.model, []), standing, key=lambda s: s.price_key)
+        listed_asks = tuple(ListedAsk(ask, node) for ask in asks)
+        self._of_node[provider] = listed_asks
+        for listed_ask in listed_asks:
+            self._by_digest[listed_ask.ask.digest] = listed_ask
+            insort(self._by_model.setdefault(listed_ask.ask.message.model, []), listed_ask, key=lambda s: s.price_key)
 
     def drop(self, provider: Address) -> None:
         """Forgets a provider that went away."""
@@ -71,38 +71,38 @@ class Book:
         self._nodes.pop(provider, None)
 
     def _remove_asks(self, provider: Address) -> None:
-        for standing in self._of_node.pop(provider, ()):
-            self._by_digest.pop(standing.ask.digest, None)
-            model = standing.ask.message.model
+        for listed_ask in self._of_node.pop(provider, ()):
+            self._by_digest.pop(listed_ask.ask.digest, None)
+            model = listed_ask.ask.message.model
             listed = self._by_model[model]
-            index = bisect_left(listed, standing.price_key, key=lambda s: s.price_key)
-            while listed[index] is not standing:
+            index = bisect_left(listed, listed_ask.price_key, key=lambda s: s.price_key)
+            while listed[index] is not listed_ask:
                 index += 1
             del listed[index]
             if not listed:
                 del self._by_model[model]
 
-    def node(self, provider: Address) -> Node | None:
+    def node(self, provider: Address) -> ConnectedNode | None:
         """The node of a provider, if it is connected."""
         return self._nodes.get(provider)
 
-    def of_provider(self, provider: Address) -> tuple[Standing, ...]:
+    def of_provider(self, provider: Address) -> tuple[ListedAsk, ...]:
         """A provider's asks."""
         return self._of_node.get(provider, ())
 
-    def of_model(self, model: str) -> list[Standing]:
+    def of_model(self, model: str) -> list[ListedAsk]:
         """Asks for a model, cheapest first. Do not change the list."""
         return self._by_model.get(model, [])
 
-    def of_providers(self, model: str, providers: Iterable[Address]) -> Iterator[Standing]:
+    def of_providers(self, model: str, providers: Iterable[Address]) -> Iterator[ListedAsk]:
         """Asks of these providers for a model, in no order."""
         return (s for provider in providers for s in self._of_node.get(provider, ()) if s.ask.message.model == model)
 
-    def find(self, digest: Hash) -> Standing | None:
+    def find(self, digest: Hash) -> ListedAsk | None:
         """The standing ask with this digest."""
         return self._by_digest.get(digest)
 
-    def models(self) -> Iterator[tuple[str, list[Standing]]]:
+    def models(self) -> Iterator[tuple[str, list[ListedAsk]]]:
         """Every model with its asks."""
         return iter(sorted(self._by_model.items()))
 

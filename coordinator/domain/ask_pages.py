@@ -11,48 +11,48 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import Any
 
-from coordinator.domain.ask_book import Book, Standing
+from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.resource_bounds import PAGE_BYTES
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_ASKS
 from tallystick.protocol.wire import dumps
 
-MAX_NAME = 1_024
+MAX_MODEL_NAME = 1_024
 """Characters of a model's name: a longer one cannot be asked for, and is not listed."""
-PLACE = "([0-9]{1,21})-(0x[0-9a-f]{40})-([0-9a-f]{64})"
+CURSOR_PATTERN = "([0-9]{1,21})-(0x[0-9a-f]{40})-([0-9a-f]{64})"
 Page = tuple[list[dict[str, Any]], str | None]
 
 
-def models_page(book: Book, after: str, limit: int) -> Page:
+def models_page(book: AskBook, after: str, limit: int) -> Page:
     """Up to `limit` models after this name, and the name to go on after; None on the last page."""
-    listed = ((name, standings) for name, standings in book.models() if name > after and len(name) <= MAX_NAME)
-    return _cut(((name, one_model(name, standings)) for name, standings in listed), limit)
+    listed = ((name, listed_asks) for name, listed_asks in book.models() if name > after and len(name) <= MAX_MODEL_NAME)
+    return _cut(((name, model_entry(name, listed_asks)) for name, listed_asks in listed), limit)
 
 
-def asks_page(book: Book, model: str, after: str, limit: int) -> Page:
+def asks_page(book: AskBook, model: str, after: str, limit: int) -> Page:
     """Up to `limit` asks for a model after this place, cheapest first, and the place to go on after; None on the last page.
     Raises BadMessage for a place that no page told.
     """
     listed = book.of_model(model)
     begin, last = 0, None
     if after:
-        found = re.fullmatch(PLACE, after)
+        found = re.fullmatch(CURSOR_PATTERN, after)
         if found is None:
             raise BadMessage("after: expected the `next` of a former page")
         last = (int(found[1]), found[2]), found[3]
-        begin = bisect_left(listed, last[0], key=lambda standing: standing.price_key)
+        begin = bisect_left(listed, last[0], key=lambda listed_ask: listed_ask.price_key)
     # Asks of one provider at one price stand in no order: all that the page may begin and end with are taken in.
     window = sorted(listed[begin : begin + limit + 2 * MAX_ASKS], key=_place)
-    left = (standing for standing in window if last is None or _place(standing) > last)
-    return _cut(((_told(standing), one_ask(standing)) for standing in left), limit)
+    left = (listed_ask for listed_ask in window if last is None or _place(listed_ask) > last)
+    return _cut(((_told(listed_ask), ask_entry(listed_ask)) for listed_ask in left), limit)
 
 
-def _place(standing: Standing) -> tuple[tuple[int, str], str]:
-    return standing.price_key, standing.ask.digest.hex()
+def _place(listed_ask: ListedAsk) -> tuple[tuple[int, str], str]:
+    return listed_ask.price_key, listed_ask.ask.digest.hex()
 
 
-def _told(standing: Standing) -> str:
-    (price, provider), digest = _place(standing)
+def _told(listed_ask: ListedAsk) -> str:
+    (price, provider), digest = _place(listed_ask)
     return f"{price}-{provider}-{digest}"
 
 
@@ -68,23 +68,23 @@ def _cut(entries: Iterable[tuple[str, dict[str, Any]]], limit: int) -> Page:
     return page, None
 
 
-def one_model(name: str, standings: list[Standing]) -> dict[str, Any]:
+def model_entry(name: str, listed_asks: list[ListedAsk]) -> dict[str, Any]:
     """A model as it is listed. Prices are base units per 1,000,000 tokens, as text."""
-    asks = [standing.ask.message for standing in standings]
+    asks = [listed_ask.ask.message for listed_ask in listed_asks]
     return {
         "id": name,
         "providers": len({ask.provider for ask in asks}),
-        "live": sum(standing.node.free > 0 for standing in standings),
+        "live": sum(listed_ask.node.free > 0 for listed_ask in listed_asks),
         "inputPrice": str(min(ask.input_price for ask in asks)),
         "cachedInputPrice": str(min(ask.cached_input_price for ask in asks)),
         "outputPrice": str(min(ask.output_price for ask in asks)),
         "contextTokens": max(ask.context_tokens for ask in asks),
         "maxOutputTokens": max(ask.max_output_tokens for ask in asks),
-        "tokensPerSecond": max(standing.node.capacity.tokens_per_second for standing in standings),
-        "firstTokenMs": min((ms for standing in standings if (ms := standing.node.capacity.first_token_ms)), default=0),
+        "tokensPerSecond": max(listed_ask.node.capacity.tokens_per_second for listed_ask in listed_asks),
+        "firstTokenMs": min((ms for listed_ask in listed_asks if (ms := listed_ask.node.capacity.first_token_ms)), default=0),
     }
 
 
-def one_ask(standing: Standing) -> dict[str, Any]:
+def ask_entry(listed_ask: ListedAsk) -> dict[str, Any]:
     """An ask as it is listed: as it was signed, with the slots that its node has free."""
-    return {"ask": standing.ask.to_json(), "free": standing.node.free}
+    return {"ask": listed_ask.ask.to_json(), "free": listed_ask.node.free}

@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from coordinator.domain.ask_book import Book
-from coordinator.domain.matching import Demand, Reason
+from coordinator.domain.ask_book import AskBook
+from tallystick.protocol.demand import Demand, Reason
 from tallystick.protocol.types import Address
 
-REMEMBERED = 2_000
+MAX_REMEMBERED = 2_000
 _NAMED = 32
 """Providers whose reason is kept of one decision."""
 
@@ -44,10 +44,10 @@ class Verdict:
 
 
 @dataclass(slots=True)
-class Decisions:
+class DecisionLog:
     """The last decisions, oldest first."""
 
-    _kept: deque[Decision] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _kept: deque[Decision] = field(default_factory=lambda: deque(maxlen=MAX_REMEMBERED))
 
     def listed(self, demand: Demand, won: Iterable[Address], against: Iterable[tuple[Address, Reason]], now: int) -> None:
         """A shortlist was made, or could not be. One that concerned no provider is not kept: it would tell nobody anything."""
@@ -61,11 +61,11 @@ class Decisions:
         """An order was chosen among those of a job, or none could be."""
         self._kept.append(Decision(now, model, match=True, won=() if won is None else (won,), against=against))
 
-    def why(self, provider: Address, book: Book, limit: int) -> list[Verdict]:
+    def why(self, provider: Address, book: AskBook, limit: int) -> list[Verdict]:
         """The last decisions on models that the provider sells, or that named it, newest first."""
         return [verdict for verdict, _ in zip(self._verdicts(provider, book), range(limit), strict=False)]
 
-    def _verdicts(self, provider: Address, book: Book) -> Iterator[Verdict]:
+    def _verdicts(self, provider: Address, book: AskBook) -> Iterator[Verdict]:
         for decision in reversed(self._kept):
             why = _place(provider, decision)
             if why is None and not decision.match and any(book.of_providers(decision.model, [provider])):

@@ -69,7 +69,7 @@ class Exposure:
         self._tab(payer, provider).in_flight -= cap
         self._forget_if_idle(payer, provider)
 
-    def book(self, payer: Address, provider: Address, cumulative: Amount, ceiling: Amount) -> Amount:
+    def record_receipt(self, payer: Address, provider: Address, cumulative: Amount, ceiling: Amount) -> Amount:
         """A receipt, for an order with this ceiling, brought the tab to this total. Returns what the tab comes to."""
         tab = self._tab(payer, provider)
         tab.ceiling = Amount(max(tab.ceiling, ceiling))

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from operator import itemgetter
 
-from coordinator.domain.ask_book import Book, Standing
-from coordinator.domain.ranking import PROVEN, Known, Score, by_cost, cut, explored, reliable_first
-from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.requirements import NOTHING, Requirements
-from tallystick.protocol.routes import serves
+from coordinator.domain.ask_book import AskBook, ListedAsk
+from coordinator.domain.ranking import PROVEN, IsNewcomer, Score, limited, sort_by_cost, sort_reliable_first, with_exploration
+from tallystick.protocol.demand import Demand, Facts, Reason
+from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Candidate
 
-MAX_LISTED = 8
 _SCAN, _SCAN_UNPROVEN, _ENOUGH = 256, 64, 64
 """Asks judged for one shortlist, cheapest first, beside those that are excluded: of proven providers, and of all others; it ends
 earlier with so many proven ones that fit. So strangers with many cheap asks hide nobody, and the work is bounded.
@@ -28,89 +24,12 @@ _WALK = 5_000
 """Asks of one model that are passed over for one shortlist: some seventy nodes can offer so many in the bytes that they have."""
 
 
-class Reason(Enum):
-    """Why a provider was not chosen, in words that its owner and the client can act on."""
-
-    NOT_PINNED = "not among the providers asked for"
-    EXCLUDED = "excluded by the client"
-    ROUTE = "it does not serve that route"
-    REGION = "it is not in a region asked for"
-    TIER = "it is not of a tier asked for"
-    PRECISION = "it is not of a precision asked for"
-    ENGINE = "it does not run on an engine asked for"
-    FEATURES = "it lacks a feature asked for"
-    CONTEXT = "its context is shorter than asked for"
-    REPUTATION = "it failed too many jobs lately"
-    STAKE = "it has staked less than asked for"
-    INPUT_PRICE = "its input price is above the client's maximum"
-    OUTPUT_PRICE = "its output price is above the client's maximum"
-    OUTPUT_TOKENS = "it writes fewer tokens than asked for"
-    ORDER_EXPIRED = "the order on it has expired"
-    ASK_EXPIRED = "its ask has expired or is not valid yet"
-    ASK_GONE = "its ask was replaced or withdrawn since the shortlist was made"
-    BUSY = "no free slot now"
-    FAILED = "it failed this job already"
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a client wants. Prices are maxima in base units per 1,000,000 tokens; empty sets do not restrict."""
-
-    model: str
-    max_input_price: int | None = None
-    max_output_price: int | None = None
-    providers: frozenset[Address] = frozenset()
-    exclude: frozenset[Address] = frozenset()
-    max_output_tokens: int = 0
-    route: str | None = None
-    require: Requirements = NOTHING
-    min_reputation: int = 0
-    """Percent of the score that a provider has by its last jobs."""
-    min_stake: int = 0
-    """Base units."""
-    sort: str = "price"
-    limit: int = MAX_LISTED
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.limit <= MAX_LISTED:
-            raise BadMessage(f"limit: expected 1 to {MAX_LISTED}")
-        if self.sort not in SORTS:
-            raise BadMessage(f"sort: expected one of {', '.join(SORTS)}")
-
-
-_LACKS = {
-    "region": Reason.REGION,
-    "tier": Reason.TIER,
-    "precision": Reason.PRECISION,
-    "engine": Reason.ENGINE,
-    "features": Reason.FEATURES,
-    "context_tokens": Reason.CONTEXT,
-}
-
-SORTS: dict[str, Callable[[Standing], float]] = {
+_SORT_KEYS: dict[str, Callable[[ListedAsk], float]] = {
     "price": lambda s: s.price_key[0],
     "latency": lambda s: s.node.capacity.first_token_ms or float("inf"),
     "throughput": lambda s: -s.node.capacity.tokens_per_second,
 }
 """How a shortlist is ordered; what is not known yet comes last, and ties go to the cheaper."""
-
-_Predicate = Callable[[Standing, Demand, int], bool]
-
-_WANTED: tuple[tuple[Reason, _Predicate], ...] = (
-    (Reason.NOT_PINNED, lambda s, d, _: bool(d.providers) and s.ask.message.provider not in d.providers),
-    (Reason.EXCLUDED, lambda s, d, _: s.ask.message.provider in d.exclude),
-    (Reason.ROUTE, lambda s, d, _: d.route is not None and not serves(s.ask.message.spec.features, d.route)),
-)
-"""Whether it is asked for at all."""
-
-PREDICATES: tuple[tuple[Reason, _Predicate], ...] = (
-    (Reason.STAKE, lambda s, d, _: s.node.stake < d.min_stake),
-    (Reason.INPUT_PRICE, lambda s, d, _: d.max_input_price is not None and s.ask.message.input_price > d.max_input_price),
-    (Reason.OUTPUT_PRICE, lambda s, d, _: d.max_output_price is not None and s.ask.message.output_price > d.max_output_price),
-    (Reason.OUTPUT_TOKENS, lambda s, d, _: s.ask.message.max_output_tokens < d.max_output_tokens),
-    (Reason.ASK_EXPIRED, lambda s, _, now: not s.ask.message.valid_from <= now < s.ask.message.valid_until),
-    (Reason.BUSY, lambda s, _, __: s.node.free < 1),
-)
 
 
 def _anybody(_provider: Address) -> float:
@@ -121,99 +40,91 @@ def _nobody(_provider: Address) -> bool:
     return False
 
 
-def judge(standing: Standing, demand: Demand, now: int, score: Score = _anybody) -> Reason | None:
+def rejection(listed_ask: ListedAsk, demand: Demand, now: int, score: Score = _anybody) -> Reason | None:
     """The first reason against this ask for this demand, or None."""
-    return (
-        _first(_WANTED, standing, demand, now)
-        or (_LACKS.get(demand.require.lacks(standing.ask.message) or "") if demand.require is not NOTHING else None)
-        or _first(PREDICATES, standing, demand, now)
-        or (Reason.REPUTATION if demand.min_reputation > 100 * score(standing.node.provider) else None)
-    )
-
-
-def _first(table: tuple[tuple[Reason, _Predicate], ...], standing: Standing, demand: Demand, now: int) -> Reason | None:
-    return next((reason for reason, excludes in table if excludes(standing, demand, now)), None)
+    node = listed_ask.node
+    return demand.objection(listed_ask.ask.message, Facts(now, node.stake, node.free, 100 * score(node.provider)))
 
 
 def shortlist(
-    book: Book,
+    book: AskBook,
     demand: Demand,
     now: int,
-    judged: list[tuple[Reason, Standing]] | None = None,
+    rejected: list[tuple[Reason, ListedAsk]] | None = None,
     score: Score = _anybody,
     *,
-    newcomer: Known = _nobody,
+    newcomer: IsNewcomer = _nobody,
     chance: float = 1.0,
-) -> list[Standing]:
+) -> list[ListedAsk]:
     """The best asks for a demand, best first, at most `demand.limit` and one of each provider. Raises Refusal or Unavailable that
     say why none. `chance`: drawn evenly from 0 to 1; see ranking.py.
 
     `judged` is filled with the asks that were looked at in vain, each with the reason against it.
     """
-    listed: Sequence[Standing] = book.of_model(demand.model)
+    listed: Sequence[ListedAsk] = book.of_model(demand.model)
     wanted = listed
-    if demand.providers:  # wherever they stand in the list
-        wanted = sorted(book.of_providers(demand.model, demand.providers), key=lambda standing: standing.price_key)
-    judged = [] if judged is None else judged
-    found = _fitting(wanted, demand, now, judged=judged, score=score)
+    if demand.pin:  # wherever they stand in the list
+        wanted = sorted(book.of_providers(demand.model, demand.pin), key=lambda listed_ask: listed_ask.price_key)
+    rejected = [] if rejected is None else rejected
+    found = _fitting(wanted, demand, now, rejected=rejected, score=score)
     if not found:
-        raise explain_none(demand, judged, unasked=len(listed) - len(wanted))
-    return cut(explored(ordered(found, demand, score), _itself, newcomer, chance), demand.limit, newcomer)
+        raise no_match_error(demand, rejected, not_requested=len(listed) - len(wanted))
+    return limited(with_exploration(sort_by_demand(found, demand, score), _itself, newcomer, chance), demand.limit, newcomer)
 
 
 def _fitting(
-    wanted: Sequence[Standing], demand: Demand, now: int, *, judged: list[tuple[Reason, Standing]], score: Score
-) -> list[Standing]:
+    wanted: Sequence[ListedAsk], demand: Demand, now: int, *, rejected: list[tuple[Reason, ListedAsk]], score: Score
+) -> list[ListedAsk]:
     """The cheapest fitting ask of each provider, as far as the scan goes."""
-    found: dict[Address, Standing] = {}
+    found: dict[Address, ListedAsk] = {}
     left = {True: _SCAN, False: _SCAN_UNPROVEN}
     enough = _ENOUGH if demand.sort == "price" else _SCAN
-    for standing, _ in zip(wanted, range(_WALK), strict=False):
-        provider = standing.node.provider
+    for listed_ask, _ in zip(wanted, range(_WALK), strict=False):
+        provider = listed_ask.node.provider
         proven = score(provider) >= PROVEN
         if provider in found or not left[proven]:
             continue
-        reason = judge(standing, demand, now, score)
+        reason = rejection(listed_ask, demand, now, score)
         if reason is None:
-            found[provider] = standing
+            found[provider] = listed_ask
             enough -= proven
         else:
-            judged.append((reason, standing))
+            rejected.append((reason, listed_ask))
         left[proven] -= reason is not Reason.EXCLUDED
         if not (enough and left[True]):
             break
     return list(found.values())
 
 
-def ordered(standings: Sequence[Standing], demand: Demand, score: Score) -> list[Standing]:
+def sort_by_demand(listed_asks: Sequence[ListedAsk], demand: Demand, score: Score) -> list[ListedAsk]:
     """These in the order that the demand sorts by."""
     if demand.sort == "price":
-        return by_cost(standings, _itself, score)
-    return reliable_first(standings, SORTS[demand.sort], score)
+        return sort_by_cost(listed_asks, _itself, score)
+    return sort_reliable_first(listed_asks, _SORT_KEYS[demand.sort], score)
 
 
-def _itself(standing: Standing) -> Standing:
-    return standing
+def _itself(listed_ask: ListedAsk) -> ListedAsk:
+    return listed_ask
 
 
 _PRICE = frozenset({Reason.INPUT_PRICE, Reason.OUTPUT_PRICE})
 _CHOICE = frozenset({Reason.NOT_PINNED, Reason.EXCLUDED})
 
 
-def explain_none(demand: Demand, judged: Sequence[tuple[Reason, Standing]], *, unasked: int = 0) -> TallyError:
+def no_match_error(demand: Demand, rejected: Sequence[tuple[Reason, ListedAsk]], *, not_requested: int = 0) -> TallyError:
     """The error that tells a client why nobody can take its job, and what would change that.
 
     `judged`: the asks looked at, each with the reason against it; `unasked`: how many more the client did not ask for.
     """
-    reasons = Counter(reason for reason, _ in judged)
-    if unasked:
-        reasons[Reason.NOT_PINNED] += unasked
+    reasons = Counter(reason for reason, _ in rejected)
+    if not_requested:
+        reasons[Reason.NOT_PINNED] += not_requested
     if not reasons:
         return Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {demand.model!r}")
     told = "; ".join(f"{count} x {reason.value}" for reason, count in reasons.most_common())
     if Reason.BUSY in reasons:
         return Unavailable(Code.NODE_BUSY, f"providers of {demand.model!r} are busy: {told}", fault=Fault.PROVIDER)
-    asks = [standing.ask.message for reason, standing in judged if reason in _PRICE]
+    asks = [listed_ask.ask.message for reason, listed_ask in rejected if reason in _PRICE]
     if asks and set(reasons) <= _PRICE | _CHOICE:
         among = "every provider asked for" if set(reasons) & _CHOICE else "every provider"
         lowest = f"{min(a.input_price for a in asks)} in and {min(a.output_price for a in asks)} out"
@@ -224,46 +135,46 @@ def explain_none(demand: Demand, judged: Sequence[tuple[Reason, Standing]], *, u
     return Refusal(Code.NO_PROVIDER, f"no provider of {demand.model!r} fits: {told}")
 
 
-def rank(
+def rank_candidates(
     candidates: Sequence[Candidate],
-    book: Book,
+    book: AskBook,
     *,
     tried: Collection[Address],
     score: Score,
     now: int,
     ranked: bool = False,
-    newcomer: Known = _nobody,
+    newcomer: IsNewcomer = _nobody,
     chance: float = 1.0,
-) -> tuple[list[tuple[Standing, Candidate]], list[str]]:
+) -> tuple[list[tuple[ListedAsk, Candidate]], list[str]]:
     """The candidates of a job that can take it now, best first, and why the others cannot. Raises Refusal (order_terms).
 
     `ranked`: they are in the order in which the client would have them. `chance`: drawn evenly from 0 to 1; see ranking.py.
     """
-    fit: list[tuple[Standing, Candidate]] = []
+    fit: list[tuple[ListedAsk, Candidate]] = []
     against: list[str] = []
     for candidate in candidates:
         order, terms = candidate.order.message, candidate.terms
-        standing = book.find(terms.ask)
+        listed_ask = book.find(terms.ask)
         reason: Reason | None = Reason.ASK_GONE
-        if standing is not None:
-            check_terms(candidate, standing)
-            reason = judge(standing, Demand(model=terms.model), now)
+        if listed_ask is not None:
+            check_terms(candidate, listed_ask)
+            reason = rejection(listed_ask, Demand(model=terms.model), now)
         if order.deadline <= now:
             reason = Reason.ORDER_EXPIRED
         if order.provider in tried:
             reason = Reason.FAILED
-        if standing is not None and reason is None:
-            fit.append((standing, candidate))
+        if listed_ask is not None and reason is None:
+            fit.append((listed_ask, candidate))
         elif reason is not None:
             against.append(f"{order.provider}: {reason.value}")
     if not ranked:
-        fit = explored(by_cost(fit, itemgetter(0), score), itemgetter(0), newcomer, chance)
+        fit = with_exploration(sort_by_cost(fit, itemgetter(0), score), itemgetter(0), newcomer, chance)
     return fit, against
 
 
-def check_terms(candidate: Candidate, standing: Standing) -> None:
+def check_terms(candidate: Candidate, listed_ask: ListedAsk) -> None:
     """Holds an order's terms against the ask that they name. Raises Refusal (order_terms)."""
-    terms, ask = candidate.terms, standing.ask.message
+    terms, ask = candidate.terms, listed_ask.ask.message
     if ask.provider != candidate.order.message.provider or ask.model != terms.model:
         raise Refusal(Code.ORDER_TERMS, "terms.ask: the ask of another provider or model")
     offered = (ask.input_price, ask.cached_input_price, ask.output_price)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from coordinator.domain.ask_book import Standing
+from coordinator.domain.ask_book import ListedAsk
 from tallystick.protocol.types import Address
 
 FAILED_JOBS = 2
@@ -33,10 +33,10 @@ PROVEN = 0.5
 T = TypeVar("T")
 Score = Callable[[Address], float]
 """What a provider is known for, from 0 to 1."""
-Known = Callable[[Address], bool]
+IsNewcomer = Callable[[Address], bool]
 
 
-def by_cost(listed: Sequence[T], standing_of: Callable[[T], Standing], score: Score) -> list[T]:
+def sort_by_cost(listed: Sequence[T], standing_of: Callable[[T], ListedAsk], score: Score) -> list[T]:
     """These, the least expected cost first; ties by price, then by address."""
     if not listed:
         return []
@@ -51,16 +51,16 @@ def by_cost(listed: Sequence[T], standing_of: Callable[[T], Standing], score: Sc
     return sorted(listed, key=cost)
 
 
-def reliable_first(listed: Sequence[Standing], sort: Callable[[Standing], float], score: Score) -> list[Standing]:
+def sort_reliable_first(listed: Sequence[ListedAsk], sort: Callable[[ListedAsk], float], score: Score) -> list[ListedAsk]:
     """These as `sort` has them. Those with less than half of the best score come last: a node itself says how fast it is."""
-    most = max((score(standing.node.provider) for standing in listed), default=0.0)
+    most = max((score(listed_ask.node.provider) for listed_ask in listed), default=0.0)
     return sorted(listed, key=lambda one: (2 * score(one.node.provider) < most, sort(one), one.price_key))
 
 
-def explored(
+def with_exploration(
     listed: list[T],
-    standing_of: Callable[[T], Standing],
-    newcomer: Known,
+    standing_of: Callable[[T], ListedAsk],
+    newcomer: IsNewcomer,
     chance: float,
 ) -> list[T]:
     """The list with a newcomer first, if `chance` (from 0 to 1, drawn evenly) says so and one may be."""
@@ -74,11 +74,11 @@ def explored(
     return [chosen, *(one for one in listed if one is not chosen)]
 
 
-def cut(listed: list[Standing], limit: int, newcomer: Known) -> list[Standing]:
+def limited(listed: list[ListedAsk], limit: int, newcomer: IsNewcomer) -> list[ListedAsk]:
     """The first `limit` of the list; the last place is a newcomer's, if there is none before and one that follows."""
     kept = listed[:limit]
-    if limit > 1 and not any(newcomer(standing.node.provider) for standing in kept):
-        fresh = next((standing for standing in listed[limit:] if newcomer(standing.node.provider)), None)
+    if limit > 1 and not any(newcomer(listed_ask.node.provider) for listed_ask in kept):
+        fresh = next((listed_ask for listed_ask in listed[limit:] if newcomer(listed_ask.node.provider)), None)
         if fresh is not None:
             kept[-1] = fresh
     return kept

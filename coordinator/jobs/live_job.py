@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
-from coordinator.domain.ask_book import Node
-from coordinator.domain.resource_bounds import INBOX
+from coordinator.domain.ask_book import ConnectedNode
+from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.ports import AttemptRecord, JobRecord, job_subject
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import TallyError
@@ -26,7 +26,7 @@ class Attempt:
 
     candidate: Candidate
     order: Verified[Order]
-    node: Node
+    node: ConnectedNode
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class LiveJob:
     submission: Submission
     created_at: int
     started: float
-    heard: float
+    last_frame_at: float
     state: State = State.QUEUED
     attempt: Attempt | None = None
     tried: set[Address] = field(default_factory=set)
@@ -52,12 +52,12 @@ class LiveJob:
     deadline: float = 0.0
     overdue: bool = False
     cancelled: bool = False
-    blamed: bool = False
-    answered: bool = False
+    reputation_counted: bool = False
+    output_seen: bool = False
     reading: float | None = None
     waited: float = 0.0
     last_error: TallyError | None = None
-    inbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(INBOX))
+    inbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(INBOX_FRAMES))
     subject: str = field(init=False)
     """Where its frames go."""
 
@@ -97,7 +97,7 @@ class LiveJob:
         return self.state in (State.MATCHED, State.RUNNING, State.STREAMING)
 
     @property
-    def more_waits(self) -> bool:
+    def more_frames_queued(self) -> bool:
         """Whether chunks are there to follow the one in hand at once. One frame alone may be a receipt, which takes a while."""
         return self.state is State.STREAMING and self.inbox.qsize() > 1
 
@@ -138,24 +138,24 @@ class LiveJob:
         try:
             self.inbox.put_nowait(frame)
         except asyncio.QueueFull:
-            raise InboxOverrun(f"job {self.id.hex()}: more than {INBOX} frames unread") from None
-        first = frame[0] == Kind.CHUNK and not self.answered
-        self.answered = self.answered or first
+            raise InboxOverrun(f"job {self.id.hex()}: more than {INBOX_FRAMES} frames unread") from None
+        first = frame[0] == Kind.CHUNK and not self.output_seen
+        self.output_seen = self.output_seen or first
         return first
 
     def interrupt(self, frame: bytes) -> None:
         """Delivers what must not be lost: where the inbox is full, it takes the place of all that waits there."""
-        self.answered = True
+        self.output_seen = True
         if self.inbox.full():
-            self.inbox = asyncio.Queue(INBOX)
+            self.inbox = asyncio.Queue(INBOX_FRAMES)
         self.inbox.put_nowait(frame)
 
     def begin(self, attempt: Attempt, deadline: float) -> None:
         """A new attempt, with an inbox of its own: late frames of a former attempt are not this one's."""
         self.attempt, self.deadline, self.unread = attempt, deadline, 0
-        self.overdue = self.blamed = self.answered = False
+        self.overdue = self.reputation_counted = self.output_seen = False
         self.tried.add(self.provider)
-        self.inbox = asyncio.Queue(INBOX)
+        self.inbox = asyncio.Queue(INBOX_FRAMES)
         candidate = attempt.candidate
         self.attempts.append(AttemptRecord(attempt.order, candidate.terms, State.MATCHED, raw=candidate.raw))
         self.move(Event.MATCH)

@@ -21,7 +21,7 @@ from contextlib import aclosing
 
 import structlog
 
-from coordinator.domain.limits import Limits, check_order
+from coordinator.domain.limits import JobLimits, check_order
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.jobs.live_job import Attempt, LiveJob, link_payload
 from coordinator.jobs.matchmaker import Matchmaker
@@ -40,7 +40,7 @@ from tallystick.protocol.wire import CancelReason, Dispatch, Kind, Submission, d
 log = structlog.get_logger()
 CREDIT_STEP = 32
 _CHANCE = random.SystemRandom().random
-HOPELESS = frozenset({Code.BAD_MESSAGE, Code.BODY_TOO_LARGE, Code.UNKNOWN_ROUTE, Code.CANCELLED})
+REQUEST_FAULTS = frozenset({Code.BAD_MESSAGE, Code.BODY_TOO_LARGE, Code.UNKNOWN_ROUTE, Code.CANCELLED})
 """What one provider says of the request itself, every other would say too."""
 GONE = Kind.ERROR
 """Put into a job's inbox when its node's connection is lost; never relayed."""
@@ -57,14 +57,19 @@ class Market:
         bus: Bus,
         store: JobStore,
         funds: Funds,
-        limits: Limits,
+        limits: JobLimits,
         now: Callable[[], float] = time.time,
         tick: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = _CHANCE,
     ) -> None:
         self.domain, self.address, self.limits = domain, signer.address, limits
         self.matchmaker = made = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
-        self.book, self.exposure, self.reputation, self.decisions = made.book, made.exposure, made.reputation, made.decisions
+        self.book, self.exposure, self.reputation, self.decision_log = (
+            made.book,
+            made.exposure,
+            made.reputation,
+            made.decision_log,
+        )
         self._signer, self._bus, self._store = signer, bus, store
         self._receipts = Receipts(
             domain=domain,
@@ -80,7 +85,7 @@ class Market:
         self._live: dict[JobId, LiveJob] = {}
         self._running: Counter[Address] = Counter()
         self._seen: OrderedDict[JobId, int] = OrderedDict()
-        self._unnoted: dict[JobId, JobRecord] = {}
+        self._unsaved_jobs: dict[JobId, JobRecord] = {}
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -88,13 +93,13 @@ class Market:
     async def start(self) -> None:
         """Takes up what the store remembers: recent jobs, so that replays are seen, and the totals of all tabs."""
         now = int(self._now())
-        recalled = await self._store.recall(now, now - self.limits.order_horizon)
-        self._seen = OrderedDict.fromkeys(recalled.jobs, now)
-        if recalled.jobs:
+        stored = await self._store.load_state(now, now - self.limits.max_order_seconds)
+        self._seen = OrderedDict.fromkeys(stored.jobs, now)
+        if stored.jobs:
             self.matchmaker.restarted()
-        for (payer, provider), total in recalled.totals.items():
-            self.exposure.book(payer, provider, total, total)
-        self.reputation.restore(recalled.records)
+        for (payer, provider), total in stored.totals.items():
+            self.exposure.record_receipt(payer, provider, total, total)
+        self.reputation.restore(stored.records)
 
     async def drain(self, seconds: float) -> None:
         """Takes no more orders and waits for the jobs that live; what is left then ends when its node's link is closed."""
@@ -142,7 +147,7 @@ class Market:
         Raises TallyError: then nothing was dispatched and nothing is owed.
         """
         now = int(self._now())
-        if self._stopping or self._unnoted:
+        if self._stopping or self._unsaved_jobs:
             why = "is stopping" if self._stopping else "cannot write to its database"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
         if submission.job in self._seen:
@@ -153,7 +158,7 @@ class Market:
         if self._running[submission.candidates[0].order.message.payer] >= self.limits.jobs_per_payer:
             text = f"this payer already runs {self.limits.jobs_per_payer} jobs here, which is all that one may"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
-        job = LiveJob(submission, created_at=now, started=self._tick(), heard=self._tick())
+        job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
         self._seen[job.id] = now
         try:
             await self.matchmaker.match(job)
@@ -234,7 +239,7 @@ class Market:
         try:
             if job.cancelled:
                 raise Refusal(Code.CANCELLED, "cancelled before a provider had it")
-            self._store.note_job(job.record())  # first: without it, a later receipt could not be checked
+            self._store.enqueue_job(job.record())  # first: without it, a later receipt could not be checked
         except TallyError as error:
             return self._end(job, error)
         match = self._signer.sign(
@@ -259,7 +264,7 @@ class Market:
         if kind == Kind.RECEIPT:
             return await self._finish(job, attempt, payload)
         if kind in (Kind.FAIL, GONE):
-            return self._fail(job, self._lost(job) if kind == GONE else read_failure(job, payload))
+            return self._fail(job, self._connection_error(job) if kind == GONE else read_failure(job, payload))
         if kind == Kind.CHUNK:
             if job.delivered:
                 return None  # the answer has ended; no client could open what comes behind its end
@@ -267,8 +272,8 @@ class Market:
                 job.mark_delivered()
             if job.state is not State.STREAMING:
                 job.move(Event.OUTPUT)
-            job.heard = self._tick()
-            job.extend(job.heard + self.limits.idle)
+            job.last_frame_at = self._tick()
+            job.extend(job.last_frame_at + self.limits.idle)
             return Kind.CHUNK, payload
         if kind == Kind.ACCEPT and job.state is not State.STREAMING:
             if job.state is State.MATCHED:
@@ -283,7 +288,7 @@ class Market:
             job.unread = 0
             self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, CREDIT_STEP.to_bytes(4, "big")))
 
-    def _lost(self, job: LiveJob) -> TallyError:
+    def _connection_error(self, job: LiveJob) -> TallyError:
         if self._stopping:
             return Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR)
         return Unavailable(Code.NODE_GONE, f"the connection to provider {job.provider} was lost", fault=Fault.PROVIDER)
@@ -314,7 +319,7 @@ class Market:
 
         A node's refusal is about its own tab, ask or clock, so the next one is asked all the same.
         """
-        if job.state is State.STREAMING or error.code in HOPELESS or job.cancelled:
+        if job.state is State.STREAMING or error.code in REQUEST_FAULTS or job.cancelled:
             return self._end(job, error)
         log.info("attempt failed", job=job.id.hex(), provider=job.provider, reason=str(error))
         count_failure(self.reputation, job, error)
@@ -357,9 +362,9 @@ class Market:
     def _note(self, record: JobRecord) -> None:
         """Stores the end of a job, now or as soon as the store can take it."""
         try:
-            self._store.note_job(record)
+            self._store.enqueue_job(record)
         except Unavailable:
-            self._unnoted[record.job] = record
+            self._unsaved_jobs[record.job] = record
 
     def cancel(self, job_id: JobId) -> bool:
         """Asks the job's node to stop; its receipt will end the job. False if no such job lives here."""
@@ -383,8 +388,8 @@ class Market:
         Raises BadReceipt, Unavailable: then it is not acknowledged.
         """
         live = self._live.get(job_id)
-        newest = self._unnoted.get(job_id) if live is None else live.record()
-        return await self._receipts.take(provider, job_id, payload, newest)
+        newest = self._unsaved_jobs.get(job_id) if live is None else live.record()
+        return await self._receipts.accept_late(provider, job_id, payload, newest)
 
     async def accept_late(self, provider: Address, job_id: JobId, late: LateReceipt) -> None:
         """A receipt with what it is for, whether its job is known here or was lost. Raises BadReceipt, Refusal, Unavailable."""
@@ -392,20 +397,20 @@ class Market:
             return
         if (late.order.message.coordinator, late.order.message.provider) != (self.address, provider):
             raise BadReceipt("receipt: its order is for another coordinator or provider")
-        await self._receipts.take_unknown(job_id, late)
+        await self._receipts.accept_unknown(job_id, late)
         self._seen.setdefault(job_id, int(self._now()))
 
     # Time
 
     def sweep(self) -> None:
         """Once a second: jobs past their phase's deadline end, silent ones beat for the client, old replay memory goes."""
-        tick, horizon = self._tick(), int(self._now()) - self.limits.order_horizon
+        tick, horizon = self._tick(), int(self._now()) - self.limits.max_order_seconds
         for job in list(self._live.values()):
             if job.at_node:
                 self._watch(job, tick)
         while self._seen and next(iter(self._seen.values())) <= horizon:
             self._seen.popitem(last=False)
-        unnoted, self._unnoted = self._unnoted, {}
+        unnoted, self._unsaved_jobs = self._unsaved_jobs, {}
         for record in unnoted.values():
             self._note(record)
         self._note_records()
@@ -414,7 +419,7 @@ class Market:
         changed = self.reputation.changed()
         try:
             if changed:
-                self._store.note_records(changed)
+                self._store.enqueue_provider_records(changed)
         except Unavailable:
             self.reputation.unsaved(changed)
 
@@ -431,6 +436,6 @@ class Market:
             job.overdue = True
             self._stop(job, CancelReason.TIMED_OUT)
             job.interrupt(pack_link(Kind.FAIL, job.id, dumps(error.as_json())))
-        elif tick > job.heard + self.limits.beat and job.inbox.empty():
-            job.heard = tick
+        elif tick > job.last_frame_at + self.limits.beat and job.inbox.empty():
+            job.last_frame_at = tick
             job.inbox.put_nowait(pack_link(Kind.BEAT, job.id))

@@ -9,14 +9,15 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from coordinator.domain.ask_book import Book, Node, Standing
-from coordinator.domain.decision_log import Decisions
+from coordinator.domain.ask_book import AskBook, ConnectedNode, ListedAsk
+from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
-from coordinator.domain.limits import Limits
-from coordinator.domain.matching import Demand, Reason, judge, ordered, rank, shortlist
+from coordinator.domain.limits import JobLimits
+from coordinator.domain.matching import rank_candidates, rejection, shortlist, sort_by_demand
 from coordinator.domain.reputation import Reputation
 from coordinator.jobs.live_job import Attempt, LiveJob
 from coordinator.ports import Funds
+from tallystick.protocol.demand import Demand, Reason
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.link import Capacity
@@ -47,12 +48,12 @@ class Matchmaker:
         *,
         domain: Domain,
         funds: Funds,
-        limits: Limits,
+        limits: JobLimits,
         now: Callable[[], float],
         tick: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
-        self.book, self.exposure, self.reputation, self.decisions = Book(), Exposure(), Reputation(), Decisions()
+        self.book, self.exposure, self.reputation, self.decision_log = AskBook(), Exposure(), Reputation(), DecisionLog()
         self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
         self._whole_at = 0.0
@@ -63,7 +64,7 @@ class Matchmaker:
         """This process follows another: its providers may not be back yet."""
         self._whole_at = self._tick() + RETURN_SECONDS
 
-    def place_asks(self, provider: Address, asks: Iterable[Signed[Ask]], capacity: Capacity | None = None) -> None:
+    def replace_asks(self, provider: Address, asks: Iterable[Signed[Ask]], capacity: Capacity | None = None) -> None:
         """Makes these a connected provider's standing asks. Raises PeerError if one is forged or another's."""
         verified = [ask.verify(self._domain) for ask in asks]
         if any(ask.message.provider != provider for ask in verified):
@@ -77,9 +78,9 @@ class Matchmaker:
         self.book.drop(provider)
 
     def _note_gone(self, provider: Address) -> None:
-        for standing in self.book.of_provider(provider):
-            self._gone[standing.ask.message.model] = self._tick()
-            self._gone.move_to_end(standing.ask.message.model)
+        for listed_ask in self.book.of_provider(provider):
+            self._gone[listed_ask.ask.message.model] = self._tick()
+            self._gone.move_to_end(listed_ask.ask.message.model)
         while len(self._gone) > MODELS_REMEMBERED:
             self._gone.popitem(last=False)
 
@@ -89,23 +90,23 @@ class Matchmaker:
         if node is not None:
             node.capacity = capacity
 
-    async def learn_stakes(self, model: str) -> None:
+    async def load_stakes(self, model: str) -> None:
         """Has the chain say what stands behind the providers of a model. Raises Unavailable if it does not answer."""
-        nodes = {standing.node.provider: standing.node for standing in self.book.of_model(model)[:EXPLAINED]}
+        nodes = {listed_ask.node.provider: listed_ask.node for listed_ask in self.book.of_model(model)[:EXPLAINED]}
         some = asyncio.Semaphore(_AT_ONCE)
 
-        async def learn(node: Node) -> None:
+        async def learn(node: ConnectedNode) -> None:
             async with some:
                 node.stake = await self._funds.stake(node.provider)
 
         await asyncio.gather(*map(learn, nodes.values()))
 
-    def shortlist(self, demand: Demand) -> list[Standing]:
+    def shortlist(self, demand: Demand) -> list[ListedAsk]:
         """The best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
-        now, judged, found = int(self._now()), list[tuple[Reason, Standing]](), list[Standing]()
+        now, rejected, found = int(self._now()), list[tuple[Reason, ListedAsk]](), list[ListedAsk]()
         try:
             known = self.reputation
-            found = shortlist(self.book, demand, now, judged, known.score, newcomer=known.newcomer, chance=self._chance())
+            found = shortlist(self.book, demand, now, rejected, known.score, newcomer=known.newcomer, chance=self._chance())
         except Refusal as error:
             if error.code is not Code.UNKNOWN_MODEL:
                 raise
@@ -118,20 +119,20 @@ class Matchmaker:
                 raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER) from error
             raise
         finally:
-            against = ((standing.node.provider, reason) for reason, standing in judged)
-            self.decisions.listed(demand, (standing.node.provider for standing in found), against, now)
+            against = ((listed_ask.node.provider, reason) for reason, listed_ask in rejected)
+            self.decision_log.listed(demand, (listed_ask.node.provider for listed_ask in found), against, now)
         return found
 
-    def explain(self, demand: Demand) -> list[tuple[Standing, Reason | None]]:
+    def explain(self, demand: Demand) -> list[tuple[ListedAsk, Reason | None]]:
         """Every ask for the demand's model with the reason against it, sorted as asked, at most EXPLAINED. Decides nothing."""
         now, score = int(self._now()), self.reputation.score
-        listed = ordered(self.book.of_model(demand.model)[:EXPLAINED], demand, score)
-        return [(standing, judge(standing, demand, now, score)) for standing in listed]
+        listed = sort_by_demand(self.book.of_model(demand.model)[:EXPLAINED], demand, score)
+        return [(listed_ask, rejection(listed_ask, demand, now, score)) for listed_ask in listed]
 
     async def match(self, job: LiveJob) -> None:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the reason why there is none."""
         now, refused = int(self._now()), job.last_error
-        fit, against = rank(
+        fit, against = rank_candidates(
             job.submission.candidates,
             self.book,
             tried=job.tried,
@@ -142,11 +143,11 @@ class Matchmaker:
             chance=self._chance(),
         )
         lost = dict.fromkeys(
-            (standing.node.provider for standing, _ in fit), "another was ranked before it: cheaper, or more reliable"
+            (listed_ask.node.provider for listed_ask, _ in fit), "another was ranked before it: cheaper, or more reliable"
         )
         model = job.submission.candidates[0].terms.model
-        for standing, candidate in fit:
-            order, node = candidate.order.verify(self._domain), standing.node
+        for listed_ask, candidate in fit:
+            order, node = candidate.order.verify(self._domain), listed_ask.node
             if node.free < 1 or node.assigned >= self._limits.jobs_per_node:
                 against.append(f"{node.provider}: {Reason.BUSY.value}")
                 continue
@@ -162,10 +163,10 @@ class Matchmaker:
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
                 job.begin(Attempt(candidate, order, node), self._tick() + self._limits.accept_within(len(job.submission.sealed)))
-                self.decisions.matched(model, node.provider, lost | _reasons(against), now)
+                self.decision_log.matched(model, node.provider, lost | _reasons(against), now)
                 return
         lost = dict.fromkeys(lost, "the payer's purse did not cover the job") | _reasons(against)
-        self.decisions.matched(model, None, lost, now)
+        self.decision_log.matched(model, None, lost, now)
         raise refused or Unavailable(
             Code.NO_PROVIDER, "no candidate can take the job now: " + "; ".join(against), fault=Fault.PROVIDER
         )

@@ -17,22 +17,20 @@ from dataclasses import replace
 
 from coordinator.domain.exposure import Exposure
 from coordinator.domain.reputation import Reputation
-from coordinator.domain.token_bucket import Budget
+from coordinator.domain.token_bucket import TokenBucket
 from coordinator.ports import AttemptRecord, Bus, Funds, JobRecord, JobStore, node_subject
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import CHARGES, ENDS, TERMINAL, Charge, State, step
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
-from tallystick.protocol.tab import check_receipt
+from tallystick.protocol.tab import MAX_SEQ, check_receipt
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Kind, loads, pack_link
 
-MAX_SEQ = (1 << 63) - 1
-"""No honest tab has that many receipts; keeps seqs within what databases count."""
-LOST_PER_SECOND, LOST_AT_ONCE = 0.1, 100
+UNKNOWN_JOBS_PER_SECOND, UNKNOWN_JOBS_BURST = 0.1, 100
 """Receipts of one provider for jobs that are not known here: each costs a look-up and perhaps two signatures."""
-ALL_LOST_PER_SECOND, ALL_LOST_AT_ONCE = 2, 1_000
+ALL_UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST = 2, 1_000
 """Of all providers together, those of them that payer and provider signed: each costs two chain reads and perhaps a row."""
 _ALL = "all"
 
@@ -54,8 +52,8 @@ class Receipts:
     ) -> None:
         self._domain, self._store, self._bus = domain, store, bus
         self._exposure, self._reputation, self._funds, self._now, self._tick = exposure, reputation, funds, now, tick
-        self._lost = Budget(LOST_PER_SECOND, LOST_AT_ONCE)
-        self._all_lost = Budget(ALL_LOST_PER_SECOND, ALL_LOST_AT_ONCE)
+        self._unknown_jobs = TokenBucket(UNKNOWN_JOBS_PER_SECOND, UNKNOWN_JOBS_BURST)
+        self._all_unknown_jobs = TokenBucket(ALL_UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST)
 
     def read(self, attempt: AttemptRecord, order: Verified[Order], payload: bytes) -> Verified[Receipt]:
         """What a provider sent, as a receipt for this attempt. Raises BadReceipt: whatever is wrong is the provider's fault."""
@@ -101,11 +99,11 @@ class Receipts:
     async def put(self, job: JobId, order: Signed[Order], receipt: Verified[Receipt], record: JobRecord | None = None) -> None:
         """Counts, stores and acknowledges a checked receipt, and with it the job's final state. Raises Unavailable."""
         message = receipt.message
-        total = self._exposure.book(message.payer, message.provider, message.cumulative_cost, order.message.ceiling)
+        total = self._exposure.record_receipt(message.payer, message.provider, message.cumulative_cost, order.message.ceiling)
         await self._store.put_receipt(job, receipt, total, record)
         self._acknowledge(message.provider, job)
 
-    async def take(self, provider: Address, job: JobId, payload: bytes, newest: JobRecord | None) -> bool:
+    async def accept_late(self, provider: Address, job: JobId, payload: bytes, newest: JobRecord | None) -> bool:
         """A receipt that comes when its attempt is over here. False if the job is not known. Raises BadReceipt, Unavailable.
 
         `newest`: what is known of the job beyond what is stored. Where there is nothing, nobody but the receipt tells the store
@@ -114,13 +112,13 @@ class Receipts:
         self._check_pace(provider)
         known = await self._store.job(job)
         if known is None:
-            self._lost.spend(provider, self._tick())
+            self._unknown_jobs.try_spend(provider, self._tick())
             return False
         record = newest or known.record
-        await self._take_late(record, known.receipts.get(provider), provider, payload, unended=newest is None)
+        await self._accept_known(record, known.receipts.get(provider), provider, payload, unended=newest is None)
         return True
 
-    async def _take_late(
+    async def _accept_known(
         self, record: JobRecord, stored: Signed[Receipt] | None, provider: Address, payload: bytes, *, unended: bool
     ) -> None:
         attempt = record.attempt_of(provider)
@@ -130,7 +128,7 @@ class Receipts:
             attempt = replace(attempt, unseen=True)
         try:
             receipt = self.read(attempt, attempt.order.verify(self._domain), payload)
-            check_only(stored, receipt)
+            check_unique(stored, receipt)
         except BadReceipt:
             self._reputation.record(provider, Outcome.PROVIDER_ERROR)
             raise
@@ -141,11 +139,11 @@ class Receipts:
 
     def _check_pace(self, provider: Address) -> None:
         """Raises Unavailable where a provider handed in too many receipts for jobs that are not known here, taken or not."""
-        if wait := self._lost.wait(provider, self._tick()):
+        if wait := self._unknown_jobs.delay(provider, self._tick()):
             text = f"too many receipts for jobs that are not known here; the next is looked at in {wait:.0f} s"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
 
-    async def take_unknown(self, job: JobId, late: LateReceipt) -> None:
+    async def accept_unknown(self, job: JobId, late: LateReceipt) -> None:
         """A receipt of a job that was lost with a process before it was written down: payer and provider both signed for it, and
         the payer has a purse, so that it is no stranger made up for this.
 
@@ -161,7 +159,7 @@ class Receipts:
             raise BadReceipt(str(error)) from None
         receipt = self._verify(order, late.terms, late.receipt)
         payer = order.message.payer
-        if not self._all_lost.spend(_ALL, self._tick()):
+        if not self._all_unknown_jobs.try_spend(_ALL, self._tick()):
             text = "this coordinator was told of too many jobs that it does not know; tell it again later"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)
         if not (await self._funds.backing(payer, receipt.message.provider)).opened:
@@ -185,7 +183,7 @@ class Receipts:
         self._bus.send(node_subject(provider), pack_link(Kind.RECEIPT_ACK, job))
 
 
-def check_only(stored: Signed[Receipt] | None, receipt: Signed[Receipt]) -> None:
+def check_unique(stored: Signed[Receipt] | None, receipt: Signed[Receipt]) -> None:
     """Holds a receipt against the one that its attempt has already. Raises BadReceipt."""
     if stored is not None and (stored.message, stored.signature) != (receipt.message, receipt.signature):
         raise BadReceipt(f"receipt: a second one for the same order; the first has seq {stored.message.seq}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from coordinator.domain.reputation import Reputation
 from coordinator.jobs.live_job import LiveJob
-from tallystick.protocol.errors import BadMessage, BadReceipt, Code, Fault, TallyError, Unavailable, from_public
+from tallystick.protocol.errors import BadMessage, BadReceipt, Code, Fault, TallyError, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.wire import loads
@@ -17,9 +17,9 @@ from tallystick.protocol.wire import loads
 
 def count_failure(reputation: Reputation, job: LiveJob, error: TallyError) -> None:
     """Counts the current attempt, which ends or ended with this error, before the job moves on."""
-    if job.blamed:
+    if job.reputation_counted:
         return
-    job.blamed = True
+    job.reputation_counted = True
     busy = error.code is Code.NODE_BUSY and job.state is not State.STREAMING
     its_own = error.fault in (Fault.PROVIDER, Fault.ENGINE) and not (busy or job.delivered)
     bad = its_own or isinstance(error, BadReceipt)
@@ -28,9 +28,9 @@ def count_failure(reputation: Reputation, job: LiveJob, error: TallyError) -> No
 
 def count_receipt(reputation: Reputation, job: LiveJob, outcome: Outcome) -> None:
     """Counts the current attempt, which ends with a good receipt of this outcome, before the job moves on."""
-    if job.blamed:
+    if job.reputation_counted:
         return
-    job.blamed = True
+    job.reputation_counted = True
     cut = job.state is State.STREAMING and not (job.delivered or job.cancelled)
     reputation.record(job.provider, Outcome.PROVIDER_ERROR if cut else outcome)
 
@@ -44,7 +44,7 @@ def read_failure(job: LiveJob, payload: bytes) -> TallyError:
     if not isinstance(raw, dict) or not isinstance(raw.get("error"), dict):
         text = f"provider {job.provider} failed without a reason"
         return Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER)
-    error = from_public(raw, 502)
+    error = error_from_json(raw, 502)
     if job.state is State.STREAMING and not job.cancelled:
         error.fault = Fault.PROVIDER
     return error

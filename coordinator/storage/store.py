@@ -15,17 +15,17 @@ import sqlalchemy.dialects.sqlite
 import structlog
 from sqlalchemy import Connection
 
-from coordinator.domain.reputation import REMEMBERED, Record
+from coordinator.domain.reputation import MAX_REMEMBERED, ProviderRecord
 from coordinator.ports import (
     WAITING_CLAIMS,
     AttemptRecord,
     Cursor,
     JobRecord,
-    KeptAnswer,
     KnownJob,
     PendingClaim,
-    Recalled,
     Settlement,
+    StoredResponse,
+    StoredState,
     too_many_claims,
 )
 from coordinator.storage.schema import answers, claims, cursors, jobs, receipts, reputations, settlements
@@ -36,7 +36,7 @@ from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import dumps
-from tallystick.runtime.single_instance import sole_user
+from tallystick.runtime.single_instance import instance_lock
 from tallystick.runtime.storage import Database
 
 log = structlog.get_logger()
@@ -44,7 +44,7 @@ MIGRATIONS = Path(__file__).parents[1] / "migrations"
 _EVENTS = "escrow"
 _MARKS = ("delivered", "cancelled", "unseen")
 """What is written of an attempt only where it is so."""
-TIDY = 16
+ROOM_CHECK_INTERVAL = 16
 """Every so many kept answers, what they take together is looked at."""
 
 
@@ -52,31 +52,31 @@ class Store:
     """JobStore, TabStore, AnswerStore and ClaimStore over one database."""
 
     def __init__(self, url: str) -> None:
-        self._db, self._sole = Database(url), sole_user(url, "coordinator")
+        self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator")
         self._put = 0
 
     async def start(self) -> None:
         """Connects and migrates, as the only coordinator on this database. Raises Unavailable, also where there is another."""
-        await self._sole.acquire()
+        await self._instance_lock.acquire()
         await self._db.start(MIGRATIONS)
 
     async def close(self) -> None:
         """Writes what is queued and lets go."""
         await self._db.close()
-        await self._sole.release()
+        await self._instance_lock.release()
 
     async def guard(self) -> None:
         """Waits for as long as no other coordinator can use this database. Raises Unavailable when that is no longer sure."""
-        await self._sole.lost()
+        await self._instance_lock.lost()
         log.error("the database's lock is lost: another coordinator may take it, so this one stops")
         raise Unavailable(Code.DATABASE_UNAVAILABLE, "the connection that held this coordinator's database was lost")
 
     # Jobs
 
-    def note_job(self, record: JobRecord) -> None:
+    def enqueue_job(self, record: JobRecord) -> None:
         """See ports.JobStore."""
         row = _job_row(record)
-        self._db.note(lambda c: _put_job(c, row))
+        self._db.enqueue(lambda c: _put_job(c, row))
 
     async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
         """See ports.JobStore."""
@@ -107,9 +107,9 @@ class Store:
         read = [loads_signed(Receipt, doc) for doc in docs]
         return KnownJob(_job_record(row), {receipt.message.provider: receipt for receipt in read})
 
-    async def recall(self, now: int, since: int) -> Recalled:
+    async def load_state(self, now: int, since: int) -> StoredState:
         """See ports.JobStore."""
-        known = sa.select(reputations).order_by(reputations.c.jobs.desc()).limit(REMEMBERED)
+        known = sa.select(reputations).order_by(reputations.c.jobs.desc()).limit(MAX_REMEMBERED)
         recent = sa.select(jobs.c.job).where(jobs.c.created_at >= since)
         tabs = (receipts.c.payer, receipts.c.provider)
         totals = sa.select(*tabs, sa.func.max(receipts.c.total)).group_by(*tabs)  # of equal length, so text sorts as numbers
@@ -121,13 +121,13 @@ class Store:
             return found, sums, records
 
         found, sums, records = await self._db.write(work)
-        return Recalled(
+        return StoredState(
             tuple(JobId(bytes.fromhex(job)) for (job,) in found),
             {(Address(payer), Address(provider)): Amount(int(total)) for payer, provider, total in sums},
-            {Address(provider): Record(good, bad, number) for provider, good, bad, number in records},
+            {Address(provider): ProviderRecord(good, bad, number) for provider, good, bad, number in records},
         )
 
-    def note_records(self, records: Mapping[Address, Record]) -> None:
+    def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
         """See ports.JobStore."""
         rows = [
             {"provider": provider, "good": record.good, "bad": record.bad, "jobs": record.jobs}
@@ -138,7 +138,7 @@ class Store:
             for row in rows:
                 _upsert(connection, reputations, row, ("provider",))
 
-        self._db.note(work)
+        self._db.enqueue(work)
 
     async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
         """See ports.TabStore."""
@@ -169,7 +169,7 @@ class Store:
 
     # Answers
 
-    async def put_answer(self, kept: KeptAnswer, *, since: int, room: int) -> None:
+    async def put_response(self, kept: StoredResponse, *, since: int, max_bytes: int) -> None:
         """See ports.AnswerStore. The room is looked at every TIDY answers."""
         row = {
             "job": kept.job.hex(),
@@ -180,23 +180,23 @@ class Store:
             "frames": kept.frames,
         }
         self._put += 1
-        tidy = self._put % TIDY == 0
+        tidy = self._put % ROOM_CHECK_INTERVAL == 0
 
         def work(connection: Connection) -> None:
             connection.execute(sa.delete(answers).where(answers.c.ended_at < since))
             _upsert(connection, answers, row, ("job",))
             if tidy:
-                _make_room(connection, room)
+                _evict_responses(connection, max_bytes)
 
         await self._db.write(work)
 
-    async def answer(self, job: JobId, since: int) -> KeptAnswer | None:
+    async def response(self, job: JobId, since: int) -> StoredResponse | None:
         """See ports.AnswerStore."""
         query = sa.select(answers).where(answers.c.job == job.hex(), answers.c.ended_at >= since)
         row = await self._db.read(lambda c: c.execute(query).mappings().one_or_none())
         if row is None:
             return None
-        return KeptAnswer(job, bytes.fromhex(row["fingerprint"]), row["frames"], row["ended_at"], row["payer"])
+        return StoredResponse(job, bytes.fromhex(row["fingerprint"]), row["frames"], row["ended_at"], row["payer"])
 
     # Claims
 
@@ -280,11 +280,11 @@ class Store:
         return Settlement(payer, provider, Amount(int(row["settled"])), row["tx"], row["block"])
 
 
-def _make_room(connection: Connection, room: int) -> None:
+def _evict_responses(connection: Connection, max_bytes: int) -> None:
     """Lets go of the oldest answers of the payer whose answers take most, until all fit."""
     taken = sa.func.sum(answers.c.size)
     held = {payer: int(size) for payer, size in connection.execute(sa.select(answers.c.payer, taken).group_by(answers.c.payer))}
-    while sum(held.values()) > room:
+    while sum(held.values()) > max_bytes:
         most = max(held, key=held.__getitem__)
         oldest = sa.select(answers.c.job, answers.c.size).where(answers.c.payer == most).order_by(answers.c.ended_at).limit(1)
         job, size = connection.execute(oldest).one()

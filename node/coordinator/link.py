@@ -23,13 +23,13 @@ from websockets.exceptions import WebSocketException
 
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Domain, Signed, Signer
-from tallystick.protocol.errors import BadMessage, TallyError, from_public
+from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
 from tallystick.protocol.messages import Ask, Connect
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
-from tallystick.runtime.buffered_transport import corked
-from tallystick.runtime.plaintext import warn_if_readable
+from tallystick.runtime.buffered_transport import buffered
+from tallystick.runtime.plaintext import warn_if_plaintext
 from tallystick.version import __version__
 
 log = structlog.get_logger()
@@ -112,7 +112,7 @@ class NodeLink:
 
     async def run(self) -> None:
         """Connects and reconnects until `close`."""
-        warn_if_readable(self.url, "which account buys which model here, when, in which sizes, at which price")
+        warn_if_plaintext(self.url, "which account buys which model here, when, in which sizes, at which price")
         pause = self._settings.first_pause_seconds
         while not self._closing.is_set():
             began = time.monotonic()
@@ -217,7 +217,7 @@ class NodeLink:
             if kind in _FOR_HANDLER:
                 self._handler.frame(session, kind, job, payload)
             elif kind is Kind.ERROR:
-                session.trouble = str(from_public(loads(payload, "error"), 502))
+                session.trouble = str(error_from_json(loads(payload, "error"), 502))
                 log.error("the coordinator refuses this node", url=self.url, reason=session.trouble)
             elif kind is not Kind.BEAT:
                 raise BadMessage(f"link: a coordinator never sends {kind.name}")
@@ -234,7 +234,7 @@ class _Connection(ClientConnection):
     """Frames that are sent together leave together."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(corked(transport))
+        super().connection_made(buffered(transport))
 
 
 class Session:
@@ -344,7 +344,7 @@ def _asks_json(asks: tuple[Signed[Ask], ...]) -> bytes:
 async def _expect(socket: ClientConnection, kind: Kind) -> bytes:
     found, _, payload = unpack_link(await socket.recv())
     if found is Kind.ERROR:
-        raise from_public(loads(payload, "error"), 502)
+        raise error_from_json(loads(payload, "error"), 502)
     if found is not kind:
         raise BadMessage(f"link: expected {kind.name}, got {found.name}")
     return payload

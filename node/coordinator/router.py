@@ -8,7 +8,7 @@ from node.coordinator.receipt_sender import Courier
 from node.coordinator.state_recovery import Recall
 from node.jobs.runner import Runner
 from node.ports import Link
-from tallystick.protocol.errors import from_public
+from tallystick.protocol.errors import error_from_json
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import CancelReason, Kind, loads
 
@@ -43,7 +43,7 @@ class LinkRouter:
         elif kind is Kind.RECALLED:
             self.recall.recalled(link, payload)
         elif kind is Kind.RECEIPT_REFUSED:
-            self.courier.refused(link, job, from_public(loads(payload, "refusal"), 502))
+            self.courier.refused(link, job, error_from_json(loads(payload, "refusal"), 502))
         else:
             self.courier.acknowledged(link, job)
 

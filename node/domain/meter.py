@@ -9,10 +9,9 @@ the engine has the request: its own count of it if it gave one, else the same ru
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
+from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage, charge
 from tallystick.protocol.sealing import ContentKey, Transcript
 from tallystick.protocol.tab import ProviderTab
@@ -27,15 +26,6 @@ def estimate(size: int) -> int:
     return -(-size // BYTES_PER_TOKEN)
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """Token counts as an engine reported them: plain numbers, nothing about them is known yet."""
-
-    input: int
-    cached: int
-    output: int
-
-
 class Meter:
     """The count of one response. Feed it every chunk that is delivered; ask it for usage at the end."""
 
@@ -43,7 +33,7 @@ class Meter:
         self._transcript = Transcript(key.commitment_key, order_hash)
         self._terms, self._body_bytes = terms, body_bytes
         self._delivered = self._text = 0
-        self._counted: Counted | None = None
+        self._counted: ReportedUsage | None = None
         self._heard = False
 
     @property
@@ -60,7 +50,7 @@ class Meter:
         self._delivered += size
         self._text += text
 
-    def reported(self, counted: Counted | None) -> None:
+    def reported(self, counted: ReportedUsage | None) -> None:
         """What the engine says; the last word counts."""
         self._counted = counted or self._counted
 
@@ -81,7 +71,7 @@ class Meter:
 
     def _usage(self, size: int, text: int) -> Usage:
         taken = self._input()
-        said = self._counted or Counted(0, 0, estimate(text))
+        said = self._counted or ReportedUsage(0, 0, estimate(text))
         written = min(max(said.output, 0), self._terms.max_output_tokens, size)
         return Usage(taken, min(max(said.cached, 0), taken), written)
 

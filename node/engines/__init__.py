@@ -1,1 +1,1 @@
-"""Engines: what the node wraps, and a stand-in for one."""
+"""Engines: what a node wraps, how one is recognised, and a stand-in for one. May import `domain` and `ports`."""

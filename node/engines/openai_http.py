@@ -17,29 +17,19 @@ import aiohttp
 import orjson
 import structlog
 
-from node.domain.meter import Counted
-from node.domain.requests import Call
-from node.domain.responses import (
-    DONE,
-    EventReader,
-    Malformed,
-    Reading,
-    UpstreamModel,
-    data_of,
-    read_document,
-    read_models,
-    read_other,
-)
+from node.domain.requests import EngineRequest
+from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.kinds import read_load
 from node.ports import End, EngineLoad, Event, Head, Piece
 from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.openai_wire import AnswerDocument, ReportedUsage, read_completion, read_other_answer
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, JSON, RESPONSES
+from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAnswer, event_data
 
 log = structlog.get_logger()
 DETERMINISTIC = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 451})
 """The client's own fault: any provider would say the same."""
 BUSY = frozenset({408, 409, 425, 429, 503, 529})
-EVENT_STREAM = "text/event-stream"
 _DRAIN_SECONDS = 0.02
 
 
@@ -117,9 +107,9 @@ class OpenAIEngine:
         except (_Broken, aiohttp.ClientError, TimeoutError, OSError):
             return None
 
-    async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+    async def answer(self, call: EngineRequest) -> AsyncGenerator[Event, None]:
         """See ports.Engine."""
-        accept = EVENT_STREAM if call.stream else JSON if call.completes or call.path == EMBEDDINGS else "*/*"
+        accept = EVENT_STREAM if call.stream else JSON if call.is_completion or call.path == EMBEDDINGS else "*/*"
         headers = {"content-type": call.content_type, "accept": accept}
         address = self._settings.at(call.path)
         async with self._faults(), self._post(address, call, headers) as response:
@@ -131,7 +121,7 @@ class OpenAIEngine:
             self._check_status(response.status)
             expected = EVENT_STREAM if call.stream else JSON
             kind = response.content_type
-            if kind != expected and (call.completes or call.path == EMBEDDINGS or call.stream or kind == EVENT_STREAM):
+            if kind != expected and (call.is_completion or call.path == EMBEDDINGS or call.stream or kind == EVENT_STREAM):
                 raise _Broken(f"the content type {kind[:60]!r} instead of {expected}")
             yield Head(200, _plain_type(kind))
             if kind == JSON:
@@ -152,7 +142,7 @@ class OpenAIEngine:
         yield End()
 
     @asynccontextmanager
-    async def _post(self, address: str, call: Call, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _post(self, address: str, call: EngineRequest, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         """Some engines close a connection after a stream without a word. A request that met such a one was not heard, and is
         asked again, until it went over a connection of its own.
         """
@@ -168,17 +158,17 @@ class OpenAIEngine:
         async with response:
             yield response
 
-    async def _stream(self, response: aiohttp.ClientResponse, call: Call) -> AsyncGenerator[Event, None]:
+    async def _stream(self, response: aiohttp.ClientResponse, call: EngineRequest) -> AsyncGenerator[Event, None]:
         """Pieces as they come, each all the events that one read completed; the end of the stream is held back for the End."""
         reader = EventReader(self._settings.max_event_bytes)
-        read = read_document if call.completes else read_other
+        read = read_completion if call.is_completion else read_other_answer
         finish: str | None = None
-        counted: Counted | None = None
+        counted: ReportedUsage | None = None
         answered = False
         while data := await response.content.readany():
             batch = _Batch()
             for event in reader.feed(data):
-                payload = data_of(event)
+                payload = event_data(event)
                 if payload == DONE:
                     if finish is None and not (answered or batch.output):
                         raise _Broken("a stream without an answer")
@@ -191,7 +181,7 @@ class OpenAIEngine:
                     batch.data += event
                     continue
                 reading = read(payload)
-                finish, counted = reading.finish or finish, reading.counted or counted
+                finish, counted = reading.finish_reason or finish, reading.usage or counted
                 if not (reading.usage_only and call.strip_usage):
                     batch.add(_render(event, reading, call), reading)
                 batch.counted = counted
@@ -209,14 +199,14 @@ class OpenAIEngine:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await response.content.readany()
 
-    def _whole(self, body: bytes, call: Call) -> End:
-        reading = read_document(body) if call.completes or call.path == EMBEDDINGS else read_other(body)
-        finished = not call.completes or reading.finish is not None or reading.output
+    def _whole(self, body: bytes, call: EngineRequest) -> End:
+        reading = read_completion(body) if call.is_completion or call.path == EMBEDDINGS else read_other_answer(body)
+        finished = not call.is_completion or reading.finish_reason is not None or reading.has_output
         if not finished:
             raise _Broken("an answer without any choice")
         if _renamed(reading.document, call):
             body = orjson.dumps(reading.document)
-        return End(body, reading.text, reading.counted, truncated=reading.finish == "length")
+        return End(body, reading.text_bytes, reading.usage, truncated=reading.finish_reason == "length")
 
     async def _read_all(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
         body = bytearray()
@@ -239,8 +229,10 @@ class OpenAIEngine:
         """Turns what goes wrong with an engine into Unavailable, with the engine's fault."""
         try:
             yield
-        except (_Broken, Malformed) as error:
+        except _Broken as error:
             said = f"the engine answered with {error}"
+        except MalformedAnswer as error:
+            said = f"the engine's answer is malformed: {error}"
         except aiohttp.ClientPayloadError:
             said = "the engine's answer broke off"
         except (aiohttp.ClientError, OSError) as error:
@@ -278,7 +270,7 @@ class OpenAIEngine:
 class _Trace:
     """One try at a request. `kept`: it went over a connection that had served another before."""
 
-    call: Call
+    call: EngineRequest
     kept: bool = False
 
 
@@ -291,7 +283,7 @@ async def _note_kept(_session: aiohttp.ClientSession, context: Any, _params: aio
 async def _note_sent(_session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceRequestChunkSentParams) -> None:
     """The body goes out, which is one chunk."""
     if context.trace_request_ctx is not None:
-        context.trace_request_ctx.call.heard()
+        context.trace_request_ctx.call.on_sent()
 
 
 class _Batch:
@@ -301,18 +293,18 @@ class _Batch:
         self.data = bytearray()
         self.output = False
         self.text = 0
-        self.counted: Counted | None = None
+        self.counted: ReportedUsage | None = None
 
-    def add(self, event: bytes, reading: Reading) -> None:
+    def add(self, event: bytes, reading: AnswerDocument) -> None:
         self.data += event
-        self.output = self.output or reading.output or reading.finish is not None
-        self.text += reading.text
+        self.output = self.output or reading.has_output or reading.finish_reason is not None
+        self.text += reading.text_bytes
 
     def piece(self) -> Piece:
         return Piece(bytes(self.data), self.output, self.text, self.counted)
 
 
-def _render(event: bytes, reading: Reading, call: Call) -> bytes:
+def _render(event: bytes, reading: AnswerDocument, call: EngineRequest) -> bytes:
     """The event as the client gets it: as it came, unless the model has another name here."""
     if not _renamed(reading.document, call):
         return event
@@ -320,11 +312,11 @@ def _render(event: bytes, reading: Reading, call: Call) -> bytes:
     return named + b"data: " + orjson.dumps(reading.document) + b"\n\n"
 
 
-def _renamed(document: dict[str, Any], call: Call) -> bool:
+def _renamed(document: dict[str, Any], call: EngineRequest) -> bool:
     """Gives the model the name that it is sold by, wherever the document names it; whether anything changed."""
     changed = False
     for part in (document, document.get("response")):
-        named = isinstance(part, dict) and ("model" in part or (part is document and call.completes))
+        named = isinstance(part, dict) and ("model" in part or (part is document and call.is_completion))
         if call.rename is not None and isinstance(part, dict) and named and part.get("model") != call.rename[1]:
             part["model"] = call.rename[1]
             changed = True

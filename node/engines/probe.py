@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 import orjson
 
-from node.domain.responses import EventReader, Malformed, data_of, read_document
+from tallystick.protocol.openai_wire import choices_of, read_completion
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAnswer, event_data
 
 SECONDS = 60.0
 """A request may have to wait until the model is loaded."""
@@ -25,7 +26,7 @@ RERANK, SPEECH = "/v1/rerank", "/v1/audio/speech"
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class Capabilities:
     """What a model answered. `streams` is "usage" where its streams end with a count, "yes" where not, "no" where it has none.
 
     `features`: what an ask can declare, routes among them.
@@ -37,7 +38,7 @@ class Abilities:
     features: tuple[str, ...]
 
 
-async def probe(url: str, model: str, api_key: str | None = None, *, seconds: float = SECONDS) -> Abilities:
+async def probe(url: str, model: str, api_key: str | None = None, *, seconds: float = SECONDS) -> Capabilities:
     """Asks an engine (its base address, with or without /v1) about one of its models. What fails is not there."""
     base = url.rstrip("/").removesuffix("/v1")
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -66,7 +67,7 @@ async def probe(url: str, model: str, api_key: str | None = None, *, seconds: fl
             SPEECH: await ask(SPEECH, lambda kind, _: kind.startswith("audio/"), input="a", voice="alloy"),
         }
     features = tuple(name for name, there in found.items() if there)
-    return Abilities(chat, completes, "usage" if counted else "yes" if streams else "no", features)
+    return Capabilities(chat, completes, "usage" if counted else "yes" if streams else "no", features)
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], good: Callable[[str, bytes], bool]) -> bool:
@@ -80,7 +81,7 @@ async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], g
                 if len(answer) > _MAX_BYTES:
                     return False
             return good(response.content_type, bytes(answer))
-    except (aiohttp.ClientError, TimeoutError, OSError, Malformed, orjson.JSONDecodeError):
+    except (aiohttp.ClientError, TimeoutError, OSError, MalformedAnswer, orjson.JSONDecodeError):
         return False
 
 
@@ -95,18 +96,17 @@ def _has(member: str) -> Callable[[str, bytes], bool]:
 
 
 def _has_logprobs(_kind: str, body: bytes) -> bool:
-    choices = read_document(body).document.get("choices")
-    return isinstance(choices, list) and any(isinstance(choice, dict) and choice.get("logprobs") for choice in choices)
+    return any(choice.get("logprobs") for choice in choices_of(read_completion(body).document))
 
 
 def _events(body: bytes) -> list[bytes]:
-    said = [data_of(event) for event in EventReader(_MAX_BYTES).feed(body)]
-    return [data for data in said if data is not None and data != b"[DONE]"]
+    said = [event_data(event) for event in EventReader(_MAX_BYTES).feed(body)]
+    return [data for data in said if data is not None and data != DONE]
 
 
 def _streams(kind: str, body: bytes) -> bool:
-    return kind == "text/event-stream" and any("choices" in read_document(data).document for data in _events(body))
+    return kind == EVENT_STREAM and any("choices" in read_completion(data).document for data in _events(body))
 
 
 def _counts(kind: str, body: bytes) -> bool:
-    return _streams(kind, body) and any(read_document(data).counted is not None for data in _events(body))
+    return _streams(kind, body) and any(read_completion(data).usage is not None for data in _events(body))

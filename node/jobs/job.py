@@ -42,7 +42,7 @@ import structlog
 
 from node.domain.admission import Admitted, check_request
 from node.domain.meter import Meter
-from node.domain.requests import Call, prepare
+from node.domain.requests import EngineRequest, prepare
 from node.domain.slots import Slots
 from node.jobs.delivery import Delivery, ReaderTime, Stalled, Unconfirmed
 from node.ports import End, Engine, Head, Link, LinkLost, Piece
@@ -240,7 +240,7 @@ class Job:
         await asyncio.wait({self._work})
         return self._ended(self._work)
 
-    def _open(self, dispatch: Dispatch) -> Call:
+    def _open(self, dispatch: Dispatch) -> EngineRequest:
         """Opens the seal, holds the request against its terms, and makes the engine's request of it. Raises TallyError."""
         admitted, terms = self.admitted, self.admitted.terms
         digest, provider = admitted.order.digest, admitted.order.message.provider
@@ -252,7 +252,7 @@ class Job:
         meter = Meter(key, digest, terms, len(body))
         sealer = Sealer(key, admitted.job, digest)
         self._delivery = Delivery(self.link, admitted.job, sealer, meter, reader=self._reader, confirm=self._deadlines.taken)
-        return replace(call, heard=meter.heard)
+        return replace(call, on_sent=meter.heard)
 
     async def _answer(self, dispatch: Dispatch) -> Ending:
         limits, clock = self._deadlines, asyncio.get_running_loop().time

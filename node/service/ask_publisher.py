@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import structlog
 
 from node.domain.offers import AskBook, Offer
-from node.domain.responses import UpstreamModel
+from node.domain.upstream_models import UpstreamModel
 from node.jobs.job import Pool
 from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.types import format_amount

@@ -39,7 +39,7 @@ from tallystick.protocol.link import endpoint_of
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address
 from tallystick.runtime.logs import configure
-from tallystick.runtime.serving import serving, until_stopped
+from tallystick.runtime.serving import serving, wait_for_stop_signal
 
 log = structlog.get_logger()
 _CLAIM_SECONDS = 10.0
@@ -292,7 +292,7 @@ class Node:
             rooms = (self.storefront.run(), self.courier.run(), self.collector.run(), self.watch.run(), self.dealings.run())
             parts = (*(link.run() for link in self.links), *rooms)
             tasks = [group.create_task(part) for part in parts]
-            await until_stopped()
+            await wait_for_stop_signal()
             log.info("stopping", running=self.runner.running, grace_seconds=self.config.grace)
             await self._drain()
             for task in tasks:

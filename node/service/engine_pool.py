@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 import structlog
 
 from node.domain.offers import Offer
-from node.domain.responses import UpstreamModel
 from node.domain.slots import Slots
-from node.engines.discover import Finding, discover, look
-from node.engines.kinds import Kind
+from node.domain.upstream_models import UpstreamModel
+from node.engines.discover import DiscoveredEngine, discover, inspect_engine
+from node.engines.kinds import EngineKind
 from node.engines.openai_http import OpenAIEngine
 from node.jobs.job import Pool
 from node.service.config import EngineConfig
@@ -32,7 +32,7 @@ class Fleet:
         self._configs: dict[str, EngineConfig] = {}
         self._adapters: dict[str, OpenAIEngine] = {}
         self._retired: list[OpenAIEngine] = []
-        self._identified: dict[str, Finding] = {}
+        self._identified: dict[str, DiscoveredEngine] = {}
         self._missing: set[str] = set()
         self.adopt(engines)
 
@@ -84,12 +84,12 @@ class Fleet:
         when, load = datetime.now(UTC), self.pools[name].load
         return [engine.offer(model, contexts.get(model.name), found.spec(model.name), when, load) for model in listed]
 
-    async def _identify(self, engine: EngineConfig) -> Finding:
+    async def _identify(self, engine: EngineConfig) -> DiscoveredEngine:
         """What kind of engine it is, as far as it says."""
         try:
-            return await look(engine.url, engine.settings(self._environment).api_key)
+            return await inspect_engine(engine.url, engine.settings(self._environment).api_key)
         except Unavailable:
-            return Finding(engine.url, Kind.OTHER, UNKNOWN, ())
+            return DiscoveredEngine(engine.url, EngineKind.OTHER, UNKNOWN, ())
 
 
 async def find_engines(environment: Mapping[str, str]) -> tuple[EngineConfig, ...]:

@@ -19,7 +19,7 @@ from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.sealing import SealingKey
-from tallystick.runtime.keystore import random_secret_file
+from tallystick.runtime.keystore import load_or_create_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +75,4 @@ def _lock(state: Path, stack: AsyncExitStack) -> None:
 
 def _sealing_key(config: NodeConfig) -> SealingKey:
     suite = config.sealing_suite
-    return SealingKey(suite, random_secret_file(config.state / f"sealing-{suite}.key", SealingKey.secret_bytes(suite)))
+    return SealingKey(suite, load_or_create_secret(config.state / f"sealing-{suite}.key", SealingKey.secret_bytes(suite)))

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from dataclasses import dataclass, field, replace
 
 from node.domain.admission import Admitted, Matched
-from node.domain.requests import Call
-from node.domain.responses import UpstreamModel
+from node.domain.requests import EngineRequest
 from node.domain.signed_caps import Ceiling, Ceilings, add, after
 from node.domain.tabs import Funds, TabRow
+from node.domain.upstream_models import UpstreamModel
 from node.ports import Booking, Claimable, Dealing, EngineLoad, Event, JobReport, LinkLost, Loss, Unacknowledged
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import TallyError
@@ -32,19 +32,19 @@ class ScriptedEngine:
         self.steps: tuple[Step, ...] = steps
         self.names = list(models)
         self.fault: TallyError | None = None
-        self.calls: list[Call] = []
+        self.calls: list[EngineRequest] = []
         self.called = asyncio.Event()
         self.stopped = 0
         self.hears = True
         self.said: EngineLoad | None = None
         self.looks = 0
 
-    async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+    async def answer(self, call: EngineRequest) -> AsyncGenerator[Event, None]:
         """See ports.Engine."""
         self.calls.append(call)
         self.called.set()
         if self.hears:
-            call.heard()
+            call.on_sent()
         finished = False
         try:
             for step in self.steps:

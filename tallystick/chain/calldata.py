@@ -27,7 +27,7 @@ _ROW = ROW_WORDS * _WORD
 
 
 @dataclass(frozen=True, slots=True)
-class FoundOrder:
+class CalldataOrder:
     """An order that its payer signed, and the total that a provider collected on it, as of its receipt `seq`."""
 
     order: Verified[Order]
@@ -35,7 +35,7 @@ class FoundOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundClaim:
+class CalldataClaim:
     """A claim that its provider signed, with the orders that it stands on."""
 
     claim: Verified[Claim]
@@ -47,7 +47,7 @@ class FoundClaim:
         return cls(Signed(batch.claim(domain), batch.signature).verify(domain), batch)
 
 
-def find_orders(data: bytes, payer: Address, provider: Address, domain: Domain) -> Iterator[FoundOrder]:
+def find_orders(data: bytes, payer: Address, provider: Address, domain: Domain) -> Iterator[CalldataOrder]:
     """Every order for this provider in calldata that this payer signed, in their places' order.
 
     A row begins with its payer, so each place of the payer's address may be a row. Only signatures that verify count.
@@ -60,12 +60,12 @@ def find_orders(data: bytes, payer: Address, provider: Address, domain: Domain) 
         tried += 1
         row = SettleRow.decode(provider, raw)
         try:
-            yield FoundOrder(row.order.verify(domain), row)
+            yield CalldataOrder(row.order.verify(domain), row)
         except BadSignature:
             continue  # another provider's order, or only the address
 
 
-def find_claims(data: bytes, provider: Address, payer: Address, domain: Domain) -> Iterator[FoundClaim]:
+def find_claims(data: bytes, provider: Address, payer: Address, domain: Domain) -> Iterator[CalldataClaim]:
     """Every claim in calldata that this provider signed and that has a row of this payer.
 
     Tuples are read as the contract reads them, which takes any offset, backwards too. Each place of the provider's address may
@@ -89,7 +89,7 @@ def find_claims(data: bytes, provider: Address, payer: Address, domain: Domain) 
         rows = tuple(SettleRow.decode(provider, data[at : at + _ROW]) for at in starts)
         batch = ClaimBatch(provider, rows, data[signature_at : signature_at + size].ljust(size, b"\0"))
         try:
-            found = FoundClaim.of(batch, domain)
+            found = CalldataClaim.of(batch, domain)
         except BadSignature:
             continue
         if any(row.payer == payer for row in found.claim.message.rows):

@@ -28,7 +28,7 @@ class SettleRow:
     cumulative_cost: Amount
 
     def encode(self) -> tuple[Any, ...]:
-        """The row as contracts/src/Rows.sol packs it, with the signature in EIP-2098's compact form.
+        """The row as contracts/src/PackedRow.sol packs it, with the signature in EIP-2098's compact form.
 
         Raises BadSignature for one that has no such form: not 65 bytes, v not 27 or 28, or s of 256 bits.
         """
@@ -111,7 +111,7 @@ class ClaimBatch:
         return self.provider, [row.encode() for row in self.rows], self.signature
 
 
-def cut_batches(claims: Sequence[ClaimBatch], *, gas: int = MAX_TRANSACTION_GAS) -> Iterator[list[ClaimBatch]]:
+def pack_batches(claims: Sequence[ClaimBatch], *, gas: int = MAX_TRANSACTION_GAS) -> Iterator[list[ClaimBatch]]:
     """The claims in as few lists as surely fit `gas`, in order.
 
     A claim is never divided, since its signature covers all of its rows; one that is too large comes alone.

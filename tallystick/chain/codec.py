@@ -24,7 +24,7 @@ _BUILT_IN = [
     {"type": "error", "name": "Error", "inputs": [{"name": "message", "type": "string"}]},
     {"type": "error", "name": "Panic", "inputs": [{"name": "code", "type": "uint256"}]},
 ]
-UNREADABLE = (DecodingError, OverflowError, UnicodeDecodeError)
+DECODING_ERRORS = (DecodingError, OverflowError, UnicodeDecodeError)
 """What decoding raises for bytes that somebody else chose: offsets beyond all memory and strings that are no text, too."""
 _CODES = {
     "BadSignature": Code.BAD_SIGNATURE,
@@ -57,7 +57,7 @@ class WrongContract(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class AbiEntry:
     """One function, event or error of an ABI."""
 
     name: str
@@ -73,7 +73,7 @@ class Abi:
 
     def __init__(self, entries: Sequence[Mapping[str, Any]], bytecode: bytes = b"") -> None:
         self.bytecode = bytecode
-        kinds: dict[str, list[Entry]] = {"function": [], "event": [], "error": [], "constructor": []}
+        kinds: dict[str, list[AbiEntry]] = {"function": [], "event": [], "error": [], "constructor": []}
         for raw in entries:
             if raw["type"] in kinds:
                 kinds[raw["type"]].append(_entry(raw))
@@ -95,7 +95,7 @@ class Abi:
         """The values that a function returned. Raises WrongContract where they are of another contract, or of none."""
         try:
             return tuple(decode(self._functions[function].outputs, output))
-        except UNREADABLE as error:
+        except DECODING_ERRORS as error:
             raise WrongContract(f"{function}: the contract at this address is another one: {error}") from None
 
     def log(self, topics: Sequence[bytes], data: bytes) -> tuple[str, dict[str, Any]] | None:
@@ -109,10 +109,10 @@ class Abi:
         return entry.name, dict(zip(entry.names, values, strict=True))
 
 
-def _entry(raw: Mapping[str, Any]) -> Entry:
+def _entry(raw: Mapping[str, Any]) -> AbiEntry:
     inputs = raw.get("inputs", [])
     signature = abi_to_signature(raw) if raw["type"] != "constructor" else ""  # type: ignore[arg-type]  # wants its own TypedDict
-    return Entry(
+    return AbiEntry(
         name=raw.get("name", ""),
         id=keccak(signature.encode()),
         names=tuple(item["name"] for item in inputs),
@@ -136,7 +136,7 @@ def load_abi(name: str) -> Abi:
 
 
 @cache
-def _known_errors() -> dict[bytes, Entry]:
+def _known_errors() -> dict[bytes, AbiEntry]:
     return Abi(_BUILT_IN).errors | load_abi("TestUSD").errors | load_abi("Escrow").errors
 
 
@@ -146,11 +146,11 @@ def revert_error(data: bytes, reason: str = "") -> TallyError:
     try:
         if entry is not None:
             return ContractError(entry.name, dict(zip(entry.names, decode(entry.types, data[4:]), strict=True)))
-    except UNREADABLE:
+    except DECODING_ERRORS:
         pass  # it only begins like one of ours
     return Refusal(Code.CHAIN_REFUSED, f"the contract refused: {data.hex()[:80] or reason or 'no reason'}")
 
 
-def snake(name: str) -> str:
+def snake_case(name: str) -> str:
     """CamelCase to snake_case."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -7,21 +7,21 @@ from dataclasses import astuple
 from tallystick.chain.codec import WrongContract, load_abi
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.endpoint import Rpc
-from tallystick.chain.escrow import Rules
+from tallystick.chain.escrow import EscrowRules
 from tallystick.chain.sender import Sender
 from tallystick.chain.token import Token
 from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.types import Address, Amount
 
-BURN = Address("0x000000000000000000000000000000000000dead")
+BURN_ADDRESS = Address("0x000000000000000000000000000000000000dead")
 """Whose credit nobody can use: penalties enrich nobody but the reporter."""
 
 DAY = 86_400
-PRODUCTION_RULES = Rules(thaw=DAY, release=DAY, unstake=7 * DAY, penalty=Amount(100_000_000), treasury=BURN)
-LOCAL_RULES = Rules(thaw=5, release=5, unstake=15, penalty=Amount(100_000_000), treasury=BURN)
+PRODUCTION_RULES = EscrowRules(thaw=DAY, release=DAY, unstake=7 * DAY, penalty=Amount(100_000_000), treasury=BURN_ADDRESS)
+LOCAL_RULES = EscrowRules(thaw=5, release=5, unstake=15, penalty=Amount(100_000_000), treasury=BURN_ADDRESS)
 
 
-async def deploy(rpc: Rpc, sender: Sender, *, rules: Rules = PRODUCTION_RULES, token: Address | None = None) -> Deployment:
+async def deploy(rpc: Rpc, sender: Sender, *, rules: EscrowRules = PRODUCTION_RULES, token: Address | None = None) -> Deployment:
     """Creates the contracts and waits for them. Raises ContractError (rules that make no sense), Refusal (no token there),
     Unavailable.
     """

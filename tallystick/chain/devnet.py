@@ -22,9 +22,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tallystick.chain.evm import GAS_LIMIT, PRIORITY_FEE, Call, Evm, Rejected, Reverted
-from tallystick.chain.hex_encoding import BadParams, data, quantity
-from tallystick.chain.local_access import Visitors
+from tallystick.chain.evm import GAS_LIMIT, PRIORITY_FEE, Evm, EvmCall, Rejected, Reverted
+from tallystick.chain.hex_encoding import InvalidParams, parse_data, parse_quantity
+from tallystick.chain.local_access import LocalAccessGuard
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Signer
 
@@ -49,10 +49,10 @@ def dev_accounts(count: int = 10) -> list[Signer]:
 def build_app(chain_id: int = 31337, accounts: int = 10, *, origins: Sequence[str] = (), hosts: Sequence[str] = ()) -> ASGIApp:
     """An ASGI application that is a chain: POST / takes JSON-RPC 2.0, GET /health says that it is up.
 
-    `origins` are the web pages that may use it, `hosts` the names under which it may be asked (see Visitors).
+    `origins` are the web pages that may use it, `hosts` the names under which it may be asked (see LocalAccessGuard).
     """
     evm = Evm(chain_id, [bytes.fromhex(signer.address[2:]) for signer in dev_accounts(accounts)])
-    node = Node(evm, [signer.address for signer in dev_accounts(accounts)])
+    handler = JsonRpcHandler(evm, [signer.address for signer in dev_accounts(accounts)])
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evm")
 
     async def rpc(request: Request) -> Response:
@@ -61,13 +61,13 @@ def build_app(chain_id: int = 31337, accounts: int = 10, *, origins: Sequence[st
             body += chunk
             if len(body) > MAX_BODY:
                 return JSONResponse(_error(None, INVALID_REQUEST, f"request larger than {MAX_BODY} bytes"), 413)
-        answer = await asyncio.get_running_loop().run_in_executor(worker, node.answer, bytes(body))
+        answer = await asyncio.get_running_loop().run_in_executor(worker, handler.handle, bytes(body))
         return Response(answer, media_type="application/json")
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok", "chain_id": chain_id})
 
-    return Visitors(Starlette(routes=[Route("/", rpc, methods=["POST"]), Route("/health", health)]), origins, hosts)
+    return LocalAccessGuard(Starlette(routes=[Route("/", rpc, methods=["POST"]), Route("/health", health)]), origins, hosts)
 
 
 def _error(request_id: Any, code: int, message: str, extra: object = _ABSENT) -> dict[str, Any]:
@@ -79,14 +79,14 @@ class _Fault(Exception):
     """A JSON-RPC error: code, message and, for a revert, data."""
 
 
-class Node:
+class JsonRpcHandler:
     """JSON-RPC over one Evm: bytes in, bytes out. Not thread-safe."""
 
     def __init__(self, evm: Evm, accounts: list[str]) -> None:
         self.evm = evm
         self._methods = self._standard(accounts) | self._testing()
 
-    def answer(self, body: bytes) -> bytes:
+    def handle(self, body: bytes) -> bytes:
         """The answer to a request or a batch; every fault of the caller is an answer too."""
         try:
             request = orjson.loads(body)
@@ -120,7 +120,7 @@ class Node:
             raise _Fault(REVERTED, str(error), "0x" + error.data.hex()) from None
         except Rejected as error:
             raise _Fault(REJECTED, str(error)) from None
-        except (BadParams, TypeError) as error:
+        except (InvalidParams, TypeError) as error:
             raise _Fault(BAD_PARAMS, str(error)) from None
         except Exception as error:  # a bug of ours or of py-evm: it costs this call its answer, not the chain
             _log.exception("devnet: %s failed", name)
@@ -132,7 +132,7 @@ class Node:
         evm = self.evm
         return {
             "web3_clientVersion": lambda: "tallystick-devnet",
-            "web3_sha3": lambda raw: "0x" + keccak(data(raw)).hex(),
+            "web3_sha3": lambda raw: "0x" + keccak(parse_data(raw)).hex(),
             "net_version": lambda: str(evm.chain_id),
             "net_listening": lambda: True,
             "eth_chainId": lambda: hex(evm.chain_id),
@@ -142,17 +142,17 @@ class Node:
             "eth_gasPrice": lambda: hex(evm.base_fee + PRIORITY_FEE),
             "eth_maxPriorityFeePerGas": lambda: hex(PRIORITY_FEE),
             "eth_feeHistory": self._fee_history,
-            "eth_getBalance": lambda who, block="latest": hex(evm.balance(data(who, 20), self._block(block))),
-            "eth_getCode": lambda who, block="latest": "0x" + evm.code(data(who, 20), self._block(block)).hex(),
-            "eth_getTransactionCount": lambda who, block="latest": hex(evm.nonce(data(who, 20), self._block(block))),
+            "eth_getBalance": lambda who, block="latest": hex(evm.balance(parse_data(who, 20), self._block(block))),
+            "eth_getCode": lambda who, block="latest": "0x" + evm.code(parse_data(who, 20), self._block(block)).hex(),
+            "eth_getTransactionCount": lambda who, block="latest": hex(evm.nonce(parse_data(who, 20), self._block(block))),
             "eth_getStorageAt": lambda who, slot, block="latest": (
-                f"0x{evm.storage(data(who, 20), quantity(slot), self._block(block)):064x}"
+                f"0x{evm.storage(parse_data(who, 20), parse_quantity(slot), self._block(block)):064x}"
             ),
             "eth_call": self._call,
             "eth_estimateGas": self._estimate,
-            "eth_sendRawTransaction": lambda raw: evm.send_raw(data(raw)),
-            "eth_getTransactionByHash": lambda key: evm.transactions.get("0x" + data(key, 32).hex()),
-            "eth_getTransactionReceipt": lambda key: evm.receipts.get("0x" + data(key, 32).hex()),
+            "eth_sendRawTransaction": lambda raw: evm.send_raw(parse_data(raw)),
+            "eth_getTransactionByHash": lambda key: evm.transactions.get("0x" + parse_data(key, 32).hex()),
+            "eth_getTransactionReceipt": lambda key: evm.receipts.get("0x" + parse_data(key, 32).hex()),
             "eth_getBlockByNumber": self._block_by_number,
             "eth_getBlockByHash": self._block_by_hash,
             "eth_getLogs": self._logs,
@@ -162,18 +162,18 @@ class Node:
         evm = self.evm
 
         def mine(blocks: object = 1) -> str:
-            evm.mine(min(max(quantity(blocks), 1), 1_000))
+            evm.mine(min(max(parse_quantity(blocks), 1), 1_000))
             return "0x0"
 
         def set_time(timestamp: object) -> None:
-            evm.set_time(quantity(timestamp))
+            evm.set_time(parse_quantity(timestamp))
 
         return {
-            "evm_increaseTime": lambda seconds: hex(evm.increase_time(quantity(seconds))),
+            "evm_increaseTime": lambda seconds: hex(evm.increase_time(parse_quantity(seconds))),
             "evm_setNextBlockTimestamp": set_time,
             "evm_mine": mine,
             "evm_snapshot": lambda: hex(evm.snapshot()),
-            "evm_revert": lambda mark: evm.revert(quantity(mark)),
+            "evm_revert": lambda mark: evm.revert(parse_quantity(mark)),
         }
 
     def _block(self, raw: object) -> int:
@@ -185,13 +185,13 @@ class Node:
         last = len(self.evm.blocks) - 1
         if raw in ("latest", "pending", "safe", "finalized", None):
             return last
-        number = 0 if raw == "earliest" else quantity(raw)
+        number = 0 if raw == "earliest" else parse_quantity(raw)
         if number > last:
             raise Rejected(f"block not found: {number}, the last is {last}")
         return number
 
     def _number_of(self, raw: object) -> int:
-        wanted = "0x" + data(raw, 32).hex()
+        wanted = "0x" + parse_data(raw, 32).hex()
         for number in range(len(self.evm.blocks) - 1, -1, -1):
             if self.evm.blocks[number]["hash"] == wanted:
                 return number
@@ -225,7 +225,7 @@ class Node:
 
     def _fee_history(self, count: object, newest: object = "latest", percentiles: object = None) -> dict[str, Any]:
         last = self._block(newest)
-        first = max(0, last + 1 - min(quantity(count), 1_024))
+        first = max(0, last + 1 - min(parse_quantity(count), 1_024))
         headers = self.evm.headers[first : last + 1]
         after = self.evm.headers[last + 1].base_fee_per_gas if last + 1 < len(self.evm.headers) else self.evm.base_fee
         rewards = len(percentiles) if isinstance(percentiles, list) else 0
@@ -238,27 +238,29 @@ class Node:
 
     def _logs(self, wanted: object) -> list[dict[str, Any]]:
         if not isinstance(wanted, dict):
-            raise BadParams("expected a filter object")
+            raise InvalidParams("expected a filter object")
         if "blockHash" in wanted:
             first = last = self._number_of(wanted["blockHash"])
         else:
             newest = len(self.evm.blocks) - 1
             first = self._block(wanted.get("fromBlock", "latest")) if wanted.get("fromBlock") != "earliest" else 0
-            last = newest if wanted.get("toBlock") in (None, "latest", "pending") else min(quantity(wanted["toBlock"]), newest)
+            last = (
+                newest if wanted.get("toBlock") in (None, "latest", "pending") else min(parse_quantity(wanted["toBlock"]), newest)
+            )
         addresses = _any_of(wanted.get("address"))
         topics = [_any_of(topic) for topic in wanted.get("topics") or []]
         return [log for log in self.evm.logs if first <= int(log["blockNumber"], 16) <= last and _matches(log, addresses, topics)]
 
 
-def _read_call(raw: object) -> Call:
+def _read_call(raw: object) -> EvmCall:
     if not isinstance(raw, dict):
-        raise BadParams("expected a call object")
-    return Call(
-        sender=data(raw.get("from") or "0x" + "00" * 20, 20),
-        to=data(raw["to"], 20) if raw.get("to") else b"",
-        data=data(raw.get("input") or raw.get("data") or "0x"),
-        value=quantity(raw.get("value") or 0),
-        gas=min(quantity(raw.get("gas") or GAS_LIMIT), GAS_LIMIT),
+        raise InvalidParams("expected a call object")
+    return EvmCall(
+        sender=parse_data(raw.get("from") or "0x" + "00" * 20, 20),
+        to=parse_data(raw["to"], 20) if raw.get("to") else b"",
+        data=parse_data(raw.get("input") or raw.get("data") or "0x"),
+        value=parse_quantity(raw.get("value") or 0),
+        gas=min(parse_quantity(raw.get("gas") or GAS_LIMIT), GAS_LIMIT),
     )
 
 
@@ -266,7 +268,7 @@ def _any_of(raw: object) -> set[str] | None:
     """The lower-case alternatives of one place of a filter; None for "anything"."""
     if raw is None:
         return None
-    return {"0x" + data(item).hex() for item in (raw if isinstance(raw, list) else [raw])}
+    return {"0x" + parse_data(item).hex() for item in (raw if isinstance(raw, list) else [raw])}
 
 
 def _matches(log: dict[str, Any], addresses: set[str] | None, topics: list[set[str] | None]) -> bool:

@@ -20,7 +20,7 @@ from tallystick.chain.codec import revert_error
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.types import Address
 
-MAX_ANSWER = 64 * 1024 * 1024
+MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 MAX_PAUSE = 10.0
 
 MAX_NUMBER = (1 << 63) - 1
@@ -232,8 +232,8 @@ async def _read(response: ClientResponse) -> bytes:
     raw = bytearray()
     async for chunk in response.content.iter_any():
         raw += chunk
-        if len(raw) > MAX_ANSWER:
-            raise ValueError(f"more than {MAX_ANSWER} bytes")
+        if len(raw) > MAX_RESPONSE_BYTES:
+            raise ValueError(f"more than {MAX_RESPONSE_BYTES} bytes")
     return bytes(raw)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tallystick.chain.claims import ClaimBatch, cut_batches
+from tallystick.chain.claims import ClaimBatch, pack_batches
 from tallystick.chain.codec import WrongContract, load_abi
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.endpoint import Rpc
@@ -59,7 +59,7 @@ class ProviderAccount:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class EscrowRules:
     """The waits of a deployment in seconds, what one piece of evidence costs a provider, and who is credited with the part of
     a penalty that is not the reporter's.
     """
@@ -144,11 +144,11 @@ class Escrow:
         _, _, fee_bps = await self.read("account", coordinator)
         return int(fee_bps)
 
-    async def rules(self) -> Rules:
+    async def rules(self) -> EscrowRules:
         """What the contract was made with."""
         names = ("thawPeriod", "releasePeriod", "unstakePeriod", "penalty", "treasury")
         thaw, release, unstake, penalty, treasury = [value for (value,) in await asyncio.gather(*map(self.read, names))]
-        return Rules(thaw, release, unstake, Amount(penalty), treasury)
+        return EscrowRules(thaw, release, unstake, Amount(penalty), treasury)
 
     async def evidence_used(self, evidence: Hash) -> bool:
         """Whether this evidence has cost the provider the whole penalty; until then it can be brought again."""
@@ -232,7 +232,7 @@ class Escrow:
 
     async def settle_all(self, sender: Sender, claims: Sequence[ClaimBatch]) -> list[TxResult]:
         """Collects claims in as many transactions as they need, one after the other."""
-        return [await self.settle(sender, batch) for batch in cut_batches(claims)]
+        return [await self.settle(sender, batch) for batch in pack_batches(claims)]
 
     async def cash_out(self, sender: Sender, account: Address) -> TxResult:
         """Pays an account's credit to its payout address; anyone may send it."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, get_type_hints
 
-from tallystick.chain.codec import UNREADABLE, load_abi, snake
+from tallystick.chain.codec import DECODING_ERRORS, load_abi, snake_case
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.endpoint import MAX_NUMBER, Block, Rpc, RpcError, is_hash
 from tallystick.protocol.errors import Code, Fault, PeerError, TallyError, Unavailable
 from tallystick.protocol.types import Address, Amount, Hash, Seconds
 
 
-class Skip(IntEnum):
+class SkipReason(IntEnum):
     """Why a row of a settlement was not paid; IEscrow.sol says what each means."""
 
     NONE = 0
@@ -29,7 +29,7 @@ class Skip(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Position:
+class LogPosition:
     """Where a fact stands. (block, log, row) orders and identifies facts of one chain; the hashes tell forks apart. The rows of
     a claim share one log.
     """
@@ -47,7 +47,7 @@ class Event:
     RowSkipped are packed into one event a claim, RowsSettled.
     """
 
-    at: Position
+    at: LogPosition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,7 @@ class RowSkipped(Event):
 
     payer: Address
     provider: Address
-    reason: Skip
+    reason: SkipReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +210,7 @@ class Slashed(Event):
 
 
 _CLASSES = {cls.__name__: cls for cls in Event.__subclasses__()}
-_MAKERS: dict[Any, Any] = {Amount: Amount, Skip: Skip}
+_MAKERS: dict[Any, Any] = {Amount: Amount, SkipReason: SkipReason}
 _HINTS = {name: get_type_hints(cls) for name, cls in _CLASSES.items()}
 _U96 = 1 << 96
 
@@ -228,24 +228,24 @@ def read_log(log: Mapping[str, Any]) -> list[Event]:
     if name not in _CLASSES:
         return []
     hints = _HINTS[name]
-    fields = {snake(field): value for field, value in values.items()}
+    fields = {snake_case(field): value for field, value in values.items()}
     return [_CLASSES[name](at=at, **{field: _MAKERS.get(hints[field], lambda v: v)(value) for field, value in fields.items()})]
 
 
-def _position(log: Mapping[str, Any]) -> Position:
+def _position(log: Mapping[str, Any]) -> LogPosition:
     """Where a log is. Raises ValueError for a place that no chain has: it goes into databases."""
     block, number, hashes = int(log["blockNumber"], 16), int(log["logIndex"], 16), (log["blockHash"], log["transactionHash"])
     if not (0 <= block <= MAX_NUMBER and 0 <= number <= MAX_NUMBER and all(map(is_hash, hashes))):
         raise ValueError(f"a log of block {block}, number {number}, at {str(hashes)[:200]}")
-    return Position(block, number, *hashes)
+    return LogPosition(block, number, *hashes)
 
 
-def _read_rows(at: Position, provider: Address, results: Sequence[int]) -> list[Event]:
+def _read_rows(at: LogPosition, provider: Address, results: Sequence[int]) -> list[Event]:
     """A claim's rows, two words each: payer 160 | settled 96, reason 64 | fee 96 | paid 96."""
     facts: list[Event] = []
     for row, (first, second) in enumerate(zip(results[::2], results[1::2], strict=True)):
-        place, payer, reason = replace(at, row=row), Address(f"0x{first >> 96:040x}"), Skip(second >> 192)
-        if reason is Skip.NONE:
+        place, payer, reason = replace(at, row=row), Address(f"0x{first >> 96:040x}"), SkipReason(second >> 192)
+        if reason is SkipReason.NONE:
             paid, fee, settled = Amount(second % _U96), Amount((second >> 96) % _U96), Amount(first % _U96)
             facts.append(Settled(at=place, payer=payer, provider=provider, paid=paid, fee=fee, settled=settled))
         else:
@@ -257,13 +257,13 @@ def read_logs(logs: Iterable[Mapping[str, Any]], escrow: Address) -> tuple[Event
     """The facts among logs that may come from other contracts too. Raises Unavailable for what are no logs."""
     try:
         found = [read_log(log) for log in logs if log["address"].lower() == escrow and not log.get("removed")]
-    except (TypeError, AttributeError, LookupError, ValueError, StopIteration, *UNREADABLE) as error:
+    except (TypeError, AttributeError, LookupError, ValueError, StopIteration, *DECODING_ERRORS) as error:
         raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain answered with logs that are none: {error!r}") from None
     return tuple(event for facts in found for event in facts)
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class EventPage:
     """Facts in order, and what to store with them: `cursor`, the first block that is not read yet, and `tip`, the hash of the
     block before it, by which the next reading notices that the chain took back what was read.
     """
@@ -289,7 +289,7 @@ class DeepReorg(PeerError):
 
 async def read_events(
     rpc: Rpc, deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0, span: int = 2_000
-) -> Page:
+) -> EventPage:
     """The facts from block `cursor` on that `confirmations` further blocks stand on, over at most `span` blocks.
 
     `after` is the tip that was stored with the cursor. Reading twice from one cursor gives the same facts: store facts, cursor
@@ -301,7 +301,7 @@ async def read_events(
     _compare(rpc.read_block(previous), after)
     last = min(rpc.read_number("eth_blockNumber", head) - confirmations, cursor + span - 1)
     if last < cursor:
-        return Page((), cursor, after)
+        return EventPage((), cursor, after)
     wanted = {"address": deployment.escrow, "fromBlock": hex(cursor), "toBlock": hex(last)}
     try:
         # One exchange, so that one node answers all: one that is behind says so by having no such block.
@@ -313,9 +313,9 @@ async def read_events(
     _compare(rpc.read_block(previous), after)
     tip = rpc.read_block(before)
     if tip is None or tip != rpc.read_block(behind):
-        return Page((), cursor, after)
+        return EventPage((), cursor, after)
     events = sorted(read_logs(logs, deployment.escrow), key=lambda event: event.at)
-    return Page(tuple(events), last + 1, tip.hash)
+    return EventPage(tuple(events), last + 1, tip.hash)
 
 
 def _header(number: int) -> tuple[str, str, bool]:
@@ -338,7 +338,7 @@ def _compare(previous: Block | None, known: str) -> None:
 
 async def follow_events(
     rpc: Rpc, deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0, interval: float = 1.0
-) -> AsyncIterator[Page]:
+) -> AsyncIterator[EventPage]:
     """Pages of final facts for ever, without the empty ones; looks every `interval` seconds. Raises DeepReorg, Unavailable."""
     while True:
         page = await read_events(rpc, deployment, cursor, after=after, confirmations=confirmations)

@@ -27,7 +27,7 @@ _WEALTH = 10**24
 _ZERO = bytes(20)
 
 
-class Call(NamedTuple):
+class EvmCall(NamedTuple):
     """What a call that is not signed asks for; `value` is in wei, an empty `to` creates a contract."""
 
     sender: bytes
@@ -136,11 +136,11 @@ class Evm:
 
     # ------------------------------------------------------------------------------------------------------------- calls
 
-    def call(self, call: Call, block: int) -> bytes:
+    def call(self, call: EvmCall, block: int) -> bytes:
         """The output of a call on the state after `block`, at the time of the block to come. Raises Reverted, Rejected."""
         return bytes(self._execute(call, block).output)
 
-    def estimate_gas(self, call: Call, block: int) -> int:
+    def estimate_gas(self, call: EvmCall, block: int) -> int:
         """Gas limit with which the transaction goes through. Raises Reverted where none does, Rejected."""
         remaining = int(self._execute(call._replace(gas=GAS_LIMIT), block).get_gas_remaining())
         zeros = call.data.count(0)
@@ -155,7 +155,7 @@ class Evm:
                 return gas
         return GAS_LIMIT
 
-    def _execute(self, call: Call, block: int) -> Any:
+    def _execute(self, call: EvmCall, block: int) -> Any:
         state = self._state(block, free=True)
         nonce, have = state.get_nonce(call.sender), state.get_balance(call.sender)
         if have < call.value:

@@ -9,26 +9,26 @@ _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}")
 _DATA = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 
 
-class BadParams(Exception):
+class InvalidParams(Exception):
     """Parameters that a method does not take."""
 
 
-def quantity(raw: object) -> int:
-    """A number from its hex form; plain JSON integers are taken too. Raises BadParams."""
+def parse_quantity(raw: object) -> int:
+    """A number from its hex form; plain JSON integers are taken too. Raises InvalidParams."""
     if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
         return raw
     if not isinstance(raw, str) or not _QUANTITY.fullmatch(raw):
-        raise BadParams(f"expected a number as 0x and hex digits, got {str(raw)[:80]}")
+        raise InvalidParams(f"expected a number as 0x and hex digits, got {str(raw)[:80]}")
     return int(raw, 16)
 
 
-def data(raw: object, size: int | None = None) -> bytes:
-    """Bytes from their hex form. Raises BadParams."""
+def parse_data(raw: object, size: int | None = None) -> bytes:
+    """Bytes from their hex form. Raises InvalidParams."""
     if not isinstance(raw, str) or not _DATA.fullmatch(raw):
-        raise BadParams(f"expected bytes as 0x and hex digits, got {str(raw)[:80]}")
+        raise InvalidParams(f"expected bytes as 0x and hex digits, got {str(raw)[:80]}")
     value = bytes.fromhex(raw[2:])
     if size is not None and len(value) != size:
-        raise BadParams(f"expected {size} bytes, got {len(value)}")
+        raise InvalidParams(f"expected {size} bytes, got {len(value)}")
     return value
 
 

@@ -20,7 +20,7 @@ _REFUSED = -32000
 _OF_ANOTHER_PAGE = {"cross-site", "same-site"}
 
 
-class Visitors:
+class LocalAccessGuard:
     """An app for local programs only, and for pages of `origins` ("https://wallet.example", or "*" for all). `hosts` are names,
     beside localhost and plain IP addresses, under which it may be asked. Others get 403 and no CORS header.
     """

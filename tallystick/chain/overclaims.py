@@ -57,7 +57,7 @@ def find_overclaims(claims: Iterable[SettlingClaim], receipts: Sequence[Signed[R
     lowest = list(accumulate(reversed(ordered), _lower))[::-1]
     found: dict[Hash, Overclaim] = {}
     for one in claims:
-        claim = one.found.claim
+        claim = one.calldata_claim.claim
         for place, row in enumerate(claim.message.rows):
             first = bisect_left(seqs, row.seq)
             if (row.payer, claim.message.provider) != (payer, provider) or first == len(seqs):
@@ -74,5 +74,5 @@ def _lower(one: Signed[Receipt], other: Signed[Receipt]) -> Signed[Receipt]:
 
 def highest_claim(claims: Iterable[SettlingClaim], receipt: Receipt) -> ClaimRow | None:
     """The row of the receipt's tab with the greatest total."""
-    rows = [row for one in claims for row in one.found.claim.message.rows if row.payer == receipt.payer]
+    rows = [row for one in claims for row in one.calldata_claim.claim.message.rows if row.payer == receipt.payer]
     return max(rows, key=lambda row: row.cumulative_cost, default=None)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tallystick.chain.endpoint import Block, Rpc, RpcError, WrongChain
-from tallystick.chain.sender import MAX_TRANSACTION_GAS, Mined, Replaced, Sender
+from tallystick.chain.sender import MAX_TRANSACTION_GAS, MinedTransaction, Replaced, Sender
 
-__all__ = ["MAX_TRANSACTION_GAS", "Block", "Mined", "Replaced", "Rpc", "RpcError", "Sender", "WrongChain"]
+__all__ = ["MAX_TRANSACTION_GAS", "Block", "MinedTransaction", "Replaced", "Rpc", "RpcError", "Sender", "WrongChain"]

@@ -45,7 +45,7 @@ class Replaced(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class Mined:
+class MinedTransaction:
     """A transaction that went through. `logs` are JSON-RPC log objects; `created` is the new contract's address, if any."""
 
     hash: str
@@ -106,7 +106,7 @@ class Sender:
         """Believes the chain at once where it went back, instead of after a moment's doubt."""
         self._nonces = Nonces()
 
-    async def send(self, to: Address | None, data: bytes, *, value: int = 0, gas: int | None = None) -> Mined:
+    async def send(self, to: Address | None, data: bytes, *, value: int = 0, gas: int | None = None) -> MinedTransaction:
         """Sends and waits for the receipt. `to` None creates a contract; `value` is in wei; `gas` is estimated when not given.
 
         Raises ContractError (before anything is sent where an estimate shows it), Refusal, Replaced, Unavailable.
@@ -284,7 +284,7 @@ class Sender:
 
     # ----------------------------------------------------------------------------------------------------------- arrival
 
-    async def _mined(self, flight: _Flight, receipt: dict[str, Any]) -> Mined:
+    async def _mined(self, flight: _Flight, receipt: dict[str, Any]) -> MinedTransaction:
         read = self.rpc.read_number
         block, status, used = (read(f"receipt.{name}", receipt[name]) for name in ("blockNumber", "status", "gasUsed"))
         price = read("receipt.effectiveGasPrice", receipt.get("effectiveGasPrice") or "0x0")
@@ -293,7 +293,7 @@ class Sender:
                 await self.rpc.request("eth_call", flight.call.to_json(), hex(block - 1))  # raises what the contract said
             raise Refusal(Code.CHAIN_REFUSED, f"{flight} failed, and would not fail now")
         created = receipt.get("contractAddress")
-        return Mined(
+        return MinedTransaction(
             hash=receipt["transactionHash"],
             block=block,
             gas_used=used,

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from tallystick.chain.calldata import MAX_CALLDATA, FoundClaim, find_claims, find_orders
+from tallystick.chain.calldata import MAX_CALLDATA, CalldataClaim, find_claims, find_orders
 from tallystick.chain.codec import load_abi
 from tallystick.chain.endpoint import RpcError
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.events import RowSkipped, Settled, read_logs
-from tallystick.chain.hex_encoding import BadParams, data
+from tallystick.chain.hex_encoding import InvalidParams, parse_data
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import Code, TallyError, Unavailable
 from tallystick.protocol.messages import Order
@@ -45,7 +45,7 @@ class SettlingOrder:
 class SettlingClaim:
     """A claim of the provider that has a row of the payer, from a transaction that carried it, whether or not it paid."""
 
-    found: FoundClaim
+    calldata_claim: CalldataClaim
     transaction: str
     block: int
 
@@ -156,8 +156,8 @@ def _inner(trace: object, escrow: Address) -> list[object]:
 
 def _bytes(raw: object, escrow: Escrow) -> bytes:
     try:
-        return data(raw)[:MAX_CALLDATA]
-    except BadParams as error:
+        return parse_data(raw)[:MAX_CALLDATA]
+    except InvalidParams as error:
         raise Unavailable(
             Code.CHAIN_UNAVAILABLE, f"the chain at {escrow.rpc.url} answered with calldata that is none: {error}"
         ) from None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from tallystick.chain.escrow import ProviderAccount, Purse, Rules, TabState
+from tallystick.chain.escrow import EscrowRules, ProviderAccount, Purse, TabState
 from tallystick.protocol.types import Address, Amount, format_amount
 
 REPORTER_PERCENT = 20
@@ -20,27 +20,27 @@ _UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 class Step:
     """Something that can be done: by whom, with which command and which call of the contract, from when on (0: now)."""
 
-    who: str
-    what: str
+    actor: str
+    action: str
     call: str
     command: str = ""
     at: int = 0
     account: Address | None = None
-    """Of `who`, where it is one account that is known."""
+    """Of `actor`, where it is one account that is known."""
 
     def to_json(self) -> dict[str, object]:
         """The step for programs; `command` is null where `tally` has none."""
-        step: dict[str, object] = {"who": self.who, "account": self.account, "what": self.what, "call": self.call}
+        step: dict[str, object] = {"who": self.actor, "account": self.account, "what": self.action, "call": self.call}
         return step | {"command": self.command or None, "at": self.at or None}
 
 
 @dataclass(frozen=True, slots=True)
-class Meaning:
-    """`state` is one word for programs, `says` are sentences for people."""
+class Explanation:
+    """`state` is one word for programs, `sentences` are for people."""
 
     state: str
-    says: tuple[str, ...]
-    next: tuple[Step, ...]
+    sentences: tuple[str, ...]
+    next_steps: tuple[Step, ...]
 
 
 def span(seconds: int) -> str:
@@ -63,18 +63,18 @@ def moment(at: int, now: int) -> str:
     return "now" if at <= now else f"in {span(at - now)}, at {utc(at)}"
 
 
-class Explainer:
+class StateExplainer:
     """Knows the deployment's rules, the chain's time, and how to write money."""
 
-    def __init__(self, rules: Rules, now: int, money: Callable[[Amount], str] = format_amount) -> None:
+    def __init__(self, rules: EscrowRules, now: int, money: Callable[[Amount], str] = format_amount) -> None:
         self._rules, self._now, self._money = rules, now, money
 
-    def purse(self, purse: Purse) -> Meaning:
+    def purse(self, purse: Purse) -> Explanation:
         """A payer's deposit."""
         if purse.owner is None:
             unknown = "No purse was ever opened for this key: orders that it signs cannot be paid."
             step = Step("the key, or anyone with its signature", "open it, and fill it", "open", "tally deposit AMOUNT")
-            return Meaning("unopened", (unknown,), (step,))
+            return Explanation("unopened", (unknown,), (step,))
         free = Amount(purse.free - purse.thawing)
         says = [
             f"{self._money(free)} is free: it pays what any provider collects on orders that the key signed, pledged to none.",
@@ -89,7 +89,7 @@ class Explainer:
             owner(f"start taking it out: {span(self._rules.thaw)} later it may leave", "thaw", "tally thaw AMOUNT"),
         ]
         if not purse.thawing:
-            return Meaning("open" if free else "empty", tuple(says), tuple(steps if free else steps[:1]))
+            return Explanation("open" if free else "empty", tuple(says), tuple(steps if free else steps[:1]))
         amount, ready = self._money(purse.thawing), purse.thaw_at <= self._now
         says.append(
             f"{amount} is leaving: the owner may withdraw it {moment(purse.thaw_at, self._now)}. Until it does, it still pays "
@@ -99,9 +99,9 @@ class Explainer:
             owner(f"withdraw {amount}", "withdraw", "tally withdraw", 0 if ready else purse.thaw_at),
             owner("call the thaw off", "cancelThaw", "tally thaw --cancel"),
         ]
-        return Meaning("thawed" if ready else "thawing", tuple(says), (*out, *steps[:2]) if free else (*out, steps[0]))
+        return Explanation("thawed" if ready else "thawing", tuple(says), (*out, *steps[:2]) if free else (*out, steps[0]))
 
-    def tab(self, tab: TabState, purse: Purse) -> Meaning:
+    def tab(self, tab: TabState, purse: Purse) -> Explanation:
         """One payer's account with one provider; `purse` is the payer's."""
 
         def owner(what: str, call: str, command: str, at: int = 0) -> Step:
@@ -113,14 +113,14 @@ class Explainer:
         if not tab.reserved and not tab.release_at:
             free = self._money(purse.free)
             says.append(f"Nothing is reserved for it. It can collect out of the purse's {free}, as long as others do not first.")
-            return Meaning("open" if tab.settled else "unused", tuple(says), (collect, reserve) if purse.owner else ())
+            return Explanation("open" if tab.settled else "unused", tuple(says), (collect, reserve) if purse.owner else ())
         reserved = self._money(tab.reserved)
         says.append(f"{reserved} is reserved" + (": nobody but this provider can collect it." if tab.reserved else " any more."))
         back = [Step("the provider", "give back any part of it at once", "giveBack")] if tab.reserved else []
         if not tab.release_at:
             wait = f"start taking it back: {span(self._rules.release)} later it is free again"
             release = owner(wait, "release", "tally release PROVIDER")
-            return Meaning("reserved", tuple(says), (collect, reserve, release, *back))
+            return Explanation("reserved", tuple(says), (collect, reserve, release, *back))
         ready = tab.release_at <= self._now
         says.append(
             f"The owner is taking it back, and may do so {moment(tab.release_at, self._now)}. Until then the provider can "
@@ -131,9 +131,9 @@ class Explainer:
             f"take back {reserved}" if tab.reserved else "end the release", "finishRelease", "tally release PROVIDER", at
         )
         stop = owner("pledge more, which calls the release off", "reserve", "tally reserve PROVIDER AMOUNT")
-        return Meaning("released" if ready else "releasing", tuple(says), (collect, finish, stop, *back))
+        return Explanation("released" if ready else "releasing", tuple(says), (collect, finish, stop, *back))
 
-    def provider(self, account: ProviderAccount, address: Address) -> Meaning:
+    def provider(self, account: ProviderAccount, address: Address) -> Explanation:
         """Credit and stake of an account."""
 
         def itself(what: str, call: str, command: str, at: int = 0) -> Step:
@@ -170,9 +170,9 @@ class Explainer:
             rate = format_amount(account.fee_bps, 2)
             says.append(f"As a coordinator it asks for {rate} % of what it settles, or less where an order says so.")
         state = "unstaking" if account.unstaking else "staked" if account.stake else "unstaked"
-        return Meaning("withdrawable" if account.unstaking and ready else state, tuple(says), tuple(steps))
+        return Explanation("withdrawable" if account.unstaking and ready else state, tuple(says), tuple(steps))
 
-    def rules(self) -> Meaning:
+    def rules(self) -> Explanation:
         """The deployment itself."""
         rules = self._rules
         says = (
@@ -183,4 +183,4 @@ class Explainer:
             f"Of that, {REPORTER_PERCENT} % goes to whoever reported it, the rest to {rules.treasury}.",
             "None of this can be changed: the contract has no owner, no upgrade and no pause.",
         )
-        return Meaning("fixed", says, ())
+        return Explanation("fixed", says, ())

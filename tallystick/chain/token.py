@@ -9,7 +9,7 @@ from eth_abi.abi import encode
 
 from tallystick.chain.codec import WrongContract, load_abi
 from tallystick.chain.endpoint import Rpc
-from tallystick.chain.sender import Mined, Sender
+from tallystick.chain.sender import MinedTransaction, Sender
 from tallystick.protocol.codecs import Uint, keccak
 from tallystick.protocol.eip712 import Domain, Message, Signer, message
 from tallystick.protocol.types import Address, Amount, Hash, Seconds
@@ -99,15 +99,15 @@ class Token:
         (value,) = await self._read("decimals")
         return int(value)
 
-    async def mint(self, sender: Sender, to: Address, amount: Amount) -> Mined:
+    async def mint(self, sender: Sender, to: Address, amount: Amount) -> MinedTransaction:
         """Play money from the faucet of a test token."""
         return await sender.send(self.address, self._abi.call("mint", to, amount))
 
-    async def approve(self, sender: Sender, spender: Address, amount: Amount) -> Mined:
+    async def approve(self, sender: Sender, spender: Address, amount: Amount) -> MinedTransaction:
         """Lets `spender` take up to `amount` from the sender."""
         return await sender.send(self.address, self._abi.call("approve", spender, amount))
 
-    async def transfer(self, sender: Sender, to: Address, amount: Amount) -> Mined:
+    async def transfer(self, sender: Sender, to: Address, amount: Amount) -> MinedTransaction:
         """Pays `to` directly."""
         return await sender.send(self.address, self._abi.call("transfer", to, amount))
 
@@ -131,7 +131,7 @@ class Token:
         text = Permit(owner=owner.address, spender=spender, value=amount, nonce=nonce, deadline=deadline)
         return SignedPermit(amount, deadline, owner.sign(text, await self.domain()).signature)
 
-    async def send_permit(self, sender: Sender, owner: Address, spender: Address, permit: SignedPermit) -> Mined:
+    async def send_permit(self, sender: Sender, owner: Address, spender: Address, permit: SignedPermit) -> MinedTransaction:
         """Puts a permit to work without spending it; anyone may."""
         rest = split_signature(permit.signature)
         return await sender.send(self.address, self._abi.call("permit", owner, spender, permit.amount, permit.deadline, *rest))

@@ -16,7 +16,7 @@ from tallystick.cli.money import balance, funds, rotate, safe, spending, wallet
 from tallystick.cli.node import backup, doctor, earnings, init, status, why
 from tallystick.cli.output import exit_with_error
 from tallystick.protocol.errors import TallyError
-from tallystick.runtime.logs import quiet
+from tallystick.runtime.logs import configure_quiet
 
 app = typer.Typer(
     name="tally",
@@ -75,7 +75,7 @@ def root(
 
 def main() -> None:
     """The console script: a TallyError becomes one message (JSON with --json) and exit code 1."""
-    quiet()
+    configure_quiet()
     try:
         app()
     except TallyError as error:

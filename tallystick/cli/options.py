@@ -11,7 +11,7 @@ import typer
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.config import home
-from tallystick.runtime.keystore import NEEDED, open_wallet
+from tallystick.runtime.keystore import PASSWORD_HELP, open_wallet
 
 DEFAULT_WALLET = "default"
 
@@ -50,7 +50,7 @@ Provider = Annotated[str, typer.Argument(help="Provider: an address or a wallet 
 def prompt_password(wallet: str, *, confirm: bool = False) -> str:
     """Asks for a wallet's password without echo. Raises BadMessage if stdin is no terminal."""
     if not sys.stdin.isatty():
-        raise BadMessage(f"wallet {wallet} needs its password: {NEEDED}")
+        raise BadMessage(f"wallet {wallet} needs its password: {PASSWORD_HELP}")
     return str(typer.prompt(f"Password of wallet {wallet}", hide_input=True, confirmation_prompt=confirm, err=True))
 
 

@@ -208,7 +208,7 @@ class Unavailable(TallyError):
         super().__init__(message, code=code, fault=fault)
 
 
-def from_public(body: object, status: int) -> TallyError:
+def error_from_json(body: object, status: int) -> TallyError:
     """The error that a peer sent as JSON: Unavailable where the peer says that trying again can help, else Refusal, with its code
     and its fault. Unknown shapes become Unavailable or BadMessage; a code or a fault that is not known here, a general one.
     """

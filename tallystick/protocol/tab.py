@@ -14,6 +14,9 @@ from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import charge, usage_of
 from tallystick.protocol.types import Amount
 
+MAX_SEQ = 1 << 62
+"""The highest seq of a receipt. No honest tab has that many receipts, and 64-bit integers can count on from there."""
+
 
 @dataclass(frozen=True, slots=True)
 class PayerTab:

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from tallystick.protocol.eip712 import Signed, read_signed
-from tallystick.protocol.errors import BadMessage, TallyError, from_public
+from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
 from tallystick.protocol.json_members import read_content_type, read_count, read_items, read_members, read_text
 from tallystick.protocol.messages import Match, Order, Receipt, Terms
 from tallystick.protocol.types import JobId, parse_job_id
@@ -219,7 +219,7 @@ class Failure:
         """Reads the wire form. An error of an unknown shape becomes a general one. Raises BadMessage for a malformed receipt."""
         raw = loads(data, "failure")
         receipt = raw.get("receipt") if isinstance(raw, dict) else None
-        return cls(from_public(raw, 502), None if receipt is None else read_signed(Receipt, receipt, "failure.receipt"))
+        return cls(error_from_json(raw, 502), None if receipt is None else read_signed(Receipt, receipt, "failure.receipt"))
 
 
 @dataclass(frozen=True, slots=True)

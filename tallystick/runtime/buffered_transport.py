@@ -12,7 +12,7 @@ from typing import Any
 _AT_ONCE = 16 * 1024
 
 
-class Corked:
+class BufferedTransport:
     """An asyncio.Transport in front of another. What it does not say itself, the other one says."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -66,6 +66,6 @@ class Corked:
                 self._transport.write(data)
 
 
-def corked(transport: Any) -> Any:
-    """The transport, corked once."""
-    return transport if isinstance(transport, Corked) else Corked(transport)
+def buffered(transport: Any) -> Any:
+    """The transport, buffered once."""
+    return transport if isinstance(transport, BufferedTransport) else BufferedTransport(transport)

@@ -17,8 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.wire import dumps
-from tallystick.runtime.buffered_transport import corked
-from tallystick.runtime.websocket import QuickWebSocket
+from tallystick.runtime.buffered_transport import buffered
+from tallystick.runtime.websocket import FastPathWebSocket
 
 _LINGER_SECONDS = 1.0
 LINGERING = 256
@@ -50,7 +50,7 @@ def address_key(host: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class DoorLimits:
+class ConnectionLimits:
     """Connections in all and of one address (of a proxy, where one stands before this server); seconds and bytes of a head;
     seconds in which a client must take some of what waits for it, and in which the rest of an answered request must arrive.
     """
@@ -62,51 +62,51 @@ class DoorLimits:
     stall_seconds: float = 45
 
 
-class Doors:
+class ConnectionLimiter:
     """Who is in. One instance a server."""
 
-    def __init__(self, limits: DoorLimits) -> None:
+    def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
-        self._inside: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()
         self.lingering = 0
         """Refused connections that are still open."""
 
     @property
-    def inside(self) -> int:
+    def open_connections(self) -> int:
         """Connections that are open."""
-        return self._inside.total()
+        return self._open.total()
 
-    def enter(self, address: str) -> tuple[int, TallyError] | None:
+    def acquire(self, address: str) -> tuple[int, TallyError] | None:
         """Counts a connection; status and reason where there is no room for it. See `address_key` for what an address is."""
         limits, address = self.limits, address_key(address)
-        if self._inside[address] >= limits.per_address:
+        if self._open[address] >= limits.per_address:
             text = f"{address} has {limits.per_address} connections open, which is all that one address may have"
             return 429, Unavailable(Code.RATE_LIMITED, text)
-        if self.inside >= limits.connections:
+        if self.open_connections >= limits.connections:
             return 503, Unavailable(Code.RATE_LIMITED, f"this server has {limits.connections} connections open and takes no more")
-        self._inside[address] += 1
+        self._open[address] += 1
         return None
 
-    def leave(self, address: str) -> None:
+    def release(self, address: str) -> None:
         """A connection is closed."""
         address = address_key(address)
-        self._inside[address] -= 1
-        if not self._inside[address]:
-            del self._inside[address]
+        self._open[address] -= 1
+        if not self._open[address]:
+            del self._open[address]
 
-    def protocols(self) -> tuple[type[HttpToolsProtocol], type[QuickWebSocket]]:
-        """Uvicorn's protocols behind these doors."""
-        doors = self
+    def protocols(self) -> tuple[type[HttpToolsProtocol], type[FastPathWebSocket]]:
+        """Uvicorn's protocols, counted and limited by this limiter."""
+        limiter = self
 
         class Http(_Http):
-            """At these doors."""
+            """Bound to this limiter."""
 
-            DOORS = doors
+            LIMITER = limiter
 
         class WebSocket(_WebSocket):
-            """At these doors."""
+            """Bound to this limiter."""
 
-            DOORS = doors
+            LIMITER = limiter
 
         return Http, WebSocket
 
@@ -142,7 +142,7 @@ class _Stall:
 class _Http(HttpToolsProtocol):
     """One connection. `_address` is set while it is counted."""
 
-    DOORS: Doors
+    LIMITER: ConnectionLimiter
     _address: str | None = None
     _timer: asyncio.TimerHandle | None = None
     _rest: asyncio.TimerHandle | None = None
@@ -151,14 +151,14 @@ class _Http(HttpToolsProtocol):
     _refused = False
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(corked(transport))
+        super().connection_made(buffered(transport))
         address = self.client[0] if self.client else ""
-        refused = self.DOORS.enter(address)
+        refused = self.LIMITER.acquire(address)
         if refused is not None:
             self._refuse(*refused)
             return
         self._address = address
-        self._stall = _Stall(self.transport, self.DOORS.limits.stall_seconds)
+        self._stall = _Stall(self.transport, self.LIMITER.limits.stall_seconds)
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -175,7 +175,7 @@ class _Http(HttpToolsProtocol):
         if self._timer is not None:
             self._head += len(data)
         super().data_received(data)
-        if self._timer is not None and self._head > self.DOORS.limits.head_bytes:
+        if self._timer is not None and self._head > self.LIMITER.limits.head_bytes:
             self._refuse_large()
 
     def on_message_begin(self) -> None:
@@ -188,7 +188,7 @@ class _Http(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_head()
-        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self.DOORS.limits.head_bytes:
+        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self.LIMITER.limits.head_bytes:
             self._refuse_large()
             raise ValueError("head too long")  # the parser stops here
         super().on_headers_complete()
@@ -196,7 +196,7 @@ class _Http(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body and self._rest is None:
-            self._rest = self.loop.call_later(self.DOORS.limits.stall_seconds, self.transport.close)
+            self._rest = self.loop.call_later(self.LIMITER.limits.stall_seconds, self.transport.close)
 
     def on_message_complete(self) -> None:
         self._end_rest()
@@ -223,7 +223,7 @@ class _Http(HttpToolsProtocol):
 
     def _begin_head(self) -> None:
         self._head = 0
-        self._timer = self.loop.call_later(self.DOORS.limits.head_seconds, self._too_slow)
+        self._timer = self.loop.call_later(self.LIMITER.limits.head_seconds, self._too_slow)
 
     def _end_head(self) -> None:
         if self._timer is not None:
@@ -237,16 +237,16 @@ class _Http(HttpToolsProtocol):
 
     def _leave(self) -> None:
         if self._address is not None:
-            self.DOORS.leave(self._address)
+            self.LIMITER.release(self._address)
             self._address = None
 
     def _too_slow(self) -> None:
         self._timer = None
-        text = f"the request's head did not arrive within {self.DOORS.limits.head_seconds:g} s"
+        text = f"the request's head did not arrive within {self.LIMITER.limits.head_seconds:g} s"
         self._refuse(408, Refusal(Code.TIMED_OUT, text))
 
     def _refuse_large(self) -> None:
-        text = f"the request's head is longer than {self.DOORS.limits.head_bytes} bytes"
+        text = f"the request's head is longer than {self.LIMITER.limits.head_bytes} bytes"
         self._refuse(431, Refusal(Code.BODY_TOO_LARGE, text))
 
     def _refuse(self, status: int, error: TallyError) -> None:
@@ -259,36 +259,36 @@ class _Http(HttpToolsProtocol):
         log.info("connection refused", address=self.client and self.client[0], status=status, reason=str(error))
         self._refused = True
         self.transport.write(head.encode() + body)
-        if self.DOORS.lingering >= LINGERING:
+        if self.LIMITER.lingering >= LINGERING:
             self.transport.close()
             return
         if self.transport.can_write_eof():  # closed at once, whoever still sends would lose the answer
             self.transport.write_eof()
-        self.DOORS.lingering += 1
+        self.LIMITER.lingering += 1
         self.loop.call_later(_LINGER_SECONDS, self._depart)
 
     def _depart(self) -> None:
-        self.DOORS.lingering -= 1
+        self.LIMITER.lingering -= 1
         self.transport.close()
 
 
-class _WebSocket(QuickWebSocket):
+class _WebSocket(FastPathWebSocket):
     """One node link. It was counted as an HTTP connection a moment ago, so there is room."""
 
-    DOORS: Doors
+    LIMITER: ConnectionLimiter
     _address: str | None = None
     _stall: _Stall | None = None
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(corked(transport))
-        self._stall = _Stall(self.transport, self.DOORS.limits.stall_seconds)
+        super().connection_made(buffered(transport))
+        self._stall = _Stall(self.transport, self.LIMITER.limits.stall_seconds)
         address = self.client[0] if self.client else ""
-        if self.DOORS.enter(address) is None:
+        if self.LIMITER.acquire(address) is None:
             self._address = address
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._address is not None:
-            self.DOORS.leave(self._address)
+            self.LIMITER.release(self._address)
             self._address = None
         if self._stall is not None:
             self._stall.end()

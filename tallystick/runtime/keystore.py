@@ -67,7 +67,7 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-NEEDED = f"set {PASSWORD_FILE_ENV} or {PASSWORD_ENV}, or give --password-file"
+PASSWORD_HELP = f"set {PASSWORD_FILE_ENV} or {PASSWORD_ENV}, or give --password-file"
 """What to do where no password can be asked for."""
 
 
@@ -84,7 +84,7 @@ def find_password(file: Path | None = None, prompt: Callable[[], str] | None = N
     if PASSWORD_ENV in os.environ:
         return os.environ[PASSWORD_ENV]
     if prompt is None:
-        raise BadMessage(f"a keystore password is needed: {NEEDED}")
+        raise BadMessage(f"a keystore password is needed: {PASSWORD_HELP}")
     return prompt()
 
 
@@ -191,7 +191,7 @@ def _address(written: object) -> str:
     return "0x" + str(written).lower().removeprefix("0x")
 
 
-def random_secret_file(path: Path, size: int) -> bytes:
+def load_or_create_secret(path: Path, size: int) -> bytes:
     """The secret bytes kept in a 0600 file, made on first use. Raises BadMessage if others can read it or it has another size."""
     if not path.exists():
         with contextlib.suppress(FileExistsError):  # another process was faster: its secret counts

@@ -45,7 +45,7 @@ def _harmless(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
     return event
 
 
-class Pace:
+class LogRateLimiter:
     """A structlog processor that lets an event through so often; below errors, which are never left out."""
 
     def __init__(self, tick: Callable[[], float] = time.monotonic) -> None:
@@ -68,7 +68,7 @@ class Pace:
         return {**event, "left_out": dropped} if dropped else event
 
 
-def quiet() -> None:
+def configure_quiet() -> None:
     """For commands that end: warnings only, and to stderr, so that stdout is theirs."""
     structlog.configure(
         processors=[*_shared(json=False), structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
@@ -90,7 +90,7 @@ def _shared(*, json: bool) -> list[Processor]:
 
 def configure(*, json: bool, level: str = "info") -> None:
     """Sets up structlog and the standard library's logging, both to stderr."""
-    shared, pace = _shared(json=json), Pace()
+    shared, pace = _shared(json=json), LogRateLimiter()
     renderer: Processor = (
         structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
@@ -105,20 +105,20 @@ def configure(*, json: bool, level: str = "info") -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    handler.addFilter(_StandardPace())
+    handler.addFilter(_StandardLogRateLimiter())
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
 
 
-class _StandardPace(logging.Filter):
+class _StandardLogRateLimiter(logging.Filter):
     """The same pace for what libraries log, by logger: their texts may carry anything."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._pace = Pace()
+        self._limiter = LogRateLimiter()
 
     def filter(self, record: logging.LogRecord) -> bool:
         try:
-            self._pace(None, "warning", {"event": record.name})
+            self._limiter(None, "warning", {"event": record.name})
         except structlog.DropEvent:
             return False
         return True

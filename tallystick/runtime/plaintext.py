@@ -23,7 +23,7 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def is_readable(url: str) -> bool:
+def is_plaintext(url: str) -> bool:
     """Whether what is sent to a URL can be read and changed on its way: plain http or ws to another machine."""
     try:
         parts = urlsplit(url)
@@ -33,9 +33,9 @@ def is_readable(url: str) -> bool:
     return parts.scheme.lower() in ("http", "ws") and host is not None and not is_loopback(host)
 
 
-def warn_if_readable(url: str, leaks: str) -> bool:
+def warn_if_plaintext(url: str, leaks: str) -> bool:
     """Logs what others on the way to a coordinator learn, where they can read along; whether they can."""
-    if not is_readable(url):
+    if not is_plaintext(url):
         return False
     log.warning(
         "PLAIN HTTP to a coordinator on another machine: whoever is on the way can read along and change what it answers",

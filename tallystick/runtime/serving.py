@@ -17,7 +17,7 @@ import structlog
 import uvicorn
 
 from tallystick.protocol.errors import Code, Fault, Unavailable
-from tallystick.runtime.connection_limiter import LINGERING, DoorLimits, Doors
+from tallystick.runtime.connection_limiter import LINGERING, ConnectionLimiter, ConnectionLimits
 
 resource: ModuleType | None
 try:
@@ -37,11 +37,11 @@ parser, which FastAPI uses, then overflows the stack on a deeply nested body: on
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: Any, host: str, port: int, *, doors: DoorLimits | None = None, ws_max_size: int = 1 << 20
+    app: Any, host: str, port: int, *, limits: ConnectionLimits | None = None, ws_max_size: int = 1 << 20
 ) -> AsyncIterator[int]:
     """Serves `app` inside the running loop; yields the bound port (useful with port 0). Raises Unavailable if it can't listen."""
-    limits = _affordable(doors or DoorLimits())
-    http, websocket = Doors(limits).protocols()
+    limits = _affordable(limits or ConnectionLimits())
+    http, websocket = ConnectionLimiter(limits).protocols()
     config = uvicorn.Config(
         _guarded(app),
         host=host,
@@ -91,7 +91,7 @@ def _guarded(app: Any) -> Any:
     return guarded
 
 
-def _affordable(limits: DoorLimits) -> DoorLimits:
+def _affordable(limits: ConnectionLimits) -> ConnectionLimits:
     """The limits, with no more connections than this process may have open files: it asks for as many as it needs. Without a
     free one a server cannot even refuse a connection.
     """
@@ -136,7 +136,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def until_stopped() -> None:
+async def wait_for_stop_signal() -> None:
     """Returns on the first SIGTERM or SIGINT. A second one then kills the process, as the default would."""
     _spare_the_collector()
     stopped = asyncio.Event()

@@ -30,12 +30,12 @@ except ImportError:  # a system without such locks
 
 CHECK_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
-PATIENCE_SECONDS = 3.0
+TAKEOVER_SECONDS = 3.0
 """How long PostgreSQL may take to notice that a former process is gone."""
 ADVISORY_LOCK = 0x7A12
 
 
-class Sole(Protocol):
+class InstanceLock(Protocol):
     """A lock on a database."""
 
     async def acquire(self) -> None:
@@ -48,29 +48,29 @@ class Sole(Protocol):
         """Lets go of the lock. It is not an error if it was never taken."""
 
 
-def sole_user(url: str, who: str) -> Sole:
+def instance_lock(url: str, who: str) -> InstanceLock:
     """The lock of the database at `url`; `who` names in errors what may run only once, such as "coordinator"."""
     if not url.startswith("sqlite"):
-        return _Session(url, who)
+        return _AdvisoryLock(url, who)
     path = sqlite_file(url)
-    return _Nobody() if path is None or fcntl is None else _File(path, who)
+    return _NoLock() if path is None or fcntl is None else _FileLock(path, who)
 
 
-class _Nobody:
+class _NoLock:
     """A database in memory has no other users."""
 
     async def acquire(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
 
     async def lost(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         await asyncio.Event().wait()
 
     async def release(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
 
 
-class _File(_Nobody):
+class _FileLock(_NoLock):
     """The file stays when the lock is let go: to remove it would let two processes lock two files of one name."""
 
     def __init__(self, path: Path, who: str) -> None:
@@ -78,7 +78,7 @@ class _File(_Nobody):
         self._descriptor: int | None = None
 
     async def acquire(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         path = self._path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         beside = path.with_name(path.name + ".lock")
@@ -100,7 +100,7 @@ class _File(_Nobody):
         self._descriptor = descriptor
 
     async def release(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -111,18 +111,18 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class _Session:
+class _AdvisoryLock:
     def __init__(self, url: str, who: str) -> None:
         self._engine = create_async_engine(url, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
         self._url, self._who = make_url(url), who
         self._connection: AsyncConnection | None = None
 
     async def acquire(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS + ANSWER_SECONDS):
+            async with asyncio.timeout(TAKEOVER_SECONDS + ANSWER_SECONDS):
                 self._connection = await self._engine.connect()
-                await self._try(asyncio.get_running_loop().time() + PATIENCE_SECONDS)
+                await self._try(asyncio.get_running_loop().time() + TAKEOVER_SECONDS)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             await self.release()
             raise Unavailable(Code.DATABASE_UNAVAILABLE, f"database: {error or 'no answer'}") from error
@@ -146,7 +146,7 @@ class _Session:
         return await self._connection.scalar(text(query))
 
     async def lost(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         with contextlib.suppress(SQLAlchemyError, OSError, TimeoutError):
             while True:
                 await asyncio.sleep(CHECK_SECONDS)
@@ -154,7 +154,7 @@ class _Session:
                     await self._ask("SELECT 1")
 
     async def release(self) -> None:
-        """See Sole."""
+        """See InstanceLock."""
         connection, self._connection = self._connection, None
         with contextlib.suppress(SQLAlchemyError, OSError, TimeoutError):
             if connection is not None:

@@ -175,7 +175,7 @@ class Database:
         await self._queue.put((work, future))
         return await future
 
-    def note(self, work: Work[Any]) -> None:
+    def enqueue(self, work: Work[Any]) -> None:
         """Queues `work` and returns: it is durable before any later write is. Raises Unavailable if it cannot be queued."""
         self._check_open()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -25,7 +25,7 @@ LIMIT = "tallystick.frame_limit"
 """The ASGI extension by which an app changes how many bytes the messages of one connection may have: a function of the bytes."""
 
 
-class QuickWebSocket(WebSocketsSansIOProtocol):
+class FastPathWebSocket(WebSocketsSansIOProtocol):
     """See the module's docstring."""
 
     _limit = 0

@@ -18,15 +18,17 @@ from tallystick.chain.codec import ContractError
 from tallystick.chain.deploy import deploy
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
-from tallystick.chain.escrow import Escrow, Rules, TxResult
+from tallystick.chain.escrow import Escrow, EscrowRules, TxResult
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.messages import Bind, Claim, Order, Receipt
-from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.types import Address, Amount, Hash
+from tests.builders import build_order, build_receipt
 
 DOLLAR = 1_000_000
-RULES = Rules(thaw=100, release=200, unstake=500, penalty=Amount(10 * DOLLAR), treasury=Address("0x" + "77" * 20))
+RULES = EscrowRules(thaw=100, release=200, unstake=500, penalty=Amount(10 * DOLLAR), treasury=Address("0x" + "77" * 20))
 FAR = 1 << 40
 
 
@@ -64,7 +66,7 @@ class World:
     senders: dict[str, Sender] = field(default_factory=dict)
 
     @classmethod
-    async def make(cls, rpc: Rpc, rules: Rules = RULES) -> World:
+    async def make(cls, rpc: Rpc, rules: EscrowRules = RULES) -> World:
         """Deploys from the first dev account."""
         deployer = Sender(rpc, dev_accounts(1)[0], poll=0.001)
         deployment = await deploy(rpc, deployer, rules=rules)
@@ -126,19 +128,8 @@ class World:
     def order(self, key: Signer, provider: Address, ceiling: int, **changes: object) -> Signed[Order]:
         """A signed order; `changes` replace fields."""
         self.seq += 1
-        fields: dict[str, object] = {
-            "payer": key.address,
-            "provider": provider,
-            "ceiling": Amount(ceiling),
-            "reserve_target": Amount(0),
-            "seq": self.seq,
-            "deadline": FAR,
-            "claim_by": FAR,
-            "max_fee_bps": 0,
-            "coordinator": ZERO_ADDRESS,
-            "terms_hash": Hash(bytes(range(32))),
-        }
-        order = Order(**(fields | changes))  # type: ignore[arg-type]
+        fields: dict[str, object] = {"seq": self.seq, "terms_hash": Hash(bytes(range(32)))}
+        order = build_order(key.address, provider, ceiling, **(fields | changes))
         return Signed(order, key.sign_digest(order.digest(self.domain)))
 
     def row(self, key: Signer, provider: Address, ceiling: int, cost: int | None = None, **changes: object) -> SettleRow:
@@ -152,22 +143,8 @@ class World:
 
     def receipt(self, provider: Signer, payer: Address, seq: int, total: int, **changes: object) -> Signed[Receipt]:
         """A signed receipt."""
-        fields: dict[str, object] = {
-            "payer": payer,
-            "provider": provider.address,
-            "seq": seq,
-            "cumulative_cost": Amount(total),
-            "order_hash": ZERO_HASH,
-            "result_commitment": ZERO_HASH,
-            "input_tokens": 1,
-            "cached_input_tokens": 0,
-            "output_tokens": 1,
-            "cost": Amount(1),
-            "outcome": 0,
-            "finished_at": 0,
-            "evidence_root": ZERO_HASH,
-        }
-        return provider.sign(Receipt(**(fields | changes)), self.domain)  # type: ignore[arg-type]
+        fields: dict[str, object] = {"seq": seq, "cumulative_cost": Amount(total), "cost": Amount(1)}
+        return provider.sign(build_receipt(payer, provider.address, Usage(1, 0, 1), **(fields | changes)), self.domain)
 
 
 def as_read(claim: ClaimBatch, domain: Domain) -> Claim:

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from tallystick.chain.claims import BATCH_GAS, CLAIM_GAS, ROW_GAS, ClaimBatch, SettleRow, cut_batches
+from tallystick.chain.claims import BATCH_GAS, CLAIM_GAS, ROW_GAS, ClaimBatch, SettleRow, pack_batches
 from tallystick.chain.events import Settled
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, BadSignature
 from tallystick.protocol.messages import Order
-from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Amount
+from tallystick.protocol.types import ZERO_ADDRESS, Amount
+from tests.builders import build_order
 from tests.chain.harness import DOLLAR, World, person
 
 KEY, OWNER, PROVIDER = person("key"), person("owner"), person("provider")
@@ -18,19 +19,7 @@ DOMAIN = Domain(chain_id=1, contract=ZERO_ADDRESS)
 
 
 def _order(seq: int) -> Signed[Order]:
-    order = Order(
-        payer=KEY.address,
-        provider=PROVIDER.address,
-        ceiling=Amount(1),
-        reserve_target=Amount(0),
-        seq=seq,
-        deadline=0,
-        claim_by=0,
-        max_fee_bps=0,
-        coordinator=ZERO_ADDRESS,
-        terms_hash=ZERO_HASH,
-    )
-    return KEY.sign(order, DOMAIN)
+    return KEY.sign(build_order(KEY.address, PROVIDER.address, seq=seq), DOMAIN)
 
 
 def _batch(rows: int, signature: bytes = b"") -> ClaimBatch:
@@ -60,13 +49,13 @@ def test_a_signature_without_compact_form_never_leaves(signature: bytes) -> None
 def test_batches_fit() -> None:
     """Every batch's bound is below the limit, nothing is lost, and the order stays."""
     claims = [_batch(n, b"signed") for n in (300, 20, 15, 1, 320, 2)]
-    batches = list(cut_batches(claims))
+    batches = list(pack_batches(claims))
     assert [claim for batch in batches for claim in batch] == claims
     assert len(batches) == 3
     for batch in batches:
         bound = BATCH_GAS + sum(CLAIM_GAS + ROW_GAS * len(c.rows) for c in batch)
         assert bound <= MAX_TRANSACTION_GAS
-    assert list(cut_batches([])) == []
+    assert list(pack_batches([])) == []
 
 
 def test_a_providers_rows_are_divided_before_it_signs() -> None:
@@ -74,11 +63,11 @@ def test_a_providers_rows_are_divided_before_it_signs() -> None:
     rows = _batch(1_000).rows
     claims = ClaimBatch.sign(PROVIDER, rows, DOMAIN)
     assert tuple(row for claim in claims for row in claim.rows) == rows
-    assert [[claim] for claim in claims] == list(cut_batches(claims))
+    assert [[claim] for claim in claims] == list(pack_batches(claims))
     assert max(len(claim.rows) for claim in claims) * ROW_GAS < MAX_TRANSACTION_GAS
     for claim in claims:
         assert Signed(claim.claim(DOMAIN), claim.signature).verify(DOMAIN)
-    assert [len(b[0].rows) for b in cut_batches([_batch(1_000, b"signed")])] == [1_000]
+    assert [len(b[0].rows) for b in pack_batches([_batch(1_000, b"signed")])] == [1_000]
     assert ClaimBatch.sign(PROVIDER, (), DOMAIN) == []
 
 

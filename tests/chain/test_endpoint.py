@@ -244,7 +244,7 @@ async def test_a_patient_endpoint_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer beyond the largest size is not read to its end."""
-    monkeypatch.setattr("tallystick.chain.endpoint.MAX_ANSWER", 1_000)
+    monkeypatch.setattr("tallystick.chain.endpoint.MAX_RESPONSE_BYTES", 1_000)
     endpoint = Endpoint({"result": "0x" + "00" * 1_000})
     with serving(endpoint.app) as url:
         rpc = Rpc(url, attempts=1)

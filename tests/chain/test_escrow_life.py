@@ -18,7 +18,7 @@ from tallystick.chain.events import (
     Reserved,
     RowSkipped,
     Settled,
-    Skip,
+    SkipReason,
     Slashed,
     Staked,
     ThawCancelled,
@@ -98,13 +98,13 @@ async def test_the_life_of_a_settlement(either: World) -> None:
     good = either.row(KEY, PROVIDER.address, 5 * DOLLAR, None, **terms)
     bad = either.row(person("nobody"), PROVIDER.address, DOLLAR)
     result = await escrow.settle(stranger, [either.claim(PROVIDER, bad, good)])
-    assert [e.reason for e in result.of(RowSkipped)] == [Skip.UNKNOWN_PURSE]
+    assert [e.reason for e in result.of(RowSkipped)] == [SkipReason.UNKNOWN_PURSE]
     assert [(e.paid, e.fee) for e in result.of(Settled)] == [(3 * DOLLAR, 60_000)]
     assert [e.amount for e in result.of(FeeEarned)] == [60_000]
     await either.top_up(KEY, OWNER, 10 * DOLLAR)
     again = [await escrow.settle(stranger, [either.claim(PROVIDER, good)]) for _ in range(2)]
     assert [e.paid for e in again[0].of(Settled)] == [2 * DOLLAR]
-    assert [e.reason for e in again[1].of(RowSkipped)] == [Skip.NOTHING_OWED]
+    assert [e.reason for e in again[1].of(RowSkipped)] == [SkipReason.NOTHING_OWED]
     assert await escrow.tab(KEY.address, PROVIDER.address) == TabState(Amount(5 * DOLLAR), Amount(DOLLAR), Seconds(0))
     payout = person("payout").address
     before = await token.balance_of(payout)

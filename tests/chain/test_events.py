@@ -5,8 +5,18 @@ from collections.abc import Callable
 
 import pytest
 
-from tallystick.chain.codec import load_abi, snake
-from tallystick.chain.events import DeepReorg, Deposited, Event, FeeSet, Page, PurseOpened, Settled, follow_events, read_events
+from tallystick.chain.codec import load_abi, snake_case
+from tallystick.chain.events import (
+    DeepReorg,
+    Deposited,
+    Event,
+    EventPage,
+    FeeSet,
+    PurseOpened,
+    Settled,
+    follow_events,
+    read_events,
+)
 from tallystick.chain.rpc import Rpc, RpcError
 from tallystick.protocol.errors import PeerError, Unavailable
 from tests.chain.faulty_proxy import Fault, Proxy
@@ -18,7 +28,9 @@ KEY, OWNER, PROVIDER = person("key"), person("owner"), person("provider")
 def test_every_event_of_the_contract_is_a_class() -> None:
     """Names and fields of the facts are those of the contract's events, so that neither drifts."""
     classes = {cls.__name__: cls for cls in Event.__subclasses__()}
-    events = {e.name: [snake(n) for n in e.names] for e in load_abi("Escrow").events.values() if e.name != "EIP712DomainChanged"}
+    events = {
+        e.name: [snake_case(n) for n in e.names] for e in load_abi("Escrow").events.values() if e.name != "EIP712DomainChanged"
+    }
     assert events.pop("RowsSettled") == ["provider", "results"]  # packs these two, which no event of the contract spells out
     assert classes.keys() - events.keys() == {"Settled", "RowSkipped"}
     for name, fields in events.items():
@@ -107,7 +119,7 @@ async def _mine(rpc: Rpc, blocks: int) -> None:
         await rpc.request("evm_mine")
 
 
-def _rates(page: Page) -> list[int]:
+def _rates(page: EventPage) -> list[int]:
     return [event.bps for event in page.events if isinstance(event, FeeSet)]
 
 

@@ -3,14 +3,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.chain.calldata import FoundClaim
+from tallystick.chain.calldata import CalldataClaim
 from tallystick.chain.claims import ClaimBatch, SettleRow
 from tallystick.chain.events import Slashed
 from tallystick.chain.overclaims import find_overclaims
 from tallystick.chain.settlements import SettlingClaim, settling_claims
 from tallystick.protocol.eip712 import Signed
-from tallystick.protocol.messages import Order, Receipt
-from tallystick.protocol.types import ZERO_ADDRESS, Amount
+from tallystick.protocol.messages import Receipt
+from tallystick.protocol.types import Amount
+from tests.builders import build_order, build_receipt
 from tests.chain.harness import DOLLAR, World, person
 from tests.chain.test_claims import DOMAIN
 
@@ -19,27 +20,13 @@ pairs = st.tuples(st.integers(1, 6), st.integers(0, 9))
 
 
 def _receipt(seq: int, total: int) -> Signed[Receipt]:
-    fields = {"payer": KEY.address, "provider": PROVIDER.address, "order_hash": bytes(32), "result_commitment": bytes(32)}
-    numbers = {"input_tokens": 0, "cached_input_tokens": 0, "output_tokens": 0, "outcome": 0, "finished_at": 0}
-    rest = {"seq": seq, "cumulative_cost": Amount(total), "cost": Amount(0), "evidence_root": bytes(32)}
-    return Signed(Receipt(**(fields | numbers | rest)), b"")  # type: ignore[arg-type]
+    return Signed(build_receipt(KEY.address, PROVIDER.address, seq=seq, cumulative_cost=Amount(total)), b"")
 
 
 def _claim(*rows: tuple[int, int]) -> SettlingClaim:
-    order = Order(
-        payer=KEY.address,
-        provider=PROVIDER.address,
-        ceiling=Amount(9),
-        reserve_target=Amount(0),
-        seq=1,
-        deadline=0,
-        claim_by=0,
-        max_fee_bps=0,
-        coordinator=ZERO_ADDRESS,
-        terms_hash=b"\0" * 32,  # type: ignore[arg-type]
-    )
+    order = build_order(KEY.address, PROVIDER.address, 9)
     batch = ClaimBatch(PROVIDER.address, tuple(SettleRow(Signed(order, b""), seq, Amount(total)) for seq, total in rows))
-    return SettlingClaim(FoundClaim(PROVIDER.sign(batch.claim(DOMAIN), DOMAIN), batch), "0x", 1)
+    return SettlingClaim(CalldataClaim(PROVIDER.sign(batch.claim(DOMAIN), DOMAIN), batch), "0x", 1)
 
 
 @given(claimed=st.lists(pairs, max_size=4), signed=st.lists(pairs, max_size=5))

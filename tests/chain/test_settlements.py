@@ -74,7 +74,7 @@ async def test_a_settlement_through_another_contract_is_found(world: World) -> N
     (order,) = await settling_orders(world.escrow, KEY.address, PROVIDER.address)
     (claim,) = await settling_claims(world.escrow, KEY.address, PROVIDER.address)
     assert order.order.message == row.order.message
-    assert claim.found.claim.message.rows[0].order_hash == order.order.digest
+    assert claim.calldata_claim.claim.message.rows[0].order_hash == order.order.digest
 
 
 async def test_a_settlement_out_of_other_data_is_found_where_the_endpoint_traces(world: World, proxy_of_world: Proxy) -> None:
@@ -96,7 +96,7 @@ async def test_a_settlement_out_of_other_data_is_found_where_the_endpoint_traces
     (order,) = await settling_orders(escrow, KEY.address, PROVIDER.address)
     (found,) = await settling_claims(escrow, KEY.address, PROVIDER.address)
     assert order.order.message == row.order.message
-    assert found.found.claim.message == claim.claim(world.domain)
+    assert found.calldata_claim.claim.message == claim.claim(world.domain)
     for nonsense in NONSENSE:
         proxy_of_world.answers["debug_traceTransaction"] = nonsense
         assert await settling_claims(escrow, KEY.address, PROVIDER.address) == []
@@ -180,7 +180,10 @@ async def test_claims_are_read_as_the_contract_reads_them(world: World) -> None:
     assert mined.logs
     assert (await world.escrow.tab(KEY.address, PROVIDER.address)).settled == 5
     (found,) = await settling_claims(world.escrow, KEY.address, PROVIDER.address)
-    assert (found.found.claim.message, found.found.claim.signature) == (claim.claim(world.domain), claim.signature)
+    assert (found.calldata_claim.claim.message, found.calldata_claim.claim.signature) == (
+        claim.claim(world.domain),
+        claim.signature,
+    )
     (order,) = await settling_orders(world.escrow, KEY.address, PROVIDER.address)
     assert order.order.message == claim.rows[0].order.message
 

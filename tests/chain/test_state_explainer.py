@@ -7,25 +7,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.chain.escrow import ProviderAccount, Purse, TabState
-from tallystick.chain.state_explainer import REPORTER_PERCENT, Explainer, Meaning, moment, span
+from tallystick.chain.state_explainer import REPORTER_PERCENT, Explanation, StateExplainer, moment, span
 from tallystick.protocol.types import Amount, Seconds
 from tests.chain.harness import DOLLAR, RULES, World, person
 
 NOW = 1_800_000_000
 OWNER, PROVIDER = person("owner").address, person("provider").address
-EXPLAIN = Explainer(RULES, NOW)
+EXPLAIN = StateExplainer(RULES, NOW)
 EMPTY = Purse(OWNER, Amount(0), Amount(0), Seconds(0))
 FULL = replace(EMPTY, free=Amount(10 * DOLLAR))
 UNUSED = TabState(Amount(0), Amount(0), Seconds(0))
 ACCOUNT = ProviderAccount(Amount(0), PROVIDER, Amount(0), Amount(0), Seconds(0), 0)
 
 
-def _calls(meaning: Meaning) -> list[tuple[str, int]]:
-    return [(step.call, step.at) for step in meaning.next]
+def _calls(meaning: Explanation) -> list[tuple[str, int]]:
+    return [(step.call, step.at) for step in meaning.next_steps]
 
 
-def _text(meaning: Meaning) -> str:
-    return " ".join(meaning.says)
+def _text(meaning: Explanation) -> str:
+    return " ".join(meaning.sentences)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_what_a_purse_lets_whom_do(purse: Purse, state: str, calls: list[tuple[s
     """Each state has its name and exactly the calls that the contract would take now, or from the announced moment on."""
     meaning = EXPLAIN.purse(purse)
     assert (meaning.state, _calls(meaning)) == (state, calls)
-    assert all(step.account == OWNER for step in meaning.next if state != "unopened")
+    assert all(step.account == OWNER for step in meaning.next_steps if state != "unopened")
 
 
 @pytest.mark.parametrize(

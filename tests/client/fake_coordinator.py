@@ -25,7 +25,7 @@ from tallystick.protocol.messages import Access, Inquiry, Match, Order, Outcome,
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
 from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
 from tallystick.protocol.tab import Security
-from tallystick.protocol.types import ZERO_HASH, Address, Amount, JobId, parse_address, parse_job_id
+from tallystick.protocol.types import Address, Amount, JobId, parse_address, parse_job_id
 from tallystick.protocol.wire import (
     Candidate,
     Kind,
@@ -37,6 +37,7 @@ from tallystick.protocol.wire import (
     pack_frame,
     split_request,
 )
+from tests.builders import receipt_for
 from tests.client.parties import DOMAIN, MODEL, Provider, signer
 
 CHAT = "/v1/chat/completions"
@@ -127,24 +128,11 @@ class Session:
         """The receipt that follows; the provider's tab moves on."""
         used = usage or Usage(min(10, len(self.body)), 0, 5)
         terms, provider = self.candidate.terms, self.provider
-        cost = charge(terms, used, outcome)
-        values: dict[str, Any] = {
-            "payer": self.order.message.payer,
-            "provider": provider.address,
-            "seq": provider.tab.seq + 1,
-            "cumulative_cost": provider.tab.cumulative + cost,
-            "order_hash": self.order.digest,
-            "result_commitment": self.transcript.commitment,
-            "input_tokens": used.input,
-            "cached_input_tokens": used.cached,
-            "output_tokens": used.output,
-            "cost": cost,
-            "outcome": outcome,
-            "finished_at": 2,
-            "evidence_root": ZERO_HASH,
-        }
-        provider.tab = provider.tab.book(cost, terms.max_cost)
-        self.receipt = provider.signer.sign(Receipt(**(values | changes)), DOMAIN)
+        tab = provider.tab
+        values: dict[str, Any] = {"result_commitment": self.transcript.commitment, "finished_at": 2}
+        receipt = receipt_for(self.order, terms, used, outcome, (tab.seq, tab.cumulative), **(values | changes))
+        provider.tab = tab.book(charge(terms, used, outcome), terms.max_cost)
+        self.receipt = provider.signer.sign(receipt, DOMAIN)
         self.state = step(State.STREAMING, ENDS[outcome])
         if self.tried:
             self.tried[-1]["receipt"] = self.receipt.to_json()

@@ -8,13 +8,15 @@ from typing import Any
 
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.writes import NewJob
-from tallystick.client.receipts.checks import Placed, Policy, Tab, sign_order, terms_for
+from tallystick.client.orders.signing import OrderPolicy, PlacedOrder, sign_order, terms_for
+from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Domain, Signer, Verified
-from tallystick.protocol.messages import Ask, Outcome, Receipt, Spec, Terms
-from tallystick.protocol.pricing import Usage, charge
+from tallystick.protocol.messages import Ask, Outcome, Receipt, Terms
+from tallystick.protocol.pricing import Usage
 from tallystick.protocol.sealing import X25519, SealingKey
 from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, JobId
+from tests.builders import build_ask, receipt_for
 
 DOMAIN = Domain(31337, Address("0x" + "ab" * 20))
 MODEL = "stand-in/small"
@@ -43,34 +45,28 @@ class Provider:
         key = signer(name)
         sealing = SealingKey(X25519, name.encode().rjust(32, b"\2"))
         values: dict[str, Any] = {
-            "provider": key.address,
             "model": MODEL,
             "input_price": 100_000,
             "cached_input_price": 50_000,
             "output_price": 400_000,
             "context_tokens": 32_768,
             "max_output_tokens": 8_192,
-            "sealing_suite": X25519,
             "sealing_key": sealing.public,
-            "valid_from": 0,
-            "valid_until": 1 << 40,
-            "seq": 1,
-            "spec": Spec(),
         }
-        return cls(key, sealing, key.sign(Ask(**(values | changes)), DOMAIN))
+        return cls(key, sealing, key.sign(build_ask(key.address, **(values | changes)), DOMAIN))
 
 
 PAYER = signer("payer")
 ALICE, BOB = Provider.make("alice"), Provider.make("bob")
 COORDINATOR = signer("coordinator").address
-POLICY = Policy(Amount(1_000_000), 60, 3_600, 86_400, 100)
+POLICY = OrderPolicy(Amount(1_000_000), 60, 3_600, 86_400, 100)
 NOW = 1_700_000_000_000_000_000
 NOW_S = NOW // 10**9
 JOB = JobId(bytes(16))
 NEW, SOME = Tab(), Usage(10, 0, 5)
 
 
-def place(tab: Tab = NEW, *, output: int = 100, body: int = 200, now_ns: int = NOW, job: JobId = JOB) -> Placed:
+def place(tab: Tab = NEW, *, output: int = 100, body: int = 200, now_ns: int = NOW, job: JobId = JOB) -> PlacedOrder:
     """An order on alice."""
     terms = terms_for(ALICE.ask, job=job, commitment=ZERO_HASH, output_tokens=output, body_bytes=body)
     return sign_order(
@@ -85,28 +81,12 @@ def place(tab: Tab = NEW, *, output: int = 100, body: int = 200, now_ns: int = N
     )
 
 
-def bill(placed: Placed, usage: Usage = SOME, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> Receipt:
+def bill(placed: PlacedOrder, usage: Usage = SOME, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> Receipt:
     """An honest first receipt for it, with changes."""
-    due = charge(placed.terms, usage, outcome)
-    values: dict[str, Any] = {
-        "payer": PAYER.address,
-        "provider": placed.provider,
-        "seq": 1,
-        "cumulative_cost": due,
-        "order_hash": placed.order.digest,
-        "result_commitment": ZERO_HASH,
-        "input_tokens": usage.input,
-        "cached_input_tokens": usage.cached,
-        "output_tokens": usage.output,
-        "cost": due,
-        "outcome": outcome,
-        "finished_at": 0,
-        "evidence_root": ZERO_HASH,
-    }
-    return Receipt(**(values | changes))
+    return receipt_for(placed.order, placed.terms, usage, outcome, **changes)
 
 
-def sign(tab: Tab, provider: Address, terms: Terms) -> Placed:
+def sign(tab: Tab, provider: Address, terms: Terms) -> PlacedOrder:
     """Signs as the SDK does."""
     return sign_order(
         tab,
@@ -120,7 +100,7 @@ def sign(tab: Tab, provider: Address, terms: Terms) -> Placed:
     )
 
 
-async def take(ledger: Ledger, *providers: Provider, at: int = NOW_S, domain: Domain = DOMAIN) -> tuple[JobId, list[Placed]]:
+async def take(ledger: Ledger, *providers: Provider, at: int = NOW_S, domain: Domain = DOMAIN) -> tuple[JobId, list[PlacedOrder]]:
     """Orders for one new job."""
     job = JobId(os.urandom(16))
     new = NewJob(domain, PAYER.address, job, "model", "/v1/chat/completions", b"k" * 32, at)
@@ -128,4 +108,4 @@ async def take(ledger: Ledger, *providers: Provider, at: int = NOW_S, domain: Do
         (p.address, terms_for(p.ask, job=job, commitment=ZERO_HASH, output_tokens=100, body_bytes=200))
         for p in providers or (ALICE,)
     ]
-    return job, await ledger.take(new, drafts, sign)
+    return job, await ledger.sign_orders(new, drafts, sign)

@@ -86,7 +86,7 @@ def _made() -> tuple[Market, Book, tuple[bytes, int]]:
     setup += [("stake", provider.address, 40) for provider in PROVIDERS[:2]]
     setup += [("setFee", COORDINATORS[0].address, 2_500)]
     for function, sender, *arguments in setup:
-        getattr(book, snake(function))(sender, *arguments)
+        getattr(book, snake_case(function))(sender, *arguments)
         market.call(sender, function, *arguments)
     return market, book, market.ground.mark()
 
@@ -101,6 +101,6 @@ def person_at(who: Address) -> Signer:
     return next((person for person in PEOPLE if person.address == who), THIEF)
 
 
-def snake(name: str) -> str:
+def snake_case(name: str) -> str:
     """A contract's name for a call as Python writes it."""
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name)

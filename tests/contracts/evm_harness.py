@@ -17,7 +17,7 @@ from eth.vm.message import Message
 from eth_typing import Address as RawAddress
 
 from tallystick.chain.codec import revert_error
-from tallystick.chain.events import Event, Position, read_logs
+from tallystick.chain.events import Event, LogPosition, read_logs
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS
 from tallystick.protocol.types import Address
 
@@ -38,7 +38,7 @@ class Done:
         return tuple(replace(event, at=NOWHERE) for event in read_logs(self.logs, escrow))
 
 
-NOWHERE = Position(0, 0, "", "")
+NOWHERE = LogPosition(0, 0, "", "")
 
 
 class Ground:

@@ -8,11 +8,13 @@ from typing import Any
 
 from tallystick.chain.claims import ClaimBatch, SettleRow
 from tallystick.chain.codec import Abi, load_abi
-from tallystick.chain.escrow import Rules
-from tallystick.chain.events import Event, RowSkipped, Settled, Skip
+from tallystick.chain.escrow import EscrowRules
+from tallystick.chain.events import Event, RowSkipped, Settled, SkipReason
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer
 from tallystick.protocol.messages import Bind, Claim, Order, Receipt, Release
-from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.types import Address, Amount, Hash
+from tests.builders import build_order, build_receipt
 from tests.chain.harness import DOLLAR, FAR, RULES, as_read, person
 from tests.contracts.evm_harness import Done, Ground
 
@@ -24,7 +26,7 @@ N = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 class Market:
     """One escrow and its token. Amounts are base units; every method but the papers is one transaction."""
 
-    def __init__(self, ground: Ground | None = None, *, rules: Rules = RULES, token: Abi | None = None) -> None:
+    def __init__(self, ground: Ground | None = None, *, rules: EscrowRules = RULES, token: Abi | None = None) -> None:
         self.ground, self.rules = ground or Ground(), rules
         self.escrow_abi, self.token_abi = load_abi("Escrow"), token or load_abi("TestUSD")
         deployer = person("deployer").address
@@ -101,19 +103,8 @@ class Market:
     def order(self, key: Signer, provider: Address, ceiling: int, **changes: object) -> Signed[Order]:
         """A signed order like no other; `changes` replace fields."""
         self._seq += 1
-        fields: dict[str, object] = {
-            "payer": key.address,
-            "provider": provider,
-            "ceiling": Amount(ceiling),
-            "reserve_target": Amount(0),
-            "seq": self._seq,
-            "deadline": FAR,
-            "claim_by": FAR,
-            "max_fee_bps": 0,
-            "coordinator": ZERO_ADDRESS,
-            "terms_hash": Hash(bytes(range(32))),
-        }
-        order = Order(**(fields | changes))  # type: ignore[arg-type]
+        fields: dict[str, object] = {"seq": self._seq, "terms_hash": Hash(bytes(range(32)))}
+        order = build_order(key.address, provider, ceiling, **(fields | changes))
         return Signed(order, key.sign_digest(order.digest(self.domain)))
 
     def row(self, key: Signer, provider: Address, ceiling: int, cost: int | None = None, **changes: object) -> SettleRow:
@@ -127,22 +118,8 @@ class Market:
 
     def receipt(self, provider: Signer, payer: Address, seq: int, total: int, **changes: object) -> Signed[Receipt]:
         """A signed receipt."""
-        fields: dict[str, object] = {
-            "payer": payer,
-            "provider": provider.address,
-            "seq": seq,
-            "cumulative_cost": Amount(total),
-            "order_hash": ZERO_HASH,
-            "result_commitment": ZERO_HASH,
-            "input_tokens": 1,
-            "cached_input_tokens": 0,
-            "output_tokens": 1,
-            "cost": Amount(1),
-            "outcome": 0,
-            "finished_at": 0,
-            "evidence_root": ZERO_HASH,
-        }
-        return provider.sign(Receipt(**(fields | changes)), self.domain)  # type: ignore[arg-type]
+        fields: dict[str, object] = {"seq": seq, "cumulative_cost": Amount(total), "cost": Amount(1)}
+        return provider.sign(build_receipt(payer, provider.address, Usage(1, 0, 1), **(fields | changes)), self.domain)
 
 
 def _abi(value: object) -> object:
@@ -159,7 +136,7 @@ def paid(events: Sequence[Event]) -> list[int]:
     return [event.paid for event in events if isinstance(event, Settled)]
 
 
-def skipped(events: Sequence[Event]) -> list[Skip]:
+def skipped(events: Sequence[Event]) -> list[SkipReason]:
     """Why each other row did not."""
     return [event.reason for event in events if isinstance(event, RowSkipped)]
 

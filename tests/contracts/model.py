@@ -23,7 +23,7 @@ from tallystick.chain.events import (
     Reserved,
     RowSkipped,
     Settled,
-    Skip,
+    SkipReason,
     Slashed,
     Staked,
     ThawCancelled,
@@ -218,8 +218,8 @@ class Book(Holdings):
 
     def _settle_row(self, provider: Address, row: SettleRow, fees: Counter[Address], *, good: bool) -> Event:
         order = row.order.message
-        reason = self._objection(provider, row) if good else Skip.BAD_CLAIM
-        if reason is not Skip.NONE:
+        reason = self._objection(provider, row) if good else SkipReason.BAD_CLAIM
+        if reason is not SkipReason.NONE:
             return RowSkipped(at=NOWHERE, payer=order.payer, provider=provider, reason=reason)
         tab, purse = self.tabs[order.payer, provider], self.purses[order.payer]
         paid = min(row.cumulative_cost, order.ceiling, tab.settled + tab.reserved + purse.free) - tab.settled
@@ -240,21 +240,21 @@ class Book(Holdings):
         amounts = {"paid": Amount(paid), "fee": Amount(fee), "settled": Amount(tab.settled)}
         return Settled(at=NOWHERE, payer=order.payer, provider=provider, **amounts)
 
-    def _objection(self, provider: Address, row: SettleRow) -> Skip:
+    def _objection(self, provider: Address, row: SettleRow) -> SkipReason:
         order = row.order.message
         digest = keccak(self.domain.prefix + read_for(provider, order).struct_hash())
         tab = self.tabs[order.payer, provider]
         if order.payer == provider:
-            return Skip.SELF_DEALING
+            return SkipReason.SELF_DEALING
         if self.now > order.claim_by:
-            return Skip.EXPIRED
+            return SkipReason.EXPIRED
         if not self.is_signed(order.payer, digest, row.order.signature):
-            return Skip.BAD_SIGNATURE
+            return SkipReason.BAD_SIGNATURE
         if min(row.cumulative_cost, order.ceiling) <= tab.settled:
-            return Skip.NOTHING_OWED
+            return SkipReason.NOTHING_OWED
         if order.payer not in self.purses:
-            return Skip.UNKNOWN_PURSE
-        return Skip.NONE if tab.reserved + self.purses[order.payer].free else Skip.UNFUNDED
+            return SkipReason.UNKNOWN_PURSE
+        return SkipReason.NONE if tab.reserved + self.purses[order.payer].free else SkipReason.UNFUNDED
 
     def cash_out(self, _sender: Address, who: Address) -> list[Event]:
         amount, payout = self.accounts[who].credit, self.payout_of(who)

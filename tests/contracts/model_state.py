@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from tallystick.chain.escrow import Rules
+from tallystick.chain.escrow import EscrowRules
 from tallystick.protocol.eip712 import Domain, Message, recover
 from tallystick.protocol.errors import BadSignature
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash
@@ -61,7 +61,7 @@ class Bond:
 class Holdings:
     """The escrow's whole state, its token's as far as it matters, and what every call asks of them."""
 
-    def __init__(self, domain: Domain, token: Address, rules: Rules, now: int) -> None:
+    def __init__(self, domain: Domain, token: Address, rules: EscrowRules, now: int) -> None:
         self.domain, self.token, self.rules, self.now = domain, token, rules, now
         self.purses: dict[Address, Purse] = {}
         self.tabs: defaultdict[tuple[Address, Address], Tab] = defaultdict(Tab)

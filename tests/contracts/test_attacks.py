@@ -13,7 +13,7 @@ from eth_account import Account
 from tallystick.chain.calldata import find_claims
 from tallystick.chain.claims import ClaimBatch
 from tallystick.chain.codec import ContractError
-from tallystick.chain.events import Settled, Skip, Slashed
+from tallystick.chain.events import Settled, SkipReason, Slashed
 from tallystick.chain.token import Permit, split_signature
 from tallystick.protocol.eip712 import Domain, Signed, checksum
 from tallystick.protocol.errors import Refusal
@@ -68,7 +68,7 @@ def test_thaw_race(market: Market) -> None:
     market.call(OWNER.address, "withdraw", KEY.address)
     row = market.row(KEY, PROVIDER.address, 9 * DOLLAR)
     assert paid(market.collect(PROVIDER, row)) == [3 * DOLLAR]
-    assert skipped(market.collect(PROVIDER, row)) == [Skip.UNFUNDED]
+    assert skipped(market.collect(PROVIDER, row)) == [SkipReason.UNFUNDED]
 
 
 def test_thaw_race_won_by_the_provider(market: Market) -> None:
@@ -118,7 +118,7 @@ def test_a_payer_key_with_code(market: Market, code: str, delegation: bool) -> N
     market.ground.etch(wallet, bytes.fromhex(code))
     market.ground.etch(KEY.address, b"\xef\x01\x00" + bytes.fromhex(wallet[2:]) if delegation else bytes.fromhex(code))
     events = market.collect(PROVIDER, replace(signed, order=forged, cumulative_cost=Amount(5 * DOLLAR)), signed)
-    assert (skipped(events), paid(events)) == ([Skip.BAD_SIGNATURE], [DOLLAR])
+    assert (skipped(events), paid(events)) == ([SkipReason.BAD_SIGNATURE], [DOLLAR])
     with refused("BadSignature", signer=KEY.address):
         market.call(THIEF.address, "secure", order, forged.signature)
     market.call(THIEF.address, "secure", order, KEY.sign_digest(order.digest(market.domain)))
@@ -186,7 +186,7 @@ def test_claim_at_the_edge_of_claim_by(market: Market) -> None:
     assert paid(market.collect(PROVIDER, edge)) == [DOLLAR]
     market.ground.now += 1
     rest = replace(edge, cumulative_cost=Amount(2 * DOLLAR))
-    assert skipped(market.collect(PROVIDER, rest)) == [Skip.EXPIRED]
+    assert skipped(market.collect(PROVIDER, rest)) == [SkipReason.EXPIRED]
     assert paid(market.collect(PROVIDER, market.row(KEY, PROVIDER.address, 2 * DOLLAR))) == [DOLLAR]
 
 
@@ -261,12 +261,12 @@ def test_a_coordinator_redirects_a_claim(market: Market) -> None:
     terms: dict[str, Any] = {"coordinator": COORDINATOR.address, "max_fee_bps": 100}
     row = market.row(KEY, PROVIDER.address, DOLLAR, **terms)
     claim = market.claim(PROVIDER, row)
-    assert skipped(market.settle(THIEF.address, replace(claim, provider=SYBIL.address))) == [Skip.BAD_CLAIM]
-    assert skipped(market.collect(SYBIL, row)) == [Skip.BAD_SIGNATURE]
+    assert skipped(market.settle(THIEF.address, replace(claim, provider=SYBIL.address))) == [SkipReason.BAD_CLAIM]
+    assert skipped(market.collect(SYBIL, row)) == [SkipReason.BAD_SIGNATURE]
     renamed = replace(row.order.message, coordinator=THIEF.address)
     mine = replace(row, order=Signed(renamed, row.order.signature))
-    assert skipped(market.settle(THIEF.address, replace(claim, rows=(mine,)))) == [Skip.BAD_CLAIM]
-    assert skipped(market.collect(PROVIDER, mine)) == [Skip.BAD_SIGNATURE]
+    assert skipped(market.settle(THIEF.address, replace(claim, rows=(mine,)))) == [SkipReason.BAD_CLAIM]
+    assert skipped(market.collect(PROVIDER, mine)) == [SkipReason.BAD_SIGNATURE]
 
 
 def test_an_inflated_claim(market: Market) -> None:
@@ -274,7 +274,7 @@ def test_an_inflated_claim(market: Market) -> None:
     claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, 5 * DOLLAR, DOLLAR))
     for change in ({"cumulative_cost": Amount(2 * DOLLAR)}, {"seq": 2}):
         inflated = replace(claim, rows=(replace(claim.rows[0], **change),))
-        assert skipped(market.settle(COORDINATOR.address, inflated)) == [Skip.BAD_CLAIM]
+        assert skipped(market.settle(COORDINATOR.address, inflated)) == [SkipReason.BAD_CLAIM]
     assert paid(market.settle(COORDINATOR.address, claim)) == [DOLLAR]
 
 
@@ -283,7 +283,7 @@ def test_a_provider_cannot_collect_above_its_receipts_and_leave_no_evidence(mark
     market.stake(PROVIDER.address, 10 * DOLLAR)
     receipt = market.receipt(PROVIDER, KEY.address, 1, 1)
     row = market.row(KEY, PROVIDER.address, 5 * DOLLAR)
-    assert skipped(market.settle(PROVIDER.address, ClaimBatch(PROVIDER.address, (row,)))) == [Skip.BAD_CLAIM]
+    assert skipped(market.settle(PROVIDER.address, ClaimBatch(PROVIDER.address, (row,)))) == [SkipReason.BAD_CLAIM]
     claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, DOLLAR), row)
     calldata = market.escrow_abi.call("settle", [claim.encode()])
     assert market.ground.send(PROVIDER.address, market.escrow, calldata).events(market.escrow)
@@ -309,8 +309,8 @@ def test_order_replay_on_a_fork(market: Market) -> None:
     market.call(OWNER.address, "reserve", KEY.address, PROVIDER.address, DOLLAR)
     market.ground.fork(1)
     there = ClaimBatch.sign(PROVIDER, [row], Domain(chain_id=1, contract=market.escrow))
-    assert skipped(market.settle(PROVIDER.address, *there)) == [Skip.BAD_SIGNATURE]
-    assert skipped(market.settle(THIEF.address, claim)) == [Skip.BAD_CLAIM]
+    assert skipped(market.settle(PROVIDER.address, *there)) == [SkipReason.BAD_SIGNATURE]
+    assert skipped(market.settle(THIEF.address, claim)) == [SkipReason.BAD_CLAIM]
     for function, *arguments in (
         ("secure", order.message, order.signature),
         ("open", SYBIL.address, OWNER.address, SYBIL.sign_digest(bind.digest(market.domain))),
@@ -328,8 +328,8 @@ def test_order_replay_on_another_contract(market: Market) -> None:
     twin = Market(market.ground)
     twin.purse(KEY, OWNER.address, 10 * DOLLAR)
     row = market.row(KEY, PROVIDER.address, DOLLAR)
-    assert skipped(twin.collect(PROVIDER, row)) == [Skip.BAD_SIGNATURE]
-    assert skipped(twin.settle(THIEF.address, market.claim(PROVIDER, row))) == [Skip.BAD_CLAIM]
+    assert skipped(twin.collect(PROVIDER, row)) == [SkipReason.BAD_SIGNATURE]
+    assert skipped(twin.settle(THIEF.address, market.claim(PROVIDER, row))) == [SkipReason.BAD_CLAIM]
     assert paid(market.collect(PROVIDER, row)) == [DOLLAR]
 
 
@@ -339,13 +339,13 @@ def test_malleable_signature(market: Market) -> None:
     with refused("BadSignature", signer=KEY.address):
         market.call(THIEF.address, "secure", order.message, _mirror(order.signature))
     claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, DOLLAR))
-    assert skipped(market.settle(THIEF.address, replace(claim, signature=_mirror(claim.signature)))) == [Skip.BAD_CLAIM]
+    assert skipped(market.settle(THIEF.address, replace(claim, signature=_mirror(claim.signature)))) == [SkipReason.BAD_CLAIM]
     *words, r, _ = claim.rows[0].encode()
     mirrored = _mirror(claim.rows[0].order.signature)
     for parity in (0, 1 << 255):
         vs = (int.from_bytes(mirrored[32:64], "big") | parity).to_bytes(32, "big")
         events = market.call(PROVIDER.address, "settle", [(PROVIDER.address, [(*words, r, vs)], claim.signature)])
-        assert skipped(events) == [Skip.BAD_SIGNATURE]
+        assert skipped(events) == [SkipReason.BAD_SIGNATURE]
 
 
 def _mirror(signature: bytes) -> bytes:

@@ -57,7 +57,7 @@ from tests.contracts.actors import (
     rarely_wrong,
     rates,
     rows,
-    snake,
+    snake_case,
 )
 from tests.contracts.market_harness import FAR, U96
 from tests.contracts.model import without_fees
@@ -99,7 +99,7 @@ class Escrow(RuleBasedStateMachine):
 
     def do(self, sender: Address, function: str, *arguments: object) -> None:
         """A call that the model knows by the same name and arguments."""
-        must = getattr(self.book, snake(function))
+        must = getattr(self.book, snake_case(function))
         given = [part for a in arguments for part in ((a.message, a.signature) if isinstance(a, Signed) else (a,))]
         self.play(lambda: must(sender, *arguments), lambda: self.market.call(sender, function, *given))
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tallystick.chain.claims import SettleRow
-from tallystick.chain.events import Skip
+from tallystick.chain.events import SkipReason
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash
 from tests.contracts.artifacts import load
@@ -127,31 +127,34 @@ def _altered(row: SettleRow, **changes: Any) -> SettleRow:
     return replace(row, order=Signed(replace(row.order.message, **changes), row.order.signature))
 
 
-def _poison(market: Market, name: str, provider: Signer) -> tuple[SettleRow, Skip]:
+def _poison(market: Market, name: str, provider: Signer) -> tuple[SettleRow, SkipReason]:
     """A row that cannot be paid, and why."""
     payer, me = PAYERS[0], provider.address
     good = market.row(payer, me, 9 * DOLLAR)
     here = market.domain
-    made: dict[str, Callable[[], tuple[SettleRow, Skip]]] = {
-        "no signature": lambda: (replace(good, order=Signed(good.order.message, bytes(64) + b"\x1b")), Skip.BAD_SIGNATURE),
-        "a stranger's key": lambda: (_signed_by(market, good, STRANGER), Skip.BAD_SIGNATURE),
-        "the provider's key": lambda: (_signed_by(market, good, provider), Skip.BAD_SIGNATURE),
-        "a higher ceiling": lambda: (_altered(good, ceiling=Amount(U96)), Skip.BAD_SIGNATURE),
-        "another fee": lambda: (_altered(good, max_fee_bps=65_535), Skip.BAD_SIGNATURE),
-        "another payer": lambda: (_altered(good, payer=PAYERS[1].address), Skip.BAD_SIGNATURE),
-        "nobody as payer": lambda: (_altered(good, payer=ZERO_ADDRESS), Skip.BAD_SIGNATURE),
-        "the greatest of everything": lambda: (_greatest(good), Skip.BAD_SIGNATURE),
-        "another provider's order": lambda: (market.row(payer, STRANGER.address, 9 * DOLLAR), Skip.BAD_SIGNATURE),
-        "another chain": lambda: (_signed_by(market, good, payer, Domain(1, here.contract)), Skip.BAD_SIGNATURE),
-        "another contract": lambda: (_signed_by(market, good, payer, Domain(here.chain_id, market.token)), Skip.BAD_SIGNATURE),
-        "no cost": lambda: (replace(good, cumulative_cost=Amount(0)), Skip.NOTHING_OWED),
-        "no ceiling": lambda: (market.row(payer, me, 0, U96), Skip.NOTHING_OWED),
-        "too late": lambda: (market.row(payer, me, 9 * DOLLAR, claim_by=market.ground.now - 1), Skip.EXPIRED),
-        "in the year 1970": lambda: (market.row(payer, me, 9 * DOLLAR, claim_by=0), Skip.EXPIRED),
-        "no purse": lambda: (market.row(STRANGER, me, 9 * DOLLAR), Skip.UNKNOWN_PURSE),
-        "no purse and no bounds": lambda: (market.row(STRANGER, me, U96, reserve_target=Amount(U96)), Skip.UNKNOWN_PURSE),
-        "an empty purse": lambda: (market.row(person("poor"), me, 9 * DOLLAR), Skip.UNFUNDED),
-        "its own payer": lambda: (market.row(provider, me, 9 * DOLLAR), Skip.SELF_DEALING),
+    made: dict[str, Callable[[], tuple[SettleRow, SkipReason]]] = {
+        "no signature": lambda: (replace(good, order=Signed(good.order.message, bytes(64) + b"\x1b")), SkipReason.BAD_SIGNATURE),
+        "a stranger's key": lambda: (_signed_by(market, good, STRANGER), SkipReason.BAD_SIGNATURE),
+        "the provider's key": lambda: (_signed_by(market, good, provider), SkipReason.BAD_SIGNATURE),
+        "a higher ceiling": lambda: (_altered(good, ceiling=Amount(U96)), SkipReason.BAD_SIGNATURE),
+        "another fee": lambda: (_altered(good, max_fee_bps=65_535), SkipReason.BAD_SIGNATURE),
+        "another payer": lambda: (_altered(good, payer=PAYERS[1].address), SkipReason.BAD_SIGNATURE),
+        "nobody as payer": lambda: (_altered(good, payer=ZERO_ADDRESS), SkipReason.BAD_SIGNATURE),
+        "the greatest of everything": lambda: (_greatest(good), SkipReason.BAD_SIGNATURE),
+        "another provider's order": lambda: (market.row(payer, STRANGER.address, 9 * DOLLAR), SkipReason.BAD_SIGNATURE),
+        "another chain": lambda: (_signed_by(market, good, payer, Domain(1, here.contract)), SkipReason.BAD_SIGNATURE),
+        "another contract": lambda: (
+            _signed_by(market, good, payer, Domain(here.chain_id, market.token)),
+            SkipReason.BAD_SIGNATURE,
+        ),
+        "no cost": lambda: (replace(good, cumulative_cost=Amount(0)), SkipReason.NOTHING_OWED),
+        "no ceiling": lambda: (market.row(payer, me, 0, U96), SkipReason.NOTHING_OWED),
+        "too late": lambda: (market.row(payer, me, 9 * DOLLAR, claim_by=market.ground.now - 1), SkipReason.EXPIRED),
+        "in the year 1970": lambda: (market.row(payer, me, 9 * DOLLAR, claim_by=0), SkipReason.EXPIRED),
+        "no purse": lambda: (market.row(STRANGER, me, 9 * DOLLAR), SkipReason.UNKNOWN_PURSE),
+        "no purse and no bounds": lambda: (market.row(STRANGER, me, U96, reserve_target=Amount(U96)), SkipReason.UNKNOWN_PURSE),
+        "an empty purse": lambda: (market.row(person("poor"), me, 9 * DOLLAR), SkipReason.UNFUNDED),
+        "its own payer": lambda: (market.row(provider, me, 9 * DOLLAR), SkipReason.SELF_DEALING),
     }
     return made[name]()
 
@@ -204,7 +207,7 @@ def test_a_poisoned_claim_harms_only_itself(market: Market, how: str) -> None:
     wanted, mark = _state(market), _made()[1]
     market.ground.back(mark)
     events = market.settle(RELAY.address, first, replace(bad, signature=signature), last)
-    assert (paid(events), skipped(events)) == ([DOLLAR, DOLLAR], [Skip.BAD_CLAIM])
+    assert (paid(events), skipped(events)) == ([DOLLAR, DOLLAR], [SkipReason.BAD_CLAIM])
     assert _state(market) == wanted
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tallystick.chain.claims import ClaimBatch, SettleRow
 from tallystick.chain.escrow import Purse
-from tallystick.chain.events import CashedOut, FeeEarned, PayoutSet, RowSkipped, Settled, Skip
+from tallystick.chain.events import CashedOut, FeeEarned, PayoutSet, RowSkipped, Settled, SkipReason
 from tallystick.chain.rpc import Sender
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Amount, Seconds
@@ -89,12 +89,12 @@ async def test_short_money_pays_in_part_and_the_rest_later(world: World, provide
     (paid,) = (await world.settle(provider, row)).of(Settled)
     assert (paid.paid, paid.settled) == (10 * DOLLAR, 10 * DOLLAR)
     (skipped,) = (await world.settle(provider, row)).of(RowSkipped)
-    assert skipped.reason == Skip.UNFUNDED
+    assert skipped.reason == SkipReason.UNFUNDED
     await world.top_up(KEY, OWNER, 9 * DOLLAR)
     (paid,) = (await world.settle(provider, row)).of(Settled)
     assert (paid.paid, paid.settled) == (4 * DOLLAR, 14 * DOLLAR)
     (skipped,) = (await world.settle(provider, row)).of(RowSkipped)
-    assert skipped.reason == Skip.NOTHING_OWED
+    assert skipped.reason == SkipReason.NOTHING_OWED
     assert (await world.escrow.purse(KEY.address)).free == 5 * DOLLAR
 
 
@@ -128,13 +128,13 @@ async def test_nothing_is_paid_without_the_providers_signature(world: World, pro
         forged,
     ):
         events = (await world.escrow.settle(relay, [bad])).of(RowSkipped)
-        assert [(e.provider, e.reason) for e in events] == [(PROVIDER.address, Skip.BAD_CLAIM)] * len(bad.rows)
+        assert [(e.provider, e.reason) for e in events] == [(PROVIDER.address, SkipReason.BAD_CLAIM)] * len(bad.rows)
     (paid,) = (await world.escrow.settle(relay, [signed])).of(Settled)
     assert paid.paid == DOLLAR
 
 
-@pytest.mark.parametrize("reason", [r for r in Skip if r not in (Skip.NONE, Skip.BAD_CLAIM)])
-async def test_every_reason_to_skip(world: World, provider: Sender, reason: Skip) -> None:
+@pytest.mark.parametrize("reason", [r for r in SkipReason if r not in (SkipReason.NONE, SkipReason.BAD_CLAIM)])
+async def test_every_reason_to_skip(world: World, provider: Sender, reason: SkipReason) -> None:
     """Each bad row is skipped by name, changes nothing, and the good rows around it are paid."""
     good = [world.row(KEY, PROVIDER.address, DOLLAR), world.row(KEY, PROVIDER.address, 2 * DOLLAR)]
     poor = person("poor")
@@ -142,9 +142,9 @@ async def test_every_reason_to_skip(world: World, provider: Sender, reason: Skip
     row = world.row(KEY, PROVIDER.address, 5 * DOLLAR)
     signed = row.order
     bad = {
-        Skip.SELF_DEALING: [world.row(PROVIDER, PROVIDER.address, DOLLAR)],
-        Skip.EXPIRED: [world.row(KEY, PROVIDER.address, 5 * DOLLAR, claim_by=await world.rpc.timestamp() - 1)],
-        Skip.BAD_SIGNATURE: [
+        SkipReason.SELF_DEALING: [world.row(PROVIDER, PROVIDER.address, DOLLAR)],
+        SkipReason.EXPIRED: [world.row(KEY, PROVIDER.address, 5 * DOLLAR, claim_by=await world.rpc.timestamp() - 1)],
+        SkipReason.BAD_SIGNATURE: [
             replace(row, order=Signed(signed.message, STRANGER.sign_digest(signed.message.digest(world.domain)))),
             replace(row, order=Signed(replace(signed.message, ceiling=Amount(6 * DOLLAR)), signed.signature)),
             replace(row, order=Signed(replace(signed.message, terms_hash=ZERO_HASH), signed.signature)),
@@ -153,13 +153,13 @@ async def test_every_reason_to_skip(world: World, provider: Sender, reason: Skip
             SettleRow(_foreign(world, chain_id=1), 1, Amount(DOLLAR)),
             SettleRow(_foreign(world, contract=STRANGER.address), 1, Amount(DOLLAR)),
         ],
-        Skip.UNKNOWN_PURSE: [world.row(STRANGER, PROVIDER.address, DOLLAR)],
-        Skip.NOTHING_OWED: [
+        SkipReason.UNKNOWN_PURSE: [world.row(STRANGER, PROVIDER.address, DOLLAR)],
+        SkipReason.NOTHING_OWED: [
             world.row(KEY, PROVIDER.address, 0),
             world.row(KEY, PROVIDER.address, 5 * DOLLAR, DOLLAR),
             world.row(KEY, PROVIDER.address, DOLLAR, 5 * DOLLAR),
         ],
-        Skip.UNFUNDED: [world.row(poor, PROVIDER.address, DOLLAR)],
+        SkipReason.UNFUNDED: [world.row(poor, PROVIDER.address, DOLLAR)],
     }[reason]
     result = await world.settle(provider, good[0], *bad, good[1])
     assert [e.reason for e in result.of(RowSkipped)] == [reason] * len(bad)
@@ -182,7 +182,7 @@ async def test_claim_by_is_the_last_second(world: World, provider: Sender) -> No
     await world.rpc.request("evm_setNextBlockTimestamp", at)
     assert (await world.settle(provider, row)).of(Settled)
     late = world.row(KEY, PROVIDER.address, 2 * DOLLAR, claim_by=at)
-    assert (await world.settle(provider, late)).of(RowSkipped)[0].reason == Skip.EXPIRED
+    assert (await world.settle(provider, late)).of(RowSkipped)[0].reason == SkipReason.EXPIRED
 
 
 async def test_one_bad_claim_leaves_the_others(world: World, provider: Sender) -> None:

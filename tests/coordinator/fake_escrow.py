@@ -8,10 +8,10 @@ from typing import Any
 from coordinator.chain.settler import Settler
 from coordinator.domain.exposure import Exposure
 from coordinator.storage.memory import MemoryStore
-from tallystick.chain.claims import ClaimBatch, cut_batches
+from tallystick.chain.claims import ClaimBatch, pack_batches
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow, ProviderAccount, Purse, TabState, TxResult
-from tallystick.chain.events import DeepReorg, Event, Page, Position, Settled
+from tallystick.chain.events import DeepReorg, Event, EventPage, LogPosition, Settled
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.errors import Code, TallyError, Unavailable
 from tallystick.protocol.types import Address, Amount, Seconds
@@ -46,7 +46,7 @@ class FakeEscrow(Escrow):
             raise Unavailable(Code.CHAIN_UNAVAILABLE, "the chain does not answer")
 
     async def settle_all(self, sender: Sender, claims: Sequence[ClaimBatch]) -> list[TxResult]:
-        return [await self.settle(sender, batch) for batch in cut_batches(claims)]
+        return [await self.settle(sender, batch) for batch in pack_batches(claims)]
 
     async def settle(self, sender: Sender, claims: Sequence[ClaimBatch]) -> TxResult:
         assert sender.address == COORDINATOR.address
@@ -70,21 +70,21 @@ class FakeEscrow(Escrow):
             return None
         self.free[order.payer] -= paid
         self.settled[tab] = self.settled.get(tab, 0) + paid
-        at = Position(self.block, len(self.events), "0x" + "00" * 32, tx)
+        at = LogPosition(self.block, len(self.events), "0x" + "00" * 32, tx)
         total = Amount(self.settled[tab])
         return Settled(at=at, payer=order.payer, provider=provider, paid=Amount(paid), fee=Amount(0), settled=total)
 
     async def read_events(
         self, _rpc: Rpc, _deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0
-    ) -> Page:
+    ) -> EventPage:
         """Stands in for chain.events.read_events, two blocks a page."""
         self._check_up()
         if after and after != self._tip(cursor - 1):
             raise DeepReorg(cursor - 1, after, self._tip(cursor - 1))
         last = min(self.block - confirmations, cursor + 1)
         if last < cursor:
-            return Page((), cursor, after)
-        return Page(tuple(event for event in self.events if cursor <= event.at.block <= last), last + 1, self._tip(last))
+            return EventPage((), cursor, after)
+        return EventPage(tuple(event for event in self.events if cursor <= event.at.block <= last), last + 1, self._tip(last))
 
     def take_back(self) -> None:
         """The chain becomes another one, on which nothing was settled yet."""
@@ -128,8 +128,8 @@ def make_settler(
     exposure: Exposure | None = None,
     *,
     confirmations: int = 0,
-    least: int = 1,
-    least_row: int = 1,
+    min_claim: int = 1,
+    min_claim_row: int = 1,
 ) -> Settler:
     """A settler of that escrow; its `run` would look every hundredth of a second."""
     clock = clock or Clock()
@@ -139,8 +139,8 @@ def make_settler(
         store=store,
         exposure=exposure or Exposure(),
         interval=0.01,
-        least=Amount(least),
-        least_row=Amount(least_row),
+        min_claim=Amount(min_claim),
+        min_claim_row=Amount(min_claim_row),
         confirmations=confirmations,
         now=clock.now,
         tick=clock.tick,

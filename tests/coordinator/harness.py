@@ -8,21 +8,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from coordinator.bus import InProcessBus
-from coordinator.domain.limits import Limits
+from coordinator.domain.limits import JobLimits
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.market import Market
 from coordinator.ports import JobStore, job_subject, node_subject
 from coordinator.storage.memory import MemoryFunds, MemoryStore
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, Verified
-from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable, from_public
+from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import Capacity, ClaimRequest
-from tallystick.protocol.messages import Ask, Claim, ClaimRow, Order, Outcome, Receipt, Spec, Terms
+from tallystick.protocol.messages import Ask, Claim, ClaimRow, Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, charge
-from tallystick.protocol.sealing import X25519
-from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
+from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import Candidate, Dispatch, Failure, Kind, Submission, dumps, loads, pack_link, unpack_link
+from tests.builders import build_ask, build_order, receipt_for, terms_of
 
 M = TypeVar("M", bound=Message)
 DOMAIN = Domain(31337, Address("0x" + "ab" * 20))
@@ -64,56 +64,25 @@ async def quiet() -> None:
 
 def make_ask(provider: Signer, **changes: Any) -> Verified[Ask]:
     """One base unit a token in, a half if cached, two out."""
-    values: dict[str, Any] = {
-        "provider": provider.address,
-        "model": MODEL,
-        "input_price": 1_000_000,
-        "cached_input_price": 500_000,
-        "output_price": 2_000_000,
-        "context_tokens": 8_192,
-        "max_output_tokens": 1_024,
-        "sealing_suite": X25519,
-        "sealing_key": bytes(32),
-        "valid_from": 0,
-        "valid_until": 1 << 40,
-        "seq": 1,
-        "spec": Spec(),
-    }
-    return provider.sign(Ask(**(values | changes)), DOMAIN)
+    return provider.sign(build_ask(provider.address, **({"model": MODEL} | changes)), DOMAIN)
 
 
 def make_terms(ask: Verified[Ask], job: JobId, /, **changes: Any) -> Terms:
     """Terms that fit an ask."""
-    offer = ask.message
-    values: dict[str, Any] = {
-        "model": offer.model,
-        "ask": ask.digest,
-        "input_price": offer.input_price,
-        "cached_input_price": offer.cached_input_price,
-        "output_price": offer.output_price,
-        "max_cost": Amount(CAP),
-        "max_output_tokens": 100,
-        "job": job,
-        "request_commitment": ZERO_HASH,
-    }
-    return Terms(**(values | changes))
+    values: dict[str, Any] = {"max_cost": Amount(CAP), "max_output_tokens": 100, "job": job}
+    return terms_of(ask, **(values | changes))
 
 
 def make_order(terms: Terms, provider: Address, /, payer: Signer = PAYER, now: int = START, **changes: Any) -> Verified[Order]:
     """An order that fits its terms; changes are signed as well."""
     values: dict[str, Any] = {
-        "payer": payer.address,
-        "provider": provider,
-        "ceiling": Amount(1_000_000),
-        "reserve_target": Amount(0),
-        "seq": 1,
         "deadline": now + 600,
         "claim_by": now + 86_400,
         "max_fee_bps": 100,
         "coordinator": COORDINATOR.address,
         "terms_hash": terms.struct_hash(),
     }
-    return payer.sign(Order(**(values | changes)), DOMAIN)
+    return payer.sign(build_order(payer.address, provider, 1_000_000, **(values | changes)), DOMAIN)
 
 
 def make_submission(
@@ -140,23 +109,7 @@ def unchecked(signed: Signed[M]) -> Signed[M]:
 def make_receipt(provider: Signer, order: Verified[Order], terms: Terms, /, **changes: Any) -> Verified[Receipt]:
     """An honest receipt of USAGE, the tab's first unless said otherwise; changes are signed as well."""
     outcome = Outcome(changes.get("outcome", Outcome.COMPLETED))
-    cost = charge(terms, USAGE, outcome)
-    values: dict[str, Any] = {
-        "payer": order.message.payer,
-        "provider": order.message.provider,
-        "seq": 1,
-        "cumulative_cost": cost,
-        "order_hash": order.digest,
-        "result_commitment": ZERO_HASH,
-        "input_tokens": USAGE.input,
-        "cached_input_tokens": USAGE.cached,
-        "output_tokens": USAGE.output,
-        "cost": cost,
-        "outcome": outcome,
-        "finished_at": START,
-        "evidence_root": ZERO_HASH,
-    }
-    receipt = Receipt(**(values | changes))
+    receipt = receipt_for(order, terms, USAGE, outcome, **({"finished_at": START} | changes))
     return Verified(receipt, provider.sign_digest(receipt.digest(DOMAIN)), receipt.digest(DOMAIN))
 
 
@@ -195,7 +148,7 @@ class FakeNode:
 
     def connect(self, capacity: Capacity | None = None) -> None:
         self.bus.attach(node_subject(self.address), self.receive)
-        self.market.matchmaker.place_asks(self.address, self.asks, capacity or Capacity(self.slots, self.slots))
+        self.market.matchmaker.replace_asks(self.address, self.asks, capacity or Capacity(self.slots, self.slots))
 
     def leave(self) -> None:
         self.bus.detach(node_subject(self.address), self.receive)
@@ -278,7 +231,7 @@ class Client:
         """What the FAIL at the end says."""
         kind, payload = self.frames[-1]
         assert kind is Kind.FAIL
-        return from_public(loads(payload, "failure"), 502)
+        return error_from_json(loads(payload, "failure"), 502)
 
     @property
     def ended(self) -> bool:
@@ -295,7 +248,7 @@ class World:
     """A market and the people in it."""
 
     clock: Clock = field(default_factory=Clock)
-    limits: Limits = field(default_factory=Limits)
+    limits: JobLimits = field(default_factory=JobLimits)
     store: JobStore = field(default_factory=MemoryStore)
     funds: MemoryFunds = field(default_factory=MemoryFunds)
     bus: InProcessBus = field(default_factory=InProcessBus)

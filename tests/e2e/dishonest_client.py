@@ -15,6 +15,7 @@ from tallystick.protocol.messages import Ask, Order, Terms
 from tallystick.protocol.sealing import ContentKey, commit_request, wrap_key
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import Candidate, FrameReader, Kind, RequestHead, Submission, join_request
+from tests.builders import build_order
 
 CAP = Amount(1_000)
 
@@ -43,19 +44,15 @@ class Buyer:
     def order(self, ask: Ask, terms: Terms, **changes: Any) -> Order:
         """An honest order, but for the changes."""
         now = int(time.time())
-        order = Order(
-            payer=self.signer.address,
-            provider=ask.provider,
-            ceiling=CAP,
-            reserve_target=Amount(0),
-            seq=time.time_ns(),
-            deadline=now + 60,
-            claim_by=now + 7 * 86_400,
-            max_fee_bps=500,
-            coordinator=self.coordinator,
-            terms_hash=terms.struct_hash(),
-        )
-        return replace(order, **changes)
+        values: dict[str, Any] = {
+            "seq": time.time_ns(),
+            "deadline": now + 60,
+            "claim_by": now + 7 * 86_400,
+            "max_fee_bps": 500,
+            "coordinator": self.coordinator,
+            "terms_hash": terms.struct_hash(),
+        }
+        return build_order(self.signer.address, ask.provider, CAP, **(values | changes))
 
     def prepare(self, model: str, *, terms: dict[str, Any] | None = None, order: dict[str, Any] | None = None) -> Submission:
         """A submission for one short chat, honest but for the changes to its terms and its order (made before signing)."""

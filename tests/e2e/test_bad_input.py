@@ -18,10 +18,11 @@ from tallystick.chain.rpc import Rpc, Sender
 from tallystick.cli.money.purse import fund_purse
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
-from tallystick.protocol.messages import Ask, Connect, Outcome, Receipt, Spec
+from tallystick.protocol.messages import Ask, Connect, Outcome, Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import ZERO_HASH, Amount, JobId
 from tallystick.protocol.wire import Dispatch, Kind, dumps, loads, pack_link, unpack_link
+from tests.builders import build_ask
 from tests.e2e.dishonest_client import Buyer, frames
 
 FUNDS = Amount(5_000_000)
@@ -32,7 +33,7 @@ FREE = {"max_cost": Amount(0)}
 @pytest.fixture(scope="module")
 def escrow_at(market: dict[str, Any]) -> Deployment:
     """The market's deployment."""
-    return Deployment(market["chain_id"], market["contract"], market["token"], 6, 0, market["rpc"])
+    return Deployment(market["chainId"], market["contract"], market["token"], 6, 0, market["rpc"])
 
 
 @pytest.fixture(scope="module")
@@ -170,20 +171,14 @@ class CheatingNode:
 
     def _ask(self) -> Ask:
         now = int(time.time())
-        return Ask(
-            provider=self.signer.address,
+        return build_ask(
+            self.signer.address,
             model="cheap-tricks",
-            input_price=1_000_000,
             cached_input_price=1_000_000,
             output_price=1_000_000,
-            context_tokens=4096,
-            max_output_tokens=4096,
-            sealing_suite="x25519",
             sealing_key=self.sealing.public,
             valid_from=now - 1,
             valid_until=now + 600,
-            seq=1,
-            spec=Spec(),
         )
 
     async def serve(self, ready: asyncio.Event) -> None:

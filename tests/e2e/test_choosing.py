@@ -66,10 +66,10 @@ async def test_who_gets_a_request(tmp_path: Path) -> None:
             told = await _tally(folder, "explain", MODEL, "--region", "eu", *common, "--wallet", "payer", "--json")
             assert [(one["provider"], one["offered"], one["why"]) for one in told] == [
                 (expensive, True, None),
-                (cheap, False, "a spec that was not asked for"),
+                (cheap, False, "it is not in a region asked for"),
             ]
             shown = await _tally(folder, "explain", MODEL, "--max-input-price", "1", *common, "--wallet", "payer")
-            assert "input price above the maximum" in shown
+            assert "its input price is above the client's maximum" in shown
             request, settings = folder / "request.json", folder / "explain.toml"
             request.write_text(json.dumps({"model": "any", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}))
             settings.write_text(f'max_cost = "0.001"\n[[aliases]]\nname = "any"\nmodels = ["{MODEL}", "other"]\n')

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from node.engines.demo import MODEL
-from node.engines.discover import look
+from node.engines.discover import inspect_engine
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
@@ -206,7 +206,7 @@ async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             slow = {"token_seconds": STREAM_SECONDS / 40}
             async with httpx.AsyncClient(trust_env=False) as client:
                 (await client.post(f"{market.url(port)}/demo/behaviour", json=slow)).raise_for_status()
-        cluster = Cluster(market, processes, await look(market.url(market.ports.engines["node-a"])), {})
+        cluster = Cluster(market, processes, await inspect_engine(market.url(market.ports.engines["node-a"])), {})
         for name in ("coordinator", "node-a", "node-b", "gateway"):
             await cluster.start(name)
         for seed in range(SEED, SEED + KILLS):

@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 from node.engines.demo import MODEL
-from node.engines.discover import look
+from node.engines.discover import inspect_engine
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
@@ -143,7 +143,7 @@ async def household(folder: Path, monkeypatch: pytest.MonkeyPatch, *, apart: boo
             slow = {"token_seconds": STREAM_SECONDS / 40}
             async with httpx.AsyncClient(trust_env=False) as client:
                 (await client.post(f"{market.url(port)}/demo/behaviour", json=slow)).raise_for_status()
-        found = await look(market.url(market.ports.engines["node-a"]))
+        found = await inspect_engine(market.url(market.ports.engines["node-a"]))
         running: dict[str, ManagedProcess] = {}
         cluster = SharedWalletCluster(
             market, processes, found, running, dict(zip(GATEWAYS, (free_port(0), free_port(0)), strict=True))

@@ -17,8 +17,9 @@ from websockets.exceptions import ConnectionClosed
 from scripts.relay import processes
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, Challenge, Hello, endpoint_of
-from tallystick.protocol.messages import Ask, Connect, Spec
+from tallystick.protocol.messages import Connect, Spec
 from tallystick.protocol.wire import Kind, dumps, loads, pack_link, unpack_link
+from tests.builders import build_ask
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs more than one loopback address")
 NODES, LINKS = 80, 64
@@ -33,18 +34,13 @@ async def _join(site: processes.Site, address: str, specs: list[Spec]) -> Client
 
     def ask(number: int, spec: Spec) -> Any:
         return key.sign(
-            Ask(
-                provider=key.address,
+            build_ask(
+                key.address,
                 model="bench",
                 input_price=10**9,
                 cached_input_price=10**9,
                 output_price=10**9,
-                context_tokens=8_192,
-                max_output_tokens=4_096,
-                sealing_suite="x25519",
                 sealing_key=os.urandom(32),
-                valid_from=0,
-                valid_until=1 << 40,
                 seq=number,
                 spec=spec,
             ),

@@ -24,7 +24,7 @@ from tallystick.protocol.messages import Ask, Match, Order, Outcome, Receipt, Sp
 from tallystick.protocol.pricing import Prices, worst_case
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, SealingKey, Transcript, commit_request, wrap_key
 from tallystick.protocol.tab import check_receipt
-from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import (
     Candidate,
     Dispatch,
@@ -37,6 +37,7 @@ from tallystick.protocol.wire import (
     load_response_head,
     loads,
 )
+from tests.builders import build_order, terms_of
 
 NOW = 1_800_000_000
 DOMAIN = Domain(31_337, Address("0x" + "5e" * 20))
@@ -114,32 +115,24 @@ class Client:
         job = job or JobId(hashlib.sha256(f"{self.payer.address} {number}".encode()).digest()[:16])
         key = ContentKey(hashlib.sha256(b"content" + job).digest())
         plain = join_request(head, body)
-        made = Terms(
-            model=ask.message.model,
-            ask=ask.digest,
-            input_price=ask.message.input_price,
-            cached_input_price=ask.message.cached_input_price,
-            output_price=ask.message.output_price,
-            max_cost=worst_case(len(body), output, PRICES),
-            max_output_tokens=output,
-            job=job,
-            request_commitment=commit_request(key.commitment_key, job, plain),
-        )
-        terms = replace(made, **(terms_with or {}))
+        values: dict[str, Any] = {
+            "max_cost": worst_case(len(body), output, PRICES),
+            "max_output_tokens": output,
+            "job": job,
+            "request_commitment": commit_request(key.commitment_key, job, plain),
+        }
+        terms = terms_of(ask, **(values | (terms_with or {})))
         self.ceiling += terms.max_cost
-        order_message = Order(
-            payer=self.payer.address,
-            provider=ask.message.provider,
-            ceiling=Amount(self.ceiling),
-            reserve_target=Amount(0),
-            seq=number,
-            deadline=now + 60,
-            claim_by=now + 86_400,
-            max_fee_bps=100,
-            coordinator=coordinator.address,
-            terms_hash=terms.struct_hash(),
-        )
-        order = self.payer.sign(replace(order_message, **(order_with or {})), DOMAIN)
+        members: dict[str, Any] = {
+            "seq": number,
+            "deadline": now + 60,
+            "claim_by": now + 86_400,
+            "max_fee_bps": 100,
+            "coordinator": coordinator.address,
+            "terms_hash": terms.struct_hash(),
+        }
+        order_message = build_order(self.payer.address, ask.message.provider, self.ceiling, **(members | (order_with or {})))
+        order = self.payer.sign(order_message, DOMAIN)
         wrapped = wrap_key(
             key,
             ask.message.sealing_suite,

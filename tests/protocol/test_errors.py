@@ -23,7 +23,7 @@ from tallystick.protocol.errors import (
     Refusal,
     TallyError,
     Unavailable,
-    from_public,
+    error_from_json,
 )
 from tests.protocol.strategies import json_values, many, some
 
@@ -98,7 +98,7 @@ def test_the_tree_is_three_branches() -> None:
 def test_an_error_keeps_its_code_fault_and_retry_over_the_wire(error: TallyError, status: int) -> None:
     """Written as JSON and read by the other side, code, fault, retry class and text are the same, whatever the status said."""
     for body in (orjson.loads(orjson.dumps(error.as_json())), json.loads(json.dumps(error.as_json()))):
-        again = from_public(body, status)
+        again = error_from_json(body, status)
         assert (again.code, again.fault, again.retry, str(again)) == (error.code, error.fault, error.retry, str(error))
         assert again.as_json() == error.as_json()
         assert isinstance(again, Unavailable if error.retry else Refusal)
@@ -150,7 +150,7 @@ HOSTILE: list[Any] = [
 @pytest.mark.parametrize("status", [200, 400, 404, 500, 503, 0, -1])
 def test_hostile_shapes_become_errors_that_can_be_shown(body: Any, status: int) -> None:
     """Whatever a peer sends as an error, the result is an error of ours, of bounded size, that can be sent on as JSON."""
-    error = from_public(body, status)
+    error = error_from_json(body, status)
     assert isinstance(error, TallyError)
     assert len(orjson.dumps(error.as_json())) < 5_000
     assert error.status in {public.status for public in PUBLIC.values()}
@@ -162,9 +162,9 @@ def test_hostile_shapes_become_errors_that_can_be_shown(body: Any, status: int) 
 )
 @many
 def test_any_json_becomes_an_error(body: Any) -> None:
-    """`from_public` raises nothing."""
+    """`error_from_json` raises nothing."""
     for status in (400, 502):
-        error = from_public(body, status)
+        error = error_from_json(body, status)
         assert isinstance(error, TallyError)
         orjson.dumps(error.as_json())
 
@@ -173,19 +173,19 @@ def test_any_json_becomes_an_error(body: Any) -> None:
 @some
 def test_an_unknown_shape_is_judged_by_its_status(broken: int, refused: int) -> None:
     """Without an error in the known shape, a 5xx may be tried again, anything else not."""
-    assert isinstance(from_public("<html>", broken), Unavailable)
-    assert isinstance(from_public("<html>", refused), BadMessage)
+    assert isinstance(error_from_json("<html>", broken), Unavailable)
+    assert isinstance(error_from_json("<html>", refused), BadMessage)
 
 
 def test_an_unknown_code_does_not_hide_the_known_fault() -> None:
     """A newer peer's code becomes a general one; the fault that came beside it is kept, and the other way round."""
-    newer = from_public({"error": {"message": "m", "code": "quite_new", "fault": "engine", "retry": True}}, 503)
+    newer = error_from_json({"error": {"message": "m", "code": "quite_new", "fault": "engine", "retry": True}}, 503)
     assert (newer.code, newer.fault, newer.retry) == (Code.COORDINATOR_UNAVAILABLE, Fault.ENGINE, True)
-    foreign = from_public({"error": {"message": "m", "code": "unknown_model", "type": "x", "param": None}}, 404)
+    foreign = error_from_json({"error": {"message": "m", "code": "unknown_model", "type": "x", "param": None}}, 404)
     assert (foreign.code, foreign.fault, foreign.retry) == (Code.UNKNOWN_MODEL, Fault.NOBODY, False)
 
 
 @pytest.mark.parametrize("retry", ["false", "no", 1, [0], {"a": 1}, None, 0])
 def test_only_true_means_try_again(retry: object) -> None:
     """A retry member that is not the boolean true asks nobody to try again."""
-    assert not from_public({"error": {"message": "m", "code": "node_busy", "fault": "nobody", "retry": retry}}, 503).retry
+    assert not error_from_json({"error": {"message": "m", "code": "node_busy", "fault": "nobody", "retry": retry}}, 503).retry

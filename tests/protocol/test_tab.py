@@ -17,7 +17,8 @@ from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.tab import PayerTab, ProviderTab, Security, check_continuity, check_receipt
-from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
+from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash
+from tests.builders import build_order, build_terms, receipt_for
 from tests.protocol.strategies import addresses, amounts, few, hashes, many, some
 
 PAYER, PROVIDER = Signer(keccak(b"payer")), Signer(keccak(b"provider"))
@@ -27,18 +28,7 @@ RICH = Security(Amount(0), Amount(0), Amount(2**96))
 
 def order_of(ceiling: int, terms_hash: Hash = ZERO_HASH) -> Order:
     """An order between the two, with this ceiling."""
-    return Order(
-        payer=PAYER.address,
-        provider=PROVIDER.address,
-        ceiling=Amount(ceiling),
-        reserve_target=Amount(0),
-        seq=1,
-        deadline=1,
-        claim_by=1,
-        max_fee_bps=0,
-        coordinator=ZERO_ADDRESS,
-        terms_hash=terms_hash,
-    )
+    return build_order(PAYER.address, PROVIDER.address, ceiling, terms_hash=terms_hash)
 
 
 # The provider's half
@@ -254,34 +244,24 @@ TestHonestPair = HonestPairMachine.TestCase
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Verified[Order], Terms, Receipt]:
     """An order, its terms and an honest receipt for it."""
-    terms = Terms(
-        model="m",
-        ask=ZERO_HASH,
+    terms = build_terms(
         input_price=draw(st.integers(1, 10**9)),
         cached_input_price=draw(st.integers(1, 10**9)),
         output_price=draw(st.integers(1, 10**9)),
         max_cost=draw(amounts(10**12)),
         max_output_tokens=draw(st.integers(0, 10**5)),
-        job=JobId(bytes(16)),
-        request_commitment=ZERO_HASH,
     )
     order = PAYER.sign(order_of(draw(amounts()), terms.struct_hash()), DOMAIN)
     taken = draw(st.integers(0, 10**5))
     usage = Usage(taken, draw(st.integers(0, taken)), draw(st.integers(0, terms.max_output_tokens)))
     outcome = draw(st.sampled_from(Outcome))
-    due = charge(terms, usage, outcome)
-    receipt = Receipt(
-        payer=PAYER.address,
-        provider=PROVIDER.address,
-        seq=draw(st.integers(1, 2**64 - 1)),
-        cumulative_cost=due + draw(amounts(10**12)),
-        order_hash=order.digest,
+    receipt = receipt_for(
+        order,
+        terms,
+        usage,
+        outcome,
+        (draw(st.integers(0, 2**64 - 2)), draw(amounts(10**12))),
         result_commitment=draw(hashes),
-        input_tokens=usage.input,
-        cached_input_tokens=usage.cached,
-        output_tokens=usage.output,
-        cost=due,
-        outcome=outcome,
         finished_at=draw(st.integers(0, 2**64 - 1)),
         evidence_root=draw(hashes),
     )

@@ -15,7 +15,7 @@ from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_CHAIN_ID, Capacity, Challenge, ClaimRequest, Hello, read_asks
-from tallystick.protocol.messages import Ask, Claim, ClaimRow, Connect, Match, Order, Spec, Terms
+from tallystick.protocol.messages import Claim, ClaimRow, Connect, Match, Order, Terms
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import (
     INITIAL_CREDIT,
@@ -44,36 +44,22 @@ from tallystick.protocol.wire import (
     split_request,
     unpack_link,
 )
+from tests.builders import build_ask, build_order, build_terms
 from tests.protocol.strategies import addresses, few, hashes, job_ids, json_values, many, messages, mutated, some, uints
 
 DOMAIN = Domain(31_337, Address("0x" + "5f" * 20))
 PAYER, PROVIDER, COORDINATOR = (Signer(keccak(name)) for name in (b"payer", b"provider", b"coordinator"))
 JOB = JobId(b"j" * 16)
 
-TERMS = Terms(
-    model="m",
-    ask=ZERO_HASH,
-    input_price=1,
-    cached_input_price=1,
-    output_price=1,
-    max_cost=Amount(1),
-    max_output_tokens=1,
-    job=JOB,
-    request_commitment=ZERO_HASH,
-)
+TERMS = build_terms(job=JOB)
 
 
 def order_for(terms: Terms, payer: Signer = PAYER) -> Signed[Order]:
     """An order of `payer` that commits to these terms."""
-    order = Order(
-        payer=payer.address,
-        provider=PROVIDER.address,
-        ceiling=Amount(1),
+    order = build_order(
+        payer.address,
+        PROVIDER.address,
         reserve_target=Amount(1),
-        seq=1,
-        deadline=1,
-        claim_by=1,
-        max_fee_bps=0,
         coordinator=COORDINATOR.address,
         terms_hash=terms.struct_hash(),
     )
@@ -88,26 +74,7 @@ def unverified(signed: Any) -> Any:
 
 CANDIDATE = Candidate(order_for(TERMS), TERMS, b"wrapped")
 SUBMISSION = Submission(JOB, (CANDIDATE, CANDIDATE), b"sealed")
-ASK = unverified(
-    PROVIDER.sign(
-        Ask(
-            provider=PROVIDER.address,
-            model="m",
-            input_price=1,
-            cached_input_price=1,
-            output_price=1,
-            context_tokens=1,
-            max_output_tokens=1,
-            sealing_suite="x25519",
-            sealing_key=bytes(32),
-            valid_from=0,
-            valid_until=1,
-            seq=1,
-            spec=Spec(),
-        ),
-        DOMAIN,
-    )
-)
+ASK = unverified(PROVIDER.sign(build_ask(PROVIDER.address), DOMAIN))
 MATCH = unverified(
     COORDINATOR.sign(
         Match(

@@ -1,11 +1,11 @@
-"""A corked transport: one write a turn, in order, nothing lost at the end."""
+"""A buffered transport: one write a turn, in order, nothing lost at the end."""
 
 import asyncio
 from typing import Any
 
 import pytest
 
-from tallystick.runtime.buffered_transport import corked
+from tallystick.runtime.buffered_transport import buffered
 
 
 class Wire:
@@ -40,7 +40,7 @@ async def wire() -> Wire:
 
 async def test_what_is_written_in_one_turn_leaves_at_once_and_in_order(wire: Wire) -> None:
     """Parts of one turn are one write; those of the next another."""
-    transport = corked(wire)
+    transport = buffered(wire)
     for part in (b"head", b"", b"body"):
         transport.write(part)
     assert wire.done == []
@@ -52,7 +52,7 @@ async def test_what_is_written_in_one_turn_leaves_at_once_and_in_order(wire: Wir
 
 async def test_much_does_not_wait(wire: Wire) -> None:
     """A large part leaves at once, with what was held."""
-    transport = corked(wire)
+    transport = buffered(wire)
     transport.write(b"x")
     transport.write(bytes(20_000))
     assert wire.done == [b"x" + bytes(20_000)]
@@ -63,7 +63,7 @@ async def test_much_does_not_wait(wire: Wire) -> None:
 @pytest.mark.parametrize("end", ["close", "write_eof"])
 async def test_an_end_comes_after_what_was_written(wire: Wire, end: str) -> None:
     """Closing loses nothing."""
-    transport = corked(wire)
+    transport = buffered(wire)
     transport.write(b"last")
     getattr(transport, end)()
     await asyncio.sleep(0)
@@ -72,7 +72,7 @@ async def test_an_end_comes_after_what_was_written(wire: Wire, end: str) -> None
 
 async def test_an_abort_drops_it(wire: Wire) -> None:
     """Nothing is written after an abort."""
-    transport = corked(wire)
+    transport = buffered(wire)
     transport.write(b"last")
     transport.abort()
     await asyncio.sleep(0)
@@ -81,7 +81,7 @@ async def test_an_abort_drops_it(wire: Wire) -> None:
 
 async def test_a_connection_lost_meanwhile_is_left_alone(wire: Wire) -> None:
     """A transport that closed before the turn was over is not written to."""
-    transport = corked(wire)
+    transport = buffered(wire)
     transport.write(b"last")
     wire.closing = True
     await asyncio.sleep(0)
@@ -90,6 +90,6 @@ async def test_a_connection_lost_meanwhile_is_left_alone(wire: Wire) -> None:
 
 async def test_it_is_corked_once_and_asks_the_transport_for_the_rest(wire: Wire) -> None:
     """A second cork changes nothing."""
-    transport = corked(wire)
-    assert corked(transport) is transport
+    transport = buffered(wire)
+    assert buffered(transport) is transport
     assert not transport.is_closing()

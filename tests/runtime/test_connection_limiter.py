@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tallystick.runtime import connection_limiter as module
-from tallystick.runtime.connection_limiter import DoorLimits, Doors, address_key
+from tallystick.runtime.connection_limiter import ConnectionLimiter, ConnectionLimits, address_key
 from tallystick.runtime.serving import serving
 
-TIGHT = DoorLimits(connections=5, per_address=3, head_seconds=0.2, head_bytes=2_000)
+TIGHT = ConnectionLimits(connections=5, per_address=3, head_seconds=0.2, head_bytes=2_000)
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
 
 
@@ -26,8 +26,8 @@ async def _app(scope: Any, _receive: Any, send: Any) -> None:
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    """A server behind narrow doors."""
-    async with serving(_app, "127.0.0.1", 0, doors=TIGHT) as bound:
+    """A server behind narrow limiter."""
+    async with serving(_app, "127.0.0.1", 0, limits=TIGHT) as bound:
         yield bound
 
 
@@ -76,17 +76,17 @@ async def test_an_address_has_only_so_many_connections(port: int) -> None:
 
 async def test_all_together_have_only_so_many() -> None:
     """Addresses within their shares fill the server up; the reason says which of the two it is."""
-    doors = Doors(TIGHT)
-    assert [doors.enter(name) for name in "aaabb"] == [None] * 5
-    full = doors.enter("c")
+    limiter = ConnectionLimiter(TIGHT)
+    assert [limiter.acquire(name) for name in "aaabb"] == [None] * 5
+    full = limiter.acquire("c")
     assert full is not None
     assert full[0] == 503
-    own = doors.enter("a")
+    own = limiter.acquire("a")
     assert own is not None
     assert own[0] == 429
     for name in "aaabb":
-        doors.leave(name)
-    assert doors.inside == 0
+        limiter.release(name)
+    assert limiter.open_connections == 0
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET", GET, GET + b"x: " + b"y" * 100])
@@ -147,15 +147,15 @@ def test_what_counts_as_one_address(host: str, key: str) -> None:
 
 def test_a_household_does_not_get_a_share_for_each_of_its_addresses() -> None:
     """Connections of one /64 count together."""
-    doors = Doors(TIGHT)
-    assert [doors.enter(f"2001:db8::{n}") for n in range(TIGHT.per_address)] == [None] * TIGHT.per_address
-    refused = doors.enter("2001:db8::ffff")
+    limiter = ConnectionLimiter(TIGHT)
+    assert [limiter.acquire(f"2001:db8::{n}") for n in range(TIGHT.per_address)] == [None] * TIGHT.per_address
+    refused = limiter.acquire("2001:db8::ffff")
     assert refused is not None
     assert refused[0] == 429
-    assert doors.enter("2001:db8:0:1::1") is None
+    assert limiter.acquire("2001:db8:0:1::1") is None
     for number in range(TIGHT.per_address):
-        doors.leave(f"2001:db8::{number}")
-    assert doors.inside == 1
+        limiter.release(f"2001:db8::{number}")
+    assert limiter.open_connections == 1
 
 
 async def test_requests_do_not_pile_up_on_a_connection(port: int) -> None:
@@ -179,8 +179,8 @@ async def test_a_few_requests_may_wait(port: int) -> None:
 
 async def test_an_answer_that_is_not_read_is_not_held_for_ever() -> None:
     """A client that leaves what it was sent unread is cut; one that reads slowly, but reads, gets all of it."""
-    limits = DoorLimits(stall_seconds=0.3)
-    async with serving(_app, "127.0.0.1", 0, doors=limits) as port:
+    limits = ConnectionLimits(stall_seconds=0.3)
+    async with serving(_app, "127.0.0.1", 0, limits=limits) as port:
         lazy, slow = await Caller.call(port), await Caller.call(port)
         lazy.writer.transport.pause_reading()  # type: ignore[attr-defined]
         for caller in (lazy, slow):
@@ -199,7 +199,7 @@ async def test_an_answer_that_is_not_read_is_not_held_for_ever() -> None:
 
 async def test_a_body_after_the_answer_is_not_taken_for_ever() -> None:
     """A request that was answered before it ended may go on for a while only."""
-    async with serving(_app, "127.0.0.1", 0, doors=DoorLimits(stall_seconds=0.2)) as port:
+    async with serving(_app, "127.0.0.1", 0, limits=ConnectionLimits(stall_seconds=0.2)) as port:
         caller = await Caller.call(port)
         assert await caller.ask(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n") == 200
 
@@ -217,19 +217,19 @@ async def test_refused_connections_do_not_pile_up(monkeypatch: pytest.MonkeyPatc
     """Only so many refused connections are kept open until their clients have read why; further ones are closed at once."""
     monkeypatch.setattr(module, "LINGERING", 2)
     monkeypatch.setattr(module, "_LINGER_SECONDS", 0.3)
-    doors = Doors(DoorLimits(per_address=0))
-    http, _ = doors.protocols()
+    limiter = ConnectionLimiter(ConnectionLimits(per_address=0))
+    http, _ = limiter.protocols()
     seen: list[int] = []
 
     class Watched(http):  # type: ignore[misc, valid-type]
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            seen.append(doors.lingering)
+            seen.append(limiter.lingering)
 
-    monkeypatch.setattr(Doors, "protocols", lambda _doors: (Watched, _))
+    monkeypatch.setattr(ConnectionLimiter, "protocols", lambda _doors: (Watched, _))
     async with serving(_app, "127.0.0.1", 0) as port:
         refused = [await Caller.call(port) for _ in range(6)]
         assert [await caller.status() for caller in refused] == [429] * 6
         assert max(seen) == 2
         await asyncio.sleep(0.5)
-        assert doors.lingering == 0
+        assert limiter.lingering == 0

@@ -25,9 +25,9 @@ from tallystick.runtime.keystore import (
     create_keystore,
     find_password,
     keystore_address,
+    load_or_create_secret,
     open_keystore,
     open_wallet,
-    random_secret_file,
     write_private,
 )
 from tests.protocol.strategies import few
@@ -368,11 +368,11 @@ def test_a_private_file_can_insist_on_being_new(tmp_path: Path) -> None:
 def test_a_secret_file_is_made_once(tmp_path: Path) -> None:
     """The first use makes random bytes of that size, 0600; later uses read the same."""
     path = tmp_path / "deep" / "secret"
-    made = random_secret_file(path, 96)
+    made = load_or_create_secret(path, 96)
     assert len(made) == 96
     assert mode(path) == 0o600
-    assert random_secret_file(path, 96) == made
-    assert random_secret_file(tmp_path / "other", 96) != made
+    assert load_or_create_secret(path, 96) == made
+    assert load_or_create_secret(tmp_path / "other", 96) != made
 
 
 def test_all_that_make_a_secret_file_at_once_get_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,16 +381,16 @@ def test_all_that_make_a_secret_file_at_once_get_the_same(tmp_path: Path, monkey
     exists: Callable[[Path], bool] = Path.exists
     monkeypatch.setattr(Path, "exists", lambda self: False if self == path else exists(self))
     with ThreadPoolExecutor(8) as threads:
-        got = list(threads.map(lambda _n: random_secret_file(path, 32), range(32)))
+        got = list(threads.map(lambda _n: load_or_create_secret(path, 32), range(32)))
     assert set(got) == {path.read_bytes()}
 
 
 def test_a_secret_file_of_another_size_or_readable_by_others_is_refused(tmp_path: Path) -> None:
     """It is neither cut nor used as it is."""
     path = tmp_path / "secret"
-    random_secret_file(path, 32)
+    load_or_create_secret(path, 32)
     with pytest.raises(BadMessage, match="expected 96 bytes, found 32"):
-        random_secret_file(path, 96)
+        load_or_create_secret(path, 96)
     path.chmod(0o644)
     with pytest.raises(BadMessage, match="can be read by others"):
-        random_secret_file(path, 32)
+        load_or_create_secret(path, 32)

@@ -104,7 +104,7 @@ def test_a_stranger_does_not_write_to_the_terminal(written: Callable[[], str], e
 
     log, text = structlog.get_logger(), f"before{evil}after"
     if how == "quiet":
-        logs.quiet()
+        logs.configure_quiet()
         log = structlog.get_logger()
     try:
         if how == "exception":
@@ -145,7 +145,7 @@ def test_a_flood_of_refusals_does_not_fill_the_log(written: Callable[[], str]) -
 def test_what_was_left_out_is_counted() -> None:
     """When an event is told again, it says how many were not; errors are never left out."""
     now = 0.0
-    pace = logs.Pace(lambda: now)
+    pace = logs.LogRateLimiter(lambda: now)
     for _ in range(logs.EVENTS_AT_ONCE):
         pace(None, "info", {"event": "refused"})
     for _ in range(7):

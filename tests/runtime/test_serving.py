@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tallystick.protocol.errors import Unavailable
-from tallystick.runtime.serving import MAX_RECURSION, serving, until_stopped
+from tallystick.runtime.serving import MAX_RECURSION, serving, wait_for_stop_signal
 from tests.runtime.processes import PATIENCE, line, script
 
 LOOPBACK = "127.0.0.1"
@@ -92,13 +92,13 @@ async def test_ipv6_is_served_where_there_is_one() -> None:
 
 SERVER = """
 import asyncio, sys
-from tallystick.runtime.serving import serving, until_stopped
+from tallystick.runtime.serving import serving, wait_for_stop_signal
 from tests.runtime.test_serving import echo
 
 async def main():
     async with serving(echo, "127.0.0.1", 0) as port:
-        asyncio.get_running_loop().call_soon(print, port)  # runs when `until_stopped` has taken over the signals
-        await until_stopped()
+        asyncio.get_running_loop().call_soon(print, port)  # runs when `wait_for_stop_signal` has taken over the signals
+        await wait_for_stop_signal()
         print("stopping")
         if "linger" in sys.argv:
             await asyncio.sleep(60)
@@ -134,7 +134,7 @@ def test_a_second_signal_does_not_wait(number: signal.Signals) -> None:
 JSON_SERVER = """
 import asyncio, sys
 from fastapi import FastAPI
-from tallystick.runtime.serving import serving, until_stopped
+from tallystick.runtime.serving import serving, wait_for_stop_signal
 
 app = FastAPI()
 
@@ -147,7 +147,7 @@ async def main():
         import eth_account
         print(sys.getrecursionlimit())
         print(port)
-        await until_stopped()
+        await wait_for_stop_signal()
 
 asyncio.run(main())
 """
@@ -167,10 +167,10 @@ def test_a_deeply_nested_body_does_not_kill_the_process() -> None:
 
 CANCELLED = """
 import asyncio, signal
-from tallystick.runtime.serving import until_stopped
+from tallystick.runtime.serving import wait_for_stop_signal
 
 async def main():
-    task = asyncio.create_task(until_stopped())
+    task = asyncio.create_task(wait_for_stop_signal())
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait({task})
@@ -189,16 +189,16 @@ def test_a_cancelled_wait_gives_the_signals_back() -> None:
 def test_these_tests_run_from_the_repository() -> None:
     """The processes above import this module by name."""
     assert Path(__file__).name == "test_serving.py"
-    assert callable(until_stopped)
+    assert callable(wait_for_stop_signal)
 
 
 FILES = """
 import asyncio, resource, sys
 from tallystick.runtime import serving
-from tallystick.runtime.connection_limiter import DoorLimits
+from tallystick.runtime.connection_limiter import ConnectionLimits
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
-limits = serving._affordable(DoorLimits(connections=2_000))
+limits = serving._affordable(ConnectionLimits(connections=2_000))
 print(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 

@@ -13,17 +13,17 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from tallystick.protocol.errors import Fault, Unavailable
 from tallystick.runtime import single_instance
-from tallystick.runtime.single_instance import sole_user
+from tallystick.runtime.single_instance import instance_lock
 from tallystick.runtime.storage import sqlite_file
 from tests.runtime.processes import line, script
 
 POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 HOLDER = """
 import asyncio, sys
-from tallystick.runtime.single_instance import sole_user
+from tallystick.runtime.single_instance import instance_lock
 
 async def main():
-    await sole_user(sys.argv[1], "test").acquire()
+    await instance_lock(sys.argv[1], "test").acquire()
     print("held", flush=True)
     await asyncio.Event().wait()
 
@@ -34,7 +34,7 @@ asyncio.run(main())
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A database of each kind."""
-    monkeypatch.setattr(single_instance, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(single_instance, "TAKEOVER_SECONDS", 1.0)
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/state/facts.db"
     if not POSTGRES:
@@ -46,7 +46,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.skipif(os.name != "posix", reason="the lock on a file is POSIX's")
 async def test_a_second_process_does_not_use_the_database(url: str) -> None:
     """While one holds the lock, a second is refused with the reason and the way out; when it lets go, the next one gets it."""
-    first, second = sole_user(url, "coordinator"), sole_user(url, "coordinator")
+    first, second = instance_lock(url, "coordinator"), instance_lock(url, "coordinator")
     await first.acquire()
     with pytest.raises(Unavailable, match=r"runs a coordinator on the database .*stop that one first") as caught:
         await second.acquire()
@@ -62,7 +62,7 @@ async def test_a_killed_process_does_not_keep_the_database(tmp_path: Path) -> No
     (tmp_path / "alias").symlink_to(tmp_path, target_is_directory=True)
     with script(HOLDER, f"sqlite:///{tmp_path}/facts.db") as process:
         assert line(process) == "held"
-        other = sole_user(f"sqlite:///{tmp_path}/alias/facts.db", "test")
+        other = instance_lock(f"sqlite:///{tmp_path}/alias/facts.db", "test")
         with pytest.raises(Unavailable, match=f"process {process.pid} runs a test"):
             await other.acquire()
         process.send_signal(signal.SIGKILL)
@@ -78,10 +78,10 @@ async def test_a_killed_process_does_not_keep_a_postgres_database() -> None:
     with script(HOLDER, POSTGRES) as process:
         assert line(process) == "held"
         with pytest.raises(Unavailable, match="pg_locks"):
-            await sole_user(POSTGRES, "test").acquire()
+            await instance_lock(POSTGRES, "test").acquire()
         process.send_signal(signal.SIGKILL)
         process.wait()
-        other = sole_user(POSTGRES, "test")
+        other = instance_lock(POSTGRES, "test")
         await other.acquire()
         await other.release()
 
@@ -91,7 +91,7 @@ async def test_a_lost_lock_is_not_taken_for_held(monkeypatch: pytest.MonkeyPatch
     """When the connection that holds the lock is cut by the server, its holder is told, and another may take it."""
     monkeypatch.setattr(single_instance, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(single_instance, "ADVISORY_LOCK", 0x7A14)
-    first = sole_user(POSTGRES, "test")
+    first = instance_lock(POSTGRES, "test")
     await first.acquire()
     watching = asyncio.create_task(first.lost())
     await asyncio.sleep(0.3)
@@ -102,7 +102,7 @@ async def test_a_lost_lock_is_not_taken_for_held(monkeypatch: pytest.MonkeyPatch
         await connection.execute(sa.text(kill), {"key": 0x7A14})
     await engine.dispose()
     await asyncio.wait_for(watching, 10)
-    second = sole_user(POSTGRES, "test")
+    second = instance_lock(POSTGRES, "test")
     await second.acquire()
     await second.release()
     await first.release()
@@ -110,7 +110,7 @@ async def test_a_lost_lock_is_not_taken_for_held(monkeypatch: pytest.MonkeyPatch
 
 async def test_a_database_in_memory_is_nobody_elses(url: str) -> None:
     """Many may each have one, and it is never lost."""
-    locks = [sole_user("sqlite://", "test") for _ in range(2)]
+    locks = [instance_lock("sqlite://", "test") for _ in range(2)]
     for lock in locks:
         await lock.acquire()
     with pytest.raises(TimeoutError):
@@ -122,7 +122,7 @@ async def test_a_database_in_memory_is_nobody_elses(url: str) -> None:
 async def test_no_server_is_told_as_such() -> None:
     """A database that does not answer is the error, not a lock that is held."""
     with pytest.raises(Unavailable, match="database: "):
-        await sole_user("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", "test").acquire()
+        await instance_lock("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", "test").acquire()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the lock on a file is POSIX's")
@@ -130,7 +130,10 @@ async def test_no_server_is_told_as_such() -> None:
 async def test_a_uri_is_no_way_around_the_lock(tmp_path: Path, uri: str) -> None:
     """A database that is named by a URI has the lock of its file, and no other."""
     path = tmp_path / "facts.db"
-    first, second = sole_user(f"sqlite:///{path}", "coordinator"), sole_user(f"sqlite:///{uri.format(path)}", "coordinator")
+    first, second = (
+        instance_lock(f"sqlite:///{path}", "coordinator"),
+        instance_lock(f"sqlite:///{uri.format(path)}", "coordinator"),
+    )
     await first.acquire()
     with pytest.raises(Unavailable):
         await second.acquire()

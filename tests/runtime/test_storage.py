@@ -183,7 +183,7 @@ async def test_a_note_is_durable_before_any_later_write(url: str) -> None:
             return work
 
         for n in range(1, 600):
-            database.note(noted(n))
+            database.enqueue(noted(n))
         await database.write(noted(600))
         assert order == list(range(1, 601))
         assert await database.read(ids) == list(range(601))
@@ -199,8 +199,8 @@ async def test_a_note_that_fails_is_logged_and_harms_nobody(url: str, monkeypatc
 
     monkeypatch.setattr(storage, "log", Log())
     async with opened(url) as database:
-        database.note(insert(1))
-        database.note(insert(1))
+        database.enqueue(insert(1))
+        database.enqueue(insert(1))
         await database.write(insert(2))
         assert await database.read(ids) == [0, 1, 2]
     assert said == ["a noted write was lost"]
@@ -211,9 +211,9 @@ async def test_a_full_queue_refuses_notes_and_makes_writes_wait(sqlite: str) -> 
     async with opened(sqlite) as database:
         async with stuck(database):
             for n in range(1, QUEUE + 1):
-                database.note(insert(n))
+                database.enqueue(insert(n))
             with pytest.raises(Unavailable, match="too far behind"):
-                database.note(insert(QUEUE + 1))
+                database.enqueue(insert(QUEUE + 1))
             late = asyncio.create_task(database.write(insert(QUEUE + 2)))
             await asyncio.sleep(0)
             assert not late.done()
@@ -228,7 +228,7 @@ async def test_close_writes_what_is_queued(url: str) -> None:
     writes = [asyncio.create_task(database.write(insert(n))) for n in range(1, 400)]
     await asyncio.sleep(0)
     for n in range(400, 800):
-        database.note(insert(n))
+        database.enqueue(insert(n))
     await database.close()
     assert await asyncio.gather(*writes) == list(range(1, 400))
     async with opened(url) as database:
@@ -245,7 +245,7 @@ async def test_nobody_waits_for_a_closed_database(url: str) -> None:
         with pytest.raises(Unavailable, match="closed"):
             await asyncio.wait_for(database.write(insert(1)), IN_TIME)
         with pytest.raises(Unavailable, match="closed"):
-            database.note(insert(1))
+            database.enqueue(insert(1))
         with pytest.raises(Unavailable, match="closed"):
             await database.read(ids)
         await closing
@@ -258,7 +258,7 @@ async def test_writers_that_waited_for_room_are_served_before_the_end(sqlite: st
     await database.start(MIGRATIONS)
     async with stuck(database):
         for n in range(1, QUEUE + 1):
-            database.note(insert(n))
+            database.enqueue(insert(n))
         late = [asyncio.create_task(database.write(insert(n))) for n in range(QUEUE + 1, QUEUE + 600)]
         await asyncio.sleep(0)
         closing = asyncio.create_task(database.close())

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
 from tallystick.runtime import connection_limiter
-from tallystick.runtime.connection_limiter import DoorLimits
+from tallystick.runtime.connection_limiter import ConnectionLimits
 from tallystick.runtime.serving import serving
 from tallystick.runtime.websocket import FRAGMENTS
 from tallystick.runtime.websocket import LIMIT as SET_LIMIT
@@ -171,7 +171,7 @@ async def test_pings_that_nobody_reads_the_answers_of_fill_no_memory(monkeypatch
 
     monkeypatch.setattr(connection_limiter._WebSocket, "handle_ping", watched)
     async with (
-        serving(Listener(), "127.0.0.1", 0, doors=DoorLimits(stall_seconds=0.5)) as port,
+        serving(Listener(), "127.0.0.1", 0, limits=ConnectionLimits(stall_seconds=0.5)) as port,
         connect(f"ws://127.0.0.1:{port}", compression=None, ping_interval=None, close_timeout=1) as socket,
     ):
         socket.transport.pause_reading()

@@ -5,12 +5,12 @@ import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC2
 
 import {IERC3009} from "../interfaces/IERC3009.sol";
 import {Messages} from "../Messages.sol";
-import {Words} from "../Words.sol";
+import {PackedStorage} from "../PackedStorage.sol";
 import {Ledger} from "./Ledger.sol";
 
-/// @title Purses: opened once for a key, filled and emptied by their owner.
+/// @title Purses: opened once per signing key, filled and emptied by their owner.
 abstract contract Purses is Ledger {
-    using Words for Words.Funds;
+    using PackedStorage for PackedStorage.Funds;
 
     uint40 public immutable thawPeriod;
 
@@ -34,7 +34,7 @@ abstract contract Purses is Ledger {
     }
 
     function depositWithPermit(address key, uint256 amount, uint256 deadline, uint8 v, bytes32 r, bytes32 s) external {
-        // A front-run permit reverts here and has still given the allowance, so a failure says nothing.
+        // A permit that someone else sent first reverts here, but the allowance exists: a failure is not an error.
         try IERC20Permit(address(token)).permit(msg.sender, address(this), amount, deadline, v, r, s) {} catch {}
         deposit(key, amount);
     }
@@ -61,7 +61,7 @@ abstract contract Purses is Ledger {
     }
 
     function thaw(address key, uint256 amount) external onlyOwnerOf(key) {
-        Words.Funds storage funds = _funds[key];
+        PackedStorage.Funds storage funds = _funds[key];
         (uint256 free,,) = funds.read();
         uint256 thawing = _amount(amount);
         if (thawing > free) revert InsufficientFree(free, thawing);
@@ -71,7 +71,7 @@ abstract contract Purses is Ledger {
     }
 
     function cancelThaw(address key) external onlyOwnerOf(key) {
-        Words.Funds storage funds = _funds[key];
+        PackedStorage.Funds storage funds = _funds[key];
         (uint256 free, uint256 thawing,) = funds.read();
         if (thawing == 0) revert NotThawing(key);
         funds.write(free, 0, 0);
@@ -79,7 +79,7 @@ abstract contract Purses is Ledger {
     }
 
     function withdraw(address key) external nonReentrant onlyOwnerOf(key) {
-        Words.Funds storage funds = _funds[key];
+        PackedStorage.Funds storage funds = _funds[key];
         (uint256 free, uint256 thawing, uint256 thawAt) = funds.read();
         if (thawing == 0) revert NotThawing(key);
         if (block.timestamp < thawAt) revert TooEarly(thawAt);
@@ -97,7 +97,7 @@ abstract contract Purses is Ledger {
         return keccak256(abi.encode(key, salt));
     }
 
-    /// After the token has moved, since only then is it known to have; `_received` bounds the sum and the guard bars the way back in.
+    /// Called after the token moved, when its delivery is certain. `_received` bounds the sum, and the guard prevents reentrancy.
     function _credit(address key, uint96 amount) private {
         _addFree(key, amount);
         emit Deposited(key, amount);

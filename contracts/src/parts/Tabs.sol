@@ -4,13 +4,13 @@ pragma solidity ^0.8.28;
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 
 import {Messages} from "../Messages.sol";
-import {Words} from "../Words.sol";
+import {PackedStorage} from "../PackedStorage.sol";
 import {Ledger} from "./Ledger.sol";
 
-/// @title Tabs: what a purse pledges to one provider, and how the pledge ends.
+/// @title Tabs: reservations of a purse for one provider, and their release.
 abstract contract Tabs is Ledger {
-    using Words for Words.Funds;
-    using Words for Words.Tab;
+    using PackedStorage for PackedStorage.Funds;
+    using PackedStorage for PackedStorage.Tab;
 
     uint40 public immutable releasePeriod;
 
@@ -22,7 +22,7 @@ abstract contract Tabs is Ledger {
         uint256 added = _amount(amount);
         if (provider == address(0)) revert ZeroAddress();
         if (provider == key || provider == msg.sender) revert SelfDealing(provider);
-        Words.Funds storage funds = _funds[key];
+        PackedStorage.Funds storage funds = _funds[key];
         (uint256 free, uint256 thawing, uint256 thawAt) = funds.read();
         if (added > free - thawing) revert InsufficientFree(free - thawing, added);
         funds.write(free - added, thawing, thawAt);
@@ -34,7 +34,7 @@ abstract contract Tabs is Ledger {
         if (payer == provider) revert SelfDealing(provider);
         if (block.timestamp > order.deadline) revert Expired(order.deadline);
         _requireSignature(payer, Messages.hash(order), signature);
-        Words.Funds storage funds = _funds[payer];
+        PackedStorage.Funds storage funds = _funds[payer];
         if (!funds.isOpen()) revert UnknownPurse(payer);
         (uint256 free, uint256 thawing,) = funds.read();
         (, uint256 reserved, uint256 releaseAt) = _tabs[provider][payer].read();
@@ -47,7 +47,7 @@ abstract contract Tabs is Ledger {
     }
 
     function release(address key, address provider) external onlyOwnerOf(key) {
-        Words.Tab storage tab_ = _tabs[provider][key];
+        PackedStorage.Tab storage tab_ = _tabs[provider][key];
         (uint256 settled, uint256 reserved, uint256 releaseAt) = tab_.read();
         if (reserved == 0) revert NothingReserved(key, provider);
         if (releaseAt != 0) revert Releasing(key, provider);
@@ -78,14 +78,14 @@ abstract contract Tabs is Ledger {
         return (uint96(settled_), uint96(reserved_), uint40(releaseAt_));
     }
 
-    /// What brings `reserved` up to `target`, as far as `free` goes.
+    /// The amount that raises `reserved` to `target`, at most `free`.
     function _refill(uint256 target, uint256 reserved, uint256 free) internal pure returns (uint256) {
         return Math.min(Math.saturatingSub(target, reserved), free);
     }
 
-    /// Adds to a reservation; a release that was running is called off.
+    /// Adds to a reservation and cancels a running release.
     function _pledge(address payer, address provider, uint256 added) private {
-        Words.Tab storage tab_ = _tabs[provider][payer];
+        PackedStorage.Tab storage tab_ = _tabs[provider][payer];
         (uint256 settled, uint256 reserved,) = tab_.read();
         tab_.write(settled, reserved + added, 0);
         emit Reserved(payer, provider, added, reserved + added);
@@ -97,9 +97,9 @@ abstract contract Tabs is Ledger {
         _unpledge(payer, provider, floor);
     }
 
-    /// Brings a reservation down to `floor`; a release that was running ends when nothing is left.
+    /// Lowers a reservation to `floor`. A running release ends if nothing is left.
     function _unpledge(address payer, address provider, uint256 floor) private {
-        Words.Tab storage tab_ = _tabs[provider][payer];
+        PackedStorage.Tab storage tab_ = _tabs[provider][payer];
         (uint256 settled, uint256 reserved, uint256 releaseAt) = tab_.read();
         tab_.write(settled, floor, floor == 0 ? 0 : releaseAt);
         _addFree(payer, reserved - floor);

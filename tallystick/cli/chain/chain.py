@@ -53,7 +53,7 @@ def chain(
         return
     from tallystick.chain.devnet import build_app, dev_accounts
     from tallystick.cli.daemons import run_daemon
-    from tallystick.runtime.serving import serving, until_stopped
+    from tallystick.runtime.serving import serving, wait_for_stop_signal
 
     async def serve() -> None:
         app = build_app(chain_id, accounts, origins=allow_origin or (), hosts=(host, *(allow_host or ())))
@@ -61,7 +61,7 @@ def chain(
             rows = [(number, checksum(signer.address)) for number, signer in enumerate(dev_accounts(accounts))]
             show_table(("--dev-account", "address"), rows, title="Funded accounts. Play money only: their keys are public")
             note(f"chain {chain_id} on http://{host}:{bound} - import an account with: {IMPORT_HINT}")
-            await until_stopped()
+            await wait_for_stop_signal()
 
     run_daemon(serve())
 

@@ -17,7 +17,7 @@ from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
     from tallystick.chain.escrow import Escrow
-    from tallystick.chain.state_explainer import Explainer, Meaning
+    from tallystick.chain.state_explainer import Explanation, StateExplainer
 
 app = typer.Typer(no_args_is_help=True, help="Inspect the contract's state, for contract developers.")
 inspect = typer.Typer(
@@ -28,7 +28,7 @@ app.add_typer(inspect, name="inspect")
 Key = Annotated[str, typer.Argument(help="Key of the purse: an address or a wallet name.")]
 Payer = Annotated[str, typer.Argument(help="Key of the payer: an address or a wallet name.")]
 
-Reader = Callable[["Escrow", "Explainer"], Awaitable[tuple[dict[str, Any], "Meaning"]]]
+Reader = Callable[["Escrow", "StateExplainer"], Awaitable[tuple[dict[str, Any], "Explanation"]]]
 
 
 @inspect.command()
@@ -36,7 +36,7 @@ def purse(key: Key = DEFAULT_WALLET, deployment: DeploymentFile = None, rpc: Rpc
     """Show a payer's purse: its owner, what is free and what is thawing."""
     address = parse_account(key, "KEY")
 
-    async def read(escrow: Escrow, explain: Explainer) -> tuple[dict[str, Any], Meaning]:
+    async def read(escrow: Escrow, explain: StateExplainer) -> tuple[dict[str, Any], Explanation]:
         state = await escrow.purse(address)
         return {"key": address} | asdict(state), explain.purse(state)
 
@@ -48,7 +48,7 @@ def tab(payer: Payer, provider: Provider, deployment: DeploymentFile = None, rpc
     """Show a payer's tab with a provider: what was settled, what is reserved, whether a release is announced."""
     parties: tuple[Address, Address] = parse_account(payer, "PAYER"), parse_account(provider, "PROVIDER")
 
-    async def read(escrow: Escrow, explain: Explainer) -> tuple[dict[str, Any], Meaning]:
+    async def read(escrow: Escrow, explain: StateExplainer) -> tuple[dict[str, Any], Explanation]:
         state, purse_state = await asyncio.gather(escrow.tab(*parties), escrow.purse(parties[0]))
         fields: dict[str, Any] = {"payer": parties[0], "provider": parties[1]} | asdict(state)
         fields |= {"purse_owner": purse_state.owner, "purse_free": purse_state.free}
@@ -64,7 +64,7 @@ def provider(
     """Show an account that earns: its credit and payout address, its stake, and the fee if it is a coordinator."""
     account = parse_account(address, "ADDRESS")
 
-    async def read(escrow: Escrow, explain: Explainer) -> tuple[dict[str, Any], Meaning]:
+    async def read(escrow: Escrow, explain: StateExplainer) -> tuple[dict[str, Any], Explanation]:
         state = await escrow.provider(account)
         return {"account": account} | asdict(state), explain.provider(state, account)
 
@@ -75,7 +75,7 @@ def provider(
 def rules(deployment: DeploymentFile = None, rpc: Rpc = None, as_json: Json = False) -> None:
     """Show the deployment: its addresses, waiting times and penalty."""
 
-    async def read(escrow: Escrow, explain: Explainer) -> tuple[dict[str, Any], Meaning]:
+    async def read(escrow: Escrow, explain: StateExplainer) -> tuple[dict[str, Any], Explanation]:
         loaded = escrow.deployment
         fields = {
             "escrow": loaded.escrow,
@@ -89,26 +89,26 @@ def rules(deployment: DeploymentFile = None, rpc: Rpc = None, as_json: Json = Fa
 
 
 def _show(kind: str, read: Reader, deployment: Path | None, rpc: str | None, *, as_json: bool) -> None:
-    from tallystick.chain.state_explainer import Explainer
+    from tallystick.chain.state_explainer import StateExplainer
 
-    async def run() -> tuple[dict[str, Any], Meaning, dict[str, Any], int]:
+    async def run() -> tuple[dict[str, Any], Explanation, dict[str, Any], int]:
         async with open_escrow(deployment, rpc) as escrow:
             now, block = await asyncio.gather(escrow.rpc.now(), escrow.rpc.block_number())
             decimals = escrow.deployment.token_decimals
-            explain = Explainer(await escrow.rules(), now, lambda amount: format_amount(amount, decimals))
+            explain = StateExplainer(await escrow.rules(), now, lambda amount: format_amount(amount, decimals))
             fields, meaning = await read(escrow, explain)
             return fields, meaning, {"id": escrow.deployment.chain_id, "block": block, "now": now}, decimals
 
     fields, meaning, chain, decimals = asyncio.run(run())
     if as_json:
-        steps = [step.to_json() for step in meaning.next]
-        document = {kind: json_fields(fields), "state": meaning.state, "says": list(meaning.says)}
+        steps = [step.to_json() for step in meaning.next_steps]
+        document = {kind: json_fields(fields), "state": meaning.state, "says": list(meaning.sentences)}
         show_json(document | {"next": steps, "chain": chain})
     else:
         _print(kind, fields, meaning, chain, decimals)
 
 
-def _print(kind: str, fields: dict[str, Any], meaning: Meaning, chain: dict[str, Any], decimals: int) -> None:
+def _print(kind: str, fields: dict[str, Any], meaning: Explanation, chain: dict[str, Any], decimals: int) -> None:
     from tallystick.chain.state_explainer import moment, utc
 
     def text(name: str, value: Any) -> str:
@@ -120,8 +120,11 @@ def _print(kind: str, fields: dict[str, Any], meaning: Meaning, chain: dict[str,
 
     title = f"{kind}: {meaning.state} (chain {chain['id']}, block {chain['block']}, {utc(chain['now'])})"
     show_fields([(name.replace("_", " "), text(name, value)) for name, value in fields.items()], title=title)
-    for sentence in meaning.says:
+    for sentence in meaning.sentences:
         out.print(sentence, highlight=False)
-    if meaning.next:
-        rows = [(step.who, step.what, step.command or f"{step.call}()", moment(step.at, chain["now"])) for step in meaning.next]
+    if meaning.next_steps:
+        rows = [
+            (step.actor, step.action, step.command or f"{step.call}()", moment(step.at, chain["now"]))
+            for step in meaning.next_steps
+        ]
         show_table(("by whom", "what", "command or call", "when"), rows, title="What can be done next")

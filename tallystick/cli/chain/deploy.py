@@ -20,7 +20,7 @@ from tallystick.runtime.config import home
 if TYPE_CHECKING:
     from tallystick.chain.deployment import Deployment
     from tallystick.chain.endpoint import Rpc
-    from tallystick.chain.escrow import Rules
+    from tallystick.chain.escrow import EscrowRules
     from tallystick.protocol.eip712 import Signer
 
 MAX_WAIT_SECONDS = 365 * 86_400
@@ -89,7 +89,7 @@ def deploy(
     asyncio.run(with_rpc(rpc, run))
 
 
-def _rules(waits: dict[str, str | None], penalty: str | None, treasury: str | None, *, short_waits: bool) -> Rules:
+def _rules(waits: dict[str, str | None], penalty: str | None, treasury: str | None, *, short_waits: bool) -> EscrowRules:
     from tallystick.chain.deploy import LOCAL_RULES, PRODUCTION_RULES
 
     changes: dict[str, Any] = {name: parse_duration(text, f"--{name}-wait") for name, text in waits.items() if text is not None}
@@ -108,13 +108,13 @@ def _rules(waits: dict[str, str | None], penalty: str | None, treasury: str | No
     return rules
 
 
-def _waits(rules: Rules) -> list[tuple[str, object]]:
+def _waits(rules: EscrowRules) -> list[tuple[str, object]]:
     from tallystick.chain.state_explainer import span
 
     return [(f"{name} wait", span(getattr(rules, name))) for name in ("thaw", "release", "unstake")]
 
 
-async def _deploy(rpc: Rpc, signer: Signer, rules: Rules, token: Address | None, gifts: list[Address]) -> Deployment:
+async def _deploy(rpc: Rpc, signer: Signer, rules: EscrowRules, token: Address | None, gifts: list[Address]) -> Deployment:
     """Deploys the contracts and pays the gifts, with a line of progress for each. Raises Refusal, Unavailable."""
     from tallystick.chain.deploy import deploy as deploy_contracts
     from tallystick.chain.sender import Sender

@@ -16,7 +16,7 @@ from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json,
 from tallystick.cli.output import show_fields, show_json, show_table
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.types import JobId, format_amount, parse_job_id
-from tallystick.runtime.keystore import NEEDED
+from tallystick.runtime.keystore import PASSWORD_HELP
 
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
@@ -44,7 +44,7 @@ def show(
     wanted = parse_job_id(job_id.removeprefix("0x"))
 
     async def find(ledger: Ledger, loaded: ClientConfig) -> None:
-        known = await ledger.find(wanted)
+        known = await ledger.find_job(wanted)
         status, silence = (None, "not asked") if offline else await _ask_coordinator(loaded, wallet, password_file, wanted)
         if known is None and status is None:
             raise Refusal(
@@ -52,9 +52,9 @@ def show(
                 f"ID: neither the ledger of {ledger.payer} nor the coordinator ({silence}) has a job {wanted.hex()}; "
                 "see: tally job list",
             )
-        from tallystick.client.jobs.export import tell_job
+        from tallystick.client.jobs.export import job_json
 
-        document = (tell_job(known) if known else {"job": wanted.hex()}) | {"coordinator": status}
+        document = (job_json(known) if known else {"job": wanted.hex()}) | {"coordinator": status}
         if as_json:
             show_json(document)
         else:
@@ -73,11 +73,11 @@ def list_(
     """List this wallet's latest jobs, newest first. Needs no password."""
 
     async def read(ledger: Ledger, _config: ClientConfig) -> None:
-        jobs = await ledger.latest(limit)
+        jobs = await ledger.latest_jobs(limit)
         if as_json:
-            from tallystick.client.jobs.export import tell_job
+            from tallystick.client.jobs.export import job_json
 
-            show_json([tell_job(known) for known in jobs])
+            show_json([job_json(known) for known in jobs])
         else:
             show_table(("job", "at", "model", "state", "dollars"), map(_row, jobs), keyed=True)
 
@@ -95,7 +95,7 @@ def with_ledger(
     payer = parse_account(wallet, "--wallet")
 
     async def run() -> None:
-        ledger = await Ledger.open(loaded.state_file(payer), payer)
+        ledger = await Ledger.open(loaded.ledger_path(payer), payer)
         try:
             await act(ledger, loaded)
         finally:
@@ -108,20 +108,22 @@ async def _ask_coordinator(
     config: ClientConfig, wallet: str, password_file: Path | None, wanted: JobId
 ) -> tuple[dict[str, Any] | None, str]:
     """The coordinator's view of a job; or None and the reason why there is none."""
-    from tallystick.client.coordinator.access_tokens import Tokens
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.access_tokens import AccessTokens
+    from tallystick.client.coordinator.http_client import CoordinatorClient
     from tallystick.runtime.keystore import open_wallet
 
     def no_password() -> str:
-        raise Refusal(Code.UNAUTHENTICATED, f"it shows a job to its payer only, which needs the wallet's password: {NEEDED}")
+        raise Refusal(
+            Code.UNAUTHENTICATED, f"it shows a job to its payer only, which needs the wallet's password: {PASSWORD_HELP}"
+        )
 
     try:
         if wallet.startswith(("0x", "0X")):
             text = "it shows a job to its payer only: give --wallet the payer's wallet instead of its address"
             raise Refusal(Code.UNAUTHENTICATED, text)
         signer = open_wallet(wallet, password_file=password_file, prompt=no_password)
-        async with Coordinator(config.coordinator, config) as coordinator:
-            coordinator.authorize = Tokens(signer, coordinator.info, lambda: int(time.time()))
+        async with CoordinatorClient(config.coordinator, config) as coordinator:
+            coordinator.authorize = AccessTokens(signer, coordinator.info, lambda: int(time.time()))
             return (await coordinator.job(wanted)).raw, ""
     except TallyError as error:
         return None, str(error)

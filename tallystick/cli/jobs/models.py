@@ -19,7 +19,7 @@ from tallystick.protocol.types import Amount, format_amount, parse_amount
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
     from tallystick.client.ledger.ledger import Ledger
-    from tallystick.client.openai.requests import Asked
+    from tallystick.client.openai.requests import ApiRequest
     from tallystick.client.selection.options import Choice, Explained
 
 Texts = list[str] | None
@@ -28,12 +28,12 @@ Texts = list[str] | None
 def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_json: Json = False) -> None:
     """List the models on offer: lowest prices in dollars per million tokens, number of providers, best measured speeds."""
     from tallystick.client.config import load_config
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     loaded = load_config(config, {"coordinator": coordinator_url})
 
     async def ask() -> list[Any]:
-        async with Coordinator(loaded.coordinator, loaded) as coordinator:
+        async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
             return await coordinator.models()
 
     offers = asyncio.run(ask())
@@ -81,10 +81,9 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show which providers would be offered a request, and why the others would not. Sends no order; needs no password."""
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
     from tallystick.client.selection.options import Choice, demand_of, explained
     from tallystick.protocol.requirements import Requirements
-    from tallystick.protocol.wire import MAX_CANDIDATES
 
     require = Requirements(
         region=tuple(region or ()),
@@ -99,12 +98,12 @@ def explain(
         choice["sort"] = sort
 
     async def ask(ledger: Ledger, loaded: ClientConfig) -> None:
-        answers: list[tuple[str, Explained, Asked | None]] = []
-        async with Coordinator(loaded.coordinator, loaded) as coordinator:
-            blocked = await ledger.barred((await coordinator.info()).domain, int(time.time()))
+        answers: list[tuple[str, Explained, ApiRequest | None]] = []
+        async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
+            blocked = await ledger.excluded((await coordinator.info()).domain, int(time.time()))
             for model, asked in _requests(request, route, loaded):
                 demand = demand_of(loaded, model, route, choice)
-                listed = await coordinator.explain(demand.to_json(ledger.payer, MAX_CANDIDATES))
+                listed = await coordinator.explain(demand.to_json(ledger.payer))
                 answers += [(model, provider, asked) for provider in explained(listed, demand, blocked, int(time.time()))]
         _show(answers, request, loaded, as_json=as_json)
 
@@ -120,11 +119,11 @@ def _add_amounts(choice: Choice, max_input: str | None, max_output: str | None, 
         choice["min_stake"] = parse_amount(min_stake, field="--min-stake")
 
 
-def _requests(request: str, route: str, config: ClientConfig) -> list[tuple[str, Asked | None]]:
+def _requests(request: str, route: str, config: ClientConfig) -> list[tuple[str, ApiRequest | None]]:
     """The models to try, in order, each with its request if a whole body was given. Raises BadMessage."""
-    from tallystick.client.gateway.aliases import Names
+    from tallystick.client.gateway.aliases import AliasRouter
     from tallystick.client.gateway.routing_rules import load_rule
-    from tallystick.client.openai.requests import Asked
+    from tallystick.client.openai.requests import ApiRequest
     from tallystick.protocol.wire import dumps
 
     is_body = request == "-" or Path(request).is_file()
@@ -134,13 +133,13 @@ def _requests(request: str, route: str, config: ClientConfig) -> list[tuple[str,
         body = sys.stdin.buffer.read() if request == "-" else Path(request).read_bytes() if is_body else dumps({"model": request})
     except OSError as error:
         raise BadMessage(f"REQUEST: {request}: {error.strerror}") from None
-    names = Names(config.aliases, {alias.name: load_rule(alias.rule) for alias in config.aliases if alias.rule is not None})
-    planned = [Asked.of(route, candidate) for candidate in names.plan(body, (), 0).bodies]
-    return [(asked.call.model, asked if is_body else None) for asked in planned]
+    names = AliasRouter(config.aliases, {alias.name: load_rule(alias.rule) for alias in config.aliases if alias.rule is not None})
+    planned = [ApiRequest.of(route, candidate) for candidate in names.plan(body, (), 0).bodies]
+    return [(asked.summary.model, asked if is_body else None) for asked in planned]
 
 
-def _show(answers: list[tuple[str, Explained, Asked | None]], request: str, config: ClientConfig, *, as_json: bool) -> None:
-    from tallystick.client.jobs.candidates import foresee
+def _show(answers: list[tuple[str, Explained, ApiRequest | None]], request: str, config: ClientConfig, *, as_json: bool) -> None:
+    from tallystick.client.jobs.candidates import estimate_cost
 
     documents: list[dict[str, Any]] = []
     rows: list[dict[str, object]] = []
@@ -148,7 +147,7 @@ def _show(answers: list[tuple[str, Explained, Asked | None]], request: str, conf
     for model, provider, asked in answers:
         max_cost, too_dear = (None, "")
         if asked is not None:
-            max_cost, too_dear = foresee(asked, provider.ask, config.default_max_output_tokens, config.max_cost)
+            max_cost, too_dear = estimate_cost(asked, provider.ask, config.default_max_output_tokens, config.max_cost)
         why = provider.why or too_dear
         documents.append({"model": model, "atMost": None if max_cost is None else str(int(max_cost))} | _json(provider, why))
         row = {"provider": provider.ask.provider, "model": model, "offered": "no" if why else "yes"}

@@ -73,15 +73,15 @@ def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Js
     """
 
     async def read(ledger: Ledger, loaded: ClientConfig) -> None:
-        folder = loaded.state_file(ledger.payer).parent / "evidence"
+        folder = loaded.ledger_path(ledger.payer).parent / "evidence"
         latest = {known.job: known for known in await ledger.evidence()}
         records: list[dict[str, Any]] = []
         for known in latest.values():
             path = folder / f"{known.job.hex()}.json"
-            record = {"provider": known.provider, "job": known.job.hex(), "foundAt": known.found_at, "reason": known.reason}
+            record = {"provider": known.provider, "job": known.job.hex(), "foundAt": known.recorded_at, "reason": known.reason}
             records.append(record | {"file": str(path), "convincesOthers": _convinces_others(path)})
         dishonest = {record["provider"] for record in records}
-        others = {provider: reason for provider, reason in (await ledger.frozen()).items() if provider not in dishonest}
+        others = {provider: reason for provider, reason in (await ledger.blocked()).items() if provider not in dishonest}
         if as_json:
             blank = {"job": None, "foundAt": None, "file": None, "convincesOthers": False}
             show_json(records + [{"provider": provider, "reason": reason} | blank for provider, reason in others.items()])
@@ -117,7 +117,7 @@ def unblock(
     address = parse_account(provider, "PROVIDER")
 
     async def act(ledger: Ledger, _config: ClientConfig) -> None:
-        if not await ledger.forgive(address, int(time.time())):
+        if not await ledger.unblock(address, int(time.time())):
             raise Refusal(Code.BAD_MESSAGE, f"PROVIDER: this wallet does not block {address}; see: tally receipt evidence")
         if as_json:
             show_json({"provider": address, "unblocked": True})

@@ -104,12 +104,12 @@ class JobTracer:
 
     async def _settlement(self, job: str) -> Any:
         from tallystick.client.config import ClientConfig
-        from tallystick.client.coordinator.access_tokens import Tokens
-        from tallystick.client.coordinator.http_client import Coordinator
+        from tallystick.client.coordinator.access_tokens import AccessTokens
+        from tallystick.client.coordinator.http_client import CoordinatorClient
 
         try:
-            async with asyncio.timeout(self.settle_seconds), Coordinator(self.coordinator, ClientConfig()) as coordinator:
-                coordinator.authorize = Tokens(self.payer, coordinator.info, lambda: int(time.time()))
+            async with asyncio.timeout(self.settle_seconds), CoordinatorClient(self.coordinator, ClientConfig()) as coordinator:
+                coordinator.authorize = AccessTokens(self.payer, coordinator.info, lambda: int(time.time()))
                 while True:
                     status = (await coordinator.job(parse_job_id(job))).raw
                     if status["settlement"] is not None:

@@ -19,7 +19,7 @@ from tallystick.protocol.types import Address
 from tallystick.runtime.keystore import PASSWORD_FILE_ENV, create_keystore, write_private
 
 if TYPE_CHECKING:
-    from node.engines.discover import Finding
+    from node.engines.discover import DiscoveredEngine
 
 GAS_MONEY = 10**18
 """Coins that a wallet gets for gas, in the chain's smallest unit."""
@@ -96,7 +96,7 @@ async def start_coordinator(market: LocalMarket, processes: ProcessGroup) -> Non
         "deployment": str(market.deployment),
         "port": market.ports.coordinator,
         "db": f"sqlite:///{market.folder}/coordinator.db",
-        "settle_every": 0.5,
+        "settle_interval": 0.5,
         "name": "demo",
     }
     config.write_text(to_toml(settings))
@@ -106,15 +106,15 @@ async def start_coordinator(market: LocalMarket, processes: ProcessGroup) -> Non
     step(f"coordinator on {market.url(market.ports.coordinator)}")
 
 
-async def start_engines(market: LocalMarket, processes: ProcessGroup) -> Finding:
+async def start_engines(market: LocalMarket, processes: ProcessGroup) -> DiscoveredEngine:
     """Returns an engine with a model that runs on this machine; else starts a stand-in for each node and returns the first.
     Raises Unavailable.
     """
-    from node.engines.discover import discover, look
-    from node.engines.kinds import Kind
+    from node.engines.discover import discover, inspect_engine
+    from node.engines.kinds import EngineKind
 
     discovered = await discover(os.environ)
-    real = next((engine for engine in discovered if engine.kind is not Kind.DEMO and engine.models), None)
+    real = next((engine for engine in discovered if engine.kind is not EngineKind.DEMO and engine.models), None)
     if real is not None:
         step(f"engine: {real.kind.value} at {real.url}, model {real.models[0].name}")
         return real
@@ -122,7 +122,7 @@ async def start_engines(market: LocalMarket, processes: ProcessGroup) -> Finding
     await asyncio.gather(*(start_stand_in(market, processes, port) for port in ports))
     step("no engine found on this machine; a stand-in answers instead, and says so")
     for _ in range(ENGINE_ATTEMPTS):
-        stand_in = await look(market.url(ports[0]))
+        stand_in = await inspect_engine(market.url(ports[0]))
         if stand_in.models:
             return stand_in
         await asyncio.sleep(1)  # on a busy machine
@@ -136,16 +136,16 @@ async def start_stand_in(market: LocalMarket, processes: ProcessGroup, port: int
     await processes.start(f"engine-{port}", "node", "demo-engine", "--port", str(port), ready=lambda: is_healthy(url))
 
 
-async def start_node(market: LocalMarket, processes: ProcessGroup, name: str, engine: Finding) -> None:
+async def start_node(market: LocalMarket, processes: ProcessGroup, name: str, engine: DiscoveredEngine) -> None:
     """Starts a node for an engine, or for the node's own stand-in; returns when its asks are published. Raises Unavailable."""
-    from node.engines.kinds import Kind
+    from node.engines.kinds import EngineKind
 
     settings = {
         "coordinator": market.url(market.ports.coordinator),
         "deployment": str(market.deployment),
         "state": str(market.folder / name),
     }
-    engine_settings = {"url": market.url(market.ports.engines[name]) if engine.kind is Kind.DEMO else engine.url}
+    engine_settings = {"url": market.url(market.ports.engines[name]) if engine.kind is EngineKind.DEMO else engine.url}
     if engine.api_key:
         engine_settings["api_key_env"] = "OPENAI_API_KEY"
     claims = {"check": 0.5, "age": 0.5}
@@ -158,11 +158,12 @@ async def start_node(market: LocalMarket, processes: ProcessGroup, name: str, en
 
 
 async def has_ask(market: LocalMarket, model: str, provider: Address) -> bool:
+    """Whether the coordinator lists an ask of this provider for this model."""
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     try:
-        async with Coordinator(market.url(market.ports.coordinator), ClientConfig(control_seconds=2)) as coordinator:
+        async with CoordinatorClient(market.url(market.ports.coordinator), ClientConfig(request_seconds=2)) as coordinator:
             return any(ask.message.provider == provider for ask in await coordinator.asks(model))
     except TallyError:
         return False

@@ -131,10 +131,10 @@ async def check(location: MarketLocation, wallet: str) -> list[Prerequisite]:
 async def _models_on_offer(coordinator_url: str) -> tuple[bool, list[str]]:
     """Whether a coordinator answers, and the models on offer there."""
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     try:
-        async with Coordinator(coordinator_url, ClientConfig(connect_seconds=2, control_seconds=5)) as coordinator:
+        async with CoordinatorClient(coordinator_url, ClientConfig(connect_seconds=2, request_seconds=5)) as coordinator:
             await coordinator.info()
             return True, [offer.id for offer in await coordinator.models()]
     except TallyError:

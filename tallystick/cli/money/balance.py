@@ -104,7 +104,7 @@ def balance(
                 (peer, await escrow.tab(address, peer), accounts.get(peer))
                 for peer in dict.fromkeys([*accounts, *named, *on_chain])
             ]
-            places = await places_of(escrow, address, tabs, idle_before=now - loaded.idle_days * DAY_SECONDS)
+            places = await places_of(escrow, address, tabs, idle_before=now - loaded.idle_reserve_days * DAY_SECONDS)
         if as_json:
             show_json({"address": address, "places": places})
         else:
@@ -119,7 +119,7 @@ async def _ledger_accounts(config: ClientConfig, payer: Address, domain: Domain)
     """A payer's accounts by provider, from this machine's ledger; empty if there is no ledger."""
     from tallystick.client.ledger.ledger import Ledger
 
-    path = config.state_file(payer)
+    path = config.ledger_path(payer)
     if not path.exists():
         return {}
     ledger = await Ledger.open(path, payer)

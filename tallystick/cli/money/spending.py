@@ -18,7 +18,7 @@ from tallystick.protocol.types import Amount, format_amount
 
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
-    from tallystick.client.ledger.budgets import Spent, Standing
+    from tallystick.client.ledger.budgets import BudgetStatus, SpendingRow
     from tallystick.client.ledger.ledger import Ledger
 
 
@@ -42,8 +42,8 @@ def spending(
 
     async def run(ledger: Ledger, loaded: ClientConfig) -> None:
         now = int(time.time())
-        lines = [_line(spent, groups) for spent in await ledger.spent(now - (days - 1) * DAY_SECONDS, groups)]
-        budgets = [await ledger.standing(budget, now) for budget in loaded.budgets]
+        lines = [_line(spent, groups) for spent in await ledger.spending(now - (days - 1) * DAY_SECONDS, groups)]
+        budgets = [await ledger.budget_status(budget, now) for budget in loaded.budgets]
         if as_csv:
             writer = csv.DictWriter(sys.stdout, [*groups, *_FIGURES, *_LATENCY], extrasaction="ignore")
             writer.writeheader()
@@ -60,7 +60,7 @@ _FIGURES = ("requests", "failed", "inputTokens", "cachedInputTokens", "outputTok
 _LATENCY = ("latencyMsP50", "latencyMsP95", "latencyMsP99")
 
 
-def _line(spent: Spent, groups: tuple[str, ...]) -> dict[str, Any]:
+def _line(spent: SpendingRow, groups: tuple[str, ...]) -> dict[str, Any]:
     """One group's figures. `cost` and `saved` are base units as text."""
     named = dict(zip(groups, spent.group, strict=True))
     if isinstance(day := named.get("day"), int):
@@ -71,7 +71,7 @@ def _line(spent: Spent, groups: tuple[str, ...]) -> dict[str, Any]:
     return named | figures | dict(zip(_LATENCY, spent.latency_ms or (None, None, None), strict=True))
 
 
-def _budget_json(status: Standing) -> dict[str, Any]:
+def _budget_json(status: BudgetStatus) -> dict[str, Any]:
     return {
         "label": status.budget.label,
         "perDay": str(int(status.budget.per_day)),
@@ -82,7 +82,7 @@ def _budget_json(status: Standing) -> dict[str, Any]:
     }
 
 
-def _show(lines: list[dict[str, Any]], groups: tuple[str, ...], budgets: list[Standing]) -> None:
+def _show(lines: list[dict[str, Any]], groups: tuple[str, ...], budgets: list[BudgetStatus]) -> None:
     rows = [_row([_abbreviated(group, line[group]) for group in groups], line) for line in lines]
     if len(lines) > 1:
         total = {name: sum(int(line[name]) for line in lines) for name in _FIGURES if name != "costDollars"}

@@ -26,7 +26,7 @@ from tallystick.protocol.types import Address
 if TYPE_CHECKING:
     from node.service.config import EngineConfig, NodeConfig
     from tallystick.chain.escrow import Escrow
-    from tallystick.client.coordinator.http_client import Info
+    from tallystick.client.coordinator.http_client import CoordinatorInfo
 
 MAX_SKEW_SECONDS = 20
 """A clock that is further off makes orders and asks look expired."""
@@ -161,7 +161,7 @@ async def _check_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provider:
 
     from tallystick.chain.deployment import Deployment
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     try:
         async with (
@@ -169,7 +169,7 @@ async def _check_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provider:
             session.get(f"{loaded.coordinator.rstrip('/')}/v1/info") as response,
         ):
             date = response.headers.get("date")
-        async with Coordinator(loaded.coordinator, ClientConfig()) as coordinator:
+        async with CoordinatorClient(loaded.coordinator, ClientConfig()) as coordinator:
             info = await coordinator.info()
             offers = {offer.id: offer.to_json() for offer in await coordinator.models()}
             connected = provider is not None and await coordinator.connected(provider)
@@ -192,7 +192,7 @@ async def _check_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provider:
     return offers
 
 
-async def _check_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: Info) -> None:
+async def _check_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: CoordinatorInfo) -> None:
     """The coordinator's fee, as announced and as registered on chain, against the highest that this node accepts."""
     announced, accepted = info.fee_bps, loaded.rules.max_fee_bps
     remedy = "raise max_fee_bps under [rules] in the config, or use another coordinator"
@@ -224,13 +224,13 @@ async def _check_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[
 async def _try_engine(engine: EngineConfig) -> str:
     """Lists an engine's models and has it generate one token. Raises TallyError."""
     from node.domain.requests import prepare
-    from node.engines.discover import look
+    from node.engines.discover import inspect_engine
     from node.engines.openai_http import OpenAIEngine
     from node.ports import End
     from tallystick.protocol.wire import RequestHead, dumps
 
     settings = engine.settings(os.environ)
-    discovered = await look(engine.url, settings.api_key, seconds=10)
+    discovered = await inspect_engine(engine.url, settings.api_key, seconds=10)
     names = [model.name for model in engine.models] or [model.name for model in discovered.models]
     listed = {model.name for model in discovered.models}
     missing = sorted(set(names) - listed) if listed else []  # some engines list nothing and serve any model

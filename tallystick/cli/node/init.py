@@ -20,8 +20,8 @@ from tallystick.runtime.config import home
 from tallystick.runtime.keystore import create_keystore, find_password, keystore_address, keystore_path
 
 if TYPE_CHECKING:
-    from node.engines.discover import Finding
-    from node.engines.probe import Abilities
+    from node.engines.discover import DiscoveredEngine
+    from node.engines.probe import Capabilities
 
 MAX_PROBED_MODELS = 8
 """An engine with more models is not probed."""
@@ -38,7 +38,7 @@ class ModelPlan:
     input_price: Amount
     output_price: Amount
     price_source: str
-    abilities: Abilities | None = None
+    abilities: Capabilities | None = None
     """None if the model was not probed."""
 
     @property
@@ -136,25 +136,29 @@ def init(
     step(f"next: tally node doctor {options}; then: tally node run {options}")
 
 
-async def _discover(urls: list[str], coordinator: str) -> tuple[list[Finding], dict[str, Any]]:
+async def _discover(urls: list[str], coordinator: str) -> tuple[list[DiscoveredEngine], dict[str, Any]]:
     """The engines with their models, and the market's offers by model. Raises Unavailable if a named engine does not answer,
     BadMessage if no engine has a model.
     """
-    from node.engines.discover import discover, look
+    from node.engines.discover import discover, inspect_engine
 
     key = os.environ.get("OPENAI_API_KEY")
-    engines = list(await asyncio.gather(*(look(url, key, seconds=10) for url in urls))) if urls else await discover(os.environ)
+    engines = (
+        list(await asyncio.gather(*(inspect_engine(url, key, seconds=10) for url in urls)))
+        if urls
+        else await discover(os.environ)
+    )
     engines = [engine for engine in engines if engine.models]
     if not engines:
         raise BadMessage("no engine with a model answers on the usual ports; start one, or give its URL with --engine")
     return engines, await _market_offers(coordinator)
 
 
-async def _probe(findings: list[Finding]) -> dict[tuple[str, str], Abilities]:
+async def _probe(findings: list[DiscoveredEngine]) -> dict[tuple[str, str], Capabilities]:
     """What the models can do, by engine and name. Probes one model at a time, since an engine may have to load each."""
     from node.engines.probe import probe
 
-    abilities: dict[tuple[str, str], Abilities] = {}
+    abilities: dict[tuple[str, str], Capabilities] = {}
     for engine in findings:
         if len(engine.models) > MAX_PROBED_MODELS:
             note(f"{engine.url} lists {len(engine.models)} models, too many to test: declare their features in the config")
@@ -167,17 +171,17 @@ async def _probe(findings: list[Finding]) -> dict[tuple[str, str], Abilities]:
 
 async def _market_offers(coordinator: str) -> dict[str, Any]:
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     try:
-        async with Coordinator(coordinator, ClientConfig()) as api:
+        async with CoordinatorClient(coordinator, ClientConfig()) as api:
             return {offer.id: offer.to_json() for offer in await api.models()}
     except TallyError:
         note(f"the coordinator {coordinator} does not answer now, so the suggested prices are the defaults")
         return {}
 
 
-def _show(findings: list[Finding], abilities: dict[tuple[str, str], Abilities]) -> None:
+def _show(findings: list[DiscoveredEngine], abilities: dict[tuple[str, str], Capabilities]) -> None:
     rows = [
         (
             engine.url,
@@ -192,7 +196,7 @@ def _show(findings: list[Finding], abilities: dict[tuple[str, str], Abilities]) 
     show_table(("engine", "kind", "model", "context", "abilities"), rows, title="Engines on this machine")
 
 
-def _describe(abilities: Abilities | None) -> str:
+def _describe(abilities: Capabilities | None) -> str:
     """A model's abilities, in words."""
     if abilities is None:
         return "not tested"
@@ -258,7 +262,7 @@ def _models(plans: list[ModelPlan]) -> dict[str, Any]:
 
 
 def _toml(
-    coordinator: str, deployment: Path, findings: list[Finding], plans: dict[str, list[ModelPlan]], slots: int | None
+    coordinator: str, deployment: Path, findings: list[DiscoveredEngine], plans: dict[str, list[ModelPlan]], slots: int | None
 ) -> str:
     """The config with comments. Names and URLs are written as JSON strings, which are valid TOML."""
     lines = [

@@ -48,7 +48,7 @@ async def _fetch(url: str) -> Any:
     """A coordinator's JSON answer. Raises Unavailable, or the error that it answers with."""
     import aiohttp
 
-    from tallystick.protocol.errors import Code, Unavailable, from_public
+    from tallystick.protocol.errors import Code, Unavailable, error_from_json
 
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session, session.get(url) as response:
@@ -56,5 +56,5 @@ async def _fetch(url: str) -> Any:
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{url}: {error or type(error).__name__}") from None
     if response.status != 200:
-        raise from_public(body, response.status)
+        raise error_from_json(body, response.status)
     return body

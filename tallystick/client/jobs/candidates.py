@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tallystick.client.openai.requests import Asked
-from tallystick.client.receipts.checks import Placed, cap_for, check_cap, terms_for
+from tallystick.client.openai.requests import ApiRequest
+from tallystick.client.orders.signing import PlacedOrder, cap_for, check_cap, terms_for
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, Refusal
 from tallystick.protocol.messages import Ask, Terms
@@ -16,17 +16,17 @@ from tallystick.protocol.types import Address, Amount, Hash, JobId, format_amoun
 from tallystick.protocol.wire import Candidate
 
 
-def draft(
-    asked: Asked, asks: Sequence[Verified[Ask]], job: JobId, commitment: Hash, default_output: int
+def draft_orders(
+    asked: ApiRequest, asks: Sequence[Verified[Ask]], job: JobId, commitment: Hash, default_output: int
 ) -> list[tuple[Address, Terms]]:
     """What each ask that sells as much output as the call names would be ordered on. Raises Refusal if none does."""
-    call = asked.call
-    least, size = call.output_tokens or 0, len(asked.plain)
+    call = asked.summary
+    least, size = call.output_tokens or 0, len(asked.plaintext)
     drafts: list[tuple[Address, Terms]] = []
     for ask in asks:
         sold = ask.message.max_output_tokens
         if least <= sold:
-            wanted = call.most_output(default_output, sold)
+            wanted = call.tokens_to_order(default_output, sold)
             terms = terms_for(ask, job=job, commitment=commitment, output_tokens=wanted, body_bytes=size)
             drafts.append((ask.message.provider, terms))
     if not drafts:
@@ -36,17 +36,17 @@ def draft(
     return drafts
 
 
-def foresee(asked: Asked, ask: Ask, default_output: int, max_cost: int | None) -> tuple[Amount, str]:
+def estimate_cost(asked: ApiRequest, ask: Ask, default_output: int, max_cost: int | None) -> tuple[Amount, str]:
     """What a request may cost on an ask, in base units, and why it would not be ordered there; empty if it would."""
-    least = asked.call.output_tokens or 0
+    least = asked.summary.output_tokens or 0
     if least > ask.max_output_tokens:
         return Amount(0), f"it sells {ask.max_output_tokens} output tokens, not {least}"
-    worst = cap_for(ask, len(asked.plain), asked.call.most_output(default_output, ask.max_output_tokens))
+    worst = cap_for(ask, len(asked.plaintext), asked.summary.tokens_to_order(default_output, ask.max_output_tokens))
     dear = max_cost is not None and worst > max_cost
     return worst, f"it may cost {format_amount(worst)}, more than max_cost allows" if dear else ""
 
 
-def affordable(drafts: Sequence[tuple[Address, Terms]], max_cost: Amount | None) -> list[tuple[Address, Terms]]:
+def drafts_within_budget(drafts: Sequence[tuple[Address, Terms]], max_cost: Amount | None) -> list[tuple[Address, Terms]]:
     """The drafts whose cap is within what one job may cost. Raises the Refusal of the best one if none is."""
     found: list[tuple[Address, Terms]] = []
     refusals: list[Refusal] = []
@@ -62,7 +62,7 @@ def affordable(drafts: Sequence[tuple[Address, Terms]], max_cost: Amount | None)
     return found
 
 
-def wrap(job: JobId, key: ContentKey, placed: Sequence[Placed], asks: Sequence[Verified[Ask]]) -> tuple[Candidate, ...]:
+def wrap_keys(job: JobId, key: ContentKey, placed: Sequence[PlacedOrder], asks: Sequence[Verified[Ask]]) -> tuple[Candidate, ...]:
     """The candidates, without those whose sealing key is unusable. Raises BadSeal if none is left."""
     offers = {ask.message.provider: ask.message for ask in asks}
     candidates: list[Candidate] = []

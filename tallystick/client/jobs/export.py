@@ -21,12 +21,12 @@ def document(signed: Signed[Message], domain: Domain) -> dict[str, Any]:
     }
 
 
-def tell_usage(usage: Usage) -> dict[str, int]:
+def usage_json(usage: Usage) -> dict[str, int]:
     """Token counts, named as receipts name them."""
     return {"inputTokens": usage.input, "cachedInputTokens": usage.cached, "outputTokens": usage.output}
 
 
-def tell_job(known: KnownJob) -> dict[str, Any]:
+def job_json(known: KnownJob) -> dict[str, Any]:
     """All of it. `order`, `terms`, `receipt`, `usage`, `cost` (base units, decimal string) are null until they are known."""
     receipt, chosen = known.receipt, _chosen(known)
     return {
@@ -51,7 +51,7 @@ def tell_job(known: KnownJob) -> dict[str, Any]:
 
 def _chosen(known: KnownJob) -> KnownOrder | None:
     """The order that the receipt, honest or not, was given on."""
-    ended = (OrderState.BOOKED, OrderState.DISPUTED)
+    ended = (OrderState.RECORDED, OrderState.DISPUTED)
     return next((order for order in known.orders if order.state in ended), None)
 
 
@@ -61,7 +61,7 @@ def _bill(receipt: Signed[Receipt] | None) -> dict[str, Any]:
     message = receipt.message
     return {
         "outcome": Outcome(message.outcome).name.lower(),
-        "usage": tell_usage(usage_of(message)),
+        "usage": usage_json(usage_of(message)),
         "cost": str(int(message.cost)),
         "costDollars": format_amount(message.cost),
     }

@@ -16,24 +16,26 @@ import aiohttp
 import structlog
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import Coordinator
-from tallystick.client.jobs.response import Answer
-from tallystick.client.jobs.result import Result, Unfinished, proof_of, require_success, shortfall
+from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.jobs.response import JobResponse
+from tallystick.client.jobs.result import Result, StreamInterrupted, build_proof, outcome_error, require_success
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import Arrival
-from tallystick.client.openai.requests import EVENT_STREAM, Call
-from tallystick.client.openai.sse import Deltas
-from tallystick.client.receipts.checks import Delivered, Doubt, Placed, Stream
-from tallystick.client.receipts.file_store import ProofFolder
+from tallystick.client.ledger.writes import IncomingReceipt
+from tallystick.client.openai.answers import TextDeltas
+from tallystick.client.openai.requests import RequestSummary
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
+from tallystick.client.receipts.file_store import ProofStore
 from tallystick.client.receipts.proof import Proof
-from tallystick.client.receipts.token_audit import Auditor
-from tallystick.client.recovery.reconciler import Resolver
+from tallystick.client.receipts.token_audit import AuditFinding, TokenAuditor
+from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.routes import media_type
+from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, split_request
 
@@ -41,19 +43,19 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class JobContext:
     """What a job needs of its market."""
 
     config: ClientConfig
-    coordinator: Coordinator
+    coordinator: CoordinatorClient
     ledger: Ledger
-    resolver: Resolver
+    resolver: Reconciler
     domain: Domain
     now: Callable[[], int]
     left: Callable[[Job], None]
     shared: Callable[[Job], bool]
-    proofs: ProofFolder | None
-    auditor: Auditor | None = None
+    proofs: ProofStore | None
+    auditor: TokenAuditor | None = None
 
 
 class Job:
@@ -61,10 +63,10 @@ class Job:
 
     def __init__(
         self,
-        desk: Desk,
-        answer: Answer,
+        context: JobContext,
+        answer: JobResponse,
         response: aiohttp.ClientResponse,
-        call: Call,
+        call: RequestSummary,
         request: bytes,
         *,
         keyed: bool = False,
@@ -76,7 +78,7 @@ class Job:
         """
         self._began = began
         self._keyed, self._resumed = keyed, resumed
-        self._desk, self._answer, self._response, self._call = desk, answer, response, call
+        self._context, self._answer, self._response, self._call = context, answer, response, call
         head, body = split_request(request)
         self._request, self._path, self._body_bytes = request, head.path, len(body)
         self._reader = FrameReader()
@@ -104,7 +106,7 @@ class Job:
         return self._answer.match.provider if self._answer.match is not None else None
 
     @property
-    def candidates(self) -> tuple[Placed, ...]:
+    def candidates(self) -> tuple[PlacedOrder, ...]:
         """The orders that it was placed with, in the shortlist's order."""
         return self._answer.candidates
 
@@ -119,12 +121,12 @@ class Job:
         return self._answer.receipt
 
     @property
-    def outstanding(self) -> bool:
+    def receipt_outstanding(self) -> bool:
         """Whether the whole answer came, and its receipt has not: the ledger books it when it comes."""
         return self._done and self._error is None and self._answer.whole and self._answer.receipt is None
 
     @property
-    def booked(self) -> bool:
+    def receipt_accepted(self) -> bool:
         """Whether it ended well, with a receipt."""
         return self._done and self._error is None and self._answer.receipt is not None
 
@@ -163,7 +165,7 @@ class Job:
         if head.status >= 400 or media_type(head.content_type) != EVENT_STREAM:
             yield require_success(await self.result()).text
             return
-        deltas = Deltas()
+        deltas = TextDeltas()
         async for chunk in self:
             for text in deltas.feed(chunk):
                 yield text
@@ -175,9 +177,9 @@ class Job:
         async for chunk in self:
             parts.append(chunk)
             size += len(chunk)
-            if size > self._desk.config.max_answer_bytes:
+            if size > self._context.config.max_answer_bytes:
                 await self.cancel()
-                text = f"the answer is longer than {self._desk.config.max_answer_bytes} bytes; stream it"
+                text = f"the answer is longer than {self._context.config.max_answer_bytes} bytes; stream it"
                 raise Refusal(Code.BODY_TOO_LARGE, text)
         return self._result(b"".join(parts))
 
@@ -191,24 +193,24 @@ class Job:
     @property
     def proof(self) -> Proof | None:
         """What proves the job to others, once its receipt came. None before, and where it was not to be kept or is too long."""
-        return proof_of(self._desk.domain, self._answer, self._request)
+        return build_proof(self._context.domain, self._answer, self._request)
 
     async def cancel(self) -> Result | None:
         """Stops the job and waits, for a bounded time, for the receipt of what was delivered. None if it is not known yet."""
         self._cancelling = True
         try:
-            async with asyncio.timeout(self._desk.config.cancel_seconds):
+            async with asyncio.timeout(self._context.config.cancel_seconds):
                 if not self._done and not self._answer.ended:
                     if self._keyed:  # whoever else reads it is to know
-                        await self._desk.ledger.note_cancelled(self.id)
-                    await self._desk.coordinator.cancel(self.id)
+                        await self._context.ledger.mark_cancelled(self.id)
+                    await self._context.coordinator.cancel(self.id)
                 while not self._done:
                     await self._frame()
         except (TimeoutError, TallyError):
             if not self._done:
-                await self._note(Stream.LEFT)
+                await self._note(StreamEnd.ABANDONED)
                 self._leave()
-                self._desk.resolver.abandon(self.id)
+                self._context.resolver.abandon(self.id)
             return None
         answer = self._answer
         return self._result(b"") if self._error is None and answer.receipt is not None and answer.head is not None else None
@@ -219,33 +221,33 @@ class Job:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._done:
             return
-        if self._desk.shared(self):  # a retry with the same key reads it now
+        if self._context.shared(self):  # a retry with the same key reads it now
             self._leave()
         else:
             await self.cancel()
 
-    async def _abandon(self) -> dict[Hash, Delivered]:
+    async def _abandon(self) -> dict[Hash, Delivery]:
         """Nobody reads the stream any more: what arrived is kept, for a receipt that comes later. A keyed job goes on for a
         while, as a retry may take it up. Returns what arrived.
         """
-        arrived = await self._note(Stream.KEPT if self._keyed else Stream.LEFT)
+        arrived = await self._note(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
         if not self._keyed:
-            self._desk.resolver.abandon(self.id)
+            self._context.resolver.abandon(self.id)
         return arrived
 
-    async def _note(self, stream: Stream) -> dict[Hash, Delivered]:
+    async def _note(self, stream: StreamEnd) -> dict[Hash, Delivery]:
         """Keeps what arrived of a stream that was lost or given up; of orders that this client was told of no match for, nothing
         did, whoever had them. Returns what arrived of those that were matched.
         """
-        ledger, answer = self._desk.ledger, self._answer
+        ledger, answer = self._context.ledger, self._answer
         arrived = self._arrived(stream)
-        await ledger.note_arrived(arrived)
+        await ledger.store_deliveries(arrived)
         unmatched = answer.unmatched(self._body_bytes, bounded=self._call.bounded, stream=stream)
-        await ledger.note_arrived(unmatched, matched=False)
+        await ledger.store_deliveries(unmatched, matched=False)
         return arrived
 
-    def _arrived(self, stream: Stream = Stream.READ) -> dict[Hash, Delivered]:
-        cancelled = self._cancelling or self._resumed or stream is not Stream.READ
+    def _arrived(self, stream: StreamEnd = StreamEnd.ENDED) -> dict[Hash, Delivery]:
+        cancelled = self._cancelling or self._resumed or stream is not StreamEnd.ENDED
         return self._answer.arrived(self._body_bytes, bounded=self._call.bounded, cancelled=cancelled, stream=stream)
 
     # Reading
@@ -274,10 +276,12 @@ class Job:
 
     async def _book_voids(self) -> None:
         """Releases the caps of attempts that ended at no cost. A dishonest receipt among them is its provider's affair alone."""
-        voids, desk = self._answer.voids, self._desk
+        voids, context = self._answer.voids, self._context
         while voids:
             placed, receipt = voids[0]
-            await desk.ledger.book(Arrival(desk.domain, self.id, placed, receipt, None, desk.now(), final=False))
+            await context.ledger.record_receipt(
+                IncomingReceipt(context.domain, self.id, placed, receipt, None, context.now(), final=False)
+            )
             if voids:  # a reader that was cancelled here may have left it for another one
                 voids.popleft()
 
@@ -310,7 +314,7 @@ class Job:
         self._done = True
         if not self._response.content.at_eof():  # at its end the connection went back to the pool by itself
             self._response.close()
-        self._desk.left(self)
+        self._context.left(self)
 
     def _raise_again(self) -> None:
         if self._error is not None:
@@ -327,10 +331,10 @@ class Job:
         receipt: Verified[Receipt] | None = None
         over = False
         try:
-            arrived = await self._note(Stream.KEPT if self._keyed else Stream.LEFT)
+            arrived = await self._note(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
             if answer.whole:
                 await self._deliver(arrived)
-            remote, receipt = await self._desk.resolver.resolve(self.id, arrived, self._doubt)
+            remote, receipt = await self._context.resolver.resolve(self.id, arrived, self._doubt)
             told = f"the coordinator says that the job is {remote.state.value}"
             over = remote.state in TERMINAL
             if receipt is None and remote.receipt is None and not answer.whole:
@@ -348,33 +352,33 @@ class Job:
         if receipt is not None:
             told += f", billed {receipt.message.cost} base units"
         text = f"the stream from the coordinator broke ({how}) after {received}; {told}"
-        self._fail(Unfinished(text, receipt, retry=self._keyed or over))
+        self._fail(StreamInterrupted(text, receipt, retry=self._keyed or over))
 
     # Ending
 
-    async def _deliver(self, arrived: dict[Hash, Delivered]) -> None:
+    async def _deliver(self, arrived: dict[Hash, Delivery]) -> None:
         """The whole answer came, whatever is said of the job afterwards; its receipt is still to come."""
         text = "the whole answer came; its receipt is outstanding"
-        await self._desk.ledger.end(self.id, JobState.COMPLETED, text, self._desk.now(), arrived=arrived)
+        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), arrived=arrived)
 
     async def _finish_without(self, failure: TallyError) -> None:
         """The coordinator says that the job failed. Raises that, unless the whole answer had come."""
-        answer, desk = self._answer, self._desk
+        answer, context = self._answer, self._context
         if answer.whole and answer.head is not None:
             log.warning("a job failed after its whole answer", job=self.id.hex(), reason=str(failure))
             await self._deliver(self._arrived())
-            desk.resolver.fetch(self.id)
+            context.resolver.fetch(self.id)
             self._leave()
             return
         state = JobState.CANCELLED if self._cancelling else JobState.FAILED
-        await desk.ledger.end(self.id, state, str(failure), desk.now(), arrived=self._arrived())
+        await context.ledger.end_job(self.id, state, str(failure), context.now(), arrived=self._arrived())
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger lacks
-            desk.resolver.wake()
-            self._fail(await desk.resolver.recovery.refused(self.id, failure))
+            context.resolver.wake()
+            self._fail(await context.resolver.recovery.refused(self.id, failure))
         self._fail(failure)
 
     async def _finish(self) -> None:
-        answer, desk = self._answer, self._desk
+        answer, context = self._answer, self._context
         if answer.failure is not None:
             await self._finish_without(answer.failure)
             return
@@ -383,34 +387,34 @@ class Job:
         delivered = answer.delivered(self._body_bytes, bounded=self._call.bounded, cancelled=self._cancelling or self._resumed)
         took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
         doubt = await self._doubt(answer.receipt.message)
-        arrival = Arrival(
-            desk.domain,
+        arrival = IncomingReceipt(
+            context.domain,
             self.id,
             answer.match,
             answer.receipt,
             delivered,
-            desk.now(),
+            context.now(),
             took,
             doubt,
             self.proof,
             arrived=self._arrived(),
         )
-        complaint = await desk.ledger.book(arrival)
-        if answer.passed_over:
-            desk.resolver.look_into(answer.passed_over)
-        if desk.proofs is not None and self.proof is not None:
-            await desk.proofs.put(self.id, self.proof)
-        error = complaint or shortfall(answer, answer.receipt.message, cancelling=self._cancelling)
+        complaint = await context.ledger.record_receipt(arrival)
+        if answer.failed_providers:
+            context.resolver.look_into(answer.failed_providers)
+        if context.proofs is not None and self.proof is not None:
+            await context.proofs.put(self.id, self.proof)
+        error = complaint or outcome_error(answer, answer.receipt.message, cancelling=self._cancelling)
         if error is not None:
             self._fail(error)
         self._leave()
 
-    async def _doubt(self, receipt: Receipt) -> Doubt | None:
+    async def _doubt(self, receipt: Receipt) -> AuditFinding | None:
         """What a recount has against the receipt of a whole answer."""
-        auditor, answer = self._desk.auditor, self._answer
+        auditor, answer = self._context.auditor, self._answer
         if auditor is None or not answer.whole or not auditor.counts(self._call.model, self._path):
             return None
-        found = await auditor.doubt(self._call.model, self._request, answer.kept, receipt)
+        found = await auditor.audit(self._call.model, self._request, answer.kept, receipt)
         if found is not None:
             log.warning("a receipt is doubted", job=self.id.hex(), provider=receipt.provider, reason=found.reason)
         return found

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from tallystick.client.receipts.checks import Delivered, Placed, Stream
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.protocol.eip712 import Domain, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
 from tallystick.protocol.jobs import CHARGES, Charge
@@ -25,7 +26,7 @@ CHUNK_COST = 64
 """Bytes that keeping a chunk takes beside its content."""
 
 
-class Answer:
+class JobResponse:
     """One answer. `accept` takes frames in the order in which they came.
 
     `kept`: the plaintext chunks so far, where up to `keep_bytes` of them are to be kept; None once they are more. `voids`:
@@ -36,7 +37,7 @@ class Answer:
         self,
         job: JobId,
         key: ContentKey,
-        placed: Mapping[Hash, Placed],
+        placed: Mapping[Hash, PlacedOrder],
         domain: Domain,
         coordinator: Address,
         *,
@@ -45,7 +46,7 @@ class Answer:
         self.job, self.key = job, key
         self.kept: list[bytes] | None = [] if keep_bytes else None
         self._room = keep_bytes
-        self.match: Placed | None = None
+        self.match: PlacedOrder | None = None
         self.head: ResponseHead | None = None
         self.receipt: Verified[Receipt] | None = None
         self.failure: TallyError | None = None
@@ -55,7 +56,7 @@ class Answer:
         self._opener: Opener | None = None
         self._transcript: Transcript | None = None
         self._matched: dict[Hash, int] = {}
-        self.voids: deque[tuple[Placed, Verified[Receipt]]] = deque()
+        self.voids: deque[tuple[PlacedOrder, Verified[Receipt]]] = deque()
         self._voided: dict[Hash, Hash] = {}
 
     @property
@@ -64,7 +65,7 @@ class Answer:
         return self.receipt is not None or self.failure is not None
 
     @property
-    def passed_over(self) -> list[Address]:
+    def failed_providers(self) -> list[Address]:
         """The providers that had the job before the one that answered, and did not do it."""
         return [self._placed[order].provider for order in list(self._matched)[:-1]]
 
@@ -74,37 +75,37 @@ class Answer:
         return self._opener is not None and self._opener.finished
 
     @property
-    def candidates(self) -> tuple[Placed, ...]:
+    def candidates(self) -> tuple[PlacedOrder, ...]:
         """The job's orders, in the shortlist's order."""
         return tuple(self._placed.values())
 
     def delivered(
-        self, request_bytes: int, *, bounded: bool, cancelled: bool = False, stream: Stream = Stream.READ
-    ) -> Delivered | None:
+        self, request_bytes: int, *, bounded: bool, cancelled: bool = False, stream: StreamEnd = StreamEnd.ENDED
+    ) -> Delivery | None:
         """What arrived of the attempt that was matched last, to hold its receipt against; None before any match."""
         if self._transcript is None:
             return None
         seen = self._transcript.commitment
-        return Delivered(request_bytes, self.body_bytes, seen, self.whole, bounded, cancelled, stream)
+        return Delivery(request_bytes, self.body_bytes, seen, self.whole, bounded, cancelled, stream)
 
     def arrived(
-        self, request_bytes: int, *, bounded: bool, cancelled: bool = False, stream: Stream = Stream.READ
-    ) -> dict[Hash, Delivered]:
+        self, request_bytes: int, *, bounded: bool, cancelled: bool = False, stream: StreamEnd = StreamEnd.ENDED
+    ) -> dict[Hash, Delivery]:
         """What arrived for each order that a provider had and gave no receipt for: nothing, but for the last one."""
         last = self.delivered(request_bytes, bounded=bounded, cancelled=cancelled, stream=stream)
-        found: dict[Hash, Delivered] = {}
+        found: dict[Hash, Delivery] = {}
         for order in self._matched:
             if order in self._voided or (self.receipt is not None and self.receipt.message.order_hash == order):
                 continue
-            nothing = Delivered.nothing(self.key, order, request_bytes, bounded=bounded)
+            nothing = Delivery.empty(self.key, order, request_bytes, bounded=bounded)
             here = self.match is not None and self.match.order.digest == order
             found[order] = last if here and last is not None else nothing
         return found
 
-    def unmatched(self, request_bytes: int, *, bounded: bool, stream: Stream) -> dict[Hash, Delivered]:
+    def unmatched(self, request_bytes: int, *, bounded: bool, stream: StreamEnd) -> dict[Hash, Delivery]:
         """Nothing, for each order whose match did not arrive before the stream was lost."""
         return {
-            order: Delivered.nothing(self.key, order, request_bytes, bounded=bounded, cancelled=True, stream=stream)
+            order: Delivery.empty(self.key, order, request_bytes, bounded=bounded, cancelled=True, stream=stream)
             for order in self._placed
             if order not in self._matched
         }

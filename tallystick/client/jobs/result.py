@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tallystick.client.jobs.response import Answer
-from tallystick.client.openai.requests import EVENT_STREAM, engine_error, read_text
-from tallystick.client.openai.sse import Deltas
+from tallystick.client.jobs.response import JobResponse
+from tallystick.client.openai.answers import TextDeltas, read_text
+from tallystick.client.openai.errors import read_engine_error
 from tallystick.client.receipts.proof import Proof
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, usage_of
 from tallystick.protocol.routes import media_type
+from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import ResponseHead, loads
 
@@ -52,7 +53,7 @@ class Result:
         return Amount(0) if self.receipt is None else self.receipt.message.cost
 
     @property
-    def most(self) -> Amount:
+    def highest_cost(self) -> Amount:
         """The most that it may cost, in base units: what was billed, or the order's cap as long as the receipt is outstanding."""
         return self.terms.max_cost if self.receipt is None else self.receipt.message.cost
 
@@ -71,14 +72,14 @@ class Result:
         error in the stream, Unavailable.
         """
         if media_type(self.head.content_type) == EVENT_STREAM:
-            return "".join(Deltas().feed(self.body))
+            return "".join(TextDeltas().feed(self.body))
         return read_text(self.body)
 
     def __repr__(self) -> str:
         return f"Result(job={self.job.hex()}, provider={self.provider}, status={self.head.status}, cost={self.cost})"
 
 
-class Unfinished(Unavailable):
+class StreamInterrupted(Unavailable):
     """The stream ended without a receipt or a reason: the coordinator's fault. `receipt` is what it had when asked afterwards.
     `retry` is false where that bills something, and where the job may go on: asking again might buy the answer twice.
     """
@@ -92,11 +93,11 @@ class Unfinished(Unavailable):
 def require_success(result: Result) -> Result:
     """The result, unless the engine answered with an error. Raises Refusal or Unavailable with the engine's own words."""
     if result.head.status >= 400:
-        raise engine_error(result.head.status, result.body)
+        raise read_engine_error(result.head.status, result.body)
     return result
 
 
-def proof_of(domain: Domain, answer: Answer, request: bytes) -> Proof | None:
+def build_proof(domain: Domain, answer: JobResponse, request: bytes) -> Proof | None:
     """The proof of a job whose receipt came; None before, and where its answer was not to be kept or is too long."""
     if answer.kept is None or answer.receipt is None or answer.match is None:
         return None
@@ -112,7 +113,7 @@ def proof_of(domain: Domain, answer: Answer, request: bytes) -> Proof | None:
     )
 
 
-def shortfall(answer: Answer, receipt: Receipt, *, cancelling: bool) -> TallyError | None:
+def outcome_error(answer: JobResponse, receipt: Receipt, *, cancelling: bool) -> TallyError | None:
     """What the caller must be told of a job whose receipt was booked and that did not bring the whole answer; None if all is
     well. `cancelling`: the caller itself stopped it.
     """

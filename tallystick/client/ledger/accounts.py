@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from tallystick.client.ledger.schema import tabs, venue
+from tallystick.client.ledger.schema import deployment_id, tabs
 from tallystick.client.ledger.writes import read_tabs
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.types import Address, Amount
@@ -28,11 +28,17 @@ class Account:
 
 def read_accounts(c: Connection, domain: Domain, payer: Address, now: int) -> list[Account]:
     """Every provider that this payer ever ordered from, the last used first."""
-    here = (tabs.c.venue == venue(domain)) & (tabs.c.payer == payer)
+    here = (tabs.c.deployment_id == deployment_id(domain)) & (tabs.c.payer == payer)
     providers = [Address(row) for row in c.execute(sa.select(tabs.c.provider).where(here)).scalars()]
     found = read_tabs(c, domain, payer, providers, now)
     told = [
-        Account(provider, Amount(max(tab.accepted, tab.believed)), tab.open_caps, tab.order_seq // 1_000_000_000, tab.frozen)
+        Account(
+            provider,
+            Amount(max(tab.accepted, tab.explained_total)),
+            tab.open_caps,
+            tab.order_seq // 1_000_000_000,
+            tab.blocked_reason,
+        )
         for provider, tab in found.items()
     ]
     return sorted(told, key=lambda one: one.used_at, reverse=True)

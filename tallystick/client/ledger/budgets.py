@@ -73,7 +73,7 @@ _CAPS = (
 _RESERVED = sa.select(sa.func.coalesce(sa.func.sum(_CAPS.c.cap), 0))
 
 
-def add(c: Connection, job: JobId, receipt: Receipt, now: int, *, failed: bool, counted: bool = False) -> None:
+def add_receipt(c: Connection, job: JobId, receipt: Receipt, now: int, *, failed: bool, counted: bool = False) -> None:
     """A receipt was booked. `counted`: its request counts already, as one that failed."""
     told = {
         "of_job": job.hex(),
@@ -105,7 +105,7 @@ def add_unproven(c: Connection, tab: dict[str, object], amount: Amount, now: int
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class CacheHit:
     """A request that was answered from the cache, which saved what its job had cost (base units)."""
 
     label: str
@@ -114,7 +114,7 @@ class Hit:
     saved: Amount
 
 
-def add_hit(c: Connection, payer: Address, hit: Hit, now: int) -> None:
+def add_cache_hit(c: Connection, payer: Address, hit: CacheHit, now: int) -> None:
     """The cache saved something."""
     row = dict.fromkeys(_SUMS, 0) | {"hits": 1, "saved": int(hit.saved)}
     group = {"payer": payer, "day": now // DAY_SECONDS, "label": hit.label, "model": hit.model, "provider": hit.provider}
@@ -122,7 +122,7 @@ def add_hit(c: Connection, payer: Address, hit: Hit, now: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class BudgetStatus:
     """How a budget stands today, in base units. `reserved`: the caps of all orders, of any day and provider, that may still be
     collected.
     """
@@ -148,17 +148,17 @@ def _under(label: sa.ColumnElement[str], workload: str) -> sa.ColumnElement[bool
     return (label == workload) | (sa.func.substr(label, 1, len(above)) == above)
 
 
-def standing(c: Connection, payer: Address, budget: Budget, now: int) -> Standing:
+def budget_status(c: Connection, payer: Address, budget: Budget, now: int) -> BudgetStatus:
     """How a budget stands."""
     paid, reserved = _SPENT, _RESERVED
     if budget.label is not None:
         paid, reserved = paid.where(_under(spent.c.label, budget.label)), reserved.where(_under(_CAPS.c.label, budget.label))
     which = {"of_payer": payer, "of_day": now // DAY_SECONDS}
     open_caps = c.execute(reserved, {"of_payer": payer, "of_now": now}).scalar_one()
-    return Standing(budget, Amount(c.execute(paid, which).scalar_one()), Amount(open_caps))
+    return BudgetStatus(budget, Amount(c.execute(paid, which).scalar_one()), Amount(open_caps))
 
 
-def within(drafts: Sequence[tuple[Address, Terms]], stands: Sequence[Standing]) -> list[tuple[Address, Terms]]:
+def fit_budgets(drafts: Sequence[tuple[Address, Terms]], stands: Sequence[BudgetStatus]) -> list[tuple[Address, Terms]]:
     """The drafts that every budget has room for together, the first ones first: any of their providers might collect. Raises
     Refusal if there is none.
     """
@@ -184,7 +184,7 @@ def within(drafts: Sequence[tuple[Address, Terms]], stands: Sequence[Standing]) 
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class SpendingRow:
     """What one group cost, in base units; `group` has a value for each member that was grouped by, days as Unix days."""
 
     group: tuple[object, ...]
@@ -201,7 +201,7 @@ class Spent:
     """How long its requests took, from asking to the receipt: p50, p95, p99 (nearest rank). None: not known of any."""
 
 
-def read(c: Connection, payer: Address, since: int, by: Sequence[str]) -> list[Spent]:
+def read_spending(c: Connection, payer: Address, since: int, by: Sequence[str]) -> list[SpendingRow]:
     """What was spent since that Unix time's day, grouped by some of GROUPS, newest day first, then the dearest first."""
     groups = [spent.c[name] for name in by]
     sums = [sa.func.sum(spent.c[name]).label(name) for name in _SUMS]
@@ -211,23 +211,23 @@ def read(c: Connection, payer: Address, since: int, by: Sequence[str]) -> list[S
     if not by:
         rows = [row for row in rows if row[0] is not None]
     took = _latencies(c, payer, since, by)
-    told: list[Spent] = []
+    told: list[SpendingRow] = []
     for row in rows:
         group = tuple(row[: len(by)])
-        told.append(Spent(group, **{name: getattr(row, name) for name in _SUMS}, latency_ms=took.get(group)))
+        told.append(SpendingRow(group, **{name: getattr(row, name) for name in _SUMS}, latency_ms=took.get(group)))
     return told
 
 
 def _latencies(c: Connection, payer: Address, since: int, by: Sequence[str]) -> dict[tuple[object, ...], tuple[int, int, int]]:
-    day = receipts.c.booked_at // DAY_SECONDS
+    day = receipts.c.recorded_at // DAY_SECONDS
     of = {"day": day, "label": jobs.c.label, "model": jobs.c.model, "provider": receipts.c.provider}
     query = (
-        sa.select(*(of[name] for name in by), jobs.c.took_ms)
+        sa.select(*(of[name] for name in by), jobs.c.duration_ms)
         .join(orders, orders.c.job == jobs.c.job)
         .join(receipts, receipts.c.order_digest == orders.c.digest)
-        .where(jobs.c.payer == payer, day >= since // DAY_SECONDS, jobs.c.took_ms.is_not(None))
-        .where(orders.c.state == OrderState.BOOKED.value)
-        .order_by(jobs.c.took_ms)
+        .where(jobs.c.payer == payer, day >= since // DAY_SECONDS, jobs.c.duration_ms.is_not(None))
+        .where(orders.c.state == OrderState.RECORDED.value)
+        .order_by(jobs.c.duration_ms)
     )
     found: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for *group, took in c.execute(query):

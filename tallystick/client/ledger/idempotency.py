@@ -23,7 +23,7 @@ MAX_KEYS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Keyed:
+class IdempotencyKey:
     """The job that a key stands for. `header` is that submission without its sealed body; `made_at` Unix seconds."""
 
     key: str
@@ -46,22 +46,22 @@ def fingerprint(plain: bytes) -> str:
     return hashlib.sha256(plain).hexdigest()
 
 
-def check_same(known: Keyed, request: str) -> None:
+def check_same(known: IdempotencyKey, request: str) -> None:
     """Raises Refusal if the key stands for another request."""
     if known.fingerprint != request:
         text = f"idempotency key: {known.key!r} was used for another request (job {known.job.hex()}); a key belongs to one body"
         raise Refusal(Code.ORDER_REPLAYED, text)
 
 
-def find(c: Connection, payer: Address, key: str) -> Keyed | None:
+def find_key(c: Connection, payer: Address, key: str) -> IdempotencyKey | None:
     """The job of a key."""
     row = c.execute(sa.select(keys).where(keys.c.payer == payer, keys.c.key == key)).one_or_none()
     if row is None:
         return None
-    return Keyed(row.key, row.fingerprint, JobId(bytes.fromhex(row.job)), row.content_key, row.header, row.made_at)
+    return IdempotencyKey(row.key, row.fingerprint, JobId(bytes.fromhex(row.job)), row.content_key, row.header, row.made_at)
 
 
-def put(c: Connection, payer: Address, keyed: Keyed, horizon: int) -> Keyed:
+def store_key(c: Connection, payer: Address, keyed: IdempotencyKey, horizon: int) -> IdempotencyKey:
     """Remembers a key unless it stands for a job already, and returns what it stands for.
 
     Forgets keys made before `horizon` and those beyond MAX_KEYS.
@@ -79,14 +79,14 @@ def put(c: Connection, payer: Address, keyed: Keyed, horizon: int) -> Keyed:
         "made_at": keyed.made_at,
     }
     c.execute(insert(keys).on_conflict_do_nothing(), row)
-    return find(c, payer, keyed.key) or keyed
+    return find_key(c, payer, keyed.key) or keyed
 
 
-def forget(c: Connection, payer: Address, key: str) -> None:
+def forget_key(c: Connection, payer: Address, key: str) -> None:
     """The key's job was never admitted: the key may stand for another."""
     c.execute(sa.delete(keys).where(keys.c.payer == payer, keys.c.key == key))
 
 
-def forget_job(c: Connection, payer: Address, job: JobId) -> None:
+def forget_key_of(c: Connection, payer: Address, job: JobId) -> None:
     """A job was refused by its providers: its key, if it has one, may stand for another."""
     c.execute(sa.delete(keys).where(keys.c.payer == payer, keys.c.job == job.hex()))

@@ -10,15 +10,15 @@ import secrets
 import sys
 from pathlib import Path
 
-NOBODY = ""
+NO_PROCESS = ""
 
 
-class Presence:
+class ProcessLock:
     """The mark of one process beside a state file. Made at the first `name`; `leave` takes it away."""
 
     def __init__(self, state: Path) -> None:
         self._state = state
-        self._name = NOBODY
+        self._name = NO_PROCESS
         self._held: int | None = None
 
     @property
@@ -37,7 +37,7 @@ class Presence:
 
     def other_lives(self, name: str) -> bool:
         """Whether another process of that name lives. The mark of one that does not is removed."""
-        if sys.platform == "win32" or name in (NOBODY, self._name):
+        if sys.platform == "win32" or name in (NO_PROCESS, self._name):
             return False
         import fcntl  # noqa: PLC0415 - not everywhere
 
@@ -60,4 +60,4 @@ class Presence:
         if self._held is not None:
             self._path(self._name).unlink(missing_ok=True)
             os.close(self._held)
-            self._held, self._name = None, NOBODY
+            self._held, self._name = None, NO_PROCESS

@@ -14,21 +14,25 @@ from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
 from tallystick.client.ledger import budgets, open_orders
-from tallystick.client.ledger.open_orders import NOTHING, Arrived
-from tallystick.client.ledger.schema import COLLECTABLE, JobState, OrderState, evidence, jobs, orders, receipts, tabs, venue
-from tallystick.client.receipts.checks import (
-    Delivered,
-    Doubt,
-    Neighbours,
-    Placed,
-    Tab,
-    Undelivered,
-    check_answer,
-    check_doubt,
-    check_place,
-    quarters_of,
+from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
+from tallystick.client.ledger.schema import (
+    COLLECTABLE,
+    JobState,
+    OrderState,
+    deployment_id,
+    evidence,
+    jobs,
+    orders,
+    receipts,
+    tabs,
 )
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.orders.tab import Tab
+from tallystick.client.receipts.delivery_check import Delivery, UndeliveredCharge, undelivered_quarters
+from tallystick.client.receipts.price_check import check_against_order
 from tallystick.client.receipts.proof import Proof
+from tallystick.client.receipts.sequence_check import AdjacentReceipts, check_sequence
+from tallystick.client.receipts.token_audit import AuditFinding, check_audit
 from tallystick.protocol.eip712 import Domain, Verified, loads_signed
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.jobs import ENDS, Event
@@ -36,7 +40,7 @@ from tallystick.protocol.messages import Outcome, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import dumps
 
-Sign = Callable[[Tab, Address, Terms], Placed]
+SignOrder = Callable[[Tab, Address, Terms], PlacedOrder]
 
 _ENDED: dict[Event, JobState] = {
     Event.FINISH: JobState.COMPLETED,
@@ -66,43 +70,43 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class IncomingReceipt:
     """A receipt that came for an order of a job, what its reader saw of the answer (None: what the ledger kept of it), when, how
     long after the request (None: nobody knows), and what a recount has against it.
     """
 
     domain: Domain
     job: JobId
-    placed: Placed
+    placed: PlacedOrder
     receipt: Verified[Receipt]
-    delivered: Delivered | None
+    delivered: Delivery | None
     now: int
-    took_ms: int | None = None
-    doubt: Doubt | None = None
+    duration_ms: int | None = None
+    doubt: AuditFinding | None = None
     proof: Proof | None = field(default=None, repr=False)
     """With the plaintexts, where they were kept."""
     final: bool = True
     """Whether it ends its job; if not, it only releases the cap of its order, since it charges nothing."""
-    arrived: Arrived = field(default_factory=dict)
+    arrived: Deliveries = field(default_factory=dict)
     """What arrived for the job's other orders that a provider had and gave no receipt for."""
 
     @property
     def tab(self) -> dict[str, object]:
         """What finds its tab."""
         order = self.placed.order.message
-        return {"of_venue": venue(self.domain), "of_payer": order.payer, "of_provider": order.provider}
+        return {"of_deployment_id": deployment_id(self.domain), "of_payer": order.payer, "of_provider": order.provider}
 
 
 # Statements. Bound names begin with `of_` where they find rows, with `to_` where they change them.
 
-VENUE: sa.BindParameter[str] = bindparam("of_venue")
+DEPLOYMENT_ID: sa.BindParameter[str] = bindparam("of_deployment_id")
 PAYER: sa.BindParameter[str] = bindparam("of_payer")
 _PROVIDER: sa.BindParameter[str] = bindparam("of_provider")
 _PROVIDERS: sa.BindParameter[list[str]] = bindparam("of_providers", expanding=True)
 _SEQ: sa.BindParameter[int] = bindparam("of_seq")
 
-THIS_TAB = (tabs.c.venue == VENUE) & (tabs.c.payer == PAYER) & (tabs.c.provider == _PROVIDER)
-_TABS = sa.select(tabs).where(tabs.c.venue == VENUE, tabs.c.payer == PAYER, tabs.c.provider.in_(_PROVIDERS))
+THIS_TAB = (tabs.c.deployment_id == DEPLOYMENT_ID) & (tabs.c.payer == PAYER) & (tabs.c.provider == _PROVIDER)
+_TABS = sa.select(tabs).where(tabs.c.deployment_id == DEPLOYMENT_ID, tabs.c.payer == PAYER, tabs.c.provider.in_(_PROVIDERS))
 TAB = sa.select(tabs).where(THIS_TAB)
 _LIVE = orders.c.claim_by > bindparam("of_now")
 
@@ -115,27 +119,32 @@ _CAPS = (
     sa.select(
         orders.c.provider,
         _sum_of(_LIVE).label("open"),
-        sa.func.sum(sa.case((_LIVE & (orders.c.state == OrderState.DISPATCHED.value), 1), else_=0)).label("unreleased"),
-        _sum_of(_LIVE & (orders.c.seq <= tabs.c.total_mark)).label("early"),
+        sa.func.sum(sa.case((_LIVE & (orders.c.state == OrderState.DISPATCHED.value), 1), else_=0)).label("awaiting_receipts"),
+        _sum_of(_LIVE & (orders.c.seq <= tabs.c.total_order_seq)).label("early"),
         _sum_of(~_LIVE).label("expired"),
     )
-    .join(tabs, (tabs.c.venue == orders.c.venue) & (tabs.c.payer == orders.c.payer) & (tabs.c.provider == orders.c.provider))
+    .join(
+        tabs,
+        (tabs.c.deployment_id == orders.c.deployment_id)
+        & (tabs.c.payer == orders.c.payer)
+        & (tabs.c.provider == orders.c.provider),
+    )
     .where(
         orders.c.payer == PAYER,
         orders.c.state.in_(COLLECTABLE),
         orders.c.provider.in_(_PROVIDERS),
-        orders.c.venue == VENUE,
+        orders.c.deployment_id == DEPLOYMENT_ID,
     )
     .group_by(orders.c.provider)
 )
 NEW_TAB = insert(tabs)
 _RAISE_TAB = NEW_TAB.on_conflict_do_update(
-    index_elements=[tabs.c.venue, tabs.c.payer, tabs.c.provider],
+    index_elements=[tabs.c.deployment_id, tabs.c.payer, tabs.c.provider],
     set_={"ceiling": sa.func.max(tabs.c.ceiling, NEW_TAB.excluded.ceiling), "order_seq": NEW_TAB.excluded.order_seq},
 )
 _NEW_JOB, _NEW_ORDER, _NEW_RECEIPT, _NEW_EVIDENCE = sa.insert(jobs), sa.insert(orders), sa.insert(receipts), sa.insert(evidence)
 
-_ON_TAB = (receipts.c.venue == VENUE) & (receipts.c.payer == PAYER) & (receipts.c.provider == _PROVIDER)
+_ON_TAB = (receipts.c.deployment_id == DEPLOYMENT_ID) & (receipts.c.payer == PAYER) & (receipts.c.provider == _PROVIDER)
 _FROM = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq >= _SEQ).order_by(receipts.c.seq.asc()).limit(2)
 _BELOW = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq < _SEQ).order_by(receipts.c.seq.desc()).limit(1)
 _SAME_ORDER = sa.select(receipts.c.digest, receipts.c.receipt_doc).where(receipts.c.order_digest == bindparam("of_order"))
@@ -143,12 +152,12 @@ _SAME_ORDER = sa.select(receipts.c.digest, receipts.c.receipt_doc).where(receipt
 _ACCEPT = (
     sa.update(tabs)
     .where(THIS_TAB)
-    .values(accepted=bindparam("to_accepted"), total=bindparam("to_total"), total_mark=bindparam("to_mark"))
+    .values(accepted=bindparam("to_accepted"), total=bindparam("to_total"), total_order_seq=bindparam("to_mark"))
 )
-_FREEZE = sa.update(tabs).where(THIS_TAB, tabs.c.frozen == "").values(frozen=bindparam("to_frozen"))
+_FREEZE = sa.update(tabs).where(THIS_TAB, tabs.c.blocked_reason == "").values(blocked_reason=bindparam("to_blocked_reason"))
 _DISPUTE = (
     sa.update(orders)
-    .where(orders.c.digest == bindparam("of_order"), orders.c.state != OrderState.BOOKED.value)
+    .where(orders.c.digest == bindparam("of_order"), orders.c.state != OrderState.RECORDED.value)
     .values(state=OrderState.DISPUTED.value)
 )
 _MARK_ORDER = sa.update(orders).where(orders.c.digest == bindparam("of_order")).values(state=bindparam("to_state"))
@@ -159,7 +168,7 @@ _END_JOB = (
         state=bindparam("to_state"),
         reason=bindparam("to_reason"),
         finished_at=bindparam("to_finished"),
-        took_ms=bindparam("to_took"),
+        duration_ms=bindparam("to_took"),
     )
 )
 _LOSE_JOB = _END_JOB.where(jobs.c.state == JobState.OPEN.value)
@@ -173,7 +182,7 @@ _CLOSE_ORDERS = (
 
 def read_tabs(c: Connection, domain: Domain, payer: Address, providers: Sequence[Address], now: int) -> dict[Address, Tab]:
     """The payer's tabs with these providers; orders whose `claim_by` is not after `now` are expired."""
-    which = {"of_venue": venue(domain), "of_payer": payer, "of_providers": list(providers)}
+    which = {"of_deployment_id": deployment_id(domain), "of_payer": payer, "of_providers": list(providers)}
     rows = {row.provider: row for row in c.execute(_TABS, which)}
     caps = {row.provider: row for row in c.execute(_CAPS, which | {"of_now": now})}
     return {provider: tab_of(rows.get(provider), caps.get(provider)) for provider in providers}
@@ -184,9 +193,9 @@ def tab_of(row: sa.Row[tuple[object, ...]] | None, caps: sa.Row[tuple[object, ..
     if row is None:
         return Tab()
     if caps is None:
-        open_caps, early_caps, expired, unreleased = 0, 0, 0, 0
+        open_caps, early_caps, expired, awaiting_receipts = 0, 0, 0, 0
     else:
-        open_caps, early_caps, expired, unreleased = caps.open, caps.early, caps.expired, caps.unreleased
+        open_caps, early_caps, expired, awaiting_receipts = caps.open, caps.early, caps.expired, caps.awaiting_receipts
     return Tab(
         accepted=Amount(row.accepted),
         total=Amount(row.total),
@@ -194,23 +203,25 @@ def tab_of(row: sa.Row[tuple[object, ...]] | None, caps: sa.Row[tuple[object, ..
         early_caps=Amount(early_caps),
         ceiling=Amount(row.ceiling),
         order_seq=row.order_seq,
-        frozen=row.frozen,
-        unreleased=unreleased,
-        undelivered=row.undelivered,
+        blocked_reason=row.blocked_reason,
+        awaiting_receipts=awaiting_receipts,
+        undelivered_quarters=row.undelivered_quarters,
         expired_caps=Amount(expired),
         recovered=Amount(row.recovered),
     )
 
 
-def take(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: Sign, reader: str = "") -> list[Placed]:
+def sign_orders(
+    c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder, reader: str = ""
+) -> list[PlacedOrder]:
     """Signs an order for each draft whose provider is not barred (see `Tab.barred`), and remembers them as open. `reader`: the
     process that will read the answer, see presence.py.
     """
     found = read_tabs(c, job.domain, job.payer, [provider for provider, _ in drafts], job.created_at)
-    placed = [sign(found[provider], provider, terms) for provider, terms in drafts if not found[provider].barred]
+    placed = [sign(found[provider], provider, terms) for provider, terms in drafts if not found[provider].exclusion_reason]
     if not placed:
         return []
-    where = venue(job.domain)
+    where = deployment_id(job.domain)
     c.execute(_NEW_JOB, _job_row(where, job) | {"reader": reader})
     c.execute(_NEW_ORDER, [_order_row(where, job, p) for p in placed])
     c.execute(_RAISE_TAB, [_tab_row(where, p) for p in placed])
@@ -220,7 +231,7 @@ def take(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], si
 def _job_row(where: str, job: NewJob) -> dict[str, object]:
     return {
         "job": job.job.hex(),
-        "venue": where,
+        "deployment_id": where,
         "payer": job.payer,
         "model": job.model,
         "path": job.path,
@@ -232,12 +243,12 @@ def _job_row(where: str, job: NewJob) -> dict[str, object]:
     }
 
 
-def _order_row(where: str, job: NewJob, placed: Placed) -> dict[str, object]:
+def _order_row(where: str, job: NewJob, placed: PlacedOrder) -> dict[str, object]:
     order = placed.order.message
     return {
         "digest": placed.order.digest.hex(),
         "job": job.job.hex(),
-        "venue": where,
+        "deployment_id": where,
         "payer": order.payer,
         "provider": order.provider,
         "seq": order.seq,
@@ -250,64 +261,66 @@ def _order_row(where: str, job: NewJob, placed: Placed) -> dict[str, object]:
     }
 
 
-def _tab_row(where: str, placed: Placed) -> dict[str, object]:
+def _tab_row(where: str, placed: PlacedOrder) -> dict[str, object]:
     order = placed.order.message
     return {
-        "venue": where,
+        "deployment_id": where,
         "payer": order.payer,
         "provider": order.provider,
         "accepted": 0,
         "total": 0,
-        "total_mark": 0,
+        "total_order_seq": 0,
         "ceiling": int(order.ceiling),
         "order_seq": order.seq,
-        "frozen": "",
+        "blocked_reason": "",
     }
 
 
-def book(c: Connection, arrival: Arrival) -> BadReceipt | None:
+def record_receipt(c: Connection, arrival: IncomingReceipt) -> BadReceipt | None:
     """Checks a receipt and, where it is final, ends its job. None if the tab now contains it, or did before."""
     receipt = arrival.receipt.message
-    arrival = replace(arrival, delivered=open_orders.recall(c, arrival.job, receipt, arrival.delivered))
+    arrival = replace(arrival, delivered=open_orders.read_delivery(c, arrival.job, receipt, arrival.delivered))
     try:
-        known, tab = examine(c, arrival)
-    except Undelivered as complaint:
-        open_orders.refuse(c, arrival.tab, receipt.order_hash, arrival.delivered, complaint, now=arrival.now)
+        known, tab = check_receipt(c, arrival)
+    except UndeliveredCharge as complaint:
+        open_orders.refuse_receipt(c, arrival.tab, receipt.order_hash, arrival.delivered, complaint, now=arrival.now)
         if arrival.final:
-            end(c, arrival.job, JobState.FAILED, str(complaint), arrival.now, arrived=arrival.arrived)
+            end_job(c, arrival.job, JobState.FAILED, str(complaint), arrival.now, arrived=arrival.arrived)
         return complaint
     except BadReceipt as complaint:
         if complaint.fault is Fault.PROVIDER:
             _freeze(c, arrival, _around(c, arrival), str(complaint))
         return complaint
     if not known:
-        accept(c, arrival, tab)
+        store_receipt(c, arrival, tab)
     elif arrival.delivered is not None and arrival.delivered.finished:
         _weigh(c, arrival)  # booked before, when the stream was lost: now the whole answer was fetched
     return None
 
 
-def _weigh(c: Connection, arrival: Arrival) -> None:
+def _weigh(c: Connection, arrival: IncomingReceipt) -> None:
     receipt = arrival.receipt.message
-    quarters = quarters_of(receipt, arrival.delivered)
+    quarters = undelivered_quarters(receipt, arrival.delivered)
     if quarters:
         reason = f"job {arrival.job.hex()}, of which it charged {receipt.cost}"
-        open_orders.count(c, arrival.tab, receipt.order_hash, quarters, reason, seen=arrival.delivered, now=arrival.now)
+        open_orders.count_undelivered(
+            c, arrival.tab, receipt.order_hash, quarters, reason, seen=arrival.delivered, now=arrival.now
+        )
 
 
-def examine(c: Connection, arrival: Arrival) -> tuple[bool, sa.Row[tuple[object, ...]] | None]:
+def check_receipt(c: Connection, arrival: IncomingReceipt) -> tuple[bool, sa.Row[tuple[object, ...]] | None]:
     """Whether a receipt was booked before, and the tab's row. Raises BadReceipt for what must not be booked."""
     receipt = arrival.receipt.message
-    check_answer(arrival.placed, receipt, arrival.delivered)
+    check_against_order(arrival.placed, receipt, arrival.delivered)
     booked = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
     if booked is not None and booked.digest == arrival.receipt.digest.hex():
         return True, None
-    check_place(receipt, Neighbours.of(receipt, (loads_signed(Receipt, doc).message for doc in _around(c, arrival))))
-    check_doubt(arrival.doubt)
+    check_sequence(receipt, AdjacentReceipts.of(receipt, (loads_signed(Receipt, doc).message for doc in _around(c, arrival))))
+    check_audit(arrival.doubt)
     return False, c.execute(TAB, arrival.tab).first()
 
 
-def _around(c: Connection, arrival: Arrival) -> list[str]:
+def _around(c: Connection, arrival: IncomingReceipt) -> list[str]:
     """The receipts held around a new one, as they were signed: of its order, of its seq, next above and below."""
     receipt = arrival.receipt.message
     which = arrival.tab | {"of_seq": receipt.seq}
@@ -316,55 +329,55 @@ def _around(c: Connection, arrival: Arrival) -> list[str]:
     return found if same_order is None or same_order.receipt_doc in found else [*found, same_order.receipt_doc]
 
 
-def accept(c: Connection, arrival: Arrival, row: sa.Row[tuple[object, ...]] | None) -> None:
+def store_receipt(c: Connection, arrival: IncomingReceipt, row: sa.Row[tuple[object, ...]] | None) -> None:
     """Books a receipt that was examined, and ends its job where it is final; `row` is its tab's."""
     receipt, delivered, tab = arrival.receipt.message, arrival.delivered, tab_of(row)
     order = arrival.placed.order.digest.hex()
     values = {
         "digest": arrival.receipt.digest.hex(),
-        "venue": venue(arrival.domain),
+        "deployment_id": deployment_id(arrival.domain),
         "payer": receipt.payer,
         "provider": receipt.provider,
         "seq": receipt.seq,
         "order_digest": order,
         "receipt_doc": arrival.receipt.dumps(),
         "whole": delivered is not None and delivered.finished,
-        "booked_at": arrival.now,
+        "recorded_at": arrival.now,
     }
     c.execute(_NEW_RECEIPT, values)
-    total, mark = (tab.total, row.total_mark if row is not None else 0)
+    total, mark = (tab.total, row.total_order_seq if row is not None else 0)
     if tab.total < receipt.cumulative_cost <= tab.ceiling:  # above all that these books know to be signed it says nothing
         total, mark = receipt.cumulative_cost, tab.order_seq
     change = {"to_accepted": int(tab.accepted + receipt.cost), "to_total": int(total), "to_mark": mark}
     c.execute(_ACCEPT, arrival.tab | change)
-    before = open_orders.state_of(c, arrival.job)
+    before = open_orders.job_state(c, arrival.job)
     final = receipt.cost > 0 or (arrival.final and before in _AWAITING)
-    c.execute(_MARK_ORDER, {"of_order": order, "to_state": (OrderState.BOOKED if final else OrderState.RELEASED).value})
+    c.execute(_MARK_ORDER, {"of_order": order, "to_state": (OrderState.RECORDED if final else OrderState.RELEASED).value})
     _weigh(c, arrival)
     if final:
         _finish(c, arrival, counted=before in _COUNTED)
 
 
-def _finish(c: Connection, arrival: Arrival, *, counted: bool) -> None:
+def _finish(c: Connection, arrival: IncomingReceipt, *, counted: bool) -> None:
     """Ends the job of a receipt that was booked. `counted`: it counts as a failed request already."""
     receipt = arrival.receipt.message
     outcome = Outcome(receipt.outcome)
     state = _ENDED[ENDS[outcome]]
-    budgets.add(c, arrival.job, receipt, arrival.now, failed=state is JobState.FAILED, counted=counted)
+    budgets.add_receipt(c, arrival.job, receipt, arrival.now, failed=state is JobState.FAILED, counted=counted)
     reason = "" if state is JobState.COMPLETED else outcome.name.lower()
     if arrival.doubt is not None:
         reason = f"doubted: {arrival.doubt.reason}"
-    open_orders.keep(c, arrival.arrived)
-    open_orders.dispatched(c, arrival.arrived)
-    told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": arrival.now, "to_took": arrival.took_ms}
+    open_orders.store_deliveries(c, arrival.arrived)
+    open_orders.mark_dispatched(c, arrival.arrived)
+    told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": arrival.now, "to_took": arrival.duration_ms}
     c.execute(_END_JOB, {"of_job": arrival.job.hex()} | told)
     c.execute(_CLOSE_ORDERS, {"of_job": arrival.job.hex()})
 
 
-def _freeze(c: Connection, arrival: Arrival, others: list[str], reason: str) -> None:
+def _freeze(c: Connection, arrival: IncomingReceipt, others: list[str], reason: str) -> None:
     order, delivered = arrival.placed.order, arrival.delivered
     values = {
-        "venue": venue(arrival.domain),
+        "deployment_id": deployment_id(arrival.domain),
         "payer": order.message.payer,
         "provider": order.message.provider,
         "job": arrival.job.hex(),
@@ -374,23 +387,23 @@ def _freeze(c: Connection, arrival: Arrival, others: list[str], reason: str) -> 
         "terms_doc": dumps(arrival.placed.terms.to_json()).decode(),
         "other_doc": f"[{','.join(others)}]",
         "delivered_doc": None if delivered is None else dumps(delivered.to_json()).decode(),
-        "found_at": arrival.now,
+        "recorded_at": arrival.now,
     }
     c.execute(_NEW_EVIDENCE, values)
-    c.execute(_FREEZE, arrival.tab | {"to_frozen": reason})
+    c.execute(_FREEZE, arrival.tab | {"to_blocked_reason": reason})
     c.execute(_DISPUTE, {"of_order": order.digest.hex()})
     if arrival.final:
-        end(c, arrival.job, JobState.DISPUTED, reason, arrival.now, arrived=arrival.arrived)
+        end_job(c, arrival.job, JobState.DISPUTED, reason, arrival.now, arrived=arrival.arrived)
 
 
-def end(
+def end_job(
     c: Connection,
     job: JobId,
     state: JobState,
     reason: str,
     now: int,
     *,
-    arrived: Arrived = NOTHING,
+    arrived: Deliveries = NO_DELIVERIES,
     matched: Sequence[Hash] = (),
     keep: bool = False,
 ) -> None:
@@ -401,8 +414,8 @@ def end(
     """
     if state in (JobState.FAILED, JobState.DISPUTED):
         budgets.add_failed(c, job, now)
-    open_orders.keep(c, arrived)
-    open_orders.dispatched(c, [*arrived, *matched])
+    open_orders.store_deliveries(c, arrived)
+    open_orders.mark_dispatched(c, [*arrived, *matched])
     which = {"of_job": job.hex()}
     statement = {JobState.LOST: _LOSE_JOB, JobState.DISPUTED: _END_JOB}.get(state, _LEAVE_JOB)
     told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": now, "to_took": None}

@@ -1,1 +1,1 @@
-"""What OpenAI's wire format says: requests, event streams, message texts. Imports nothing of the client."""
+"""OpenAI's API as the client reads and renders it: requests, answers, errors. Imports no other room of the client."""

@@ -17,36 +17,37 @@ from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
 from tallystick.client.config import MAX_LABEL, ClientConfig
-from tallystick.client.coordinator.access_tokens import Tokens
-from tallystick.client.coordinator.http_client import Coordinator, Info, ModelOffer
-from tallystick.client.coordinator.pinning import Pin
-from tallystick.client.jobs.job import Desk, Job
-from tallystick.client.jobs.resume import take_up
-from tallystick.client.jobs.submit import Named, Placing
+from tallystick.client.coordinator.access_tokens import AccessTokens
+from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo, ModelOffer
+from tallystick.client.coordinator.pinning import DeploymentPin
+from tallystick.client.jobs.job import Job, JobContext
+from tallystick.client.jobs.resume import resume_job
+from tallystick.client.jobs.submit import JobSubmitter, Named
 from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob
-from tallystick.client.openai.requests import Asked
-from tallystick.client.receipts.checks import Tab
+from tallystick.client.openai.requests import ApiRequest
+from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.evidence import Evidence
-from tallystick.client.receipts.file_store import ProofFolder
-from tallystick.client.receipts.token_audit import Auditor
-from tallystick.client.recovery.escrow import Onchain
-from tallystick.client.recovery.reconciler import Resolver
-from tallystick.client.recovery.tabs import Recovery
-from tallystick.client.sdk.convenience import Verbs
-from tallystick.client.sdk.maintenance import Upkeep
+from tallystick.client.receipts.file_store import ProofStore
+from tallystick.client.receipts.token_audit import TokenAuditor
+from tallystick.client.recovery.escrow import PayerEscrow
+from tallystick.client.recovery.lost_state import TabRecovery
+from tallystick.client.recovery.reconciler import Reconciler
+from tallystick.client.sdk.convenience import ConvenienceMethods
+from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.selection.affinity import Affinity
 from tallystick.client.selection.options import Choice, Explained, demand_of, explained, least
-from tallystick.client.selection.shortlist import Demand, Shortlists
+from tallystick.client.selection.shortlist import Shortlists
+from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.json_members import read_text
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
-from tallystick.protocol.wire import MAX_CANDIDATES, dumps
-from tallystick.runtime.plaintext import warn_if_readable
+from tallystick.protocol.wire import dumps
+from tallystick.runtime.plaintext import warn_if_plaintext
 
 _STALE = (Code.NO_PROVIDER, Code.NODE_BUSY)
 """Refusals that a fresh shortlist may heal."""
@@ -61,7 +62,7 @@ class _Wish:
     affinity: str | None
 
 
-class Market(Verbs):
+class Market(ConvenienceMethods):
     """A client of one coordinator with one wallet. Use as an async context manager; many jobs may run at once.
 
     Entering raises BadMessage for a deployment file that cannot be read and Unavailable for a state file that cannot be used.
@@ -80,23 +81,23 @@ class Market(Verbs):
         config = replace(config or ClientConfig(), coordinator=coordinator_url)
         self.config, self.wallet = config, wallet
         self._clock, self._random = clock, random
-        self._coordinator = Coordinator(coordinator_url, config, Tokens(wallet, self.info, self._now))
+        self._coordinator = CoordinatorClient(coordinator_url, config, AccessTokens(wallet, self.info, self._now))
         self._shortlists = Shortlists(
             self._coordinator,
             wallet.address,
             limit=config.shortlist_size,
             seconds=config.shortlist_seconds,
-            context=self._context,
+            context=self._shortlist_context,
             now=self._now,
             staked=self._staked,
-            stale=lambda domain, asks: self._ledger.stale(domain, asks, self._now()),
+            stale=lambda domain, asks: self._ledger.stale_asks(domain, asks, self._now()),
         )
         self._affinity = Affinity(random(32))
-        self._pin = Pin()
-        self._onchain: Onchain | None = None
+        self._pin = DeploymentPin()
+        self._onchain: PayerEscrow | None = None
         self._asking = asyncio.Lock()
-        self._desk: Desk | None = None
-        self._info: Info | None = None
+        self._job_context: JobContext | None = None
+        self._info: CoordinatorInfo | None = None
         self._live: set[Job] = set()
         self._on_their_way: set[JobId] = set()
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -134,13 +135,13 @@ class Market(Verbs):
 
     async def open(self) -> Self:
         """What entering does, for where no block can hold the market, as across a notebook's cells. `close` it at the end."""
-        warn_if_readable(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
-        self._auditor = Auditor(self.config)
-        self._pin, self._desk, self._draining = Pin.of(self.config), None, False
-        self._onchain = Onchain.of(self.config, self.wallet)
-        self._ledger = await Ledger.open(self.config.state_file(self.address), self.address)
+        warn_if_plaintext(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
+        self._auditor = TokenAuditor(self.config)
+        self._pin, self._job_context, self._draining = DeploymentPin.of(self.config), None, False
+        self._onchain = PayerEscrow.of(self.config, self.wallet)
+        self._ledger = await Ledger.open(self.config.ledger_path(self.address), self.address)
         await self._coordinator.__aenter__()
-        recovery = Recovery.of(
+        recovery = TabRecovery.of(
             self._ledger,
             self._coordinator,
             self.wallet,
@@ -149,7 +150,7 @@ class Market(Verbs):
             config=self.config,
             onchain=self._onchain,
         )
-        self._resolver = Resolver(
+        self._resolver = Reconciler(
             self._ledger,
             self._coordinator,
             now=self._now,
@@ -158,7 +159,7 @@ class Market(Verbs):
             every=self.config.start_seconds,
             recovery=recovery,
         )
-        self._placing = Placing(
+        self._placing = JobSubmitter(
             self.config,
             self.wallet,
             self._coordinator,
@@ -191,7 +192,7 @@ class Market(Verbs):
                     await self._idle.wait()
         await asyncio.gather(*(job.cancel() for job in list(self._live)), return_exceptions=True)
 
-    async def info(self) -> Info:
+    async def info(self) -> CoordinatorInfo:
         """Who the coordinator is; asked once. Raises Refusal if it is not the one, or not on the deployment, insisted on."""
         if self._info is None:
             async with self._asking:
@@ -214,10 +215,10 @@ class Market(Verbs):
         self._info = now
         return True
 
-    async def _open_desk(self) -> tuple[Info, Desk]:
+    async def _open_context(self) -> tuple[CoordinatorInfo, JobContext]:
         info = await self.info()
-        if self._desk is None:
-            self._desk = Desk(
+        if self._job_context is None:
+            self._job_context = JobContext(
                 self.config,
                 self._coordinator,
                 self._ledger,
@@ -226,10 +227,10 @@ class Market(Verbs):
                 self._now,
                 self._left,
                 lambda job: any(other is not job and other.id == job.id for other in self._live),
-                ProofFolder.of(self.config),
+                ProofStore.of(self.config),
                 self._auditor,
             )
-        return info, self._desk
+        return info, self._job_context
 
     def _left(self, job: Job) -> None:
         self._live.discard(job)
@@ -237,13 +238,13 @@ class Market(Verbs):
             self._idle.set()
         if job.disputed:
             self._shortlists.forget()
-        elif job.receipt is not None and job.booked:
+        elif job.receipt is not None and job.receipt_accepted:
             self._affinity.note(job.conversation, job.receipt.message)
 
-    async def _context(self) -> tuple[Domain, Iterable[Address]]:
+    async def _shortlist_context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
-        barred = await self._ledger.barred(domain, self._now())
-        if barred and (owing := barred.keys() - await self._ledger.frozen(domain)):
+        barred = await self._ledger.excluded(domain, self._now())
+        if barred and (owing := barred.keys() - await self._ledger.blocked(domain)):
             self._resolver.look_into(sorted(owing))  # their receipts may have come meanwhile
         return domain, barred
 
@@ -267,8 +268,8 @@ class Market(Verbs):
     async def explain(self, model: str, *, route: str = CHAT, **choice: Unpack[Choice]) -> list[Explained]:
         """Every ask for a model and why it would not be offered a job; those that would come first. Places nothing."""
         demand = demand_of(self.config, model, route, choice)
-        barred = await self._ledger.barred((await self.info()).domain, self._now())
-        listed = await self._coordinator.explain(demand.to_json(self.address, MAX_CANDIDATES))
+        barred = await self._ledger.excluded((await self.info()).domain, self._now())
+        listed = await self._coordinator.explain(demand.to_json(self.address))
         return explained(listed, demand, barred, self._now())
 
     # Jobs
@@ -303,8 +304,8 @@ class Market(Verbs):
                 Code.BODY_TOO_LARGE, f"the request has {len(raw)} bytes, at most {self.config.max_body_bytes} are taken"
             )
         label = self.config.label if label is None else read_text(label, "label", MAX_LABEL)
-        asked = Asked.of(path, raw, content_type, label)
-        call = asked.call
+        asked = ApiRequest.of(path, raw, content_type, label)
+        call = asked.summary
         if model is not None and model != call.model:
             raise BadMessage(f"model: {model!r} was asked for, but the body names {call.model!r}")
         if models and call.model not in models:
@@ -319,18 +320,18 @@ class Market(Verbs):
         cap = None if limit is None else Amount(limit)
         if key is None:
             return await self._find_and_place(asked, demand, cap, _Wish(keep, None, affinity))
-        request = idempotency.fingerprint(asked.plain)
+        request = idempotency.fingerprint(asked.plaintext)
         async with self._keys.setdefault(idempotency.check_key(key), asyncio.Lock()):
-            known = await self._ledger.keyed(key)
+            known = await self._ledger.find_key(key)
             if known is None:
                 return await self._find_and_place(asked, demand, cap, _Wish(keep, (key, request), affinity))
             idempotency.check_same(known, request)
-            info, desk = await self._open_desk()
-            job = await take_up(desk, info.coordinator, known, asked, keep_bytes=self._room(desk, asked, keep))
+            info, context = await self._open_context()
+            job = await resume_job(context, info.coordinator, known, asked, keep_bytes=self._room(context, asked, keep))
             self._live.add(job)
             return job
 
-    async def _find_and_place(self, asked: Asked, demand: Demand, cap: Amount | None, wish: _Wish) -> Job:
+    async def _find_and_place(self, asked: ApiRequest, demand: Demand, cap: Amount | None, wish: _Wish) -> Job:
         asks, remembered = await self._shortlists.get(demand)
         try:
             return await self._place(asked, asks, cap, demand, wish)
@@ -344,9 +345,11 @@ class Market(Verbs):
         asks, _ = await self._shortlists.get(demand)
         return await self._place(asked, asks, cap, demand, wish)
 
-    async def _place(self, asked: Asked, asks: Sequence[Verified[Ask]], cap: Amount | None, demand: Demand, wish: _Wish) -> Job:
+    async def _place(
+        self, asked: ApiRequest, asks: Sequence[Verified[Ask]], cap: Amount | None, demand: Demand, wish: _Wish
+    ) -> Job:
         began = asyncio.get_running_loop().time()
-        info, desk = await self._open_desk()
+        info, context = await self._open_context()
         await self._resolver.recovery.know(ask.message.provider for ask in asks)
         tag = None if demand.ranked else self._affinity.tag(asked, wish.affinity)
         asks, moved = self._affinity.ordered(tag, asks)
@@ -355,38 +358,38 @@ class Market(Verbs):
             asked,
             asks,
             cap,
-            keep_bytes=self._room(desk, asked, wish.keep),
+            keep_bytes=self._room(context, asked, wish.keep),
             named=wish.named,
             ranked=demand.ranked or moved,
         )
-        made = Job(desk, answer, response, asked.call, asked.plain, keyed=wish.named is not None, began=began)
+        made = Job(context, answer, response, asked.summary, asked.plaintext, keyed=wish.named is not None, began=began)
         made.conversation = tag
         self._live.add(made)
         return made
 
-    def _room(self, desk: Desk, asked: Asked, keep: bool) -> int:
-        counted = self._auditor.counts(asked.call.model, asked.head.path)
-        return self.config.max_answer_bytes if keep or counted or desk.proofs is not None else 0
+    def _room(self, context: JobContext, asked: ApiRequest, keep: bool) -> int:
+        counted = self._auditor.counts(asked.summary.model, asked.head.path)
+        return self.config.max_answer_bytes if keep or counted or context.proofs is not None else 0
 
     # Remembering
 
     async def find(self, job: JobId) -> KnownJob | None:
         """What this wallet's ledger knows of a job."""
-        return await self._ledger.find(job)
+        return await self._ledger.find_job(job)
 
     async def tab(self, provider: str) -> Tab:
         """The tab with one provider: accepted, open caps, highest ceiling signed, in base units."""
         info = await self.info()
         return await self._ledger.tab(info.domain, parse_address(provider), self._now())
 
-    async def _at_stake(self, job: JobId) -> Amount:
-        return await upkeep_of(self).at_stake(job)
+    async def _possible_cost(self, job: JobId) -> Amount:
+        return await maintenance_of(self).possible_cost(job)
 
     async def evidence(self) -> list[Evidence]:
         """Dishonest receipts, kept for third parties."""
         return await self._ledger.evidence()
 
 
-def upkeep_of(market: Market) -> Upkeep:
+def maintenance_of(market: Market) -> Maintenance:
     """What the gateway of an open market takes care of."""
-    return Upkeep(market.config, market._ledger, market._onchain, market.info, market._clock)  # noqa: SLF001 - its other half
+    return Maintenance(market.config, market._ledger, market._onchain, market.info, market._clock)  # noqa: SLF001 - its other half

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from tallystick.client.openai.requests import Asked
+from tallystick.client.openai.requests import ApiRequest
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.messages import Ask, Receipt
 from tallystick.protocol.types import Address
@@ -31,12 +31,12 @@ class Affinity:
         self._key = key
         self._last: OrderedDict[bytes, tuple[Address, int]] = OrderedDict()
 
-    def tag(self, asked: Asked, named: str | None) -> bytes | None:
+    def tag(self, asked: ApiRequest, named: str | None) -> bytes | None:
         """What a request's conversation is known by; None where it belongs to none."""
         begins = [named] if named is not None else _beginning(asked)
         if begins is None:
             return None
-        return hmac.digest(self._key, dumps([asked.head.path, asked.call.model, begins]), hashlib.sha256)
+        return hmac.digest(self._key, dumps([asked.head.path, asked.summary.model, begins]), hashlib.sha256)
 
     def note(self, tag: bytes | None, receipt: Receipt) -> None:
         """A provider answered, and billed so much of the input as cached."""
@@ -63,7 +63,7 @@ def _price(ask: Ask, cached: int) -> int:
     return 3 * (ask.cached_input_price * cached + ask.input_price * (100 - cached)) + 100 * ask.output_price
 
 
-def _beginning(asked: Asked) -> Any:
+def _beginning(asked: ApiRequest) -> Any:
     request = asked.json
     if request is None:
         return None

@@ -6,14 +6,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
-from tallystick.client.config import MAX_LABEL, SORTS, ApiKey, ClientConfig
-from tallystick.client.selection.shortlist import Demand
+from tallystick.client.config import MAX_LABEL, ApiKey, ClientConfig
+from tallystick.client.selection.shortlist import objection
+from tallystick.protocol.demand import Demand
 from tallystick.protocol.errors import BadMessage, Fault
 from tallystick.protocol.json_members import read_count, read_items, read_text
 from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import Requirements
-from tallystick.protocol.types import Address, Amount, parse_amount
+from tallystick.protocol.routes import ALWAYS
+from tallystick.protocol.types import Address, Amount, parse_address, parse_amount
 from tallystick.protocol.wire import loads
 
 HEADER = "x-tally-options"
@@ -22,11 +24,20 @@ MAX_WHY = 500
 """Characters of a coordinator's reason that are shown."""
 
 
-class Choice(TypedDict, total=False):
-    """What a request says of its providers. Prices are base units per 1,000,000 tokens, `min_stake` base units; addresses as
-    people write them.
+class _Narrowing(TypedDict):
+    """The criteria that a request can make stricter than the config, and never looser."""
 
-    Maxima and `require` narrow what the config says and never widen it; `pin`: these only; `prefer`: these first, in this order.
+    max_input_price: int | None
+    max_output_price: int | None
+    require: Requirements
+    min_reputation: int
+    min_stake: int
+
+
+class Choice(TypedDict, total=False):
+    """The criteria that a request sets for its providers; `Demand` has the meaning of each. Addresses are hexadecimal text.
+
+    Maxima, minima and `require` narrow what the config says; `exclude` adds to it; `pin`, `prefer` and `sort` replace it.
     """
 
     max_input_price: int | None
@@ -51,36 +62,38 @@ class Options(Choice, total=False):
 
 def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> Demand:
     """The demand of a request. Raises BadMessage, or Refusal where it asks for what the config does not allow."""
-    sort = choice.get("sort", config.sort)
-    if sort not in SORTS:
-        raise BadMessage(f"sort: expected one of {', '.join(SORTS)}")
-    return Demand.of(
-        model,
-        least(config.max_input_price, choice.get("max_input_price")),
-        least(config.max_output_price, choice.get("max_output_price")),
-        pin=choice.get("pin", ()),
-        exclude=(*config.exclude, *choice.get("exclude", ())),
-        path=route,
-        require=config.require.narrowed(choice.get("require", Requirements())),
-        min_reputation=max(config.min_reputation, choice.get("min_reputation", 0)),
-        min_stake=max(config.min_stake, choice.get("min_stake", 0)),
-        sort=sort,
-        prefer=choice.get("prefer", config.prefer),
+    excluded = (*config.exclude, *choice.get("exclude", ()))
+    return Demand(
+        model=model,
+        route=None if route in ALWAYS else route,
+        pin=frozenset(parse_address(address, "pin") for address in choice.get("pin", ())),
+        exclude=frozenset(parse_address(address, "exclude") for address in excluded),
+        prefer=tuple(parse_address(address, "prefer") for address in choice.get("prefer", config.prefer)),
+        sort=choice.get("sort", config.sort),
+        **_narrowed(config, choice),
     )
+
+
+def _narrowed(policy: ClientConfig | ApiKey, choice: Choice) -> _Narrowing:
+    """Returns the strictest of what a policy and a request say, for the criteria that a request can only make stricter. Raises
+    Refusal if no ask can meet both.
+    """
+    return {
+        "max_input_price": least(policy.max_input_price, choice.get("max_input_price")),
+        "max_output_price": least(policy.max_output_price, choice.get("max_output_price")),
+        "require": policy.require.narrowed(choice.get("require", Requirements())),
+        "min_reputation": max(policy.min_reputation, choice.get("min_reputation", 0)),
+        "min_stake": max(policy.min_stake, choice.get("min_stake", 0)),
+    }
 
 
 def under(config: ClientConfig, caller: ApiKey | None, options: Options) -> Options:
     """A request's options, held to what its caller's key allows. Raises Refusal where they ask for more."""
     if caller is None:
         return options
-    held = Options(**options)
+    held = cast("Options", {**options, **_narrowed(caller, options)})
     most = least(caller.max_cost, options.get("max_cost"))
     held["max_cost"] = None if most is None else Amount(most)
-    held["max_input_price"] = least(caller.max_input_price, options.get("max_input_price"))
-    held["max_output_price"] = least(caller.max_output_price, options.get("max_output_price"))
-    held["min_reputation"] = max(caller.min_reputation, options.get("min_reputation", 0))
-    held["min_stake"] = max(caller.min_stake, options.get("min_stake", 0))
-    held["require"] = caller.require.narrowed(options.get("require", Requirements()))
     held["label"] = "/".join(part for part in (caller.label, options.get("label")) if part)
     held["models"] = sorted(config.models_of(caller))
     return held
@@ -189,5 +202,5 @@ def _explained(entry: Mapping[str, Any], demand: Demand, frozen: Mapping[Address
     signed = read_ask(entry.get("ask"))
     numbers = (read_count(entry.get(name, 0), name) for name in ("free", "tokensPerSecond", "firstTokenMs", "reputation"))
     ask = signed.message
-    against = (demand.objection(ask, now), entry.get("why"), frozen.get(ask.provider))
+    against = (objection(demand, ask, now), entry.get("why"), frozen.get(ask.provider))
     return Explained(ask, next((str(why)[:MAX_WHY] for why in against if why), ""), *numbers)

@@ -10,137 +10,43 @@ from typing import Any
 
 import structlog
 
-from tallystick.client.coordinator.http_client import Coordinator
+from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.protocol.demand import Demand, Facts, Reason
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.requirements import NOTHING, Requirements
-from tallystick.protocol.routes import ALWAYS, CHAT, serves
 from tallystick.protocol.sealing import SUITES
-from tallystick.protocol.types import Address, Hash, parse_address
+from tallystick.protocol.types import Address, Hash
 
 log = structlog.get_logger()
 REMEMBERED = 256
-MAX_EXCLUDED = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a job may be matched with. Prices are maxima in base units per 1,000,000 tokens; empty sets do not restrict."""
-
-    model: str
-    max_input_price: int | None = None
-    max_output_price: int | None = None
-    pin: frozenset[Address] = frozenset()
-    exclude: frozenset[Address] = frozenset()
-    route: str | None = None
-    """A route that not every ask serves."""
-    require: Requirements = NOTHING
-    min_reputation: int = 0
-    min_stake: int = 0
-    """Base units that a provider stands to lose."""
-    sort: str = "price"
-    prefer: tuple[Address, ...] = ()
-    """Those of the shortlist that come first, in this order."""
-
-    @classmethod
-    def of(
-        cls,
-        model: str,
-        max_input_price: int | None,
-        max_output_price: int | None,
-        *,
-        pin: Iterable[str],
-        exclude: Iterable[str],
-        path: str = CHAT,
-        require: Requirements = NOTHING,
-        min_reputation: int = 0,
-        min_stake: int = 0,
-        sort: str = "price",
-        prefer: Iterable[str] = (),
-    ) -> Demand:
-        """A demand with addresses as people write them. Raises BadMessage."""
-        pinned = frozenset(parse_address(address, "pin") for address in pin)
-        excluded = frozenset(parse_address(address, "exclude") for address in exclude)
-        preferred = tuple(parse_address(address, "prefer") for address in prefer)
-        route = None if path in ALWAYS else path
-        return cls(
-            model=model,
-            max_input_price=max_input_price,
-            max_output_price=max_output_price,
-            pin=pinned,
-            exclude=excluded,
-            route=route,
-            require=require,
-            min_reputation=min_reputation,
-            min_stake=min_stake,
-            sort=sort,
-            prefer=preferred,
-        )
-
-    @property
-    def ranked(self) -> bool:
-        """Whether the order of the shortlist is the client's own, and not that of the price."""
-        return self.sort != "price" or bool(self.prefer)
-
-    def to_json(self, payer: Address, limit: int) -> dict[str, Any]:
-        """The body of POST /v1/shortlist."""
-        body: dict[str, Any] = {"model": self.model, "payer": payer, "limit": limit}
-        if self.max_input_price is not None:
-            body["maxInputPrice"] = int(self.max_input_price)
-        if self.max_output_price is not None:
-            body["maxOutputPrice"] = int(self.max_output_price)
-        if self.route is not None:
-            body["route"] = self.route
-        if self.require != NOTHING:
-            body["require"] = self.require.to_json()
-        if self.min_reputation:
-            body["minReputation"] = self.min_reputation
-        if self.min_stake:
-            body["minStake"] = int(self.min_stake)
-        if self.sort != "price":
-            body["sort"] = self.sort
-        if self.pin:
-            body["providers"] = sorted(self.pin)
-        if self.exclude:
-            body["exclude"] = sorted(self.exclude)[:MAX_EXCLUDED]
-        return body
-
-    def objection(self, ask: Ask, now: int) -> str | None:
-        """Why this ask does not meet the demand at that Unix time, or None."""
-        return next((reason for reason, excludes in _OBJECTIONS if excludes(self, ask, now)), None)
-
-
-_OBJECTIONS: tuple[tuple[str, Callable[[Demand, Ask, int], bool]], ...] = (
-    ("another model", lambda d, a, _: a.model != d.model),
-    ("not valid now", lambda _, a, now: not a.valid_from <= now < a.valid_until),
-    ("input price above the maximum", lambda d, a, _: d.max_input_price is not None and a.input_price > d.max_input_price),
-    ("output price above the maximum", lambda d, a, _: d.max_output_price is not None and a.output_price > d.max_output_price),
-    ("a provider that was not asked for", lambda d, a, _: bool(d.pin) and a.provider not in d.pin),
-    ("an excluded provider", lambda d, a, _: a.provider in d.exclude),
-    ("a route that it does not serve", lambda d, a, _: d.route is not None and not serves(a.spec.features, d.route)),
-    ("a spec that was not asked for", lambda d, a, _: d.require.lacks(a) is not None),
-    ("an unknown sealing suite", lambda _, a, __: a.sealing_suite not in SUITES),
-)
 
 
 Stale = Callable[[Domain, Sequence[Verified[Ask]]], Awaitable[Mapping[Hash, str]]]
 """Tells why some asks are not to be ordered on, by digest."""
 
 
+def objection(demand: Demand, ask: Ask, now: int) -> str | None:
+    """Returns why this client does not order on an ask at a Unix time, or None if it does. The signature is not checked."""
+    reason = demand.objection(ask, Facts(now))
+    if reason is None and ask.sealing_suite not in SUITES:
+        reason = Reason.SEALING_SUITE
+    return None if reason is None else reason.value
+
+
 def usable(listed: Iterable[Signed[Ask]], demand: Demand, domain: Domain, now: int) -> list[Verified[Ask]]:
-    """The asks that are signed by their providers and meet the demand, in the same order. Logs the others."""
-    found: list[Verified[Ask]] = []
+    """Returns the asks that are signed by their providers and meet the demand, in the same order. Logs the others."""
+    verified: list[Verified[Ask]] = []
     for signed in listed:
-        reason = demand.objection(signed.message, now)
+        reason = objection(demand, signed.message, now)
         if reason is None:
             try:
-                found.append(signed.verify(domain))
+                verified.append(signed.verify(domain))
             except TallyError as error:
                 reason = str(error)
         if reason is not None:
             _left_out(signed.message, reason)
-    return found
+    return verified
 
 
 def _left_out(ask: Ask, reason: str) -> None:
@@ -165,7 +71,7 @@ class Shortlists:
 
     def __init__(
         self,
-        coordinator: Coordinator,
+        coordinator: CoordinatorClient,
         payer: Address,
         *,
         limit: int,
@@ -207,7 +113,7 @@ class Shortlists:
         if not missing or (demand.pin and not missing & demand.pin):
             return []
         try:
-            found = await self._coordinator.shortlist(replace(demand, pin=missing).to_json(self._payer, self._limit))
+            found = await self._coordinator.shortlist(replace(demand, pin=missing).to_json(self._payer))
         except (Refusal, Unavailable):
             return []
         return await self._usable(found, replace(demand, pin=missing), domain)
@@ -233,9 +139,9 @@ class Shortlists:
 
     async def _ask(self, demand: Demand) -> list[Verified[Ask]]:
         domain, barred = await self._context()
-        asked = replace(demand, exclude=demand.exclude | frozenset(barred))
+        asked = replace(demand, exclude=demand.exclude | frozenset(barred), limit=self._limit)
         try:
-            listed = await self._coordinator.shortlist(asked.to_json(self._payer, self._limit))
+            listed = await self._coordinator.shortlist(asked.to_json(self._payer))
         except (Refusal, Unavailable) as error:
             raise _with_barred(error, len(frozenset(barred))) from error
         found = (await self._usable(listed, asked, domain))[: self._limit]

@@ -15,7 +15,7 @@ import pytest
 
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
-from tallystick.chain.escrow import Escrow, Rules
+from tallystick.chain.escrow import Escrow, EscrowRules
 from tallystick.chain.rpc import Rpc
 from tallystick.protocol.types import Address
 from tests.chain.faulty_proxy import Fault, Proxy
@@ -68,8 +68,8 @@ def test_a_chain_without_time_travel(tally: Tally, proxy: Proxy) -> None:
     proxy.plan("evm_increaseTime", Fault.NO_METHOD)
     error = tally("chain", "advance", "1d", "--rpc", proxy.url, fails=True)
     assert (error["code"], error["retry"]) == ("chain_refused", False)
-    assert "no time travel" in error["message"]
-    assert "must be waited for" in error["message"]
+    assert "cannot move its clock" in error["message"]
+    assert "On other chains, wait" in error["message"]
     gone = tally("chain", "advance", "1d", "--rpc", "http://127.0.0.1:9", fails=True)
     assert (gone["code"], gone["retry"]) == ("chain_unavailable", True)
 
@@ -90,7 +90,7 @@ def test_coins_for_gas(tally: Tally, either_url: str) -> None:
 # -------------------------------------------------------------------------------------------------------------------- deploy
 
 
-async def _rules_of(deployment: Deployment) -> Rules:
+async def _rules_of(deployment: Deployment) -> EscrowRules:
     rpc = Rpc(deployment.rpc)
     try:
         escrow = Escrow(rpc, deployment)
@@ -108,7 +108,7 @@ def test_deploying_with_rules_of_ones_own(tally: Tally, either_url: str, tmp_pat
     said = tally("deploy", "--rpc", either_url, "--dev-account", "2", *waits, "--out", str(file))
     deployment = Deployment.load(file)
     assert said == deployment.to_json() | {"file": str(file)}
-    assert asyncio.run(_rules_of(deployment)) == Rules(3_600, 1_800, 2 * 86_400, 12_500_000, Address(treasury))  # type: ignore[arg-type]
+    assert asyncio.run(_rules_of(deployment)) == EscrowRules(3_600, 1_800, 2 * 86_400, 12_500_000, Address(treasury))  # type: ignore[arg-type]
     usual = Deployment.from_json(_without_file(tally("deploy", "--rpc", either_url, "--dev-account", "2")))
     assert asyncio.run(_rules_of(usual)).thaw == 86_400
     again = tally("deploy", "--rpc", either_url, "--dev-account", "2", "--short-waits", "--token", usual.token)

@@ -68,7 +68,7 @@ def test_what_is_piped_in_follows_the_prompt(
     file.write_text("")
     with file.open() as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
-        assert "nothing to say" in payer("chat", "--coordinator", fake.url, fails=True)["message"]
+        assert "the prompt is empty" in payer("chat", "--coordinator", fake.url, fails=True)["message"]
 
 
 def test_a_conversation_is_kept_and_taken_up(payer: Tally, fake: FakeMarket, keyboard: PipeInput) -> None:
@@ -87,7 +87,7 @@ def test_a_conversation_is_kept_and_taken_up(payer: Tally, fake: FakeMarket, key
     assert len(_said(fake)) == 5
     assert payer("chat", "--list")[0]["answers"] == 3
     keyboard.send_text("four\r\x04")
-    assert "going on with: one" in payer.says("chat", "--resume", file.stem, "--coordinator", fake.url)
+    assert "continuing: one" in payer.says("chat", "--resume", file.stem, "--coordinator", fake.url)
     assert len(_said(fake)) == 7
 
 
@@ -104,7 +104,13 @@ def test_commands(payer: Tally, fake: FakeMarket, keyboard: PipeInput) -> None:
     keyboard.send_text(f"/help\r/model nobody's\r/model {MODEL}\r/models\r/system be brief\r")
     keyboard.send_text("one\r/new\r/system -\rtwo\r/no\r/exit\r")
     seen = payer.says("chat", "--coordinator", fake.url)
-    for part in ("nobody sells nobody's", f"model: {MODEL}", "system prompt: be brief", "a new conversation", "no command /no"):
+    for part in (
+        "no provider sells nobody's",
+        f"model: {MODEL}",
+        "system prompt: be brief",
+        "new conversation",
+        "no command /no",
+    ):
         assert part in seen
     assert _said(fake) == [("user", "two")]
     assert len(_chats(payer)) == 2

@@ -21,7 +21,7 @@ def _job(payer: Tally, url: str) -> str:
     """A finished job of the wallet; its id."""
 
     async def run() -> str:
-        async with Market(url, WALLET, ClientConfig(state=payer.home / "client" / f"{WALLET.address}.db")) as market:
+        async with Market(url, WALLET, ClientConfig(ledger_file=payer.home / "client" / f"{WALLET.address}.db")) as market:
             async with await market.submit(CHAT, BODY) as job:
                 await job.result()
             return job.id.hex()
@@ -35,10 +35,10 @@ def test_a_job_is_shown(payer: Tally, url: str) -> None:
     shown = payer("job", "show", number, "--coordinator", url)
     assert (shown["state"], shown["model"], shown["coordinator"]["state"]) == ("completed", MODEL, "completed")
     text = payer.says("job", "show", "0x" + number, "--coordinator", url)
-    for part in ("completed", MODEL, shown["receipt"]["digest"][:24], "orders that this wallet signed", "attempts"):
+    for part in ("completed", MODEL, shown["receipt"]["digest"][:24], "Orders that this wallet signed", "Attempts"):
         assert part in text
     assert payer("job", "show", number, "--offline")["coordinator"] is None
-    assert "coordinator says │ nothing: not asked" in payer.says("job", "show", number, "--offline")
+    assert "coordinator's state │ unknown: not asked" in payer.says("job", "show", number, "--offline")
 
 
 def test_a_coordinator_that_is_away_hides_nothing(payer: Tally, url: str) -> None:

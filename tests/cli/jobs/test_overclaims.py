@@ -16,7 +16,7 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import TxResult
 from tallystick.client.config import load_config
 from tallystick.client.ledger.ledger import Ledger
-from tallystick.client.ledger.schema import venue
+from tallystick.client.ledger.schema import deployment_id
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.messages import Receipt
@@ -76,7 +76,7 @@ def _evidence(market: Tally, file: Path, receipt: Signed[Receipt], *others: Sign
 
 def _book(market: Tally, *made: Signed[Receipt]) -> None:
     """The payer's books have these receipts, and no orders."""
-    domain, path = Deployment.load(market.home / "deployment.json").domain, load_config().state_file(KEY.address)
+    domain, path = Deployment.load(market.home / "deployment.json").domain, load_config().ledger_path(KEY.address)
 
     async def create() -> None:
         await (await Ledger.open(path, KEY.address)).close()
@@ -85,11 +85,16 @@ def _book(market: Tally, *made: Signed[Receipt]) -> None:
     with closing(sqlite3.connect(path)) as books, books:
         for one in made:
             digest, tab = one.message.digest(domain).hex(), (one.message.payer, one.message.provider)
-            row: dict[str, object] = {"digest": digest, "order_digest": digest, "venue": venue(domain), "seq": one.message.seq}
+            row: dict[str, object] = {
+                "digest": digest,
+                "order_digest": digest,
+                "deployment_id": deployment_id(domain),
+                "seq": one.message.seq,
+            }
             row |= dict(zip(("payer", "provider"), tab, strict=True)) | {
                 "receipt_doc": one.dumps(),
                 "whole": True,
-                "booked_at": 0,
+                "recorded_at": 0,
             }
             books.execute(f"INSERT INTO receipts ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values()))
 
@@ -125,7 +130,7 @@ def test_a_claim_is_found_in_the_transaction_that_is_named(market: Tally, tmp_pa
     (receipt,) = _receipts(market, (2, 5))
     honest, late = _collect(market, 5, 2), _collect(market, 6, 1)
     file = _evidence(market, tmp_path / "evidence.json", receipt)
-    assert "nothing to punish" in market("receipt", "report", file, "--claim", honest, fails=True)["message"]
+    assert "nothing to slash" in market("receipt", "report", file, "--claim", honest, fails=True)["message"]
     assert "no claim" in market("receipt", "report", file, "--claim", "0x" + "00" * 32, fails=True)["message"]
     assert market("receipt", "report", file, "--claim", "nonsense", fails=True)["code"]
     assert market("receipt", "report", file, "--claim", late)["overclaims"][0]["claimTx"] == late
@@ -138,8 +143,8 @@ def test_an_honest_provider_is_no_error(market: Tally) -> None:
     assert "no claim that" in market.says("receipt", "overclaims", NODE.address)
     _collect(market, 5, 2)
     assert market("receipt", "overclaims", NODE.address)["overclaims"] == []
-    assert "nothing to punish" in market.says("receipt", "overclaims", NODE.address)
-    assert "nothing to punish" in market("receipt", "overclaims", NODE.address, "--report", fails=True)["message"]
+    assert "nothing to slash" in market.says("receipt", "overclaims", NODE.address)
+    assert "nothing to slash" in market("receipt", "overclaims", NODE.address, "--report", fails=True)["message"]
 
 
 def test_what_the_contract_does_not_punish_is_not_sent(market: Tally, tmp_path: Path) -> None:
@@ -151,7 +156,7 @@ def test_what_the_contract_does_not_punish_is_not_sent(market: Tally, tmp_path: 
     later = market("receipt", "report", _evidence(market, file, below), fails=True)["message"]
     assert "bring one of 4 or more" in later
     (fourth,) = _receipts(market, (4, 8))
-    assert "nothing to punish" in market("receipt", "report", _evidence(market, file, fourth), fails=True)["message"]
+    assert "nothing to slash" in market("receipt", "report", _evidence(market, file, fourth), fails=True)["message"]
     forged = Signed(_receipts(market, (4, 7))[0].message, above.signature)
     assert market("receipt", "report", _evidence(market, file, forged), fails=True)["code"] == "bad_signature"
     assert "no receipt of" in market("receipt", "overclaims", OTHER.address, fails=True)["message"]

@@ -98,7 +98,7 @@ def test_a_stake_goes_in_and_comes_out_whole(tally: Run, rpc: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "hint"),
     [
-        (("deposit", "0"), "bad_message", "more than nothing"),
+        (("deposit", "0"), "bad_message", "more than 0 dollars"),
         (("deposit", "1.2345678"), "bad_message", "decimal"),
         (("deposit", "999999999"), "insufficient_funds", "holds"),
         (("thaw", "5", "--wallet", "nobody"), "bad_message", "nobody"),

@@ -90,7 +90,7 @@ def test_reserving_and_releasing(market: Tally) -> None:
     assert "tally release node" in market.says("release", "node")
     _advance(market, "1m")
     assert _state(market, "tab", "default", "node")[0] == "released"
-    assert "3.5 is free again" in market.says("release", "node")
+    assert "3.5 dollars are free again" in market.says("release", "node")
     assert _state(market, "tab", "default", "node")[0] == "unused"
 
 
@@ -133,14 +133,14 @@ def test_staking(market: Tally) -> None:
     assert _state(market, "provider", "node") == ("unstaking", ["unstake", "unstake"])
     places = {place["place"]: place["amount"] for place in market("balance", "--wallet", "node")["places"]}
     assert (places["stake"], places["stake, leaving"]) == ("2000000", "3000000")
-    assert "the stake's wait ends in" in market("unstake", "--wallet", "node", fails=True)["message"]
+    assert "the stake's waiting time ends in" in market("unstake", "--wallet", "node", fails=True)["message"]
     market("unstake", "--cancel", "--wallet", "node")
     assert _state(market, "provider", "node")[0] == "staked"
     market("unstake", "all", "--wallet", "node")
     _advance(market, "1m")
     assert _state(market, "provider", "node")[0] == "withdrawable"
     assert market("unstake", "--wallet", "node")["withdrawn"] == "5000000"
-    assert "5 is staked for" in market.says("stake", "5", "--mint", "--wallet", "node")
+    assert "5 dollars are staked for" in market.says("stake", "5", "--mint", "--wallet", "node")
 
 
 def test_a_purse_of_another_owner(market: Tally) -> None:
@@ -175,18 +175,18 @@ def test_the_balance_finds_every_tab(market: Tally) -> None:
     [
         (("thaw",), "bad_message", "--cancel"),
         (("thaw", "1", "--cancel"), "bad_message", "--cancel"),
-        (("thaw", "11"), "insufficient_funds", "10 free, not 11"),
+        (("thaw", "11"), "insufficient_funds", "at most 10 dollars"),
         (("thaw", "0"), "insufficient_funds", "free"),
         (("thaw", "1", "--wallet", "node"), "chain_refused", "no purse yet"),
         (("reserve", "node", "11"), "insufficient_funds", "tally deposit"),
         (("reserve", "nobody", "1"), "bad_message", "PROVIDER"),
         (("reserve", "default", "1"), "chain_refused", "SelfDealing"),
         (("release", "node"), "chain_refused", "nothing is reserved"),
-        (("stake", "0"), "bad_message", "more than nothing"),
+        (("stake", "0"), "bad_message", "more than 0"),
         (("stake", "5000"), "insufficient_funds", "holds"),
         (("unstake",), "chain_refused", "tally unstake AMOUNT"),
-        (("unstake", "--cancel"), "chain_refused", "nothing of the 0"),
-        (("unstake", "1"), "insufficient_funds", "0 staked, not 1"),
+        (("unstake", "--cancel"), "chain_refused", "no withdrawal of the 0 dollars"),
+        (("unstake", "1"), "insufficient_funds", "at most 0 dollars"),
         (("unstake", "1", "--cancel"), "bad_message", "--cancel"),
         (("cash-out", "--account", "nobody"), "bad_message", "--account"),
         (("cash-out", "--set-payout", "0x12"), "bad_message", "--set-payout"),
@@ -229,9 +229,9 @@ def test_what_programs_get(market: Tally) -> None:
         "provider": NODE.address,
         "settled": "0",
         "reserved": "0",
-        "release_at": 0,
-        "purse_owner": KEY.address,
-        "purse_free": "10000000",
+        "releaseAt": 0,
+        "purseOwner": KEY.address,
+        "purseFree": "10000000",
     }
     assert seen["chain"].keys() == {"id", "block", "now"}
     assert seen["next"][1] == {
@@ -243,7 +243,7 @@ def test_what_programs_get(market: Tally) -> None:
         "at": None,
     }
     rules = market("contract", "inspect", "rules")["rules"]
-    assert (rules["thaw"], rules["penalty"], rules["token_decimals"]) == (5, "100000000", 6)
+    assert (rules["thaw"], rules["penalty"], rules["tokenDecimals"]) == (5, "100000000", 6)
 
 
 def test_a_dishonest_provider_is_reported(market: Tally, tmp_path: Path) -> None:
@@ -266,4 +266,4 @@ def test_a_dishonest_provider_is_reported(market: Tally, tmp_path: Path) -> None
     file.write_text(json.dumps(other))
     assert "no two receipts" in market("receipt", "report", str(file), fails=True)["message"]
     assert market("receipt", "evidence") == []
-    assert "no provider was dishonest" in market.says("receipt", "evidence")
+    assert "no dishonest receipt" in market.says("receipt", "evidence")

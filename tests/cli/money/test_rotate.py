@@ -36,17 +36,17 @@ def test_a_hot_key_is_replaced(market: Tally) -> None:
     """The same command, given again after each wait, moves all of it, reservations too; the owner stays, no unit is lost."""
     first = _rotate(market)
     assert (first["finished"], [one.split()[0] for one in first["done"]]) == (False, ["bound", "announced", "announced"])
-    assert first["again_at"]
+    assert first["continueAt"]
     early = _rotate(market)
     assert (early["done"], early["finished"]) == ([], False)
-    assert "give the same command again in" in market.says("wallet", "rotate", "old", "new", "--owner", "owner")
+    assert "repeat the command in" in market.says("wallet", "rotate", "old", "new", "--owner", "owner")
     _advance(market)
     second = _rotate(market)
-    assert [one.split()[0] for one in second["done"]] == ["took", "withdrew", "announced", "deposited"]
+    assert [one.split()[0] for one in second["done"]] == ["released", "withdrew", "announced", "deposited"]
     assert (_free(market, "new"), second["moved"]) == ("7000000", "7000000")
     _advance(market)
     last = _rotate(market)
-    assert (last["finished"], last["moved"], last["again_at"]) == (True, "10000000", None)
+    assert (last["finished"], last["moved"], last["continueAt"]) == (True, "10000000", None)
     assert (_free(market, "old"), _free(market, "new")) == ("0", "10000000")
     assert not list((market.home / "rotations").iterdir())
 

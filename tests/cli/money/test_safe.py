@@ -47,7 +47,7 @@ def _do(market: Tally, *arguments: str) -> list[str]:
     """Writes the calls down and has them executed; what they are."""
     told = market("safe", *arguments, "--wallet", "hot")
     _execute(market, told["batch"])
-    return [call["what"].split()[0] for call in told["calls"]]
+    return [entry["summary"].split()[0] for entry in told["transactions"]]
 
 
 def _advance(market: Tally) -> None:
@@ -59,15 +59,15 @@ def test_a_smart_wallet_owns_a_purse_from_first_to_last(market: Tally) -> None:
     hot key pays for no gas and signs once.
     """
     owner = ("--owner", OWNER.address)
-    assert _do(market, "deposit", "10", *owner) == ["open", "let", "deposit"]
+    assert _do(market, "deposit", "10", *owner) == ["open", "allow", "deposit"]
     assert market("contract", "inspect", "purse", "hot")["purse"]["owner"] == OWNER.address
-    assert _do(market, "deposit", "2", *owner) == ["let", "deposit"]
+    assert _do(market, "deposit", "2", *owner) == ["allow", "deposit"]
     assert _do(market, "reserve", NODE.address, "3") == ["reserve"]
     assert _do(market, "release", NODE.address) == ["announce"]
     _advance(market)
     assert _do(market, "release", NODE.address) == ["take"]
     _do(market, "thaw", "1")
-    assert _do(market, "thaw", "--cancel") == ["call"]
+    assert _do(market, "thaw", "--cancel") == ["cancel"]
     _do(market, "thaw", "all")
     _advance(market)
     assert _do(market, "withdraw") == ["withdraw"]
@@ -121,13 +121,13 @@ def test_the_checksum_is_the_builders_own() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "hint"),
     [
-        (("deposit", "0", "--owner", OWNER.address), "bad_message", "more than nothing"),
+        (("deposit", "0", "--owner", OWNER.address), "bad_message", "more than 0"),
         (("deposit", "1", "--owner", HOT.address), "bad_message", "tally deposit"),
         (("deposit", "1", "--owner", NODE.address), "chain_refused", "for ever"),
         (("thaw",), "bad_message", "--cancel"),
-        (("thaw", "11"), "insufficient_funds", "10 free"),
+        (("thaw", "11"), "insufficient_funds", "at most 10 dollars"),
         (("withdraw",), "chain_refused", "tally safe thaw"),
-        (("reserve", NODE.address, "11"), "insufficient_funds", "10 free"),
+        (("reserve", NODE.address, "11"), "insufficient_funds", "at most 10 dollars"),
         (("release", NODE.address), "chain_refused", "nothing is reserved"),
     ],
 )

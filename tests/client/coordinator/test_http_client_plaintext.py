@@ -8,7 +8,7 @@ import structlog
 from tallystick.client.config import ClientConfig
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
-from tallystick.runtime.plaintext import is_readable
+from tallystick.runtime.plaintext import is_plaintext
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ from tallystick.runtime.plaintext import is_readable
 )
 def test_who_can_read_along(url: str, readable: bool) -> None:
     """Everybody on the way, where there is no TLS and a way."""
-    assert is_readable(url) is readable
+    assert is_plaintext(url) is readable
 
 
 async def test_plain_http_to_a_coordinator_is_never_silent(config: ClientConfig, wallet: Signer) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import idempotency
-from tallystick.client.ledger.idempotency import Keyed
+from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -61,9 +61,9 @@ async def test_keys_are_forgotten(tmp_path: Path, wallet: Signer, monkeypatch: p
     monkeypatch.setattr(idempotency, "MAX_KEYS", 2)
     ledger = await Ledger.open(tmp_path / "client.db", wallet.address)
     for number in range(4):
-        made = Keyed(str(number), "f", JobId(bytes([number]) * 16), b"k", b"h", number)
-        assert await ledger.keep_key(made, 0) == made
-    other = Keyed("3", "f", JobId(b"o" * 16), b"k", b"h", 9)
-    assert (await ledger.keep_key(other, 0)).job == JobId(b"\3" * 16)
-    assert [await ledger.keyed(key) is not None for key in "0123"] == [False, False, False, True]
+        made = IdempotencyKey(str(number), "f", JobId(bytes([number]) * 16), b"k", b"h", number)
+        assert await ledger.store_key(made, 0) == made
+    other = IdempotencyKey("3", "f", JobId(b"o" * 16), b"k", b"h", 9)
+    assert (await ledger.store_key(other, 0)).job == JobId(b"\3" * 16)
+    assert [await ledger.find_key(key) is not None for key in "0123"] == [False, False, False, True]
     await ledger.close()

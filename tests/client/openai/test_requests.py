@@ -8,21 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.client.openai.requests import (
-    Call,
-    engine_error,
-    error_event,
-    read_call,
-    read_text,
-    render_error,
-)
+from tallystick.client.openai.answers import read_text
+from tallystick.client.openai.errors import read_engine_error, render_error, render_error_event
+from tallystick.client.openai.requests import RequestSummary, summarise
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, RESPONSES
 
 
-def call(path: str, **members: Any) -> Call:
+def call(path: str, **members: Any) -> RequestSummary:
     """A request with these members."""
-    return read_call(path, orjson.dumps({"model": "m"} | members))
+    return summarise(path, orjson.dumps({"model": "m"} | members))
 
 
 @pytest.mark.parametrize(
@@ -49,10 +44,10 @@ def test_output_limit(path: str, members: dict[str, Any], output: int | None) ->
 
 def test_default_output() -> None:
     """Where a request sets no limit, the default counts for each answer, within what is sold."""
-    assert call(CHAT).most_output(100, 1_000) == 100
-    assert call(CHAT, n=3).most_output(100, 1_000) == 300
-    assert call(CHAT, n=30).most_output(100, 1_000) == 1_000
-    assert call(CHAT, max_tokens=7).most_output(100, 1_000) == 7
+    assert call(CHAT).tokens_to_order(100, 1_000) == 100
+    assert call(CHAT, n=3).tokens_to_order(100, 1_000) == 300
+    assert call(CHAT, n=30).tokens_to_order(100, 1_000) == 1_000
+    assert call(CHAT, max_tokens=7).tokens_to_order(100, 1_000) == 7
 
 
 def test_media_is_not_bounded_by_bytes() -> None:
@@ -64,25 +59,27 @@ def test_media_is_not_bounded_by_bytes() -> None:
     assert not call(CHAT, messages=[{"role": "user", "content": picture}]).bounded
     texts: list[Any] = [{"role": "user", "content": "image_url"}, {"role": "assistant", "content": None, "tool_calls": []}]
     said = call(CHAT, messages=[*texts, {"role": "user", "content": picture[:1]}, 7, {}], stream=True)
-    assert said == Call("m", stream=True, output_tokens=None, answers=1, bounded=True)
+    assert said == RequestSummary("m", stream=True, output_tokens=None, choices=1, bounded=True)
 
 
 def test_other_routes() -> None:
     """Any path that can be a route is read for its model; only responses limit their output, and say when bytes bound tokens."""
-    assert call("/v1/rerank", query="q", documents=["a"]) == Call("m", stream=False, output_tokens=None, answers=1, bounded=False)
+    assert call("/v1/rerank", query="q", documents=["a"]) == RequestSummary(
+        "m", stream=False, output_tokens=None, choices=1, bounded=False
+    )
     words = [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]
     said = call(RESPONSES, input=words, max_output_tokens=5, stream=True)
-    assert said == Call("m", stream=True, output_tokens=5, answers=1, bounded=True)
+    assert said == RequestSummary("m", stream=True, output_tokens=5, choices=1, bounded=True)
     assert call(RESPONSES, input="hi").bounded
     picture = [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]
     assert not call(RESPONSES, input=picture).bounded
     assert not call(RESPONSES, input="hi", previous_response_id="r").bounded
     form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--b--\r\n'
-    transcription = read_call("/v1/audio/transcriptions", form, "multipart/form-data; boundary=b")
-    assert transcription == Call("m", stream=False, output_tokens=None, answers=1, bounded=False)
+    transcription = summarise("/v1/audio/transcriptions", form, "multipart/form-data; boundary=b")
+    assert transcription == RequestSummary("m", stream=False, output_tokens=None, choices=1, bounded=False)
     for kind, says in (("text/plain", "content-type"), ("multipart/form-data", "boundary")):
         with pytest.raises(BadMessage, match=says):
-            read_call("/v1/audio/transcriptions", form, kind)
+            summarise("/v1/audio/transcriptions", form, kind)
     for path in ("/v1", "/v1/", "/v1/../x", "/v1/x/../y", "/v1//x", "/health", "/v1/X", "/v1/x?y", "/v1/" + "x/" * 9 + "x"):
         with pytest.raises(Refusal, match="routes are paths"):
             call(path)
@@ -95,7 +92,7 @@ def test_any_bytes(body: bytes) -> None:
     for path in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, "/v1/rerank"):
         for kind in ("application/json", f"{FORM}; boundary=b"):
             with contextlib.suppress(BadMessage):
-                assert read_call(path, body, kind).model
+                assert summarise(path, body, kind).model
 
 
 @pytest.mark.parametrize(
@@ -117,16 +114,16 @@ def test_errors_blame_the_right_side(error: TallyError, status: int, kind: str) 
     document = orjson.loads(shown.body)["error"]
     assert (shown.status, document["type"], document["code"]) == (status, kind, error.code.value)
     assert shown.headers.get("retry-after") == ("1" if error.retry else None)
-    assert error_event(error) == b"data: " + shown.body + b"\n\n"
+    assert render_error_event(error) == b"data: " + shown.body + b"\n\n"
 
 
 def test_engine_errors() -> None:
     """An engine's error is told in its own words, whatever shape it has."""
     said = {b'{"error": {"message": "too hot"}}': "too hot", b'{"error": "cold"}': "cold", b"<html>": "<html>", b"\xff": "\ufffd"}
     for body, words in said.items():
-        assert words in str(engine_error(418, body))
-    assert engine_error(418, b"").retry is False
-    assert (engine_error(503, b"").retry, engine_error(503, b"").fault) == (True, Fault.ENGINE)
+        assert words in str(read_engine_error(418, body))
+    assert read_engine_error(418, b"").retry is False
+    assert (read_engine_error(503, b"").retry, read_engine_error(503, b"").fault) == (True, Fault.ENGINE)
 
 
 def test_text_of_an_answer() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tallystick.client.openai.sse import MAX_EVENT_BYTES, Deltas
+from tallystick.client.openai.answers import MAX_EVENT_BYTES, TextDeltas
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tests.client.fake_coordinator import (
@@ -140,7 +140,7 @@ def test_deltas_do_not_depend_on_the_cuts(size: int) -> None:
         [1],
     )
     whole = b": a comment\nevent: x\n" + stream.replace(b"\n", b"\r\n") + b'data: {"choices":\ndata: []}\n\ndata: [DONE]\n\n'
-    deltas = Deltas()
+    deltas = TextDeltas()
     pieces = [text for at in range(0, len(whole), size) for text in deltas.feed(whole[at : at + size])]
     assert "".join(pieces) == "grüß dich 🙂"
 
@@ -148,9 +148,9 @@ def test_deltas_do_not_depend_on_the_cuts(size: int) -> None:
 def test_what_is_no_stream() -> None:
     """It is the engine's fault, and an endless event is not kept."""
     with pytest.raises(BadMessage) as caught:
-        Deltas().feed(b"data: {not json\n\n")
+        TextDeltas().feed(b"data: {not json\n\n")
     assert caught.value.fault is Fault.ENGINE
-    endless = Deltas()
+    endless = TextDeltas()
     endless.feed(b"x" * MAX_EVENT_BYTES)
-    with pytest.raises(BadMessage, match="an event of more than"):
+    with pytest.raises(BadMessage, match="event: expected at most"):
         endless.feed(b"x")

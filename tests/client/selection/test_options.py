@@ -9,7 +9,7 @@ import pytest
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.selection.options import HEADER, Choice, Extras, demand_of, explained, read_options
-from tallystick.client.selection.shortlist import Demand
+from tallystick.protocol.demand import Demand
 from tallystick.protocol.errors import BadMessage, Fault, Refusal, TallyError
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
@@ -104,7 +104,7 @@ def test_why_each_ask_will_do_or_not() -> None:
     told = explained(listed, demand, {person("dan").address: "a dishonest receipt"}, START)
     assert [(one.ask.provider, one.why) for one in told] == [
         (person("cid").address, ""),
-        (ANN, "a spec that was not asked for"),
+        (ANN, "it is not in a region asked for"),
         (BOB, "no free slot now"),
     ]
     assert [one.why for one in explained(listed[2:], demand, {person("cid").address: "dishonest"}, START)] == ["dishonest"]
@@ -127,7 +127,7 @@ def test_odd_options_are_refused_in_words_and_never_crash(name: str) -> None:
         try:
             options, _ = read_options(json.dumps({name: odd}))
             choice = {key: value for key, value in options.items() if key != "max_cost"}
-            demand_of(ClientConfig(), "m", "/v1/chat/completions", cast("Choice", choice)).to_json(ANN, 3)
+            demand_of(ClientConfig(), "m", "/v1/chat/completions", cast("Choice", choice)).to_json(ANN)
         except TallyError as error:
             assert name in str(error) or HEADER in str(error), odd  # noqa: PT017 - both ends are right
 

@@ -5,34 +5,35 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.ask_book import Book, Standing
-from coordinator.domain.matching import MAX_LISTED, Demand, Reason, judge, rank, shortlist
+from coordinator.domain.ask_book import AskBook, ListedAsk
+from coordinator.domain.matching import rank_candidates, rejection, shortlist
+from tallystick.protocol.demand import Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Submission
+from tallystick.protocol.wire import MAX_CANDIDATES, Submission
 from tests.coordinator.harness import MODEL, START, make_ask, make_submission, person
 
 ANN, BOB, CAT = person("ann"), person("bob"), person("cat")
 
 
-def _book_of(*asks: tuple[Signer, dict[str, Any]], free: int = 1) -> tuple[Book, list[Verified[Ask]]]:
-    book, made = Book(), []
+def _book_of(*asks: tuple[Signer, dict[str, Any]], free: int = 1) -> tuple[AskBook, list[Verified[Ask]]]:
+    book, made = AskBook(), []
     for key, changes in asks:
         made.append(make_ask(key, **changes))
         book.replace(key.address, made[-1:], Capacity(free, 4))
     return book, made
 
 
-def _standing(free: int = 1, **changes: Any) -> Standing:
+def _standing(free: int = 1, **changes: Any) -> ListedAsk:
     book, _ = _book_of((ANN, changes), free=free)
     return next(iter(book.of_model(changes.get("model", MODEL))))
 
 
-def _refusal(book: Book, **demand: Any) -> TallyError:
+def _refusal(book: AskBook, **demand: Any) -> TallyError:
     with pytest.raises(TallyError) as caught:
         shortlist(book, Demand(**({"model": MODEL} | demand)), START)
     return caught.value
@@ -41,11 +42,11 @@ def _refusal(book: Book, **demand: Any) -> TallyError:
 @pytest.mark.parametrize(
     ("reason", "demand", "ask"),
     [
-        (Reason.NOT_PINNED, {"providers": frozenset({BOB.address})}, {}),
+        (Reason.NOT_PINNED, {"pin": frozenset({BOB.address})}, {}),
         (Reason.EXCLUDED, {"exclude": frozenset({ANN.address})}, {}),
         (Reason.INPUT_PRICE, {"max_input_price": 999_999}, {}),
         (Reason.OUTPUT_PRICE, {"max_output_price": 1_999_999}, {}),
-        (Reason.OUTPUT_TOKENS, {"max_output_tokens": 1_025}, {}),
+        (Reason.STAKE, {"min_stake": 1}, {}),
         (Reason.ROUTE, {"route": "/v1/rerank"}, {}),
         (Reason.REGION, {"require": Requirements(region=("eu",))}, {}),
         (Reason.TIER, {"require": Requirements(tier=("edge",))}, {}),
@@ -59,26 +60,26 @@ def _refusal(book: Book, **demand: Any) -> TallyError:
 )
 def test_each_predicate_says_why(reason: Reason, demand: dict[str, Any], ask: dict[str, Any]) -> None:
     """Every requirement that an ask does not meet is told by a reason of its own."""
-    assert judge(_standing(**ask), Demand(model=MODEL, **demand), START) is reason
+    assert rejection(_standing(**ask), Demand(model=MODEL, **demand), START) is reason
 
 
 def test_a_busy_node_is_told_apart() -> None:
     """A node without a free slot is refused for that alone."""
-    assert judge(_standing(free=0), Demand(model=MODEL), START) is Reason.BUSY
+    assert rejection(_standing(free=0), Demand(model=MODEL), START) is Reason.BUSY
 
 
 @pytest.mark.parametrize(
     "demand",
     [
         {},
-        {"providers": frozenset({ANN.address}), "exclude": frozenset({BOB.address})},
-        {"max_input_price": 1_000_000, "max_output_price": 2_000_000, "max_output_tokens": 1_024},
+        {"pin": frozenset({ANN.address}), "exclude": frozenset({BOB.address})},
+        {"max_input_price": 1_000_000, "max_output_price": 2_000_000},
     ],
 )
 def test_what_fits_exactly_fits(demand: dict[str, Any]) -> None:
     """Maxima include their bound; an ask is valid from its first second to the one before its last."""
     fits = _standing(valid_from=START, valid_until=START + 1)
-    assert judge(fits, Demand(model=MODEL, **demand), START) is None
+    assert rejection(fits, Demand(model=MODEL, **demand), START) is None
 
 
 def test_the_shortlist_is_ranked_and_bounded() -> None:
@@ -86,20 +87,20 @@ def test_the_shortlist_is_ranked_and_bounded() -> None:
     book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(20, 0, -1)])
     found = shortlist(book, Demand(model=MODEL, limit=3), START)
     assert [s.ask.message.output_price for s in found] == [1, 2, 3]
-    assert len(shortlist(book, Demand(model=MODEL), START)) == MAX_LISTED
+    assert len(shortlist(book, Demand(model=MODEL), START)) == MAX_CANDIDATES
 
 
 def test_the_shortlist_is_sorted_as_asked() -> None:
     """By the first token or by throughput, as nodes measured them; what is not known comes last, and ties go to the cheaper."""
     keys = [person(name) for name in ("ann", "bob", "cid", "dan")]
     speeds = [Capacity(1, 1), Capacity(1, 1, 50, 300), Capacity(1, 1, 20, 100), Capacity(1, 1, 50, 300)]
-    book = Book()
+    book = AskBook()
     for number, (key, speed) in enumerate(zip(keys, speeds, strict=True)):
         book.replace(key.address, [make_ask(key, output_price=number)], speed)
     named = {key.address: name for key, name in zip(keys, "abcd", strict=True)}
     for sort, order in (("price", "abcd"), ("latency", "cbda"), ("throughput", "bdca")):
         found = shortlist(book, Demand(model=MODEL, sort=sort), START)
-        assert "".join(named[standing.node.provider] for standing in found) == order
+        assert "".join(named[listed_ask.node.provider] for listed_ask in found) == order
         assert len(shortlist(book, Demand(model=MODEL, sort=sort, limit=2), START)) == 2
     with pytest.raises(BadMessage, match="sort"):
         Demand(model=MODEL, sort="beauty")
@@ -109,16 +110,16 @@ def test_who_failed_too_often_is_left_out() -> None:
     """Of those that fit, a client may want only providers that mostly did well lately."""
     book, _ = _book_of((ANN, {}), (BOB, {}))
     scores = {ANN.address: 0.89, BOB.address: 0.9}
-    judged: list[tuple[Reason, Standing]] = []
-    found = shortlist(book, Demand(model=MODEL, min_reputation=90), START, judged, scores.__getitem__)
-    assert [standing.node.provider for standing in found] == [BOB.address]
-    assert [reason for reason, _ in judged] == [Reason.REPUTATION]
+    rejected: list[tuple[Reason, ListedAsk]] = []
+    found = shortlist(book, Demand(model=MODEL, min_reputation=90), START, rejected, scores.__getitem__)
+    assert [listed_ask.node.provider for listed_ask in found] == [BOB.address]
+    assert [reason for reason, _ in rejected] == [Reason.REPUTATION]
 
 
 def test_a_pinned_provider_is_found_however_dear() -> None:
     """A provider that was asked for by name is found behind any number of cheaper ones."""
     book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(300)], (ANN, {"output_price": 10**9}))
-    found = shortlist(book, Demand(model=MODEL, providers=frozenset({ANN.address})), START)
+    found = shortlist(book, Demand(model=MODEL, pin=frozenset({ANN.address})), START)
     assert [s.node.provider for s in found] == [ANN.address]
 
 
@@ -138,7 +139,7 @@ def test_the_work_is_bounded() -> None:
     assert "256 x" in str(_refusal(book))
 
 
-@pytest.mark.parametrize("limit", [0, MAX_LISTED + 1])
+@pytest.mark.parametrize("limit", [0, MAX_CANDIDATES + 1])
 def test_limits_are_bounded(limit: int) -> None:
     """A shortlist has one to eight entries."""
     with pytest.raises(BadMessage, match="limit"):
@@ -147,7 +148,7 @@ def test_limits_are_bounded(limit: int) -> None:
 
 def test_an_unknown_model() -> None:
     """A model that nobody offers is refused for good, and named."""
-    error = _refusal(Book())
+    error = _refusal(AskBook())
     assert (type(error), error.code, error.status) == (Refusal, Code.UNKNOWN_MODEL, 404)
     assert MODEL in str(error)
 
@@ -163,7 +164,7 @@ def test_all_too_dear(demand: dict[str, Any]) -> None:
     assert "70 in and 500 out" in str(error)
 
 
-@pytest.mark.parametrize("choice", [{"providers": frozenset({ANN.address})}, {"exclude": frozenset({BOB.address})}])
+@pytest.mark.parametrize("choice", [{"pin": frozenset({ANN.address})}, {"exclude": frozenset({BOB.address})}])
 def test_too_dear_among_those_asked_for(choice: dict[str, Any]) -> None:
     """Cheap providers that the client did not want do not hide that the wanted ones are too dear."""
     book, _ = _book_of((ANN, {"input_price": 70}), (BOB, {"input_price": 1}))
@@ -185,10 +186,10 @@ def test_all_busy() -> None:
 @pytest.mark.parametrize(
     ("demand", "reason"),
     [
-        ({"providers": frozenset({CAT.address})}, f"2 x {Reason.NOT_PINNED.value}"),
+        ({"pin": frozenset({CAT.address})}, f"2 x {Reason.NOT_PINNED.value}"),
         ({"exclude": frozenset({ANN.address, BOB.address})}, f"2 x {Reason.EXCLUDED.value}"),
-        ({"max_output_tokens": 10**6}, f"2 x {Reason.OUTPUT_TOKENS.value}"),
-        ({"max_output_tokens": 10**6, "exclude": frozenset({BOB.address})}, f"1 x {Reason.EXCLUDED.value}"),
+        ({"min_stake": 1}, f"2 x {Reason.STAKE.value}"),
+        ({"min_stake": 1, "exclude": frozenset({BOB.address})}, f"1 x {Reason.EXCLUDED.value}"),
     ],
 )
 def test_nobody_fits(demand: dict[str, Any], reason: str) -> None:
@@ -203,9 +204,9 @@ def test_nobody_fits(demand: dict[str, Any], reason: str) -> None:
 
 
 def _ranked(
-    book: Book, submission: Submission, *, tried: frozenset[Address] = frozenset(), bad: Address | None = None
+    book: AskBook, submission: Submission, *, tried: frozenset[Address] = frozenset(), bad: Address | None = None
 ) -> tuple[list[Address], list[str]]:
-    fit, against = rank(
+    fit, against = rank_candidates(
         submission.candidates,
         book,
         tried=tried,
@@ -213,7 +214,7 @@ def _ranked(
         now=START,
         ranked=submission.ranked,
     )
-    return [standing.node.provider for standing, _ in fit], against
+    return [listed_ask.node.provider for listed_ask, _ in fit], against
 
 
 def test_candidates_are_ranked_by_price_and_reputation() -> None:

@@ -16,6 +16,8 @@ from schemathesis import GenerationMode
 
 from coordinator.app import running
 from coordinator.config import CoordinatorConfig
+from tallystick.protocol.demand import Demand
+from tallystick.protocol.requirements import Requirements
 from tests.coordinator.fake_escrow import DEPLOYMENT
 from tests.coordinator.harness import COORDINATOR
 
@@ -78,3 +80,21 @@ def test_it_answers_as_documented(document: Any, method: str, path: str, mode: G
         ask()
     except Unsatisfiable:
         assert mode is GenerationMode.NEGATIVE, "a route without parameters cannot be asked wrongly"
+
+
+def test_the_schema_has_every_criterion(document: Any) -> None:
+    """`ShortlistRequest` declares the JSON members that `Demand` writes, no more and no fewer."""
+    whole = Demand(
+        "m",
+        1,
+        1,
+        frozenset({COORDINATOR.address}),
+        frozenset({COORDINATOR.address}),
+        "/v1/rerank",
+        Requirements(region=("eu",)),
+        1,
+        1,
+        "latency",
+    )
+    members = document.raw_schema["components"]["schemas"]["ShortlistRequest"]["properties"]
+    assert whole.to_json(COORDINATOR.address).keys() == members.keys()

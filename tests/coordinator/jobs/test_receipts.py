@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.matching import Demand
-from coordinator.domain.reputation import NOTHING_KNOWN
+from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.matchmaker import RETURN_SECONDS
-from coordinator.jobs.receipts import MAX_SEQ
 from coordinator.ports import JobRecord
 from coordinator.storage.memory import MemoryStore
+from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.tab import MAX_SEQ
 from tallystick.protocol.types import Amount, JobId
 from tallystick.protocol.wire import Kind, dumps
 from tests.coordinator.harness import COST, PAYER, START, Client, FakeNode, World, hash_of, make_order, person, quiet, unchecked
@@ -57,18 +57,18 @@ async def test_a_bad_receipt_ends_the_job_uncharged(world: World, changes: dict[
     assert node.got(Kind.RECEIPT_ACK) == []
     assert await world.stored(client) is State.FAILED
     assert world.market.exposure.size == 0
-    assert world.market.reputation.score(node.address) < NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) < UNKNOWN_PROVIDER.score
     world.assert_idle()
 
 
 async def test_the_longest_tab_there_may_be(world: World) -> None:
-    """A seq is taken as long as databases can count it, which is to 63 bits."""
+    """A seq is taken up to the protocol's maximum, which databases can count on from."""
     node = world.node("ann")
     client = await world.started(node)
-    node.complete(client.job.id, seq=(1 << 63) - 1)
+    node.complete(client.job.id, seq=MAX_SEQ)
     await quiet()
     assert client.kinds[-1] is Kind.RECEIPT
-    assert MAX_SEQ == (1 << 63) - 1
+    assert MAX_SEQ == 1 << 62
 
 
 async def test_an_unknown_outcome(world: World) -> None:
@@ -137,7 +137,7 @@ async def test_an_inflated_total_does_not_use_up_the_purse(world: World) -> None
 # Late ones
 
 
-async def _lost(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]]:
+async def _unknown_jobs(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]]:
     """A job whose node was lost after some output, and the receipt that did not come through."""
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -154,7 +154,7 @@ async def _lost(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]
 async def test_a_receipt_after_a_reconnection(world: World) -> None:
     """A receipt that comes after its job was given up is stored, counted and acknowledged; the job's end stays what it was."""
     node = world.node("ann")
-    client, receipt = await _lost(world, node)
+    client, receipt = await _unknown_jobs(world, node)
     assert await node.hand_in_late(client.job.id, receipt)
     assert await _receipts(world, client) == [unchecked(receipt)]
     assert node.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
@@ -226,7 +226,7 @@ async def test_a_former_attempts_receipt_after_the_end(world: World) -> None:
 async def test_a_late_receipt_must_be_as_good(world: World) -> None:
     """Coming late does not make a wrong receipt right, nor one of a provider that never had the job."""
     node, stranger = world.node("ann"), world.node("bob")
-    client, receipt = await _lost(world, node)
+    client, receipt = await _unknown_jobs(world, node)
     with pytest.raises(BadReceipt, match=r"receipt\.cost"):
         await node.hand_in_late(client.job.id, node.receipt(client.job.id, cost=Amount(COST + 1)))
     with pytest.raises(BadReceipt, match="never had the job"):

@@ -3,8 +3,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.domain.meter import NOTHING, Counted, Meter, Pace, estimate, make_receipt
+from node.domain.meter import NOTHING, Meter, Pace, estimate, make_receipt
 from tallystick.protocol.messages import Outcome
+from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage, usage_of
 from tallystick.protocol.sealing import Transcript
 from tallystick.protocol.tab import ProviderTab, check_continuity, check_receipt
@@ -23,8 +24,8 @@ def test_the_engines_count_is_what_is_billed() -> None:
     """A plausible usage of the engine is taken as it is; the last word counts."""
     counted = meter()
     counted.output(5_000, 300)
-    counted.reported(Counted(1, 0, 1))
-    counted.reported(Counted(200, 50, 80))
+    counted.reported(ReportedUsage(1, 0, 1))
+    counted.reported(ReportedUsage(200, 50, 80))
     counted.reported(None)
     assert counted.usage() == Usage(200, 50, 80)
     assert not counted.clamped
@@ -41,7 +42,7 @@ def test_without_a_count_bytes_are_the_rule() -> None:
 def test_nothing_delivered_is_nothing_billed() -> None:
     """Whatever the engine counted, an answer of which nothing left counts nothing."""
     counted = meter()
-    counted.reported(Counted(100, 0, 100))
+    counted.reported(ReportedUsage(100, 0, 100))
     assert counted.usage() == NOTHING
     assert not counted.clamped
 
@@ -52,9 +53,9 @@ def test_a_cancelled_input_is_billed_once_the_engine_had_it() -> None:
     assert counted.usage(cancelled=True) == NOTHING
     counted.heard()
     assert (counted.usage(), counted.usage(cancelled=True)) == (NOTHING, Usage(251, 0, 0))
-    counted.reported(Counted(200, 150, 80))
+    counted.reported(ReportedUsage(200, 150, 80))
     assert counted.usage(cancelled=True) == Usage(200, 0, 0)
-    counted.reported(Counted(10**9, 10**9, 10**9))
+    counted.reported(ReportedUsage(10**9, 10**9, 10**9))
     assert counted.usage(cancelled=True) == Usage(1_001 + TEMPLATE_ALLOWANCE, 0, 0)
 
 
@@ -67,7 +68,7 @@ def test_work_that_was_held_back_has_its_worth() -> None:
     assert counted.worth(40, 20) == Usage(250, 0, 5)
     counted.output(10, 8)
     assert counted.worth(40, 20) == Usage(250, 0, 7)
-    counted.reported(Counted(30, 10, 45))
+    counted.reported(ReportedUsage(30, 10, 45))
     assert counted.worth(40, 20) == Usage(30, 10, 45)
 
 
@@ -75,7 +76,7 @@ def test_a_count_that_can_not_be_true_is_clamped() -> None:
     """Input is clamped to the request's bytes and the template allowance, output to the order and to the bytes delivered."""
     counted = meter(body=10)
     counted.output(7, 3)
-    counted.reported(Counted(10**9, 10**9, 10**9))
+    counted.reported(ReportedUsage(10**9, 10**9, 10**9))
     assert counted.usage() == Usage(10 + TEMPLATE_ALLOWANCE, 10 + TEMPLATE_ALLOWANCE, 7)
     assert counted.clamped
 
@@ -87,13 +88,13 @@ counts = st.integers(-(10**6), 10**12)
     body=st.integers(0, 10_000),
     size=st.integers(0, 10_000),
     text=st.integers(0, 10_000),
-    said=st.none() | st.builds(Counted, counts, counts, counts),
+    said=st.none() | st.builds(ReportedUsage, counts, counts, counts),
     outcome=st.sampled_from(Outcome),
     seq=st.integers(0, 10**6),
     total=st.integers(0, 10**12),
 )
 def test_every_receipt_passes_the_other_sides_checks(
-    *, body: int, size: int, text: int, said: Counted | None, outcome: Outcome, seq: int, total: int
+    *, body: int, size: int, text: int, said: ReportedUsage | None, outcome: Outcome, seq: int, total: int
 ) -> None:
     """Whatever an engine reports, the receipt is within its bounds, costs what its prices give, and continues its tab."""
     counted = meter(body)

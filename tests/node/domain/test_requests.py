@@ -92,7 +92,7 @@ def test_routes_that_the_ask_declares() -> None:
     asked = {"input": "hi", "max_output_tokens": 500, "stream": True}
     call = prepare(RequestHead(RESPONSES), dumps(asked), offer, 100)
     assert loads(call.body, "body") == asked | {"model": "org/model", "max_output_tokens": 100}
-    assert (call.stream, call.strip_usage, call.completes) == (True, False, False)
+    assert (call.stream, call.strip_usage, call.is_completion) == (True, False, False)
     bare = loads(prepare(RequestHead(RESPONSES), b"{}", offer, 100).body, "body")
     assert (bare["max_output_tokens"], bare["stream"]) == (100, False)
     ranks = prepare(RequestHead("/v1/rerank"), dumps({"query": "q", "max_tokens": 7}), offer, 100)

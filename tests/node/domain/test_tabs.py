@@ -10,7 +10,8 @@ from node.domain.tabs import Exposure, Funds, TabRow, Tabs
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Order
 from tallystick.protocol.tab import ProviderTab
-from tallystick.protocol.types import Address, Amount, Hash
+from tallystick.protocol.types import Address, Amount
+from tests.builders import build_order
 from tests.node.harness import COORDINATOR, NOW, PAYER, PROVIDER, Client
 from tests.node.storage.test_store import ASK, booking
 
@@ -19,18 +20,7 @@ RICH = Funds(Amount(0), Amount(10**6), Amount(10**6), known=True)
 
 def order(ceiling: int, payer: Address = PAYER.address, claim_by: int = NOW + 86_400) -> Order:
     """An order with this ceiling."""
-    return Order(
-        payer=payer,
-        provider=PROVIDER.address,
-        ceiling=Amount(ceiling),
-        reserve_target=Amount(0),
-        seq=1,
-        deadline=NOW + 60,
-        claim_by=claim_by,
-        max_fee_bps=0,
-        coordinator=COORDINATOR.address,
-        terms_hash=Hash(bytes(32)),
-    )
+    return build_order(payer, PROVIDER.address, ceiling, deadline=NOW + 60, claim_by=claim_by, coordinator=COORDINATOR.address)
 
 
 def refused(tabs: Tabs, order: Order, cap: int, funds: Funds) -> Code:

@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from node.domain.meter import Counted
-from node.domain.requests import Call
-from node.domain.responses import UpstreamModel
+from node.domain.requests import EngineRequest
+from node.domain.upstream_models import UpstreamModel
 from node.engines.openai_http import EngineSettings, OpenAIEngine
 from node.ports import End, EngineLoad, Event, Head, Piece
 from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.routes import CHAT, EMBEDDINGS, RESPONSES
 from tallystick.protocol.wire import dumps, loads
 from tests.node.engines.raw import Behaviour, Write, head, raw_server, says, then_hangs
 
-STREAM = Call(CHAT, b'{"stream": true}', stream=True, strip_usage=True, rename=None)
-WHOLE = Call(CHAT, b"{}", stream=False, strip_usage=False, rename=None)
+STREAM = EngineRequest(CHAT, b'{"stream": true}', stream=True, strip_usage=True, rename=None)
+WHOLE = EngineRequest(CHAT, b"{}", stream=False, strip_usage=False, rename=None)
 SMALL = {"max_event_bytes": 1_000, "max_answer_bytes": 2_000, "connect_seconds": 1.0, "check_seconds": 0.2}
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
 WORD = b'data: {"choices":[{"delta":{"content":"word"}}]}\n\n'
@@ -26,7 +26,7 @@ USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2}}
 DONE = b"data: [DONE]\n\n"
 
 
-async def ask(behave: Behaviour, call: Call = STREAM) -> list[Event]:
+async def ask(behave: Behaviour, call: EngineRequest = STREAM) -> list[Event]:
     """All events of one answer."""
     async with raw_server(behave) as server:
         engine = OpenAIEngine(EngineSettings(server.url, **SMALL))  # type: ignore[arg-type]
@@ -37,7 +37,7 @@ async def ask(behave: Behaviour, call: Call = STREAM) -> list[Event]:
             await engine.close()
 
 
-async def fault(behave: Behaviour, call: Call = STREAM) -> Unavailable:
+async def fault(behave: Behaviour, call: EngineRequest = STREAM) -> Unavailable:
     """The error that an answer ends with."""
     with pytest.raises(Unavailable) as caught:
         await ask(behave, call)
@@ -54,14 +54,14 @@ async def test_a_stream_passes_through() -> None:
     """Events come out as they came in, with what is output marked and the usage that nobody had asked to see held back."""
     events = await ask(says(head(), ROLE, WORD + WORD[:20], WORD[20:] + STOP, USAGE + DONE))
     assert events[0] == Head(200, "text/event-stream")
-    assert events[-1] == End(DONE, counted=Counted(5, 0, 2))
+    assert events[-1] == End(DONE, counted=ReportedUsage(5, 0, 2))
     assert body(events) == ROLE + WORD * 2 + STOP + DONE
     assert sum(event.text for event in events if isinstance(event, Piece)) == 8
 
 
 async def test_usage_stays_for_a_client_that_asked() -> None:
     """A client that asked for usage itself gets the event."""
-    call = Call(CHAT, b"{}", stream=True, strip_usage=False, rename=None)
+    call = EngineRequest(CHAT, b"{}", stream=True, strip_usage=False, rename=None)
     assert USAGE in body(await ask(says(head(), WORD, STOP, USAGE, DONE), call))
 
 
@@ -96,12 +96,12 @@ async def test_a_stream_may_end_without_its_mark() -> None:
 
 async def test_model_names_are_mapped_back() -> None:
     """The client sees the name that it ordered, in events and in whole answers."""
-    call = Call(CHAT, b"{}", stream=True, strip_usage=True, rename=("org/model", "model"))
+    call = EngineRequest(CHAT, b"{}", stream=True, strip_usage=True, rename=("org/model", "model"))
     named = b'data: {"model":"org/model","choices":[{"delta":{"content":"a"}}]}\n\n'
     events = await ask(says(head(), named, STOP, DONE), call)
     assert b"org/model" not in body(events)
     whole = {"model": "org/model", "choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}
-    call = Call(CHAT, b"{}", stream=False, strip_usage=False, rename=("org/model", "model"))
+    call = EngineRequest(CHAT, b"{}", stream=False, strip_usage=False, rename=("org/model", "model"))
     events = await ask(says(head(200, "application/json"), dumps(whole)), call)
     assert loads(body(events), "answer")["model"] == "model"
 
@@ -113,15 +113,15 @@ async def test_whole_answers() -> None:
         "usage": {"prompt_tokens": 3, "completion_tokens": 1},
     }
     events = await ask(says(head(200, "application/json"), dumps(document)), WHOLE)
-    assert events == [Head(200, "application/json"), End(dumps(document), 4, Counted(3, 0, 1), truncated=True)]
-    call = Call(EMBEDDINGS, b"{}", stream=False, strip_usage=False, rename=None)
+    assert events == [Head(200, "application/json"), End(dumps(document), 4, ReportedUsage(3, 0, 1), truncated=True)]
+    call = EngineRequest(EMBEDDINGS, b"{}", stream=False, strip_usage=False, rename=None)
     vectors = dumps({"data": [], "usage": {"prompt_tokens": 3, "total_tokens": 3}})
     events = await ask(says(head(200, "application/json"), vectors), call)
-    assert events[1] == End(vectors, counted=Counted(3, 0, 0))
+    assert events[1] == End(vectors, counted=ReportedUsage(3, 0, 0))
 
 
-def _other(path: str, *, stream: bool = False, rename: tuple[str, str] | None = None) -> Call:
-    return Call(path, b"{}", stream=stream, strip_usage=False, rename=rename)
+def _other(path: str, *, stream: bool = False, rename: tuple[str, str] | None = None) -> EngineRequest:
+    return EngineRequest(path, b"{}", stream=stream, strip_usage=False, rename=rename)
 
 
 def _event(kind: str, **members: object) -> bytes:
@@ -151,10 +151,10 @@ async def test_a_streamed_response() -> None:
     assert b"org/model" not in b"".join(sent)
     assert b"event: response.created\n" in sent[0]
     assert sent[2:4] == words
-    assert events[-1] == End(counted=Counted(9, 4, 2))
+    assert events[-1] == End(counted=ReportedUsage(9, 4, 2))
     limited = _event("response.incomplete", response={"status": "incomplete", "usage": usage})
     assert (await ask(says(head(), *words, limited), _other(RESPONSES, stream=True)))[-1] == End(
-        counted=Counted(9, 4, 2), truncated=True
+        counted=ReportedUsage(9, 4, 2), truncated=True
     )
 
 
@@ -182,14 +182,14 @@ async def test_a_response_in_one_piece() -> None:
     usage = {"usage": {"input_tokens": 3, "output_tokens": 1}}
     call = _other(RESPONSES, rename=("org/model", "model"))
     (_, end) = await ask(says(head(200, "application/json"), dumps(document | usage)), call)
-    assert end == End(dumps(document | usage | {"model": "model"}), 4, Counted(3, 0, 1), truncated=True)
+    assert end == End(dumps(document | usage | {"model": "model"}), 4, ReportedUsage(3, 0, 1), truncated=True)
 
 
 async def test_answers_that_are_not_completions() -> None:
     """Ranks say their usage as a total; speech is bytes that pass through as they come, and a stream of unknown events too."""
     ranks = dumps({"results": [{"index": 0, "relevance_score": 0.5}], "usage": {"total_tokens": 7}})
     (_, end) = await ask(says(head(200, "application/json"), ranks), _other("/v1/rerank"))
-    assert end == End(ranks, counted=Counted(7, 0, 0))
+    assert end == End(ranks, counted=ReportedUsage(7, 0, 0))
     speech = await ask(says(head(200, "audio/mpeg"), b"\xff\xfb" * 500), _other("/v1/audio/speech"))
     assert speech[0] == Head(200, "audio/mpeg")
     assert (body(speech), speech[-1]) == (b"\xff\xfb" * 500, End())
@@ -322,7 +322,7 @@ async def test_an_engine_has_a_request_before_it_says_anything() -> None:
     heard = asyncio.Event()
     async with raw_server(then_hangs()) as server:
         engine = OpenAIEngine(EngineSettings(server.url))
-        answer = engine.answer(replace(STREAM, heard=heard.set))
+        answer = engine.answer(replace(STREAM, on_sent=heard.set))
         first = asyncio.create_task(anext(answer))
         async with asyncio.timeout(5):
             await heard.wait()
@@ -338,7 +338,7 @@ async def test_an_engine_that_is_down_has_no_request() -> None:
     heard: list[bool] = []
     engine = OpenAIEngine(EngineSettings("http://127.0.0.1:1"))
     with pytest.raises(Unavailable):
-        await anext(engine.answer(replace(STREAM, heard=lambda: heard.append(True))))
+        await anext(engine.answer(replace(STREAM, on_sent=lambda: heard.append(True))))
     await engine.close()
     assert not heard
 

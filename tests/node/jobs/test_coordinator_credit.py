@@ -8,20 +8,20 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from node.domain.admission import Rules
-from node.domain.meter import Counted
 from node.jobs.coordinator_credit import HOUR, HOURS, Dealings
 from node.jobs.job import Deadlines
 from node.ports import Dealing, End, Head, Piece
 from node.testing.memory import MemoryLink, MemoryStore, ScriptedEngine
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
+from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import CancelReason, Kind
 from tests.node.harness import COORDINATOR, NOW, PAYER, PRICES, Client, Placed, Stage, signer
 
 HEAD = Head(200, "text/event-stream")
 ONE = Piece(b"one.", output=True, text=4)
-END = End(b"done", counted=Counted(20, 5, 10))
+END = End(b"done", counted=ReportedUsage(20, 5, 10))
 HERE = "coordinator.example:443"
 
 

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from node.domain.meter import Counted
 from node.domain.slots import Slots
 from node.jobs.delivery import FIRST_BYTES, ReaderTime, Stalled
 from node.jobs.job import Deadlines
@@ -14,12 +13,13 @@ from node.ports import End, Head, Piece
 from node.testing.memory import MemoryLink, ScriptedEngine
 from tallystick.protocol.errors import Fault
 from tallystick.protocol.messages import Outcome
+from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Kind
 from tests.node.harness import Placed, Stage
 
 HEAD = Head(200, "text/event-stream")
 ONE = Piece(b"one.", output=True, text=4)
-END = End(b"done", counted=Counted(20, 5, 10))
+END = End(b"done", counted=ReportedUsage(20, 5, 10))
 
 
 async def settle() -> None:
@@ -157,7 +157,7 @@ async def test_without_its_first_credit_a_coordinator_gets_no_answer(steps: tupl
 
 async def test_small_answers_wait_for_credit_too() -> None:
     """An answer of which all would fit into the first chunks keeps its last chunk back until the coordinator has confirmed."""
-    stage = Stage(ScriptedEngine(HEAD, End(b"{}", counted=Counted(5, 0, 2))), deadlines=Deadlines(taken=0.05))
+    stage = Stage(ScriptedEngine(HEAD, End(b"{}", counted=ReportedUsage(5, 0, 2))), deadlines=Deadlines(taken=0.05))
     stage.link.taken = lambda _job: None
     placed = stage.dispatch()
     assert (await stage.receipt(placed)).cost == 0

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from node.domain.meter import Counted
 from node.domain.tabs import Exposure, Funds, Tabs
 from node.jobs.job import Deadlines
 from node.jobs.receipt_signer import Books
@@ -17,6 +16,7 @@ from node.ports import End, Head, Piece
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.messages import Outcome
+from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.tab import check_continuity
 from tallystick.protocol.types import Address, Amount, Hash
 from tallystick.protocol.wire import Failure, Kind
@@ -24,7 +24,7 @@ from tests.node.harness import COORDINATOR, DOMAIN, NOW, PROVIDER, Client, Place
 
 HEAD = Head(200, "text/event-stream")
 ONE = Piece(b"one.", output=True, text=4)
-END = End(b"done", counted=Counted(20, 5, 10))
+END = End(b"done", counted=ReportedUsage(20, 5, 10))
 SPOILT: dict[str, dict[str, Any]] = {
     "order_terms": {"terms_with": {"ask": Hash(bytes(32))}},
     "unknown_model": {"terms_with": {"model": "another"}},

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from node.domain.meter import Counted
 from node.domain.tabs import Exposure, Funds
 from node.jobs import runner
 from node.jobs.delivery import CHUNK_BYTES
@@ -15,6 +14,7 @@ from node.ports import End, Head, Piece
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
+from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.sealing import HYBRID, SealingKey
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Failure, Kind, ResponseHead
@@ -23,7 +23,7 @@ from tests.node.harness import NOW, PRICES, Client, Placed, Stage, signer
 HEAD = Head(200, "text/event-stream")
 ROLE = Piece(b"role.", output=False)
 ONE, TWO = Piece(b"one.", output=True, text=4), Piece(b"two.", output=True, text=4)
-END = End(b"done", counted=Counted(20, 5, 10))
+END = End(b"done", counted=ReportedUsage(20, 5, 10))
 QUICK = Deadlines(queue=0.05, first_token=0.05, between_tokens=0.05, total=5.0, reader=0.05)
 DOWN = Unavailable(Code.ENGINE_UNAVAILABLE, "the engine is down", fault=Fault.ENGINE)
 
@@ -100,13 +100,13 @@ async def test_no_output_leaves_before_the_order_is_remembered() -> None:
 
 async def test_an_answer_cut_at_the_limit() -> None:
     """An answer that ended at the output limit is charged as one, and says so."""
-    stage = Stage(ScriptedEngine(HEAD, ONE, End(truncated=True, counted=Counted(1, 0, 1))))
+    stage = Stage(ScriptedEngine(HEAD, ONE, End(truncated=True, counted=ReportedUsage(1, 0, 1))))
     assert (await stage.receipt(stage.dispatch())).outcome == Outcome.LENGTH
 
 
 async def test_an_answer_in_one_piece() -> None:
     """A response that was not streamed comes as head and one last chunk."""
-    stage = Stage(ScriptedEngine(Head(200, "application/json"), End(b'{"a": 1}', 4, Counted(3, 0, 4))))
+    stage = Stage(ScriptedEngine(Head(200, "application/json"), End(b'{"a": 1}', 4, ReportedUsage(3, 0, 4))))
     placed = stage.dispatch(b'{"messages": []}')
     assert (await stage.receipt(placed)).output_tokens == 4
     assert stage.answer(placed)[:2] == (ResponseHead(200, "application/json"), b'{"a": 1}')
@@ -229,8 +229,8 @@ async def test_a_stop_that_the_client_did_not_ask_for(reason: CancelReason, outc
     assert engine.stopped == 1
 
 
-@pytest.mark.parametrize("counted", [None, Counted(20, 5, 0)], ids=["by the estimate", "by the engine's count"])
-async def test_cancel_before_any_output(counted: Counted | None) -> None:
+@pytest.mark.parametrize("counted", [None, ReportedUsage(20, 5, 0)], ids=["by the estimate", "by the engine's count"])
+async def test_cancel_before_any_output(counted: ReportedUsage | None) -> None:
     """Cancelled once the engine had the request: a closed, empty response, and a receipt over the input, none of it as cached."""
     role = Piece(b"role.", output=False, counted=counted)
     stage = Stage(engine := ScriptedEngine(HEAD, role, for_ever))
@@ -607,7 +607,7 @@ async def test_the_hybrid_seal() -> None:
 
 async def test_wrong_usage_is_clamped() -> None:
     """An engine that reports a billion tokens is billed what can be true."""
-    stage = Stage(ScriptedEngine(HEAD, ONE, End(counted=Counted(10**9, 0, 10**9))))
+    stage = Stage(ScriptedEngine(HEAD, ONE, End(counted=ReportedUsage(10**9, 0, 10**9))))
     receipt = await stage.receipt(stage.dispatch())
     assert receipt.output_tokens == 4
 

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.domain.meter import Counted
 from node.jobs.delivery import FIRST_BYTES
 from node.jobs.job import Deadlines
 from node.ports import End, Head, Piece
@@ -17,6 +16,7 @@ from node.testing.memory import MemoryStore, ScriptedEngine, Step
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.tab import check_continuity, check_receipt
 from tallystick.protocol.types import Amount, Hash
 from tallystick.protocol.wire import CancelReason, Failure, Kind
@@ -37,14 +37,14 @@ STEPS: dict[str, Step] = {
     "head": Head(200, "text/event-stream"),
     "no": Head(400, "application/json"),
     "role": Piece(b"role.", output=False),
-    "output": Piece(b"one.", output=True, text=4, counted=Counted(9, 3, 1)),
+    "output": Piece(b"one.", output=True, text=4, counted=ReportedUsage(9, 3, 1)),
     "much": Piece(b"x" * 9_000, output=True, text=100),
     "busy": Unavailable(Code.NODE_BUSY, "busy", fault=Fault.ENGINE),
     "down": Unavailable(Code.ENGINE_UNAVAILABLE, "down", fault=Fault.ENGINE),
     "bug": ZeroDivisionError("told to"),
     "moment": a_moment,
     "hangs": for_ever,
-    "end": End(b"done", counted=Counted(20, 5, 10)),
+    "end": End(b"done", counted=ReportedUsage(20, 5, 10)),
 }
 ENDS = {"busy", "down", "bug", "hangs", "end"}
 ACTIONS = (

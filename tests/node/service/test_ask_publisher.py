@@ -8,7 +8,7 @@ from dataclasses import replace
 from structlog.testing import capture_logs
 
 from node.domain.offers import Offer
-from node.domain.responses import UpstreamModel
+from node.domain.upstream_models import UpstreamModel
 from node.jobs.job import Pool
 from node.service.ask_publisher import Storefront
 from node.testing.memory import ScriptedEngine

@@ -19,8 +19,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from node.engines.demo import MODEL, Behaviour, DemoEngine
-from node.engines.discover import Finding
+from node.engines.demo import MODEL, DemoEngine, Simulation
+from node.engines.discover import DiscoveredEngine
 from node.service import engine_pool
 from node.service.config import load_config
 from node.service.daemon import build
@@ -131,7 +131,7 @@ async def test_a_node_works_and_stops_in_order(site: Site) -> None:
         assert b"stand-in" in body
         assert b'"usage":{' not in body
 
-        site.engine._usual = Behaviour(token_seconds=0.05)
+        site.engine._usual = Simulation(token_seconds=0.05)
         slow = await site.place(connection, ask)
         await connection.until(Kind.CHUNK, 3, slow.job)
         process.send_signal(signal.SIGTERM)
@@ -180,14 +180,14 @@ async def test_a_job_that_a_kill_cut_off_is_released(site: Site) -> None:
     """
     async with node(site) as (process, connection, ask):
         assert (await receipt(connection, await site.place(connection, ask))).seq == 1
-        site.engine._usual = Behaviour(token_seconds=1.0)
+        site.engine._usual = Simulation(token_seconds=1.0)
         cut, another = await site.place(connection, ask), await site.place(connection, ask)
         for placed in (cut, another):
             await connection.until(Kind.CHUNK, 2, placed.job)
         process.kill()
         await process.wait()
         assert not connection.of(Kind.RECEIPT, cut.job)
-    site.engine._usual = Behaviour()
+    site.engine._usual = Simulation()
     async with node(site) as (process, connection, ask):
         numbers = []
         for placed in (cut, another):
@@ -212,7 +212,7 @@ async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site
     """A coordinator that drops the link in mid-answer is offered nothing once that has cost too much, and so it stays after a
     restart of the node; `tally node status` says why.
     """
-    site.engine._usual = Behaviour(token_seconds=0.3)
+    site.engine._usual = Simulation(token_seconds=0.3)
     rules = '[rules]\nmax_write_off = "0.000001"\n'
     async with node(site, tables=rules) as (process, connection, ask):
         placed = await site.place(connection, ask)
@@ -300,7 +300,7 @@ async def test_a_node_without_a_deployment_says_so(site: Site) -> None:
 async def test_a_node_without_an_engine_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no engine in the config, none named and none found, the node says what to do; one that is named is taken."""
 
-    async def nothing(_environment: object) -> list[Finding]:
+    async def nothing(_environment: object) -> list[DiscoveredEngine]:
         return []
 
     monkeypatch.setattr(engine_pool, "discover", nothing)
@@ -317,7 +317,7 @@ async def test_a_node_without_an_engine_says_so(site: Site, monkeypatch: pytest.
 async def test_a_config_that_is_read_again(site: Site) -> None:
     """On SIGHUP prices and limits change without a break: a job under way ends; a config that is wrong changes nothing."""
     async with node(site) as (process, connection, ask):
-        site.engine._usual = Behaviour(token_seconds=0.02)
+        site.engine._usual = Simulation(token_seconds=0.02)
         running = await site.place(connection, ask)
         await connection.until(Kind.CHUNK, 2, running.job)
         path = site.config()

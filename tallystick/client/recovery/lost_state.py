@@ -17,14 +17,14 @@ from pathlib import Path
 import structlog
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import Coordinator, Info
+from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob, KnownOrder
-from tallystick.client.ledger.repair import Found, Paid, Shown
+from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.ledger.writes import Arrival
-from tallystick.client.receipts.checks import Placed
-from tallystick.client.recovery.escrow import Onchain
+from tallystick.client.ledger.writes import IncomingReceipt
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadReceipt, Code, PeerError, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
@@ -43,37 +43,37 @@ AGAIN_SECONDS = 1.0
 """How long a provider's tab is not asked about again."""
 
 
-class Mended(Unavailable):
+class TabRecovered(Unavailable):
     """An order was refused for what these books lacked, and have now: asked again, it may do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recovery:
+class TabRecovery:
     """See the module's docstring. `info` says who the coordinator is; `onchain` the chain, where there is one to ask."""
 
     ledger: Ledger
-    coordinator: Coordinator
+    coordinator: CoordinatorClient
     signer: Signer
-    info: Callable[[], Awaitable[Info]]
+    info: Callable[[], Awaitable[CoordinatorInfo]]
     now: Callable[[], int]
     path: Path
-    onchain: Onchain | None
+    onchain: PayerEscrow | None
     asked: dict[Address, float]
 
     @classmethod
     def of(
         cls,
         ledger: Ledger,
-        coordinator: Coordinator,
+        coordinator: CoordinatorClient,
         signer: Signer,
-        info: Callable[[], Awaitable[Info]],
+        info: Callable[[], Awaitable[CoordinatorInfo]],
         *,
         now: Callable[[], int],
         config: ClientConfig,
-        onchain: Onchain | None,
-    ) -> Recovery:
+        onchain: PayerEscrow | None,
+    ) -> TabRecovery:
         """A recovery for one market."""
-        path = config.state_file(signer.address)
+        path = config.ledger_path(signer.address)
         return cls(ledger, coordinator, signer, info, now, path, onchain, {})
 
     async def know(self, providers: Iterable[Address]) -> None:
@@ -82,13 +82,13 @@ class Recovery:
         if not new:
             return
         info = await self.info()
-        known = await self.ledger.traded(info.domain, new)
+        known = await self.ledger.providers_with_tab(info.domain, new)
         self.asked.update(dict.fromkeys(known, float("-inf")))
         await self.look([one for one in new if one not in known], chain=False)
 
     async def look(
         self, providers: Sequence[Address], *, chain: bool, again: float | None = None, wait: float | None = None
-    ) -> list[Found]:
+    ) -> list[RecoveryResult]:
         """Asks about these tabs now, unless that was done within `again` seconds, and takes up what is proved within `wait`
         seconds. Never raises TallyError. `chain`: it is asked too, which may be slow.
         """
@@ -116,16 +116,16 @@ class Recovery:
         watched = [account.provider for account in accounts[:WATCHED]]
         await self.look(watched, chain=True, again=seconds, wait=SEARCH_SECONDS)
 
-    async def _recover(self, provider: Address, *, chain: bool) -> Found | None:
+    async def _recover(self, provider: Address, *, chain: bool) -> RecoveryResult | None:
         try:
             info = await self.info()
             shown, settled = await asyncio.gather(self._receipts(info, provider), self._settled(provider, chain=chain))
             await self._release(info, shown)
             tab = await self.ledger.tab(info.domain, provider, self.now())
-            paid: list[Paid] | None = []
-            if self.onchain is not None and settled > tab.believed:
+            paid: list[PaidOrder] | None = []
+            if self.onchain is not None and settled > tab.explained_total:
                 paid = await self.onchain.paid(provider, settled)
-            found = await self.ledger.adopt(info.domain, provider, shown, settled, self.now(), paid=paid)
+            found = await self.ledger.merge_proven(info.domain, provider, shown, settled, self.now(), paid=paid)
         except TallyError as error:
             log.info("a tab can't be recovered yet", provider=provider, reason=str(error))
             return None
@@ -143,7 +143,7 @@ class Recovery:
             log.warning("recovered a tab", provider=provider, base_units=int(found.raised), note=self.note(found))
         return found
 
-    async def _receipts(self, info: Info, provider: Address) -> list[Shown]:
+    async def _receipts(self, info: CoordinatorInfo, provider: Address) -> list[OrderEvidence]:
         """The payer's own orders with the receipts for them, each checked; what is not so does not count."""
         question = Inquiry(
             payer=self.signer.address, provider=provider, coordinator=info.coordinator, asked_at=max(self.now(), 0)
@@ -153,7 +153,7 @@ class Recovery:
         except PeerError as error:  # a coordinator that knows no such question
             log.info("the coordinator does not tell this wallet's receipts", reason=str(error))
             return []
-        shown: list[Shown] = []
+        shown: list[OrderEvidence] = []
         for late in listed:
             try:
                 shown.append(self._check(info, provider, late))
@@ -161,28 +161,28 @@ class Recovery:
                 log.warning("a receipt that does not count was shown", provider=provider, reason=str(error))
         return shown
 
-    async def _release(self, info: Info, shown: Sequence[Shown]) -> None:
+    async def _release(self, info: CoordinatorInfo, shown: Sequence[OrderEvidence]) -> None:
         """Books receipts of orders whose jobs ended here without one."""
         jobs = await self.ledger.known_orders([one.order.digest for one in shown])
         for one in shown:
             job = jobs.get(one.order.digest)
-            known = None if job is None else await self.ledger.find(job)
+            known = None if job is None else await self.ledger.find_job(job)
             order = None if known is None else next(each for each in known.orders if each.digest == one.order.digest)
             if known is None or order is None or not _awaits(known, order):
                 continue
-            placed = Placed(one.order, order.terms)
-            complaint = await self.ledger.book(
-                Arrival(info.domain, known.job, placed, one.receipt, None, self.now(), final=one.receipt.message.cost > 0)
+            placed = PlacedOrder(one.order, order.terms)
+            complaint = await self.ledger.record_receipt(
+                IncomingReceipt(info.domain, known.job, placed, one.receipt, None, self.now(), final=one.receipt.message.cost > 0)
             )
             if complaint is not None:
                 log.warning("a late receipt was refused", job=known.job.hex(), reason=str(complaint))
 
-    def _check(self, info: Info, provider: Address, late: LateReceipt) -> Shown:
+    def _check(self, info: CoordinatorInfo, provider: Address, late: LateReceipt) -> OrderEvidence:
         order, receipt = late.order.verify(info.domain), late.receipt.verify(info.domain)
         if (order.message.payer, order.message.provider) != (self.signer.address, provider):
             raise BadReceipt("order: not this wallet's, or of another provider")
         check_receipt(order, late.terms, receipt.message)
-        return Shown(order, receipt)
+        return OrderEvidence(order, receipt)
 
     async def _settled(self, provider: Address, *, chain: bool) -> Amount:
         return Amount(0) if self.onchain is None or not chain else await self.onchain.settled(provider)
@@ -194,11 +194,11 @@ class Recovery:
         missing here, and says so. The job never ran: asking again, also with its idempotency key, is to place another one.
         """
         await self.ledger.forget_key_of(job)
-        known = await self.ledger.find(job)
+        known = await self.ledger.find_job(job)
         found = await self.look([one.order.message.provider for one in known.orders] if known is not None else [], chain=True)
         raised = Amount(sum(one.raised for one in found))
         if raised:
-            kind: type[Unavailable] = Mended
+            kind: type[Unavailable] = TabRecovered
             text = f"{failure}. This wallet's books lacked {format_amount(raised)}; {self.note(found[0], *found[1:])}. Ask again"
         else:
             kind = Unavailable
@@ -208,7 +208,7 @@ class Recovery:
             )
         return kind(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
 
-    def note(self, *found: Found) -> str:
+    def note(self, *found: RecoveryResult) -> str:
         """Where the missing orders were signed, as far as that can be told."""
         last = max((one.elsewhere for one in found), default=0)
         if last:

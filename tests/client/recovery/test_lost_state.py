@@ -12,10 +12,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.ledger.repair import Found, Paid
+from tallystick.client.ledger.repair import PaidOrder, RecoveryResult
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.receipts.checks import NOT_DELIVERED
-from tallystick.client.recovery import tabs
+from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED
+from tallystick.client.recovery import lost_state
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
@@ -30,7 +30,7 @@ from tests.client.parties import DOMAIN, Provider, bill, place, signer
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tabs are asked about as often as wanted."""
-    monkeypatch.setattr(tabs, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(lost_state, "AGAIN_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -56,14 +56,14 @@ async def strict(session: Session) -> None:
 @asynccontextmanager
 async def opened(fake: FakeMarket, wallet: Signer, config: ClientConfig, name: str) -> AsyncIterator[Market]:
     """A client with a state file of this name."""
-    path = config.state_file(wallet.address).with_name(name)
-    async with Market(fake.url, wallet, replace(config, state=path)) as market:
+    path = config.ledger_path(wallet.address).with_name(name)
+    async with Market(fake.url, wallet, replace(config, ledger_file=path)) as market:
         yield market
 
 
 def lose(config: ClientConfig, wallet: Signer, name: str) -> None:
     """Deletes a state file, with what SQLite keeps beside it."""
-    path = config.state_file(wallet.address).with_name(name)
+    path = config.ledger_path(wallet.address).with_name(name)
     for each in path.parent.glob(f"{name}*"):
         each.unlink()
 
@@ -76,7 +76,7 @@ async def test_lost_state_file(fake: FakeMarket, wallet: Signer, config: ClientC
             await run(market)
             tab = await market.tab(fake.providers[0].address)
         cumulative = fake.providers[0].tab.cumulative
-        assert (tab.total, tab.frozen) == (cumulative, "")
+        assert (tab.total, tab.blocked_reason) == (cumulative, "")
         assert fake.orders()[-1].ceiling - cumulative < fake.submissions[-1].candidates[0].terms.max_cost
         lose(config, wallet, "a.db")
         assert len({order.seq for order in fake.orders()}) == 2 * (turn + 1)
@@ -124,7 +124,7 @@ async def test_two_state_files(fake: FakeMarket, wallet: Signer, config: ClientC
         await one._resolver.recovery.look([provider], chain=False)
         for market in (one, other):
             tab = await market.tab(provider)
-            assert (tab.total, tab.frozen) == (fake.providers[0].tab.cumulative, "")
+            assert (tab.total, tab.blocked_reason) == (fake.providers[0].tab.cumulative, "")
             assert await market.evidence() == []
     assert fake.providers[0].tab.seq == 8
     assert len(told) in range(5, 8), "the second file learnt of the tab before its first order"
@@ -147,7 +147,7 @@ async def test_old_ceilings_do_no_harm(fake: FakeMarket, wallet: Signer, config:
         provider = fake.providers[0]
         tab = await market.tab(provider.address)
         assert tab.ceiling < provider.tab.cumulative
-        assert (tab.accepted, tab.total, tab.frozen) == (3, 0, "")
+        assert (tab.accepted, tab.total, tab.blocked_reason) == (3, 0, "")
         fake.forgets = False
         await market._resolver.recovery.look([provider.address], chain=False)
         assert (await market.tab(provider.address)).total == provider.tab.cumulative
@@ -216,7 +216,7 @@ async def test_silence_costs_no_job(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A coordinator that does not answer the question does not hold up the first job for ever."""
-    monkeypatch.setattr(tabs, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(lost_state, "ASK_SECONDS", 0.05)
 
     async def never(*_: object) -> list[LateReceipt]:
         raise Refusal(Code.RATE_LIMITED, "not now", fault=Fault.COORDINATOR)
@@ -231,13 +231,13 @@ class Chain:
     """A chain that says what it was told to."""
 
     settled_: int
-    orders: list[Paid] | None
+    orders: list[PaidOrder] | None
     asked: list[int] = field(default_factory=list)
 
     async def settled(self, _provider: str) -> Amount:
         return Amount(self.settled_)
 
-    async def paid(self, _provider: str, enough: Amount) -> list[Paid] | None:
+    async def paid(self, _provider: str, enough: Amount) -> list[PaidOrder] | None:
         self.asked.append(enough)
         return self.orders
 
@@ -255,7 +255,7 @@ async def test_a_payment_beyond_receipts_blocks_by_itself(fake: FakeMarket, wall
             chain = Chain(settled, [])
             watching = replace(recovery, onchain=chain, asked={})  # type: ignore[arg-type]
             await watching.watch(0.0)
-            assert bool((await market.tab(provider)).frozen) is blocked
+            assert bool((await market.tab(provider)).blocked_reason) is blocked
             assert chain.asked == ([settled] if blocked else [])
         with pytest.raises(TallyError) as caught:
             await run(market)
@@ -266,10 +266,10 @@ async def test_a_slow_chain_hides_no_payment(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the search for a payment's orders takes longer than a job would wait, the provider is blocked all the same."""
-    monkeypatch.setattr(tabs, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(lost_state, "ASK_SECONDS", 0.05)
 
     class Slow(Chain):
-        async def paid(self, provider: str, enough: Amount) -> list[Paid] | None:
+        async def paid(self, provider: str, enough: Amount) -> list[PaidOrder] | None:
             await asyncio.sleep(0.2)
             return await super().paid(provider, enough)
 
@@ -278,12 +278,12 @@ async def test_a_slow_chain_hides_no_payment(
         provider, recovery = fake.providers[0].address, market._resolver.recovery
         slow = Slow((await market.tab(provider)).accepted + 1, [])
         await replace(recovery, onchain=slow, asked={}).watch(0.0)  # type: ignore[arg-type]
-        assert (await market.tab(provider)).frozen
+        assert (await market.tab(provider)).blocked_reason
 
 
 @pytest.mark.parametrize("orders", [[], None])
 async def test_a_lying_chain_gets_no_order(
-    fake: FakeMarket, wallet: Signer, config: ClientConfig, orders: list[Paid] | None
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, orders: list[PaidOrder] | None
 ) -> None:
     """A refusal for the tab, and a chain that says it paid the whole purse: no ceiling leaves what this wallet signed before."""
     fake.script = _unauthorised
@@ -328,7 +328,7 @@ async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wal
             tab = await market.tab(alice.address)
             cap = session.candidate.terms.max_cost
             assert (tab.accepted, tab.open_caps) == (0, cap if charges else 0)
-            assert tab.undelivered == (NOT_DELIVERED if charges else 0)
+            assert tab.undelivered_quarters == (QUARTERS_UNDELIVERED if charges else 0)
 
 
 async def test_a_late_receipt_at_no_cost_leaves_the_answer_alone(wallet: Signer, config: ClientConfig) -> None:
@@ -352,7 +352,7 @@ async def test_a_late_receipt_at_no_cost_leaves_the_answer_alone(wallet: Signer,
         known = await market.find(fake.last.job)
         assert known is not None
         assert (known.state, known.reason) == (JobState.COMPLETED, "")
-        assert [order.state for order in known.orders] == [OrderState.RELEASED, OrderState.BOOKED]
+        assert [order.state for order in known.orders] == [OrderState.RELEASED, OrderState.RECORDED]
 
 
 async def test_a_tab_is_asked_about_once_in_a_while(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
@@ -361,9 +361,9 @@ async def test_a_tab_is_asked_about_once_in_a_while(fake: FakeMarket, wallet: Si
     async with opened(fake, wallet, config, "a.db") as market:
         recovery = market._resolver.recovery
         assert await recovery.look([], chain=False) == []
-        assert await recovery.look([alice], chain=False, again=60.0) == [Found()]
+        assert await recovery.look([alice], chain=False, again=60.0) == [RecoveryResult()]
         assert await recovery.look([alice], chain=False, again=60.0) == []
-        assert await recovery.look([alice], chain=False) == [Found()]
+        assert await recovery.look([alice], chain=False) == [RecoveryResult()]
         far = 1e300  # so long that the clock adds nothing to it
         recovery.asked[alice] = -far
         assert await recovery.look([alice], chain=False, again=far) == []
@@ -390,7 +390,7 @@ async def test_the_chain_is_asked_where_that_was_wanted(fake: FakeMarket, wallet
     async with opened(fake, wallet, config, "a.db") as market:
         chain = Chain(10**6, [])
         asking = replace(market._resolver.recovery, onchain=chain, asked={})  # type: ignore[arg-type]
-        assert await asking.look([alice], chain=False) == [Found()]
+        assert await asking.look([alice], chain=False) == [RecoveryResult()]
         assert chain.asked == []
         (found,) = await asking.look([alice], chain=True)
         assert (found.unexplained, chain.asked) == (10**6, [10**6])
@@ -400,7 +400,7 @@ async def test_the_last_foreign_order_is_told(fake: FakeMarket, wallet: Signer, 
     """Of several tabs the latest moment at which another process signed; where none did, that the file may be an old one."""
     async with opened(fake, wallet, config, "a.db") as market:
         note = market._resolver.recovery.note
-        told = note(Found(elsewhere=1_600_000_000), Found(elsewhere=1_700_000_000), Found())
+        told = note(RecoveryResult(elsewhere=1_600_000_000), RecoveryResult(elsewhere=1_700_000_000), RecoveryResult())
         assert "last at 2023-11-14 22:13:20 UTC" in told
-        assert "is new, was lost or put back" in note(Found(), Found())
+        assert "is new, was lost or put back" in note(RecoveryResult(), RecoveryResult())
         assert "is new, was lost or put back" in note()

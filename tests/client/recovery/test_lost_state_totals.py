@@ -11,11 +11,12 @@ import pytest
 
 from tallystick.client.config import Budget, ClientConfig
 from tallystick.client.ledger.ledger import Ledger
-from tallystick.client.ledger.repair import Found, Paid, Shown
+from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.ledger.writes import Arrival
-from tallystick.client.receipts.checks import MAX_UNRELEASED, NOT_DELIVERED, Delivered, Tab
-from tallystick.client.recovery import tabs
+from tallystick.client.ledger.writes import IncomingReceipt
+from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS, Tab
+from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED, Delivery
+from tallystick.client.recovery import lost_state
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
@@ -71,12 +72,12 @@ async def test_orders_that_were_never_matched_explain_no_total(ledger: Ledger) -
     job, (placed,) = await take(ledger)
     cap = placed.terms.max_cost
     climbing = ALICE.signer.sign(bill(placed, seq=9, cumulative_cost=placed.order.message.ceiling), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, climbing, None, NOW_S)) is None
-    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).believed == 3 + 3 * cap
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, climbing, None, NOW_S)) is None
+    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).explained_total == 3 + 3 * cap
     for other, _ in others:
-        await ledger.end(other, JobState.FAILED, "never matched", NOW_S)
+        await ledger.end_job(other, JobState.FAILED, "never matched", NOW_S)
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (tab.believed, tab.half.accepted) == (3, 3)
+    assert (tab.explained_total, tab.protocol_tab.accepted) == (3, 3)
     _, (following,) = await take(ledger)
     assert following.order.message.ceiling == 3 + cap
 
@@ -86,23 +87,23 @@ async def test_no_total_hides_a_payment(ledger: Ledger) -> None:
     job, (placed,) = await take(ledger)
     cap = placed.terms.max_cost
     void = ALICE.signer.sign(bill(placed, NONE, Outcome.REFUSED, seq=2, cumulative_cost=cap), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
-    await ledger.end(job, JobState.FAILED, "refused", NOW_S)
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[])).blocked == ""
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(1), NOW_S, paid=[])
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
+    await ledger.end_job(job, JobState.FAILED, "refused", NOW_S)
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[])).blocked == ""
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(1), NOW_S, paid=[])
     assert (found.raised, found.unexplained) == (0, 1)
     assert "tally receipt report" in found.blocked
-    assert await ledger.forgive(ALICE.address, NOW_S)
+    assert await ledger.unblock(ALICE.address, NOW_S)
     _, (following,) = await take(ledger)
     assert following.order.message.ceiling == 1 + cap, "what a person excused counts as spent"
-    assert (await ledger.spent(NOW_S, ()))[0].cost == 1
+    assert (await ledger.spending(NOW_S, ()))[0].cost == 1
 
 
 async def test_an_order_that_only_reserves_proves_no_payment(ledger: Ledger) -> None:
     """A signed order on which nothing can be collected lies open on chain: shown for a payment, it raises nothing."""
     order = replace(place().order.message, ceiling=Amount(900), claim_by=Seconds(0), terms_hash=ZERO_HASH)
-    shown = Paid(PAYER.sign(order, DOMAIN), "0xtx")
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(900), NOW_S, paid=[shown])
+    shown = PaidOrder(PAYER.sign(order, DOMAIN), "0xtx")
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(900), NOW_S, paid=[shown])
     assert found.raised == 0
     assert found.blocked
 
@@ -112,20 +113,22 @@ async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
     backing = place(Tab(accepted=Amount(400)))
     most = backing.order.message.ceiling
     told = ALICE.signer.sign(bill(backing, seq=7, cumulative_cost=most), DOMAIN)
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [Shown(backing.order, told)], Amount(0), NOW_S)).raised == most
+    assert (
+        await ledger.merge_proven(DOMAIN, ALICE.address, [OrderEvidence(backing.order, told)], Amount(0), NOW_S)
+    ).raised == most
     for number in range(1, 4):
         job, (placed,) = await take(ledger)
         assert placed.order.message.ceiling == most + 3 * (number - 1) + placed.terms.max_cost
         receipt = ALICE.signer.sign(bill(placed, seq=7 + number, cumulative_cost=Amount(most + 3 * number)), DOMAIN)
-        assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
-        assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).believed == most + 3 * number
+        assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+        assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).explained_total == most + 3 * number
 
 
 async def _climbed(ledger: Ledger) -> Amount:
     """A booked receipt of 3, and an order under way; returns that order's cap."""
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed, seq=1), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
     _, (running,) = await take(ledger)
     return running.terms.max_cost
 
@@ -135,7 +138,7 @@ async def _adopt(ledger: Ledger, told: int) -> int:
     job = JobId(bytes([told % 251]) * 16)
     backing = place(Tab(accepted=Amount(2_000)), job=job, now_ns=10**9 * (NOW_S + told))
     receipt = ALICE.signer.sign(bill(backing, seq=50 + told, cumulative_cost=Amount(told)), DOMAIN)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [Shown(backing.order, receipt)], Amount(0), NOW_S, paid=[])
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, [OrderEvidence(backing.order, receipt)], Amount(0), NOW_S, paid=[])
     return found.raised
 
 
@@ -143,34 +146,34 @@ async def test_what_open_orders_explain_is_not_recovered(ledger: Ledger) -> None
     """Orders that the books lacked raise ceiling and seq; the total rises by what is proved, and by nothing that it had already:
     what is recovered is what goes beyond the receipts.
     """
-    assert await ledger.adopt(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[]) == Found()
-    assert await ledger.traded(DOMAIN, [ALICE.address]) == set()
+    assert await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[]) == RecoveryResult()
+    assert await ledger.providers_with_tab(DOMAIN, [ALICE.address]) == set()
     cap = await _climbed(ledger)
     before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert await _adopt(ledger, 3) == 0
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (tab.believed, tab.recovered, tab.early_caps) == (3, 0, 0)
+    assert (tab.explained_total, tab.recovered, tab.early_caps) == (3, 0, 0)
     assert tab.ceiling > before.ceiling
     assert tab.order_seq == 10**9 * (NOW_S + 3) > before.order_seq
     assert await _adopt(ledger, 700) == 697
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (tab.believed, tab.recovered, tab.early_caps, tab.half.accepted) == (700, 697, cap, 700 - cap)
+    assert (tab.explained_total, tab.recovered, tab.early_caps, tab.protocol_tab.accepted) == (700, 697, cap, 700 - cap)
     assert await _adopt(ledger, 600) == 0
     assert await ledger.tab(DOMAIN, ALICE.address, NOW_S) == tab
 
 
 async def test_the_highest_order_that_was_paid_on_proves(ledger: Ledger) -> None:
     """Of several orders in the settling transactions the one that allows most counts, wherever it stands."""
-    paid = [Paid(PAYER.sign(replace(place().order.message, ceiling=Amount(most)), DOMAIN), "0xtx") for most in (50, 90, 70)]
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(80), NOW_S, paid=paid)).raised == 80
+    paid = [PaidOrder(PAYER.sign(replace(place().order.message, ceiling=Amount(most)), DOMAIN), "0xtx") for most in (50, 90, 70)]
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(80), NOW_S, paid=paid)).raised == 80
 
 
 async def test_what_running_jobs_explain_blames_nobody(ledger: Ledger) -> None:
     """A payment up to the cap of a job under way says nothing of its provider, one unit more blocks it."""
     cap = await _climbed(ledger)
-    assert not (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(3 + cap), NOW_S, paid=[])).blocked
-    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).undelivered == 0
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(4 + cap), NOW_S, paid=[])).blocked
+    assert not (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(3 + cap), NOW_S, paid=[])).blocked
+    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).undelivered_quarters == 0
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4 + cap), NOW_S, paid=[])).blocked
 
 
 async def test_a_barred_provider_is_asked_for_its_receipts(
@@ -179,17 +182,17 @@ async def test_a_barred_provider_is_asked_for_its_receipts(
     """A provider that gets no orders since it owes receipts gets them again soon after these came to the coordinator, without
     waiting until each of its jobs is asked about.
     """
-    monkeypatch.setattr(tabs, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(lost_state, "AGAIN_SECONDS", 0.0)
 
     async def fails(session: Session) -> None:
         await session.match()
         await session.fail(BUSY)
 
     fake.script, mallory = fails, fake.providers[0].address
-    for _ in range(MAX_UNRELEASED):
+    for _ in range(MAX_AWAITING_RECEIPTS):
         with suppress(Unavailable):
             await run(market)
-    assert await market._ledger.barred(DOMAIN, market._now())
+    assert await market._ledger.excluded(DOMAIN, market._now())
     for session in fake.sessions.values():
         session.take(0)
         session.tried.clear()
@@ -203,24 +206,24 @@ async def test_a_barred_provider_is_asked_for_its_receipts(
         return (await market.tab(mallory)).open_caps == 0
 
     await eventually(free)
-    assert not await market._ledger.barred(DOMAIN, market._now())
+    assert not await market._ledger.excluded(DOMAIN, market._now())
 
 
 async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> None:
     """The orders of a job that its coordinator had lost count on, so their receipts are asked for."""
     job, (placed,) = await take(ledger)
-    assert await ledger.outstanding(NOW_S + 60, 60) == []
-    await ledger.end(job, JobState.FAILED, "never admitted", NOW_S, keep=True)
-    assert await ledger.outstanding(NOW_S + 60, 60) == [job]
-    assert await ledger.outstanding(placed.order.message.claim_by, 60) == []
-    known = await ledger.find(job)
+    assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == []
+    await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep=True)
+    assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
+    assert await ledger.jobs_awaiting_receipts(placed.order.message.claim_by, 60) == []
+    known = await ledger.find_job(job)
     assert known is not None
-    assert tabs._awaits(known, known.orders[0])
+    assert lost_state._awaits(known, known.orders[0])
     open_, (_,) = await take(ledger)
-    running = await ledger.find(open_)
+    running = await ledger.find_job(open_)
     assert running is not None
-    assert not tabs._awaits(running, running.orders[0]), "its reader books it"
-    assert await ledger.outstanding(NOW_S + 60, 60) == [job]
+    assert not lost_state._awaits(running, running.orders[0]), "its reader books it"
+    assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
 
 
 async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake: FakeMarket) -> None:
@@ -243,7 +246,7 @@ async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake
     market._resolver.recovery.asked.clear()
     await market._resolver.recovery.look([mallory], chain=False)
     tab = await market.tab(mallory)
-    assert (tab.accepted, tab.undelivered, tab.open_caps) == (0, NOT_DELIVERED, session.candidate.terms.max_cost)
+    assert (tab.accepted, tab.undelivered_quarters, tab.open_caps) == (0, QUARTERS_UNDELIVERED, session.candidate.terms.max_cost)
     known = await market.find(session.job)
     assert known is not None
     assert known.orders[0].state is OrderState.DISPATCHED
@@ -253,11 +256,11 @@ async def test_forgiving_what_was_not_paid_spends_nothing(ledger: Ledger) -> Non
     """Where the chain paid nothing that the books lack, forgiving changes neither what was spent nor what is known of the tab."""
     job, (placed,) = await take(ledger)
     lie = ALICE.signer.sign(bill(placed, result_commitment=Hash(b"\1" * 32)), DOMAIN)
-    seen = Delivered(200, 50, ZERO_HASH, finished=True)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, lie, seen, NOW_S)) is not None
-    spent = await ledger.spent(NOW_S, ("provider",))
-    assert await ledger.forgive(ALICE.address, NOW_S)
-    assert await ledger.spent(NOW_S, ("provider",)) == spent
+    seen = Delivery(200, 50, ZERO_HASH, finished=True)
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, lie, seen, NOW_S)) is not None
+    spent = await ledger.spending(NOW_S, ("provider",))
+    assert await ledger.unblock(ALICE.address, NOW_S)
+    assert await ledger.spending(NOW_S, ("provider",)) == spent
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).recovered == 0
 
 
@@ -265,12 +268,12 @@ async def test_what_is_excused_is_what_receipts_lack(ledger: Ledger) -> None:
     """Of a payment that a person excuses, what receipts show was spent already; the rest is spent now, and known of the tab."""
     cap = await _climbed(ledger)
     paid = Amount(3 + cap + 2)
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], paid, NOW_S, paid=[])).blocked
-    assert await ledger.forgive(ALICE.address, NOW_S)
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], paid, NOW_S, paid=[])).blocked
+    assert await ledger.unblock(ALICE.address, NOW_S)
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert tab.ceiling == 3 + cap
-    assert (tab.believed, tab.recovered, tab.half.accepted) == (3 + cap, cap, 3)
-    assert (await ledger.spent(NOW_S, ()))[0].cost == 3 + cap
+    assert (tab.explained_total, tab.recovered, tab.protocol_tab.accepted) == (3 + cap, cap, 3)
+    assert (await ledger.spending(NOW_S, ()))[0].cost == 3 + cap
 
 
 async def test_an_order_that_proves_nothing_new_recovers_nothing(ledger: Ledger) -> None:
@@ -278,7 +281,7 @@ async def test_an_order_that_proves_nothing_new_recovers_nothing(ledger: Ledger)
     await take(ledger)
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed, seq=2, cumulative_cost=Amount(13)), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
     assert await _adopt(ledger, 3) == 0
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (tab.believed, tab.recovered) == (13, 0)
+    assert (tab.explained_total, tab.recovered) == (13, 0)

@@ -1,0 +1,24 @@
+"""Writes the generated pages into docs/reference. A file is touched only if its text changed, so rebuilds stay fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from docs.generate import cli, errors
+
+FOLDER = Path(__file__).parent.parent / "reference"
+NOTE = "<!-- Written by `python -m docs.generate`. Do not edit. -->\n\n"
+GENERATORS = (cli.pages, errors.pages)
+
+
+def main() -> None:
+    """Writes every page."""
+    for pages in GENERATORS:
+        for name, text in pages().items():
+            path = FOLDER / name
+            content = NOTE + text.rstrip() + "\n"
+            if not path.exists() or path.read_text(encoding="utf-8") != content:
+                path.write_text(content, encoding="utf-8")
+
+
+main()

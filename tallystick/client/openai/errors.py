@@ -1,0 +1,55 @@
+"""Errors in OpenAI's format: renders those of this client, and reads those of engines. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tallystick.protocol.errors import PUBLIC, BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.wire import dumps, loads
+
+RETRY_AFTER_SECONDS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorResponse:
+    """An error as an HTTP response in OpenAI's format."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+def render_error(error: TallyError, *, retry: bool | None = None) -> ErrorResponse:
+    """Renders an error for an OpenAI client. Status 400 or 401 is only for the caller's own faults.
+
+    `retry` overrides the error's own word on whether the same request may be sent again.
+    """
+    retry = error.retry if retry is None else retry
+    document = error.as_json()
+    document["error"]["retry"] = retry
+    status = error.status
+    if status in (400, 401) and error.fault in (Fault.PROVIDER, Fault.COORDINATOR, Fault.ENGINE):
+        status = 502
+        document["error"]["type"] = PUBLIC[Code.PROVIDER_FAILED].type
+    headers = {"x-should-retry": "true" if retry else "false"}
+    if retry:
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    return ErrorResponse(status, dumps(document), headers)
+
+
+def render_error_event(error: TallyError, *, retry: bool | None = None) -> bytes:
+    """Renders an error as an event of a stream that has begun; OpenAI's clients raise it. `retry`: see render_error."""
+    return b"data: " + render_error(error, retry=retry).body + b"\n\n"
+
+
+def read_engine_error(status: int, body: bytes) -> TallyError:
+    """An engine's error answer as an exception: the caller's fault for status 400 to 499, else the engine's."""
+    try:
+        error = loads(body, "engine answer")["error"]
+        message = str(error["message"] if isinstance(error, dict) else error)
+    except (BadMessage, KeyError, TypeError):
+        message = body[:500].decode(errors="replace")
+    text = f"the engine answered {status}: {message[:2000]}"
+    if status < 500:
+        return Refusal(Code.BAD_MESSAGE, text, fault=Fault.CLIENT)
+    return Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.ENGINE)

@@ -1,0 +1,190 @@
+"""A client's demand: the criteria by which providers are chosen for a job, and the reason why an ask does not meet them.
+
+The coordinator proposes asks by these predicates and the client verifies the proposal by the same ones. Pure.
+
+To add a criterion: add a field to `Demand`, its JSON member to `_MEMBERS`, a `Reason`, and a predicate to `_CHOSEN` or
+`_OFFERED`. The HTTP schema (`ShortlistRequest` in the coordinator) must declare the member; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, Literal, get_args
+
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.messages import Ask
+from tallystick.protocol.requirements import NOTHING, Requirements
+from tallystick.protocol.routes import check_route, serves
+from tallystick.protocol.types import Address, parse_address
+from tallystick.protocol.wire import MAX_CANDIDATES
+
+Sort = Literal["price", "latency", "throughput"]
+SORTS: tuple[Sort, ...] = get_args(Sort)
+"""Orders of a shortlist: lowest expected cost, shortest time to the first token, most tokens per second."""
+DEFAULT_LIMIT = 4
+"""Entries of a shortlist if the request names no limit."""
+MAX_ADDRESSES = 256
+"""Providers that a demand may name as pinned, and as excluded."""
+
+
+class Reason(Enum):
+    """Why a provider was not chosen, in words that the provider's owner and the client can act on."""
+
+    MODEL = "another model"
+    NOT_PINNED = "not among the providers asked for"
+    EXCLUDED = "excluded by the client"
+    ROUTE = "it does not serve that route"
+    REGION = "it is not in a region asked for"
+    TIER = "it is not of a tier asked for"
+    PRECISION = "it is not of a precision asked for"
+    ENGINE = "it does not run on an engine asked for"
+    FEATURES = "it lacks a feature asked for"
+    CONTEXT = "its context is shorter than asked for"
+    REPUTATION = "it failed too many jobs lately"
+    STAKE = "it has staked less than asked for"
+    INPUT_PRICE = "its input price is above the client's maximum"
+    OUTPUT_PRICE = "its output price is above the client's maximum"
+    ORDER_EXPIRED = "the order on it has expired"
+    ASK_EXPIRED = "its ask has expired or is not valid yet"
+    ASK_GONE = "its ask was replaced or withdrawn since the shortlist was made"
+    BUSY = "no free slot now"
+    FAILED = "it failed this job already"
+    SEALING_SUITE = "it needs a sealing suite that this client does not know"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one side knows about the provider of an ask. None means unknown, and an unknown fact excludes nobody.
+
+    `now`: Unix seconds. `stake`: base units. `free`: free slots. `reputation`: the score from 0 to 100.
+    """
+
+    now: int
+    stake: int | None = None
+    free: int | None = None
+    reputation: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The criteria of one job. Prices are maxima in base units per 1,000,000 tokens; empty sets and zero do not restrict."""
+
+    model: str
+    max_input_price: int | None = None
+    max_output_price: int | None = None
+    pin: frozenset[Address] = frozenset()
+    """Only these providers."""
+    exclude: frozenset[Address] = frozenset()
+    route: str | None = None
+    """A route that not every ask serves, such as /v1/rerank."""
+    require: Requirements = NOTHING
+    min_reputation: int = 0
+    """Percent of the score that the coordinator keeps for a provider."""
+    min_stake: int = 0
+    """Base units that the provider has staked."""
+    sort: str = "price"
+    prefer: tuple[Address, ...] = ()
+    """Providers that come first, in this order. Applied by the client; the coordinator is not told."""
+    limit: int = MAX_CANDIDATES
+    """Entries of the shortlist, at most."""
+
+    def __post_init__(self) -> None:
+        """Raises BadMessage for a limit or a sort order that does not exist."""
+        if not 1 <= self.limit <= MAX_CANDIDATES:
+            raise BadMessage(f"limit: expected 1 to {MAX_CANDIDATES}, got {self.limit}")
+        if self.sort not in SORTS:
+            raise BadMessage(f"sort: expected one of {', '.join(SORTS)}")
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the client chose the order of the shortlist itself, instead of the order by price."""
+        return self.sort != "price" or bool(self.prefer)
+
+    def to_json(self, payer: Address) -> dict[str, Any]:
+        """Returns the body of POST /v1/shortlist and /v1/explain. Members that do not restrict are left out."""
+        body: dict[str, Any] = {"model": self.model, "payer": payer, "limit": self.limit}
+        for member, (field, write, _) in _MEMBERS.items():
+            value = getattr(self, field)
+            if value != _DEFAULTS[field]:
+                body[member] = write(value)
+        return body
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Demand:
+        """Reads the body of POST /v1/shortlist, whose members have the types of its schema already. Ignores `payer`.
+
+        Raises BadMessage, and Refusal (unknown_route) for a route that cannot exist.
+        """
+        values = {field: read(raw[member]) for member, (field, _, read) in _MEMBERS.items() if raw.get(member) is not None}
+        return cls(raw["model"], **values, limit=raw.get("limit", DEFAULT_LIMIT))
+
+    def objection(self, ask: Ask, facts: Facts) -> Reason | None:
+        """Returns the first reason why this ask does not meet the demand, or None if it does."""
+        return (
+            self._first(_CHOSEN, ask, facts)
+            or (_REQUIRED.get(self.require.lacks(ask) or "") if self.require is not NOTHING else None)
+            or self._first(_OFFERED, ask, facts)
+        )
+
+    def _first(self, predicates: tuple[tuple[Reason, _Predicate], ...], ask: Ask, facts: Facts) -> Reason | None:
+        return next((reason for reason, excludes in predicates if excludes(self, ask, facts)), None)
+
+
+_Predicate = Callable[[Demand, Ask, Facts], bool]
+
+_CHOSEN: tuple[tuple[Reason, _Predicate], ...] = (
+    (Reason.MODEL, lambda demand, ask, _: ask.model != demand.model),
+    (Reason.NOT_PINNED, lambda demand, ask, _: bool(demand.pin) and ask.provider not in demand.pin),
+    (Reason.EXCLUDED, lambda demand, ask, _: ask.provider in demand.exclude),
+    (Reason.ROUTE, lambda demand, ask, _: demand.route is not None and not serves(ask.spec.features, demand.route)),
+)
+"""Whether the client asks for this provider, model and route at all. Checked before the requirements."""
+
+_REQUIRED = {
+    "region": Reason.REGION,
+    "tier": Reason.TIER,
+    "precision": Reason.PRECISION,
+    "engine": Reason.ENGINE,
+    "features": Reason.FEATURES,
+    "context_tokens": Reason.CONTEXT,
+}
+"""The reason for each field of `Requirements` that an ask does not meet."""
+
+_OFFERED: tuple[tuple[Reason, _Predicate], ...] = (
+    (Reason.STAKE, lambda demand, _, facts: facts.stake is not None and facts.stake < demand.min_stake),
+    (Reason.INPUT_PRICE, lambda demand, ask, _: _above(ask.input_price, demand.max_input_price)),
+    (Reason.OUTPUT_PRICE, lambda demand, ask, _: _above(ask.output_price, demand.max_output_price)),
+    (Reason.ASK_EXPIRED, lambda _, ask, facts: not ask.valid_from <= facts.now < ask.valid_until),
+    (Reason.BUSY, lambda _, __, facts: facts.free is not None and facts.free < 1),
+    (Reason.REPUTATION, lambda demand, _, facts: facts.reputation is not None and facts.reputation < demand.min_reputation),
+)
+"""Whether the provider offers it on these terms now. Checked after the requirements."""
+
+
+def _above(price: int, maximum: int | None) -> bool:
+    return maximum is not None and price > maximum
+
+
+def _read_addresses(listed: Iterable[str]) -> frozenset[Address]:
+    return frozenset(map(parse_address, listed))
+
+
+def _write_addresses(addresses: frozenset[Address]) -> list[Address]:
+    return sorted(addresses)[:MAX_ADDRESSES]
+
+
+_MEMBERS: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "maxInputPrice": ("max_input_price", int, int),
+    "maxOutputPrice": ("max_output_price", int, int),
+    "route": ("route", str, check_route),
+    "require": ("require", Requirements.to_json, Requirements.from_json),
+    "minReputation": ("min_reputation", int, int),
+    "minStake": ("min_stake", int, int),
+    "sort": ("sort", str, str),
+    "providers": ("pin", sorted, _read_addresses),
+    "exclude": ("exclude", _write_addresses, _read_addresses),
+}
+"""JSON members in the order of the wire: the field of `Demand`, its writer and its reader."""
+_DEFAULTS = {field.name: field.default for field in fields(Demand)}

@@ -1,0 +1,221 @@
+"""OpenAI's JSON: how much output a request may ask for, and what an answer says. Pure.
+
+The client and the node read the same documents by these functions, so that both count choices, tokens and text alike.
+Members that are not read here pass through untouched. Source: OpenAI's API reference, and engines' deviations from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.routes import CHAT, COMPLETIONS, RESPONSES
+from tallystick.protocol.sse import MalformedAnswer
+
+MAX_CHOICES: Final = 1_024
+"""The most choices that one request may ask for."""
+MAX_COUNT: Final = (1 << 31) - 1
+"""The largest number that a count in a request may be."""
+OUTPUT_LIMITS: Final[Mapping[str, tuple[str, ...]]] = {
+    CHAT: ("max_completion_tokens", "max_tokens"),
+    COMPLETIONS: ("max_tokens",),
+    RESPONSES: ("max_output_tokens",),
+}
+"""The members that limit the output tokens of each choice, by route. The first one present decides."""
+TEXT_PARTS: Final = frozenset({"text", "refusal", "input_text", "output_text"})
+"""Types of content parts whose tokens are bounded by their bytes; images, audio and files are not among them."""
+TEXT_MEMBERS: Final = ("content", "reasoning_content", "reasoning", "refusal", "text")
+"""Members of a message, a delta or a choice that hold generated text."""
+
+_ABSENT: Final = object()
+_SILENT = frozenset({"role", "index", "type", "id", "name"})
+"""Members of a message or a delta that are no output by themselves."""
+_PREAMBLE = frozenset({"response.created", "response.queued", "response.in_progress"})
+_FINISH = {"response.completed": "stop", "response.incomplete": "length", "completed": "stop", "incomplete": "length"}
+_FAILED = frozenset({"error", "response.failed", "failed"})
+
+
+# Requests
+
+
+def read_count(request: Mapping[str, Any], name: str, least: int = 0) -> int | None:
+    """A whole number in a request; None if it is absent or null. Raises BadMessage, whose text quotes nothing of the request."""
+    value = request.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_COUNT:
+        raise BadMessage(f"{name}: expected a whole number from {least} to {MAX_COUNT}")
+    return value
+
+
+def count_choices(path: str, request: Mapping[str, Any]) -> int:
+    """How many choices an engine generates for a request: the larger of `n` and `best_of`, for each prompt.
+
+    Raises BadMessage for more than MAX_CHOICES.
+    """
+    choices = max(read_count(request, "n", 1) or 1, read_count(request, "best_of", 1) or 1) * _count_prompts(path, request)
+    if choices > MAX_CHOICES:
+        raise BadMessage(f"n, best_of and prompt: expected at most {MAX_CHOICES} choices in all, got {choices}")
+    return choices
+
+
+def _count_prompts(path: str, request: Mapping[str, Any]) -> int:
+    """The prompts of a completion request: a list of texts or of token lists is several, a list of tokens is one."""
+    prompt = request.get("prompt")
+    if path != COMPLETIONS or not isinstance(prompt, list) or not prompt or not isinstance(prompt[0], str | list):
+        return 1
+    return len(prompt)
+
+
+# Answers
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedUsage:
+    """Token counts as an engine reported them: not yet checked against anything."""
+
+    input: int
+    cached: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDocument:
+    """One JSON document of an answer: the whole answer, or the data of one event of its stream.
+
+    `has_output`: whether a user would see anything of it. `text_bytes`: bytes of generated text. `usage_only`: whether it is the
+    extra event that reports usage and has no choices.
+    """
+
+    document: dict[str, Any]
+    has_output: bool
+    text_bytes: int
+    finish_reason: str | None
+    usage: ReportedUsage | None
+    usage_only: bool = False
+
+
+def read_completion(data: bytes) -> AnswerDocument:
+    """Reads a document of a chat, completion or embeddings answer. Raises MalformedAnswer, also for an error object."""
+    document = _load_object(data)
+    text_bytes, has_output, finish_reason = 0, False, None
+    for choice in choices_of(document):
+        choice_bytes, choice_output = _measure_choice(choice)
+        text_bytes, has_output = text_bytes + choice_bytes, has_output or choice_output
+        if isinstance(choice.get("finish_reason"), str):
+            finish_reason = "length" if finish_reason == "length" else choice["finish_reason"]
+    usage = read_usage(document.get("usage"))
+    usage_only = usage is not None and document.get("choices") == []
+    return AnswerDocument(document, has_output, text_bytes, finish_reason, usage, usage_only)
+
+
+def read_other_answer(data: bytes) -> AnswerDocument:
+    """Reads a document of any other route's answer, such as a response and its events (OpenAI's Responses API), images or ranks.
+
+    Documents of unknown kinds count as output. Raises MalformedAnswer, also for an error object.
+    """
+    document = _load_object(data)
+    inner = document.get("response")
+    response = inner if isinstance(inner, dict) else document
+    kind = str(document.get("type") or document.get("status") or "")
+    if kind in _FAILED or (inner is response and response.get("status") in _FAILED):
+        raise MalformedAnswer("expected an answer, got an error")
+    delta = document.get("delta")
+    text_bytes = _count_text_bytes(document.get("output") if delta is None else delta)
+    has_output = kind not in _PREAMBLE and not (kind.endswith(".added") and not text_bytes)
+    return AnswerDocument(document, has_output, text_bytes, _FINISH.get(kind), read_usage(response.get("usage")))
+
+
+def read_usage(usage: object) -> ReportedUsage | None:
+    """OpenAI's usage object, of completions or of responses and images. None if it is missing or a count is no whole number.
+
+    A total alone (embeddings, ranks) is all input.
+    """
+    if not isinstance(usage, dict):
+        return None
+    input_name, output_name = ("input", "output") if "input_tokens" in usage else ("prompt", "completion")
+    details = usage.get(f"{input_name}_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    total_input = usage.get(f"{input_name}_tokens", usage.get("total_tokens"))
+    counts: list[Any] = [total_input, cached or 0, usage.get(f"{output_name}_tokens") or 0]
+    if any(isinstance(count, bool) or not isinstance(count, int) for count in counts):
+        return None
+    return ReportedUsage(*counts)
+
+
+def choices_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The choices of an answer's document that are objects; none if it has no list of them."""
+    choices = document.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def delta_text(document: Mapping[str, Any]) -> str:
+    """The text that one event of a stream adds to the first choice of a chat, a completion or a response.
+
+    Tool calls and reasoning are not part of it.
+    """
+    if document.get("type") == "response.output_text.delta":
+        return _text_or_empty(document.get("delta"))
+    return "".join(_choice_delta(choice) for choice in choices_of(document) if choice.get("index", 0) == 0)
+
+
+def completion_text(document: object) -> str | None:
+    """The text of the first choice of an answer that was not streamed; None if the document is no completion."""
+    choices = choices_of(document) if isinstance(document, dict) else []
+    if not choices:
+        return None
+    choice = choices[0]
+    message = choice.get("message", choice)
+    if not isinstance(message, dict):
+        return None
+    text = message.get("content" if "message" in choice else "text", _ABSENT)
+    return None if text is _ABSENT else "" if text is None else str(text)
+
+
+def _choice_delta(choice: Mapping[str, Any]) -> str:
+    delta = choice.get("delta")
+    return _text_or_empty(delta.get("content") if isinstance(delta, dict) else choice.get("text"))
+
+
+def _text_or_empty(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _load_object(data: bytes) -> dict[str, Any]:
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        raise MalformedAnswer("expected JSON") from None
+    if not isinstance(document, dict):
+        raise MalformedAnswer("expected a JSON object")
+    if document.get("error"):
+        raise MalformedAnswer("expected an answer, got an error")
+    return document
+
+
+def _measure_choice(choice: Mapping[str, Any]) -> tuple[int, bool]:
+    """Bytes of generated text in one choice, and whether it has any output at all."""
+    text = choice.get("text")
+    text_bytes, has_output = (len(text.encode(errors="replace")), True) if isinstance(text, str) and text else (0, False)
+    message = choice.get("delta") or choice.get("message") or {}
+    if isinstance(message, dict):
+        for name, value in message.items():
+            if name not in _SILENT and value:
+                has_output = True
+                text_bytes += _count_text_bytes(value)
+    return text_bytes, has_output
+
+
+def _count_text_bytes(value: Any, depth: int = 8) -> int:
+    """Bytes of all strings in a member of a delta: contents, names and arguments of tools, reasoning."""
+    if isinstance(value, str):
+        return len(value.encode(errors="replace"))
+    if isinstance(value, dict):
+        value = [inner for name, inner in value.items() if name not in {"id", "type", "index"}]
+    if isinstance(value, list) and depth:
+        return sum(_count_text_bytes(inner, depth - 1) for inner in value)
+    return 0

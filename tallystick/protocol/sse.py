@@ -1,0 +1,74 @@
+"""Server-sent events (WHATWG HTML, section 9.2) as OpenAI-compatible servers stream them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from tallystick.protocol.errors import BadMessage, Fault
+
+EVENT_STREAM: Final = "text/event-stream"
+"""The media type of an event stream."""
+DONE: Final = b"[DONE]"
+"""The data of the event that ends OpenAI's streams."""
+
+
+class MalformedAnswer(BadMessage):
+    """An engine's answer breaks the rules of its format. The engine's fault.
+
+    The text names the rule and never quotes the answer, because it may travel unsealed.
+    """
+
+    fault = Fault.ENGINE
+
+
+class EventReader:
+    """Splits a byte stream into events. Holds at most one unfinished event, of at most `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._buffer = bytearray()
+        self._limit = limit
+        self._ends_with_cr = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yields each event that `data` completes, with LF line ends and its blank line.
+
+        Raises MalformedAnswer for an event of more than `limit` bytes, after yielding the events before it.
+        """
+        scanned = max(len(self._buffer) - 1, 0)
+        self._buffer += self._normalise(data)
+        if self._buffer.find(b"\n\n", scanned) < 0:
+            self._check_size(self._buffer)
+            return
+        *events, self._buffer = self._buffer.split(b"\n\n")
+        for event in events:
+            self._check_size(event)
+            if event.strip(b"\n"):
+                yield bytes(event) + b"\n\n"
+        self._check_size(self._buffer)
+
+    @property
+    def rest(self) -> bytes:
+        """The bytes after the last complete event."""
+        return bytes(self._buffer) + (b"\r" if self._ends_with_cr else b"")
+
+    def _normalise(self, data: bytes) -> bytes:
+        """`data` with LF line ends. A CR at its end is held back, because it may be the first half of a CRLF."""
+        if self._ends_with_cr:
+            data = b"\r" + data
+        self._ends_with_cr = data.endswith(b"\r")
+        if b"\r" not in data:
+            return data
+        return data[: len(data) - self._ends_with_cr].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _check_size(self, event: bytearray) -> None:
+        if len(event) > self._limit:
+            raise MalformedAnswer(f"event: expected at most {self._limit} bytes, got {len(event)}")
+
+
+def event_data(event: bytes) -> bytes | None:
+    """The data of an event: its `data` lines, joined by LF. None for an event without any, such as a comment."""
+    if event.startswith(b"data:") and event.count(b"\n") == 2:
+        return event[5:].strip()
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None

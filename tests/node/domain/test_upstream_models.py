@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+
+from node.domain.upstream_models import UpstreamModel, read_models
+from tallystick.protocol.sse import MalformedAnswer
+from tallystick.protocol.wire import dumps
+
+
+def test_models_are_read_with_their_context() -> None:
+    """Names, owners and context lengths as vLLM, hosted APIs and llama.cpp tell them; entries that are none are left out."""
+    listed = [
+        {"id": "a", "owned_by": "vllm", "max_model_len": 4_096},
+        {"id": "b", "context_length": 8_192},
+        {"id": "c", "meta": {"n_ctx": 512}},
+        {"id": "d", "max_model_len": "many", "meta": None},
+        {"id": 5},
+        "e",
+    ]
+    assert read_models(dumps({"data": listed})) == (
+        UpstreamModel("a", 4_096, "vllm"),
+        UpstreamModel("b", 8_192),
+        UpstreamModel("c", 512),
+        UpstreamModel("d"),
+    )
+    for body in (b"<html>", b"[]", b'{"data": 1}'):
+        with pytest.raises(MalformedAnswer):
+            read_models(body)

@@ -1,0 +1,137 @@
+"""A client's demand: the predicates that the coordinator and the client share, and its JSON."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallystick.protocol.demand import DEFAULT_LIMIT, SORTS, Demand, Facts, Reason
+from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.messages import Spec
+from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.wire import MAX_CANDIDATES
+from tests.coordinator.harness import MODEL, START, make_ask, person
+from tests.protocol.strategies import addresses
+
+ANN, BOB, PAYER = (person(name).address for name in ("ann", "bob", "payer"))
+ASK = make_ask(person("ann")).message
+
+
+@pytest.mark.parametrize(
+    ("reason", "criteria", "facts"),
+    [
+        (Reason.MODEL, {"model": "another"}, {}),
+        (Reason.NOT_PINNED, {"pin": frozenset({BOB})}, {}),
+        (Reason.EXCLUDED, {"exclude": frozenset({ANN})}, {}),
+        (Reason.ROUTE, {"route": "/v1/rerank"}, {}),
+        (Reason.REGION, {"require": Requirements(region=("eu",))}, {}),
+        (Reason.CONTEXT, {"require": Requirements(context_tokens=8_193)}, {}),
+        (Reason.STAKE, {"min_stake": 8}, {"stake": 7}),
+        (Reason.INPUT_PRICE, {"max_input_price": 999_999}, {}),
+        (Reason.OUTPUT_PRICE, {"max_output_price": 1_999_999}, {}),
+        (Reason.ASK_EXPIRED, {}, {"now": 1 << 40}),
+        (Reason.BUSY, {}, {"free": 0}),
+        (Reason.REPUTATION, {"min_reputation": 90}, {"reputation": 89.9}),
+    ],
+)
+def test_each_criterion_has_its_reason(reason: Reason, criteria: dict[str, Any], facts: dict[str, Any]) -> None:
+    """An ask that misses one criterion is refused for that criterion."""
+    demand = replace(Demand(MODEL), **criteria)
+    assert demand.objection(ASK, replace(Facts(START), **facts)) is reason
+
+
+def test_unknown_facts_exclude_nobody() -> None:
+    """A client that knows neither stake nor reputation nor load accepts what the coordinator proposes."""
+    assert Demand(MODEL, min_stake=8, min_reputation=90).objection(ASK, Facts(START)) is None
+
+
+def test_bounds_are_inclusive() -> None:
+    """An ask that meets each criterion exactly is accepted."""
+    demand = Demand(MODEL, 1_000_000, 2_000_000, pin=frozenset({ANN}), min_reputation=90, min_stake=8)
+    ask = replace(ASK, valid_from=START, valid_until=START + 1)
+    assert demand.objection(ask, Facts(START, stake=8, free=1, reputation=90)) is None
+
+
+def test_a_route_is_served_by_the_asks_that_list_it() -> None:
+    """Further routes are features of an ask."""
+    ask = replace(ASK, spec=Spec(features=("/v1/rerank",)))
+    assert Demand(MODEL, route="/v1/rerank").objection(ask, Facts(START)) is None
+
+
+prices = st.none() | st.integers(0, 10**18)
+few_addresses = st.frozensets(addresses, max_size=3)
+requirements = st.builds(
+    Requirements, region=st.lists(st.text(max_size=4), max_size=2).map(tuple), context_tokens=st.integers(0, 9)
+)
+
+
+@given(
+    st.builds(
+        Demand,
+        st.text(max_size=9),
+        prices,
+        prices,
+        few_addresses,
+        few_addresses,
+        st.none() | st.just("/v1/rerank"),
+        requirements,
+        st.integers(0, 100),
+        st.integers(0, 10**18),
+        st.sampled_from(SORTS),
+        limit=st.integers(1, MAX_CANDIDATES),
+    )
+)
+def test_the_coordinator_reads_what_the_client_writes(demand: Demand) -> None:
+    """JSON keeps every criterion."""
+    assert Demand.from_json(demand.to_json(PAYER)) == demand
+
+
+def test_a_demand_without_criteria_is_short() -> None:
+    """Members that do not restrict are left out, and the limit has a default on the wire."""
+    assert Demand(MODEL).to_json(PAYER) == {"model": MODEL, "payer": PAYER, "limit": MAX_CANDIDATES}
+    assert Demand.from_json({"model": MODEL, "payer": PAYER}) == Demand(MODEL, limit=DEFAULT_LIMIT)
+
+
+def test_preferences_stay_with_the_client() -> None:
+    """The order of preferred providers is applied by the client, and makes the shortlist's order the client's own."""
+    demand = Demand(MODEL, prefer=(BOB,))
+    assert demand.ranked
+    assert demand.to_json(PAYER) == Demand(MODEL).to_json(PAYER)
+    assert Demand(MODEL, sort="latency").ranked
+    assert not Demand(MODEL).ranked
+
+
+def test_every_criterion_is_on_the_wire() -> None:
+    """No field is forgotten in the JSON, except the preferences."""
+    values: dict[str, Any] = {
+        "max_input_price": 1,
+        "max_output_price": 1,
+        "pin": frozenset({ANN}),
+        "exclude": frozenset({ANN}),
+        "route": "/v1/rerank",
+        "require": Requirements(region=("eu",)),
+        "min_reputation": 1,
+        "min_stake": 1,
+        "sort": "latency",
+    }
+    assert values.keys() == {field.name for field in fields(Demand)} - {"model", "limit", "prefer"}
+    whole = replace(Demand(MODEL), **values)
+    assert Demand.from_json(whole.to_json(PAYER)) == whole
+
+
+@pytest.mark.parametrize(("member", "value"), [("limit", 0), ("limit", MAX_CANDIDATES + 1), ("sort", "beauty")])
+def test_a_demand_that_makes_no_sense(member: str, value: Any) -> None:
+    """The error names the member."""
+    with pytest.raises(BadMessage, match=member):
+        Demand.from_json({"model": MODEL, member: value})
+
+
+def test_a_route_that_cannot_exist() -> None:
+    """It is refused as an unknown route."""
+    with pytest.raises(Refusal) as caught:
+        Demand.from_json({"model": MODEL, "route": "rerank"})
+    assert caught.value.code is Code.UNKNOWN_ROUTE
