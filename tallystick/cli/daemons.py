@@ -62,7 +62,7 @@ def node_run(
     from node.service.config import load_config
     from node.service.daemon import run
 
-    flags = {"without_recall": skip_recovery or None}
+    flags = {"skip_recovery": skip_recovery or None}
     run_daemon(run(load_config(config, flags), unlock(wallet, password_file), lambda: load_config(config, flags)))
 
 

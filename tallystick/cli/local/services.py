@@ -148,7 +148,7 @@ async def start_node(market: LocalMarket, processes: ProcessGroup, name: str, en
     engine_settings = {"url": market.url(market.ports.engines[name]) if engine.kind is EngineKind.DEMO else engine.url}
     if engine.api_key:
         engine_settings["api_key_env"] = "OPENAI_API_KEY"
-    claims = {"check": 0.5, "age": 0.5}
+    claims = {"check_interval": 0.5, "max_age": 0.5}
     config = market.folder / f"{name}.toml"
     config.write_text(f"{to_toml(settings)}[claims]\n{to_toml(claims)}[[engines]]\n{to_toml(engine_settings)}")
     arguments = ("--config", str(config), "--wallet", market.keystore(name))

@@ -194,8 +194,8 @@ async def _check_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provider:
 
 async def _check_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: CoordinatorInfo) -> None:
     """The coordinator's fee, as announced and as registered on chain, against the highest that this node accepts."""
-    announced, accepted = info.fee_bps, loaded.rules.max_fee_bps
-    remedy = "raise max_fee_bps under [rules] in the config, or use another coordinator"
+    announced, accepted = info.fee_bps, loaded.admission.max_fee_bps
+    remedy = "raise max_fee_bps under [admission] in the config, or use another coordinator"
     with contextlib.suppress(TallyError):
         async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
             registered = (await escrow.provider(info.coordinator)).fee_bps
@@ -226,7 +226,7 @@ async def _try_engine(engine: EngineConfig) -> str:
     from node.domain.requests import prepare
     from node.engines.discover import inspect_engine
     from node.engines.openai_http import OpenAIEngine
-    from node.ports import End
+    from node.ports import ResponseEnd
     from tallystick.protocol.wire import RequestHead, dumps
 
     settings = engine.settings(os.environ)
@@ -236,7 +236,7 @@ async def _try_engine(engine: EngineConfig) -> str:
     missing = sorted(set(names) - listed) if listed else []  # some engines list nothing and serve any model
     if missing or not names:
         raise BadMessage(f"{discovered.kind.value} at {discovered.url} does not list {', '.join(missing) or 'any model'}")
-    model = engine.models[0] if engine.models else engine.listed(names[0])
+    model = engine.models[0] if engine.models else engine.model_defaults(names[0])
     offer = engine.offer(model, None, engine.spec, datetime.now(UTC), 0.0)
     body = {"model": offer.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stream": True}
     adapter, began = OpenAIEngine(settings), time.monotonic()
@@ -248,7 +248,7 @@ async def _try_engine(engine: EngineConfig) -> str:
         raise Refusal(Code.TIMED_OUT, f"{discovered.url} did not generate one token within 60 s") from None
     finally:
         await adapter.close()
-    reports_usage = isinstance(events[-1], End) and events[-1].counted
+    reports_usage = isinstance(events[-1], ResponseEnd) and events[-1].usage
     usage = "reports usage" if reports_usage else "reports no usage: tokens are estimated from bytes"
     seconds = time.monotonic() - began
     return f"{discovered.kind.value} {discovered.version}, {len(names)} model(s), one token in {seconds:.2f} s, {usage}"

@@ -17,7 +17,7 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Address, Amount, format_amount, parse_amount
 
 if TYPE_CHECKING:
-    from node.ports import Claimable
+    from node.ports import ClaimableTab
     from node.service.config import NodeConfig
     from node.storage.store import SqlStore
     from tallystick.chain.escrow import Escrow
@@ -169,7 +169,7 @@ class _Settlement:
         return f"skipped: {self.skipped[payer]}" if payer in self.skipped else "not sent"
 
 
-async def _settle(store: SqlStore, escrow: Escrow, signer: Signer, tabs: list[Claimable]) -> _Settlement:
+async def _settle(store: SqlStore, escrow: Escrow, signer: Signer, tabs: list[ClaimableTab]) -> _Settlement:
     """Signs claims for these tabs and sends them to the contract. Raises Refusal, Unavailable."""
     from tallystick.chain.claims import ClaimBatch, SettleRow
     from tallystick.chain.events import RowSkipped, Settled
@@ -181,13 +181,13 @@ async def _settle(store: SqlStore, escrow: Escrow, signer: Signer, tabs: list[Cl
     batch = ClaimBatch.sign(signer, rows, escrow.deployment.domain)
     for result in await escrow.settle_all(Sender(escrow.rpc, signer), batch):
         settlement.transactions.append(result.hash)
-        await store.note_gas(result.hash, int(time.time()), result.gas_used, result.fee)
+        await store.record_gas(result.hash, int(time.time()), result.gas_used, result.fee)
         settlement.paid |= {event.payer: int(event.paid) for event in result.of(Settled)}
         settlement.skipped |= {event.payer: event.reason.name.lower() for event in result.of(RowSkipped)}
     return settlement
 
 
-async def _owed(escrow: Escrow, tab: Claimable, provider: Address) -> int:
+async def _owed(escrow: Escrow, tab: ClaimableTab, provider: Address) -> int:
     """Base units that the contract would still pay on a tab."""
     settled = (await escrow.tab(tab.payer, provider)).settled
     return min(tab.cumulative, tab.order.message.ceiling) - settled

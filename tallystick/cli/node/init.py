@@ -228,7 +228,10 @@ def _usage_option(plans: list[ModelPlan]) -> list[str]:
     probed = [plan.abilities for plan in plans if plan.abilities is not None and plan.abilities.chat]
     if not probed or any(abilities.streams == "usage" for abilities in probed):
         return []
-    return ["# Its streams report no usage, so receipts of streams rest on the node's own estimate.", "usage_option = false"]
+    return [
+        "# Its streams report no usage, so receipts of streams rest on the node's own estimate.",
+        "supports_stream_usage = false",
+    ]
 
 
 def _features(plan: ModelPlan) -> list[str]:

@@ -35,11 +35,11 @@ def status(
     Run it on the node's machine, as the node's user. With --watch --json it prints one line of JSON per refresh.
     """
     from node.service.config import load_config
-    from node.service.status_socket import look_in
+    from node.service.status_socket import read_status
 
     state = load_config(config).state
     if not watch:
-        report = asyncio.run(look_in(state))
+        report = asyncio.run(read_status(state))
         if as_json:
             show_json(report)
         else:
@@ -53,17 +53,17 @@ def status(
 
 async def _watch(state: Path, interval: float, *, as_json: bool) -> None:
     """Refreshes for ever. An unreachable node is shown as an error, since it may come back."""
-    from node.service.status_socket import look_in
+    from node.service.status_socket import read_status
 
     if as_json:
         while True:
-            out.print_json(data=await look_in(state), indent=None)
+            out.print_json(data=await read_status(state), indent=None)
             await asyncio.sleep(interval)
     with Live(console=out, screen=out.is_terminal, auto_refresh=False) as live:
         while True:
             began = time.monotonic()
             try:
-                view: RenderableType = _draw(await look_in(state))
+                view: RenderableType = _draw(await read_status(state))
             except TallyError as error:
                 view = Panel(escape(str(error)), border_style="red")
             live.update(view, refresh=True)
@@ -103,10 +103,10 @@ def _summary(report: dict[str, Any]) -> Table:
         ),
         (
             "unsecured credit",
-            f"{_dollars(report['unsecured'])} dollars; to newcomers in the last 24 hours: {_dollars(report['newcomers_today'])}",
+            f"{_dollars(report['unsecured'])} dollars; to newcomers in 24 hours: {_dollars(report['unearned_credit_today'])}",
         ),
         ("written off", f"{_dollars(report['written_off'])} dollars"),
-        ("left unpaid", _unpaid(report["dealings"])),
+        ("left unpaid", _unpaid(report["coordinator_credit"])),
         ("fees", _fees(report)),
         ("jobs", ", ".join(f"{count} {outcome}" for outcome, count in sorted(report["jobs"].items())) or "none yet"),
     ):
