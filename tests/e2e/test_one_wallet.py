@@ -74,7 +74,7 @@ class SharedWalletCluster(Cluster):
         port = ("--port", str(self.ports[name]))
         if self.apart and name == GATEWAYS[1]:
             other = self.market.folder / "other.toml"
-            other.write_text(f'state = "{self.other}"\n{self.config.read_text()}')
+            other.write_text(f'ledger_file = "{self.other}"\n{self.config.read_text()}')
             arguments = ("gateway", "--config", str(other), *arguments[3:])
         self.running[name] = await self.processes.start(name, *arguments, *port, ready=lambda: services.is_healthy(url))
 
