@@ -251,7 +251,7 @@ async def test_a_lost_state_file_costs_no_request(fake: FakeMarket, wallet: Sign
         async with gateway(fake, wallet, replace(config, ledger_file=config.ledger_file.with_name("old.db"))) as (http, _):
             await _ask(http, BODY | {"max_tokens": 100 + number})
     async with gateway(fake, wallet, config) as (http, market):
-        market._resolver.recovery.asked[fake.providers[0].address] = float("-inf")
+        market._reconciler.recovery.asked_at[fake.providers[0].address] = float("-inf")
         fake.forgets = False
         before = len(fake.sessions)
         await _ask(http, BODY)
