@@ -8,7 +8,7 @@
     request            base64 of the sealed request's plaintext: its head and body
     response           list of base64: the plaintext chunks of the answer in order; the first is the response head
 
-Creating and checking a proof needs no network, clock or state file.
+Creating and checking a proof needs no network, clock or ledger file.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ WATCHED_PROVIDERS = 64
 """Providers whose payments are watched, the most recently used ones."""
 QUERY_INTERVAL_SECONDS = 1.0
 """Shortest time between two queries about the same provider's tab."""
-_SHARE_LEDGER_FILE = (
+_SHARE_LEDGER = (
     "let all processes of a wallet use one ledger file (`ledger_file` in the config), or give each machine a key of its own"
 )
 
@@ -218,7 +218,7 @@ class TabRecovery:
             return TabRecovered(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
         text = (
             f"{failure}. This wallet's ledger ({self.ledger_file}) has less on the tab. Interrupted jobs count until they have "
-            f"ended, so ask again in a moment; if the error persists, {_SHARE_LEDGER_FILE}"
+            f"ended, so ask again in a moment; if the error persists, {_SHARE_LEDGER}"
         )
         return Unavailable(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
 
@@ -227,12 +227,10 @@ class TabRecovery:
         last = max((result.elsewhere for result in results), default=0)
         if last:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(last))
-            return (
-                f"another process signs with this key and does not use {self.ledger_file} (last at {at} UTC); {_SHARE_LEDGER_FILE}"
-            )
+            return f"another process signs with this key and does not use {self.ledger_file} (last: {at} UTC); {_SHARE_LEDGER}"
         return (
-            f"it was recovered from orders that this wallet signed, or from the chain: {self.ledger_file} is new, was lost or was "
-            f"restored; if another process signs with this key, {_SHARE_LEDGER_FILE}"
+            f"it was recovered from orders that this wallet signed, or from the chain: {self.ledger_file} is new, lost or "
+            f"restored; if another process signs with this key, {_SHARE_LEDGER}"
         )
 
 
