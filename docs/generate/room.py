@@ -18,4 +18,5 @@ class Anything(SimpleNamespace):
 def room() -> Room:
     """What `build_control_plane` is given to write its OpenAPI document and its metrics."""
     info = Info.model_construct()
-    return Room(cast("Any", Anything()), lambda: 0, *(cast("Any", Anything()) for _ in range(3)), info)
+    part = cast("Any", Anything())
+    return Room(part, lambda: 0, part, part, part, info)
