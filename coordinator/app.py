@@ -15,22 +15,22 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from coordinator.bus import InProcessBus
-from coordinator.chain.escrow_cache import ChainFunds
+from coordinator.chain.escrow_cache import EscrowCache
 from coordinator.chain.fee_check import FeeCheck
 from coordinator.chain.settler import Settler
 from coordinator.config import CoordinatorConfig
-from coordinator.domain.limits import Intake
+from coordinator.domain.limits import IntakeLimits
+from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import MAX_LINK_FRAME
-from coordinator.domain.token_bucket import Manners
-from coordinator.http.api import Info, Room, build_control_plane
+from coordinator.http.api import ApiContext, Info, build_control_plane
 from coordinator.http.jobs_route import PATH as JOBS_PATH
 from coordinator.http.jobs_route import JobsRoute
-from coordinator.http.node_hub import Hub
-from coordinator.http.request_bodies import Bodies
-from coordinator.http.request_limiter import Gate
+from coordinator.http.node_hub import NodeHub
+from coordinator.http.request_bodies import RequestBodies
+from coordinator.http.request_limiter import RequestLimiter
 from coordinator.http.response_buffer import Retention
 from coordinator.jobs.market import Market
-from coordinator.ports import AnswerStore
+from coordinator.ports import ResponseStore
 from coordinator.storage.store import Store
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
@@ -52,19 +52,19 @@ class App:
 
     def __init__(
         self,
-        room: Room,
-        hub: Hub,
-        answers: AnswerStore,
+        context: ApiContext,
+        hub: NodeHub,
+        answers: ResponseStore,
         *,
         retention: Retention | None = None,
-        intake: Intake | None = None,
-        manners: Manners | None = None,
+        intake: IntakeLimits | None = None,
+        rate_limiter: RateLimiter | None = None,
     ) -> None:
         """`manners`: what strangers have cost, shared with the hub."""
-        limits = intake or Intake()
-        shared, bodies = manners or Manners(limits, time.monotonic), Bodies(limits)
-        self._jobs = JobsRoute(room.market, answers, intake=limits, retention=retention, manners=shared, bodies=bodies)
-        self._hub, self._control = hub, Gate(build_control_plane(room), shared, bodies)
+        limits = intake or IntakeLimits()
+        shared, bodies = rate_limiter or RateLimiter(limits, time.monotonic), RequestBodies(limits)
+        self._jobs = JobsRoute(context.market, answers, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
+        self._hub, self._control = hub, RequestLimiter(build_control_plane(context), shared, bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Routes one connection."""
@@ -95,33 +95,33 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         await store.start()
         escrow = Escrow(rpc, deployment)
         fees = FeeCheck(escrow, signer.address, config.fee_bps)
-        await fees.at_start()
+        await fees.check_at_start()
         bus = InProcessBus()
-        funds = ChainFunds(escrow, config.funds_ttl)
-        market = Market(domain=deployment.domain, signer=signer, bus=bus, store=store, funds=funds, limits=config.limits)
+        funds = EscrowCache(escrow, config.funds_ttl)
+        market = Market(domain=deployment.domain, signer=signer, bus=bus, store=store, funds=funds, limits=config.job_limits)
         await market.start()
         settler = Settler(
             escrow=escrow,
             sender=Sender(rpc, signer, confirmations=config.confirmations),
             store=store,
             exposure=market.exposure,
-            interval=config.settle_every,
-            least=config.min_claim,
-            least_row=config.min_row,
+            interval=config.settle_interval,
+            min_claim=config.min_claim,
+            min_claim_row=config.min_claim_row,
             confirmations=config.confirmations,
         )
-        manners = Manners(config.intake, time.monotonic)
-        hub = Hub(
+        rate_limiter = RateLimiter(config.intake_limits, time.monotonic)
+        hub = NodeHub(
             market,
             bus,
             store,
-            settler.take,
+            settler.accept_claim,
             per_address=config.max_nodes_per_address,
-            manners=manners,
+            rate_limiter=rate_limiter,
             endpoints=config.endpoints,
         )
-        room = Room(market, lambda: hub.connected, store, store, store, _info(config, deployment, signer))
-        app = App(room, hub, store, retention=config.retention, intake=config.intake, manners=manners)
+        context = ApiContext(market, lambda: hub.connected, store, store, store, _info(config, deployment, signer))
+        app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
         server = serving(app, config.host, config.port, limits=config.connection_limits, ws_max_size=MAX_LINK_FRAME)
         async with server as port, _beside(settler.run(), fees.run(), _sweep(market), store.guard()):
             try:

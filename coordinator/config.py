@@ -1,4 +1,4 @@
-"""The coordinator's settings; example.toml explains each."""
+"""Settings of the coordinator. example.toml explains each of them for operators."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.domain.endpoints import endpoints_of, is_loopback
-from coordinator.domain.limits import Intake, Limits
+from coordinator.domain.limits import IntakeLimits, JobLimits
 from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount
@@ -16,105 +16,110 @@ from tallystick.runtime.connection_limiter import ConnectionLimits
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
 
-
-_MAXIMA = (
+_SECONDS = (
+    *("settle_interval", "accept_timeout", "first_output_timeout", "idle_timeout", "job_timeout", "reader_timeout"),
+    "max_order_seconds",
+)
+_FROM_ZERO = (
+    *("confirmations", "funds_ttl", "min_claim_window", "response_seconds", "response_mib", "responses_mib"),
+    *("linger_seconds", "responses_mib_per_payer", "responses_disk_mib"),
+)
+_ABOVE_ZERO = (
     *("max_connections", "max_connections_per_address", "max_nodes_per_address", "max_jobs_per_payer", "max_jobs_per_node"),
     *("max_jobs_per_address", "max_body_mib", "max_bodies_mib", "max_bodies_mib_per_address", "requests_per_second"),
+    *("refused_requests_per_second", "refused_requests_burst"),
 )
 
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
-    """Times are seconds. Relative paths are relative to where the process was started."""
+    """Times are seconds. Relative paths start at the working directory of the process."""
 
     deployment: Path
-    """The deployment file of the settlement contract (written by `tally deploy`)."""
+    """The deployment file of the settlement contract, written by `tally deploy`."""
     name: str = "tallystick"
     host: str = "127.0.0.1"
     port: int = 8420
     public_urls: tuple[str, ...] = ()
-    """Where nodes reach this coordinator, such as https://coordinator.example: they sign what they dialled, so that nobody in
-    between can pass as this coordinator. Needed if `host` is not loopback.
+    """URLs under which nodes reach this coordinator, such as https://coordinator.example. Required if `host` is not loopback.
+
+    Each node signs the address that it dialled, which keeps a relay from posing as this coordinator.
     """
     db: str = "sqlite:///coordinator.db"
     rpc: str | None = None
-    """The chain's JSON-RPC; the deployment file's by default."""
-    settle_every: float = 30
-    """How often pending claims are batched and sent to the chain."""
+    """URL of the chain's JSON-RPC endpoint. None: the one in the deployment file."""
+    settle_interval: float = 30
+    """Time between two batches of claims."""
     min_claim: Amount = Amount(1)
-    """What a claim must bring its provider, in base units, for gas to be spent on it."""
-    min_row: Amount = Amount(1)
-    """What a claim must bring for each of its rows, in base units: the gas of a row, at this coordinator's prices."""
+    """Base units that a claim must pay its provider for this coordinator to spend gas on it."""
+    min_claim_row: Amount = Amount(1)
+    """Base units that a claim must pay per row on average: what the gas of a row costs this coordinator."""
     confirmations: int = 0
     """Blocks that must follow a settlement before it counts as final."""
     funds_ttl: float = 5
-    """How long a payer's balance is trusted before the chain is asked again."""
+    """How long a payer's balance is trusted before the chain is read again."""
     fee_bps: int = 0
-    """Fee in hundredths of a percent; must equal the rate that the coordinator registered on chain (`tally coordinator fee`)."""
+    """Fee in hundredths of a percent. Must equal the rate registered on chain with `tally coordinator fee`."""
     accept_timeout: float = 10
     first_output_timeout: float = 120
     idle_timeout: float = 60
     job_timeout: float = 3_600
-    """All of a job's time, without its reader's."""
+    """Total time of a job, without the time that its reader takes."""
     reader_timeout: float = 600
-    """How long a client may keep its job waiting, in all. Nodes allow 900 s: a longer time here costs them their pay."""
-    order_horizon: int = 3_600
+    """How long a client may keep its job waiting, in all. Nodes allow 900 s; a longer time here costs them their pay."""
+    max_order_seconds: int = 3_600
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600
-    """How long orders must leave providers to claim."""
-    answer_seconds: float = 600
-    """How long the sealed answer of a job with an idempotency key is kept in memory after its end, for a client that lost it."""
-    answer_mib: int = 4
-    """The longest such answer that is kept."""
-    answers_mib: int = 256
-    """How much all of them may take."""
-    answers_mib_per_payer: int = 32
-    """How much those of one payer may take."""
-    answers_disk_mib: int = 1_024
-    """How much of them the database keeps, for `answer_seconds` too: also those that memory had no room for."""
+    """How long an order must leave its provider to claim."""
+    response_seconds: float = 600
+    """How long the sealed response of a job with an idempotency key is kept after the job's end."""
+    response_mib: int = 4
+    """The longest response that is kept."""
+    responses_mib: int = 256
+    """Memory for all kept responses."""
+    responses_mib_per_payer: int = 32
+    """Memory for the kept responses of one payer."""
+    responses_disk_mib: int = 1_024
+    """Disk space for kept responses in the database, which also keeps those that memory has no room for."""
     linger_seconds: float = 60
-    """The longest that such a job goes on after its client's connection is lost."""
+    """How long such a job may continue after its client's connection was lost."""
     max_connections: int = 10_000
-    """Connections at once, clients and nodes together."""
+    """Concurrent connections of clients and nodes together."""
     max_connections_per_address: int = 1_000
-    """One address is an IPv4 address or the /64 network of an IPv6 address."""
+    """An address is an IPv4 address or the /64 network of an IPv6 address."""
     max_nodes_per_address: int = 64
     max_jobs_per_address: int = 256
     max_jobs_per_payer: int = 256
     max_jobs_per_node: int = 1_024
     max_body_mib: int = 32
-    """The largest job, sealed."""
+    """The largest body of a job, sealed."""
     max_bodies_mib: int = 1_024
-    """What all jobs under way may hold together."""
+    """Memory for the bodies of all running jobs."""
     max_bodies_mib_per_address: int = 128
-    """What the jobs of one address may hold together."""
+    """Memory for the bodies of the running jobs of one address."""
     requests_per_second: float = 100
-    """Of one address to everything but /v1/jobs, after 20 times as many at once."""
-    bad_requests_per_second: float = 2
-    """Of one address: requests that must be refused (unreadable, badly signed, unfunded), after `bad_requests_burst` at once."""
-    bad_requests_burst: int = 100
+    """Requests of one address to all routes but /v1/jobs; the burst is 20 times that."""
+    refused_requests_per_second: float = 2
+    """Refused requests of one address (unreadable, badly signed, unfunded), after a burst of `refused_requests_burst`."""
+    refused_requests_burst: int = 100
     log_json: bool = True
     log_level: str = "info"
 
     def __post_init__(self) -> None:
-        """Raises BadMessage for a time or a rate that cannot be meant."""
-        times = ("settle_every", "accept_timeout", "first_output_timeout", "idle_timeout", "job_timeout", "reader_timeout")
-        for name in (*times, "order_horizon"):
-            if not getattr(self, name) > 0:
-                raise BadMessage(f"config: {name}: expected seconds above 0, got {getattr(self, name)}")
-        kept = ("answer_seconds", "answer_mib", "answers_mib", "linger_seconds", "answers_mib_per_payer", "answers_disk_mib")
-        for name in ("confirmations", "funds_ttl", "min_claim_window", *kept):
+        """Raises BadMessage that names the setting, what was expected, and the value."""
+        for names, expected in ((_SECONDS, "seconds above 0"), (_ABOVE_ZERO, "a number above 0")):
+            for name in names:
+                if not getattr(self, name) > 0:
+                    raise BadMessage(f"config: {name}: expected {expected}, got {getattr(self, name)}")
+        for name in _FROM_ZERO:
             if not getattr(self, name) >= 0:
                 raise BadMessage(f"config: {name}: expected a number from 0, got {getattr(self, name)}")
-        for name in (*_MAXIMA, "bad_requests_per_second", "bad_requests_burst"):
-            if not getattr(self, name) > 0:
-                raise BadMessage(f"config: {name}: expected a number above 0, got {getattr(self, name)}")
         if not 0 <= self.fee_bps <= 10_000:
             raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
         if not self.public_urls and not is_loopback(self.host):
             raise BadMessage(
                 f"config: public_urls: must name the addresses at which nodes reach this coordinator, since host = {self.host!r}"
-                ' is open to others; for example public_urls = ["https://coordinator.example"]'
+                ' accepts connections from other machines; for example public_urls = ["https://coordinator.example"]'
             )
         try:
             endpoints_of(self.public_urls)
@@ -123,26 +128,26 @@ class CoordinatorConfig:
 
     @property
     def retention(self) -> Retention:
-        """The jobs route's part of the settings."""
+        """How long and how much of responses the jobs route keeps."""
         return Retention(
-            self.answer_seconds,
-            self.answer_mib << 20,
-            self.answers_mib << 20,
-            self.linger_seconds,
-            self.answers_mib_per_payer << 20,
-            self.answers_disk_mib << 20,
+            seconds=self.response_seconds,
+            response_bytes=self.response_mib << 20,
+            total_bytes=self.responses_mib << 20,
+            linger_seconds=self.linger_seconds,
+            payer_bytes=self.responses_mib_per_payer << 20,
+            stored_bytes=self.responses_disk_mib << 20,
         )
 
     @property
-    def limits(self) -> Limits:
-        """The market's part of the settings."""
-        return Limits(
+    def job_limits(self) -> JobLimits:
+        """Deadlines and rules of the market."""
+        return JobLimits(
             accept=self.accept_timeout,
             first_output=self.first_output_timeout,
             idle=self.idle_timeout,
             total=self.job_timeout,
             reader=self.reader_timeout,
-            order_horizon=self.order_horizon,
+            max_order_seconds=self.max_order_seconds,
             min_claim_window=self.min_claim_window,
             fee_bps=self.fee_bps,
             jobs_per_payer=self.max_jobs_per_payer,
@@ -151,28 +156,28 @@ class CoordinatorConfig:
 
     @property
     def connection_limits(self) -> ConnectionLimits:
-        """The server's part of the settings."""
+        """Limits of the HTTP server."""
         return ConnectionLimits(connections=self.max_connections, per_address=self.max_connections_per_address)
 
     @property
-    def intake(self) -> Intake:
-        """What the jobs route takes in."""
-        return Intake(
-            body=self.max_body_mib << 20,
-            bodies=self.max_bodies_mib << 20,
-            bad_rate=self.bad_requests_per_second,
-            bad_burst=float(self.bad_requests_burst),
-            address_bodies=self.max_bodies_mib_per_address << 20,
-            address_jobs=self.max_jobs_per_address,
-            request_rate=self.requests_per_second,
+    def intake_limits(self) -> IntakeLimits:
+        """Limits of request bodies and request rates."""
+        return IntakeLimits(
+            body_bytes=self.max_body_mib << 20,
+            total_body_bytes=self.max_bodies_mib << 20,
+            refused_per_second=self.refused_requests_per_second,
+            refused_burst=float(self.refused_requests_burst),
+            address_bytes=self.max_bodies_mib_per_address << 20,
+            jobs_per_address=self.max_jobs_per_address,
+            requests_per_second=self.requests_per_second,
         )
 
     @property
     def endpoints(self) -> frozenset[str]:
-        """The hosts and ports of `public_urls`, as nodes sign them."""
+        """The hosts and ports of `public_urls`, in the form that nodes sign."""
         return endpoints_of(self.public_urls)
 
 
 def load_config(path: Path | None = None, flags: Mapping[str, object] | None = None) -> CoordinatorConfig:
-    """The config from a TOML file, then TALLY_COORDINATOR_… variables, then flags. Raises BadMessage."""
+    """Reads a TOML file, then TALLY_COORDINATOR_* environment variables, then flags; later sources win. Raises BadMessage."""
     return load(CoordinatorConfig, path, prefix=ENV_PREFIX, flags=flags)

@@ -70,22 +70,37 @@ CHECKED: dict[str, tuple[str, ...]] = {
     "node/domain/tabs.py": ("tests/node/domain/test_tabs.py", "tests/node/domain/test_credit_limits.py"),
     "node/domain/signed_caps.py": ("tests/node/domain/test_signed_caps.py",),
     "node/domain/credit_limits.py": ("tests/node/domain/test_credit_limits.py",),
-    "node/domain/admission.py": ("tests/node/domain/test_admission.py",),
-    "node/domain/meter.py": ("tests/node/domain/test_meter.py",),
+    "node/domain/order_admission.py": ("tests/node/domain/test_order_admission.py",),
+    "node/domain/usage_meter.py": ("tests/node/domain/test_usage_meter.py",),
     "node/jobs/coordinator_credit.py": ("tests/node/jobs/test_coordinator_credit.py",),
-    "tallystick/client/receipts/checks.py": (
-        "tests/client/recovery/test_tabs_totals.py",
-        "tests/client/receipts/test_checks_delivery.py",
-        "tests/client/receipts/test_checks_neighbours.py",
-        "tests/client/receipts/test_checks.py",
+    "tallystick/client/orders/tab.py": (
+        "tests/client/orders/test_tab.py",
+        "tests/client/orders/test_tab_concurrent_jobs.py",
+        "tests/client/recovery/test_lost_state_totals.py",
     ),
+    "tallystick/client/orders/signing.py": ("tests/client/orders/test_signing.py", "tests/client/orders/test_tab.py"),
+    "tallystick/client/receipts/delivery_check.py": (
+        "tests/client/receipts/test_delivery_check.py",
+        "tests/client/receipts/test_price_check.py",
+    ),
+    "tallystick/client/receipts/price_check.py": (
+        "tests/client/receipts/test_price_check.py",
+        "tests/client/receipts/test_delivery_check.py",
+    ),
+    "tallystick/client/receipts/sequence_check.py": ("tests/client/receipts/test_sequence_check.py",),
     "tallystick/client/ledger/open_orders.py": (
         "tests/client/ledger/test_open_orders.py",
         "tests/client/recovery/test_reconciler_lost_streams.py",
-        "tests/client/recovery/test_tabs_totals.py",
+        "tests/client/recovery/test_lost_state_totals.py",
     ),
-    "tallystick/client/ledger/repair.py": ("tests/client/ledger/test_repair.py", "tests/client/recovery/test_tabs_totals.py"),
-    "tallystick/client/recovery/tabs.py": ("tests/client/recovery/test_tabs.py", "tests/client/recovery/test_tabs_totals.py"),
+    "tallystick/client/ledger/repair.py": (
+        "tests/client/ledger/test_repair.py",
+        "tests/client/recovery/test_lost_state_totals.py",
+    ),
+    "tallystick/client/recovery/lost_state.py": (
+        "tests/client/recovery/test_lost_state.py",
+        "tests/client/recovery/test_lost_state_totals.py",
+    ),
     "tallystick/client/receipts/token_audit.py": ("tests/client/receipts/test_token_audit.py",),
     "tallystick/client/ledger/budgets.py": ("tests/client/ledger/test_budgets.py",),
 }

@@ -7,7 +7,7 @@
 
 `SyncMarket` is the same without async. Errors are a `TallyError`, which says whose `fault` it is and whether to `retry`: a
 `PeerError` (BadMessage, BadSignature, BadReceipt, BadSeal: the other side broke a rule; keep the evidence, never retry), a
-`Refusal` (a lawful no, final for this request; its `code` is the reason) or `Unavailable` (try again; an `Unfinished` one only
+`Refusal` (a lawful no, final for this request; its `code` is the reason) or `Unavailable` (try again; `StreamInterrupted` only
 where nothing was billed). All of it is loaded when first asked for, so that the protocol can be imported without the client.
 """
 
@@ -21,9 +21,9 @@ from tallystick.version import __version__ as __version__
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
     from tallystick.client.jobs.job import Job
-    from tallystick.client.jobs.result import Result, Unfinished
+    from tallystick.client.jobs.result import Result, StreamInterrupted
     from tallystick.client.receipts.proof import Proof, read_proof
-    from tallystick.client.sdk.batch import Done
+    from tallystick.client.sdk.batch import BatchResult
     from tallystick.client.sdk.market import Market
     from tallystick.client.sdk.stream import TextStream
     from tallystick.client.sdk.sync import SyncJob, SyncMarket, SyncTextStream
@@ -49,7 +49,7 @@ _ERRORS = "BadMessage BadReceipt BadSeal BadSignature Code Fault PeerError Refus
 _HOMES = {
     "Amount": "tallystick.protocol.types",
     "ClientConfig": "tallystick.client.config",
-    "Done": "tallystick.client.sdk.batch",
+    "BatchResult": "tallystick.client.sdk.batch",
     "Job": "tallystick.client.jobs.job",
     "Market": "tallystick.client.sdk.market",
     "Options": "tallystick.client.selection.options",
@@ -61,7 +61,7 @@ _HOMES = {
     "SyncMarket": "tallystick.client.sdk.sync",
     "SyncTextStream": "tallystick.client.sdk.sync",
     "TextStream": "tallystick.client.sdk.stream",
-    "Unfinished": "tallystick.client.jobs.result",
+    "StreamInterrupted": "tallystick.client.jobs.result",
     "format_amount": "tallystick.protocol.types",
     "open_wallet": "tallystick.runtime.keystore",
     "parse_amount": "tallystick.protocol.types",
@@ -73,9 +73,9 @@ __all__ = [
     "BadReceipt",
     "BadSeal",
     "BadSignature",
+    "BatchResult",
     "ClientConfig",
     "Code",
-    "Done",
     "Fault",
     "Job",
     "Market",
@@ -86,13 +86,13 @@ __all__ = [
     "Requirements",
     "Result",
     "Signer",
+    "StreamInterrupted",
     "SyncJob",
     "SyncMarket",
     "SyncTextStream",
     "TallyError",
     "TextStream",
     "Unavailable",
-    "Unfinished",
     "__version__",
     "format_amount",
     "open_wallet",

@@ -9,9 +9,9 @@ import {Settlement} from "./parts/Settlement.sol";
 import {Stakes} from "./parts/Stakes.sol";
 import {Tabs} from "./parts/Tabs.sol";
 
-/// @title Tallystick's escrow. No owner, no upgrade, no pause: the rules below are all there is.
+/// @title Tallystick's escrow. It has no owner, no upgrade and no pause.
 contract Escrow is Purses, Settlement, Stakes {
-    /// Far below the 40 bits of a wait, so that no clock can run over and no mistake locks money for good.
+    /// @notice The longest wait of a deployment. It keeps times within 40 bits and prevents a mistake that locks money for good.
     uint40 public constant MAX_WAIT = 365 days;
 
     constructor(IERC20 token_, Rules memory rules)

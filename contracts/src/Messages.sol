@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 pragma solidity ^0.8.28;
 
-/// @title Every signed struct of the market that the chain reads, with its EIP-712 type string and its hash.
-/// @notice The Python twin is tallystick/protocol/messages.py; golden vectors in tests/vectors keep the two equal.
+/// @title The signed structs that the chain reads, with their EIP-712 type strings and hashes.
+/// @notice tallystick/protocol/messages.py defines the same structs; golden vectors in tests/vectors keep the two equal.
 library Messages {
-    /// A payer's demand on one provider. `ceiling` is cumulative over the life of the tab; times are Unix seconds.
+    /// A payer's order on one provider. `ceiling` is the cap on the tab's total over its whole life; times are Unix seconds.
     struct Order {
         address payer;
         address provider;
@@ -18,7 +18,7 @@ library Messages {
         bytes32 termsHash;
     }
 
-    /// A provider's evidence of one job and of the tab's new total.
+    /// A provider's signed statement of one job and of the tab's new total.
     struct Receipt {
         address payer;
         address provider;
@@ -35,7 +35,7 @@ library Messages {
         bytes32 evidenceRoot;
     }
 
-    /// One tab to collect, on the strength of the order with this EIP-712 digest.
+    /// One tab to collect, on the order with this EIP-712 digest.
     struct ClaimRow {
         address payer;
         bytes32 orderHash;
@@ -43,19 +43,19 @@ library Messages {
         uint96 cumulativeCost;
     }
 
-    /// A provider's request that anyone collect these rows for it.
+    /// A provider's claim: anyone may collect these rows for it.
     struct Claim {
         address provider;
         ClaimRow[] rows;
     }
 
-    /// Proof that a signing key agrees to spend a purse of this owner.
+    /// A signing key's agreement to spend a purse of this owner.
     struct Bind {
         address key;
         address owner;
     }
 
-    /// A provider's consent that what is reserved for it on a tab may drop to `floor`.
+    /// A provider's consent to lower the reservation for it on a tab to `floor`.
     struct Release {
         address payer;
         address provider;
@@ -86,7 +86,7 @@ library Messages {
         return keccak256(abi.encode(ORDER_TYPEHASH, order));
     }
 
-    /// The same from loose fields, since building a struct in memory first costs more. Each number must fit its field.
+    /// `hash` of an order from its fields: building a struct in memory first costs more gas. Each number must fit its field.
     function hashOrder(
         address payer,
         address provider,

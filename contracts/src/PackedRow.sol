@@ -3,8 +3,8 @@ pragma solidity ^0.8.28;
 
 import {Messages} from "./Messages.sol";
 
-/// @title A settlement row as it travels: seven full words. Spelled out it would be fourteen, mostly zeros, and zeros cost gas too.
-/// @dev The provider is the claim's; an order for another one has another digest, so its signature does not fit.
+/// @title A settlement row in calldata, packed into seven words. Unpacked it would take fourteen, and zero bytes cost gas too.
+/// @dev The provider is the claim's. An order for another provider has another digest, so its signature does not verify.
 library PackedRow {
     struct Row {
         uint256 payerAndCeiling; // payer 160 | ceiling 96
@@ -48,7 +48,7 @@ library PackedRow {
         return uint16(row.costAndFee);
     }
 
-    /// The order that the row stands on, by the hash that its payer signed.
+    /// The struct hash of the row's order, which its payer signed.
     function orderHash(Row calldata row, address provider) internal pure returns (bytes32) {
         return Messages.hashOrder(
             payer(row),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 pragma solidity ^0.8.28;
 
-/// @title The two storage words that settling touches, packed by hand: each is read once and written once.
+/// @title The two storage words of a settlement, packed by hand: each row reads and writes each of them once.
 library PackedStorage {
     /// A purse's money: free 96 | thawing 96 | thawAt 40 | opened 8. Always thawing <= free.
     struct Funds {
@@ -15,7 +15,7 @@ library PackedStorage {
 
     uint256 private constant OPENED = 1 << 232;
 
-    /// Sums of money that the contract holds fit 96 bits, so this never happens; if it could, nothing must spill over.
+    /// A guard that is never reached: sums of money that the contract holds fit 96 bits.
     error WordOverflow();
 
     function isOpen(Funds storage self) internal view returns (bool) {

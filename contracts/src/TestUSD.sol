@@ -7,9 +7,9 @@ import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 
 import {IERC3009} from "./interfaces/IERC3009.sol";
 
-/// @title A play dollar for local and test chains: 6 decimals, EIP-2612, the receiving half of EIP-3009, and a faucet for all.
+/// @title A test dollar for local chains: 6 decimals, EIP-2612, the receiving half of EIP-3009, and an open faucet.
 contract TestUSD is ERC20, ERC20Permit, IERC3009 {
-    /// One mint gives at most a billion dollars, so that nobody can push the supply out of 96 bits.
+    /// @notice The most that one mint gives: a billion dollars. It keeps the supply within 96 bits in practice.
     uint256 public constant MINT_LIMIT = 1e15;
 
     bytes32 private constant RECEIVE_TYPEHASH = keccak256(

@@ -3,9 +3,9 @@ pragma solidity ^0.8.28;
 
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
 
-/// @title A token that keeps a fee, blocks accounts, calls back, lies or says nothing: what the escrow must survive.
+/// @title A token that keeps a fee, blocks accounts, calls back, lies or returns nothing: the escrow must survive all of it.
 contract HostileToken is ERC20("Hostile", "HOST") {
-    /// What a transfer answers: true, false without having moved anything, or nothing at all.
+    /// The result of a transfer: true, false without moving anything, or no data.
     enum Answer {
         True,
         False,
@@ -33,7 +33,7 @@ contract HostileToken is ERC20("Hostile", "HOST") {
         return 6;
     }
 
-    /// Every transfer loses so many base units from now on.
+    /// From now on every transfer loses this many base units.
     function setFee(uint256 units) external {
         fee = units;
     }
@@ -46,12 +46,12 @@ contract HostileToken is ERC20("Hostile", "HOST") {
         answer = value;
     }
 
-    /// During every transfer this call is made; its failure makes the transfer fail, unless `patient_`. An empty target calls nobody.
+    /// Makes this call during every transfer. If it fails, so does the transfer, unless `patient_`. A zero target makes no call.
     function setCallback(address target_, bytes calldata data, bool patient_) external {
         (target, callback, patient) = (target_, data, patient_);
     }
 
-    /// The token itself takes part in the market: it makes a call and fails as the call does.
+    /// Makes a call as the token itself, and reverts as the call does.
     function act(address to, bytes calldata data) external {
         _call(to, data, false);
     }
@@ -65,7 +65,7 @@ contract HostileToken is ERC20("Hostile", "HOST") {
         return _answer(from, to, amount);
     }
 
-    /// As EIP-3009, but believes everybody.
+    /// Like EIP-3009, without checking the signature.
     function receiveWithAuthorization(address from, address to, uint256 amount, uint256, uint256, bytes32, uint8, bytes32, bytes32)
         external
     {

@@ -4,7 +4,7 @@ pragma solidity ^0.8.28;
 import {Messages} from "../src/Messages.sol";
 import {PackedRow} from "../src/PackedRow.sol";
 
-/// @title Shows the struct hashes that the escrow computes, so that golden vectors can be checked on chain.
+/// @title The struct hashes that the escrow computes, as views, to check golden vectors on chain.
 contract MessageHashes {
     function hashOrder(Messages.Order calldata m) external pure returns (bytes32) {
         return Messages.hash(m);
@@ -26,7 +26,7 @@ contract MessageHashes {
         return Messages.hash(m);
     }
 
-    /// The same order from the seven words in which it travels.
+    /// The hash of an order from its packed row.
     function hashRow(PackedRow.Row calldata row, address provider) external pure returns (bytes32) {
         return PackedRow.orderHash(row, provider);
     }

@@ -16,9 +16,9 @@ from tallystick.protocol.types import Address, Amount
 NOTHING_OWED, UNFUNDED = "nothing owed", "too little to be paid"
 IDLE_ROWS = "pays less than the gas of all its rows: claim those that pay"
 NO_PURSE = "most of its first payers have no purse"
-LANDING_SECONDS = 30
+INCLUSION_SECONDS = 30
 """What a transaction may take to land: an order that expires sooner pays nothing by then."""
-STRANGERS = 8
+MAX_PURSELESS_PAYERS = 8
 """Payers without a purse that are looked up in vain; as many more as there were payers with one."""
 
 Settled = Callable[[Address, Address], Awaitable[int]]
@@ -31,28 +31,34 @@ class _Tab:
     reserved: int
 
 
-class Gauge:
+class ClaimValuer:
     """See the module's docstring. `least` is what a claim must pay, `least_row` what it must pay for each of its rows, both in
     base units; `now` is Unix time; `reads` counts the chain reads.
     """
 
-    def __init__(self, escrow: Escrow, settled: Settled, *, least: Amount, least_row: Amount, now: float) -> None:
-        self._escrow, self._settled, self._least, self._least_row, self._now = escrow, settled, least, least_row, now
+    def __init__(self, escrow: Escrow, settled: Settled, *, min_claim: Amount, min_claim_row: Amount, now: float) -> None:
+        self._escrow, self._settled, self._min_claim, self._min_claim_row, self._now = (
+            escrow,
+            settled,
+            min_claim,
+            min_claim_row,
+            now,
+        )
         self._free: dict[Address, int | None] = {}
         self._tabs: dict[tuple[Address, Address], _Tab] = {}
         self.reads = 0
 
-    async def judge(self, claim: PendingClaim) -> str:
+    async def rejection(self, claim: PendingClaim) -> str:
         """Why no gas is spent on a claim; empty if it is worth its gas. Raises Unavailable if the chain does not answer."""
         provider = claim.request.claim.message.provider
-        need = max(self._least, self._least_row * len(claim.request.orders))
+        need = max(self._min_claim, self._min_claim_row * len(claim.request.orders))
         pays: dict[Address, int] = {}
         funded, strangers, paid, owed = 0, 0, 0, False
         for payer, total in (await self._owed(claim)).items():
             free = await self._free_of(payer)
             if free is None:
                 strangers += 1
-                if strangers >= STRANGERS + funded:
+                if strangers >= MAX_PURSELESS_PAYERS + funded:
                     return NO_PURSE
                 continue
             funded += 1
@@ -67,14 +73,14 @@ class Gauge:
             return NO_PURSE
         if not owed:
             return NOTHING_OWED
-        return UNFUNDED if paid < self._least else IDLE_ROWS
+        return UNFUNDED if paid < self._min_claim else IDLE_ROWS
 
     async def _owed(self, claim: PendingClaim) -> dict[Address, int]:
         """What each tab of the claim comes to, as far as its orders can be claimed on and it is not known to be paid."""
         owed: dict[Address, int] = {}
         rows = claim.request.claim.message.rows
         for row, order in zip(rows, claim.request.orders, strict=True):
-            if order.message.claim_by >= self._now + LANDING_SECONDS:
+            if order.message.claim_by >= self._now + INCLUSION_SECONDS:
                 total = min(row.cumulative_cost, order.message.ceiling)
                 owed[row.payer] = max(total, owed.get(row.payer, 0))
         provider = claim.request.claim.message.provider

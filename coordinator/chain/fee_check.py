@@ -23,7 +23,7 @@ class FeeCheck:
         self._escrow, self._coordinator, self._told, self._interval = escrow, coordinator, told, interval
         self._known = told
 
-    async def at_start(self) -> None:
+    async def check_at_start(self) -> None:
         """Raises BadMessage where the two differ. A chain that does not answer is only warned of: the market runs without it."""
         try:
             async with asyncio.timeout(START_SECONDS):

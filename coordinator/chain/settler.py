@@ -24,9 +24,9 @@ from collections.abc import Callable
 
 import structlog
 
-from coordinator.chain.claim_value import Gauge
+from coordinator.chain.claim_value import ClaimValuer
 from coordinator.domain.exposure import Exposure
-from coordinator.domain.token_bucket import Budget
+from coordinator.domain.token_bucket import TokenBucket
 from coordinator.ports import ClaimStore, Cursor, PendingClaim, Settlement
 from tallystick.chain.claims import BATCH_GAS, CLAIM_GAS, ROW_GAS, ClaimBatch
 from tallystick.chain.codec import ContractError
@@ -38,11 +38,11 @@ from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.types import Address, Amount
 
 log = structlog.get_logger()
-BATCH = 64
+BATCH_CLAIMS = 64
 MAX_ROWS = (MAX_TRANSACTION_GAS - BATCH_GAS - CLAIM_GAS) // ROW_GAS
 """A claim is never divided, since its signature covers all of its rows; one with more rows fits no transaction."""
-IDLE_READS, IDLE_READS_PER_SECOND = 256, 1
-CLAIMS_AT_ONCE, CLAIMS_PER_SECOND = 128, 1
+WASTED_READS_BURST, WASTED_READS_PER_SECOND = 256, 1
+CLAIMS_BURST, CLAIMS_PER_SECOND = 128, 1
 REFUSED = "refused by the contract"
 
 
@@ -60,8 +60,8 @@ class Settler:
         store: ClaimStore,
         exposure: Exposure,
         interval: float,
-        least: Amount = Amount(1),
-        least_row: Amount = Amount(1),
+        min_claim: Amount = Amount(1),
+        min_claim_row: Amount = Amount(1),
         confirmations: int = 0,
         now: Callable[[], float] = time.time,
         tick: Callable[[], float] = time.monotonic,
@@ -69,13 +69,13 @@ class Settler:
         self._escrow, self._sender, self._domain = escrow, sender, escrow.deployment.domain
         self._store, self._exposure, self._now, self._tick = store, exposure, now, tick
         self._interval, self._confirmations = interval, confirmations
-        self._least, self._least_row = least, least_row
-        self._idle = Budget(IDLE_READS_PER_SECOND, IDLE_READS)
-        self._pace = Budget(CLAIMS_PER_SECOND, CLAIMS_AT_ONCE)
+        self._min_claim, self._min_claim_row = min_claim, min_claim_row
+        self._idle = TokenBucket(WASTED_READS_PER_SECOND, WASTED_READS_BURST)
+        self._pace = TokenBucket(CLAIMS_PER_SECOND, CLAIMS_BURST)
 
-    async def take(self, provider: Address, request: ClaimRequest) -> None:
+    async def accept_claim(self, provider: Address, request: ClaimRequest) -> None:
         """Stores a node's claim. Raises PeerError if it is not what it says, Unavailable if it cannot be stored or many come."""
-        if not self._pace.spend(provider, self._tick()):
+        if not self._pace.try_spend(provider, self._tick()):
             text = f"claims: more than {CLAIMS_PER_SECOND} a second come from {provider}"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
         claim = request.claim.verify(self._domain)
@@ -104,22 +104,24 @@ class Settler:
     async def settle(self) -> None:
         """Sends all pending claims that are worth it. Raises TallyError when the chain does not take them; they stay pending."""
         waiting: set[Address] = set()
-        while pending := await self._store.pending_claims(BATCH, waiting):
-            if owed := await self._judge(pending, waiting):
+        while pending := await self._store.pending_claims(BATCH_CLAIMS, waiting):
+            if owed := await self._select_worthwhile(pending, waiting):
                 await self._send(owed)
 
-    async def _judge(self, pending: list[PendingClaim], waiting: set[Address]) -> list[PendingClaim]:
+    async def _select_worthwhile(self, pending: list[PendingClaim], waiting: set[Address]) -> list[PendingClaim]:
         """The claims that are worth sending; the others are closed. Those of providers that made it read too much in vain wait,
         and so these providers are added to `waiting`.
         """
-        gauge = Gauge(self._escrow, self._known, least=self._least, least_row=self._least_row, now=self._now())
+        valuer = ClaimValuer(
+            self._escrow, self._known, min_claim=self._min_claim, min_claim_row=self._min_claim_row, now=self._now()
+        )
         worth, closed = list[PendingClaim](), defaultdict[str, list[int]](list)
         for claim in pending:
-            provider, reads = claim.request.claim.message.provider, gauge.reads
-            if provider in waiting or self._idle.wait(provider, self._tick()):
+            provider, reads = claim.request.claim.message.provider, valuer.reads
+            if provider in waiting or self._idle.delay(provider, self._tick()):
                 waiting.add(provider)
-            elif reason := await gauge.judge(claim):
-                self._idle.spend(provider, self._tick(), gauge.reads - reads)
+            elif reason := await valuer.rejection(claim):
+                self._idle.try_spend(provider, self._tick(), valuer.reads - reads)
                 closed[reason].append(claim.id)
             else:
                 worth.append(claim)

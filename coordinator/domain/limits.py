@@ -1,4 +1,4 @@
-"""The rules of the house: how long each phase of a job may take, and what an order must say to be taken. Pure."""
+"""Limits of jobs and requests: deadlines of a job's phases, the rules that an order must meet, and shares of memory. Pure."""
 
 from __future__ import annotations
 
@@ -6,63 +6,78 @@ from dataclasses import dataclass
 
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Order, Terms
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, format_amount
 from tallystick.protocol.wire import MAX_BODY
 
-SLOWEST_LINK = 1 << 18
-"""Bytes a second at which a dispatch reaches a node, at least: on a slower link its provider is taken for one that is away."""
+MIN_LINK_RATE = 1 << 18
+"""Bytes per second at which a dispatch is assumed to reach a node. A node on a slower link counts as absent."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Deadlines in seconds, the rules for orders, jobs at once. Accepting is a node's answer to a dispatch; idle is between two
-    chunks; `reader` is how long a client may keep its job waiting, in all.
-    """
+class JobLimits:
+    """Deadlines in seconds, the rules for orders, and the number of concurrent jobs."""
 
     accept: float = 10
+    """From the dispatch to the node's answer, for a small body."""
     first_output: float = 120
     idle: float = 60
+    """Between two chunks."""
     total: float = 3_600
+    """The whole job, without the time that its reader takes."""
     reader: float = 600
+    """How long a client may keep its job waiting, in all."""
     cancel: float = 15
+    """From a cancel to the node's receipt."""
     beat: float = 10
-    order_horizon: int = 3_600
+    """Between two signs of life for a client whose job is silent."""
+    max_order_seconds: int = 3_600
+    """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600
+    """How long an order must leave its provider to claim."""
     fee_bps: int = 0
     jobs_per_payer: int = 256
     jobs_per_node: int = 1_024
 
     def accept_within(self, body: int) -> float:
-        """Seconds that a node has to answer a dispatch with a body of so many bytes: it must arrive there first."""
-        return self.accept + body / SLOWEST_LINK
+        """Returns the seconds that a node has to answer a dispatch with a body of this many bytes, its transfer included."""
+        return self.accept + body / MIN_LINK_RATE
 
 
 @dataclass(frozen=True, slots=True)
-class Intake:
-    """Bytes of one job, of all under way and of those of one address; jobs under way of one address; how many requests of an
-    address that must be refused are looked at a second, and at once; how many others it may make a second.
-    """
+class IntakeLimits:
+    """What the HTTP routes accept: bytes of request bodies, concurrent jobs, and request rates."""
 
-    body: int = MAX_BODY
-    bodies: int = 1 << 30
-    bad_rate: float = 2
-    bad_burst: float = 100
-    address_bodies: int = 128 << 20
-    address_jobs: int = 256
-    request_rate: float = 100
+    body_bytes: int = MAX_BODY
+    """One job's body."""
+    total_body_bytes: int = 1 << 30
+    """The bodies of all jobs under way."""
+    refused_per_second: float = 2
+    """Requests of one address that had to be refused."""
+    refused_burst: float = 100
+    address_bytes: int = 128 << 20
+    """The bodies of one address."""
+    jobs_per_address: int = 256
+    requests_per_second: float = 100
+    """Requests of one address to the control plane."""
 
 
-def check_order(order: Order, terms: Terms, *, coordinator: Address, limits: Limits, now: int) -> None:
-    """What an order must say, whoever it is for. Raises Refusal."""
+def check_order(order: Order, terms: Terms, *, coordinator: Address, limits: JobLimits, now: int) -> None:
+    """Checks what this coordinator requires of every order. `now`: Unix seconds. Raises Refusal that names the member."""
     if order.coordinator != coordinator:
         raise Refusal(Code.ORDER_MISDIRECTED, f"order.coordinator: {order.coordinator}, but this is {coordinator}")
     if order.deadline <= now:
         raise Refusal(Code.ORDER_EXPIRED, f"order.deadline: passed {now - order.deadline} s ago")
-    if order.deadline > now + limits.order_horizon:
-        raise Refusal(Code.ORDER_TERMS, f"order.deadline: more than {limits.order_horizon} s ahead")
+    if order.deadline > now + limits.max_order_seconds:
+        ahead = order.deadline - now
+        text = f"order.deadline: expected at most {limits.max_order_seconds} s ahead, got {ahead} s"
+        raise Refusal(Code.ORDER_TERMS, text)
     if order.claim_by < now + limits.min_claim_window:
-        raise Refusal(Code.ORDER_TERMS, f"order.claimBy: must leave providers at least {limits.min_claim_window} s")
+        left = order.claim_by - now
+        text = f"order.claimBy: expected to leave the provider at least {limits.min_claim_window} s, got {left} s"
+        raise Refusal(Code.ORDER_TERMS, text)
     if order.max_fee_bps < limits.fee_bps:
-        raise Refusal(Code.ORDER_TERMS, f"order.maxFeeBps: this coordinator's fee is {limits.fee_bps}")
+        text = f"order.maxFeeBps: expected at least this coordinator's fee of {limits.fee_bps}, got {order.max_fee_bps}"
+        raise Refusal(Code.ORDER_TERMS, text)
     if order.ceiling < terms.max_cost:
-        raise Refusal(Code.UNAUTHORISED_TAB, f"order.ceiling: {order.ceiling} is below the job's own cap {terms.max_cost}")
+        text = f"order.ceiling: expected at least the job's own cap of {format_amount(terms.max_cost)}, "
+        raise Refusal(Code.UNAUTHORISED_TAB, f"{text}got {format_amount(order.ceiling)}")

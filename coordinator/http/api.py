@@ -17,9 +17,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from coordinator.domain.ask_pages import MAX_NAME, PLACE, asks_page, models_page, one_ask
+from coordinator.domain.ask_pages import CURSOR_PATTERN, MAX_MODEL_NAME, ask_entry, asks_page, models_page
 from coordinator.domain.peer_errors import error_for_peers
-from coordinator.domain.resource_bounds import MAX_PAGE, PAGE
+from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES, MAX_PAGE_ENTRIES
 from coordinator.jobs.market import Market
 from coordinator.ports import ClaimStore, JobStore, KnownJob, TabStore
 from tallystick.protocol.access import load_access
@@ -37,11 +37,11 @@ Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's 
 ProviderPath = Annotated[str, Path(pattern="^0x[0-9a-fA-F]{40}$", description="The provider's account.")]
 Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
 Price = Annotated[int, Field(ge=0, le=10**18)]
-ModelName = Annotated[str, Query(max_length=MAX_NAME)]
+ModelName = Annotated[str, Query(max_length=MAX_MODEL_NAME)]
 _NEXT = "The `next` of a former page; empty for the first."
-AfterModel = Annotated[str, Query(max_length=MAX_NAME, description=_NEXT)]
-AfterAsk = Annotated[str, Query(pattern=f"^({PLACE})?$", description=_NEXT)]
-Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Entries of a page, at most.")]
+AfterModel = Annotated[str, Query(max_length=MAX_MODEL_NAME, description=_NEXT)]
+AfterAsk = Annotated[str, Query(pattern=f"^({CURSOR_PATTERN})?$", description=_NEXT)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ENTRIES, description="Entries of a page, at most.")]
 Token = Annotated[
     str | None,
     Security(
@@ -112,7 +112,7 @@ class ShortlistRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(max_length=MAX_NAME)
+    model: str = Field(max_length=MAX_MODEL_NAME)
     payer: Account
     maxInputPrice: Price | None = None
     maxOutputPrice: Price | None = None
@@ -147,7 +147,7 @@ class SignedInquiry(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class ApiContext:
     """What the API serves: the parts that the root composed."""
 
     market: Market
@@ -160,7 +160,7 @@ class Room:
     now: Callable[[], float] = time.time
 
 
-def build_control_plane(room: Room) -> FastAPI:
+def build_control_plane(context: ApiContext) -> FastAPI:
     """The control plane's routes."""
     api = FastAPI(
         title="Tallystick coordinator",
@@ -177,11 +177,11 @@ def build_control_plane(room: Room) -> FastAPI:
     api.add_exception_handler(RequestValidationError, _validation_error)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(Exception, _bug)
-    _describe_market(api, room)
-    _describe_providers(api, room)
-    _describe_jobs(api, room)
-    _describe_tabs(api, room)
-    _describe_operations(api, room)
+    _describe_market(api, context)
+    _describe_providers(api, context)
+    _describe_jobs(api, context)
+    _describe_tabs(api, context)
+    _describe_operations(api, context)
     return api
 
 
@@ -198,121 +198,121 @@ def _document(api: FastAPI) -> dict[str, Any]:
     return api.openapi_schema
 
 
-def _describe_market(api: FastAPI, room: Room) -> None:
+def _describe_market(api: FastAPI, context: ApiContext) -> None:
     @api.get("/v1/info")
     async def info() -> Info:
         """Who this coordinator is, and the chain and contract that every signature must bind."""
-        return room.info
+        return context.info
 
     @api.get("/v1/models")
-    async def models(after: AfterModel = "", limit: Limit = PAGE) -> Response:
+    async def models(after: AfterModel = "", limit: Limit = DEFAULT_PAGE_ENTRIES) -> Response:
         """The models on offer, with their lowest prices (base units per 1,000,000 tokens), by name. `next` is the `after` of the
         next page, null on the last. A page may have fewer entries than asked for.
         """
-        return _page("data", *models_page(room.market.book, after, limit))
+        return _page("data", *models_page(context.market.book, after, limit))
 
     @api.get("/v1/asks")
-    async def asks(model: ModelName, after: AfterAsk = "", limit: Limit = PAGE) -> Response:
+    async def asks(model: ModelName, after: AfterAsk = "", limit: Limit = DEFAULT_PAGE_ENTRIES) -> Response:
         """The signed asks for a model, cheapest first, by pages. `next` is the `after` of the next page, null on the last.
         A page may have fewer entries than asked for.
         """
-        return _page("asks", *asks_page(room.market.book, model, after, limit))
+        return _page("asks", *asks_page(context.market.book, model, after, limit))
 
     @api.post("/v1/explain")
     async def explain(request: ShortlistRequest) -> dict[str, Any]:
         """Every ask for the model, and why it would not be on the shortlist, in the order that the demand sorts by."""
-        told = room.market.matchmaker.explain(await _learned(room, request))
-        score = room.market.reputation.score
+        told = context.market.matchmaker.explain(await _learned(context, request))
+        score = context.market.reputation.score
         return {
             "asks": [
-                one_ask(standing)
+                ask_entry(listed_ask)
                 | {
                     "why": None if reason is None else reason.value,
-                    "tokensPerSecond": standing.node.capacity.tokens_per_second,
-                    "firstTokenMs": standing.node.capacity.first_token_ms,
-                    "reputation": round(100 * score(standing.node.provider)),
+                    "tokensPerSecond": listed_ask.node.capacity.tokens_per_second,
+                    "firstTokenMs": listed_ask.node.capacity.first_token_ms,
+                    "reputation": round(100 * score(listed_ask.node.provider)),
                 }
-                for standing, reason in told
+                for listed_ask, reason in told
             ]
         }
 
     @api.post("/v1/shortlist")
     async def shortlist(request: ShortlistRequest) -> dict[str, Any]:
         """The best signed asks for a request, best first; the error tells why there is none."""
-        demand = await _learned(room, request)
-        return {"asks": [one_ask(standing) for standing in room.market.matchmaker.shortlist(demand)]}
+        demand = await _learned(context, request)
+        return {"asks": [ask_entry(listed_ask) for listed_ask in context.market.matchmaker.shortlist(demand)]}
 
 
-async def _learned(room: Room, request: ShortlistRequest) -> Demand:
+async def _learned(context: ApiContext, request: ShortlistRequest) -> Demand:
     """The demand, once all that it asks for is known."""
     if request.minStake:
-        await room.market.matchmaker.learn_stakes(request.model)
+        await context.market.matchmaker.load_stakes(request.model)
     return Demand.from_json(request.model_dump(exclude_unset=True))
 
 
-def _describe_providers(api: FastAPI, room: Room) -> None:
+def _describe_providers(api: FastAPI, context: ApiContext) -> None:
     @api.get("/v1/providers/{provider}/why")
     async def why(provider: ProviderPath, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> dict[str, Any]:
         """Why a provider got work or did not: the last decisions that concerned it, newest first. They name no payer."""
-        address, market = parse_address(provider), room.market
+        address, market = parse_address(provider), context.market
         return {
             "provider": address,
             "connected": market.book.node(address) is not None,
-            "decisions": [asdict(verdict) for verdict in market.decisions.why(address, market.book, limit)],
+            "decisions": [asdict(verdict) for verdict in market.decision_log.verdicts(address, market.book, limit)],
         }
 
 
-def _describe_jobs(api: FastAPI, room: Room) -> None:
+def _describe_jobs(api: FastAPI, context: ApiContext) -> None:
     @api.get("/v1/jobs/{job}")
     async def show(job: Hex32, token: Token = None) -> dict[str, Any]:
         """A job's state, its attempts, its receipt and what the chain paid. Its payer reads all of it; a provider of one of its
         attempts reads that attempt alone.
         """
-        caller = _caller(room, token)
-        known = await room.jobs.job(parse_job_id(job))
+        caller = _caller(context, token)
+        known = await context.jobs.job(parse_job_id(job))
         if known is None:
             raise Refusal(Code.UNKNOWN_JOB, f"no job {job} here")
         mine = None if caller == known.record.payer else caller
         if mine is not None and known.record.attempt_of(mine) is None:
             raise Refusal(Code.UNAUTHENTICATED, f"{caller} is neither the payer of job {job} nor a provider that had it")
         return _job(job, known, mine) | {
-            "settlement": await _settlement(room, known.receipts.get(mine) if mine else known.receipt)
+            "settlement": await _settlement(context, known.receipts.get(mine) if mine else known.receipt)
         }
 
     @api.post("/v1/jobs/{job}/cancel", status_code=202)
     async def cancel(job: Hex32, token: Token = None) -> dict[str, bool]:
         """Stops a running job of the caller's; its receipt ends the job's stream. `cancelling` is false where none runs."""
-        caller, number = _caller(room, token), parse_job_id(job)
-        payer = room.market.payer_of(number)
+        caller, number = _caller(context, token), parse_job_id(job)
+        payer = context.market.payer_of(number)
         if payer not in {None, caller}:
             raise Refusal(Code.UNAUTHENTICATED, f"{caller} is not the payer of job {job}; only its payer cancels a job")
-        return {"cancelling": room.market.cancel(number)}
+        return {"cancelling": context.market.cancel(number)}
 
 
-def _caller(room: Room, token: str | None) -> Address:
+def _caller(context: ApiContext, token: str | None) -> Address:
     """Whose key signed the token. Raises Refusal (unauthenticated) or BadSignature."""
     try:
-        return load_access(token, room.market.domain, room.market.address, room.now())
+        return load_access(token, context.market.domain, context.market.address, context.now())
     except BadMessage as error:
         raise Refusal(Code.UNAUTHENTICATED, str(error)) from error
 
 
-def _describe_tabs(api: FastAPI, room: Room) -> None:
+def _describe_tabs(api: FastAPI, context: ApiContext) -> None:
     @api.post("/v1/tabs")
     async def tab(question: SignedInquiry) -> dict[str, Any]:
         """A payer's own last receipts of a provider, highest total first, each with the order behind it, for a client that lost
         its books. Those of the newest seqs are among them, and the one whose order has the highest ceiling. Who asks shows with
         a signed inquiry that the payer's key is theirs.
         """
-        market = room.market
+        market = context.market
         asked = read_signed(Inquiry, question.model_dump()).verify(market.domain).message
         if asked.coordinator != market.address:
             raise Refusal(Code.ORDER_MISDIRECTED, f"inquiry.coordinator: {asked.coordinator}, but this is {market.address}")
-        if abs(asked.asked_at - room.now()) > ASKED_SECONDS:
+        if abs(asked.asked_at - context.now()) > ASKED_SECONDS:
             text = f"inquiry.askedAt: more than {ASKED_SECONDS} s from this coordinator's clock; is the client's right?"
             raise Refusal(Code.UNAUTHENTICATED, text)
         # Who runs so many jobs at once ordered the last one that ended within as many of the last receipts.
-        found = await room.tabs.receipts_of(asked.payer, asked.provider, market.limits.jobs_per_payer)
+        found = await context.tabs.receipts_of(asked.payer, asked.provider, market.limits.jobs_per_payer)
         return {"receipts": [late.to_json() for late in _telling(found)]}
 
 
@@ -321,12 +321,12 @@ def _telling(found: list[LateReceipt]) -> list[LateReceipt]:
     return [late for place, late in enumerate(found) if place < TAB_RECEIPTS or late is highest]
 
 
-def _describe_operations(api: FastAPI, room: Room) -> None:
+def _describe_operations(api: FastAPI, context: ApiContext) -> None:
     registry = CollectorRegistry()
     gauges = {
-        "tallystick_nodes_connected": ("Nodes connected.", room.connected),
-        "tallystick_asks_standing": ("Asks in the book.", lambda: room.market.book.size),
-        "tallystick_jobs_live": ("Jobs between order and terminal state.", lambda: room.market.live),
+        "tallystick_nodes_connected": ("Nodes connected.", context.connected),
+        "tallystick_asks_standing": ("Asks in the book.", lambda: context.market.book.size),
+        "tallystick_jobs_live": ("Jobs between order and terminal state.", lambda: context.market.live),
     }
     for name, (text, read) in gauges.items():
         Gauge(name, text, registry=registry).set_function(read)
@@ -334,7 +334,7 @@ def _describe_operations(api: FastAPI, room: Room) -> None:
     @api.get("/v1/health")
     async def health() -> dict[str, Any]:
         """Whether this process serves, and how many nodes and asks it has."""
-        return {"status": "ok", "nodes": room.connected(), "asks": room.market.book.size, "jobs": room.market.live}
+        return {"status": "ok", "nodes": context.connected(), "asks": context.market.book.size, "jobs": context.market.live}
 
     @api.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
@@ -367,10 +367,10 @@ def _job(job: str, known: KnownJob, mine: Address | None) -> dict[str, Any]:
     }
 
 
-async def _settlement(room: Room, receipt: Signed[Receipt] | None) -> dict[str, Any] | None:
+async def _settlement(context: ApiContext, receipt: Signed[Receipt] | None) -> dict[str, Any] | None:
     if receipt is None:
         return None
-    settled = await room.claims.settlement(receipt.message.payer, receipt.message.provider)
+    settled = await context.claims.settlement(receipt.message.payer, receipt.message.provider)
     if settled is None or settled.settled < receipt.message.cumulative_cost:
         return None
     return {"tx": settled.tx, "settled": str(int(settled.settled)), "block": settled.block}

@@ -1,7 +1,9 @@
-"""POST /v1/jobs: the hot route, raw ASGI inside the same app. It parses, calls the market and passes frames on.
+"""POST /v1/jobs: the hot route, raw ASGI inside the same app. It reads a submission, runs its job and relays the frames.
 
-With the header X-Tally-Linger (seconds) a job does not end with its connection: it goes on for so long, and whoever posts the
-same bytes again gets its answer from the first frame on, while it runs and as long as it is kept, also by the next process.
+One task drives the job to its end and adds its frames to a response buffer; the request reads that buffer and sends the frames.
+An ordinary job ends with its connection: the client's departure cancels it. With the header X-Tally-Linger (seconds) a job
+continues for that long without a connection. A client that posts the same bytes again then gets the response from the first
+frame on, while the job runs and for as long as the response is kept, from the next process too.
 """
 
 from __future__ import annotations
@@ -11,21 +13,19 @@ import hashlib
 import re
 import time
 from contextlib import aclosing, closing
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from coordinator.domain.limits import Intake
-from coordinator.domain.token_bucket import Manners
-from coordinator.http.request_bodies import Bodies, Load
-from coordinator.http.request_limiter import tell_error
-from coordinator.http.response_buffer import Answer, Answers, Retention
-from coordinator.http.watchdog import Patience
-from coordinator.jobs.live_job import LiveJob
+from coordinator.domain.limits import IntakeLimits
+from coordinator.domain.rate_limiter import RateLimiter
+from coordinator.http.request_bodies import BodyReservation, RequestBodies
+from coordinator.http.request_limiter import send_error
+from coordinator.http.response_buffer import ResponseBuffer, ResponseBuffers, Retention
+from coordinator.http.watchdog import Watchdog
 from coordinator.jobs.market import Market
-from coordinator.ports import AnswerStore, KeptAnswer
+from coordinator.ports import ResponseStore, StoredResponse
 from tallystick.protocol.errors import BadMessage, TallyError, Unavailable
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Kind, Submission, pack_frame
@@ -35,220 +35,228 @@ PATH = "/v1/jobs"
 FRAMES = b"application/vnd.tallystick.frames"
 LINGER = b"x-tally-linger"
 _SECONDS = re.compile(rb"[0-9]{1,9}")
-BURST = 16
-"""Frames that wait already are sent together, up to so many."""
 STALL_SECONDS = 45
-"""A client that takes nothing for this long counts as gone: less than a provider may stay silent, so that it is not blamed."""
+"""A client that takes nothing for this long counts as gone. A provider may stay silent for longer, so it is not blamed."""
 
 
 class JobsRoute:
-    """The route as an ASGI app. A client that leaves cancels its job; the job is then driven to its receipt all the same."""
+    """The route as an ASGI app. A job is driven to its receipt even if its client is gone."""
 
     def __init__(
         self,
         market: Market,
-        store: AnswerStore | None = None,
+        store: ResponseStore | None = None,
         *,
-        intake: Intake | None = None,
+        intake: IntakeLimits | None = None,
         retention: Retention | None = None,
-        manners: Manners | None = None,
-        bodies: Bodies | None = None,
+        rate_limiter: RateLimiter | None = None,
+        bodies: RequestBodies | None = None,
     ) -> None:
-        """`store`: where answers outlive the process; without one they don't. `manners` and `bodies` may be shared with other
-        routes.
+        """`store`: keeps responses beyond the process; None keeps them in memory only. `rate_limiter` and `bodies` may be shared
+        with other routes.
         """
-        self._market, self._store, self._intake = market, store, intake or Intake()
-        self._manners = manners or Manners(self._intake, time.monotonic)
-        self._bodies = bodies or Bodies(self._intake)
-        self._answers = Answers(retention or Retention(), time.monotonic)
+        self._market, self._store, self._intake = market, store, intake or IntakeLimits()
+        self._rate_limiter = rate_limiter or RateLimiter(self._intake, time.monotonic)
+        self._bodies = bodies or RequestBodies(self._intake)
+        self._buffers = ResponseBuffers(retention or Retention(), time.monotonic)
         self._drivers: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One job. Who sends too much that must be refused is no longer listened to, for a while."""
+        """Serves one request."""
         address = (scope.get("client") or ("",))[0]
         request = _Request(address)
         try:
-            await self._take(scope, receive, send, request)
-        except TallyError as error:  # what the request held is let go: its client may not even read this
-            self._manners.note(address, error, request.payer)
-            await tell_error(send, error)
+            await self._reserve_and_serve(scope, receive, send, request)
+        except TallyError as error:  # the reservation is released by now: the client may not even read this
+            self._rate_limiter.count_refusal(address, error, request.payer)
+            await send_error(send, error)
         except ConnectionResetError:
             return
 
-    async def _take(self, scope: Scope, receive: Receive, send: Send, request: _Request) -> None:
-        self._manners.check(request.address)
-        request.load = load = self._bodies.begin(request.address)
+    async def _reserve_and_serve(self, scope: Scope, receive: Receive, send: Send, request: _Request) -> None:
+        self._rate_limiter.check_address(request.address)
+        request.reservation = reservation = self._bodies.begin(request.address)
         try:
-            await self._serve(scope, receive, send, request, load)
+            await self._serve(scope, receive, send, request, reservation)
         finally:
-            if request.load is not None:
-                self._bodies.close(request.load)
+            if request.reservation is not None:
+                self._bodies.close(request.reservation)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: _Request, load: Load) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: _Request, reservation: BodyReservation) -> None:
         """Raises TallyError before anything is sent."""
-        body = await self._bodies.read(receive, load, self._intake.body, "a job")
+        body = await self._bodies.read(receive, reservation, self._intake.body_bytes, "a job")
         submission = Submission.loads(body)
-        linger = _linger(scope)
+        linger = _read_linger(scope)
         request.payer = submission.candidates[0].order.message.payer
-        self._manners.check_signer(request.payer)
-        if linger is not None:
-            posted = _Posted(submission, hashlib.sha256(body).digest(), linger)
-            await self._serve_kept(posted, receive, send, request)
-            return
-        del body
-        job = await self._market.place_order(submission)
-        gone = asyncio.create_task(self._cancel_when_gone(receive, job.id))
+        self._rate_limiter.check_signer(request.payer)
+        if linger is None:
+            del body
+            await self._serve_once(submission, receive, send, request)
+        else:
+            buffer = await self._find_or_begin(submission, hashlib.sha256(body).digest(), request)
+            await self._serve_kept(submission.job, buffer, linger, receive, send)
+
+    async def _serve_once(self, submission: Submission, receive: Receive, send: Send, request: _Request) -> None:
+        """Serves a job that ends with its connection. Returns when the job has ended; if cancelled, the job fails at once."""
+        buffer = ResponseBuffer(payer=submission.candidates[0].order.message.payer)
+        driver = self._start(submission, buffer, request.release())
         try:
-            await self._relay(job, send)
+            await self._deliver(submission.job, buffer, receive, send)
+            if not buffer.ended:
+                self._abandon(submission.job, buffer)
+            await driver
         finally:
-            gone.cancel()
+            driver.cancel()
+            await asyncio.wait({driver})
 
-    async def _relay(self, job: LiveJob, send: Send) -> None:
-        """Drives a job to its end, whether its client still takes the frames or not. Its last frame ends the response."""
-        held: list[bytes] = []
-        begun = False
-        with closing(Patience(STALL_SECONDS)) as patience:
-            async with aclosing(self._market.run(job)) as frames:
-                async for kind, payload in frames:
-                    held.append(pack_frame(kind, payload))
-                    if job.more_waits and len(held) < BURST:
-                        continue
-                    body = {"type": "http.response.body", "body": b"".join(held), "more_body": not job.ended}
-                    held.clear()
-                    try:
-                        if not begun:
-                            begun = True
-                            await patience.wait(send(_start(200, FRAMES, job.id)))
-                        await patience.wait(send(body))
-                    except (TimeoutError, OSError):
-                        self._market.cancel(job.id)
-                        send = _nowhere
+    # Responses that outlive their connection
 
-    # Jobs that outlive their connection
-
-    async def _serve_kept(self, posted: _Posted, receive: Receive, send: Send, request: _Request) -> None:
-        """Reads a job's answer from its first frame on, new or begun before. Raises TallyError before anything is sent."""
-        submission, fingerprint = posted.submission, posted.fingerprint
-        answer = self._answers.find(submission.job, fingerprint) or await self._restore(submission.job, fingerprint)
-        if answer is None:
-            answer = self._answers.begin(submission.job, fingerprint, submission.candidates[0].order.message.payer)
-            driver = asyncio.create_task(self._drive(submission, answer, request.lend()), name=f"kept {submission.job.hex()}")
+    async def _find_or_begin(self, submission: Submission, fingerprint: bytes, request: _Request) -> ResponseBuffer:
+        """Returns the buffer of a job that was posted before, or starts the job with a new one. Raises TallyError."""
+        job = submission.job
+        buffer = self._buffers.find(job, fingerprint) or await self._restore(job, fingerprint)
+        if buffer is None:
+            buffer = self._buffers.begin(job, fingerprint, submission.candidates[0].order.message.payer)
+            driver = self._start(submission, buffer, request.release(), keep=True)
             self._drivers.add(driver)
             driver.add_done_callback(self._drivers.discard)
-        elif answer.ended and request.load is not None:
-            self._bodies.hold(request.load, answer.size)  # a client that does not read it makes a copy of it wait
-        answer.linger = max(answer.linger, min(posted.linger, self._answers.retention.linger_seconds))
-        relay = asyncio.create_task(self._pass_on(submission.job, answer, send), name="relay")
-        gone = asyncio.create_task(_until_gone(receive), name="client-gone")
+        elif buffer.ended and request.reservation is not None:
+            self._bodies.hold(request.reservation, buffer.size)  # a client that does not read it makes a copy of it wait
+        return buffer
+
+    async def _serve_kept(self, job: JobId, buffer: ResponseBuffer, linger: float, receive: Receive, send: Send) -> None:
+        """Serves a job that may outlive the connection by `linger` seconds."""
+        buffer.linger = max(buffer.linger, min(linger, self._buffers.retention.linger_seconds))
+        try:
+            await self._deliver(job, buffer, receive, send)
+        finally:
+            if not buffer.ended and not buffer.readers:
+                # The longest linger of all readers counts: a stranger that posts the same bytes and leaves ends no job.
+                asyncio.get_running_loop().call_later(buffer.linger, self._cancel_unread, job, buffer)
+
+    def _cancel_unread(self, job: JobId, buffer: ResponseBuffer) -> None:
+        if not buffer.ended and not buffer.readers:
+            self._abandon(job, buffer)
+
+    async def _restore(self, job: JobId, fingerprint: bytes) -> ResponseBuffer | None:
+        """Returns a stored response, or None. Raises Refusal if the job was posted with other bytes; Unavailable."""
+        if self._store is None or not self._market.placed_before(job):
+            return None
+        stored = await self._store.response(job, self._horizon())
+        known = self._buffers.find(job, fingerprint)  # another request may have been faster
+        if stored is None or known is not None:
+            return known
+        buffer = self._buffers.restore(job, stored.fingerprint, stored.frames, stored.payer)
+        return buffer.check_fingerprint(job, fingerprint)
+
+    async def _keep(self, job: JobId, buffer: ResponseBuffer, receipt: bytes) -> None:
+        """Stores a response before its receipt leaves, since the receipt tells the client that the response can be had again."""
+        if evicted := self._buffers.take_evicted():
+            log.info("responses evicted from memory; the database still keeps them", count=len(evicted))
+        frames = buffer.joined(receipt)
+        if self._store is None or frames is None:
+            return
+        stored = StoredResponse(job, buffer.fingerprint, frames, int(time.time()), buffer.payer)
+        try:
+            await self._store.put_response(stored, since=self._horizon(), max_bytes=self._buffers.retention.stored_bytes)
+        except Unavailable as error:
+            log.warning("response not stored; it is lost if this process ends", job=job.hex(), error=str(error))
+
+    def _horizon(self) -> int:
+        return int(time.time() - self._buffers.retention.seconds)
+
+    # One job and its readers
+
+    def _start(
+        self, submission: Submission, buffer: ResponseBuffer, reservation: BodyReservation | None, *, keep: bool = False
+    ) -> asyncio.Task[None]:
+        drive = self._drive(submission, buffer, reservation, keep=keep)
+        return asyncio.create_task(drive, name=f"job {submission.job.hex()}")
+
+    async def _drive(
+        self, submission: Submission, buffer: ResponseBuffer, reservation: BodyReservation | None, *, keep: bool
+    ) -> None:
+        """Runs a job from its order to its end, whether anybody reads or not. Its body counts until then.
+
+        An ordinary job waits for its reader after each burst of frames. The market counts that wait as the reader's time.
+        """
+        refusal: TallyError | None = None
+        try:
+            job = await self._market.place_order(submission)
+            if buffer.abandoned:
+                self._market.cancel(job.id)
+            async with aclosing(self._market.run(job)) as frames:
+                async for kind, payload in frames:
+                    frame = pack_frame(kind, payload)
+                    if keep and kind is Kind.RECEIPT:
+                        await self._keep(job.id, buffer, frame)
+                    await buffer.add(frame, more=job.more_frames_queued)
+        except TallyError as error:
+            refusal = error
+        finally:
+            if keep:
+                self._buffers.end(submission.job, refusal)
+            else:
+                buffer.end(time.monotonic(), refusal)
+            if reservation is not None:
+                self._bodies.close(reservation)
+
+    def _abandon(self, job: JobId, buffer: ResponseBuffer) -> None:
+        """Cancels a job that nobody reads, now or as soon as it is admitted."""
+        buffer.abandoned = True
+        self._market.cancel(job)
+
+    async def _deliver(self, job: JobId, buffer: ResponseBuffer, receive: Receive, send: Send) -> None:
+        """Sends a response until it ends or its client is gone. Raises TallyError before anything is sent."""
+        relay = asyncio.create_task(_relay(job, buffer, send), name="relay")
+        gone = asyncio.create_task(_wait_until_gone(receive), name="client-gone")
         try:
             await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
             relay.cancel()
             results = await asyncio.gather(relay, gone, return_exceptions=True)
-            answer.leave()
-            if not answer.ended and not answer.readers:
-                # the longest that anybody asked for: who posts the same bytes, and leaves, does not end the payer's job
-                asyncio.get_running_loop().call_later(answer.linger, self._cancel_unread, submission.job, answer)
+            buffer.first_reader_left()
         if isinstance(results[0], Exception) and not isinstance(results[0], OSError | TimeoutError):
             raise results[0]
 
-    async def _restore(self, job: JobId, fingerprint: bytes) -> Answer | None:
-        """The answer of a job that a former process ended. Raises Refusal if those were other bytes; Unavailable."""
-        if self._store is None or not self._market.placed_before(job):
-            return None
-        kept = await self._store.answer(job, self._horizon())
-        known = self._answers.find(job, fingerprint)  # another may have been faster
-        if kept is None or known is not None:
-            return known
-        return self._answers.restore(job, kept.fingerprint, kept.frames, kept.payer).of(job, fingerprint)
 
-    async def _keep(self, job: JobId, answer: Answer, receipt: bytes) -> None:
-        """Writes an answer down before its receipt leaves, which says that it can be had again."""
-        if crowded := self._answers.dropped():
-            log.info("answers are kept by the database only: no room in memory", count=len(crowded))
-        frames = answer.frames(receipt)
-        if self._store is None or frames is None:
-            return
-        kept = KeptAnswer(job, answer.fingerprint, frames, int(time.time()), answer.payer)
-        try:
-            await self._store.put_answer(kept, since=self._horizon(), room=self._answers.retention.stored_bytes)
-        except Unavailable as error:
-            log.warning("answer not kept beyond this process", job=job.hex(), error=str(error))
-
-    def _horizon(self) -> int:
-        return int(time.time() - self._answers.retention.seconds)
-
-    async def _drive(self, submission: Submission, answer: Answer, load: Load | None) -> None:
-        """A job from its order to its end, whether anybody reads or not. Its body counts until then."""
-        refusal: TallyError | None = None
-        try:
-            job = await self._market.place_order(submission)
-            async with aclosing(self._market.run(job)) as frames:
-                async for kind, payload in frames:
-                    frame = pack_frame(kind, payload)
-                    if kind is Kind.RECEIPT:
-                        await self._keep(submission.job, answer, frame)
-                    await answer.add(frame)
-        except TallyError as error:
-            refusal = error
-        finally:
-            self._answers.end(submission.job, refusal)
-            if load is not None:
-                self._bodies.close(load)
-
-    async def _pass_on(self, job: JobId, answer: Answer, send: Send) -> None:
-        begun = False
-        with closing(Patience(STALL_SECONDS)) as patience:
-            async with aclosing(answer.read()) as frames:
-                async for data in frames:
-                    if not begun:
-                        begun = True
-                        await patience.wait(send(_start(200, FRAMES, job)))
-                    await patience.wait(send({"type": "http.response.body", "body": data, "more_body": True}))
-            await patience.wait(send({"type": "http.response.body", "body": b""}))
-
-    def _cancel_unread(self, job: JobId, answer: Answer) -> None:
-        if not answer.ended and not answer.readers:
-            self._market.cancel(job)
-
-    async def _cancel_when_gone(self, receive: Receive, job: JobId) -> None:
-        await _until_gone(receive)
-        self._market.cancel(job)
-
-
-@dataclass(frozen=True, slots=True)
-class _Posted:
-    """A job that may outlive its connection, for so many seconds. `fingerprint`: of the bytes that were posted."""
-
-    submission: Submission
-    fingerprint: bytes
-    linger: float
+async def _relay(job: JobId, buffer: ResponseBuffer, send: Send) -> None:
+    """Sends the frames of a buffer. Raises TimeoutError for a client that takes nothing for STALL_SECONDS."""
+    begun = False
+    with closing(Watchdog(STALL_SECONDS)) as watchdog:
+        async with aclosing(buffer.read()) as frames:
+            async for data in frames:
+                if not begun:
+                    begun = True
+                    await watchdog.wait(send(_response_start(job)))
+                await watchdog.wait(send({"type": "http.response.body", "body": data, "more_body": True}))
+        await watchdog.wait(send({"type": "http.response.body", "body": b""}))
 
 
 class _Request:
-    """One request: what it holds, and who ordered, as the order says."""
+    """One request: its address, its reservation, and the payer that its order names."""
 
-    __slots__ = ("address", "load", "payer")
+    __slots__ = ("address", "payer", "reservation")
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.load: Load | None = None
+        self.reservation: BodyReservation | None = None
         self.payer: Address | None = None
 
-    def lend(self) -> Load | None:
-        """What it holds is from now on its job's, which may outlive it."""
-        load, self.load = self.load, None
-        return load
+    def release(self) -> BodyReservation | None:
+        """Returns the reservation, which from now on belongs to the job: the job may outlive the request."""
+        reservation, self.reservation = self.reservation, None
+        return reservation
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _wait_until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _linger(scope: Scope) -> float | None:
-    """What X-Tally-Linger says, if it is there. Raises BadMessage."""
+def _read_linger(scope: Scope) -> float | None:
+    """Returns the seconds of X-Tally-Linger, or None without that header. Raises BadMessage."""
     for name, value in scope.get("headers", ()):
         if name == LINGER:
             if not _SECONDS.fullmatch(value):
@@ -257,12 +265,6 @@ def _linger(scope: Scope) -> float | None:
     return None
 
 
-async def _nowhere(_event: Any) -> None:
-    """Where the frames for a client go that is gone."""
-
-
-def _start(status: int, content_type: bytes, job: JobId | None = None) -> dict[str, Any]:
-    headers = [(b"content-type", content_type), (b"cache-control", b"no-store")]
-    if job is not None:
-        headers.append((b"x-tally-job", job.hex().encode()))
-    return {"type": "http.response.start", "status": status, "headers": headers}
+def _response_start(job: JobId) -> dict[str, Any]:
+    headers = [(b"content-type", FRAMES), (b"cache-control", b"no-store"), (b"x-tally-job", job.hex().encode())]
+    return {"type": "http.response.start", "status": 200, "headers": headers}

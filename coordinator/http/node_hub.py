@@ -19,20 +19,21 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from coordinator.domain.endpoints import check_endpoint
-from coordinator.domain.limits import Intake
+from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.peer_errors import error_for_peers
+from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import (
-    CHANGES_AT_ONCE,
+    CHANGES_BURST,
     CHANGES_PER_SECOND,
-    LOOK_UP,
+    LOOKUP_UNITS,
     MAX_HELLO,
     MAX_LINK_FRAME,
-    OUTBOX,
     OUTBOX_BYTES,
-    SHORT_FRAME,
+    OUTBOX_FRAMES,
+    SMALL_FRAME_BYTES,
 )
-from coordinator.domain.token_bucket import Budget, Manners
-from coordinator.http.watchdog import Patience
+from coordinator.domain.token_bucket import TokenBucket
+from coordinator.http.watchdog import Watchdog
 from coordinator.jobs.live_job import InboxOverrun
 from coordinator.jobs.market import Market
 from coordinator.ports import Bus, TabStore, node_subject
@@ -62,14 +63,14 @@ CLOSE_SECONDS = 5
 SILENCE_SECONDS = 45
 """A node that says nothing for this long is gone; it beats every few seconds."""
 
-TakeClaim = Callable[[Address, ClaimRequest], Awaitable[None]]
+AcceptClaim = Callable[[Address, ClaimRequest], Awaitable[None]]
 
 
 class LinkClosed(Exception):
     """The node's connection ended."""
 
 
-class Hub:
+class NodeHub:
     """All node connections of this replica."""
 
     def __init__(
@@ -77,23 +78,23 @@ class Hub:
         market: Market,
         bus: Bus,
         tabs: TabStore,
-        take_claim: TakeClaim,
+        accept_claim: AcceptClaim,
         max_nodes: int = 10_000,
         *,
         per_address: int = 64,
-        manners: Manners | None = None,
+        rate_limiter: RateLimiter | None = None,
         endpoints: Collection[str] = (),
     ) -> None:
         """`per_address`: links of one address, also before their HELLO. `endpoints`: the public hosts and ports of this
         coordinator; a connection over loopback may have dialled that.
         """
-        self._market, self._bus, self._tabs, self._take_claim, self._max = market, bus, tabs, take_claim, max_nodes
+        self._market, self._bus, self._tabs, self._accept_claim, self._max = market, bus, tabs, accept_claim, max_nodes
         self._per_address, self._endpoints = per_address, frozenset(endpoints)
         self._links: dict[Address, _Link] = {}
         self._at: Counter[str] = Counter()
         self._queued: Counter[str] = Counter()
-        self._manners = manners or Manners(Intake(), time.monotonic)
-        self._changes = Budget(CHANGES_PER_SECOND, CHANGES_AT_ONCE)
+        self._rate_limiter = rate_limiter or RateLimiter(IntakeLimits(), time.monotonic)
+        self._changes = TokenBucket(CHANGES_PER_SECOND, CHANGES_BURST)
         self._farewells: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -117,19 +118,19 @@ class Hub:
         link = _Link(receive, send, address, self._queued)
         try:
             with self._counted(address):
-                self._manners.check(address)
+                self._rate_limiter.check_address(address)
                 self._check_room()
-                with contextlib.closing(Patience(HELLO_SECONDS)) as patience:
-                    provider, hello = await self._greet(link, scope, patience)
+                with contextlib.closing(Watchdog(HELLO_SECONDS)) as watchdog:
+                    provider, hello = await self._greet(link, scope, watchdog)
                 set_limit(MAX_LINK_FRAME)
-                with contextlib.closing(Patience(SILENCE_SECONDS)) as patience:
-                    await self._attend(link, provider, hello, patience)
+                with contextlib.closing(Watchdog(SILENCE_SECONDS)) as watchdog:
+                    await self._attend(link, provider, hello, watchdog)
         except LinkClosed:
             pass
         except InboxOverrun as error:
             await link.refuse(BadMessage(str(error), fault=Fault.PROVIDER))
         except TallyError as error:
-            self._manners.note(address, error)
+            self._rate_limiter.count_refusal(address, error)
             log.info("node refused", error=str(error), address=address)
             await link.refuse(error)
         finally:
@@ -168,23 +169,23 @@ class Hub:
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
-    async def _greet(self, link: _Link, scope: Scope, patience: Patience) -> tuple[Address, Hello]:
+    async def _greet(self, link: _Link, scope: Scope, watchdog: Watchdog) -> tuple[Address, Hello]:
         market = self._market
         challenge = Hash(secrets.token_bytes(32))
         offer = Challenge(challenge, market.address, market.domain.chain_id, market.domain.contract)
         await link.send_now(pack_link(Kind.CHALLENGE, payload=dumps(offer.to_json())))
-        kind, _, payload = unpack_link(await link.receive(patience))
+        kind, _, payload = unpack_link(await link.receive(watchdog))
         if kind is not Kind.HELLO:
             raise BadMessage(f"link: expected HELLO, got {kind.name}")
         hello = Hello.from_json(loads(payload, "hello"))
-        self._manners.asks(link.address, len(hello.asks))
+        self._rate_limiter.count_asks(link.address, len(hello.asks))
         connect = hello.connect.verify(market.domain)
         if connect.message.challenge != challenge or connect.message.coordinator != market.address:
             raise BadSignature("hello.connect: an answer to another challenge")
         check_endpoint(connect.message.endpoint, self._endpoints, scope.get("server"))
         return connect.message.provider, hello
 
-    async def _attend(self, link: _Link, provider: Address, hello: Hello, patience: Patience) -> None:
+    async def _attend(self, link: _Link, provider: Address, hello: Hello, watchdog: Watchdog) -> None:
         self._check_room(provider)
         former = self._links.get(provider)
         self._links[provider] = link
@@ -200,11 +201,11 @@ class Hub:
             if former is not None:
                 self._market.node_gone(provider)
                 self._dismiss(former.refuse(Refusal(Code.NODE_GONE, "another connection of this provider took its place")))
-            self._market.matchmaker.place_asks(provider, hello.asks, hello.capacity)
+            self._market.matchmaker.replace_asks(provider, hello.asks, hello.capacity)
             link.enqueue(pack_link(Kind.WELCOME, payload=b"{}"))
             log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
             while True:
-                frame = await link.receive(patience)
+                frame = await link.receive(watchdog)
                 if self._links.get(provider) is not link:  # it was replaced, and speaks for nobody any more
                     raise LinkClosed
                 await self._take(link, provider, frame)
@@ -230,7 +231,7 @@ class Hub:
             subject = self._market.subject_of(job, provider)
             if subject and (self._bus.send(subject, frame) or kind is not Kind.RECEIPT):
                 return
-        await self._pace(link, frame, LOOK_UP if kind in _LOOKED_UP else 0)
+        await self._pace(link, frame, LOOKUP_UNITS if kind in _LOOKED_UP else 0)
         if kind is Kind.RECEIPT:
             await self._take_receipt(provider, job, payload)
         elif kind is Kind.LATE_RECEIPT:
@@ -241,8 +242,8 @@ class Hub:
             self._check_pace(provider)
             raw = loads(payload, "asks")
             asks = read_asks(raw.get("asks") if isinstance(raw, dict) else None)
-            self._manners.asks(link.address, len(asks))
-            self._market.matchmaker.place_asks(provider, asks)
+            self._rate_limiter.count_asks(link.address, len(asks))
+            self._market.matchmaker.replace_asks(provider, asks)
         elif kind is Kind.RECALL:
             self._check_pace(provider)
             await self._recall(provider, loads(payload, "recall"))
@@ -253,7 +254,7 @@ class Hub:
 
     async def _pace(self, link: _Link, frame: bytes, units: float) -> None:
         """Counts a frame that no running job asked for; where its address sends too many, its links are read slowly."""
-        wait = self._manners.frame(link.address, units + 1 + len(frame) // 1024)
+        wait = self._rate_limiter.count_frame(link.address, units + 1 + len(frame) // 1024)
         if wait:
             await asyncio.sleep(wait)
 
@@ -272,7 +273,7 @@ class Hub:
 
     def _check_pace(self, provider: Address) -> None:
         """A node may change its asks as often as its engines come and go, not as often as it can."""
-        if not self._changes.spend(provider, time.monotonic()):
+        if not self._changes.try_spend(provider, time.monotonic()):
             raise Unavailable(
                 Code.RATE_LIMITED, f"link: asks more often than {CHANGES_PER_SECOND} times a second", fault=Fault.PROVIDER
             )
@@ -305,7 +306,7 @@ class Hub:
 
     async def _forward_claim(self, provider: Address, request: ClaimRequest) -> None:
         try:
-            await self._take_claim(provider, request)
+            await self._accept_claim(provider, request)
         except Unavailable as error:
             log.warning("claim not stored", provider=provider, error=str(error))
 
@@ -318,16 +319,16 @@ class _Link:
         self.address = address
         self._receive, self._send = receive, send
         self._key, self._queued, self._waiting = address_key(address), queued, 0
-        self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX)
+        self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX_FRAMES)
         self._closed = self._overflowed = False
-        self._patience: Patience | None = None
+        self._watchdog: Watchdog | None = None
 
     def enqueue(self, frame: bytes) -> bool:
         """Queues a frame. A node that lets its queue fill up is closed, and its jobs fail over. False for a job that would make
         more bytes wait for this address than may; it is not queued. What is short is let through: else jobs that fill the queue
         to the brim, or a neighbour that does not read, would close the link of a node that works.
         """
-        if self._waiting and len(frame) > SHORT_FRAME and self._queued[self._key] + len(frame) > OUTBOX_BYTES:
+        if self._waiting and len(frame) > SMALL_FRAME_BYTES and self._queued[self._key] + len(frame) > OUTBOX_BYTES:
             if frame[0] == Kind.DISPATCH:
                 return False
             self._overflow()
@@ -340,8 +341,8 @@ class _Link:
 
     def _overflow(self) -> None:
         self._overflowed = True
-        if self._patience is not None:
-            self._patience.cut()
+        if self._watchdog is not None:
+            self._watchdog.trip()
 
     def _count(self, size: int) -> None:
         self._waiting += size
@@ -351,7 +352,7 @@ class _Link:
 
     def forget(self) -> None:
         """The link is over: nothing waits for it any more."""
-        self._outbox = asyncio.Queue(OUTBOX)
+        self._outbox = asyncio.Queue(OUTBOX_FRAMES)
         self._count(-self._waiting)
 
     async def write(self) -> None:
@@ -368,13 +369,13 @@ class _Link:
         except (OSError, RuntimeError):
             self._closed = True
 
-    async def receive(self, patience: Patience) -> bytes:
+    async def receive(self, watchdog: Watchdog) -> bytes:
         """The next frame. Raises LinkClosed, BadMessage for text, Refusal for a node that is silent or does not read."""
-        self._patience = patience
+        self._watchdog = watchdog
         event: Any = None
         if not self._overflowed:
             with contextlib.suppress(TimeoutError):
-                event = await patience.wait(self._receive())
+                event = await watchdog.wait(self._receive())
         if event is None:
             text = "what is sent to it is not read" if self._overflowed else "silent for too long"
             raise Refusal(Code.NODE_GONE, f"link: {text}", fault=Fault.PROVIDER)

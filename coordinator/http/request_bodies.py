@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from starlette.types import Receive
 
 from coordinator.domain import resource_bounds
-from coordinator.domain.limits import Intake
+from coordinator.domain.limits import IntakeLimits
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.runtime.connection_limiter import address_key
 
 
-class Load:
+class BodyReservation:
     """What one request holds. It is open until `Bodies.close`."""
 
     __slots__ = ("address", "bytes", "cut", "deadline")
@@ -30,15 +30,15 @@ class Load:
         """While the body is read."""
 
 
-class Bodies:
+class RequestBodies:
     """See the module's docstring."""
 
-    def __init__(self, limits: Intake) -> None:
+    def __init__(self, limits: IntakeLimits) -> None:
         self._limits = limits
         self._open: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
         self._total = 0
-        self._reading: set[Load] = set()
+        self._reading: set[BodyReservation] = set()
 
     @property
     def held(self) -> int:
@@ -50,38 +50,38 @@ class Bodies:
         """Requests that are not closed."""
         return self._open.total()
 
-    def begin(self, address: str) -> Load:
+    def begin(self, address: str) -> BodyReservation:
         """A request of this address. Raises Unavailable where it has as many under way as it may."""
         key = address_key(address)
-        if self._open[key] >= self._limits.address_jobs:
-            text = f"{address} has {self._limits.address_jobs} jobs under way, which is all that one address may have"
+        if self._open[key] >= self._limits.jobs_per_address:
+            text = f"{address} has {self._limits.jobs_per_address} jobs under way, which is all that one address may have"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
         self._open[key] += 1
-        return Load(key)
+        return BodyReservation(key)
 
-    def close(self, load: Load) -> None:
+    def close(self, reservation: BodyReservation) -> None:
         """The request is over; so is what it held."""
-        self._count(load, -load.bytes)
-        self._open -= Counter((load.address,))
+        self._count(reservation, -reservation.bytes)
+        self._open -= Counter((reservation.address,))
 
-    def _count(self, load: Load, size: int) -> None:
-        load.bytes += size
+    def _count(self, reservation: BodyReservation, size: int) -> None:
+        reservation.bytes += size
         self._total += size
-        self._bytes[load.address] += size
-        if not self._bytes[load.address]:
-            del self._bytes[load.address]
+        self._bytes[reservation.address] += size
+        if not self._bytes[reservation.address]:
+            del self._bytes[reservation.address]
 
-    def hold(self, load: Load, size: int) -> None:
+    def hold(self, reservation: BodyReservation, size: int) -> None:
         """The request makes the coordinator hold so much more for it, such as an old answer. Raises Unavailable."""
-        self._count(load, size)
-        self._check_share(load)
+        self._count(reservation, size)
+        self._check_share(reservation)
 
-    def _check_share(self, load: Load) -> None:
-        if self._bytes[load.address] > self._limits.address_bodies:
-            text = f"the requests of {load.address} hold {self._limits.address_bodies} bytes, which is all that one address may"
+    def _check_share(self, reservation: BodyReservation) -> None:
+        if self._bytes[reservation.address] > self._limits.address_bytes:
+            text = f"bodies of {reservation.address}: expected at most {self._limits.address_bytes} bytes; wait for a job to end"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
 
-    async def read(self, receive: Receive, load: Load, limit: int, what: str) -> bytes:
+    async def read(self, receive: Receive, reservation: BodyReservation, limit: int, what: str) -> bytes:
         """The whole body, of at most `limit` bytes. Raises Refusal for a longer one, BadMessage for one that comes too slowly,
         Unavailable where there is no room for it, and ConnectionResetError for a client that is gone.
         """
@@ -89,46 +89,46 @@ class Bodies:
         began = asyncio.get_running_loop().time() + resource_bounds.BODY_GRACE_SECONDS
         try:
             async with asyncio.timeout_at(began) as deadline:
-                with self._being_read(load, deadline):
+                with self._being_read(reservation, deadline):
                     while True:
                         event = await receive()
                         if event["type"] == "http.disconnect":
                             raise ConnectionResetError
-                        if load.cut:
+                        if reservation.cut:
                             raise self._full()
                         parts.append(event.get("body", b""))
-                        self._take(load, len(parts[-1]), limit, what)
+                        self._take(reservation, len(parts[-1]), limit, what)
                         if not event.get("more_body"):
                             return b"".join(parts)
-                        deadline.reschedule(began + load.bytes / resource_bounds.BODY_RATE)
+                        deadline.reschedule(began + reservation.bytes / resource_bounds.BODY_RATE)
         except TimeoutError:
-            if load.cut:
+            if reservation.cut:
                 raise self._full() from None
             rate = resource_bounds.BODY_RATE // 1024
             pace = f"{resource_bounds.BODY_GRACE_SECONDS:g} s and the time that it takes at {rate} KiB a second"
             raise BadMessage(f"{what}: did not arrive within {pace}") from None
 
     @contextmanager
-    def _being_read(self, load: Load, deadline: asyncio.Timeout) -> Iterator[None]:
-        load.deadline = deadline
-        self._reading.add(load)
+    def _being_read(self, reservation: BodyReservation, deadline: asyncio.Timeout) -> Iterator[None]:
+        reservation.deadline = deadline
+        self._reading.add(reservation)
         try:
             yield
         finally:
-            load.deadline = None
-            self._reading.discard(load)
+            reservation.deadline = None
+            self._reading.discard(reservation)
 
-    def _take(self, load: Load, size: int, limit: int, what: str) -> None:
-        self._count(load, size)
-        if load.bytes > limit:
+    def _take(self, reservation: BodyReservation, size: int, limit: int, what: str) -> None:
+        self._count(reservation, size)
+        if reservation.bytes > limit:
             raise Refusal(Code.BODY_TOO_LARGE, f"{what} has at most {limit} bytes")
-        self._check_share(load)
-        while self._total > self._limits.bodies:
-            self._cut_largest(load)
+        self._check_share(reservation)
+        while self._total > self._limits.total_body_bytes:
+            self._cut_largest(reservation)
 
-    def _cut_largest(self, load: Load) -> None:
+    def _cut_largest(self, reservation: BodyReservation) -> None:
         """Makes room for a body at the cost of who holds most, if that is not its own address. Raises Unavailable."""
-        others = [one for one in self._reading if one.bytes and self._bytes[one.address] > self._bytes[load.address]]
+        others = [one for one in self._reading if one.bytes and self._bytes[one.address] > self._bytes[reservation.address]]
         if not others:
             raise self._full()
         victim = max(others, key=lambda one: (self._bytes[one.address], one.bytes))

@@ -14,9 +14,9 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.domain.peer_errors import error_for_peers
-from coordinator.domain.resource_bounds import CONTROL_AT_ONCE, MAX_CONTROL_BODY
-from coordinator.domain.token_bucket import Manners
-from coordinator.http.request_bodies import Bodies
+from coordinator.domain.rate_limiter import RateLimiter
+from coordinator.domain.resource_bounds import CONTROL_CONCURRENCY, MAX_CONTROL_BODY
+from coordinator.http.request_bodies import RequestBodies
 from tallystick.protocol.errors import Code, TallyError
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.connection_limiter import address_key
@@ -24,11 +24,11 @@ from tallystick.runtime.connection_limiter import address_key
 _SOON = (Code.RATE_LIMITED, Code.NODE_BUSY)
 
 
-class Gate:
+class RequestLimiter:
     """The control plane as an ASGI app behind its gate."""
 
-    def __init__(self, app: ASGIApp, manners: Manners, bodies: Bodies) -> None:
-        self._app, self._manners, self._bodies = app, manners, bodies
+    def __init__(self, app: ASGIApp, rate_limiter: RateLimiter, bodies: RequestBodies) -> None:
+        self._app, self._rate_limiter, self._bodies = app, rate_limiter, bodies
         self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,30 +39,30 @@ class Gate:
         address = (scope.get("client") or ("",))[0]
         told = _Told(send)
         try:
-            self._manners.request(address)
+            self._rate_limiter.count_request(address)
             async with self._turn(address_key(address)):
                 await self._pass(scope, receive, told, address)
         except TallyError as error:
-            await tell_error(told, error)
+            await send_error(told, error)
         except ConnectionResetError:
             return
-        self._manners.answered(address, told.status, told.size)
+        self._rate_limiter.count_response(address, told.status, told.size)
 
     async def _pass(self, scope: Scope, receive: Receive, told: _Told, address: str) -> None:
         if scope["method"] in {"GET", "HEAD", "OPTIONS"}:
             await self._app(scope, receive, told)
             return
-        load = self._bodies.begin(address)
+        reservation = self._bodies.begin(address)
         try:
-            body = await self._bodies.read(receive, load, MAX_CONTROL_BODY, "a request of this route")
+            body = await self._bodies.read(receive, reservation, MAX_CONTROL_BODY, "a request of this route")
             await self._app(scope, _Given(body, receive), told)
         finally:
-            self._bodies.close(load)
+            self._bodies.close(reservation)
 
     @asynccontextmanager
     async def _turn(self, key: str) -> AsyncIterator[None]:
         """One of the address's turns, as soon as there is one."""
-        turns, users = self._turns.get(key) or (asyncio.Semaphore(CONTROL_AT_ONCE), 0)
+        turns, users = self._turns.get(key) or (asyncio.Semaphore(CONTROL_CONCURRENCY), 0)
         self._turns[key] = turns, users + 1
         try:
             async with turns:
@@ -108,7 +108,7 @@ class _Told:
         await self._send(event)
 
 
-async def tell_error(send: Send, error: TallyError) -> None:
+async def send_error(send: Send, error: TallyError) -> None:
     """Tells an error as the whole answer to a request."""
     error = error_for_peers(error)
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]

@@ -1,10 +1,12 @@
-"""Answers that outlive a connection: the frames of jobs whose client may come back for them, sealed as they came.
+"""Response buffers: the sealed frames of a job's response, between the job that adds them and the clients that read them.
 
-A job that its client posts with a linger is driven apart from its connection, and whoever posts the same bytes again reads the
-same frames from the first on. Memory is bounded: an answer that grows beyond its share is passed on without being kept, and
-ended ones go when they are old or when room is needed. Only bytes that came take room, so a job that was never admitted takes
-none; and the payer whose answers take most gives it, so that nobody loses an answer to a stranger who has more. Beyond the
-process answers are kept by a store, for as long, also those that memory had no room for.
+Every job has one. The buffer of an ordinary job holds a few frames, and its job waits for the reader. The buffer of a job that
+lingers is kept: a client that posts the same bytes again reads the same frames from the first on.
+
+Memory is bounded. A response that grows beyond its share is passed on without being kept. Ended responses are dropped when they
+are old or when room is needed. Only bytes that arrived take room, so a job that was never admitted takes none. The payer whose
+responses take most makes room, so nobody loses a response to a stranger who holds more. A store keeps responses beyond the
+process for the same time, including those that memory has no room for.
 """
 
 from __future__ import annotations
@@ -17,256 +19,288 @@ from dataclasses import dataclass
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.types import JobId
 
-FRAME_COST = 64
-"""Bytes that keeping a frame takes beside its content."""
-AHEAD = 1 << 18
-"""Bytes that an answer which is not kept may be ahead of its reader."""
+FRAME_OVERHEAD_BYTES = 64
+"""Bytes that a buffered frame takes beside its content."""
+READ_AHEAD_BYTES = 1 << 18
+"""Bytes that a response which outgrew its share may be ahead of its reader."""
+BURST_FRAMES = 16
+"""Frames that a job may add before it waits for its reader, if the next frame is there already."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """`seconds`: how long an ended answer is kept; `answer_bytes`, `total_bytes`, `payer_bytes`: how much of one, of all together
-    and of one payer's; `linger_seconds`: the longest that a job goes on after its client's connection is lost; `stored_bytes`:
-    how much of all a store keeps beyond the process.
-    """
+    """How long and how much of responses is kept. Times are seconds."""
 
     seconds: float = 600
-    answer_bytes: int = 4 << 20
+    """After the end of the response."""
+    response_bytes: int = 4 << 20
+    """One response."""
     total_bytes: int = 256 << 20
+    """All responses."""
     linger_seconds: float = 60
+    """The longest that a job continues after its client's connection was lost."""
     payer_bytes: int = 32 << 20
+    """All responses of one payer."""
     stored_bytes: int = 1 << 30
+    """All responses in the store."""
 
 
 def _uncounted(_change: int) -> None:
-    """For an answer that is nobody's share."""
+    """Counts the bytes of a response against nobody."""
 
 
-class Answer:
-    """One answer as it grows. One task adds to it, any number read it."""
+class ResponseBuffer:
+    """One response as it grows. One task adds frames, any number of tasks read them."""
 
-    def __init__(self, fingerprint: bytes, room: int, payer: str = "", resized: Callable[[int], None] = _uncounted) -> None:
-        """`room`: bytes that it may keep; `resized` is told by how many it grew or shrank."""
+    def __init__(
+        self,
+        fingerprint: bytes = b"",
+        max_bytes: int = 0,
+        payer: str = "",
+        resized: Callable[[int], None] = _uncounted,
+        *,
+        read_ahead: int = 0,
+    ) -> None:
+        """`fingerprint`: of the submission. `max_bytes`: what the buffer may keep; `read_ahead`: how far it may be ahead of its
+        reader beyond that. `resized` is called with each change of the size.
+        """
         self.fingerprint, self.payer = fingerprint, payer
         self.size, self.readers = 0, 0
         self.linger = 0.0
-        """The longest that one of its readers wants the job to go on without any."""
+        """The longest that one of the readers wants the job to continue without any."""
         self.awaited = True
-        """The first reader is on its way: nothing is dropped before it came."""
+        """Whether the first reader is still to come. Nothing is dropped before it came."""
         self.whole, self.ended = True, False
+        self.abandoned = False
+        """Whether the job is to be cancelled, since nobody reads it any more."""
         self.refusal: TallyError | None = None
         self.ended_at = 0.0
         self._frames: list[bytes] = []
-        self._room, self._resized = room, resized
-        self._read = 0
-        self._changed = asyncio.Event()
+        self._first = 0
+        """The number of the first frame that is still held."""
+        self._max_bytes, self._read_ahead, self._resized = max_bytes, read_ahead, resized
+        self._waiting: list[asyncio.Future[None]] = []
 
-    def of(self, job: JobId, fingerprint: bytes) -> Answer:
-        """This answer. Raises Refusal if the job was posted with other bytes."""
+    def check_fingerprint(self, job: JobId, fingerprint: bytes) -> ResponseBuffer:
+        """Returns this buffer. Raises Refusal if the job was posted with other bytes."""
         if self.fingerprint != fingerprint:
             raise Refusal(Code.ORDER_REPLAYED, f"job {job.hex()} was placed before with another submission")
         return self
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody reads it or will at once."""
+        """Whether somebody reads the response, or is about to."""
         return self.awaited or self.readers > 0
 
-    def leave(self) -> None:
-        """The first reader, if it never came, will not come."""
+    def first_reader_left(self) -> None:
+        """Notes that the first reader, if it never came, will not come."""
         self.awaited = False
         self._drop_unwanted()
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _notify(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
 
-    async def add(self, frame: bytes) -> None:
-        """One more frame. Waits for a reader where the answer is too long to be kept; `end` it to stop waiting."""
+    async def _change(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
+
+    async def add(self, frame: bytes, *, more: bool = False) -> None:
+        """Adds a frame. Waits for the reader if the response is too long to be kept; `end` stops the wait.
+
+        `more`: the next frame is there already, so the two may be sent together.
+        """
         self._frames.append(frame)
-        self._grow(len(frame) + FRAME_COST)
-        self._tell()
-        if self.size > self._room:
+        self._grow(len(frame) + FRAME_OVERHEAD_BYTES)
+        if self.size > self._max_bytes:
             self.whole = False
-        while not self.whole and not self.ended and self.size > AHEAD and self.wanted:
-            await self._changed.wait()
+        self._notify()
+        if not (more and len(self._frames) < BURST_FRAMES):
+            while not self.whole and not self.ended and self.size > self._read_ahead and self.wanted:
+                await self._change()
         self._drop_unwanted()
 
     def _drop_unwanted(self) -> None:
         if not self.whole and not self.wanted:
-            self._drop(len(self._frames))
+            self._drop(self._first + len(self._frames))
 
     def _grow(self, change: int) -> None:
         self.size += change
         self._resized(change)
 
-    def give_up(self) -> None:
-        """Keeps it no longer: what was not read yet is passed on to its readers, if it has any, and let go."""
+    def stop_keeping(self) -> None:
+        """Keeps the response no longer: its readers get the rest, and what they read is dropped."""
         self.whole = False
         self._drop_unwanted()
-        self._tell()
+        self._notify()
 
     def _drop(self, until: int) -> None:
-        """Lets go of what was read, or will be by nobody; numbers stay."""
-        freed = 0
-        for number in range(self._read, until):
-            freed += len(self._frames[number]) + FRAME_COST
-            self._frames[number] = b""
-        self._read = max(self._read, until)
-        self._grow(-freed)
+        """Drops the frames before number `until`."""
+        dropped = self._frames[: max(0, until - self._first)]
+        del self._frames[: len(dropped)]
+        self._first += len(dropped)
+        self._grow(-sum(len(frame) + FRAME_OVERHEAD_BYTES for frame in dropped))
 
-    def frames(self, last: bytes) -> bytes | None:
-        """All of it with this frame as its end; None if it is not kept whole."""
-        fits = self.whole and self.size + len(last) <= self._room
+    def joined(self, last: bytes) -> bytes | None:
+        """Returns all frames with this one at the end, or None if the response is not kept whole."""
+        fits = self.whole and self.size + len(last) <= self._max_bytes
         return b"".join((*self._frames, last)) if fits else None
 
     def uncount(self) -> None:
-        """It is nobody's share any more: its readers alone hold it."""
+        """Stops counting the bytes, which only the readers hold from now on."""
         self._resized = _uncounted
 
-    def restore(self, frames: bytes) -> None:
-        """Takes all frames at once, which were kept elsewhere."""
+    def fill(self, frames: bytes) -> None:
+        """Adds all frames at once, as a store kept them."""
         self._frames.append(frames)
-        self._grow(len(frames) + FRAME_COST)
+        self._grow(len(frames) + FRAME_OVERHEAD_BYTES)
 
     def end(self, at: float, refusal: TallyError | None = None) -> None:
-        """Nothing more will come; `refusal`: the job was never admitted."""
+        """Notes that nothing more will come. `refusal`: why the job was not admitted."""
         self.ended, self.ended_at, self.refusal = True, at, refusal
-        self._tell()
+        self._notify()
 
     async def read(self) -> AsyncGenerator[bytes, None]:
-        """All frames from the first on, those that wait together at once. Raises the Refusal of an answer that is not kept
-        whole, and the error of a job that was not admitted.
+        """Yields all frames from the first on; frames that wait together are joined.
+
+        Raises Refusal if the first frames were dropped, and the error of a job that was not admitted.
         """
-        if self._read:
-            raise Refusal(Code.ORDER_REPLAYED, "the answer was too long to be kept; GET /v1/jobs/ID tells the job's end")
-        at = 0
+        if self._first:
+            raise Refusal(Code.ORDER_REPLAYED, "the response was too long to be kept; GET /v1/jobs/ID tells how the job ended")
+        position = 0
         self.readers += 1
         self.awaited = False
         try:
             while True:
-                if at < self._read:
-                    raise ConnectionAbortedError("another reader of an answer that is not kept was faster")
-                if at < len(self._frames):
-                    until = len(self._frames)
-                    yield b"".join(self._frames[at:until])
-                    at = until
+                if position < self._first:
+                    raise ConnectionAbortedError("another reader of a response that is not kept was faster")
+                end = self._first + len(self._frames)
+                if position < end:
+                    waiting = self._frames[position - self._first :]
+                    yield waiting[0] if len(waiting) == 1 else b"".join(waiting)
+                    position = end
                     if not self.whole:
-                        self._drop(at)
-                        self._tell()
+                        self._drop(position)
+                        self._notify()
                 elif self.refusal is not None:
                     raise self.refusal
                 elif self.ended:
                     return
                 else:
-                    await self._changed.wait()
+                    await self._change()
         finally:
             self.readers -= 1
             self._drop_unwanted()
-            self._tell()
+            self._notify()
 
 
-class Answers:
-    """The answers that are kept. `tick` is a clock in seconds."""
+class ResponseBuffers:
+    """The buffers of jobs that linger. `tick` is a clock in seconds."""
 
     def __init__(self, retention: Retention, tick: Callable[[], float]) -> None:
         self.retention, self._tick = retention, tick
-        self._live: dict[JobId, Answer] = {}
-        self._ended: OrderedDict[JobId, Answer] = OrderedDict()
-        self._of_payer: dict[str, OrderedDict[JobId, Answer]] = {}
-        """The ended ones again, by payer."""
-        self._held: Counter[str] = Counter()
+        self._growing: dict[JobId, ResponseBuffer] = {}
+        self._ended: OrderedDict[JobId, ResponseBuffer] = OrderedDict()
+        self._ended_by_payer: dict[str, OrderedDict[JobId, ResponseBuffer]] = {}
+        self._bytes_by_payer: Counter[str] = Counter()
         self._total = 0
-        self._dropped: list[JobId] = []
+        self._evicted: list[JobId] = []
 
     @property
     def held(self) -> int:
-        """Bytes of all answers."""
+        """Bytes of all buffers."""
         return self._total
 
-    def find(self, job: JobId, fingerprint: bytes) -> Answer | None:
-        """The answer of a job that was posted before. Raises Refusal if those were other bytes."""
+    def find(self, job: JobId, fingerprint: bytes) -> ResponseBuffer | None:
+        """Returns the buffer of a job that was posted before. Raises Refusal if it was posted with other bytes."""
         horizon = self._tick() - self.retention.seconds
         while self._ended and next(iter(self._ended.values())).ended_at < horizon:
             self._forget(next(iter(self._ended)))
-        answer = self._live.get(job) or self._ended.get(job)
-        return None if answer is None else answer.of(job, fingerprint)
+        buffer = self._growing.get(job) or self._ended.get(job)
+        return None if buffer is None else buffer.check_fingerprint(job, fingerprint)
 
-    def begin(self, job: JobId, fingerprint: bytes, payer: str = "") -> Answer:
-        """A new one, whose reader is about to come. It takes no room before its first frame."""
-        answer = self._live[job] = self._make(fingerprint, payer, self.retention.answer_bytes)
-        return answer
+    def begin(self, job: JobId, fingerprint: bytes, payer: str = "") -> ResponseBuffer:
+        """Returns a new buffer, whose first reader is about to come. It takes no room before its first frame."""
+        buffer = self._growing[job] = self._create(fingerprint, payer, self.retention.response_bytes)
+        return buffer
 
-    def _make(self, fingerprint: bytes, payer: str, room: int) -> Answer:
-        return Answer(fingerprint, room, payer, lambda change: self._resize(payer, change))
+    def _create(self, fingerprint: bytes, payer: str, max_bytes: int) -> ResponseBuffer:
+        def resized(change: int) -> None:
+            self._resize(payer, change)
+
+        return ResponseBuffer(fingerprint, max_bytes, payer, resized, read_ahead=READ_AHEAD_BYTES)
 
     def _resize(self, payer: str, change: int) -> None:
         self._total += change
-        self._held[payer] += change
-        if not self._held[payer]:
-            del self._held[payer]
+        self._bytes_by_payer[payer] += change
+        if not self._bytes_by_payer[payer]:
+            del self._bytes_by_payer[payer]
         if change > 0:
             self._make_room(payer)
 
     def _make_room(self, payer: str) -> None:
-        """Holds the payer to its share, and all together to theirs: what is too much goes from the payer who has most."""
-        retention = self.retention
-        self._let_go(self._held[payer] - retention.payer_bytes, lambda: payer)
+        """Keeps the payer within its share and all payers within theirs; the payer that holds most makes room."""
+        retention, held = self.retention, self._bytes_by_payer
+        self._evict(held[payer] - retention.payer_bytes, lambda: payer)
         if self._total > retention.total_bytes:
-            spare = retention.total_bytes // 16  # so that not every frame looks for the largest
-            self._let_go(self._total - retention.total_bytes + spare, lambda: max(self._held, key=self._held.__getitem__))
+            spare = retention.total_bytes // 16  # room for some more frames before the largest payer is looked for again
+            self._evict(self._total - retention.total_bytes + spare, lambda: max(held, key=held.__getitem__))
 
-    def _let_go(self, size: int, whose: Callable[[], str]) -> None:
-        """So many bytes are no longer kept: a payer's oldest ended answers, or else its largest that grow. What of these is not
-        read yet goes when their readers have it.
+    def _evict(self, size: int, choose_payer: Callable[[], str]) -> None:
+        """Stops keeping this many bytes: a payer's oldest ended responses, otherwise its largest growing ones.
+
+        Readers still get the rest of a growing response.
         """
         while size > 0:
-            payer = whose()
-            if payer in self._of_payer:
-                job, answer = next(iter(self._of_payer[payer].items()))
+            payer = choose_payer()
+            if payer in self._ended_by_payer:
+                job, buffer = next(iter(self._ended_by_payer[payer].items()))
                 self._forget(job)
-                self._dropped.append(job)
+                self._evicted.append(job)
             else:
-                growing = [one for one in self._live.values() if one.payer == payer and one.whole and one.size]
+                growing = [entry for entry in self._growing.values() if entry.payer == payer and entry.whole and entry.size]
                 if not growing:
                     return
-                answer = max(growing, key=lambda one: one.size)
-                answer.give_up()
-            size -= answer.size
+                buffer = max(growing, key=lambda entry: entry.size)
+                buffer.stop_keeping()
+            size -= buffer.size
 
     def end(self, job: JobId, refusal: TallyError | None = None) -> None:
-        """Nothing more will come. One that cannot be read again is forgotten, and so is a job that was not admitted."""
-        answer = self._live.pop(job)
-        answer.end(self._tick(), refusal)
-        if refusal is None and answer.whole:
-            self._keep(job, answer)
+        """Ends a growing response. One that is not kept whole, or whose job was not admitted, is forgotten."""
+        buffer = self._growing.pop(job)
+        buffer.end(self._tick(), refusal)
+        if refusal is None and buffer.whole:
+            self._keep(job, buffer)
         else:
-            self._resize(answer.payer, -answer.size)
-            answer.uncount()
+            self._resize(buffer.payer, -buffer.size)
+            buffer.uncount()
 
-    def _keep(self, job: JobId, answer: Answer) -> None:
-        self._ended[job] = answer
-        self._of_payer.setdefault(answer.payer, OrderedDict())[job] = answer
+    def _keep(self, job: JobId, buffer: ResponseBuffer) -> None:
+        self._ended[job] = buffer
+        self._ended_by_payer.setdefault(buffer.payer, OrderedDict())[job] = buffer
 
-    def restore(self, job: JobId, fingerprint: bytes, frames: bytes, payer: str = "") -> Answer:
-        """An answer of a former process, or one that memory had no room for, read again by somebody."""
-        answer = self._make(fingerprint, payer, len(frames) + FRAME_COST)
-        answer.end(self._tick())
-        self._keep(job, answer)
-        answer.restore(frames)
-        return answer
+    def restore(self, job: JobId, fingerprint: bytes, frames: bytes, payer: str = "") -> ResponseBuffer:
+        """Returns the buffer of a response out of the store: of a former process, or one that memory had no room for."""
+        buffer = self._create(fingerprint, payer, len(frames) + FRAME_OVERHEAD_BYTES)
+        buffer.end(self._tick())
+        self._keep(job, buffer)
+        buffer.fill(frames)
+        return buffer
 
-    def dropped(self) -> list[JobId]:
-        """The ended ones that had to make room since this was last asked. A store may still have them."""
-        dropped, self._dropped = self._dropped, []
-        return dropped
+    def take_evicted(self) -> list[JobId]:
+        """Returns the ended responses that made room since the last call. A store may still have them."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
 
     def _forget(self, job: JobId) -> None:
-        answer = self._ended.pop(job)
-        of_payer = self._of_payer[answer.payer]
+        buffer = self._ended.pop(job)
+        of_payer = self._ended_by_payer[buffer.payer]
         del of_payer[job]
         if not of_payer:
-            del self._of_payer[answer.payer]
-        self._resize(answer.payer, -answer.size)
-        answer.uncount()
+            del self._ended_by_payer[buffer.payer]
+        self._resize(buffer.payer, -buffer.size)
+        buffer.uncount()

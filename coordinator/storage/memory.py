@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from coordinator.domain.reputation import Record
+from coordinator.domain.reputation import ProviderRecord
 from coordinator.ports import (
     WAITING_CLAIMS,
     Backing,
     Cursor,
     JobRecord,
-    KeptAnswer,
     KnownJob,
     PendingClaim,
-    Recalled,
     Settlement,
+    StoredResponse,
+    StoredState,
     too_many_claims,
 )
 from tallystick.protocol.eip712 import Signed, Verified
@@ -35,10 +35,10 @@ class MemoryStore:
     claims: dict[int, tuple[ClaimRequest, str | None]] = field(default_factory=dict)
     settlements: dict[tuple[Address, Address], Settlement] = field(default_factory=dict)
     read: Cursor | None = None
-    answers: dict[JobId, KeptAnswer] = field(default_factory=dict)
-    records: dict[Address, Record] = field(default_factory=dict)
+    answers: dict[JobId, StoredResponse] = field(default_factory=dict)
+    records: dict[Address, ProviderRecord] = field(default_factory=dict)
 
-    def note_job(self, record: JobRecord) -> None:
+    def enqueue_job(self, record: JobRecord) -> None:
         """See ports.JobStore."""
         known = self.jobs.get(record.job)
         if known is None or known.state not in TERMINAL:
@@ -47,7 +47,7 @@ class MemoryStore:
     async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
         """See ports.JobStore."""
         if record is not None:
-            self.note_job(record)
+            self.enqueue_job(record)
         kept = Signed(receipt.message, receipt.signature)
         self.receipts.setdefault(job, {}).setdefault(receipt.message.provider, (kept, total))
 
@@ -57,7 +57,7 @@ class MemoryStore:
         receipts = {provider: receipt for provider, (receipt, _) in self.receipts.get(job, {}).items()}
         return None if record is None else KnownJob(record, receipts)
 
-    async def recall(self, now: int, since: int) -> Recalled:
+    async def load_state(self, now: int, since: int) -> StoredState:
         """See ports.JobStore."""
         for record in self.jobs.values():
             if record.state not in TERMINAL:
@@ -70,9 +70,9 @@ class MemoryStore:
                 tab = (receipt.message.payer, provider)
                 totals[tab] = Amount(max(total, totals.get(tab, 0)))
         recent = tuple(job for job, record in self.jobs.items() if record.created_at >= since)
-        return Recalled(recent, totals, dict(self.records))
+        return StoredState(recent, totals, dict(self.records))
 
-    def note_records(self, records: Mapping[Address, Record]) -> None:
+    def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
         """See ports.JobStore."""
         self.records |= records
 
@@ -98,18 +98,18 @@ class MemoryStore:
                 found.append((total, receipt.message.seq, LateReceipt(receipt, attempt.order, attempt.terms)))
         return [late for _, _, late in sorted(found, key=lambda one: one[:2], reverse=True)][:limit]
 
-    async def put_answer(self, kept: KeptAnswer, *, since: int, room: int) -> None:
+    async def put_response(self, kept: StoredResponse, *, since: int, max_bytes: int) -> None:
         """See ports.AnswerStore."""
         self.answers = {job: one for job, one in self.answers.items() if one.ended_at >= since}
         self.answers[kept.job] = kept
-        while sum(len(one.frames) for one in self.answers.values()) > room:
+        while sum(len(one.frames) for one in self.answers.values()) > max_bytes:
             held: Counter[str] = Counter()
             for one in self.answers.values():
                 held[one.payer] += len(one.frames)
             most = max(held, key=held.__getitem__)
             del self.answers[next(job for job, one in self.answers.items() if one.payer == most)]
 
-    async def answer(self, job: JobId, since: int) -> KeptAnswer | None:
+    async def response(self, job: JobId, since: int) -> StoredResponse | None:
         """See ports.AnswerStore."""
         kept = self.answers.get(job)
         return kept if kept is not None and kept.ended_at >= since else None
@@ -126,9 +126,9 @@ class MemoryStore:
             if number not in same and tx is not None and not tx.startswith("0x"):
                 del self.claims[number]
 
-    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
+    async def pending_claims(self, limit: int, skipped: Iterable[Address] = ()) -> list[PendingClaim]:
         """See ports.ClaimStore."""
-        passed, turns, found = set(passing), Counter[Address](), list[tuple[int, int, ClaimRequest]]()
+        passed, turns, found = set(skipped), Counter[Address](), list[tuple[int, int, ClaimRequest]]()
         for number, (request, tx) in sorted(self.claims.items(), key=lambda one: one[0]):
             provider = request.claim.message.provider
             if tx is None and provider not in passed:

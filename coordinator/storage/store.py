@@ -15,17 +15,17 @@ import sqlalchemy.dialects.sqlite
 import structlog
 from sqlalchemy import Connection
 
-from coordinator.domain.reputation import REMEMBERED, Record
+from coordinator.domain.reputation import MAX_REMEMBERED, ProviderRecord
 from coordinator.ports import (
     WAITING_CLAIMS,
     AttemptRecord,
     Cursor,
     JobRecord,
-    KeptAnswer,
     KnownJob,
     PendingClaim,
-    Recalled,
     Settlement,
+    StoredResponse,
+    StoredState,
     too_many_claims,
 )
 from coordinator.storage.schema import answers, claims, cursors, jobs, receipts, reputations, settlements
@@ -44,7 +44,7 @@ MIGRATIONS = Path(__file__).parents[1] / "migrations"
 _EVENTS = "escrow"
 _MARKS = ("delivered", "cancelled", "unseen")
 """What is written of an attempt only where it is so."""
-TIDY = 16
+ROOM_CHECK_INTERVAL = 16
 """Every so many kept answers, what they take together is looked at."""
 
 
@@ -73,7 +73,7 @@ class Store:
 
     # Jobs
 
-    def note_job(self, record: JobRecord) -> None:
+    def enqueue_job(self, record: JobRecord) -> None:
         """See ports.JobStore."""
         row = _job_row(record)
         self._db.enqueue(lambda c: _put_job(c, row))
@@ -107,9 +107,9 @@ class Store:
         read = [loads_signed(Receipt, doc) for doc in docs]
         return KnownJob(_job_record(row), {receipt.message.provider: receipt for receipt in read})
 
-    async def recall(self, now: int, since: int) -> Recalled:
+    async def load_state(self, now: int, since: int) -> StoredState:
         """See ports.JobStore."""
-        known = sa.select(reputations).order_by(reputations.c.jobs.desc()).limit(REMEMBERED)
+        known = sa.select(reputations).order_by(reputations.c.jobs.desc()).limit(MAX_REMEMBERED)
         recent = sa.select(jobs.c.job).where(jobs.c.created_at >= since)
         tabs = (receipts.c.payer, receipts.c.provider)
         totals = sa.select(*tabs, sa.func.max(receipts.c.total)).group_by(*tabs)  # of equal length, so text sorts as numbers
@@ -121,13 +121,13 @@ class Store:
             return found, sums, records
 
         found, sums, records = await self._db.write(work)
-        return Recalled(
+        return StoredState(
             tuple(JobId(bytes.fromhex(job)) for (job,) in found),
             {(Address(payer), Address(provider)): Amount(int(total)) for payer, provider, total in sums},
-            {Address(provider): Record(good, bad, number) for provider, good, bad, number in records},
+            {Address(provider): ProviderRecord(good, bad, number) for provider, good, bad, number in records},
         )
 
-    def note_records(self, records: Mapping[Address, Record]) -> None:
+    def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
         """See ports.JobStore."""
         rows = [
             {"provider": provider, "good": record.good, "bad": record.bad, "jobs": record.jobs}
@@ -169,7 +169,7 @@ class Store:
 
     # Answers
 
-    async def put_answer(self, kept: KeptAnswer, *, since: int, room: int) -> None:
+    async def put_response(self, kept: StoredResponse, *, since: int, max_bytes: int) -> None:
         """See ports.AnswerStore. The room is looked at every TIDY answers."""
         row = {
             "job": kept.job.hex(),
@@ -180,23 +180,23 @@ class Store:
             "frames": kept.frames,
         }
         self._put += 1
-        tidy = self._put % TIDY == 0
+        tidy = self._put % ROOM_CHECK_INTERVAL == 0
 
         def work(connection: Connection) -> None:
             connection.execute(sa.delete(answers).where(answers.c.ended_at < since))
             _upsert(connection, answers, row, ("job",))
             if tidy:
-                _make_room(connection, room)
+                _evict_responses(connection, max_bytes)
 
         await self._db.write(work)
 
-    async def answer(self, job: JobId, since: int) -> KeptAnswer | None:
+    async def response(self, job: JobId, since: int) -> StoredResponse | None:
         """See ports.AnswerStore."""
         query = sa.select(answers).where(answers.c.job == job.hex(), answers.c.ended_at >= since)
         row = await self._db.read(lambda c: c.execute(query).mappings().one_or_none())
         if row is None:
             return None
-        return KeptAnswer(job, bytes.fromhex(row["fingerprint"]), row["frames"], row["ended_at"], row["payer"])
+        return StoredResponse(job, bytes.fromhex(row["fingerprint"]), row["frames"], row["ended_at"], row["payer"])
 
     # Claims
 
@@ -225,9 +225,9 @@ class Store:
         if not await self._db.write(work):
             raise too_many_claims(request.claim.message.provider)
 
-    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
+    async def pending_claims(self, limit: int, skipped: Iterable[Address] = ()) -> list[PendingClaim]:
         """See ports.ClaimStore."""
-        waits = sa.and_(claims.c.tx.is_(None), claims.c.provider.not_in(list(passing)))
+        waits = sa.and_(claims.c.tx.is_(None), claims.c.provider.not_in(list(skipped)))
         turn = sa.func.row_number().over(partition_by=claims.c.provider, order_by=claims.c.id)
         query = sa.select(claims.c.id, claims.c.claim_doc).where(waits).order_by(turn, claims.c.id).limit(limit)
         rows = await self._db.read(lambda c: c.execute(query).all())
@@ -280,11 +280,11 @@ class Store:
         return Settlement(payer, provider, Amount(int(row["settled"])), row["tx"], row["block"])
 
 
-def _make_room(connection: Connection, room: int) -> None:
+def _evict_responses(connection: Connection, max_bytes: int) -> None:
     """Lets go of the oldest answers of the payer whose answers take most, until all fit."""
     taken = sa.func.sum(answers.c.size)
     held = {payer: int(size) for payer, size in connection.execute(sa.select(answers.c.payer, taken).group_by(answers.c.payer))}
-    while sum(held.values()) > room:
+    while sum(held.values()) > max_bytes:
         most = max(held, key=held.__getitem__)
         oldest = sa.select(answers.c.job, answers.c.size).where(answers.c.payer == most).order_by(answers.c.ended_at).limit(1)
         job, size = connection.execute(oldest).one()

@@ -1,37 +1,38 @@
-"""The chain as the node sees it: a payer's purse and tab, remembered for a few seconds, and the rates of coordinators.
+"""The chain as the node sees it: purses and tabs of payers, and registered rates of coordinators, cached.
 
-Chain trouble delays settlement, never jobs that trust covers: what was last seen stays good for a part of the time that a payer
-must wait before it may take it back, and a stranger is unknown, not refused.
+Trouble with the chain delays settlement, but never a job within the provider's trust. The last balances stay valid for a part of
+the time that a payer must wait before it can withdraw them. The funds of a payer that was never read count as unknown.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import structlog
 
 from node.domain.tabs import Funds
-from tallystick.chain.escrow import Escrow, Purse, TabState
-from tallystick.protocol.errors import TallyError
+from tallystick.chain.escrow import Escrow
+from tallystick.chain.read_cache import ReadCache
+from tallystick.protocol.errors import Code, TallyError, Unavailable
 from tallystick.protocol.types import Address, Amount
 
 log = structlog.get_logger()
 R = TypeVar("R")
-_REMEMBERED = 10_000
-_STALE_PART, _HELD_PART = 4, 2
-"""What was seen is used without asking again for a quarter of the shortest wait, and while the chain is silent for half of it:
-the rest is left for the claim."""
+_CACHED_ACCOUNTS = 10_000
+_STALE_DIVISOR, _OUTAGE_DIVISOR = 4, 2
+"""Balances are used for a quarter of the shortest wait, and for half of it while the chain does not answer. The rest of the wait
+is left for the claim."""
 
 
 class EscrowView:
-    """ports.ChainView over the escrow contract. Times are seconds: an answer is good for `fresh`; then it is still used, but
-    asked for again in the background, for `stale`; the chain is given `patience` to answer, and is left alone for `rest` after
-    a failure. A payer is asked for at most every `gap`, a coordinator's rate at most every `rates`. `fresh` and `stale` are less
-    where the deployment's waits are short.
+    """ports.ChainView over the escrow contract. All times are seconds.
+
+    Balances are used for `fresh` seconds; then, until `stale`, they are still used while new ones are read. Both are shorter if
+    the deployment's waits are short. The chain has `timeout` to answer, and after a failure it is not asked for `pause`. One
+    payer is refreshed at most once in `refresh_interval`, one coordinator's rate at most once in `rate_seconds`.
     """
 
     def __init__(
@@ -41,103 +42,89 @@ class EscrowView:
         *,
         fresh: float = 3.0,
         stale: float = 60.0,
-        patience: float = 3.0,
-        rest: float = 5.0,
-        gap: float = 0.5,
-        rates: float = 300.0,
-        tick: Callable[[], float] = time.monotonic,
+        timeout: float = 3.0,
+        pause: float = 5.0,
+        refresh_interval: float = 0.5,
+        rate_seconds: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._escrow, self._provider, self._tick = escrow, provider, tick
-        self._fresh, self._stale, self._patience, self._rest, self._gap = fresh, stale, patience, rest, gap
-        self._every, self._rates = rates, dict[Address, tuple[int | None, float]]()
-        self._seen: OrderedDict[Address, tuple[Funds, float]] = OrderedDict()
-        self._asking: dict[Address, asyncio.Task[Funds]] = {}
-        self._quiet_until = float("-inf")
+        self._escrow, self._provider, self._clock = escrow, provider, clock
+        self._fresh, self._stale, self._timeout, self._pause = fresh, stale, timeout, pause
+        self._refresh_interval, self._rate_seconds = refresh_interval, rate_seconds
+        self._funds = ReadCache("funds of", self._read_funds, capacity=_CACHED_ACCOUNTS, clock=clock)
+        self._rates = ReadCache("rate of", self._read_rate, capacity=_CACHED_ACCOUNTS, clock=clock)
+        self._paused_until = float("-inf")
         self.reachable = True
-        self.wait = float("inf")
-        """How long a payer must wait before it may take anything back, in seconds; infinite until the chain has told."""
+        self.withdrawal_delay = float("inf")
+        """The shortest wait in seconds before a payer can take anything back; infinite until the chain was read."""
 
     async def funds(self, payer: Address) -> Funds:
         """See ports.ChainView."""
-        seen, at = self._seen.get(payer, (Funds(), float("-inf")))
-        age = self._tick() - at
-        if age <= min(self._fresh, self.wait / _STALE_PART):
-            return seen
-        asking = self._ask(payer)
-        return seen if age <= min(self._stale, self.wait / _STALE_PART) else await asyncio.shield(asking)
+        limit = self.withdrawal_delay / _STALE_DIVISOR
+        return await self._get_funds(payer, max_age=min(self._fresh, limit), max_stale=min(self._stale, limit))
 
     async def refresh(self, payer: Address) -> Funds:
         """See ports.ChainView."""
-        seen, at = self._seen.get(payer, (Funds(), float("-inf")))
-        if self._tick() - at <= self._gap:
-            return seen
-        return await asyncio.shield(self._ask(payer))
-
-    async def close(self) -> None:
-        """Stops what is being asked."""
-        for task in list(self._asking.values()):
-            task.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
-
-    def _ask(self, payer: Address) -> asyncio.Task[Funds]:
-        """One question at a time about each payer."""
-        task = self._asking.get(payer)
-        if task is None:
-            task = self._asking[payer] = asyncio.create_task(self._look(payer), name=f"funds of {payer}")
-            task.add_done_callback(lambda _: self._asking.pop(payer, None))
-        return task
-
-    async def _look(self, payer: Address) -> Funds:
-        began = self._tick()
-        answer = await self._answer(self._read(payer))
-        if answer is None:
-            return self._held(payer)
-        purse, tab = answer
-        stays, leaves = (tab.reserved, Amount(0)) if tab.release_at == 0 else (Amount(0), tab.reserved)
-        free, thawing = Amount(max(0, purse.free - purse.thawing)), Amount(min(purse.free, purse.thawing))
-        funds = Funds(tab.settled, stays, free, known=True, thawing=thawing, releasing=leaves)
-        self._seen[payer] = (funds, began)
-        self._seen.move_to_end(payer)
-        if len(self._seen) > _REMEMBERED:
-            self._seen.popitem(last=False)
-        return funds
-
-    def _held(self, payer: Address) -> Funds:
-        """What is left of the last answer while the chain is silent: all of it, until a payer may have taken back the rest."""
-        seen, at = self._seen.get(payer, (Funds(), float("-inf")))
-        return seen if self._tick() - at <= self.wait / _HELD_PART else Funds(settled=seen.settled)
-
-    async def _read(self, payer: Address) -> tuple[Purse, TabState]:
-        if self.wait == float("inf"):
-            rules = await self._escrow.rules()
-            self.wait = float(min(rules.thaw, rules.release))
-        return await asyncio.gather(self._escrow.purse(payer), self._escrow.tab(payer, self._provider))
-
-    async def _answer(self, question: Coroutine[Any, Any, R]) -> R | None:
-        """What the chain answers; None if it does not, which is said once."""
-        if self._tick() < self._quiet_until:
-            question.close()
-            return None
-        try:
-            async with asyncio.timeout(self._patience):
-                answer = await question
-        except (TallyError, TimeoutError) as error:
-            self._quiet_until = self._tick() + self._rest
-            if self.reachable:
-                log.warning("the chain does not answer; going on with what is known", error=str(error) or "timed out")
-            self.reachable = False
-            return None
-        if not self.reachable:
-            log.info("the chain answers again")
-        self.reachable = True
-        return answer
+        return await self._get_funds(payer, max_age=self._refresh_interval)
 
     async def rate(self, coordinator: Address) -> int | None:
-        """The rate that a coordinator has registered, in basis points of what is paid; None if the chain never told."""
-        rate, at = self._rates.get(coordinator, (None, float("-inf")))
-        if self._tick() - at > self._every:
-            answer = await self._answer(self._escrow.read("account", coordinator))
-            rate = rate if answer is None else int(answer[2])
-            if answer is not None:
-                self._rates[coordinator] = (rate, self._tick())
-        return rate
+        """The rate that a coordinator registered, in basis points of each payment; None if it was never read."""
+        try:
+            return await self._rates.get(coordinator, max_age=self._rate_seconds)
+        except TallyError:
+            last = self._rates.last(coordinator)
+            return None if last is None else last.value
+
+    async def close(self) -> None:
+        """Cancels all reads in progress."""
+        await self._funds.close()
+        await self._rates.close()
+
+    async def _get_funds(self, payer: Address, *, max_age: float, max_stale: float = 0.0) -> Funds:
+        try:
+            return await self._funds.get(payer, max_age=max_age, max_stale=max_stale)
+        except TallyError:
+            return self._funds_in_outage(payer)
+
+    def _funds_in_outage(self, payer: Address) -> Funds:
+        """The last funds while the chain does not answer. Once the payer may have withdrawn the rest, only `settled` is left."""
+        last = self._funds.last(payer)
+        if last is None:
+            return Funds()
+        valid = self._clock() - last.read_at <= self.withdrawal_delay / _OUTAGE_DIVISOR
+        return last.value if valid else Funds(settled=last.value.settled)
+
+    async def _read_funds(self, payer: Address) -> Funds:
+        return await self._answer(self._read_balances(payer))
+
+    async def _read_balances(self, payer: Address) -> Funds:
+        if self.withdrawal_delay == float("inf"):
+            rules = await self._escrow.rules()
+            self.withdrawal_delay = float(min(rules.thaw, rules.release))
+        purse, tab = await asyncio.gather(self._escrow.purse(payer), self._escrow.tab(payer, self._provider))
+        reserved, releasing = (tab.reserved, Amount(0)) if tab.release_at == 0 else (Amount(0), tab.reserved)
+        free, thawing = Amount(max(0, purse.free - purse.thawing)), Amount(min(purse.free, purse.thawing))
+        return Funds(tab.settled, reserved, free, known=True, thawing=thawing, releasing=releasing)
+
+    async def _read_rate(self, coordinator: Address) -> int:
+        _, _, fee_bps = await self._answer(self._escrow.read("account", coordinator))
+        return int(fee_bps)
+
+    async def _answer(self, read: Coroutine[Any, Any, R]) -> R:
+        """The result of a read. Raises Unavailable if the chain fails or is paused; only the first failure is logged."""
+        if self._clock() < self._paused_until:
+            read.close()
+            raise Unavailable(Code.CHAIN_UNAVAILABLE, "the chain failed a moment ago and is not asked now")
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await read
+        except (TallyError, TimeoutError) as error:
+            self._paused_until = self._clock() + self._pause
+            if self.reachable:
+                log.warning("chain does not answer; using the last known balances", error=str(error) or "timed out")
+            self.reachable = False
+            raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain does not answer: {error or 'timed out'}") from error
+        if not self.reachable:
+            log.info("chain answers again")
+        self.reachable = True
+        return answer

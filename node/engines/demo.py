@@ -53,7 +53,7 @@ _FOR_EVER = 3_600.0
 _SLICE_SECONDS = 0.05
 
 
-class Fail(str, Enum):
+class FailureMode(str, Enum):
     """Ways to fail; the module's docstring tells what each does."""
 
     NONE = "none"
@@ -68,19 +68,19 @@ class Fail(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Behaviour:
+class Simulation:
     """How the engine behaves. Times are seconds, `after` counts tokens, `times` requests (0: from now on)."""
 
     first_token_seconds: float = 0.0
     token_seconds: float = 0.0
-    fail: Fail = Fail.NONE
+    fail: FailureMode = FailureMode.NONE
     after: int = 1
     times: int = 0
 
     @classmethod
-    def from_json(cls, raw: Any) -> Behaviour:
+    def from_json(cls, raw: Any) -> Simulation:
         """Reads what POST /demo/behaviour takes. Raises ValueError or TypeError."""
-        return cls(**(raw | {"fail": Fail(raw.get("fail", "none"))}))
+        return cls(**(raw | {"fail": FailureMode(raw.get("fail", "none"))}))
 
 
 class DemoEngine:
@@ -88,9 +88,9 @@ class DemoEngine:
     their end.
     """
 
-    def __init__(self, behaviour: Behaviour | None = None) -> None:
-        self._usual = behaviour or Behaviour()
-        self._next: Behaviour | None = None
+    def __init__(self, behaviour: Simulation | None = None) -> None:
+        self._usual = behaviour or Simulation()
+        self._next: Simulation | None = None
         self._left = 0
         self._numbers = itertools.count(1)
         self.seen = self.stopped = 0
@@ -111,9 +111,9 @@ class DemoEngine:
     async def _behave(self, request: Request) -> Response:
         if request.method == "POST":
             try:
-                told = Behaviour.from_json(orjson.loads(await request.body()))
+                told = Simulation.from_json(orjson.loads(await request.body()))
             except (ValueError, TypeError, AttributeError) as error:
-                known = ", ".join(field.name for field in fields(Behaviour))
+                known = ", ".join(field.name for field in fields(Simulation))
                 return _error(400, f"expected an object with some of {known}: {error}")
             if told.times:
                 self._next, self._left = told, told.times
@@ -121,7 +121,7 @@ class DemoEngine:
                 self._usual, self._next, self._left = told, None, 0
         return _json({"usual": asdict(self._usual), "left": self._left, "seen": self.seen, "stopped": self.stopped})
 
-    def _behaviour(self) -> Behaviour:
+    def _behaviour(self) -> Simulation:
         self.seen += 1
         if self._next is None:
             return self._usual
@@ -170,22 +170,22 @@ class DemoEngine:
             chat=chat,
             words=cut,
             finish="length" if len(cut) < len(said) else "stop",
-            usage=_usage(len(prompt.split()), len(cut)) if behaviour.fail is not Fail.NO_USAGE else None,
+            usage=_usage(len(prompt.split()), len(cut)) if behaviour.fail is not FailureMode.NO_USAGE else None,
             in_stream=bool(options.get("include_usage")),
         )
         if body.get("stream"):
             return StreamingResponse(self._watched(request, answer, behaviour), media_type=EVENT_STREAM)
         await _pause(request, behaviour.first_token_seconds + behaviour.token_seconds * len(cut))
-        whole = b'{"choices": [' if behaviour.fail is Fail.GARBAGE else orjson.dumps(answer.whole())
+        whole = b'{"choices": [' if behaviour.fail is FailureMode.GARBAGE else orjson.dumps(answer.whole())
         return Response(whole, media_type="application/json")
 
-    async def _refusal(self, request: Request, behaviour: Behaviour) -> Response | None:
-        if behaviour.fail is Fail.HANG:
+    async def _refusal(self, request: Request, behaviour: Simulation) -> Response | None:
+        if behaviour.fail is FailureMode.HANG:
             await _pause(request, _FOR_EVER)
-        status = {Fail.BAD_REQUEST: 400, Fail.BUSY: 429, Fail.ERROR: 500}.get(behaviour.fail)
+        status = {FailureMode.BAD_REQUEST: 400, FailureMode.BUSY: 429, FailureMode.ERROR: 500}.get(behaviour.fail)
         return None if status is None else _error(status, f"told to answer {status}")
 
-    async def _watched(self, request: Request, answer: _Answer, behaviour: Behaviour) -> AsyncIterator[bytes]:
+    async def _watched(self, request: Request, answer: _Answer, behaviour: Simulation) -> AsyncIterator[bytes]:
         finished = False
         try:
             async for event in self._stream(request, answer, behaviour):
@@ -194,17 +194,17 @@ class DemoEngine:
         finally:
             self.stopped += not finished
 
-    async def _stream(self, request: Request, answer: _Answer, behaviour: Behaviour) -> AsyncIterator[bytes]:
+    async def _stream(self, request: Request, answer: _Answer, behaviour: Simulation) -> AsyncIterator[bytes]:
         if answer.chat:
             yield answer.event({"role": "assistant", "content": ""})
         await _pause(request, behaviour.first_token_seconds)
         for i, word in enumerate(answer.words):
             if i == behaviour.after:
-                if behaviour.fail is Fail.DIE:
+                if behaviour.fail is FailureMode.DIE:
                     raise ConnectionAbortedError("told to die in mid-answer")
-                if behaviour.fail is Fail.STALL:
+                if behaviour.fail is FailureMode.STALL:
                     await _pause(request, _FOR_EVER)
-                if behaviour.fail is Fail.GARBAGE:
+                if behaviour.fail is FailureMode.GARBAGE:
                     yield b'data: {"choices": [{"delta": \n\n'
             if i:
                 await _pause(request, behaviour.token_seconds)
@@ -322,12 +322,12 @@ def _error(status: int, message: str) -> Response:
     return _json({"error": {"message": message, "type": "demo_error", "param": None, "code": None}}, status)
 
 
-def build_app(behaviour: Behaviour | None = None) -> Starlette:
+def build_app(behaviour: Simulation | None = None) -> Starlette:
     """The demo engine as an ASGI app."""
     return DemoEngine(behaviour).app
 
 
-async def serve(host: str, port: int, behaviour: Behaviour | None = None) -> None:
+async def serve(host: str, port: int, behaviour: Simulation | None = None) -> None:
     """Serves the demo engine until SIGTERM or SIGINT; prints its address first. Raises Unavailable if it can't listen."""
     async with serving(build_app(behaviour), host, port) as bound:
         sys.stdout.write(f"http://{host}:{bound}\n")
@@ -342,11 +342,11 @@ def main(arguments: Iterator[str] | list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 picks a free one")
     parser.add_argument("--first-token-seconds", type=float, default=0.0)
     parser.add_argument("--token-seconds", type=float, default=0.0, help="from one token to the next")
-    parser.add_argument("--fail", type=Fail, choices=list(Fail), default=Fail.NONE, metavar="HOW")
+    parser.add_argument("--fail", type=FailureMode, choices=list(FailureMode), default=FailureMode.NONE, metavar="HOW")
     parser.add_argument("--after", type=int, default=1, help="tokens before it fails in mid-answer")
     given = parser.parse_args(list(arguments) if arguments is not None else None)
     behaviour = replace(
-        Behaviour(),
+        Simulation(),
         first_token_seconds=given.first_token_seconds,
         token_seconds=given.token_seconds,
         fail=given.fail,

@@ -11,7 +11,7 @@ import aiohttp
 import orjson
 
 from node.domain.upstream_models import UpstreamModel, read_models
-from node.engines.kinds import PATHS, USUAL, Kind, details, identify
+from node.engines.kinds import DEFAULT_URLS, FINGERPRINT_PATHS, EngineKind, identify, read_details
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.sse import MalformedAnswer
@@ -22,14 +22,14 @@ _MAX_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DiscoveredEngine:
     """An engine that answered. `version` is "unknown" where it does not say; `api_key` is what it was asked with.
 
     `slots`: requests that it says it runs at once; `specs`: what it says of its models.
     """
 
     url: str
-    kind: Kind
+    kind: EngineKind
     version: str
     models: tuple[UpstreamModel, ...]
     api_key: str | None = field(default=None, repr=False)
@@ -42,19 +42,19 @@ class Finding:
         return replace(known, engine=self.kind.value, engine_version=self.version)
 
 
-async def discover(environment: Mapping[str, str], urls: tuple[str, ...] = USUAL) -> list[Finding]:
+async def discover(environment: Mapping[str, str], urls: tuple[str, ...] = DEFAULT_URLS) -> list[DiscoveredEngine]:
     """The engine that OPENAI_BASE_URL names, if that is set; otherwise all that answer on the usual ports and have a model.
 
     Raises Unavailable if OPENAI_BASE_URL is set and does not answer: nothing may quietly take the place of what was named.
     """
     named = environment.get("OPENAI_BASE_URL", "").strip()
     if named:
-        return [await look(named, environment.get("OPENAI_API_KEY") or None, seconds=NAMED_TIMEOUT_SECONDS)]
-    found = await asyncio.gather(*(look(url) for url in urls), return_exceptions=True)
-    return [finding for finding in found if isinstance(finding, Finding) and finding.models]
+        return [await inspect_engine(named, environment.get("OPENAI_API_KEY") or None, seconds=NAMED_TIMEOUT_SECONDS)]
+    found = await asyncio.gather(*(inspect_engine(url) for url in urls), return_exceptions=True)
+    return [finding for finding in found if isinstance(finding, DiscoveredEngine) and finding.models]
 
 
-async def look(url: str, api_key: str | None = None, *, seconds: float = TIMEOUT_SECONDS) -> Finding:
+async def inspect_engine(url: str, api_key: str | None = None, *, seconds: float = TIMEOUT_SECONDS) -> DiscoveredEngine:
     """What answers at `url` (with or without /v1), in at most `seconds` a question. Raises Unavailable if no list of models."""
     base = url.rstrip("/").removesuffix("/v1")
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -63,12 +63,12 @@ async def look(url: str, api_key: str | None = None, *, seconds: float = TIMEOUT
             models = read_models(await _get(session, base + "/v1/models") or b"")
         except MalformedAnswer as error:
             raise Unavailable(Code.ENGINE_UNAVAILABLE, f"{url}: {error}", fault=Fault.ENGINE) from None
-        answers = await asyncio.gather(*(_object(session, base + path) for path in PATHS))
-    said = dict(zip(PATHS, answers, strict=True))
+        answers = await asyncio.gather(*(_object(session, base + path) for path in FINGERPRINT_PATHS))
+    said = dict(zip(FINGERPRINT_PATHS, answers, strict=True))
     kind, version = identify(models, said)
-    told = details(kind, models, said)
+    told = read_details(kind, models, said)
     models = tuple(replace(model, context_tokens=told.contexts.get(model.name, model.context_tokens)) for model in models)
-    return Finding(url, kind, version, models, api_key, told.slots, told.specs)
+    return DiscoveredEngine(url, kind, version, models, api_key, told.slots, told.specs)
 
 
 async def _object(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:

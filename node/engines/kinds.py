@@ -20,7 +20,7 @@ Documents = Mapping[str, dict[str, Any]]
 """What an engine answered, by path; an empty object where it did not."""
 
 
-class Kind(str, Enum):
+class EngineKind(str, Enum):
     """What an engine is."""
 
     OLLAMA = "ollama"
@@ -41,69 +41,74 @@ class Kind(str, Enum):
     OTHER = "openai-compatible"
 
 
-USUAL = tuple(f"http://127.0.0.1:{port}" for port in (11434, 8000, 30000, 8080, 1234, 3000, 4000, 5000, 9000))
+DEFAULT_URLS = tuple(f"http://127.0.0.1:{port}" for port in (11434, 8000, 30000, 8080, 1234, 3000, 4000, 5000, 9000))
 """Where they listen unless told otherwise: Ollama; vLLM, TensorRT-LLM, NIM, Ray Serve; SGLang; llama.cpp, LocalAI, TGI;
 LM Studio; BentoML; LiteLLM; text-generation-webui; Triton's OpenAI frontend.
 """
 
-OWNERS = {
-    "vllm": Kind.VLLM,
-    "sglang": Kind.SGLANG,
-    "llamacpp": Kind.LLAMA_CPP,
-    "tensorrt_llm": Kind.TENSORRT_LLM,
-    "triton inference server": Kind.TRITON,
-    "tally-demo": Kind.DEMO,
+KIND_BY_OWNER = {
+    "vllm": EngineKind.VLLM,
+    "sglang": EngineKind.SGLANG,
+    "llamacpp": EngineKind.LLAMA_CPP,
+    "tensorrt_llm": EngineKind.TENSORRT_LLM,
+    "triton inference server": EngineKind.TRITON,
+    "tally-demo": EngineKind.DEMO,
 }
 """What engines write into `owned_by`, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
+class Fingerprint:
     """An endpoint that only one kind of engine has: its path, a member of what it answers, and where that has the version."""
 
-    kind: Kind
+    kind: EngineKind
     path: str
     member: str
     version: str = ""
 
 
-FIRST = (
-    Sign(Kind.NIM, "/v1/metadata", "modelInfo", "version"),
-    Sign(Kind.LITELLM, "/health/readiness", "db", "litellm_version"),
-    Sign(Kind.RAY_SERVE, "/-/routes", "/"),
-    Sign(Kind.BENTOML, "/schema.json", "routes"),
+PROXY_FINGERPRINTS = (
+    Fingerprint(EngineKind.NIM, "/v1/metadata", "modelInfo", "version"),
+    Fingerprint(EngineKind.LITELLM, "/health/readiness", "db", "litellm_version"),
+    Fingerprint(EngineKind.RAY_SERVE, "/-/routes", "/"),
+    Fingerprint(EngineKind.BENTOML, "/schema.json", "routes"),
 )
 """Those that stand before another engine and pass on what it says of itself; they are asked before anybody is believed."""
-THEN = (
-    Sign(Kind.LM_STUDIO, "/api/v0/models", "data"),
-    Sign(Kind.LOCALAI, "/system", "backends"),
-    Sign(Kind.WEBUI, "/v1/internal/model/info", "loader"),
-    Sign(Kind.TGI, "/info", "max_total_tokens", "version"),
-    Sign(Kind.OLLAMA, "/api/version", "version", "version"),
-    Sign(Kind.LLAMA_CPP, "/props", "default_generation_settings", "build_info"),
-    Sign(Kind.SGLANG, "/get_model_info", "model_path"),
+ENGINE_FINGERPRINTS = (
+    Fingerprint(EngineKind.LM_STUDIO, "/api/v0/models", "data"),
+    Fingerprint(EngineKind.LOCALAI, "/system", "backends"),
+    Fingerprint(EngineKind.WEBUI, "/v1/internal/model/info", "loader"),
+    Fingerprint(EngineKind.TGI, "/info", "max_total_tokens", "version"),
+    Fingerprint(EngineKind.OLLAMA, "/api/version", "version", "version"),
+    Fingerprint(EngineKind.LLAMA_CPP, "/props", "default_generation_settings", "build_info"),
+    Fingerprint(EngineKind.SGLANG, "/get_model_info", "model_path"),
 )
-PATHS = (*(sign.path for sign in (*FIRST, *THEN)), "/version", "/api/ps", "/get_server_info")
+FINGERPRINT_PATHS = (
+    *(sign.path for sign in (*PROXY_FINGERPRINTS, *ENGINE_FINGERPRINTS)),
+    "/version",
+    "/api/ps",
+    "/get_server_info",
+)
 
 
-def identify(models: tuple[UpstreamModel, ...], said: Documents) -> tuple[Kind, str]:
+def identify(models: tuple[UpstreamModel, ...], said: Documents) -> tuple[EngineKind, str]:
     """What kind of engine it is, and its version."""
-    for sign in FIRST:
+    for sign in PROXY_FINGERPRINTS:
         if sign.member in said[sign.path]:
             return sign.kind, _version(sign, said)
-    kind = next((OWNERS[model.owner.lower()] for model in models if model.owner.lower() in OWNERS), None)
-    for sign in THEN:
+    kind = next((KIND_BY_OWNER[model.owner.lower()] for model in models if model.owner.lower() in KIND_BY_OWNER), None)
+    for sign in ENGINE_FINGERPRINTS:
         if sign.member in said[sign.path] and kind in (None, sign.kind):
             return sign.kind, _version(sign, said)
-    return kind or Kind.OTHER, _text(said["/version"], "version")
+    return kind or EngineKind.OTHER, _text(said["/version"], "version")
 
 
-def _version(sign: Sign, said: Documents) -> str:
+def _version(sign: Fingerprint, said: Documents) -> str:
     return _text(said[sign.path], sign.version) if sign.version else _text(said["/version"], "version")
 
 
 @dataclass(frozen=True, slots=True)
-class Details:
+class EngineDetails:
     """What is known of an engine beyond its kind. `slots`: requests that it runs at once; by model: context length and spec."""
 
     slots: int | None = None
@@ -115,36 +120,36 @@ OLLAMA_CONTEXT = 4_096
 """What Ollama gives a model that is not loaded, whatever the model could take; a longer prompt it silently cuts."""
 
 
-def details(kind: Kind, models: tuple[UpstreamModel, ...], said: Documents) -> Details:
+def read_details(kind: EngineKind, models: tuple[UpstreamModel, ...], said: Documents) -> EngineDetails:
     """Reads them from what the engine answered."""
     names = [model.name for model in models]
-    if kind is Kind.LLAMA_CPP:
+    if kind is EngineKind.LLAMA_CPP:
         settings = said["/props"].get("default_generation_settings")
         context = _count(settings, "n_ctx") if isinstance(settings, dict) else None
-        return Details(_count(said["/props"], "total_slots"), dict.fromkeys(names, context) if context else {})
-    if kind is Kind.TGI:
+        return EngineDetails(_count(said["/props"], "total_slots"), dict.fromkeys(names, context) if context else {})
+    if kind is EngineKind.TGI:
         info = said["/info"]
         spec = Spec(precision=_text(info, "model_dtype"), revision=_text(info, "model_sha"))
         context = _count(info, "max_total_tokens")
-        return Details(
+        return EngineDetails(
             _count(info, "max_concurrent_requests"), dict.fromkeys(names, context) if context else {}, dict.fromkeys(names, spec)
         )
-    if kind is Kind.OLLAMA:
+    if kind is EngineKind.OLLAMA:
         loaded = {_text(one, "name"): _count(one, "context_length") for one in _list(said["/api/ps"], "models")}
-        return Details(contexts={name: loaded.get(name) or OLLAMA_CONTEXT for name in names})
-    if kind is Kind.LM_STUDIO:
+        return EngineDetails(contexts={name: loaded.get(name) or OLLAMA_CONTEXT for name in names})
+    if kind is EngineKind.LM_STUDIO:
         listed = {_text(one, "id"): one for one in _list(said["/api/v0/models"], "data")}
         known = {name: listed[name] for name in names if name in listed}
         sizes = {name: _count(one, "loaded_context_length") or _count(one, "max_context_length") for name, one in known.items()}
-        return Details(
+        return EngineDetails(
             contexts={name: size for name, size in sizes.items() if size},
             specs={name: Spec(precision=_text(one, "quantization")) for name, one in known.items()},
         )
-    if kind is Kind.SGLANG:
+    if kind is EngineKind.SGLANG:
         server = said["/get_server_info"]
         spec = Spec(precision=_text(server, "dtype"), kv_precision=_text(server, "kv_cache_dtype"))
-        return Details(_count(server, "max_running_requests"), specs=dict.fromkeys(names, spec))
-    return Details()
+        return EngineDetails(_count(server, "max_running_requests"), specs=dict.fromkeys(names, spec))
+    return EngineDetails()
 
 
 _WAITING = frozenset({"vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred", "tgi_queue_size"})

@@ -26,7 +26,7 @@ RERANK, SPEECH = "/v1/rerank", "/v1/audio/speech"
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class Capabilities:
     """What a model answered. `streams` is "usage" where its streams end with a count, "yes" where not, "no" where it has none.
 
     `features`: what an ask can declare, routes among them.
@@ -38,7 +38,7 @@ class Abilities:
     features: tuple[str, ...]
 
 
-async def probe(url: str, model: str, api_key: str | None = None, *, seconds: float = SECONDS) -> Abilities:
+async def probe(url: str, model: str, api_key: str | None = None, *, seconds: float = SECONDS) -> Capabilities:
     """Asks an engine (its base address, with or without /v1) about one of its models. What fails is not there."""
     base = url.rstrip("/").removesuffix("/v1")
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -67,7 +67,7 @@ async def probe(url: str, model: str, api_key: str | None = None, *, seconds: fl
             SPEECH: await ask(SPEECH, lambda kind, _: kind.startswith("audio/"), input="a", voice="alloy"),
         }
     features = tuple(name for name, there in found.items() if there)
-    return Abilities(chat, completes, "usage" if counted else "yes" if streams else "no", features)
+    return Capabilities(chat, completes, "usage" if counted else "yes" if streams else "no", features)
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], good: Callable[[str, bytes], bool]) -> bool:

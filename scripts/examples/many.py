@@ -20,7 +20,7 @@ async def main() -> None:
         answers, cost = [""] * len(QUESTIONS), 0
         with Progress() as progress:
             bar = progress.add_task("asking", total=len(QUESTIONS))
-            async for done in market.map(bodies, at_once=8, ordered=False, label="examples"):
+            async for done in market.map(bodies, concurrency=8, ordered=False, label="examples"):
                 progress.advance(bar)
                 if done.error is not None:
                     progress.print(f"{QUESTIONS[done.index]} {done.error.fault.value}'s fault: {done.error}")

@@ -1,1 +1,4 @@
-"""The client's side of the market: SDK, ledger, local gateway. May import `protocol`, `chain` and `runtime`, never a side."""
+"""The payer's side of the market: SDK, ledger of orders and receipts, OpenAI-compatible gateway.
+
+May import `protocol`, `chain` and `runtime`, never the coordinator or the node.
+"""

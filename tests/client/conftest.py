@@ -21,7 +21,7 @@ def wallet() -> Signer:
 @pytest.fixture
 def config(tmp_path: Path) -> ClientConfig:
     """Settings with a state file of its own, and no wait longer than a test."""
-    return ClientConfig(state=tmp_path / "client.db", cancel_seconds=10, control_seconds=10, idle_seconds=10)
+    return ClientConfig(ledger_file=tmp_path / "client.db", cancel_seconds=10, request_seconds=10, stream_idle_seconds=10)
 
 
 @pytest.fixture

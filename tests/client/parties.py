@@ -8,7 +8,8 @@ from typing import Any
 
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.writes import NewJob
-from tallystick.client.receipts.checks import Placed, Policy, Tab, sign_order, terms_for
+from tallystick.client.orders.signing import OrderPolicy, PlacedOrder, sign_order, terms_for
+from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.messages import Ask, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage
@@ -58,14 +59,14 @@ class Provider:
 PAYER = signer("payer")
 ALICE, BOB = Provider.make("alice"), Provider.make("bob")
 COORDINATOR = signer("coordinator").address
-POLICY = Policy(Amount(1_000_000), 60, 3_600, 86_400, 100)
+POLICY = OrderPolicy(Amount(1_000_000), 60, 3_600, 86_400, 100)
 NOW = 1_700_000_000_000_000_000
 NOW_S = NOW // 10**9
 JOB = JobId(bytes(16))
 NEW, SOME = Tab(), Usage(10, 0, 5)
 
 
-def place(tab: Tab = NEW, *, output: int = 100, body: int = 200, now_ns: int = NOW, job: JobId = JOB) -> Placed:
+def place(tab: Tab = NEW, *, output: int = 100, body: int = 200, now_ns: int = NOW, job: JobId = JOB) -> PlacedOrder:
     """An order on alice."""
     terms = terms_for(ALICE.ask, job=job, commitment=ZERO_HASH, output_tokens=output, body_bytes=body)
     return sign_order(
@@ -80,12 +81,12 @@ def place(tab: Tab = NEW, *, output: int = 100, body: int = 200, now_ns: int = N
     )
 
 
-def bill(placed: Placed, usage: Usage = SOME, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> Receipt:
+def bill(placed: PlacedOrder, usage: Usage = SOME, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> Receipt:
     """An honest first receipt for it, with changes."""
     return receipt_for(placed.order, placed.terms, usage, outcome, **changes)
 
 
-def sign(tab: Tab, provider: Address, terms: Terms) -> Placed:
+def sign(tab: Tab, provider: Address, terms: Terms) -> PlacedOrder:
     """Signs as the SDK does."""
     return sign_order(
         tab,
@@ -99,7 +100,7 @@ def sign(tab: Tab, provider: Address, terms: Terms) -> Placed:
     )
 
 
-async def take(ledger: Ledger, *providers: Provider, at: int = NOW_S, domain: Domain = DOMAIN) -> tuple[JobId, list[Placed]]:
+async def take(ledger: Ledger, *providers: Provider, at: int = NOW_S, domain: Domain = DOMAIN) -> tuple[JobId, list[PlacedOrder]]:
     """Orders for one new job."""
     job = JobId(os.urandom(16))
     new = NewJob(domain, PAYER.address, job, "model", "/v1/chat/completions", b"k" * 32, at)
@@ -107,4 +108,4 @@ async def take(ledger: Ledger, *providers: Provider, at: int = NOW_S, domain: Do
         (p.address, terms_for(p.ask, job=job, commitment=ZERO_HASH, output_tokens=100, body_bytes=200))
         for p in providers or (ALICE,)
     ]
-    return job, await ledger.take(new, drafts, sign)
+    return job, await ledger.sign_orders(new, drafts, sign)

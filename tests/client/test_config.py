@@ -47,7 +47,7 @@ def test_sources(monkeypatch: pytest.MonkeyPatch) -> None:
         {"shortlist_size": 9},
         {"max_fee_bps": 10_001},
         {"run_seconds": 0},
-        {"idle_seconds": 0.0},
+        {"stream_idle_seconds": 0.0},
     ],
 )
 def test_settings_that_cannot_work(wrong: dict[str, object]) -> None:
@@ -60,5 +60,5 @@ def test_state_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The state file is the wallet's own, in the home folder, unless another is named."""
     monkeypatch.setenv("TALLYSTICK_HOME", str(tmp_path))
     wallet = Address("0x" + "12" * 20)
-    assert ClientConfig().state_file(wallet) == tmp_path / "client" / f"{wallet}.db"
-    assert ClientConfig(state=tmp_path / "x.db").state_file(wallet) == tmp_path / "x.db"
+    assert ClientConfig().ledger_path(wallet) == tmp_path / "client" / f"{wallet}.db"
+    assert ClientConfig(ledger_file=tmp_path / "x.db").ledger_path(wallet) == tmp_path / "x.db"

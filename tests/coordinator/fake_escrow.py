@@ -128,8 +128,8 @@ def make_settler(
     exposure: Exposure | None = None,
     *,
     confirmations: int = 0,
-    least: int = 1,
-    least_row: int = 1,
+    min_claim: int = 1,
+    min_claim_row: int = 1,
 ) -> Settler:
     """A settler of that escrow; its `run` would look every hundredth of a second."""
     clock = clock or Clock()
@@ -139,8 +139,8 @@ def make_settler(
         store=store,
         exposure=exposure or Exposure(),
         interval=0.01,
-        least=Amount(least),
-        least_row=Amount(least_row),
+        min_claim=Amount(min_claim),
+        min_claim_row=Amount(min_claim_row),
         confirmations=confirmations,
         now=clock.now,
         tick=clock.tick,

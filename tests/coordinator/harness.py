@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from coordinator.bus import InProcessBus
-from coordinator.domain.limits import Limits
+from coordinator.domain.limits import JobLimits
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.market import Market
 from coordinator.ports import JobStore, job_subject, node_subject
@@ -148,7 +148,7 @@ class FakeNode:
 
     def connect(self, capacity: Capacity | None = None) -> None:
         self.bus.attach(node_subject(self.address), self.receive)
-        self.market.matchmaker.place_asks(self.address, self.asks, capacity or Capacity(self.slots, self.slots))
+        self.market.matchmaker.replace_asks(self.address, self.asks, capacity or Capacity(self.slots, self.slots))
 
     def leave(self) -> None:
         self.bus.detach(node_subject(self.address), self.receive)
@@ -248,7 +248,7 @@ class World:
     """A market and the people in it."""
 
     clock: Clock = field(default_factory=Clock)
-    limits: Limits = field(default_factory=Limits)
+    limits: JobLimits = field(default_factory=JobLimits)
     store: JobStore = field(default_factory=MemoryStore)
     funds: MemoryFunds = field(default_factory=MemoryFunds)
     bus: InProcessBus = field(default_factory=InProcessBus)

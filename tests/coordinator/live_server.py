@@ -14,11 +14,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from coordinator.app import App
-from coordinator.domain.limits import Intake
+from coordinator.domain.limits import IntakeLimits
+from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import MAX_LINK_FRAME
-from coordinator.domain.token_bucket import Manners
-from coordinator.http.api import Info, Room
-from coordinator.http.node_hub import Hub
+from coordinator.http.api import ApiContext, Info
+from coordinator.http.node_hub import NodeHub
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import TallyError, error_from_json
@@ -30,7 +30,7 @@ from tallystick.runtime.serving import serving
 from tests.coordinator.fake_escrow import FakeEscrow, make_settler
 from tests.coordinator.harness import COORDINATOR, DOMAIN, LAST_CHUNK, World, make_ask, make_receipt, unchecked
 
-PATIENCE = 10
+TIMEOUT_SECONDS = 10
 """Seconds after which a test that waits for something gives up."""
 ROOMY = Capacity(4, 4)
 TOKEN = Address("0x" + "cd" * 20)
@@ -42,11 +42,11 @@ class Served:
 
     world: World
     store: MemoryStore
-    hub: Hub
+    hub: NodeHub
     url: str
     http: httpx.AsyncClient
     app: App
-    manners: Manners
+    rate_limiter: RateLimiter
 
     @property
     def node_url(self) -> str:
@@ -60,15 +60,15 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    world: World | None = None, max_nodes: int = 100, *, intake: Intake | None = None, **hub_settings: Any
+    world: World | None = None, max_nodes: int = 100, *, intake: IntakeLimits | None = None, **hub_settings: Any
 ) -> AsyncIterator[Served]:
     """Serves a market on a free port; `hub_settings` are the hub's."""
     world = world or World()
     assert isinstance(world.store, MemoryStore)
-    limits = intake or Intake()
-    manners = Manners(limits, time.monotonic)
-    take = make_settler(FakeEscrow(), world.store).take
-    hub = Hub(world.market, world.bus, world.store, take, max_nodes, manners=manners, **hub_settings)
+    limits = intake or IntakeLimits()
+    rate_limiter = RateLimiter(limits, time.monotonic)
+    take = make_settler(FakeEscrow(), world.store).accept_claim
+    hub = NodeHub(world.market, world.bus, world.store, take, max_nodes, rate_limiter=rate_limiter, **hub_settings)
     info = Info(
         name="test",
         version="0",
@@ -79,21 +79,21 @@ async def served(
         tokenDecimals=6,
         feeBps=0,
     )
-    room = Room(world.market, lambda: hub.connected, world.store, world.store, world.store, info, world.clock.now)
-    app = App(room, hub, world.store, intake=limits, manners=manners)
+    context = ApiContext(world.market, lambda: hub.connected, world.store, world.store, world.store, info, world.clock.now)
+    app = App(context, hub, world.store, intake=limits, rate_limiter=rate_limiter)
     async with (
         serving(app, "127.0.0.1", 0, ws_max_size=MAX_LINK_FRAME) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as http,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=TIMEOUT_SECONDS) as http,
     ):
         try:
-            yield Served(world, world.store, hub, f"http://127.0.0.1:{port}", http, app, manners)
+            yield Served(world, world.store, hub, f"http://127.0.0.1:{port}", http, app, rate_limiter)
         finally:
             await hub.close()
 
 
 async def until(condition: Any) -> None:
     """Waits until something is true, which sockets bring about in their own time."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.002)
 
@@ -152,7 +152,7 @@ class LinkNode:
 
     async def expect(self, kind: Kind) -> bytes:
         """The payload of the next frame of this kind."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
                 frame = unpack_link(await self.socket.recv())
                 self.seen.append(frame)
@@ -162,7 +162,7 @@ class LinkNode:
     async def refusal(self) -> TallyError:
         """Why the coordinator closes this connection."""
         error = error_from_json(loads(await self.expect(Kind.ERROR), "error"), 502)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             try:
                 while True:
                     await self.socket.recv()

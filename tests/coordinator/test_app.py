@@ -28,7 +28,7 @@ from tallystick.runtime import single_instance
 from tests.coordinator.fake_escrow import DEPLOYMENT, FakeEscrow
 from tests.coordinator.harness import COORDINATOR, DOMAIN, PAYER, make_ask, make_claim, make_submission, person
 from tests.coordinator.http.test_api import access
-from tests.coordinator.live_server import PATIENCE, LinkNode
+from tests.coordinator.live_server import TIMEOUT_SECONDS, LinkNode
 
 POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 
@@ -38,7 +38,7 @@ def config(tmp_path: Path) -> CoordinatorConfig:
     """A coordinator on a free port, whose chain never answers."""
     DEPLOYMENT.save(tmp_path / "deployment.json")
     return CoordinatorConfig(
-        deployment=tmp_path / "deployment.json", port=0, db=f"sqlite:///{tmp_path}/coordinator.db", settle_every=0.01
+        deployment=tmp_path / "deployment.json", port=0, db=f"sqlite:///{tmp_path}/coordinator.db", settle_interval=0.01
     )
 
 
@@ -111,7 +111,7 @@ def _node_url(http: httpx.AsyncClient) -> str:
 
 async def _settled(http: httpx.AsyncClient, path: str) -> Any:
     """What is told of a job once it is settled."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             told = (await http.get(path, headers=_access())).json()
             if told["settlement"] is not None:

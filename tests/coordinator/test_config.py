@@ -6,7 +6,7 @@ import pytest
 
 import coordinator
 from coordinator.config import ENV_PREFIX, CoordinatorConfig, load_config
-from coordinator.domain.limits import Intake, Limits
+from coordinator.domain.limits import IntakeLimits, JobLimits
 from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
 
@@ -23,7 +23,7 @@ def test_the_example_shows_the_defaults() -> None:
 
 def test_the_markets_limits_have_the_same_defaults() -> None:
     """What the config hands to the market by default is what the market does by default."""
-    assert DEFAULTS.limits == Limits()
+    assert DEFAULTS.job_limits == JobLimits()
 
 
 def test_flags_win_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ def test_flags_win_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(f"{ENV_PREFIX}FEE_BPS", "25")
     config = load_config(EXAMPLE, {"port": 2, "rpc": None})
     assert (config.port, config.fee_bps, config.rpc) == (2, 25, None)
-    assert config.limits.fee_bps == 25
+    assert config.job_limits.fee_bps == 25
 
 
 def test_a_config_needs_a_deployment() -> None:
@@ -44,9 +44,9 @@ def test_a_config_needs_a_deployment() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("settle_every", 0),
+        ("settle_interval", 0),
         ("accept_timeout", -1),
-        ("order_horizon", 0),
+        ("max_order_seconds", 0),
         ("fee_bps", 10_001),
         ("funds_ttl", -1),
         ("idle_timeout", 0),
@@ -88,5 +88,5 @@ def test_loopback_needs_no_address(host: str) -> None:
 
 def test_the_intakes_limits_have_the_same_defaults() -> None:
     """What the config hands to the routes by default is what they do by default."""
-    assert DEFAULTS.intake == Intake()
+    assert DEFAULTS.intake_limits == IntakeLimits()
     assert DEFAULTS.retention == Retention()

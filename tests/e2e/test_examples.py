@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from node.engines.demo import MODEL, Behaviour, build_app
+from node.engines.demo import MODEL, Simulation, build_app
 from scripts.relay import processes
 from tallystick.runtime.serving import serving
 from tests.e2e.conftest import clean_environment
@@ -32,7 +32,7 @@ SAID = {
 @asynccontextmanager
 async def example_market(folder: Path, token_seconds: float = 0.01) -> AsyncIterator[dict[str, str]]:
     """A market with a stand-in engine that takes its time, and the environment that tells the examples of it."""
-    engine = build_app(Behaviour(token_seconds=token_seconds))
+    engine = build_app(Simulation(token_seconds=token_seconds))
     async with (
         processes.upstream() as mock,
         processes.market(folder / "market", mock) as site,

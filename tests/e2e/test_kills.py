@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from node.engines.demo import MODEL
-from node.engines.discover import look
+from node.engines.discover import inspect_engine
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
@@ -205,7 +205,7 @@ async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             slow = {"token_seconds": STREAM_SECONDS / 40}
             async with httpx.AsyncClient(trust_env=False) as client:
                 (await client.post(f"{stage.url(port)}/demo/behaviour", json=slow)).raise_for_status()
-        town = Town(stage, children, await look(stage.url(stage.ports.engines["node-a"])), {})
+        town = Town(stage, children, await inspect_engine(stage.url(stage.ports.engines["node-a"])), {})
         for name in ("coordinator", "node-a", "node-b", "gateway"):
             await town.start(name)
         for seed in range(SEED, SEED + KILLS):

@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 from node.engines.demo import MODEL
-from node.engines.discover import look
+from node.engines.discover import inspect_engine
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
@@ -142,7 +142,7 @@ async def household(folder: Path, monkeypatch: pytest.MonkeyPatch, *, apart: boo
             slow = {"token_seconds": STREAM_SECONDS / 40}
             async with httpx.AsyncClient(trust_env=False) as client:
                 (await client.post(f"{stage.url(port)}/demo/behaviour", json=slow)).raise_for_status()
-        found = await look(stage.url(stage.ports.engines["node-a"]))
+        found = await inspect_engine(stage.url(stage.ports.engines["node-a"]))
         running: dict[str, Child] = {}
         town = Household(stage, children, found, running, dict(zip(GATEWAYS, (free_port(0), free_port(0)), strict=True)))
         town.apart = apart

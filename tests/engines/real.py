@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from node.engines.kinds import Kind
+from node.engines.kinds import EngineKind
 from scripts.peers import LITELLM, install
 from tallystick.cli.local.processes import free_port
 
@@ -65,7 +65,7 @@ class Process:
 class Engine:
     """A real engine that runs. `abilities`: what it must be found to do at least; `slow` members make its answers slower."""
 
-    kind: Kind
+    kind: EngineKind
     process: Process
     model: str
     features: frozenset[str]
@@ -93,8 +93,10 @@ async def llama_cpp(folder: Path) -> AsyncIterator[Engine]:
     try:
         for process in processes:
             await process.start()
-        able = frozenset({"tools", "logprobs", "json_schema", "/v1/responses"})
-        yield Engine(Kind.LLAMA_CPP, processes[0], str(GGUF), able, "usage", {"n_probs": 200}, 512, embeddings=processes[1].url)
+        features = frozenset({"tools", "logprobs", "json_schema", "/v1/responses"})
+        yield Engine(
+            EngineKind.LLAMA_CPP, processes[0], str(GGUF), features, "usage", {"n_probs": 200}, 512, embeddings=processes[1].url
+        )
     finally:
         for process in processes:
             await process.kill()
@@ -116,7 +118,7 @@ async def litellm(folder: Path) -> AsyncIterator[Engine]:
         process = Process(command, port, folder / "litellm.log", ready="/health/liveliness")
         try:
             await process.start()
-            yield Engine(Kind.LITELLM, process, "tinycode", frozenset({"tools", "logprobs"}), "usage", behind.slow)
+            yield Engine(EngineKind.LITELLM, process, "tinycode", frozenset({"tools", "logprobs"}), "usage", behind.slow)
         finally:
             await process.kill()
 
@@ -130,7 +132,7 @@ async def llama_cpp_python(folder: Path) -> AsyncIterator[Engine]:
     process = Process((*command, "--model_alias", "tinycode", "--n_threads", "1"), port, folder / "llama-cpp-python.log")
     try:
         await process.start()
-        yield Engine(Kind.OTHER, process, "tinycode", frozenset(), "yes")
+        yield Engine(EngineKind.OTHER, process, "tinycode", frozenset(), "yes")
     finally:
         await process.kill()
 
@@ -149,7 +151,7 @@ async def transformers(folder: Path) -> AsyncIterator[Engine]:
     process = Process(command, port, folder / "transformers.log", environment)
     try:
         await process.start()
-        yield Engine(Kind.OTHER, process, str(model), frozenset({"/v1/responses"}), "usage")
+        yield Engine(EngineKind.OTHER, process, str(model), frozenset({"/v1/responses"}), "usage")
     finally:
         await process.kill()
 

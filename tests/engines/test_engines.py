@@ -11,7 +11,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAIError
 
-from node.engines.discover import look
+from node.engines.discover import inspect_engine
 from node.engines.probe import probe
 from scripts.relay import processes
 from tests.e2e.extra_node import node_beside, sells
@@ -26,7 +26,7 @@ def _toml(engine: Engine) -> str:
     extra = f'[[engines]]\nname = "vectors"\nurl = "{engine.embeddings}"\n' if engine.embeddings else ""
     extra += f'[[engines.models]]\nname = "{engine.model}"\nsell_as = "vectors"\n' if engine.embeddings else ""
     features = sorted(engine.features)
-    usage = "" if engine.streams == "usage" else "usage_option = false\n"
+    usage = "" if engine.streams == "usage" else "supports_stream_usage = false\n"
     return (
         f'[[engines]]\nname = "main"\nurl = "{engine.process.url}/v1"\nslots = 2\n{usage}[engines.spec]\nfeatures = {features}\n'
         f'[[engines.models]]\nname = "{engine.model}"\nsell_as = "tinycode"\ninput_price = "1"\noutput_price = "1"\n'
@@ -59,7 +59,7 @@ async def test_a_real_engine(name: str, tmp_path: Path) -> None:
 
 async def _is_found(engine: Engine) -> None:
     """By asking it, as `tally node init` does."""
-    found = await look(engine.process.url, seconds=30)
+    found = await inspect_engine(engine.process.url, seconds=30)
     able = await probe(engine.process.url, engine.model)
     print(found.kind.value, found.version, found.slots, [model.context_tokens for model in found.models], able)  # noqa: T201
     assert found.kind is engine.kind

@@ -24,9 +24,9 @@ def test_what_is_broken() -> None:
     """Comparisons are turned both ways; requires, updates of state, events and guards are left out."""
     names = "\n".join(mutant.name for mutant in mutants("parts/Settlement.sol"))
     for expected in (
-        "'>' -> '<=' in 'if (block.timestamp > row.claimBy()) return Skip.Expired;'",
-        "'>' -> '>=' in 'if (block.timestamp > row.claimBy()) return Skip.Expired;'",
-        "without 'if (payer == provider) return Skip.SelfDealing;'",
+        "'>' -> '<=' in 'if (block.timestamp > row.claimBy()) return SkipReason.Expired;'",
+        "'>' -> '>=' in 'if (block.timestamp > row.claimBy()) return SkipReason.Expired;'",
+        "without 'if (payer == provider) return SkipReason.SelfDealing;'",
         "without 'tab_.write(total, reserved, releaseAt);'",
         "without 'emit RowsSettled(provider, results);'",
         "without 'nonReentrant'",

@@ -11,13 +11,13 @@ import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/Reentrancy
 import {IEscrow} from "../interfaces/IEscrow.sol";
 import {PackedStorage} from "../PackedStorage.sol";
 
-/// @title What all parts share: the storage, and the only two places where tokens move.
-/// @dev The token's supply must fit 96 bits; `_pull` keeps the whole balance below that, so sums of what is held never overflow.
+/// @title The storage that all parts share, and the only two functions that move tokens.
+/// @dev The token's supply must fit 96 bits; `_pull` keeps the whole balance below that, so sums of balances never overflow.
 abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
     using PackedStorage for PackedStorage.Funds;
 
-    /// The rate lives beside the credit that it feeds: a fee costs one word, not two.
+    /// The fee rate shares a word with the credit, so that charging a fee costs one word and not two.
     struct Account {
         uint96 credit;
         uint16 feeBps;
@@ -53,7 +53,7 @@ abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
         _;
     }
 
-    /// Takes exactly `amount`; a token that keeps a fee is refused rather than believed.
+    /// Takes exactly `amount`. Reverts for a token that keeps a fee on transfers.
     function _pull(address from, uint256 amount) internal {
         uint256 held = token.balanceOf(address(this));
         token.safeTransferFrom(from, address(this), amount);
@@ -77,7 +77,7 @@ abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
         return uint96(amount);
     }
 
-    /// Credit that is paid to the escrow itself, or to its token, is lost to all.
+    /// Credit that is paid to the escrow itself, or to its token, would be lost.
     function _requirePayee(address payee) internal view {
         if (payee == address(this) || payee == address(token)) revert BadPayee(payee);
     }
@@ -88,7 +88,7 @@ abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
         funds.write(free + amount, thawing, thawAt);
     }
 
-    /// Plain ecrecover with low s, whatever code the signer's address may have.
+    /// Plain ecrecover with low s. Code at the signer's address makes no difference.
     function _requireSignature(address signer, bytes32 structHash, bytes calldata signature) internal view {
         (address recovered,,) = ECDSA.tryRecoverCalldata(_hashTypedDataV4(structHash), signature);
         if (recovered != signer || signer == address(0)) revert BadSignature(signer);

@@ -8,7 +8,7 @@ import {Messages} from "../Messages.sol";
 import {PackedStorage} from "../PackedStorage.sol";
 import {Ledger} from "./Ledger.sol";
 
-/// @title Purses: opened once for a key, filled and emptied by their owner.
+/// @title Purses: opened once per signing key, filled and emptied by their owner.
 abstract contract Purses is Ledger {
     using PackedStorage for PackedStorage.Funds;
 
@@ -34,7 +34,7 @@ abstract contract Purses is Ledger {
     }
 
     function depositWithPermit(address key, uint256 amount, uint256 deadline, uint8 v, bytes32 r, bytes32 s) external {
-        // A front-run permit reverts here and has still given the allowance, so a failure says nothing.
+        // A permit that someone else sent first reverts here, but the allowance exists: a failure is not an error.
         try IERC20Permit(address(token)).permit(msg.sender, address(this), amount, deadline, v, r, s) {} catch {}
         deposit(key, amount);
     }
@@ -97,7 +97,7 @@ abstract contract Purses is Ledger {
         return keccak256(abi.encode(key, salt));
     }
 
-    /// After the token has moved, since only then is it known to have; `_received` bounds the sum and the guard bars the way back in.
+    /// Called after the token moved, when its delivery is certain. `_received` bounds the sum, and the guard prevents reentrancy.
     function _credit(address key, uint96 amount) private {
         _addFree(key, amount);
         emit Deposited(key, amount);

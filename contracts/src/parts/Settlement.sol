@@ -11,13 +11,13 @@ import {PackedRow} from "../PackedRow.sol";
 import {PackedStorage} from "../PackedStorage.sol";
 import {Tabs} from "./Tabs.sol";
 
-/// @title Settlement: pays what the two halves of the stick agree on. No call leaves this contract on the way.
+/// @title Settlement: pays what the payer's order and the provider's claim agree on. It makes no external call.
 abstract contract Settlement is Tabs {
     using PackedRow for PackedRow.Row;
     using PackedStorage for PackedStorage.Funds;
     using PackedStorage for PackedStorage.Tab;
 
-    /// What consecutive rows of one coordinator have earned it, written once at the end of the run.
+    /// The fees of consecutive rows with one coordinator, stored once at the end of the run.
     struct FeeRun {
         address coordinator;
         uint256 bps;
@@ -29,7 +29,7 @@ abstract contract Settlement is Tabs {
         FeeRun memory fees;
         bytes32 domain = _domainSeparatorV4();
         for (uint256 i; i < claims.length; ++i) {
-            // What a claim puts in memory is of no use to the next one, and a growing memory costs a large batch several percent.
+            // The next claim needs none of this one's memory, and growing memory costs a large batch several percent.
             Memory.Pointer free = Memory.getFreeMemoryPointer();
             ClaimBatch calldata claim = claims[i];
             _settleClaim(domain, claim.provider, claim.rows, claim.signature, fees);
@@ -84,13 +84,13 @@ abstract contract Settlement is Tabs {
         for (uint256 i; i < rows.length; ++i) {
             PackedRow.Row calldata row = rows[i];
             address payer = row.payer();
-            Skip reason = claimed ? _objection(row, payer, provider, digests[i]) : Skip.BadClaim;
+            SkipReason reason = claimed ? _objection(row, payer, provider, digests[i]) : SkipReason.BadClaim;
             (uint256 paid, uint256 fee, uint256 settled) = (0, 0, 0);
-            if (reason == Skip.None) {
+            if (reason == SkipReason.None) {
                 (reason, paid, settled) = _charge(row, _funds[payer], tabs[payer]);
                 fee = _fee(fees, row, paid);
             }
-            // A fee is part of what is paid, all that is paid is money that the contract holds, and rows fit in calldata.
+            // A fee is part of the payment, payments are money that the contract holds, and rows fit in calldata.
             unchecked {
                 earned += paid - fee;
                 results[2 * i] = uint256(uint160(payer)) << 96 | settled;
@@ -101,8 +101,8 @@ abstract contract Settlement is Tabs {
         emit RowsSettled(provider, results);
     }
 
-    /// Fills in what each row's payer signed; true if the provider signed the rows. The sender does not matter, not even the provider
-    /// itself: every claim that pays is evidence against whoever claims more than its receipts say.
+    /// Fills in the order digest of each row. Returns whether the provider signed the rows. The signature is also needed if the
+    /// provider itself sends the claim: every claim that pays is possible evidence against its provider.
     function _readClaim(
         bytes32 domain,
         address provider,
@@ -124,31 +124,35 @@ abstract contract Settlement is Tabs {
         return signer == provider && signer != address(0);
     }
 
-    /// Why the row cannot stand, whatever the balances are.
-    function _objection(PackedRow.Row calldata row, address payer, address provider, bytes32 digest) private view returns (Skip) {
-        if (payer == provider) return Skip.SelfDealing;
-        if (block.timestamp > row.claimBy()) return Skip.Expired;
+    /// The reason to skip the row that does not depend on balances, or None.
+    function _objection(PackedRow.Row calldata row, address payer, address provider, bytes32 digest)
+        private
+        view
+        returns (SkipReason)
+    {
+        if (payer == provider) return SkipReason.SelfDealing;
+        if (block.timestamp > row.claimBy()) return SkipReason.Expired;
         (address signer,,) = ECDSA.tryRecover(digest, row.r, row.vs);
-        if (signer != payer || signer == address(0)) return Skip.BadSignature;
-        return Skip.None;
+        if (signer != payer || signer == address(0)) return SkipReason.BadSignature;
+        return SkipReason.None;
     }
 
-    /// Moves the money of one row: reservation first, then free balance; then refills the reservation.
+    /// Moves the money of one row, from the reservation first and then from the free balance, and refills the reservation.
     function _charge(PackedRow.Row calldata row, PackedStorage.Funds storage funds, PackedStorage.Tab storage tab_)
         private
-        returns (Skip reason, uint256 paid, uint256 total)
+        returns (SkipReason reason, uint256 paid, uint256 total)
     {
         (uint256 settled, uint256 reserved, uint256 releaseAt) = tab_.read();
         uint256 due = Math.min(row.cumulativeCost(), row.ceiling());
-        if (due <= settled) return (Skip.NothingOwed, 0, 0);
+        if (due <= settled) return (SkipReason.NothingOwed, 0, 0);
         (uint256 free, uint256 thawing, uint256 thawAt) = funds.read();
-        // Nothing below can overflow: due is above settled, and each sum is of money that the contract holds.
+        // No overflow below: due is above settled, and each sum is money that the contract holds.
         unchecked {
             due -= settled;
             uint256 fromReserved = Math.min(due, reserved);
             uint256 fromFree = Math.min(due - fromReserved, free);
             paid = fromReserved + fromFree;
-            if (paid == 0) return (funds.isOpen() ? Skip.Unfunded : Skip.UnknownPurse, 0, 0);
+            if (paid == 0) return (funds.isOpen() ? SkipReason.Unfunded : SkipReason.UnknownPurse, 0, 0);
             total = settled + paid;
             reserved -= fromReserved;
             free -= fromFree;
@@ -165,7 +169,7 @@ abstract contract Settlement is Tabs {
         funds.write(free, thawing, thawAt);
     }
 
-    /// The coordinator's part of `paid`: its own rate, never above the rate that the payer signed. Rounds down.
+    /// The coordinator's share of `paid` at its own rate, capped by the rate that the payer signed. Rounds down.
     function _fee(FeeRun memory fees, PackedRow.Row calldata row, uint256 paid) private returns (uint256 fee) {
         uint256 maxFeeBps = row.maxFeeBps();
         if (maxFeeBps == 0 || paid == 0) return 0;
@@ -175,7 +179,7 @@ abstract contract Settlement is Tabs {
             fees.coordinator = coordinator;
             fees.bps = _accounts[coordinator].feeBps;
         }
-        // Amounts are of 96 bits, rates at most BPS.
+        // Amounts fit 96 bits, and rates are at most BPS.
         unchecked {
             fee = paid * Math.min(fees.bps, maxFeeBps) / BPS;
             fees.earned += fee;

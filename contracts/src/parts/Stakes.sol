@@ -6,9 +6,9 @@ import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {Messages} from "../Messages.sol";
 import {Ledger} from "./Ledger.sol";
 
-/// @title Stakes: a provider's bond, lost on two kinds of evidence that need no judge.
+/// @title Stakes: a provider's bond, slashed on two kinds of signed evidence.
 abstract contract Stakes is Ledger {
-    /// The reporter's part of a penalty: a minority, so that reporting oneself is no way out of the unstake wait.
+    /// @notice The reporter's share of a penalty. It is a minority, so self-reporting is no way around the unstake wait.
     uint256 public constant REPORTER_BPS = 2_000;
 
     uint40 public immutable unstakePeriod;
@@ -95,8 +95,8 @@ abstract contract Stakes is Ledger {
         return _taken[evidence] == penalty;
     }
 
-    /// Takes the penalty, or what is there: from the stake that counts first, then from what is leaving. What an empty stake could
-    /// not pay stays due, so that nobody wears evidence out before staking.
+    /// Takes the penalty, or the whole stake if that is less: first from the stake that counts, then from the part that leaves.
+    /// An unpaid rest stays due, so a provider cannot use evidence up before it stakes.
     function _slash(address provider, bytes32 evidence) private {
         uint96 due = penalty - _taken[evidence];
         if (due == 0) revert EvidenceUsed(evidence);

@@ -7,7 +7,7 @@ import {Messages} from "../Messages.sol";
 import {PackedStorage} from "../PackedStorage.sol";
 import {Ledger} from "./Ledger.sol";
 
-/// @title Tabs: what a purse pledges to one provider, and how the pledge ends.
+/// @title Tabs: reservations of a purse for one provider, and their release.
 abstract contract Tabs is Ledger {
     using PackedStorage for PackedStorage.Funds;
     using PackedStorage for PackedStorage.Tab;
@@ -78,12 +78,12 @@ abstract contract Tabs is Ledger {
         return (uint96(settled_), uint96(reserved_), uint40(releaseAt_));
     }
 
-    /// What brings `reserved` up to `target`, as far as `free` goes.
+    /// The amount that raises `reserved` to `target`, at most `free`.
     function _refill(uint256 target, uint256 reserved, uint256 free) internal pure returns (uint256) {
         return Math.min(Math.saturatingSub(target, reserved), free);
     }
 
-    /// Adds to a reservation; a release that was running is called off.
+    /// Adds to a reservation and cancels a running release.
     function _pledge(address payer, address provider, uint256 added) private {
         PackedStorage.Tab storage tab_ = _tabs[provider][payer];
         (uint256 settled, uint256 reserved,) = tab_.read();
@@ -97,7 +97,7 @@ abstract contract Tabs is Ledger {
         _unpledge(payer, provider, floor);
     }
 
-    /// Brings a reservation down to `floor`; a release that was running ends when nothing is left.
+    /// Lowers a reservation to `floor`. A running release ends if nothing is left.
     function _unpledge(address payer, address provider, uint256 floor) private {
         PackedStorage.Tab storage tab_ = _tabs[provider][payer];
         (uint256 settled, uint256 reserved, uint256 releaseAt) = tab_.read();

@@ -46,13 +46,13 @@ def show(
     number = parse_job_id(job_id.removeprefix("0x"))
 
     async def find(ledger: Ledger, loaded: ClientConfig) -> None:
-        known = await ledger.find(number)
+        known = await ledger.find_job(number)
         told, silence = (None, "not asked") if offline else await _ask(loaded, wallet, password_file, number)
         if known is None and told is None:
             raise Refusal(Code.UNKNOWN_JOB, f"neither the books of {ledger.payer} nor the coordinator know this job ({silence})")
-        from tallystick.client.jobs.export import tell_job
+        from tallystick.client.jobs.export import job_json
 
-        document = (tell_job(known) if known else {"job": number.hex()}) | {"coordinator": told}
+        document = (job_json(known) if known else {"job": number.hex()}) | {"coordinator": told}
         if as_json:
             show_json(document)
         else:
@@ -71,11 +71,11 @@ def listing(
     """Lists this wallet's last jobs, newest first. Needs no password."""
 
     async def read(ledger: Ledger, _config: ClientConfig) -> None:
-        found = await ledger.latest(limit)
+        found = await ledger.latest_jobs(limit)
         if as_json:
-            from tallystick.client.jobs.export import tell_job
+            from tallystick.client.jobs.export import job_json
 
-            show_json([tell_job(known) for known in found])
+            show_json([job_json(known) for known in found])
         else:
             show_rows(("job", "at", "model", "state", "cost"), map(_row, found), keyed=True)
 
@@ -93,7 +93,7 @@ def with_books(
     payer = account_of(wallet, "--wallet")
 
     async def run() -> None:
-        ledger = await Ledger.open(loaded.state_file(payer), payer)
+        ledger = await Ledger.open(loaded.ledger_path(payer), payer)
         try:
             await act(ledger, loaded)
         finally:
@@ -104,8 +104,8 @@ def with_books(
 
 async def _ask(config: ClientConfig, wallet: str, password_file: Path | None, number: JobId) -> tuple[dict[str, Any] | None, str]:
     """What the coordinator knows of the job, and if nothing, why."""
-    from tallystick.client.coordinator.access_tokens import Tokens
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.access_tokens import AccessTokens
+    from tallystick.client.coordinator.http_client import CoordinatorClient
     from tallystick.runtime.keystore import open_wallet
 
     def no_password() -> str:
@@ -118,8 +118,8 @@ async def _ask(config: ClientConfig, wallet: str, password_file: Path | None, nu
             text = "it tells of a job to its payer only: name the payer's wallet instead of its address"
             raise Refusal(Code.UNAUTHENTICATED, text)
         signer = open_wallet(wallet, password_file=password_file, prompt=no_password)
-        async with Coordinator(config.coordinator, config) as asked:
-            tokens = Tokens(signer, asked.info, lambda: int(time.time()))
+        async with CoordinatorClient(config.coordinator, config) as asked:
+            tokens = AccessTokens(signer, asked.info, lambda: int(time.time()))
             asked.authorize = tokens
             return (await asked.job(number)).raw, ""
     except TallyError as error:

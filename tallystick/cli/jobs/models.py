@@ -30,12 +30,12 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
     import asyncio
 
     from tallystick.client.config import load_config
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     loaded = load_config(config, {"coordinator": coordinator_url})
 
     async def ask() -> list[Any]:
-        async with Coordinator(loaded.coordinator, loaded) as coordinator:
+        async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
             return await coordinator.models()
 
     found = asyncio.run(ask())
@@ -83,7 +83,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Shows who would be offered a request, and why each other provider would not. Sends nothing; needs no password."""
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
     from tallystick.client.selection.options import Choice, demand_of, explained
     from tallystick.protocol.requirements import Requirements
 
@@ -103,8 +103,8 @@ def explain(
 
     async def ask(ledger: Ledger, loaded: ClientConfig) -> None:
         told: list[tuple[str, Explained, ApiRequest | None]] = []
-        async with Coordinator(loaded.coordinator, loaded) as coordinator:
-            frozen = await ledger.barred((await coordinator.info()).domain, int(time.time()))
+        async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
+            frozen = await ledger.excluded((await coordinator.info()).domain, int(time.time()))
             for model, asked in _asked(request, route, loaded):
                 demand = demand_of(loaded, model, route, choice)
                 listed = await coordinator.explain(demand.to_json(ledger.payer))
@@ -123,7 +123,7 @@ def _add_prices(choice: Choice, most_input: str | None, most_output: str | None)
 
 def _asked(request: str, route: str, config: ClientConfig) -> list[tuple[str, ApiRequest | None]]:
     """The models that would be asked, in order, with the request if it is given whole. Raises BadMessage."""
-    from tallystick.client.gateway.aliases import Names
+    from tallystick.client.gateway.aliases import AliasRouter
     from tallystick.client.gateway.routing_rules import load_rule
     from tallystick.client.openai.requests import ApiRequest
     from tallystick.protocol.wire import dumps
@@ -135,13 +135,13 @@ def _asked(request: str, route: str, config: ClientConfig) -> list[tuple[str, Ap
         body = sys.stdin.buffer.read() if request == "-" else Path(request).read_bytes() if whole else dumps({"model": request})
     except OSError as error:
         raise BadMessage(f"{request}: {error.strerror}") from None
-    names = Names(config.aliases, {one.name: load_rule(one.rule) for one in config.aliases if one.rule is not None})
+    names = AliasRouter(config.aliases, {one.name: load_rule(one.rule) for one in config.aliases if one.rule is not None})
     made = [(one, ApiRequest.of(route, one)) for one in names.plan(body, (), 0).bodies]
     return [(asked.summary.model, asked if whole else None) for _, asked in made]
 
 
 def _tell(told: list[tuple[str, Explained, ApiRequest | None]], request: str, config: ClientConfig, *, as_json: bool) -> None:
-    from tallystick.client.jobs.candidates import foresee
+    from tallystick.client.jobs.candidates import estimate_cost
 
     documents: list[dict[str, Any]] = []
     rows: list[dict[str, object]] = []
@@ -149,7 +149,7 @@ def _tell(told: list[tuple[str, Explained, ApiRequest | None]], request: str, co
     for model, one, asked in told:
         worst, dear = (None, "")
         if asked is not None:
-            worst, dear = foresee(asked, one.ask, config.default_max_output_tokens, config.max_cost)
+            worst, dear = estimate_cost(asked, one.ask, config.default_max_output_tokens, config.max_cost)
         why = one.why or dear
         documents.append({"model": model, "atMost": None if worst is None else str(int(worst))} | _json(one, why))
         row = {"provider": one.ask.provider, "model": model, "offered": "no" if why else "yes"}

@@ -76,15 +76,15 @@ def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Js
     """
 
     async def read(ledger: Ledger, loaded: ClientConfig) -> None:
-        folder = loaded.state_file(ledger.payer).parent / "evidence"
+        folder = loaded.ledger_path(ledger.payer).parent / "evidence"
         latest = {one.job: one for one in await ledger.evidence()}
         found = [(one, folder / f"{one.job.hex()}.json", _convinces(folder / f"{one.job.hex()}.json")) for one in latest.values()]
         told = [
-            {"provider": one.provider, "job": one.job.hex(), "foundAt": one.found_at, "reason": one.reason}
+            {"provider": one.provider, "job": one.job.hex(), "foundAt": one.recorded_at, "reason": one.reason}
             | {"file": str(path), "convincesOthers": convinces}
             for one, path, convinces in found
         ]
-        barred = await ledger.frozen()
+        barred = await ledger.blocked()
         others = {provider: why for provider, why in barred.items() if all(provider != one.provider for one in latest.values())}
         if as_json:
             blank = {"job": None, "foundAt": None, "file": None, "convincesOthers": False}
@@ -93,7 +93,7 @@ def evidence(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Js
             step("no provider was dishonest to this wallet")
         else:
             for one, path, convinces in found:
-                facts = [("found", show_time(one.found_at)), ("what is wrong", one.reason), ("evidence", path)]
+                facts = [("found", show_time(one.recorded_at)), ("what is wrong", one.reason), ("evidence", path)]
                 facts.append(("shows it to others", "yes" if convinces else "no: it is this wallet's word, or its count"))
                 show_facts(facts, title=f"provider {one.provider}")
             for provider, why in others.items():
@@ -116,7 +116,7 @@ def unblock(
     whom = account_of(provider, "PROVIDER")
 
     async def act(ledger: Ledger, _config: ClientConfig) -> None:
-        if not await ledger.forgive(whom, int(time.time())):
+        if not await ledger.unblock(whom, int(time.time())):
             raise Refusal(Code.BAD_MESSAGE, f"{whom} is not among those that this wallet leaves out: tally receipt evidence")
         if as_json:
             show_json({"provider": whom, "unblocked": True})

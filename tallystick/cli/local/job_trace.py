@@ -104,12 +104,12 @@ class Witness:
 
     async def _settlement(self, job: str) -> Any:
         from tallystick.client.config import ClientConfig
-        from tallystick.client.coordinator.access_tokens import Tokens
-        from tallystick.client.coordinator.http_client import Coordinator
+        from tallystick.client.coordinator.access_tokens import AccessTokens
+        from tallystick.client.coordinator.http_client import CoordinatorClient
 
         try:
-            async with asyncio.timeout(self.patience), Coordinator(self.coordinator, ClientConfig()) as asked:
-                asked.authorize = Tokens(self.payer, asked.info, lambda: int(time.time()))
+            async with asyncio.timeout(self.patience), CoordinatorClient(self.coordinator, ClientConfig()) as asked:
+                asked.authorize = AccessTokens(self.payer, asked.info, lambda: int(time.time()))
                 while True:
                     known = (await asked.job(parse_job_id(job))).raw
                     if known["settlement"] is not None:

@@ -19,7 +19,7 @@ from tallystick.protocol.types import Address
 from tallystick.runtime.keystore import PASSWORD_FILE_ENV, create_keystore, write_private
 
 if TYPE_CHECKING:
-    from node.engines.discover import Finding
+    from node.engines.discover import DiscoveredEngine
 
 GAS_MONEY = 10**18
 LOOKS = 10
@@ -95,7 +95,7 @@ async def start_coordinator(stage: Stage, children: Children) -> None:
         "deployment": str(stage.deployment),
         "port": stage.ports.coordinator,
         "db": f"sqlite:///{stage.folder}/coordinator.db",
-        "settle_every": 0.5,
+        "settle_interval": 0.5,
         "name": "demo",
     }
     config.write_text(toml(settings))
@@ -105,13 +105,13 @@ async def start_coordinator(stage: Stage, children: Children) -> None:
     step(f"coordinator on {stage.url(stage.ports.coordinator)}")
 
 
-async def start_engines(stage: Stage, children: Children) -> Finding:
+async def start_engines(stage: Stage, children: Children) -> DiscoveredEngine:
     """The engine that is named or found here, if it has a model; else a stand-in for each node."""
-    from node.engines.discover import discover, look
-    from node.engines.kinds import Kind
+    from node.engines.discover import discover, inspect_engine
+    from node.engines.kinds import EngineKind
 
     found = await discover(os.environ)
-    real = next((one for one in found if one.kind is not Kind.DEMO and one.models), None)
+    real = next((one for one in found if one.kind is not EngineKind.DEMO and one.models), None)
     if real is not None:
         step(f"engine: {real.kind.value} at {real.url}, model {real.models[0].name}")
         return real
@@ -119,7 +119,7 @@ async def start_engines(stage: Stage, children: Children) -> Finding:
     await asyncio.gather(*(start_stand_in(stage, children, port) for port in ports))
     step(f"no engine found on this machine: {'stand-ins serve' if len(ports) > 1 else 'a stand-in serves'} instead, saying so")
     for _ in range(LOOKS):
-        found_here = await look(stage.url(ports[0]))
+        found_here = await inspect_engine(stage.url(ports[0]))
         if found_here.models:
             return found_here
         await asyncio.sleep(1)  # a busy machine
@@ -132,19 +132,19 @@ async def start_stand_in(stage: Stage, children: Children, port: int) -> None:
     await children.start(f"engine-{port}", "node", "demo-engine", "--port", str(port), ready=lambda: answers(url))
 
 
-async def start_node(stage: Stage, children: Children, name: str, found: Finding) -> None:
+async def start_node(stage: Stage, children: Children, name: str, found: DiscoveredEngine) -> None:
     """One node beside the engine that was found, or beside its own stand-in; ready when its asks are in the book."""
-    from node.engines.kinds import Kind
+    from node.engines.kinds import EngineKind
 
     settings = {
         "coordinator": stage.url(stage.ports.coordinator),
         "deployment": str(stage.deployment),
         "state": str(stage.folder / name),
     }
-    engine = {"url": stage.url(stage.ports.engines[name]) if found.kind is Kind.DEMO else found.url}
+    engine = {"url": stage.url(stage.ports.engines[name]) if found.kind is EngineKind.DEMO else found.url}
     if found.api_key:
         engine["api_key_env"] = "OPENAI_API_KEY"
-    claims = {"check": 0.5, "age": 0.5}
+    claims = {"check_interval": 0.5, "max_age": 0.5}
     config = stage.folder / f"{name}.toml"
     config.write_text(f"{toml(settings)}[claims]\n{toml(claims)}[[engines]]\n{toml(engine)}")
     wallet = ("--config", str(config), "--wallet", stage.keystore(name))
@@ -155,10 +155,10 @@ async def start_node(stage: Stage, children: Children, name: str, found: Finding
 
 async def _sells(stage: Stage, model: str, provider: Address) -> bool:
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     try:
-        async with Coordinator(stage.url(stage.ports.coordinator), ClientConfig(control_seconds=2)) as coordinator:
+        async with CoordinatorClient(stage.url(stage.ports.coordinator), ClientConfig(request_seconds=2)) as coordinator:
             return any(ask.message.provider == provider for ask in await coordinator.asks(model))
     except TallyError:
         return False

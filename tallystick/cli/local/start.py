@@ -121,10 +121,10 @@ async def look(place: Place, wallet: str) -> list[Part]:
 async def _offers(coordinator: str) -> tuple[bool, list[str]]:
     """Whether a coordinator answers, and the models on offer there."""
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     try:
-        async with Coordinator(coordinator, ClientConfig(connect_seconds=2, control_seconds=5)) as asked:
+        async with CoordinatorClient(coordinator, ClientConfig(connect_seconds=2, request_seconds=5)) as asked:
             await asked.info()
             return True, [offer.id for offer in await asked.models()]
     except TallyError:

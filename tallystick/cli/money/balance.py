@@ -139,7 +139,7 @@ def balance(
             named = dict.fromkeys([*accounts, *providers, *found])
             now = await escrow.rpc.now()
             tabs = [(one, await escrow.tab(address, one), accounts.get(one)) for one in named]
-            places = await places_of(escrow, address, tabs, idle_before=now - loaded.idle_days * DAY)
+            places = await places_of(escrow, address, tabs, idle_before=now - loaded.idle_reserve_days * DAY)
         if as_json:
             show_json({"address": address, "places": places})
         else:
@@ -165,7 +165,7 @@ async def _accounts(config: ClientConfig, payer: Address, domain: Domain) -> dic
     """This machine's accounts of a payer, if it has a ledger here."""
     from tallystick.client.ledger.ledger import Ledger
 
-    path = config.state_file(payer)
+    path = config.ledger_path(payer)
     if not path.exists():
         return {}
     ledger = await Ledger.open(path, payer)

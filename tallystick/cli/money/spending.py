@@ -18,8 +18,9 @@ from tallystick.protocol.types import Amount, format_amount
 
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
-    from tallystick.client.ledger.budgets import Spent, Standing
+    from tallystick.client.ledger.budgets import BudgetStatus
     from tallystick.client.ledger.ledger import Ledger
+    from tallystick.client.ledger.spending import SpendingRow
 
 
 def spending(
@@ -34,7 +35,7 @@ def spending(
 
     Days are UTC; a job counts on the day of its receipt. Jobs under way are not in it. Needs no password.
     """
-    from tallystick.client.ledger.budgets import DAY_SECONDS, GROUPS
+    from tallystick.client.ledger.spending import DAY_SECONDS, GROUPS
 
     groups = tuple(part.strip() for part in by.split(",") if part.strip())
     if len(set(groups)) != len(groups) or not set(groups) <= set(GROUPS):
@@ -42,8 +43,8 @@ def spending(
 
     async def run(ledger: Ledger, loaded: ClientConfig) -> None:
         now = int(time.time())
-        found = [_tell(one, groups) for one in await ledger.spent(now - (days - 1) * DAY_SECONDS, groups)]
-        stands = [await ledger.standing(budget, now) for budget in loaded.budgets]
+        found = [_tell(one, groups) for one in await ledger.spending(now - (days - 1) * DAY_SECONDS, groups)]
+        stands = [await ledger.budget_status(budget, now) for budget in loaded.budgets]
         if as_csv:
             writer = csv.DictWriter(sys.stdout, [*groups, *_FIGURES, *_LATENCY], extrasaction="ignore")
             writer.writeheader()
@@ -60,7 +61,7 @@ _FIGURES = ("requests", "failed", "inputTokens", "cachedInputTokens", "outputTok
 _LATENCY = ("latencyMsP50", "latencyMsP95", "latencyMsP99")
 
 
-def _tell(one: Spent, groups: tuple[str, ...]) -> dict[str, Any]:
+def _tell(one: SpendingRow, groups: tuple[str, ...]) -> dict[str, Any]:
     """With `cost` in base units, as text, and dollars beside it."""
     named = dict(zip(groups, one.group, strict=True))
     if isinstance(day := named.get("day"), int):
@@ -71,7 +72,7 @@ def _tell(one: Spent, groups: tuple[str, ...]) -> dict[str, Any]:
     return named | told | dict(zip(_LATENCY, one.latency_ms or (None, None, None), strict=True))
 
 
-def _tell_standing(one: Standing) -> dict[str, Any]:
+def _tell_standing(one: BudgetStatus) -> dict[str, Any]:
     return {
         "label": one.budget.label,
         "perDay": str(int(one.budget.per_day)),
@@ -82,7 +83,7 @@ def _tell_standing(one: Standing) -> dict[str, Any]:
     }
 
 
-def _show(found: list[dict[str, Any]], groups: tuple[str, ...], stands: list[Standing]) -> None:
+def _show(found: list[dict[str, Any]], groups: tuple[str, ...], stands: list[BudgetStatus]) -> None:
     rows = [_row([_short(group, one[group]) for group in groups], one) for one in found]
     if len(found) > 1:
         total = {name: sum(int(one[name]) for one in found) for name in _FIGURES if name != "costDollars"}

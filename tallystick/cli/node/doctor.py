@@ -25,7 +25,7 @@ from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
     from node.service.config import EngineConfig, NodeConfig
-    from tallystick.client.coordinator.http_client import Info
+    from tallystick.client.coordinator.http_client import CoordinatorInfo
 
 SKEW_SECONDS = 20
 """A clock that is further off makes orders and asks look expired."""
@@ -153,7 +153,7 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
 
     from tallystick.chain.deployment import Deployment
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     remedy = "check `coordinator` in the config, and that this machine may reach it"
     try:
@@ -162,7 +162,7 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
             session.get(f"{loaded.coordinator.rstrip('/')}/v1/info") as response,
         ):
             date = response.headers.get("date")
-        async with Coordinator(loaded.coordinator, ClientConfig()) as coordinator:
+        async with CoordinatorClient(loaded.coordinator, ClientConfig()) as coordinator:
             info = await coordinator.info()
             models = {offer.id: offer.to_json() for offer in await coordinator.models()}
             connected = provider is not None and await coordinator.connected(provider)
@@ -192,10 +192,10 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
     return models
 
 
-async def _look_at_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: Info) -> None:
+async def _look_at_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: CoordinatorInfo) -> None:
     """What the coordinator says that it keeps, what it has registered, and what this node bears, in basis points."""
-    told, most = info.fee_bps, loaded.rules.max_fee_bps
-    remedy = "raise max_fee_bps under [rules] in the config, or work for another coordinator"
+    told, most = info.fee_bps, loaded.admission.max_fee_bps
+    remedy = "raise max_fee_bps under [admission] in the config, or work for another coordinator"
     with contextlib.suppress(TallyError):
         async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
             registered = (await escrow.provider(info.coordinator)).fee_bps
@@ -231,20 +231,20 @@ async def _look_at_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dic
 async def _try_engine(engine: EngineConfig) -> str:
     """Asks an engine what it is, and for one token. Raises TallyError."""
     from node.domain.requests import prepare
-    from node.engines.discover import look
+    from node.engines.discover import inspect_engine
     from node.engines.openai_http import OpenAIEngine
-    from node.ports import End
+    from node.ports import ResponseEnd
     from tallystick.protocol.wire import RequestHead, dumps
 
     settings = engine.settings(os.environ)
-    finding = await look(engine.url, settings.api_key, seconds=10)
+    finding = await inspect_engine(engine.url, settings.api_key, seconds=10)
     wanted = [model.name for model in engine.models] or [model.name for model in finding.models]
     listed = {model.name for model in finding.models}
     missing = sorted(set(wanted) - listed) if listed else []  # some engines list nothing and serve what is asked for
     if missing or not wanted:
         raise BadMessage(f"{finding.kind.value} at {finding.url} does not list {', '.join(missing) or 'any model'}")
     offer = engine.offer(
-        engine.models[0] if engine.models else engine.listed(wanted[0]), None, engine.spec, datetime.now(UTC), 0.0
+        engine.models[0] if engine.models else engine.model_defaults(wanted[0]), None, engine.spec, datetime.now(UTC), 0.0
     )
     asked = {"model": offer.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stream": True}
     adapter, began = OpenAIEngine(settings), time.monotonic()
@@ -258,7 +258,9 @@ async def _try_engine(engine: EngineConfig) -> str:
     finally:
         await adapter.close()
     counted = (
-        "tells usage" if isinstance(events[-1], End) and events[-1].counted else "tells no usage: tokens are counted by bytes"
+        "tells usage"
+        if isinstance(events[-1], ResponseEnd) and events[-1].usage
+        else "tells no usage: tokens are counted by bytes"
     )
     seconds = time.monotonic() - began
     return f"{finding.kind.value} {finding.version}, {len(wanted)} model(s), one token in {seconds:.2f} s, {counted}"

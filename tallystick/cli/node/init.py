@@ -20,8 +20,8 @@ from tallystick.runtime.config import home
 from tallystick.runtime.keystore import create_keystore, find_password, keystore_address, keystore_path
 
 if TYPE_CHECKING:
-    from node.engines.discover import Finding
-    from node.engines.probe import Abilities
+    from node.engines.discover import DiscoveredEngine
+    from node.engines.probe import Capabilities
 
 MOST_PROBED = 8
 """Models of one engine that are asked what they can do, unless there are more."""
@@ -38,7 +38,7 @@ class Sale:
     input_price: Amount
     output_price: Amount
     why: str
-    abilities: Abilities | None = None
+    abilities: Capabilities | None = None
     """None where it was not asked."""
 
     @property
@@ -126,25 +126,29 @@ def init(
     step(f"next: tally node doctor {options}; then: tally node run {options}")
 
 
-async def _look(urls: list[str], coordinator: str) -> tuple[list[Finding], dict[str, Any]]:
+async def _look(urls: list[str], coordinator: str) -> tuple[list[DiscoveredEngine], dict[str, Any]]:
     """The engines with their models, and what the market sells by name. Raises Unavailable for an engine that was named and does
     not answer, BadMessage where there is none.
     """
-    from node.engines.discover import discover, look
+    from node.engines.discover import discover, inspect_engine
 
     key = os.environ.get("OPENAI_API_KEY")
-    found = list(await asyncio.gather(*(look(url, key, seconds=10) for url in urls))) if urls else await discover(os.environ)
+    found = (
+        list(await asyncio.gather(*(inspect_engine(url, key, seconds=10) for url in urls)))
+        if urls
+        else await discover(os.environ)
+    )
     found = [one for one in found if one.models]
     if not found:
         raise BadMessage("no engine with a model answers here; start one, or name its address with --engine")
     return found, await _market(coordinator)
 
 
-async def _probe(findings: list[Finding]) -> dict[tuple[str, str], Abilities]:
+async def _probe(findings: list[DiscoveredEngine]) -> dict[tuple[str, str], Capabilities]:
     """What the models can do, by engine and name: one model at a time, since an engine may have to load each."""
     from node.engines.probe import probe
 
-    told: dict[tuple[str, str], Abilities] = {}
+    told: dict[tuple[str, str], Capabilities] = {}
     for found in findings:
         if len(found.models) > MOST_PROBED:
             err.print(f"{found.url} lists {len(found.models)} models: what they can do is for you to declare", highlight=False)
@@ -157,17 +161,17 @@ async def _probe(findings: list[Finding]) -> dict[tuple[str, str], Abilities]:
 
 async def _market(coordinator: str) -> dict[str, Any]:
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import Coordinator
+    from tallystick.client.coordinator.http_client import CoordinatorClient
 
     try:
-        async with Coordinator(coordinator, ClientConfig()) as asked:
+        async with CoordinatorClient(coordinator, ClientConfig()) as asked:
             return {offer.id: offer.to_json() for offer in await asked.models()}
     except TallyError:
         err.print(f"{coordinator} does not answer now, so prices are the defaults", highlight=False)
         return {}
 
 
-def _show(findings: list[Finding], abilities: dict[tuple[str, str], Abilities]) -> None:
+def _show(findings: list[DiscoveredEngine], abilities: dict[tuple[str, str], Capabilities]) -> None:
     rows = [
         (
             found.url,
@@ -182,7 +186,7 @@ def _show(findings: list[Finding], abilities: dict[tuple[str, str], Abilities]) 
     show_rows(("engine", "what it is", "model", "context", "can"), rows, title="found here")
 
 
-def _can(abilities: Abilities | None) -> str:
+def _can(abilities: Capabilities | None) -> str:
     """What a model can do, in words."""
     if abilities is None:
         return "not asked"
@@ -214,7 +218,10 @@ def _usage_option(sales: list[Sale]) -> list[str]:
     asked = [sale.abilities for sale in sales if sale.abilities is not None and sale.abilities.chat]
     if not asked or any(abilities.streams == "usage" for abilities in asked):
         return []
-    return ["# Its streams say no usage, so receipts of streams rest on the node's own estimate.", "usage_option = false"]
+    return [
+        "# Its streams say no usage, so receipts of streams rest on the node's own estimate.",
+        "supports_stream_usage = false",
+    ]
 
 
 def _features(sale: Sale) -> list[str]:
@@ -247,7 +254,9 @@ def _models(sales: list[Sale]) -> dict[str, Any]:
     return {"models": told}
 
 
-def _toml(coordinator: str, deployment: Path, findings: list[Finding], sales: dict[str, list[Sale]], slots: int | None) -> str:
+def _toml(
+    coordinator: str, deployment: Path, findings: list[DiscoveredEngine], sales: dict[str, list[Sale]], slots: int | None
+) -> str:
     """The config with its comments. Names and addresses are quoted as JSON strings, which TOML takes."""
     lines = [
         "# A node's settings; node/example.toml in the source explains all that there are.",

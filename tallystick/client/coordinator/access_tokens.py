@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from tallystick.client.coordinator.http_client import Info
+from tallystick.client.coordinator.http_client import CoordinatorInfo
 from tallystick.protocol.access import dump_access
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.messages import Access
@@ -13,13 +13,13 @@ REUSED_SECONDS = 120
 """How long a token is used before the next one is signed: well within the time for which a coordinator accepts it."""
 
 
-class Tokens:
+class AccessTokens:
     """The access tokens of one wallet at one coordinator, each signed once and used for REUSED_SECONDS.
 
     `info` says who the coordinator is; `now` is Unix time in seconds.
     """
 
-    def __init__(self, wallet: Signer, info: Callable[[], Awaitable[Info]], now: Callable[[], int]) -> None:
+    def __init__(self, wallet: Signer, info: Callable[[], Awaitable[CoordinatorInfo]], now: Callable[[], int]) -> None:
         self._wallet, self._info, self._now = wallet, info, now
         self._token = ""
         self._signed_at = 0

@@ -25,7 +25,7 @@ _SHALLOW = re.compile(rb'["{}\[\],]')
 _STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 
 
-class Trimmer:
+class BoundedJsonReader:
     """Takes the text of a JSON object piece by piece. Items of the lists that are its members come out as null where they are
     longer than `item` bytes.
     """

@@ -16,7 +16,7 @@ import orjson
 import structlog
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.bounded_json import MAX_RAW, Trimmer
+from tallystick.client.coordinator.bounded_json import MAX_RAW, BoundedJsonReader
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
@@ -33,7 +33,7 @@ MAX_RECEIPTS = 64
 """Receipts of a tab that are looked at."""
 
 MAX_PAGES = 256
-"""Pages of a listing that are followed; MAX_RAW bounds their bytes together, and the config's control_seconds their time."""
+"""Pages of a listing that are followed; MAX_RAW bounds their bytes together, and the config's request_seconds their time."""
 
 MAX_CURSOR = 4_096
 """Characters of what names the next page."""
@@ -55,7 +55,7 @@ class NotSent(Unavailable):
     """The coordinator cannot be reached: nothing was sent."""
 
 
-class Broken(Unavailable):
+class ConnectionLost(Unavailable):
     """The connection failed on the way: whether the coordinator has the job is not known, so asking again may buy it twice. With
     the same idempotency key it does not, and only then `retry` is true.
     """
@@ -66,7 +66,7 @@ class Broken(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class Info:
+class CoordinatorInfo:
     """Who the coordinator says it is, and the deployment that it settles on."""
 
     coordinator: Address
@@ -76,7 +76,7 @@ class Info:
     fee_bps: int
 
     @classmethod
-    def from_json(cls, raw: object) -> Info:
+    def from_json(cls, raw: object) -> CoordinatorInfo:
         """Reads GET /v1/info. Raises BadMessage."""
         if not isinstance(raw, dict):
             raise BadMessage("info: expected a JSON object")
@@ -156,7 +156,7 @@ def _its_fault() -> Iterator[None]:
         raise
 
 
-class Coordinator:
+class CoordinatorClient:
     """A connection pool to one coordinator. Raises Unavailable where it does not answer, and what it refuses with.
 
     `authorize` is asked where a job is read or cancelled; without it, that is refused here.
@@ -170,7 +170,7 @@ class Coordinator:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS),
-            timeout=aiohttp.ClientTimeout(total=self._config.control_seconds, connect=self._config.connect_seconds),
+            timeout=aiohttp.ClientTimeout(total=self._config.request_seconds, connect=self._config.connect_seconds),
             read_bufsize=1 << 18,
             auto_decompress=False,
         )
@@ -222,7 +222,7 @@ class Coordinator:
 
     async def _read(self, response: aiohttp.ClientResponse) -> tuple[Any, int]:
         """The JSON of an answer, oversized items of its lists as null; None for what is no JSON."""
-        trimmer = Trimmer()
+        trimmer = BoundedJsonReader()
         async for piece in response.content.iter_any():
             trimmer.feed(piece)
             if trimmer.full:
@@ -237,9 +237,9 @@ class Coordinator:
             return None, trimmer.seen
 
     async def _pages(self, path: str, member: str, **query: str) -> AsyncIterator[Any]:
-        """The items of a listing, page after page, within MAX_PAGES, MAX_RAW and control_seconds."""
+        """The items of a listing, page after page, within MAX_PAGES, MAX_RAW and request_seconds."""
         clock = asyncio.get_running_loop().time
-        until = clock() + self._config.control_seconds
+        until = clock() + self._config.request_seconds
         seen, size = {""}, 0
         after = ""
         for _ in range(MAX_PAGES):
@@ -256,11 +256,11 @@ class Coordinator:
         if after:
             log.warning("a coordinator's list is too long to be read whole", url=self.url, path=path, bytes=size)
 
-    async def info(self) -> Info:
+    async def info(self) -> CoordinatorInfo:
         """GET /v1/info."""
         raw = await self._call("GET", "/v1/info")
         with _its_fault():
-            return Info.from_json(raw)
+            return CoordinatorInfo.from_json(raw)
 
     async def models(self) -> list[ModelOffer]:
         """GET /v1/models, every page. A model that does not parse is left out."""
@@ -323,18 +323,18 @@ class Coordinator:
             try:
                 return await self._submit(submission, linger)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise Broken(str(self._failed(error)), keyed=keyed) from error
+                raise ConnectionLost(str(self._failed(error)), keyed=keyed) from error
             except Refusal as error:
                 if error.code is Code.ORDER_REPLAYED:
-                    raise Broken("the connection broke after the coordinator had taken the job", keyed=keyed) from error
+                    raise ConnectionLost("the connection broke after the coordinator had taken the job", keyed=keyed) from error
                 raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failed = self._failed(error)
-            raise failed if isinstance(failed, NotSent) else Broken(str(failed), keyed=keyed) from error
+            raise failed if isinstance(failed, NotSent) else ConnectionLost(str(failed), keyed=keyed) from error
 
     async def _submit(self, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(
-            total=self._config.run_seconds, connect=self._config.connect_seconds, sock_read=self._config.idle_seconds
+            total=self._config.run_seconds, connect=self._config.connect_seconds, sock_read=self._config.stream_idle_seconds
         )
         data = submission if len(submission) < LARGE else io.BytesIO(submission)
         headers = {"content-type": JOB_TYPE}
@@ -349,7 +349,7 @@ class Coordinator:
             raw, _ = await self._read(response)
             if response.status >= 500 and not (isinstance(raw, dict) and isinstance(raw.get("error"), dict)):
                 text = f"something between here and the coordinator answered {response.status}; the job may have been taken"
-                raise Broken(text, keyed=linger is not None)
+                raise ConnectionLost(text, keyed=linger is not None)
             raise error_from_json(raw, response.status)
 
     async def _authorized(self, method: str, path: str) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tallystick.chain.deployment import Deployment
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import Info
+from tallystick.client.coordinator.http_client import CoordinatorInfo
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
 from tallystick.protocol.types import Address
 
@@ -22,7 +22,7 @@ def load_deployment(config: ClientConfig) -> Deployment | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Pin:
+class DeploymentPin:
     """What must hold of a coordinator; None: anything."""
 
     chain_id: int | None = None
@@ -30,7 +30,7 @@ class Pin:
     coordinator: Address | None = None
 
     @classmethod
-    def of(cls, config: ClientConfig) -> Pin:
+    def of(cls, config: ClientConfig) -> DeploymentPin:
         """From the settings and the deployment file that they name. Raises BadMessage if these can't be read or disagree."""
         stated = cls(config.chain_id, config.contract, config.coordinator_address)
         deployment = load_deployment(config)
@@ -40,7 +40,7 @@ class Pin:
             raise BadMessage(f"config: chain_id and contract are not those of {config.deployment}")
         return cls(deployment.chain_id, deployment.escrow, config.coordinator_address)
 
-    def check(self, info: Info, max_fee_bps: int) -> None:
+    def check(self, info: CoordinatorInfo, max_fee_bps: int) -> None:
         """Raises Refusal if this is not the coordinator, contract or chain insisted on, or its fee is above the maximum."""
         found = (
             ("chain", self.chain_id, info.domain.chain_id),

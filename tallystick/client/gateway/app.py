@@ -1,6 +1,6 @@
 """The gateway: OpenAI's API on this machine, paid from this wallet. Any OpenAI client works with its base URL changed.
 
-Bodies pass through untouched both ways; a stream is flushed chunk by chunk. A client that goes away cancels its job, whose
+RequestBodies pass through untouched both ways; a stream is flushed chunk by chunk. A client that goes away cancels its job, whose
 receipt is still booked. Without an API key only programs on this machine are served, since every request spends money: not web
 pages (Origin, Sec-Fetch-Site), nor names that were made to point here (Host).
 """
@@ -21,12 +21,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.coordinator.http_client import ModelOffer
-from tallystick.client.gateway.auth import CALLER, STRANGER, Guard, check_exposed
-from tallystick.client.gateway.handler import OURS, Forward, send_error
-from tallystick.client.jobs.export import tell_job
-from tallystick.client.ledger.budgets import DAY_SECONDS
+from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
+from tallystick.client.gateway.handler import TALLY_HEADERS, RequestHandler, send_error
+from tallystick.client.jobs.export import job_json
+from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.openai.errors import render_error
-from tallystick.client.sdk.market import Market, upkeep_of
+from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.routes import ALWAYS, JSON
@@ -39,14 +39,14 @@ log = structlog.get_logger()
 
 def build_app(market: Market) -> ASGIApp:
     """The gateway as an ASGI app over an open market."""
-    forward, offers = Forward(market), _Offers(market)
+    forward, offers = RequestHandler(market), _Offers(market)
 
     async def models(request: Request) -> Response:
-        return _json({"object": "list", "data": _models(market, await offers.get(), request.scope.get(CALLER))})
+        return _json({"object": "list", "data": _models(market, await offers.get(), request.scope.get(CALLER_KEY))})
 
     async def model(request: Request) -> Response:
         wanted = request.path_params["model"]
-        for entry in _models(market, await offers.get(), request.scope.get(CALLER)):
+        for entry in _models(market, await offers.get(), request.scope.get(CALLER_KEY)):
             if entry["id"] == wanted:
                 return _json(entry)
         raise Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {wanted!r}")
@@ -55,10 +55,10 @@ def build_app(market: Market) -> ASGIApp:
         known = await market.find(parse_job_id(request.path_params["job"]))
         if known is None:
             raise Refusal(Code.UNKNOWN_JOB, "this wallet's ledger has no such job")
-        return _json(tell_job(known))
+        return _json(job_json(known))
 
     async def health(request: Request) -> Response:
-        if request.scope.get(STRANGER):
+        if request.scope.get(ANONYMOUS):
             return _json({"status": "ok"})
         return _json({"status": "ok", "payer": market.address, "coordinator": market.config.coordinator, "jobs": market.running})
 
@@ -70,11 +70,11 @@ def build_app(market: Market) -> ASGIApp:
         Route("/v1/{path:path}", _PostOnly(forward)),
     ]
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
-    guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), market.config, send_error)
+    guarded = Authenticator(Starlette(routes=routes, exception_handlers=handlers), market.config, send_error)
     origins = market.config.allow_origins
     if not origins:
         return guarded
-    return CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=OURS)
+    return CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=TALLY_HEADERS)
 
 
 class _Offers:
@@ -150,10 +150,10 @@ async def _look_around(market: Market) -> None:
         await market.info()
     except TallyError as error:
         log.warning("no jobs can be placed now", reason=str(error))
-    upkeep = upkeep_of(market)
+    maintenance = maintenance_of(market)
     while True:
         try:
-            await upkeep.warn_idle()
+            await maintenance.warn_idle()
         except TallyError as error:
             log.info("reservations could not be looked at", reason=str(error))
         await asyncio.sleep(DAY_SECONDS)
@@ -165,7 +165,7 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
     `ready` gets the bound port (useful with port 0). Raises BadMessage for settings that cannot be served, Unavailable for a
     state file that cannot be used or a port that cannot be bound.
     """
-    check_exposed(config)
+    check_public_access(config)
     async with Market.of(config, signer) as market, serving(build_app(market), config.host, config.port) as port:
         host = f"[{config.host}]" if ":" in config.host else config.host
         log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)
@@ -175,4 +175,4 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
         await wait_for_stop_signal()
         looking.cancel()
         log.info("gateway stopping", jobs=market.running)
-        await market.drain(config.grace_seconds)
+        await market.drain(config.shutdown_seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tallystick.client.gateway.aliases import for_sale, next_may_do
+from tallystick.client.gateway.aliases import is_sold, may_fall_back
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
 from tallystick.protocol.errors import Code, TallyError
@@ -19,7 +19,7 @@ _NOT_DELIVERED = (Code.COORDINATOR_UNAVAILABLE, Code.DATABASE_UNAVAILABLE)
 
 
 @dataclass(slots=True)
-class Tried:
+class Attempts:
     """The attempts at one request. `results` are answers that were paid for and would not do."""
 
     results: list[Result] = field(default_factory=list)
@@ -38,12 +38,12 @@ class Tried:
             model = job.candidates[0].terms.model if job.candidates else ""
             self._stakes.append((f"{model}; job={job.id.hex()}; at-most={int(stake)}", stake))
 
-    def next_may_do(self, error: TallyError) -> bool:
+    def may_fall_back(self, error: TallyError) -> bool:
         """Whether another model may be asked after this error: not after one of a placed job that says not to try again."""
         final = not error.retry and any(one is error for one in self._failed)
-        return next_may_do(error) and (not final or not for_sale(error))
+        return may_fall_back(error) and (not final or not is_sold(error))
 
-    def may_ask_again(self, error: TallyError, *, keyed: bool) -> bool:
+    def may_retry(self, error: TallyError, *, keyed: bool) -> bool:
         """Whether the caller may send the request again without a person's thought. With an idempotency key that is the same job,
         if only the way to the coordinator or this client's own database failed.
         """

@@ -19,9 +19,9 @@ from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.runtime.plaintext import is_loopback
 
 MIN_SECRET = 16
-CALLER = "tally.caller"
-"""Where a scope has the ApiKey of its caller, if the key is one of the config's [[keys]]."""
-STRANGER = "tally.stranger"
+CALLER_KEY = "tally.caller"
+"""Where a scope has the ApiKey of its caller, if the key is one of the config's [[api_keys]]."""
+ANONYMOUS = "tally.stranger"
 """Set in a scope of GET /health whose caller would be refused anything else."""
 
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([a-zA-Z0-9._-]{1,253}))(?::[0-9]{1,5})?")
@@ -29,7 +29,7 @@ _OWN_SITES = ("none", "same-origin")
 """What Sec-Fetch-Site says where no other site's page is behind a request."""
 
 
-class Guard:
+class Authenticator:
     """See the module's docstring. `refuse` sends an error; GET /health is passed on for strangers too, marked as such.
 
     Raises BadMessage for keys that are easily guessed.
@@ -39,19 +39,19 @@ class Guard:
         self._app, self._refuse, self._origins = app, refuse, frozenset(config.allow_origins)
         _check_secrets(config)
         master = ((config.api_key.encode(), None),) if config.api_key else ()
-        self._keys: tuple[tuple[bytes, ApiKey | None], ...] = (*master, *((one.value.encode(), one) for one in config.keys))
+        self._keys: tuple[tuple[bytes, ApiKey | None], ...] = (*master, *((one.value.encode(), one) for one in config.api_keys))
         self._own_name = config.host.lower()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401."""
         if scope["type"] == "http":
             try:
-                scope[CALLER] = self._caller(Headers(scope=scope))
+                scope[CALLER_KEY] = self._caller(Headers(scope=scope))
             except TallyError as error:
                 if scope["path"] != "/health":
                     await self._refuse(send, error)
                     return
-                scope[STRANGER] = True
+                scope[ANONYMOUS] = True
         await self._app(scope, receive, send)
 
     def _caller(self, headers: Headers) -> ApiKey | None:
@@ -85,20 +85,20 @@ class Guard:
 
 
 def _check_secrets(config: ClientConfig) -> None:
-    for one in config.keys:
+    for one in config.api_keys:
         if len(one.value) < MIN_SECRET:
             named = "secret" if one.secret_env is None else f"the environment variable {one.secret_env}"
             what = "is not set" if not one.value else f"has fewer than {MIN_SECRET} characters: anyone could guess it"
-            raise BadMessage(f"config: keys: {one.label}: {named} {what}")
-    secrets = [one.value for one in config.keys] + [config.api_key]
+            raise BadMessage(f"config: api_keys: {one.label}: {named} {what}")
+    secrets = [one.value for one in config.api_keys] + [config.api_key]
     if len(set(secrets)) != len(secrets):
-        raise BadMessage("config: keys: two of them have the same secret")
-    labels = [one.label for one in config.keys]
+        raise BadMessage("config: api_keys: two of them have the same secret")
+    labels = [one.label for one in config.api_keys]
     if len(set(labels)) != len(labels):
-        raise BadMessage("config: keys: two of them have the same label, by which callers are kept apart")
+        raise BadMessage("config: api_keys: two of them have the same label, by which callers are kept apart")
 
 
-def check_exposed(config: ClientConfig) -> None:
+def check_public_access(config: ClientConfig) -> None:
     """Raises BadMessage for a gateway that others could spend from: bound beyond this machine without an API key."""
-    if not (config.loopback or config.api_key or config.keys):
+    if not (config.loopback or config.api_key or config.api_keys):
         raise BadMessage(f"gateway: {config.host} can be reached from other machines, so set api_key (TALLY_GATEWAY_API_KEY)")

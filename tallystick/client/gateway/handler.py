@@ -12,19 +12,19 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from tallystick.client.config import ApiKey, ClientConfig
-from tallystick.client.gateway.aliases import Names, Plan, draw_of
-from tallystick.client.gateway.attempts import Tried
-from tallystick.client.gateway.auth import CALLER
-from tallystick.client.gateway.request_bodies import Bodies, Stalled, patient
-from tallystick.client.gateway.response_cache import LARGEST, Cache, Kept
+from tallystick.client.gateway.aliases import AliasRouter, RoutingPlan, weight_draw
+from tallystick.client.gateway.attempts import Attempts
+from tallystick.client.gateway.auth import CALLER_KEY
+from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
+from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedResponse, ResponseCache
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
-from tallystick.client.ledger.budgets import Hit
 from tallystick.client.ledger.idempotency import fingerprint
+from tallystick.client.ledger.spending import CacheHit
 from tallystick.client.openai.errors import render_error, render_error_event
-from tallystick.client.recovery.tabs import Mended
-from tallystick.client.sdk.market import Market, upkeep_of
+from tallystick.client.recovery.lost_state import TabRecovered
+from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.client.selection.options import HEADER, Extras, Options, demand_of, least, read_options, under
 from tallystick.protocol.errors import BadMessage, Code, TallyError
 from tallystick.protocol.messages import Outcome, Terms
@@ -34,7 +34,7 @@ from tallystick.protocol.types import Amount, JobId
 from tallystick.protocol.wire import RequestHead, ResponseHead, join_request
 
 log = structlog.get_logger()
-OURS = (
+TALLY_HEADERS = (
     "x-request-id",
     "x-tally-job",
     "x-tally-provider",
@@ -46,7 +46,7 @@ OURS = (
     "x-tally-at-stake",
 )
 """Headers of answers that are the gateway's own."""
-OUTSTANDING = "outstanding"
+RECEIPT_OUTSTANDING = "outstanding"
 """What x-tally-receipt says where the whole answer came and its receipt has not yet; x-tally-cost is then the most it may be."""
 
 
@@ -69,7 +69,7 @@ class _Wanted:
         """
         headers = Headers(scope=scope)
         kind = headers.get("content-type", "")
-        caller: ApiKey | None = scope.get(CALLER)
+        caller: ApiKey | None = scope.get(CALLER_KEY)
         options, extras = read_options(headers.get(HEADER))
         return cls(
             scope["path"],
@@ -87,20 +87,20 @@ def _own(caller: ApiKey | None, key: str | None) -> str | None:
     return key if caller is None or key is None else f"{caller.label}\N{SYMBOL FOR UNIT SEPARATOR}{key}"
 
 
-class Forward:
+class RequestHandler:
     """One request of a caller, from its body to the last byte of its answer."""
 
     def __init__(self, market: Market) -> None:
         """Raises BadMessage for rules that can't be loaded."""
         self._market = market
         aliases = market.config.aliases
-        self._names = Names(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
-        self._cache = Cache.of(market.config, market.wallet)
-        self._bodies = Bodies(market.config.max_body_bytes, market.config.max_bodies_bytes)
+        self._names = AliasRouter(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
+        self._cache = ResponseCache.of(market.config, market.wallet)
+        self._bodies = RequestBodies(market.config.max_body_bytes, market.config.max_total_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the job until its answer is sent or its client is gone."""
-        send = patient(send)
+        send = with_send_timeout(send)
         try:
             async with self._bodies.read(receive) as body:
                 if body is None:
@@ -108,7 +108,7 @@ class Forward:
                 await self._run(_Wanted.of(scope, body, self._market.config), receive, send)
         except TallyError as error:
             await send_error(send, error)
-        except Stalled as error:
+        except ClientStalled as error:
             log.info("a caller was given up", reason=str(error))
 
     async def _run(self, wanted: _Wanted, receive: Receive, send: Send) -> None:
@@ -128,7 +128,7 @@ class Forward:
 
     async def _relay(self, wanted: _Wanted, send: Send) -> None:
         """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
-        tried = Tried()
+        tried = Attempts()
         try:
             plan = await self._of_key(wanted, self._plan(wanted))
             name = self._cached_as(wanted, plan)
@@ -136,13 +136,14 @@ class Forward:
             if kept is None:
                 await self._ask(wanted, plan, _Sending(send, self._cache, name, tried), tried)
                 return
-            await upkeep_of(self._market).note_hit(Hit(self._label(wanted), kept.model, kept.provider, kept.cost))
+            hit = CacheHit(self._label(wanted), kept.model, kept.provider, kept.cost)
+            await maintenance_of(self._market).record_cache_hit(hit)
             await _send_kept(send, kept)
         except TallyError as error:
-            retry = tried.may_ask_again(error, keyed=wanted.key is not None)
+            retry = tried.may_retry(error, keyed=wanted.key is not None)
             await send_error(send, error, tried.headers(), retry=retry)
 
-    def _cached_as(self, wanted: _Wanted, plan: Plan) -> str | None:
+    def _cached_as(self, wanted: _Wanted, plan: RoutingPlan) -> str | None:
         """By the whole plan: what any of its models answers is the answer, and another plan's is not."""
         if self._cache is None or wanted.key is not None or wanted.content_type != JSON or wanted.extras.cache is False:
             return None
@@ -153,23 +154,23 @@ class Forward:
     def _label(self, wanted: _Wanted) -> str:
         return wanted.options.get("label", self._market.config.label)
 
-    def _plan(self, wanted: _Wanted) -> Plan:
+    def _plan(self, wanted: _Wanted) -> RoutingPlan:
         if wanted.content_type != JSON:
-            return Plan([wanted.body])
-        return self._names.plan(wanted.body, wanted.extras.fallbacks, draw_of(wanted.key or secrets.token_hex()))
+            return RoutingPlan([wanted.body])
+        return self._names.plan(wanted.body, wanted.extras.fallbacks, weight_draw(wanted.key or secrets.token_hex()))
 
-    async def _of_key(self, wanted: _Wanted, plan: Plan) -> Plan:
+    async def _of_key(self, wanted: _Wanted, plan: RoutingPlan) -> RoutingPlan:
         """What is left of a plan for a request with an idempotency key, which stands for one job: the body that this job
         has, once there is one; until then any, without a second after an answer.
         """
         if wanted.key is None or len(plan.bodies) == 1:
             return plan
         head = RequestHead(wanted.path, wanted.content_type)
-        known = await upkeep_of(self._market).keyed(wanted.key)
+        known = await maintenance_of(self._market).find_key(wanted.key)
         mine = [body for body in plan.bodies if known is not None and fingerprint(join_request(head, body)) == known.fingerprint]
-        return Plan((mine or plan.bodies[:1]) if known is not None else plan.bodies)
+        return RoutingPlan((mine or plan.bodies[:1]) if known is not None else plan.bodies)
 
-    async def _ask(self, wanted: _Wanted, plan: Plan, sending: _Sending, tried: Tried) -> None:
+    async def _ask(self, wanted: _Wanted, plan: RoutingPlan, sending: _Sending, tried: Attempts) -> None:
         """One model after another, until one answers and its answer will do. Raises TallyError as long as nothing was sent: the
         first one where max_cost leaves nothing for another model.
         """
@@ -179,8 +180,8 @@ class Forward:
                 result = await self._answer(wanted, body, sending, tried)
             except TallyError as error:
                 sending.name = None  # the next model may answer, but not for the one that was to
-                placed = wanted.key is not None and await upkeep_of(self._market).keyed(wanted.key) is not None
-                if placed or not left or not tried.next_may_do(error):
+                placed = wanted.key is not None and await maintenance_of(self._market).find_key(wanted.key) is not None
+                if placed or not left or not tried.may_fall_back(error):
                     if not tried.results:
                         raise (failed if failed is not None and error.code is Code.COST_ABOVE_CAP else error) from None
                     break
@@ -197,7 +198,7 @@ class Forward:
         if tried.results:  # better than nothing, and paid for
             await sending.result(tried.results[-1], tried.results[:-1])
 
-    async def _answer(self, wanted: _Wanted, body: bytes, sending: _Sending, tried: Tried) -> Result | None:
+    async def _answer(self, wanted: _Wanted, body: bytes, sending: _Sending, tried: Attempts) -> Result | None:
         """The answer of one model; None if it was a stream, which then was sent. What earlier attempts cost, or may cost, is
         taken off max_cost.
         """
@@ -214,23 +215,23 @@ class Forward:
                     if media_type(head.content_type) != EVENT_STREAM:
                         return await job.result()
                 except TallyError as error:
-                    stake = await upkeep_of(market).at_stake(job.id)
+                    stake = await maintenance_of(market).possible_cost(job.id)
                     tried.note(job, error, stake)
                     if again and not stake and job.head is None and await self._mended(error, job):
                         continue
                     raise
-                await sending.stream(job, head, keyed=wanted.key is not None, stake=upkeep_of(market).at_stake)
+                await sending.stream(job, head, keyed=wanted.key is not None, stake=maintenance_of(market).possible_cost)
                 return None
         raise RuntimeError("a job that is not asked for again has an end")
 
     async def _mended(self, error: TallyError, job: Job) -> bool:
         """Whether what was in the job's way is not any more: too little reserved, or books that lacked something."""
-        if isinstance(error, Mended):
+        if isinstance(error, TabRecovered):
             return True
-        return error.code is Code.UNSECURED and await upkeep_of(self._market).secure(job)
+        return error.code is Code.UNSECURED and await maintenance_of(self._market).top_up(job)
 
 
-def _will_do(plan: Plan, result: Result) -> bool:
+def _will_do(plan: RoutingPlan, result: Result) -> bool:
     if result.head.status != 200:
         return True  # an engine's own error is for the caller to see
     try:
@@ -242,7 +243,7 @@ def _will_do(plan: Plan, result: Result) -> bool:
 class _Sending:
     """An answer on its way to the caller, and into the cache where it has a name there."""
 
-    def __init__(self, send: Send, cache: Cache | None, name: str | None, tried: Tried) -> None:
+    def __init__(self, send: Send, cache: ResponseCache | None, name: str | None, tried: Attempts) -> None:
         self._send, self._cache, self.name, self._tried = send, cache, name, tried
 
     async def result(self, result: Result, before: Sequence[Result]) -> None:
@@ -253,11 +254,11 @@ class _Sending:
             "x-tally-job": result.job.hex(),
             "x-tally-provider": result.provider,
             "x-tally-cost": str(_sum([result, *before])),
-            "x-tally-receipt": OUTSTANDING if result.receipt is None else "0x" + result.receipt.digest.hex(),
+            "x-tally-receipt": RECEIPT_OUTSTANDING if result.receipt is None else "0x" + result.receipt.digest.hex(),
             "x-tally-prices": _prices(result.terms),
         }
         if before:
-            told = (f"{one.terms.model}; job={one.job.hex()}; cost={int(one.most)}" for one in before)
+            told = (f"{one.terms.model}; job={one.job.hex()}; cost={int(one.highest_cost)}" for one in before)
             headers["x-tally-escalated"] = ", ".join(told)
         headers |= self._tried.headers()
         await self._keep(result, result.body)  # first: whoever has the answer may ask again
@@ -273,16 +274,16 @@ class _Sending:
             async for chunk in job:
                 tail = (tail + chunk)[-2:]
                 size += len(chunk)
-                if self.name is not None and size <= LARGEST:
+                if self.name is not None and size <= MAX_CACHED_BYTES:
                     parts.append(chunk)
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         except TallyError as error:
             log.warning("a stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
             self._tried.note(job, error, await stake(job.id))
-            told = render_error_event(error, retry=self._tried.may_ask_again(error, keyed=keyed))
+            told = render_error_event(error, retry=self._tried.may_retry(error, keyed=keyed))
             gap = b"" if tail == b"\n\n" else b"\n\n"
             await self._send({"type": "http.response.body", "body": gap + told, "more_body": True})
-        if self.name is not None and job.booked and size <= LARGEST:
+        if self.name is not None and job.receipt_accepted and size <= MAX_CACHED_BYTES:
             await self._keep(await job.result(), b"".join(parts))
         await self._send({"type": "http.response.body", "body": b""})
 
@@ -293,7 +294,7 @@ class _Sending:
         if self._cache is None or self.name is None or result.head.status != 200:
             return
         if result.receipt is not None and result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
-            kept = Kept(
+            kept = CachedResponse(
                 content_type=result.head.content_type,
                 body=body,
                 job=result.job.hex(),
@@ -306,7 +307,7 @@ class _Sending:
 
 
 def _sum(results: Sequence[Result]) -> Amount:
-    return Amount(sum(one.most for one in results))
+    return Amount(sum(one.highest_cost for one in results))
 
 
 async def _until_gone(receive: Receive) -> None:
@@ -335,7 +336,7 @@ async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_kept(send: Send, kept: Kept) -> None:
+async def _send_kept(send: Send, kept: CachedResponse) -> None:
     headers = {
         "content-type": kept.content_type,
         "x-request-id": kept.job,

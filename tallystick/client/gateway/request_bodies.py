@@ -12,17 +12,17 @@ from starlette.types import Message, Receive, Send
 
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 
-BODY_SECONDS = 60
+BODY_TIMEOUT_SECONDS = 60
 """How long a request's body may take to arrive."""
-TAKE_SECONDS = 300
+SEND_TIMEOUT_SECONDS = 300
 """How long a caller may take none of its answer before the connection is given up, and its job cancelled."""
 
 
-class Stalled(Exception):
+class ClientStalled(Exception):
     """The caller does not take its answer."""
 
 
-class Bodies:
+class RequestBodies:
     """Room for the bodies of all requests under way, in bytes: a body has room from when it arrives until its request is over."""
 
     def __init__(self, one: int, together: int) -> None:
@@ -37,7 +37,7 @@ class Bodies:
         parts: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(BODY_SECONDS) as waited:
+            async with asyncio.timeout(BODY_TIMEOUT_SECONDS) as waited:
                 more = True
                 while more:
                     event = await receive()
@@ -55,7 +55,7 @@ class Bodies:
         except TimeoutError:
             if not waited.expired():
                 raise
-            raise Refusal(Code.TIMED_OUT, f"the request did not arrive within {BODY_SECONDS} s") from None
+            raise Refusal(Code.TIMED_OUT, f"the request did not arrive within {BODY_TIMEOUT_SECONDS} s") from None
         finally:
             self.held -= size
 
@@ -63,18 +63,20 @@ class Bodies:
         if size > self._one:
             raise Refusal(Code.BODY_TOO_LARGE, f"the request is longer than {self._one} bytes")
         if self.held + more > self._together:
-            text = f"the requests under way have {self._together} bytes, which is all that this gateway holds (max_bodies_bytes)"
+            text = (
+                f"the requests under way have {self._together} bytes, which is all that this gateway holds (max_total_body_bytes)"
+            )
             raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
 
 
-def patient(send: Send) -> Send:
-    """A `send` that raises Stalled where the caller takes nothing for TAKE_SECONDS."""
+def with_send_timeout(send: Send) -> Send:
+    """A `send` that raises ClientStalled where the caller takes nothing for SEND_TIMEOUT_SECONDS."""
 
     async def in_time(message: Message) -> None:
         try:
-            async with asyncio.timeout(TAKE_SECONDS):
+            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
                 await send(message)
         except TimeoutError:
-            raise Stalled(f"the caller took nothing for {TAKE_SECONDS} s") from None
+            raise ClientStalled(f"the caller took nothing for {SEND_TIMEOUT_SECONDS} s") from None
 
     return in_time

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tallystick.client.config import MIB, ClientConfig
-from tallystick.client.receipts.file_store import Folder
+from tallystick.client.receipts.file_store import FileStore
 from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
@@ -34,7 +34,7 @@ from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import dumps, loads
 
 ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES)
-LARGEST = 4 * MIB
+MAX_CACHED_BYTES = 4 * MIB
 """Bytes of an answer; larger ones are not kept."""
 _NONCE = 12
 _LONG_NUMBER = re.compile(rb"\d{17}")
@@ -42,7 +42,7 @@ _LONG_NUMBER = re.compile(rb"\d{17}")
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedResponse:
     """An answer as it came, and what its job cost (base units), who did it, its receipt's digest as hex."""
 
     content_type: str
@@ -54,18 +54,22 @@ class Kept:
     receipt: str
 
 
-class Cache:
+class ResponseCache:
     """See the module's docstring. `limit` is bytes in all, `seconds` how long an answer is good, `now` Unix time."""
 
     def __init__(self, path: Path, limit: int, seconds: int, wallet: Signer, now: Callable[[], float] = time.time) -> None:
-        self._folder, self._seconds, self._now = Folder(path, limit, "[0-9a-f]{64}"), seconds, now
+        self._folder, self._seconds, self._now = FileStore(path, limit, "[0-9a-f]{64}"), seconds, now
         derived = HKDF(SHA256(), 64, salt=None, info=b"tallystick response cache 1").derive(wallet.secret)
         self._names, self._box = derived[:32], AESGCM(derived[32:])
 
     @classmethod
-    def of(cls, config: ClientConfig, wallet: Signer) -> Cache | None:
+    def of(cls, config: ClientConfig, wallet: Signer) -> ResponseCache | None:
         """The one that a config names, if it does."""
-        return None if config.cache is None else cls(config.cache, config.cache_mib * MIB, config.cache_seconds, wallet)
+        return (
+            None
+            if config.cache_folder is None
+            else cls(config.cache_folder, config.cache_folder_mib * MIB, config.cache_seconds, wallet)
+        )
 
     def name(self, path: str, bodies: Sequence[bytes], demand: Demand, caller: str, *, asked: bool | None) -> str | None:
         """Under which name the answer to a request is kept; None where it is not to be. `bodies`: the request for each model that
@@ -88,11 +92,11 @@ class Cache:
             return None
         return hmac.new(self._names, plain, hashlib.sha256).hexdigest()
 
-    async def get(self, name: str) -> Kept | None:
+    async def get(self, name: str) -> CachedResponse | None:
         """The answer of that name, unless it is too old."""
         return await asyncio.to_thread(self._get, self._folder.path / name)
 
-    def _get(self, path: Path) -> Kept | None:
+    def _get(self, path: Path) -> CachedResponse | None:
         try:
             if path.stat().st_mtime < self._now() - self._seconds:
                 return None
@@ -102,11 +106,11 @@ class Cache:
             return None
         head, _, body = plain.partition(b"\n")
         told: dict[str, Any] = orjson.loads(head)
-        return Kept(body=body, cost=Amount(told.pop("cost")), **told)
+        return CachedResponse(body=body, cost=Amount(told.pop("cost")), **told)
 
-    async def put(self, name: str, kept: Kept) -> None:
+    async def put(self, name: str, kept: CachedResponse) -> None:
         """Keeps an answer, unless it is too large."""
-        if len(kept.body) > LARGEST:
+        if len(kept.body) > MAX_CACHED_BYTES:
             return
         told = {"content_type": kept.content_type, "job": kept.job, "provider": kept.provider, "model": kept.model}
         plain = dumps(told | {"cost": int(kept.cost), "receipt": kept.receipt}) + b"\n" + kept.body

@@ -1,6 +1,6 @@
 """Rules by which an alias asks a small model first, and a larger one where that does not do. Pure, but for loading one by name.
 
-A rule is any object with the two methods of `Rule`; the config names the built-in "simple-first", or one of yours as
+A rule is any object with the two methods of `RoutingRule`; the config names the built-in "small-model-first", or one of yours as
 "package.module:name".
 """
 
@@ -18,7 +18,7 @@ SIMPLE_MESSAGES = 6
 SIMPLE_OUTPUT = 1_024
 
 
-class Rule(Protocol):
+class RoutingRule(Protocol):
     """What an alias's models are asked by. `request` and `answer` are OpenAI's JSON; neither may be changed."""
 
     def order(self, request: Mapping[str, Any], models: Sequence[str]) -> Sequence[str]:
@@ -30,7 +30,7 @@ class Rule(Protocol):
         ...
 
 
-class SimpleFirst:
+class SmallModelFirst:
     """The built-in rule.
 
     A completion is simple where it is text of at most SIMPLE_CHARACTERS in at most SIMPLE_MESSAGES, wants at most SIMPLE_OUTPUT
@@ -43,11 +43,11 @@ class SimpleFirst:
     """
 
     def order(self, request: Mapping[str, Any], models: Sequence[str]) -> Sequence[str]:
-        """See Rule."""
+        """See RoutingRule."""
         return tuple(models) if is_simple(request) or not _is_completion(request) else tuple(reversed(models))
 
     def good(self, request: Mapping[str, Any], answer: Any) -> bool:
-        """See Rule."""
+        """See RoutingRule."""
         if not is_simple(request):
             return True
         choices = answer.get("choices") if isinstance(answer, Mapping) else None
@@ -59,7 +59,7 @@ def _is_completion(request: Mapping[str, Any]) -> bool:
 
 
 def is_simple(request: Mapping[str, Any]) -> bool:
-    """See SimpleFirst."""
+    """See SmallModelFirst."""
     if not _is_completion(request):
         return False
     messages = request.get("messages", [{"content": request.get("prompt")}])
@@ -104,15 +104,15 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def load_rule(name: str) -> Rule:
+def load_rule(name: str) -> RoutingRule:
     """A rule by the name that the config gives. Raises BadMessage."""
-    if name == "simple-first":
-        return SimpleFirst()
+    if name == "small-model-first":
+        return SmallModelFirst()
     try:
         found = resolve_name(name)
         rule = found() if isinstance(found, type) else found
     except Exception as error:  # whatever somebody's module raises  # noqa: BLE001
-        known = 'known is "simple-first"; your own is "package.module:name"'
+        known = 'known is "small-model-first"; your own is "package.module:name"'
         raise BadMessage(f"config: aliases: rule {name!r}: {type(error).__name__}: {error}; {known}") from None
     if not (callable(getattr(rule, "order", None)) and callable(getattr(rule, "good", None))):
         raise BadMessage(f"config: aliases: rule {name!r}: expected an object with the methods order and good")

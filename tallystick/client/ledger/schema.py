@@ -1,4 +1,4 @@
-"""The tables of the payer's ledger; client/migrations makes them. Signed documents are kept as they came."""
+"""The tables of the payer's ledger, which client/migrations creates. Signed documents are stored as they were received."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from tallystick.protocol.types import Address
 
 
 class OrderState(str, Enum):
-    """Where an order is. `open`: signed, and nobody is known to have it yet. `dispatched`: a provider had it, and its job ended
-    here without a receipt for it. `booked`: its receipt ended the job. `released`: its provider's receipt at no cost came.
-    `closed`: its job ended, and it was never matched. `disputed`: its receipt was dishonest.
+    """State of an order.
+
+    `open`: signed, and no provider is known to have it yet. `dispatched`: a provider had it, and its job ended here without a
+    receipt for it. `recorded`: its receipt ended the job. `released`: its provider's receipt at no cost came. `closed`: its job
+    ended, and it was never matched. `disputed`: its receipt was dishonest.
     """
 
     OPEN = "open"
     DISPATCHED = "dispatched"
-    BOOKED = "booked"
+    RECORDED = "recorded"
     RELEASED = "released"
     CLOSED = "closed"
     DISPUTED = "disputed"
 
 
 COLLECTABLE = (OrderState.OPEN.value, OrderState.DISPATCHED.value, OrderState.DISPUTED.value)
-"""The states in which an order counts, against its tab and against budgets, until its `claim_by`."""
+"""States in which an order counts against its tab and against budgets until its `claim_by`."""
 
 
 class JobState(str, Enum):
-    """Where a job is, as far as this client knows. `lost`: the stream broke before its end; the coordinator will be asked."""
+    """State of a job as this client knows it. `lost`: the stream broke before its end; the coordinator will be asked."""
 
     OPEN = "open"
     COMPLETED = "completed"
@@ -39,13 +41,13 @@ class JobState(str, Enum):
     DISPUTED = "disputed"
 
 
-def venue(domain: Domain) -> str:
-    """What keeps the tabs of one deployment apart from those of another."""
+def deployment_id(domain: Domain) -> str:
+    """Identifies a deployment by chain and contract; tabs of different deployments are separate."""
     return f"{domain.chain_id}:{domain.contract}"
 
 
 def domain_of(text: str) -> Domain:
-    """The deployment of a venue."""
+    """The inverse of `deployment_id`."""
     chain, _, contract = text.partition(":")
     return Domain(int(chain), Address(contract))
 
@@ -55,25 +57,25 @@ metadata = sa.MetaData()
 tabs = sa.Table(
     "tabs",
     metadata,
-    sa.Column("venue", sa.String(64), primary_key=True),
+    sa.Column("deployment_id", sa.String(64), primary_key=True),
     sa.Column("payer", sa.String(42), primary_key=True),
     sa.Column("provider", sa.String(42), primary_key=True),
     sa.Column("accepted", sa.BigInteger),
     sa.Column("total", sa.BigInteger),
-    sa.Column("total_mark", sa.BigInteger),
+    sa.Column("total_order_seq", sa.BigInteger),
     sa.Column("ceiling", sa.BigInteger),
     sa.Column("order_seq", sa.BigInteger),
-    sa.Column("frozen", sa.Text),
-    sa.Column("undelivered", sa.Integer),
+    sa.Column("blocked_reason", sa.Text),
+    sa.Column("undelivered_quarters", sa.Integer),
     sa.Column("settled", sa.BigInteger),
-    sa.Column("excused", sa.BigInteger),
+    sa.Column("settled_at_unblock", sa.BigInteger),
     sa.Column("recovered", sa.BigInteger),
 )
 jobs = sa.Table(
     "jobs",
     metadata,
     sa.Column("job", sa.String(32), primary_key=True),
-    sa.Column("venue", sa.String(64)),
+    sa.Column("deployment_id", sa.String(64)),
     sa.Column("payer", sa.String(42)),
     sa.Column("model", sa.Text),
     sa.Column("path", sa.Text),
@@ -83,7 +85,7 @@ jobs = sa.Table(
     sa.Column("created_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
     sa.Column("label", sa.String(64)),
-    sa.Column("took_ms", sa.BigInteger),
+    sa.Column("duration_ms", sa.BigInteger),
     sa.Column("cancelled", sa.Boolean),
     sa.Column("asked_at", sa.BigInteger),
     sa.Column("reader", sa.String(16)),
@@ -110,7 +112,7 @@ orders = sa.Table(
     metadata,
     sa.Column("digest", sa.String(64), primary_key=True),
     sa.Column("job", sa.String(32)),
-    sa.Column("venue", sa.String(64)),
+    sa.Column("deployment_id", sa.String(64)),
     sa.Column("payer", sa.String(42)),
     sa.Column("provider", sa.String(42)),
     sa.Column("seq", sa.BigInteger),
@@ -121,27 +123,27 @@ orders = sa.Table(
     sa.Column("order_doc", sa.Text),
     sa.Column("terms_doc", sa.Text),
     sa.Column("delivered_doc", sa.Text),
-    sa.Column("quarters", sa.Integer),
-    sa.Column("counted_at", sa.BigInteger),
+    sa.Column("undelivered_quarters", sa.Integer),
+    sa.Column("undelivered_at", sa.BigInteger),
 )
 receipts = sa.Table(
     "receipts",
     metadata,
     sa.Column("digest", sa.String(64), primary_key=True),
-    sa.Column("venue", sa.String(64)),
+    sa.Column("deployment_id", sa.String(64)),
     sa.Column("payer", sa.String(42)),
     sa.Column("provider", sa.String(42)),
     sa.Column("seq", sa.BigInteger),
     sa.Column("order_digest", sa.String(64)),
     sa.Column("receipt_doc", sa.Text),
     sa.Column("whole", sa.Boolean),
-    sa.Column("booked_at", sa.BigInteger),
+    sa.Column("recorded_at", sa.BigInteger),
 )
 evidence = sa.Table(
     "evidence",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("venue", sa.String(64)),
+    sa.Column("deployment_id", sa.String(64)),
     sa.Column("payer", sa.String(42)),
     sa.Column("provider", sa.String(42)),
     sa.Column("job", sa.String(32)),
@@ -151,7 +153,7 @@ evidence = sa.Table(
     sa.Column("terms_doc", sa.Text),
     sa.Column("other_doc", sa.Text),
     sa.Column("delivered_doc", sa.Text),
-    sa.Column("found_at", sa.BigInteger),
+    sa.Column("recorded_at", sa.BigInteger),
 )
 keys = sa.Table(
     "keys",
@@ -167,7 +169,7 @@ keys = sa.Table(
 asks = sa.Table(
     "asks",
     metadata,
-    sa.Column("venue", sa.String(64), primary_key=True),
+    sa.Column("deployment_id", sa.String(64), primary_key=True),
     sa.Column("provider", sa.String(42), primary_key=True),
     sa.Column("product", sa.String(64), primary_key=True),
     sa.Column("newest_doc", sa.Text),

@@ -19,9 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tallystick.client.openai.requests import summarise
-from tallystick.client.receipts.checks import Delivered, Doubt, Neighbours, Placed, check_answer, check_place
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import Delivery
+from tallystick.client.receipts.price_check import check_against_order
 from tallystick.client.receipts.proof import FORMAT as PROOF
 from tallystick.client.receipts.proof import Finding, Proof, read_proof
+from tallystick.client.receipts.sequence_check import AdjacentReceipts, check_sequence
+from tallystick.client.receipts.token_audit import AuditFinding
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, Fault, TallyError
 from tallystick.protocol.json_members import read_count, read_items, read_text
@@ -31,8 +35,8 @@ from tallystick.protocol.types import Address, JobId, parse_address
 from tallystick.protocol.wire import dumps, loads, split_request
 
 FORMAT = "evidence/1"
-MAX_OTHERS = 8
-Recounting = Callable[[bytes, Sequence[bytes], Receipt], Doubt | None]
+MAX_OTHER_RECEIPTS = 8
+RecountTokens = Callable[[bytes, Sequence[bytes], Receipt], AuditFinding | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Evidence:
     receipt: Signed[Receipt]
     order: Signed[Order]
     terms: Terms
-    found_at: int
+    recorded_at: int
     domain: Domain
     others: tuple[Signed[Receipt], ...] = ()
 
@@ -86,7 +90,7 @@ class EvidenceFile:
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> EvidenceFile:
         """Reads the file's JSON object. Raises BadMessage that names the member at fault."""
-        others = read_items(raw.get("others"), "evidence.others", MAX_OTHERS)
+        others = read_items(raw.get("others"), "evidence.others", MAX_OTHER_RECEIPTS)
         proof = raw.get("proof")
         return cls(
             domain=Domain(
@@ -115,7 +119,7 @@ class EvidenceFile:
             return False
         return True
 
-    def check(self, recount: Recounting | None = None) -> list[Finding]:
+    def check(self, recount: RecountTokens | None = None) -> list[Finding]:
         """What shows that the receipt is dishonest, to anyone. With `recount` the tokens of kept plaintexts are counted again.
 
         Raises BadSignature or BadMessage where the file is not what it says, BadReceipt where nothing in it shows that.
@@ -126,19 +130,19 @@ class EvidenceFile:
         here = receipt.message
         if (here.order_hash, here.payer, here.provider) != (order.digest, order.message.payer, order.message.provider):
             raise BadMessage("evidence.receipt: not a receipt of this order")
-        placed = Placed(order, self.terms)
+        placed = PlacedOrder(order, self.terms)
         near = [one.verify(self.domain).message for one in self.others]
         if any((one.payer, one.provider) != (here.payer, here.provider) for one in near):
             raise BadMessage("evidence.others: a receipt of another tab")
         findings = [Finding("signatures", f"the provider {here.provider} signed the receipt, the payer {here.payer} the order")]
         signed = self._signed_plaintexts(receipt)
         checks: list[Callable[[], None]] = [
-            lambda: check_answer(placed, here, None),
-            lambda: check_place(here, Neighbours.of(here, near)),
+            lambda: check_against_order(placed, here, None),
+            lambda: check_sequence(here, AdjacentReceipts.of(here, near)),
         ]
         if signed is not None:
             delivered = _delivered(signed)
-            checks.append(lambda: check_answer(placed, here, delivered))
+            checks.append(lambda: check_against_order(placed, here, delivered))
         for check in checks:
             try:
                 check()
@@ -174,9 +178,9 @@ def read_evidence(data: bytes) -> EvidenceFile:
     return EvidenceFile.from_json(raw)
 
 
-def _delivered(proof: Proof) -> Delivered:
+def _delivered(proof: Proof) -> Delivery:
     """What the bytes are that the provider signed for."""
     head, body = split_request(proof.request)
     bounded = summarise(head.path, body, head.content_type).bounded
     sizes = len(body), sum(map(len, proof.response[1:]))
-    return Delivered(*sizes, proof.receipt.message.result_commitment, finished=True, bounded=bounded)
+    return Delivery(*sizes, proof.receipt.message.result_commitment, finished=True, bounded=bounded)

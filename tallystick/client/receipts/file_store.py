@@ -16,7 +16,7 @@ from tallystick.runtime.keystore import write_private
 log = structlog.get_logger()
 
 
-class Folder:
+class FileStore:
     """Holds `limit` bytes of files at most; the oldest go first. A disk that fails costs the file and is logged, nothing else.
 
     Only files whose names match `names` are its own: whatever else lies there stays.
@@ -54,16 +54,16 @@ class Folder:
         return {path.name: stat.st_size for path, stat in sorted(found, key=lambda one: one[1].st_mtime)}
 
 
-class ProofFolder:
+class ProofStore:
     """JOB.json of each job."""
 
     def __init__(self, path: Path, limit: int) -> None:
-        self._folder = Folder(path, limit, r"[0-9a-f]{32}\.json")
+        self._folder = FileStore(path, limit, r"[0-9a-f]{32}\.json")
 
     @classmethod
-    def of(cls, config: ClientConfig) -> ProofFolder | None:
+    def of(cls, config: ClientConfig) -> ProofStore | None:
         """The one that a config names, if it does."""
-        return None if config.proofs is None else cls(config.proofs, config.proofs_mib * MIB)
+        return None if config.proof_folder is None else cls(config.proof_folder, config.proof_folder_mib * MIB)
 
     async def put(self, job: JobId, proof: Proof) -> None:
         """Stores the proof of a job."""

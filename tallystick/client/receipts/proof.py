@@ -20,7 +20,8 @@ import binascii
 from dataclasses import dataclass, field
 from typing import Any
 
-from tallystick.client.receipts.checks import Placed, check_answer
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.price_check import check_against_order
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, TallyError
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
@@ -118,7 +119,7 @@ class Proof:
         head, body = split_request(self.request)
         findings.append(Finding("request", f"the ordered one: {len(body)} bytes to {head.path}"))
         findings.append(Finding("receipt", f"signed by the provider {message.provider}, on this order"))
-        check_answer(Placed(order, terms), message, None)
+        check_against_order(PlacedOrder(order, terms), message, None)
         bill = f"{message.input_tokens} + {message.output_tokens} tokens cost {format_amount(message.cost)}"
         findings.append(Finding("price", f"{bill}, as the terms' prices give"))
         return [*findings, self._transcript(message)]

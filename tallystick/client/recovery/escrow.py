@@ -1,5 +1,6 @@
-"""What a client asks of the chain, and does there by itself, where its config names the deployment: read stakes, add to a
-reservation that a provider finds too small, and notice reservations that nobody uses.
+"""The client's own access to the escrow contract: reads of stakes and payments, reservation top-ups, and idle reservations.
+
+It is available only if the config names a deployment file. Jobs run without it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from tallystick.chain.read_cache import ReadCache
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.pinning import load_deployment
 from tallystick.client.ledger.accounts import Account
-from tallystick.client.ledger.repair import Paid
-from tallystick.client.receipts.checks import RESERVE_TIMES, Placed, Tab, reserve_for
+from tallystick.client.ledger.repair import PaidOrder
+from tallystick.client.orders.signing import RESERVE_MULTIPLE, PlacedOrder, reserve_for
+from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Seconds, format_amount
@@ -31,26 +34,33 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 STAKE_SECONDS = 60
-KEPT = 10_000
-JUST_NOW_SECONDS = 5.0
+"""Age in seconds up to which a cached stake is used."""
+CACHED_STAKES = 10_000
+REPEAT_SECONDS = 5.0
+"""For so long after a top-up, another request that the same reservation covers starts no second one."""
 LOCK_TRIES, LOCK_PAUSE = 100, 0.2
 MAX_SETTLED = 1 << 62
-"""No honest chain has paid more on a tab."""
+"""Base units. No honest chain has paid more on a tab."""
 
 
-class Onchain:
-    """See the module's docstring. Nothing here is needed to run jobs: what fails is logged, and says what to do by hand."""
+class PayerEscrow:
+    """The escrow as one payer uses it. A failed top-up is logged with the command that does it by hand.
 
-    def __init__(self, escrow: Escrow, wallet: Signer, config: ClientConfig, tick: Callable[[], float] = time.monotonic) -> None:
-        self._escrow, self._wallet, self._config, self._tick = escrow, wallet, config, tick
-        self._stakes: dict[Address, tuple[float, Amount]] = {}
-        self._topped_up: dict[Address, tuple[float, int]] = {}
-        self._one_at_a_time = asyncio.Lock()
+    `clock` gives monotonic seconds.
+    """
+
+    def __init__(self, escrow: Escrow, wallet: Signer, config: ClientConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._escrow, self._wallet, self._config, self._clock = escrow, wallet, config, clock
+        self._stakes = ReadCache("stake of", self._read_stake, capacity=CACHED_STAKES, clock=clock)
+        self._top_ups: dict[Address, tuple[float, int]] = {}
+        """By provider: when its reservation was last topped up, and the total cost on its tab that this covers."""
+        self._top_up_lock = asyncio.Lock()
 
     @classmethod
-    def of(cls, config: ClientConfig, wallet: Signer) -> Onchain | None:
-        """Where the config names a deployment file, and an RPC address that is the user's own (see `rpc_of`). Raises BadMessage
-        if the file cannot be read.
+    def of(cls, config: ClientConfig, wallet: Signer) -> PayerEscrow | None:
+        """The escrow of the config's deployment file; None without a file or a trusted RPC address (see `rpc_of`).
+
+        Raises BadMessage if the file cannot be read.
         """
         deployment = load_deployment(config)
         rpc = None if deployment is None else rpc_of(config, deployment.rpc)
@@ -58,10 +68,10 @@ class Onchain:
             return None
         if rpc is None:
             log.warning(
-                "the chain is not asked: the RPC address in the deployment file may be anybody's",
+                "chain not used: the RPC address in the deployment file is not known to be trusted",
                 file=str(config.deployment),
                 rpc=deployment.rpc,
-                do="set rpc to an endpoint that you trust, or use_deployment_rpc = true",
+                hint="set rpc to an endpoint that you trust, or use_deployment_rpc = true",
             )
             return None
         from tallystick.chain.endpoint import Rpc  # noqa: PLC0415 - slow to import, and many clients name no deployment
@@ -70,83 +80,82 @@ class Onchain:
         return cls(Escrow(Rpc(rpc), deployment), wallet, config)
 
     async def close(self) -> None:
-        """Lets go of the endpoint."""
+        """Cancels reads in progress and closes the connections to the endpoint."""
+        await self._stakes.close()
         await self._escrow.rpc.close()
 
     async def stake(self, provider: Address) -> Amount:
-        """What a provider has staked, at most a minute old. Raises Unavailable."""
-        known = self._stakes.get(provider)
-        if known is not None and self._tick() - known[0] < STAKE_SECONDS:
-            return known[1]
-        stake = (await self._escrow.provider(provider)).stake
-        if len(self._stakes) >= KEPT:
-            self._stakes.clear()
-        self._stakes[provider] = (self._tick(), stake)
-        return stake
+        """A provider's stake, at most a minute old. Raises Unavailable."""
+        return await self._stakes.get(provider, max_age=STAKE_SECONDS)
+
+    async def _read_stake(self, provider: Address) -> Amount:
+        return (await self._escrow.provider(provider)).stake
 
     async def settled(self, provider: Address) -> Amount:
-        """What was paid to a provider in all; nothing where the chain does not say, or says what no honest one would."""
+        """The total that the chain paid to a provider on this payer's tab; 0 if the chain fails or claims an implausible sum."""
         try:
             settled = (await self._escrow.tab(self._wallet.address, provider)).settled
         except TallyError as error:
-            log.info("the chain does not tell what it settled", reason=str(error))
+            log.info("settled amount not read from the chain", reason=str(error))
             return Amount(0)
         return settled if settled <= MAX_SETTLED else Amount(0)
 
-    async def paid(self, provider: Address, enough: Amount) -> list[Paid] | None:
-        """The orders of this key on which the chain paid a provider, until one allows `enough` (base units); None where the chain
-        cannot be searched now.
+    async def paid(self, provider: Address, enough: Amount) -> list[PaidOrder] | None:
+        """The orders of this key on which the chain paid a provider, newest first, up to one that allows `enough` base units.
+
+        None if the chain cannot be searched now.
         """
         from tallystick.chain.settlements import settling_orders  # noqa: PLC0415 - see `of`
 
         try:
-            found = await settling_orders(self._escrow, self._wallet.address, provider, enough=enough)
+            orders = await settling_orders(self._escrow, self._wallet.address, provider, enough=enough)
         except TallyError as error:
-            log.info("the chain does not tell what it paid on", reason=str(error))
+            log.info("settled orders not read from the chain", reason=str(error))
             return None
-        return [Paid(one.order, one.transaction) for one in found]
+        return [PaidOrder(settling.order, settling.transaction) for settling in orders]
 
-    async def top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
-        """Reserves enough for an order that its provider found too little reserved for, and for some more like it: RESERVE_TIMES
-        what it takes now, as far as the config's reserve_target goes. Never more than top_up_total over all of `accounts` (the
-        providers in this wallet's books). Whether it did, or just had; if not, the log says why.
+    async def top_up(self, refused: PlacedOrder, tab: Tab, accounts: Sequence[Account], now_ns: int) -> bool:
+        """Raises the reservation for a provider that refused an order as unsecured. Returns whether it is, or just was, raised.
 
-        The key itself signs for it: an order for no more than was ordered before, with a higher reserveTarget, which the contract
-        takes from anyone (IEscrow.secure). Only the gas must be at hand.
+        The new reservation covers the order and some more like it (RESERVE_TIMES), within the config's reserve_target. All
+        reservations of `accounts`, the providers in this wallet's ledger, stay within top_up_total. If nothing is reserved, the
+        log says why.
+
+        The key signs for it: an order for no more than was ordered before, with a higher reserveTarget, which the contract
+        accepts from any sender (IEscrow.secure). Only coins for gas are needed.
         """
-        async with self._one_at_a_time:
-            at, borne = self._topped_up.get(refused.provider, (float("-inf"), 0))
-            if self._tick() - at < JUST_NOW_SECONDS and _worst(tab, refused) <= borne:
+        async with self._top_up_lock:
+            topped_up_at, covered = self._top_ups.get(refused.provider, (float("-inf"), 0))
+            if self._clock() - topped_up_at < REPEAT_SECONDS and _worst_total(tab, refused) <= covered:
                 return True
             try:
-                async with _alone(self._config.state_file(self._wallet.address).with_suffix(".reserving")):
-                    why = await self._top_up(refused, tab, accounts, now_ns)
+                async with _process_lock(self._config.ledger_path(self._wallet.address).with_suffix(".reserving")):
+                    reason = await self._top_up(refused, tab, accounts, now_ns)
             except TallyError as error:
-                why = str(error)
-        if why:
+                reason = str(error)
+        if reason:
             command = f"tally reserve {refused.provider} {format_amount(refused.terms.max_cost)}"
-            log.warning("a provider wants more reserved for it", provider=refused.provider, why=why, do=command)
-        return not why
+            log.warning("reservation too small for a provider", provider=refused.provider, reason=reason, hint=command)
+        return not reason
 
-    async def _top_up(self, refused: Placed, tab: Tab, accounts: Sequence[Account], now_ns: int) -> str:
-        """Why it was not done, or nothing."""
+    async def _top_up(self, refused: PlacedOrder, tab: Tab, accounts: Sequence[Account], now_ns: int) -> str:
+        """Returns why nothing was reserved, or an empty text."""
         escrow, key, provider = self._escrow, self._wallet.address, refused.provider
         providers = list(dict.fromkeys([provider, *(account.provider for account in accounts)]))
         purse = await escrow.purse(key)
-        held = await asyncio.gather(*(escrow.tab(key, one) for one in providers))
-        needed = _worst(tab, refused) - held[0].settled
+        tabs = await asyncio.gather(*(escrow.tab(key, address) for address in providers))
+        needed = _worst_total(tab, refused) - tabs[0].settled
         target = max(
-            reserve_for(tab, self._config.reserve_target), needed, min(self._config.reserve_target, RESERVE_TIMES * needed)
+            reserve_for(tab, self._config.reserve_target), needed, min(self._config.reserve_target, RESERVE_MULTIPLE * needed)
         )
-        reserved = sum(one.reserved for one in held)
-        more = target - held[0].reserved
-        room = self._config.top_up_total - reserved
-        if more > room:
-            return f"it takes {_dollars(more)}, and top_up_total leaves {_dollars(room)} of what is reserved in all"
-        if more > purse.free - purse.thawing:
-            return f"it takes {_dollars(more)}, and the purse has {_dollars(purse.free - purse.thawing)} free"
-        if more <= 0:
-            return f"{_dollars(held[0].reserved)} is reserved for it already"
+        missing = target - tabs[0].reserved
+        allowed = self._config.top_up_total - sum(on_chain.reserved for on_chain in tabs)
+        if missing > allowed:
+            return f"{_dollars(missing)} more would be needed, but top_up_total allows {_dollars(allowed)} more"
+        if missing > purse.free - purse.thawing:
+            return f"{_dollars(missing)} more would be needed, but the purse has {_dollars(purse.free - purse.thawing)} free"
+        if missing <= 0:
+            return f"{_dollars(tabs[0].reserved)} is reserved for it already"
         if await escrow.rpc.balance(key) == 0:
             return f"{key} has no coins of the chain to pay for gas"
         order = replace(
@@ -161,38 +170,39 @@ class Onchain:
         from tallystick.chain.sender import Sender  # noqa: PLC0415 - see `of`
 
         await escrow.secure(Sender(escrow.rpc, self._wallet), self._wallet.sign(order, escrow.deployment.domain))
-        self._topped_up[provider] = self._tick(), int(target + held[0].settled)
-        log.info("reserved more for a provider", provider=provider, amount=_dollars(more), reserved=_dollars(target))
+        self._top_ups[provider] = self._clock(), int(target + tabs[0].settled)
+        log.info("reserved more for a provider", provider=provider, amount=_dollars(missing), reserved=_dollars(target))
         return ""
 
     async def idle(self, accounts: Sequence[Account], now: int) -> list[tuple[Account, Amount]]:
-        """The reservations of providers that were not ordered from for the config's idle_days. Raises Unavailable."""
-        before = now - self._config.idle_days * 86_400
-        old = [account for account in accounts if account.used_at < before and not account.in_flight]
-        held = [(account, (await self._escrow.tab(self._wallet.address, account.provider)).reserved) for account in old]
-        return [(account, amount) for account, amount in held if amount]
+        """Reservations for providers that got no order for the config's idle_reserve_days. Raises Unavailable."""
+        before = now - self._config.idle_reserve_days * 86_400
+        unused = [account for account in accounts if account.used_at < before and not account.in_flight]
+        reserved = [(account, (await self._escrow.tab(self._wallet.address, account.provider)).reserved) for account in unused]
+        return [(account, amount) for account, amount in reserved if amount]
 
     async def warn_idle(self, accounts: Sequence[Account], now: int) -> None:
-        """Logs them, with the command that frees each. Raises Unavailable."""
+        """Logs each idle reservation with the command that releases it. Raises Unavailable."""
         for account, amount in await self.idle(accounts, now):
             days = (now - account.used_at) // 86_400
             log.warning(
-                "money is reserved for a provider that is not used",
+                "idle reservation",
                 provider=account.provider,
                 amount=format_amount(amount),
                 days=days,
-                do=f"tally release {account.provider}",
+                hint=f"tally release {account.provider}",
             )
 
 
-def _worst(tab: Tab, refused: Placed) -> int:
-    """The most that its provider can have collected of this payer, once the order has run: base units over the tab's life."""
-    return max(tab.accepted, tab.believed) + max(tab.open_caps, refused.terms.max_cost)
+def _worst_total(tab: Tab, refused: PlacedOrder) -> int:
+    """The most that the provider can have collected over the tab's life once the order has run, in base units."""
+    return max(tab.accepted, tab.explained_total) + max(tab.open_caps, refused.terms.max_cost)
 
 
 def rpc_of(config: ClientConfig, deployed: str) -> str | None:
-    """The RPC address that a client believes: the config's own; that of the deployment file only if it is on this machine, or the
-    config says so. None: none.
+    """The RPC address that the client trusts; None without one.
+
+    That is the config's own address, or the deployment file's if it is on this machine or the config allows it.
     """
     if config.rpc is not None or config.use_deployment_rpc:
         return config.rpc or deployed
@@ -204,8 +214,8 @@ def rpc_of(config: ClientConfig, deployed: str) -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def _alone(path: Path) -> AsyncIterator[None]:
-    """Keeps other processes of this wallet from doing the same meanwhile. Raises Unavailable if one takes too long."""
+async def _process_lock(path: Path) -> AsyncIterator[None]:
+    """Holds a lock against other processes of this wallet. Raises Unavailable if one of them holds it for too long."""
     if sys.platform == "win32":
         yield
         return

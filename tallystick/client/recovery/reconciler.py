@@ -9,14 +9,15 @@ from typing import Any
 
 import structlog
 
-from tallystick.client.coordinator.http_client import Coordinator, RemoteJob
+from tallystick.client.coordinator.http_client import CoordinatorClient, RemoteJob
 from tallystick.client.ledger.ledger import Ledger
-from tallystick.client.ledger.open_orders import NOTHING, Arrived
+from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
 from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import Arrival
-from tallystick.client.receipts.checks import Doubt, Placed
-from tallystick.client.recovery.tabs import Recovery
+from tallystick.client.ledger.writes import IncomingReceipt
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.token_audit import AuditFinding
+from tallystick.client.recovery.lost_state import TabRecovery
 from tallystick.protocol.eip712 import Signed, Verified, read_signed
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError
 from tallystick.protocol.jobs import TERMINAL, State
@@ -31,7 +32,7 @@ POLLS = (0.1, 0.3, 1.0, 3.0, 5.0)
 WATCH_SECONDS = 600.0
 """How often the chain is asked what it paid to the providers that this wallet used lately."""
 
-Judge = Callable[[Receipt], Awaitable[Doubt | None]]
+Audit = Callable[[Receipt], Awaitable[AuditFinding | None]]
 """What a recount has against a receipt."""
 
 PASSED_OVER_SECONDS = 60.0
@@ -41,7 +42,7 @@ _ENDED = {State.COMPLETED: JobState.FAILED, State.CANCELLED: JobState.CANCELLED}
 """How a job is kept that ended at the coordinator without a receipt; otherwise it failed."""
 
 
-class Resolver:
+class Reconciler:
     """Settles jobs in the background: those that this process abandoned, at most `limit` at a time, and every `every` seconds
     whatever the ledger has open that is not `live` here (of earlier runs, and of times when the coordinator was away).
     """
@@ -49,13 +50,13 @@ class Resolver:
     def __init__(
         self,
         ledger: Ledger,
-        coordinator: Coordinator,
+        coordinator: CoordinatorClient,
         *,
         now: Callable[[], int],
         live: Callable[[], Collection[JobId]],
         limit: int,
         every: int,
-        recovery: Recovery,
+        recovery: TabRecovery,
     ) -> None:
         self._ledger, self._coordinator, self.recovery = ledger, coordinator, recovery
         self._now, self._live, self._limit, self._every = now, live, limit, every
@@ -65,7 +66,7 @@ class Resolver:
         self._watched = float("-inf")
 
     async def resolve(
-        self, job: JobId, arrived: Arrived = NOTHING, judge: Judge | None = None
+        self, job: JobId, arrived: Deliveries = NO_DELIVERIES, judge: Audit | None = None
     ) -> tuple[RemoteJob, Verified[Receipt] | None]:
         """Asks once. Books the receipts that the coordinator has; the orders of a job that ended without one count on if a
         provider had them. Returns the receipt that ended the job, if one did.
@@ -74,7 +75,7 @@ class Resolver:
         answer, BadReceipt for a receipt that is not booked, Refusal for an unknown job.
         """
         remote = await self._coordinator.job(job)
-        known = await self._ledger.find(job)
+        known = await self._ledger.find_job(job)
         if known is None:
             return remote, None
         attempts = _attempts(remote)
@@ -100,21 +101,23 @@ class Resolver:
         matched = [one.digest for one in known.orders if one.order.message.provider in tried]
         unclear = not matched and remote.state is State.COMPLETED
         state = _ENDED.get(remote.state, JobState.FAILED)
-        await self._ledger.end(known.job, state, _reason(remote), self._now(), matched=matched, keep=unclear)
+        await self._ledger.end_job(known.job, state, _reason(remote), self._now(), matched=matched, keep_orders_open=unclear)
 
     async def _book(
-        self, known: KnownJob, receipt: Signed[Receipt], arrived: Arrived, judge: Judge | None, *, final: bool
+        self, known: KnownJob, receipt: Signed[Receipt], arrived: Deliveries, judge: Audit | None, *, final: bool
     ) -> Verified[Receipt]:
         verified = receipt.verify(known.domain)
         ordered = next((o for o in known.orders if o.digest == verified.message.order_hash), None)
         if ordered is None:
             raise BadReceipt("receipt: of an order that this job does not have", fault=Fault.COORDINATOR)
-        placed = Placed(ordered.order.verify(known.domain), ordered.terms)
+        placed = PlacedOrder(ordered.order.verify(known.domain), ordered.terms)
         seen = arrived.get(ordered.digest)
         doubt = None if judge is None or not final else await judge(verified.message)
         rest = {order: delivered for order, delivered in arrived.items() if order != ordered.digest}
-        arrival = Arrival(known.domain, known.job, placed, verified, seen, self._now(), doubt=doubt, final=final, arrived=rest)
-        complaint = await self._ledger.book(arrival)
+        arrival = IncomingReceipt(
+            known.domain, known.job, placed, verified, seen, self._now(), audit_finding=doubt, final=final, other_deliveries=rest
+        )
+        complaint = await self._ledger.record_receipt(arrival)
         if complaint is not None:
             raise complaint
         return verified
@@ -160,7 +163,7 @@ class Resolver:
                 return
         except TallyError as error:
             reason = str(error)
-        await self._ledger.end(job, JobState.LOST, reason, self._now())
+        await self._ledger.end_job(job, JobState.LOST, reason, self._now())
 
     async def _settled(self, job: JobId, *, give_up: bool = False) -> bool:
         """Whether the job's end is now in the ledger. Raises Unavailable.
@@ -176,11 +179,11 @@ class Resolver:
         except Refusal as error:
             if error.code is not Code.UNKNOWN_JOB:
                 raise
-            known = await self._ledger.find(job)
+            known = await self._ledger.find_job(job)
             given_up = give_up or (known is not None and all(o.order.message.deadline <= self._now() for o in known.orders))
             if given_up:
                 text = "the coordinator says that it never admitted it"
-                await self._ledger.end(job, JobState.FAILED, text, self._now(), keep=True)
+                await self._ledger.end_job(job, JobState.FAILED, text, self._now(), keep_orders_open=True)
             return given_up
         return receipt is not None or remote.state in TERMINAL
 
@@ -208,16 +211,16 @@ class Resolver:
                     await self._awake.wait()
 
     async def _settle_open(self) -> None:
-        for job in await self._ledger.unresolved(self._now()):
+        for job in await self._ledger.unresolved_jobs(self._now()):
             if job not in self._live():
                 await self._settled(job)
 
     async def _ask_outstanding(self) -> None:
         """Jobs that ended here, while a provider that had their orders still owes a receipt."""
-        for job in await self._ledger.outstanding(self._now(), self._every):
+        for job in await self._ledger.jobs_awaiting_receipts(self._now(), self._every):
             if job in self._live():
                 continue
-            await self._ledger.note_asked(job, self._now())
+            await self._ledger.record_inquiry(job, self._now())
             try:
                 await self.resolve(job)
             except (PeerError, Refusal) as error:

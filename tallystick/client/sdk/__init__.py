@@ -1,1 +1,1 @@
-"""The Python interface: `Market`, its synchronous form, batches. May import every room but `gateway`."""
+"""The Python interface: `Market`, its synchronous form and batches. May import every room of the client but `gateway`."""

@@ -1,4 +1,4 @@
-"""Many jobs at once: a bounded number under way, each tried again where that can help, no result lost when another fails."""
+"""Runs many jobs with bounded concurrency: retries where that can help, and loses no result when another request fails."""
 
 from __future__ import annotations
 
@@ -12,123 +12,126 @@ from tallystick.client.jobs.result import Result, require_success
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.types import Amount, JobId
 
-Body = bytes | Mapping[str, Any]
-FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
-"""Seconds before the first retry, which double up to the longest."""
+RequestBody = bytes | Mapping[str, Any]
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 8.0
+"""The longest wait before the first retry, which doubles with each retry up to the second value."""
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """How one request ended: with a `result`, or with the `error` of its last try. `index` counts the requests from 0."""
+class BatchResult:
+    """How one request ended: with a `result`, or with the `error` of its last attempt. `index` counts the requests from 0."""
 
     index: int
-    request: Body = field(repr=False)
-    tries: int
+    request: RequestBody = field(repr=False)
+    attempts: int
     result: Result | None = None
     error: TallyError | None = None
 
     def unwrap(self) -> Result:
-        """The result. Raises the error where there is one."""
+        """Returns the result. Raises the error if there is none."""
         if self.result is None:
             raise self.error or RuntimeError("neither a result nor an error")
         return self.result
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How to go about it. `retries` are per request and wait `first_wait` seconds at first. Raises BadMessage."""
+class BatchOptions:
+    """How to run a batch. `retries` are per request; the first waits up to `first_retry_seconds`. Raises BadMessage."""
 
-    at_once: int = 16
+    concurrency: int = 16
     ordered: bool = True
     retries: int = 2
-    first_wait: float = FIRST_WAIT
+    first_retry_seconds: float = FIRST_RETRY_SECONDS
 
     def __post_init__(self) -> None:
-        if self.at_once < 1:
-            raise BadMessage("at_once: expected at least 1")
+        if self.concurrency < 1:
+            raise BadMessage(f"concurrency: expected at least 1, got {self.concurrency}")
         if self.retries < 0:
-            raise BadMessage("retries: expected at least 0")
+            raise BadMessage(f"retries: expected at least 0, got {self.retries}")
 
 
-class Many:
-    """One run over some requests. `submit` places one; `at_stake` tells what a failed one may still cost (base units): where that
-    is something, it is not tried again. `random` gives bytes, which spread the retries; while `stopping`, nothing new begins.
+class Batch:
+    """One run over an iterable of requests.
+
+    `submit` places one job. `possible_cost` returns what a failed job may still cost, in base units; a request whose failed
+    attempt may still cost something is not retried. `random` returns bytes, which spread the retries. While `stopping` returns
+    True, no new attempt starts.
     """
 
     def __init__(
         self,
-        submit: Callable[[Body], Awaitable[Job]],
-        at_stake: Callable[[JobId], Awaitable[Amount]],
-        manner: Manner,
+        submit: Callable[[RequestBody], Awaitable[Job]],
+        possible_cost: Callable[[JobId], Awaitable[Amount]],
+        options: BatchOptions,
         random: Callable[[int], bytes],
         stopping: Callable[[], bool],
     ) -> None:
-        self._submit, self._at_stake = submit, at_stake
-        self._manner, self._random, self._stopping = manner, random, stopping
-        self._slots = asyncio.Semaphore(manner.at_once)
-        self._room = asyncio.Semaphore(2 * manner.at_once)  # those that ended and were not taken yet are bounded, too
-        self._running: set[asyncio.Task[Done]] = set()
-        self._ready: asyncio.Queue[asyncio.Task[Done] | None] = asyncio.Queue()
+        self._submit, self._possible_cost = submit, possible_cost
+        self._options, self._random, self._stopping = options, random, stopping
+        self._running_slots = asyncio.Semaphore(options.concurrency)
+        self._held_slots = asyncio.Semaphore(2 * options.concurrency)  # also bounds results that nobody took yet
+        self._running: set[asyncio.Task[BatchResult]] = set()
+        self._ready: asyncio.Queue[asyncio.Task[BatchResult] | None] = asyncio.Queue()
 
-    async def run(self, requests: Iterable[Body] | AsyncIterable[Body]) -> AsyncGenerator[Done, None]:
-        """Each request's end. Raises what `requests` raises, once all that it had given has ended."""
+    async def run(self, requests: Iterable[RequestBody] | AsyncIterable[RequestBody]) -> AsyncGenerator[BatchResult, None]:
+        """Yields how each request ended. Raises an error of `requests` itself after all earlier requests have ended."""
         feeder = asyncio.create_task(self._feed(requests))
         try:
-            while (task := await self._ready.get()) is not None:
-                done = await task
-                self._room.release()
-                yield done
+            while (job_task := await self._ready.get()) is not None:
+                result = await job_task
+                self._held_slots.release()
+                yield result
             await feeder
         finally:
-            left = (feeder, *self._running)
-            for each in left:
-                each.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            unfinished = (feeder, *self._running)
+            for background in unfinished:
+                background.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
 
-    async def _feed(self, requests: Iterable[Body] | AsyncIterable[Body]) -> None:
-        source, index = _each(requests), 0
+    async def _feed(self, requests: Iterable[RequestBody] | AsyncIterable[RequestBody]) -> None:
+        source, index = _iterate(requests), 0
         try:
             while not self._stopping():
-                await self._room.acquire()
-                await self._slots.acquire()
+                await self._held_slots.acquire()
+                await self._running_slots.acquire()
                 request = await anext(source, None)
                 if request is None:
                     return
-                task = asyncio.create_task(self._one(index, request))
-                self._running.add(task)
-                task.add_done_callback(self._ended)
-                if self._manner.ordered:
-                    self._ready.put_nowait(task)
+                job_task = asyncio.create_task(self._run_request(index, request))
+                self._running.add(job_task)
+                job_task.add_done_callback(self._finished)
+                if self._options.ordered:
+                    self._ready.put_nowait(job_task)
                 index += 1
         finally:
-            if self._running and not self._manner.ordered:
+            if self._running and not self._options.ordered:
                 await asyncio.wait(self._running)
             self._ready.put_nowait(None)
             await source.aclose()
 
-    def _ended(self, task: asyncio.Task[Done]) -> None:
-        self._running.discard(task)
-        self._slots.release()
-        if not self._manner.ordered:
-            self._ready.put_nowait(task)
+    def _finished(self, job_task: asyncio.Task[BatchResult]) -> None:
+        self._running.discard(job_task)
+        self._running_slots.release()
+        if not self._options.ordered:
+            self._ready.put_nowait(job_task)
 
-    async def _one(self, index: int, request: Body) -> Done:
-        tries = 0
+    async def _run_request(self, index: int, request: RequestBody) -> BatchResult:
+        attempts = 0
         while True:
-            tries += 1
+            attempts += 1
             job: Job | None = None
             try:
                 async with await self._submit(request) as job:
-                    return Done(index, request, tries, require_success(await job.result()))
+                    return BatchResult(index, request, attempts, require_success(await job.result()))
             except TallyError as error:
-                final = not error.retry or tries > self._manner.retries or self._stopping()
-                if final or (job is not None and await self._at_stake(job.id)):
-                    return Done(index, request, tries, error=error)
-            longest = min(LONGEST_WAIT, self._manner.first_wait * 2 ** (tries - 1))
+                final = not error.retry or attempts > self._options.retries or self._stopping()
+                if final or (job is not None and await self._possible_cost(job.id)):
+                    return BatchResult(index, request, attempts, error=error)
+            longest = min(LONGEST_RETRY_SECONDS, self._options.first_retry_seconds * 2 ** (attempts - 1))
             await asyncio.sleep(longest * (1 + self._random(1)[0] / 255) / 2)
 
 
-async def _each(requests: Iterable[Body] | AsyncIterable[Body]) -> AsyncGenerator[Body, None]:
+async def _iterate(requests: Iterable[RequestBody] | AsyncIterable[RequestBody]) -> AsyncGenerator[RequestBody, None]:
     if isinstance(requests, AsyncIterable):
         async for request in requests:
             yield request

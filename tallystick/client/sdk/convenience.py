@@ -1,4 +1,4 @@
-"""What is done with a market in a line: on top of `submit`, nothing that a program could not do itself."""
+"""Shorthands of `Market`: a chat, a streamed chat and a batch in one line each. All of them are built on `submit`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Unpack
 from tallystick.client.config import ClientConfig
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result, require_success
-from tallystick.client.sdk.batch import Body, Done, Manner, Many
+from tallystick.client.sdk.batch import Batch, BatchOptions, BatchResult, RequestBody
 from tallystick.client.sdk.stream import TextStream
 from tallystick.client.selection.options import Choice, Options
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Amount, JobId
 
 
-class Verbs(ABC):
-    """The verbs of a `Market`."""
+class ConvenienceMethods(ABC):
+    """The shorthands of a `Market`."""
 
     config: ClientConfig
     _random: Callable[[int], bytes]
@@ -27,7 +27,7 @@ class Verbs(ABC):
     async def submit(
         self,
         path: str,
-        body: Body,
+        body: RequestBody,
         *,
         model: str | None = None,
         models: Collection[str] = (),
@@ -39,19 +39,19 @@ class Verbs(ABC):
         content_type: str = JSON,
         **choice: Unpack[Choice],
     ) -> Job:
-        """Places a job."""
+        """Places a job; see `Market.submit`."""
 
     @abstractmethod
-    async def _at_stake(self, job: JobId) -> Amount:
-        """What a job that failed may still cost, in base units."""
+    async def _possible_cost(self, job: JobId) -> Amount:
+        """What a failed job may still cost, in base units."""
 
     async def chat(
         self, /, model: str, messages: Sequence[Mapping[str, Any]], *, tally: Options | None = None, **options: Any
     ) -> Result:
-        """One chat completion, not streamed; options are OpenAI's (max_tokens, temperature, …). `result.text` is the answer.
+        """Runs one chat completion that is not streamed; `result.text` is the answer.
 
-        `tally` is what `submit` takes of providers, cost and workload: `{"max_cost": Amount(2_000), "sort": "latency"}`. Raises
-        TallyError, also for an error answer of the engine.
+        `options` are OpenAI's (max_tokens, temperature, …). `tally` holds the options of `submit` for providers, cost and
+        workload: `{"max_cost": Amount(2_000), "sort": "latency"}`. Raises TallyError, also for an error answer of the engine.
         """
         body = {"model": model, "messages": list(messages)} | options | {"stream": False}
         async with await self.submit(CHAT, body, **(tally or {})) as job:
@@ -60,34 +60,39 @@ class Verbs(ABC):
     def stream(
         self, /, model: str, messages: Sequence[Mapping[str, Any]], *, tally: Options | None = None, **options: Any
     ) -> TextStream:
-        """A chat completion as it comes: `async for text in market.stream(…)`; `await stream.result()` afterwards has receipt and
-        cost. Takes what `chat` takes; iterating raises what `chat` raises.
+        """Runs one chat completion and streams its text: `async for text in market.stream(…)`.
+
+        Afterwards `await stream.result()` has the receipt and the cost. Takes the same options as `chat`; iterating raises the
+        same errors.
         """
         body = {"model": model, "messages": list(messages)} | options | {"stream": True}
         return TextStream(lambda: self.submit(CHAT, body, **(tally or {})))
 
     def map(
         self,
-        requests: Iterable[Body] | AsyncIterable[Body],
+        requests: Iterable[RequestBody] | AsyncIterable[RequestBody],
         *,
         path: str = CHAT,
-        at_once: int = 16,
+        concurrency: int = 16,
         ordered: bool = True,
         retries: int = 2,
         **options: Unpack[Options],
-    ) -> AsyncGenerator[Done, None]:
-        """Many jobs, at most `at_once` under way: `async for done in market.map(bodies): print(done.index, done.unwrap().text)`.
+    ) -> AsyncGenerator[BatchResult, None]:
+        """Runs many jobs, at most `concurrency` at a time.
 
-        Requests are the bodies of one route and may be endless: one is taken when there is room for it, and at most twice
-        `at_once` are held that were not yielded. Results come in the requests' order, or else as they end. One that fails with
-        an error that says `retry` is tried again, later and later, unless it may be billed all the same. What fails for good is a
-        Done with its `error`, and the others go on. Leaving the loop cancels what runs (`contextlib.aclosing` makes sure of
-        when). Raises BadMessage for numbers that cannot work; iterating raises what `requests` raises. The config's `max_jobs`
-        bounds `at_once`.
+            async for done in market.map(bodies):
+                print(done.index, done.unwrap().text)
+
+        `requests` are bodies for the route `path`. The iterable may be endless: at most twice `concurrency` requests are held
+        whose results were not yielded yet. Results come in the order of the requests, or as they finish if `ordered` is False. A
+        failed attempt is retried with growing waits if its error says `retry` and it cannot be billed any more. A request that
+        fails for good yields a BatchResult with its `error`, and the others go on. Leaving the loop cancels running jobs; use
+        `contextlib.aclosing` to do that at once. The config's `max_jobs` bounds `concurrency`. Raises BadMessage for impossible
+        options. Iterating raises the errors of `requests` itself.
         """
-        manner = Manner(min(at_once, self.config.max_jobs), ordered, retries)
+        batch_options = BatchOptions(min(concurrency, self.config.max_jobs), ordered, retries)
 
-        async def submit(body: Body) -> Job:
+        async def submit(body: RequestBody) -> Job:
             return await self.submit(path, body, **options)
 
-        return Many(submit, self._at_stake, manner, self._random, lambda: self._draining).run(requests)
+        return Batch(submit, self._possible_cost, batch_options, self._random, lambda: self._draining).run(requests)

@@ -1,4 +1,4 @@
-"""What the gateway does for its wallet beside jobs: more reserved where a provider wants it, warnings, what its cache saved."""
+"""What the gateway does for its wallet beside jobs: tops up reserves, warns of idle ones, and records what its cache saved."""
 
 from __future__ import annotations
 
@@ -9,67 +9,68 @@ from dataclasses import dataclass
 import structlog
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import Info
+from tallystick.client.coordinator.http_client import CoordinatorInfo
 from tallystick.client.jobs.job import Job
-from tallystick.client.ledger.budgets import Hit
-from tallystick.client.ledger.idempotency import Keyed
+from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import COLLECTABLE
-from tallystick.client.recovery.escrow import Onchain
+from tallystick.client.ledger.spending import CacheHit
+from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, JobId
 
 log = structlog.get_logger()
-SEEN_SECONDS = 1.0
-"""Until a node that just looked at the chain looks again."""
+NODE_REFRESH_SECONDS = 1.0
+"""How long a node keeps the reserve that it read from the chain before it reads it again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Upkeep:
-    """See the module's docstring. `clock` is Unix time in nanoseconds; `onchain` is None where the config names no deployment."""
+class Maintenance:
+    """Maintenance of one wallet. `clock` is Unix time in nanoseconds; `onchain` is None if the config names no deployment."""
 
     config: ClientConfig
     ledger: Ledger
-    onchain: Onchain | None
-    info: Callable[[], Awaitable[Info]]
+    onchain: PayerEscrow | None
+    info: Callable[[], Awaitable[CoordinatorInfo]]
     clock: Callable[[], int]
 
     @property
     def _now(self) -> int:
         return self.clock() // 1_000_000_000
 
-    async def secure(self, job: Job) -> bool:
-        """Reserves more of the purse for the provider that a job was offered to first, within the config's top_up_total. Where it
-        returns True, a request that was refused as `unsecured` may do now.
+    async def top_up(self, job: Job) -> bool:
+        """Reserves more of the purse for a job's first candidate, within the config's `top_up_total`.
+
+        Returns whether it did, so that a request that was refused as `unsecured` may succeed now.
         """
         if self.onchain is None or not self.config.top_up_total:
             return False
         domain, first = (await self.info()).domain, job.candidates[0]
         tab = await self.ledger.tab(domain, first.provider, self._now)
-        done = await self.onchain.top_up(first, tab, await self.ledger.accounts(domain, self._now), self.clock())
-        if done:
-            await asyncio.sleep(SEEN_SECONDS)
-        return done
+        topped_up = await self.onchain.top_up(first, tab, await self.ledger.accounts(domain, self._now), self.clock())
+        if topped_up:
+            await asyncio.sleep(NODE_REFRESH_SECONDS)
+        return topped_up
 
     async def warn_idle(self) -> None:
-        """Logs what is reserved for providers that were not used for the config's idle_days."""
+        """Logs a warning for each reserve whose provider was not used for the config's `idle_reserve_days`."""
         if self.onchain is not None:
             accounts = await self.ledger.accounts((await self.info()).domain, self._now)
             await self.onchain.warn_idle(accounts, self._now)
 
-    async def at_stake(self, job: JobId) -> Amount:
-        """What a job may still cost beyond its receipts, in base units: the caps of its orders that providers may collect on."""
-        known = await self.ledger.find(job)
-        standing = () if known is None else [one for one in known.orders if one.state.value in COLLECTABLE]
-        return Amount(sum(one.terms.max_cost for one in standing))
+    async def possible_cost(self, job: JobId) -> Amount:
+        """What a job may still cost beyond its receipts, in base units: the caps of its orders that can still be collected."""
+        known_job = await self.ledger.find_job(job)
+        orders = () if known_job is None else known_job.orders
+        return Amount(sum(order.terms.max_cost for order in orders if order.state.value in COLLECTABLE))
 
-    async def keyed(self, key: str) -> Keyed | None:
-        """The job that an idempotency key stands for."""
-        return await self.ledger.keyed(key)
+    async def find_key(self, key: str) -> IdempotencyKey | None:
+        """The job of an idempotency key, if there is one."""
+        return await self.ledger.find_key(key)
 
-    async def note_hit(self, hit: Hit) -> None:
-        """Tells what the cache saved beside what was spent, where the books are free for it."""
+    async def record_cache_hit(self, hit: CacheHit) -> None:
+        """Records what a cache hit saved. Skips it if the ledger cannot be written now."""
         try:
-            await self.ledger.note_hit(hit, self._now)
+            await self.ledger.record_cache_hit(hit, self._now)
         except TallyError as error:
-            log.info("a hit of the cache was not counted", reason=str(error))
+            log.info("cache hit not recorded", reason=str(error))

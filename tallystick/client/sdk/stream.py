@@ -1,4 +1,4 @@
-"""A chat whose text is read as it comes."""
+"""A chat completion whose text is read while it streams in."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tallystick.client.jobs.result import Result
 
 
 class TextStream:
-    """`async for text in stream`, then `await stream.result()` for receipt and cost. The job is submitted at the first of these.
+    """`async for text in stream`, then `await stream.result()` for the receipt and the cost.
 
-    Leaving the loop or an `async with` block before the end cancels the job; the block does so at once, whatever happens.
+    The first of these calls submits the job. Leaving the loop or an `async with` block before the end cancels it; the block
+    cancels it at once, even after an error.
     """
 
     def __init__(self, submit: Callable[[], Awaitable[Job]]) -> None:
@@ -22,27 +23,27 @@ class TextStream:
 
     @property
     def job(self) -> Job | None:
-        """The job, once it was submitted."""
+        """The job; None before it was submitted."""
         return self._job
 
     async def start(self) -> Job:
-        """Submits the job, unless that was done. Raises TallyError."""
+        """Submits the job if that has not happened yet. Raises TallyError."""
         if self._job is None:
             self._job = await self._submit()
         return self._job
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """The text, piece by piece; see `Job.text`."""
+        """Yields the text piece by piece; see `Job.text`."""
         async with await self.start() as job:
             async for text in job.text():
                 yield text
 
     async def result(self) -> Result:
-        """Reads to the end; then see `Job.result`. Its text and body are what iterating left. Raises TallyError."""
+        """Reads to the end and returns the result, whose body is what iterating left; see `Job.result`. Raises TallyError."""
         return await (await self.start()).result()
 
     async def cancel(self) -> Result | None:
-        """Stops the job; see `Job.cancel`. None also where it was not submitted."""
+        """Cancels the job; see `Job.cancel`. Returns None also if it was not submitted."""
         return None if self._job is None else await self._job.cancel()
 
     async def __aenter__(self) -> Self:

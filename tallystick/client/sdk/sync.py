@@ -1,6 +1,6 @@
-"""The SDK without async: a thin face over `Market`, whose event loop runs in a thread of its own. Works in notebooks too.
+"""The SDK without async: wraps `Market`, whose event loop runs in its own thread. It also works in notebooks.
 
-Each class here has the public names of its async twin, which documents them; a test keeps the two equal.
+Each class has the public names of the async class that it wraps, where they are documented; a test keeps the two equal.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.jobs.job import Job
-from tallystick.client.receipts.checks import Placed
+from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.proof import Proof
-from tallystick.client.sdk.batch import Body, Done
+from tallystick.client.sdk.batch import BatchResult, RequestBody
 from tallystick.client.sdk.market import Market
 from tallystick.client.sdk.stream import TextStream
 from tallystick.client.selection.options import Options
@@ -32,19 +32,19 @@ R = TypeVar("R")
 T = TypeVar("T", covariant=True)
 
 
-class Loop:
-    """An event loop in a thread."""
+class LoopThread:
+    """An event loop that runs in its own thread."""
 
     def __init__(self) -> None:
-        self._serving: tuple[asyncio.AbstractEventLoop, asyncio.Event, threading.Thread] | None = None
+        self._running_in: tuple[asyncio.AbstractEventLoop, asyncio.Event, threading.Thread] | None = None
 
     @property
     def running(self) -> bool:
-        """Whether it runs."""
-        return self._serving is not None
+        """Whether the thread runs."""
+        return self._running_in is not None
 
     def start(self) -> None:
-        """Starts it."""
+        """Starts the thread."""
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
         async def serve() -> None:
@@ -54,22 +54,22 @@ class Loop:
 
         thread = threading.Thread(target=lambda: asyncio.run(serve()), name="tallystick-market", daemon=True)
         thread.start()
-        self._serving = (*started.result(), thread)
+        self._running_in = (*started.result(), thread)
 
     def stop(self) -> None:
-        """Stops it; what still runs in it is cancelled."""
-        if self._serving is not None:
-            loop, stop, thread = self._serving
-            self._serving = None
+        """Stops the thread and cancels everything that still runs in its loop."""
+        if self._running_in is not None:
+            loop, stop, thread = self._running_in
+            self._running_in = None
             loop.call_soon_threadsafe(stop.set)
             thread.join()
 
-    def run(self, work: Coroutine[Any, Any, R]) -> R:
-        """What a coroutine returns or raises. An interrupt (Ctrl-C, a notebook's stop) cancels it."""
-        if self._serving is None:
-            work.close()
-            raise RuntimeError("the market is not open: use it in a `with` block, or open() it")
-        future = asyncio.run_coroutine_threadsafe(work, self._serving[0])
+    def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
+        """Runs a coroutine in the loop and returns its result. An interrupt (Ctrl-C, a notebook's stop) cancels it."""
+        if self._running_in is None:
+            coroutine.close()
+            raise RuntimeError("the market is not open: use a `with` block, or call open() first")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._running_in[0])
         try:
             return future.result()
         except BaseException:
@@ -77,15 +77,15 @@ class Loop:
             raise
 
     def iterate(self, source: AsyncIterator[R]) -> Generator[R, None, None]:
-        """What an asynchronous iterator yields. Leaving closes it."""
-        turn = asyncio.Lock()  # after an interrupt its last step may still be ending
+        """Yields the items of an asynchronous iterator, and closes it at the end."""
+        step_lock = asyncio.Lock()  # after an interrupt, the last step may still be ending
 
         async def step() -> R | None:
-            async with turn:
+            async with step_lock:
                 return await anext(source, None)
 
         async def close() -> None:
-            async with turn:
+            async with step_lock:
                 if isinstance(source, AsyncGenerator):
                     await source.aclose()
 
@@ -96,44 +96,46 @@ class Loop:
             self.run(close())
 
 
-class Face(Generic[T]):
-    """Something asynchronous, and the loop that it lives in."""
+class SyncWrapper(Generic[T]):
+    """An asynchronous object and the loop that it lives in."""
 
-    def __init__(self, inner: T, loop: Loop) -> None:
+    def __init__(self, inner: T, loop: LoopThread) -> None:
         self._inner, self._loop = inner, loop
 
     def __repr__(self) -> str:
         return f"Sync{self._inner!r}"
 
 
-def _plain(method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Face[T], P], R]:
-    """The method without async."""
+def _synchronous(method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[SyncWrapper[T], P], R]:
+    """The synchronous form of a method."""
 
     @functools.wraps(method)
-    def call(self: Face[T], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: SyncWrapper[T], /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._loop.run(method(self._inner, *args, **kwargs))
 
     return call
 
 
-def _job(method: Callable[Concatenate[T, P], Coroutine[Any, Any, Job]]) -> Callable[Concatenate[Face[T], P], SyncJob]:
-    """The method without async, for one that returns a job."""
+def _synchronous_job(
+    method: Callable[Concatenate[T, P], Coroutine[Any, Any, Job]],
+) -> Callable[Concatenate[SyncWrapper[T], P], SyncJob]:
+    """The synchronous form of a method that returns a job."""
 
     @functools.wraps(method)
-    def call(self: Face[T], /, *args: P.args, **kwargs: P.kwargs) -> SyncJob:
+    def call(self: SyncWrapper[T], /, *args: P.args, **kwargs: P.kwargs) -> SyncJob:
         return SyncJob(self._loop.run(method(self._inner, *args, **kwargs)), self._loop)
 
     return call
 
 
-class SyncMarket(Face[Market]):
-    """`with SyncMarket(url, wallet) as market: print(market.chat(model, messages).text)`. Takes and raises what `Market` does.
+class SyncMarket(SyncWrapper[Market]):
+    """`with SyncMarket(url, wallet) as market: print(market.chat(model, messages).text)`. Same parameters and errors as `Market`.
 
-    Threads may share it.
+    Several threads may share it.
     """
 
     def __init__(self, coordinator_url: str, wallet: Signer, config: ClientConfig | None = None) -> None:
-        super().__init__(Market(coordinator_url, wallet, config), Loop())
+        super().__init__(Market(coordinator_url, wallet, config), LoopThread())
 
     @classmethod
     def of(cls, config: ClientConfig, wallet: Signer) -> SyncMarket:
@@ -143,7 +145,7 @@ class SyncMarket(Face[Market]):
     def open(self) -> Self:
         """See `Market.open`."""
         if self._loop.running:
-            raise RuntimeError("the market is open already")
+            raise RuntimeError("the market is already open")
         self._loop.start()
         try:
             self._loop.run(self._inner.open())
@@ -187,16 +189,16 @@ class SyncMarket(Face[Market]):
         """See `Market.running`."""
         return self._inner.running
 
-    info = _plain(Market.info)
-    drain = _plain(Market.drain)
-    models = _plain(Market.models)
-    shortlist = _plain(Market.shortlist)
-    explain = _plain(Market.explain)
-    submit = _job(Market.submit)
-    chat = _plain(Market.chat)
-    find = _plain(Market.find)
-    tab = _plain(Market.tab)
-    evidence = _plain(Market.evidence)
+    info = _synchronous(Market.info)
+    drain = _synchronous(Market.drain)
+    models = _synchronous(Market.models)
+    shortlist = _synchronous(Market.shortlist)
+    explain = _synchronous(Market.explain)
+    submit = _synchronous_job(Market.submit)
+    chat = _synchronous(Market.chat)
+    find = _synchronous(Market.find)
+    tab = _synchronous(Market.tab)
+    evidence = _synchronous(Market.evidence)
 
     def stream(
         self, model: str, messages: Sequence[Mapping[str, Any]], *, tally: Options | None = None, **options: Any
@@ -206,22 +208,22 @@ class SyncMarket(Face[Market]):
 
     def map(
         self,
-        requests: Iterable[Body],
+        requests: Iterable[RequestBody],
         *,
         path: str = CHAT,
-        at_once: int = 16,
+        concurrency: int = 16,
         ordered: bool = True,
         retries: int = 2,
         **options: Unpack[Options],
-    ) -> Generator[Done, None, None]:
-        """See `Market.map`. The requests are taken in a thread of their own; closing the market waits for one being taken."""
-        source = _elsewhere(requests)
-        done = self._inner.map(source, path=path, at_once=at_once, ordered=ordered, retries=retries, **options)
-        return self._loop.iterate(done)
+    ) -> Generator[BatchResult, None, None]:
+        """See `Market.map`. Requests are read in a thread of their own; closing the market waits for a read in progress."""
+        source = _iterate_in_thread(requests)
+        results = self._inner.map(source, path=path, concurrency=concurrency, ordered=ordered, retries=retries, **options)
+        return self._loop.iterate(results)
 
 
-class SyncJob(Face[Job]):
-    """A job under way: iterate for the bytes, or take `result()`. Leaving it (`with`) before its end cancels it."""
+class SyncJob(SyncWrapper[Job]):
+    """A running job: iterate for the bytes, or call `result()`. Leaving its `with` block before the end cancels it."""
 
     @property
     def id(self) -> JobId:
@@ -244,7 +246,7 @@ class SyncJob(Face[Job]):
         return self._inner.done
 
     @property
-    def candidates(self) -> tuple[Placed, ...]:
+    def candidates(self) -> tuple[PlacedOrder, ...]:
         """See `Job.candidates`."""
         return self._inner.candidates
 
@@ -254,14 +256,14 @@ class SyncJob(Face[Job]):
         return self._inner.receipt
 
     @property
-    def booked(self) -> bool:
-        """See `Job.booked`."""
-        return self._inner.booked
+    def receipt_accepted(self) -> bool:
+        """See `Job.receipt_accepted`."""
+        return self._inner.receipt_accepted
 
     @property
-    def outstanding(self) -> bool:
-        """See `Job.outstanding`."""
-        return self._inner.outstanding
+    def receipt_outstanding(self) -> bool:
+        """See `Job.receipt_outstanding`."""
+        return self._inner.receipt_outstanding
 
     @property
     def disputed(self) -> bool:
@@ -273,9 +275,9 @@ class SyncJob(Face[Job]):
         """See `Job.proof`."""
         return self._inner.proof
 
-    start = _plain(Job.start)
-    result = _plain(Job.result)
-    cancel = _plain(Job.cancel)
+    start = _synchronous(Job.start)
+    result = _synchronous(Job.result)
+    cancel = _synchronous(Job.cancel)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._loop.iterate(aiter(self._inner))
@@ -291,7 +293,7 @@ class SyncJob(Face[Job]):
         self._loop.run(self._inner.__aexit__(kind, error, trace))
 
 
-class SyncTextStream(Face[TextStream]):
+class SyncTextStream(SyncWrapper[TextStream]):
     """`for text in stream`, then `stream.result()`. Leaving the loop or a `with` block before the end cancels the job."""
 
     @property
@@ -299,9 +301,9 @@ class SyncTextStream(Face[TextStream]):
         """See `TextStream.job`."""
         return None if self._inner.job is None else SyncJob(self._inner.job, self._loop)
 
-    start = _job(TextStream.start)
-    result = _plain(TextStream.result)
-    cancel = _plain(TextStream.cancel)
+    start = _synchronous_job(TextStream.start)
+    result = _synchronous(TextStream.result)
+    cancel = _synchronous(TextStream.cancel)
 
     def __iter__(self) -> Iterator[str]:
         return self._loop.iterate(aiter(self._inner))
@@ -314,7 +316,7 @@ class SyncTextStream(Face[TextStream]):
         self._loop.run(self._inner.__aexit__(kind, error, trace))
 
 
-async def _elsewhere(requests: Iterable[Body]) -> AsyncGenerator[Body, None]:
+async def _iterate_in_thread(requests: Iterable[RequestBody]) -> AsyncGenerator[RequestBody, None]:
     source = iter(requests)
     while (request := await asyncio.to_thread(next, source, None)) is not None:
         yield request

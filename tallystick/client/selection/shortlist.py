@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from tallystick.client.coordinator.http_client import Coordinator
+from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.protocol.demand import Demand, Facts, Reason
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
@@ -71,7 +71,7 @@ class Shortlists:
 
     def __init__(
         self,
-        coordinator: Coordinator,
+        coordinator: CoordinatorClient,
         payer: Address,
         *,
         limit: int,

@@ -21,7 +21,7 @@ def _job(payer: Tally, url: str) -> str:
     """A finished job of the wallet; its id."""
 
     async def run() -> str:
-        async with Market(url, WALLET, ClientConfig(state=payer.home / "client" / f"{WALLET.address}.db")) as market:
+        async with Market(url, WALLET, ClientConfig(ledger_file=payer.home / "client" / f"{WALLET.address}.db")) as market:
             async with await market.submit(CHAT, BODY) as job:
                 await job.result()
             return job.id.hex()

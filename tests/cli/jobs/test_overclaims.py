@@ -16,7 +16,7 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import TxResult
 from tallystick.client.config import load_config
 from tallystick.client.ledger.ledger import Ledger
-from tallystick.client.ledger.schema import venue
+from tallystick.client.ledger.schema import deployment_id
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.messages import Receipt
@@ -76,7 +76,7 @@ def _evidence(market: Tally, file: Path, receipt: Signed[Receipt], *others: Sign
 
 def _book(market: Tally, *made: Signed[Receipt]) -> None:
     """The payer's books have these receipts, and no orders."""
-    domain, path = Deployment.load(market.home / "deployment.json").domain, load_config().state_file(KEY.address)
+    domain, path = Deployment.load(market.home / "deployment.json").domain, load_config().ledger_path(KEY.address)
 
     async def create() -> None:
         await (await Ledger.open(path, KEY.address)).close()
@@ -85,11 +85,16 @@ def _book(market: Tally, *made: Signed[Receipt]) -> None:
     with closing(sqlite3.connect(path)) as books, books:
         for one in made:
             digest, tab = one.message.digest(domain).hex(), (one.message.payer, one.message.provider)
-            row: dict[str, object] = {"digest": digest, "order_digest": digest, "venue": venue(domain), "seq": one.message.seq}
+            row: dict[str, object] = {
+                "digest": digest,
+                "order_digest": digest,
+                "deployment_id": deployment_id(domain),
+                "seq": one.message.seq,
+            }
             row |= dict(zip(("payer", "provider"), tab, strict=True)) | {
                 "receipt_doc": one.dumps(),
                 "whole": True,
-                "booked_at": 0,
+                "recorded_at": 0,
             }
             books.execute(f"INSERT INTO receipts ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values()))
 

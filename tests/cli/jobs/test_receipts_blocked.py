@@ -22,7 +22,7 @@ def test_no_provider_is_left_out_without_a_word(tmp_path: Path) -> None:
     async def block() -> None:
         ledger = await Ledger.open(state, PAYER.address)
         await take(ledger)
-        await ledger.adopt(DOMAIN, ALICE.address, [], Amount(10**6), NOW_S, paid=[])
+        await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(10**6), NOW_S, paid=[])
         await ledger.close()
 
     asyncio.run(block())

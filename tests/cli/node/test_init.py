@@ -3,8 +3,8 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from node.engines.discover import Finding
-from node.engines.kinds import Kind
+from node.engines.discover import DiscoveredEngine
+from node.engines.kinds import EngineKind
 from node.service.config import load_config
 from tallystick.cli.node.init import Sale, _toml
 from tallystick.protocol.types import Amount
@@ -12,7 +12,7 @@ from tallystick.protocol.types import Amount
 
 def test_what_is_written_is_what_a_node_reads(tmp_path: Path) -> None:
     """Prices, names and keys arrive as they were meant; a path of this machine is not what the model is called on the market."""
-    found = Finding('http://x/"y"', Kind.VLLM, "0.9", (), api_key="secret")
+    found = DiscoveredEngine('http://x/"y"', EngineKind.VLLM, "0.9", (), api_key="secret")
     sales = [
         Sale("/models/tiny.gguf", 512, Amount(1_500_000), Amount(10), "as given"),
         Sale("org/model:7b", None, Amount(0), Amount(2_000_000), "default"),

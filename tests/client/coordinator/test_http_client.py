@@ -18,9 +18,9 @@ import pytest
 from aiohttp import web
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.access_tokens import REUSED_SECONDS, Tokens
-from tallystick.client.coordinator.bounded_json import MAX_CONTROL, MAX_ITEM, MAX_ITEMS, MAX_RAW, MAX_TOKENS, Trimmer
-from tallystick.client.coordinator.http_client import MAX_PAGES, Coordinator, Info
+from tallystick.client.coordinator.access_tokens import REUSED_SECONDS, AccessTokens
+from tallystick.client.coordinator.bounded_json import MAX_CONTROL, MAX_ITEM, MAX_ITEMS, MAX_RAW, MAX_TOKENS, BoundedJsonReader
+from tallystick.client.coordinator.http_client import MAX_PAGES, CoordinatorClient, CoordinatorInfo
 from tallystick.client.gateway.app import build_app
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.access import load_access
@@ -61,7 +61,7 @@ async def token() -> str:
 
 
 @asynccontextmanager
-async def answering(handler: Handler) -> AsyncIterator[Coordinator]:
+async def answering(handler: Handler) -> AsyncIterator[CoordinatorClient]:
     """A client of a coordinator that answers every question so."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
@@ -72,14 +72,14 @@ async def answering(handler: Handler) -> AsyncIterator[Coordinator]:
     assert site._server is not None
     url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
     try:
-        async with Coordinator(url, ClientConfig(control_seconds=10), token) as coordinator:
+        async with CoordinatorClient(url, ClientConfig(request_seconds=10), token) as coordinator:
             yield coordinator
     finally:
         await runner.cleanup()
 
 
 @asynccontextmanager
-async def saying(body: bytes, status: int = 200) -> AsyncIterator[Coordinator]:
+async def saying(body: bytes, status: int = 200) -> AsyncIterator[CoordinatorClient]:
     """A coordinator that always says the same."""
 
     async def handler(_request: web.Request) -> web.Response:
@@ -89,7 +89,7 @@ async def saying(body: bytes, status: int = 200) -> AsyncIterator[Coordinator]:
         yield coordinator
 
 
-def calls(coordinator: Coordinator) -> tuple[Callable[[], Awaitable[Any]], ...]:
+def calls(coordinator: CoordinatorClient) -> tuple[Callable[[], Awaitable[Any]], ...]:
     """Every question that a client has."""
     question = PAYER.sign(Inquiry(payer=PAYER.address, provider=ALICE.address, coordinator=COORDINATOR, asked_at=1), DOMAIN)
     return (
@@ -241,7 +241,7 @@ async def test_a_list_without_an_end_is_cut() -> None:
 @pytest.mark.parametrize("filler", [b"[", b"{", b'""', b",", b'"\\"', b"[],", b"1,", b'{"a":1},'])
 def test_reading_a_hostile_list_is_bounded(filler: bytes) -> None:
     """Kept bytes, items and work of any 40 MiB are bounded, and what is kept is JSON."""
-    trimmer, piece = Trimmer(), filler * ((1 << 18) // len(filler))
+    trimmer, piece = BoundedJsonReader(), filler * ((1 << 18) // len(filler))
     trimmer.feed(b'{"asks": [')
     began = time.process_time()
     while trimmer.seen < 40 << 20 and not trimmer.full:
@@ -257,7 +257,7 @@ def test_reading_a_hostile_list_is_bounded(filler: bytes) -> None:
 def test_an_answer_that_is_no_list_is_bounded() -> None:
     """Beside lists, MAX_CONTROL bytes are all that is kept."""
     with pytest.raises(BadMessage, match="longer than"):
-        Trimmer().feed(b'{"x": "' + b"y" * MAX_CONTROL)
+        BoundedJsonReader().feed(b'{"x": "' + b"y" * MAX_CONTROL)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -278,7 +278,7 @@ def test_trimming_leaves_all_else_alone(seed: int) -> None:
         document = {f"m{number}": value() for number in range(4)}
         limit, step = rng.choice((1, 10, 40, MAX_ITEM)), rng.choice((1, 2, 3, 7, 1_000))
         text = json.dumps(document, indent=rng.choice((None, 1)), ensure_ascii=rng.random() < 0.5).encode()
-        trimmer = Trimmer(limit)
+        trimmer = BoundedJsonReader(limit)
         for begin in range(0, len(text), step):
             trimmer.feed(text[begin : begin + step])
         found = json.loads(trimmer.close())
@@ -314,7 +314,7 @@ async def test_listings_are_read_to_their_end() -> None:
 
 
 async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
-    """MAX_PAGES pages, MAX_RAW bytes and control_seconds at most; pages that go in a circle, or nowhere, are refused."""
+    """MAX_PAGES pages, MAX_RAW bytes and request_seconds at most; pages that go in a circle, or nowhere, are refused."""
     count = [0]
     wide, pause = [0], [0.0]
 
@@ -328,7 +328,7 @@ async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
     async with answering(handler) as coordinator:
         assert await coordinator.asks("endless") == []
         assert count[0] == MAX_PAGES
-        coordinator._config = ClientConfig(control_seconds=0.2)
+        coordinator._config = ClientConfig(request_seconds=0.2)
         count[0], pause[0] = 0, 0.05
         assert await coordinator.asks("slow") == []
         assert count[0] < 10
@@ -349,11 +349,11 @@ async def test_a_token_is_signed_for_one_coordinator_and_reused_for_a_while() ->
     clock = [1_000_000]
     asked = [0]
 
-    async def info() -> Info:
+    async def info() -> CoordinatorInfo:
         asked[0] += 1
-        return Info.from_json(INFO)
+        return CoordinatorInfo.from_json(INFO)
 
-    tokens = Tokens(PAYER, info, lambda: clock[0])
+    tokens = AccessTokens(PAYER, info, lambda: clock[0])
     first = await tokens()
     assert load_access(first, DOMAIN, COORDINATOR, clock[0]) == PAYER.address
     with pytest.raises(Refusal):
@@ -370,7 +370,7 @@ async def test_a_token_is_signed_for_one_coordinator_and_reused_for_a_while() ->
 
 async def test_without_a_key_nothing_is_asked_of_a_job(fake: FakeMarket) -> None:
     """Refused here, with what to do, before the coordinator is troubled; and a stranger's key is refused there."""
-    async with Coordinator(fake.url, ClientConfig()) as coordinator:
+    async with CoordinatorClient(fake.url, ClientConfig()) as coordinator:
         for call in (coordinator.job, coordinator.cancel):
             with pytest.raises(Refusal, match="--password-file") as caught:
                 await call(JOB)
@@ -382,8 +382,8 @@ async def test_another_wallet_neither_reads_nor_cancels_a_job(fake: FakeMarket, 
     """The id alone opens nothing."""
     await run(market)
     job = fake.last.job
-    async with Coordinator(fake.url, config) as coordinator:
-        coordinator.authorize = Tokens(ALICE.signer, coordinator.info, lambda: int(time.time()))
+    async with CoordinatorClient(fake.url, config) as coordinator:
+        coordinator.authorize = AccessTokens(ALICE.signer, coordinator.info, lambda: int(time.time()))
         for call in (coordinator.job, coordinator.cancel):
             with pytest.raises(Refusal) as caught:
                 await call(job)
@@ -417,7 +417,10 @@ async def test_a_coordinator_that_trickles_is_given_up(config: ClientConfig) -> 
             await asyncio.sleep(0.05)
         return response
 
-    async with answering(handler) as coordinator, Coordinator(coordinator.url, replace(config, control_seconds=0.3)) as hasty:
+    async with (
+        answering(handler) as coordinator,
+        CoordinatorClient(coordinator.url, replace(config, request_seconds=0.3)) as hasty,
+    ):
         with pytest.raises(Unavailable):
             await hasty.info()
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.client.config import Alias
-from tallystick.client.gateway.aliases import Names, draw_of, next_may_do, ordered
+from tallystick.client.gateway.aliases import AliasRouter, may_fall_back, order_models, weight_draw
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.wire import loads
 
@@ -17,22 +17,22 @@ BEST = Alias(name="best", models=("a", "b", "c"), weights=(1, 0, 3))
 @given(st.floats(0, 1, exclude_max=True))
 def test_every_draw_has_its_order(draw: float) -> None:
     """All models once, the drawn one first, the rest as listed."""
-    found = ordered(BEST, draw)
+    found = order_models(BEST, draw)
     assert found == (("a", "b", "c") if draw < 0.25 else ("c", "a", "b"))
-    assert ordered(Alias(name="plain", models=("x", "y")), draw) == ("x", "y")
+    assert order_models(Alias(name="plain", models=("x", "y")), draw) == ("x", "y")
 
 
 def test_shares() -> None:
     """Keys spread by weight, and a key always gets the same."""
-    first = Counter(ordered(BEST, draw_of(str(key)))[0] for key in range(4_000))
+    first = Counter(order_models(BEST, weight_draw(str(key)))[0] for key in range(4_000))
     assert first.keys() == {"a", "c"}
     assert 900 < first["a"] < 1_100
-    assert draw_of("k") == draw_of("k")
+    assert weight_draw("k") == weight_draw("k")
 
 
 def test_a_request_for_each_model() -> None:
     """Members other than the model stay; nothing is parsed where nothing is configured."""
-    names, none = Names([BEST], {}), Names([], {})
+    names, none = AliasRouter([BEST], {}), AliasRouter([], {})
     bodies = names.plan(b'{"model": "best", "seed": 7}', ["b", "d"], 0.5).bodies
     assert [loads(body, "body") for body in bodies] == [{"model": name, "seed": 7} for name in ("c", "a", "b", "d")]
     assert none.plan(b"not JSON", [], 0.5).bodies == [b"not JSON"]
@@ -58,7 +58,7 @@ def test_a_request_for_each_model() -> None:
 )
 def test_what_another_model_may_mend(error: TallyError, may: bool) -> None:
     """Not the client's own faults, and not what may have been billed."""
-    assert next_may_do(error) is may
+    assert may_fall_back(error) is may
 
 
 @pytest.mark.parametrize("weights", [(1,), (0, 0), (-1, 2)])

@@ -11,7 +11,7 @@ import pytest
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.app import build_app
-from tallystick.client.gateway.auth import check_exposed
+from tallystick.client.gateway.auth import check_public_access
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -158,7 +158,7 @@ async def test_the_story_of_a_job(http: httpx.AsyncClient, fake: FakeMarket) -> 
     story = (await http.get(f"/tally/jobs/{sent.headers['x-tally-job']}")).json()
     assert (story["state"], story["provider"], story["cost"]) == ("completed", fake.providers[0].address, "3")
     assert story["usage"] == {"inputTokens": 10, "cachedInputTokens": 0, "outputTokens": 5}
-    assert [entry["state"] for entry in story["shortlist"]] == ["booked", "closed"]
+    assert [entry["state"] for entry in story["shortlist"]] == ["recorded", "closed"]
     for name, who in (("order", story["payer"]), ("receipt", story["provider"])):
         signable = encode_typed_data(full_message=story[name]["typedData"])
         assert Account.recover_message(signable, signature=story[name]["signature"]).lower() == who
@@ -235,10 +235,10 @@ def test_exposed_gateway_needs_a_key(config: ClientConfig) -> None:
     """A gateway bound beyond this machine does not start without an API key."""
     for host in ("0.0.0.0", "::", "192.168.1.5", "gateway.example"):
         with pytest.raises(BadMessage, match="api_key"):
-            check_exposed(replace(config, host=host))
-        check_exposed(replace(config, host=host, api_key="k"))
+            check_public_access(replace(config, host=host))
+        check_public_access(replace(config, host=host, api_key="k"))
     for host in ("127.0.0.1", "::1", "localhost"):
-        check_exposed(replace(config, host=host))
+        check_public_access(replace(config, host=host))
 
 
 async def test_no_coordinator(wallet: Signer, config: ClientConfig) -> None:

@@ -20,7 +20,7 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.app import run_gateway
 from tests.client.fake_coordinator import signer
 
-config = ClientConfig(coordinator=sys.argv[1], state=Path(sys.argv[2]), port=0, cancel_seconds=10, grace_seconds=0.2)
+config = ClientConfig(coordinator=sys.argv[1], ledger_file=Path(sys.argv[2]), port=0, cancel_seconds=10, shutdown_seconds=0.2)
 asyncio.run(run_gateway(config, signer("payer"), ready=lambda port: print(port, flush=True)))
 """
 
@@ -50,7 +50,7 @@ async def test_sigterm_ends_in_order(fake: FakeMarket, tmp_path: Path) -> None:
     assert b'"code":"cancelled"' in rest
     assert fake.cancels == [fake.last.job]
     ledger = await Ledger.open(state, signer("payer").address)
-    known = await ledger.find(fake.last.job)
+    known = await ledger.find_job(fake.last.job)
     await ledger.close()
     assert known is not None
     assert known.state is JobState.CANCELLED

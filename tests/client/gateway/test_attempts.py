@@ -14,7 +14,7 @@ import pytest
 
 from tallystick.client.config import Alias, ClientConfig
 from tallystick.client.gateway.app import build_app
-from tallystick.client.sdk.maintenance import Upkeep
+from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
@@ -72,10 +72,10 @@ def cap(fake: FakeMarket) -> int:
 def secured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever more a provider wants reserved is reserved."""
 
-    async def secure(_upkeep: Upkeep, _job: object) -> bool:
+    async def top_up(_upkeep: Maintenance, _job: object) -> bool:
         return True
 
-    monkeypatch.setattr(Upkeep, "secure", secure)
+    monkeypatch.setattr(Maintenance, "top_up", top_up)
 
 
 TWO = Alias(name="any", models=("first", "second"))

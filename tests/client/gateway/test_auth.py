@@ -52,7 +52,7 @@ async def test_each_key_has_its_limits(fake: FakeMarket, wallet: Signer, config:
         ApiKey(label="ann", secret=ANN, models=(MODEL,), max_cost=Amount(1)),
         ApiKey(label="bob", secret=BOB, require=Requirements(region=("eu",))),
     )
-    async with callers(fake, wallet, replace(config, keys=keys, api_key="everything-goes")) as (sdk, _):
+    async with callers(fake, wallet, replace(config, api_keys=keys, api_key="everything-goes")) as (sdk, _):
         with pytest.raises(openai.APIStatusError, match=r"above the 0\.000001 allowed") as caught:
             await ask(sdk, ANN, '{"max_cost": "5"}')
         assert caught.value.status_code == 402
@@ -72,14 +72,14 @@ async def test_each_key_has_its_limits(fake: FakeMarket, wallet: Signer, config:
 async def test_a_key_is_a_workload(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """Its jobs are spent under its label, whatever its requests call theirs, so that its budget holds."""
     keys = (ApiKey(label="ann", secret=ANN), ApiKey(label="annex", secret=BOB))
-    bounded = replace(config, keys=keys, budgets=(Budget(per_day=Amount(10_000), label="ann"),))
+    bounded = replace(config, api_keys=keys, budgets=(Budget(per_day=Amount(10_000), label="ann"),))
     async with callers(fake, wallet, bounded) as (sdk, market):
         await ask(sdk, ANN)
         await ask(sdk, ANN, '{"label": "papers"}')
         await ask(sdk, BOB)
-        spent = await market._ledger.spent(0, ("label",))
+        spent = await market._ledger.spending(0, ("label",))
         assert {one.group[0]: one.requests for one in spent} == {"ann": 1, "ann/papers": 1, "annex": 1}
-        standing = await market._ledger.standing(bounded.budgets[0], market._now())
+        standing = await market._ledger.budget_status(bounded.budgets[0], market._now())
         assert standing.spent == 2 * spent[0].cost
         with pytest.raises(openai.BadRequestError, match="label"):
             await ask(sdk, ANN, '{"label": "%s"}' % ("x" * 64))
@@ -88,7 +88,7 @@ async def test_a_key_is_a_workload(fake: FakeMarket, wallet: Signer, config: Cli
 async def test_idempotency_keys_are_each_callers_own(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """The same key of two callers stands for two jobs, and neither learns of the other's."""
     keys = (ApiKey(label="ann", secret=ANN), ApiKey(label="ann/x", secret=BOB))
-    async with callers(fake, wallet, replace(config, keys=keys)) as (sdk, _):
+    async with callers(fake, wallet, replace(config, api_keys=keys)) as (sdk, _):
 
         async def job(secret: str, key: str, text: str = "hi") -> str:
             caller = sdk.with_options(api_key=secret).chat.completions.with_raw_response
@@ -104,7 +104,7 @@ async def test_idempotency_keys_are_each_callers_own(fake: FakeMarket, wallet: S
 async def test_a_key_sees_its_models(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """GET /v1/models lists what the key may ask for."""
     keys = (ApiKey(label="ann", secret=ANN, models=("other",)), ApiKey(label="bob", secret=BOB))
-    async with callers(fake, wallet, replace(config, keys=keys)) as (sdk, _):
+    async with callers(fake, wallet, replace(config, api_keys=keys)) as (sdk, _):
         assert [model.id async for model in sdk.with_options(api_key=ANN).models.list()] == []
         assert [model.id async for model in sdk.with_options(api_key=BOB).models.list()] == [MODEL]
 
@@ -112,12 +112,12 @@ async def test_a_key_sees_its_models(fake: FakeMarket, wallet: Signer, config: C
 def test_keys_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Secrets may come from the environment, are never shown, and must be hard to guess and each caller's own."""
     path = tmp_path / "client.toml"
-    path.write_text('[[keys]]\nlabel = "ann"\nsecret_env = "ANN"\nmax_cost = "0.05"\n[keys.require]\nregion = ["eu"]\n')
+    path.write_text('[[api_keys]]\nlabel = "ann"\nsecret_env = "ANN"\nmax_cost = "0.05"\n[api_keys.require]\nregion = ["eu"]\n')
     monkeypatch.setenv("ANN", ANN)
     loaded = load_config(path)
-    (key,) = loaded.keys
+    (key,) = loaded.api_keys
     assert (key.value, key.max_cost, key.require.region) == (ANN, 50_000, ("eu",))
-    assert ANN not in repr(replace(loaded, keys=(ApiKey(label="ann", secret=ANN),)))
+    assert ANN not in repr(replace(loaded, api_keys=(ApiKey(label="ann", secret=ANN),)))
     monkeypatch.delenv("ANN")
     market = Market("http://127.0.0.1:1", person("ann"), load_config(path))  # other commands need no secrets
     with pytest.raises(BadMessage, match="the environment variable ANN is not set"):
@@ -126,13 +126,13 @@ def test_keys_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ApiKey(label="ann")
     with pytest.raises(BadMessage, match="label"):
         ApiKey(label="", secret=ANN)
-    short = ClientConfig(keys=(ApiKey(label="a", secret="short"),))
+    short = ClientConfig(api_keys=(ApiKey(label="a", secret="short"),))
     with pytest.raises(BadMessage, match="secret has fewer than 16 characters"):
         build_app(Market("http://127.0.0.1:1", person("ann"), short))
-    same = ClientConfig(keys=(ApiKey(label="a", secret=ANN), ApiKey(label="a", secret=BOB)))
+    same = ClientConfig(api_keys=(ApiKey(label="a", secret=ANN), ApiKey(label="a", secret=BOB)))
     with pytest.raises(BadMessage, match="the same label"):
         build_app(Market("http://127.0.0.1:1", person("ann"), same))
-    twice = ClientConfig(keys=(ApiKey(label="a", secret=ANN), ApiKey(label="b", secret=ANN)))
+    twice = ClientConfig(api_keys=(ApiKey(label="a", secret=ANN), ApiKey(label="b", secret=ANN)))
     with pytest.raises(BadMessage, match="the same secret"):
         build_app(Market("http://127.0.0.1:1", person("ann"), twice))
 

@@ -14,7 +14,7 @@ import pytest
 
 from tallystick.client.config import Alias, ApiKey, ClientConfig
 from tallystick.client.gateway.app import build_app
-from tallystick.client.gateway.response_cache import Cache, Kept
+from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Signer
@@ -55,7 +55,7 @@ async def _ask(http: httpx.AsyncClient, body: dict[str, Any], key: str = "", **o
 @pytest.fixture
 def caching(config: ClientConfig, tmp_path: Path) -> ClientConfig:
     """Settings with a cache."""
-    return replace(config, cache=tmp_path / "cache")
+    return replace(config, cache_folder=tmp_path / "cache")
 
 
 async def test_the_same_request_again(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
@@ -69,7 +69,7 @@ async def test_the_same_request_again(fake: FakeMarket, wallet: Signer, caching:
             assert again.headers["x-tally-job"] == first.headers["x-tally-job"]
             assert (again.content, again.headers["content-type"]) == (first.content, first.headers["content-type"])
         assert len(fake.sessions) == 2
-        (spent,) = await market._ledger.spent(0, ())
+        (spent,) = await market._ledger.spending(0, ())
         assert (spent.requests, spent.hits, spent.saved) == (2, 2, spent.cost)
     async with gateway(fake, wallet, caching) as (http, _):  # another process
         assert (await _ask(http, COLD)).headers["x-tally-cache"] == "hit"
@@ -78,7 +78,7 @@ async def test_the_same_request_again(fake: FakeMarket, wallet: Signer, caching:
 async def test_what_is_not_cached(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
     """Other temperatures unless asked for, whatever says no, keyed requests, other requirements, other callers, errors."""
     keys = (ApiKey(label="ann", secret="ann-0123456789abcdef"), ApiKey(label="bob", secret="bob-0123456789abcdef"))
-    async with gateway(fake, wallet, replace(caching, keys=keys)) as (http, _):
+    async with gateway(fake, wallet, replace(caching, api_keys=keys)) as (http, _):
 
         async def hits(body: dict[str, Any], key: str = keys[0].value, **options: Any) -> list[str | None]:
             return [(await _ask(http, body, key, **options)).headers.get("x-tally-cache") for _ in range(2)]
@@ -107,8 +107,8 @@ async def test_the_disk_tells_nothing(fake: FakeMarket, wallet: Signer, caching:
     """No name and no content without the wallet; what was changed or is of another wallet is not believed."""
     async with gateway(fake, wallet, caching) as (http, _):
         await _ask(http, COLD)
-    assert caching.cache is not None
-    (file,) = caching.cache.iterdir()
+    assert caching.cache_folder is not None
+    (file,) = caching.cache_folder.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     assert not any(word.encode() in file.read_bytes() for word in ("split", "stick", MODEL))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
@@ -116,14 +116,14 @@ async def test_the_disk_tells_nothing(fake: FakeMarket, wallet: Signer, caching:
         assert (await _ask(http, COLD)).headers["x-tally-cache"] == "miss"
     async with FakeMarket().serve() as other, gateway(other, signer("other"), caching) as (http, _):
         assert (await _ask(http, COLD)).headers["x-tally-cache"] == "miss"
-    assert len(list(caching.cache.iterdir())) == 2
+    assert len(list(caching.cache_folder.iterdir())) == 2
 
 
 async def test_old_and_large_answers_go(tmp_path: Path, wallet: Signer) -> None:
     """An answer is good for so long; the oldest make room; a disk that fails is no obstacle."""
     clock = [0.0]
-    cache = Cache(tmp_path / "c", 3_000, 60, wallet, lambda: clock[0])
-    kept = Kept("application/json", b"x" * 1_000, "ab", Address("0x" + "11" * 20), "m", Amount(3), "0x00")
+    cache = ResponseCache(tmp_path / "c", 3_000, 60, wallet, lambda: clock[0])
+    kept = CachedResponse("application/json", b"x" * 1_000, "ab", Address("0x" + "11" * 20), "m", Amount(3), "0x00")
     demand = Demand("m")
     bodies = [json.dumps({"model": "m", "temperature": 0, "n": n}).encode() for n in range(4)]
     names = [cache.name(CHAT, [body], demand, "", asked=None) for body in bodies]
@@ -140,13 +140,13 @@ async def test_old_and_large_answers_go(tmp_path: Path, wallet: Signer) -> None:
     for body in (b"{", b"[]", b'{"model": "m", "temperature": 0.1}', b'{"temperature": 0}', long):
         assert cache.name(CHAT, [body], demand, "", asked=None) is None
     (tmp_path / "f").write_text("")
-    await Cache(tmp_path / "f", 3_000, 60, wallet).put(str(names[0]), kept)
+    await ResponseCache(tmp_path / "f", 3_000, 60, wallet).put(str(names[0]), kept)
 
 
 async def test_another_models_answer_is_not_kept(wallet: Signer, caching: ClientConfig) -> None:
     """What a fallback answered while a model was away is nobody's answer later; a key's models are what its aliases lead to."""
     key = ApiKey(label="ann", secret="ann-0123456789abcdef", models=("tiny", "big"))
-    named = replace(caching, keys=(key,), aliases=(Alias(name="any", models=("big", "tiny")),))
+    named = replace(caching, api_keys=(key,), aliases=(Alias(name="any", models=("big", "tiny")),))
     async with FakeMarket(Provider.make("alice", model="tiny")).serve() as fake, gateway(fake, wallet, named) as (http, market):
         for model, options in (("big", {"fallbacks": ["tiny"]}), ("any", {})):
             answer = await _ask(http, COLD | {"model": model}, key.value, **options)
@@ -188,7 +188,7 @@ async def test_a_larger_model_where_the_small_one_will_not_do(wallet: Signer, co
         await session.finish()
 
     fake.script = script
-    rules = replace(config, aliases=(Alias(name="thrifty", models=("small", "large"), rule="simple-first"),))
+    rules = replace(config, aliases=(Alias(name="thrifty", models=("small", "large"), rule="small-model-first"),))
     async with fake.serve(), gateway(fake, wallet, rules) as (http, market):
         answer = await _ask(http, BODY | {"model": "thrifty"})
         assert asked == ["small", "large"]
@@ -218,7 +218,7 @@ async def test_max_cost_is_for_all_attempts(wallet: Signer, config: ClientConfig
         await session.finish()
 
     fake.script = script
-    rules = replace(config, aliases=(Alias(name="thrifty", models=("small", "large"), rule="simple-first"),))
+    rules = replace(config, aliases=(Alias(name="thrifty", models=("small", "large"), rule="small-model-first"),))
     async with fake.serve(), gateway(fake, wallet, rules) as (http, _):
         await _ask(http, BODY | {"model": "thrifty"})
         cap = max(candidate.terms.max_cost for submission in fake.submissions for candidate in submission.candidates)
@@ -246,9 +246,9 @@ async def test_a_lost_state_file_costs_no_request(fake: FakeMarket, wallet: Sign
         await session.finish(Usage(30, 0, 60))
 
     fake.script, fake.forgets = strict, True
-    assert config.state is not None
+    assert config.ledger_file is not None
     for number in range(3):
-        async with gateway(fake, wallet, replace(config, state=config.state.with_name("old.db"))) as (http, _):
+        async with gateway(fake, wallet, replace(config, ledger_file=config.ledger_file.with_name("old.db"))) as (http, _):
             await _ask(http, BODY | {"max_tokens": 100 + number})
     async with gateway(fake, wallet, config) as (http, market):
         market._resolver.recovery.asked[fake.providers[0].address] = float("-inf")

@@ -14,7 +14,7 @@ from starlette.types import Message
 from tallystick.client.config import MIB, ClientConfig
 from tallystick.client.gateway import request_bodies
 from tallystick.client.gateway.app import build_app
-from tallystick.client.gateway.request_bodies import Bodies, Stalled, patient
+from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
@@ -38,14 +38,14 @@ async def post(port: int, body: bytes, declared: int) -> tuple[asyncio.StreamRea
 
 
 async def test_unfinished_bodies_do_not_fill_the_memory(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Beyond max_bodies_bytes of all requests together, more are told to come again; what is given back is free again."""
-    small = replace(config, max_body_bytes=100_000, max_bodies_bytes=250_000)
+    """Beyond max_total_body_bytes of all requests together, more are told to come again; what is given back is free again."""
+    small = replace(config, max_body_bytes=100_000, max_total_body_bytes=250_000)
     async with gateway(fake, wallet, small) as (port, _), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
         held = [await post(port, b"x" * 80_000, 99_999) for _ in range(3)]
 
         async def full() -> bool:
             answer = await http.post(CHAT, json=BODY | {"user": "u" * 20_000})
-            return answer.status_code == 503 and "max_bodies_bytes" in answer.text
+            return answer.status_code == 503 and "max_total_body_bytes" in answer.text
 
         await eventually(full)
         assert (await http.post(CHAT, json=BODY)).status_code == 200, "small ones still fit"
@@ -61,7 +61,7 @@ async def test_unfinished_bodies_do_not_fill_the_memory(fake: FakeMarket, wallet
 @pytest.mark.parametrize("size", [100, 101])
 async def test_a_body_has_room_until_its_request_is_over(size: int) -> None:
     """Its bytes count inside the block, however it ends, and none afterwards; limits hold at equality."""
-    rooms = Bodies(100, 150)
+    rooms = RequestBodies(100, 150)
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b"x" * size, "more_body": False}
@@ -85,9 +85,9 @@ async def test_a_body_has_room_until_its_request_is_over(size: int) -> None:
 
 
 async def test_a_body_that_trickles_or_ends_early_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After BODY_SECONDS it is refused; a caller that leaves meanwhile holds nothing."""
-    monkeypatch.setattr(request_bodies, "BODY_SECONDS", 0.05)
-    rooms = Bodies(100, 150)
+    """After BODY_TIMEOUT_SECONDS it is refused; a caller that leaves meanwhile holds nothing."""
+    monkeypatch.setattr(request_bodies, "BODY_TIMEOUT_SECONDS", 0.05)
+    rooms = RequestBodies(100, 150)
 
     async def trickle() -> Message:
         await asyncio.sleep(0.01)
@@ -108,17 +108,17 @@ async def test_a_body_that_trickles_or_ends_early_is_let_go(monkeypatch: pytest.
 
 
 async def test_a_caller_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After TAKE_SECONDS without a byte taken."""
-    monkeypatch.setattr(request_bodies, "TAKE_SECONDS", 0.02)
+    """After SEND_TIMEOUT_SECONDS without a byte taken."""
+    monkeypatch.setattr(request_bodies, "SEND_TIMEOUT_SECONDS", 0.02)
     taken: list[Message] = []
 
     async def stuck(message: Message) -> None:
         taken.append(message)
         await asyncio.sleep(len(taken) - 1)
 
-    send = patient(stuck)
+    send = with_send_timeout(stuck)
     await send({"type": "http.response.start"})
-    with pytest.raises(Stalled):
+    with pytest.raises(ClientStalled):
         await send({"type": "http.response.body"})
 
 
@@ -126,7 +126,7 @@ async def test_a_stream_that_nobody_reads_ends_its_job(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job is cancelled and the connection dropped, so that neither is held for ever."""
-    monkeypatch.setattr(request_bodies, "TAKE_SECONDS", 0.3)
+    monkeypatch.setattr(request_bodies, "SEND_TIMEOUT_SECONDS", 0.3)
 
     async def pours(session: Session) -> None:
         await session.match()
@@ -168,8 +168,8 @@ async def test_callers_share_a_question_for_the_models(fake: FakeMarket, wallet:
 
 def test_the_numbers_fit_each_other() -> None:
     """A gateway whose bodies together may be smaller than one could answer no large request."""
-    assert ClientConfig().max_bodies_bytes == 256 * MIB
-    assert ClientConfig(max_body_bytes=7, max_bodies_bytes=7).max_body_bytes == 7
+    assert ClientConfig().max_total_body_bytes == 256 * MIB
+    assert ClientConfig(max_body_bytes=7, max_total_body_bytes=7).max_body_bytes == 7
     for one, together in ((8, 7), (0, 7), (0, 0), (-1, -1)):
-        with pytest.raises(BadMessage, match="max_bodies_bytes"):
-            ClientConfig(max_body_bytes=one, max_bodies_bytes=together)
+        with pytest.raises(BadMessage, match="max_total_body_bytes"):
+            ClientConfig(max_body_bytes=one, max_total_body_bytes=together)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from tallystick.client.config import Alias
-from tallystick.client.gateway.aliases import Names
-from tallystick.client.gateway.routing_rules import SIMPLE_CHARACTERS, SIMPLE_MESSAGES, SimpleFirst, is_simple, load_rule
+from tallystick.client.gateway.aliases import AliasRouter
+from tallystick.client.gateway.routing_rules import SIMPLE_CHARACTERS, SIMPLE_MESSAGES, SmallModelFirst, is_simple, load_rule
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.wire import dumps, loads
 
 MODELS = ("small", "middle", "large")
-RULE = SimpleFirst()
+RULE = SmallModelFirst()
 
 
 def _asks(text: Any = "hi", **more: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Broken:
 def test_a_rule_that_fails_costs_no_answer() -> None:
     """Then the models are asked as they are listed, and whatever comes will do."""
     for models in (MODELS, MODELS[:1]):
-        plan = Names([Alias(name="thrifty", models=models, rule="x")], {"thrifty": Broken()}).plan(dumps(_asks()), (), 0)
+        plan = AliasRouter([Alias(name="thrifty", models=models, rule="x")], {"thrifty": Broken()}).plan(dumps(_asks()), (), 0)
         assert [loads(body, "body")["model"] for body in plan.bodies] == list(models)
         assert plan.good({})
 
@@ -111,9 +111,9 @@ class Backwards:
 
 def test_rules_of_ones_own() -> None:
     """By name, as a class or an object; what is no rule is said when the gateway starts."""
-    assert isinstance(load_rule("simple-first"), SimpleFirst)
+    assert isinstance(load_rule("small-model-first"), SmallModelFirst)
     rule = load_rule(f"{__name__}:Backwards") if "." in __name__ else Backwards()
-    names = Names([Alias(name="thrifty", models=MODELS, rule="x")], {"thrifty": rule})
+    names = AliasRouter([Alias(name="thrifty", models=MODELS, rule="x")], {"thrifty": rule})
     plan = names.plan(dumps(_asks()), ["other"], 0.5)
     assert [loads(body, "body")["model"] for body in plan.bodies] == ["large", "middle", "small", "other"]
     assert [plan.good({"good": good}) for good in (True, False)] == [True, False]
@@ -125,4 +125,4 @@ def test_rules_of_ones_own() -> None:
         with pytest.raises(BadMessage, match=says):
             load_rule(name)
     with pytest.raises(BadMessage, match="not both"):
-        Alias(name="x", models=MODELS, weights=(1, 1, 1), rule="simple-first")
+        Alias(name="x", models=MODELS, weights=(1, 1, 1), rule="small-model-first")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.jobs.result import Unfinished
+from tallystick.client.jobs.result import StreamInterrupted
 from tallystick.client.ledger.schema import JobState, OrderState
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -153,7 +153,7 @@ async def test_dishonest_receipt_freezes_the_tab(market: Market, fake: FakeMarke
     (found,) = await market.evidence()
     assert (found.provider, found.reason) == (alice.address, str(caught.value))
     assert found.receipt.verify(DOMAIN).message.order_hash == found.order.verify(DOMAIN).digest
-    assert (await market.tab(alice.address)).frozen
+    assert (await market.tab(alice.address)).blocked_reason
     fake.script = honest
     assert (await market.chat(MODEL, MESSAGES)).provider == bob.address
     assert alice.address in fake.shortlists[-1]["exclude"]
@@ -193,7 +193,7 @@ async def test_receipt_of_another_order_accuses_nobody(market: Market, fake: Fak
         await run(market)
     assert caught.value.fault is Fault.COORDINATOR
     assert await market.evidence() == []
-    assert (await market.tab(fake.providers[0].address)).frozen == ""
+    assert (await market.tab(fake.providers[0].address)).blocked_reason == ""
 
 
 async def _forged_match(session: Session) -> None:
@@ -315,7 +315,7 @@ async def test_truncated_stream_says_what_came(market: Market, fake: FakeMarket)
 
     fake.script = ends
     async with await market.submit(CHAT, STREAM) as job:
-        with pytest.raises(Unfinished, match=rf"2 chunks with {len(event('half '))} bytes.*failed") as caught:
+        with pytest.raises(StreamInterrupted, match=rf"2 chunks with {len(event('half '))} bytes.*failed") as caught:
             await job.result()
     assert (caught.value.retry, caught.value.receipt) == (True, None)
     known = await market.find(job.id)
@@ -335,7 +335,7 @@ async def test_receipt_is_fetched_when_the_connection_breaks(market: Market, fak
         await session.cut()
 
     fake.script = breaks
-    with pytest.raises(Unfinished) as caught:
+    with pytest.raises(StreamInterrupted) as caught:
         await run(market, STREAM)
     assert caught.value.receipt is not None
     assert not caught.value.retry
@@ -350,7 +350,7 @@ async def test_silence_has_a_deadline(fake: FakeMarket, wallet: Signer, config: 
         await session.cancelled.wait()
 
     fake.script = silent
-    async with Market(fake.url, wallet, replace(config, idle_seconds=0.1)) as market:
+    async with Market(fake.url, wallet, replace(config, stream_idle_seconds=0.1)) as market:
         with pytest.raises(Unavailable):
             await run(market)
     assert fake.cancels

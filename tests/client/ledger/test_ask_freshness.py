@@ -11,7 +11,7 @@ import pytest
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import ask_freshness
-from tallystick.client.ledger.ask_freshness import MAX_REMEMBERED, judge
+from tallystick.client.ledger.ask_freshness import MAX_REMEMBERED, find_stale
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import asks as table
 from tallystick.client.sdk.market import Market
@@ -39,7 +39,7 @@ def signed(provider: Provider = ALICE, domain: Domain = DOMAIN, **changes: Any) 
 
 async def refused(ledger: Ledger, *asks: Verified[Ask], domain: Domain = DOMAIN, now: int = NOW) -> list[bool]:
     """Which of them are, in this order."""
-    reasons = await ledger.stale(domain, asks, now)
+    reasons = await ledger.stale_asks(domain, asks, now)
     return [ask.digest in reasons for ask in asks]
 
 
@@ -60,7 +60,7 @@ async def test_a_stale_ask_on_other_terms_is_never_ordered_on(tmp_path: Path, ch
     """Whatever got dearer, and an old sealing key: refused beside the newest, after it, and after a restart."""
     old, new = signed(**{"seq": 5} | changes), signed(seq=6)
     for shown in ((old, new), (new, old)):
-        assert judge(shown, {})[0].keys() == {old.digest}
+        assert find_stale(shown, {})[0].keys() == {old.digest}
     for again in range(2):
         ledger = await Ledger.open(tmp_path / "state.db", PAYER.address)
         if not again:

@@ -9,18 +9,20 @@ import pytest
 from structlog.testing import capture_logs
 
 from tallystick.client.config import Budget, ClientConfig
-from tallystick.client.ledger.budgets import DAY_SECONDS, GROUPS, Hit, Spent, Standing, add_unproven, within
+from tallystick.client.ledger.budgets import BudgetStatus, fit_budgets
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import Arrival, NewJob
-from tallystick.client.receipts.checks import Delivered, Placed, terms_for
+from tallystick.client.ledger.spending import DAY_SECONDS, GROUPS, CacheHit, SpendingRow, add_unproven
+from tallystick.client.ledger.writes import IncomingReceipt, NewJob
+from tallystick.client.orders.signing import PlacedOrder, terms_for
+from tallystick.client.receipts.delivery_check import Delivery
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, JobId, format_amount
 from tests.client.parties import ALICE, BOB, DOMAIN, NOW_S, PAYER, Provider, bill, sign
 
-FINE = Delivered(200, 50, ZERO_HASH, finished=True)
+FINE = Delivery(200, 50, ZERO_HASH, finished=True)
 TODAY = NOW_S // DAY_SECONDS
 
 
@@ -33,7 +35,7 @@ class Desk:
 
     async def take(
         self, *budgets: Budget, label: str = "", at: int = NOW_S, providers: tuple[Provider, ...] = (ALICE,)
-    ) -> tuple[JobId, list[Placed]]:
+    ) -> tuple[JobId, list[PlacedOrder]]:
         """Orders for one new job."""
         self.jobs += 1
         job = JobId(self.jobs.to_bytes(16))
@@ -41,13 +43,13 @@ class Desk:
         drafts = [
             (p.address, terms_for(p.ask, job=job, commitment=ZERO_HASH, output_tokens=100, body_bytes=200)) for p in providers
         ]
-        return job, await self.ledger.take(new, drafts, sign, budgets)
+        return job, await self.ledger.sign_orders(new, drafts, sign, budgets)
 
-    async def book(self, job: JobId, placed: Placed, seq: int = 1, took: int | None = None) -> None:
+    async def book(self, job: JobId, placed: PlacedOrder, seq: int = 1, took: int | None = None) -> None:
         """Alice's receipt of that number comes, twice."""
         receipt = ALICE.signer.sign(bill(placed, seq=seq, cumulative_cost=3 * seq), DOMAIN)
         for _ in range(2):
-            assert await self.ledger.book(Arrival(DOMAIN, job, placed, receipt, FINE, NOW_S, took)) is None
+            assert await self.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, FINE, NOW_S, took)) is None
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
 async def _cap(desk: Desk) -> int:
     """The worst case of one job."""
     job, (placed,) = await desk.take(label="probe")
-    await desk.ledger.end(job, JobState.FAILED, "", NOW_S)
+    await desk.ledger.end_job(job, JobState.FAILED, "", NOW_S)
     return int(placed.terms.max_cost)
 
 
@@ -72,12 +74,12 @@ async def test_what_was_spent_adds_up(desk: Desk) -> None:
         await desk.book(job, placed, seq)
     job, _ = await desk.take(label="b")
     for state in (JobState.LOST, JobState.FAILED, JobState.FAILED):
-        await desk.ledger.end(job, state, "gone", NOW_S)
-    read = desk.ledger.spent
-    assert await read(NOW_S, ()) == [Spent((), 4, 1, Amount(9), 30, 0, 15)]
+        await desk.ledger.end_job(job, state, "gone", NOW_S)
+    read = desk.ledger.spending
+    assert await read(NOW_S, ()) == [SpendingRow((), 4, 1, Amount(9), 30, 0, 15)]
     assert await read(NOW_S, ("label",)) == [
-        Spent(("a",), 2, 0, Amount(6), 20, 0, 10),
-        Spent(("b",), 2, 1, Amount(3), 10, 0, 5),
+        SpendingRow(("a",), 2, 0, Amount(6), 20, 0, 10),
+        SpendingRow(("b",), 2, 1, Amount(3), 10, 0, 5),
     ]
     assert [one.group for one in await read(NOW_S, GROUPS)] == [
         (TODAY, "a", "model", ALICE.address),
@@ -93,12 +95,12 @@ async def test_how_long_requests_took(desk: Desk) -> None:
         job, (placed,) = await desk.take(label="a" if seq % 2 else "b")
         await desk.book(job, placed, seq, took)
     for by in ((), ("model", "day"), ("provider",)):
-        assert [one.latency_ms for one in await desk.ledger.spent(NOW_S, by)] == [(10, 19, 20)]
-    assert {one.group[0]: one.latency_ms for one in await desk.ledger.spent(NOW_S, ("label",))} == {
+        assert [one.latency_ms for one in await desk.ledger.spending(NOW_S, by)] == [(10, 19, 20)]
+    assert {one.group[0]: one.latency_ms for one in await desk.ledger.spending(NOW_S, ("label",))} == {
         "a": (9, 19, 19),
         "b": (10, 20, 20),
     }
-    assert (await desk.ledger.spent(NOW_S + DAY_SECONDS, ())) == []
+    assert (await desk.ledger.spending(NOW_S + DAY_SECONDS, ())) == []
 
 
 async def test_a_budget_holds_back_the_worst_case(desk: Desk) -> None:
@@ -111,12 +113,12 @@ async def test_a_budget_holds_back_the_worst_case(desk: Desk) -> None:
         await desk.take(budget)
     assert (caught.value.code, caught.value.fault, caught.value.status) == (Code.OVER_BUDGET, Fault.CLIENT, 402)
     await desk.book(first, alice)
-    stand = await desk.ledger.standing(budget, NOW_S)
+    stand = await desk.ledger.budget_status(budget, NOW_S)
     assert (stand.spent, stand.reserved, stand.left) == (3, cap, 2 * cap - 3)
     assert len((await desk.take(budget, providers=(ALICE, BOB)))[1]) == 1, "there is room for one of the two"
     until = alice.order.message.claim_by
-    assert (await desk.ledger.standing(budget, until - 1)).reserved == 2 * cap, "also on later days"
-    assert (await desk.ledger.standing(budget, until)).reserved == 0, "nobody can collect on it any more"
+    assert (await desk.ledger.budget_status(budget, until - 1)).reserved == 2 * cap, "also on later days"
+    assert (await desk.ledger.budget_status(budget, until)).reserved == 0, "nobody can collect on it any more"
 
 
 async def test_a_budget_of_a_workload(desk: Desk) -> None:
@@ -145,9 +147,14 @@ async def test_a_request_took_the_time_of_who_answered_it(desk: Desk) -> None:
     await desk.book(job, placed, took=10)
     job, (passed, placed) = await desk.take(providers=(ALICE, BOB))
     void = ALICE.signer.sign(bill(passed, Usage(0, 0, 0), Outcome.REFUSED, seq=2, cumulative_cost=Amount(3)), DOMAIN)
-    assert await desk.ledger.book(Arrival(DOMAIN, job, passed, void, None, NOW_S, final=False)) is None
-    assert await desk.ledger.book(Arrival(DOMAIN, job, placed, BOB.signer.sign(bill(placed), DOMAIN), FINE, NOW_S, 30)) is None
-    took = {one.group[0]: one.latency_ms for one in await desk.ledger.spent(NOW_S, ("provider",))}
+    assert await desk.ledger.record_receipt(IncomingReceipt(DOMAIN, job, passed, void, None, NOW_S, final=False)) is None
+    assert (
+        await desk.ledger.record_receipt(
+            IncomingReceipt(DOMAIN, job, placed, BOB.signer.sign(bill(placed), DOMAIN), FINE, NOW_S, 30)
+        )
+        is None
+    )
+    took = {one.group[0]: one.latency_ms for one in await desk.ledger.spending(NOW_S, ("provider",))}
     assert took == {ALICE.address: (10, 10, 10), BOB.address: (30, 30, 30)}
 
 
@@ -162,26 +169,26 @@ def test_a_refusal_names_the_tightest_budget() -> None:
     """It says what that budget has left, which is never below zero, and what the cheapest draft may cost."""
     drafts = _drafts(300, 100, 200)
     least = drafts[1][1].max_cost
-    wide = Standing(Budget(per_day=Amount(least), label="wide"), Amount(1), Amount(0))
-    lowered = Standing(Budget(per_day=Amount(10), label="lowered"), Amount(500_000), Amount(2_000_000))
+    wide = BudgetStatus(Budget(per_day=Amount(least), label="wide"), Amount(1), Amount(0))
+    lowered = BudgetStatus(Budget(per_day=Amount(10), label="lowered"), Amount(500_000), Amount(2_000_000))
     for stands in ([wide, lowered], [lowered, wide]):
         with pytest.raises(Refusal) as caught:
-            within(drafts, stands)
+            fit_budgets(drafts, stands)
         text = str(caught.value)
         assert "of 'lowered' has 0 left" in text
         assert "spent 0.5" in text
         assert f"may cost {format_amount(least)}:" in text
-    room = Standing(Budget(per_day=Amount(least)), Amount(0), Amount(0))
-    assert within(drafts, [room]) == [drafts[1]]
-    assert within(drafts, []) == drafts
-    assert within([], [lowered]) == []
+    room = BudgetStatus(Budget(per_day=Amount(least)), Amount(0), Amount(0))
+    assert fit_budgets(drafts, [room]) == [drafts[1]]
+    assert fit_budgets(drafts, []) == drafts
+    assert fit_budgets([], [lowered]) == []
 
 
 def test_how_much_of_a_budget_is_used() -> None:
     """What was spent and what may still be collected, together; a budget of nothing is used up."""
-    half = Standing(Budget(per_day=Amount(200)), Amount(70), Amount(30))
+    half = BudgetStatus(Budget(per_day=Amount(200)), Amount(70), Amount(30))
     assert (half.left, half.percent) == (100, 50)
-    assert Standing(Budget(per_day=Amount(0)), Amount(0), Amount(0)).percent == 100
+    assert BudgetStatus(Budget(per_day=Amount(0)), Amount(0), Amount(0)).percent == 100
 
 
 async def test_a_budget_covers_the_workloads_below_its_label(desk: Desk) -> None:
@@ -192,39 +199,39 @@ async def test_a_budget_covers_the_workloads_below_its_label(desk: Desk) -> None
         job, (placed,) = await desk.take(label=label)
         await desk.book(job, placed, seq)
         await desk.take(label=label)
-    stand = await desk.ledger.standing(budget, NOW_S)
+    stand = await desk.ledger.budget_status(budget, NOW_S)
     assert (stand.spent, stand.reserved) == (2 * 3, 2 * cap)
 
 
 async def test_hits_and_unproven_payments_add_up(desk: Desk) -> None:
     """The cache's savings count beside requests, by day; what the chain paid without a receipt is a cost of its provider."""
-    hit = Hit("a", "model", ALICE.address, Amount(7))
+    hit = CacheHit("a", "model", ALICE.address, Amount(7))
     for now in (NOW_S, NOW_S, NOW_S + DAY_SECONDS):
-        await desk.ledger.note_hit(hit, now)
+        await desk.ledger.record_cache_hit(hit, now)
     tab: dict[str, object] = {"of_payer": PAYER.address, "of_provider": BOB.address}
     for now in (NOW_S, NOW_S, NOW_S + DAY_SECONDS):
-        await desk.ledger._database.write(partial(add_unproven, tab=tab, amount=Amount(5), now=now))
+        await desk.ledger._database.write(partial(add_unproven, tab_key=tab, amount=Amount(5), now=now))
     of_alice, of_bob = ("a", "model", ALICE.address), ("", "", BOB.address)
-    assert await desk.ledger.spent(NOW_S, GROUPS) == [
-        Spent((TODAY + 1, *of_bob), 0, 0, Amount(5), 0, 0, 0),
-        Spent((TODAY + 1, *of_alice), 0, 0, Amount(0), 0, 0, 0, hits=1, saved=Amount(7)),
-        Spent((TODAY, *of_bob), 0, 0, Amount(10), 0, 0, 0),
-        Spent((TODAY, *of_alice), 0, 0, Amount(0), 0, 0, 0, hits=2, saved=Amount(14)),
+    assert await desk.ledger.spending(NOW_S, GROUPS) == [
+        SpendingRow((TODAY + 1, *of_bob), 0, 0, Amount(5), 0, 0, 0),
+        SpendingRow((TODAY + 1, *of_alice), 0, 0, Amount(0), 0, 0, 0, hits=1, saved=Amount(7)),
+        SpendingRow((TODAY, *of_bob), 0, 0, Amount(10), 0, 0, 0),
+        SpendingRow((TODAY, *of_alice), 0, 0, Amount(0), 0, 0, 0, hits=2, saved=Amount(14)),
     ]
-    assert [one.group[0] for one in await desk.ledger.spent(NOW_S, ("day",))] == [TODAY + 1, TODAY], "the newest day first"
-    assert [one.group[0] for one in await desk.ledger.spent(NOW_S, ("provider",))] == [BOB.address, ALICE.address]
+    assert [one.group[0] for one in await desk.ledger.spending(NOW_S, ("day",))] == [TODAY + 1, TODAY], "the newest day first"
+    assert [one.group[0] for one in await desk.ledger.spending(NOW_S, ("provider",))] == [BOB.address, ALICE.address]
 
 
 async def test_a_request_counts_once(desk: Desk) -> None:
     """One that failed by its receipt, and one that failed without it and was charged afterwards, are one failed request each."""
     job, (placed,) = await desk.take(label="failed")
     broken = ALICE.signer.sign(bill(placed, Usage(0, 0, 0), Outcome.UPSTREAM_ERROR), DOMAIN)
-    assert await desk.ledger.book(Arrival(DOMAIN, job, placed, broken, FINE, NOW_S)) is None
+    assert await desk.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, broken, FINE, NOW_S)) is None
     job, (placed,) = await desk.take(label="late")
-    await desk.ledger.end(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
+    await desk.ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
     late = ALICE.signer.sign(bill(placed, seq=2), DOMAIN)
-    assert await desk.ledger.book(Arrival(DOMAIN, job, placed, late, FINE, NOW_S)) is None
-    read = {one.group[0]: one for one in await desk.ledger.spent(NOW_S, ("label",))}
+    assert await desk.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, late, FINE, NOW_S)) is None
+    read = {one.group[0]: one for one in await desk.ledger.spending(NOW_S, ("label",))}
     assert {label: (one.requests, one.failed, one.cost) for label, one in read.items()} == {
         "failed": (1, 1, 0),
         "late": (1, 1, 3),

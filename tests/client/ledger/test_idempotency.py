@@ -8,7 +8,7 @@ import pytest
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import idempotency
-from tallystick.client.ledger.idempotency import Keyed
+from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -27,7 +27,7 @@ async def test_a_key_is_one_job(fake: FakeMarket, wallet: Signer, config: Client
     async with Market(fake.url, wallet, config) as market:
         assert await _ask(market, "mine")
     async with Market(fake.url, wallet, config) as market:
-        with pytest.raises(Refusal, match=r"ended as completed, \d+ base units were billed") as caught:
+        with pytest.raises(Refusal, match=r"ended as completed, and [0-9.]+ dollars were billed") as caught:
             await _ask(market, "mine")
     assert (caught.value.code, len(fake.submissions)) == (Code.ORDER_REPLAYED, 1)
 
@@ -35,7 +35,7 @@ async def test_a_key_is_one_job(fake: FakeMarket, wallet: Signer, config: Client
 async def test_another_body_under_a_key(market: Market, fake: FakeMarket) -> None:
     """A key belongs to one request; another one is refused and says so."""
     await _ask(market, "mine")
-    with pytest.raises(Refusal, match="'mine' was used for another request") as caught:
+    with pytest.raises(Refusal, match="'mine' was already used for another request") as caught:
         await _ask(market, "mine", max_tokens=7)
     assert (caught.value.status, len(fake.submissions)) == (409, 1)
 
@@ -61,9 +61,9 @@ async def test_keys_are_forgotten(tmp_path: Path, wallet: Signer, monkeypatch: p
     monkeypatch.setattr(idempotency, "MAX_KEYS", 2)
     ledger = await Ledger.open(tmp_path / "client.db", wallet.address)
     for number in range(4):
-        made = Keyed(str(number), "f", JobId(bytes([number]) * 16), b"k", b"h", number)
-        assert await ledger.keep_key(made, 0) == made
-    other = Keyed("3", "f", JobId(b"o" * 16), b"k", b"h", 9)
-    assert (await ledger.keep_key(other, 0)).job == JobId(b"\3" * 16)
-    assert [await ledger.keyed(key) is not None for key in "0123"] == [False, False, False, True]
+        made = IdempotencyKey(str(number), "f", JobId(bytes([number]) * 16), b"k", b"h", number)
+        assert await ledger.store_key(made, 0) == made
+    other = IdempotencyKey("3", "f", JobId(b"o" * 16), b"k", b"h", 9)
+    assert (await ledger.store_key(other, 0)).job == JobId(b"\3" * 16)
+    assert [await ledger.find_key(key) is not None for key in "0123"] == [False, False, False, True]
     await ledger.close()

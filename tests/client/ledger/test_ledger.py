@@ -11,15 +11,16 @@ import pytest
 
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.ledger.writes import Arrival
-from tallystick.client.receipts.checks import Delivered, Placed
+from tallystick.client.ledger.writes import IncomingReceipt
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import Delivery
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
 from tests.client.parties import ALICE, BOB, DOMAIN, NOW_S, PAYER, bill, take
 
-FINE = Delivered(200, 50, ZERO_HASH, finished=True)
+FINE = Delivery(200, 50, ZERO_HASH, finished=True)
 
 
 @pytest.fixture
@@ -30,10 +31,10 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
     await ledger.close()
 
 
-def arrival(job: JobId, placed: Placed, receipt: Receipt, delivered: Delivered | None = FINE) -> Arrival:
+def arrival(job: JobId, placed: PlacedOrder, receipt: Receipt, delivered: Delivery | None = FINE) -> IncomingReceipt:
     """A signed receipt that came."""
     key = next(p for p in (ALICE, BOB) if p.address == placed.provider).signer
-    return Arrival(DOMAIN, job, placed, key.sign(receipt, DOMAIN), delivered, NOW_S)
+    return IncomingReceipt(DOMAIN, job, placed, key.sign(receipt, DOMAIN), delivered, NOW_S)
 
 
 async def test_orders_are_open_until_their_job_ends(ledger: Ledger) -> None:
@@ -41,13 +42,13 @@ async def test_orders_are_open_until_their_job_ends(ledger: Ledger) -> None:
     job, (alice, _) = await take(ledger, ALICE, BOB)
     cap = alice.terms.max_cost
     assert (await ledger.tab(DOMAIN, BOB.address, NOW_S)).open_caps == cap
-    assert await ledger.book(arrival(job, alice, bill(alice))) is None
+    assert await ledger.record_receipt(arrival(job, alice, bill(alice))) is None
     first, second = [await ledger.tab(DOMAIN, p.address, NOW_S) for p in (ALICE, BOB)]
     assert (first.accepted, first.open_caps, first.ceiling) == (3, 0, cap)
     assert (second.accepted, second.open_caps, second.ceiling) == (0, 0, cap)
-    known = await ledger.find(job)
+    known = await ledger.find_job(job)
     assert known is not None
-    assert [order.state for order in known.orders] == [OrderState.BOOKED, OrderState.CLOSED]
+    assert [order.state for order in known.orders] == [OrderState.RECORDED, OrderState.CLOSED]
     assert (known.state, known.domain) == (JobState.COMPLETED, DOMAIN)
 
 
@@ -56,20 +57,20 @@ async def test_orders_expire(ledger: Ledger) -> None:
     may still come.
     """
     job, (alice,) = await take(ledger)
-    await ledger.end(job, JobState.LOST, "gone", NOW_S)
+    await ledger.end_job(job, JobState.LOST, "gone", NOW_S)
     until = alice.order.message.claim_by
     assert (await ledger.tab(DOMAIN, ALICE.address, until - 1)).open_caps == alice.terms.max_cost
     assert (await ledger.tab(DOMAIN, ALICE.address, until)).open_caps == 0
-    assert await ledger.unresolved(NOW_S + 1) == [job]
-    assert await ledger.book(arrival(job, alice, bill(alice), None)) is None
-    assert await ledger.unresolved(NOW_S + 1) == []
+    assert await ledger.unresolved_jobs(NOW_S + 1) == [job]
+    assert await ledger.record_receipt(arrival(job, alice, bill(alice), None)) is None
+    assert await ledger.unresolved_jobs(NOW_S + 1) == []
 
 
 async def test_the_same_receipt_twice_counts_once(ledger: Ledger) -> None:
     """Booking is idempotent."""
     job, (alice,) = await take(ledger)
     for _ in range(3):
-        assert await ledger.book(arrival(job, alice, bill(alice))) is None
+        assert await ledger.record_receipt(arrival(job, alice, bill(alice))) is None
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).accepted == 3
 
 
@@ -79,10 +80,10 @@ async def test_lost_receipts_are_learnt_from_later_ones(ledger: Ledger) -> None:
     """
     lost, (first,) = await take(ledger)
     cap, until = first.terms.max_cost, first.order.message.claim_by
-    await ledger.end(lost, JobState.FAILED, "", NOW_S, matched=[first.order.digest])
+    await ledger.end_job(lost, JobState.FAILED, "", NOW_S, matched=[first.order.digest])
     job, (alice,) = await take(ledger)
     later = bill(alice, seq=2, cumulative_cost=Amount(3 + 40))
-    assert await ledger.book(arrival(job, alice, later)) is None
+    assert await ledger.record_receipt(arrival(job, alice, later)) is None
     _, (third,) = await take(ledger)
     assert third.order.message.ceiling == 3 + 2 * cap, "while it can be collected on, it counts in full"
     _, (fourth,) = await take(ledger, at=until)
@@ -93,25 +94,25 @@ async def test_in_flight_receipts_explain_a_total(ledger: Ledger) -> None:
     """A total that an order still open explains does not raise the ceiling beyond accepted plus open."""
     first, (one,) = await take(ledger)
     second, (two,) = await take(ledger)
-    assert await ledger.book(arrival(second, two, bill(two, seq=2, cumulative_cost=Amount(6)))) is None
+    assert await ledger.record_receipt(arrival(second, two, bill(two, seq=2, cumulative_cost=Amount(6)))) is None
     _, (three,) = await take(ledger)
     assert three.order.message.ceiling == 3 + 2 * one.terms.max_cost
-    assert await ledger.book(arrival(first, one, bill(one))) is None
+    assert await ledger.record_receipt(arrival(first, one, bill(one))) is None
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).accepted == 6
 
 
 async def test_dishonest_receipt_is_kept_and_freezes(ledger: Ledger) -> None:
     """Evidence is durable, the provider gets no more orders, and others do."""
     job, (alice, _) = await take(ledger, ALICE, BOB)
-    complaint = await ledger.book(arrival(job, alice, bill(alice, result_commitment=Hash(b"\1" * 32))))
+    complaint = await ledger.record_receipt(arrival(job, alice, bill(alice, result_commitment=Hash(b"\1" * 32))))
     assert complaint is not None
     (kept,) = await ledger.evidence()
     assert (kept.job, kept.reason) == (job, str(complaint))
-    assert list(await ledger.frozen(DOMAIN)) == [ALICE.address]
+    assert list(await ledger.blocked(DOMAIN)) == [ALICE.address]
     _, placed = await take(ledger, ALICE, BOB)
     assert [p.provider for p in placed] == [BOB.address]
     assert (await take(ledger, ALICE))[1] == []
-    known = await ledger.find(job)
+    known = await ledger.find_job(job)
     assert known is not None
     assert (known.state, known.receipt) == (JobState.DISPUTED, None)
 
@@ -130,7 +131,7 @@ async def test_state_survives(tmp_path: Path) -> None:
     ledger = await Ledger.open(path, PAYER.address)
     job, (alice,) = await take(ledger)
     await take(ledger)
-    await ledger.book(arrival(job, alice, bill(alice)))
+    await ledger.record_receipt(arrival(job, alice, bill(alice)))
     await ledger.close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     again = await Ledger.open(path, PAYER.address)

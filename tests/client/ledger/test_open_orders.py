@@ -13,14 +13,22 @@ from sqlalchemy import Connection
 
 from tallystick.client.ledger import open_orders
 from tallystick.client.ledger.ledger import Ledger
-from tallystick.client.ledger.open_orders import recall
-from tallystick.client.ledger.schema import JobState, OrderState, jobs, orders, tabs, venue
-from tallystick.client.receipts.checks import CUT_SHORT, MAX_UNDELIVERED, NOT_DELIVERED, WHOLE, Delivered, Placed, Undelivered
+from tallystick.client.ledger.open_orders import read_delivery
+from tallystick.client.ledger.schema import JobState, OrderState, deployment_id, jobs, orders, tabs
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.delivery_check import (
+    MAX_UNDELIVERED_QUARTERS,
+    QUARTERS_CUT_SHORT,
+    QUARTERS_DELIVERED,
+    QUARTERS_UNDELIVERED,
+    Delivery,
+    UndeliveredCharge,
+)
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
 from tests.client.parties import ALICE, BOB, DOMAIN, NOW_S, PAYER, bill, take
 
-PART = Delivered(200, 50, ZERO_HASH, finished=False)
+PART = Delivery(200, 50, ZERO_HASH, finished=False)
 WHOLE_ANSWER = replace(PART, response_bytes=90, finished=True)
 UNKNOWN = Hash(b"\5" * 32)
 
@@ -38,20 +46,20 @@ class Desk:
         """One transaction."""
         return await self.ledger._database.write(work)
 
-    async def recall(
-        self, job: JobId, placed: Placed, seen: Delivered | None = None, outcome: Outcome = Outcome.COMPLETED
-    ) -> Delivered | None:
+    async def read_delivery(
+        self, job: JobId, placed: PlacedOrder, seen: Delivery | None = None, outcome: Outcome = Outcome.COMPLETED
+    ) -> Delivery | None:
         """What a receipt of this order would be held against."""
         receipt = bill(placed, outcome=outcome)
-        return await self.do(lambda c: recall(c, job, receipt, seen))
+        return await self.do(lambda c: read_delivery(c, job, receipt, seen))
 
     async def undelivered(self, provider: Address = ALICE.address) -> int:
         """Quarters of an answer."""
-        return (await self.ledger.tab(DOMAIN, provider, NOW_S)).undelivered
+        return (await self.ledger.tab(DOMAIN, provider, NOW_S)).undelivered_quarters
 
     async def frozen(self, provider: Address = ALICE.address) -> str:
         """Why it gets no orders."""
-        return (await self.ledger.tab(DOMAIN, provider, NOW_S)).frozen
+        return (await self.ledger.tab(DOMAIN, provider, NOW_S)).blocked_reason
 
 
 @pytest.fixture
@@ -63,7 +71,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
 
 
 def _where(provider: Address = ALICE.address) -> dict[str, object]:
-    return {"of_venue": venue(DOMAIN), "of_payer": PAYER.address, "of_provider": provider}
+    return {"of_deployment_id": deployment_id(DOMAIN), "of_payer": PAYER.address, "of_provider": provider}
 
 
 async def test_what_arrived_is_kept_for_its_order_alone(desk: Desk) -> None:
@@ -72,51 +80,51 @@ async def test_what_arrived_is_kept_for_its_order_alone(desk: Desk) -> None:
     other, (beside,) = await take(desk.ledger)
     longer = replace(PART, response_bytes=60)
     for arrived, kept in ((PART, PART), (longer, longer), (WHOLE_ANSWER, WHOLE_ANSWER), (PART, WHOLE_ANSWER)):
-        await desk.do(partial(open_orders.keep, arrived={placed.order.digest: arrived}))
-        assert await desk.recall(job, placed) == kept
-    assert await desk.recall(other, beside) is None
-    assert await desk.recall(job, placed, PART) == PART, "what the reader itself saw comes first"
+        await desk.do(partial(open_orders.store_deliveries, deliveries={placed.order.digest: arrived}))
+        assert await desk.read_delivery(job, placed) == kept
+    assert await desk.read_delivery(other, beside) is None
+    assert await desk.read_delivery(job, placed, PART) == PART, "what the reader itself saw comes first"
 
 
 async def test_what_arrived_is_not_known_of_every_order(desk: Desk) -> None:
     """Of one that nobody was told to have, nothing arrived; of one that is open or was dispatched, nobody knows."""
     job, (matched, unmatched) = await take(desk.ledger, ALICE, BOB)
-    assert await desk.recall(job, matched) is None
-    await desk.ledger.end(job, JobState.FAILED, "gone", NOW_S, matched=[matched.order.digest])
-    assert await desk.recall(job, matched) is None
-    nothing = await desk.recall(job, unmatched)
+    assert await desk.read_delivery(job, matched) is None
+    await desk.ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[matched.order.digest])
+    assert await desk.read_delivery(job, matched) is None
+    nothing = await desk.read_delivery(job, unmatched)
     assert nothing is not None
     assert (nothing.response_bytes, nothing.finished, nothing.bounded) == (0, False, False)
     stranger = replace(matched, order=replace(matched.order, digest=UNKNOWN))
-    assert await desk.recall(job, stranger) is None
+    assert await desk.read_delivery(job, stranger) is None
 
 
 async def test_a_cancel_counts_for_its_own_job(desk: Desk) -> None:
     """A receipt may say client_cancelled where this job's end was asked for, whoever reads it; no other outcome is touched."""
     job, (placed,) = await take(desk.ledger)
     other, (beside,) = await take(desk.ledger)
-    await desk.ledger.note_cancelled(job)
+    await desk.ledger.mark_cancelled(job)
     cancelled, claims = replace(PART, cancelled=True), Outcome.CLIENT_CANCELLED
-    assert await desk.recall(job, placed, PART, claims) == cancelled
-    assert await desk.recall(job, placed, PART) == PART
-    assert await desk.recall(job, placed, None, claims) is None
-    assert await desk.recall(other, beside, PART, claims) == PART
-    assert await desk.recall(other, beside, cancelled, claims) == cancelled
-    assert await desk.recall(JobId(bytes(16)), placed, PART, claims) == PART
+    assert await desk.read_delivery(job, placed, PART, claims) == cancelled
+    assert await desk.read_delivery(job, placed, PART) == PART
+    assert await desk.read_delivery(job, placed, None, claims) is None
+    assert await desk.read_delivery(other, beside, PART, claims) == PART
+    assert await desk.read_delivery(other, beside, cancelled, claims) == cancelled
+    assert await desk.read_delivery(JobId(bytes(16)), placed, PART, claims) == PART
 
 
 async def test_a_reader_takes_up_one_job(desk: Desk) -> None:
     """The other jobs keep theirs; where a job is, is known of those in the ledger."""
     job, _ = await take(desk.ledger)
     other, _ = await take(desk.ledger)
-    await desk.do(lambda c: open_orders.read_by(c, job, "another"))
+    await desk.do(lambda c: open_orders.set_reader(c, job, "another"))
     readers = dict(
         await desk.do(lambda c: [tuple(row) for row in c.execute(jobs.select().with_only_columns(jobs.c.job, jobs.c.reader))])
     )
     assert readers[job.hex()] == "another"
-    assert readers[other.hex()] == desk.ledger._presence.name
-    await desk.ledger.end(other, JobState.CANCELLED, "", NOW_S)
-    states = [await desk.do(partial(open_orders.state_of, job=one)) for one in (job, other, JobId(bytes(16)))]
+    assert readers[other.hex()] == desk.ledger._process.name
+    await desk.ledger.end_job(other, JobState.CANCELLED, "", NOW_S)
+    states = [await desk.do(partial(open_orders.job_state, job=one)) for one in (job, other, JobId(bytes(16)))]
     assert states == [JobState.OPEN, JobState.CANCELLED, None]
 
 
@@ -125,13 +133,15 @@ async def test_an_order_counts_as_what_was_said_last(desk: Desk) -> None:
     _, (placed,) = await take(desk.ledger)
     await take(desk.ledger, BOB)
     for quarters, order, total in (
-        (NOT_DELIVERED, placed.order.digest, 4),
-        (NOT_DELIVERED, placed.order.digest, 4),
-        (CUT_SHORT, placed.order.digest, 1),
-        (NOT_DELIVERED, UNKNOWN, 5),
-        (WHOLE, placed.order.digest, 3),
+        (QUARTERS_UNDELIVERED, placed.order.digest, 4),
+        (QUARTERS_UNDELIVERED, placed.order.digest, 4),
+        (QUARTERS_CUT_SHORT, placed.order.digest, 1),
+        (QUARTERS_UNDELIVERED, UNKNOWN, 5),
+        (QUARTERS_DELIVERED, placed.order.digest, 3),
     ):
-        counting = partial(open_orders.count, tab=_where(), order=order, quarters=quarters, reason="x", seen=None, now=NOW_S)
+        counting = partial(
+            open_orders.count_undelivered, tab_key=_where(), order=order, quarters=quarters, reason="x", delivery=None, now=NOW_S
+        )
         await desk.do(counting)
         assert await desk.undelivered() == total
     assert await desk.undelivered(BOB.address) == 0
@@ -142,46 +152,56 @@ async def test_a_provider_is_frozen_at_the_stated_number(desk: Desk) -> None:
     await take(desk.ledger, ALICE, BOB)
 
     def others(c: Connection) -> None:
-        row = {"accepted": 0, "total": 0, "total_mark": 0, "ceiling": 0, "order_seq": 0, "frozen": "", "undelivered": 5}
+        row = {
+            "accepted": 0,
+            "total": 0,
+            "total_order_seq": 0,
+            "ceiling": 0,
+            "order_seq": 0,
+            "blocked_reason": "",
+            "undelivered_quarters": 5,
+        }
         c.execute(
             tabs.insert(),
             [
-                row | {"venue": venue(DOMAIN), "payer": BOB.address, "provider": ALICE.address},
-                row | {"venue": "1:0x" + "11" * 20, "payer": PAYER.address, "provider": ALICE.address},
+                row | {"deployment_id": deployment_id(DOMAIN), "payer": BOB.address, "provider": ALICE.address},
+                row | {"deployment_id": "1:0x" + "11" * 20, "payer": PAYER.address, "provider": ALICE.address},
             ],
         )
 
     await desk.do(others)
     for quarters, reason, frozen in (
         (-1, "no credit", False),
-        (MAX_UNDELIVERED - 1, "nearly", False),
+        (MAX_UNDELIVERED_QUARTERS - 1, "nearly", False),
         (1, "job 7", True),
-        (NOT_DELIVERED, "job 8", True),
+        (QUARTERS_UNDELIVERED, "job 8", True),
         (-1, "late", True),
     ):
-        await desk.do(partial(open_orders.add, tab=_where(), quarters=quarters, reason=reason))
+        await desk.do(partial(open_orders.add_undelivered, tab_key=_where(), quarters=quarters, reason=reason))
         assert bool(await desk.frozen()) is frozen
-    assert await desk.frozen() == "it charged for 3 answers or more that did not arrive, at last: job 7"
-    assert await desk.undelivered() == MAX_UNDELIVERED + NOT_DELIVERED - 1
-    rest = [(row.frozen, row.undelivered) for row in await desk.do(lambda c: c.execute(tabs.select()).all())]
+    assert await desk.frozen() == "it charged for 3 or more answers that did not arrive; the last: job 7"
+    assert await desk.undelivered() == MAX_UNDELIVERED_QUARTERS + QUARTERS_UNDELIVERED - 1
+    rest = [(row.blocked_reason, row.undelivered_quarters) for row in await desk.do(lambda c: c.execute(tabs.select()).all())]
     assert sorted(rest)[:3] == [("", 0), ("", 5), ("", 5)]
-    await desk.do(lambda c: open_orders.forget(c, PAYER.address, ALICE.address))
-    counted = sorted(row.undelivered for row in await desk.do(lambda c: c.execute(tabs.select()).all()))
+    await desk.do(lambda c: open_orders.reset_undelivered(c, PAYER.address, ALICE.address))
+    counted = sorted(row.undelivered_quarters for row in await desk.do(lambda c: c.execute(tabs.select()).all()))
     assert counted == [0, 0, 0, 5], "forgiven in every deployment, by this payer alone"
-    await desk.do(lambda c: open_orders.add(c, _where(BOB.address), CUT_SHORT, "x"))
-    await desk.do(lambda c: open_orders.forget(c, PAYER.address, ALICE.address))
-    assert await desk.undelivered(BOB.address) == CUT_SHORT
+    await desk.do(lambda c: open_orders.add_undelivered(c, _where(BOB.address), QUARTERS_CUT_SHORT, "x"))
+    await desk.do(lambda c: open_orders.reset_undelivered(c, PAYER.address, ALICE.address))
+    assert await desk.undelivered(BOB.address) == QUARTERS_CUT_SHORT
 
 
 async def test_a_refused_receipt_leaves_its_order_counting(desk: Desk) -> None:
     """Its order is dispatched, what was seen is kept, and the answer counts as not delivered; other orders stay as they were."""
     job, (placed, beside) = await take(desk.ledger, ALICE, BOB)
-    complaint = Undelivered("its last chunk never came")
+    complaint = UndeliveredCharge("its last chunk never came")
     for seen, kept in ((None, None), (PART, PART), (None, PART)):
-        refusing = partial(open_orders.refuse, tab=_where(), order=placed.order.digest, seen=seen, complaint=complaint, now=NOW_S)
+        refusing = partial(
+            open_orders.refuse_receipt, tab_key=_where(), order=placed.order.digest, delivery=seen, error=complaint, now=NOW_S
+        )
         await desk.do(refusing)
-        assert await desk.recall(job, placed) == kept
-        assert await desk.undelivered() == NOT_DELIVERED
+        assert await desk.read_delivery(job, placed) == kept
+        assert await desk.undelivered() == QUARTERS_UNDELIVERED
     rows = await desk.do(lambda c: c.execute(orders.select()).all())
     states = {row.digest: row.state for row in rows}
     assert states == {

@@ -8,19 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.client.ledger.budgets import Spent
 from tallystick.client.ledger.ledger import Ledger
-from tallystick.client.ledger.repair import Found, Paid, Shown
-from tallystick.client.ledger.schema import JobState, tabs, venue
-from tallystick.client.ledger.writes import Arrival, NewJob
-from tallystick.client.receipts.checks import NOT_DELIVERED, Delivered, Doubt, Placed, Tab, sign_order
+from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
+from tallystick.client.ledger.schema import JobState, deployment_id, tabs
+from tallystick.client.ledger.spending import SpendingRow
+from tallystick.client.ledger.writes import IncomingReceipt, NewJob
+from tallystick.client.orders.signing import PlacedOrder, sign_order
+from tallystick.client.orders.tab import Tab
+from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED, Delivery
+from tallystick.client.receipts.token_audit import AuditFinding
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
 from tests.client.parties import ALICE, BOB, COORDINATOR, DOMAIN, NOW, NOW_S, PAYER, POLICY, bill, place, take
 
-FINE = Delivered(200, 50, ZERO_HASH, finished=True)
+FINE = Delivery(200, 50, ZERO_HASH, finished=True)
 NOTHING_USED = Usage(0, 0, 0)
 
 
@@ -32,46 +35,51 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
     await ledger.close()
 
 
-def _paid(ceiling: int, seq: int = NOW, transaction: str = "0xtx") -> Paid:
+def _paid(ceiling: int, seq: int = NOW, transaction: str = "0xtx") -> PaidOrder:
     """An order of this key that these books lack, as it stood in a settling transaction."""
     order = replace(place().order.message, ceiling=Amount(ceiling), seq=seq)
-    return Paid(PAYER.sign(order, DOMAIN), transaction)
+    return PaidOrder(PAYER.sign(order, DOMAIN), transaction)
 
 
-def _shown(ceiling: int, total: int, seq: int = NOW) -> Shown:
+def _shown(ceiling: int, total: int, seq: int = NOW) -> OrderEvidence:
     """An order of this key that these books lack, and a receipt for it."""
     placed = replace(place(), order=_paid(ceiling, seq).order)
-    return Shown(placed.order, ALICE.signer.sign(bill(placed, seq=9, cumulative_cost=Amount(total)), DOMAIN))
+    return OrderEvidence(placed.order, ALICE.signer.sign(bill(placed, seq=9, cumulative_cost=Amount(total)), DOMAIN))
 
 
 async def _tab(ledger: Ledger) -> Tab:
     return await ledger.tab(DOMAIN, ALICE.address, NOW_S)
 
 
-async def _booked(ledger: Ledger) -> Placed:
+async def _booked(ledger: Ledger) -> PlacedOrder:
     """Alice's first job, which cost 3."""
     job, (placed,) = await take(ledger)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, ALICE.signer.sign(bill(placed), DOMAIN), None, NOW_S)) is None
+    assert (
+        await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, ALICE.signer.sign(bill(placed), DOMAIN), None, NOW_S))
+        is None
+    )
     return placed
 
 
-async def _adopt(ledger: Ledger, settled: int, *, now: int = NOW_S, paid: list[Paid] | None = None) -> Found:
-    return await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), now, paid=paid)
+async def _adopt(ledger: Ledger, settled: int, *, now: int = NOW_S, paid: list[PaidOrder] | None = None) -> RecoveryResult:
+    return await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(settled), now, paid=paid)
 
 
 async def test_refused_orders_prove_nothing(ledger: Ledger) -> None:
     """A provider cannot climb: orders that these books know, and it may have refused, do not raise what is believed."""
     _, (own,) = await take(ledger)
     huge = ALICE.signer.sign(bill(own, seq=9, cumulative_cost=Amount(10**12)), DOMAIN)
-    assert await ledger.adopt(DOMAIN, ALICE.address, [Shown(own.order, huge)], Amount(0), NOW_S) == Found()
+    assert (
+        await ledger.merge_proven(DOMAIN, ALICE.address, [OrderEvidence(own.order, huge)], Amount(0), NOW_S) == RecoveryResult()
+    )
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).total == 0
 
 
 async def test_what_the_chain_paid(ledger: Ledger) -> None:
     """What was settled counts where the order of this key is shown that allowed it, and up to that; it never lowers a tab."""
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=[_paid(100)])
-    assert (found.raised, found.unexplained, found.blocked) == (70, 0, "")
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(30), NOW_S)).raised == 0
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=[_paid(100)])
+    assert (found.raised, found.unexplained, found.blocked_reason) == (70, 0, "")
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(30), NOW_S)).raised == 0
     _, (placed,) = await take(ledger)
     assert placed.order.message.ceiling == 70 + placed.terms.max_cost
 
@@ -83,35 +91,40 @@ async def test_no_number_of_a_chain_raises_a_ceiling(ledger: Ledger, settled: in
     most = 0
     if known:
         job, (placed,) = await take(ledger)
-        assert await ledger.book(Arrival(DOMAIN, job, placed, ALICE.signer.sign(bill(placed), DOMAIN), None, NOW_S)) is None
+        assert (
+            await ledger.record_receipt(
+                IncomingReceipt(DOMAIN, job, placed, ALICE.signer.sign(bill(placed), DOMAIN), None, NOW_S)
+            )
+            is None
+        )
         most, settled = placed.order.message.ceiling, settled + 3
     before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])
     after = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (found.raised, after.total, after.ceiling) == (0, before.total, most)
-    assert "tally receipt unblock" in found.blocked == after.frozen
+    assert "tally receipt unblock" in found.blocked_reason == after.blocked_reason
     assert (await take(ledger))[1] == [], "no order is signed for it"
-    assert await ledger.forgive(ALICE.address, NOW_S)
+    assert await ledger.unblock(ALICE.address, NOW_S)
     _, (placed,) = await take(ledger)
     assert placed.order.message.ceiling <= max(most, 0) + placed.terms.max_cost
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])).blocked == "", (
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])).blocked_reason == "", (
         "the person has answered"
     )
 
 
 async def test_a_chain_that_cannot_be_searched_blocks_nobody(ledger: Ledger) -> None:
     """Where the settling transactions cannot be had, a payment above all known ceilings neither raises nor blocks a tab."""
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=None)
-    assert (found.raised, found.unexplained, found.blocked) == (0, 70, "")
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=None)
+    assert (found.raised, found.unexplained, found.blocked_reason) == (0, 70, "")
 
 
 async def test_an_order_below_the_payment_proves_no_more_than_itself(ledger: Ledger) -> None:
     """A settling order of this key raises a tab to its own ceiling, and the rest of the payment is asked about."""
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(71), NOW_S, paid=[_paid(70)])
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(71), NOW_S, paid=[_paid(70)])
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (found.raised, tab.total, tab.ceiling) == (70, 70, 70)
-    assert tab.frozen == found.blocked
-    assert "(transactions: 0xtx)" in found.blocked
+    assert tab.blocked_reason == found.blocked_reason
+    assert "(transactions: 0xtx)" in found.blocked_reason
 
 
 async def test_what_was_collected_for_refused_jobs(ledger: Ledger) -> None:
@@ -120,42 +133,42 @@ async def test_what_was_collected_for_refused_jobs(ledger: Ledger) -> None:
     """
     job, (placed,) = await take(ledger)
     cap = placed.terms.max_cost
-    await ledger.end(job, JobState.FAILED, "refused", NOW_S, matched=[placed.order.digest])
+    await ledger.end_job(job, JobState.FAILED, "refused", NOW_S, matched=[placed.order.digest])
     made_up = ALICE.signer.sign(bill(placed, seq=1, cumulative_cost=cap), DOMAIN)
-    for shown in ([], [Shown(placed.order, made_up)]):
-        found = await ledger.adopt(DOMAIN, ALICE.address, shown, cap, NOW_S)
-        assert (found.raised, found.unexplained, found.blocked) == (0, cap, "")
+    for shown in ([], [OrderEvidence(placed.order, made_up)]):
+        found = await ledger.merge_proven(DOMAIN, ALICE.address, shown, cap, NOW_S)
+        assert (found.raised, found.unexplained, found.blocked_reason) == (0, cap, "")
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (tab.undelivered, tab.open_caps, tab.frozen) == (NOT_DELIVERED, cap, ""), "counted once"
+    assert (tab.undelivered_quarters, tab.open_caps, tab.blocked_reason) == (QUARTERS_UNDELIVERED, cap, ""), "counted once"
     _, (second,) = await take(ledger)
     assert second.order.message.ceiling == 2 * cap
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [], cap, second.order.message.claim_by)).blocked
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], cap, second.order.message.claim_by)).blocked_reason
 
 
 async def test_a_tab_with_receipts_needs_them(ledger: Ledger) -> None:
     """A job that was released at no cost and was paid on chain blocks its provider at once."""
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
     job, (placed,) = await take(ledger)
     void = ALICE.signer.sign(bill(placed, Usage(0, 0, 0), Outcome.REFUSED, seq=2, cumulative_cost=Amount(3)), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
-    await ledger.end(job, JobState.FAILED, "refused", NOW_S)
-    assert not (await ledger.adopt(DOMAIN, ALICE.address, [], Amount(3), NOW_S)).blocked
-    found = await ledger.adopt(DOMAIN, ALICE.address, [], Amount(4), NOW_S)
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
+    await ledger.end_job(job, JobState.FAILED, "refused", NOW_S)
+    assert not (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(3), NOW_S)).blocked_reason
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4), NOW_S)
     assert (found.raised, found.unexplained) == (0, 1)
-    assert "tally receipt report" in found.blocked
+    assert "tally receipt report" in found.blocked_reason
 
 
 async def test_the_highest_of_what_is_shown_counts(ledger: Ledger) -> None:
     """Of several orders and receipts, the highest ceiling, total and seq; less than what is known lowers nothing."""
     shown = [_shown(500, 80, 7), _shown(900, 60, 9), _shown(700, 70, 8)]
-    found = await ledger.adopt(DOMAIN, ALICE.address, shown, Amount(0), NOW_S)
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, shown, Amount(0), NOW_S)
     tab = await _tab(ledger)
     assert (found.raised, tab.total, tab.ceiling, tab.order_seq) == (80, 80, 900, 9)
     found = await _adopt(ledger, 95, paid=[_paid(90), _paid(100), _paid(85)])
     assert (found.raised, found.unexplained) == (15, 0)
-    assert await ledger.adopt(DOMAIN, ALICE.address, [_shown(60, 50, 5)], Amount(95), NOW_S) == Found()
+    assert await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(60, 50, 5)], Amount(95), NOW_S) == RecoveryResult()
     tab = await _tab(ledger)
     assert (tab.total, tab.ceiling, tab.order_seq) == (95, 900, NOW)
 
@@ -163,29 +176,31 @@ async def test_the_highest_of_what_is_shown_counts(ledger: Ledger) -> None:
 async def test_an_order_raises_the_ceiling_where_its_receipt_raises_nothing(ledger: Ledger) -> None:
     """What this key signed elsewhere counts as signed, also on a tab that is new or has the total already."""
     free = _shown(40, 0)
-    free = Shown(free.order, ALICE.signer.sign(replace(free.receipt.message, cost=Amount(0), cumulative_cost=Amount(0)), DOMAIN))
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [free], Amount(0), NOW_S)).raised == 0
+    free = OrderEvidence(
+        free.order, ALICE.signer.sign(replace(free.receipt.message, cost=Amount(0), cumulative_cost=Amount(0)), DOMAIN)
+    )
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [free], Amount(0), NOW_S)).raised == 0
     assert ((await _tab(ledger)).total, (await _tab(ledger)).ceiling) == (0, 40)
-    await ledger.adopt(DOMAIN, ALICE.address, [_shown(60, 0)], Amount(0), NOW_S)
+    await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(60, 0)], Amount(0), NOW_S)
     assert ((await _tab(ledger)).total, (await _tab(ledger)).ceiling) == (0, 60)
 
 
 async def test_nothing_shown_makes_no_tab(ledger: Ledger) -> None:
     """A provider of whom nothing is known stays unknown."""
-    assert await _adopt(ledger, 0) == Found()
-    assert await ledger.traded(DOMAIN, [ALICE.address]) == set()
+    assert await _adopt(ledger, 0) == RecoveryResult()
+    assert await ledger.providers_with_tab(DOMAIN, [ALICE.address]) == set()
 
 
 async def test_open_orders_may_explain_a_total_that_was_learnt(ledger: Ledger) -> None:
     """Those signed before a higher total was learnt; where it did not rise, those that counted as early go on alone."""
     _, (placed,) = await take(ledger)
     cap = placed.terms.max_cost
-    await ledger.adopt(DOMAIN, ALICE.address, [_shown(50, 0)], Amount(0), NOW_S)
+    await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(50, 0)], Amount(0), NOW_S)
     assert (await _tab(ledger)).early_caps == 0
-    await ledger.adopt(DOMAIN, ALICE.address, [_shown(60, 55)], Amount(0), NOW_S)
+    await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(60, 55)], Amount(0), NOW_S)
     assert ((await _tab(ledger)).total, (await _tab(ledger)).early_caps) == (55, cap)
     await take(ledger)
-    await ledger.adopt(DOMAIN, ALICE.address, [_shown(70, 55)], Amount(0), NOW_S)
+    await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(70, 55)], Amount(0), NOW_S)
     assert (await _tab(ledger)).early_caps == cap
 
 
@@ -193,7 +208,7 @@ async def test_when_an_order_was_signed_elsewhere(ledger: Ledger) -> None:
     """The last order that these books lack tells, unless all are older than these books; other deployments say nothing."""
     await take(ledger, domain=Domain(1, Address("0x" + "11" * 20)))
     second = 10**9
-    assert (await ledger.adopt(DOMAIN, ALICE.address, [_shown(9, 5, NOW + 9 * second)], Amount(0), NOW_S)).elsewhere == 0
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(9, 5, NOW + 9 * second)], Amount(0), NOW_S)).elsewhere == 0
     _, (own,) = await take(ledger, BOB)
     first = own.order.message.seq
     for seqs, elsewhere in (
@@ -202,16 +217,16 @@ async def test_when_an_order_was_signed_elsewhere(ledger: Ledger) -> None:
         ((first - second, first + 5 * second, first + second), first // second + 5),
     ):
         shown = [_shown(20, 5, seq) for seq in seqs]
-        assert (await ledger.adopt(DOMAIN, ALICE.address, shown, Amount(0), NOW_S)).elsewhere == elsewhere
+        assert (await ledger.merge_proven(DOMAIN, ALICE.address, shown, Amount(0), NOW_S)).elsewhere == elsewhere
     assert (await _adopt(ledger, 0)).elsewhere == 0
 
 
 async def test_what_the_books_know_proves_nothing_by_being_paid(ledger: Ledger) -> None:
     """An order of these books in a settling transaction, beside one that they lack, raises the tab by neither's ceiling alone."""
     _, (own,) = await take(ledger)
-    known = Paid(own.order, "0xold")
+    known = PaidOrder(own.order, "0xold")
     found = await _adopt(ledger, own.terms.max_cost, paid=[known])
-    assert (found.raised, found.unexplained, found.blocked) == (0, own.terms.max_cost, "")
+    assert (found.raised, found.unexplained, found.blocked_reason) == (0, own.terms.max_cost, "")
     found = await _adopt(ledger, own.terms.max_cost, paid=[known, _paid(10)])
     assert (found.raised, found.unexplained) == (10, own.terms.max_cost - 10)
 
@@ -223,12 +238,12 @@ async def test_open_orders_explain_a_payment_to_the_unit(ledger: Ledger) -> None
     most = 3 + second.terms.max_cost
     assert second.order.message.ceiling == most
     found = await _adopt(ledger, most, paid=[])
-    assert (found.raised, found.unexplained, found.blocked) == (0, most - 3, "")
-    assert (await _tab(ledger)).undelivered == 0
-    assert (await _adopt(ledger, most + 1)).blocked == "", "where the transactions cannot be had"
+    assert (found.raised, found.unexplained, found.blocked_reason) == (0, most - 3, "")
+    assert (await _tab(ledger)).undelivered_quarters == 0
+    assert (await _adopt(ledger, most + 1)).blocked_reason == "", "where the transactions cannot be had"
     found = await _adopt(ledger, most + 1, paid=[])
-    assert "never allowed it more than" in found.blocked
-    assert "(transactions: none was shown)" in found.blocked
+    assert "allowed it at most" in found.blocked_reason
+    assert "(transactions: none was shown)" in found.blocked_reason
     assert placed.terms.max_cost == second.terms.max_cost
 
 
@@ -236,10 +251,10 @@ async def test_a_payment_at_the_ceiling_for_a_released_order_is_slashable(ledger
     """What a signed ceiling allowed and no open order explains is a claim above the receipts, not a foreign signature."""
     job, (placed,) = await take(ledger)
     void = ALICE.signer.sign(bill(placed, NOTHING_USED, Outcome.REFUSED), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, void, None, NOW_S)) is None
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S)) is None
     found = await _adopt(ledger, placed.order.message.ceiling, paid=[_paid(1, transaction="0xa"), _paid(2, transaction="0xa")])
-    assert "tally receipt report" in found.blocked
-    assert "(transactions: 0xa)" in found.blocked
+    assert "tally receipt report" in found.blocked_reason
+    assert "(transactions: 0xa)" in found.blocked_reason
 
 
 async def test_a_payment_counts_as_undelivered_beyond_the_jobs_under_way(ledger: Ledger) -> None:
@@ -247,20 +262,20 @@ async def test_a_payment_counts_as_undelivered_beyond_the_jobs_under_way(ledger:
     for each rise.
     """
     job, (placed,) = await take(ledger)
-    await ledger.end(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
+    await ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
     await take(ledger)
     cap = placed.terms.max_cost
     for settled, undelivered in ((cap, 0), (cap + 1, 4), (cap, 4), (cap + 1, 4), (cap + 2, 8)):
-        assert (await _adopt(ledger, settled)).blocked == ""
-        assert (await _tab(ledger)).undelivered == undelivered
+        assert (await _adopt(ledger, settled)).blocked_reason == ""
+        assert (await _tab(ledger)).undelivered_quarters == undelivered
 
 
 async def test_orders_that_ended_explain_nothing(ledger: Ledger) -> None:
     """From an order's `claim_by` on, it counts neither as open nor as one that ended without a receipt."""
     job, (early,) = await take(ledger)
-    await ledger.end(job, JobState.FAILED, "gone", NOW_S, matched=[early.order.digest])
+    await ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[early.order.digest])
 
-    def later(tab: Tab, provider: Address, terms: Terms) -> Placed:
+    def later(tab: Tab, provider: Address, terms: Terms) -> PlacedOrder:
         return sign_order(
             tab,
             terms,
@@ -274,48 +289,50 @@ async def test_orders_that_ended_explain_nothing(ledger: Ledger) -> None:
 
     other = JobId(b"\7" * 16)
     new = NewJob(DOMAIN, PAYER.address, other, "model", "/v1/chat/completions", b"k" * 32, NOW_S)
-    await ledger.take(new, [(ALICE.address, early.terms)], later)
-    assert (await _adopt(ledger, early.terms.max_cost, now=early.order.message.claim_by)).blocked == ""
-    assert (await _tab(ledger)).undelivered == 0
+    await ledger.sign_orders(new, [(ALICE.address, early.terms)], later)
+    assert (await _adopt(ledger, early.terms.max_cost, now=early.order.message.claim_by)).blocked_reason == ""
+    assert (await _tab(ledger)).undelivered_quarters == 0
 
 
 # Forgiving
 
 
 async def _other_payers_freeze(ledger: Ledger) -> None:
-    row = {"total": 0, "total_mark": 0, "accepted": 0, "ceiling": 0, "order_seq": 0, "frozen": "by another wallet"}
-    row |= {"venue": venue(DOMAIN), "payer": BOB.address, "provider": ALICE.address}
+    row = {"total": 0, "total_order_seq": 0, "accepted": 0, "ceiling": 0, "order_seq": 0, "blocked_reason": "by another wallet"}
+    row |= {"deployment_id": deployment_id(DOMAIN), "payer": BOB.address, "provider": ALICE.address}
     await ledger._database.write(lambda c: c.execute(tabs.insert(), [row]))
 
 
 async def test_one_provider_is_forgiven(ledger: Ledger) -> None:
     """By this payer, where there was something to forgive; the freezes of other providers and other payers stay."""
     await _other_payers_freeze(ledger)
-    assert not await ledger.forgive(ALICE.address, NOW_S)
+    assert not await ledger.unblock(ALICE.address, NOW_S)
     for provider in (ALICE, BOB):
         job, (placed,) = await take(ledger, provider)
         lie = provider.signer.sign(bill(placed, result_commitment=Hash(b"\1" * 32)), DOMAIN)
-        assert await ledger.book(Arrival(DOMAIN, job, placed, lie, FINE, NOW_S)) is not None
-    assert await ledger.forgive(ALICE.address, NOW_S)
-    assert not await ledger.forgive(ALICE.address, NOW_S)
-    assert list(await ledger.frozen()) == [BOB.address]
+        assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, lie, FINE, NOW_S)) is not None
+    assert await ledger.unblock(ALICE.address, NOW_S)
+    assert not await ledger.unblock(ALICE.address, NOW_S)
+    assert list(await ledger.blocked()) == [BOB.address]
     assert (await _tab(ledger)).accepted == 0, "a lie is forgiven, and not booked"
-    frozen = [row.frozen for row in await ledger._database.read(lambda c: c.execute(tabs.select()).all())]
+    frozen = [row.blocked_reason for row in await ledger._database.read(lambda c: c.execute(tabs.select()).all())]
     assert "by another wallet" in frozen
 
 
 @pytest.mark.parametrize("seen", [FINE, None])
-async def test_what_was_doubted_alone_is_booked(ledger: Ledger, seen: Delivered | None) -> None:
+async def test_what_was_doubted_alone_is_booked(ledger: Ledger, seen: Delivery | None) -> None:
     """Once, however often its provider is forgiven: after that its tab is as the provider has it."""
     job, (placed,) = await take(ledger)
     later, (other,) = await take(ledger)
     receipt, lie = bill(placed), bill(other, seq=2, result_commitment=Hash(b"\1" * 32))
-    doubted = Arrival(DOMAIN, job, placed, ALICE.signer.sign(receipt, DOMAIN), seen, NOW_S, doubt=Doubt("much", refuse=True))
-    for arrival in (doubted, Arrival(DOMAIN, later, other, ALICE.signer.sign(lie, DOMAIN), FINE, NOW_S)):
-        assert await ledger.book(arrival) is not None
-        assert await ledger.forgive(ALICE.address, NOW_S)
+    doubted = IncomingReceipt(
+        DOMAIN, job, placed, ALICE.signer.sign(receipt, DOMAIN), seen, NOW_S, audit_finding=AuditFinding("much", refuse=True)
+    )
+    for arrival in (doubted, IncomingReceipt(DOMAIN, later, other, ALICE.signer.sign(lie, DOMAIN), FINE, NOW_S)):
+        assert await ledger.record_receipt(arrival) is not None
+        assert await ledger.unblock(ALICE.address, NOW_S)
         tab = await _tab(ledger)
-        assert (tab.accepted, tab.total, tab.frozen) == (3, 3, "")
+        assert (tab.accepted, tab.total, tab.blocked_reason) == (3, 3, "")
 
 
 async def test_what_the_chain_paid_is_believed_up_to_the_ceiling(ledger: Ledger) -> None:
@@ -323,21 +340,21 @@ async def test_what_the_chain_paid_is_believed_up_to_the_ceiling(ledger: Ledger)
     await _booked(ledger)
     _, (second,) = await take(ledger)
     most = second.order.message.ceiling
-    assert (await _adopt(ledger, 9_000_000, paid=[])).blocked
-    assert await ledger.forgive(ALICE.address, NOW_S)
+    assert (await _adopt(ledger, 9_000_000, paid=[])).blocked_reason
+    assert await ledger.unblock(ALICE.address, NOW_S)
     tab = await _tab(ledger)
-    assert (tab.total, tab.early_caps, tab.frozen) == (most, second.terms.max_cost, "")
-    unproven = [one for one in await ledger.spent(NOW_S, ("model",)) if one.group == ("",)]
-    assert unproven == [Spent(("",), 0, 0, Amount(most - 3), 0, 0, 0)]
+    assert (tab.total, tab.early_caps, tab.blocked_reason) == (most, second.terms.max_cost, "")
+    unproven = [one for one in await ledger.spending(NOW_S, ("model",)) if one.group == ("",)]
+    assert unproven == [SpendingRow(("",), 0, 0, Amount(most - 3), 0, 0, 0)]
 
 
 async def test_a_payment_within_the_ceilings_is_believed_as_it_is(ledger: Ledger) -> None:
     """No more than the chain paid becomes the total."""
     job, (placed,) = await take(ledger)
     void = ALICE.signer.sign(bill(placed, NOTHING_USED, Outcome.REFUSED), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, void, None, NOW_S)) is None
-    assert (await _adopt(ledger, 5, paid=[])).blocked
-    assert await ledger.forgive(ALICE.address, NOW_S)
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S)) is None
+    assert (await _adopt(ledger, 5, paid=[])).blocked_reason
+    assert await ledger.unblock(ALICE.address, NOW_S)
     assert (await _tab(ledger)).total == 5
 
 
@@ -346,8 +363,8 @@ async def test_forgiving_what_cost_nothing_spends_nothing(ledger: Ledger) -> Non
     await _booked(ledger)
     job, (placed,) = await take(ledger)
     lie = ALICE.signer.sign(bill(placed, seq=2, result_commitment=Hash(b"\1" * 32)), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, lie, FINE, NOW_S)) is not None
-    assert await ledger.forgive(ALICE.address, NOW_S)
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, lie, FINE, NOW_S)) is not None
+    assert await ledger.unblock(ALICE.address, NOW_S)
     tab = await _tab(ledger)
     assert (tab.total, tab.early_caps, tab.open_caps) == (3, 0, placed.terms.max_cost)
-    assert [one.group for one in await ledger.spent(NOW_S, ("model",)) if one.group == ("",)] == []
+    assert [one.group for one in await ledger.spending(NOW_S, ("model",)) if one.group == ("",)] == []

@@ -14,16 +14,14 @@ from structlog.testing import capture_logs
 
 from tallystick.chain.deployment import Deployment
 from tallystick.client.config import ClientConfig
-from tallystick.client.jobs.candidates import draft, foresee
+from tallystick.client.jobs.candidates import draft_orders, estimate_cost
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import Arrival
+from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.client.receipts.checks import (
-    Undelivered,
-    cap_for,
-)
-from tallystick.client.recovery.escrow import Onchain, rpc_of
+from tallystick.client.orders.signing import cap_for
+from tallystick.client.receipts.delivery_check import UndeliveredCharge
+from tallystick.client.recovery.escrow import PayerEscrow, rpc_of
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadReceipt, Code, Refusal, TallyError, Unavailable
@@ -56,8 +54,8 @@ def test_what_is_posted_tells_the_bucket_alone(one: str, other: str) -> None:
     for text in (one, other):
         body = orjson.dumps({"model": MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": text}]})
         asked = ApiRequest.of(CHAT, body)
-        ((_, terms),) = draft(asked, [ALICE.ask], JOB, ZERO_HASH, 4_096)
-        foreseen, _ = foresee(asked, ALICE.ask.message, 4_096, None)
+        ((_, terms),) = draft_orders(asked, [ALICE.ask], JOB, ZERO_HASH, 4_096)
+        foreseen, _ = estimate_cost(asked, ALICE.ask.message, 4_096, None)
         found.append((len(key.seal_request(JOB, asked.plaintext)), terms.max_cost, foreseen))
         assert foreseen == terms.max_cost
     assert found[0] == found[1] or found[0][0] != found[1][0]
@@ -148,9 +146,9 @@ def test_a_chain_that_is_not_asked_is_told_of(tmp_path: Path) -> None:
     file = tmp_path / "deployment.json"
     Deployment(31337, DOMAIN.contract, Address("0x" + "cd" * 20), 6, 0, "https://rpc.example").save(file)
     with capture_logs() as logs:
-        assert Onchain.of(ClientConfig(deployment=file), PAYER) is None
-    assert "use_deployment_rpc" in logs[0]["do"]
-    assert Onchain.of(ClientConfig(deployment=file, use_deployment_rpc=True), PAYER) is not None
+        assert PayerEscrow.of(ClientConfig(deployment=file), PAYER) is None
+    assert "use_deployment_rpc" in logs[0]["hint"]
+    assert PayerEscrow.of(ClientConfig(deployment=file, use_deployment_rpc=True), PAYER) is not None
 
 
 @pytest.fixture
@@ -166,20 +164,20 @@ async def test_a_ceiling_above_all_receipts_bears_every_open_cap(ledger: Ledger)
     one's receipt may still come; once released it bears one.
     """
     job, (first,) = await take(ledger)
-    await ledger.end(job, JobState.FAILED, "gone", NOW_S, matched=[first.order.digest])
+    await ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[first.order.digest])
     other, (second,) = await take(ledger)
     cap = first.terms.max_cost
     assert second.order.message.ceiling == 2 * cap
     void = ALICE.signer.sign(bill(first, outcome=Outcome.REFUSED), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, first, void, None, NOW_S, final=False)) is None
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, first, void, None, NOW_S, final=False)) is None
     _, (third,) = await take(ledger)
     assert third.order.message.ceiling == 2 * cap
-    await ledger.end(other, JobState.FAILED, "never matched", NOW_S)
+    await ledger.end_job(other, JobState.FAILED, "never matched", NOW_S)
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).open_caps == cap
 
 
 def test_what_is_undelivered_is_no_evidence() -> None:
     """It is a bad receipt of the coordinator's, that is never retried."""
-    error: TallyError = Undelivered("x")
+    error: TallyError = UndeliveredCharge("x")
     assert isinstance(error, BadReceipt)
     assert (error.retry, error.code, error.fault.value) == (False, Code.BAD_RECEIPT, "coordinator")

@@ -16,15 +16,15 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.ledger.writes import Arrival
-from tallystick.client.receipts.checks import (
-    CUT_SHORT,
+from tallystick.client.ledger.writes import IncomingReceipt
+from tallystick.client.receipts.delivery_check import (
     IN_FLIGHT_TOKENS,
-    NOT_DELIVERED,
     OUTPUT_ALLOWANCE,
-    Delivered,
-    Stream,
-    Undelivered,
+    QUARTERS_CUT_SHORT,
+    QUARTERS_UNDELIVERED,
+    Delivery,
+    StreamEnd,
+    UndeliveredCharge,
 )
 from tallystick.client.recovery import reconciler
 from tallystick.client.sdk.market import Market
@@ -50,7 +50,7 @@ from tests.client.fake_coordinator import (
 from tests.client.parties import ALICE, DOMAIN, MODEL, NOW_S, PAYER, Provider, bill, take
 
 OTHER = Hash(b"\6" * 32)
-SEEN = Delivered(200, 50, ZERO_HASH, finished=True)
+SEEN = Delivery(200, 50, ZERO_HASH, finished=True)
 ALL = Usage(100, 0, 100)
 """All the output that BODY pays for."""
 
@@ -90,23 +90,23 @@ async def test_no_answer_that_did_not_arrive_is_paid(market: Market, fake: FakeM
     """
     fake.script, mallory = keeps_back(outcome, words), fake.providers[0].address
     for number in range(1, 4):
-        with pytest.raises(Undelivered) as caught:
+        with pytest.raises(UndeliveredCharge) as caught:
             await run(market, STREAM)
         assert (caught.value.retry, caught.value.fault) == (False, Fault.COORDINATOR)
         tab = await market.tab(mallory)
-        assert (tab.accepted, tab.undelivered) == (0, number * NOT_DELIVERED)
+        assert (tab.accepted, tab.undelivered_quarters) == (0, number * QUARTERS_UNDELIVERED)
         assert tab.open_caps == sum(one.candidates[0].terms.max_cost for one in fake.submissions)
-    assert "did not arrive" in tab.frozen
+    assert "did not arrive" in tab.blocked_reason
     with pytest.raises(TallyError) as refused:
         await run(market, STREAM)
     assert (refused.value.code, len(fake.submissions)) == (Code.NO_PROVIDER, 3)
     assert await market.evidence() == []
-    assert await market._ledger.forgive(mallory, market._now())
+    assert await market._ledger.unblock(mallory, market._now())
     fake.script = honest
     market._shortlists.forget()
     await run(market)
     tab = await market.tab(mallory)
-    assert (tab.accepted, tab.undelivered, tab.frozen) == (3, 0, "")
+    assert (tab.accepted, tab.undelivered_quarters, tab.blocked_reason) == (3, 0, "")
 
 
 async def test_whole_answers_pay_back_a_quarter(market: Market, fake: FakeMarket) -> None:
@@ -114,12 +114,12 @@ async def test_whole_answers_pay_back_a_quarter(market: Market, fake: FakeMarket
     mallory = fake.providers[0].address
     await run(market)
     fake.script = keeps_back(Outcome.COMPLETED, 1)
-    with pytest.raises(Undelivered):
+    with pytest.raises(UndeliveredCharge):
         await run(market, STREAM)
     fake.script = honest
     for left in (3, 2, 1, 0, 0):
         await run(market)
-        assert (await market.tab(mallory)).undelivered == left
+        assert (await market.tab(mallory)).undelivered_quarters == left
 
 
 async def test_the_official_sdk_does_not_buy_again(market: Market, fake: FakeMarket) -> None:
@@ -147,7 +147,7 @@ async def test_a_whole_answer_that_claims_a_cancel_is_not_paid(market: Market, f
         await session.finish(Usage(8, 0, 3), Outcome.CLIENT_CANCELLED)
 
     fake.script = cancels
-    with pytest.raises(Undelivered, match="did not cancel"):
+    with pytest.raises(UndeliveredCharge, match="did not cancel"):
         await run(market, STREAM)
     assert (await market.tab(fake.providers[0].address)).accepted == 0
 
@@ -204,7 +204,7 @@ async def test_cancelling_before_the_first_byte_pays_the_input(market: Market, f
     job = await market.submit(CHAT, STREAM)
     await job.cancel()
     tab = await market.tab(fake.providers[0].address)
-    assert (tab.accepted, tab.open_caps, tab.undelivered, tab.frozen) == (2, 0, 0, "")
+    assert (tab.accepted, tab.open_caps, tab.undelivered_quarters, tab.blocked_reason) == (2, 0, 0, "")
 
 
 async def lost(session: Session) -> None:
@@ -219,10 +219,10 @@ async def lost(session: Session) -> None:
 @pytest.mark.parametrize(
     ("beyond", "booked", "quarters"),
     [
-        (0, True, CUT_SHORT),
-        (1, True, NOT_DELIVERED),
-        (IN_FLIGHT_TOKENS, True, NOT_DELIVERED),
-        (IN_FLIGHT_TOKENS + 1, False, NOT_DELIVERED),
+        (0, True, QUARTERS_CUT_SHORT),
+        (1, True, QUARTERS_UNDELIVERED),
+        (IN_FLIGHT_TOKENS, True, QUARTERS_UNDELIVERED),
+        (IN_FLIGHT_TOKENS + 1, False, QUARTERS_UNDELIVERED),
     ],
 )
 async def test_a_lost_stream_pays_what_arrived_and_what_was_in_flight(
@@ -254,22 +254,25 @@ async def test_a_lost_stream_pays_what_arrived_and_what_was_in_flight(
 def _all_tabs(c: object) -> dict[str, tuple[int, int]]:
     from tallystick.client.ledger.schema import tabs
 
-    return {row.provider: (row.accepted, row.undelivered) for row in c.execute(tabs.select())}  # type: ignore[attr-defined]
+    return {row.provider: (row.accepted, row.undelivered_quarters) for row in c.execute(tabs.select())}  # type: ignore[attr-defined]
 
 
 async def test_a_keyed_answer_that_is_fetched_later_is_whole(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """What a lost stream of a keyed job was charged is booked as its terms allow, and remembered until the answer was fetched."""
-    ledger = await Ledger.open(config.state_file(wallet.address), PAYER.address)
+    ledger = await Ledger.open(config.ledger_path(wallet.address), PAYER.address)
     job, (placed,) = await take(ledger)
-    arrived = Delivered(200, 0, OTHER, finished=False, cancelled=True, stream=Stream.KEPT)
-    await ledger.note_arrived({placed.order.digest: arrived})
+    arrived = Delivery(200, 0, OTHER, finished=False, cancelled=True, stream=StreamEnd.RESUMABLE)
+    await ledger.store_deliveries({placed.order.digest: arrived})
     receipt = ALICE.signer.sign(bill(placed, Usage(10, 0, 100)), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (tab.accepted, tab.undelivered) == (receipt.message.cost, NOT_DELIVERED)
+    assert (tab.accepted, tab.undelivered_quarters) == (receipt.message.cost, QUARTERS_UNDELIVERED)
     for _ in range(2):
-        assert await ledger.book(Arrival(DOMAIN, job, placed, receipt, replace(SEEN, response_bytes=500), NOW_S)) is None
-        assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).undelivered == 0
+        assert (
+            await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, replace(SEEN, response_bytes=500), NOW_S))
+            is None
+        )
+        assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).undelivered_quarters == 0
     await ledger.close()
 
 
@@ -279,21 +282,21 @@ async def test_the_books_forget_nothing_that_did_not_arrive(tmp_path: Path) -> N
     ledger = await Ledger.open(path, PAYER.address)
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed, Usage(10, 0, 100), result_commitment=OTHER), DOMAIN)
-    seen = Delivered(200, 0, ZERO_HASH, finished=False)
+    seen = Delivery(200, 0, ZERO_HASH, finished=False)
     for delivered in (seen, None, None):
-        complaint = await ledger.book(Arrival(DOMAIN, job, placed, receipt, delivered, NOW_S))
-        assert isinstance(complaint, Undelivered)
+        complaint = await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, delivered, NOW_S))
+        assert isinstance(complaint, UndeliveredCharge)
         await ledger.close()
         ledger = await Ledger.open(path, PAYER.address)
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (tab.accepted, tab.undelivered, tab.open_caps) == (0, NOT_DELIVERED, placed.terms.max_cost)
-    known = await ledger.find(job)
+    assert (tab.accepted, tab.undelivered_quarters, tab.open_caps) == (0, QUARTERS_UNDELIVERED, placed.terms.max_cost)
+    known = await ledger.find_job(job)
     assert known is not None
     assert (known.state, known.orders[0].state) == (JobState.FAILED, OrderState.DISPATCHED)
     job, (placed,) = await take(ledger)
     lie = ALICE.signer.sign(bill(placed, result_commitment=OTHER), DOMAIN)
-    assert await ledger.book(Arrival(DOMAIN, job, placed, lie, SEEN, NOW_S)) is not None
-    assert await ledger.forgive(ALICE.address, NOW_S)
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, lie, SEEN, NOW_S)) is not None
+    assert await ledger.unblock(ALICE.address, NOW_S)
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).accepted == 0
     await ledger.close()
 
@@ -321,7 +324,7 @@ async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fak
     assert (await market.tab(fake.providers[0].address)).open_caps > 0
     await market._resolver.resolve(job)
     tab = await market.tab(fake.providers[0].address)
-    assert (tab.accepted, tab.undelivered) == (0, NOT_DELIVERED)
+    assert (tab.accepted, tab.undelivered_quarters) == (0, QUARTERS_UNDELIVERED)
     known = await market.find(job)
     assert known is not None
     assert known.state is JobState.COMPLETED
@@ -329,15 +332,15 @@ async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fak
 
 async def test_a_gateway_does_not_book_what_another_process_reads(config: ClientConfig, wallet: Signer) -> None:
     """While the process that reads a job lives, no other one books its receipt: only the reader knows what arrived."""
-    path = config.state_file(wallet.address)
+    path = config.ledger_path(wallet.address)
     reader, other = await Ledger.open(path, wallet.address), await Ledger.open(path, wallet.address)
     job, _ = await take(reader)
-    assert await reader.unresolved(NOW_S) == [job]
-    assert await other.unresolved(NOW_S) == []
-    await other.note_reader(job)
-    assert (await reader.unresolved(NOW_S), await other.unresolved(NOW_S)) == ([], [job])
+    assert await reader.unresolved_jobs(NOW_S) == [job]
+    assert await other.unresolved_jobs(NOW_S) == []
+    await other.set_reader(job)
+    assert (await reader.unresolved_jobs(NOW_S), await other.unresolved_jobs(NOW_S)) == ([], [job])
     await other.close()
-    assert await reader.unresolved(NOW_S) == [job]
+    assert await reader.unresolved_jobs(NOW_S) == [job]
     await reader.close()
     assert not list(path.parent.glob("*.alive"))
 

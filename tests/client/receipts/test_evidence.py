@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tallystick.client.config import ClientConfig, Recount
-from tallystick.client.receipts.checks import Placed
+from tallystick.client.config import ClientConfig, TokenAudit
+from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof
 from tallystick.client.receipts.token_audit import recount_with
@@ -31,7 +31,7 @@ __all__ = ["tokenizer"]
 
 def _file(config: ClientConfig, market: Market) -> EvidenceFile:
     """The newest file of evidence."""
-    folder = config.state_file(market.address).parent / "evidence"
+    folder = config.ledger_path(market.address).parent / "evidence"
     path = max(folder.glob("*.json"), key=lambda one: one.stat().st_mtime_ns)
     assert path.stat().st_mode & 0o777 == 0o600
     return EvidenceFile.from_json(json.loads(path.read_bytes()))
@@ -95,7 +95,7 @@ def test_made_up_files(tokenizer: Path) -> None:
     terms = replace(one.terms, request_commitment=commit_request(key, one.terms.job, request))
     order = PAYER.sign(replace(one.order.message, terms_hash=terms.struct_hash()), DOMAIN)
     bare = bill(
-        Placed(order, terms),
+        PlacedOrder(order, terms),
         Usage(0, 0, 0),
         Outcome.CLIENT_CANCELLED,
         result_commitment=Transcript(key, order.digest).commitment,
@@ -131,18 +131,18 @@ async def test_who_is_left_out_is_said_and_can_be_forgiven(
     """
     fake.providers = fake.providers[:1]
     address = fake.providers[0].address
-    wrong = replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer, flag_above=0, refuse_above=0),))
+    wrong = replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, flag_percent=0, refuse_percent=0),))
     async with Market(fake.url, wallet, wrong) as market:
         await _cheated(market, fake, Usage(10, 0, 90))
     async with Market(fake.url, wallet, config) as market:
         fake.script = honest
         with pytest.raises(Unavailable, match="1 left out by this wallet: tally receipt evidence"):
             await _honest(market, fake)
-        assert await market._ledger.forgive(address, NOW_S)
-        assert not await market._ledger.forgive(address, NOW_S)
+        assert await market._ledger.unblock(address, NOW_S)
+        assert not await market._ledger.unblock(address, NOW_S)
         await _honest(market, fake)
         tab = await market.tab(address)
-        assert (tab.accepted, tab.frozen) == (fake.providers[0].tab.cumulative, "")
+        assert (tab.accepted, tab.blocked_reason) == (fake.providers[0].tab.cumulative, "")
         assert len(await market.evidence()) == 1, "what was found stays"
 
 
@@ -150,9 +150,9 @@ async def test_a_lie_is_forgiven_but_not_booked(market: Market, fake: FakeMarket
     """The provider may have orders again, its dishonest receipt counts for nothing."""
     await _cheated(market, fake, cost=Amount(9), cumulative_cost=Amount(9))
     address = fake.providers[0].address
-    assert await market._ledger.forgive(address, NOW_S)
+    assert await market._ledger.unblock(address, NOW_S)
     tab = await market.tab(address)
-    assert (tab.accepted, tab.total, tab.frozen) == (0, 0, "")
+    assert (tab.accepted, tab.total, tab.blocked_reason) == (0, 0, "")
 
 
 async def test_what_the_signed_bytes_show(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
@@ -180,7 +180,7 @@ async def test_what_nobody_else_can_know(market: Market, fake: FakeMarket, confi
 
 async def test_counting_again(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
     """Whoever has the tokenizer finds the same."""
-    counts = replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer, refuse_above=50),))
+    counts = replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, refuse_percent=50),))
     async with Market(fake.url, wallet, counts) as market:
         await _cheated(market, fake, Usage(10, 0, 60))
         file = _file(config, market)

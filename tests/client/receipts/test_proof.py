@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.receipts.file_store import ProofFolder
+from tallystick.client.receipts.file_store import ProofStore
 from tallystick.client.receipts.proof import FORMAT, Proof, describe, read_proof
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -149,7 +149,7 @@ def test_garbage_is_refused(data: bytes) -> None:
 async def test_a_folder_of_proofs(fake: FakeMarket, wallet: Signer, config: ClientConfig, tmp_path: Path) -> None:
     """A client with a folder leaves there a file of each job, for its owner only."""
     folder = tmp_path / "deep" / "proofs"
-    async with Market(fake.url, wallet, replace(config, proofs=folder)) as market:
+    async with Market(fake.url, wallet, replace(config, proof_folder=folder)) as market:
         await run(market)
         await run(market)
     assert len(_files(folder)) == 2
@@ -168,22 +168,22 @@ async def test_the_oldest_proofs_go(proof: Proof, tmp_path: Path) -> None:
     path = tmp_path / "proofs"
     size = len(proof.dumps())
     ids = [JobId(bytes([n]) * 16) for n in range(4)]
-    folder = ProofFolder(path, 2 * size)
+    folder = ProofStore(path, 2 * size)
     for n, job in enumerate(ids[:3]):
         await folder.put(job, proof)
         if n:
             os.utime(path / f"{job.hex()}.json", (n, n))
     assert _files(path) == {job.hex() for job in ids[1:3]}
-    await ProofFolder(path, 2 * size).put(ids[3], proof)
+    await ProofStore(path, 2 * size).put(ids[3], proof)
     assert _files(path) == {job.hex() for job in ids[2:]}
-    await ProofFolder(tmp_path / "small", size - 1).put(ids[0], proof)
+    await ProofStore(tmp_path / "small", size - 1).put(ids[0], proof)
     assert _files(tmp_path / "small") == set()
 
 
 async def test_a_disk_that_fails_costs_no_job(proof: Proof, tmp_path: Path) -> None:
     """Where the folder cannot be made, the proof is missing and nothing else."""
     (tmp_path / "file").write_text("in the way")
-    await ProofFolder(tmp_path / "file" / "proofs", 1 << 20).put(JobId(bytes(16)), proof)
+    await ProofStore(tmp_path / "file" / "proofs", 1 << 20).put(JobId(bytes(16)), proof)
 
 
 async def test_too_long_an_answer(market: Market, fake: FakeMarket, config: ClientConfig, wallet: Signer) -> None:

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from tallystick.client.config import ClientConfig, Recount
+from tallystick.client.config import ClientConfig, TokenAudit
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.openai.message_text import answer_texts, request_texts
-from tallystick.client.receipts.token_audit import PER_CHOICE, Auditor, _excess, recount_with
+from tallystick.client.receipts.token_audit import PER_CHOICE, AuditFinding, TokenAuditor, _excess, check_audit, recount_with
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, BadReceipt
@@ -44,14 +44,14 @@ def tokenizer(tmp_path: Path) -> Path:
 )
 def test_a_recount_flags_and_refuses_from_its_settings_on(billed: int, flagged: bool, refused: bool) -> None:
     """At the percentages of the config, not one below them."""
-    rule = Recount(model=MODEL, tokenizer=Path("x"), flag_above=5, refuse_above=50)
+    rule = TokenAudit(model=MODEL, tokenizer=Path("x"), flag_percent=5, refuse_percent=50)
     found = _excess(rule, "output", billed, 90, 10)
     assert ((found is not None), found is not None and found.refuse) == (flagged, refused)
-    never = _excess(replace(rule, refuse_above=None), "output", 1_000, 90, 10)
+    never = _excess(replace(rule, refuse_percent=None), "output", 1_000, 90, 10)
     assert never is not None
     assert not never.refuse
-    assert _excess(replace(rule, flag_above=0), "output", 100, 90, 10) is None
-    assert _excess(replace(rule, flag_above=0), "output", 101, 90, 10) is not None
+    assert _excess(replace(rule, flag_percent=0), "output", 100, 90, 10) is None
+    assert _excess(replace(rule, flag_percent=0), "output", 101, 90, 10) is not None
     nothing = _excess(rule, "output", 1, 0, 0)
     assert nothing is not None
     assert nothing.reason.endswith(": 100 % more")
@@ -98,18 +98,20 @@ def test_what_says_no_text_is_counted_as_far_as_it_can_be(tokenizer: Path) -> No
 
 def test_which_answers_are_kept_for_counting(config: ClientConfig, tokenizer: Path) -> None:
     """Those of the models that the config names, on the routes whose texts are known."""
-    auditor = Auditor(replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer),)))
+    auditor = TokenAuditor(replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer),)))
     assert [auditor.counts(MODEL, path) for path in (CHAT, COMPLETIONS, "/v1/embeddings")] == [True, True, False]
     assert not auditor.counts("other", CHAT)
 
 
 async def test_whose_answers_are_counted(config: ClientConfig, tokenizer: Path) -> None:
     """Only those of the models that the config names; one that was too long to be kept is doubted, and not refused."""
-    auditor = Auditor(replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer, flag_above=0, refuse_above=0),)))
+    auditor = TokenAuditor(
+        replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, flag_percent=0, refuse_percent=0),))
+    )
     answer = [HEAD, _said("one")]
-    assert await auditor.doubt("other", ASKED, answer, _billed(500)) is None
-    assert await auditor.doubt("other", ASKED, None, _billed(500)) is None
-    found, long = await auditor.doubt(MODEL, ASKED, answer, _billed(500)), await auditor.doubt(MODEL, ASKED, None, _billed(500))
+    assert await auditor.audit("other", ASKED, answer, _billed(500)) is None
+    assert await auditor.audit("other", ASKED, None, _billed(500)) is None
+    found, long = await auditor.audit(MODEL, ASKED, answer, _billed(500)), await auditor.audit(MODEL, ASKED, None, _billed(500))
     assert found is not None
     assert found.refuse
     assert long is not None
@@ -120,7 +122,7 @@ def test_a_tokenizer_needs_its_library(config: ClientConfig, tokenizer: Path, mo
     """Where the library is not installed, the error says which extra to install."""
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(BadMessage, match=r"pip install 'tallystick\[recount\]'"):
-        Auditor(replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer),)))
+        TokenAuditor(replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer),)))
 
 
 def _bills(output: int, input_: int = 10) -> Any:
@@ -149,7 +151,7 @@ async def test_what_is_too_much_is_flagged_or_refused(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path
 ) -> None:
     """Within the tolerance a receipt is booked; beyond it, booked and marked; far beyond, refused with its provider."""
-    counts = replace(config, recounts=(Recount(model=MODEL, tokenizer=tokenizer, flag_above=10, refuse_above=100),))
+    counts = replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, flag_percent=10, refuse_percent=100),))
     honest = 4 + PER_CHOICE
     async with Market(fake.url, wallet, counts) as market:
         assert await _run(market, fake, _bills(honest)) == (JobState.COMPLETED, "")
@@ -163,14 +165,14 @@ async def test_what_is_too_much_is_flagged_or_refused(
         with pytest.raises(BadReceipt, match="40 output tokens billed"):
             await _run(market, fake, _bills(2 * honest))
         after = await market.tab(fake.providers[0].address)
-        assert (after.accepted, bool(after.frozen)) == (tab.accepted, True)
+        assert (after.accepted, bool(after.blocked_reason)) == (tab.accepted, True)
         (evidence,) = await market.evidence()
         assert "tokens billed" in evidence.reason
 
 
 async def test_what_cannot_be_counted_is_said(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
     """An answer in another form, or too long to be kept, is booked and flagged: no provider switches its recount off."""
-    rule = Recount(model=MODEL, tokenizer=tokenizer, refuse_above=50)
+    rule = TokenAudit(model=MODEL, tokenizer=tokenizer, refuse_percent=50)
 
     async def odd(session: Session) -> None:
         await session.match()
@@ -184,10 +186,10 @@ async def test_what_cannot_be_counted_is_said(fake: FakeMarket, wallet: Signer, 
         await session.chunk(b'{"error": {"message": "no"}}', last=True)
         await session.finish(Usage(10, 0, 0), Outcome.UPSTREAM_ERROR)
 
-    async with Market(fake.url, wallet, replace(config, recounts=(rule,))) as market:
+    async with Market(fake.url, wallet, replace(config, token_audits=(rule,))) as market:
         assert await _run(market, fake, fails) == (JobState.FAILED, "upstream_error"), "an engine's error is no doubt"
         assert "no form in which its tokens" in (await _run(market, fake, odd))[1]
-    short = replace(config, recounts=(rule,), max_answer_bytes=100)
+    short = replace(config, token_audits=(rule,), max_answer_bytes=100)
     async with Market(fake.url, wallet, short) as market:
         fake.script = _bills(90)
         async with await market.submit(CHAT, BODY | {"stream": True}) as job:
@@ -200,7 +202,7 @@ async def test_what_cannot_be_counted_is_said(fake: FakeMarket, wallet: Signer, 
 
 async def test_other_models_are_not_counted(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
     """Only what the config names; a cut answer proves nothing."""
-    counts = replace(config, recounts=(Recount(model="other", tokenizer=tokenizer, refuse_above=5),))
+    counts = replace(config, token_audits=(TokenAudit(model="other", tokenizer=tokenizer, refuse_percent=5),))
     async with Market(fake.url, wallet, counts) as market:
         assert await _run(market, fake, _bills(80)) == (JobState.COMPLETED, "")
 
@@ -212,10 +214,10 @@ def test_tokenizers_that_are_not_there(config: ClientConfig, tmp_path: Path) -> 
         if content:
             path.write_text(content)
         with pytest.raises(BadMessage, match=path.name):
-            Auditor(replace(config, recounts=(Recount(model="m", tokenizer=path),)))
+            TokenAuditor(replace(config, token_audits=(TokenAudit(model="m", tokenizer=path),)))
     for flag, refuse in ((-1, None), (5, 4)):
-        with pytest.raises(BadMessage, match="flag_above"):
-            Recount(model="m", tokenizer=tmp_path, flag_above=flag, refuse_above=refuse)
+        with pytest.raises(BadMessage, match="flag_percent"):
+            TokenAudit(model="m", tokenizer=tmp_path, flag_percent=flag, refuse_percent=refuse)
 
 
 CALL = {"function": {"name": "look", "arguments": '{"at": 1}'}}
@@ -269,3 +271,11 @@ def test_the_texts_of_a_request() -> None:
     assert request_texts("/v1/embeddings", b'{"input": "x"}') is None
     assert request_texts(CHAT, b"{") is None
     assert request_texts(CHAT, b"[]") is None
+
+
+def test_a_doubt_refuses_only_where_it_says_so() -> None:
+    """What a recount flags is booked; what it refuses is not."""
+    check_audit(None)
+    check_audit(AuditFinding("a little much", refuse=False))
+    with pytest.raises(BadReceipt, match="far too much"):
+        check_audit(AuditFinding("far too much", refuse=True))

@@ -17,9 +17,10 @@ from tallystick.chain.rpc import Rpc
 from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.accounts import Account
-from tallystick.client.receipts.checks import Placed, Tab
-from tallystick.client.recovery.escrow import Onchain
-from tallystick.client.sdk.maintenance import Upkeep
+from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.orders.tab import Tab
+from tallystick.client.recovery.escrow import PayerEscrow
+from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
@@ -39,17 +40,17 @@ class Desk:
     """A client of a real chain, whose purse another wallet owns."""
 
     world: World
-    onchain: Onchain
+    onchain: PayerEscrow
     config: ClientConfig
 
-    def refused(self, cap: int, provider: Signer = PROVIDER) -> Placed:
+    def refused(self, cap: int, provider: Signer = PROVIDER) -> PlacedOrder:
         """An order that its provider found too little reserved for."""
         order = self.world.order(KEY, provider.address, 5 * DOLLAR).verify(self.world.domain)
-        return Placed(order, build_terms(max_cost=Amount(cap)))
+        return PlacedOrder(order, build_terms(max_cost=Amount(cap)))
 
     async def top_up(self, cap: int, tab: Tab = Tab(), *others: Account) -> bool:  # noqa: B008 - frozen
         """Asks for more reserved, some time later."""
-        self.onchain._tick = lambda: float(self.world.seq * 10)
+        self.onchain._clock = lambda: float(self.world.seq * 10)
         return await self.onchain.top_up(self.refused(cap), tab, others, 10**18 + self.world.seq)
 
     async def reserved(self, provider: Signer = PROVIDER) -> int:
@@ -66,12 +67,12 @@ async def desk(chain_url: str, tmp_path: Path) -> AsyncIterator[Desk]:
     world.deployment.save(tmp_path / "deployment.json")
     config = ClientConfig(
         deployment=tmp_path / "deployment.json",
-        state=tmp_path / "client.db",
+        ledger_file=tmp_path / "client.db",
         reserve_target=Amount(DOLLAR),
         top_up_total=Amount(4 * DOLLAR),
-        idle_days=7,
+        idle_reserve_days=7,
     )
-    onchain = Onchain.of(config, KEY)
+    onchain = PayerEscrow.of(config, KEY)
     assert onchain is not None
     yield Desk(world, onchain, config)
     await onchain.close()
@@ -105,8 +106,8 @@ async def test_never_beyond_the_limits(desk: Desk) -> None:
     await desk.world.escrow.reserve(owner, KEY.address, OTHER.address, Amount(2 * DOLLAR))
     with capture_logs() as logs:
         assert not await desk.top_up(3 * DOLLAR, Tab(), _account(OTHER))
-    assert "top_up_total leaves 2" in logs[0]["why"]
-    assert logs[0]["do"] == f"tally reserve {PROVIDER.address} 3"
+    assert "top_up_total allows 2 more" in logs[0]["reason"]
+    assert logs[0]["hint"] == f"tally reserve {PROVIDER.address} 3"
     assert await desk.top_up(2 * DOLLAR, Tab(), _account(OTHER))
     await desk.world.escrow.thaw(owner, KEY.address, Amount(6 * DOLLAR))
     assert not await desk.top_up(3 * DOLLAR)
@@ -118,12 +119,12 @@ async def test_several_at_once(desk: Desk) -> None:
     await desk.world.sender(KEY)
     assert await asyncio.gather(*(desk.top_up(DOLLAR) for _ in range(3))) == [True, True, True]
     assert await desk.reserved() == DOLLAR
-    other = Onchain.of(desk.config, KEY)
+    other = PayerEscrow.of(desk.config, KEY)
     assert other is not None
     accounts = [_account(PROVIDER), _account(OTHER)]
     for_other = desk.refused(2 * DOLLAR, OTHER)
     more = Tab(accepted=Amount(2 * DOLLAR), total=Amount(2 * DOLLAR))
-    desk.onchain._topped_up.clear()
+    desk.onchain._top_ups.clear()
     done = await asyncio.gather(
         desk.onchain.top_up(desk.refused(DOLLAR), more, accounts, 10**18),
         other.top_up(for_other, Tab(), accounts, 10**18),
@@ -151,7 +152,7 @@ async def test_requests_in_a_row_are_borne_too(desk: Desk) -> None:
 async def test_stakes(desk: Desk) -> None:
     """As they stand on chain."""
     await desk.world.stake(PROVIDER, 3 * DOLLAR)
-    assert [await desk.onchain.stake(one.address) for one in (PROVIDER, OTHER, PROVIDER)] == [3 * DOLLAR, 0, 3 * DOLLAR]
+    assert [await desk.onchain.stake(signer.address) for signer in (PROVIDER, OTHER, PROVIDER)] == [3 * DOLLAR, 0, 3 * DOLLAR]
 
 
 async def test_idle_reservations(desk: Desk) -> None:
@@ -165,15 +166,15 @@ async def test_idle_reservations(desk: Desk) -> None:
     assert await desk.onchain.idle([_account(PROVIDER, old, 5)], now) == []
     with capture_logs() as logs:
         await desk.onchain.warn_idle(accounts, now)
-    assert [one["do"] for one in logs] == [f"tally release {PROVIDER.address}"]
+    assert [event["hint"] for event in logs] == [f"tally release {PROVIDER.address}"]
 
 
 async def test_no_chain_is_no_obstacle(tmp_path: Path, desk: Desk) -> None:
     """Without a deployment file nothing is done; with a chain that is away, nothing is topped up."""
-    assert Onchain.of(ClientConfig(), KEY) is None
+    assert PayerEscrow.of(ClientConfig(), KEY) is None
     with pytest.raises(BadMessage, match="deployment file"):
-        Onchain.of(ClientConfig(deployment=tmp_path / "none.json"), KEY)
-    away = Onchain.of(replace(desk.config, rpc="http://127.0.0.1:9"), KEY)
+        PayerEscrow.of(ClientConfig(deployment=tmp_path / "none.json"), KEY)
+    away = PayerEscrow.of(replace(desk.config, rpc="http://127.0.0.1:9"), KEY)
     assert away is not None
     assert not await away.top_up(desk.refused(1), Tab(), [], 10**18)
     with pytest.raises(Unavailable):
@@ -203,11 +204,11 @@ async def test_a_refused_request_is_placed_again(
         await session.chunk(b'{"choices": []}', last=True)
         await session.finish()
 
-    async def secure(_upkeep: Upkeep, job: Any) -> bool:
+    async def top_up(_upkeep: Maintenance, job: Any) -> bool:
         asked.append(job.candidates[0].provider)
         return fake.script is not never
 
-    monkeypatch.setattr(Upkeep, "secure", secure)
+    monkeypatch.setattr(Maintenance, "top_up", top_up)
     fake.script = unsecured
     async with (
         Market(fake.url, wallet, config) as market,

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.receipts.checks import CUT_SHORT, NOT_DELIVERED, Undelivered
+from tallystick.client.receipts.delivery_check import QUARTERS_CUT_SHORT, QUARTERS_UNDELIVERED, UndeliveredCharge
 from tallystick.client.recovery import reconciler
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -56,7 +56,7 @@ async def test_no_answer_is_billed_for_ever_before_its_match(market: Market, fak
             async with await market.submit(CHAT, BODY, key=f"key {number}" if keyed else None) as job:
                 await job.result()
         assert not caught.value.retry
-        assert (await market.tab(mallory)).undelivered == number * NOT_DELIVERED
+        assert (await market.tab(mallory)).undelivered_quarters == number * QUARTERS_UNDELIVERED
     with pytest.raises(Refusal) as refused:
         await run(market)
     assert (refused.value.code, len(fake.submissions)) == (Code.NO_PROVIDER, 3)
@@ -70,10 +70,10 @@ async def test_a_submission_that_broke_is_not_billed_unremembered(market: Market
     assert caught.value.retry
     fake.last.take(0)
     fake.last.bill(ALL, result_commitment=OTHER)
-    with pytest.raises(Refusal, match="keeps its answer no longer"):
+    with pytest.raises(Refusal, match="no longer has its answer"):
         await market.submit(CHAT, BODY, key="one")
     tab = await market.tab(fake.providers[0].address)
-    assert (tab.accepted, tab.undelivered) == (50, NOT_DELIVERED)
+    assert (tab.accepted, tab.undelivered_quarters) == (50, QUARTERS_UNDELIVERED)
 
 
 async def test_one_failure_of_the_network_blocks_no_provider(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
@@ -105,7 +105,7 @@ async def test_one_failure_of_the_network_blocks_no_provider(fake: FakeMarket, w
             lost.set()
             await asyncio.gather(*running)
             tab = await market.tab(mallory)
-            assert (tab.undelivered, tab.frozen, tab.open_caps) == (turn * CUT_SHORT, "", 0)
+            assert (tab.undelivered_quarters, tab.blocked_reason, tab.open_caps) == (turn * QUARTERS_CUT_SHORT, "", 0)
 
 
 async def test_answers_that_were_kept_back_at_once_count_each(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
@@ -118,7 +118,7 @@ async def test_answers_that_were_kept_back_at_once_count_each(fake: FakeMarket, 
         await session.finish(ALL, result_commitment=OTHER)
 
     async def one() -> None:
-        with pytest.raises(Undelivered):
+        with pytest.raises(UndeliveredCharge):
             await run(market, STREAM)
 
     fake.script = keeps_back
@@ -128,4 +128,4 @@ async def test_answers_that_were_kept_back_at_once_count_each(fake: FakeMarket, 
         now += 10 * 10**9
         over.set()
         await asyncio.gather(*running)
-        assert (await market.tab(fake.providers[0].address)).undelivered == 2 * NOT_DELIVERED
+        assert (await market.tab(fake.providers[0].address)).undelivered_quarters == 2 * QUARTERS_UNDELIVERED

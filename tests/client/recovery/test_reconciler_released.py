@@ -14,8 +14,8 @@ from tallystick.client.config import Budget, ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.ledger.writes import Arrival
-from tallystick.client.receipts.checks import MAX_UNRELEASED
+from tallystick.client.ledger.writes import IncomingReceipt
+from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS
 from tallystick.client.recovery import reconciler
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -92,7 +92,7 @@ async def test_no_budget_is_exceeded_by_jobs_that_failed(fake: FakeMarket, walle
                 await session.void()
             await session.fail(BUSY)
 
-        held = (await market._ledger.standing(bounded.budgets[0], market._now())).reserved
+        held = (await market._ledger.budget_status(bounded.budgets[0], market._now())).reserved
         job, session = fake.last.job, fake.last
         for attempt in session.tried:
             provider = next(p for p in fake.providers if p.address == attempt["provider"])
@@ -102,7 +102,7 @@ async def test_no_budget_is_exceeded_by_jobs_that_failed(fake: FakeMarket, walle
             attempt["receipt"] = session.release().to_json()
         await market._resolver.resolve(job)
         assert held > 0
-        assert (await market._ledger.standing(bounded.budgets[0], market._now())).reserved == 0
+        assert (await market._ledger.budget_status(bounded.budgets[0], market._now())).reserved == 0
         fake.script = voids
         for _ in range(3):
             with pytest.raises(Unavailable):
@@ -127,7 +127,7 @@ async def test_a_failed_attempt_counts_beside_the_answer(market: Market, fake: F
     assert (await market.tab(bob.address)).open_caps == 0
     known = await market.find(result.job)
     assert known is not None
-    assert [order.state for order in known.orders] == [OrderState.DISPATCHED, OrderState.BOOKED]
+    assert [order.state for order in known.orders] == [OrderState.DISPATCHED, OrderState.RECORDED]
     order = known.orders[0].order.message
     assert (await market._ledger.tab(DOMAIN, alice.address, order.claim_by - 1)).open_caps == cap
     assert (await market._ledger.tab(DOMAIN, alice.address, order.claim_by)).open_caps == 0
@@ -146,7 +146,7 @@ async def test_the_receipt_in_a_failure_releases(market: Market, fake: FakeMarke
     with pytest.raises(Unavailable, match="busy"):
         await run(market)
     tab = await market.tab(fake.providers[0].address)
-    assert (tab.open_caps, tab.unreleased, tab.accepted) == (0, 0, 0)
+    assert (tab.open_caps, tab.awaiting_receipts, tab.accepted) == (0, 0, 0)
     fake.script = honest
     assert (await market.chat(MODEL, MESSAGES)).cost == 3, "the provider's next receipt has the next number"
     assert await market.evidence() == []
@@ -216,47 +216,47 @@ async def test_no_provider_climbs_by_jobs_that_it_fails(market: Market, fake: Fa
     """After a stated number of orders without a receipt a provider gets no more, which is no freeze; receipts heal it."""
     fake.providers, fake.script = fake.providers[:1], refuses
     alice = fake.providers[0].address
-    for _ in range(MAX_UNRELEASED):
+    for _ in range(MAX_AWAITING_RECEIPTS):
         with suppress(Unavailable):
             await run(market)
     with pytest.raises(TallyError) as caught:
         await run(market)
-    assert (caught.value.code, len(fake.submissions)) == (Code.NO_PROVIDER, MAX_UNRELEASED)
+    assert (caught.value.code, len(fake.submissions)) == (Code.NO_PROVIDER, MAX_AWAITING_RECEIPTS)
     tab = await market.tab(alice)
-    assert (tab.frozen, tab.unreleased) == ("", MAX_UNRELEASED)
-    assert alice in await market._ledger.barred(DOMAIN, market._now())
+    assert (tab.blocked_reason, tab.awaiting_receipts) == ("", MAX_AWAITING_RECEIPTS)
+    assert alice in await market._ledger.excluded(DOMAIN, market._now())
     until = max(order.claim_by for order in fake.orders())
-    assert await market._ledger.barred(DOMAIN, until) == {}
+    assert await market._ledger.excluded(DOMAIN, until) == {}
     session = next(iter(fake.sessions.values()))
     session.take(0)
     session.tried[-1]["receipt"] = session.release().to_json()
     await market._resolver.resolve(session.job)
-    assert await market._ledger.barred(DOMAIN, market._now()) == {}
+    assert await market._ledger.excluded(DOMAIN, market._now()) == {}
 
 
 async def test_outstanding_receipts_are_asked_for_less_and_less(ledger: Ledger) -> None:
     """A job that ended without a receipt is asked about soon, then after as long again as it is old, until nobody can collect."""
     job, (placed,) = await take(ledger)
-    await ledger.end(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
+    await ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
     asked, now = 0, NOW_S
     while now < placed.order.message.claim_by + 1_000:
-        for due in await ledger.outstanding(now, 60):
-            await ledger.note_asked(due, now)
+        for due in await ledger.jobs_awaiting_receipts(now, 60):
+            await ledger.record_inquiry(due, now)
             asked += 1
         now += 60
     assert 8 <= asked <= 14
     _, (other,) = await take(ledger)
-    assert await ledger.outstanding(NOW_S, 60) == []
+    assert await ledger.jobs_awaiting_receipts(NOW_S, 60) == []
     assert other.order.message.ceiling == placed.terms.max_cost + other.terms.max_cost
 
 
 async def test_a_coordinator_that_knows_nothing_frees_nothing(ledger: Ledger) -> None:
     """Where nobody knows which orders of a job were matched, all count; where it is known, the others stop."""
     job, (alice, bob) = await take(ledger, ALICE, BOB)
-    await ledger.end(job, JobState.FAILED, "never admitted", NOW_S, keep=True)
+    await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep_orders_open=True)
     assert [(await ledger.tab(DOMAIN, one.provider, NOW_S)).open_caps for one in (alice, bob)] == [alice.terms.max_cost] * 2
     job, (alice, bob) = await take(ledger, ALICE, BOB)
-    await ledger.end(job, JobState.FAILED, "bob failed", NOW_S, matched=[bob.order.digest])
+    await ledger.end_job(job, JobState.FAILED, "bob failed", NOW_S, matched=[bob.order.digest])
     caps = [(await ledger.tab(DOMAIN, one.provider, NOW_S)).open_caps for one in (alice, bob)]
     assert caps == [alice.terms.max_cost, 2 * bob.terms.max_cost]
 
@@ -266,19 +266,19 @@ async def test_a_receipt_at_no_cost_ends_no_job_that_goes_on(ledger: Ledger) -> 
     job, (alice, bob) = await take(ledger, ALICE, BOB)
     void = ALICE.signer.sign(bill(alice, NONE, Outcome.REFUSED), DOMAIN)
     for _ in range(2):
-        assert await ledger.book(Arrival(DOMAIN, job, alice, void, None, NOW_S, final=False)) is None
-    known = await ledger.find(job)
+        assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, alice, void, None, NOW_S, final=False)) is None
+    known = await ledger.find_job(job)
     assert known is not None
     assert (known.state, known.receipt) == (JobState.OPEN, None)
-    assert await ledger.spent(NOW_S, ()) == []
-    assert await ledger.book(Arrival(DOMAIN, job, bob, BOB.signer.sign(bill(bob), DOMAIN), None, NOW_S)) is None
-    known = await ledger.find(job)
+    assert await ledger.spending(NOW_S, ()) == []
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, bob, BOB.signer.sign(bill(bob), DOMAIN), None, NOW_S)) is None
+    known = await ledger.find_job(job)
     assert known is not None
     assert known.receipt is not None
     assert known.receipt.message.provider == BOB.address
-    assert (await ledger.spent(NOW_S, ()))[0].requests == 1
+    assert (await ledger.spending(NOW_S, ()))[0].requests == 1
     again = ALICE.signer.sign(bill(alice, Usage(10, 0, 5), seq=2), DOMAIN)
-    complaint = await ledger.book(Arrival(DOMAIN, job, alice, again, None, NOW_S))
+    complaint = await ledger.record_receipt(IncomingReceipt(DOMAIN, job, alice, again, None, NOW_S))
     assert complaint is not None
     assert complaint.fault is Fault.PROVIDER
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).open_caps == alice.terms.max_cost, "it counts again"
@@ -305,10 +305,10 @@ async def test_a_whole_answer_is_not_thrown_away(market: Market, fake: FakeMarke
     fake.script = whole_then_fail
     async with await market.submit(CHAT, STREAM) as job:
         assert [chunk async for chunk in job] == [event("whole"), b"data: [DONE]\n\n"]
-        assert job.outstanding
+        assert job.receipt_outstanding
         result = await job.result()
     cap = fake.last.submission.candidates[0].terms.max_cost
-    assert (result.receipt, result.cost, result.most) == (None, 0, cap)
+    assert (result.receipt, result.cost, result.highest_cost) == (None, 0, cap)
     tab = await market.tab(fake.providers[0].address)
     assert (tab.accepted, tab.open_caps) == (0, cap)
     fake.last.bill()
@@ -321,7 +321,7 @@ async def test_a_whole_answer_is_not_thrown_away(market: Market, fake: FakeMarke
     known = await market.find(job.id)
     assert known is not None
     assert (known.state, known.receipt is not None) == (JobState.COMPLETED, True)
-    assert (await market._ledger.spent(0, ()))[0].failed == 0
+    assert (await market._ledger.spending(0, ()))[0].failed == 0
 
 
 async def test_a_whole_answer_whose_receipt_lies_is_not_paid(market: Market, fake: FakeMarket) -> None:

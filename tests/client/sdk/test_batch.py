@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tallystick.client.sdk import batch
-from tallystick.client.sdk.batch import Done
+from tallystick.client.sdk.batch import BatchResult
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Outcome
@@ -21,7 +21,7 @@ from tests.client.parties import MODEL
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries that do not keep a test waiting."""
-    monkeypatch.setattr(batch, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(batch, "LONGEST_RETRY_SECONDS", 0.01)
 
 
 def numbered(count: int | None = None) -> Iterator[dict[str, Any]]:
@@ -52,11 +52,11 @@ async def say(session: Session) -> None:
 async def test_results_in_order_or_as_they_end(market: Market, fake: FakeMarket) -> None:
     """Every request has exactly one result, in the order of the requests or as they end; each has its receipt."""
     fake.script = echo
-    done = [one async for one in market.map(numbered(12), at_once=4)]
+    done = [one async for one in market.map(numbered(12), concurrency=4)]
     assert [one.index for one in done] == list(range(12))
     assert [one.unwrap().text for one in done] == [str(at) for at in range(12)]
-    assert all(one.unwrap().cost == 3 and one.tries == 1 for one in done)
-    loose = [one async for one in market.map(numbered(12), at_once=4, ordered=False)]
+    assert all(one.unwrap().cost == 3 and one.attempts == 1 for one in done)
+    loose = [one async for one in market.map(numbered(12), concurrency=4, ordered=False)]
     assert sorted(one.index for one in loose) == list(range(12))
     assert all(one.unwrap().text == str(one.index) for one in loose)
 
@@ -78,7 +78,7 @@ async def test_no_more_than_so_many_at_once(market: Market, fake: FakeMarket, or
         await echo(session)
 
     fake.script = watched
-    async with contextlib.aclosing(market.map(endless(), at_once=3, ordered=ordered)) as run:
+    async with contextlib.aclosing(market.map(endless(), concurrency=3, ordered=ordered)) as run:
         for _ in range(5):
             await anext(run)
         await eventually(lambda: taken == 5 + 2 * 3 and market.running == 0)  # nobody takes results any more
@@ -89,15 +89,15 @@ async def test_no_more_than_so_many_at_once(market: Market, fake: FakeMarket, or
 
 async def test_one_failure_loses_nothing(market: Market, fake: FakeMarket) -> None:
     """What fails for good is a Done with a typed error, once; what may succeed later is tried again; the others go on."""
-    tries: dict[int, int] = {}
+    attempts: dict[int, int] = {}
 
     async def fickle(session: Session) -> None:
         await session.match()
         at = number(session)
-        tries[at] = tries.get(at, 0) + 1
+        attempts[at] = attempts.get(at, 0) + 1
         if at == 1:
             await session.fail(Refusal(Code.BAD_MESSAGE, "never"))
-        elif at == 2 and tries[at] < 3:
+        elif at == 2 and attempts[at] < 3:
             await session.void()
             await session.fail(Unavailable(Code.NODE_GONE, "later", fault=Fault.PROVIDER))
         elif at == 3:
@@ -107,9 +107,9 @@ async def test_one_failure_loses_nothing(market: Market, fake: FakeMarket) -> No
             await say(session)
 
     fake.script = fickle
-    done = [one async for one in market.map(numbered(6), at_once=2, retries=2)]
+    done = [one async for one in market.map(numbered(6), concurrency=2, retries=2)]
     assert [one.error is None for one in done] == [True, False, True, False, True, True]
-    assert [one.tries for one in done] == [1, 1, 3, 3, 1, 1]
+    assert [one.attempts for one in done] == [1, 1, 3, 3, 1, 1]
     with pytest.raises(Refusal, match="never"):
         done[1].unwrap()
     assert done[3].error is not None
@@ -118,7 +118,7 @@ async def test_one_failure_loses_nothing(market: Market, fake: FakeMarket) -> No
 
 
 async def test_what_may_be_billed_is_not_tried_again(market: Market, fake: FakeMarket) -> None:
-    """A provider that vanishes without a receipt costs one cap a request, however many tries are allowed."""
+    """A provider that vanishes without a receipt costs one cap a request, however many attempts are allowed."""
 
     async def vanishes(session: Session) -> None:
         await session.match()
@@ -126,7 +126,7 @@ async def test_what_may_be_billed_is_not_tried_again(market: Market, fake: FakeM
 
     fake.script = vanishes
     done = [one async for one in market.map(numbered(2), retries=5)]
-    assert [(one.tries, one.error is None) for one in done] == [(1, False)] * 2
+    assert [(one.attempts, one.error is None) for one in done] == [(1, False)] * 2
     assert len(fake.submissions) == 2
 
 
@@ -160,7 +160,7 @@ async def test_leaving_early_cancels(market: Market, fake: FakeMarket, ordered: 
         await session.finish(Usage(8, 0, 0), Outcome.CLIENT_CANCELLED)
 
     fake.script = first_only
-    async with contextlib.aclosing(market.map(numbered(), at_once=3, ordered=ordered)) as run:
+    async with contextlib.aclosing(market.map(numbered(), concurrency=3, ordered=ordered)) as run:
         assert (await anext(run)).index == 0
         await eventually(lambda: market.running == 3)
     assert market.running == 0
@@ -171,8 +171,8 @@ async def test_cancelling_the_task_cancels_the_jobs(market: Market, fake: FakeMa
     """So does cancelling the task that takes the results."""
     fake.script = until_cancelled
 
-    async def take() -> list[Done]:
-        return [one async for one in market.map(numbered(), at_once=2)]
+    async def take() -> list[BatchResult]:
+        return [one async for one in market.map(numbered(), concurrency=2)]
 
     task = asyncio.create_task(take())
     await eventually(lambda: market.running == 2)
@@ -191,7 +191,7 @@ async def test_a_broken_iterator(market: Market, ordered: bool) -> None:
         yield from numbered(3)
         raise ZeroDivisionError
 
-    done: list[Done] = []
+    done: list[BatchResult] = []
 
     async def take() -> None:
         async for one in market.map(breaks(), ordered=ordered):
@@ -206,12 +206,12 @@ async def test_a_broken_iterator(market: Market, ordered: bool) -> None:
 async def test_a_market_that_closes_ends_the_run(market: Market, fake: FakeMarket) -> None:
     """Jobs under way end with errors that say so, nothing is tried again, and no new request is taken."""
     fake.script = until_cancelled
-    run = market.map(numbered(), at_once=2)
+    run = market.map(numbered(), concurrency=2)
     first = asyncio.create_task(anext(run))
     await eventually(lambda: market.running == 2)
     await market.drain(0)
     done = [await first, *[one async for one in run]]
-    assert all(one.error is not None and one.tries == 1 for one in done)
+    assert all(one.error is not None and one.attempts == 1 for one in done)
     assert len(done) <= 4
 
 
@@ -221,8 +221,8 @@ async def test_options_reach_every_job(market: Market, fake: FakeMarket) -> None
     body = {"model": MODEL, "input": "x"}
     done = [one async for one in market.map([body, body], path="/v1/embeddings", pin=[bob])]
     assert [one.unwrap().provider for one in done] == [bob, bob]
-    with pytest.raises(BadMessage, match="at_once"):
-        market.map([], at_once=0)
+    with pytest.raises(BadMessage, match="concurrency"):
+        market.map([], concurrency=0)
     with pytest.raises(BadMessage, match="retries"):
         market.map([], retries=-1)
     assert [one async for one in market.map([], path=CHAT)] == []

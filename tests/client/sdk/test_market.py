@@ -93,7 +93,7 @@ async def test_concurrent_jobs_add_up(market: Market, fake: FakeMarket) -> None:
     ceilings = [order.ceiling for order in fake.orders() if order.provider == fake.providers[0].address]
     assert len(set(ceilings)) == 20
     tab = await market.tab(fake.providers[0].address)
-    assert (tab.accepted, tab.open_caps, tab.frozen) == (60, 0, "")
+    assert (tab.accepted, tab.open_caps, tab.blocked_reason) == (60, 0, "")
     assert tab.ceiling == max(ceilings)
 
 

@@ -82,7 +82,7 @@ async def test_stream_and_map_without_async(fake: FakeMarket, wallet: Signer, co
             assert next(iter(stream)) == WORDS[0]
         with market.submit(CHAT, STREAM) as job:
             assert "".join(job.text()) == "".join(WORDS)
-        done = list(market.map((BODY for _ in range(5)), at_once=2))
+        done = list(market.map((BODY for _ in range(5)), concurrency=2))
         assert [one.unwrap().text for one in done] == ["".join(WORDS)] * 5
         assert market.tab(fake.providers[0].address).accepted > 0
         assert market.info().coordinator == fake.signer.address
@@ -168,7 +168,7 @@ async def test_leaving_cancels(fake: FakeMarket, wallet: Signer, config: ClientC
 
 def test_unusable_state_file(wallet: Signer, config: ClientConfig) -> None:
     """A market that can't be opened leaves no thread behind."""
-    assert config.state is not None
-    config.state.mkdir()
+    assert config.ledger_file is not None
+    config.ledger_file.mkdir()
     with pytest.raises(Unavailable, match="state file"), SyncMarket("http://127.0.0.1:1", wallet, config):
         pass

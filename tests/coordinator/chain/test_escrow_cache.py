@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from coordinator.chain import escrow_cache as module
-from coordinator.chain.escrow_cache import ChainFunds
+from coordinator.chain.escrow_cache import EscrowCache
 from tallystick.chain.escrow import Purse
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address
@@ -28,15 +28,15 @@ class _SlowEscrow(FakeEscrow):
         return await super().purse(key, block=block)
 
 
-def _make(ttl: float = 5) -> tuple[ChainFunds, _SlowEscrow, Clock]:
+def _make(ttl: float = 5) -> tuple[EscrowCache, _SlowEscrow, Clock]:
     escrow, clock = _SlowEscrow(), Clock()
     escrow.free[PAYER.address] = 100
     escrow.reserved[PAYER.address, ANN] = 30
     escrow.settled[PAYER.address, ANN] = 20
-    return ChainFunds(escrow, ttl, clock.tick), escrow, clock
+    return EscrowCache(escrow, ttl, clock.tick), escrow, clock
 
 
-async def _free(funds: ChainFunds, *, fresh: bool = False) -> int:
+async def _free(funds: EscrowCache, *, fresh: bool = False) -> int:
     return (await funds.backing(PAYER.address, ANN, fresh=fresh)).free
 
 
@@ -55,7 +55,7 @@ async def test_old_figures_serve_while_new_ones_are_read() -> None:
     funds, escrow, clock = _make()
     await _free(funds)
     escrow.free[PAYER.address] = 50
-    clock.seconds = 5
+    clock.seconds = 5.1
     assert await _free(funds) == 100
     await quiet()
     assert await _free(funds) == 50
@@ -119,11 +119,11 @@ async def test_a_chain_that_is_down_is_not_asked_by_every_job() -> None:
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pairs asked about longest ago are forgotten first."""
-    monkeypatch.setattr(module, "_KEPT", 3)
+    monkeypatch.setattr(module, "_CACHED_PAIRS", 3)
     funds, escrow, _ = _make()
     for number in range(5):
         await funds.backing(person(str(number)).address, ANN)
-    assert len(funds._known) == 3
+    assert len(funds._backings) == 3
     await funds.backing(person("4").address, ANN)
     assert escrow.reads == 5
     await funds.backing(person("0").address, ANN)
@@ -149,10 +149,10 @@ async def test_stakes_are_read_once_a_minute() -> None:
     assert await funds.stake(ANN) == 7
     assert escrow.reads == 1
     escrow.stakes[ANN] = 0
-    clock.seconds = 60
+    clock.seconds = 60.1
     assert await funds.stake(ANN) == 0
     escrow.down = True
-    clock.seconds = 120
+    clock.seconds = 120.2
     with pytest.raises(Unavailable):
         await funds.stake(ANN)
 
@@ -187,10 +187,10 @@ async def test_old_figures_do_not_serve_for_ever() -> None:
     assert await _free(funds) == 100
     await quiet()
     escrow.free[PAYER.address] = 7
-    clock.seconds += 50
+    clock.seconds += 50.1
     assert await _free(funds) == 7
     escrow.down = True
-    clock.seconds += 50
+    clock.seconds += 50.1
     assert await _free(funds) == 7
 
 

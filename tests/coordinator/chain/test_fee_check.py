@@ -18,7 +18,7 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.logs import configure
 from tests.coordinator.fake_escrow import DEPLOYMENT, FakeEscrow
 from tests.coordinator.harness import COORDINATOR
-from tests.coordinator.live_server import PATIENCE
+from tests.coordinator.live_server import TIMEOUT_SECONDS
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ async def test_a_chain_that_is_away_stops_no_start(escrow: FakeEscrow, monkeypat
     escrow.down = True
     check = FeeCheck(escrow, COORDINATOR.address, 7)
     with capture_logs() as logs:
-        await check.at_start()
+        await check.check_at_start()
         monkeypatch.setattr(fee_check, "START_SECONDS", 0.01)
-        monkeypatch.setattr(escrow, "fee_bps", lambda _who: asyncio.sleep(PATIENCE))
-        await check.at_start()
+        monkeypatch.setattr(escrow, "fee_bps", lambda _who: asyncio.sleep(TIMEOUT_SECONDS))
+        await check.check_at_start()
     assert [(one["log_level"], one["fee_bps"], bool(one["reason"])) for one in logs] == [("warning", 7, True)] * 2
 
 
@@ -62,12 +62,12 @@ async def test_a_fee_that_is_raised_later_does_not_go_unnoticed(escrow: FakeEscr
     configure(json=True)  # whatever level another test left
     escrow.fees[COORDINATOR.address] = 100
     check = FeeCheck(escrow, COORDINATOR.address, 100, interval=0.001)
-    await check.at_start()
+    await check.check_at_start()
     with capture_logs() as logs:
         watching = asyncio.create_task(check.run())
         for told, rate in enumerate((400, 300, 100), 1):
             escrow.fees[COORDINATOR.address] = rate
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 while len(logs) < told:  # noqa: ASYNC110 - a log is no event
                     await asyncio.sleep(0.001)
         escrow.down = True

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from coordinator.chain.claim_value import NOTHING_OWED, UNFUNDED
-from coordinator.chain.settler import BATCH, MAX_ROWS, REFUSED, Settler
+from coordinator.chain.settler import BATCH_CLAIMS, MAX_ROWS, REFUSED, Settler
 from coordinator.domain.exposure import Exposure
 from coordinator.storage.memory import MemoryStore
 from tallystick.chain.claims import ClaimBatch, pack_batches
@@ -63,7 +63,7 @@ def _closed(store: MemoryStore) -> list[str | None]:
 async def test_a_good_claim_waits(settler: Settler, store: MemoryStore) -> None:
     """A claim that is what it says waits for the next batch."""
     claim = _claim()
-    await settler.take(ANN.address, claim)
+    await settler.accept_claim(ANN.address, claim)
     assert [pending.request for pending in await store.pending_claims(9)] == [claim]
 
 
@@ -109,7 +109,7 @@ async def test_a_claim_that_is_not_what_it_says(
 ) -> None:
     """Forged, altered, mismatched, empty and other people's claims are refused and not kept."""
     with pytest.raises(error, match=says):
-        await settler.take(ANN.address, claim)
+        await settler.accept_claim(ANN.address, claim)
     assert store.claims == {}
 
 
@@ -117,9 +117,9 @@ async def test_a_claim_that_no_transaction_can_carry(settler: Settler) -> None:
     """A claim has at most as many rows as fit a transaction; the largest one does fit."""
     order = _order()
     with pytest.raises(BadMessage, match=f"{MAX_ROWS + 1}; a transaction takes"):
-        await settler.take(ANN.address, make_claim(ANN, *[(order, 1, 20)] * (MAX_ROWS + 1)))
+        await settler.accept_claim(ANN.address, make_claim(ANN, *[(order, 1, 20)] * (MAX_ROWS + 1)))
     largest = make_claim(ANN, *[(order, 1, 20)] * MAX_ROWS)
-    await settler.take(ANN.address, largest)
+    await settler.accept_claim(ANN.address, largest)
     batch = ClaimBatch.of(largest.claim, largest.orders, DEPLOYMENT.domain)
     assert list(pack_batches([batch])) == [[batch]]
 
@@ -129,8 +129,8 @@ async def test_a_claim_that_no_transaction_can_carry(settler: Settler) -> None:
 
 async def test_claims_are_sent_in_one_batch(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
     """What waits is sent together, paid, and closed with the transaction."""
-    await settler.take(ANN.address, _claim(ANN, 20))
-    await settler.take(BOB.address, _claim(BOB, 30))
+    await settler.accept_claim(ANN.address, _claim(ANN, 20))
+    await settler.accept_claim(BOB.address, _claim(BOB, 30))
     await settler.settle()
     assert [[claim.provider for claim in tx] for tx in escrow.sent] == [[ANN.address, BOB.address]]
     assert escrow.settled == {(PAYER.address, ANN.address): 20, (PAYER.address, BOB.address): 30}
@@ -139,23 +139,23 @@ async def test_claims_are_sent_in_one_batch(settler: Settler, store: MemoryStore
 
 async def test_many_claims_need_several_batches(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
     """However many claims wait, all are sent."""
-    for total in range(1, BATCH + 4):
-        await settler.take(ANN.address, _claim(total=total))
+    for total in range(1, BATCH_CLAIMS + 4):
+        await settler.accept_claim(ANN.address, _claim(total=total))
     await settler.settle()
     assert len(escrow.sent) == 2
     assert None not in _closed(store)
-    assert escrow.settled == {(PAYER.address, ANN.address): BATCH + 3}
+    assert escrow.settled == {(PAYER.address, ANN.address): BATCH_CLAIMS + 3}
 
 
 async def test_no_gas_for_what_cannot_be_paid(store: MemoryStore, escrow: FakeEscrow) -> None:
     """A claim on an empty purse, or one that brings too little, costs no gas; handed in again when there is money, it is sent."""
-    settler = make_settler(escrow, store, least=15)
+    settler = make_settler(escrow, store, min_claim=15)
     escrow.free[PAYER.address] = 10
-    await settler.take(ANN.address, _claim(total=20))
+    await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
     assert (escrow.sent, _closed(store)) == ([], [UNFUNDED])
     escrow.reserved[PAYER.address, ANN.address] = 5
-    await settler.take(ANN.address, _claim(total=20))
+    await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
     assert len(escrow.sent) == 1
 
@@ -180,10 +180,10 @@ async def test_what_pays_nothing_is_not_sent(
     settler: Settler, store: MemoryStore, escrow: FakeEscrow, claim: ClaimRequest
 ) -> None:
     """Claims on what was paid, above their ceiling, past their last day or for nothing are closed without gas."""
-    await settler.take(ANN.address, _claim(total=20))
+    await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
     await settler.follow()
-    await settler.take(ANN.address, claim)
+    await settler.accept_claim(ANN.address, claim)
     await settler.settle()
     assert len(escrow.sent) == 1
     assert _closed(store)[-1] == NOTHING_OWED
@@ -193,8 +193,8 @@ async def test_a_claim_that_pays_nothing_does_not_hold_up_others(
     settler: Settler, store: MemoryStore, escrow: FakeEscrow
 ) -> None:
     """Of a batch, only what may pay is sent, and each is closed for what it was."""
-    await settler.take(ANN.address, _claim(total=0))
-    await settler.take(BOB.address, _claim(BOB, 30))
+    await settler.accept_claim(ANN.address, _claim(total=0))
+    await settler.accept_claim(BOB.address, _claim(BOB, 30))
     await settler.settle()
     assert [[claim.provider for claim in tx] for tx in escrow.sent] == [[BOB.address]]
     assert _closed(store) == [NOTHING_OWED, f"0x{escrow.block:064x}"]
@@ -203,7 +203,7 @@ async def test_a_claim_that_pays_nothing_does_not_hold_up_others(
 async def test_a_claim_with_one_good_row_is_sent(settler: Settler, escrow: FakeEscrow) -> None:
     """A claim whose signature covers a row that pays and one that does not is sent whole."""
     poor = _order(payer=person("somebody"), claim_by=START - 1)
-    await settler.take(ANN.address, make_claim(ANN, (poor, 1, 50), (_order(), 1, 20)))
+    await settler.accept_claim(ANN.address, make_claim(ANN, (poor, 1, 50), (_order(), 1, 20)))
     await settler.settle()
     assert escrow.settled == {(PAYER.address, ANN.address): 20}
 
@@ -212,7 +212,7 @@ async def test_a_shortfall_can_be_claimed_again(settler: Settler, store: MemoryS
     """What a purse could not pay is not lost: handing the same claim in again collects the rest."""
     escrow.free[PAYER.address] = 5
     for _ in range(2):
-        await settler.take(ANN.address, _claim(total=20))
+        await settler.accept_claim(ANN.address, _claim(total=20))
         await settler.settle()
         await settler.follow()
         escrow.free[PAYER.address] = 100
@@ -226,7 +226,7 @@ async def test_a_shortfall_can_be_claimed_again(settler: Settler, store: MemoryS
 async def test_a_chain_that_is_down(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
     """While the chain is away claims are taken and wait; when it is back they are paid."""
     escrow.down = True
-    await settler.take(ANN.address, _claim())
+    await settler.accept_claim(ANN.address, _claim())
     with pytest.raises(Unavailable):
         await settler.settle()
     assert _closed(store) == [None]
@@ -239,7 +239,7 @@ async def test_one_bad_claim_does_not_block_the_batch(settler: Settler, store: M
     """A claim that the contract will not take closes alone; the others of its batch are paid."""
     escrow.refuses[BOB.address] = ContractError("Surprise", {})
     for provider in (ANN, BOB, person("cat")):
-        await settler.take(provider.address, _claim(provider))
+        await settler.accept_claim(provider.address, _claim(provider))
     await settler.settle()
     assert {provider for _, provider in escrow.settled} == {ANN.address, person("cat").address}
     assert _closed(store)[1] == REFUSED
@@ -249,7 +249,7 @@ async def test_one_bad_claim_does_not_block_the_batch(settler: Settler, store: M
 async def test_an_unknown_revert_counts_as_the_claims_fault(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
     """A revert without a name does not block the queue for ever either."""
     escrow.refuses[BOB.address] = Refusal(Code.BAD_MESSAGE, "the contract refused: no reason")
-    await settler.take(BOB.address, _claim(BOB))
+    await settler.accept_claim(BOB.address, _claim(BOB))
     await settler.settle()
     assert _closed(store) == [REFUSED]
 
@@ -257,8 +257,8 @@ async def test_an_unknown_revert_counts_as_the_claims_fault(settler: Settler, st
 async def test_an_empty_gas_tank_closes_nothing(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
     """A coordinator that cannot pay gas keeps all claims until it can."""
     escrow.refuses[ANN.address] = Refusal(Code.INSUFFICIENT_FUNDS, "insufficient funds for gas")
-    await settler.take(ANN.address, _claim())
-    await settler.take(BOB.address, _claim(BOB))
+    await settler.accept_claim(ANN.address, _claim())
+    await settler.accept_claim(BOB.address, _claim(BOB))
     with pytest.raises(Refusal, match="gas"):
         await settler.settle()
     assert _closed(store) == [None, None]
@@ -267,7 +267,7 @@ async def test_an_empty_gas_tank_closes_nothing(settler: Settler, store: MemoryS
 async def test_a_crash_between_send_and_close(store: MemoryStore, escrow: FakeEscrow) -> None:
     """If the process dies after a batch was sent, before it was closed, the next one sees that it was paid and sends nothing."""
     settler = make_settler(escrow, store)
-    await settler.take(ANN.address, _claim())
+    await settler.accept_claim(ANN.address, _claim())
     await settler.settle()
     number, (request, _) = next(iter(store.claims.items()))
     store.claims[number] = (request, None)  # the close was lost
@@ -282,9 +282,9 @@ async def test_a_crash_between_send_and_close(store: MemoryStore, escrow: FakeEs
 async def test_what_was_settled_is_learnt(escrow: FakeEscrow, store: MemoryStore) -> None:
     """Settlements on chain, whoever sent them, are stored with their transaction and lower what a payer owes."""
     exposure = Exposure()
-    exposure.book(PAYER.address, ANN.address, Amount(20), Amount(20))
+    exposure.record_receipt(PAYER.address, ANN.address, Amount(20), Amount(20))
     settler = make_settler(escrow, store, exposure=exposure)
-    await settler.take(ANN.address, _claim(total=20))
+    await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
     await settler.follow()
     found = await store.settlement(PAYER.address, ANN.address)
@@ -298,7 +298,7 @@ async def test_what_was_settled_is_learnt(escrow: FakeEscrow, store: MemoryStore
 async def test_a_reservation_that_is_released_covers_nothing(store: MemoryStore, escrow: FakeEscrow) -> None:
     """Once the chain tells of a release, what was reserved for one provider no longer leaves the payer's balance to others."""
     exposure = Exposure()
-    exposure.book(PAYER.address, ANN.address, Amount(500), Amount(500))
+    exposure.record_receipt(PAYER.address, ANN.address, Amount(500), Amount(500))
     exposure.observe(PAYER.address, ANN.address, settled=Amount(0), reserved=Amount(500))
     exposure.admit(PAYER.address, BOB.address, Amount(500), Amount(500))
     exposure.release(PAYER.address, BOB.address, Amount(500))
@@ -312,7 +312,7 @@ async def test_a_reservation_that_is_released_covers_nothing(store: MemoryStore,
 async def test_all_pages_are_read(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
     """Following goes on until nothing is new, and starts where it ended."""
     for total in (10, 20, 30, 40, 50):
-        await settler.take(ANN.address, _claim(total=total))
+        await settler.accept_claim(ANN.address, _claim(total=total))
         await settler.settle()
     await settler.follow()
     assert (cursor := await store.cursor()) is not None
@@ -324,7 +324,7 @@ async def test_all_pages_are_read(settler: Settler, store: MemoryStore, escrow: 
 
 async def test_following_twice_changes_nothing(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
     """Events that are read again, as after a crash before the cursor was stored, change nothing."""
-    await settler.take(ANN.address, _claim())
+    await settler.accept_claim(ANN.address, _claim())
     await settler.settle()
     await settler.follow()
     before = dict(store.settlements)
@@ -337,7 +337,7 @@ async def test_following_twice_changes_nothing(settler: Settler, store: MemorySt
 
 async def test_a_chain_that_takes_back_what_was_final(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
     """What it had paid is not believed any more; the claim is sent again and paid again, once."""
-    await settler.take(ANN.address, _claim(total=20))
+    await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
     await settler.follow()
     escrow.take_back()
@@ -372,7 +372,7 @@ async def test_an_endpoint_that_takes_everything_back_each_time_does_not_spin_th
 async def test_settlements_wait_for_confirmations(store: MemoryStore, escrow: FakeEscrow) -> None:
     """What may still be reorganised away does not count yet."""
     settler = make_settler(escrow, store, confirmations=2)
-    await settler.take(ANN.address, _claim())
+    await settler.accept_claim(ANN.address, _claim())
     await settler.settle()
     await settler.follow()
     assert await store.settlement(PAYER.address, ANN.address) is None
@@ -397,7 +397,7 @@ async def _run(settler: Settler, until: Any) -> None:
 async def test_the_loop_outlives_failures(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
     """The loop goes on after the chain was away, and needs nobody to wake it."""
     escrow.down = True
-    await settler.take(ANN.address, _claim())
+    await settler.accept_claim(ANN.address, _claim())
     task = asyncio.create_task(settler.run())
     await asyncio.sleep(0.05)
     assert not task.done()
@@ -408,10 +408,10 @@ async def test_the_loop_outlives_failures(settler: Settler, store: MemoryStore, 
 
 async def test_events_are_followed_although_sending_fails(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
     """A coordinator that cannot send still learns what others settled."""
-    await settler.take(ANN.address, _claim(total=10))
+    await settler.accept_claim(ANN.address, _claim(total=10))
     await settler.settle()
     escrow.refuses[ANN.address] = Refusal(Code.INSUFFICIENT_FUNDS, "insufficient funds for gas")
-    await settler.take(ANN.address, _claim(total=20))
+    await settler.accept_claim(ANN.address, _claim(total=20))
     await _run(settler, lambda: (PAYER.address, ANN.address) in store.settlements)
     assert _closed(store)[-1] is None
 
@@ -420,7 +420,7 @@ async def test_time_is_the_settlers_own(escrow: FakeEscrow, store: MemoryStore) 
     """Whether an order can still be claimed on is judged when it is settled, not when the claim came."""
     clock = Clock()
     settler = make_settler(escrow, store, clock)
-    await settler.take(ANN.address, _claim(claim_by=START + 10))
+    await settler.accept_claim(ANN.address, _claim(claim_by=START + 10))
     clock.seconds = 11
     await settler.settle()
     assert (escrow.sent, _closed(store)) == ([], [NOTHING_OWED])

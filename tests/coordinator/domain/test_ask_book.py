@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from coordinator.domain.ask_book import Book, Node
+from coordinator.domain.ask_book import AskBook, ConnectedNode
 from tallystick.protocol.link import Capacity
 from tests.coordinator.harness import MODEL, make_ask, person
 
@@ -8,13 +8,13 @@ ANN, BOB = person("ann"), person("bob")
 FREE = Capacity(2, 2)
 
 
-def _prices(book: Book, model: str = MODEL) -> list[int]:
-    return [standing.ask.message.output_price for standing in book.of_model(model)]
+def _prices(book: AskBook, model: str = MODEL) -> list[int]:
+    return [listed_ask.ask.message.output_price for listed_ask in book.of_model(model)]
 
 
 def test_asks_stand_cheapest_first() -> None:
     """A model's asks are listed by what three tokens read and one written cost, whatever order they came in."""
-    book = Book()
+    book = AskBook()
     for name, price in (("a", 30), ("b", 10), ("c", 20)):
         key = person(name)
         book.replace(key.address, [make_ask(key, input_price=1, output_price=price)], FREE)
@@ -24,7 +24,7 @@ def test_asks_stand_cheapest_first() -> None:
 def test_equal_prices_are_ordered_by_address() -> None:
     """Asks of equal price have one order, so that every replica ranks alike."""
     for keys in ((ANN, BOB), (BOB, ANN)):
-        book = Book()
+        book = AskBook()
         for key in keys:
             book.replace(key.address, [make_ask(key)], FREE)
         assert [s.node.provider for s in book.of_model(MODEL)] == sorted((ANN.address, BOB.address))
@@ -32,7 +32,7 @@ def test_equal_prices_are_ordered_by_address() -> None:
 
 def test_new_asks_take_the_place_of_all_old_ones() -> None:
     """Replacing a provider's asks removes what it offered before, from every model and from the digests."""
-    book = Book()
+    book = AskBook()
     old = make_ask(ANN, model="old")
     book.replace(ANN.address, [old, make_ask(ANN, model="both")], FREE)
     new = make_ask(ANN, model="both", seq=2)
@@ -47,7 +47,7 @@ def test_new_asks_take_the_place_of_all_old_ones() -> None:
 
 def test_one_provider_may_sell_a_model_twice() -> None:
     """Asks of one provider for one model stand side by side, the same one twice too, and all go with it."""
-    book = Book()
+    book = AskBook()
     twice = make_ask(ANN, output_price=5)
     book.replace(ANN.address, [make_ask(ANN, output_price=9), twice, twice], FREE)
     book.replace(BOB.address, [make_ask(BOB, output_price=5)], FREE)
@@ -58,7 +58,7 @@ def test_one_provider_may_sell_a_model_twice() -> None:
 
 def test_a_node_that_left_leaves_nothing() -> None:
     """Dropping a provider forgets its node and its asks; dropping it again changes nothing."""
-    book = Book()
+    book = AskBook()
     book.replace(ANN.address, [make_ask(ANN)], FREE)
     book.drop(ANN.address)
     book.drop(ANN.address)
@@ -67,7 +67,7 @@ def test_a_node_that_left_leaves_nothing() -> None:
 
 def test_free_slots_are_the_least_that_can_be_known() -> None:
     """A node is as free as it says, less what it was given and may not have counted yet; never less than zero."""
-    node = Node(ANN.address, Capacity(free=2, slots=4))
+    node = ConnectedNode(ANN.address, Capacity(free=2, slots=4))
     assert node.free == 2
     node.assigned = 3
     assert node.free == 1
@@ -77,7 +77,7 @@ def test_free_slots_are_the_least_that_can_be_known() -> None:
 
 def test_a_node_keeps_its_jobs_when_its_asks_change() -> None:
     """New asks do not forget the jobs that the node was given; new capacity comes only when told."""
-    book = Book()
+    book = AskBook()
     book.replace(ANN.address, [], FREE)
     node = book.node(ANN.address)
     assert node is not None
@@ -89,9 +89,9 @@ def test_a_node_keeps_its_jobs_when_its_asks_change() -> None:
 
 def test_the_asks_of_some_providers() -> None:
     """The asks of named providers for a model are found without a look at all others."""
-    book = Book()
+    book = AskBook()
     ann, bob = make_ask(ANN), make_ask(BOB)
     book.replace(ANN.address, [ann, make_ask(ANN, model="other")], FREE)
     book.replace(BOB.address, [bob], FREE)
     found = book.of_providers(MODEL, [ANN.address, person("stranger").address])
-    assert [standing.ask for standing in found] == [ann]
+    assert [listed_ask.ask for listed_ask in found] == [ann]

@@ -18,7 +18,7 @@ amounts = st.integers(0, 1_000).map(Amount)
 def _make(**tab: int) -> Exposure:
     """A payer with one tab, with A."""
     exposure = Exposure()
-    exposure.book(PAYER, A, Amount(tab.get("cumulative", 0)), Amount(10**9))
+    exposure.record_receipt(PAYER, A, Amount(tab.get("cumulative", 0)), Amount(10**9))
     exposure.observe(PAYER, A, settled=Amount(tab.get("settled", 0)), reserved=Amount(tab.get("reserved", 0)))
     return exposure
 
@@ -74,16 +74,16 @@ def test_settlements_never_shrink() -> None:
 def test_a_total_counts_as_far_as_it_was_signed_for() -> None:
     """A provider that writes a total above every ceiling cannot use up a payer's purse."""
     exposure = Exposure()
-    assert exposure.book(PAYER, A, Amount(10**20), Amount(70)) == 70
+    assert exposure.record_receipt(PAYER, A, Amount(10**20), Amount(70)) == 70
     assert _admits(exposure, B, 30, 100)
-    assert exposure.book(PAYER, A, Amount(90), Amount(200)) == 90
-    assert exposure.book(PAYER, A, Amount(150), Amount(100)) == 150, "a later order was finished first"
+    assert exposure.record_receipt(PAYER, A, Amount(90), Amount(200)) == 90
+    assert exposure.record_receipt(PAYER, A, Amount(150), Amount(100)) == 150, "a later order was finished first"
 
 
 def test_totals_never_shrink() -> None:
     """Receipts that come in another order leave the highest total standing."""
     exposure = _make(cumulative=90)
-    assert exposure.book(PAYER, A, Amount(40), Amount(10**9)) == 90
+    assert exposure.record_receipt(PAYER, A, Amount(40), Amount(10**9)) == 90
 
 
 def test_strangers_are_not_remembered() -> None:
@@ -139,7 +139,7 @@ class ExposureMachine(RuleBasedStateMachine):
         provider, cap = self.jobs.pop(data.draw(st.integers(0, len(self.jobs) - 1)))
         tab = self.exposure.known(PAYER, provider)
         before = tab.cumulative if tab is not None else Amount(0)  # a tab with nothing on it need not be remembered
-        self.exposure.book(PAYER, provider, before + min(cost, cap), Amount(10**9))
+        self.exposure.record_receipt(PAYER, provider, before + min(cost, cap), Amount(10**9))
         self.exposure.release(PAYER, provider, cap)
 
     @rule(provider=st.sampled_from([A, B]), settled=amounts)
@@ -163,17 +163,17 @@ TestExposureMachine.__doc__ = "What is in flight is the sum of the caps of the j
 def test_a_receipt_at_no_cost_leaves_no_tab() -> None:
     """Receipts that bring a tab to nothing are not remembered, so that they fill no memory."""
     exposure = Exposure()
-    assert exposure.book(PAYER, A, Amount(0), Amount(1_000)) == 0
+    assert exposure.record_receipt(PAYER, A, Amount(0), Amount(1_000)) == 0
     assert exposure.size == 0
     exposure.admit(PAYER, A, Amount(5), Amount(5))
-    assert exposure.book(PAYER, A, Amount(0), Amount(1_000)) == 0
+    assert exposure.record_receipt(PAYER, A, Amount(0), Amount(1_000)) == 0
     assert exposure.in_flight == 5
 
 
 def test_a_released_reservation_covers_nothing() -> None:
     """When a release is told of, what that tab owes needs free balance again; no new pair is remembered."""
     exposure = Exposure()
-    exposure.book(PAYER, A, Amount(7), Amount(7))
+    exposure.record_receipt(PAYER, A, Amount(7), Amount(7))
     exposure.observe(PAYER, A, settled=Amount(0), reserved=Amount(7))
     exposure.admit(PAYER, B, Amount(1), Amount(1))
     exposure.unreserve(PAYER, A)

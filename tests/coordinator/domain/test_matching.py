@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.ask_book import Book, Standing
-from coordinator.domain.matching import judge, rank, shortlist
+from coordinator.domain.ask_book import AskBook, ListedAsk
+from coordinator.domain.matching import rank_candidates, rejection, shortlist
 from tallystick.protocol.demand import Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
@@ -20,20 +20,20 @@ from tests.coordinator.harness import MODEL, START, make_ask, make_submission, p
 ANN, BOB, CAT = person("ann"), person("bob"), person("cat")
 
 
-def _book_of(*asks: tuple[Signer, dict[str, Any]], free: int = 1) -> tuple[Book, list[Verified[Ask]]]:
-    book, made = Book(), []
+def _book_of(*asks: tuple[Signer, dict[str, Any]], free: int = 1) -> tuple[AskBook, list[Verified[Ask]]]:
+    book, made = AskBook(), []
     for key, changes in asks:
         made.append(make_ask(key, **changes))
         book.replace(key.address, made[-1:], Capacity(free, 4))
     return book, made
 
 
-def _standing(free: int = 1, **changes: Any) -> Standing:
+def _standing(free: int = 1, **changes: Any) -> ListedAsk:
     book, _ = _book_of((ANN, changes), free=free)
     return next(iter(book.of_model(changes.get("model", MODEL))))
 
 
-def _refusal(book: Book, **demand: Any) -> TallyError:
+def _refusal(book: AskBook, **demand: Any) -> TallyError:
     with pytest.raises(TallyError) as caught:
         shortlist(book, Demand(**({"model": MODEL} | demand)), START)
     return caught.value
@@ -60,12 +60,12 @@ def _refusal(book: Book, **demand: Any) -> TallyError:
 )
 def test_each_predicate_says_why(reason: Reason, demand: dict[str, Any], ask: dict[str, Any]) -> None:
     """Every requirement that an ask does not meet is told by a reason of its own."""
-    assert judge(_standing(**ask), Demand(model=MODEL, **demand), START) is reason
+    assert rejection(_standing(**ask), Demand(model=MODEL, **demand), START) is reason
 
 
 def test_a_busy_node_is_told_apart() -> None:
     """A node without a free slot is refused for that alone."""
-    assert judge(_standing(free=0), Demand(model=MODEL), START) is Reason.BUSY
+    assert rejection(_standing(free=0), Demand(model=MODEL), START) is Reason.BUSY
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_busy_node_is_told_apart() -> None:
 def test_what_fits_exactly_fits(demand: dict[str, Any]) -> None:
     """Maxima include their bound; an ask is valid from its first second to the one before its last."""
     fits = _standing(valid_from=START, valid_until=START + 1)
-    assert judge(fits, Demand(model=MODEL, **demand), START) is None
+    assert rejection(fits, Demand(model=MODEL, **demand), START) is None
 
 
 def test_the_shortlist_is_ranked_and_bounded() -> None:
@@ -94,13 +94,13 @@ def test_the_shortlist_is_sorted_as_asked() -> None:
     """By the first token or by throughput, as nodes measured them; what is not known comes last, and ties go to the cheaper."""
     keys = [person(name) for name in ("ann", "bob", "cid", "dan")]
     speeds = [Capacity(1, 1), Capacity(1, 1, 50, 300), Capacity(1, 1, 20, 100), Capacity(1, 1, 50, 300)]
-    book = Book()
+    book = AskBook()
     for number, (key, speed) in enumerate(zip(keys, speeds, strict=True)):
         book.replace(key.address, [make_ask(key, output_price=number)], speed)
     named = {key.address: name for key, name in zip(keys, "abcd", strict=True)}
     for sort, order in (("price", "abcd"), ("latency", "cbda"), ("throughput", "bdca")):
         found = shortlist(book, Demand(model=MODEL, sort=sort), START)
-        assert "".join(named[standing.node.provider] for standing in found) == order
+        assert "".join(named[listed_ask.node.provider] for listed_ask in found) == order
         assert len(shortlist(book, Demand(model=MODEL, sort=sort, limit=2), START)) == 2
     with pytest.raises(BadMessage, match="sort"):
         Demand(model=MODEL, sort="beauty")
@@ -110,10 +110,10 @@ def test_who_failed_too_often_is_left_out() -> None:
     """Of those that fit, a client may want only providers that mostly did well lately."""
     book, _ = _book_of((ANN, {}), (BOB, {}))
     scores = {ANN.address: 0.89, BOB.address: 0.9}
-    judged: list[tuple[Reason, Standing]] = []
-    found = shortlist(book, Demand(model=MODEL, min_reputation=90), START, judged, scores.__getitem__)
-    assert [standing.node.provider for standing in found] == [BOB.address]
-    assert [reason for reason, _ in judged] == [Reason.REPUTATION]
+    rejected: list[tuple[Reason, ListedAsk]] = []
+    found = shortlist(book, Demand(model=MODEL, min_reputation=90), START, rejected, scores.__getitem__)
+    assert [listed_ask.node.provider for listed_ask in found] == [BOB.address]
+    assert [reason for reason, _ in rejected] == [Reason.REPUTATION]
 
 
 def test_a_pinned_provider_is_found_however_dear() -> None:
@@ -148,7 +148,7 @@ def test_limits_are_bounded(limit: int) -> None:
 
 def test_an_unknown_model() -> None:
     """A model that nobody offers is refused for good, and named."""
-    error = _refusal(Book())
+    error = _refusal(AskBook())
     assert (type(error), error.code, error.status) == (Refusal, Code.UNKNOWN_MODEL, 404)
     assert MODEL in str(error)
 
@@ -161,7 +161,7 @@ def test_all_too_dear(demand: dict[str, Any]) -> None:
     book, _ = _book_of((ANN, {"input_price": 70, "output_price": 900}), (BOB, {"input_price": 80, "output_price": 500}))
     error = _refusal(book, **demand)
     assert (type(error), error.code, error.status) == (Refusal, Code.PRICE_ABOVE_CAP, 402)
-    assert "70 in and 500 out" in str(error)
+    assert "0.00007 for input and 0.0005 for output" in str(error)
 
 
 @pytest.mark.parametrize("choice", [{"pin": frozenset({ANN.address})}, {"exclude": frozenset({BOB.address})}])
@@ -171,7 +171,7 @@ def test_too_dear_among_those_asked_for(choice: dict[str, Any]) -> None:
     error = _refusal(book, max_input_price=10, **choice)
     assert error.code is Code.PRICE_ABOVE_CAP
     assert "every provider asked for" in str(error)
-    assert "70 in" in str(error)
+    assert "0.00007 for input" in str(error)
 
 
 def test_all_busy() -> None:
@@ -204,9 +204,9 @@ def test_nobody_fits(demand: dict[str, Any], reason: str) -> None:
 
 
 def _ranked(
-    book: Book, submission: Submission, *, tried: frozenset[Address] = frozenset(), bad: Address | None = None
-) -> tuple[list[Address], list[str]]:
-    fit, against = rank(
+    book: AskBook, submission: Submission, *, tried: frozenset[Address] = frozenset(), bad: Address | None = None
+) -> tuple[list[Address], dict[Address, str]]:
+    fit, against = rank_candidates(
         submission.candidates,
         book,
         tried=tried,
@@ -214,7 +214,7 @@ def _ranked(
         now=START,
         ranked=submission.ranked,
     )
-    return [standing.node.provider for standing, _ in fit], against
+    return [listed_ask.node.provider for listed_ask, _ in fit], against
 
 
 def test_candidates_are_ranked_by_price_and_reputation() -> None:
@@ -238,17 +238,17 @@ def test_a_candidate_that_cannot_take_the_job_is_explained() -> None:
     node.capacity = Capacity(0, 1)
     fit, against = _ranked(book, submission, tried=frozenset({ANN.address}))
     assert fit == []
-    assert against == [
-        f"{ANN.address}: {Reason.FAILED.value}",
-        f"{BOB.address}: {Reason.ASK_GONE.value}",
-        f"{CAT.address}: {Reason.BUSY.value}",
-    ]
+    assert against == {
+        ANN.address: Reason.FAILED.value,
+        BOB.address: Reason.ASK_GONE.value,
+        CAT.address: Reason.BUSY.value,
+    }
 
 
 def test_an_expired_order_is_no_candidate() -> None:
     """An order whose deadline passed while another provider tried is not handed on."""
     book, asks = _book_of((ANN, {}))
-    assert _ranked(book, make_submission(*asks, deadline=START)) == ([], [f"{ANN.address}: {Reason.ORDER_EXPIRED.value}"])
+    assert _ranked(book, make_submission(*asks, deadline=START)) == ([], {ANN.address: Reason.ORDER_EXPIRED.value})
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from coordinator.domain.ask_book import Book, Standing
-from coordinator.domain.matching import rank, shortlist
-from coordinator.domain.ranking import EXPLORED, by_cost, explored
+from coordinator.domain.ask_book import AskBook, ListedAsk
+from coordinator.domain.matching import rank_candidates, shortlist
+from coordinator.domain.ranking import EXPLORED, sort_by_cost, with_exploration
 from coordinator.domain.reputation import NEWCOMER_JOBS, Reputation
 from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Signer
@@ -25,7 +25,7 @@ def _prices(price: int) -> dict[str, int]:
     return {"input_price": price, "cached_input_price": price, "output_price": price}
 
 
-def _stand(book: Book, key: Signer, price: int, capacity: Capacity | None = None) -> Standing:
+def _stand(book: AskBook, key: Signer, price: int, capacity: Capacity | None = None) -> ListedAsk:
     ask = make_ask(key, **_prices(price))
     book.replace(key.address, [ask], capacity or Capacity(4, 4))
     found = book.find(ask.digest)
@@ -41,10 +41,10 @@ def _known(good: int = 0, bad: int = 0, reputation: Reputation | None = None, ke
     return reputation
 
 
-def _listed(book: Book, reputation: Reputation, chance: float = 1.0, **demand: object) -> list[Address]:
+def _listed(book: AskBook, reputation: Reputation, chance: float = 1.0, **demand: object) -> list[Address]:
     wanted = Demand(MODEL, **demand)  # type: ignore[arg-type]
     found = shortlist(book, wanted, START, None, reputation.score, newcomer=reputation.newcomer, chance=chance)
-    return [standing.node.provider for standing in found]
+    return [listed_ask.node.provider for listed_ask in found]
 
 
 @pytest.mark.parametrize("good", [0, 1, 30])
@@ -53,14 +53,14 @@ def test_a_price_of_nothing_does_not_stand_above_reputation(price: int, good: in
     """A provider that fails and asks nothing comes after one that does not fail, whatever that one asks, a newcomer included,
     in shortlists and in matches.
     """
-    book = Book()
-    standings = [_stand(book, BAD, 0), _stand(book, GOOD, price)]
+    book = AskBook()
+    listed_asks = [_stand(book, BAD, 0), _stand(book, GOOD, price)]
     reputation = _known(good=good)
     _known(bad=2_000, reputation=reputation, key=BAD)
     assert _listed(book, reputation) == [GOOD.address, BAD.address]
-    submission = make_submission(*(standing.ask for standing in standings))
-    fit, _ = rank(submission.candidates, book, tried=(), score=reputation.score, now=START)
-    assert [standing.node.provider for standing, _ in fit] == [GOOD.address, BAD.address]
+    submission = make_submission(*(listed_ask.ask for listed_ask in listed_asks))
+    fit, _ = rank_candidates(submission.candidates, book, tried=(), score=reputation.score, now=START)
+    assert [listed_ask.node.provider for listed_ask, _ in fit] == [GOOD.address, BAD.address]
 
 
 def test_ones_own_price_does_not_make_failing_cheaper() -> None:
@@ -71,7 +71,7 @@ def test_ones_own_price_does_not_make_failing_cheaper() -> None:
     _known(good=50, bad=20, reputation=reputation, key=BAD)
     places = []
     for price in (3_000, 1_000, 1, 0):
-        book = Book()
+        book = AskBook()
         _stand(book, BAD, price)
         _stand(book, GOOD, 4_000)
         places.append(_listed(book, reputation))
@@ -81,7 +81,7 @@ def test_ones_own_price_does_not_make_failing_cheaper() -> None:
 @pytest.mark.parametrize(("good", "first"), [(4, NEW), (500, GOOD)])
 def test_a_dear_provider_is_not_first_for_a_few_good_jobs(good: int, first: Signer) -> None:
     """At fifty times the price, four good jobs against two do not buy the first place; a long record against none does."""
-    book, reputation = Book(), _known(good=good)
+    book, reputation = AskBook(), _known(good=good)
     _known(good=2 if good == 4 else 0, reputation=reputation, key=NEW)
     _stand(book, GOOD, 5_000_000)
     _stand(book, NEW, 100_000)
@@ -90,7 +90,7 @@ def test_a_dear_provider_is_not_first_for_a_few_good_jobs(good: int, first: Sign
 
 def test_who_fails_half_of_its_jobs_is_not_first_for_nothing() -> None:
     """A provider that fails every other job and asks nothing comes after one that hardly fails."""
-    book, reputation = Book(), _known(good=500)
+    book, reputation = AskBook(), _known(good=500)
     for _ in range(250):
         _known(good=1, bad=1, reputation=reputation, key=BAD)
     _stand(book, BAD, 0)
@@ -100,7 +100,7 @@ def test_who_fails_half_of_its_jobs_is_not_first_for_nothing() -> None:
 
 def test_among_equals_the_cheaper_comes_first() -> None:
     """Where names are the same, or nearly, the price decides."""
-    book, reputation = Book(), Reputation()
+    book, reputation = AskBook(), Reputation()
     for number, good in enumerate((200, 201, 202)):
         key = person(f"{number}")
         _stand(book, key, 1_000_000 * (number + 1))
@@ -114,7 +114,7 @@ def test_strangers_do_not_set_the_price_of_failing() -> None:
     for key, good in ((GOOD, 200), (BAD, 190)):
         _known(good=good, reputation=reputation, key=key)
     for price in (0, 10**14):
-        book = Book()
+        book = AskBook()
         _stand(book, GOOD, 1_100_000)
         _stand(book, BAD, 1_000_000)
         for number in range(20):
@@ -127,7 +127,7 @@ def test_many_cheap_strangers_hide_nobody() -> None:
     """Behind hundreds of newcomers' asks at price 0, and a whole book of one provider, the known providers are found and come
     first.
     """
-    book, reputation = Book(), _known(good=30)
+    book, reputation = AskBook(), _known(good=30)
     for number in range(400):
         _stand(book, person(f"stranger {number}"), 0)
     crowd = person("crowd")
@@ -140,7 +140,7 @@ def test_many_cheap_strangers_hide_nobody() -> None:
 
 def test_many_cheap_failures_hide_nobody() -> None:
     """Nor do hundreds of providers that are known to fail."""
-    book, reputation = Book(), _known(good=30)
+    book, reputation = AskBook(), _known(good=30)
     for number in range(300):
         key = person(f"failing {number}")
         _stand(book, key, 0)
@@ -152,7 +152,7 @@ def test_many_cheap_failures_hide_nobody() -> None:
 @pytest.mark.parametrize("sort", ["latency", "throughput"])
 def test_boasting_does_not_stand_above_reputation(sort: str) -> None:
     """A node's own word on its speed does not put it before providers that have more than twice its name."""
-    book, reputation = Book(), _known(good=30)
+    book, reputation = AskBook(), _known(good=30)
     _stand(book, BAD, 1, Capacity(4, 4, 10**6, 1))
     _stand(book, GOOD, 1, Capacity(4, 4, 10, 900))
     assert _listed(book, reputation, sort=sort) == [GOOD.address, BAD.address]
@@ -163,13 +163,13 @@ def test_boasting_does_not_stand_above_reputation(sort: str) -> None:
 
 def test_newcomers_get_their_share_and_no_more() -> None:
     """A twentieth of the draws puts a newcomer first, evenly among them, however many they are."""
-    book, reputation, random = Book(), _known(good=30), Random(1)
-    standings = [_stand(book, GOOD, 10)] + [_stand(book, person(f"new {number}"), 5) for number in range(4)]
-    ranked = by_cost(standings, lambda one: one, reputation.score)
+    book, reputation, random = AskBook(), _known(good=30), Random(1)
+    listed_asks = [_stand(book, GOOD, 10)] + [_stand(book, person(f"new {number}"), 5) for number in range(4)]
+    ranked = sort_by_cost(listed_asks, lambda one: one, reputation.score)
     assert ranked[0].node.provider == GOOD.address
     draws = 20_000
     first = Counter(
-        explored(ranked, lambda one: one, reputation.newcomer, random.random())[0].node.provider for _ in range(draws)
+        with_exploration(ranked, lambda one: one, reputation.newcomer, random.random())[0].node.provider for _ in range(draws)
     )
     assert abs(first.total() - first[GOOD.address] - EXPLORED * draws) < 150
     assert all(150 < number < 350 for provider, number in first.items() if provider != GOOD.address)
@@ -177,7 +177,7 @@ def test_newcomers_get_their_share_and_no_more() -> None:
 
 def test_exploring_costs_the_client_nothing() -> None:
     """A newcomer that is dearer than whom it would displace is not put first."""
-    book, reputation = Book(), _known(good=30)
+    book, reputation = AskBook(), _known(good=30)
     _stand(book, GOOD, 10)
     _stand(book, NEW, 11)
     assert _listed(book, reputation, chance=0.0) == [GOOD.address, NEW.address]
@@ -187,7 +187,7 @@ def test_exploring_costs_the_client_nothing() -> None:
 
 def test_among_newcomers_nothing_is_left_to_chance() -> None:
     """Where nobody is known yet, the cheapest comes first whatever is drawn."""
-    book = Book()
+    book = AskBook()
     _stand(book, GOOD, 5)
     _stand(book, NEW, 4)
     assert _listed(book, Reputation(), chance=0.0) == [NEW.address, GOOD.address]
@@ -197,7 +197,7 @@ def test_a_full_shortlist_has_a_place_for_a_newcomer() -> None:
     """Where known providers would fill the list, its last place is a newcomer's, so that a match can choose it; of one place
     there is none to give.
     """
-    book, reputation = Book(), Reputation()
+    book, reputation = AskBook(), Reputation()
     for number in range(9):
         key = person(f"{number}")
         _stand(book, key, 10 + number)

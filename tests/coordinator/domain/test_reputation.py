@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.domain import reputation as module
-from coordinator.domain.reputation import NEWCOMER_JOBS, Record, Reputation
+from coordinator.domain.reputation import NEWCOMER_JOBS, ProviderRecord, Reputation
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.messages import Outcome
 from tests.coordinator.harness import PAYER, World, person, quiet
@@ -60,13 +60,13 @@ def test_nobody_stays_a_newcomer_by_refusing() -> None:
 
 def test_memory_does_not_grow_with_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many providers come and go, only the last ones are remembered."""
-    monkeypatch.setattr(module, "REMEMBERED", 3)
+    monkeypatch.setattr(module, "MAX_REMEMBERED", 3)
     reputation = Reputation()
     for number in range(10):
         reputation.record(person(str(number)).address, Outcome.COMPLETED)
     assert len(reputation._records) == 3
     assert reputation.score(person("9").address) > reputation.score(person("0").address) == 0.25
-    assert set(reputation.changed()) == {person(str(number)).address for number in (7, 8, 9)}
+    assert set(reputation.take_changed()) == {person(str(number)).address for number in (7, 8, 9)}
 
 
 async def test_a_restart_does_not_clear_a_reputation() -> None:
@@ -82,7 +82,7 @@ async def test_a_restart_does_not_clear_a_reputation() -> None:
     await quiet()
     score = world.market.reputation.score(node.address)
     assert score < 0.25
-    world.market.reputation.unsaved(world.market.reputation.changed())
+    world.market.reputation.mark_unsaved(world.market.reputation.take_changed())
     await world.pass_time(1)
     await world.restart()
     assert world.market.reputation.score(node.address) == score
@@ -90,5 +90,5 @@ async def test_a_restart_does_not_clear_a_reputation() -> None:
 
 def test_a_record_is_what_it_counts() -> None:
     """Good, bad and all jobs are counted apart."""
-    record = Record().after(Outcome.COMPLETED).after(Outcome.PROVIDER_ERROR).after(Outcome.REFUSED)
+    record = ProviderRecord().after(Outcome.COMPLETED).after(Outcome.PROVIDER_ERROR).after(Outcome.REFUSED)
     assert (round(record.good, 2), record.bad, record.jobs) == (1.0, 1.0, 3)

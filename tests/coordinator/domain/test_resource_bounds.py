@@ -18,12 +18,12 @@ from websockets.exceptions import ConnectionClosed
 
 from coordinator.config import CoordinatorConfig
 from coordinator.domain import resource_bounds
-from coordinator.domain.limits import Intake
-from coordinator.domain.resource_bounds import CONTROL_AT_ONCE, MAX_CONTROL_BODY, MAX_HELLO, MAX_LINK_FRAME
+from coordinator.domain.limits import IntakeLimits
+from coordinator.domain.resource_bounds import CONTROL_CONCURRENCY, MAX_CONTROL_BODY, MAX_HELLO, MAX_LINK_FRAME
 from coordinator.http import node_hub as module
 from coordinator.http.node_hub import _Link
 from coordinator.ports import node_subject
-from coordinator.storage.store import TIDY
+from coordinator.storage.store import ROOM_CHECK_INTERVAL
 from tallystick.protocol.errors import Code, error_from_json
 from tallystick.protocol.link import MAX_ASK_BYTES, MAX_NODE_ASK_BYTES, Capacity
 from tallystick.protocol.messages import Spec
@@ -42,7 +42,7 @@ FEW = 3
 @pytest.fixture
 async def small() -> Any:
     """A coordinator that gives an address few of everything."""
-    intake = Intake(bad_rate=0.001, bad_burst=5, address_bodies=1 << 20, address_jobs=FEW)
+    intake = IntakeLimits(refused_per_second=0.001, refused_burst=5, address_bytes=1 << 20, jobs_per_address=FEW)
     async with served(intake=intake, per_address=FEW) as at:
         yield at
 
@@ -132,7 +132,8 @@ async def test_fat_asks_are_refused(at: Served) -> None:
 
 async def test_one_address_has_only_so_many_asks_checked(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever keys an address uses, its asks cost only so many signature checks."""
-    monkeypatch.setattr(resource_bounds, "ASKS_AT_ONCE", 50)
+    monkeypatch.setattr(resource_bounds, "ASKS_BURST", 50)
+    monkeypatch.setattr(resource_bounds, "ASKS_PER_SECOND", 1)
     async with served() as tight:
         asks = [make_ask(ANN, seq=n, model=f"m{n}") for n in range(40)]
         await LinkNode.join(tight, ANN, *asks)
@@ -144,7 +145,7 @@ async def test_one_address_has_only_so_many_asks_checked(at: Served, monkeypatch
 
 async def test_frames_that_nobody_asked_for_are_read_slowly(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of beats, chunks of no job and late receipts costs its own address time, not the coordinator's."""
-    monkeypatch.setattr(resource_bounds, "FRAMES_AT_ONCE", 20)
+    monkeypatch.setattr(resource_bounds, "FRAMES_BURST", 20)
     monkeypatch.setattr(resource_bounds, "FRAMES_PER_SECOND", 100)
     async with served() as tight:
         node = await LinkNode.join(tight, ANN)
@@ -199,10 +200,10 @@ def test_a_queue_full_of_jobs_does_not_close_the_link_of_a_node_that_works(monke
     assert works.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(100)))
     assert neighbour.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(10_000 - 3 * 17 - 100)))
     assert not works.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(2_000)))
-    for payload in (bytes(4), bytes(resource_bounds.SHORT_FRAME - 17)):
+    for payload in (bytes(4), bytes(resource_bounds.SMALL_FRAME_BYTES - 17)):
         assert works.enqueue(pack_link(Kind.CREDIT, NO_JOB, payload))
     assert not works._overflowed
-    works.enqueue(pack_link(Kind.CREDIT, NO_JOB, bytes(resource_bounds.SHORT_FRAME - 16)))
+    works.enqueue(pack_link(Kind.CREDIT, NO_JOB, bytes(resource_bounds.SMALL_FRAME_BYTES - 16)))
     assert works._overflowed
 
 
@@ -253,7 +254,7 @@ async def test_refusals_that_cost_count_on_every_route(small: Served, path: str)
 
 async def test_one_address_asks_only_so_often() -> None:
     """More requests than an address may make are told to come again, with long answers counting as several."""
-    async with served(intake=Intake(request_rate=1)) as at:
+    async with served(intake=IntakeLimits(requests_per_second=1)) as at:
         statuses = [(await at.http.get("/v1/info")).status_code for _ in range(30)]
         assert statuses.count(200) in range(18, 23)
         assert (await at.http.get("/v1/info")).headers["retry-after"] == "1"
@@ -264,9 +265,9 @@ async def test_answers_that_are_not_read_wait_their_turn(at: Served) -> None:
     for number in range(300):
         key = person(f"fat {number}")
         asks = [make_ask(key, spec=Spec(region="r" * 15_000))]
-        at.world.market.matchmaker.place_asks(key.address, asks, Capacity(1, 1))
+        at.world.market.matchmaker.replace_asks(key.address, asks, Capacity(1, 1))
     port = at.http.base_url.port
-    lazy = [await asyncio.open_connection("127.0.0.1", port, limit=1_024) for _ in range(CONTROL_AT_ONCE + 20)]
+    lazy = [await asyncio.open_connection("127.0.0.1", port, limit=1_024) for _ in range(CONTROL_CONCURRENCY + 20)]
     for _, writer in lazy:
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # it can
         writer.write(b"GET /v1/asks?model=stand-in/small&limit=256 HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -292,18 +293,18 @@ async def test_unfunded_signers_are_looked_up_only_so_often(at: Served) -> None:
         submission = make_submission(ask, payer=payer, job=JobId(number.to_bytes(16, "big")))
         return (await at.post(submission)).status_code
 
-    statuses = [await post(n, poor) for n in range(resource_bounds.LOOK_UPS_AT_ONCE + 4)]
-    assert statuses[: resource_bounds.LOOK_UPS_AT_ONCE] == [402] * resource_bounds.LOOK_UPS_AT_ONCE
-    assert 429 in statuses[resource_bounds.LOOK_UPS_AT_ONCE :]
+    statuses = [await post(n, poor) for n in range(resource_bounds.UNFUNDED_ORDERS_BURST + 4)]
+    assert statuses[: resource_bounds.UNFUNDED_ORDERS_BURST] == [402] * resource_bounds.UNFUNDED_ORDERS_BURST
+    assert 429 in statuses[resource_bounds.UNFUNDED_ORDERS_BURST :]
     forged = with_orders(
         make_submission(ask),
         lambda order: type(order)(
             order.message, make_order(make_terms(ask, NO_JOB), ask.message.provider, person("forger")).signature
         ),
     )
-    for _ in range(resource_bounds.LOOK_UPS_AT_ONCE + 4):
+    for _ in range(resource_bounds.UNFUNDED_ORDERS_BURST + 4):
         assert (await at.post(forged)).status_code == 401
-    at.manners.check_signer(PAYER.address)
+    at.rate_limiter.check_signer(PAYER.address)
 
 
 async def test_unfunded_orders_of_ever_new_keys_count_for_their_address(small: Served) -> None:
@@ -331,28 +332,27 @@ def test_the_table_says_what_holds() -> None:
     }
     told = {name: number for name, number in told.items() if hasattr(config, name)}
     assert told == {name: getattr(config, name) for name in told}
-    bounding = {name for name in vars(config) if name.startswith(("max_", "answers_")) or "per_" in name}
-    assert bounding <= {*told, "answer_mib"}
+    bounding = {name for name in vars(config) if name.startswith(("max_", "responses_")) or "per_" in name}
+    assert bounding <= {*told, "response_mib"}
     for text in (
         f"MAX_HELLO, {resource_bounds.MAX_HELLO >> 10} KiB",
         f"MAX_LINK_FRAME, {resource_bounds.MAX_LINK_FRAME >> 10} KiB",
         f"{config.max_nodes_per_address} x {resource_bounds.MAX_LINK_FRAME >> 10} KiB = 8 MiB",
         f"{config.max_nodes_per_address} x {MAX_NODE_ASK_BYTES >> 10} KiB = 4 MiB",
-        f"{resource_bounds.ASKS_PER_SECOND} a second, {resource_bounds.ASKS_AT_ONCE:,} at once",
-        f"{resource_bounds.FRAMES_PER_SECOND:,} units a second, {resource_bounds.FRAMES_AT_ONCE:,} at once",
-        f"OUTBOX, {resource_bounds.OUTBOX:,} frames",
+        f"{resource_bounds.ASKS_PER_SECOND} per second, burst {resource_bounds.ASKS_BURST:,}",
+        f"{resource_bounds.FRAMES_PER_SECOND:,} units per second, burst {resource_bounds.FRAMES_BURST:,}",
+        f"OUTBOX_FRAMES, {resource_bounds.OUTBOX_FRAMES:,} frames",
         f"OUTBOX_BYTES, {resource_bounds.OUTBOX_BYTES >> 20} MiB",
-        f"SHORT_FRAME, {resource_bounds.SHORT_FRAME >> 10} KiB",
-        f"{resource_bounds.INBOX} x {resource_bounds.MAX_LINK_FRAME >> 10} KiB = {resource_bounds.UNREAD_BYTES >> 20} MiB",
-        f"{resource_bounds.CONTROL_AT_ONCE} x {resource_bounds.MAX_CONTROL_BODY >> 10} KiB = 2 MiB",
-        f"{resource_bounds.LOOK_UPS_PER_SECOND} a second, {resource_bounds.LOOK_UPS_AT_ONCE} at once",
+        f"SMALL_FRAME_BYTES, {resource_bounds.SMALL_FRAME_BYTES >> 10} KiB",
+        f"{resource_bounds.INBOX_FRAMES} x {resource_bounds.MAX_LINK_FRAME >> 10} KiB = {resource_bounds.UNREAD_BYTES >> 20} MiB",
+        f"{resource_bounds.CONTROL_CONCURRENCY} x {resource_bounds.MAX_CONTROL_BODY >> 10} KiB = 2 MiB",
+        f"{resource_bounds.UNFUNDED_ORDERS_PER_SECOND} per second, burst {resource_bounds.UNFUNDED_ORDERS_BURST}",
         f"{connection_limiter.LINGERING}, {connection_limiter._LINGER_SECONDS:g} s each",
         f"{connection_limiter.PIPELINED} requests wait",
         f"{FRAGMENTS} fragments",
-        f"{TIDY - 1} answers more",
+        f"{ROOM_CHECK_INTERVAL - 1} more responses",
         f"{logs.EVENTS_AT_ONCE} lines of an event at once, {logs.EVENTS_PER_SECOND} a second",
         f"{logs.MAX_TEXT:,} characters a value",
-        f"{int(resource_bounds.BODY_GRACE_SECONDS)} s and the time",
-        f"that it takes at {resource_bounds.BODY_RATE >> 10} KiB a second",
+        f"within {int(resource_bounds.BODY_GRACE_SECONDS)} s plus the transfer time at {resource_bounds.BODY_RATE >> 10} KiB/s",
     ):
         assert text in re.sub(" +", " ", table), text

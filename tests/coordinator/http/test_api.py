@@ -119,7 +119,7 @@ async def _pages(at: Served, path: str, name: str, **params: Any) -> list[list[A
 async def test_asks_come_in_pages(at: Served) -> None:
     """Pages of any size tell every ask of a model once and in order, those of one provider at one price too."""
     ann, bob = person("ann"), person("bob")
-    place = at.world.market.matchmaker.place_asks
+    place = at.world.market.matchmaker.replace_asks
     place(ann.address, [make_ask(ann, seq=n, output_price=1 + n // 40) for n in range(120)], Capacity(1, 1))
     place(bob.address, [make_ask(bob, seq=n, output_price=2) for n in range(5)], Capacity(1, 1))
     for limit in (1, 7, 100, 256):
@@ -151,7 +151,7 @@ async def test_models_come_in_pages(at: Served) -> None:
     key = person("ann")
     names = sorted(f"model/{n}" for n in range(30))
     asks = [make_ask(key, model=name) for name in [*names, "x" * 1_025]]
-    at.world.market.matchmaker.place_asks(key.address, asks, Capacity(1, 1))
+    at.world.market.matchmaker.replace_asks(key.address, asks, Capacity(1, 1))
     for limit in (1, 7, 100):
         pages = await _pages(at, "/v1/models", "data", limit=limit)
         assert [model["id"] for page in pages for model in page] == names
@@ -162,7 +162,7 @@ async def test_fat_asks_do_not_make_a_list_too_long(at: Served) -> None:
     for number in range(120):
         key = person(f"fat {number}")
         spec = Spec(features=tuple("\u0001" * 30 for _ in range(60)), region="r" * 4_000)
-        at.world.market.matchmaker.place_asks(key.address, [make_ask(key, spec=spec)], Capacity(1, 1))
+        at.world.market.matchmaker.replace_asks(key.address, [make_ask(key, spec=spec)], Capacity(1, 1))
     after, told = "", 0
     while after is not None:
         answer = await at.http.get("/v1/asks", params={"model": MODEL, "limit": 256, "after": after})
@@ -194,9 +194,9 @@ async def test_a_model_that_was_for_sale_a_moment_ago(at: Served) -> None:
     ann = at.world.node("ann")
     matchmaker = at.world.market.matchmaker
     for stays in (True, False):
-        matchmaker.place_asks(ann.address, [ann.ask])
+        matchmaker.replace_asks(ann.address, [ann.ask])
         if stays:
-            matchmaker.place_asks(ann.address, [])
+            matchmaker.replace_asks(ann.address, [])
         else:
             matchmaker.drop(ann.address)
         answer = await at.http.post("/v1/shortlist", json=DEMAND)

@@ -11,11 +11,12 @@ import httpx
 import pytest
 
 from coordinator.domain import resource_bounds
-from coordinator.domain.limits import Intake
-from coordinator.domain.reputation import NOTHING_KNOWN
+from coordinator.domain.limits import IntakeLimits
+from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.http import jobs_route as module
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.response_buffer import Retention
+from coordinator.jobs.live_job import LiveJob
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
@@ -143,7 +144,7 @@ async def test_a_header_that_lies(at: Served) -> None:
 async def test_too_large_a_body(at: Served) -> None:
     """A body above the limit is refused before it is read to its end."""
     at.world.node("ann")
-    route = JobsRoute(at.world.market, intake=Intake(body=1_000))
+    route = JobsRoute(at.world.market, intake=IntakeLimits(body_bytes=1_000))
     sent = await _call(route, [b"x" * 600, b"x" * 600, b"never read"])
     assert sent[0]["status"] == 413
     assert b"body_too_large" in sent[1]["body"]
@@ -151,7 +152,7 @@ async def test_too_large_a_body(at: Served) -> None:
 
 async def test_all_bodies_together(world: World) -> None:
     """More than the coordinator can hold is told to come again; what ended makes room."""
-    route = JobsRoute(world.market, intake=Intake(bodies=1_000))
+    route = JobsRoute(world.market, intake=IntakeLimits(total_body_bytes=1_000))
     for _ in range(3):
         assert (await _call(route, [b"x" * 600]))[0]["status"] == 400
     waiting = asyncio.create_task(_call(route, [b"x" * 600, b"y"], stall=True))
@@ -166,7 +167,7 @@ async def test_all_bodies_together(world: World) -> None:
 
 async def test_nonsense_is_heard_only_so_often(world: World) -> None:
     """An address that sent too much of it is refused unread, for a while; others are not."""
-    route = JobsRoute(world.market, intake=Intake(bad_rate=0.001, bad_burst=3))
+    route = JobsRoute(world.market, intake=IntakeLimits(refused_per_second=0.001, refused_burst=3))
     seen = [(await _call(route, [b"nonsense"]))[0]["status"] for _ in range(5)]
     assert seen == [400, 400, 400, 429, 429]
     assert (await _call(route, [b"nonsense"], client="10.0.0.9"))[0]["status"] == 400
@@ -352,7 +353,7 @@ async def test_a_paid_answer_is_not_lost_to_strangers() -> None:
     """Neither jobs that are refused nor another payer's answers beyond all memory take a kept answer from its payer: where memory
     has no room for it, the store has it still.
     """
-    retention = Retention(total_bytes=6_000, answer_bytes=3_000, payer_bytes=3_000)
+    retention = Retention(total_bytes=6_000, response_bytes=3_000, payer_bytes=3_000)
     world = World()
     rich = person("rich")
     world.funds.free[rich.address] = Amount(100_000)
@@ -376,7 +377,7 @@ async def test_a_paid_answer_is_not_lost_to_strangers() -> None:
         await run(rich, 2_000, number)
     again = await _call(route, [paid.dumps()], headers=[(b"x-tally-linger", b"30")])
     assert _content(again) == _content(first)
-    route._answers._let_go(10**9, lambda: PAYER.address)
+    route._buffers._evict(10**9, lambda: PAYER.address)
     again = await _call(route, [paid.dumps()], headers=[(b"x-tally-linger", b"30")])
     assert _content(again) == _content(first), "out of the store"
 
@@ -388,7 +389,7 @@ def _content(sent: list[dict[str, Any]]) -> bytes:
 async def test_a_body_counts_until_its_job_ends(world: World) -> None:
     """A client that posts a long job with a linger and leaves has not made room for the next: its bytes count until the end."""
     node = world.node("ann")
-    route = JobsRoute(world.market, intake=Intake(address_bodies=3_000))
+    route = JobsRoute(world.market, intake=IntakeLimits(address_bytes=3_000))
     submission = replace(make_submission(node.ask), sealed=bytes(1_500))
     call = asyncio.create_task(_call(route, [submission.dumps()], headers=[(b"x-tally-linger", b"30")]))
     await quiet()
@@ -406,7 +407,7 @@ async def test_a_body_counts_until_its_job_ends(world: World) -> None:
 async def test_an_answer_that_is_read_again_counts_as_a_body(world: World) -> None:
     """Who has old answers sent again and does not read them makes the coordinator hold its own share only."""
     node = world.node("ann")
-    route = JobsRoute(world.market, intake=Intake(address_bodies=10_000))
+    route = JobsRoute(world.market, intake=IntakeLimits(address_bytes=10_000))
     submission = make_submission(node.ask)
     call = asyncio.create_task(_call(route, [submission.dumps()], headers=[(b"x-tally-linger", b"30")]))
     await quiet()
@@ -511,7 +512,7 @@ async def test_a_client_that_stops_reading(world: World, monkeypatch: pytest.Mon
     await call
     assert len(sent) == 3, "nothing is written to it any more"
     assert node.got(Kind.RECEIPT_ACK) == [b""]
-    assert world.market.reputation.score(node.address) == NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) == UNKNOWN_PROVIDER.score
     world.assert_idle()
 
 
@@ -528,6 +529,42 @@ async def test_a_connection_that_fails_at_the_first_byte(world: World) -> None:
     assert len(node.got(Kind.CANCEL)) == 1
     node.complete(submission.job, outcome=Outcome.CLIENT_CANCELLED)
     await call
+    world.assert_idle()
+
+
+async def test_a_client_that_leaves_before_its_job_is_admitted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is cancelled as soon as it is admitted."""
+    node = world.node("ann")
+    submission = world.submission(node)
+    admitted, gone = asyncio.Event(), asyncio.Event()
+    place_order = world.market.place_order
+
+    async def slow(placed: Submission) -> LiveJob:
+        await admitted.wait()
+        return await place_order(placed)
+
+    monkeypatch.setattr(world.market, "place_order", slow)
+    parts = iter([submission.dumps()])
+
+    async def receive() -> dict[str, Any]:
+        part = next(parts, None)
+        if part is None:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": part, "more_body": False}
+
+    async def send(_event: Any) -> None:
+        pass
+
+    call = asyncio.create_task(JobsRoute(world.market)({"type": "http", "client": ("10.0.0.1", 1)}, receive, send))
+    gone.set()
+    await quiet()
+    admitted.set()
+    await call
+    assert node.got(Kind.DISPATCH) == []
+    known = await world.store.job(submission.job)
+    assert known is not None
+    assert known.record.state is State.CANCELLED
     world.assert_idle()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from coordinator.domain.resource_bounds import INBOX
+from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.http import node_hub as module
 from coordinator.ports import KnownJob, node_subject
 from coordinator.storage.memory import MemoryStore
@@ -198,7 +198,7 @@ async def test_more_chunks_than_credit(at: Served) -> None:
     client = at.world.read(job)
     client.reads.clear()
     await node.take_job()
-    for _ in range(INBOX + 5):
+    for _ in range(INBOX_FRAMES + 5):
         await node.send(Kind.CHUNK, job.id, b"more and more")
     error = await node.refusal()
     assert (error.code, error.fault) == (Code.BAD_MESSAGE, Fault.PROVIDER)
@@ -210,7 +210,7 @@ async def test_more_chunks_than_credit(at: Served) -> None:
 
 async def test_a_node_that_does_not_read(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that takes nothing of what is sent to it is closed, although it still beats, and its jobs fail over."""
-    monkeypatch.setattr(module, "OUTBOX", 4)
+    monkeypatch.setattr(module, "OUTBOX_FRAMES", 4)
     monkeypatch.setattr(module, "CLOSE_SECONDS", 0.05)
     node = await LinkNode.join(at, ANN)
     node.socket.transport.pause_reading()

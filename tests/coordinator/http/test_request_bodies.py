@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.domain import resource_bounds
-from coordinator.domain.limits import Intake
-from coordinator.http.request_bodies import Bodies
+from coordinator.domain.limits import IntakeLimits
+from coordinator.http.request_bodies import RequestBodies
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 
 LIMIT = 1_000
@@ -20,10 +20,10 @@ LIMIT = 1_000
 class Sender:
     """One client that sends as the test says."""
 
-    def __init__(self, bodies: Bodies, address: str) -> None:
-        self.load = bodies.begin(address)
+    def __init__(self, bodies: RequestBodies, address: str) -> None:
+        self.reservation = bodies.begin(address)
         self._parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.task = asyncio.create_task(bodies.read(self._parts.get, self.load, LIMIT, "a job"))
+        self.task = asyncio.create_task(bodies.read(self._parts.get, self.reservation, LIMIT, "a job"))
 
     async def send(self, size: int, *, more: bool = True) -> None:
         self._parts.put_nowait({"type": "http.request", "body": bytes(size), "more_body": more})
@@ -38,14 +38,14 @@ class Sender:
 
 async def test_one_address_does_not_hold_the_whole_intake() -> None:
     """Unfinished bodies of one address, or of one /64, take its share and no more; another address is served meanwhile."""
-    bodies = Bodies(Intake(bodies=10_000, address_bodies=2_000))
+    bodies = RequestBodies(IntakeLimits(total_body_bytes=10_000, address_bytes=2_000))
     flood = [Sender(bodies, f"2001:db8::{n}") for n in range(1, 5)]
     for sender in flood:
         await sender.send(600)
     error = await flood[3].error()
     assert (error.code, error.fault) == (Code.RATE_LIMITED, Fault.CLIENT)
     assert bodies.held == 4 * 600
-    bodies.close(flood[3].load)
+    bodies.close(flood[3].reservation)
     honest = Sender(bodies, "2001:db8:0:1::1")
     await honest.send(900, more=False)
     assert len(await honest.task) == 900
@@ -55,31 +55,31 @@ async def test_one_address_does_not_hold_the_whole_intake() -> None:
 
 async def test_many_addresses_that_hold_everything_give_room_to_one_that_has_little() -> None:
     """Where all room is used up, the largest unfinished body of the address that holds most is let go, not the newcomer's."""
-    bodies = Bodies(Intake(bodies=3_000, address_bodies=2_000))
+    bodies = RequestBodies(IntakeLimits(total_body_bytes=3_000, address_bytes=2_000))
     flood = [Sender(bodies, f"10.0.0.{n}") for n in range(3)]
     for sender, size in zip(flood, (1_000, 990, 1_000), strict=True):
         await sender.send(size)
     honest = Sender(bodies, "10.0.1.1")
     await honest.send(100, more=False)
     assert len(await honest.task) == 100
-    cut = [sender for sender in flood if sender.load.cut]
+    cut = [sender for sender in flood if sender.reservation.cut]
     assert len(cut) == 1
     assert (await cut[0].error()).code is Code.RATE_LIMITED
     assert bodies.held <= 3_000
     greedy = Sender(bodies, "10.0.1.2")
     await greedy.send(1_000)
     assert (await greedy.error()).fault is Fault.COORDINATOR
-    bodies.close(greedy.load)
+    bodies.close(greedy.reservation)
     assert bodies.held <= 3_000
     for sender in (*flood, honest):
         sender.task.cancel()
-        bodies.close(sender.load)
+        bodies.close(sender.reservation)
     assert (bodies.held, bodies.open) == (0, 0)
 
 
 async def test_whole_bodies_are_not_cut() -> None:
     """A job that runs keeps what it holds; a newcomer is told to come again."""
-    bodies = Bodies(Intake(bodies=1_500))
+    bodies = RequestBodies(IntakeLimits(total_body_bytes=1_500))
     running = Sender(bodies, "10.0.0.1")
     await running.send(1_000, more=False)
     await running.task
@@ -93,7 +93,7 @@ async def test_a_body_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPat
     """After its grace a body has to come at the least pace, a byte now and then does not hold its place; one in time does."""
     monkeypatch.setattr(resource_bounds, "BODY_GRACE_SECONDS", 0.1)
     monkeypatch.setattr(resource_bounds, "BODY_RATE", 1_000)
-    bodies = Bodies(Intake())
+    bodies = RequestBodies(IntakeLimits())
     drip, steady = Sender(bodies, "10.0.0.1"), Sender(bodies, "10.0.0.2")
     began = asyncio.get_running_loop().time()
     while not drip.task.done():
@@ -110,7 +110,7 @@ async def test_a_body_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPat
 
 async def test_too_long_a_body_and_too_many_requests() -> None:
     """A body beyond its limit, and a request beyond an address's, are refused with the reason; what is closed makes room."""
-    bodies = Bodies(Intake(address_jobs=2))
+    bodies = RequestBodies(IntakeLimits(jobs_per_address=2))
     long = Sender(bodies, "10.0.0.1")
     await long.send(LIMIT + 1)
     error = await long.error()
@@ -119,7 +119,7 @@ async def test_too_long_a_body_and_too_many_requests() -> None:
     bodies.begin("::ffff:10.0.0.1")
     with pytest.raises(Unavailable, match="2 jobs under way"):
         bodies.begin("10.0.0.1")
-    bodies.close(long.load)
+    bodies.close(long.reservation)
     bodies.begin("10.0.0.1")
 
 
@@ -128,20 +128,20 @@ def test_the_sum_is_always_right_and_within_its_limits(steps: list[tuple[int, in
     """Whatever comes in which order, what is held is the sum of what is open, within the limits after each step."""
 
     async def play() -> None:
-        bodies = Bodies(Intake(bodies=1_500, address_bodies=700, address_jobs=10))
+        bodies = RequestBodies(IntakeLimits(total_body_bytes=1_500, address_bytes=700, jobs_per_address=10))
         senders: list[Sender] = []
         for address, size, more in steps:
-            if sum(sender.load.address == f"10.0.0.{address}" for sender in senders) < 10:
+            if sum(sender.reservation.address == f"10.0.0.{address}" for sender in senders) < 10:
                 senders.append(Sender(bodies, f"10.0.0.{address}"))
                 await senders[-1].send(size, more=more)
             for sender in [one for one in senders if one.task.done() and one.task.exception()]:
-                bodies.close(sender.load)
+                bodies.close(sender.reservation)
                 senders.remove(sender)
-            assert bodies.held == sum(sender.load.bytes for sender in senders) <= 1_500
+            assert bodies.held == sum(sender.reservation.bytes for sender in senders) <= 1_500
             assert bodies.open == len(senders)
         for sender in senders:
             sender.task.cancel()
-            bodies.close(sender.load)
+            bodies.close(sender.reservation)
         assert (bodies.held, bodies.open) == (0, 0)
 
     asyncio.run(play())

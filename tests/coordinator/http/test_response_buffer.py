@@ -1,4 +1,4 @@
-"""Kept answers: read by many, bounded in memory, gone in time."""
+"""Kept buffers: read by many, bounded in memory, gone in time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import asyncio
 
 import pytest
 
-from coordinator.http.response_buffer import AHEAD, FRAME_COST, Answer, Answers, Retention
+from coordinator.http.response_buffer import (
+    BURST_FRAMES,
+    FRAME_OVERHEAD_BYTES,
+    READ_AHEAD_BYTES,
+    ResponseBuffer,
+    ResponseBuffers,
+    Retention,
+)
 from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.types import JobId
 
@@ -14,156 +21,187 @@ ONE, TWO, THREE = (JobId(bytes([n]) * 16) for n in (1, 2, 3))
 SHARE = 1_000
 
 
-async def _all(answer: Answer) -> bytes:
-    return b"".join([part async for part in answer.read()])
+async def _read_all(buffer: ResponseBuffer) -> bytes:
+    return b"".join([part async for part in buffer.read()])
 
 
 def _job(number: int) -> JobId:
     return JobId(number.to_bytes(16, "big"))
 
 
-async def _ended(answers: Answers, job: JobId, size: int, payer: str = "") -> None:
-    answer = answers.begin(job, b"", payer)
-    await answer.add(bytes(size - FRAME_COST))
-    answers.end(job)
+async def _ended(buffers: ResponseBuffers, job: JobId, size: int, payer: str = "") -> None:
+    buffer = buffers.begin(job, b"", payer)
+    await buffer.add(bytes(size - FRAME_OVERHEAD_BYTES))
+    buffers.end(job)
 
 
 async def test_the_oldest_ended_goes_for_room_and_all_go_in_time() -> None:
     """Where there is no more room the oldest that ended goes, then what grows is passed on only; all go when they are old."""
     seconds = 0.0
-    answers = Answers(Retention(10, SHARE, 3 * SHARE, 1), lambda: seconds)
+    buffers = ResponseBuffers(Retention(10, SHARE, 3 * SHARE, 1), lambda: seconds)
     for job in (ONE, TWO):
-        await _ended(answers, job, SHARE)
-    third = answers.begin(THREE, b"")
-    await third.add(bytes(SHARE - FRAME_COST))
-    assert [answers.find(job, b"") is not None for job in (ONE, TWO, THREE)] == [True, True, True]
-    await _ended(answers, _job(4), SHARE)
-    assert [answers.find(job, b"") is not None for job in (ONE, TWO, THREE)] == [False, False, True]
-    fifth, sixth = answers.begin(_job(5), b""), answers.begin(_job(6), b"")
-    for answer in (fifth, sixth):
-        await answer.add(bytes(SHARE - FRAME_COST))
-    assert (answers.find(_job(4), b""), sixth.whole) == (None, True)
+        await _ended(buffers, job, SHARE)
+    third = buffers.begin(THREE, b"")
+    await third.add(bytes(SHARE - FRAME_OVERHEAD_BYTES))
+    assert [buffers.find(job, b"") is not None for job in (ONE, TWO, THREE)] == [True, True, True]
+    await _ended(buffers, _job(4), SHARE)
+    assert [buffers.find(job, b"") is not None for job in (ONE, TWO, THREE)] == [False, False, True]
+    fifth, sixth = buffers.begin(_job(5), b""), buffers.begin(_job(6), b"")
+    for buffer in (fifth, sixth):
+        await buffer.add(bytes(SHARE - FRAME_OVERHEAD_BYTES))
+    assert (buffers.find(_job(4), b""), sixth.whole) == (None, True)
     assert not (third.whole and fifth.whole)
-    answers.end(THREE)
+    buffers.end(THREE)
     seconds = 11
-    assert answers.find(THREE, b"") is None
+    assert buffers.find(THREE, b"") is None
     for number in (5, 6):
-        answers.end(_job(number))
+        buffers.end(_job(number))
     seconds = 30
-    answers.find(ONE, b"")
-    assert answers.held == 0
+    buffers.find(ONE, b"")
+    assert buffers.held == 0
 
 
 async def test_strangers_that_were_never_admitted_push_no_paid_answer_out() -> None:
     """A job that is refused takes no room, however many there are, whatever payer they name."""
-    answers = Answers(Retention(10, SHARE, 4 * SHARE, 1), lambda: 0.0)
+    buffers = ResponseBuffers(Retention(10, SHARE, 4 * SHARE, 1), lambda: 0.0)
     for number in range(4):
-        await _ended(answers, _job(number), SHARE, "payer")
+        await _ended(buffers, _job(number), SHARE, "payer")
     for number in range(100, 1_000):
-        answers.begin(_job(number), b"junk", f"stranger {number}")
+        buffers.begin(_job(number), b"junk", f"stranger {number}")
     for number in range(100, 1_000):
-        answers.end(_job(number), Unavailable(Code.RATE_LIMITED, "refused"))
-    assert all(answers.find(_job(number), b"") is not None for number in range(4))
-    assert (answers.dropped(), answers.held) == ([], 4 * SHARE)
+        buffers.end(_job(number), Unavailable(Code.RATE_LIMITED, "refused"))
+    assert all(buffers.find(_job(number), b"") is not None for number in range(4))
+    assert (buffers.take_evicted(), buffers.held) == ([], 4 * SHARE)
 
 
 @pytest.mark.parametrize("ended", [True, False])
 async def test_a_payers_flood_pushes_no_other_payers_answer_out(ended: bool) -> None:
-    """One payer's answers, ended or growing, take its share and then each other's room; those of a payer with less all stay."""
-    answers = Answers(Retention(10, SHARE, 20 * SHARE, 1, payer_bytes=5 * SHARE), lambda: 0.0)
+    """One payer's buffers, ended or growing, take its share and then each other's room; those of a payer with less all stay."""
+    buffers = ResponseBuffers(Retention(10, SHARE, 20 * SHARE, 1, payer_bytes=5 * SHARE), lambda: 0.0)
     for number in range(4):
-        await _ended(answers, _job(number), SHARE, "honest")
+        await _ended(buffers, _job(number), SHARE, "honest")
     for number in range(100, 200):
-        flood = answers.begin(_job(number), b"", "flood")
-        await flood.add(bytes(SHARE - FRAME_COST))
+        flood = buffers.begin(_job(number), b"", "flood")
+        await flood.add(bytes(SHARE - FRAME_OVERHEAD_BYTES))
         if ended:
-            answers.end(_job(number))
+            buffers.end(_job(number))
         else:
-            flood.leave()
-    assert all(answers.find(_job(number), b"") is not None for number in range(4))
-    assert answers.held <= 9 * SHARE + SHARE
+            flood.first_reader_left()
+    assert all(buffers.find(_job(number), b"") is not None for number in range(4))
+    assert buffers.held <= 9 * SHARE + SHARE
 
 
 async def test_many_payers_floods_push_no_smaller_payers_answer_out() -> None:
     """Where many keys fill all there is, each within its share, room is made by those who have most."""
-    answers = Answers(Retention(10, SHARE, 32 * SHARE, 1, payer_bytes=8 * SHARE), lambda: 0.0)
-    await _ended(answers, ONE, SHARE, "honest")
+    buffers = ResponseBuffers(Retention(10, SHARE, 32 * SHARE, 1, payer_bytes=8 * SHARE), lambda: 0.0)
+    await _ended(buffers, ONE, SHARE, "honest")
     for number in range(100, 400):
-        await _ended(answers, _job(number), SHARE, f"sybil {number % 10}")
-        assert answers.held <= 32 * SHARE
-    assert answers.find(ONE, b"") is not None
+        await _ended(buffers, _job(number), SHARE, f"sybil {number % 10}")
+        assert buffers.held <= 32 * SHARE
+    assert buffers.find(ONE, b"") is not None
 
 
 async def test_an_answer_that_is_given_up_goes_on_to_its_reader() -> None:
     """One that lost its room while it grew is still passed on whole to who reads it, and cannot be had again."""
-    answers = Answers(Retention(10, 10 * SHARE, 2 * SHARE, 1), lambda: 0.0)
-    first = answers.begin(ONE, b"", "one")
+    buffers = ResponseBuffers(Retention(10, 10 * SHARE, 2 * SHARE, 1), lambda: 0.0)
+    first = buffers.begin(ONE, b"", "one")
     reader = first.read()
     await first.add(bytes(SHARE))
     got = len(await anext(reader))
     await first.add(bytes(SHARE // 2))
-    await _ended(answers, TWO, SHARE, "two")
+    await _ended(buffers, TWO, SHARE, "two")
     assert not first.whole
-    answers.end(ONE)
+    buffers.end(ONE)
     assert got + len(await anext(reader)) == SHARE + SHARE // 2
     await reader.aclose()
-    assert answers.find(ONE, b"") is None
-    assert answers.held == SHARE
+    assert buffers.find(ONE, b"") is None
+    assert buffers.held == SHARE
 
 
 async def test_too_long_to_be_kept() -> None:
-    """An answer beyond its share goes on to its reader and waits for it, holds no more than it may be ahead, and is not given
+    """An buffer beyond its share goes on to its reader and waits for it, holds no more than it may be ahead, and is not given
     again.
     """
-    answer = Answer(b"", SHARE)
-    reader = answer.read()
+    buffer = ResponseBuffer(b"", SHARE, read_ahead=READ_AHEAD_BYTES)
+    reader = buffer.read()
     got = 0
 
     async def add() -> None:
         for _ in range(20):
-            await answer.add(bytes(AHEAD // 4))
-        answer.end(0)
+            await buffer.add(bytes(READ_AHEAD_BYTES // 4))
+        buffer.end(0)
 
-    await answer.add(b"1")
+    await buffer.add(b"1")
     got += len(await anext(reader))
     writer = asyncio.create_task(add())
     async for part in reader:
-        assert answer.size <= AHEAD + AHEAD // 4 + 10 * FRAME_COST
+        assert buffer.size <= READ_AHEAD_BYTES + READ_AHEAD_BYTES // 4 + 10 * FRAME_OVERHEAD_BYTES
         got += len(part)
     await writer
-    assert got == 1 + 20 * (AHEAD // 4)
+    assert got == 1 + 20 * (READ_AHEAD_BYTES // 4)
     with pytest.raises(Refusal, match="too long to be kept"):
-        await _all(answer)
+        await _read_all(buffer)
 
 
 async def test_a_reader_that_leaves_holds_nobody_up() -> None:
-    """The writer of an answer that is too long does not wait for a reader that is gone."""
-    answer = Answer(b"", 0)
-    await answer.add(b"waits for its first reader")
-    assert answer.size > 0
-    answer.leave()
-    await answer.add(bytes(2 * AHEAD))
-    assert answer.size == 0
+    """The writer of an buffer that is too long does not wait for a reader that is gone."""
+    buffer = ResponseBuffer(b"", 0, read_ahead=READ_AHEAD_BYTES)
+    await buffer.add(b"waits for its first reader")
+    assert buffer.size > 0
+    buffer.first_reader_left()
+    await buffer.add(bytes(2 * READ_AHEAD_BYTES))
+    assert buffer.size == 0
     with pytest.raises(Refusal) as caught:
-        await _all(answer)
+        await _read_all(buffer)
     assert caught.value.code is Code.ORDER_REPLAYED
 
 
 async def test_an_answer_of_a_former_process() -> None:
     """What a store gives back is read like any other, under the same bounds; what had to go is told once."""
-    answers = Answers(Retention(10, SHARE, 2 * SHARE, 1), lambda: 0.0)
-    first = answers.begin(ONE, b"")
+    buffers = ResponseBuffers(Retention(10, SHARE, 2 * SHARE, 1), lambda: 0.0)
+    first = buffers.begin(ONE, b"")
     await first.add(b"some ")
-    assert first.frames(b"more") == b"some more"
-    assert first.frames(bytes(SHARE)) is None, "longer than its share"
-    answers.end(ONE)
-    assert await _all(answers.restore(TWO, b"two", b"frames", "payer")) == b"frames"
-    assert answers.find(TWO, b"two") is not None
+    assert first.joined(b"more") == b"some more"
+    assert first.joined(bytes(SHARE)) is None, "longer than its share"
+    buffers.end(ONE)
+    assert await _read_all(buffers.restore(TWO, b"two", b"frames", "payer")) == b"frames"
+    assert buffers.find(TWO, b"two") is not None
     with pytest.raises(Refusal, match="another submission"):
-        answers.find(TWO, b"other")
-    assert answers.dropped() == []
-    third = answers.restore(THREE, b"", bytes(2 * SHARE), "payer")
-    assert await _all(third) == bytes(2 * SHARE), "what is being read is read, whether it is kept or not"
-    assert answers.dropped() == [TWO, THREE]
-    assert answers.dropped() == []
-    assert answers.find(ONE, b"") is not None
+        buffers.find(TWO, b"other")
+    assert buffers.take_evicted() == []
+    third = buffers.restore(THREE, b"", bytes(2 * SHARE), "payer")
+    assert await _read_all(third) == bytes(2 * SHARE), "what is being read is read, whether it is kept or not"
+    assert buffers.take_evicted() == [TWO, THREE]
+    assert buffers.take_evicted() == []
+    assert buffers.find(ONE, b"") is not None
+
+
+async def test_an_ordinary_job_waits_for_its_reader_after_each_burst() -> None:
+    """A buffer that keeps nothing holds one burst of frames at most, and is empty once they were taken."""
+    buffer = ResponseBuffer()
+    for _ in range(BURST_FRAMES - 1):
+        await buffer.add(b"frame", more=True)
+    last = asyncio.create_task(buffer.add(b"last", more=True))
+    await asyncio.sleep(0)
+    assert not last.done()
+    reader = buffer.read()
+    assert await anext(reader) == b"frame" * (BURST_FRAMES - 1) + b"last"
+    await asyncio.sleep(0)
+    assert not last.done(), "taken, and not sent yet"
+    buffer.end(0)
+    assert [part async for part in reader] == []
+    await last
+    assert buffer.size == 0
+
+
+async def test_an_ordinary_job_waits_until_each_frame_was_sent() -> None:
+    """A frame that its reader took still holds the job up; a reader that leaves does not."""
+    buffer = ResponseBuffer()
+    added = asyncio.create_task(buffer.add(b"frame"))
+    reader = buffer.read()
+    assert await anext(reader) == b"frame"
+    await asyncio.sleep(0)
+    assert not added.done()
+    await reader.aclose()
+    await added
+    assert buffer.size == 0

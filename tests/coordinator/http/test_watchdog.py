@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from coordinator.http.watchdog import Patience
+from coordinator.http.watchdog import Watchdog
 
 
 async def test_what_comes_in_time_is_returned() -> None:
@@ -14,52 +14,52 @@ async def test_what_comes_in_time_is_returned() -> None:
     async def fail() -> None:
         raise KeyError
 
-    with closing(Patience(60)) as patience:
+    with closing(Watchdog(60)) as watchdog:
         for number in range(3):
-            assert await patience.wait(asyncio.sleep(0, number)) == number
+            assert await watchdog.wait(asyncio.sleep(0, number)) == number
         with pytest.raises(KeyError):
-            await patience.wait(fail())
+            await watchdog.wait(fail())
 
 
 async def test_what_takes_too_long_is_cut_off() -> None:
     """An await that takes too long is cut off, and the task goes on and can wait again."""
-    with closing(Patience(0.01)) as patience:
+    with closing(Watchdog(0.01)) as watchdog:
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                await patience.wait(asyncio.Event().wait())
-        assert await patience.wait(asyncio.sleep(0, "done")) == "done"
+                await watchdog.wait(asyncio.Event().wait())
+        assert await watchdog.wait(asyncio.sleep(0, "done")) == "done"
 
 
 async def test_time_between_awaits_does_not_count() -> None:
     """Only waiting is bounded, not what the task does besides."""
-    with closing(Patience(0.01)) as patience:
-        await patience.wait(asyncio.sleep(0))
+    with closing(Watchdog(0.01)) as watchdog:
+        await watchdog.wait(asyncio.sleep(0))
         await asyncio.sleep(0.05)
-        assert await patience.wait(asyncio.sleep(0, "done")) == "done"
+        assert await watchdog.wait(asyncio.sleep(0, "done")) == "done"
 
 
 async def test_it_can_be_cut_from_outside() -> None:
     """Somebody else may end the wait under way; where nothing waits that does nothing."""
-    with closing(Patience(60)) as patience:
-        patience.cut()
+    with closing(Watchdog(60)) as watchdog:
+        watchdog.trip()
         loop = asyncio.get_running_loop()
         for _ in range(2):
-            loop.call_soon(patience.cut)
-            loop.call_soon(patience.cut)
+            loop.call_soon(watchdog.trip)
+            loop.call_soon(watchdog.trip)
             with pytest.raises(TimeoutError):
-                await patience.wait(asyncio.Event().wait())
+                await watchdog.wait(asyncio.Event().wait())
 
 
 async def test_a_cancelled_task_stays_cancelled() -> None:
     """Cancelling the task is not mistaken for a wait that took too long, even when both come at once."""
     caught: list[type[BaseException]] = []
-    patiences: list[Patience] = []
+    patiences: list[Watchdog] = []
 
     async def work() -> None:
-        with closing(Patience(60)) as patience:
-            patiences.append(patience)
+        with closing(Watchdog(60)) as watchdog:
+            patiences.append(watchdog)
             try:
-                await patience.wait(asyncio.Event().wait())
+                await watchdog.wait(asyncio.Event().wait())
             except BaseException as error:
                 caught.append(type(error))
                 raise
@@ -68,7 +68,7 @@ async def test_a_cancelled_task_stays_cancelled() -> None:
         task = asyncio.create_task(work())
         await asyncio.sleep(0)
         if together:
-            patiences[-1].cut()
+            patiences[-1].trip()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -81,10 +81,10 @@ async def test_it_belongs_to_a_task() -> None:
 
     def outside() -> None:
         try:
-            Patience(1)
+            Watchdog(1)
         except RuntimeError as error:
             made.append(str(error))
 
     asyncio.get_running_loop().call_soon(outside)
     await asyncio.sleep(0)
-    assert made == ["only a task can be patient"]
+    assert made == ["a Watchdog must be created inside a task"]

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.domain.ask_book import Node
-from coordinator.domain.resource_bounds import INBOX
+from coordinator.domain.ask_book import ConnectedNode
+from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.jobs.live_job import Attempt, InboxOverrun, LiveJob, link_payload
 from tallystick.protocol.jobs import Event, IllegalTransition, State
 from tallystick.protocol.link import Capacity
@@ -18,10 +18,10 @@ JOB = JobId(bytes(range(16)))
 def _make_job() -> tuple[LiveJob, list[Attempt]]:
     submission = make_submission(make_ask(ANN), make_ask(BOB), job=JOB)
     attempts = [
-        Attempt(candidate, candidate.order.verify(DOMAIN), Node(candidate.order.message.provider, Capacity(1, 1)))
+        Attempt(candidate, candidate.order.verify(DOMAIN), ConnectedNode(candidate.order.message.provider, Capacity(1, 1)))
         for candidate in submission.candidates
     ]
-    return LiveJob(submission, created_at=START, started=0, heard=0), attempts
+    return LiveJob(submission, created_at=START, started=0, last_frame_at=0), attempts
 
 
 def test_a_new_job_waits() -> None:
@@ -43,7 +43,7 @@ def test_a_whole_credit_fits_the_inbox() -> None:
 def test_an_overrun_is_refused() -> None:
     """More frames than a node may send are refused rather than kept."""
     job, _ = _make_job()
-    for _ in range(INBOX):
+    for _ in range(INBOX_FRAMES):
         job.deliver(b"frame")
     with pytest.raises(InboxOverrun, match=JOB.hex()):
         job.deliver(b"one more")
@@ -52,7 +52,7 @@ def test_an_overrun_is_refused() -> None:
 def test_bad_news_finds_room() -> None:
     """The news that a node is lost gets through to a job whose inbox is full."""
     job, _ = _make_job()
-    for _ in range(INBOX):
+    for _ in range(INBOX_FRAMES):
         job.deliver(b"frame")
     job.interrupt(b"gone")
     assert job.inbox.get_nowait() == b"gone"
@@ -71,11 +71,11 @@ def test_each_attempt_has_an_inbox_of_its_own() -> None:
     job, attempts = _make_job()
     job.begin(attempts[0], deadline=5)
     job.deliver(b"late")
-    job.unread, job.overdue = 7, True
+    job.uncredited, job.overdue = 7, True
     job.move(Event.ATTEMPT_FAILED)
     job.begin(attempts[1], deadline=9)
     assert job.inbox.empty()
-    assert (job.provider, job.deadline, job.unread, job.overdue) == (BOB.address, 9, 0, False)
+    assert (job.provider, job.deadline, job.uncredited, job.overdue) == (BOB.address, 9, 0, False)
     assert job.tried == {ANN.address, BOB.address}
 
 

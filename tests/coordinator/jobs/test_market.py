@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.domain.reputation import NOTHING_KNOWN
+from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.market import CREDIT_STEP
 from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import read_signed
@@ -287,9 +287,9 @@ async def test_forged_asks_do_not_stand(world: World) -> None:
     node = world.node("ann")
     forged = unchecked(node.ask)
     with pytest.raises(BadSignature):
-        world.market.matchmaker.place_asks(node.address, [replace(forged, message=replace(forged.message, output_price=1))])
+        world.market.matchmaker.replace_asks(node.address, [replace(forged, message=replace(forged.message, output_price=1))])
     with pytest.raises(BadMessage, match="another provider"):
-        world.market.matchmaker.place_asks(node.address, [make_ask(person("bob"))])
+        world.market.matchmaker.replace_asks(node.address, [make_ask(person("bob"))])
     assert world.market.book.find(node.ask.digest) is not None
 
 
@@ -329,6 +329,6 @@ async def test_jobs_cut_off_by_a_stop_blame_nobody(world: World) -> None:
     assert client.failure.code is Code.COORDINATOR_UNAVAILABLE
     assert client.failure.retry
     assert bob.sent == []
-    assert world.market.reputation.score(ann.address) == NOTHING_KNOWN.score
+    assert world.market.reputation.score(ann.address) == UNKNOWN_PROVIDER.score
     assert await world.stored(client) is State.FAILED
     world.assert_idle()

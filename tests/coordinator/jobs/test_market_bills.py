@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.reputation import NOTHING_KNOWN
+from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.reputation_updates import count_failure
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
@@ -57,7 +57,7 @@ async def _assert_nothing_billed(world: World, node: FakeNode, client: Client) -
     assert _refused(node) == ["bad_receipt"]
     assert (await _receipts(world, client), _owed(world, node)) == ({}, 0)
     assert node.got(Kind.RECEIPT_ACK) == []
-    assert world.market.reputation.score(node.address) < NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) < UNKNOWN_PROVIDER.score
     world.assert_idle()
 
 
@@ -212,14 +212,14 @@ async def test_a_whole_answer_is_paid_however_its_receipt_comes(world: World, en
         node.fail(client.job.id) if end == "fail" else node.leave()
     await quiet()
     assert client.kinds[-1] is Kind.FAIL
-    assert world.market.reputation.score(node.address) == NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) == UNKNOWN_PROVIDER.score
     if restart:
         await world.restart()
     receipt = node.receipt(client.job.id)
     assert await node.hand_in_late(client.job.id, receipt)
     assert set(await _receipts(world, client)) == {node.address}
     assert _owed(world, node) == COST
-    assert world.market.reputation.score(node.address) == NOTHING_KNOWN.score, "a late receipt is no second job"
+    assert world.market.reputation.score(node.address) == UNKNOWN_PROVIDER.score, "a late receipt is no second job"
 
 
 async def test_what_a_killed_process_relayed_is_not_held_against_anybody(world: World) -> None:
@@ -233,7 +233,7 @@ async def test_what_a_killed_process_relayed_is_not_held_against_anybody(world: 
     await world.restart()
     assert await node.hand_in_late(client.job.id, node.receipt(client.job.id))
     assert _owed(world, node) == COST
-    assert world.market.reputation.score(node.address) == NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) == UNKNOWN_PROVIDER.score
 
 
 # Void receipts
@@ -275,7 +275,7 @@ async def test_the_last_failure_brings_its_receipt_too(world: World) -> None:
     node = world.node("ann")
     client, _ = await _failed(world, node)
     assert client.kinds == [Kind.MATCH, Kind.VOID, Kind.FAIL]
-    assert world.market.reputation.score(node.address) == NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) == UNKNOWN_PROVIDER.score
     assert world.market.exposure.known(PAYER.address, node.address) is None
 
 
@@ -296,7 +296,7 @@ async def test_a_bad_void_receipt_does_not_stop_the_job(world: World, changes: d
     client, _ = await _failed(world, ann, bob, **changes)
     assert client.kinds == [Kind.MATCH, Kind.MATCH]
     assert (await _receipts(world, client), _refused(ann)) == ({}, ["bad_receipt"])
-    assert world.market.reputation.score(ann.address) < NOTHING_KNOWN.score
+    assert world.market.reputation.score(ann.address) < UNKNOWN_PROVIDER.score
     bob.complete(client.job.id)
     await quiet()
     assert await world.stored(client) is State.COMPLETED
@@ -311,7 +311,7 @@ async def test_a_void_receipt_that_is_none_does_not_stop_the_job(world: World, r
     ann.send(Kind.FAIL, client.job.id, payload)
     await quiet()
     assert client.kinds == [Kind.MATCH, Kind.MATCH]
-    assert world.market.reputation.score(ann.address) < NOTHING_KNOWN.score
+    assert world.market.reputation.score(ann.address) < UNKNOWN_PROVIDER.score
 
 
 async def test_a_void_receipt_that_comes_late_is_kept(world: World) -> None:
@@ -342,7 +342,7 @@ async def test_who_breaks_off_cannot_blame_others(world: World, fault: Fault, co
     node.fail(client.job.id, Unavailable(code, "not my doing", fault=fault))
     await quiet()
     assert client.failure.fault is Fault.PROVIDER
-    assert world.market.reputation.score(node.address) < NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) < UNKNOWN_PROVIDER.score
 
 
 @pytest.mark.parametrize("outcome", [Outcome.UPSTREAM_ERROR, Outcome.REFUSED])
@@ -353,7 +353,7 @@ async def test_a_cut_answer_is_a_failure_whatever_its_receipt_says(world: World,
     node.chunk(client.job.id)
     node.finish(client.job.id, outcome=outcome)
     await quiet()
-    assert world.market.reputation.score(node.address) < NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) < UNKNOWN_PROVIDER.score
 
 
 async def test_an_attempt_is_blamed_once(world: World) -> None:
@@ -379,7 +379,7 @@ async def test_a_cancelled_job_is_nobodys_failure(world: World, error: TallyErro
     node.fail(client.job.id, error)
     await quiet()
     assert await world.stored(client) is State.CANCELLED
-    assert world.market.reputation.score(node.address) == NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) == UNKNOWN_PROVIDER.score
 
 
 # Over real sockets

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.domain.limits import Limits
-from coordinator.domain.reputation import NOTHING_KNOWN
-from coordinator.domain.resource_bounds import INBOX
+from coordinator.domain.limits import JobLimits
+from coordinator.domain.reputation import UNKNOWN_PROVIDER
+from coordinator.domain.resource_bounds import INBOX_FRAMES
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.wire import Kind, dumps
@@ -157,7 +157,7 @@ async def test_a_deterministic_error_is_final(world: World, ann: FakeNode, bob: 
     assert (client.failure.code, client.failure.status, client.failure.retry) == (Code.BAD_MESSAGE, 400, False)
     assert bob.sent == []
     assert await world.stored(client) is State.FAILED
-    assert world.market.reputation.score(ann.address) == NOTHING_KNOWN.score
+    assert world.market.reputation.score(ann.address) == UNKNOWN_PROVIDER.score
     world.assert_idle()
 
 
@@ -168,7 +168,7 @@ async def test_a_refusal_of_one_node_is_not_the_last_word(world: World, ann: Fak
     ann.fail(client.job.id, Refusal(code, "not with me"))
     await quiet()
     assert client.kinds == [Kind.MATCH, Kind.MATCH]
-    assert world.market.reputation.score(ann.address) == NOTHING_KNOWN.score
+    assert world.market.reputation.score(ann.address) == UNKNOWN_PROVIDER.score
 
 
 async def test_the_last_failure_is_told(world: World, ann: FakeNode, bob: FakeNode) -> None:
@@ -195,7 +195,7 @@ async def test_when_all_time_out_the_job_expires(world: World, ann: FakeNode) ->
 
 async def test_all_the_time_of_a_job_is_bounded() -> None:
     """When all of a job's time is up it is over, once, and nobody else begins it."""
-    world = World(limits=Limits(total=100))
+    world = World(limits=JobLimits(total=100))
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     ann.accept(client.job.id)
@@ -246,7 +246,7 @@ async def test_a_slow_client_is_not_held_against_the_node(world: World, ann: Fak
     ann.complete(client.job.id)
     await quiet()
     assert await world.stored(client) is State.COMPLETED
-    assert world.market.reputation.score(ann.address) > NOTHING_KNOWN.score
+    assert world.market.reputation.score(ann.address) > UNKNOWN_PROVIDER.score
 
 
 async def test_a_lost_node_is_heard_of_behind_a_full_inbox(world: World, ann: FakeNode) -> None:
@@ -255,7 +255,7 @@ async def test_a_lost_node_is_heard_of_behind_a_full_inbox(world: World, ann: Fa
     client.reads.clear()
     ann.chunk(client.job.id)
     await quiet()
-    for _ in range(INBOX):
+    for _ in range(INBOX_FRAMES):
         ann.chunk(client.job.id)
     ann.leave()
     client.reads.set()
@@ -271,7 +271,7 @@ async def test_a_failure_without_a_reason(world: World, ann: FakeNode, payload: 
     ann.send(Kind.FAIL, client.job.id, payload)
     await quiet()
     assert (client.failure.code, client.failure.fault) == (Code.PROVIDER_FAILED, Fault.PROVIDER)
-    assert world.market.reputation.score(ann.address) < NOTHING_KNOWN.score
+    assert world.market.reputation.score(ann.address) < UNKNOWN_PROVIDER.score
     world.assert_idle()
 
 
@@ -287,7 +287,7 @@ async def test_hostile_failures_are_carried_safely(world: World, ann: FakeNode) 
 
 
 @pytest.mark.parametrize(
-    ("error", "blamed"),
+    ("error", "counts_as_bad"),
     [
         (Unavailable(Code.PROVIDER_FAILED, "broken", fault=Fault.PROVIDER), True),
         (Unavailable(Code.NODE_BUSY, "full", fault=Fault.PROVIDER), False),
@@ -295,12 +295,12 @@ async def test_hostile_failures_are_carried_safely(world: World, ann: FakeNode) 
         (Refusal(Code.UNSECURED, "not enough"), False),
     ],
 )
-async def test_who_is_blamed(world: World, ann: FakeNode, error: TallyError, blamed: bool) -> None:
+async def test_which_failures_lower_the_score(world: World, ann: FakeNode, error: TallyError, counts_as_bad: bool) -> None:
     """Only what is the provider's or its engine's doing lowers its score: being busy, or a refused order, does not."""
     client = await world.started(ann)
     ann.fail(client.job.id, error)
     await quiet()
-    assert (world.market.reputation.score(ann.address) < NOTHING_KNOWN.score) is blamed
+    assert (world.market.reputation.score(ann.address) < UNKNOWN_PROVIDER.score) is counts_as_bad
 
 
 async def test_a_bad_reputation_costs_the_next_job(world: World, ann: FakeNode) -> None:

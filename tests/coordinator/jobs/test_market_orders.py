@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.limits import Limits
+from coordinator.domain.limits import JobLimits
 from coordinator.ports import Backing, JobRecord
 from coordinator.storage.memory import MemoryFunds, MemoryStore
 from tallystick.protocol.errors import BadSignature, Code, Fault, Refusal, TallyError, Unavailable
@@ -107,7 +107,7 @@ async def test_a_busy_node(world: World) -> None:
 
 async def test_a_payer_runs_only_so_many_jobs() -> None:
     """One more is told to come again; as soon as one ends there is room, and other payers never wait for it."""
-    world = World(limits=Limits(jobs_per_payer=2))
+    world = World(limits=JobLimits(jobs_per_payer=2))
     node = world.node("ann", slots=8)
     world.funds.free[person("other").address] = Amount(10 * CAP)
     clients = [await world.started(node) for _ in range(2)]
@@ -126,7 +126,7 @@ async def test_a_payer_runs_only_so_many_jobs() -> None:
 
 async def test_a_node_is_given_only_so_many_jobs() -> None:
     """Whatever a node says of its slots."""
-    world = World(limits=Limits(jobs_per_node=1))
+    world = World(limits=JobLimits(jobs_per_node=1))
     node = world.node("ann", slots=1_000)
     client = await world.started(node)
     with pytest.raises(Unavailable, match="no free slot") as caught:
@@ -330,10 +330,10 @@ async def test_a_node_that_leaves_while_funds_are_read() -> None:
 class _FullStore(MemoryStore):
     full = True
 
-    def note_job(self, record: JobRecord) -> None:
+    def enqueue_job(self, record: JobRecord) -> None:
         if self.full:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too far behind")
-        super().note_job(record)
+        super().enqueue_job(record)
 
 
 async def test_the_store_must_remember_before_a_node_is_asked() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.domain.limits import Limits
-from coordinator.domain.reputation import NOTHING_KNOWN
+from coordinator.domain.limits import JobLimits
+from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.market import GONE
 from tallystick.protocol.errors import Code
 from tallystick.protocol.jobs import State
@@ -36,7 +36,7 @@ async def test_a_slow_reader_does_not_make_an_answer_free(seconds: int) -> None:
     """However long the reader kept it waiting, within its own allowance, the provider's answer is delivered, billed and to its
     credit.
     """
-    world = World(limits=Limits(total=300, reader=300))
+    world = World(limits=JobLimits(total=300, reader=300))
     node = world.node("ann")
     client = await _held_up(world, node)
     await _pass(world, seconds)
@@ -45,7 +45,7 @@ async def test_a_slow_reader_does_not_make_an_answer_free(seconds: int) -> None:
     client.reads.set()
     await quiet()
     assert await world.stored(client) is State.COMPLETED
-    assert world.market.reputation.score(node.address) > NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) > UNKNOWN_PROVIDER.score
     tab = world.market.exposure.known(PAYER.address, node.address)
     assert tab is not None
     assert tab.cumulative == COST
@@ -53,7 +53,7 @@ async def test_a_slow_reader_does_not_make_an_answer_free(seconds: int) -> None:
 
 async def test_the_readers_time_is_not_the_providers_total() -> None:
     """All the time of a job is counted without the reader's; with that taken off, it is still bounded."""
-    world = World(limits=Limits(total=100, reader=100))
+    world = World(limits=JobLimits(total=100, reader=100))
     node = world.node("ann")
     client = await _held_up(world, node)
     await _pass(world, 95)
@@ -72,7 +72,7 @@ async def test_a_reader_that_never_comes_back_cancels_its_own_job() -> None:
     """When the reader's allowance is used up the job is cancelled for its client; the provider bills what it did, and is not
     blamed.
     """
-    world = World(limits=Limits(total=300, reader=300))
+    world = World(limits=JobLimits(total=300, reader=300))
     node = world.node("ann")
     client = await _held_up(world, node)
     await _pass(world, 300)
@@ -86,13 +86,13 @@ async def test_a_reader_that_never_comes_back_cancels_its_own_job() -> None:
     await quiet()
     assert client.kinds[-1] is Kind.RECEIPT
     assert await world.stored(client) is State.CANCELLED
-    assert world.market.reputation.score(node.address) == NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) == UNKNOWN_PROVIDER.score
     world.assert_idle()
 
 
 async def test_many_short_waits_are_one_long_one() -> None:
     """A reader that stays just short of too slow at every chunk uses its allowance up like one that stops."""
-    world = World(limits=Limits(total=100, reader=100))
+    world = World(limits=JobLimits(total=100, reader=100))
     node = world.node("ann")
     client = await world.started(node)
     node.accept(client.job.id)
@@ -121,12 +121,12 @@ async def test_a_slow_reader_does_not_excuse_a_silent_node() -> None:
     assert Kind.FAIL not in client.kinds
     await _pass(world, 5)
     assert client.failure.code is Code.TIMED_OUT
-    assert world.market.reputation.score(node.address) < NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) < UNKNOWN_PROVIDER.score
 
 
 async def test_a_reader_that_is_slow_at_the_match_takes_no_time_from_the_node() -> None:
     """The time to accept does not run while the reader has the match in hand, nor does a failover start the job's time anew."""
-    world = World(limits=Limits(total=100, reader=100))
+    world = World(limits=JobLimits(total=100, reader=100))
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.place(ann, bob)
     client.reads.clear()
@@ -196,7 +196,7 @@ async def test_a_reader_does_not_keep_a_node_from_knowing_that_it_is_paid() -> N
 
 async def test_output_behind_the_end_of_an_attempt_is_not_told_to_be_there() -> None:
     """Output that comes when the attempt is to fail, but nobody has read that yet, gets no such word: another attempt begins."""
-    world = World(limits=Limits(reader=10_000))
+    world = World(limits=JobLimits(reader=10_000))
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.place(ann, bob)
     client.reads.clear()

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from coordinator.domain.limits import Limits
+from coordinator.domain.limits import JobLimits
 from coordinator.ports import JobRecord
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
@@ -35,13 +35,13 @@ class _WatchedStore(MemoryStore):
         self.ends: dict[JobId, set[State]] = {}
         self.refused: set[JobId] = set()
 
-    def note_job(self, record: JobRecord) -> None:
+    def enqueue_job(self, record: JobRecord) -> None:
         if not self.healthy and self.random.random() < 0.02:
             self.refused.add(record.job)
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "too far behind")
         if record.state in TERMINAL:
             self.ends.setdefault(record.job, set()).add(record.state)
-        super().note_job(record)
+        super().enqueue_job(record)
 
 
 class Walk:
@@ -50,7 +50,7 @@ class Walk:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.store = _WatchedStore(self.random)
-        self.world = World(store=self.store, limits=Limits(total=300))
+        self.world = World(store=self.store, limits=JobLimits(total=300))
         self.world.funds.free[PAYER.address] = Amount(20_000)
         for number in range(4):
             self.world.node(f"node {number}", slots=2, output_price=2_000_000 + number)
@@ -206,7 +206,7 @@ async def test_a_crash_in_the_middle_leaves_no_open_job(seed: int) -> None:
     assert all(record.state in TERMINAL for record in walk.store.jobs.values())
     for provider, job in acknowledged:
         assert provider in walk.store.receipts[job]
-    totals = (await walk.store.recall(0, 0)).totals
+    totals = (await walk.store.load_state(0, 0)).totals
     for (payer, provider), total in totals.items():
         tab = walk.world.market.exposure.known(payer, provider)
         assert (tab.cumulative if tab else 0) == total

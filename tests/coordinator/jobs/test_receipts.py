@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.reputation import NOTHING_KNOWN
+from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.matchmaker import RETURN_SECONDS
 from coordinator.ports import JobRecord
 from coordinator.storage.memory import MemoryStore
@@ -57,7 +57,7 @@ async def test_a_bad_receipt_ends_the_job_uncharged(world: World, changes: dict[
     assert node.got(Kind.RECEIPT_ACK) == []
     assert await world.stored(client) is State.FAILED
     assert world.market.exposure.size == 0
-    assert world.market.reputation.score(node.address) < NOTHING_KNOWN.score
+    assert world.market.reputation.score(node.address) < UNKNOWN_PROVIDER.score
     world.assert_idle()
 
 
@@ -137,7 +137,7 @@ async def test_an_inflated_total_does_not_use_up_the_purse(world: World) -> None
 # Late ones
 
 
-async def _lost(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]]:
+async def _unknown_jobs(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]]:
     """A job whose node was lost after some output, and the receipt that did not come through."""
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -154,7 +154,7 @@ async def _lost(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]
 async def test_a_receipt_after_a_reconnection(world: World) -> None:
     """A receipt that comes after its job was given up is stored, counted and acknowledged; the job's end stays what it was."""
     node = world.node("ann")
-    client, receipt = await _lost(world, node)
+    client, receipt = await _unknown_jobs(world, node)
     assert await node.hand_in_late(client.job.id, receipt)
     assert await _receipts(world, client) == [unchecked(receipt)]
     assert node.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
@@ -226,10 +226,10 @@ async def test_a_former_attempts_receipt_after_the_end(world: World) -> None:
 async def test_a_late_receipt_must_be_as_good(world: World) -> None:
     """Coming late does not make a wrong receipt right, nor one of a provider that never had the job."""
     node, stranger = world.node("ann"), world.node("bob")
-    client, receipt = await _lost(world, node)
+    client, receipt = await _unknown_jobs(world, node)
     with pytest.raises(BadReceipt, match=r"receipt\.cost"):
         await node.hand_in_late(client.job.id, node.receipt(client.job.id, cost=Amount(COST + 1)))
-    with pytest.raises(BadReceipt, match="never had the job"):
+    with pytest.raises(BadReceipt, match="never had this job"):
         await stranger.hand_in_late(client.job.id, receipt)
     with pytest.raises(BadReceipt, match="not JSON"):
         await world.market.accept_receipt(node.address, client.job.id, b"nonsense")

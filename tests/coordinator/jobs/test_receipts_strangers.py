@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.jobs.receipts import ALL_LOST_AT_ONCE, ALL_LOST_PER_SECOND, LOST_AT_ONCE, LOST_PER_SECOND
+from coordinator.jobs.receipts import (
+    ALL_UNKNOWN_JOBS_BURST,
+    ALL_UNKNOWN_JOBS_PER_SECOND,
+    UNKNOWN_JOBS_BURST,
+    UNKNOWN_JOBS_PER_SECOND,
+)
 from coordinator.ports import Backing, KnownJob
 from coordinator.storage.memory import MemoryFunds, MemoryStore
 from tallystick.protocol.eip712 import Signer
@@ -76,14 +81,14 @@ async def test_one_provider_does_not_fill_the_store(funded: bool) -> None:
     provider = person("ann")
     answers = [
         await _hand_in(world, provider, PAYER if funded else person(f"nobody {number}"), number)
-        for number in range(LOST_AT_ONCE + 100)
+        for number in range(UNKNOWN_JOBS_BURST + 100)
     ]
     late = [answer for answer in answers if isinstance(answer, Unavailable)]
     assert len(late) == 100
     assert {answer.code for answer in late} == {Code.RATE_LIMITED}
-    assert (funds.asked, store.looked) == (LOST_AT_ONCE, LOST_AT_ONCE)
-    assert len(store.jobs) == (LOST_AT_ONCE if funded else 0)
-    world.clock.seconds += 3 / LOST_PER_SECOND
+    assert (funds.asked, store.looked) == (UNKNOWN_JOBS_BURST, UNKNOWN_JOBS_BURST)
+    assert len(store.jobs) == (UNKNOWN_JOBS_BURST if funded else 0)
+    world.clock.seconds += 3 / UNKNOWN_JOBS_PER_SECOND
     more = [await _hand_in(world, provider, PAYER, 10_000 + number) for number in range(10)]
     assert more.count(None) == 3
 
@@ -91,11 +96,11 @@ async def test_one_provider_does_not_fill_the_store(funded: bool) -> None:
 async def test_many_providers_do_not_fill_it_either() -> None:
     """However many keys a stranger makes, all of them together are bounded as well."""
     world, funds, store = _world()
-    world.market._receipts._all_lost.burst = 20
+    world.market._receipts._all_unknown_jobs.burst = 20
     for number in range(40):
         await _hand_in(world, person(f"provider {number}"), PAYER, number)
     assert (len(store.jobs), funds.asked) == (20, 20)
-    world.clock.seconds += 5 / ALL_LOST_PER_SECOND
+    world.clock.seconds += 5 / ALL_UNKNOWN_JOBS_PER_SECOND
     for number in range(40, 60):
         await _hand_in(world, person(f"provider {number}"), PAYER, number)
     assert len(store.jobs) == 25
@@ -106,7 +111,7 @@ async def test_strangers_do_not_keep_an_honest_receipt_out() -> None:
     world, _, _ = _world()
     node = world.node("ann")
     client = await world.started(node)
-    world.market._receipts._all_lost.burst = 5
+    world.market._receipts._all_unknown_jobs.burst = 5
     for number in range(20):
         await _hand_in(world, person(f"provider {number}"), PAYER, 500 + number)
     await world.pass_time(11)
@@ -116,11 +121,11 @@ async def test_strangers_do_not_keep_an_honest_receipt_out() -> None:
 async def test_receipts_without_an_order_are_paced_too() -> None:
     """A receipt that names no known job and shows no order costs a look-up, and only so many of them."""
     world, _, store = _world()
-    for number in range(LOST_AT_ONCE):
+    for number in range(UNKNOWN_JOBS_BURST):
         assert not await world.market.accept_receipt(person("ann").address, JobId(number.to_bytes(16, "big")), b"{}")
     with pytest.raises(Unavailable):
         await world.market.accept_receipt(person("ann").address, JobId(bytes(16)), b"{}")
-    assert store.looked == LOST_AT_ONCE
+    assert store.looked == UNKNOWN_JOBS_BURST
 
 
 async def test_void_receipts_of_lost_jobs_fill_no_memory() -> None:
@@ -142,5 +147,10 @@ async def test_an_empty_purse_may_still_owe() -> None:
 
 def test_the_stated_numbers() -> None:
     """What all strangers together can add to the database: a thousand rows at once, then 172,800 a day."""
-    assert (LOST_AT_ONCE, LOST_PER_SECOND, ALL_LOST_AT_ONCE, ALL_LOST_PER_SECOND) == (100, 0.1, 1_000, 2)
-    assert ALL_LOST_PER_SECOND * 86_400 == 172_800
+    assert (UNKNOWN_JOBS_BURST, UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST, ALL_UNKNOWN_JOBS_PER_SECOND) == (
+        100,
+        0.1,
+        1_000,
+        2,
+    )
+    assert ALL_UNKNOWN_JOBS_PER_SECOND * 86_400 == 172_800

@@ -14,20 +14,20 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from coordinator.domain.reputation import Record
+from coordinator.domain.reputation import ProviderRecord
 from coordinator.ports import (
-    AnswerStore,
     AttemptRecord,
     ClaimStore,
     Cursor,
     JobRecord,
     JobStore,
-    KeptAnswer,
+    ResponseStore,
     Settlement,
+    StoredResponse,
     TabStore,
 )
 from coordinator.storage.memory import MemoryStore
-from coordinator.storage.store import TIDY, Store
+from coordinator.storage.store import ROOM_CHECK_INTERVAL, Store
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.jobs import State
@@ -52,7 +52,7 @@ ANN, BOB = person("ann"), person("bob")
 JOB, OTHER = JobId(b"\x01" * 16), JobId(b"\xff" * 16)
 
 
-class AnyStore(JobStore, TabStore, AnswerStore, ClaimStore, Protocol):
+class AnyStore(JobStore, TabStore, ResponseStore, ClaimStore, Protocol):
     """All ports of one store."""
 
 
@@ -139,31 +139,31 @@ async def test_a_noted_job_is_read_back_whole(store: AnyStore) -> None:
     """What was noted is what is read, every attempt with its order and terms, however strange the words in it."""
     reason = "quotes ' \" and \x00 and \N{SNOWMAN} and \\u0000"
     record = _record(_attempt(ANN, state=State.FAILED, reason=reason), _attempt(BOB))
-    store.note_job(record)
+    store.enqueue_job(record)
     assert await _known(store) == record
 
 
 async def test_what_was_noted_is_seen_at_once(store: AnyStore) -> None:
     """A read sees all that was noted before it, so that the end of a job is never missed."""
     for state in (State.MATCHED, State.COMPLETED):
-        store.note_job(_record(state=state))
+        store.enqueue_job(_record(state=state))
         assert (await _known(store)).state is state
 
 
 async def test_a_terminal_state_stays(store: AnyStore) -> None:
     """Whatever is noted after a job ended, it stays as it ended."""
     ended = _record(state=State.EXPIRED)
-    store.note_job(_record())
-    store.note_job(ended)
-    store.note_job(_record())
-    store.note_job(_record(state=State.COMPLETED))
+    store.enqueue_job(_record())
+    store.enqueue_job(ended)
+    store.enqueue_job(_record())
+    store.enqueue_job(_record(state=State.COMPLETED))
     await store.put_receipt(JOB, _receipt(), Amount(20), _record(state=State.COMPLETED))
     assert await _known(store) == ended
 
 
 async def test_a_receipt_with_the_end_of_its_job(store: AnyStore) -> None:
     """A receipt and the state that it brings are stored together."""
-    store.note_job(_record())
+    store.enqueue_job(_record())
     await store.put_receipt(JOB, _receipt(), Amount(20), _record(state=State.COMPLETED))
     known = await store.job(JOB)
     assert known is not None
@@ -172,7 +172,7 @@ async def test_a_receipt_with_the_end_of_its_job(store: AnyStore) -> None:
 
 async def test_a_late_receipt_leaves_the_job_alone(store: AnyStore) -> None:
     """A receipt without a state changes nothing about its job."""
-    store.note_job(_record(state=State.FAILED))
+    store.enqueue_job(_record(state=State.FAILED))
     await store.put_receipt(JOB, _receipt(), Amount(20))
     known = await store.job(JOB)
     assert known is not None
@@ -181,7 +181,7 @@ async def test_a_late_receipt_leaves_the_job_alone(store: AnyStore) -> None:
 
 async def test_the_first_receipt_of_an_attempt_stays(store: AnyStore) -> None:
     """Storing a receipt again changes nothing, and another one does not take its place."""
-    store.note_job(_record())
+    store.enqueue_job(_record())
     for receipt in (_receipt(), _receipt(), _receipt(seq=2)):
         await store.put_receipt(JOB, receipt, Amount(20))
     known = await store.job(JOB)
@@ -191,7 +191,7 @@ async def test_the_first_receipt_of_an_attempt_stays(store: AnyStore) -> None:
 
 async def test_each_attempt_has_its_receipt(store: AnyStore) -> None:
     """Receipts of two providers for one job stand side by side; the job's is that of the attempt in force."""
-    store.note_job(_record(_attempt(ANN), _attempt(BOB)))
+    store.enqueue_job(_record(_attempt(ANN), _attempt(BOB)))
     for provider in (ANN, BOB):
         await store.put_receipt(JOB, _receipt(provider), Amount(20))
     known = await store.job(JOB)
@@ -204,7 +204,7 @@ async def test_the_largest_numbers(store: AnyStore, reopen: Reopen) -> None:
     """Totals of 96 bits and seqs of 63 are kept to the last digit, and compared as numbers."""
     for job, total in ((JOB, MOST), (OTHER, Amount(9))):
         await store.put_receipt(job, _receipt(job=job, seq=(1 << 63) - 1, cumulative_cost=MOST), total)
-    recalled = await (await reopen()).recall(START, START)
+    recalled = await (await reopen()).load_state(START, START)
     assert recalled.totals == {(PAYER.address, ANN.address): MOST}
     assert all(isinstance(total, Amount) for total in recalled.totals.values())
 
@@ -214,11 +214,11 @@ async def test_the_largest_numbers(store: AnyStore, reopen: Reopen) -> None:
 
 async def test_recent_jobs_are_recalled(store: AnyStore, reopen: Reopen) -> None:
     """A new process gets the jobs made since a time, that second included, and no older ones."""
-    store.note_job(_record(state=State.COMPLETED))
-    store.note_job(_record(job=OTHER, state=State.COMPLETED, created_at=START - 1))
+    store.enqueue_job(_record(state=State.COMPLETED))
+    store.enqueue_job(_record(job=OTHER, state=State.COMPLETED, created_at=START - 1))
     store = await reopen()
-    assert (await store.recall(START + 5, START)).jobs == (JOB,)
-    assert set((await store.recall(START + 5, START - 1)).jobs) == {JOB, OTHER}
+    assert (await store.load_state(START + 5, START)).jobs == (JOB,)
+    assert set((await store.load_state(START + 5, START - 1)).jobs) == {JOB, OTHER}
 
 
 async def test_each_tabs_highest_total_is_recalled(store: AnyStore, reopen: Reopen) -> None:
@@ -226,17 +226,17 @@ async def test_each_tabs_highest_total_is_recalled(store: AnyStore, reopen: Reop
     for number, total in enumerate((999, 1_000, 20)):
         await store.put_receipt(JobId(bytes([number] * 16)), _receipt(), Amount(total))
     await store.put_receipt(JOB, _receipt(BOB), Amount(7))
-    recalled = await (await reopen()).recall(START, START)
+    recalled = await (await reopen()).load_state(START, START)
     assert recalled.totals == {(PAYER.address, ANN.address): 1_000, (PAYER.address, BOB.address): 7}
 
 
 async def test_open_jobs_are_ended(store: AnyStore, reopen: Reopen) -> None:
     """Jobs that a former process left open end as failed, with the reason; ended ones stay as they are."""
-    store.note_job(_record(_attempt(ANN, state=State.FAILED, reason="away"), _attempt(BOB)))
+    store.enqueue_job(_record(_attempt(ANN, state=State.FAILED, reason="away"), _attempt(BOB)))
     ended = _record(_attempt(ANN, OTHER, State.CANCELLED), job=OTHER, state=State.CANCELLED)
-    store.note_job(ended)
+    store.enqueue_job(ended)
     store = await reopen()
-    await store.recall(START + 99, START)
+    await store.load_state(START + 99, START)
     record = await _known(store)
     assert (record.state, record.finished_at) == (State.FAILED, START + 99)
     assert [(a.state, a.reason) for a in record.attempts] == [
@@ -251,10 +251,10 @@ async def test_what_an_attempt_relayed_is_kept(store: AnyStore, reopen: Reopen) 
     attempt that a process left open counts as unseen.
     """
     marked = replace(_attempt(ANN, state=State.FAILED), delivered=True, cancelled=True)
-    store.note_job(_record(marked, _attempt(BOB)))
+    store.enqueue_job(_record(marked, _attempt(BOB)))
     store = await reopen()
     assert (await _known(store)).attempts[0] == marked
-    await store.recall(START + 99, START)
+    await store.load_state(START + 99, START)
     assert [(a.delivered, a.cancelled, a.unseen) for a in (await _known(store)).attempts] == [
         (True, True, False),
         (False, False, True),
@@ -263,22 +263,22 @@ async def test_what_an_attempt_relayed_is_kept(store: AnyStore, reopen: Reopen) 
 
 async def test_what_providers_are_known_for_is_kept(store: AnyStore, reopen: Reopen) -> None:
     """The newest record of each provider is recalled, to the last bit."""
-    store.note_records({ANN.address: Record(1.0, 0.1, 2), BOB.address: Record(1 / 3, 7.25, 9)})
-    store.note_records({ANN.address: Record(2.0, 0.1 + 0.2, 3)})
-    recalled = await (await reopen()).recall(START, START)
-    assert recalled.records == {ANN.address: Record(2.0, 0.1 + 0.2, 3), BOB.address: Record(1 / 3, 7.25, 9)}
+    store.enqueue_provider_records({ANN.address: ProviderRecord(1.0, 0.1, 2), BOB.address: ProviderRecord(1 / 3, 7.25, 9)})
+    store.enqueue_provider_records({ANN.address: ProviderRecord(2.0, 0.1 + 0.2, 3)})
+    recalled = await (await reopen()).load_state(START, START)
+    assert recalled.records == {ANN.address: ProviderRecord(2.0, 0.1 + 0.2, 3), BOB.address: ProviderRecord(1 / 3, 7.25, 9)}
 
 
 async def test_an_empty_store_recalls_nothing(store: AnyStore) -> None:
     """The first start finds nothing."""
-    recalled = await store.recall(START, 0)
+    recalled = await store.load_state(START, 0)
     assert (recalled.jobs, recalled.totals) == ((), {})
 
 
 async def test_closing_keeps_what_was_noted(store: AnyStore, reopen: Reopen) -> None:
     """An orderly close writes what is queued."""
     record = _record(state=State.COMPLETED)
-    store.note_job(record)
+    store.enqueue_job(record)
     assert await _known(await reopen()) == record
 
 
@@ -315,29 +315,31 @@ async def test_the_last_receipt_of_each_tab(store: AnyStore) -> None:
 async def test_answers_outlive_a_process(store: AnyStore, reopen: Reopen) -> None:
     """An answer is there for the next process, until it is too old or put anew."""
     first, second = (
-        KeptAnswer(job, b"\x05" * 32, bytes(range(256)), START + n, PAYER.address) for n, job in enumerate((JOB, OTHER))
+        StoredResponse(job, b"\x05" * 32, bytes(range(256)), START + n, PAYER.address) for n, job in enumerate((JOB, OTHER))
     )
-    await store.put_answer(first, since=START, room=10_000)
-    await store.put_answer(second, since=START, room=10_000)
+    await store.put_response(first, since=START, max_bytes=10_000)
+    await store.put_response(second, since=START, max_bytes=10_000)
     store = await reopen()
-    assert [await store.answer(one.job, START) for one in (first, second)] == [first, second]
-    assert await store.answer(JOB, START + 1) is None, "too old to be given"
-    await store.put_answer(replace(second, frames=b"anew"), since=START + 1, room=10_000)
-    assert await store.answer(JOB, START) is None, "too old to be kept"
-    assert await store.answer(OTHER, START) == replace(second, frames=b"anew")
+    assert [await store.response(one.job, START) for one in (first, second)] == [first, second]
+    assert await store.response(JOB, START + 1) is None, "too old to be given"
+    await store.put_response(replace(second, frames=b"anew"), since=START + 1, max_bytes=10_000)
+    assert await store.response(JOB, START) is None, "too old to be kept"
+    assert await store.response(OTHER, START) == replace(second, frames=b"anew")
 
 
 async def test_a_payers_flood_of_answers_does_not_push_out_another_payers(store: AnyStore) -> None:
     """Where the disk's room is used up, the payer who has most loses its oldest; one who has less loses nothing."""
-    paid = KeptAnswer(JOB, bytes(32), bytes(900), START, PAYER.address)
-    await store.put_answer(paid, since=0, room=5_000)
-    flood = [JobId(number.to_bytes(16, "big")) for number in range(1, 4 * TIDY)]
+    paid = StoredResponse(JOB, bytes(32), bytes(900), START, PAYER.address)
+    await store.put_response(paid, since=0, max_bytes=5_000)
+    flood = [JobId(number.to_bytes(16, "big")) for number in range(1, 4 * ROOM_CHECK_INTERVAL)]
     for number, job in enumerate(flood):
-        await store.put_answer(KeptAnswer(job, bytes(32), bytes(1_000), START + number, ANN.address), since=0, room=5_000)
-    assert await store.answer(JOB, 0) == paid
-    kept = [job for job in flood if await store.answer(job, 0) is not None]
+        await store.put_response(
+            StoredResponse(job, bytes(32), bytes(1_000), START + number, ANN.address), since=0, max_bytes=5_000
+        )
+    assert await store.response(JOB, 0) == paid
+    kept = [job for job in flood if await store.response(job, 0) is not None]
     assert kept == flood[-len(kept) :]
-    assert 4 <= len(kept) < 4 + TIDY
+    assert 4 <= len(kept) < 4 + ROOM_CHECK_INTERVAL
 
 
 # Claims and settlements
@@ -474,7 +476,7 @@ async def test_a_closed_store_refuses(tmp_path: Path) -> None:
     await store.start()
     await store.close()
     with pytest.raises(Unavailable, match="closed") as caught:
-        store.note_job(_record())
+        store.enqueue_job(_record())
     assert caught.value.code is Code.DATABASE_UNAVAILABLE
     with pytest.raises(Unavailable):
         await store.put_receipt(JOB, _receipt(), Amount(1))
@@ -486,7 +488,7 @@ async def test_what_was_stored_survives_a_kill(tmp_path: Path) -> None:
     """What a write has returned from is on disk by then: a copy of the files, as a crash would leave them, has it all."""
     store = Store(f"sqlite:///{tmp_path}/coordinator.db")
     await store.start()
-    store.note_job(_record())
+    store.enqueue_job(_record())
     await store.put_receipt(JOB, _receipt(), Amount(20), _record(state=State.COMPLETED))
     await store.put_claim(make_claim(ANN, (_order(), 1, 20)), START)
     await asyncio.to_thread(shutil.copytree, tmp_path, tmp_path.with_name("crashed"))
@@ -505,8 +507,8 @@ async def test_one_bad_write_does_not_take_others_with_it(tmp_path: Path) -> Non
     store = Store(f"sqlite:///{tmp_path}/coordinator.db")
     await store.start()
     good, bad = _record(), replace(_record(), job=OTHER, created_at=1 << 70)
-    store.note_job(bad)
-    store.note_job(good)
+    store.enqueue_job(bad)
+    store.enqueue_job(good)
     assert await _known(store) == good
     assert await store.job(OTHER) is None
     await store.close()
@@ -520,7 +522,7 @@ async def test_a_second_coordinator_does_not_end_the_firsts_jobs(tmp_path: Path)
     await first.start()
     terms = make_terms(make_ask(ANN), JOB)
     attempt = AttemptRecord(unchecked(make_order(terms, ANN.address)), terms, State.RUNNING)
-    first.note_job(JobRecord(JOB, PAYER.address, State.RUNNING, START, None, (attempt,)))
+    first.enqueue_job(JobRecord(JOB, PAYER.address, State.RUNNING, START, None, (attempt,)))
     with pytest.raises(Unavailable, match="runs a coordinator on the database"):
         await second.start()
     await second.close()
@@ -530,7 +532,7 @@ async def test_a_second_coordinator_does_not_end_the_firsts_jobs(tmp_path: Path)
     await first.close()
     third = Store(url)
     await third.start()
-    await third.recall(START, 0)
+    await third.load_state(START, 0)
     known = await third.job(JOB)
     assert known is not None
     assert known.record.state is State.FAILED

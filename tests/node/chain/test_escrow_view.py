@@ -61,7 +61,7 @@ class World:
     def __init__(self, **settings: Any) -> None:
         self.tick = 0.0
         self.escrow = FakeEscrow()
-        self.view = EscrowView(self.escrow, PROVIDER.address, tick=lambda: self.tick, **settings)  # type: ignore[arg-type]
+        self.view = EscrowView(self.escrow, PROVIDER.address, clock=lambda: self.tick, **settings)  # type: ignore[arg-type]
 
 
 async def test_funds_are_what_the_chain_says() -> None:
@@ -78,7 +78,7 @@ async def test_an_answer_is_good_for_a_while() -> None:
     assert world.escrow.asked == 1
     world.tick, world.escrow.free = 4.0, 8
     assert (await world.view.funds(PAYER.address)).free == 7
-    await asyncio.gather(*world.view._asking.values())
+    await asyncio.gather(*world.view._funds._reads.values(), return_exceptions=True)
     assert (await world.view.funds(PAYER.address)).free == 8
     world.tick, world.escrow.free = 100.0, 9
     assert (await world.view.funds(PAYER.address)).free == 9
@@ -126,7 +126,7 @@ async def test_a_chain_in_trouble_is_left_alone() -> None:
 
 async def test_a_silent_chain_is_not_waited_for() -> None:
     """A chain that takes a question and says nothing costs a job its patience, once."""
-    world = World(patience=0.01)
+    world = World(timeout=0.01)
     world.escrow.trouble = asyncio.Event().wait  # type: ignore[assignment]
     assert await world.view.funds(PAYER.address) == Funds()
     await world.view.close()
@@ -167,7 +167,7 @@ async def test_a_silent_chain_keeps_no_reservation_for_ever() -> None:
     """Of a chain that fell silent, a reservation counts for half the time in which it can't be taken back, and not a second more:
     then only what was settled is known.
     """
-    world = World(gap=0.0)
+    world = World(refresh_interval=0.0)
     world.escrow.waits = (86_400, 200)
     await world.view.funds(PAYER.address)
     world.escrow.trouble, world.tick = away, 100.0
@@ -215,7 +215,7 @@ async def test_a_coordinators_rate_costs_few_reads() -> None:
 
 async def test_every_time_is_counted_from_the_last_answer_and_to_its_end() -> None:
     """At the very end of each time the old answer still holds, and right after it no more; whatever the clock says at first."""
-    world = World(fresh=1.0, stale=10.0, gap=0.5, rest=5.0)
+    world = World(fresh=1.0, stale=10.0, refresh_interval=0.5, pause=5.0)
     world.escrow.waits = (86_400, 86_400)
     world.tick = 1_000.0
     await world.view.funds(PAYER.address)
@@ -223,11 +223,11 @@ async def test_every_time_is_counted_from_the_last_answer_and_to_its_end() -> No
     assert (await world.view.refresh(PAYER.address)).free == 7
     world.tick = 1_001.0
     await world.view.funds(PAYER.address)
-    assert not world.view._asking
+    assert not world.view._funds._reads
     world.escrow.trouble, world.tick = away, 1_010.0
     assert (await world.view.funds(PAYER.address)).free == 7
-    assert world.view._asking, "and is asked for meanwhile"
-    await asyncio.gather(*world.view._asking.values())
+    assert world.view._funds._reads, "and is asked for meanwhile"
+    await asyncio.gather(*world.view._funds._reads.values(), return_exceptions=True)
     world.escrow.trouble, world.tick = None, 1_014.9
     assert (await world.view.refresh(PAYER.address)).free == 7, "the chain is left alone"
     world.tick = 1_015.0
@@ -249,8 +249,8 @@ async def test_a_rate_is_asked_for_again_after_its_time_and_not_before() -> None
 
 async def test_strangers_never_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of so many payers the last that were asked after are remembered."""
-    monkeypatch.setattr(escrow_view, "_REMEMBERED", 2)
+    monkeypatch.setattr(escrow_view, "_CACHED_ACCOUNTS", 2)
     world = World()
     for number in range(1, 4):
         await world.view.funds(Address(f"0x{number:040x}"))
-        assert len(world.view._seen) == min(number, 2)
+        assert len(world.view._funds) == min(number, 2)

@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from node.engines.demo import MODEL, build_app
-from node.engines.discover import discover, look
-from node.engines.kinds import OLLAMA_CONTEXT, USUAL, Kind
+from node.engines.discover import discover, inspect_engine
+from node.engines.kinds import DEFAULT_URLS, OLLAMA_CONTEXT, EngineKind
 from node.engines.openai_http import EngineSettings
 from tallystick.protocol.errors import Unavailable
 from tallystick.runtime.serving import serving
@@ -52,31 +52,31 @@ SGLANG = {"model_path": "org/model"}
 @pytest.mark.parametrize(
     ("owner", "said", "kind", "version"),
     [
-        ("vllm", VLLM, Kind.VLLM, "0.11.2"),
-        ("sglang", {}, Kind.SGLANG, "unknown"),
-        ("org", {"/get_model_info": SGLANG}, Kind.SGLANG, "unknown"),
-        ("llamacpp", {}, Kind.LLAMA_CPP, "unknown"),
-        ("me", LLAMA, Kind.LLAMA_CPP, "b7000"),
-        ("library", OLLAMA, Kind.OLLAMA, "0.12.0"),
-        ("organization_owner", {"/api/v0/models": {"data": [STUDIO]}}, Kind.LM_STUDIO, "unknown"),
-        ("org/model", {"/info": INFO | {"max_total_tokens": 8_192}}, Kind.TGI, "3.3.6"),
-        ("tensorrt_llm", {"/version": {"version": "1.1.0"}}, Kind.TENSORRT_LLM, "1.1.0"),
-        ("Triton Inference Server", {}, Kind.TRITON, "unknown"),
-        ("vllm", VLLM | {"/v1/metadata": {"modelInfo": [], "version": "2.0.1"}}, Kind.NIM, "2.0.1"),
-        ("openai", {"/health/readiness": {"status": "healthy", "db": "Not connected"}}, Kind.LITELLM, "unknown"),
-        ("openai", {"/health/readiness": {"db": "connected", "litellm_version": "1.106.2"}}, Kind.LITELLM, "1.106.2"),
-        ("", OLLAMA | {"/system": {"backends": []}, "/version": {"version": "v3.8.0"}}, Kind.LOCALAI, "v3.8.0"),
-        ("user", {"/v1/internal/model/info": {"model_name": "m", "loader": "ExLlamav3"}}, Kind.WEBUI, "unknown"),
-        ("vllm", VLLM | {"/schema.json": {"name": "llm", "routes": []}}, Kind.BENTOML, "0.11.2"),
-        ("vllm", VLLM | {"/-/routes": {"/": "llm"}}, Kind.RAY_SERVE, "0.11.2"),
-        ("me", {}, Kind.OTHER, "unknown"),
-        ("me", {"/props": [], "/info": "text", "/api/version": {}}, Kind.OTHER, "unknown"),
+        ("vllm", VLLM, EngineKind.VLLM, "0.11.2"),
+        ("sglang", {}, EngineKind.SGLANG, "unknown"),
+        ("org", {"/get_model_info": SGLANG}, EngineKind.SGLANG, "unknown"),
+        ("llamacpp", {}, EngineKind.LLAMA_CPP, "unknown"),
+        ("me", LLAMA, EngineKind.LLAMA_CPP, "b7000"),
+        ("library", OLLAMA, EngineKind.OLLAMA, "0.12.0"),
+        ("organization_owner", {"/api/v0/models": {"data": [STUDIO]}}, EngineKind.LM_STUDIO, "unknown"),
+        ("org/model", {"/info": INFO | {"max_total_tokens": 8_192}}, EngineKind.TGI, "3.3.6"),
+        ("tensorrt_llm", {"/version": {"version": "1.1.0"}}, EngineKind.TENSORRT_LLM, "1.1.0"),
+        ("Triton Inference Server", {}, EngineKind.TRITON, "unknown"),
+        ("vllm", VLLM | {"/v1/metadata": {"modelInfo": [], "version": "2.0.1"}}, EngineKind.NIM, "2.0.1"),
+        ("openai", {"/health/readiness": {"status": "healthy", "db": "Not connected"}}, EngineKind.LITELLM, "unknown"),
+        ("openai", {"/health/readiness": {"db": "connected", "litellm_version": "1.106.2"}}, EngineKind.LITELLM, "1.106.2"),
+        ("", OLLAMA | {"/system": {"backends": []}, "/version": {"version": "v3.8.0"}}, EngineKind.LOCALAI, "v3.8.0"),
+        ("user", {"/v1/internal/model/info": {"model_name": "m", "loader": "ExLlamav3"}}, EngineKind.WEBUI, "unknown"),
+        ("vllm", VLLM | {"/schema.json": {"name": "llm", "routes": []}}, EngineKind.BENTOML, "0.11.2"),
+        ("vllm", VLLM | {"/-/routes": {"/": "llm"}}, EngineKind.RAY_SERVE, "0.11.2"),
+        ("me", {}, EngineKind.OTHER, "unknown"),
+        ("me", {"/props": [], "/info": "text", "/api/version": {}}, EngineKind.OTHER, "unknown"),
     ],
 )
-async def test_engines_are_told_apart(owner: str, said: dict[str, Any], kind: Kind, version: str) -> None:
+async def test_engines_are_told_apart(owner: str, said: dict[str, Any], kind: EngineKind, version: str) -> None:
     """Each kind of engine is known by what it says of itself, or by an endpoint that only it has."""
     async with engine(owner, said=said) as url:
-        found = await look(url)
+        found = await inspect_engine(url)
     assert (found.url, found.kind, found.version) == (url, kind, version)
     assert [(model.name, model.owner) for model in found.models] == [("model", owner)]
     assert (found.spec("model").engine, found.spec("model").engine_version) == (kind.value, version)
@@ -98,13 +98,13 @@ async def test_engines_are_told_apart(owner: str, said: dict[str, Any], kind: Ki
 async def test_what_engines_say_of_themselves(said: dict[str, Any], slots: int | None, context: int, precision: str) -> None:
     """How many requests at once, how long a context really is, what precision: read where the engine tells it, never guessed."""
     async with engine(said=said) as url:
-        found = await look(url)
+        found = await inspect_engine(url)
     assert (found.slots, found.models[0].context_tokens, found.spec("model").precision) == (slots, context, precision)
 
 
 def test_the_usual_ports() -> None:
     """Every engine that can be told apart has its port among those that are asked."""
-    assert {url.rpartition(":")[2] for url in USUAL} == {
+    assert {url.rpartition(":")[2] for url in DEFAULT_URLS} == {
         "11434", "8000", "30000", "8080", "1234", "3000", "4000", "5000", "9000",
     }  # fmt: skip
 
@@ -119,7 +119,7 @@ async def test_only_what_answers_is_found() -> None:
     ):
         urls = (NOWHERE, silent.url, f"http://127.0.0.1:{port}", website.url, empty.url)
         found = await discover({}, urls)
-    assert [(finding.kind, finding.models[0].name) for finding in found] == [(Kind.DEMO, MODEL)]
+    assert [(finding.kind, finding.models[0].name) for finding in found] == [(EngineKind.DEMO, MODEL)]
 
 
 async def test_what_was_named_is_what_is_used() -> None:

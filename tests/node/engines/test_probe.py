@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from node.engines.demo import MODEL, build_app
-from node.engines.probe import Abilities, probe
+from node.engines.probe import Capabilities, probe
 from tallystick.protocol.routes import RESPONSES
 from tallystick.runtime.serving import serving
 
@@ -57,23 +57,26 @@ async def engine(**can: Any) -> AsyncIterator[str]:
 @pytest.mark.parametrize(
     ("can", "found"),
     [
-        ({}, Abilities(True, False, "no", ())),
-        ({"stream": True}, Abilities(True, False, "yes", ())),
-        ({"stream": True, "stream_options": True}, Abilities(True, False, "usage", ())),
-        ({"stream": True, "stream_options": False}, Abilities(True, False, "yes", ())),
-        ({"tools": True, "response_format": True}, Abilities(True, False, "no", ("tools", "json_schema"))),
-        ({"logprobs": True, "top_logprobs": True}, Abilities(True, False, "no", ("logprobs",))),
-        ({"logprobs": False, "top_logprobs": True}, Abilities(True, False, "no", ())),
-        ({"/v1/completions": WHOLE}, Abilities(True, True, "no", ())),
-        ({"chat": False, "/v1/embeddings": {"data": [{"embedding": [0.5]}]}}, Abilities(False, False, "no", ("embeddings",))),
-        ({"/v1/embeddings": {"data": []}, "/v1/rerank": [], RESPONSES: "text"}, Abilities(True, False, "no", ())),
-        ({RESPONSES: {"output": [{}]}, "/v1/rerank": {"results": [{}]}}, Abilities(True, False, "no", (RESPONSES, "/v1/rerank"))),
-        ({"/v1/audio/speech": Response(b"x", media_type="audio/mpeg")}, Abilities(True, False, "no", ("/v1/audio/speech",))),
-        ({"/v1/audio/speech": {"error": "none"}}, Abilities(True, False, "no", ())),
-        ({"chat": False, "/v1/rerank": Response(b"{", media_type="application/json")}, Abilities(False, False, "no", ())),
+        ({}, Capabilities(True, False, "no", ())),
+        ({"stream": True}, Capabilities(True, False, "yes", ())),
+        ({"stream": True, "stream_options": True}, Capabilities(True, False, "usage", ())),
+        ({"stream": True, "stream_options": False}, Capabilities(True, False, "yes", ())),
+        ({"tools": True, "response_format": True}, Capabilities(True, False, "no", ("tools", "json_schema"))),
+        ({"logprobs": True, "top_logprobs": True}, Capabilities(True, False, "no", ("logprobs",))),
+        ({"logprobs": False, "top_logprobs": True}, Capabilities(True, False, "no", ())),
+        ({"/v1/completions": WHOLE}, Capabilities(True, True, "no", ())),
+        ({"chat": False, "/v1/embeddings": {"data": [{"embedding": [0.5]}]}}, Capabilities(False, False, "no", ("embeddings",))),
+        ({"/v1/embeddings": {"data": []}, "/v1/rerank": [], RESPONSES: "text"}, Capabilities(True, False, "no", ())),
+        (
+            {RESPONSES: {"output": [{}]}, "/v1/rerank": {"results": [{}]}},
+            Capabilities(True, False, "no", (RESPONSES, "/v1/rerank")),
+        ),
+        ({"/v1/audio/speech": Response(b"x", media_type="audio/mpeg")}, Capabilities(True, False, "no", ("/v1/audio/speech",))),
+        ({"/v1/audio/speech": {"error": "none"}}, Capabilities(True, False, "no", ())),
+        ({"chat": False, "/v1/rerank": Response(b"{", media_type="application/json")}, Capabilities(False, False, "no", ())),
     ],
 )
-async def test_abilities(can: dict[str, Any], found: Abilities) -> None:
+async def test_abilities(can: dict[str, Any], found: Capabilities) -> None:
     """Only what was asked for and came counts: an option that is refused, ignored or answered with nothing is not there."""
     async with engine(**can) as url:
         assert await probe(url, "model") == found
@@ -84,4 +87,4 @@ async def test_the_stand_in_and_nobody() -> None:
     async with serving(build_app(), "127.0.0.1", 0) as port:
         found = await probe(f"http://127.0.0.1:{port}", MODEL)
     assert (found.chat, found.streams) == (True, "usage")
-    assert await probe("http://127.0.0.1:1", "model", seconds=2) == Abilities(False, False, "no", ())
+    assert await probe("http://127.0.0.1:1", "model", seconds=2) == Capabilities(False, False, "no", ())

@@ -19,12 +19,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from node.engines.demo import MODEL, Behaviour, DemoEngine
-from node.engines.discover import Finding
+from node.engines.demo import MODEL, DemoEngine, Simulation
+from node.engines.discover import DiscoveredEngine
 from node.service import engine_pool
 from node.service.config import load_config
 from node.service.daemon import build
-from node.service.status_socket import look_in
+from node.service.status_socket import read_status
 from tallystick.chain.deployment import Deployment
 from tallystick.protocol.eip712 import Verified, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
@@ -37,7 +37,7 @@ from tallystick.runtime.serving import serving
 from tests.node.fake_coordinator import Connection, FakeCoordinator
 from tests.node.harness import DOMAIN, PROVIDER, Client, Placed, signer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OTHER = signer("another coordinator")
 ASK = {"messages": [{"role": "user", "content": "what is a tally stick"}], "stream": True, "max_tokens": 100}
 
@@ -57,15 +57,15 @@ class Site:
             "coordinator": self.coordinator.url,
             "deployment": str(self.folder / "deployment.json"),
             "state": str(self.folder / "state"),
-            "engine_check": 0.1,
-            "grace": 10.0,
+            "engine_check_interval": 0.1,
+            "shutdown_grace": 10.0,
         } | settings
         lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
         lines += [
             "[[engines]]",
             f'url = "http://127.0.0.1:{self.engine_port}/v1"',
             "[link]",
-            "first_pause_seconds = 0.05",
+            "min_backoff_seconds = 0.05",
             tables,
         ]
         path = self.folder / "node.toml"
@@ -131,7 +131,7 @@ async def test_a_node_works_and_stops_in_order(site: Site) -> None:
         assert b"stand-in" in body
         assert b'"usage":{' not in body
 
-        site.engine._usual = Behaviour(token_seconds=0.05)
+        site.engine._usual = Simulation(token_seconds=0.05)
         slow = await site.place(connection, ask)
         await connection.until(Kind.CHUNK, 3, slow.job)
         process.send_signal(signal.SIGTERM)
@@ -180,14 +180,14 @@ async def test_a_job_that_a_kill_cut_off_is_released(site: Site) -> None:
     """
     async with node(site) as (process, connection, ask):
         assert (await receipt(connection, await site.place(connection, ask))).seq == 1
-        site.engine._usual = Behaviour(token_seconds=1.0)
+        site.engine._usual = Simulation(token_seconds=1.0)
         cut, another = await site.place(connection, ask), await site.place(connection, ask)
         for placed in (cut, another):
             await connection.until(Kind.CHUNK, 2, placed.job)
         process.kill()
         await process.wait()
         assert not connection.of(Kind.RECEIPT, cut.job)
-    site.engine._usual = Behaviour()
+    site.engine._usual = Simulation()
     async with node(site) as (process, connection, ask):
         numbers = []
         for placed in (cut, another):
@@ -212,7 +212,7 @@ async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site
     """A coordinator that drops the link in mid-answer is offered nothing once that has cost too much, and so it stays after a
     restart of the node; `tally node status` says why.
     """
-    site.engine._usual = Behaviour(token_seconds=0.3)
+    site.engine._usual = Simulation(token_seconds=0.3)
     rules = '[rules]\nmax_write_off = "0.000001"\n'
     async with node(site, tables=rules) as (process, connection, ask):
         placed = await site.place(connection, ask)
@@ -226,8 +226,8 @@ async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site
         refused = Failure.loads(await again.until(Kind.FAIL, job=more.job))
         assert (refused.error.code, refused.error.fault) == (Code.NODE_BUSY, Fault.COORDINATOR)
         assert refused.receipt is not None
-        said = await look_in(site.folder / "state")
-        (told,) = said["dealings"].values()
+        said = await read_status(site.folder / "state")
+        (told,) = said["coordinator_credit"].values()
         assert (told["served"], int(told["writtenOff"]) > 1) == (False, True)
         assert not said["ok"]
         assert "served again" in said["trouble"]
@@ -300,7 +300,7 @@ async def test_a_node_without_a_deployment_says_so(site: Site) -> None:
 async def test_a_node_without_an_engine_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no engine in the config, none named and none found, the node says what to do; one that is named is taken."""
 
-    async def nothing(_environment: object) -> list[Finding]:
+    async def nothing(_environment: object) -> list[DiscoveredEngine]:
         return []
 
     monkeypatch.setattr(engine_pool, "discover", nothing)
@@ -311,13 +311,13 @@ async def test_a_node_without_an_engine_says_so(site: Site, monkeypatch: pytest.
             await build(config, PROVIDER, stack)
     monkeypatch.setenv("OPENAI_BASE_URL", "https://api.example/v1")
     async with AsyncExitStack() as stack:
-        assert list((await build(config, PROVIDER, stack)).fleet.pools) == ["api.example"]
+        assert list((await build(config, PROVIDER, stack)).engine_pool.engines) == ["api.example"]
 
 
 async def test_a_config_that_is_read_again(site: Site) -> None:
     """On SIGHUP prices and limits change without a break: a job under way ends; a config that is wrong changes nothing."""
     async with node(site) as (process, connection, ask):
-        site.engine._usual = Behaviour(token_seconds=0.02)
+        site.engine._usual = Simulation(token_seconds=0.02)
         running = await site.place(connection, ask)
         await connection.until(Kind.CHUNK, 2, running.job)
         path = site.config()
@@ -398,7 +398,7 @@ async def status_of(site: Site, *, without: str = "no trouble") -> dict[str, Any
     """What the running node says of itself, as soon as its trouble does not name this."""
     for _ in range(200):
         with contextlib.suppress(Unavailable):
-            said = await look_in(site.folder / "state")
+            said = await read_status(site.folder / "state")
             if without not in said["trouble"]:
                 return said
         await asyncio.sleep(0.05)
@@ -456,10 +456,10 @@ async def test_an_operator_may_go_on_without_a_coordinator(site: Site) -> None:
     """One that will not come back is named, and not waited for; what is named must be one of the node's coordinators."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         away = f"http://127.0.0.1:{gone.getsockname()[1]}"
-    async with node(site, coordinators=[away], without_recall=[away]) as (_, connection, ask):
+    async with node(site, coordinators=[away], skip_recovery=[away]) as (_, connection, ask):
         assert (await receipt(connection, await site.place(connection, ask))).seq == 1
-    with pytest.raises(BadMessage, match="without_recall"):
-        load_config(site.config(without_recall=["http://127.0.0.1:9"]), environment={})
+    with pytest.raises(BadMessage, match="skip_recovery"):
+        load_config(site.config(skip_recovery=["http://127.0.0.1:9"]), environment={})
 
 
 def json_of(payload: bytes) -> dict[str, Any]:

@@ -1,0 +1,32 @@
+"""Which coordinators have told this node what it last signed there; and what it paid in gas.
+
+Revision ID: 0002
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    """Adds the tables; a fee is in the chain's smallest coin, 29 digits as text."""
+    op.create_table(
+        "completed_recoveries",
+        sa.Column("coordinator", sa.String(42), primary_key=True),
+        sa.Column("at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "gas",
+        sa.Column("tx", sa.String(66), primary_key=True),
+        sa.Column("at", sa.BigInteger, nullable=False),
+        sa.Column("gas_used", sa.BigInteger, nullable=False),
+        sa.Column("fee", sa.String(29), nullable=False),
+    )
+
+
+def downgrade() -> None:
+    """Drops them."""
+    op.drop_table("gas")
+    op.drop_table("completed_recoveries")

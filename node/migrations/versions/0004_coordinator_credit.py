@@ -1,0 +1,26 @@
+"""What each coordinator's jobs earned and what they left unpaid, by the hour.
+
+Revision ID: 0004
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    """Adds the table. A coordinator is the address where it was dialled; money is 29 digits as text."""
+    op.create_table(
+        "coordinator_hours",
+        sa.Column("endpoint", sa.String(300), primary_key=True),
+        sa.Column("hour", sa.BigInteger, primary_key=True),
+        sa.Column("earned", sa.String(29), nullable=False),
+        sa.Column("written_off", sa.String(29), nullable=False),
+    )
+
+
+def downgrade() -> None:
+    """Drops it."""
+    op.drop_table("coordinator_hours")

@@ -1,0 +1,140 @@
+"""The cache of chain reads: ages, shared reads, failures, capacity."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tallystick.chain.read_cache import ReadCache
+from tallystick.protocol.errors import Code, Unavailable
+
+
+class _Chain:
+    """A value that can be read, slowly or not at all, and a clock."""
+
+    def __init__(self, capacity: int = 10) -> None:
+        self.seconds, self.value, self.reads, self.down = 0.0, 1, 0, False
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.cache: ReadCache[str, int] = ReadCache("value of", self.read, capacity=capacity, clock=lambda: self.seconds)
+
+    async def read(self, _key: str) -> int:
+        self.reads += 1
+        await self.answers.wait()
+        if self.down:
+            raise Unavailable(Code.CHAIN_UNAVAILABLE, "down")
+        return self.value
+
+
+async def _settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_young_value_is_not_read_again() -> None:
+    """Up to max_age, to the very second, the cached value is returned; after that a new one."""
+    chain = _Chain()
+    assert await chain.cache.get("a", max_age=5) == 1
+    chain.seconds, chain.value = 5.0, 2
+    assert await chain.cache.get("a", max_age=5) == 1
+    chain.seconds = 5.1
+    assert await chain.cache.get("a", max_age=5) == 2
+    assert chain.reads == 2
+
+
+async def test_a_stale_value_is_returned_while_a_new_one_is_read() -> None:
+    """Between max_age and max_stale nobody waits, and the next caller gets the new value."""
+    chain = _Chain()
+    await chain.cache.get("a", max_age=5, max_stale=50)
+    chain.seconds, chain.value = 50.0, 2
+    assert await chain.cache.get("a", max_age=5, max_stale=50) == 1
+    await _settle()
+    assert await chain.cache.get("a", max_age=5, max_stale=50) == 2
+    chain.seconds, chain.value = 100.1, 3
+    assert await chain.cache.get("a", max_age=5, max_stale=50) == 3
+
+
+async def test_concurrent_callers_share_a_read() -> None:
+    """Many callers of one key start one read, and a caller that is cancelled does not cancel it for the others."""
+    chain = _Chain()
+    chain.answers.clear()
+    callers = [asyncio.create_task(chain.cache.get("a", max_age=5)) for _ in range(3)]
+    await _settle()
+    callers[0].cancel()
+    chain.answers.set()
+    assert await asyncio.gather(*callers[1:]) == [1, 1]
+    assert chain.reads == 1
+
+
+async def test_a_refresh_ignores_the_cache() -> None:
+    """A refresh reads however young the value is."""
+    chain = _Chain()
+    await chain.cache.get("a", max_age=5)
+    chain.value = 2
+    assert await chain.cache.refresh("a") == 2
+
+
+async def test_the_age_counts_from_the_start_of_the_read() -> None:
+    """A value that took long to read is as old as its request."""
+    chain = _Chain()
+    chain.answers.clear()
+    caller = asyncio.create_task(chain.cache.get("a", max_age=5))
+    await _settle()
+    chain.seconds = 6.0
+    chain.answers.set()
+    await caller
+    await chain.cache.get("a", max_age=5)
+    assert chain.reads == 2
+
+
+async def test_a_failed_read_raises_and_keeps_the_last_value() -> None:
+    """Callers that wait get the error; the last value stays available, and `renew` puts the next read off."""
+    chain = _Chain()
+    await chain.cache.get("a", max_age=5)
+    chain.down, chain.seconds = True, 6.0
+    with pytest.raises(Unavailable):
+        await chain.cache.get("a", max_age=5)
+    last = chain.cache.last("a")
+    assert last is not None
+    assert (last.value, last.read_at) == (1, 0.0)
+    chain.cache.renew("a")
+    assert await chain.cache.get("a", max_age=5) == 1
+    assert chain.reads == 2
+    chain.cache.renew("b")
+    assert chain.cache.last("b") is None
+
+
+async def test_a_failed_background_read_is_silent() -> None:
+    """No task ends with an exception that nobody retrieved, and the stale value is still returned."""
+    chain = _Chain()
+    unhandled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    await chain.cache.get("a", max_age=5, max_stale=50)
+    chain.down, chain.seconds = True, 6.0
+    assert await chain.cache.get("a", max_age=5, max_stale=50) == 1
+    await _settle()
+    assert await chain.cache.get("a", max_age=5, max_stale=50) == 1
+    await _settle()
+    assert (chain.reads, unhandled) == (3, [])
+
+
+async def test_the_oldest_values_are_dropped() -> None:
+    """At most `capacity` values are kept; the one that was read longest ago goes first."""
+    chain = _Chain(capacity=2)
+    for key in ("a", "b", "a", "c"):
+        await chain.cache.refresh(key)
+    assert len(chain.cache) == 2
+    assert chain.cache.last("b") is None
+
+
+async def test_close_cancels_reads() -> None:
+    """After a close nothing is left running."""
+    chain = _Chain()
+    chain.answers.clear()
+    caller = asyncio.create_task(chain.cache.get("a", max_age=5))
+    await _settle()
+    await chain.cache.close()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("value of")] == []

@@ -1,0 +1,46 @@
+"""Tabs: the ceilings that they lead to, and the providers that they exclude."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS, Tab, awaiting_receipts_reason
+from tallystick.protocol.types import Amount
+from tests.client.parties import place
+
+AMOUNTS = st.integers(0, 10**12).map(Amount)
+
+
+@given(AMOUNTS, st.tuples(AMOUNTS, AMOUNTS), st.tuples(AMOUNTS, AMOUNTS), AMOUNTS, st.integers(0, 4_000))
+@settings(deadline=None)
+def test_ceiling(
+    accepted: Amount, opened: tuple[Amount, Amount], known: tuple[Amount, Amount], missing: Amount, output: int
+) -> None:
+    """A ceiling is accepted plus open plus cap, where a total that no open order explains counts as accepted, as far as expired
+    orders and what was recovered explain it; never more.
+    """
+    open_caps, early = opened[0], Amount(min(opened))
+    expired, recovered = known
+    tab = Tab(
+        accepted=accepted,
+        total=accepted + missing,
+        open_caps=open_caps,
+        early_caps=early,
+        expired_caps=expired,
+        recovered=recovered,
+    )
+    placed = place(tab, output=output)
+    cap = placed.terms.max_cost
+    lost = min(max(0, missing - early), expired + recovered)
+    assert placed.order.message.ceiling == accepted + lost + open_caps + cap
+    assert tab.explained_total == accepted + min(missing, expired + recovered + open_caps)
+    assert placed.order.message.ceiling <= tab.explained_total + open_caps + cap
+
+
+def test_who_is_barred() -> None:
+    """A frozen provider, for the reason of the freeze, and one that owes the stated number of receipts; nobody else."""
+    assert Tab(blocked_reason="it lied").exclusion_reason == "it lied"
+    assert Tab(awaiting_receipts=MAX_AWAITING_RECEIPTS - 1).exclusion_reason == ""
+    assert Tab(awaiting_receipts=MAX_AWAITING_RECEIPTS).exclusion_reason == awaiting_receipts_reason(MAX_AWAITING_RECEIPTS)
+    assert awaiting_receipts_reason(MAX_AWAITING_RECEIPTS).startswith(f"{MAX_AWAITING_RECEIPTS} orders of ended jobs")

@@ -1,0 +1,406 @@
+"""A wallet whose state file does not know all that its key signed: recovered from what was signed, and never beyond that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tallystick.client.config import ClientConfig
+from tallystick.client.ledger.repair import PaidOrder, RecoveryResult
+from tallystick.client.ledger.schema import JobState, OrderState
+from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED
+from tallystick.client.recovery import lost_state
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer, Verified
+from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Receipt
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.types import Amount, Hash
+from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session, eventually, honest, run
+from tests.client.parties import DOMAIN, Provider, bill, place, signer
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tabs are asked about as often as wanted."""
+    monkeypatch.setattr(lost_state, "AGAIN_SECONDS", 0.0)
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeMarket]:
+    """A market with one provider, who refuses what a tab does not bear and bills most of what was ordered."""
+    async with FakeMarket(Provider.make("alice")).serve() as market:
+        market.script = strict
+        yield market
+
+
+async def strict(session: Session) -> None:
+    """A node that knows its tab."""
+    try:
+        await session.match()
+    except Refusal as refusal:
+        await session.fail(refusal)
+        return
+    await session.answer()
+    await session.chunk(b"{}", last=True)
+    await session.finish(Usage(min(30, len(session.body)), 0, 60))
+
+
+@asynccontextmanager
+async def opened(fake: FakeMarket, wallet: Signer, config: ClientConfig, name: str) -> AsyncIterator[Market]:
+    """A client with a state file of this name."""
+    path = config.ledger_path(wallet.address).with_name(name)
+    async with Market(fake.url, wallet, replace(config, ledger_file=path)) as market:
+        yield market
+
+
+def lose(config: ClientConfig, wallet: Signer, name: str) -> None:
+    """Deletes a state file, with what SQLite keeps beside it."""
+    path = config.ledger_path(wallet.address).with_name(name)
+    for each in path.parent.glob(f"{name}*"):
+        each.unlink()
+
+
+async def test_lost_state_file(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """After its state file is gone a client goes on with its first job: the tab is known before an order is signed."""
+    for turn in range(3):
+        async with opened(fake, wallet, config, "a.db") as market:
+            await run(market)
+            await run(market)
+            tab = await market.tab(fake.providers[0].address)
+        cumulative = fake.providers[0].tab.cumulative
+        assert (tab.total, tab.blocked_reason) == (cumulative, "")
+        assert fake.orders()[-1].ceiling - cumulative < fake.submissions[-1].candidates[0].terms.max_cost
+        lose(config, wallet, "a.db")
+        assert len({order.seq for order in fake.orders()}) == 2 * (turn + 1)
+
+
+async def test_nobody_tells(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Where nobody tells what was signed, the refusal says what may be wrong and what to do; as soon as somebody does, the
+    next job works.
+    """
+    async with opened(fake, wallet, config, "a.db") as market:
+        await run(market)
+    fake.forgets = True
+    async with opened(fake, wallet, config, "b.db") as market:
+
+        async def keyed() -> bytes:
+            async with await market.submit(CHAT, BODY, key="one") as job:
+                return (await job.result()).body
+
+        with pytest.raises(Unavailable, match=r"b\.db\) show less.*one state file") as caught:
+            await keyed()
+        assert caught.value.code is Code.UNAUTHORISED_TAB
+        fake.forgets = False
+        with pytest.raises(Unavailable, match=r"lacked 0\.0000.*Ask again"):
+            await keyed()
+        assert await keyed() == b"{}", "the key stood for no job that ran"
+        assert await market.evidence() == []
+
+
+async def test_two_state_files(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Two machines with one key and a file each: what one lacks it is told, and why; nobody is frozen, and both go on."""
+    told: list[str] = []
+
+    async def persist(market: Market) -> None:
+        try:
+            await run(market)
+        except TallyError as error:
+            told.append(str(error))
+            await run(market)
+
+    async with opened(fake, wallet, config, "a.db") as one, opened(fake, wallet, config, "b.db") as other:
+        for _ in range(4):
+            await persist(one)
+            await persist(other)
+        provider = fake.providers[0].address
+        await one._resolver.recovery.look([provider], chain=False)
+        for market in (one, other):
+            tab = await market.tab(provider)
+            assert (tab.total, tab.blocked_reason) == (fake.providers[0].tab.cumulative, "")
+            assert await market.evidence() == []
+    assert fake.providers[0].tab.seq == 8
+    assert len(told) in range(5, 8), "the second file learnt of the tab before its first order"
+    assert all("one state file" in text for text in told)
+    assert any("another process signs with this key" in text for text in told)
+    assert len({order.seq for order in fake.orders()}) == len(fake.orders())
+
+
+async def test_old_ceilings_do_no_harm(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A job that a provider takes on the strength of an order that the file lacks has a total above all that is known: it is
+    booked, the total is not believed, and the provider is not held for a liar.
+    """
+    async with opened(fake, wallet, config, "a.db") as market:
+        for _ in range(4):
+            await run(market)
+        await run(market, BODY | {"max_tokens": 8_000})
+    fake.script, fake.forgets = honest, True
+    async with opened(fake, wallet, config, "b.db") as market:
+        await run(market, BODY | {"max_tokens": 5})
+        provider = fake.providers[0]
+        tab = await market.tab(provider.address)
+        assert tab.ceiling < provider.tab.cumulative
+        assert (tab.accepted, tab.total, tab.blocked_reason) == (3, 0, "")
+        fake.forgets = False
+        await market._resolver.recovery.look([provider.address], chain=False)
+        assert (await market.tab(provider.address)).total == provider.tab.cumulative
+
+
+async def test_made_up_receipts(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A provider that makes up a receipt for a payer without books gets no more than the orders that it shows allow; what is not
+    signed by this payer, or not for that order, counts nothing.
+    """
+    alice, signed = fake.providers[0], place()
+    huge: dict[str, Any] = {"seq": 99, "cumulative_cost": Amount(10**12)}
+
+    def shown(receipt: Verified[Receipt], order: object = signed.order) -> LateReceipt:
+        return LateReceipt(receipt, order, signed.terms)  # type: ignore[arg-type]
+
+    lie = alice.signer.sign(bill(signed, **huge), DOMAIN)
+    thief = signer("thief")
+    stranger = thief.sign(replace(signed.order.message, payer=thief.address, ceiling=Amount(10**12)), DOMAIN)
+    unbacked = bill(replace(signed, order=stranger), payer=thief.address, **huge)
+    forged = replace(signed.order, message=replace(signed.order.message, ceiling=Amount(10**12)))
+    fake.shows = [shown(alice.signer.sign(unbacked, DOMAIN), stranger), shown(lie, forged)]
+    fake.shows += [shown(signer("bob").sign(bill(signed, provider=signer("bob").address, **huge), DOMAIN))]
+    async with opened(fake, wallet, config, "a.db") as market:
+        await market._resolver.recovery.look([alice.address], chain=False)
+        assert (await market.tab(alice.address)).ceiling == 0
+        fake.shows.append(shown(lie))
+        await market._resolver.recovery.look([alice.address], chain=False)
+        tab = await market.tab(alice.address)
+        assert tab.total == tab.ceiling == signed.order.message.ceiling
+        for _ in range(3):
+            await market._resolver.recovery.look([alice.address], chain=False)
+        assert await market.tab(alice.address) == tab
+
+
+async def test_a_stand_in_hides_nothing(wallet: Signer, config: ClientConfig) -> None:
+    """Where another provider does the job that one refused for its tab, that tab is looked into all the same."""
+
+    async def turned_down(session: Session) -> None:
+        """Alice does not take it, bob does."""
+        await session.match(0)
+        session.provider.tab = session.provider.tab.drop(session.candidate.terms.max_cost)
+        await session.match(1)
+        await session.answer()
+        await session.chunk(b"{}", last=True)
+        await session.finish()
+
+    async with FakeMarket().serve() as fake:
+        async with opened(fake, wallet, config, "a.db") as market:
+            await run(market)
+        fake.script, fake.forgets = turned_down, True
+        async with opened(fake, wallet, config, "b.db") as market:
+            alice = fake.providers[0]
+            await run(market, BODY | {"max_tokens": 90})
+            assert (await market.tab(alice.address)).total == 0
+            fake.forgets = False
+            market._resolver.recovery.asked.clear()
+            await run(market, BODY | {"max_tokens": 90})
+
+            async def learnt() -> bool:
+                return (await market.tab(alice.address)).total == alice.tab.cumulative
+
+            await eventually(learnt)
+
+
+async def test_silence_costs_no_job(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that does not answer the question does not hold up the first job for ever."""
+    monkeypatch.setattr(lost_state, "ASK_SECONDS", 0.05)
+
+    async def never(*_: object) -> list[LateReceipt]:
+        raise Refusal(Code.RATE_LIMITED, "not now", fault=Fault.COORDINATOR)
+
+    async with opened(fake, wallet, config, "a.db") as market:
+        monkeypatch.setattr(market._resolver.recovery.coordinator, "receipts", never)
+        assert await run(market) == b"{}"
+
+
+@dataclass
+class Chain:
+    """A chain that says what it was told to."""
+
+    settled_: int
+    orders: list[PaidOrder] | None
+    asked: list[int] = field(default_factory=list)
+
+    async def settled(self, _provider: str) -> Amount:
+        return Amount(self.settled_)
+
+    async def paid(self, _provider: str, enough: Amount) -> list[PaidOrder] | None:
+        self.asked.append(enough)
+        return self.orders
+
+    async def close(self) -> None:
+        return None
+
+
+async def test_a_payment_beyond_receipts_blocks_by_itself(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """The providers used last are watched: what the chain paid one beyond its receipts stops it, without anybody asking."""
+    async with opened(fake, wallet, config, "a.db") as market:
+        await run(market)
+        provider, recovery = fake.providers[0].address, market._resolver.recovery
+        cost = (await market.tab(provider)).accepted
+        for settled, blocked in ((cost, False), (cost + 1, True)):
+            chain = Chain(settled, [])
+            watching = replace(recovery, onchain=chain, asked={})  # type: ignore[arg-type]
+            await watching.watch(0.0)
+            assert bool((await market.tab(provider)).blocked_reason) is blocked
+            assert chain.asked == ([settled] if blocked else [])
+        with pytest.raises(TallyError) as caught:
+            await run(market)
+        assert caught.value.code is Code.NO_PROVIDER
+
+
+async def test_a_slow_chain_hides_no_payment(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the search for a payment's orders takes longer than a job would wait, the provider is blocked all the same."""
+    monkeypatch.setattr(lost_state, "ASK_SECONDS", 0.05)
+
+    class Slow(Chain):
+        async def paid(self, provider: str, enough: Amount) -> list[PaidOrder] | None:
+            await asyncio.sleep(0.2)
+            return await super().paid(provider, enough)
+
+    async with opened(fake, wallet, config, "a.db") as market:
+        await run(market)
+        provider, recovery = fake.providers[0].address, market._resolver.recovery
+        slow = Slow((await market.tab(provider)).accepted + 1, [])
+        await replace(recovery, onchain=slow, asked={}).watch(0.0)  # type: ignore[arg-type]
+        assert (await market.tab(provider)).blocked_reason
+
+
+@pytest.mark.parametrize("orders", [[], None])
+async def test_a_lying_chain_gets_no_order(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, orders: list[PaidOrder] | None
+) -> None:
+    """A refusal for the tab, and a chain that says it paid the whole purse: no ceiling leaves what this wallet signed before."""
+    fake.script = _unauthorised
+    async with opened(fake, wallet, config, "a.db") as market:
+        market._resolver.recovery = replace(market._resolver.recovery, onchain=Chain(50_000_000, orders))  # type: ignore[arg-type]
+        for _ in range(3):
+            with pytest.raises(TallyError):
+                await run(market)
+    caps = [one.candidates[0].terms.max_cost for one in fake.submissions]
+    assert max(order.ceiling for order in fake.orders()) <= sum(caps)
+    assert len(caps) == (3 if orders is None else 1), "where nothing proves it, a person is asked"
+
+
+async def _unauthorised(session: Session) -> None:
+    await session.match()
+    await session.fail(Refusal(Code.UNAUTHORISED_TAB, "below the tab's total", fault=Fault.CLIENT))
+
+
+async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Where the job's own answer lacked it, the coordinator's list of this payer's receipts releases the cap; a receipt in it
+    that charges for what did not arrive is not booked.
+    """
+
+    async def fails(session: Session) -> None:
+        await session.match()
+        await session.fail(Unavailable(Code.NODE_BUSY, "busy", fault=Fault.PROVIDER))
+
+    fake.script = fails
+    async with opened(fake, wallet, config, "a.db") as market:
+        alice = fake.providers[0]
+        for charges in (False, True):
+            with pytest.raises(Unavailable):
+                await run(market)
+            session = fake.last
+            session.take(0)
+            receipt = session.bill(Usage(10, 0, 100), result_commitment=Hash(b"\7" * 32)) if charges else session.release()
+            session.receipt = None
+            fake.shows = [LateReceipt(receipt, session.candidate.order, session.candidate.terms)]
+            with capture_logs() as logs:
+                await market._resolver.recovery.look([alice.address], chain=False)
+            assert ("a late receipt was refused" in [one["event"] for one in logs]) is charges
+            tab = await market.tab(alice.address)
+            cap = session.candidate.terms.max_cost
+            assert (tab.accepted, tab.open_caps) == (0, cap if charges else 0)
+            assert tab.undelivered_quarters == (QUARTERS_UNDELIVERED if charges else 0)
+
+
+async def test_a_late_receipt_at_no_cost_leaves_the_answer_alone(wallet: Signer, config: ClientConfig) -> None:
+    """It releases the order of the provider that did not answer; the job that another one completed stays completed."""
+    async with FakeMarket().serve() as fake, opened(fake, wallet, config, "a.db") as market:
+
+        async def stood_in(session: Session) -> None:
+            await session.match(0)
+            fake.shows = [LateReceipt(session.release(), session.candidate.order, session.candidate.terms)]
+            await session.match(1)
+            await session.answer()
+            await session.chunk(b"{}", last=True)
+            await session.finish()
+
+        fake.script = stood_in
+        await run(market)
+        alice = fake.providers[0].address
+        assert (await market.tab(alice)).open_caps > 0
+        await market._resolver.recovery.look([alice], chain=False)
+        assert (await market.tab(alice)).open_caps == 0
+        known = await market.find(fake.last.job)
+        assert known is not None
+        assert (known.state, known.reason) == (JobState.COMPLETED, "")
+        assert [order.state for order in known.orders] == [OrderState.RELEASED, OrderState.RECORDED]
+
+
+async def test_a_tab_is_asked_about_once_in_a_while(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Not again within the given time, its last moment included; before an order only where the books know no such tab."""
+    alice = fake.providers[0].address
+    async with opened(fake, wallet, config, "a.db") as market:
+        recovery = market._resolver.recovery
+        assert await recovery.look([], chain=False) == []
+        assert await recovery.look([alice], chain=False, again=60.0) == [RecoveryResult()]
+        assert await recovery.look([alice], chain=False, again=60.0) == []
+        assert await recovery.look([alice], chain=False) == [RecoveryResult()]
+        far = 1e300  # so long that the clock adds nothing to it
+        recovery.asked[alice] = -far
+        assert await recovery.look([alice], chain=False, again=far) == []
+        assert len(fake.inquiries) == 2
+    for asked in (3, 3):
+        async with opened(fake, wallet, config, "b.db") as market:
+            await run(market)
+            await run(market)
+        assert len(fake.inquiries) == asked, "once, by the first process that used this file"
+
+
+async def test_a_question_says_when_it_was_asked(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """By the client's clock; one that stands before 1970 is told as 0, which no signed message can be below."""
+    async with opened(fake, wallet, config, "a.db") as market:
+        for clock, told in ((1_700_000_000, 1_700_000_000), (-5, 0)):
+            asking = replace(market._resolver.recovery, now=lambda clock=clock: clock, asked={})  # type: ignore[misc]
+            await asking.look([fake.providers[0].address], chain=False)
+            assert fake.inquiries[-1].asked_at == told
+
+
+async def test_the_chain_is_asked_where_that_was_wanted(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Before an order only the coordinator is asked, since the chain may be slow."""
+    alice = fake.providers[0].address
+    async with opened(fake, wallet, config, "a.db") as market:
+        chain = Chain(10**6, [])
+        asking = replace(market._resolver.recovery, onchain=chain, asked={})  # type: ignore[arg-type]
+        assert await asking.look([alice], chain=False) == [RecoveryResult()]
+        assert chain.asked == []
+        (found,) = await asking.look([alice], chain=True)
+        assert (found.unexplained, chain.asked) == (10**6, [10**6])
+
+
+async def test_the_last_foreign_order_is_told(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Of several tabs the latest moment at which another process signed; where none did, that the file may be an old one."""
+    async with opened(fake, wallet, config, "a.db") as market:
+        note = market._resolver.recovery.note
+        told = note(RecoveryResult(elsewhere=1_600_000_000), RecoveryResult(elsewhere=1_700_000_000), RecoveryResult())
+        assert "last at 2023-11-14 22:13:20 UTC" in told
+        assert "is new, was lost or put back" in note(RecoveryResult(), RecoveryResult())
+        assert "is new, was lost or put back" in note()

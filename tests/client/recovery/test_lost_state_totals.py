@@ -1,0 +1,287 @@
+"""A tab's total is its provider's word: it counts as far as orders of this key explain it, and no further."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tallystick.client.config import Budget, ClientConfig
+from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
+from tallystick.client.ledger.schema import JobState, OrderState
+from tallystick.client.ledger.writes import IncomingReceipt
+from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS, Tab
+from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED, Delivery
+from tallystick.client.recovery import lost_state
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.types import ZERO_HASH, Amount, Hash, JobId, Seconds
+from tests.client.fake_coordinator import FakeMarket, Session, eventually, run
+from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, Provider, bill, place, take
+
+NONE = Usage(0, 0, 0)
+BUSY = Unavailable(Code.NODE_BUSY, "busy", fault=Fault.PROVIDER)
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
+    """An empty ledger."""
+    ledger = await Ledger.open(tmp_path / "state.db", PAYER.address)
+    yield ledger
+    await ledger.close()
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeMarket]:
+    """A market with one provider."""
+    async with FakeMarket(Provider.make("mallory")).serve() as market:
+        yield market
+
+
+async def test_no_receipt_at_no_cost_bills_the_cap(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A provider that fails jobs at no cost, and lets its receipts tell of ever higher totals, gets no higher ceiling for that:
+    all its orders together allow one cap, within the budget.
+    """
+
+    async def climbs(session: Session) -> None:
+        await session.match()
+        number = len(fake.submissions)
+        await session.void(seq=2 * number, cumulative_cost=session.order.message.ceiling)
+        await session.fail(BUSY)
+
+    fake.script = climbs
+    bounded = replace(config, budgets=(Budget(per_day=Amount(250)),))
+    async with Market(fake.url, wallet, bounded) as market:
+        for _ in range(6):
+            with pytest.raises(Unavailable, match="busy"):
+                await run(market)
+    assert max(order.ceiling for order in fake.orders()) == fake.submissions[0].candidates[0].terms.max_cost
+
+
+async def test_orders_that_were_never_matched_explain_no_total(ledger: Ledger) -> None:
+    """What a total has room for while other orders are open is not believed once these ended without a charge."""
+    others = [await take(ledger) for _ in range(3)]
+    job, (placed,) = await take(ledger)
+    cap = placed.terms.max_cost
+    climbing = ALICE.signer.sign(bill(placed, seq=9, cumulative_cost=placed.order.message.ceiling), DOMAIN)
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, climbing, None, NOW_S)) is None
+    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).explained_total == 3 + 3 * cap
+    for other, _ in others:
+        await ledger.end_job(other, JobState.FAILED, "never matched", NOW_S)
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (tab.explained_total, tab.protocol_tab.accepted) == (3, 3)
+    _, (following,) = await take(ledger)
+    assert following.order.message.ceiling == 3 + cap
+
+
+async def test_no_total_hides_a_payment(ledger: Ledger) -> None:
+    """What the chain paid beyond receipts blocks a provider also where a receipt of its own says a total that high."""
+    job, (placed,) = await take(ledger)
+    cap = placed.terms.max_cost
+    void = ALICE.signer.sign(bill(placed, NONE, Outcome.REFUSED, seq=2, cumulative_cost=cap), DOMAIN)
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
+    await ledger.end_job(job, JobState.FAILED, "refused", NOW_S)
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[])).blocked_reason == ""
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(1), NOW_S, paid=[])
+    assert (found.raised, found.unexplained) == (0, 1)
+    assert "tally receipt report" in found.blocked_reason
+    assert await ledger.unblock(ALICE.address, NOW_S)
+    _, (following,) = await take(ledger)
+    assert following.order.message.ceiling == 1 + cap, "what a person excused counts as spent"
+    assert (await ledger.spending(NOW_S, ()))[0].cost == 1
+
+
+async def test_an_order_that_only_reserves_proves_no_payment(ledger: Ledger) -> None:
+    """A signed order on which nothing can be collected lies open on chain: shown for a payment, it raises nothing."""
+    order = replace(place().order.message, ceiling=Amount(900), claim_by=Seconds(0), terms_hash=ZERO_HASH)
+    shown = PaidOrder(PAYER.sign(order, DOMAIN), "0xtx")
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(900), NOW_S, paid=[shown])
+    assert found.raised == 0
+    assert found.blocked_reason
+
+
+async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
+    """A tab that was recovered counts from its proven total on, however many receipts follow, and climbs by their costs alone."""
+    backing = place(Tab(accepted=Amount(400)))
+    most = backing.order.message.ceiling
+    told = ALICE.signer.sign(bill(backing, seq=7, cumulative_cost=most), DOMAIN)
+    assert (
+        await ledger.merge_proven(DOMAIN, ALICE.address, [OrderEvidence(backing.order, told)], Amount(0), NOW_S)
+    ).raised == most
+    for number in range(1, 4):
+        job, (placed,) = await take(ledger)
+        assert placed.order.message.ceiling == most + 3 * (number - 1) + placed.terms.max_cost
+        receipt = ALICE.signer.sign(bill(placed, seq=7 + number, cumulative_cost=Amount(most + 3 * number)), DOMAIN)
+        assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+        assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).explained_total == most + 3 * number
+
+
+async def _climbed(ledger: Ledger) -> Amount:
+    """A booked receipt of 3, and an order under way; returns that order's cap."""
+    job, (placed,) = await take(ledger)
+    receipt = ALICE.signer.sign(bill(placed, seq=1), DOMAIN)
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+    _, (running,) = await take(ledger)
+    return running.terms.max_cost
+
+
+async def _adopt(ledger: Ledger, told: int) -> int:
+    """Takes up a receipt with this total of an order that the books lack; returns by how much that raised the tab."""
+    job = JobId(bytes([told % 251]) * 16)
+    backing = place(Tab(accepted=Amount(2_000)), job=job, now_ns=10**9 * (NOW_S + told))
+    receipt = ALICE.signer.sign(bill(backing, seq=50 + told, cumulative_cost=Amount(told)), DOMAIN)
+    found = await ledger.merge_proven(DOMAIN, ALICE.address, [OrderEvidence(backing.order, receipt)], Amount(0), NOW_S, paid=[])
+    return found.raised
+
+
+async def test_what_open_orders_explain_is_not_recovered(ledger: Ledger) -> None:
+    """Orders that the books lacked raise ceiling and seq; the total rises by what is proved, and by nothing that it had already:
+    what is recovered is what goes beyond the receipts.
+    """
+    assert await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[]) == RecoveryResult()
+    assert await ledger.providers_with_tab(DOMAIN, [ALICE.address]) == set()
+    cap = await _climbed(ledger)
+    before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert await _adopt(ledger, 3) == 0
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (tab.explained_total, tab.recovered, tab.early_caps) == (3, 0, 0)
+    assert tab.ceiling > before.ceiling
+    assert tab.order_seq == 10**9 * (NOW_S + 3) > before.order_seq
+    assert await _adopt(ledger, 700) == 697
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (tab.explained_total, tab.recovered, tab.early_caps, tab.protocol_tab.accepted) == (700, 697, cap, 700 - cap)
+    assert await _adopt(ledger, 600) == 0
+    assert await ledger.tab(DOMAIN, ALICE.address, NOW_S) == tab
+
+
+async def test_the_highest_order_that_was_paid_on_proves(ledger: Ledger) -> None:
+    """Of several orders in the settling transactions the one that allows most counts, wherever it stands."""
+    paid = [PaidOrder(PAYER.sign(replace(place().order.message, ceiling=Amount(most)), DOMAIN), "0xtx") for most in (50, 90, 70)]
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(80), NOW_S, paid=paid)).raised == 80
+
+
+async def test_what_running_jobs_explain_blames_nobody(ledger: Ledger) -> None:
+    """A payment up to the cap of a job under way says nothing of its provider, one unit more blocks it."""
+    cap = await _climbed(ledger)
+    assert not (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(3 + cap), NOW_S, paid=[])).blocked_reason
+    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).undelivered_quarters == 0
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4 + cap), NOW_S, paid=[])).blocked_reason
+
+
+async def test_a_barred_provider_is_asked_for_its_receipts(
+    market: Market, fake: FakeMarket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider that gets no orders since it owes receipts gets them again soon after these came to the coordinator, without
+    waiting until each of its jobs is asked about.
+    """
+    monkeypatch.setattr(lost_state, "AGAIN_SECONDS", 0.0)
+
+    async def fails(session: Session) -> None:
+        await session.match()
+        await session.fail(BUSY)
+
+    fake.script, mallory = fails, fake.providers[0].address
+    for _ in range(MAX_AWAITING_RECEIPTS):
+        with suppress(Unavailable):
+            await run(market)
+    assert await market._ledger.excluded(DOMAIN, market._now())
+    for session in fake.sessions.values():
+        session.take(0)
+        session.tried.clear()
+        fake.shows.append(LateReceipt(session.release(), session.candidate.order, session.candidate.terms))
+    market._resolver.recovery.asked.pop(mallory, None)
+    market._shortlists.forget()
+    with pytest.raises(TallyError):
+        await run(market)
+
+    async def free() -> bool:
+        return (await market.tab(mallory)).open_caps == 0
+
+    await eventually(free)
+    assert not await market._ledger.excluded(DOMAIN, market._now())
+
+
+async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> None:
+    """The orders of a job that its coordinator had lost count on, so their receipts are asked for."""
+    job, (placed,) = await take(ledger)
+    assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == []
+    await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep_orders_open=True)
+    assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
+    assert await ledger.jobs_awaiting_receipts(placed.order.message.claim_by, 60) == []
+    known = await ledger.find_job(job)
+    assert known is not None
+    assert lost_state._awaits(known, known.orders[0])
+    open_, (_,) = await take(ledger)
+    running = await ledger.find_job(open_)
+    assert running is not None
+    assert not lost_state._awaits(running, running.orders[0]), "its reader books it"
+    assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
+
+
+async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake: FakeMarket) -> None:
+    """A receipt for an order that was never matched, as the coordinator said, is not booked; it counts against its provider, and
+    its cap counts again.
+    """
+
+    async def none(session: Session) -> None:
+        await session.fail(Unavailable(Code.NO_PROVIDER, "nobody is free", fault=Fault.PROVIDER))
+
+    fake.script, mallory = none, fake.providers[0].address
+    with pytest.raises(Unavailable):
+        await run(market)
+    session = fake.last
+    assert (await market.tab(mallory)).open_caps == 0
+    session.take(0)
+    receipt = session.bill(Usage(10, 0, 100))
+    session.receipt = None
+    fake.shows = [LateReceipt(receipt, session.candidate.order, session.candidate.terms)]
+    market._resolver.recovery.asked.clear()
+    await market._resolver.recovery.look([mallory], chain=False)
+    tab = await market.tab(mallory)
+    assert (tab.accepted, tab.undelivered_quarters, tab.open_caps) == (0, QUARTERS_UNDELIVERED, session.candidate.terms.max_cost)
+    known = await market.find(session.job)
+    assert known is not None
+    assert known.orders[0].state is OrderState.DISPATCHED
+
+
+async def test_forgiving_what_was_not_paid_spends_nothing(ledger: Ledger) -> None:
+    """Where the chain paid nothing that the books lack, forgiving changes neither what was spent nor what is known of the tab."""
+    job, (placed,) = await take(ledger)
+    lie = ALICE.signer.sign(bill(placed, result_commitment=Hash(b"\1" * 32)), DOMAIN)
+    seen = Delivery(200, 50, ZERO_HASH, finished=True)
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, lie, seen, NOW_S)) is not None
+    spent = await ledger.spending(NOW_S, ("provider",))
+    assert await ledger.unblock(ALICE.address, NOW_S)
+    assert await ledger.spending(NOW_S, ("provider",)) == spent
+    assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).recovered == 0
+
+
+async def test_what_is_excused_is_what_receipts_lack(ledger: Ledger) -> None:
+    """Of a payment that a person excuses, what receipts show was spent already; the rest is spent now, and known of the tab."""
+    cap = await _climbed(ledger)
+    paid = Amount(3 + cap + 2)
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], paid, NOW_S, paid=[])).blocked_reason
+    assert await ledger.unblock(ALICE.address, NOW_S)
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert tab.ceiling == 3 + cap
+    assert (tab.explained_total, tab.recovered, tab.protocol_tab.accepted) == (3 + cap, cap, 3)
+    assert (await ledger.spending(NOW_S, ()))[0].cost == 3 + cap
+
+
+async def test_an_order_that_proves_nothing_new_recovers_nothing(ledger: Ledger) -> None:
+    """What a job under way explains of a total is no part of what was recovered, whatever older orders are shown."""
+    await take(ledger)
+    job, (placed,) = await take(ledger)
+    receipt = ALICE.signer.sign(bill(placed, seq=2, cumulative_cost=Amount(13)), DOMAIN)
+    assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
+    assert await _adopt(ledger, 3) == 0
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (tab.explained_total, tab.recovered) == (13, 0)
