@@ -8,9 +8,9 @@ from typing import Any
 
 from coordinator.http import jobs_route
 from coordinator.http.api import build_control_plane
+from docs.generate.empty_coordinator import api_context
 from docs.generate.markdown import code, table
-from docs.generate.room import room
-from tallystick.client.gateway.handler import OURS
+from tallystick.client.gateway.handler import TALLY_HEADERS
 from tallystick.client.selection import options
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.routes import ALWAYS
@@ -95,14 +95,14 @@ def pages() -> dict[str, str]:
 
 
 def _gateway() -> str:
-    unknown = [*sorted(set(OURS) - HEADERS.keys()), *sorted(options._READERS.keys() ^ OPTIONS.keys())]  # noqa: SLF001 - the list itself
+    unknown = [*sorted(set(TALLY_HEADERS) - HEADERS.keys()), *sorted(options._READERS.keys() ^ OPTIONS.keys())]  # noqa: SLF001 - the list itself
     if unknown:
         raise SystemExit(f"docs/generate/http.py: says nothing of, or too much: {', '.join(unknown)}")
     return "\n".join(
         [
             GATEWAY.replace("{routes}", "`, `".join(ALWAYS)),
             "## Headers of answers\n",
-            table(("header", "meaning"), ((code(name), HEADERS[name]) for name in OURS)),
+            table(("header", "meaning"), ((code(name), HEADERS[name]) for name in TALLY_HEADERS)),
             "## `X-Tally-Options`\n",
             HEADER,
             table(("member", "meaning"), ((code(name), text) for name, text in OPTIONS.items())),
@@ -112,7 +112,7 @@ def _gateway() -> str:
 
 
 def _coordinator() -> str:
-    document = build_control_plane(room()).openapi()
+    document = build_control_plane(api_context()).openapi()
     docstring = (inspect.getdoc(jobs_route) or "").partition("\n\n")[2]
     sections = [
         _operation(document, path, method, operation)

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 
 from coordinator.http.api import build_control_plane
+from docs.generate.empty_coordinator import api_context
 from docs.generate.markdown import code, table
-from docs.generate.room import room
 from node.domain import tabs
-from node.service.metrics import Monitor
+from node.service.metrics import NodeMetrics
 from tallystick.protocol.types import Address, Amount
 
 INTRODUCTION = """# Metrics
@@ -38,7 +38,7 @@ def pages() -> dict[str, str]:
 
 def _node() -> Iterator[tuple[str, str, str, str]]:
     payer = Address("0x" + "00" * 20)
-    monitor = Monitor(lambda: {payer: 0}, gpus=1, gpu_hour_cost=Amount(1), trust=_trust)
+    monitor = NodeMetrics(lambda: {payer: 0}, gpus=1, gpu_hour_cost=Amount(1), credit_summary=_credit_summary)
     for collector in list(monitor.registry._collector_to_names):  # noqa: SLF001 - prometheus_client names labels nowhere else
         labels = ", ".join(code(name) for name in getattr(collector, "_labelnames", ()))
         for metric in collector.collect():
@@ -51,10 +51,10 @@ def _sample_labels(metric: Any) -> str:
     return ", ".join(code(name) for name in (metric.samples[0].labels if metric.samples else ()))
 
 
-def _trust() -> dict[str, int]:
+def _credit_summary() -> dict[str, int]:
     for cls in vars(tabs).values():
-        if isinstance(cls, type) and hasattr(cls, "trust"):
-            return dict.fromkeys(re.findall(r'"(\w+)":', inspect.getsource(cls.trust)), 0)
+        if isinstance(cls, type) and hasattr(cls, "credit_summary"):
+            return dict.fromkeys(re.findall(r'"(\w+)":', inspect.getsource(cls.credit_summary)), 0)
     return {}
 
 
@@ -66,6 +66,6 @@ def _coordinator() -> Iterator[tuple[str, str, str]]:
 
 
 async def _scrape() -> str:
-    transport = httpx.ASGITransport(build_control_plane(room()))
+    transport = httpx.ASGITransport(build_control_plane(api_context()))
     async with httpx.AsyncClient(transport=transport, base_url="http://coordinator.example") as client:
         return (await client.get("/metrics")).text

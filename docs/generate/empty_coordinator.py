@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from coordinator.http.api import Info, Room
+from coordinator.http.api import ApiContext, Info
 
 
 class Anything(SimpleNamespace):
@@ -15,8 +15,8 @@ class Anything(SimpleNamespace):
         return 0 if name in {"size", "live"} else Anything()
 
 
-def room() -> Room:
+def api_context() -> ApiContext:
     """What `build_control_plane` is given to write its OpenAPI document and its metrics."""
     info = Info.model_construct()
     part = cast("Any", Anything())
-    return Room(part, lambda: 0, part, part, part, info)
+    return ApiContext(part, lambda: 0, part, part, part, info)
