@@ -221,7 +221,7 @@ class Tabs:
 
     def tab_after(self, payer: Address, cost: Amount, cap: Amount) -> ProviderTab:
         """What the tab would be after a receipt over `cost` for a job with this cap. Changes nothing."""
-        return self.account(payer).tab.book(cost, cap)
+        return self.account(payer).tab.record(cost, cap)
 
     def record(self, payer: Address, cost: Amount, cap: Amount) -> None:
         """A receipt is durable: its total is the tab's."""
