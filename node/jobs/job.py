@@ -33,7 +33,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
@@ -42,19 +42,17 @@ import structlog
 
 from node.domain.order_admission import Admitted, check_request
 from node.domain.requests import EngineRequest, prepare
-from node.domain.slot_limiter import SlotLimiter
 from node.domain.usage_meter import UsageMeter
 from node.jobs.delivery import Delivery, FirstCreditTimeout, ReaderTimeout, ReaderTimer
-from node.ports import Engine, Link, LinkLost, ResponseEnd, ResponsePart, ResponseStart
+from node.jobs.pooled_engine import PooledEngine
+from node.ports import Link, LinkLost, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.sealing import Sealer, SealingKey
 from tallystick.protocol.wire import Dispatch, Kind, split_request
 
 log = structlog.get_logger()
-LOAD_WEIGHT = 0.2
-"""Of the newest look at how many slots are taken; with a look every ten seconds that is about a minute."""
-TELL_SECONDS = 30.0
+KEEPALIVE_SECONDS = 30.0
 """How often a job without output is said to be under way: several times in the two minutes that coordinators wait."""
 MAX_HELD = 1 << 20
 """Bytes that an engine may send before any output."""
@@ -98,44 +96,6 @@ class JobResult(NamedTuple):
     reason: str
     error: TallyError | None = None
     unpaid: bool = False
-
-
-class PooledEngine:
-    """An engine and the jobs that it may run at once. `taken`: jobs that run or wait; `up`: it answered when last asked;
-    `crowded`: it says that requests wait in it; `load`: the share of its slots that was taken lately.
-    """
-
-    def __init__(self, engine: Engine, slots: SlotLimiter | int) -> None:
-        self.engine = engine
-        self.slot_limiter = slots if isinstance(slots, SlotLimiter) else SlotLimiter(slots)
-        self.assigned = 0
-        self.up, self.has_queue = True, False
-        self.load = 0.0
-
-    @property
-    def slots(self) -> int:
-        """Jobs that may run at once, as it is known now."""
-        return self.slot_limiter.limit
-
-    @property
-    def free(self) -> int:
-        """Jobs that it could take now."""
-        return max(0, self.slots - self.assigned) if self.up and not self.has_queue else 0
-
-    def update_load(self) -> None:
-        """Called at every look: brings `load` up to date."""
-        self.load += LOAD_WEIGHT * (min(1.0, self.assigned / self.slots) - self.load)
-
-    @asynccontextmanager
-    async def slot(self, seconds: float) -> AsyncIterator[None]:
-        """Holds a slot. Raises Unavailable (node_busy) if none is free in time."""
-        async with AsyncExitStack() as held:
-            try:
-                async with asyncio.timeout(seconds):
-                    await held.enter_async_context(self.slot_limiter.hold())
-            except TimeoutError:
-                raise Unavailable(Code.NODE_BUSY, f"no slot was free within {seconds} s", fault=Fault.PROVIDER) from None
-            yield
 
 
 class Job:
@@ -297,10 +257,10 @@ class Job:
         """
 
         async def tell() -> None:
-            await asyncio.sleep(TELL_SECONDS)
+            await asyncio.sleep(KEEPALIVE_SECONDS)
             while not self.has_output:
                 self.link.post(Kind.ACCEPT, self.admitted.job)
-                await asyncio.sleep(TELL_SECONDS)
+                await asyncio.sleep(KEEPALIVE_SECONDS)
 
         task = asyncio.create_task(tell(), name=f"under way {self.admitted.job.hex()}")
         try:

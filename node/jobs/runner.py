@@ -22,7 +22,8 @@ from node.domain.published_asks import PublishedAsks
 from node.domain.tabs import Tabs
 from node.domain.usage_meter import NOTHING, Throughput
 from node.jobs.coordinator_credit import CoordinatorCredit
-from node.jobs.job import Deadlines, Job, JobResult, PooledEngine, StopReason
+from node.jobs.job import Deadlines, Job, JobResult, StopReason
+from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import RefusalReceipts
 from node.ports import ChainView, JobReport, JobStore, Link, Observer

@@ -13,7 +13,7 @@ import structlog
 
 from node.domain.published_asks import Offer, PublishedAsks
 from node.domain.upstream_models import UpstreamModel
-from node.jobs.job import PooledEngine
+from node.jobs.pooled_engine import PooledEngine
 from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.types import format_amount
 

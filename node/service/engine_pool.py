@@ -15,7 +15,7 @@ from node.domain.upstream_models import UpstreamModel
 from node.engines.discover import DiscoveredEngine, discover, inspect_engine
 from node.engines.kinds import EngineKind
 from node.engines.openai_http import OpenAIEngine
-from node.jobs.job import PooledEngine
+from node.jobs.pooled_engine import PooledEngine
 from node.service.config import EngineConfig
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import UNKNOWN

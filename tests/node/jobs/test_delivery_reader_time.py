@@ -186,7 +186,7 @@ async def test_credit_on_another_link_is_none() -> None:
 
 async def test_long_work_without_output_is_said_to_be_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until there is output the coordinator hears every half minute that the job is under way; from then on it does not."""
-    monkeypatch.setattr("node.jobs.job.TELL_SECONDS", 0.02)
+    monkeypatch.setattr("node.jobs.job.KEEPALIVE_SECONDS", 0.02)
     silent = [lambda: asyncio.sleep(0.02)] * 5
     stage = Stage(ScriptedEngine(*silent, HEAD, ONE, *silent, END))
     placed = stage.dispatch()

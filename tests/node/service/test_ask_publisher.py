@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from node.domain.published_asks import Offer
 from node.domain.upstream_models import UpstreamModel
-from node.jobs.job import PooledEngine
+from node.jobs.pooled_engine import PooledEngine
 from node.service.ask_publisher import AskPublisher
 from node.testing.memory import ScriptedEngine
 from tallystick.protocol.errors import Code, Fault, Unavailable
