@@ -15,8 +15,10 @@ LOAD_WEIGHT = 0.2
 
 
 class PooledEngine:
-    """An engine and the jobs that it may run at once. `taken`: jobs that run or wait; `up`: it answered when last asked;
-    `crowded`: it says that requests wait in it; `load`: the share of its slots that was taken lately.
+    """An engine and the jobs that it may run at once.
+
+    `assigned`: jobs that run or wait; `up`: the last health check succeeded; `has_queue`: the engine reports waiting requests;
+    `load`: recent share of the slots that were taken.
     """
 
     def __init__(self, engine: Engine, slots: SlotLimiter | int) -> None:
@@ -28,21 +30,21 @@ class PooledEngine:
 
     @property
     def slots(self) -> int:
-        """Jobs that may run at once, as it is known now."""
+        """Number of jobs that may run at once, as currently known."""
         return self.slot_limiter.limit
 
     @property
     def free(self) -> int:
-        """Jobs that it could take now."""
+        """Number of further jobs that the engine could take now."""
         return max(0, self.slots - self.assigned) if self.up and not self.has_queue else 0
 
     def update_load(self) -> None:
-        """Called at every look: brings `load` up to date."""
+        """Updates `load`; called at every health check."""
         self.load += LOAD_WEIGHT * (min(1.0, self.assigned / self.slots) - self.load)
 
     @asynccontextmanager
     async def slot(self, seconds: float) -> AsyncIterator[None]:
-        """Holds a slot. Raises Unavailable (node_busy) if none is free in time."""
+        """Holds a slot. Raises Unavailable (`node_busy`) if none becomes free within `seconds`."""
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(seconds):
