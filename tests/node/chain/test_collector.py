@@ -9,10 +9,10 @@ import pytest
 from node.chain import collector
 from node.chain.collector import (
     EXPIRING,
-    FIRST_REST,
-    LOOKS,
+    MAX_REFRESHED,
     MAX_ROWS,
     MAX_TABS,
+    MIN_RETRY_DELAY,
     NO_COINS,
     RELEASING,
     THAWING,
@@ -301,7 +301,7 @@ async def test_nobody_is_asked_to_settle_what_nothing_is_behind() -> None:
     assert await world.collector.claim_due() == 1
     assert [row.payer for row in world.claims[0].claim.message.rows] == [signer("payer 1").address]
     world.chain.fresh[signer("payer 0").address] = Funds(known=True, thawing=Amount(1))
-    world.now += int(FIRST_REST) - 1
+    world.now += int(MIN_RETRY_DELAY) - 1
     assert await world.collector.claim_due() == 1, "the other, again"
     world.now += 1
     assert await world.collector.claim_due() == 1
@@ -328,19 +328,19 @@ async def test_empty_purses_never_cost_a_look_each_time() -> None:
 
 
 async def test_one_look_never_asks_the_chain_more_than_so_often() -> None:
-    """However many tabs are due, LOOKS of them are asked after each time, those that owe most first, and all have their turn."""
+    """However many tabs are due, MAX_REFRESHED of them are asked after each time, those that owe most first, and all have their turn."""
     world = World()
     chain = world.chain = CountingChain(Funds(known=True, free=Amount(10**9)))
     world.collector._chain = chain
-    await debts(world, range(LOOKS), due=40)
-    await debts(world, range(LOOKS, LOOKS + 1), due=30)
-    small = signer(f"payer {LOOKS}").address
+    await debts(world, range(MAX_REFRESHED), due=40)
+    await debts(world, range(MAX_REFRESHED, MAX_REFRESHED + 1), due=30)
+    small = signer(f"payer {MAX_REFRESHED}").address
     world.now += 60
-    assert await world.collector.claim_due() == LOOKS
-    assert chain.looks == LOOKS
+    assert await world.collector.claim_due() == MAX_REFRESHED
+    assert chain.looks == MAX_REFRESHED
     assert small not in {row.payer for request in world.claims for row in request.claim.message.rows}
     assert await world.collector.claim_due() == 1
-    assert chain.looks == 2 * LOOKS
+    assert chain.looks == 2 * MAX_REFRESHED
 
 
 async def test_old_debts_never_hide_new_ones() -> None:

@@ -11,7 +11,7 @@ import pytest
 from node.domain.tabs import CreditLimits, Funds, Tabs
 from node.jobs.job import Deadlines
 from node.jobs.receipt_signer import ReceiptSigner
-from node.jobs.refusal_receipts import MAX_CONCURRENT, BURST, RATE, PAYER_SHARE, releases
+from node.jobs.refusal_receipts import BURST, MAX_CONCURRENT, PAYER_SHARE, RATE, releases
 from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import Code, Unavailable
