@@ -327,8 +327,8 @@ async def test_empty_purses_never_cost_a_look_each_time() -> None:
     assert not world.store.claims
 
 
-async def test_one_look_never_asks_the_chain_more_than_so_often() -> None:
-    """However many tabs are due, MAX_REFRESHED of them are asked after each time, those that owe most first, and all have their turn."""
+async def test_a_check_limits_its_chain_reads() -> None:
+    """Each check refreshes at most MAX_REFRESHED due tabs, those that owe most first, and every tab gets its turn."""
     world = World()
     chain = world.chain = CountingChain(Funds(known=True, free=Amount(10**9)))
     world.collector._chain = chain
@@ -371,7 +371,7 @@ async def test_all_tabs_have_their_turn_page_by_page(monkeypatch: pytest.MonkeyP
 
 async def test_a_thaw_is_seen_in_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one that owes most and one other, both are asked after each time."""
-    monkeypatch.setattr(collector, "WATCHED", 1)
+    monkeypatch.setattr(collector, "MAX_WATCHED", 1)
     world = World()
     await debts(world, range(1), due=40)
     await debts(world, range(1, 2), due=30)
@@ -386,7 +386,7 @@ async def test_a_thaw_is_seen_in_the_next_round(monkeypatch: pytest.MonkeyPatch)
 
 async def test_empty_purses_never_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of so many, the last that were found empty are remembered."""
-    monkeypatch.setattr(collector, "REMEMBERED", 2)
+    monkeypatch.setattr(collector, "MAX_EMPTY_PURSES", 2)
     world = World()
     world.chain.default = Funds(known=True)
     await debts(world, range(3))

@@ -73,7 +73,7 @@ async def test_asks_follow_an_engine_down_and_up() -> None:
     with capture_logs() as logs:
         await world.front.check_engines()
     assert (world.sold, world.pools["a"].up) == (["model-b"], False)
-    assert any(entry["event"] == "engine down, its asks are withdrawn" for entry in logs)
+    assert any(entry["event"] == "engine down; its asks are withdrawn" for entry in logs)
     world.engines["a"].fault = None
     await world.front.check_engines()
     assert (world.sold, world.pools["a"].up) == (["model-a", "model-b"], True)
