@@ -232,7 +232,7 @@ class Tabs:
 
     def tab_after(self, payer: Address, cost: Amount, max_cost: Amount) -> ProviderTab:
         """Returns the tab after a receipt over `cost` for a job with this maximum cost, without changing anything."""
-        return self.account(payer).tab.book(cost, max_cost)
+        return self.account(payer).tab.record(cost, max_cost)
 
     def record(self, payer: Address, cost: Amount, max_cost: Amount) -> None:
         """Records a durable receipt: its total becomes the tab's total."""
