@@ -49,7 +49,7 @@ from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, L
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
-from tallystick.runtime.websocket import LIMIT
+from tallystick.runtime.websocket import FRAME_LIMIT_EXTENSION
 
 log = structlog.get_logger()
 _FOR_RUNNING_JOBS = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL, Kind.RECEIPT})
@@ -104,7 +104,7 @@ class NodeHub:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection, from its handshake to its end (ASGI websocket)."""
         await receive()
-        set_limit = (scope.get("extensions") or {}).get(LIMIT, int)
+        set_limit = (scope.get("extensions") or {}).get(FRAME_LIMIT_EXTENSION, int)
         set_limit(MAX_HELLO)
         await send({"type": "websocket.accept"})
         address = (scope.get("client") or ("",))[0]

@@ -149,9 +149,9 @@ class Market(ConvenienceMethods):
             self.info,
             now=self._now,
             config=self.config,
-            onchain=self._onchain,
+            escrow=self._onchain,
         )
-        self._resolver = Reconciler(
+        self._reconciler = Reconciler(
             self._ledger,
             self._coordinator,
             now=self._now,
@@ -165,7 +165,7 @@ class Market(ConvenienceMethods):
             self.wallet,
             self._coordinator,
             self._ledger,
-            self._resolver,
+            self._reconciler,
             self._clock,
             self._random,
             self._submitting,
@@ -176,7 +176,7 @@ class Market(ConvenienceMethods):
         """Does what leaving does: cancels the jobs that still run."""
         try:
             await self.drain(0)
-            await self._resolver.close(self.config.cancel_seconds)
+            await self._reconciler.close(self.config.cancel_seconds)
         finally:
             await self._coordinator.__aexit__(None, None, None)
             if self._onchain is not None:
@@ -200,7 +200,7 @@ class Market(ConvenienceMethods):
                 if self._info is None:
                     info = await self._coordinator.info()
                     self._pin.check(info, self.config.max_fee_bps)
-                    self._resolver.keep()
+                    self._reconciler.start()
                     self._info = info
                 return self._info
         return self._info
@@ -224,7 +224,7 @@ class Market(ConvenienceMethods):
                 self.config,
                 self._coordinator,
                 self._ledger,
-                self._resolver,
+                self._reconciler,
                 info.domain,
                 self._now,
                 self._job_finished,
@@ -247,7 +247,7 @@ class Market(ConvenienceMethods):
         domain = (await self.info()).domain
         excluded = await self._ledger.excluded(domain, self._now())
         if excluded and (owing := excluded.keys() - await self._ledger.blocked(domain)):
-            self._resolver.look_into(sorted(owing))  # their receipts may have come meanwhile
+            self._reconciler.recover_tabs(sorted(owing))  # their receipts may have come meanwhile
         return domain, excluded
 
     async def _staked(self, provider: Address) -> int | None:
@@ -314,9 +314,7 @@ class Market(ConvenienceMethods):
         if model is not None and model != summary.model:
             raise BadMessage(f"model: expected {model!r} in the body, got {summary.model!r}")
         if models and summary.model not in models:
-            text = (
-                f"model: expected one that this key or caller may use ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
-            )
+            text = f"model: expected one of those allowed here ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
         if self._draining:
             raise Unavailable(Code.SHUTTING_DOWN, "this client is stopping", fault=Fault.CLIENT)
@@ -362,7 +360,7 @@ class Market(ConvenienceMethods):
     async def _submit_to(self, request: ApiRequest, asks: Sequence[Verified[Ask]], demand: Demand, options: _JobOptions) -> Job:
         began = asyncio.get_running_loop().time()
         info, context = await self._open_context()
-        await self._resolver.recovery.know(ask.message.provider for ask in asks)
+        await self._reconciler.recovery.recover_unknown(ask.message.provider for ask in asks)
         tag = None if demand.ranked else self._affinity.tag(request, options.affinity)
         asks, reordered = self._affinity.ordered(tag, asks)
         response, http_response = await self._submitter.submit(

@@ -81,7 +81,7 @@ def _narrowed(policy: ClientConfig | ApiKey, choice: Choice) -> _Narrowing:
     return {
         "max_input_price": least(policy.max_input_price, choice.get("max_input_price")),
         "max_output_price": least(policy.max_output_price, choice.get("max_output_price")),
-        "require": policy.require.narrowed(choice.get("require", Requirements())),
+        "require": policy.require.intersection(choice.get("require", Requirements())),
         "min_reputation": max(policy.min_reputation, choice.get("min_reputation", 0)),
         "min_stake": max(policy.min_stake, choice.get("min_stake", 0)),
     }

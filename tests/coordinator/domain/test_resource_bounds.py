@@ -31,7 +31,7 @@ from tallystick.protocol.sealing import bucket
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import LINK_HEAD, NO_JOB, Kind, dumps, loads, pack_link
 from tallystick.runtime import connection_limiter, logs
-from tallystick.runtime.websocket import FRAGMENTS
+from tallystick.runtime.websocket import MAX_FRAGMENTS
 from tests.coordinator.harness import PAYER, make_ask, make_claim, make_order, make_submission, make_terms, person, with_orders
 from tests.coordinator.live_server import LinkNode, Served, served, until
 
@@ -349,7 +349,7 @@ def test_the_table_says_what_holds() -> None:
         f"{resource_bounds.UNFUNDED_ORDERS_PER_SECOND} per second, burst {resource_bounds.UNFUNDED_ORDERS_BURST}",
         f"{connection_limiter.LINGERING}, {connection_limiter._LINGER_SECONDS:g} s each",
         f"{connection_limiter.PIPELINED} requests wait",
-        f"{FRAGMENTS} fragments",
+        f"{MAX_FRAGMENTS} fragments",
         f"{ROOM_CHECK_INTERVAL - 1} more responses",
         f"{logs.EVENTS_AT_ONCE} lines of an event at once, {logs.EVENTS_PER_SECOND} a second",
         f"{logs.MAX_TEXT:,} characters a value",
