@@ -48,7 +48,7 @@ async def test_a_second_coordinator_does_not_end_the_firsts_jobs(tmp_path: Path,
     folder = tmp_path / "market"
     monkeypatch.setenv("TALLY_COORDINATOR_ACCEPT_TIMEOUT", "3000")  # the job outlasts the second one's start, however slow
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
-        node = await load.BareNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
+        node = await load.EnginelessNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
         async with aiohttp.ClientSession() as session:
             async with session.get(f"{site.coordinator}/v1/info") as response:
                 coordinator = (await response.json())["coordinator"]
