@@ -314,9 +314,7 @@ class Market(ConvenienceMethods):
         if model is not None and model != summary.model:
             raise BadMessage(f"model: expected {model!r} in the body, got {summary.model!r}")
         if models and summary.model not in models:
-            text = (
-                f"model: expected one that this key or caller may use ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
-            )
+            text = f"model: expected one of those allowed here ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
         if self._draining:
             raise Unavailable(Code.SHUTTING_DOWN, "this client is stopping", fault=Fault.CLIENT)
