@@ -301,7 +301,11 @@ def test_only_line_ends_are_cut_from_a_password_file(tmp_path: Path, written: by
 def test_a_password_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """Missing, a folder, or not text: an error of ours with the path, without the contents."""
     (tmp_path / "binary").write_bytes(b"\xff\xfesecret")
-    for path, reason in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory"), (tmp_path / "binary", "expected UTF-8 text")):
+    for path, reason in (
+        (tmp_path / "none", "No such file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "binary", "expected UTF-8"),
+    ):
         with pytest.raises(BadMessage, match=f"password file {path}: {reason}") as caught:
             find_password(path)
         assert "secret" not in str(caught.value)
