@@ -10,7 +10,7 @@ with SyncMarket(os.environ.get("TALLYSTICK_COORDINATOR", "http://127.0.0.1:8420"
     region, max_price = Requirements(region=("eu-west",)), parse_amount("2.00")  # dollars per million tokens
     for explained in market.explain(model, require=region, max_output_price=max_price):
         price = format_amount(explained.ask.output_price)
-        print(f"{explained.ask.provider} at {price} in {explained.ask.spec.region}: {explained.why or 'qualifies'}")
+        print(f"{explained.ask.provider} at {price} in {explained.ask.spec.region}: {explained.reason or 'qualifies'}")
     options: Options = {"require": region, "max_output_price": max_price, "max_cost": parse_amount("0.01"), "sort": "latency"}
     try:
         result = market.chat(model, [{"role": "user", "content": "Where are you?"}], max_tokens=100, tally=options)
