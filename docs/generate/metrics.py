@@ -19,7 +19,7 @@ from tallystick.protocol.types import Address, Amount
 
 INTRODUCTION = """# Metrics
 
-Node and coordinator serve [Prometheus](https://prometheus.io) metrics at `/metrics`: the node on `monitor_port`, which is off by
+Node and coordinator serve [Prometheus](https://prometheus.io) metrics at `/metrics`: the node on `metrics_port`, which is off by
 default, and the coordinator on its own port. Names that end in `_units` are base units: millionths of a dollar.
 """
 

@@ -58,7 +58,7 @@ async def test_a_second_coordinator_does_not_end_the_firsts_jobs(tmp_path: Path,
                 code, said = await _second(folder, f"sqlite:///{folder}/coordinator.db")
                 assert code != 0
                 assert f"process {site.pids['coordinator']} runs a coordinator on the database" in said
-                assert "stop that one first" in said
+                assert "stop it first" in said
                 assert "Traceback" not in said
                 assert _states(folder)[-1] not in {"failed", "expired"}
         assert (folder / "coordinator.db").stat().st_mode & 0o777 == 0o600
