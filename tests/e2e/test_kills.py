@@ -140,7 +140,7 @@ def _check_job(cluster: Cluster, job: str) -> int:
     )
     assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
     costs = [int(loads(doc, "receipt")["message"]["cost"]) for (doc,) in paid]
-    assert sum(cost > 0 for cost in costs) <= 1, f"job {job} is booked twice: {costs}"
+    assert sum(cost > 0 for cost in costs) <= 1, f"job {job} is recorded twice: {costs}"
     return sum(charged)
 
 
@@ -152,7 +152,7 @@ def _check_tabs(cluster: Cluster) -> dict[str, int]:
         mine = cluster.rows("payer", f"SELECT total FROM tabs WHERE provider = '{provider}'")
         totals[provider] = theirs[0][0] if theirs else 0
         assert (mine[0][0] if mine else 0) == totals[provider], f"the tab with {name} differs"
-        assert not cluster.rows("payer", "SELECT frozen FROM tabs WHERE frozen != ''")
+        assert not cluster.rows("payer", "SELECT blocked_reason FROM tabs WHERE blocked_reason != ''")
     return totals
 
 

@@ -228,7 +228,7 @@ async def _squeeze(cluster: SharedWalletCluster) -> None:
 @pytest.mark.timeout(120 + 20 * ROUNDS)
 async def test_many_processes_one_wallet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of one wallet never sign conflicting orders, whichever is killed when: nothing is charged twice, tabs are equal
-    on both sides, none is frozen, budgets hold over all of them together, and the chain pays the sum.
+    on both sides, none is blocked, budgets hold over all of them together, and the chain pays the sum.
     """
     async with household(tmp_path, monkeypatch) as cluster:
         for seed in range(SEED, SEED + ROUNDS):
@@ -249,13 +249,13 @@ def _served(cluster: SharedWalletCluster) -> dict[str, int]:
     return {provider: (cluster.rows(name, cumulative) or [(0,)])[0][0] for name, provider in cluster.market.providers.items()}
 
 
-def _frozen(state: Path) -> list[Any]:
+def _blocked(state: Path) -> list[Any]:
     with sqlite3.connect(f"file:{state}?mode=ro", uri=True, timeout=10) as books:
-        return books.execute("SELECT frozen FROM tabs WHERE frozen != ''").fetchall()
+        return books.execute("SELECT blocked_reason FROM tabs WHERE blocked_reason != ''").fetchall()
 
 
 @pytest.mark.timeout(180)
-async def test_lost_state_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lost_ledger_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ledger file that is deleted after kill -9 in the middle of jobs, and one that is deleted while a gateway uses it, cost no
     provider its name and nobody money: the wallet learns what it owes from its own signed orders, goes on, and pays all of it;
     from the chain, where the coordinator lost its books too.
@@ -280,7 +280,7 @@ async def test_lost_state_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for number in range(4):
             await cluster.answered(f"end-{number}")
         await _until(lambda: _known(cluster), "the end of every job")
-        assert not _frozen(cluster.state)
+        assert not _blocked(cluster.state)
         assert not cluster.rows("payer", "SELECT id FROM evidence")
         totals = _served(cluster)
         assert sum(totals.values()) > 0
@@ -296,7 +296,7 @@ async def test_lost_state_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             await cluster.start(name)
         for number in range(4):
             await cluster.answered(f"from-the-chain-{number}", tokens=4_000 if number % 2 else 200)  # more than old ceilings bear
-        assert not _frozen(cluster.state)
+        assert not _blocked(cluster.state)
         await _check_chain(cluster, _served(cluster))
 
 
@@ -324,6 +324,6 @@ async def test_two_machines_by_mistake(tmp_path: Path, monkeypatch: pytest.Monke
         await asyncio.gather(*(persist(cluster, name, f"both-{n}") for n in range(4) for name in GATEWAYS))
         assert all("one ledger file" in text for text in said)  # how many are refused is chance
         for file in (cluster.state, cluster.other):
-            assert not _frozen(file)
+            assert not _blocked(file)
         await _check_chain(cluster, _served(cluster))
         print(*said, sep="\n")  # noqa: T201 - shown where the test fails

@@ -128,7 +128,7 @@ async def test_a_coordinator_cannot_sell_a_replaced_price(fake: FakeMarket, wall
         assert [ask.message.provider for ask in await market.shortlist(MODEL)] == [fake.providers[1].address]
     async with Market(fake.url, wallet, config) as market:
         fake.asks = lambda: [{"ask": old.to_json(), "free": 1}]
-        with pytest.raises(Unavailable, match="no usable ask"):
+        with pytest.raises(Unavailable, match="none of them usable"):
             await market.shortlist(MODEL)
         fake.asks = lambda: [{"ask": ask.to_json(), "free": 1} for ask in (old, new)]
         assert [ask.message.seq for ask in await market.shortlist(MODEL)] == [2], "the stale one does not hide the newest"

@@ -401,6 +401,6 @@ async def test_the_hint_names_the_last_foreign_order(fake: FakeMarket, wallet: S
     async with opened(fake, wallet, config, "a.db") as market:
         note = market._reconciler.recovery.origin_hint
         hint = note(RecoveryResult(elsewhere=1_600_000_000), RecoveryResult(elsewhere=1_700_000_000), RecoveryResult())
-        assert "last at 2023-11-14 22:13:20 UTC" in hint
+        assert "last: 2023-11-14 22:13:20 UTC" in hint
         assert "is new, lost or restored" in note(RecoveryResult(), RecoveryResult())
         assert "is new, lost or restored" in note()
