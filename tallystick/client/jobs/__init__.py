@@ -1,1 +1,1 @@
-"""One job, from signed orders to a result. May import every room but `sdk` and `gateway`."""
+"""One job, from its signed orders to its result. May import every room of the client but `sdk` and `gateway`."""

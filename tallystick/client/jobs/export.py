@@ -1,4 +1,4 @@
-"""What the client knows of a job, as one JSON document: order and receipt whole, so that any wallet library can check them."""
+"""Exports a job as one JSON document, with its order and receipt complete, so that any wallet library can check them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tallystick.protocol.pricing import Usage, usage_of
 from tallystick.protocol.types import format_amount
 
 
-def document(signed: Signed[Message], domain: Domain) -> dict[str, Any]:
-    """A signed message as a typed-data document (eth_signTypedData_v4), with its signature and digest in hex."""
+def signed_document(signed: Signed[Message], domain: Domain) -> dict[str, Any]:
+    """A signed message as typed data (EIP-712, eth_signTypedData_v4), with its signature and digest in hex."""
     return {
         "typedData": typed_data(signed.message, domain),
         "signature": "0x" + signed.signature.hex(),
@@ -22,40 +22,43 @@ def document(signed: Signed[Message], domain: Domain) -> dict[str, Any]:
 
 
 def usage_json(usage: Usage) -> dict[str, int]:
-    """Token counts, named as receipts name them."""
+    """Token counts under the names that receipts use."""
     return {"inputTokens": usage.input, "cachedInputTokens": usage.cached, "outputTokens": usage.output}
 
 
-def job_json(known: KnownJob) -> dict[str, Any]:
-    """All of it. `order`, `terms`, `receipt`, `usage`, `cost` (base units, decimal string) are null until they are known."""
-    receipt, chosen = known.receipt, _chosen(known)
+def job_json(job: KnownJob) -> dict[str, Any]:
+    """All that the ledger knows of a job.
+
+    `order`, `terms`, `receipt`, `usage` and `cost` (base units, as a decimal string) are null until they are known.
+    """
+    receipt, answered = job.receipt, _answered_order(job)
     return {
-        "job": known.job.hex(),
-        "state": known.state.value,
-        "reason": known.reason,
-        "model": known.model,
-        "path": known.path,
-        "payer": known.orders[0].order.message.payer if known.orders else None,
-        "provider": chosen.order.message.provider if chosen else None,
-        "chainId": known.domain.chain_id,
-        "contract": known.domain.contract,
-        "createdAt": known.created_at,
-        "finishedAt": known.finished_at,
-        "order": document(chosen.order, known.domain) if chosen else None,
-        "terms": chosen.terms.to_json() if chosen else None,
-        "receipt": document(receipt, known.domain) if receipt else None,
-        **_bill(receipt),
-        "shortlist": [_tell_order(order) for order in known.orders],
+        "job": job.job.hex(),
+        "state": job.state.value,
+        "reason": job.reason,
+        "model": job.model,
+        "path": job.path,
+        "payer": job.orders[0].order.message.payer if job.orders else None,
+        "provider": answered.order.message.provider if answered else None,
+        "chainId": job.domain.chain_id,
+        "contract": job.domain.contract,
+        "createdAt": job.created_at,
+        "finishedAt": job.finished_at,
+        "order": signed_document(answered.order, job.domain) if answered else None,
+        "terms": answered.terms.to_json() if answered else None,
+        "receipt": signed_document(receipt, job.domain) if receipt else None,
+        **_billed(receipt),
+        "shortlist": [_order_json(order) for order in job.orders],
     }
 
 
-def _chosen(known: KnownJob) -> KnownOrder | None:
-    """The order that the receipt, honest or not, was given on."""
+def _answered_order(job: KnownJob) -> KnownOrder | None:
+    """The order that the receipt is for, whether it is honest or not."""
     ended = (OrderState.RECORDED, OrderState.DISPUTED)
-    return next((order for order in known.orders if order.state in ended), None)
+    return next((order for order in job.orders if order.state in ended), None)
 
 
-def _bill(receipt: Signed[Receipt] | None) -> dict[str, Any]:
+def _billed(receipt: Signed[Receipt] | None) -> dict[str, Any]:
     if receipt is None:
         return {"outcome": None, "usage": None, "cost": None, "costDollars": None}
     message = receipt.message
@@ -67,7 +70,7 @@ def _bill(receipt: Signed[Receipt] | None) -> dict[str, Any]:
     }
 
 
-def _tell_order(known: KnownOrder) -> dict[str, Any]:
+def _order_json(known: KnownOrder) -> dict[str, Any]:
     order = known.order.message
     return {
         "provider": order.provider,

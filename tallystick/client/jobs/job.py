@@ -1,6 +1,7 @@
-"""A submitted job: its answer as it streams in, and the receipt at its end.
+"""A submitted job: streams its answer and records its receipt.
 
-Read it once, from one place: iterate for the bytes, or await `result()`. Leaving it (`async with`) before its end cancels it.
+Read a job once and from one place: iterate for the bytes, or await `result()`. Leaving its `async with` block before the end
+cancels it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
-from tallystick.protocol.types import Address, Hash, JobId
+from tallystick.protocol.types import Address, Hash, JobId, format_amount
 from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, split_request
 
 log = structlog.get_logger()
@@ -44,7 +45,11 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What a job needs of its market."""
+    """What a job needs from its market.
+
+    `now` is Unix time in seconds. `on_finished` is called once at the job's end. `read_elsewhere` returns whether another `Job`
+    object reads the same job now.
+    """
 
     config: ClientConfig
     coordinator: CoordinatorClient
@@ -52,33 +57,33 @@ class JobContext:
     resolver: Reconciler
     domain: Domain
     now: Callable[[], int]
-    left: Callable[[Job], None]
-    shared: Callable[[Job], bool]
-    proofs: ProofStore | None
+    on_finished: Callable[[Job], None]
+    read_elsewhere: Callable[[Job], bool]
+    proof_folder: ProofStore | None
     auditor: TokenAuditor | None = None
 
 
 class Job:
-    """One job under way. `head` is None until `start` returned or the first bytes came."""
+    """A running job. `head` is None until `start` has returned or the first bytes came."""
 
     def __init__(
         self,
         context: JobContext,
-        answer: JobResponse,
-        response: aiohttp.ClientResponse,
-        call: RequestSummary,
+        response: JobResponse,
+        http_response: aiohttp.ClientResponse,
+        summary: RequestSummary,
         request: bytes,
         *,
         keyed: bool = False,
         resumed: bool = False,
         began: float | None = None,
     ) -> None:
-        """`keyed`: the job has an idempotency key, so a lost stream does not end it. `resumed`: it is taken up again, so that it
-        may have been cancelled when its former stream was lost. `began`: the loop's time at the request.
+        """`keyed`: the job has an idempotency key, so that losing the stream does not end it. `resumed`: the job was read before,
+        and may have been cancelled when that stream was lost. `began`: the event loop's time at the request, in seconds.
         """
         self._began = began
         self._keyed, self._resumed = keyed, resumed
-        self._context, self._answer, self._response, self._call = context, answer, response, call
+        self._context, self._response, self._http_response, self._summary = context, response, http_response, summary
         head, body = split_request(request)
         self._request, self._path, self._body_bytes = request, head.path, len(body)
         self._reader = FrameReader()
@@ -88,47 +93,47 @@ class Job:
         self._done = False
         self._error: TallyError | None = None
         self.conversation: bytes | None = None
-        """What its market knows its conversation by."""
+        """The tag by which its market recognises the conversation."""
 
     @property
     def id(self) -> JobId:
-        """Its id."""
-        return self._answer.job
+        """The job's id."""
+        return self._response.job
 
     @property
     def head(self) -> ResponseHead | None:
         """The engine's HTTP status and content type."""
-        return self._answer.head
+        return self._response.head
 
     @property
     def provider(self) -> Address | None:
-        """Who answers, once matched."""
-        return self._answer.match.provider if self._answer.match is not None else None
+        """The provider that was matched last; None before a match."""
+        return self._response.match.provider if self._response.match is not None else None
 
     @property
     def candidates(self) -> tuple[PlacedOrder, ...]:
-        """The orders that it was placed with, in the shortlist's order."""
-        return self._answer.candidates
+        """The job's orders, in the order of the shortlist."""
+        return self._response.candidates
 
     @property
     def done(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Whether it has ended, successfully or not."""
         return self._done
 
     @property
     def receipt(self) -> Verified[Receipt] | None:
-        """Its receipt, once it came; whether it is honest, `booked` tells."""
-        return self._answer.receipt
+        """Its receipt; None before it came. `receipt_accepted` says whether it is honest."""
+        return self._response.receipt
 
     @property
     def receipt_outstanding(self) -> bool:
-        """Whether the whole answer came, and its receipt has not: the ledger books it when it comes."""
-        return self._done and self._error is None and self._answer.whole and self._answer.receipt is None
+        """Whether the whole answer came and its receipt has not. The ledger records the receipt when it comes."""
+        return self._done and self._error is None and self._response.complete and self._response.receipt is None
 
     @property
     def receipt_accepted(self) -> bool:
-        """Whether it ended well, with a receipt."""
-        return self._done and self._error is None and self._answer.receipt is not None
+        """Whether it ended successfully, with an honest receipt."""
+        return self._done and self._error is None and self._response.receipt is not None
 
     @property
     def disputed(self) -> bool:
@@ -136,30 +141,31 @@ class Job:
         return isinstance(self._error, BadReceipt)
 
     async def start(self) -> ResponseHead:
-        """Waits for the response head. Raises TallyError if the job fails before it."""
+        """Waits for the response head and returns it. Raises TallyError if the job fails before."""
         while self.head is None and not self._done:
-            await self._frame()
+            await self._next_frame()
         if self.head is None or self._error is not None:
-            self._raise_again()
+            self._raise_end()
         if self.head is None:
-            raise Unavailable(Code.PROVIDER_FAILED, "the job ended without an answer", fault=Fault.PROVIDER)
+            raise Unavailable(Code.PROVIDER_FAILED, "the provider ended the job without an answer", fault=Fault.PROVIDER)
         return self.head
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The body, as the engine sent it, piece by piece. Ends once the receipt is booked, or the whole answer came and its
-        receipt cannot be had now (`outstanding`); raises TallyError, also if it was cancelled meanwhile: what came is then not
-        the whole answer.
+        """Yields the body piece by piece, as the engine sent it.
+
+        Ends once the receipt is recorded, or once the whole answer came and its receipt is outstanding (`receipt_outstanding`).
+        Raises TallyError if the answer is incomplete, also if the job was cancelled meanwhile.
         """
         while not self._done:
-            chunk = await self._frame()
+            chunk = await self._next_frame()
             if chunk:
                 yield chunk
-        self._raise_again()
+        self._raise_end()
 
     async def text(self) -> AsyncIterator[str]:
-        """The text of a chat's, completion's or response's first answer: piece by piece if it is streamed, else at once.
+        """Yields the text of the first choice of a chat, completion or response: piece by piece if it is streamed, else at once.
 
-        Raises TallyError, also for an error answer of the engine. Afterwards, `result` has receipt and cost.
+        Afterwards, `result` has the receipt and the cost. Raises TallyError, also for an error answer of the engine.
         """
         head = await self.start()
         if head.status >= 400 or media_type(head.content_type) != EVENT_STREAM:
@@ -171,7 +177,7 @@ class Job:
                 yield text
 
     async def result(self) -> Result:
-        """Reads to the end and returns all of it. Raises TallyError; an engine's own error answer is a result like any other."""
+        """Reads to the end and returns the result. An engine's error answer is a result too. Raises TallyError."""
         parts: list[bytes] = []
         size = 0
         async for chunk in self:
@@ -179,41 +185,42 @@ class Job:
             size += len(chunk)
             if size > self._context.config.max_answer_bytes:
                 await self.cancel()
-                text = f"the answer is longer than {self._context.config.max_answer_bytes} bytes; stream it"
+                limit = self._context.config.max_answer_bytes
+                text = f"the answer has more than {limit} bytes (max_answer_bytes); stream it, or raise that setting"
                 raise Refusal(Code.BODY_TOO_LARGE, text)
         return self._result(b"".join(parts))
 
     def _result(self, body: bytes) -> Result:
-        answer = self._answer
-        if answer.head is None or answer.match is None or (answer.receipt is None and not answer.whole):
-            raise Unavailable(Code.CANCELLED, "the job ended before an answer began", fault=Fault.CLIENT)
-        placed, key = answer.match, answer.key.commitment_key
-        return Result(self.id, answer.head, body, answer.receipt, placed.order, placed.terms, key, self.proof)
+        response = self._response
+        if response.head is None or response.match is None or (response.receipt is None and not response.complete):
+            raise Unavailable(Code.CANCELLED, "the job was cancelled before its answer began", fault=Fault.CLIENT)
+        placed, key = response.match, response.key.commitment_key
+        return Result(self.id, response.head, body, response.receipt, placed.order, placed.terms, key, self.proof)
 
     @property
     def proof(self) -> Proof | None:
-        """What proves the job to others, once its receipt came. None before, and where it was not to be kept or is too long."""
-        return build_proof(self._context.domain, self._answer, self._request)
+        """The proof of the job for third parties. None before its receipt came, and if it was not to be kept or is too long."""
+        return build_proof(self._context.domain, self._response, self._request)
 
     async def cancel(self) -> Result | None:
-        """Stops the job and waits, for a bounded time, for the receipt of what was delivered. None if it is not known yet."""
+        """Cancels the job and waits up to `cancel_seconds` for the receipt of what was delivered. Returns None without one."""
         self._cancelling = True
         try:
             async with asyncio.timeout(self._context.config.cancel_seconds):
-                if not self._done and not self._answer.ended:
-                    if self._keyed:  # whoever else reads it is to know
+                if not self._done and not self._response.ended:
+                    if self._keyed:  # tells other readers of the same job
                         await self._context.ledger.mark_cancelled(self.id)
                     await self._context.coordinator.cancel(self.id)
                 while not self._done:
-                    await self._frame()
+                    await self._next_frame()
         except (TimeoutError, TallyError):
             if not self._done:
-                await self._note(StreamEnd.ABANDONED)
-                self._leave()
+                await self._record_arrived(StreamEnd.ABANDONED)
+                self._finish_reading()
                 self._context.resolver.abandon(self.id)
             return None
-        answer = self._answer
-        return self._result(b"") if self._error is None and answer.receipt is not None and answer.head is not None else None
+        response = self._response
+        return self._result(b"") if self._error is None and response.receipt is not None and response.head is not None else None
 
     async def __aenter__(self) -> Self:
         return self
@@ -221,200 +228,205 @@ class Job:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._done:
             return
-        if self._context.shared(self):  # a retry with the same key reads it now
-            self._leave()
+        if self._context.read_elsewhere(self):  # a retry with the same key reads it now
+            self._finish_reading()
         else:
             await self.cancel()
 
     async def _abandon(self) -> dict[Hash, Delivery]:
-        """Nobody reads the stream any more: what arrived is kept, for a receipt that comes later. A keyed job goes on for a
-        while, as a retry may take it up. Returns what arrived.
+        """Stops reading and records what arrived, for a receipt that comes later. Returns what arrived.
+
+        A job with an idempotency key goes on for a while, because a retry may resume it.
         """
-        arrived = await self._note(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
+        arrived = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
         if not self._keyed:
             self._context.resolver.abandon(self.id)
         return arrived
 
-    async def _note(self, stream: StreamEnd) -> dict[Hash, Delivery]:
-        """Keeps what arrived of a stream that was lost or given up; of orders that this client was told of no match for, nothing
-        did, whoever had them. Returns what arrived of those that were matched.
+    async def _record_arrived(self, stream: StreamEnd) -> dict[Hash, Delivery]:
+        """Records what arrived on a stream that was lost or left: nothing for orders without a match. Returns what arrived for
+        the matched orders.
         """
-        ledger, answer = self._context.ledger, self._answer
-        arrived = self._arrived(stream)
+        ledger, response = self._context.ledger, self._response
+        arrived = self._delivered_by_order(stream)
         await ledger.store_deliveries(arrived)
-        unmatched = answer.unmatched(self._body_bytes, bounded=self._call.bounded, stream=stream)
+        unmatched = response.unmatched(self._body_bytes, bounded=self._summary.bounded, stream=stream)
         await ledger.store_deliveries(unmatched, matched=False)
         return arrived
 
-    def _arrived(self, stream: StreamEnd = StreamEnd.ENDED) -> dict[Hash, Delivery]:
+    def _delivered_by_order(self, stream: StreamEnd = StreamEnd.ENDED) -> dict[Hash, Delivery]:
         cancelled = self._cancelling or self._resumed or stream is not StreamEnd.ENDED
-        return self._answer.arrived(self._body_bytes, bounded=self._call.bounded, cancelled=cancelled, stream=stream)
+        return self._response.delivered_by_order(
+            self._body_bytes, bounded=self._summary.bounded, cancelled=cancelled, stream=stream
+        )
 
-    # Reading
+    # Reading frames
 
-    async def _frame(self) -> bytes:
-        """Takes one frame. Returns the body bytes in it, often none; raises what ended the job, if it ended badly."""
+    async def _next_frame(self) -> bytes:
+        """Reads one frame and returns the body bytes in it, which are often none. Raises the error that ended the job, if any."""
         async with self._reading:
             if self._done:
                 return b""
-            await self._book_voids()
-            if self._answer.ended:  # a former reader was cancelled while it wrote the end down
+            await self._record_voids()
+            if self._response.ended:  # an earlier reader was cancelled while it recorded the end
                 await self._finish()
                 return b""
             while not self._frames:
-                await self._fill()
+                await self._read_frames()
                 if self._done:
                     return b""
             try:
-                chunk = self._answer.accept(*self._frames.popleft())
+                chunk = self._response.accept(*self._frames.popleft())
             except PeerError as error:
-                await self._break(error)
-            await self._book_voids()
-            if self._answer.ended:
+                await self._break_off(error)
+            await self._record_voids()
+            if self._response.ended:
                 await self._finish()
             return chunk
 
-    async def _book_voids(self) -> None:
-        """Releases the caps of attempts that ended at no cost. A dishonest receipt among them is its provider's affair alone."""
-        voids, context = self._answer.voids, self._context
+    async def _record_voids(self) -> None:
+        """Records receipts at no cost, which releases the caps of their orders. A dishonest one concerns its provider alone."""
+        voids, context = self._response.voids, self._context
         while voids:
             placed, receipt = voids[0]
             await context.ledger.record_receipt(
                 IncomingReceipt(context.domain, self.id, placed, receipt, None, context.now(), final=False)
             )
-            if voids:  # a reader that was cancelled here may have left it for another one
+            if voids:  # another reader may have removed it meanwhile
                 voids.popleft()
 
-    async def _fill(self) -> None:
+    async def _read_frames(self) -> None:
         try:
-            data = await self._response.content.readany()
+            data = await self._http_response.content.readany()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            await self._cut_off(str(error) or type(error).__name__)
+            await self._recover_from_lost_stream(str(error) or type(error).__name__)
             return
         if not data:
-            await self._cut_off("it closed")
+            await self._recover_from_lost_stream("the coordinator closed it")
             return
         try:
             self._frames.extend(self._reader.feed(data))
         except PeerError as error:
             error.fault = Fault.COORDINATOR
-            await self._break(error)
+            await self._break_off(error)
 
-    async def _break(self, error: TallyError) -> NoReturn:
+    async def _break_off(self, error: TallyError) -> NoReturn:
         self._error = error
         await self._abandon()
-        self._fail(error)
+        self._end_with(error)
 
-    def _fail(self, error: TallyError) -> NoReturn:
+    def _end_with(self, error: TallyError) -> NoReturn:
         self._error = error
-        self._leave()
+        self._finish_reading()
         raise error
 
-    def _leave(self) -> None:
+    def _finish_reading(self) -> None:
         self._done = True
-        if not self._response.content.at_eof():  # at its end the connection went back to the pool by itself
-            self._response.close()
-        self._context.left(self)
+        if not self._http_response.content.at_eof():  # at its end the connection went back to the pool by itself
+            self._http_response.close()
+        self._context.on_finished(self)
 
-    def _raise_again(self) -> None:
+    def _raise_end(self) -> None:
         if self._error is not None:
             raise self._error
         if self._cancelling:
             raise Unavailable(Code.CANCELLED, "the job was cancelled by this client", fault=Fault.CLIENT)
 
-    async def _cut_off(self, how: str) -> None:
-        """The stream is gone: finds out what the coordinator knows of the job. A whole answer is delivered all the same;
-        otherwise raises what says how much had been received.
+    async def _recover_from_lost_stream(self, reason: str) -> None:
+        """The stream was lost: asks the coordinator what became of the job. Raises an error that says how much had arrived,
+        unless the whole answer had.
         """
-        answer = self._answer
-        received = f"{answer.chunks} chunks with {answer.body_bytes} bytes of the answer"
+        response = self._response
+        received = f"{response.chunks} chunks with {response.body_bytes} bytes of the answer"
         receipt: Verified[Receipt] | None = None
         over = False
         try:
-            arrived = await self._note(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
-            if answer.whole:
-                await self._deliver(arrived)
+            arrived = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
+            if response.complete:
+                await self._record_delivery(arrived)
             remote, receipt = await self._context.resolver.resolve(self.id, arrived, self._doubt)
-            told = f"the coordinator says that the job is {remote.state.value}"
+            report = f"the coordinator reports the job as {remote.state.value}"
             over = remote.state in TERMINAL
-            if receipt is None and remote.receipt is None and not answer.whole:
+            if receipt is None and remote.receipt is None and not response.complete:
                 await self._abandon()
         except BadReceipt as error:
-            self._fail(error)
+            self._end_with(error)
         except TallyError as error:
-            told = str(error)
-            if not answer.whole:
+            report = str(error)
+            if not response.complete:
                 await self._abandon()
-        if answer.whole:
-            answer.receipt = receipt
-            self._leave()
+        if response.complete:
+            response.receipt = receipt
+            self._finish_reading()
             return
         if receipt is not None:
-            told += f", billed {receipt.message.cost} base units"
-        text = f"the stream from the coordinator broke ({how}) after {received}; {told}"
-        self._fail(StreamInterrupted(text, receipt, retry=self._keyed or over))
+            report += f", billed {format_amount(receipt.message.cost)} dollars"
+        text = f"the stream from the coordinator broke ({reason}) after {received}; {report}"
+        self._end_with(StreamInterrupted(text, receipt, retry=self._keyed or over))
 
-    # Ending
+    # The end of the job
 
-    async def _deliver(self, arrived: dict[Hash, Delivery]) -> None:
-        """The whole answer came, whatever is said of the job afterwards; its receipt is still to come."""
+    async def _record_delivery(self, arrived: dict[Hash, Delivery]) -> None:
+        """Records that the whole answer came while its receipt is outstanding."""
         text = "the whole answer came; its receipt is outstanding"
         await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), arrived=arrived)
 
-    async def _finish_without(self, failure: TallyError) -> None:
-        """The coordinator says that the job failed. Raises that, unless the whole answer had come."""
-        answer, context = self._answer, self._context
-        if answer.whole and answer.head is not None:
-            log.warning("a job failed after its whole answer", job=self.id.hex(), reason=str(failure))
-            await self._deliver(self._arrived())
+    async def _finish_failed(self, failure: TallyError) -> None:
+        """Ends a job that the coordinator reported as failed. Raises that failure, unless the whole answer had come."""
+        response, context = self._response, self._context
+        if response.complete and response.head is not None:
+            log.warning("job failed after its whole answer", job=self.id.hex(), reason=str(failure))
+            await self._record_delivery(self._delivered_by_order())
             context.resolver.fetch(self.id)
-            self._leave()
+            self._finish_reading()
             return
         state = JobState.CANCELLED if self._cancelling else JobState.FAILED
-        await context.ledger.end_job(self.id, state, str(failure), context.now(), arrived=self._arrived())
-        if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger lacks
+        await context.ledger.end_job(self.id, state, str(failure), context.now(), arrived=self._delivered_by_order())
+        if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger does not have
             context.resolver.wake()
-            self._fail(await context.resolver.recovery.refused(self.id, failure))
-        self._fail(failure)
+            self._end_with(await context.resolver.recovery.refused(self.id, failure))
+        self._end_with(failure)
 
     async def _finish(self) -> None:
-        answer, context = self._answer, self._context
-        if answer.failure is not None:
-            await self._finish_without(answer.failure)
+        response, context = self._response, self._context
+        if response.failure is not None:
+            await self._finish_failed(response.failure)
             return
-        if answer.receipt is None or answer.match is None:
-            raise RuntimeError("an answer ended without a receipt or a failure")
-        delivered = answer.delivered(self._body_bytes, bounded=self._call.bounded, cancelled=self._cancelling or self._resumed)
+        if response.receipt is None or response.match is None:
+            raise RuntimeError("a response ended without a receipt or a failure")
+        delivered = response.delivered(
+            self._body_bytes, bounded=self._summary.bounded, cancelled=self._cancelling or self._resumed
+        )
         took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
-        doubt = await self._doubt(answer.receipt.message)
+        doubt = await self._doubt(response.receipt.message)
         arrival = IncomingReceipt(
             context.domain,
             self.id,
-            answer.match,
-            answer.receipt,
+            response.match,
+            response.receipt,
             delivered,
             context.now(),
             took,
             doubt,
             self.proof,
-            arrived=self._arrived(),
+            arrived=self._delivered_by_order(),
         )
         complaint = await context.ledger.record_receipt(arrival)
-        if answer.failed_providers:
-            context.resolver.look_into(answer.failed_providers)
-        if context.proofs is not None and self.proof is not None:
-            await context.proofs.put(self.id, self.proof)
-        error = complaint or outcome_error(answer, answer.receipt.message, cancelling=self._cancelling)
+        if response.failed_providers:
+            context.resolver.look_into(response.failed_providers)
+        if context.proof_folder is not None and self.proof is not None:
+            await context.proof_folder.put(self.id, self.proof)
+        error = complaint or outcome_error(response, response.receipt.message, cancelling=self._cancelling)
         if error is not None:
-            self._fail(error)
-        self._leave()
+            self._end_with(error)
+        self._finish_reading()
 
     async def _doubt(self, receipt: Receipt) -> AuditFinding | None:
-        """What a recount has against the receipt of a whole answer."""
-        auditor, answer = self._context.auditor, self._answer
-        if auditor is None or not answer.whole or not auditor.counts(self._call.model, self._path):
+        """What the token audit objects to in the receipt of a whole answer."""
+        auditor, response = self._context.auditor, self._response
+        if auditor is None or not response.complete or not auditor.counts(self._summary.model, self._path):
             return None
-        found = await auditor.audit(self._call.model, self._request, answer.kept, receipt)
-        if found is not None:
-            log.warning("a receipt is doubted", job=self.id.hex(), provider=receipt.provider, reason=found.reason)
-        return found
+        doubt = await auditor.audit(self._summary.model, self._request, response.kept, receipt)
+        if doubt is not None:
+            log.warning("receipt doubted", job=self.id.hex(), provider=receipt.provider, reason=doubt.reason)
+        return doubt

@@ -1,4 +1,4 @@
-"""What a job comes to: its answer with order and receipt, or why there is none."""
+"""What a finished job gives its caller: the result, or the error that says why there is none."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, usage_of
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
-from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.types import Address, Amount, JobId, format_amount
 from tallystick.protocol.wire import ResponseHead, loads
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Result:
-    """A finished job. `body`: the bytes of the answer that were not taken by iterating. `cost` is in base units.
+    """A finished job. `body`: the bytes of the answer that were not read by iterating.
 
-    `receipt` is None where the whole answer came and its receipt is outstanding: the ledger has it once it came (`Market.find`).
-    `commitment_key` opens the commitments of order and receipt; whoever has it can confirm guesses of the prompt. `proof` is
-    None unless it was to be kept.
+    `receipt` is None if the whole answer came and its receipt is outstanding; the ledger has the receipt once it came
+    (`Market.find`). `commitment_key` opens the commitments in the order and the receipt; anyone who has it can confirm guesses of
+    the request. `proof` is None unless it was to be kept.
     """
 
     job: JobId
@@ -39,27 +39,27 @@ class Result:
 
     @property
     def provider(self) -> Address:
-        """Who did it."""
+        """The provider that did the job."""
         return self.order.message.provider
 
     @property
     def usage(self) -> Usage:
-        """The tokens that were billed; none as long as the receipt is outstanding."""
+        """The tokens that were billed; none while the receipt is outstanding."""
         return Usage(0, 0, 0) if self.receipt is None else usage_of(self.receipt.message)
 
     @property
     def cost(self) -> Amount:
-        """What was billed, in base units; nothing yet as long as the receipt is outstanding."""
+        """What was billed, in base units; 0 while the receipt is outstanding."""
         return Amount(0) if self.receipt is None else self.receipt.message.cost
 
     @property
     def highest_cost(self) -> Amount:
-        """The most that it may cost, in base units: what was billed, or the order's cap as long as the receipt is outstanding."""
+        """What was billed, in base units; while the receipt is outstanding, the most that can be billed."""
         return self.terms.max_cost if self.receipt is None else self.receipt.message.cost
 
     @property
     def outcome(self) -> Outcome:
-        """How it ended; completed as long as the receipt is outstanding, since the whole answer came."""
+        """How the job ended; COMPLETED while the receipt is outstanding, because the whole answer came."""
         return Outcome.COMPLETED if self.receipt is None else Outcome(self.receipt.message.outcome)
 
     def json(self) -> Any:
@@ -68,20 +68,24 @@ class Result:
 
     @property
     def text(self) -> str:
-        """The text of a completion's first choice; of a streamed one, what iterating left of it. Raises BadMessage or, for an
-        error in the stream, Unavailable.
+        """The text of the first choice of a completion; of a streamed one, the text that iterating left.
+
+        Raises BadMessage if the body is no completion, and Unavailable for an error event in the stream.
         """
         if media_type(self.head.content_type) == EVENT_STREAM:
             return "".join(TextDeltas().feed(self.body))
         return read_text(self.body)
 
     def __repr__(self) -> str:
-        return f"Result(job={self.job.hex()}, provider={self.provider}, status={self.head.status}, cost={self.cost})"
+        cost = f"{format_amount(self.cost)} dollars"
+        return f"Result(job={self.job.hex()}, provider={self.provider}, status={self.head.status}, cost={cost})"
 
 
 class StreamInterrupted(Unavailable):
-    """The stream ended without a receipt or a reason: the coordinator's fault. `receipt` is what it had when asked afterwards.
-    `retry` is false where that bills something, and where the job may go on: asking again might buy the answer twice.
+    """The stream ended without a receipt or a failure: the coordinator's fault.
+
+    `receipt` is the receipt that the coordinator had when it was asked afterwards. `retry` is False if that receipt bills
+    something or the job may still run, because another request could then buy the answer twice.
     """
 
     def __init__(self, message: str, receipt: Verified[Receipt] | None, *, retry: bool) -> None:
@@ -91,40 +95,44 @@ class StreamInterrupted(Unavailable):
 
 
 def require_success(result: Result) -> Result:
-    """The result, unless the engine answered with an error. Raises Refusal or Unavailable with the engine's own words."""
+    """Returns the result. Raises Refusal or Unavailable, with the engine's own message, if the engine answered with an error."""
     if result.head.status >= 400:
         raise read_engine_error(result.head.status, result.body)
     return result
 
 
-def build_proof(domain: Domain, answer: JobResponse, request: bytes) -> Proof | None:
-    """The proof of a job whose receipt came; None before, and where its answer was not to be kept or is too long."""
-    if answer.kept is None or answer.receipt is None or answer.match is None:
+def build_proof(domain: Domain, response: JobResponse, request: bytes) -> Proof | None:
+    """The proof of a job. None before its receipt came, and if its answer was not to be kept or is too long."""
+    if response.kept is None or response.receipt is None or response.match is None:
         return None
-    order, receipt = answer.match.order, answer.receipt
+    order, receipt = response.match.order, response.receipt
     return Proof(
         domain=domain,
         order=Signed(order.message, order.signature),
-        terms=answer.match.terms,
+        terms=response.match.terms,
         receipt=Signed(receipt.message, receipt.signature),
-        commitment_key=answer.key.commitment_key,
+        commitment_key=response.key.commitment_key,
         request=request,
-        response=tuple(answer.kept),
+        response=tuple(response.kept),
     )
 
 
-def outcome_error(answer: JobResponse, receipt: Receipt, *, cancelling: bool) -> TallyError | None:
-    """What the caller must be told of a job whose receipt was booked and that did not bring the whole answer; None if all is
-    well. `cancelling`: the caller itself stopped it.
+def outcome_error(response: JobResponse, receipt: Receipt, *, cancelling: bool) -> TallyError | None:
+    """The error of a job whose receipt was recorded but whose answer is incomplete; None if all is well.
+
+    `cancelling`: whether the caller itself cancelled the job.
     """
     outcome = Outcome(receipt.outcome)
     if outcome in (Outcome.COMPLETED, Outcome.LENGTH):
-        return None if answer.whole else BadSeal("the answer was cut off before its last chunk", fault=Fault.COORDINATOR)
+        if response.complete:
+            return None
+        return BadSeal("the coordinator cut off the answer before its last chunk", fault=Fault.COORDINATOR)
     if outcome is Outcome.CLIENT_CANCELLED:
-        error = Unavailable(Code.CANCELLED, "the answer was cancelled on its way, not by this client", fault=Fault.COORDINATOR)
+        text = "the job was cancelled before its answer was complete, and not by this client"
+        error = Unavailable(Code.CANCELLED, text, fault=Fault.COORDINATOR)
         error.retry = False
         return None if cancelling else error
-    if answer.whole and answer.head is not None and answer.head.status >= 400:
+    if response.complete and response.head is not None and response.head.status >= 400:
         return None
     code = Code.TIMED_OUT if outcome is Outcome.TIMED_OUT else Code.PROVIDER_FAILED
     text = f"the provider did not finish the answer ({outcome.name.lower()}); nothing was billed"

@@ -1,4 +1,4 @@
-"""Taking a keyed job up again: the same signed bytes bring the job that they placed before, or place it now."""
+"""Resumes a job with an idempotency key: the same signed bytes return the job that they placed before, or place it now."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from tallystick.client.orders.signing import PlacedOrder
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.sealing import ContentKey
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, format_amount
 
 
 async def resume_job(
-    context: JobContext, coordinator: Address, known: IdempotencyKey, asked: ApiRequest, *, keep_bytes: int
+    context: JobContext, coordinator: Address, keyed: IdempotencyKey, request: ApiRequest, *, keep_bytes: int
 ) -> Job:
-    """The job that a key stands for, from its first frame on. Raises TallyError: nothing more is owed than the job itself.
+    """The job of an idempotency key, read from its first frame on. It costs what it cost before, and nothing more.
 
-    A key whose job was never admitted is forgotten, so that the next request with it is a new job.
+    A key whose job was never admitted is forgotten, so that the next request with it places a new job. Raises TallyError.
     """
-    key, plain = ContentKey(known.content_key), asked.plaintext
-    found = await context.ledger.find_job(known.job)
-    orders = () if found is None else found.orders
-    placed = [PlacedOrder(one.order.verify(context.domain), one.terms) for one in orders]
-    await context.ledger.set_reader(known.job)
-    response = await _post(context, known, known.header + key.seal_request(known.job, plain))
-    answer = JobResponse(known.job, key, {p.order.digest: p for p in placed}, context.domain, coordinator, keep_bytes=keep_bytes)
-    return Job(context, answer, response, asked.summary, plain, keyed=True, resumed=True)
+    key, plaintext = ContentKey(keyed.content_key), request.plaintext
+    known_job = await context.ledger.find_job(keyed.job)
+    orders = () if known_job is None else known_job.orders
+    placed = [PlacedOrder(known.order.verify(context.domain), known.terms) for known in orders]
+    await context.ledger.set_reader(keyed.job)
+    http_response = await _post(context, keyed, keyed.header + key.seal_request(keyed.job, plaintext))
+    by_digest = {order.order.digest: order for order in placed}
+    response = JobResponse(keyed.job, key, by_digest, context.domain, coordinator, keep_bytes=keep_bytes)
+    return Job(context, response, http_response, request.summary, plaintext, keyed=True, resumed=True)
 
 
-async def _post(context: JobContext, known: IdempotencyKey, submission: bytes) -> aiohttp.ClientResponse:
+async def _post(context: JobContext, keyed: IdempotencyKey, submission: bytes) -> aiohttp.ClientResponse:
     try:
         return await context.coordinator.submit(submission, linger=context.config.linger_seconds)
     except (ConnectionLost, NotSent):
@@ -42,25 +43,25 @@ async def _post(context: JobContext, known: IdempotencyKey, submission: bytes) -
     except TallyError as refused:
         if refused.code is Code.COORDINATOR_UNAVAILABLE:
             raise
-        raise await _explain(context, known, refused) from refused
+        raise await _explain_refusal(context, keyed, refused) from refused
 
 
-async def _explain(context: JobContext, known: IdempotencyKey, refused: TallyError) -> TallyError:
-    """What became of a job whose answer cannot be had again."""
-    job = known.job
+async def _explain_refusal(context: JobContext, keyed: IdempotencyKey, refused: TallyError) -> TallyError:
+    """Returns the error that says what became of a job whose answer can no longer be had."""
+    job = keyed.job
     try:
         remote, receipt = await context.resolver.resolve(job)
     except Refusal as error:
         if error.code is not Code.UNKNOWN_JOB:
             raise
         await context.ledger.end_job(job, JobState.FAILED, str(refused), context.now(), keep=True)
-        await context.ledger.forget_key(known.key)
+        await context.ledger.forget_key(keyed.key)
         return refused
     if remote.state not in TERMINAL:
-        return Unavailable(Code.COORDINATOR_UNAVAILABLE, f"job {job.hex()} is {remote.state.value}; ask again")
-    billed = "nothing was billed" if receipt is None else f"{receipt.message.cost} base units were billed"
+        return Unavailable(Code.COORDINATOR_UNAVAILABLE, f"job {job.hex()} is {remote.state.value}; send the request again later")
+    billed = "nothing was billed" if receipt is None else f"{format_amount(receipt.message.cost)} dollars were billed"
     text = (
-        f"job {job.hex()} of this idempotency key ended as {remote.state.value}, {billed}; the coordinator keeps its answer no "
-        "longer; another key places a new job"
+        f"job {job.hex()} of this idempotency key ended as {remote.state.value}, and {billed}; the coordinator no longer has its "
+        "answer; use another key to place a new job"
     )
     return Refusal(Code.ORDER_REPLAYED, text, fault=Fault.NOBODY)

@@ -1,5 +1,6 @@
-"""Placing a job: it is drafted on each ask, signed by the ledger's word, sealed and posted; and however that fails, its orders do
-not stay open longer than they must.
+"""Submits a job: drafts and signs its orders, seals the request and posts both.
+
+If that fails, its orders do not stay open longer than they must.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import ConnectionLost, CoordinatorClient, CoordinatorInfo
 from tallystick.client.jobs.candidates import draft_orders, drafts_within_budget, wrap_keys
 from tallystick.client.jobs.response import JobResponse
-from tallystick.client.ledger import idempotency
+from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import NewJob
@@ -31,13 +32,18 @@ from tallystick.protocol.sealing import ContentKey, commit_request
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import Submission
 
-Named = tuple[str, str] | None
-"""An idempotency key, and the fingerprint of its request."""
+
+@dataclass(frozen=True, slots=True)
+class KeyedRequest:
+    """An idempotency key and the fingerprint of its request."""
+
+    key: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
 class JobSubmitter:
-    """What a job is placed with. `clock` is Unix time in nanoseconds; `placing` holds the jobs on their way."""
+    """Submits the jobs of one market. `clock` is Unix time in nanoseconds; `submitting` holds the jobs that are being posted."""
 
     config: ClientConfig
     wallet: Signer
@@ -46,48 +52,52 @@ class JobSubmitter:
     resolver: Reconciler
     clock: Callable[[], int]
     random: Callable[[int], bytes]
-    placing: set[JobId]
+    submitting: set[JobId]
 
-    async def place(
+    async def submit(
         self,
         info: CoordinatorInfo,
-        asked: ApiRequest,
+        request: ApiRequest,
         asks: Sequence[Verified[Ask]],
         max_cost: Amount | None,
         *,
         keep_bytes: int,
-        named: Named,
+        idempotency_key: KeyedRequest | None,
         ranked: bool,
     ) -> tuple[JobResponse, aiohttp.ClientResponse]:
-        """Posts a job; its answer to be, and the open stream. Raises TallyError: then nothing is owed."""
+        """Posts a job. Returns its response, still without frames, and the open stream of them.
+
+        `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order. Raises
+        TallyError, after which nothing is owed.
+        """
         job, key = JobId(self.random(16)), ContentKey.new(self.random)
-        commitment = commit_request(key.commitment_key, job, asked.plaintext)
-        drafts = draft_orders(asked, asks, job, commitment, self.config.default_max_output_tokens)
+        commitment = commit_request(key.commitment_key, job, request.plaintext)
+        drafts = draft_orders(request, asks, job, commitment, self.config.default_max_output_tokens)
         now = self.clock() // 1_000_000_000
         new = NewJob(
             domain=info.domain,
             payer=self.wallet.address,
             job=job,
-            model=asked.summary.model,
-            path=asked.head.path,
+            model=request.summary.model,
+            path=request.head.path,
             commitment_key=key.commitment_key,
             created_at=now,
-            label=asked.label,
+            label=request.label,
         )
-        within = drafts_within_budget(drafts, max_cost)
-        async with self._closing(asked, key, job, named) as signed:
-            placed = await self._sign(info, new, within)
-            signed.extend(placed)
-            candidates = wrap_keys(job, key, placed, asks)
-            header = Submission(job, candidates, b"", ranked).dumps()
-            if named is not None:
-                keyed = idempotency.IdempotencyKey(*named, job, key.secret, header, now)
+        within_budget = drafts_within_budget(drafts, max_cost)
+        async with self._closing_orders(request, key, job, idempotency_key) as signed:
+            orders = await self._sign(info, new, within_budget)
+            signed.extend(orders)
+            header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked).dumps()
+            if idempotency_key is not None:
+                keyed = IdempotencyKey(idempotency_key.key, idempotency_key.fingerprint, job, key.secret, header, now)
                 if (await self.ledger.store_key(keyed, now - self.config.idempotency_seconds)).job != job:
-                    raise Unavailable(Code.CLIENT_BUSY, "another process placed this key's job just now", fault=Fault.CLIENT)
-            linger = None if named is None else self.config.linger_seconds
-            response = await self.coordinator.submit(header + key.seal_request(job, asked.plaintext), linger=linger)
-        orders = {one.order.digest: one for one in placed}
-        return JobResponse(job, key, orders, info.domain, info.coordinator, keep_bytes=keep_bytes), response
+                    text = "another process of this wallet just submitted a job with this idempotency key; send the request again"
+                    raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
+            linger = None if idempotency_key is None else self.config.linger_seconds
+            http_response = await self.coordinator.submit(header + key.seal_request(job, request.plaintext), linger=linger)
+        by_digest = {placed.order.digest: placed for placed in orders}
+        return JobResponse(job, key, by_digest, info.domain, info.coordinator, keep_bytes=keep_bytes), http_response
 
     async def _sign(self, info: CoordinatorInfo, job: NewJob, drafts: Sequence[tuple[Address, Terms]]) -> list[PlacedOrder]:
         now_ns, config = self.clock(), self.config
@@ -107,42 +117,50 @@ class JobSubmitter:
 
         placed = await self.ledger.sign_orders(job, drafts, sign, config.budgets)
         if not placed:
-            barred = await self.ledger.excluded(info.domain, job.created_at)
-            reasons = "; ".join(f"{provider}: {barred[provider]}" for provider, _ in drafts if provider in barred)
-            text = f"this wallet leaves out every provider found for {job.model!r} ({reasons[:1_000]}): tally receipt evidence"
+            excluded = await self.ledger.excluded(info.domain, job.created_at)
+            reasons = "; ".join(f"{provider}: {excluded[provider]}" for provider, _ in drafts if provider in excluded)
+            text = (
+                f"this wallet excludes every provider found for {job.model!r} ({reasons[:1_000]}); see `tally receipt evidence`"
+            )
             raise Refusal(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
         return placed
 
     @contextlib.asynccontextmanager
-    async def _closing(self, asked: ApiRequest, key: ContentKey, job: JobId, named: Named) -> AsyncIterator[list[PlacedOrder]]:
-        """However placing a job fails, its orders are closed; those of a job that may have arrived count until its end is known,
-        and those of a keyed one wait for the next request with the key. The caller adds the orders as they are signed.
+    async def _closing_orders(
+        self, request: ApiRequest, key: ContentKey, job: JobId, idempotency_key: KeyedRequest | None
+    ) -> AsyncIterator[list[PlacedOrder]]:
+        """Closes a job's orders if submitting it fails. The caller appends each order to the yielded list once it is signed.
+
+        The orders of a job that may have arrived count until its end is known. Those of a job with an idempotency key wait for
+        the next request with that key.
         """
         signed: list[PlacedOrder] = []
-        self.placing.add(job)  # until it is among the live ones: nobody else is to settle it meanwhile
+        self.submitting.add(job)  # until it is among the running jobs, so that nothing else settles it meanwhile
         try:
             yield signed
         except (ConnectionLost, asyncio.CancelledError) as error:
-            stream = StreamEnd.ABANDONED if named is None else StreamEnd.RESUMABLE
-            await self.ledger.store_deliveries(_nothing(asked, key, signed, stream), matched=False)
-            if named is None:
+            stream = StreamEnd.ABANDONED if idempotency_key is None else StreamEnd.RESUMABLE
+            await self.ledger.store_deliveries(_nothing_delivered(request, key, signed, stream), matched=False)
+            if idempotency_key is None:
                 if isinstance(error, ConnectionLost):
-                    error.retry = False  # the job may have been taken: asking again might buy it twice
+                    error.retry = False  # the job may have been admitted, and another request would buy it twice
                 self.resolver.abandon(job)
             raise
         except TallyError as error:
-            if named is not None and (known := await self.ledger.find_key(named[0])) is not None and known.job == job:
-                await self.ledger.forget_key(named[0])
+            if idempotency_key is not None:
+                keyed = await self.ledger.find_key(idempotency_key.key)
+                if keyed is not None and keyed.job == job:
+                    await self.ledger.forget_key(idempotency_key.key)
             await self.ledger.end_job(job, JobState.FAILED, str(error), self.clock() // 1_000_000_000)
             raise
         finally:
-            self.placing.discard(job)
+            self.submitting.discard(job)
 
 
-def _nothing(asked: ApiRequest, key: ContentKey, signed: Sequence[PlacedOrder], stream: StreamEnd) -> dict[Hash, Delivery]:
-    """What arrived for the orders of a job whose stream never began."""
-    size, bounded = len(asked.body), asked.summary.bounded
-    return {
-        one.order.digest: Delivery.empty(key, one.order.digest, size, bounded=bounded, cancelled=True, stream=stream)
-        for one in signed
-    }
+def _nothing_delivered(
+    request: ApiRequest, key: ContentKey, signed: Sequence[PlacedOrder], stream: StreamEnd
+) -> dict[Hash, Delivery]:
+    """An empty delivery for each order of a job whose stream never began."""
+    size, bounded = len(request.body), request.summary.bounded
+    digests = [placed.order.digest for placed in signed]
+    return {digest: Delivery.empty(key, digest, size, bounded=bounded, cancelled=True, stream=stream) for digest in digests}

@@ -1,7 +1,7 @@
 """The market from Python: `async with Market(coordinator, wallet) as market: result = await market.chat(model, messages)`.
 
-A job is sealed and signed here and checked here: what leaves this process is ciphertext and orders, and what comes back is
-held against them. The coordinator is trusted with nothing but delay.
+Requests are sealed, and orders signed, in this process; only ciphertext and orders leave it. Everything that comes back is
+checked against them. The coordinator is trusted with nothing but delay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tallystick.client.coordinator.http_client import CoordinatorClient, Coordin
 from tallystick.client.coordinator.pinning import DeploymentPin
 from tallystick.client.jobs.job import Job, JobContext
 from tallystick.client.jobs.resume import resume_job
-from tallystick.client.jobs.submit import JobSubmitter, Named
+from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest
 from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob
@@ -49,24 +49,25 @@ from tallystick.protocol.types import Address, Amount, JobId, parse_address
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.plaintext import warn_if_plaintext
 
-_STALE = (Code.NO_PROVIDER, Code.NODE_BUSY)
-"""Refusals that a fresh shortlist may heal."""
+_STALE_SHORTLIST = (Code.NO_PROVIDER, Code.NODE_BUSY)
+"""Refusals after which a fresh shortlist may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Wish:
-    """What a caller wants of one job, beside its request."""
+class _JobOptions:
+    """Options of one job beside its request; see `Market.submit`. `max_cost` is in base units."""
 
+    max_cost: Amount | None
     keep: bool
-    named: Named
+    idempotency_key: KeyedRequest | None
     affinity: str | None
 
 
 class Market(ConvenienceMethods):
-    """A client of one coordinator with one wallet. Use as an async context manager; many jobs may run at once.
+    """A client of one coordinator with one wallet. Use it as an async context manager; many jobs may run at a time.
 
-    Entering raises BadMessage for a deployment file that cannot be read and Unavailable for a state file that cannot be used.
-    The coordinator is first spoken to when it is needed. Leaving cancels the jobs that still run.
+    Entering raises BadMessage for an unreadable deployment file and Unavailable for an unusable ledger file. The coordinator is
+    first contacted when it is needed. Leaving cancels the jobs that still run.
     """
 
     def __init__(
@@ -95,28 +96,28 @@ class Market(ConvenienceMethods):
         self._affinity = Affinity(random(32))
         self._pin = DeploymentPin()
         self._onchain: PayerEscrow | None = None
-        self._asking = asyncio.Lock()
+        self._info_lock = asyncio.Lock()
         self._job_context: JobContext | None = None
         self._info: CoordinatorInfo | None = None
         self._live: set[Job] = set()
-        self._on_their_way: set[JobId] = set()
+        self._submitting: set[JobId] = set()
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._idle = asyncio.Event()
         self._draining = False
 
     @classmethod
     def of(cls, config: ClientConfig, wallet: Signer) -> Market:
-        """A market with everything from one config."""
+        """A market whose coordinator also comes from the config."""
         return cls(config.coordinator, wallet, config)
 
     @property
     def address(self) -> Address:
-        """The payer."""
+        """The payer's account."""
         return self.wallet.address
 
     @property
     def running(self) -> int:
-        """Jobs under way."""
+        """The number of running jobs."""
         return len(self._live)
 
     def __repr__(self) -> str:
@@ -134,7 +135,7 @@ class Market(ConvenienceMethods):
         await self.close()
 
     async def open(self) -> Self:
-        """What entering does, for where no block can hold the market, as across a notebook's cells. `close` it at the end."""
+        """Does what entering does, for code without a block, such as the cells of a notebook. Call `close` at the end."""
         warn_if_plaintext(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
         self._auditor = TokenAuditor(self.config)
         self._pin, self._job_context, self._draining = DeploymentPin.of(self.config), None, False
@@ -154,12 +155,12 @@ class Market(ConvenienceMethods):
             self._ledger,
             self._coordinator,
             now=self._now,
-            live=lambda: self._on_their_way | {job.id for job in self._live},
+            live=lambda: self._submitting | {job.id for job in self._live},
             limit=self.config.max_jobs,
             every=self.config.start_seconds,
             recovery=recovery,
         )
-        self._placing = JobSubmitter(
+        self._submitter = JobSubmitter(
             self.config,
             self.wallet,
             self._coordinator,
@@ -167,12 +168,12 @@ class Market(ConvenienceMethods):
             self._resolver,
             self._clock,
             self._random,
-            self._on_their_way,
+            self._submitting,
         )
         return self
 
     async def close(self) -> None:
-        """What leaving does: cancels the jobs that still run."""
+        """Does what leaving does: cancels the jobs that still run."""
         try:
             await self.drain(0)
             await self._resolver.close(self.config.cancel_seconds)
@@ -183,7 +184,7 @@ class Market(ConvenienceMethods):
             await self._ledger.close()
 
     async def drain(self, seconds: float) -> None:
-        """Takes no more jobs, lets those under way go on for so long, then cancels them and waits for their receipts."""
+        """Accepts no more jobs, waits up to `seconds` for the running ones, then cancels them and waits for their receipts."""
         self._draining = True
         if self._live:
             self._idle.clear()
@@ -193,9 +194,9 @@ class Market(ConvenienceMethods):
         await asyncio.gather(*(job.cancel() for job in list(self._live)), return_exceptions=True)
 
     async def info(self) -> CoordinatorInfo:
-        """Who the coordinator is; asked once. Raises Refusal if it is not the one, or not on the deployment, insisted on."""
+        """The coordinator's identity and deployment, read once. Raises Refusal if the config requires others."""
         if self._info is None:
-            async with self._asking:
+            async with self._info_lock:
                 if self._info is None:
                     info = await self._coordinator.info()
                     self._pin.check(info, self.config.max_fee_bps)
@@ -205,8 +206,9 @@ class Market(ConvenienceMethods):
         return self._info
 
     async def _fee_changed(self) -> bool:
-        """Whether the coordinator now keeps another fee than the one that orders allowed: then the next ones allow the new one.
-        Raises Refusal where it is above max_fee_bps.
+        """Returns whether the coordinator's fee differs from the fee in orders so far; further orders allow the new fee.
+
+        Raises Refusal if the new fee is above max_fee_bps.
         """
         before, now = await self.info(), await self._coordinator.info()
         if before.fee_bps == now.fee_bps or replace(now, fee_bps=before.fee_bps) != before:
@@ -225,14 +227,14 @@ class Market(ConvenienceMethods):
                 self._resolver,
                 info.domain,
                 self._now,
-                self._left,
+                self._job_finished,
                 lambda job: any(other is not job and other.id == job.id for other in self._live),
                 ProofStore.of(self.config),
                 self._auditor,
             )
         return info, self._job_context
 
-    def _left(self, job: Job) -> None:
+    def _job_finished(self, job: Job) -> None:
         self._live.discard(job)
         if not self._live:
             self._idle.set()
@@ -243,34 +245,36 @@ class Market(ConvenienceMethods):
 
     async def _shortlist_context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
-        barred = await self._ledger.excluded(domain, self._now())
-        if barred and (owing := barred.keys() - await self._ledger.blocked(domain)):
+        excluded = await self._ledger.excluded(domain, self._now())
+        if excluded and (owing := excluded.keys() - await self._ledger.blocked(domain)):
             self._resolver.look_into(sorted(owing))  # their receipts may have come meanwhile
-        return domain, barred
+        return domain, excluded
 
     async def _staked(self, provider: Address) -> int | None:
         return None if self._onchain is None else await self._onchain.stake(provider)
 
-    # Looking
+    # Reading the market
 
     async def models(self) -> list[ModelOffer]:
-        """The models on offer, as the coordinator tells them."""
+        """The models on offer, as the coordinator lists them."""
         return await self._coordinator.models()
 
     async def shortlist(self, model: str, *, route: str = CHAT, **choice: Unpack[Choice]) -> list[Verified[Ask]]:
-        """The verified asks that a job would be offered to, best first; what is not chosen here the config says.
+        """The verified asks that a job would be offered to, best first. The config completes `choice`.
 
-        Raises Refusal or Unavailable that say why there is none.
+        Raises Refusal or Unavailable, whose text says why there are none.
         """
-        found, _ = await self._shortlists.get(demand_of(self.config, model, route, choice))
-        return found
+        asks, _ = await self._shortlists.get(demand_of(self.config, model, route, choice))
+        return asks
 
     async def explain(self, model: str, *, route: str = CHAT, **choice: Unpack[Choice]) -> list[Explained]:
-        """Every ask for a model and why it would not be offered a job; those that would come first. Places nothing."""
+        """Every ask for a model, and why a job would not be offered to it. Asks that would get the job come first. Places
+        nothing.
+        """
         demand = demand_of(self.config, model, route, choice)
-        barred = await self._ledger.excluded((await self.info()).domain, self._now())
+        excluded = await self._ledger.excluded((await self.info()).domain, self._now())
         listed = await self._coordinator.explain(demand.to_json(self.address))
-        return explained(listed, demand, barred, self._now())
+        return explained(listed, demand, excluded, self._now())
 
     # Jobs
 
@@ -289,96 +293,106 @@ class Market(ConvenienceMethods):
         content_type: str = JSON,
         **choice: Unpack[Choice],
     ) -> Job:
-        """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions; returns once it is admitted.
+        """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions. Returns once the job is admitted.
 
-        Bytes go to the engine as they are. The body must name one of `models`, if any are given. `max_cost` (base units) bounds
-        what this job can cost, as do the config's budgets, those of its workload `label` among them. With `keep`, the job has a
-        `proof` at its end. With an idempotency `key` a job survives a lost connection, of this process too, and the same request
-        with the same key is that job. Requests of one conversation (named by `affinity`, else known by how they begin) stay with
-        the provider that has it in its cache.
-        Raises TallyError: then nothing is owed but what an earlier job of the key costs.
+        `body`: bytes reach the engine unchanged. `model` and `models`: the body must name this model, or one of these.
+        `max_cost`: the most that the job may cost, in base units; the config's budgets, also that of the workload `label`, limit
+        it too. `keep`: the job has a `proof` at its end. `key`: an idempotency key; a job with one survives a lost connection and
+        a restart of this process, and the same request with the same key returns that job. `affinity`: names the conversation,
+        which else is recognised by its beginning; its requests stay with the provider that has it in its cache. Raises
+        TallyError, after which nothing is owed except for an earlier job of the same key.
         """
         raw = body if isinstance(body, bytes) else dumps(dict(body))
         if len(raw) > self.config.max_body_bytes:
             raise Refusal(
-                Code.BODY_TOO_LARGE, f"the request has {len(raw)} bytes, at most {self.config.max_body_bytes} are taken"
+                Code.BODY_TOO_LARGE,
+                f"request body: expected at most {self.config.max_body_bytes} bytes (max_body_bytes), got {len(raw)}",
             )
         label = self.config.label if label is None else read_text(label, "label", MAX_LABEL)
-        asked = ApiRequest.of(path, raw, content_type, label)
-        call = asked.summary
-        if model is not None and model != call.model:
-            raise BadMessage(f"model: {model!r} was asked for, but the body names {call.model!r}")
-        if models and call.model not in models:
-            text = f"{call.model!r} is not among the models allowed here: {', '.join(sorted(models))[:500]}"
+        request = ApiRequest.of(path, raw, content_type, label)
+        summary = request.summary
+        if model is not None and model != summary.model:
+            raise BadMessage(f"model: expected {model!r} in the body, got {summary.model!r}")
+        if models and summary.model not in models:
+            text = (
+                f"model: expected one that this key or caller may use ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
+            )
             raise Refusal(Code.UNKNOWN_MODEL, text)
         if self._draining:
             raise Unavailable(Code.SHUTTING_DOWN, "this client is stopping", fault=Fault.CLIENT)
         if len(self._live) >= self.config.max_jobs:
-            raise Unavailable(Code.CLIENT_BUSY, f"this client already runs {len(self._live)} jobs", fault=Fault.CLIENT)
-        demand = demand_of(self.config, call.model, path, choice)
+            raise Unavailable(
+                Code.CLIENT_BUSY,
+                f"this client already runs {len(self._live)} jobs (max_jobs); send the request again later",
+                fault=Fault.CLIENT,
+            )
+        demand = demand_of(self.config, summary.model, path, choice)
         limit = least(self.config.max_cost, max_cost)
-        cap = None if limit is None else Amount(limit)
+        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity)
         if key is None:
-            return await self._find_and_place(asked, demand, cap, _Wish(keep, None, affinity))
-        request = idempotency.fingerprint(asked.plaintext)
+            return await self._submit_to_shortlist(request, demand, options)
+        fingerprint = idempotency.fingerprint(request.plaintext)
         async with self._keys.setdefault(idempotency.check_key(key), asyncio.Lock()):
-            known = await self._ledger.find_key(key)
-            if known is None:
-                return await self._find_and_place(asked, demand, cap, _Wish(keep, (key, request), affinity))
-            idempotency.check_same(known, request)
+            keyed = await self._ledger.find_key(key)
+            if keyed is None:
+                options = replace(options, idempotency_key=KeyedRequest(key, fingerprint))
+                return await self._submit_to_shortlist(request, demand, options)
+            idempotency.check_same(keyed, fingerprint)
             info, context = await self._open_context()
-            job = await resume_job(context, info.coordinator, known, asked, keep_bytes=self._room(context, asked, keep))
+            keep_bytes = self._bytes_to_keep(context, request, keep)
+            job = await resume_job(context, info.coordinator, keyed, request, keep_bytes=keep_bytes)
             self._live.add(job)
             return job
 
-    async def _find_and_place(self, asked: ApiRequest, demand: Demand, cap: Amount | None, wish: _Wish) -> Job:
-        asks, remembered = await self._shortlists.get(demand)
+    async def _submit_to_shortlist(self, request: ApiRequest, demand: Demand, options: _JobOptions) -> Job:
+        """Submits to the shortlist of a demand, and once more with a fresh shortlist or fee if either was out of date."""
+        asks, cached = await self._shortlists.get(demand)
         try:
-            return await self._place(asked, asks, cap, demand, wish)
+            return await self._submit_to(request, asks, demand, options)
         except Refusal as error:
             if error.code is not Code.ORDER_TERMS or not await self._fee_changed():
                 raise
         except Unavailable as error:
             self._shortlists.forget(demand)
-            if not remembered or error.code not in _STALE:
+            if not cached or error.code not in _STALE_SHORTLIST:
                 raise
         asks, _ = await self._shortlists.get(demand)
-        return await self._place(asked, asks, cap, demand, wish)
+        return await self._submit_to(request, asks, demand, options)
 
-    async def _place(
-        self, asked: ApiRequest, asks: Sequence[Verified[Ask]], cap: Amount | None, demand: Demand, wish: _Wish
-    ) -> Job:
+    async def _submit_to(self, request: ApiRequest, asks: Sequence[Verified[Ask]], demand: Demand, options: _JobOptions) -> Job:
         began = asyncio.get_running_loop().time()
         info, context = await self._open_context()
         await self._resolver.recovery.know(ask.message.provider for ask in asks)
-        tag = None if demand.ranked else self._affinity.tag(asked, wish.affinity)
-        asks, moved = self._affinity.ordered(tag, asks)
-        answer, response = await self._placing.place(
+        tag = None if demand.ranked else self._affinity.tag(request, options.affinity)
+        asks, reordered = self._affinity.ordered(tag, asks)
+        response, http_response = await self._submitter.submit(
             info,
-            asked,
+            request,
             asks,
-            cap,
-            keep_bytes=self._room(context, asked, wish.keep),
-            named=wish.named,
-            ranked=demand.ranked or moved,
+            options.max_cost,
+            keep_bytes=self._bytes_to_keep(context, request, options.keep),
+            idempotency_key=options.idempotency_key,
+            ranked=demand.ranked or reordered,
         )
-        made = Job(context, answer, response, asked.summary, asked.plaintext, keyed=wish.named is not None, began=began)
-        made.conversation = tag
-        self._live.add(made)
-        return made
+        keyed = options.idempotency_key is not None
+        job = Job(context, response, http_response, request.summary, request.plaintext, keyed=keyed, began=began)
+        job.conversation = tag
+        self._live.add(job)
+        return job
 
-    def _room(self, context: JobContext, asked: ApiRequest, keep: bool) -> int:
-        counted = self._auditor.counts(asked.summary.model, asked.head.path)
-        return self.config.max_answer_bytes if keep or counted or context.proofs is not None else 0
+    def _bytes_to_keep(self, context: JobContext, request: ApiRequest, keep: bool) -> int:
+        """Bytes of the answer to keep in memory, for its proof or its token audit; 0 if neither is wanted."""
+        audited = self._auditor.counts(request.summary.model, request.head.path)
+        return self.config.max_answer_bytes if keep or audited or context.proof_folder is not None else 0
 
-    # Remembering
+    # Reading the ledger
 
     async def find(self, job: JobId) -> KnownJob | None:
-        """What this wallet's ledger knows of a job."""
+        """A job from this wallet's ledger; None if it has no such job."""
         return await self._ledger.find_job(job)
 
     async def tab(self, provider: str) -> Tab:
-        """The tab with one provider: accepted, open caps, highest ceiling signed, in base units."""
+        """The tab with one provider: accepted cost, open caps and highest signed cap, in base units."""
         info = await self.info()
         return await self._ledger.tab(info.domain, parse_address(provider), self._now())
 
@@ -386,10 +400,10 @@ class Market(ConvenienceMethods):
         return await maintenance_of(self).possible_cost(job)
 
     async def evidence(self) -> list[Evidence]:
-        """Dishonest receipts, kept for third parties."""
+        """The dishonest receipts in the ledger, kept for third parties."""
         return await self._ledger.evidence()
 
 
 def maintenance_of(market: Market) -> Maintenance:
-    """What the gateway of an open market takes care of."""
-    return Maintenance(market.config, market._ledger, market._onchain, market.info, market._clock)  # noqa: SLF001 - its other half
+    """The maintenance of an open market's wallet."""
+    return Maintenance(market.config, market._ledger, market._onchain, market.info, market._clock)  # noqa: SLF001 - part of the same class in all but name

@@ -27,7 +27,7 @@ async def test_a_key_is_one_job(fake: FakeMarket, wallet: Signer, config: Client
     async with Market(fake.url, wallet, config) as market:
         assert await _ask(market, "mine")
     async with Market(fake.url, wallet, config) as market:
-        with pytest.raises(Refusal, match=r"ended as completed, \d+ base units were billed") as caught:
+        with pytest.raises(Refusal, match=r"ended as completed, and [0-9.]+ dollars were billed") as caught:
             await _ask(market, "mine")
     assert (caught.value.code, len(fake.submissions)) == (Code.ORDER_REPLAYED, 1)
 

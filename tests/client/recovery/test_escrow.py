@@ -204,11 +204,11 @@ async def test_a_refused_request_is_placed_again(
         await session.chunk(b'{"choices": []}', last=True)
         await session.finish()
 
-    async def secure(_upkeep: Maintenance, job: Any) -> bool:
+    async def top_up(_upkeep: Maintenance, job: Any) -> bool:
         asked.append(job.candidates[0].provider)
         return fake.script is not never
 
-    monkeypatch.setattr(Maintenance, "secure", secure)
+    monkeypatch.setattr(Maintenance, "top_up", top_up)
     fake.script = unsecured
     async with (
         Market(fake.url, wallet, config) as market,

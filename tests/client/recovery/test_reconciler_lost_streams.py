@@ -70,7 +70,7 @@ async def test_a_submission_that_broke_is_not_billed_unremembered(market: Market
     assert caught.value.retry
     fake.last.take(0)
     fake.last.bill(ALL, result_commitment=OTHER)
-    with pytest.raises(Refusal, match="keeps its answer no longer"):
+    with pytest.raises(Refusal, match="no longer has its answer"):
         await market.submit(CHAT, BODY, key="one")
     tab = await market.tab(fake.providers[0].address)
     assert (tab.accepted, tab.undelivered_quarters) == (50, QUARTERS_UNDELIVERED)
