@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from node.domain.admission import Admitted, Matched
+from node.domain.order_admission import Admitted, Matched
 from node.domain.requests import EngineRequest
-from node.domain.tabs import Funds, TabRow
+from node.domain.tabs import Funds, StoredTab
 from node.domain.upstream_models import UpstreamModel
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.link import LateReceipt
@@ -26,7 +26,7 @@ CROWDED_KV = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ResponseStart:
     """The engine took the request: its status and content type. A status from 400 is a deterministic no, meant for the client."""
 
     status: int
@@ -34,26 +34,26 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ResponsePart:
     """Some bytes of the answer's body. `output`: a user would see something of it; `text`: bytes of generated text in it."""
 
     data: bytes
-    output: bool
-    text: int = 0
-    counted: ReportedUsage | None = None
+    has_output: bool
+    text_bytes: int = 0
+    usage: ReportedUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class ResponseEnd:
     """The answer ended by itself. `tail`: its last bytes; `truncated`: it ended at the output limit."""
 
     tail: bytes = b""
-    text: int = 0
-    counted: ReportedUsage | None = None
+    text_bytes: int = 0
+    usage: ReportedUsage | None = None
     truncated: bool = False
 
 
-Event = Head | Piece | End
+EngineEvent = ResponseStart | ResponsePart | ResponseEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class EngineLoad:
     kv_used: float | None = None
 
     @property
-    def crowded(self) -> bool:
+    def has_queue(self) -> bool:
         """Whether one more request would wait."""
         return self.waiting > 0 or (self.kv_used is not None and self.kv_used >= CROWDED_KV)
 
@@ -72,7 +72,7 @@ class EngineLoad:
 class Engine(Protocol):
     """One endpoint that answers requests."""
 
-    def answer(self, call: EngineRequest) -> AsyncGenerator[Event, None]:
+    def answer(self, call: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """A Head, any number of Pieces, one End. Raises Unavailable (node_busy: try elsewhere now; engine_unavailable: it is
         down or its answer is broken). Closing the generator stops the engine at once.
         """
@@ -91,23 +91,23 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Booking:
+class ReceiptRecord:
     """What is stored when a job ends with a receipt, or when an order is refused with one."""
 
-    admitted: Matched
+    matched: Matched
     receipt: Verified[Receipt]
 
 
 @dataclass(frozen=True, slots=True)
-class Unacknowledged:
+class UnacknowledgedReceipt:
     """A receipt that its coordinator has not confirmed, and what it is for."""
 
     job: JobId
-    late: LateReceipt
+    late_receipt: LateReceipt
 
 
 @dataclass(frozen=True, slots=True)
-class Claimable:
+class ClaimableTab:
     """A tab on which the chain owes: its last receipt, the best order to claim on, and since when what is uncollected waits.
 
     `claimed_at` and `claimed` tell of the last claim that was handed in; times are Unix seconds.
@@ -136,17 +136,17 @@ class JobStore(Protocol):
         """The order was taken: durable before the first output byte leaves, so that a restart never runs it again."""
         ...
 
-    async def book(self, booking: Booking) -> None:
+    async def record_receipt(self, booking: ReceiptRecord) -> None:
         """Receipt, job and tab, in one transaction, durable on return. Raises Unavailable, with nothing written."""
         ...
 
-    async def refuse(self, booking: Booking) -> None:
+    async def record_refusal(self, booking: ReceiptRecord) -> None:
         """Order, receipt, job and tab of an order that was refused, as `book`. No claim ever rests on such an order."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Dealing:
+class CoordinatorHour:
     """What the jobs of the coordinator at `endpoint` earned and cost in one hour (Unix hours), in base units."""
 
     endpoint: str
@@ -155,29 +155,29 @@ class Dealing:
     written_off: Amount
 
 
-class DealingStore(Protocol):
+class CoordinatorCreditStore(Protocol):
     """What is remembered of how coordinators behaved."""
 
-    async def note_dealing(self, dealing: Dealing) -> None:
+    async def record_coordinator_hour(self, dealing: CoordinatorHour) -> None:
         """This is what the hour came to so far. Raises Unavailable."""
         ...
 
-    async def dealings(self, since: int) -> list[Dealing]:
+    async def coordinator_hours(self, since: int) -> list[CoordinatorHour]:
         """Those of this hour and later ones."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class WriteOff:
     """What a payer owes that no order can be claimed for any more: `amount` base units, in all and since the last look."""
 
     payer: Address
     amount: Amount
-    more: int
+    increase: int
 
 
 @dataclass(frozen=True, slots=True)
-class Debt:
+class DebtAlarm:
     """What an alarm is about: base units, until when they can be claimed (Unix seconds; 0: not at all), and what helps."""
 
     due: int
@@ -188,7 +188,7 @@ class Debt:
 class ReceiptStore(Protocol):
     """What the courier needs to remember."""
 
-    async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
+    async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[UnacknowledgedReceipt]:
         """One page (from 0) of the receipts made before that time that this coordinator has not confirmed, oldest first."""
         ...
 
@@ -200,27 +200,27 @@ class ReceiptStore(Protocol):
 class ClaimStore(Protocol):
     """What the collector needs to remember."""
 
-    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[ClaimableTab]:
         """Tabs with more receipts than the chain was last seen to have paid, on an order that can still be claimed on: those that
         wait longest, but for the first `skip`.
         """
         ...
 
-    async def observed(self, payer: Address, funds: Funds, at: int) -> None:
+    async def record_funds(self, payer: Address, funds: Funds, at: int) -> None:
         """The chain says this of a tab."""
         ...
 
-    async def claimed(self, claim: Signed[Claim], at: int) -> None:
+    async def record_claim(self, claim: Signed[Claim], at: int) -> None:
         """A claim was handed in."""
         ...
 
-    async def write_off(self, now: int) -> list[Loss]:
+    async def write_off(self, now: int) -> list[WriteOff]:
         """Books what can no longer be claimed by that time (Unix seconds); returns where that is more than it was, or less."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
+class SettlementResult:
     """What came of a claim that this node sent itself: the chain's transactions, and base units by payer."""
 
     transactions: tuple[str, ...]
@@ -230,39 +230,39 @@ class Collected:
 class Settlement(Protocol):
     """Settles on chain at this node's own cost."""
 
-    async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> Collected:
+    async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> SettlementResult:
         """Sends a claim and waits until it is on chain. Raises Refusal (insufficient_funds: no coins for gas), Unavailable."""
         ...
 
 
-class RecallStore(Protocol):
+class RecoveryStore(Protocol):
     """What recalling needs to remember."""
 
-    async def adopt(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
+    async def record_recovered(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
         """A receipt of a former state, the last on its tab: durable on return. Raises Unavailable."""
         ...
 
-    async def note_recalled(self, coordinator: Address, url: str, at: int) -> None:
+    async def record_recovery_complete(self, coordinator: Address, url: str, at: int) -> None:
         """This coordinator, at that address, has told all that it knows."""
         ...
 
-    async def recalled(self) -> list[tuple[Address, str]]:
+    async def completed_recoveries(self) -> list[tuple[Address, str]]:
         """Those that have, with their addresses."""
         ...
 
 
-class Startup(Protocol):
+class StartupStore(Protocol):
     """What a node needs to know of its former life."""
 
-    async def tabs(self, now: int) -> list[TabRow]:
+    async def tabs(self, now: int) -> list[StoredTab]:
         """All tabs."""
         ...
 
-    async def taken(self, now: int) -> list[tuple[Hash, int]]:
+    async def consumed_orders(self, now: int) -> list[tuple[Hash, int]]:
         """Digests and deadlines of the orders that must not run again."""
         ...
 
-    async def unfinished(self, now: int) -> list[Matched]:
+    async def unfinished_orders(self, now: int) -> list[Matched]:
         """The orders that were begun, have no receipt, and can still be claimed on: what a killed process left."""
         ...
 
@@ -287,11 +287,11 @@ class Link(Protocol):
         ...
 
     @property
-    def roomy(self) -> bool:
+    def has_room(self) -> bool:
         """Whether `drained` would return or raise at once."""
         ...
 
-    async def drained(self) -> None:
+    async def drain(self) -> None:
         """Waits until there is room for more. Raises LinkLost."""
         ...
 
@@ -303,7 +303,7 @@ class ChainView(Protocol):
     """What the chain says of payers. Chain trouble never raises here: it shows as stale or unknown funds."""
 
     @property
-    def wait(self) -> float:
+    def withdrawal_delay(self) -> float:
         """How long a payer must wait before it may take anything back, in seconds; infinite while that is not known."""
         ...
 
@@ -316,7 +316,7 @@ class ChainView(Protocol):
         ...
 
 
-class RateView(Protocol):
+class FeeRateView(Protocol):
     """What the chain says of coordinators."""
 
     async def rate(self, coordinator: Address) -> int | None:
@@ -352,6 +352,6 @@ class JobReport:
 class Observer(Protocol):
     """Is told of every job that ended."""
 
-    def ended(self, report: JobReport) -> None:
+    def job_ended(self, report: JobReport) -> None:
         """Must not raise nor wait."""
         ...

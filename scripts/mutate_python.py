@@ -70,8 +70,8 @@ CHECKED: dict[str, tuple[str, ...]] = {
     "node/domain/tabs.py": ("tests/node/domain/test_tabs.py", "tests/node/domain/test_credit_limits.py"),
     "node/domain/signed_caps.py": ("tests/node/domain/test_signed_caps.py",),
     "node/domain/credit_limits.py": ("tests/node/domain/test_credit_limits.py",),
-    "node/domain/admission.py": ("tests/node/domain/test_admission.py",),
-    "node/domain/meter.py": ("tests/node/domain/test_meter.py",),
+    "node/domain/order_admission.py": ("tests/node/domain/test_order_admission.py",),
+    "node/domain/usage_meter.py": ("tests/node/domain/test_usage_meter.py",),
     "node/jobs/coordinator_credit.py": ("tests/node/jobs/test_coordinator_credit.py",),
     "tallystick/client/orders/tab.py": (
         "tests/client/orders/test_tab.py",

@@ -258,7 +258,7 @@ def _describe_providers(api: FastAPI, context: ApiContext) -> None:
         return {
             "provider": address,
             "connected": market.book.node(address) is not None,
-            "decisions": [asdict(verdict) for verdict in market.decision_log.why(address, market.book, limit)],
+            "decisions": [asdict(verdict) for verdict in market.decision_log.verdicts(address, market.book, limit)],
         }
 
 

@@ -126,9 +126,9 @@ class MemoryStore:
             if number not in same and tx is not None and not tx.startswith("0x"):
                 del self.claims[number]
 
-    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
+    async def pending_claims(self, limit: int, skipped: Iterable[Address] = ()) -> list[PendingClaim]:
         """See ports.ClaimStore."""
-        passed, turns, found = set(passing), Counter[Address](), list[tuple[int, int, ClaimRequest]]()
+        passed, turns, found = set(skipped), Counter[Address](), list[tuple[int, int, ClaimRequest]]()
         for number, (request, tx) in sorted(self.claims.items(), key=lambda one: one[0]):
             provider = request.claim.message.provider
             if tx is None and provider not in passed:

@@ -225,9 +225,9 @@ class Store:
         if not await self._db.write(work):
             raise too_many_claims(request.claim.message.provider)
 
-    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
+    async def pending_claims(self, limit: int, skipped: Iterable[Address] = ()) -> list[PendingClaim]:
         """See ports.ClaimStore."""
-        waits = sa.and_(claims.c.tx.is_(None), claims.c.provider.not_in(list(passing)))
+        waits = sa.and_(claims.c.tx.is_(None), claims.c.provider.not_in(list(skipped)))
         turn = sa.func.row_number().over(partition_by=claims.c.provider, order_by=claims.c.id)
         query = sa.select(claims.c.id, claims.c.claim_doc).where(waits).order_by(turn, claims.c.id).limit(limit)
         rows = await self._db.read(lambda c: c.execute(query).all())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from node.ports import Collected
+from node.ports import SettlementResult
 from tallystick.chain.claims import ClaimBatch
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.events import Settled
@@ -15,17 +15,17 @@ from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Claim, Order
 from tallystick.protocol.types import Address, Amount
 
-NoteGas = Callable[[str, int, int, int], Awaitable[None]]
+RecordGas = Callable[[str, int, int, int], Awaitable[None]]
 """Writes down what a transaction cost: its hash, when, gas used, and the fee in the chain's smallest coin."""
 
 
-class OwnSettlement:
+class DirectSettlement:
     """ports.Settlement over the escrow contract; the sender's account pays the gas."""
 
-    def __init__(self, escrow: Escrow, sender: Sender, note_gas: NoteGas, now: Callable[[], float] = time.time) -> None:
-        self._escrow, self._sender, self._note_gas, self._now = escrow, sender, note_gas, now
+    def __init__(self, escrow: Escrow, sender: Sender, record_gas: RecordGas, now: Callable[[], float] = time.time) -> None:
+        self._escrow, self._sender, self._record_gas, self._now = escrow, sender, record_gas, now
 
-    async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> Collected:
+    async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> SettlementResult:
         """See ports.Settlement."""
         account = self._sender.address
         if await self._escrow.rpc.balance(account) == 0:
@@ -36,6 +36,6 @@ class OwnSettlement:
         batch = ClaimBatch.of(claim, orders, self._escrow.deployment.domain)
         results = await self._escrow.settle_all(self._sender, [batch])
         for result in results:
-            await self._note_gas(result.hash, int(self._now()), result.gas_used, result.fee)
+            await self._record_gas(result.hash, int(self._now()), result.gas_used, result.fee)
         paid: dict[Address, Amount] = {event.payer: event.paid for result in results for event in result.of(Settled)}
-        return Collected(tuple(result.hash for result in results), paid)
+        return SettlementResult(tuple(result.hash for result in results), paid)

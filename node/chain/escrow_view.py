@@ -55,12 +55,12 @@ class EscrowView:
         self._rates = ReadCache("rate of", self._read_rate, capacity=_CACHED_ACCOUNTS, clock=clock)
         self._paused_until = float("-inf")
         self.reachable = True
-        self.wait = float("inf")
+        self.withdrawal_delay = float("inf")
         """The shortest wait in seconds before a payer can take anything back; infinite until the chain was read."""
 
     async def funds(self, payer: Address) -> Funds:
         """See ports.ChainView."""
-        limit = self.wait / _STALE_DIVISOR
+        limit = self.withdrawal_delay / _STALE_DIVISOR
         return await self._get_funds(payer, max_age=min(self._fresh, limit), max_stale=min(self._stale, limit))
 
     async def refresh(self, payer: Address) -> Funds:
@@ -91,16 +91,16 @@ class EscrowView:
         last = self._funds.last(payer)
         if last is None:
             return Funds()
-        valid = self._clock() - last.read_at <= self.wait / _OUTAGE_DIVISOR
+        valid = self._clock() - last.read_at <= self.withdrawal_delay / _OUTAGE_DIVISOR
         return last.value if valid else Funds(settled=last.value.settled)
 
     async def _read_funds(self, payer: Address) -> Funds:
         return await self._answer(self._read_balances(payer))
 
     async def _read_balances(self, payer: Address) -> Funds:
-        if self.wait == float("inf"):
+        if self.withdrawal_delay == float("inf"):
             rules = await self._escrow.rules()
-            self.wait = float(min(rules.thaw, rules.release))
+            self.withdrawal_delay = float(min(rules.thaw, rules.release))
         purse, tab = await asyncio.gather(self._escrow.purse(payer), self._escrow.tab(payer, self._provider))
         reserved, releasing = (tab.reserved, Amount(0)) if tab.release_at == 0 else (Amount(0), tab.reserved)
         free, thawing = Amount(max(0, purse.free - purse.thawing)), Amount(min(purse.free, purse.thawing))

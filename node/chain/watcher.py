@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from node.domain.tabs import Tabs
-from node.ports import ChainView, RateView
+from node.ports import ChainView, FeeRateView
 from tallystick.protocol.types import Address
 
 log = structlog.get_logger()
@@ -19,28 +19,28 @@ COMPARED, AT_ONCE, COMPARE_SECONDS = 256, 16, 10.0
 RATE_SECONDS, FIRST_SECONDS = 60.0, 1.0
 
 
-class ChainWatch:
+class ChainWatcher:
     """See the module's docstring. `connected` tells the coordinators that are; `most_bps` what fee is borne."""
 
     def __init__(
         self,
         chain: ChainView,
-        rates: RateView,
+        rates: FeeRateView,
         tabs: Tabs,
         *,
         connected: Callable[[], Iterable[Address]],
-        most_bps: Callable[[], int],
+        max_fee_bps: Callable[[], int],
     ) -> None:
         self._chain, self._rates, self._tabs = chain, rates, tabs
-        self._connected, self._most_bps = connected, most_bps
+        self._connected, self._max_fee_bps = connected, max_fee_bps
         self.rates: dict[Address, int] = {}
         """What each coordinator that was connected keeps of a payment unless its order allows less, in basis points."""
 
-    async def compare(self) -> None:
+    async def compare_tabs(self) -> None:
         """Holds the COMPARED tabs that were used last against the chain, as far as it answers within COMPARE_SECONDS: if it has
         paid more on one than this state knows of, the state is old, and nothing is offered.
         """
-        payers = self._tabs.latest(COMPARED)
+        payers = self._tabs.most_recent_payers(COMPARED)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COMPARE_SECONDS):
                 for start in range(0, len(payers), AT_ONCE):
@@ -53,17 +53,17 @@ class ChainWatch:
         while True:
             coordinators = tuple(dict.fromkeys(self._connected()))
             for coordinator in coordinators:
-                await self.look(coordinator)
+                await self.check_rate(coordinator)
             await asyncio.sleep(RATE_SECONDS if coordinators else FIRST_SECONDS)
 
-    async def look(self, coordinator: Address) -> None:
+    async def check_rate(self, coordinator: Address) -> None:
         """Asks for one coordinator's rate, and says once if it is above what this provider bears."""
-        rate, most = await self._rates.rate(coordinator), self._most_bps()
+        rate, most = await self._rates.rate(coordinator), self._max_fee_bps()
         if rate is None:
             return
         if rate > most and self.rates.get(coordinator) != rate:
             log.error(
-                "a coordinator has registered a higher fee than [rules] max_fee_bps: orders that allow it so much are refused",
+                "the coordinator has registered a higher fee than [admission] max_fee_bps; orders that allow it are refused",
                 coordinator=coordinator,
                 registered_bps=rate,
                 max_fee_bps=most,

@@ -45,25 +45,25 @@ class LinkSettings:
     """How the link behaves; times are seconds. `outbox`: frames that may wait before jobs are slowed down."""
 
     connect_seconds: float = 10.0
-    beat_seconds: float = 5.0
+    heartbeat_seconds: float = 5.0
     ping_seconds: float = 20.0
-    first_pause_seconds: float = 0.5
-    longest_pause_seconds: float = 30.0
-    outbox: int = 1_024
+    min_backoff_seconds: float = 0.5
+    max_backoff_seconds: float = 30.0
+    outbox_frames: int = 1_024
 
 
-class Handler(Protocol):
+class LinkHandler(Protocol):
     """Who takes what a link brings. Raises BadMessage for payloads that make no sense; the link is then closed."""
 
-    def welcomed(self, link: Link) -> None:
+    def connected(self, link: Link) -> None:
         """The coordinator took this node."""
         ...
 
-    def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
+    def frame_received(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
         """DISPATCH, CANCEL, CREDIT, RECEIPT_ACK, RECEIPT_REFUSED or RECALLED. Must not wait."""
         ...
 
-    def lost(self, link: Link) -> None:
+    def disconnected(self, link: Link) -> None:
         """A welcomed link ended."""
         ...
 
@@ -80,7 +80,7 @@ class NodeLink:
         *,
         signer: Signer,
         domain: Domain,
-        handler: Handler,
+        handler: LinkHandler,
         asks: Callable[[Address], tuple[Signed[Ask], ...]],
         capacity: Callable[[], Capacity],
         settings: LinkSettings | None = None,
@@ -95,15 +95,15 @@ class NodeLink:
         self._asks, self._capacity, self._settings = asks, capacity, settings or LinkSettings()
         self._coordinator, self._jitter = coordinator, jitter
         self._closing = asyncio.Event()
-        self._changed = asyncio.Event()
-        self.session: Session | None = None
-        self.trouble = "not connected yet"
+        self._capacity_changed = asyncio.Event()
+        self.session: LinkSession | None = None
+        self.problem = "not connected yet"
 
-    def slots_changed(self) -> None:
+    def announce_capacity(self) -> None:
         """The capacity has changed: tells the coordinator at once."""
-        self._changed.set()
+        self._capacity_changed.set()
 
-    def announce(self) -> None:
+    def announce_asks(self) -> None:
         """The asks have changed: tells the coordinator."""
         if self.session is not None:
             asks = self._asks(self.session.coordinator)
@@ -113,18 +113,18 @@ class NodeLink:
     async def run(self) -> None:
         """Connects and reconnects until `close`."""
         warn_if_plaintext(self.url, "which account buys which model here, when, in which sizes, at which price")
-        pause = self._settings.first_pause_seconds
+        pause = self._settings.min_backoff_seconds
         while not self._closing.is_set():
             began = time.monotonic()
-            await self._live()
+            await self._run_connection()
             if self._closing.is_set():
                 return
-            if time.monotonic() - began > self._settings.longest_pause_seconds:
-                pause = self._settings.first_pause_seconds
+            if time.monotonic() - began > self._settings.max_backoff_seconds:
+                pause = self._settings.min_backoff_seconds
             wait = pause * (0.5 + self._jitter() / 2)
-            log.warning("no link to the coordinator", url=self.url, reason=self.trouble, retry_seconds=round(wait, 2))
+            log.warning("no link to the coordinator", url=self.url, reason=self.problem, retry_seconds=round(wait, 2))
             await _until(self._closing, wait)
-            pause = min(2 * pause, self._settings.longest_pause_seconds)
+            pause = min(2 * pause, self._settings.max_backoff_seconds)
 
     async def close(self) -> None:
         """Sends what is queued, as far as that takes no time worth mentioning, and ends `run`."""
@@ -134,7 +134,7 @@ class NodeLink:
             await session.flush(_CLOSE_SECONDS)
             await session.end("the node is stopping")
 
-    async def _live(self) -> None:
+    async def _run_connection(self) -> None:
         """One connection, from its opening to its end; `trouble` says why it ended."""
         settings = self._settings
         try:
@@ -150,21 +150,21 @@ class NodeLink:
                 proxy=None if _is_local(self.url) else True,
                 user_agent_header=f"tallystick-node/{__version__}",
             ) as socket:
-                session = await self._greet(socket)
-                self.trouble = ""
-                await self._attend(session)
-                self.trouble = session.trouble or "the coordinator closed the connection"
+                session = await self._handshake(socket)
+                self.problem = ""
+                await self._serve(session)
+                self.problem = session.problem or "the coordinator closed the connection"
         except TallyError as error:
-            self.trouble = str(error)
+            self.problem = str(error)
         except TimeoutError:
-            self.trouble = f"no answer within {settings.connect_seconds} s"
+            self.problem = f"no answer within {settings.connect_seconds} s"
         except (OSError, WebSocketException) as error:
-            self.trouble = str(error) or type(error).__name__
+            self.problem = str(error) or type(error).__name__
 
-    async def _greet(self, socket: ClientConnection) -> Session:
+    async def _handshake(self, socket: ClientConnection) -> LinkSession:
         async with asyncio.timeout(self._settings.connect_seconds):
             challenge = Challenge.from_json(loads(await _expect(socket, Kind.CHALLENGE), "challenge"))
-            self._check(challenge)
+            self._check_challenge(challenge)
             answer = Connect(
                 provider=self._signer.address,
                 coordinator=challenge.coordinator,
@@ -175,9 +175,9 @@ class NodeLink:
             hello = Hello(self._signer.sign(answer, self._domain), told, self._capacity(), f"tallystick-node/{__version__}")
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             await _expect(socket, Kind.WELCOME)
-        return Session(socket, challenge.coordinator, self._settings.outbox, told, endpoint_of(self.url))
+        return LinkSession(socket, challenge.coordinator, self._settings.outbox_frames, told, endpoint_of(self.url))
 
-    def _check(self, challenge: Challenge) -> None:
+    def _check_challenge(self, challenge: Challenge) -> None:
         if self._coordinator is not None and challenge.coordinator != self._coordinator:
             raise BadMessage(f"the coordinator is {challenge.coordinator}, but {self._coordinator} is configured")
         if (challenge.chain_id, challenge.contract) != (self._domain.chain_id, self._domain.contract):
@@ -186,48 +186,48 @@ class NodeLink:
                 f"{self._domain.chain_id} with {self._domain.contract}: they need the same deployment file"
             )
 
-    async def _attend(self, session: Session) -> None:
+    async def _serve(self, session: LinkSession) -> None:
         """Serves a welcomed connection to its end."""
         self.session = session
-        log.info("connected to the coordinator", url=self.url, coordinator=session.coordinator, asks=len(session.told))
-        beats = asyncio.create_task(self._beat(session), name="beats")
+        log.info("connected to the coordinator", url=self.url, coordinator=session.coordinator, asks=len(session.announced_asks))
+        beats = asyncio.create_task(self._send_heartbeats(session), name="beats")
         writer = asyncio.create_task(session.write(), name="outbox")
         try:
-            self._handler.welcomed(session)
-            if self._asks(session.coordinator) != session.told:
-                self.announce()
+            self._handler.connected(session)
+            if self._asks(session.coordinator) != session.announced_asks:
+                self.announce_asks()
             await self._read(session)
         except TallyError as error:
             log.warning("the coordinator broke the protocol", url=self.url, error=str(error))
-            session.trouble = str(error)
+            session.problem = str(error)
             await session.end(str(error)[:100], code=1002)
         except WebSocketException as error:
-            session.trouble = session.trouble or str(error)
+            session.problem = session.problem or str(error)
         finally:
             self.session = None
             session.close()
             beats.cancel()
             writer.cancel()
-            self._handler.lost(session)
+            self._handler.disconnected(session)
             await asyncio.gather(beats, writer, return_exceptions=True)
 
-    async def _read(self, session: Session) -> None:
+    async def _read(self, session: LinkSession) -> None:
         async for message in session.socket:
             kind, job, payload = unpack_link(message)
             if kind in _FOR_HANDLER:
-                self._handler.frame(session, kind, job, payload)
+                self._handler.frame_received(session, kind, job, payload)
             elif kind is Kind.ERROR:
-                session.trouble = str(error_from_json(loads(payload, "error"), 502))
-                log.error("the coordinator refuses this node", url=self.url, reason=session.trouble)
+                session.problem = str(error_from_json(loads(payload, "error"), 502))
+                log.error("the coordinator refuses this node", url=self.url, reason=session.problem)
             elif kind is not Kind.BEAT:
                 raise BadMessage(f"link: a coordinator never sends {kind.name}")
 
-    async def _beat(self, session: Session) -> None:
+    async def _send_heartbeats(self, session: LinkSession) -> None:
         while True:
             session.post(Kind.BEAT, NO_JOB, dumps(self._capacity().to_json()))
             await asyncio.sleep(_BEAT_GAP_SECONDS)
-            await _until(self._changed, self._settings.beat_seconds)
-            self._changed.clear()
+            await _until(self._capacity_changed, self._settings.heartbeat_seconds)
+            self._capacity_changed.clear()
 
 
 class _Connection(ClientConnection):
@@ -237,7 +237,7 @@ class _Connection(ClientConnection):
         super().connection_made(buffered(transport))
 
 
-class Session:
+class LinkSession:
     """One welcomed connection (ports.Link). What is posted waits in order and one task writes it, so that stopping a job never
     cuts a frame in two; `drained` slows down whoever posts more than the other side takes.
     """
@@ -246,14 +246,14 @@ class Session:
         self,
         socket: ClientConnection,
         coordinator: Address,
-        outbox: int,
-        told: tuple[Signed[Ask], ...] = (),
+        outbox_frames: int,
+        announced_asks: tuple[Signed[Ask], ...] = (),
         endpoint: str = "",
     ) -> None:
         """`told`: the asks that HELLO carried; `endpoint`: the host and port that was dialled."""
-        self.socket, self.coordinator, self.told, self.endpoint = socket, coordinator, told, endpoint
-        self.trouble = ""
-        self._limit = outbox
+        self.socket, self.coordinator, self.announced_asks, self.endpoint = socket, coordinator, announced_asks, endpoint
+        self.problem = ""
+        self._limit = outbox_frames
         self._outbox: deque[bytes] = deque()
         self._posted, self._room, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._room.set()
@@ -267,7 +267,7 @@ class Session:
         if self._closed:
             return
         if len(self._outbox) >= OVERFULL * self._limit:
-            self.trouble = f"the coordinator does not read: {len(self._outbox)} frames wait for it"
+            self.problem = f"the coordinator does not read: {len(self._outbox)} frames wait for it"
             self.close()
             self.socket.transport.abort()
             return
@@ -278,11 +278,11 @@ class Session:
             self._room.clear()
 
     @property
-    def roomy(self) -> bool:
+    def has_room(self) -> bool:
         """See ports.Link."""
         return self._room.is_set()
 
-    async def drained(self) -> None:
+    async def drain(self) -> None:
         """See ports.Link."""
         if not self._room.is_set():
             await self._room.wait()

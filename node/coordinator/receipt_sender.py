@@ -24,37 +24,37 @@ PAGES = 16
 _GATHER_SECONDS = 0.1
 
 
-class Courier:
+class ReceiptSender:
     """See the module's docstring. `resend_seconds`: how long to wait for an acknowledgement before sending again."""
 
     def __init__(self, store: ReceiptStore, resend_seconds: float = 60.0, now: Callable[[], float] = time.time) -> None:
         self._store, self._resend, self._now = store, resend_seconds, now
         self._links: dict[Address, Link] = {}
         self._fresh: set[Address] = set()
-        self._next: dict[Address, int] = {}
-        self._noted: dict[Address, set[JobId]] = {}
-        self._welcome, self._to_note = asyncio.Event(), asyncio.Event()
+        self._next_page: dict[Address, int] = {}
+        self._unsaved: dict[Address, set[JobId]] = {}
+        self._has_fresh, self._has_unsaved = asyncio.Event(), asyncio.Event()
 
-    def welcomed(self, link: Link) -> None:
+    def connected(self, link: Link) -> None:
         """A link is up: what it has not confirmed is sent again."""
         self._links[link.coordinator] = link
         self._fresh.add(link.coordinator)
-        self._welcome.set()
+        self._has_fresh.set()
 
-    def hurry(self) -> None:
+    def resend_now(self) -> None:
         """There are receipts that were never sent: what is not confirmed is sent now, on every link."""
         self._fresh |= self._links.keys()
-        self._welcome.set()
+        self._has_fresh.set()
 
-    def lost(self, link: Link) -> None:
+    def disconnected(self, link: Link) -> None:
         """A link ended."""
         if self._links.get(link.coordinator) is link:
             del self._links[link.coordinator]
 
     def acknowledged(self, link: Link, job: JobId) -> None:
         """The coordinator has stored this job's receipt. Written down soon; if that is lost, it is sent once more."""
-        self._noted.setdefault(link.coordinator, set()).add(job)
-        self._to_note.set()
+        self._unsaved.setdefault(link.coordinator, set()).add(job)
+        self._has_unsaved.set()
 
     def refused(self, link: Link, job: JobId, why: TallyError) -> None:
         """The coordinator will never take this job's receipt. It stays on disk, and is collected like any other."""
@@ -63,23 +63,23 @@ class Courier:
 
     async def run(self) -> None:
         """Sends and writes down until cancelled."""
-        await asyncio.gather(self._send_for_ever(), self._note_for_ever())
+        await asyncio.gather(self._send_forever(), self._save_forever())
 
-    async def note(self) -> None:
+    async def save_acknowledgements(self) -> None:
         """Writes down what was acknowledged."""
-        noted, self._noted = self._noted, {}
+        noted, self._unsaved = self._unsaved, {}
         for coordinator, jobs in noted.items():
             try:
                 await self._store.acknowledge(coordinator, jobs)
             except TallyError as error:
                 log.warning("acknowledgements not written down", count=len(jobs), error=str(error))
 
-    async def _send_for_ever(self) -> None:
+    async def _send_forever(self) -> None:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._resend):
-                    await self._welcome.wait()
-            self._welcome.clear()
+                    await self._has_fresh.wait()
+            self._has_fresh.clear()
             fresh, self._fresh = self._fresh, set()
             for coordinator, link in list(self._links.items()):
                 before = int(self._now()) + 1 if coordinator in fresh else int(self._now() - self._resend)
@@ -87,22 +87,22 @@ class Courier:
                     await self._send(link, before)
 
     async def _send(self, link: Link, before: int) -> None:
-        await self.note()
-        first = self._next.pop(link.coordinator, 0)
+        await self.save_acknowledgements()
+        first = self._next_page.pop(link.coordinator, 0)
         for page in range(first, first + PAGES):
             entries = await self._store.unacknowledged(link.coordinator, before, page, BATCH)
             for entry in entries:
-                link.post(Kind.LATE_RECEIPT, entry.job, dumps(entry.late.to_json()))
+                link.post(Kind.LATE_RECEIPT, entry.job, dumps(entry.late_receipt.to_json()))
             if entries:
                 log.info("receipts sent again", count=len(entries))
-                await link.drained()
+                await link.drain()
             if len(entries) < BATCH:
                 return
-        self._next[link.coordinator] = first + PAGES
+        self._next_page[link.coordinator] = first + PAGES
 
-    async def _note_for_ever(self) -> None:
+    async def _save_forever(self) -> None:
         while True:
-            await self._to_note.wait()
+            await self._has_unsaved.wait()
             await asyncio.sleep(_GATHER_SECONDS)
-            self._to_note.clear()
-            await self.note()
+            self._has_unsaved.clear()
+            await self.save_acknowledgements()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from node.coordinator.receipt_sender import Courier
-from node.coordinator.state_recovery import Recall
-from node.jobs.runner import Runner
+from node.coordinator.receipt_sender import ReceiptSender
+from node.coordinator.state_recovery import StateRecovery
+from node.jobs.runner import JobRunner
 from node.ports import Link
 from tallystick.protocol.errors import error_from_json
 from tallystick.protocol.types import JobId
@@ -15,39 +15,39 @@ from tallystick.protocol.wire import CancelReason, Kind, loads
 
 @dataclass(frozen=True, slots=True)
 class LinkRouter:
-    """Passes what the link brings to who deals with it (link.Handler)."""
+    """Passes what the link brings to who deals with it (link.LinkHandler)."""
 
-    runner: Runner
-    courier: Courier
-    recall: Recall
+    runner: JobRunner
+    receipt_sender: ReceiptSender
+    state_recovery: StateRecovery
 
-    def welcomed(self, link: Link) -> None:
-        """See link.Handler."""
-        self.recall.welcomed(link)
-        self.courier.welcomed(link)
-        if self.recall.done(link.coordinator):
+    def connected(self, link: Link) -> None:
+        """See link.LinkHandler."""
+        self.state_recovery.connected(link)
+        self.receipt_sender.connected(link)
+        if self.state_recovery.is_complete(link.coordinator):
             self.close_unfinished()
 
     def close_unfinished(self) -> None:
         """It is known which receipts were signed before: orders that a killed process had begun get theirs."""
-        self.runner.close_unfinished(self.courier.hurry)
+        self.runner.close_unfinished(self.receipt_sender.resend_now)
 
-    def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
-        """See link.Handler."""
+    def frame_received(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
+        """See link.LinkHandler."""
         if kind is Kind.DISPATCH:
             self.runner.dispatch(link, job, payload)
         elif kind is Kind.CANCEL:
             self.runner.cancel(link, job, CancelReason.loads(payload))
         elif kind is Kind.CREDIT:
-            self.runner.credit(link, job, payload)
+            self.runner.grant_credit(link, job, payload)
         elif kind is Kind.RECALLED:
-            self.recall.recalled(link, payload)
+            self.state_recovery.page_received(link, payload)
         elif kind is Kind.RECEIPT_REFUSED:
-            self.courier.refused(link, job, error_from_json(loads(payload, "refusal"), 502))
+            self.receipt_sender.refused(link, job, error_from_json(loads(payload, "refusal"), 502))
         else:
-            self.courier.acknowledged(link, job)
+            self.receipt_sender.acknowledged(link, job)
 
-    def lost(self, link: Link) -> None:
-        """See link.Handler."""
-        self.courier.lost(link)
-        self.runner.lost(link)
+    def disconnected(self, link: Link) -> None:
+        """See link.LinkHandler."""
+        self.receipt_sender.disconnected(link)
+        self.runner.link_lost(link)

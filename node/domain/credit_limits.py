@@ -23,7 +23,7 @@ SLICE = 900
 
 
 @dataclass(frozen=True, slots=True)
-class Exposure:
+class CreditLimits:
     """The limits, in base units. `newcomer`: for a payer that has paid nothing yet; one that has paid is trusted with
     `paid_percent` of that more, up to `per_payer`. `newcomers_per_day`: new trust beyond what was earned by paying, over all
     payers. `total`: for all payers at one time.
@@ -35,56 +35,56 @@ class Exposure:
     per_payer: Amount = Amount(1_000_000)
     total: Amount = Amount(10_000_000)
     claim_margin: int = 1_800
-    newcomer: Amount = Amount(250_000)
-    paid_percent: int = 50
-    newcomers_per_day: Amount = Amount(2_000_000)
-    write_off: int = 2 * DAY
+    new_payer: Amount = Amount(250_000)
+    percent_of_paid: int = 50
+    new_payers_per_day: Amount = Amount(2_000_000)
+    write_off_after: int = 2 * DAY
 
-    def earned(self, settled: int) -> int:
+    def earned_by(self, settled: int) -> int:
         """The trust that a payer has earned by paying so much on chain, in base units."""
-        return settled * self.paid_percent // 100
+        return settled * self.percent_of_paid // 100
 
-    def limit(self, settled: int) -> int:
+    def payer_limit(self, settled: int) -> int:
         """What a payer that has paid so much may owe beyond its reservation, in base units."""
-        return min(self.per_payer, self.newcomer + self.earned(settled))
+        return min(self.per_payer, self.new_payer + self.earned_by(settled))
 
 
-class Gift(NamedTuple):
+class UnearnedCredit(NamedTuple):
     """Trust that a payer holds beyond what it has earned, in base units: `amount` of it was given in one slice of time, and the
     `old` rest more than 24 hours before.
     """
 
     slice: int = 0
-    amount: int = 0
+    recent: int = 0
     old: int = 0
 
 
-class Gifts:
+class DailyUnearnedCredit:
     """The gifts of the last 24 hours, over all payers. A gift that grows within 24 hours counts as given anew."""
 
     def __init__(self) -> None:
-        self._given: dict[int, int] = {}
-        self._first = 0
+        self._granted: dict[int, int] = {}
+        self._first_slice = 0
 
-    def used(self, now: int) -> int:
+    def granted(self, now: int) -> int:
         """What was given within 24 hours before `now` (Unix seconds), in base units."""
-        self._first = max(self._first, (now - DAY) // SLICE)
-        for slice_ in [key for key in self._given if key < self._first]:
-            del self._given[slice_]
-        return sum(self._given.values())
+        self._first_slice = max(self._first_slice, (now - DAY) // SLICE)
+        for slice_ in [key for key in self._granted if key < self._first_slice]:
+            del self._granted[slice_]
+        return sum(self._granted.values())
 
-    def aged(self, gift: Gift) -> Gift:
+    def aged(self, gift: UnearnedCredit) -> UnearnedCredit:
         """The gift as of when `used` was last asked: `amount` is its part of that."""
-        return gift if gift.slice >= self._first else Gift(old=gift.amount + gift.old)
+        return gift if gift.slice >= self._first_slice else UnearnedCredit(old=gift.recent + gift.old)
 
-    def change(self, gift: Gift, total: int, at: int) -> Gift:
+    def update(self, gift: UnearnedCredit, total: int, at: int) -> UnearnedCredit:
         """A gift that now is of `total` base units: more of it is given at that time (Unix seconds), the newest is given back
         first.
         """
         held = self.aged(gift)
         old = min(held.old, total)
-        grows = total > held.amount + held.old
-        new = Gift(max(held.slice, at // SLICE) if grows else held.slice, total - old, old)
-        for slice_, change in ((held.slice, -held.amount), (new.slice, new.amount)):
-            self._given[slice_] = self._given.get(slice_, 0) + change
+        grows = total > held.recent + held.old
+        new = UnearnedCredit(max(held.slice, at // SLICE) if grows else held.slice, total - old, old)
+        for slice_, change in ((held.slice, -held.recent), (new.slice, new.recent)):
+            self._granted[slice_] = self._granted.get(slice_, 0) + change
         return new

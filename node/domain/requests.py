@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.domain.offers import Offer
+from node.domain.published_asks import Offer
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS, count_choices, read_count
 from tallystick.protocol.routes import ALWAYS, CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, RESPONSES, declared, media_type, serves
@@ -70,7 +70,7 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
         requested = read_count(members, "max_output_tokens")
         members["max_output_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
         members.setdefault("stream", False)  # some engines stream by default
-    asks_usage = stream and offer.usage_option and head.path in (CHAT, COMPLETIONS)
+    asks_usage = stream and offer.supports_stream_usage and head.path in (CHAT, COMPLETIONS)
     strip_usage = _ask_usage(members) if asks_usage else False
     return EngineRequest(head.path, dumps(members), bool(stream), strip_usage, rename)
 
@@ -85,7 +85,7 @@ def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int)
     for name in names:
         members[name] = min(members[name], limit_per_choice)
     if not names:
-        members[offer.limit_field if path == CHAT else "max_tokens"] = limit_per_choice
+        members[offer.output_limit_field if path == CHAT else "max_tokens"] = limit_per_choice
 
 
 def _ask_usage(members: dict[str, Any]) -> bool:

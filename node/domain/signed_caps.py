@@ -15,18 +15,18 @@ MOST = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Ceiling:
+class SignedCap:
     """The cumulative `amount` that an order signs, in base units, and its `claim_by` in Unix seconds."""
 
     amount: Amount
     claim_by: int
 
 
-Ceilings = tuple[Ceiling, ...]
+SignedCaps = tuple[SignedCap, ...]
 """Highest first; each is lower than the one before it, and lasts longer."""
 
 
-def add(held: Ceilings, new: Ceiling) -> Ceilings:
+def add(held: SignedCaps, new: SignedCap) -> SignedCaps:
     """The ceilings with one more; whatever is neither higher nor longer-lived than another is left out."""
     if new.amount <= 0 or any(_covers(one, new) for one in held):
         return held
@@ -34,15 +34,15 @@ def add(held: Ceilings, new: Ceiling) -> Ceilings:
     return tuple(sorted(kept, key=lambda one: -one.amount)[:MOST])
 
 
-def _covers(one: Ceiling, other: Ceiling) -> bool:
+def _covers(one: SignedCap, other: SignedCap) -> bool:
     return one.amount >= other.amount and one.claim_by >= other.claim_by
 
 
-def after(held: Ceilings, time: int) -> Ceilings:
+def after(held: SignedCaps, time: int) -> SignedCaps:
     """Those that can be claimed on later than `time` (Unix seconds)."""
     return tuple(one for one in held if one.claim_by > time)
 
 
-def highest(held: Ceilings, time: int) -> Ceiling | None:
+def highest(held: SignedCaps, time: int) -> SignedCap | None:
     """The highest that can be claimed on later than `time` (Unix seconds); None if none can."""
     return next((one for one in held if one.claim_by > time), None)

@@ -20,7 +20,7 @@ import structlog
 from node.domain.requests import EngineRequest
 from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.kinds import read_load
-from node.ports import End, EngineLoad, Event, Head, Piece
+from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.openai_wire import AnswerDocument, ReportedUsage, read_completion, read_other_answer
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, JSON, RESPONSES
@@ -107,7 +107,7 @@ class OpenAIEngine:
         except (_Broken, aiohttp.ClientError, TimeoutError, OSError):
             return None
 
-    async def answer(self, call: EngineRequest) -> AsyncGenerator[Event, None]:
+    async def answer(self, call: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """See ports.Engine."""
         accept = EVENT_STREAM if call.stream else JSON if call.is_completion or call.path == EMBEDDINGS else "*/*"
         headers = {"content-type": call.content_type, "accept": accept}
@@ -115,15 +115,15 @@ class OpenAIEngine:
         async with self._faults(), self._post(address, call, headers) as response:
             if response.status in DETERMINISTIC:
                 body = await self._read_all(response, self._settings.max_error_bytes)
-                yield Head(response.status, _plain_type(response.content_type))
-                yield End(body)
+                yield ResponseStart(response.status, _plain_type(response.content_type))
+                yield ResponseEnd(body)
                 return
             self._check_status(response.status)
             expected = EVENT_STREAM if call.stream else JSON
             kind = response.content_type
             if kind != expected and (call.is_completion or call.path == EMBEDDINGS or call.stream or kind == EVENT_STREAM):
                 raise _Broken(f"the content type {kind[:60]!r} instead of {expected}")
-            yield Head(200, _plain_type(kind))
+            yield ResponseStart(200, _plain_type(kind))
             if kind == JSON:
                 yield self._whole(await self._read_all(response, self._settings.max_answer_bytes), call)
                 return
@@ -131,15 +131,15 @@ class OpenAIEngine:
                 async for event in events:
                     yield event
 
-    async def _bytes(self, response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None]:
+    async def _bytes(self, response: aiohttp.ClientResponse) -> AsyncGenerator[EngineEvent, None]:
         """What is neither JSON nor a stream of events (speech, a picture), as it comes."""
         size = 0
         while data := await response.content.readany():
             size += len(data)
             if size > self._settings.max_answer_bytes:
                 raise _Broken(f"an answer of more than {self._settings.max_answer_bytes} bytes")
-            yield Piece(data, output=True)
-        yield End()
+            yield ResponsePart(data, has_output=True)
+        yield ResponseEnd()
 
     @asynccontextmanager
     async def _post(self, address: str, call: EngineRequest, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -158,7 +158,7 @@ class OpenAIEngine:
         async with response:
             yield response
 
-    async def _stream(self, response: aiohttp.ClientResponse, call: EngineRequest) -> AsyncGenerator[Event, None]:
+    async def _stream(self, response: aiohttp.ClientResponse, call: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """Pieces as they come, each all the events that one read completed; the end of the stream is held back for the End."""
         reader = EventReader(self._settings.max_event_bytes)
         read = read_completion if call.is_completion else read_other_answer
@@ -175,7 +175,7 @@ class OpenAIEngine:
                     if batch.data:
                         yield batch.piece()
                     await self._drain(response)
-                    yield End(event, counted=counted, truncated=finish == "length")
+                    yield ResponseEnd(event, usage=counted, truncated=finish == "length")
                     return
                 if payload is None:
                     batch.data += event
@@ -191,7 +191,7 @@ class OpenAIEngine:
         ended = finish is not None or (answered and call.path not in (CHAT, COMPLETIONS, RESPONSES))
         if not ended or reader.rest.strip():
             raise _Broken("a stream that was cut off")
-        yield End(counted=counted, truncated=finish == "length")
+        yield ResponseEnd(usage=counted, truncated=finish == "length")
 
     async def _drain(self, response: aiohttp.ClientResponse) -> None:
         """A connection that was read to its end can serve the next request."""
@@ -199,14 +199,14 @@ class OpenAIEngine:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await response.content.readany()
 
-    def _whole(self, body: bytes, call: EngineRequest) -> End:
+    def _whole(self, body: bytes, call: EngineRequest) -> ResponseEnd:
         reading = read_completion(body) if call.is_completion or call.path == EMBEDDINGS else read_other_answer(body)
         finished = not call.is_completion or reading.finish_reason is not None or reading.has_output
         if not finished:
             raise _Broken("an answer without any choice")
         if _renamed(reading.document, call):
             body = orjson.dumps(reading.document)
-        return End(body, reading.text_bytes, reading.usage, truncated=reading.finish_reason == "length")
+        return ResponseEnd(body, reading.text_bytes, reading.usage, truncated=reading.finish_reason == "length")
 
     async def _read_all(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
         body = bytearray()
@@ -300,8 +300,8 @@ class _Batch:
         self.output = self.output or reading.has_output or reading.finish_reason is not None
         self.text += reading.text_bytes
 
-    def piece(self) -> Piece:
-        return Piece(bytes(self.data), self.output, self.text, self.counted)
+    def piece(self) -> ResponsePart:
+        return ResponsePart(bytes(self.data), self.output, self.text, self.counted)
 
 
 def _render(event: bytes, reading: AnswerDocument, call: EngineRequest) -> bytes:

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from node.domain.admission import Rules
-from node.ports import Dealing, DealingStore
+from node.domain.order_admission import AdmissionRules
+from node.ports import CoordinatorCreditStore, CoordinatorHour
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.types import Amount, format_amount
 
@@ -29,62 +29,62 @@ HOURS = 24
 _LOOK_SECONDS = 30.0
 
 
-class Dealings:
+class CoordinatorCredit:
     """See the module's docstring. `rows`: what the store remembers; `changed` is called when a coordinator is served no more,
     or again; `alarm` with its address and its write-offs when it is served no more. `now` gives Unix seconds.
     """
 
     def __init__(
         self,
-        store: DealingStore,
-        rules: Rules,
-        rows: Iterable[Dealing] = (),
+        store: CoordinatorCreditStore,
+        rules: AdmissionRules,
+        hours: Iterable[CoordinatorHour] = (),
         *,
-        changed: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None,
         alarm: Callable[[str, Amount], None] = lambda _endpoint, _cost: None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self.rules, self.changed, self._alarm, self._now = store, rules, changed, alarm, now
-        self._hours: dict[tuple[str, int], Dealing] = {(row.endpoint, row.hour): row for row in rows}
-        self._unnoted: set[tuple[str, int]] = set()
-        self._shunned = {endpoint for endpoint, _ in self._hours if not self._bearable(endpoint)}
+        self._store, self.rules, self.on_change, self._alarm, self._now = store, rules, on_change, alarm, now
+        self._hours: dict[tuple[str, int], CoordinatorHour] = {(row.endpoint, row.hour): row for row in hours}
+        self._unsaved: set[tuple[str, int]] = set()
+        self._suspended = {endpoint for endpoint, _ in self._hours if not self._within_limit(endpoint)}
 
-    def earned(self, endpoint: str, cost: Amount) -> None:
+    def record_earned(self, endpoint: str, cost: Amount) -> None:
         """A receipt over `cost` base units was booked for a job that came from there."""
         if cost:
             self._add(endpoint, cost, Amount(0))
 
-    def written_off(self, endpoint: str, cost: Amount) -> None:
+    def record_unpaid(self, endpoint: str, cost: Amount) -> None:
         """A job that came from there would have cost so much, and was left unpaid."""
         if not cost:
             return
         self._add(endpoint, Amount(0), cost)
         log.warning("a job was left unpaid", coordinator=endpoint, cost=format_amount(cost))
-        self._look(endpoint)
+        self._update(endpoint)
 
-    def check(self, endpoint: str) -> None:
+    def require_served(self, endpoint: str) -> None:
         """Raises Unavailable (node_busy, the coordinator's fault) if jobs from there are not taken now."""
         if not self.serves(endpoint):
             raise Unavailable(Code.NODE_BUSY, f"this coordinator {self._reason(endpoint)}", fault=Fault.COORDINATOR)
 
-    def troubles(self) -> list[str]:
+    def problems(self) -> list[str]:
         """For people: the coordinators that are served no more for now, and why."""
-        return [f"the coordinator at {endpoint} {self._reason(endpoint)}" for endpoint in sorted(self._shunned)]
+        return [f"the coordinator at {endpoint} {self._reason(endpoint)}" for endpoint in sorted(self._suspended)]
 
     def _reason(self, endpoint: str) -> str:
-        earned, lost = self.sums(endpoint)
+        earned, lost = self.totals(endpoint)
         return (
             f"left {format_amount(lost)} of this provider's work unpaid within {HOURS} h, beside {format_amount(earned)} earned; "
-            f"it is served again when no more than {format_amount(self._bound(earned))} is"
+            f"it is served again when no more than {format_amount(self._limit(earned))} is"
         )
 
     def serves(self, endpoint: str) -> bool:
         """Whether jobs from there are taken now."""
-        return endpoint not in self._shunned
+        return endpoint not in self._suspended
 
-    def sums(self, endpoint: str) -> tuple[Amount, Amount]:
+    def totals(self, endpoint: str) -> tuple[Amount, Amount]:
         """What was earned through this coordinator and written off, within the last 24 hours and the one under way."""
-        oldest = self._hour() - HOURS
+        oldest = self._current_hour() - HOURS
         rows = [row for (at, hour), row in self._hours.items() if at == endpoint and hour >= oldest]
         return sum((row.earned for row in rows), Amount(0)), sum((row.written_off for row in rows), Amount(0))
 
@@ -92,7 +92,7 @@ class Dealings:
         """For people: by address, whether it is served, and the last day's earnings and write-offs in base units."""
         found: dict[str, dict[str, str | bool]] = {}
         for endpoint in sorted({endpoint for endpoint, _ in self._hours}):
-            earned, lost = self.sums(endpoint)
+            earned, lost = self.totals(endpoint)
             found[endpoint] = {"served": self.serves(endpoint), "earned": str(int(earned)), "writtenOff": str(int(lost))}
         return found
 
@@ -100,52 +100,52 @@ class Dealings:
         """Writes down what has changed, and takes up again whom the day has passed, until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            await self.look()
+            await self.refresh()
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """One round of `run`."""
-        oldest = self._hour() - HOURS
+        oldest = self._current_hour() - HOURS
         self._hours = {key: row for key, row in self._hours.items() if row.hour >= oldest}
-        for endpoint in {*self._shunned, *(endpoint for endpoint, _ in self._hours)}:
-            self._look(endpoint)
-        await self.note()
+        for endpoint in {*self._suspended, *(endpoint for endpoint, _ in self._hours)}:
+            self._update(endpoint)
+        await self.save()
 
-    async def note(self) -> None:
+    async def save(self) -> None:
         """Writes down what has changed. What cannot be written is tried again with the next."""
-        unnoted, self._unnoted = self._unnoted, set()
+        unnoted, self._unsaved = self._unsaved, set()
         for key in unnoted & self._hours.keys():
             try:
-                await self._store.note_dealing(self._hours[key])
+                await self._store.record_coordinator_hour(self._hours[key])
             except TallyError as error:
-                self._unnoted.add(key)
+                self._unsaved.add(key)
                 log.warning("write-offs not written down", coordinator=key[0], error=str(error))
 
     def _add(self, endpoint: str, earned: Amount, lost: Amount) -> None:
-        key = endpoint, self._hour()
-        row = self._hours.get(key) or Dealing(*key, Amount(0), Amount(0))
-        self._hours[key] = Dealing(*key, row.earned + earned, row.written_off + lost)
-        self._unnoted.add(key)
+        key = endpoint, self._current_hour()
+        row = self._hours.get(key) or CoordinatorHour(*key, Amount(0), Amount(0))
+        self._hours[key] = CoordinatorHour(*key, row.earned + earned, row.written_off + lost)
+        self._unsaved.add(key)
 
-    def _look(self, endpoint: str) -> None:
-        bearable = self._bearable(endpoint)
+    def _update(self, endpoint: str) -> None:
+        bearable = self._within_limit(endpoint)
         if bearable == self.serves(endpoint):
             return
-        _, lost = self.sums(endpoint)
+        _, lost = self.totals(endpoint)
         if bearable:
-            self._shunned.discard(endpoint)
+            self._suspended.discard(endpoint)
             log.info("this coordinator is served again", coordinator=endpoint)
         else:
-            self._shunned.add(endpoint)
+            self._suspended.add(endpoint)
             log.error("this coordinator is served no more for now", coordinator=endpoint, written_off=format_amount(lost))
             self._alarm(endpoint, lost)
-        self.changed()
+        self.on_change()
 
-    def _bearable(self, endpoint: str) -> bool:
-        earned, lost = self.sums(endpoint)
-        return lost <= self._bound(earned)
+    def _within_limit(self, endpoint: str) -> bool:
+        earned, lost = self.totals(endpoint)
+        return lost <= self._limit(earned)
 
-    def _bound(self, earned: Amount) -> Amount:
-        return max(self.rules.max_write_off, Amount(earned * self.rules.write_off_percent // 100))
+    def _limit(self, earned: Amount) -> Amount:
+        return max(self.rules.max_unpaid, Amount(earned * self.rules.max_unpaid_percent // 100))
 
-    def _hour(self) -> int:
+    def _current_hour(self) -> int:
         return int(self._now()) // HOUR

@@ -12,8 +12,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from node.domain.meter import Meter
-from node.ports import Head, Link
+from node.domain.usage_meter import UsageMeter
+from node.ports import Link, ResponseStart
 from tallystick.protocol.sealing import Sealer
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import INITIAL_CREDIT, Kind, ResponseHead, dump_response_head
@@ -23,29 +23,29 @@ FIRST_BYTES = 4 * 1024
 """Of an answer's body, before the coordinator has said that it has the head."""
 KEPT_FOR_LAST = 1
 """Credit that is never used up before the end, so that a response can always be closed."""
-CANCELLED_HEAD = Head(499, "application/json")
+CANCELLED_HEAD = ResponseStart(499, "application/json")
 
 
-class Stalled(Exception):
+class ReaderTimeout(Exception):
     """Nobody reads at the other end: no credit came in time, and nobody cancelled."""
 
 
-class Unconfirmed(Exception):
+class FirstCreditTimeout(Exception):
     """The coordinator did not say in time that it has the beginning of the answer."""
 
 
-class ReaderTime:
+class ReaderTimer:
     """What a job may wait for its reader, in seconds and in all. `engine`, the deadline of the job, stands still meanwhile."""
 
-    def __init__(self, seconds: float) -> None:
-        self._allowed = seconds
+    def __init__(self, allowed_seconds: float) -> None:
+        self._allowed = allowed_seconds
         self.spent = 0.0
-        self.engine: asyncio.Timeout | None = None
+        self.engine_deadline: asyncio.Timeout | None = None
 
     @asynccontextmanager
-    async def waiting(self) -> AsyncIterator[None]:
+    async def wait(self) -> AsyncIterator[None]:
         """Around a wait for the reader. Raises Stalled when all of its time is used up."""
-        clock, engine = asyncio.get_running_loop().time, self.engine
+        clock, engine = asyncio.get_running_loop().time, self.engine_deadline
         began = clock()
         deadline = engine.when() if engine is not None else None
         if engine is not None:
@@ -54,7 +54,7 @@ class ReaderTime:
             async with asyncio.timeout(self._allowed - self.spent):
                 yield
         except TimeoutError:
-            raise Stalled(f"the reader took nothing for {self._allowed:g} s in all, and nobody cancelled") from None
+            raise ReaderTimeout(f"the reader took nothing for {self._allowed:g} s in all, and nobody cancelled") from None
         finally:
             waited = clock() - began
             self.spent += waited
@@ -68,45 +68,52 @@ class Delivery:
     """
 
     def __init__(
-        self, link: Link, job: JobId, sealer: Sealer, meter: Meter, *, reader: ReaderTime | None = None, confirm: float = 15.0
+        self,
+        link: Link,
+        job: JobId,
+        sealer: Sealer,
+        meter: UsageMeter,
+        *,
+        reader_timer: ReaderTimer | None = None,
+        first_credit_seconds: float = 15.0,
     ) -> None:
         self._link, self._job, self._sealer = link, job, sealer
-        self._reader, self._confirm = reader or ReaderTime(900.0), confirm
+        self._reader_timer, self._first_credit_seconds = reader_timer or ReaderTimer(900.0), first_credit_seconds
         self.meter = meter
         self._credit = INITIAL_CREDIT
         self._granted = asyncio.Event()
-        self._taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._confirmation: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._head = CANCELLED_HEAD
         self._held = bytearray()
         self._tail: tuple[bytes, int] | None = None
         self.started = False
 
-    def grant(self, chunks: int) -> None:
+    def grant_credit(self, chunks: int) -> None:
         """The coordinator has output of this response, so that no other attempt can begin, and will take so many more chunks."""
         self._credit += chunks
         self._granted.set()
-        self._settle(taken=True)
+        self._resolve(taken=True)
 
-    def lose(self) -> None:
+    def link_lost(self) -> None:
         """The link was lost: no word of the coordinator comes any more."""
-        self._settle(taken=False)
+        self._resolve(taken=False)
 
-    def _settle(self, *, taken: bool) -> None:
-        if not self._taken.done():
-            self._taken.set_result(taken)
+    def _resolve(self, *, taken: bool) -> None:
+        if not self._confirmation.done():
+            self._confirmation.set_result(taken)
 
-    async def taken(self) -> bool:
+    async def confirmed(self) -> bool:
         """Whether the coordinator said that it has output of this attempt; waits for its word for a while."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._confirm):
-                return await asyncio.shield(self._taken)
+            async with asyncio.timeout(self._first_credit_seconds):
+                return await asyncio.shield(self._confirmation)
         return False
 
-    def head(self, head: Head) -> None:
+    def set_head(self, head: ResponseStart) -> None:
         """The response's head; it leaves with the first output."""
         self._head = head
 
-    def hold(self, data: bytes) -> int:
+    def hold_back(self, data: bytes) -> int:
         """Bytes that come before any output; they leave with it. Returns how many are held."""
         self._held += data
         return len(self._held)
@@ -115,18 +122,18 @@ class Delivery:
         """Sends output, after the head and what was held. Raises Stalled, Unconfirmed or LinkLost."""
         fresh = not self.started
         if fresh:
-            await self._room()
-            self._begin(self._head)
+            await self._wait_for_room()
+            self._post_head(self._head)
         if self._held:
             data, self._held = bytes(self._held) + data, bytearray()
         start = 0
         while start < len(data):
             if not fresh:
-                await self._first_credit()
-            await self._room()
-            end = start + (FIRST_BYTES if fresh and not self._taken.done() else CHUNK_BYTES)
+                await self._wait_for_first_credit()
+            await self._wait_for_room()
+            end = start + (FIRST_BYTES if fresh and not self._confirmation.done() else CHUNK_BYTES)
             part = data[start:end]
-            self.meter.output(len(part), text if end >= len(data) else 0)
+            self.meter.add_output(len(part), text if end >= len(data) else 0)
             self._post(self._seal(part, last=False))
             start, fresh = end, False
 
@@ -144,17 +151,17 @@ class Delivery:
         data, text = self._tail or (b"", 0)
         return len(data), text
 
-    def begin(self) -> None:
+    def send_head(self) -> None:
         """Sends the head of a response that was cancelled before any output, so that the coordinator can confirm it."""
-        self._begin(CANCELLED_HEAD)
+        self._post_head(CANCELLED_HEAD)
 
-    def finish(self) -> tuple[bytes, ...]:
+    def seal_last(self) -> tuple[bytes, ...]:
         """The last sealed chunk of an answer that ended, counted but not sent: for an answer that is paid, or costs nothing."""
         (tail, text), self._tail = self._tail or (b"", 0), None
-        self.meter.output(len(tail), text)
+        self.meter.add_output(len(tail), text)
         return (self._seal(tail, last=True),)
 
-    def abort(self) -> tuple[bytes, ...]:
+    def seal_abort(self) -> tuple[bytes, ...]:
         """What closes a response that its client cancelled, sealed but not sent; what was held back is not in it."""
         head = () if self.started else (self._seal(_head_chunk(CANCELLED_HEAD), last=False),)
         return (*head, self._seal(b"", last=True))
@@ -165,7 +172,7 @@ class Delivery:
         for sealed in chunks:
             self._post(sealed)
 
-    def _begin(self, head: Head) -> None:
+    def _post_head(self, head: ResponseStart) -> None:
         self.started = True
         self._post(self._seal(_head_chunk(head), last=False))
 
@@ -173,26 +180,28 @@ class Delivery:
         self._credit -= 1
         self._link.post(Kind.CHUNK, self._job, sealed)
 
-    async def _first_credit(self) -> None:
-        if not self._taken.done():
-            async with self._reader.waiting():
-                taken = await self.taken()
+    async def _wait_for_first_credit(self) -> None:
+        if not self._confirmation.done():
+            async with self._reader_timer.wait():
+                taken = await self.confirmed()
             if not taken:
-                raise Unconfirmed(f"the coordinator granted no credit within {self._confirm:g} s of the first output")
+                raise FirstCreditTimeout(
+                    f"the coordinator granted no credit within {self._first_credit_seconds:g} s of the first output"
+                )
 
-    async def _room(self) -> None:
-        if self._credit <= KEPT_FOR_LAST or not self._link.roomy:
-            async with self._reader.waiting():
+    async def _wait_for_room(self) -> None:
+        if self._credit <= KEPT_FOR_LAST or not self._link.has_room:
+            async with self._reader_timer.wait():
                 while self._credit <= KEPT_FOR_LAST:
                     self._granted.clear()
                     await self._granted.wait()
-                await self._link.drained()
-        await self._link.drained()
+                await self._link.drain()
+        await self._link.drain()
 
     def _seal(self, part: bytes, *, last: bool) -> bytes:
-        self.meter.chunk(part)
+        self.meter.add_chunk(part)
         return self._sealer.seal(part, last=last)
 
 
-def _head_chunk(head: Head) -> bytes:
+def _head_chunk(head: ResponseStart) -> bytes:
     return dump_response_head(ResponseHead(head.status, head.content_type))

@@ -40,12 +40,12 @@ from typing import NamedTuple
 
 import structlog
 
-from node.domain.admission import Admitted, check_request
-from node.domain.meter import Meter
+from node.domain.order_admission import Admitted, check_request
 from node.domain.requests import EngineRequest, prepare
-from node.domain.slots import Slots
-from node.jobs.delivery import Delivery, ReaderTime, Stalled, Unconfirmed
-from node.ports import End, Engine, Head, Link, LinkLost, Piece
+from node.domain.slot_limiter import SlotLimiter
+from node.domain.usage_meter import UsageMeter
+from node.jobs.delivery import Delivery, FirstCreditTimeout, ReaderTimeout, ReaderTimer
+from node.ports import Engine, Link, LinkLost, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.sealing import Sealer, SealingKey
@@ -72,10 +72,10 @@ class Deadlines:
     between_tokens: float = 30.0
     total: float = 900.0
     reader: float = 900.0
-    taken: float = 15.0
+    first_credit: float = 15.0
 
 
-class Stop(Enum):
+class StopReason(Enum):
     """Why a running job is stopped from outside."""
 
     CANCELLED = "it was cancelled"
@@ -83,13 +83,13 @@ class Stop(Enum):
     COORDINATOR = "the coordinator gave it up"
     LINK_LOST = "the link to the coordinator was lost"
     SHUTDOWN = "the node is shutting down"
-    SHUNNED = "its coordinator leaves this node's work unpaid"
+    COORDINATOR_SUSPENDED = "its coordinator leaves this node's work unpaid"
 
 
-BY_COORDINATOR = frozenset({Stop.TIMED_OUT, Stop.COORDINATOR, Stop.LINK_LOST})
+BY_COORDINATOR = frozenset({StopReason.TIMED_OUT, StopReason.COORDINATOR, StopReason.LINK_LOST})
 
 
-class Ending(NamedTuple):
+class JobResult(NamedTuple):
     """How a job ended: the outcome for its receipt; why, for people; what went wrong, if anything did; and whether it is the
     coordinator's doing that what was done is not paid.
     """
@@ -100,31 +100,31 @@ class Ending(NamedTuple):
     unpaid: bool = False
 
 
-class Pool:
+class PooledEngine:
     """An engine and the jobs that it may run at once. `taken`: jobs that run or wait; `up`: it answered when last asked;
     `crowded`: it says that requests wait in it; `load`: the share of its slots that was taken lately.
     """
 
-    def __init__(self, engine: Engine, slots: Slots | int) -> None:
+    def __init__(self, engine: Engine, slots: SlotLimiter | int) -> None:
         self.engine = engine
-        self.gate = slots if isinstance(slots, Slots) else Slots(slots)
-        self.taken = 0
-        self.up, self.crowded = True, False
+        self.slot_limiter = slots if isinstance(slots, SlotLimiter) else SlotLimiter(slots)
+        self.assigned = 0
+        self.up, self.has_queue = True, False
         self.load = 0.0
 
     @property
     def slots(self) -> int:
         """Jobs that may run at once, as it is known now."""
-        return self.gate.limit
+        return self.slot_limiter.limit
 
     @property
     def free(self) -> int:
         """Jobs that it could take now."""
-        return max(0, self.slots - self.taken) if self.up and not self.crowded else 0
+        return max(0, self.slots - self.assigned) if self.up and not self.has_queue else 0
 
-    def looked(self) -> None:
+    def update_load(self) -> None:
         """Called at every look: brings `load` up to date."""
-        self.load += LOAD_WEIGHT * (min(1.0, self.taken / self.slots) - self.load)
+        self.load += LOAD_WEIGHT * (min(1.0, self.assigned / self.slots) - self.load)
 
     @asynccontextmanager
     async def slot(self, seconds: float) -> AsyncIterator[None]:
@@ -132,7 +132,7 @@ class Pool:
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(seconds):
-                    await held.enter_async_context(self.gate.hold())
+                    await held.enter_async_context(self.slot_limiter.hold())
             except TimeoutError:
                 raise Unavailable(Code.NODE_BUSY, f"no slot was free within {seconds} s", fault=Fault.PROVIDER) from None
             yield
@@ -147,23 +147,23 @@ class Job:
         link: Link,
         admitted: Admitted,
         dispatch: Dispatch,
-        pool: Pool,
-        durable: asyncio.Task[None],
+        engine: PooledEngine,
+        order_stored: asyncio.Task[None],
         sealing_key: SealingKey,
         deadlines: Deadlines,
     ) -> None:
-        self.link, self.admitted, self.pool, self.durable = link, admitted, pool, durable
+        self.link, self.admitted, self.engine, self.order_stored = link, admitted, engine, order_stored
         self._sealing_key, self._deadlines = sealing_key, deadlines
         self._dispatch: Dispatch | None = dispatch
         self._delivery: Delivery | None = None
-        self._work: asyncio.Task[Ending] | None = None
-        self._stopped: Stop | None = None
-        self._forsaken = self._asked = False
-        self._reader = ReaderTime(deadlines.reader)
+        self._work: asyncio.Task[JobResult] | None = None
+        self._stopped: StopReason | None = None
+        self._coordinator_stopped = self._engine_asked = False
+        self._reader_timer = ReaderTimer(deadlines.reader)
         self._phase = "opening the request"
-        self._started = time.monotonic()
-        self._had_slot: float | None = None
-        self._first: float | None = None
+        self._started_at = time.monotonic()
+        self._slot_at: float | None = None
+        self._first_output_at: float | None = None
 
     @property
     def has_output(self) -> bool:
@@ -180,55 +180,55 @@ class Job:
     @property
     def first_seconds(self) -> float | None:
         """How long the first output took."""
-        return None if self._first is None else self._first - self._started
+        return None if self._first_output_at is None else self._first_output_at - self._started_at
 
     @property
     def engine_seconds(self) -> float | None:
         """How long the engine took for the first output, without the wait for a slot."""
-        return None if self._first is None or self._had_slot is None else self._first - self._had_slot
+        return None if self._first_output_at is None or self._slot_at is None else self._first_output_at - self._slot_at
 
     @property
     def total_seconds(self) -> float:
         """How long the job has taken so far, without the waits for its reader."""
-        return time.monotonic() - self._started - self._reader.spent
+        return time.monotonic() - self._started_at - self._reader_timer.spent
 
     @property
-    def opened(self) -> bool:
+    def request_opened(self) -> bool:
         """Whether the request was opened, so that there is a delivery."""
         return self._delivery is not None
 
     @property
-    def asked(self) -> bool:
+    def engine_asked(self) -> bool:
         """Whether the engine was asked, so that its work is under way."""
-        return self._asked
+        return self._engine_asked
 
     @property
-    def forsaken(self) -> bool:
+    def coordinator_stopped(self) -> bool:
         """Whether the coordinator stopped it or its link was lost, be it after the answer had ended."""
-        return self._forsaken
+        return self._coordinator_stopped
 
-    def grant(self, chunks: int) -> None:
+    def grant_credit(self, chunks: int) -> None:
         """More credit."""
         if self._delivery is not None:
-            self._delivery.grant(chunks)
+            self._delivery.grant_credit(chunks)
 
-    def lose_link(self) -> None:
+    def link_lost(self) -> None:
         """Nothing more comes from the coordinator."""
         if self._delivery is not None:
-            self._delivery.lose()
-        self.stop(Stop.LINK_LOST)
+            self._delivery.link_lost()
+        self.stop(StopReason.LINK_LOST)
 
-    def stop(self, why: Stop) -> None:
+    def stop(self, why: StopReason) -> None:
         """Stops the engine at once, for the first reason that comes. An answer that has ended is left alone, but `forsaken` says
         whether its coordinator still wants it.
         """
-        self._forsaken = self._forsaken or why in BY_COORDINATOR
+        self._coordinator_stopped = self._coordinator_stopped or why in BY_COORDINATOR
         if self._stopped is None and (self._work is None or not self._work.done()):
             self._stopped = why
             if self._work is not None:
                 self._work.cancel()
 
-    async def run(self) -> Ending:
+    async def run(self) -> JobResult:
         """Runs it to its end, once."""
         dispatch, self._dispatch = self._dispatch, None
         if dispatch is None:
@@ -238,9 +238,9 @@ class Job:
         if self._stopped is not None:
             self._work.cancel()
         await asyncio.wait({self._work})
-        return self._ended(self._work)
+        return self._result(self._work)
 
-    def _open(self, dispatch: Dispatch) -> EngineRequest:
+    def _open_request(self, dispatch: Dispatch) -> EngineRequest:
         """Opens the seal, holds the request against its terms, and makes the engine's request of it. Raises TallyError."""
         admitted, terms = self.admitted, self.admitted.terms
         digest, provider = admitted.order.digest, admitted.order.message.provider
@@ -249,38 +249,49 @@ class Job:
         head, body = split_request(plain)
         check_request(terms, key.commitment_key, plain, body)
         call = prepare(head, body, admitted.offer, terms.max_output_tokens)
-        meter = Meter(key, digest, terms, len(body))
+        meter = UsageMeter(key, digest, terms, len(body))
         sealer = Sealer(key, admitted.job, digest)
-        self._delivery = Delivery(self.link, admitted.job, sealer, meter, reader=self._reader, confirm=self._deadlines.taken)
-        return replace(call, on_sent=meter.heard)
+        self._delivery = Delivery(
+            self.link,
+            admitted.job,
+            sealer,
+            meter,
+            reader_timer=self._reader_timer,
+            first_credit_seconds=self._deadlines.first_credit,
+        )
+        return replace(call, on_sent=meter.mark_request_sent)
 
-    async def _answer(self, dispatch: Dispatch) -> Ending:
+    async def _answer(self, dispatch: Dispatch) -> JobResult:
         limits, clock = self._deadlines, asyncio.get_running_loop().time
-        call = self._open(dispatch)
+        call = self._open_request(dispatch)
         del dispatch
         self._phase = "waiting for a slot"
-        async with self._telling(), asyncio.timeout(limits.total) as self._reader.engine, self.pool.slot(limits.queue):
-            self._phase, self._had_slot, self._asked = "waiting for the first output", time.monotonic(), True
+        async with (
+            self._send_keepalives(),
+            asyncio.timeout(limits.total) as self._reader_timer.engine_deadline,
+            self.engine.slot(limits.queue),
+        ):
+            self._phase, self._slot_at, self._engine_asked = "waiting for the first output", time.monotonic(), True
             async with (
                 asyncio.timeout(limits.first_token if call.stream else None) as phase,
-                aclosing(self.pool.engine.answer(call)) as events,
+                aclosing(self.engine.engine.answer(call)) as events,
             ):
                 status = 200
                 async for event in events:
-                    if isinstance(event, Piece):
+                    if isinstance(event, ResponsePart):
                         if await self._deliver(event, phase):
                             phase.reschedule(clock() + limits.between_tokens)
-                    elif isinstance(event, Head):
+                    elif isinstance(event, ResponseStart):
                         status = event.status
-                        self.delivery.meter.heard()
-                        self.delivery.head(event)
+                        self.delivery.meter.mark_request_sent()
+                        self.delivery.set_head(event)
                     else:
                         phase.reschedule(None)
                         return await self._finish(event, status)
         raise Unavailable(Code.ENGINE_UNAVAILABLE, "the engine's answer broke off", fault=Fault.ENGINE)
 
     @asynccontextmanager
-    async def _telling(self) -> AsyncIterator[None]:
+    async def _send_keepalives(self) -> AsyncIterator[None]:
         """Says now and then that the job is under way, until there is output: an answer in one piece may take long, and who hears
         nothing for so long would give the job to another, unpaid.
         """
@@ -297,71 +308,71 @@ class Job:
         finally:
             task.cancel()
 
-    async def _deliver(self, piece: Piece, phase: asyncio.Timeout) -> bool:
+    async def _deliver(self, piece: ResponsePart, phase: asyncio.Timeout) -> bool:
         """Sends a piece, or holds it back before any output. True if it was sent. Only the reader's time bounds how long."""
-        self.delivery.meter.reported(piece.counted)
-        if not (piece.output or self.has_output):
-            if self.delivery.hold(piece.data) > MAX_HELD:
+        self.delivery.meter.set_reported(piece.usage)
+        if not (piece.has_output or self.has_output):
+            if self.delivery.hold_back(piece.data) > MAX_HELD:
                 raise Unavailable(Code.ENGINE_UNAVAILABLE, "the engine sent much and no output", fault=Fault.ENGINE)
             return False
         phase.reschedule(None)
         await self._first_output()
-        await self.delivery.send(piece.data, piece.text)
+        await self.delivery.send(piece.data, piece.text_bytes)
         return True
 
     async def _first_output(self) -> None:
-        if self._first is None:
-            self._first = time.monotonic()
+        if self._first_output_at is None:
+            self._first_output_at = time.monotonic()
             self._phase = "between two outputs"
-            await asyncio.shield(self.durable)
+            await asyncio.shield(self.order_stored)
 
-    async def _finish(self, end: End, status: int) -> Ending:
-        self.delivery.meter.reported(end.counted)
+    async def _finish(self, end: ResponseEnd, status: int) -> JobResult:
+        self.delivery.meter.set_reported(end.usage)
         await self._first_output()
-        await self.delivery.close(end.tail, end.text)
+        await self.delivery.close(end.tail, end.text_bytes)
         if status >= 400:
-            return Ending(Outcome.UPSTREAM_ERROR, f"the engine answered {status}")
-        return Ending(Outcome.LENGTH if end.truncated else Outcome.COMPLETED, "the answer ended")
+            return JobResult(Outcome.UPSTREAM_ERROR, f"the engine answered {status}")
+        return JobResult(Outcome.LENGTH if end.truncated else Outcome.COMPLETED, "the answer ended")
 
-    def _ended(self, work: asyncio.Task[Ending]) -> Ending:
+    def _result(self, work: asyncio.Task[JobResult]) -> JobResult:
         error = None if work.cancelled() else work.exception()
         if not work.cancelled() and error is None:
             return work.result()
-        ending = self._judge(error)
+        ending = self._classify(error)
         busy = ending.error is not None and ending.error.code is Code.NODE_BUSY and ending.error.fault is Fault.ENGINE
-        idle = not self._asked and ending.outcome is not Outcome.CLIENT_CANCELLED
+        idle = not self._engine_asked and ending.outcome is not Outcome.CLIENT_CANCELLED
         return ending._replace(outcome=Outcome.REFUSED) if not self.has_output and (idle or busy) else ending
 
-    def _judge(self, error: BaseException | None) -> Ending:
+    def _classify(self, error: BaseException | None) -> JobResult:
         """The table above, for a job that was stopped (no error) or failed."""
         stop = self._stopped
         if stop is None and (error is None or isinstance(error, LinkLost)):
-            stop = Stop.SHUTDOWN if error is None else Stop.LINK_LOST
+            stop = StopReason.SHUTDOWN if error is None else StopReason.LINK_LOST
         if stop is not None:
-            return self._stopped_by(stop)
-        if isinstance(error, Stalled | Unconfirmed):
-            outcome = Outcome.TIMED_OUT if isinstance(error, Stalled) else Outcome.PROVIDER_ERROR
+            return self._stop_result(stop)
+        if isinstance(error, ReaderTimeout | FirstCreditTimeout):
+            outcome = Outcome.TIMED_OUT if isinstance(error, ReaderTimeout) else Outcome.PROVIDER_ERROR
             cause: TallyError = Unavailable(Code.TIMED_OUT, str(error), fault=Fault.COORDINATOR)
-            return Ending(outcome, str(cause), cause, unpaid=True)
+            return JobResult(outcome, str(cause), cause, unpaid=True)
         if isinstance(error, TimeoutError):
             cause = Unavailable(Code.TIMED_OUT, f"took too long: {self._phase}", fault=Fault.ENGINE)
-            return Ending(Outcome.TIMED_OUT, str(cause), cause)
+            return JobResult(Outcome.TIMED_OUT, str(cause), cause)
         if isinstance(error, TallyError):
             if error.code is Code.DATABASE_UNAVAILABLE:  # the node's own affair: its peers learn that the provider failed
                 error = Unavailable(Code.PROVIDER_FAILED, f"the node cannot store the order: {error}", fault=Fault.PROVIDER)
-            return Ending(Outcome.PROVIDER_ERROR, str(error), error)
+            return JobResult(Outcome.PROVIDER_ERROR, str(error), error)
         # A bug in one job must not take the others down; it is logged in full, and the client is told to go elsewhere.
         log.error("bug in a job", job=self.admitted.job.hex(), exc_info=error)
         cause = Unavailable(Code.PROVIDER_FAILED, "the node failed", fault=Fault.PROVIDER)
-        return Ending(Outcome.PROVIDER_ERROR, str(cause), cause)
+        return JobResult(Outcome.PROVIDER_ERROR, str(cause), cause)
 
-    def _stopped_by(self, stop: Stop) -> Ending:
-        if stop is Stop.CANCELLED:
+    def _stop_result(self, stop: StopReason) -> JobResult:
+        if stop is StopReason.CANCELLED:
             cause = Unavailable(Code.CANCELLED, stop.value)
-            return Ending(Outcome.CLIENT_CANCELLED if self.opened else Outcome.REFUSED, stop.value, cause)
-        if stop is Stop.TIMED_OUT:
+            return JobResult(Outcome.CLIENT_CANCELLED if self.request_opened else Outcome.REFUSED, stop.value, cause)
+        if stop is StopReason.TIMED_OUT:
             cause = Unavailable(Code.TIMED_OUT, f"{stop.value}: {self._phase}", fault=Fault.COORDINATOR)
-            return Ending(Outcome.TIMED_OUT, str(cause), cause, unpaid=True)
-        fault = Fault.COORDINATOR if stop is Stop.SHUNNED else Fault.PROVIDER
+            return JobResult(Outcome.TIMED_OUT, str(cause), cause, unpaid=True)
+        fault = Fault.COORDINATOR if stop is StopReason.COORDINATOR_SUSPENDED else Fault.PROVIDER
         cause = Unavailable(Code.NODE_BUSY, stop.value, fault=fault)
-        return Ending(Outcome.PROVIDER_ERROR, stop.value, cause, unpaid=stop in BY_COORDINATOR)
+        return JobResult(Outcome.PROVIDER_ERROR, stop.value, cause, unpaid=stop in BY_COORDINATOR)

@@ -14,10 +14,10 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from node.domain.admission import Admitted, Matched
-from node.domain.meter import NOTHING, make_receipt
+from node.domain.order_admission import Admitted, Matched
 from node.domain.tabs import Tabs
-from node.ports import Booking, JobStore
+from node.domain.usage_meter import NOTHING, make_receipt
+from node.ports import JobStore, ReceiptRecord
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import Usage
@@ -26,7 +26,7 @@ from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash
 log = structlog.get_logger()
 
 
-class _End(NamedTuple):
+class _ReceiptContent(NamedTuple):
     """How an order ended, and the cap that it held in flight on its tab."""
 
     cap: Amount = Amount(0)
@@ -35,7 +35,7 @@ class _End(NamedTuple):
     commitment: Hash = ZERO_HASH
 
 
-class Books:
+class ReceiptSigner:
     """See the module's docstring. `unfinished`: the orders that a killed process had begun."""
 
     def __init__(
@@ -52,15 +52,15 @@ class Books:
         self.unfinished = list(unfinished)
         self._locks: WeakValueDictionary[Address, asyncio.Lock] = WeakValueDictionary()
 
-    async def book(
+    async def sign_for_job(
         self, admitted: Admitted, durable: asyncio.Task[None], usage: Usage, outcome: Outcome, commitment: Hash
     ) -> Verified[Receipt] | None:
         """The receipt of a job that ended, once `durable` (its order) and it are on disk. None if they can't be."""
-        return await self._write(admitted, _End(admitted.cap, usage, outcome, commitment), after=durable)
+        return await self._write(admitted, _ReceiptContent(admitted.max_cost, usage, outcome, commitment), after=durable)
 
-    async def refuse(self, matched: Matched) -> Verified[Receipt] | None:
+    async def sign_refusal(self, matched: Matched) -> Verified[Receipt] | None:
         """The receipt at no cost of an order that is refused and used up. None if it can't be stored."""
-        return await self._write(matched, _End(outcome=Outcome.REFUSED))
+        return await self._write(matched, _ReceiptContent(outcome=Outcome.REFUSED))
 
     async def close_unfinished(self) -> int:
         """Receipts at no cost for the orders that a killed process had begun: no last chunk of theirs left, so nothing is
@@ -71,11 +71,13 @@ class Books:
             one for one, account in zip(self.unfinished, known, strict=True) if account.funds.settled <= account.tab.cumulative
         ]
         self.unfinished = []
-        made = [await self._write(one, _End(outcome=Outcome.PROVIDER_ERROR)) for one in found]
+        made = [await self._write(one, _ReceiptContent(outcome=Outcome.PROVIDER_ERROR)) for one in found]
         return sum(receipt is not None for receipt in made)
 
-    async def _write(self, matched: Matched, end: _End, after: asyncio.Task[None] | None = None) -> Verified[Receipt] | None:
-        store = self._store.refuse if end.outcome is Outcome.REFUSED and after is None else self._store.book
+    async def _write(
+        self, matched: Matched, end: _ReceiptContent, after: asyncio.Task[None] | None = None
+    ) -> Verified[Receipt] | None:
+        store = self._store.record_refusal if end.outcome is Outcome.REFUSED and after is None else self._store.record_receipt
         lock = self._locks.setdefault(matched.payer, asyncio.Lock())
         try:
             if after is not None:
@@ -92,8 +94,8 @@ class Books:
                     finished_at=int(self._now()),
                 )
                 receipt = self._signer.sign(made, self._domain)
-                await store(Booking(matched, receipt))
-                self._tabs.book(matched.payer, made.cost, end.cap)
+                await store(ReceiptRecord(matched, receipt))
+                self._tabs.record(matched.payer, made.cost, end.cap)
         except Exception:  # whatever kept the receipt from being stored, the job must end, uncharged, and give its slot back
             log.exception("receipt not stored, the job is not charged", job=matched.job.hex())
             return None

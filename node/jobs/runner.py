@@ -1,9 +1,10 @@
-"""The runner: which jobs start, and what is left of each when it ended. The only place that decides in which order that happens.
+"""The job runner: decides which jobs start and settles each job that ended. It alone decides the order of these steps:
 
-admitted -> ACCEPT -> the job runs (`node.jobs.job`) -> receipt signed -> durable -> last chunk and RECEIPT leave. Every order
-that was matched here ends with a receipt, and none runs twice: one that is refused, or of which nothing left, ends with a FAIL
-that carries its receipt at no cost. (Exceptions, where FAIL comes alone: an order that was seen before, a receipt that could
-not be stored, and what `node.jobs.refusals` says.)
+    admit -> ACCEPT -> run the job (`node.jobs.job`) -> sign the receipt -> store it -> send the last chunk and RECEIPT
+
+Every order matched with this node ends with a receipt, and no order runs twice. A job that is refused, or that ends before any
+output left, gets a FAIL frame that carries a receipt at no cost. FAIL comes without a receipt in three cases: the order was seen
+before, the receipt could not be stored, or `node.jobs.refusal_receipts` grants none.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from typing import Any
 
 import structlog
 
-from node.domain.admission import Admission, Admitted, House, Matched, Rules
-from node.domain.meter import NOTHING, Pace
-from node.domain.offers import AskBook
+from node.domain.order_admission import Admission, AdmissionRules, Admitted, LinkIdentity, Matched
+from node.domain.published_asks import PublishedAsks
 from node.domain.tabs import Tabs
-from node.jobs.coordinator_credit import Dealings
-from node.jobs.job import Deadlines, Ending, Job, Pool, Stop
-from node.jobs.receipt_signer import Books
-from node.jobs.refusals import Refusals
+from node.domain.usage_meter import NOTHING, Throughput
+from node.jobs.coordinator_credit import CoordinatorCredit
+from node.jobs.job import Deadlines, Job, JobResult, PooledEngine, StopReason
+from node.jobs.receipt_signer import ReceiptSigner
+from node.jobs.refusal_receipts import RefusalReceipts
 from node.ports import ChainView, JobReport, JobStore, Link, Observer
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
@@ -43,14 +44,14 @@ _DRAIN_SECONDS = 45.0
 HELD_BYTES = 256 << 20
 """Of requests that wait or run, all together."""
 _STOPS = {
-    CancelReason.CLIENT: Stop.CANCELLED,
-    CancelReason.TIMED_OUT: Stop.TIMED_OUT,
-    CancelReason.COORDINATOR: Stop.COORDINATOR,
+    CancelReason.CLIENT: StopReason.CANCELLED,
+    CancelReason.TIMED_OUT: StopReason.TIMED_OUT,
+    CancelReason.COORDINATOR: StopReason.COORDINATOR,
 }
 _FOR_LACK_OF_MONEY = frozenset({Code.UNSECURED, Code.INSUFFICIENT_FUNDS})
 
 
-class Runner:
+class JobRunner:
     """See the module's docstring. `changed` is called whenever the free capacity has changed; `taken` holds the orders of a
     former life that must not run again, with their deadlines; `ready` says of a link whether it is known which receipts were
     signed before, so that more may be.
@@ -62,59 +63,68 @@ class Runner:
         provider: Address,
         domain: Domain,
         sealing_key: SealingKey,
-        book: AskBook,
-        pools: Mapping[str, Pool],
-        books: Books,
+        asks: PublishedAsks,
+        engines: Mapping[str, PooledEngine],
+        receipt_signer: ReceiptSigner,
         tabs: Tabs,
         store: JobStore,
         chain: ChainView,
         observer: Observer,
-        dealings: Dealings,
-        rules: Rules | None = None,
+        coordinator_credit: CoordinatorCredit,
+        rules: AdmissionRules | None = None,
         deadlines: Deadlines | None = None,
-        taken: Mapping[Hash, int] | None = None,
+        consumed_orders: Mapping[Hash, int] | None = None,
         now: Callable[[], float] = time.time,
-        changed: Callable[[], None] = lambda: None,
-        ready: Callable[[Link], bool] = lambda _link: True,
+        on_capacity_change: Callable[[], None] = lambda: None,
+        may_take_jobs: Callable[[Link], bool] = lambda _link: True,
     ) -> None:
         self._provider, self._domain, self._sealing_key = provider, domain, sealing_key
-        self._pools, self._tabs, self._store, self._chain = pools, tabs, store, chain
-        self._books, self._dealings, self._observer = books, dealings, observer
-        self._deadlines, self._now, self._changed, self._ready = deadlines or Deadlines(), now, changed, ready
-        self._taken = dict(taken or {})
+        self._engines, self._tabs, self._store, self._chain = engines, tabs, store, chain
+        self._receipt_signer, self._coordinator_credit, self._observer = receipt_signer, coordinator_credit, observer
+        self._deadlines, self._now, self._on_capacity_change, self._may_take_jobs = (
+            deadlines or Deadlines(),
+            now,
+            on_capacity_change,
+            may_take_jobs,
+        )
+        self._consumed_orders = dict(consumed_orders or {})
         self._prune_at = _REMEMBERED
-        self._admission = Admission(book, rules or Rules(), lambda order, job: order in self._taken or job in self._jobs)
-        self._refusals = Refusals(books=books, tabs=tabs, chain=chain, claim=self._claim, now=now)
+        self._admission = Admission(
+            asks, rules or AdmissionRules(), lambda order, job: order in self._consumed_orders or job in self._jobs
+        )
+        self._refusals = RefusalReceipts(
+            receipt_signer=receipt_signer, tabs=tabs, chain=chain, consume_order=self._consume_order, now=now
+        )
         self._pending: dict[JobId, Link] = {}
         self._jobs: dict[JobId, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turned_away: set[asyncio.Task[None]] = set()
-        self._held = 0
-        self._pace = Pace()
+        self._refusing: set[asyncio.Task[None]] = set()
+        self._held_bytes = 0
+        self._throughput = Throughput()
         self._draining = False
 
     # What the link brings
 
     def dispatch(self, link: Link, job: JobId, payload: bytes) -> None:
         """Takes a job up, or says why not with FAIL. Returns at once."""
-        busy = self._busy(len(payload))
-        if not self._ready(link):
+        busy = self._overload(len(payload))
+        if not self._may_take_jobs(link):
             text = "this node does not know yet which receipts it has signed before"
             self._fail(link, job, Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER))
         elif busy is None:
-            self._held += len(payload)
+            self._held_bytes += len(payload)
             self._start(self._tasks, self._run(link, job, payload), f"job {job.hex()}")
-        elif len(self._turned_away) < _TURNED_AWAY:
-            self._start(self._turned_away, self._turn_away(link, job, payload[: 4 + MAX_HEADER], busy), f"refusal {job.hex()}")
+        elif len(self._refusing) < _TURNED_AWAY:
+            self._start(self._refusing, self._refuse_unread(link, job, payload[: 4 + MAX_HEADER], busy), f"refusal {job.hex()}")
         else:
             self._fail(link, job, busy)
 
-    def _busy(self, size: int) -> TallyError | None:
+    def _overload(self, size: int) -> TallyError | None:
         if self._draining:
             reason = "is shutting down"
         elif len(self._tasks) >= 4 * self.slots + _WAITING:
             reason = "has too many jobs waiting"
-        elif self._held + size > HELD_BYTES:
+        elif self._held_bytes + size > HELD_BYTES:
             reason = "has too large requests waiting"
         else:
             return None
@@ -134,37 +144,37 @@ class Runner:
         if running is not None and running.link is link:
             running.stop(_STOPS[reason])
 
-    def credit(self, link: Link, job: JobId, payload: bytes) -> None:
+    def grant_credit(self, link: Link, job: JobId, payload: bytes) -> None:
         """The coordinator will take more chunks of a job. Raises BadMessage."""
         if len(payload) != 4:
             raise BadMessage("credit: expected 4 bytes")
         running = self._jobs.get(job)
         if running is not None and running.link is link:
-            running.grant(int.from_bytes(payload, "big"))
+            running.grant_credit(int.from_bytes(payload, "big"))
 
-    def lost(self, link: Link) -> None:
+    def link_lost(self, link: Link) -> None:
         """A link ended: its jobs can't be answered any more."""
         self._pending = {job: on for job, on in self._pending.items() if on is not link}
         for running in list(self._jobs.values()):
             if running.link is link:
-                running.lose_link()
+                running.link_lost()
 
     # What the daemon asks
 
     def close_unfinished(self, then: Callable[[], None]) -> None:
         """Gives the orders that a killed process had begun their receipts, once; then calls `then`, if there were any."""
-        if self._books.unfinished:
-            self._start(self._turned_away, self._close_unfinished(then), "unfinished orders")
+        if self._receipt_signer.unfinished:
+            self._start(self._refusing, self._close_unfinished(then), "unfinished orders")
 
-    def adjust(self, rules: Rules, deadlines: Deadlines) -> None:
+    def reconfigure(self, rules: AdmissionRules, deadlines: Deadlines) -> None:
         """The config has changed: jobs that come from now on are held to this."""
-        self._admission.rules = self._dealings.rules = rules
+        self._admission.rules = self._coordinator_credit.rules = rules
         self._deadlines = deadlines
 
     @property
     def slots(self) -> int:
         """Jobs that may run at once, over all engines."""
-        return sum(pool.slots for pool in self._pools.values())
+        return sum(pool.slots for pool in self._engines.values())
 
     @property
     def running(self) -> int:
@@ -173,25 +183,27 @@ class Runner:
 
     def capacity(self) -> Capacity:
         """What this node can take now, over the engines that are up."""
-        pools = [pool for pool in self._pools.values() if pool.up]
+        pools = [pool for pool in self._engines.values() if pool.up]
         free = 0 if self._draining else sum(pool.free for pool in pools)
-        return Capacity(free, sum(pool.slots for pool in pools), self._pace.tokens_per_second, self._pace.first_token_ms)
+        return Capacity(
+            free, sum(pool.slots for pool in pools), self._throughput.tokens_per_second, self._throughput.first_token_ms
+        )
 
     async def drain(self, grace: float) -> None:
         """Takes nothing new and waits for what runs; after `grace` seconds stops it. Every job still ends in order."""
         self._draining = True
-        self._changed()
+        self._on_capacity_change()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
         for job in list(self._jobs.values()):
-            job.stop(Stop.SHUTDOWN)
-        last = self._tasks | self._turned_away
+            job.stop(StopReason.SHUTDOWN)
+        last = self._tasks | self._refusing
         if last:
-            await asyncio.wait(last, timeout=self._deadlines.taken + _DRAIN_SECONDS)
-        await self._dealings.note()
+            await asyncio.wait(last, timeout=self._deadlines.first_credit + _DRAIN_SECONDS)
+        await self._coordinator_credit.save()
 
     async def _close_unfinished(self, then: Callable[[], None]) -> None:
-        made = await self._books.close_unfinished()
+        made = await self._receipt_signer.close_unfinished()
         log.warning("orders that a killed process had begun are closed, uncharged", receipts=made)
         then()
 
@@ -213,20 +225,20 @@ class Runner:
                 self._pending.pop(job_id, None)
             del dispatch
             try:
-                await self._close(job, await job.run())
+                await self._settle(job, await job.run())
             finally:
                 del self._jobs[job_id]
-                job.pool.taken -= 1
-                self._changed()
+                job.engine.assigned -= 1
+                self._on_capacity_change()
         except TallyError as error:
             log.info("dispatch refused", job=job_id.hex(), code=error.code.value, reason=str(error))
             self._fail(link, job_id, error)
         finally:
-            self._held -= size
+            self._held_bytes -= size
             if self._pending.get(job_id) is link:
                 del self._pending[job_id]
 
-    async def _turn_away(self, link: Link, job_id: JobId, head: bytes, why: TallyError) -> None:
+    async def _refuse_unread(self, link: Link, job_id: JobId, head: bytes, why: TallyError) -> None:
         """Refuses a job that is not even looked at, with a receipt if its order is one on this node. `head`: its beginning."""
         try:
             matched = self._match(link, job_id, Dispatch.loads(head))
@@ -238,21 +250,21 @@ class Runner:
         await self._refuse(link, matched, why)
 
     def _match(self, link: Link, job_id: JobId, dispatch: Dispatch) -> Matched:
-        return self._admission.match(House(self._provider, link.coordinator, self._domain), job_id, dispatch)
+        return self._admission.match(LinkIdentity(self._provider, link.coordinator, self._domain), job_id, dispatch)
 
     async def _refuse(self, link: Link, matched: Matched, why: TallyError) -> None:
         log.info("job refused", job=matched.job.hex(), code=why.code.value, reason=str(why))
-        self._fail(link, matched.job, why, await self._refusals.receipt(link.endpoint, matched))
+        self._fail(link, matched.job, why, await self._refusals.issue(link.endpoint, matched))
 
     async def _admit(self, link: Link, matched: Matched, dispatch: Dispatch) -> Job:
         """Raises TallyError. From the last check on nothing waits: two dispatches can't both pass on one order or one sum."""
         now = int(self._now())
-        self._dealings.check(link.endpoint)
+        self._coordinator_credit.require_served(link.endpoint)
         admitted = self._admission.admit(matched, now)
         await self._admit_to_tab(admitted, now)
-        pool = self._pools.get(admitted.offer.engine)
+        pool = self._engines.get(admitted.offer.engine)
         if pool is None:
-            self._tabs.drop(admitted.payer, admitted.cap)
+            self._tabs.drop(admitted.payer, admitted.max_cost)
             raise Unavailable(Code.NODE_BUSY, "the engine was taken out of service just now", fault=Fault.PROVIDER)
         self._remember(admitted, now)
         # No job starts after its order's deadline, so none waits for a slot beyond it.
@@ -262,41 +274,43 @@ class Runner:
             link=link,
             admitted=admitted,
             dispatch=dispatch,
-            pool=pool,
-            durable=durable,
+            engine=pool,
+            order_stored=durable,
             sealing_key=self._sealing_key,
             deadlines=replace(self._deadlines, queue=queue),
         )
         self._jobs[admitted.job] = job
-        pool.taken += 1
+        pool.assigned += 1
         link.post(Kind.ACCEPT, admitted.job)
-        self._changed()
+        self._on_capacity_change()
         return job
 
-    def _claim(self, matched: Matched) -> bool:
+    def _consume_order(self, matched: Matched) -> bool:
         """Uses up an order that is refused; False if it was seen meanwhile, since then it is not this refusal's to close."""
-        if matched.order.digest in self._taken or matched.job in self._jobs:
+        if matched.order.digest in self._consumed_orders or matched.job in self._jobs:
             return False
         self._remember(matched, int(self._now()))
         return True
 
     def _remember(self, matched: Matched, now: int) -> None:
         """Keeps an order from running again until its deadline, past which it is refused anyway; the store, for ever."""
-        self._taken[matched.order.digest] = min(matched.order.message.deadline, now + self._admission.rules.horizon)
-        if len(self._taken) > self._prune_at:
-            self._taken = {digest: deadline for digest, deadline in self._taken.items() if deadline > now}
-            self._prune_at = max(_REMEMBERED, 2 * len(self._taken))
+        self._consumed_orders[matched.order.digest] = min(
+            matched.order.message.deadline, now + self._admission.rules.max_deadline_ahead
+        )
+        if len(self._consumed_orders) > self._prune_at:
+            self._consumed_orders = {digest: deadline for digest, deadline in self._consumed_orders.items() if deadline > now}
+            self._prune_at = max(_REMEMBERED, 2 * len(self._consumed_orders))
 
     async def _admit_to_tab(self, admitted: Admitted, now: int) -> None:
         """What is known of a purse may be seconds old, so a no for lack of money asks the chain again first."""
         refused: Refusal | None = None
         for look in (self._chain.funds, self._chain.refresh):
             funds = await look(admitted.payer)
-            self._admission.unseen(admitted)
+            self._admission.require_unseen(admitted)
             if admitted.job not in self._pending:
                 raise Unavailable(Code.CANCELLED, "cancelled before it began")
             try:
-                self._tabs.admit(admitted.order.message, admitted.cap, funds, now)
+                self._tabs.admit(admitted.order.message, admitted.max_cost, funds, now)
             except Refusal as refusal:
                 if refusal.code not in _FOR_LACK_OF_MONEY:
                     raise
@@ -306,17 +320,17 @@ class Runner:
         if refused is not None:
             raise refused
 
-    async def _close(self, job: Job, ending: Ending) -> None:
+    async def _settle(self, job: Job, ending: JobResult) -> None:
         """Signs the receipt, makes it durable, then lets it and the last chunk go."""
         ending = await self._confirmed(job, ending)
-        admitted, worth = job.admitted, self._worth(job) if ending.unpaid else Amount(0)
+        admitted, worth = job.admitted, self._unpaid_work(job) if ending.unpaid else Amount(0)
         if worth:  # counted at once: meanwhile other jobs wait for the slot that this one had
-            self._dealings.written_off(job.link.endpoint, worth)
-            self._shun(job.link.endpoint)
-        last, usage, commitment = self._reckon(job, ending.outcome) if job.opened else ((), NOTHING, ZERO_HASH)
-        receipt = await self._books.book(admitted, job.durable, usage, ending.outcome, commitment)
+            self._coordinator_credit.record_unpaid(job.link.endpoint, worth)
+            self._stop_queued_jobs(job.link.endpoint)
+        last, usage, commitment = self._final_usage(job, ending.outcome) if job.request_opened else ((), NOTHING, ZERO_HASH)
+        receipt = await self._receipt_signer.sign_for_job(admitted, job.order_stored, usage, ending.outcome, commitment)
         if receipt is None:
-            self._tabs.drop(admitted.payer, admitted.cap)
+            self._tabs.drop(admitted.payer, admitted.max_cost)
             broken = Unavailable(Code.PROVIDER_FAILED, "the node could not store its receipt", fault=Fault.PROVIDER)
             self._fail(job.link, admitted.job, ending.error or broken)
         elif last or job.has_output:
@@ -325,36 +339,36 @@ class Runner:
         else:
             broken = Unavailable(Code.PROVIDER_FAILED, ending.reason, fault=Fault.PROVIDER)
             self._fail(job.link, admitted.job, ending.error or broken, receipt)
-        self._tell(job, ending, receipt.message if receipt is not None else None, worth)
+        self._report(job, ending, receipt.message if receipt is not None else None, worth)
         if receipt is not None:
-            self._dealings.earned(job.link.endpoint, receipt.message.cost)
+            self._coordinator_credit.record_earned(job.link.endpoint, receipt.message.cost)
         if worth:
-            await self._dealings.note()
+            await self._coordinator_credit.save()
 
-    def _shun(self, endpoint: str) -> None:
+    def _stop_queued_jobs(self, endpoint: str) -> None:
         """Jobs that wait for a slot do not get it any more, if their coordinator is served no more."""
-        if not self._dealings.serves(endpoint):
+        if not self._coordinator_credit.serves(endpoint):
             for job in list(self._jobs.values()):
-                if job.link.endpoint == endpoint and not job.asked:
-                    job.stop(Stop.SHUNNED)
+                if job.link.endpoint == endpoint and not job.engine_asked:
+                    job.stop(StopReason.COORDINATOR_SUSPENDED)
 
-    def _reckon(self, job: Job, outcome: Outcome) -> tuple[tuple[bytes, ...], Usage, Hash]:
+    def _final_usage(self, job: Job, outcome: Outcome) -> tuple[tuple[bytes, ...], Usage, Hash]:
         """The chunks that close the response, its usage, and the commitment to all of it. A last chunk is for an answer that is
         paid, or that is the engine's own no: a client may take any answer with a last chunk for a whole one.
         """
         delivery, meter = job.delivery, job.delivery.meter
         last: tuple[bytes, ...] = ()
         if outcome is Outcome.CLIENT_CANCELLED:
-            last = delivery.abort()
+            last = delivery.seal_abort()
         elif CHARGES[outcome] is Charge.USAGE or outcome is Outcome.UPSTREAM_ERROR:
-            last = delivery.finish()
+            last = delivery.seal_last()
         free = outcome is Outcome.UPSTREAM_ERROR or (not job.has_output and not last)
         usage = NOTHING if free else meter.usage(cancelled=outcome is Outcome.CLIENT_CANCELLED)
-        if meter.clamped:
+        if meter.was_clamped:
             log.warning("the engine's usage was clamped to what can be true", job=job.admitted.job.hex())
         return last, usage, meter.commitment
 
-    async def _confirmed(self, job: Job, ending: Ending) -> Ending:
+    async def _confirmed(self, job: Job, ending: JobResult) -> JobResult:
         """The ending, if it charges only where the coordinator has output of this attempt and still wants it: else it may be
         giving the job to another, and two providers would charge for one job.
         """
@@ -364,32 +378,34 @@ class Runner:
         if cancelled and job.delivery.meter.usage(cancelled=True) == NOTHING:
             return ending
         if not job.has_output:
-            job.delivery.begin()
-        if await job.delivery.taken() and not job.forsaken:
+            job.delivery.send_head()
+        if await job.delivery.confirmed() and not job.coordinator_stopped:
             return ending
-        reason = "the coordinator stopped the job at its end" if job.forsaken else "the coordinator never had the answer"
+        reason = (
+            "the coordinator stopped the job at its end" if job.coordinator_stopped else "the coordinator never had the answer"
+        )
         log.warning("an answer is not charged", job=job.admitted.job.hex(), reason=reason)
-        return Ending(Outcome.PROVIDER_ERROR, reason, ending.error, unpaid=True)
+        return JobResult(Outcome.PROVIDER_ERROR, reason, ending.error, unpaid=True)
 
-    def _worth(self, job: Job) -> Amount:
+    def _unpaid_work(self, job: Job) -> Amount:
         """What the work that was done would have cost, in base units."""
-        if not job.opened:
+        if not job.request_opened:
             return Amount(0)
-        usage = job.delivery.meter.worth(*job.delivery.undelivered)
+        usage = job.delivery.meter.work_done(*job.delivery.undelivered)
         return charge(job.admitted.terms, usage, Outcome.COMPLETED)
 
     def _fail(self, link: Link, job: JobId, error: TallyError, receipt: Verified[Receipt] | None = None) -> None:
         link.post(Kind.FAIL, job, Failure(error, receipt).dumps())
 
-    def _tell(self, job: Job, ending: Ending, receipt: Receipt | None, written_off: Amount) -> None:
+    def _report(self, job: Job, ending: JobResult, receipt: Receipt | None, written_off: Amount) -> None:
         first, total = job.first_seconds, job.total_seconds
         engine_busy = ending.error is not None and (ending.error.code, ending.error.fault) == (Code.NODE_BUSY, Fault.ENGINE)
-        full = job.pool.taken >= job.pool.slots
-        if job.pool.gate.learn(time.monotonic(), busy=engine_busy, first_seconds=job.engine_seconds, full=full):
-            log.info("slots learned", engine=job.admitted.offer.engine, slots=job.pool.slots)
+        full = job.engine.assigned >= job.engine.slots
+        if job.engine.slot_limiter.learn(time.monotonic(), busy=engine_busy, first_seconds=job.engine_seconds, full=full):
+            log.info("slots learned", engine=job.admitted.offer.engine, slots=job.engine.slots)
         if receipt is not None and first is not None and receipt.output_tokens:
-            self._pace.add(first=first, total=total, tokens=receipt.output_tokens)
-        self._observer.ended(
+            self._throughput.add(first=first, total=total, tokens=receipt.output_tokens)
+        self._observer.job_ended(
             JobReport(
                 job=job.admitted.job,
                 payer=job.admitted.payer,

@@ -11,20 +11,20 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
-from node.domain.offers import AskBook, Offer
+from node.domain.published_asks import Offer, PublishedAsks
 from node.domain.upstream_models import UpstreamModel
-from node.jobs.job import Pool
+from node.jobs.job import PooledEngine
 from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.types import format_amount
 
 log = structlog.get_logger()
 MOST_PASSED = 3
 """Rounds in a row in which an engine that stays down is passed over."""
-OfferModels = Callable[[str, tuple[UpstreamModel, ...]], Awaitable[Sequence[Offer]]]
+MakeOffers = Callable[[str, tuple[UpstreamModel, ...]], Awaitable[Sequence[Offer]]]
 """What to sell of an engine: its name and the models that it says it has -> offers."""
 
 
-class Storefront:
+class AskPublisher:
     """See the module's docstring. `changed` is called when the asks have changed; `suspicion` asks for a look now, since a job
     failed; `seconds` is how often engines are looked at anyway, `failures` how many looks in a row must fail for one to be down.
     """
@@ -32,77 +32,77 @@ class Storefront:
     def __init__(
         self,
         *,
-        book: AskBook,
-        pools: Mapping[str, Pool],
-        offers: OfferModels,
-        changed: Callable[[], None],
-        suspicion: asyncio.Event,
-        seconds: float = 10.0,
-        failures: int = 2,
+        asks: PublishedAsks,
+        engines: Mapping[str, PooledEngine],
+        make_offers: MakeOffers,
+        on_change: Callable[[], None],
+        engine_suspected: asyncio.Event,
+        check_interval: float = 10.0,
+        max_failures: int = 2,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._book, self._pools, self._offers, self._changed = book, pools, offers, changed
-        self._seconds, self._failures, self._now = seconds, failures, now
+        self._asks, self._engines, self._make_offers, self._on_change = asks, engines, make_offers, on_change
+        self._check_interval, self._max_failures, self._now = check_interval, max_failures, now
         self._failed: Counter[str] = Counter()
-        self._asleep: Counter[str] = Counter()
-        self._sold: dict[str, Sequence[Offer]] = {}
-        self._suspicion = suspicion
+        self._rounds_to_skip: Counter[str] = Counter()
+        self._offers_by_engine: dict[str, Sequence[Offer]] = {}
+        self._engine_suspected = engine_suspected
 
     async def run(self) -> None:
         """Looks at the engines until cancelled."""
         while True:
             try:
-                async with asyncio.timeout(self._seconds):
-                    await self._suspicion.wait()
+                async with asyncio.timeout(self._check_interval):
+                    await self._engine_suspected.wait()
             except TimeoutError:
                 pass
-            self._suspicion.clear()
-            await self.look()
+            self._engine_suspected.clear()
+            await self.check_engines()
 
-    async def look(self, *, first: bool = False) -> None:
+    async def check_engines(self, *, first: bool = False) -> None:
         """Looks at the engines once, and brings the asks in line. On the `first` look one failure is enough; an engine that stays
         down is looked at less and less often.
         """
-        due = [(name, pool) for name, pool in self._pools.items() if not self._sleeps(name)]
-        await asyncio.gather(*(self._look_at(name, pool, first=first) for name, pool in due))
-        self._sold = {name: sold for name, sold in self._sold.items() if name in self._pools}
-        offers = [offer for name, sold in self._sold.items() if self._pools[name].up for offer in sold]
-        if self._book.offer(offers, int(self._now())):
-            log.info("asks changed", offers=[_describe(offer) for offer in self._book.offers])
-            if len(self._book.offers) < len(offers):
+        due = [(name, pool) for name, pool in self._engines.items() if not self._skips_round(name)]
+        await asyncio.gather(*(self._check_engine(name, pool, first=first) for name, pool in due))
+        self._offers_by_engine = {name: sold for name, sold in self._offers_by_engine.items() if name in self._engines}
+        offers = [offer for name, sold in self._offers_by_engine.items() if self._engines[name].up for offer in sold]
+        if self._asks.publish(offers, int(self._now())):
+            log.info("asks changed", offers=[_describe(offer) for offer in self._asks.offers])
+            if len(self._asks.offers) < len(offers):
                 text = "more or larger asks than a coordinator takes of one node; the first are offered"
-                log.warning(text, models=len(offers), offered=len(self._book.offers))
-            self._changed()
+                log.warning(text, models=len(offers), offered=len(self._asks.offers))
+            self._on_change()
 
-    def _sleeps(self, name: str) -> bool:
+    def _skips_round(self, name: str) -> bool:
         """Whether this round passes over an engine that is down."""
-        if not self._asleep[name]:
+        if not self._rounds_to_skip[name]:
             return False
-        self._asleep[name] -= 1
+        self._rounds_to_skip[name] -= 1
         return True
 
-    async def _look_at(self, name: str, pool: Pool, *, first: bool) -> None:
+    async def _check_engine(self, name: str, pool: PooledEngine, *, first: bool) -> None:
         try:
             models = await pool.engine.models()
         except Unavailable as error:
             self._failed[name] += 1
-            if pool.up and (first or self._failed[name] >= self._failures):
+            if pool.up and (first or self._failed[name] >= self._max_failures):
                 pool.up = False
                 log.warning("engine down, its asks are withdrawn", engine=name, reason=str(error))
             if not pool.up:
-                self._asleep[name] = min(max(0, self._failed[name] - self._failures), MOST_PASSED)
+                self._rounds_to_skip[name] = min(max(0, self._failed[name] - self._max_failures), MOST_PASSED)
             return
         self._failed[name] = 0
         load = await pool.engine.load()
-        pool.crowded = load is not None and load.crowded
-        pool.looked()
+        pool.has_queue = load is not None and load.has_queue
+        pool.update_load()
         if not pool.up:
             log.info("engine back", engine=name)
         pool.up = True
-        offers = await self._offers(name, models)
-        if not offers and (name not in self._sold or self._sold[name]):
+        offers = await self._make_offers(name, models)
+        if not offers and (name not in self._offers_by_engine or self._offers_by_engine[name]):
             log.warning("engine has no model to offer", engine=name)
-        self._sold[name] = offers
+        self._offers_by_engine[name] = offers
 
 
 def _describe(offer: Offer) -> str:

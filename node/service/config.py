@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 from node.chain.collector import ClaimPolicy
 from node.coordinator.link import LinkSettings, node_url
-from node.domain.admission import Rules
-from node.domain.credit_limits import Exposure
-from node.domain.offers import Offer
-from node.domain.prices import PriceRule, adjusted
+from node.domain.credit_limits import CreditLimits
+from node.domain.dynamic_pricing import PriceRule, apply_price_rules
+from node.domain.order_admission import AdmissionRules
+from node.domain.published_asks import Offer
 from node.engines.openai_http import EngineSettings
 from node.jobs.job import Deadlines
 from tallystick.protocol.errors import BadMessage
@@ -32,7 +32,7 @@ DEFAULT_CONTEXT_TOKENS = 8_192
 DEFAULT_OUTPUT_TOKENS = 4_096
 CHAIN_SECONDS = 300
 """Allowed for a transaction of this node to be mined and seen, after a silent coordinator was given its time."""
-_JOB_PHASES = frozenset({"total", "reader", "stall", "taken"})
+_JOB_PHASES = frozenset({"total", "reader", "first_credit"})
 """The deadlines that add up to the longest job; the others run within `total`."""
 
 
@@ -80,8 +80,8 @@ class EngineConfig:
     input_price: Amount | None = None
     cached_input_price: Amount | None = None
     output_price: Amount | None = None
-    limit_field: str = "max_tokens"
-    usage_option: bool = True
+    output_limit_field: str = "max_tokens"
+    supports_stream_usage: bool = True
     price_rules: tuple[PriceRule, ...] = ()
     spec: Spec = field(default_factory=Spec)
 
@@ -92,8 +92,8 @@ class EngineConfig:
             raise BadMessage("config: engines: slots: expected at least 1")
         if self.max_slots is not None and self.max_slots < self.slots:
             raise BadMessage("config: engines: max_slots: expected at least as many as slots, from where learning begins")
-        if self.limit_field not in ("max_tokens", "max_completion_tokens"):
-            raise BadMessage("config: engines: limit_field: expected max_tokens or max_completion_tokens")
+        if self.output_limit_field not in ("max_tokens", "max_completion_tokens"):
+            raise BadMessage("config: engines: output_limit_field: expected max_tokens or max_completion_tokens")
 
     @property
     def label(self) -> str:
@@ -117,15 +117,15 @@ class EngineConfig:
             model=model.sold_as,
             engine=self.label,
             upstream=model.name,
-            prices=adjusted(model.prices, self.price_rules, when, load),
+            prices=apply_price_rules(model.prices, self.price_rules, when, load),
             context_tokens=tokens,
             max_output_tokens=min(model.max_output_tokens or DEFAULT_OUTPUT_TOKENS, tokens),
             spec=merge_specs(found, self.spec, model.spec),
-            limit_field=self.limit_field,
-            usage_option=self.usage_option,
+            output_limit_field=self.output_limit_field,
+            supports_stream_usage=self.supports_stream_usage,
         )
 
-    def listed(self, name: str) -> ModelConfig:
+    def model_defaults(self, name: str) -> ModelConfig:
         """A model that the engine lists and nobody configured, at this engine's prices."""
         return ModelConfig(
             name=name,
@@ -142,24 +142,24 @@ class NodeConfig:
     coordinator: str = "http://127.0.0.1:8420"
     coordinator_address: Address | None = None
     coordinators: tuple[str, ...] = ()
-    without_recall: tuple[str, ...] = ()
+    skip_recovery: tuple[str, ...] = ()
     deployment: Path = field(default_factory=lambda: home() / "deployment.json")
     rpc: str | None = None
     state: Path = field(default_factory=lambda: home() / "node")
     engines: tuple[EngineConfig, ...] = ()
     sealing_suite: str = X25519
     ask_validity: int = 3_600
-    engine_check: float = 10.0
-    receipt_resend: float = 60.0
-    grace: float = 60.0
-    monitor_host: str = "127.0.0.1"
-    monitor_port: int | None = None
+    engine_check_interval: float = 10.0
+    receipt_resend_interval: float = 60.0
+    shutdown_grace: float = 60.0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
     gpus: int = 0
     gpu_hour_cost: Amount | None = None
     log_json: bool = True
     log_level: str = "info"
-    rules: Rules = field(default_factory=Rules)
-    exposure: Exposure = field(default_factory=Exposure)
+    admission: AdmissionRules = field(default_factory=AdmissionRules)
+    credit: CreditLimits = field(default_factory=CreditLimits)
     deadlines: Deadlines = field(default_factory=Deadlines)
     claims: ClaimPolicy = field(default_factory=ClaimPolicy)
     link: LinkSettings = field(default_factory=LinkSettings)
@@ -173,8 +173,8 @@ class NodeConfig:
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):
             raise BadMessage("config: engines: two of them have one name; give each its own")
-        if not 0 <= self.exposure.paid_percent <= 100:
-            raise BadMessage("config: exposure: paid_percent: expected 0 to 100, since more trust than was paid is a gift")
+        if not 0 <= self.credit.percent_of_paid <= 100:
+            raise BadMessage("config: credit: percent_of_paid: expected 0 to 100, since more trust than was paid is a gift")
         for part in (self.deadlines, self.link):
             for one in fields(part):
                 if getattr(part, one.name) <= 0:
@@ -183,11 +183,10 @@ class NodeConfig:
     def _check_coordinators(self) -> None:
         for url in self.all_coordinators:
             node_url(url)
-        for url in self.without_recall:
+        for url in self.skip_recovery:
             if node_url(url) not in map(node_url, self.all_coordinators):
-                raise BadMessage(
-                    f"config: without_recall: expected one of {', '.join(self.all_coordinators)}, the coordinators, got {url!r}"
-                )
+                known = ", ".join(self.all_coordinators)
+                raise BadMessage(f"config: skip_recovery: expected one of the coordinators ({known}), got {url!r}")
 
     @property
     def all_coordinators(self) -> tuple[str, ...]:
@@ -202,18 +201,18 @@ class NodeConfig:
         longest_job = sum(
             float(getattr(self.deadlines, part.name)) for part in fields(self.deadlines) if part.name in _JOB_PHASES
         )
-        settlement = self.claims.check + self.claims.retry + CHAIN_SECONDS
-        return max(self.exposure.claim_margin, math.ceil(longest_job + settlement))
+        settlement = self.claims.check_interval + self.claims.retry_after + CHAIN_SECONDS
+        return max(self.credit.claim_margin, math.ceil(longest_job + settlement))
 
     @property
-    def limits(self) -> Exposure:
+    def credit_limits(self) -> CreditLimits:
         """`exposure` with the margin that the deadlines need."""
-        return replace(self.exposure, claim_margin=self.claim_margin)
+        return replace(self.credit, claim_margin=self.claim_margin)
 
     @property
-    def order_rules(self) -> Rules:
+    def admission_rules(self) -> AdmissionRules:
         """`rules` with the window to claim that the deadlines need."""
-        return replace(self.rules, claim_window=max(self.rules.claim_window, self.claim_margin + 1))
+        return replace(self.admission, claim_window=max(self.admission.claim_window, self.claim_margin + 1))
 
     @property
     def database(self) -> str:

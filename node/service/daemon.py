@@ -16,23 +16,23 @@ import structlog
 
 from node.chain.collector import Collector
 from node.chain.escrow_view import EscrowView
-from node.chain.watcher import ChainWatch
+from node.chain.watcher import ChainWatcher
 from node.coordinator.link import NodeLink, node_url
-from node.coordinator.receipt_sender import Courier
+from node.coordinator.receipt_sender import ReceiptSender
 from node.coordinator.router import LinkRouter
-from node.coordinator.state_recovery import Recall
-from node.domain.offers import AskBook, Seller
+from node.coordinator.state_recovery import StateRecovery
+from node.domain.published_asks import PublishedAsks, Seller
 from node.domain.tabs import Tabs
-from node.jobs.coordinator_credit import HOUR, HOURS, Dealings
-from node.jobs.receipt_signer import Books
-from node.jobs.runner import Runner
+from node.jobs.coordinator_credit import HOUR, HOURS, CoordinatorCredit
+from node.jobs.receipt_signer import ReceiptSigner
+from node.jobs.runner import JobRunner
 from node.ports import Link
-from node.service.ask_publisher import Storefront
+from node.service.ask_publisher import AskPublisher
 from node.service.config import NodeConfig
-from node.service.engine_pool import Fleet
-from node.service.metrics import Monitor, count_gpus
-from node.service.resources import Ground, lay_ground
-from node.service.status_socket import window
+from node.service.engine_pool import EnginePool
+from node.service.metrics import NodeMetrics, count_gpus
+from node.service.resources import Resources, open_resources
+from node.service.status_socket import serve_status
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.link import endpoint_of
@@ -58,107 +58,111 @@ async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeC
         node = await build(config, signer, stack)
         if read_again is not None:
             stack.enter_context(_on_hangup(lambda: node.reload(read_again)))
-        if config.monitor_port is not None:
+        if config.metrics_port is not None:
             port = await stack.enter_async_context(
-                serving(node.monitor.app(node.health), config.monitor_host, config.monitor_port)
+                serving(node.metrics.app(node.health), config.metrics_host, config.metrics_port)
             )
-            log.info("metrics and health", host=config.monitor_host, port=port)
-        await stack.enter_async_context(window(config.state, node.status))
-        await node.work()
+            log.info("metrics and health", host=config.metrics_host, port=port)
+        await stack.enter_async_context(serve_status(config.state, node.status))
+        await node.run()
 
 
 async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Node:
     """Makes and wires the parts of a node. What must be closed is left on the stack. Raises TallyError."""
-    ground = await lay_ground(config, signer, stack)
+    ground = await open_resources(config, signer, stack)
     domain, store, chain = ground.domain, ground.store, ground.chain
     suspicion = asyncio.Event()
     now = int(time.time())
-    tabs = Tabs(config.limits, await store.tabs(now))
+    tabs = Tabs(config.credit_limits, await store.tabs(now))
     tabs.expire(now)
     seller = Seller(signer.address, config.sealing_suite, ground.sealing_key.public, config.ask_validity)
-    book = AskBook(seller, lambda ask: signer.sign(ask, domain))
-    monitor = _monitor(config, tabs, suspicion)
+    book = PublishedAsks(seller, lambda ask: signer.sign(ask, domain))
+    monitor = _metrics(config, tabs, suspicion)
     links: list[NodeLink] = []
-    recall = await _recall(config, signer, ground, tabs, links)
-    dealings = Dealings(store, config.rules, await store.dealings(now // HOUR - HOURS), alarm=monitor.shunned)
-    books = Books(signer=signer, domain=domain, tabs=tabs, store=store, unfinished=await store.unfinished(now))
-    runner = Runner(
+    recall = await _state_recovery(config, signer, ground, tabs, links)
+    dealings = CoordinatorCredit(
+        store, config.admission, await store.coordinator_hours(now // HOUR - HOURS), alarm=monitor.coordinator_suspended
+    )
+    books = ReceiptSigner(signer=signer, domain=domain, tabs=tabs, store=store, unfinished=await store.unfinished_orders(now))
+    runner = JobRunner(
         provider=signer.address,
         domain=domain,
         sealing_key=ground.sealing_key,
-        book=book,
-        pools=ground.fleet.pools,
-        books=books,
+        asks=book,
+        engines=ground.engine_pool.engines,
+        receipt_signer=books,
         tabs=tabs,
         store=store,
         chain=chain,
         observer=monitor,
-        dealings=dealings,
-        rules=config.order_rules,
+        coordinator_credit=dealings,
+        rules=config.admission_rules,
         deadlines=config.deadlines,
-        taken=dict(await store.taken(now)),
-        changed=partial(_slots_changed, links),
-        ready=lambda link: recall.done(link.coordinator),
+        consumed_orders=dict(await store.consumed_orders(now)),
+        on_capacity_change=partial(_slots_changed, links),
+        may_take_jobs=lambda link: recall.is_complete(link.coordinator),
     )
-    courier = Courier(store, config.receipt_resend)
+    courier = ReceiptSender(store, config.receipt_resend_interval)
     router = LinkRouter(runner, courier, recall)
     links += _links(config, signer, domain, router, _offered(book, recall, dealings))
     asks_changed = partial(_announce, links)
-    recall.finished = partial(_recalled, links, router)
-    tabs.on_lost_state, dealings.changed = asks_changed, asks_changed
+    recall.on_complete = partial(_recalled, links, router)
+    tabs.on_stale_state, dealings.on_change = asks_changed, asks_changed
     node = Node(
         config=config,
         runner=runner,
-        courier=courier,
-        recall=recall,
-        watch=ChainWatch(
-            chain, chain, tabs, connected=partial(_connected, links), most_bps=lambda: node.config.rules.max_fee_bps
+        receipt_sender=courier,
+        state_recovery=recall,
+        chain_watcher=ChainWatcher(
+            chain, chain, tabs, connected=partial(_connected, links), max_fee_bps=lambda: node.config.admission.max_fee_bps
         ),
         links=tuple(links),
         collector=_collector(config, ground, tabs, monitor, links),
-        storefront=_storefront(config, ground.fleet, book, asks_changed, suspicion),
-        monitor=monitor,
-        book=book,
-        fleet=ground.fleet,
+        ask_publisher=_ask_publisher(config, ground.engine_pool, book, asks_changed, suspicion),
+        metrics=monitor,
+        asks=book,
+        engine_pool=ground.engine_pool,
         chain=chain,
         tabs=tabs,
-        suspicion=suspicion,
-        dealings=dealings,
+        engine_suspected=suspicion,
+        coordinator_credit=dealings,
     )
     return node
 
 
-def _monitor(config: NodeConfig, tabs: Tabs, suspicion: asyncio.Event) -> Monitor:
+def _metrics(config: NodeConfig, tabs: Tabs, suspicion: asyncio.Event) -> NodeMetrics:
     """What shows the node at work."""
-    return Monitor(
-        tabs.exposed,
+    return NodeMetrics(
+        tabs.unsecured_by_payer,
         suspicion.set,
         gpus=config.gpus or count_gpus(),
         gpu_hour_cost=config.gpu_hour_cost,
-        trust=lambda: tabs.trust(int(time.time())),
+        credit_summary=lambda: tabs.credit_summary(int(time.time())),
     )
 
 
-def _watch(chain: EscrowView, tabs: Tabs, links: Sequence[NodeLink], most_bps: Callable[[], int]) -> ChainWatch:
+def _watch(chain: EscrowView, tabs: Tabs, links: Sequence[NodeLink], most_bps: Callable[[], int]) -> ChainWatcher:
     """What compares this node's record with the chain, and reads the fees of its coordinators."""
-    return ChainWatch(chain, chain, tabs, connected=partial(_connected, links), most_bps=most_bps)
+    return ChainWatcher(chain, chain, tabs, connected=partial(_connected, links), max_fee_bps=most_bps)
 
 
-async def _recall(config: NodeConfig, signer: Signer, ground: Ground, tabs: Tabs, links: Sequence[NodeLink]) -> Recall:
+async def _state_recovery(
+    config: NodeConfig, signer: Signer, ground: Resources, tabs: Tabs, links: Sequence[NodeLink]
+) -> StateRecovery:
     """What asks each coordinator for the receipts that this key signed there last."""
-    return Recall(
+    return StateRecovery(
         ground.store,
         tabs,
         domain=ground.domain,
         provider=signer.address,
-        known=await ground.store.recalled(),
+        completed=await ground.store.completed_recoveries(),
         required=map(node_url, config.all_coordinators),
-        without=map(node_url, config.without_recall),
+        skipped=map(node_url, config.skip_recovery),
         url_of=lambda session: next((link.url for link in links if link.session is session), ""),
     )
 
 
-def _collector(config: NodeConfig, ground: Ground, tabs: Tabs, monitor: Monitor, links: Sequence[NodeLink]) -> Collector:
+def _collector(config: NodeConfig, ground: Resources, tabs: Tabs, monitor: NodeMetrics, links: Sequence[NodeLink]) -> Collector:
     """What turns receipts into money."""
     return Collector(
         signer=ground.signer,
@@ -167,18 +171,18 @@ def _collector(config: NodeConfig, ground: Ground, tabs: Tabs, monitor: Monitor,
         chain=ground.chain,
         link=lambda coordinator: _session(links, coordinator),
         policy=config.claims,
-        observed=tabs.observe,
-        passed=tabs.expire,
+        on_funds=tabs.observe,
+        on_check=tabs.expire,
         settlement=ground.settlement,
         alarm=monitor.alarm,
     )
 
 
-def _offered(book: AskBook, recall: Recall, dealings: Dealings) -> Offered:
+def _offered(book: PublishedAsks, recall: StateRecovery, dealings: CoordinatorCredit) -> Offered:
     """What is offered to a coordinator: nothing before it told what was signed there, nor once it left too much unpaid."""
 
     def asks(endpoint: str, coordinator: Address) -> tuple[Verified[Ask], ...]:
-        return book.current if recall.done(coordinator) and dealings.serves(endpoint) else ()
+        return book.current if recall.is_complete(coordinator) and dealings.serves(endpoint) else ()
 
     return asks
 
@@ -186,14 +190,14 @@ def _offered(book: AskBook, recall: Recall, dealings: Dealings) -> Offered:
 def _slots_changed(links: Sequence[NodeLink]) -> None:
     """The free slots have changed: every coordinator is told."""
     for link in links:
-        link.slots_changed()
+        link.announce_capacity()
 
 
 def _announce(links: Sequence[NodeLink]) -> None:
     """The asks have changed: every coordinator is told."""
     for link in links:
-        link.announce()
-        link.slots_changed()
+        link.announce_asks()
+        link.announce_capacity()
 
 
 def _recalled(links: Sequence[NodeLink], router: LinkRouter) -> None:
@@ -207,17 +211,17 @@ def _connected(links: Sequence[NodeLink]) -> list[Address]:
     return [link.session.coordinator for link in links if link.session is not None]
 
 
-def _storefront(
-    config: NodeConfig, fleet: Fleet, book: AskBook, changed: Callable[[], None], suspicion: asyncio.Event
-) -> Storefront:
+def _ask_publisher(
+    config: NodeConfig, fleet: EnginePool, book: PublishedAsks, changed: Callable[[], None], suspicion: asyncio.Event
+) -> AskPublisher:
     """What looks after the engines, and sells what they can do."""
-    return Storefront(
-        book=book,
-        pools=fleet.pools,
-        offers=fleet.offers,
-        changed=changed,
-        suspicion=suspicion,
-        seconds=config.engine_check,
+    return AskPublisher(
+        asks=book,
+        engines=fleet.engines,
+        make_offers=fleet.make_offers,
+        on_change=changed,
+        engine_suspected=suspicion,
+        check_interval=config.engine_check_interval,
     )
 
 
@@ -257,7 +261,7 @@ def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-TAKEN_UP = frozenset({"engines", "rules", "exposure", "deadlines", "claims", "grace", "log_json", "log_level"})
+RELOADABLE = frozenset({"engines", "admission", "credit", "deadlines", "claims", "shutdown_grace", "log_json", "log_level"})
 """Settings that a node takes up while it works; all others when it starts."""
 
 
@@ -266,34 +270,40 @@ class Node:
     """A node, ready to work."""
 
     config: NodeConfig
-    runner: Runner
-    courier: Courier
-    recall: Recall
-    watch: ChainWatch
+    runner: JobRunner
+    receipt_sender: ReceiptSender
+    state_recovery: StateRecovery
+    chain_watcher: ChainWatcher
     links: tuple[NodeLink, ...]
     collector: Collector
-    storefront: Storefront
-    monitor: Monitor
-    book: AskBook
-    fleet: Fleet
+    ask_publisher: AskPublisher
+    metrics: NodeMetrics
+    asks: PublishedAsks
+    engine_pool: EnginePool
     chain: EscrowView
     tabs: Tabs
-    suspicion: asyncio.Event
-    dealings: Dealings
+    engine_suspected: asyncio.Event
+    coordinator_credit: CoordinatorCredit
 
-    async def work(self) -> None:
+    async def run(self) -> None:
         """Works until SIGTERM or SIGINT, then stops in order."""
-        await asyncio.gather(self.storefront.look(first=True), self.watch.compare())
-        if self.recall.trouble:
-            log.warning("nothing is offered yet", reason=self.recall.trouble)
-        if not self.book.current:
-            log.warning("nothing to offer yet: no engine answers with a model", engines=sorted(self.fleet.pools))
+        await asyncio.gather(self.ask_publisher.check_engines(first=True), self.chain_watcher.compare_tabs())
+        if self.state_recovery.problem:
+            log.warning("nothing is offered yet", reason=self.state_recovery.problem)
+        if not self.asks.current:
+            log.warning("nothing to offer yet: no engine answers with a model", engines=sorted(self.engine_pool.engines))
         async with asyncio.TaskGroup() as group:
-            rooms = (self.storefront.run(), self.courier.run(), self.collector.run(), self.watch.run(), self.dealings.run())
+            rooms = (
+                self.ask_publisher.run(),
+                self.receipt_sender.run(),
+                self.collector.run(),
+                self.chain_watcher.run(),
+                self.coordinator_credit.run(),
+            )
             parts = (*(link.run() for link in self.links), *rooms)
             tasks = [group.create_task(part) for part in parts]
             await wait_for_stop_signal()
-            log.info("stopping", running=self.runner.running, grace_seconds=self.config.grace)
+            log.info("stopping", running=self.runner.running, grace_seconds=self.config.shutdown_grace)
             await self._drain()
             for task in tasks:
                 task.cancel()
@@ -307,48 +317,48 @@ class Node:
             new = read()
             if not new.engines:
                 raise BadMessage("config: engines: none is named, and they are looked for only at the start")
-            self.fleet.adopt(new.engines)
+            self.engine_pool.reconfigure(new.engines)
         except (TallyError, OSError) as error:
             log.warning("config not taken up; going on as before", reason=str(error))
             return
-        former = {one.name: getattr(self.config, one.name) for one in fields(new) if one.name not in TAKEN_UP}
+        former = {one.name: getattr(self.config, one.name) for one in fields(new) if one.name not in RELOADABLE}
         fixed = [name for name, value in former.items() if getattr(new, name) != value]
         if fixed:
             log.warning("these settings need a restart", settings=fixed)
-        self.runner.adjust(new.order_rules, new.deadlines)
-        self.tabs.adjust(new.limits)
+        self.runner.reconfigure(new.admission_rules, new.deadlines)
+        self.tabs.set_limits(new.credit_limits)
         self.collector.policy = new.claims
         configure(json=new.log_json, level=new.log_level)
         self.config = replace(new, **former)
-        self.suspicion.set()
-        log.info("config taken up", engines=sorted(self.fleet.pools))
+        self.engine_suspected.set()
+        log.info("config taken up", engines=sorted(self.engine_pool.engines))
 
     def health(self) -> dict[str, Any]:
         """What /healthz says. `ok`: it is connected, to a coordinator that it serves, and has something to offer."""
-        trust = self.tabs.trust(int(time.time()))
+        trust = self.tabs.credit_summary(int(time.time()))
         sessions, capacity = [link.session for link in self.links], self.runner.capacity()
         connected = [session.coordinator for session in sessions if session is not None]
-        served = any(self.dealings.serves(session.endpoint) for session in sessions if session)
-        troubles = (self.recall.trouble, *(link.trouble for link in self.links), *self.dealings.troubles())
+        served = any(self.coordinator_credit.serves(session.endpoint) for session in sessions if session)
+        troubles = (self.state_recovery.problem, *(link.problem for link in self.links), *self.coordinator_credit.problems())
         return {
-            "ok": served and bool(self.book.current) and not self.recall.trouble,
+            "ok": served and bool(self.asks.current) and not self.state_recovery.problem,
             "coordinator": connected[0] if connected else None,
             "coordinators": {link.url: link.session.coordinator if link.session else None for link in self.links},
             "trouble": "; ".join(filter(None, troubles)),
             "chain_reachable": self.chain.reachable,
-            "models": sorted({offer.model for offer in self.book.offers}),
-            "engines": {name: "up" if pool.up else "down" for name, pool in self.fleet.pools.items()},
-            "slots": {name: {"taken": pool.taken, "of": pool.slots} for name, pool in self.fleet.pools.items()},
+            "models": sorted({offer.model for offer in self.asks.offers}),
+            "engines": {name: "up" if pool.up else "down" for name, pool in self.engine_pool.engines.items()},
+            "slots": {name: {"taken": pool.assigned, "of": pool.slots} for name, pool in self.engine_pool.engines.items()},
             "running": self.runner.running,
             "free_slots": capacity.free,
             "tokens_per_second": capacity.tokens_per_second,
             "first_token_ms": capacity.first_token_ms,
             "unsecured": str(int(self.tabs.unsecured)),
             **{name: str(amount) for name, amount in trust.items()},
-            "fees_bps": {coordinator: self.watch.rates.get(coordinator) for coordinator in connected},
-            "max_fee_bps": self.config.rules.max_fee_bps,
-            "dealings": self.dealings.status(),
-            "alarms": self.monitor.alarms,
+            "fees_bps": {coordinator: self.chain_watcher.rates.get(coordinator) for coordinator in connected},
+            "max_fee_bps": self.config.admission.max_fee_bps,
+            "coordinator_credit": self.coordinator_credit.status(),
+            "alarms": self.metrics.alarms,
         }
 
     def status(self) -> dict[str, Any]:
@@ -361,16 +371,16 @@ class Node:
                 "outputPrice": str(offer.prices.output),
                 "contextTokens": offer.context_tokens,
             }
-            for offer in self.book.offers
+            for offer in self.asks.offers
         ]
-        return self.health() | {"asks": asks} | self.monitor.since_start()
+        return self.health() | {"asks": asks} | self.metrics.since_start()
 
     async def _drain(self) -> None:
-        await self.runner.drain(self.config.grace)
+        await self.runner.drain(self.config.shutdown_grace)
         try:
             async with asyncio.timeout(_CLAIM_SECONDS):
-                await self.collector.sweep(everything=True)
+                await self.collector.claim_due(everything=True)
         except (TallyError, TimeoutError) as error:
             log.warning("claims not handed in; they will be after the next start", error=str(error) or "timed out")
-        await self.courier.note()
+        await self.receipt_sender.save_acknowledgements()
         await asyncio.gather(*(link.close() for link in self.links))

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 
 import structlog
 
-from node.domain.offers import Offer
-from node.domain.slots import Slots
+from node.domain.published_asks import Offer
+from node.domain.slot_limiter import SlotLimiter
 from node.domain.upstream_models import UpstreamModel
 from node.engines.discover import DiscoveredEngine, discover, inspect_engine
 from node.engines.kinds import EngineKind
 from node.engines.openai_http import OpenAIEngine
-from node.jobs.job import Pool
+from node.jobs.job import PooledEngine
 from node.service.config import EngineConfig
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import UNKNOWN
@@ -23,26 +23,26 @@ from tallystick.protocol.messages import UNKNOWN
 log = structlog.get_logger()
 
 
-class Fleet:
+class EnginePool:
     """See the module's docstring. `pools` is by label; who uses it sees engines come and go. `await close()` when done."""
 
     def __init__(self, engines: Sequence[EngineConfig], environment: Mapping[str, str]) -> None:
-        self.pools: dict[str, Pool] = {}
+        self.engines: dict[str, PooledEngine] = {}
         self._environment = environment
         self._configs: dict[str, EngineConfig] = {}
         self._adapters: dict[str, OpenAIEngine] = {}
         self._retired: list[OpenAIEngine] = []
         self._identified: dict[str, DiscoveredEngine] = {}
         self._missing: set[str] = set()
-        self.adopt(engines)
+        self.reconfigure(engines)
 
-    def adopt(self, engines: Sequence[EngineConfig]) -> None:
+    def reconfigure(self, engines: Sequence[EngineConfig]) -> None:
         """Makes these the engines. Jobs under way end where they began. Raises BadMessage, and then nothing has changed."""
         wanted = {engine.label: engine for engine in engines}
         settings = {label: engine.settings(self._environment) for label, engine in wanted.items()}
         for label in self._configs.keys() - wanted.keys():
             self._retired.append(self._adapters.pop(label))
-            del self.pools[label]
+            del self.engines[label]
             self._identified.pop(label, None)
         for label, engine in wanted.items():
             former = self._configs.get(label)
@@ -52,12 +52,12 @@ class Fleet:
                     self._retired.append(self._adapters[label])
                 self._adapters[label] = OpenAIEngine(settings[label])
                 self._identified.pop(label, None)
-            if label not in self.pools:
-                self.pools[label] = Pool(self._adapters[label], Slots(engine.slots, engine.max_slots))
+            if label not in self.engines:
+                self.engines[label] = PooledEngine(self._adapters[label], SlotLimiter(engine.slots, engine.max_slots))
             else:
-                self.pools[label].engine = self._adapters[label]
+                self.engines[label].engine = self._adapters[label]
                 if former is not None and (former.slots, former.max_slots) != (engine.slots, engine.max_slots):
-                    self.pools[label].gate.set(engine.slots, engine.max_slots)
+                    self.engines[label].slot_limiter.reset(engine.slots, engine.max_slots)
         self._configs = wanted
 
     async def close(self) -> None:
@@ -65,8 +65,8 @@ class Fleet:
         for adapter in (*self._adapters.values(), *self._retired):
             await adapter.close()
 
-    async def offers(self, name: str, models: tuple[UpstreamModel, ...]) -> Sequence[Offer]:
-        """What is sold of an engine now (storefront.OfferModels): what the config names, or all that the engine lists."""
+    async def make_offers(self, name: str, models: tuple[UpstreamModel, ...]) -> Sequence[Offer]:
+        """What is sold of an engine now (storefront.MakeOffers): what the config names, or all that the engine lists."""
         engine = self._configs.get(name)
         if engine is None:
             return ()
@@ -76,12 +76,12 @@ class Fleet:
         contexts = {model.name: model.context_tokens for model in models}
         told = {model.name: model.context_tokens for model in found.models if model.context_tokens}
         contexts |= {name: tokens for name, tokens in told.items() if name in contexts}
-        listed = engine.models or tuple(engine.listed(model.name) for model in models)
+        listed = engine.models or tuple(engine.model_defaults(model.name) for model in models)
         missing = {model.name for model in listed if contexts and model.name not in contexts}
         if missing - self._missing:
             log.warning("the engine does not list configured models", engine=name, models=sorted(missing))
         self._missing |= missing
-        when, load = datetime.now(UTC), self.pools[name].load
+        when, load = datetime.now(UTC), self.engines[name].load
         return [engine.offer(model, contexts.get(model.name), found.spec(model.name), when, load) for model in listed]
 
     async def _identify(self, engine: EngineConfig) -> DiscoveredEngine:
@@ -92,7 +92,7 @@ class Fleet:
             return DiscoveredEngine(engine.url, EngineKind.OTHER, UNKNOWN, ())
 
 
-async def find_engines(environment: Mapping[str, str]) -> tuple[EngineConfig, ...]:
+async def discover_engines(environment: Mapping[str, str]) -> tuple[EngineConfig, ...]:
     """What OPENAI_BASE_URL names, else what answers on the usual ports. Raises Unavailable where there is nothing."""
     named = environment.get("OPENAI_BASE_URL", "").strip()
     if named:

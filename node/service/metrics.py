@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from node.ports import Debt, JobReport
+from node.ports import DebtAlarm, JobReport
 from tallystick.protocol.types import Address, Amount, format_amount
 
 log = structlog.get_logger()
@@ -34,29 +34,29 @@ Health = Callable[[], Mapping[str, Any]]
 """The state of the node; `ok` says whether it can earn right now."""
 
 
-class Monitor:
+class NodeMetrics:
     """Sees every job that ends (ports.Observer), and shows it."""
 
     def __init__(
         self,
-        exposed: Callable[[], Mapping[Address, int]],
-        suspect: Callable[[], None] = lambda: None,
+        unsecured_by_payer: Callable[[], Mapping[Address, int]],
+        on_engine_fault: Callable[[], None] = lambda: None,
         *,
         gpus: int = 0,
         gpu_hour_cost: Amount | None = None,
-        trust: Callable[[], Mapping[str, int]] = dict,
+        credit_summary: Callable[[], Mapping[str, int]] = dict,
         tick: Callable[[], float] = time.monotonic,
     ) -> None:
         """`exposed`: what each payer could come to owe beyond its reservation, in base units. `suspect` is called when an engine
         failed a job. `gpus`: how many earn it; `gpu_hour_cost`: what one costs an hour, in base units. `trust`: sums over all
         payers in base units, by what they are of.
         """
-        self._suspect, self._gpus, self._tick = suspect, gpus, tick
-        self._lately: deque[tuple[float, int]] = deque()
-        self._began = tick()
+        self._on_engine_fault, self._gpus, self._tick = on_engine_fault, gpus, tick
+        self._recent_revenue: deque[tuple[float, int]] = deque()
+        self._started_at = tick()
         self._outcomes: PlainCounter[str] = PlainCounter()
         self._sums = {"inputTokens": 0, "outputTokens": 0, "revenue": 0}
-        self._last: deque[dict[str, Any]] = deque(maxlen=_LAST)
+        self._last_jobs: deque[dict[str, Any]] = deque(maxlen=_LAST)
         self.alarms: list[dict[str, str]] = []
         self.registry = CollectorRegistry()
         self._jobs = Counter("tally_node_jobs", "Jobs that ended", ["model", "outcome"], registry=self.registry)
@@ -82,7 +82,7 @@ class Monitor:
             registry=self.registry,
         )
         self._alarms = Counter("tally_node_alarms", "What a person should see", ["what"], registry=self.registry)
-        self.registry.register(_Exposed(exposed, trust))
+        self.registry.register(_CreditCollector(unsecured_by_payer, credit_summary))
         if gpus:
             Gauge("tally_node_gpus", "GPUs that earn this", registry=self.registry).set(gpus)
             hour = Gauge(
@@ -93,7 +93,7 @@ class Monitor:
             cost = Gauge("tally_node_gpu_hour_cost_units", "What a GPU costs an hour, base units", registry=self.registry)
             cost.set(int(gpu_hour_cost))
 
-    def ended(self, report: JobReport) -> None:
+    def job_ended(self, report: JobReport) -> None:
         """See ports.Observer."""
         outcome = report.outcome.name.lower() if report.outcome is not None else "no_receipt"
         self._jobs.labels(report.model, outcome).inc()
@@ -108,10 +108,10 @@ class Monitor:
             if report.output_tokens > 1:
                 each = (report.total_seconds - report.first_seconds) / (report.output_tokens - 1)
                 self._per_token.labels(report.model).observe(each)
-        self._earn(int(report.cost))
-        self._note(report, outcome)
+        self._add_revenue(int(report.cost))
+        self._add_to_summary(report, outcome)
         if report.engine_fault:
-            self._suspect()
+            self._on_engine_fault()
         log.info(
             "job ended",
             job=report.job.hex(),
@@ -124,13 +124,13 @@ class Monitor:
             seconds=round(report.total_seconds, 3),
         )
 
-    def _note(self, report: JobReport, outcome: str) -> None:
+    def _add_to_summary(self, report: JobReport, outcome: str) -> None:
         """For people who look now and then."""
         self._outcomes[outcome] += 1
         self._sums["inputTokens"] += report.input_tokens
         self._sums["outputTokens"] += report.output_tokens
         self._sums["revenue"] += int(report.cost)
-        self._last.appendleft(
+        self._last_jobs.appendleft(
             {
                 "job": report.job.hex(),
                 "model": report.model,
@@ -146,23 +146,23 @@ class Monitor:
         """What this process has done: jobs by outcome, tokens, revenue in base units, its last jobs, newest first."""
         sums = {name: str(value) for name, value in self._sums.items()}
         hour = round(self.revenue_per_gpu_hour() * max(1, self._gpus))
-        up = {"upSeconds": round(self._tick() - self._began), "revenueLastHour": str(hour)}
-        return up | sums | {"jobs": dict(self._outcomes), "last": list(self._last)}
+        up = {"upSeconds": round(self._tick() - self._started_at), "revenueLastHour": str(hour)}
+        return up | sums | {"jobs": dict(self._outcomes), "last": list(self._last_jobs)}
 
-    def _earn(self, cost: int) -> None:
+    def _add_revenue(self, cost: int) -> None:
         now = self._tick()
         if cost:
-            self._lately.append((now, cost))
-        while self._lately and self._lately[0][0] < now - _HOUR:
-            self._lately.popleft()
+            self._recent_revenue.append((now, cost))
+        while self._recent_revenue and self._recent_revenue[0][0] < now - _HOUR:
+            self._recent_revenue.popleft()
 
     def revenue_per_gpu_hour(self) -> float:
         """What a GPU brought in the last hour, in base units; of a shorter life, what it would come to."""
-        self._earn(0)
-        lived = min(_HOUR, max(1.0, self._tick() - self._began))
-        return sum(cost for _, cost in self._lately) * (_HOUR / lived) / max(1, self._gpus)
+        self._add_revenue(0)
+        lived = min(_HOUR, max(1.0, self._tick() - self._started_at))
+        return sum(cost for _, cost in self._recent_revenue) * (_HOUR / lived) / max(1, self._gpus)
 
-    def alarm(self, what: str, payer: Address, debt: Debt) -> None:
+    def alarm(self, what: str, payer: Address, debt: DebtAlarm) -> None:
         """Something that the provider should see: it is logged, counted, and told at /healthz."""
         self._alarms.labels(what).inc()
         due = format_amount(Amount(debt.due))
@@ -170,7 +170,7 @@ class Monitor:
         self.alarms = [*self.alarms[1 - _ALARMS :], told]
         log.error("alarm", **told)
 
-    def shunned(self, endpoint: str, cost: Amount) -> None:
+    def coordinator_suspended(self, endpoint: str, cost: Amount) -> None:
         """The coordinator at this address left too much of this node's work unpaid, and is served no more for now."""
         what = "coordinator leaves work unpaid"
         self._alarms.labels(what).inc()
@@ -191,7 +191,7 @@ class Monitor:
         return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz)])
 
 
-class _Exposed(Collector):
+class _CreditCollector(Collector):
     """What payers could come to owe beyond their reservations: the largest each, and all of them, and other sums of trust, asked
     when it is read.
     """

@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.chain.direct_settlement import OwnSettlement
+from node.chain.direct_settlement import DirectSettlement
 from node.chain.escrow_view import EscrowView
 from node.service.config import NodeConfig
-from node.service.engine_pool import Fleet, find_engines
+from node.service.engine_pool import EnginePool, discover_engines
 from node.storage.store import SqlStore
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
@@ -23,19 +23,19 @@ from tallystick.runtime.keystore import load_or_create_secret
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class Resources:
     """What the parts stand on: who this node is, its store, its view of the chain and its way to settle there, its engines."""
 
     signer: Signer
     domain: Domain
     store: SqlStore
     chain: EscrowView
-    settlement: OwnSettlement
-    fleet: Fleet
+    settlement: DirectSettlement
+    engine_pool: EnginePool
     sealing_key: SealingKey
 
 
-async def lay_ground(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Ground:
+async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Resources:
     """Opens them; what must be closed is left on the stack. Raises TallyError: another node on this state, no deployment, a state
     of another key, no engine.
     """
@@ -44,15 +44,15 @@ async def lay_ground(config: NodeConfig, signer: Signer, stack: AsyncExitStack) 
     store = SqlStore(config.database, signer.address, deployment.domain)
     await store.start()
     stack.push_async_callback(store.close)
-    fleet = Fleet(config.engines or await find_engines(os.environ), os.environ)
+    fleet = EnginePool(config.engines or await discover_engines(os.environ), os.environ)
     stack.push_async_callback(fleet.close)
     rpc = Rpc(config.rpc or deployment.rpc)
     stack.push_async_callback(rpc.close)
     escrow = Escrow(rpc, deployment)
     chain = EscrowView(escrow, signer.address)
     stack.push_async_callback(chain.close)
-    settlement = OwnSettlement(escrow, Sender(rpc, signer), store.note_gas)
-    return Ground(signer, deployment.domain, store, chain, settlement, fleet, _sealing_key(config))
+    settlement = DirectSettlement(escrow, Sender(rpc, signer), store.record_gas)
+    return Resources(signer, deployment.domain, store, chain, settlement, fleet, _sealing_key(config))
 
 
 def _deployment(path: Path) -> Deployment:

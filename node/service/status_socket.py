@@ -28,7 +28,7 @@ def _place(state: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def window(state: Path, look: Callable[[], Mapping[str, Any]]) -> AsyncIterator[None]:
+async def serve_status(state: Path, look: Callable[[], Mapping[str, Any]]) -> AsyncIterator[None]:
     """Keeps the window open. Where the path is too long for a socket there is none, and the log says so."""
     path = _place(state)
     if len(str(path)) > _MAX_PATH:
@@ -53,7 +53,7 @@ async def window(state: Path, look: Callable[[], Mapping[str, Any]]) -> AsyncIte
         path.unlink(missing_ok=True)
 
 
-async def look_in(state: Path) -> dict[str, Any]:
+async def read_status(state: Path) -> dict[str, Any]:
     """What a node that works on this state says of itself. Raises Unavailable if none does."""
     path = _place(state)
     try:

@@ -79,7 +79,7 @@ def restore(file: Path, state: Path, *, force: bool = False) -> dict[str, str | 
             write_private(state / name, data)
         write_private(state / DATABASE, found[DATABASE])
         with closing(sqlite3.connect(state / DATABASE)) as put, put:
-            put.execute("DELETE FROM recalled")
+            put.execute("DELETE FROM completed_recoveries")
     return dict(about)
 
 

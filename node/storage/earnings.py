@@ -13,7 +13,7 @@ from tallystick.protocol.types import Address, Amount
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class EarningsLine:
     """Receipts of one UTC day, model and payer. `revenue` is base units."""
 
     day: str
@@ -26,7 +26,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
+class EarningsTotals:
     """All tabs together, in base units: what receipts came to, what the chain was last seen to have settled, and what no order
     can be claimed for any more, as it was last booked.
     """
@@ -38,7 +38,7 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
-class Gas:
+class GasSpent:
     """What this provider paid itself to settle: transactions, gas, and coins in the chain's smallest unit."""
 
     transactions: int
@@ -46,13 +46,13 @@ class Gas:
     fee: int
 
 
-def read_gas(c: Connection, since: int) -> Gas:
+def read_gas(c: Connection, since: int) -> GasSpent:
     """Since that time (Unix seconds). Coordinators pay for what they settle, so it is often nothing."""
     found = c.execute(sa.select(gas.c.gas_used, gas.c.fee).where(gas.c.at >= since)).all()
-    return Gas(len(found), sum(row.gas_used for row in found), sum(int(row.fee) for row in found))
+    return GasSpent(len(found), sum(row.gas_used for row in found), sum(int(row.fee) for row in found))
 
 
-def read_lines(c: Connection, since: int) -> list[Line]:
+def read_lines(c: Connection, since: int) -> list[EarningsLine]:
     """What was earned since that time (Unix seconds), newest day first, the most earning first."""
     day = sa.func.date(receipts.c.finished_at, "unixepoch").label("day")
     revenue = sa.func.sum(sa.cast(sa.type_coerce(receipts.c.cost, sa.String), sa.BigInteger)).label("revenue")
@@ -72,15 +72,15 @@ def read_lines(c: Connection, since: int) -> list[Line]:
         .order_by(day.desc(), revenue.desc())
     )
     return [
-        Line(row.day, row.model, Address(row.payer), row.jobs, row.input, row.output, Amount(row.revenue))
+        EarningsLine(row.day, row.model, Address(row.payer), row.jobs, row.input, row.output, Amount(row.revenue))
         for row in c.execute(query)
     ]
 
 
-def read_totals(c: Connection) -> Totals:
+def read_totals(c: Connection) -> EarningsTotals:
     """Since the node began."""
     found = c.execute(sa.select(tabs.c.cumulative, tabs.c.settled, tabs.c.written_off)).all()
-    return Totals(
+    return EarningsTotals(
         earned=Amount(sum(row.cumulative for row in found)),
         settled=Amount(sum(row.settled for row in found)),
         written_off=Amount(sum(row.written_off for row in found)),

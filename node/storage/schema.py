@@ -52,7 +52,7 @@ orders = sa.Table(
     metadata,
     sa.Column("digest", sa.String, primary_key=True),
     sa.Column("payer", sa.String),
-    sa.Column("ceiling", Money),
+    sa.Column("cap", Money),
     sa.Column("deadline", Time),
     sa.Column("claim_by", Time),
     sa.Column("order_doc", sa.Text),
@@ -109,8 +109,8 @@ claims = sa.Table(
     sa.Column("handed_in_at", sa.BigInteger),
     sa.Column("claim_doc", sa.Text),
 )
-recalled = sa.Table(
-    "recalled",
+completed_recoveries = sa.Table(
+    "completed_recoveries",
     metadata,
     sa.Column("coordinator", sa.String, primary_key=True),
     sa.Column("url", sa.String, primary_key=True),
@@ -124,8 +124,8 @@ gas = sa.Table(
     sa.Column("gas_used", sa.BigInteger),
     sa.Column("fee", Money),
 )
-dealings = sa.Table(
-    "dealings",
+coordinator_hours = sa.Table(
+    "coordinator_hours",
     metadata,
     sa.Column("endpoint", sa.String, primary_key=True),
     sa.Column("hour", sa.BigInteger, primary_key=True),

@@ -10,11 +10,11 @@ import sqlalchemy as sa
 import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
-from node.domain.admission import Admitted, Matched
-from node.domain.signed_caps import Ceiling
-from node.domain.tabs import Funds, TabRow
-from node.ports import Booking, Claimable, Dealing, Loss, Unacknowledged
-from node.storage.schema import claims, dealings, gas, identity, jobs, orders, recalled, receipts, tabs
+from node.domain.order_admission import Admitted, Matched
+from node.domain.signed_caps import SignedCap
+from node.domain.tabs import Funds, StoredTab
+from node.ports import ClaimableTab, CoordinatorHour, ReceiptRecord, UnacknowledgedReceipt, WriteOff
+from node.storage.schema import claims, completed_recoveries, coordinator_hours, gas, identity, jobs, orders, receipts, tabs
 from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import LateReceipt
@@ -71,16 +71,16 @@ class SqlStore:
 
         await self._db.write(work)
 
-    async def book(self, booking: Booking) -> None:
+    async def record_receipt(self, booking: ReceiptRecord) -> None:
         """See ports.JobStore."""
         end = _ending(booking)
         await self._db.write(lambda connection: _write_end(connection, end))
 
-    async def refuse(self, booking: Booking) -> None:
+    async def record_refusal(self, booking: ReceiptRecord) -> None:
         """See ports.JobStore."""
-        refused, end = booking.admitted, _ending(booking)
+        refused, end = booking.matched, _ending(booking)
         # Without a ceiling no claim rests on it: its terms, such as the fee, are not what this provider bears.
-        order_row = _order_row(refused.order, refused.terms) | {"ceiling": Amount(0)}
+        order_row = _order_row(refused.order, refused.terms) | {"cap": Amount(0)}
         job_row = _job_row(refused, booking.receipt.message.finished_at)
 
         def work(connection: Connection) -> None:
@@ -92,7 +92,7 @@ class SqlStore:
 
     # Receipts
 
-    async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
+    async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[UnacknowledgedReceipt]:
         """See ports.ReceiptStore."""
         query = (
             sa.select(receipts.c.job, receipts.c.receipt_doc, orders.c.order_doc, orders.c.terms_doc)
@@ -105,7 +105,7 @@ class SqlStore:
         )
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [
-            Unacknowledged(
+            UnacknowledgedReceipt(
                 JobId(bytes.fromhex(job)),
                 LateReceipt(
                     loads_signed(Receipt, receipt), loads_signed(Order, order), Terms.from_json(loads(terms, "stored terms"))
@@ -122,8 +122,8 @@ class SqlStore:
 
     # What a former state signed
 
-    async def adopt(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
-        """See ports.RecallStore."""
+    async def record_recovered(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
+        """See ports.RecoveryStore."""
         message, digest = receipt.message, order.digest.hex()
         order_row = _order_row(order, late.terms)
         receipt_row = _receipt_row(receipt, digest, late.terms.job, order.message.coordinator) | {"acknowledged": True}
@@ -136,25 +136,27 @@ class SqlStore:
 
         await self._db.write(work)
 
-    async def note_recalled(self, coordinator: Address, url: str, at: int) -> None:
-        """See ports.RecallStore."""
-        query = sa.dialects.sqlite.insert(recalled).on_conflict_do_nothing()
+    async def record_recovery_complete(self, coordinator: Address, url: str, at: int) -> None:
+        """See ports.RecoveryStore."""
+        query = sa.dialects.sqlite.insert(completed_recoveries).on_conflict_do_nothing()
         await self._db.write(lambda c: c.execute(query, {"coordinator": coordinator, "url": url, "at": at}))
 
-    async def recalled(self) -> list[tuple[Address, str]]:
-        """See ports.RecallStore."""
-        found = await self._db.read(lambda c: c.execute(sa.select(recalled.c.coordinator, recalled.c.url)).all())
+    async def completed_recoveries(self) -> list[tuple[Address, str]]:
+        """See ports.RecoveryStore."""
+        found = await self._db.read(
+            lambda c: c.execute(sa.select(completed_recoveries.c.coordinator, completed_recoveries.c.url)).all()
+        )
         return [(Address(coordinator), url) for coordinator, url in found]
 
     # Claims
 
-    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[ClaimableTab]:
         """See ports.ClaimStore."""
         best = _best_order(now)
         query = (
             sa.select(tabs, orders.c.digest, orders.c.order_doc)
             .join(orders, orders.c.digest == best)
-            .where(tabs.c.cumulative > tabs.c.settled, orders.c.ceiling > tabs.c.settled)
+            .where(tabs.c.cumulative > tabs.c.settled, orders.c.cap > tabs.c.settled)
             .order_by(tabs.c.since, tabs.c.payer)
             .limit(limit)
             .offset(skip)
@@ -162,7 +164,7 @@ class SqlStore:
         rows = await self._db.read(lambda c: c.execute(query).mappings().all())
         return [_claimable(row) for row in rows]
 
-    async def observed(self, payer: Address, funds: Funds, at: int) -> None:
+    async def record_funds(self, payer: Address, funds: Funds, at: int) -> None:
         """See ports.ClaimStore."""
         # What is left uncollected has waited since now at the latest, since a settlement takes the oldest first.
         moved = sa.case((tabs.c.settled < funds.settled, at), else_=tabs.c.since)
@@ -170,7 +172,7 @@ class SqlStore:
         query = query.values(settled=funds.settled, reserved=funds.reserved, since=moved, observed_at=at)
         await self._db.write(lambda c: c.execute(query))
 
-    async def claimed(self, claim: Signed[Claim], at: int) -> None:
+    async def record_claim(self, claim: Signed[Claim], at: int) -> None:
         """See ports.ClaimStore."""
 
         def work(connection: Connection) -> None:
@@ -181,19 +183,19 @@ class SqlStore:
 
         await self._db.write(work)
 
-    async def write_off(self, now: int) -> list[Loss]:
+    async def write_off(self, now: int) -> list[WriteOff]:
         """See ports.ClaimStore."""
         best = _best_order(now)
-        columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.written_off, orders.c.ceiling)
+        columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.written_off, orders.c.cap)
         query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.digest == best))
         query = query.where(sa.or_(tabs.c.cumulative > tabs.c.settled, tabs.c.written_off > Amount(0)))
 
-        def work(connection: Connection) -> list[Loss]:
+        def work(connection: Connection) -> list[WriteOff]:
             found = []
             for row in connection.execute(query).all():
-                lost = max(0, row.cumulative - max(row.settled, row.ceiling or 0))
+                lost = max(0, row.cumulative - max(row.settled, row.cap or 0))
                 if lost != row.written_off:
-                    found.append(Loss(Address(row.payer), Amount(lost), lost - row.written_off))
+                    found.append(WriteOff(Address(row.payer), Amount(lost), lost - row.written_off))
             for loss in found:
                 change = sa.update(tabs).where(tabs.c.payer == loss.payer).values(written_off=loss.amount)
                 connection.execute(change)
@@ -201,15 +203,15 @@ class SqlStore:
 
         return await self._db.write(work)
 
-    async def note_gas(self, tx: str, at: int, gas_used: int, fee: int) -> None:
+    async def record_gas(self, tx: str, at: int, gas_used: int, fee: int) -> None:
         """This provider paid for a transaction; `fee` is in the chain's smallest coin."""
         row = {"tx": tx, "at": at, "gas_used": gas_used, "fee": fee}
         await self._db.write(lambda c: c.execute(sa.dialects.sqlite.insert(gas).on_conflict_do_nothing(), row))
 
     # Startup
 
-    async def tabs(self, now: int) -> list[TabRow]:
-        """See ports.Startup."""
+    async def tabs(self, now: int) -> list[StoredTab]:
+        """See ports.StartupStore."""
         last = receipts.alias()
         query = sa.select(tabs, last.c.finished_at).outerjoin(
             last, sa.and_(last.c.payer == tabs.c.payer, last.c.seq == tabs.c.seq)
@@ -219,19 +221,19 @@ class SqlStore:
             return connection.execute(query).mappings().all(), connection.execute(_ceilings(now)).all()
 
         rows, backing = await self._db.read(work)
-        ceilings: dict[str, list[Ceiling]] = {}
+        ceilings: dict[str, list[SignedCap]] = {}
         for payer, ceiling, claim_by in backing:
-            ceilings.setdefault(payer, []).append(Ceiling(ceiling, claim_by))
+            ceilings.setdefault(payer, []).append(SignedCap(ceiling, claim_by))
         return [_tab_row(row, ceilings.get(row["payer"], [])) for row in rows]
 
-    async def taken(self, now: int) -> list[tuple[Hash, int]]:
-        """See ports.Startup."""
+    async def consumed_orders(self, now: int) -> list[tuple[Hash, int]]:
+        """See ports.StartupStore."""
         query = sa.select(orders.c.digest, orders.c.deadline).where(orders.c.deadline > now)
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [(Hash(bytes.fromhex(digest)), deadline) for digest, deadline in rows]
 
-    async def unfinished(self, now: int) -> list[Matched]:
-        """See ports.Startup."""
+    async def unfinished_orders(self, now: int) -> list[Matched]:
+        """See ports.StartupStore."""
         query = (
             sa.select(jobs.c.job, jobs.c.attempt, orders.c.digest, orders.c.order_doc, orders.c.terms_doc)
             .join(orders, orders.c.digest == jobs.c.order_digest)
@@ -251,18 +253,20 @@ class SqlStore:
 
     # Coordinators
 
-    async def note_dealing(self, dealing: Dealing) -> None:
-        """See ports.DealingStore."""
+    async def record_coordinator_hour(self, dealing: CoordinatorHour) -> None:
+        """See ports.CoordinatorCreditStore."""
         amounts = {"earned": dealing.earned, "written_off": dealing.written_off}
-        query = sa.dialects.sqlite.insert(dealings).on_conflict_do_update(index_elements=["endpoint", "hour"], set_=amounts)
+        query = sa.dialects.sqlite.insert(coordinator_hours).on_conflict_do_update(
+            index_elements=["endpoint", "hour"], set_=amounts
+        )
         row = {"endpoint": dealing.endpoint, "hour": dealing.hour} | amounts
         await self._db.write(lambda c: c.execute(query, row))
 
-    async def dealings(self, since: int) -> list[Dealing]:
-        """See ports.DealingStore."""
-        query = sa.select(dealings).where(dealings.c.hour >= since)
+    async def coordinator_hours(self, since: int) -> list[CoordinatorHour]:
+        """See ports.CoordinatorCreditStore."""
+        query = sa.select(coordinator_hours).where(coordinator_hours.c.hour >= since)
         rows = await self._db.read(lambda c: c.execute(query).mappings().all())
-        return [Dealing(**row) for row in rows]
+        return [CoordinatorHour(**row) for row in rows]
 
 
 # Statements of every job, made once: making them anew costs more than the database takes for them.
@@ -299,27 +303,27 @@ _BOOK_TAB = _book_tab()
 def _best_order(now: int) -> sa.ScalarSelect[Any]:
     """The digest of the order of a tab's payer that brings most, of those that can be claimed on later than `now`."""
     query = sa.select(orders.c.digest).where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
-    query = query.order_by(orders.c.ceiling.desc(), orders.c.claim_by.desc()).limit(1)
+    query = query.order_by(orders.c.cap.desc(), orders.c.claim_by.desc()).limit(1)
     return query.correlate(tabs).scalar_subquery()
 
 
 def _ceilings(now: int) -> sa.Select[Any]:
     """Payer, ceiling and claimBy of the live orders that are not both lower and shorter-lived than another, highest first."""
-    live = sa.select(orders.c.payer, orders.c.ceiling, orders.c.claim_by).where(orders.c.claim_by > now)
+    live = sa.select(orders.c.payer, orders.c.cap, orders.c.claim_by).where(orders.c.claim_by > now)
     above = sa.func.max(orders.c.claim_by).over(
-        partition_by=orders.c.payer, order_by=(orders.c.ceiling.desc(), orders.c.claim_by.desc()), rows=(None, -1)
+        partition_by=orders.c.payer, order_by=(orders.c.cap.desc(), orders.c.claim_by.desc()), rows=(None, -1)
     )
     ranked = live.add_columns(above.label("above")).subquery()
-    query = sa.select(ranked.c.payer, ranked.c.ceiling, ranked.c.claim_by)
+    query = sa.select(ranked.c.payer, ranked.c.cap, ranked.c.claim_by)
     query = query.where(sa.or_(ranked.c.above.is_(None), ranked.c.claim_by > ranked.c.above))
-    return query.order_by(ranked.c.payer, ranked.c.ceiling.desc())
+    return query.order_by(ranked.c.payer, ranked.c.cap.desc())
 
 
 def _told(identity: dict[str, Any]) -> str:
     return f"{identity['provider']} on chain {identity['chain_id']} with contract {identity['contract']}"
 
 
-class _End(NamedTuple):
+class _EndRows(NamedTuple):
     """The rows that end a job."""
 
     receipt: dict[str, Any]
@@ -327,17 +331,17 @@ class _End(NamedTuple):
     tab: dict[str, Any]
 
 
-def _ending(booking: Booking) -> _End:
-    matched, receipt = booking.admitted, booking.receipt.message
+def _ending(booking: ReceiptRecord) -> _EndRows:
+    matched, receipt = booking.matched, booking.receipt.message
     digest = matched.order.digest.hex()
-    return _End(
+    return _EndRows(
         _receipt_row(booking.receipt, digest, matched.job, matched.order.message.coordinator),
         {"of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)},
         {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost},
     )
 
 
-def _write_end(connection: Connection, end: _End) -> None:
+def _write_end(connection: Connection, end: _EndRows) -> None:
     connection.execute(_NEW_RECEIPT, end.receipt)
     connection.execute(_END_JOB, end.job)
     connection.execute(_BOOK_TAB, _NEW_TAB | end.tab)
@@ -365,7 +369,7 @@ def _order_row(order: Verified[Order], terms: Terms) -> dict[str, Any]:
     return {
         "digest": order.digest.hex(),
         "payer": message.payer,
-        "ceiling": message.ceiling,
+        "cap": message.ceiling,
         "deadline": message.deadline,
         "claim_by": message.claim_by,
         "order_doc": order.dumps(),
@@ -392,8 +396,8 @@ def _receipt_row(receipt: Verified[Receipt], order: str, job: JobId, coordinator
     }
 
 
-def _claimable(row: Any) -> Claimable:
-    return Claimable(
+def _claimable(row: Any) -> ClaimableTab:
+    return ClaimableTab(
         payer=Address(row["payer"]),
         seq=row["seq"],
         cumulative=row["cumulative"],
@@ -406,17 +410,17 @@ def _claimable(row: Any) -> Claimable:
     )
 
 
-def _tab_row(row: Any, ceilings: list[Ceiling]) -> TabRow:
-    best, *lower = ceilings or [Ceiling(Amount(0), 0)]
-    return TabRow(
+def _tab_row(row: Any, ceilings: list[SignedCap]) -> StoredTab:
+    best, *lower = ceilings or [SignedCap(Amount(0), 0)]
+    return StoredTab(
         payer=Address(row["payer"]),
         seq=row["seq"],
         cumulative=row["cumulative"],
-        ceiling=best.amount,
+        cap=best.amount,
         claim_by=best.claim_by,
         settled=row["settled"],
         reserved=row["reserved"],
-        lower=tuple(lower),
-        last_at=row["finished_at"] or 0,
+        lower_caps=tuple(lower),
+        last_order_at=row["finished_at"] or 0,
         claimed=row["claimed"],
     )

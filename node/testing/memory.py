@@ -6,12 +6,22 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from node.domain.admission import Admitted, Matched
+from node.domain.order_admission import Admitted, Matched
 from node.domain.requests import EngineRequest
-from node.domain.signed_caps import Ceiling, Ceilings, add, after
-from node.domain.tabs import Funds, TabRow
+from node.domain.signed_caps import SignedCap, SignedCaps, add, after
+from node.domain.tabs import Funds, StoredTab
 from node.domain.upstream_models import UpstreamModel
-from node.ports import Booking, Claimable, Dealing, EngineLoad, Event, JobReport, LinkLost, Loss, Unacknowledged
+from node.ports import (
+    ClaimableTab,
+    CoordinatorHour,
+    EngineEvent,
+    EngineLoad,
+    JobReport,
+    LinkLost,
+    ReceiptRecord,
+    UnacknowledgedReceipt,
+    WriteOff,
+)
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.link import LateReceipt
@@ -19,7 +29,7 @@ from tallystick.protocol.messages import Claim
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import Kind
 
-Step = Event | BaseException | Callable[[], Awaitable[object]]
+Step = EngineEvent | BaseException | Callable[[], Awaitable[object]]
 """One thing that a scripted engine does: yield an event, raise an error, or wait for something."""
 
 
@@ -30,20 +40,20 @@ class ScriptedEngine:
 
     def __init__(self, *steps: Step, models: Sequence[str] = ("model",)) -> None:
         self.steps: tuple[Step, ...] = steps
-        self.names = list(models)
+        self.model_names = list(models)
         self.fault: TallyError | None = None
         self.calls: list[EngineRequest] = []
         self.called = asyncio.Event()
         self.stopped = 0
-        self.hears = True
-        self.said: EngineLoad | None = None
-        self.looks = 0
+        self.receives_request = True
+        self.reported_load: EngineLoad | None = None
+        self.checks = 0
 
-    async def answer(self, call: EngineRequest) -> AsyncGenerator[Event, None]:
+    async def answer(self, call: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """See ports.Engine."""
         self.calls.append(call)
         self.called.set()
-        if self.hears:
+        if self.receives_request:
             call.on_sent()
         finished = False
         try:
@@ -60,14 +70,14 @@ class ScriptedEngine:
 
     async def load(self) -> EngineLoad | None:
         """See ports.Engine."""
-        return self.said
+        return self.reported_load
 
     async def models(self) -> tuple[UpstreamModel, ...]:
         """See ports.Engine."""
-        self.looks += 1
+        self.checks += 1
         if self.fault is not None:
             raise self.fault
-        return tuple(UpstreamModel(name) for name in self.names)
+        return tuple(UpstreamModel(name) for name in self.model_names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +98,11 @@ class MemoryStore:
     def __init__(self) -> None:
         self.orders: dict[Hash, Matched] = {}
         self.refused: set[Hash] = set()
-        self.bookings: list[Booking] = []
-        self.confirmed: set[JobId] = set()
+        self.receipt_records: list[ReceiptRecord] = []
+        self.acknowledged_jobs: set[JobId] = set()
         self.claims: list[Signed[Claim]] = []
         self.fault: TallyError | None = None
-        self._dealings: dict[tuple[str, int], Dealing] = {}
+        self._coordinator_hours: dict[tuple[str, int], CoordinatorHour] = {}
         self._tabs: dict[Address, _Tab] = {}
 
     async def begin(self, admitted: Admitted, at: int) -> None:  # noqa: ARG002 - the port's signature
@@ -102,7 +112,7 @@ class MemoryStore:
             raise ValueError("an order begun twice")
         self.orders[admitted.order.digest] = admitted
 
-    async def book(self, booking: Booking) -> None:
+    async def record_receipt(self, booking: ReceiptRecord) -> None:
         """See ports.JobStore."""
         await asyncio.sleep(0)
         self._check()
@@ -113,25 +123,25 @@ class MemoryStore:
         since = tab.since if tab.cumulative > tab.funds.settled else receipt.finished_at
         tab = replace(tab, seq=receipt.seq, cumulative=receipt.cumulative_cost, since=since, last_at=receipt.finished_at)
         self._tabs[receipt.payer] = tab
-        self.bookings.append(booking)
+        self.receipt_records.append(booking)
 
-    async def refuse(self, booking: Booking) -> None:
+    async def record_refusal(self, booking: ReceiptRecord) -> None:
         """See ports.JobStore."""
         self._check()
-        digest = booking.admitted.order.digest
+        digest = booking.matched.order.digest
         if digest in self.orders:
             raise ValueError("an order refused that was begun")
-        await self.book(booking)
-        self.orders[digest] = booking.admitted
+        await self.record_receipt(booking)
+        self.orders[digest] = booking.matched
         self.refused.add(digest)
 
-    async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[Unacknowledged]:
+    async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[UnacknowledgedReceipt]:
         """See ports.ReceiptStore."""
         found = [
-            Unacknowledged(booking.admitted.job, LateReceipt(booking.receipt, booking.admitted.order, booking.admitted.terms))
-            for booking in self.bookings
-            if booking.admitted.order.message.coordinator == coordinator
-            and booking.admitted.job not in self.confirmed
+            UnacknowledgedReceipt(booking.matched.job, LateReceipt(booking.receipt, booking.matched.order, booking.matched.terms))
+            for booking in self.receipt_records
+            if booking.matched.order.message.coordinator == coordinator
+            and booking.matched.job not in self.acknowledged_jobs
             and booking.receipt.message.finished_at < before
         ]
         return found[page * size : (page + 1) * size]
@@ -139,63 +149,63 @@ class MemoryStore:
     async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:  # noqa: ARG002 - the port's signature
         """See ports.ReceiptStore."""
         self._check()
-        self.confirmed |= set(jobs)
+        self.acknowledged_jobs |= set(jobs)
 
-    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[Claimable]:
+    async def claimable(self, now: int, limit: int, skip: int = 0) -> list[ClaimableTab]:
         """See ports.ClaimStore."""
         found = [self._claimable(payer, tab, now) for payer, tab in self._tabs.items() if tab.cumulative > tab.funds.settled]
         return [one for one in found if one is not None and one.due > 0][skip : skip + limit]
 
-    async def observed(self, payer: Address, funds: Funds, at: int) -> None:
+    async def record_funds(self, payer: Address, funds: Funds, at: int) -> None:
         """See ports.ClaimStore."""
         tab = self._tabs[payer]
         since = at if funds.settled > tab.funds.settled else tab.since
         self._tabs[payer] = replace(tab, funds=funds, since=since)
 
-    async def claimed(self, claim: Signed[Claim], at: int) -> None:
+    async def record_claim(self, claim: Signed[Claim], at: int) -> None:
         """See ports.ClaimStore."""
         self._check()
         self.claims.append(claim)
         for row in claim.message.rows:
             self._tabs[row.payer] = replace(self._tabs[row.payer], claimed_at=at, claimed=row.cumulative_cost)
 
-    async def write_off(self, now: int) -> list[Loss]:
+    async def write_off(self, now: int) -> list[WriteOff]:
         """See ports.ClaimStore."""
         losses = []
         for payer, tab in self._tabs.items():
             best = self._best(payer, now)
             lost = max(0, tab.cumulative - max(tab.funds.settled, best.order.message.ceiling if best else 0))
             if lost != tab.written_off:
-                losses.append(Loss(payer, Amount(lost), lost - tab.written_off))
+                losses.append(WriteOff(payer, Amount(lost), lost - tab.written_off))
                 self._tabs[payer] = replace(tab, written_off=Amount(lost))
         return losses
 
-    async def tabs(self, now: int) -> list[TabRow]:
-        """See ports.Startup."""
+    async def tabs(self, now: int) -> list[StoredTab]:
+        """See ports.StartupStore."""
         return [self._row(payer, tab, now) for payer, tab in self._tabs.items()]
 
-    async def taken(self, now: int) -> list[tuple[Hash, int]]:
-        """See ports.Startup."""
+    async def consumed_orders(self, now: int) -> list[tuple[Hash, int]]:
+        """See ports.StartupStore."""
         orders = [(digest, admitted.order.message.deadline) for digest, admitted in self.orders.items()]
         return [(digest, deadline) for digest, deadline in orders if deadline > now]
 
-    async def unfinished(self, now: int) -> list[Matched]:
-        """See ports.Startup."""
-        ended = {booking.admitted.order.digest for booking in self.bookings}
+    async def unfinished_orders(self, now: int) -> list[Matched]:
+        """See ports.StartupStore."""
+        ended = {booking.matched.order.digest for booking in self.receipt_records}
         return [
             Matched(one.job, one.order, one.terms, one.attempt)
             for digest, one in self.orders.items()
             if digest not in ended and one.order.message.claim_by > now
         ]
 
-    async def note_dealing(self, dealing: Dealing) -> None:
-        """See ports.DealingStore."""
+    async def record_coordinator_hour(self, dealing: CoordinatorHour) -> None:
+        """See ports.CoordinatorCreditStore."""
         self._check()
-        self._dealings[dealing.endpoint, dealing.hour] = dealing
+        self._coordinator_hours[dealing.endpoint, dealing.hour] = dealing
 
-    async def dealings(self, since: int) -> list[Dealing]:
-        """See ports.DealingStore."""
-        return [dealing for dealing in self._dealings.values() if dealing.hour >= since]
+    async def coordinator_hours(self, since: int) -> list[CoordinatorHour]:
+        """See ports.CoordinatorCreditStore."""
+        return [dealing for dealing in self._coordinator_hours.values() if dealing.hour >= since]
 
     def _check(self) -> None:
         if self.fault is not None:
@@ -206,11 +216,11 @@ class MemoryStore:
         live = [one for one in usable if one.order.message.claim_by > now]
         return max(live, key=lambda one: (one.order.message.ceiling, one.order.message.claim_by), default=None)
 
-    def _claimable(self, payer: Address, tab: _Tab, now: int) -> Claimable | None:
+    def _claimable(self, payer: Address, tab: _Tab, now: int) -> ClaimableTab | None:
         best = self._best(payer, now)
         if best is None:
             return None
-        return Claimable(
+        return ClaimableTab(
             payer=payer,
             seq=tab.seq,
             cumulative=tab.cumulative,
@@ -222,13 +232,13 @@ class MemoryStore:
             claimed=tab.claimed,
         )
 
-    def _row(self, payer: Address, tab: _Tab, now: int) -> TabRow:
-        held: Ceilings = ()
+    def _row(self, payer: Address, tab: _Tab, now: int) -> StoredTab:
+        held: SignedCaps = ()
         for digest, one in self.orders.items():
             if one.payer == payer and digest not in self.refused:
-                held = add(held, Ceiling(one.order.message.ceiling, one.order.message.claim_by))
-        best, *lower = after(held, now) or (Ceiling(Amount(0), 0),)
-        return TabRow(
+                held = add(held, SignedCap(one.order.message.ceiling, one.order.message.claim_by))
+        best, *lower = after(held, now) or (SignedCap(Amount(0), 0),)
+        return StoredTab(
             payer,
             tab.seq,
             tab.cumulative,
@@ -252,77 +262,77 @@ class MemoryLink:
         self._room = asyncio.Event()
         self._room.set()
         self._lost = False
-        self.taken: Callable[[JobId], None] = lambda _job: None
+        self.on_first_chunk: Callable[[JobId], None] = lambda _job: None
         """What the coordinator does with a job's first chunk."""
 
     def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
         """See ports.Link."""
         if self._lost:
             return
-        first = kind is Kind.CHUNK and not self.of(job, Kind.CHUNK)
+        first = kind is Kind.CHUNK and not self.payloads(job, Kind.CHUNK)
         self.frames.append((kind, job, payload))
         self._posted.set()
         if first:
-            asyncio.get_running_loop().call_soon(self.taken, job)
+            asyncio.get_running_loop().call_soon(self.on_first_chunk, job)
 
     @property
-    def roomy(self) -> bool:
+    def has_room(self) -> bool:
         """See ports.Link."""
         return self._room.is_set()
 
-    async def drained(self) -> None:
+    async def drain(self) -> None:
         """See ports.Link."""
         await self._room.wait()
         if self._lost:
             raise LinkLost
 
-    def end(self) -> None:
+    def disconnect(self) -> None:
         """The connection is lost."""
         self._lost = True
         self._room.set()
 
-    def full(self) -> None:
+    def fill(self) -> None:
         """Nothing fits any more."""
         self._room.clear()
 
-    def of(self, job: JobId, kind: Kind | None = None) -> list[bytes]:
+    def payloads(self, job: JobId, kind: Kind | None = None) -> list[bytes]:
         """The payloads posted for a job, of one kind or all."""
         return [payload for found, of, payload in self.frames if of == job and kind in (None, found)]
 
     async def until(self, kind: Kind, job: JobId, count: int = 1) -> bytes:
         """Waits for the n-th frame of a kind for a job, and returns its payload."""
-        while len(self.of(job, kind)) < count:
+        while len(self.payloads(job, kind)) < count:
             self._posted.clear()
             await self._posted.wait()
-        return self.of(job, kind)[count - 1]
+        return self.payloads(job, kind)[count - 1]
 
 
 class MemoryChain:
     """ports.ChainView with the funds that it is told; `fresh` is what only a refresh sees."""
 
-    wait = 86_400.0
+    withdrawal_delay = 86_400.0
 
     def __init__(self, funds: Funds | None = None) -> None:
-        self.known: dict[Address, Funds] = {}
+        self.cached: dict[Address, Funds] = {}
         self.fresh: dict[Address, Funds] = {}
-        self.usual = funds or Funds(reserved=Amount(10**9), free=Amount(10**9), known=True)
+        self.default = funds or Funds(reserved=Amount(10**9), free=Amount(10**9), known=True)
 
     async def funds(self, payer: Address) -> Funds:
         """See ports.ChainView."""
-        return self.known.get(payer, self.usual)
+        return self.cached.get(payer, self.default)
 
     async def refresh(self, payer: Address) -> Funds:
         """See ports.ChainView."""
-        self.known[payer] = self.fresh.get(payer, self.known.get(payer, self.usual))
-        return self.known[payer]
+        self.cached[payer] = self.fresh.get(payer, self.cached.get(payer, self.default))
+        return self.cached[payer]
 
 
-class Reports:
+class RecordingObserver:
     """ports.Observer that keeps what it was told."""
 
     def __init__(self) -> None:
-        self.all: list[JobReport] = []
+        self.reports: list[JobReport] = []
 
-    def ended(self, report: JobReport) -> None:
+    def job_ended(self, report: JobReport) -> None:
         """See ports.Observer."""
-        self.all.append(report)
+        self.reports.append(report)

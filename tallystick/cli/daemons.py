@@ -48,7 +48,7 @@ def node_run(
     from node.service.config import load_config
     from node.service.daemon import run
 
-    flags = {"without_recall": skip_recovery or None}
+    flags = {"skip_recovery": skip_recovery or None}
     start(run(load_config(config, flags), unlock(wallet, password_file), lambda: load_config(config, flags)))
 
 

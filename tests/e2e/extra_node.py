@@ -25,7 +25,7 @@ async def node_beside(
     config = folder / "beside.toml"
     config.write_text(
         f'coordinator = "{site.coordinator}"\ndeployment = "{folder}/deployment.json"\nstate = "{folder}/beside"\n'
-        f"engine_check = 0.5\n{engines}"
+        f"engine_check_interval = 0.5\n{engines}"
     )
     command = (*TALLY, "node", "run", "--config", str(config), "--wallet", str(folder / "keys" / "beside.json"))
     environment = clean_environment() | {"TALLYSTICK_PASSWORD_FILE": str(folder / "beside.password")}

@@ -38,9 +38,7 @@ async def test_more_is_reserved_where_a_provider_wants_it(tmp_path: Path) -> Non
     """Without leave the request is refused and says why; with it the caller notices nothing, and only so much is reserved."""
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
-        wary = (
-            f'[exposure]\nper_payer = "0"\n[[engines]]\nurl = "{mock}"\n[[engines.models]]\nname = "{MODEL}"\nsell_as = "wary"\n'
-        )
+        wary = f'[credit]\nper_payer = "0"\n[[engines]]\nurl = "{mock}"\n[[engines.models]]\nname = "{MODEL}"\nsell_as = "wary"\n'
         async with node_beside(folder, site, wary, model="wary"):
             status, why = await _ask(site.gateway)
             assert (status, "is reserved for this provider" in why) == (402, True), why

@@ -26,7 +26,7 @@ def _toml(engine: Engine) -> str:
     extra = f'[[engines]]\nname = "vectors"\nurl = "{engine.embeddings}"\n' if engine.embeddings else ""
     extra += f'[[engines.models]]\nname = "{engine.model}"\nsell_as = "vectors"\n' if engine.embeddings else ""
     features = sorted(engine.features)
-    usage = "" if engine.streams == "usage" else "usage_option = false\n"
+    usage = "" if engine.streams == "usage" else "supports_stream_usage = false\n"
     return (
         f'[[engines]]\nname = "main"\nurl = "{engine.process.url}/v1"\nslots = 2\n{usage}[engines.spec]\nfeatures = {features}\n'
         f'[[engines.models]]\nname = "{engine.model}"\nsell_as = "tinycode"\ninput_price = "1"\noutput_price = "1"\n'

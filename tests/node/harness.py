@@ -9,15 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from node.domain.admission import Admission, Admitted, House, Rules
-from node.domain.offers import AskBook, Offer, Seller
-from node.domain.tabs import Exposure, Tabs
-from node.jobs.coordinator_credit import Dealings
-from node.jobs.job import Deadlines, Pool
-from node.jobs.receipt_signer import Books
-from node.jobs.runner import Runner
+from node.domain.order_admission import Admission, AdmissionRules, Admitted, LinkIdentity
+from node.domain.published_asks import Offer, PublishedAsks, Seller
+from node.domain.tabs import CreditLimits, Tabs
+from node.jobs.coordinator_credit import CoordinatorCredit
+from node.jobs.job import Deadlines, PooledEngine
+from node.jobs.receipt_signer import ReceiptSigner
+from node.jobs.runner import JobRunner
 from node.ports import Engine
-from node.testing.memory import MemoryChain, MemoryLink, MemoryStore, Reports
+from node.testing.memory import MemoryChain, MemoryLink, MemoryStore, RecordingObserver
 from tallystick.protocol.eip712 import Domain, Signer, Verified, read_signed
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Ask, Match, Order, Outcome, Receipt, Spec, Terms
@@ -53,13 +53,13 @@ def signer(name: str) -> Signer:
 PROVIDER, COORDINATOR, PAYER = signer("provider"), signer("coordinator"), signer("payer")
 SEALING = SealingKey(X25519, hashlib.sha256(b"sealing").digest())
 OFFER = Offer("model", "engine", "model", PRICES, 8_192, 1_024, Spec())
-HOUSE = House(PROVIDER.address, COORDINATOR.address, DOMAIN)
+HOUSE = LinkIdentity(PROVIDER.address, COORDINATOR.address, DOMAIN)
 
 
-def ask_book(*offers: Offer, now: int = NOW, sealing: SealingKey = SEALING) -> AskBook:
+def ask_book(*offers: Offer, now: int = NOW, sealing: SealingKey = SEALING) -> PublishedAsks:
     """A book with signed asks."""
-    book = AskBook(Seller(PROVIDER.address, sealing.suite, sealing.public), lambda ask: PROVIDER.sign(ask, DOMAIN))
-    book.offer(offers or (OFFER,), now)
+    book = PublishedAsks(Seller(PROVIDER.address, sealing.suite, sealing.public), lambda ask: PROVIDER.sign(ask, DOMAIN))
+    book.publish(offers or (OFFER,), now)
     return book
 
 
@@ -168,30 +168,30 @@ class Stage:
         *,
         slots: int = 2,
         deadlines: Deadlines | None = None,
-        exposure: Exposure | None = None,
+        exposure: CreditLimits | None = None,
         chain: MemoryChain | None = None,
         store: MemoryStore | None = None,
         offer: Offer = OFFER,
         sealing: SealingKey = SEALING,
-        rules: Rules | None = None,
+        rules: AdmissionRules | None = None,
     ) -> None:
         self.now = NOW
         self.book = ask_book(offer, sealing=sealing)
-        self.pool = Pool(engine, slots)
-        self.store, self.chain, self.reports = store or MemoryStore(), chain or MemoryChain(), Reports()
-        self.tabs = Tabs(exposure or Exposure())
+        self.pool = PooledEngine(engine, slots)
+        self.store, self.chain, self.reports = store or MemoryStore(), chain or MemoryChain(), RecordingObserver()
+        self.tabs = Tabs(exposure or CreditLimits())
         self._changes = asyncio.Event()
         clock: Callable[[], float] = lambda: self.now  # noqa: E731
-        self.dealings = Dealings(self.store, rules or Rules(), now=clock)
-        self.books = Books(signer=PROVIDER, domain=DOMAIN, tabs=self.tabs, store=self.store, now=clock)
-        self.runner = Runner(
+        self.dealings = CoordinatorCredit(self.store, rules or AdmissionRules(), now=clock)
+        self.books = ReceiptSigner(signer=PROVIDER, domain=DOMAIN, tabs=self.tabs, store=self.store, now=clock)
+        self.runner = JobRunner(
             provider=PROVIDER.address,
             domain=DOMAIN,
             sealing_key=sealing,
-            book=self.book,
-            pools={offer.engine: self.pool},
-            books=self.books,
-            dealings=self.dealings,
+            asks=self.book,
+            engines={offer.engine: self.pool},
+            receipt_signer=self.books,
+            coordinator_credit=self.dealings,
             tabs=self.tabs,
             store=self.store,
             chain=self.chain,
@@ -199,7 +199,7 @@ class Stage:
             rules=rules,
             deadlines=deadlines or Deadlines(),
             now=clock,
-            changed=self._changes.set,
+            on_capacity_change=self._changes.set,
         )
         self.link = self.connect()
         self.client = Client()
@@ -207,7 +207,7 @@ class Stage:
     def connect(self) -> MemoryLink:
         """A link whose coordinator says at once that it has output."""
         link = MemoryLink(COORDINATOR.address)
-        link.taken = lambda job: self.runner.credit(link, job, bytes(4))
+        link.on_first_chunk = lambda job: self.runner.grant_credit(link, job, bytes(4))
         return link
 
     async def ended(self) -> None:
@@ -254,10 +254,10 @@ class Stage:
 
     def answer(self, placed: Placed) -> tuple[ResponseHead | None, bytes, Transcript, bool]:
         """What the client can read so far."""
-        return placed.read(self.link.of(placed.job, Kind.CHUNK))
+        return placed.read(self.link.payloads(placed.job, Kind.CHUNK))
 
 
-def admission(book: AskBook, *seen: Placed, rules: Rules | None = None) -> Admission:
+def admission(book: PublishedAsks, *seen: Placed, rules: AdmissionRules | None = None) -> Admission:
     """The check of dispatches, with a memory of some."""
     digests, jobs = {placed.order.digest for placed in seen}, {placed.job for placed in seen}
-    return Admission(book, rules or Rules(), lambda digest, job: digest in digests or job in jobs)
+    return Admission(book, rules or AdmissionRules(), lambda digest, job: digest in digests or job in jobs)

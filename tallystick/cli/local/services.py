@@ -144,7 +144,7 @@ async def start_node(stage: Stage, children: Children, name: str, found: Discove
     engine = {"url": stage.url(stage.ports.engines[name]) if found.kind is EngineKind.DEMO else found.url}
     if found.api_key:
         engine["api_key_env"] = "OPENAI_API_KEY"
-    claims = {"check": 0.5, "age": 0.5}
+    claims = {"check_interval": 0.5, "max_age": 0.5}
     config = stage.folder / f"{name}.toml"
     config.write_text(f"{toml(settings)}[claims]\n{toml(claims)}[[engines]]\n{toml(engine)}")
     wallet = ("--config", str(config), "--wallet", stage.keystore(name))

@@ -18,8 +18,9 @@ from tallystick.protocol.types import Amount, format_amount
 
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
-    from tallystick.client.ledger.budgets import BudgetStatus, SpendingRow
+    from tallystick.client.ledger.budgets import BudgetStatus
     from tallystick.client.ledger.ledger import Ledger
+    from tallystick.client.ledger.spending import SpendingRow
 
 
 def spending(
@@ -34,7 +35,7 @@ def spending(
 
     Days are UTC; a job counts on the day of its receipt. Jobs under way are not in it. Needs no password.
     """
-    from tallystick.client.ledger.budgets import DAY_SECONDS, GROUPS
+    from tallystick.client.ledger.spending import DAY_SECONDS, GROUPS
 
     groups = tuple(part.strip() for part in by.split(",") if part.strip())
     if len(set(groups)) != len(groups) or not set(groups) <= set(GROUPS):

@@ -194,8 +194,8 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
 
 async def _look_at_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: CoordinatorInfo) -> None:
     """What the coordinator says that it keeps, what it has registered, and what this node bears, in basis points."""
-    told, most = info.fee_bps, loaded.rules.max_fee_bps
-    remedy = "raise max_fee_bps under [rules] in the config, or work for another coordinator"
+    told, most = info.fee_bps, loaded.admission.max_fee_bps
+    remedy = "raise max_fee_bps under [admission] in the config, or work for another coordinator"
     with contextlib.suppress(TallyError):
         async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
             registered = (await escrow.provider(info.coordinator)).fee_bps
@@ -233,7 +233,7 @@ async def _try_engine(engine: EngineConfig) -> str:
     from node.domain.requests import prepare
     from node.engines.discover import inspect_engine
     from node.engines.openai_http import OpenAIEngine
-    from node.ports import End
+    from node.ports import ResponseEnd
     from tallystick.protocol.wire import RequestHead, dumps
 
     settings = engine.settings(os.environ)
@@ -244,7 +244,7 @@ async def _try_engine(engine: EngineConfig) -> str:
     if missing or not wanted:
         raise BadMessage(f"{finding.kind.value} at {finding.url} does not list {', '.join(missing) or 'any model'}")
     offer = engine.offer(
-        engine.models[0] if engine.models else engine.listed(wanted[0]), None, engine.spec, datetime.now(UTC), 0.0
+        engine.models[0] if engine.models else engine.model_defaults(wanted[0]), None, engine.spec, datetime.now(UTC), 0.0
     )
     asked = {"model": offer.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stream": True}
     adapter, began = OpenAIEngine(settings), time.monotonic()
@@ -258,7 +258,9 @@ async def _try_engine(engine: EngineConfig) -> str:
     finally:
         await adapter.close()
     counted = (
-        "tells usage" if isinstance(events[-1], End) and events[-1].counted else "tells no usage: tokens are counted by bytes"
+        "tells usage"
+        if isinstance(events[-1], ResponseEnd) and events[-1].usage
+        else "tells no usage: tokens are counted by bytes"
     )
     seconds = time.monotonic() - began
     return f"{finding.kind.value} {finding.version}, {len(wanted)} model(s), one token in {seconds:.2f} s, {counted}"

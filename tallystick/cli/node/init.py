@@ -218,7 +218,10 @@ def _usage_option(sales: list[Sale]) -> list[str]:
     asked = [sale.abilities for sale in sales if sale.abilities is not None and sale.abilities.chat]
     if not asked or any(abilities.streams == "usage" for abilities in asked):
         return []
-    return ["# Its streams say no usage, so receipts of streams rest on the node's own estimate.", "usage_option = false"]
+    return [
+        "# Its streams say no usage, so receipts of streams rest on the node's own estimate.",
+        "supports_stream_usage = false",
+    ]
 
 
 def _features(sale: Sale) -> list[str]:

@@ -20,7 +20,7 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
-    from node.ports import Claimable
+    from node.ports import ClaimableTab
     from node.service.config import NodeConfig
     from node.storage.store import SqlStore
     from tallystick.chain.escrow import Escrow
@@ -164,7 +164,7 @@ def collect(
                 claims = ClaimBatch.sign(signer, rows, escrow.deployment.domain)
                 for result in await escrow.settle_all(Sender(escrow.rpc, signer), claims):
                     hashes.append(result.hash)
-                    await store.note_gas(result.hash, int(time.time()), result.gas_used, result.fee)
+                    await store.record_gas(result.hash, int(time.time()), result.gas_used, result.fee)
                     paid |= {event.payer: int(event.paid) for event in result.of(Settled)}
                     skipped |= {event.payer: event.reason.name.lower() for event in result.of(RowSkipped)}
         if as_json:
@@ -221,7 +221,7 @@ def restore(
         step(f"{state}: {about['receipts']} receipts of provider {about['provider']}; next: tally node run")
 
 
-async def _owed(escrow: Escrow, tab: Claimable, provider: Address) -> int:
+async def _owed(escrow: Escrow, tab: ClaimableTab, provider: Address) -> int:
     """What is still owed on a tab, as the chain says now."""
     settled = (await escrow.tab(tab.payer, provider)).settled
     return min(tab.cumulative, tab.order.message.ceiling) - settled

@@ -35,11 +35,11 @@ def status(
     Runs on the node's machine, as its user. With --watch --json, one line of JSON each time.
     """
     from node.service.config import load_config
-    from node.service.status_socket import look_in
+    from node.service.status_socket import read_status
 
     state = load_config(config).state
     if not watch:
-        said = asyncio.run(look_in(state))
+        said = asyncio.run(read_status(state))
         if as_json:
             show_json(said)
         else:
@@ -53,17 +53,17 @@ def status(
 
 async def _watch(state: Path, seconds: float, *, as_json: bool) -> None:
     """A node that is away may come back, so that is shown and not the end."""
-    from node.service.status_socket import look_in
+    from node.service.status_socket import read_status
 
     if as_json:
         while True:
-            out.print_json(data=await look_in(state), indent=None)
+            out.print_json(data=await read_status(state), indent=None)
             await asyncio.sleep(seconds)
     with Live(console=out, screen=out.is_terminal, auto_refresh=False) as live:
         while True:
             began = time.monotonic()
             try:
-                shown: RenderableType = _draw(await look_in(state))
+                shown: RenderableType = _draw(await read_status(state))
             except TallyError as error:
                 shown = Panel(escape(str(error)), border_style="red")
             live.update(shown, refresh=True)
@@ -81,9 +81,12 @@ def _draw(said: dict[str, Any]) -> RenderableType:
         ("running", f"{said['running']}, {said['free_slots']} free"),
         ("speed", f"{said['tokens_per_second']} tokens/s a stream, first after {said['first_token_ms']} ms"),
         ("earned", f"{_dollars(said['revenue'])} since the start, {_dollars(said['revenueLastHour'])} an hour"),
-        ("owed on trust", f"{_dollars(said['unsecured'])}, {_dollars(said['newcomers_today'])} given to newcomers in 24 hours"),
+        (
+            "owed on trust",
+            f"{_dollars(said['unsecured'])}, {_dollars(said['unearned_credit_today'])} given to newcomers in 24 hours",
+        ),
         ("written off", _dollars(said["written_off"])),
-        ("left unpaid", _unpaid(said["dealings"])),
+        ("left unpaid", _unpaid(said["coordinator_credit"])),
         ("fees", _fees(said)),
         ("jobs", ", ".join(f"{count} {outcome}" for outcome, count in sorted(said["jobs"].items())) or "none yet"),
     ):

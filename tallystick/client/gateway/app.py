@@ -24,7 +24,7 @@ from tallystick.client.coordinator.http_client import ModelOffer
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import TALLY_HEADERS, RequestHandler, send_error
 from tallystick.client.jobs.export import job_json
-from tallystick.client.ledger.budgets import DAY_SECONDS
+from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.openai.errors import render_error
 from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.protocol.eip712 import Signer

@@ -20,8 +20,8 @@ from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedRes
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
-from tallystick.client.ledger.budgets import CacheHit
 from tallystick.client.ledger.idempotency import fingerprint
+from tallystick.client.ledger.spending import CacheHit
 from tallystick.client.openai.errors import render_error, render_error_event
 from tallystick.client.recovery.lost_state import TabRecovered
 from tallystick.client.sdk.market import Market, maintenance_of

@@ -369,7 +369,7 @@ class Job:
     async def _record_delivery(self, arrived: dict[Hash, Delivery]) -> None:
         """Records that the whole answer came while its receipt is outstanding."""
         text = "the whole answer came; its receipt is outstanding"
-        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), arrived=arrived)
+        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), deliveries=arrived)
 
     async def _finish_failed(self, failure: TallyError) -> None:
         """Ends a job that the coordinator reported as failed. Raises that failure, unless the whole answer had come."""
@@ -381,7 +381,7 @@ class Job:
             self._finish_reading()
             return
         state = JobState.CANCELLED if self._cancelling else JobState.FAILED
-        await context.ledger.end_job(self.id, state, str(failure), context.now(), arrived=self._delivered_by_order())
+        await context.ledger.end_job(self.id, state, str(failure), context.now(), deliveries=self._delivered_by_order())
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger does not have
             context.resolver.wake()
             self._end_with(await context.resolver.recovery.refused(self.id, failure))
@@ -409,7 +409,7 @@ class Job:
             took,
             doubt,
             self.proof,
-            arrived=self._delivered_by_order(),
+            other_deliveries=self._delivered_by_order(),
         )
         complaint = await context.ledger.record_receipt(arrival)
         if response.failed_providers:

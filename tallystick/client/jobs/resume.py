@@ -54,7 +54,7 @@ async def _explain_refusal(context: JobContext, keyed: IdempotencyKey, refused: 
     except Refusal as error:
         if error.code is not Code.UNKNOWN_JOB:
             raise
-        await context.ledger.end_job(job, JobState.FAILED, str(refused), context.now(), keep=True)
+        await context.ledger.end_job(job, JobState.FAILED, str(refused), context.now(), keep_orders_open=True)
         await context.ledger.forget_key(keyed.key)
         return refused
     if remote.state not in TERMINAL:

@@ -129,8 +129,8 @@ class TabRecovery:
         except TallyError as error:
             log.info("a tab can't be recovered yet", provider=provider, reason=str(error))
             return None
-        if found.blocked:
-            log.error("a provider gets no more orders", provider=provider, why=found.blocked)
+        if found.blocked_reason:
+            log.error("a provider gets no more orders", provider=provider, why=found.blocked_reason)
         elif found.unexplained:
             note = "the caps of orders without a receipt explain it; if no receipt follows, exclude it"
             log.warning(

@@ -101,7 +101,7 @@ class Reconciler:
         matched = [one.digest for one in known.orders if one.order.message.provider in tried]
         unclear = not matched and remote.state is State.COMPLETED
         state = _ENDED.get(remote.state, JobState.FAILED)
-        await self._ledger.end_job(known.job, state, _reason(remote), self._now(), matched=matched, keep=unclear)
+        await self._ledger.end_job(known.job, state, _reason(remote), self._now(), matched=matched, keep_orders_open=unclear)
 
     async def _book(
         self, known: KnownJob, receipt: Signed[Receipt], arrived: Deliveries, judge: Audit | None, *, final: bool
@@ -115,7 +115,7 @@ class Reconciler:
         doubt = None if judge is None or not final else await judge(verified.message)
         rest = {order: delivered for order, delivered in arrived.items() if order != ordered.digest}
         arrival = IncomingReceipt(
-            known.domain, known.job, placed, verified, seen, self._now(), doubt=doubt, final=final, arrived=rest
+            known.domain, known.job, placed, verified, seen, self._now(), audit_finding=doubt, final=final, other_deliveries=rest
         )
         complaint = await self._ledger.record_receipt(arrival)
         if complaint is not None:
@@ -183,7 +183,7 @@ class Reconciler:
             given_up = give_up or (known is not None and all(o.order.message.deadline <= self._now() for o in known.orders))
             if given_up:
                 text = "the coordinator says that it never admitted it"
-                await self._ledger.end_job(job, JobState.FAILED, text, self._now(), keep=True)
+                await self._ledger.end_job(job, JobState.FAILED, text, self._now(), keep_orders_open=True)
             return given_up
         return receipt is not None or remote.state in TERMINAL
 

@@ -9,9 +9,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from tallystick.client.config import Budget, ClientConfig
-from tallystick.client.ledger.budgets import DAY_SECONDS, GROUPS, BudgetStatus, CacheHit, SpendingRow, add_unproven, fit_budgets
+from tallystick.client.ledger.budgets import BudgetStatus, fit_budgets
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
+from tallystick.client.ledger.spending import DAY_SECONDS, GROUPS, CacheHit, SpendingRow, add_unproven
 from tallystick.client.ledger.writes import IncomingReceipt, NewJob
 from tallystick.client.orders.signing import PlacedOrder, terms_for
 from tallystick.client.receipts.delivery_check import Delivery
@@ -209,7 +210,7 @@ async def test_hits_and_unproven_payments_add_up(desk: Desk) -> None:
         await desk.ledger.record_cache_hit(hit, now)
     tab: dict[str, object] = {"of_payer": PAYER.address, "of_provider": BOB.address}
     for now in (NOW_S, NOW_S, NOW_S + DAY_SECONDS):
-        await desk.ledger._database.write(partial(add_unproven, tab=tab, amount=Amount(5), now=now))
+        await desk.ledger._database.write(partial(add_unproven, tab_key=tab, amount=Amount(5), now=now))
     of_alice, of_bob = ("a", "model", ALICE.address), ("", "", BOB.address)
     assert await desk.ledger.spending(NOW_S, GROUPS) == [
         SpendingRow((TODAY + 1, *of_bob), 0, 0, Amount(5), 0, 0, 0),

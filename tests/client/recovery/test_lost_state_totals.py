@@ -89,10 +89,10 @@ async def test_no_total_hides_a_payment(ledger: Ledger) -> None:
     void = ALICE.signer.sign(bill(placed, NONE, Outcome.REFUSED, seq=2, cumulative_cost=cap), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
     await ledger.end_job(job, JobState.FAILED, "refused", NOW_S)
-    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[])).blocked == ""
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[])).blocked_reason == ""
     found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(1), NOW_S, paid=[])
     assert (found.raised, found.unexplained) == (0, 1)
-    assert "tally receipt report" in found.blocked
+    assert "tally receipt report" in found.blocked_reason
     assert await ledger.unblock(ALICE.address, NOW_S)
     _, (following,) = await take(ledger)
     assert following.order.message.ceiling == 1 + cap, "what a person excused counts as spent"
@@ -105,7 +105,7 @@ async def test_an_order_that_only_reserves_proves_no_payment(ledger: Ledger) -> 
     shown = PaidOrder(PAYER.sign(order, DOMAIN), "0xtx")
     found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(900), NOW_S, paid=[shown])
     assert found.raised == 0
-    assert found.blocked
+    assert found.blocked_reason
 
 
 async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
@@ -171,9 +171,9 @@ async def test_the_highest_order_that_was_paid_on_proves(ledger: Ledger) -> None
 async def test_what_running_jobs_explain_blames_nobody(ledger: Ledger) -> None:
     """A payment up to the cap of a job under way says nothing of its provider, one unit more blocks it."""
     cap = await _climbed(ledger)
-    assert not (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(3 + cap), NOW_S, paid=[])).blocked
+    assert not (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(3 + cap), NOW_S, paid=[])).blocked_reason
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).undelivered_quarters == 0
-    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4 + cap), NOW_S, paid=[])).blocked
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4 + cap), NOW_S, paid=[])).blocked_reason
 
 
 async def test_a_barred_provider_is_asked_for_its_receipts(
@@ -213,7 +213,7 @@ async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> No
     """The orders of a job that its coordinator had lost count on, so their receipts are asked for."""
     job, (placed,) = await take(ledger)
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == []
-    await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep=True)
+    await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep_orders_open=True)
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
     assert await ledger.jobs_awaiting_receipts(placed.order.message.claim_by, 60) == []
     known = await ledger.find_job(job)
@@ -268,7 +268,7 @@ async def test_what_is_excused_is_what_receipts_lack(ledger: Ledger) -> None:
     """Of a payment that a person excuses, what receipts show was spent already; the rest is spent now, and known of the tab."""
     cap = await _climbed(ledger)
     paid = Amount(3 + cap + 2)
-    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], paid, NOW_S, paid=[])).blocked
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], paid, NOW_S, paid=[])).blocked_reason
     assert await ledger.unblock(ALICE.address, NOW_S)
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert tab.ceiling == 3 + cap

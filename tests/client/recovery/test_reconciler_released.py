@@ -253,7 +253,7 @@ async def test_outstanding_receipts_are_asked_for_less_and_less(ledger: Ledger) 
 async def test_a_coordinator_that_knows_nothing_frees_nothing(ledger: Ledger) -> None:
     """Where nobody knows which orders of a job were matched, all count; where it is known, the others stop."""
     job, (alice, bob) = await take(ledger, ALICE, BOB)
-    await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep=True)
+    await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep_orders_open=True)
     assert [(await ledger.tab(DOMAIN, one.provider, NOW_S)).open_caps for one in (alice, bob)] == [alice.terms.max_cost] * 2
     job, (alice, bob) = await take(ledger, ALICE, BOB)
     await ledger.end_job(job, JobState.FAILED, "bob failed", NOW_S, matched=[bob.order.digest])

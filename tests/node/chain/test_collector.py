@@ -21,7 +21,7 @@ from node.chain.collector import (
     Collector,
 )
 from node.domain.tabs import Funds
-from node.ports import Claimable, Collected, Debt, Link
+from node.ports import ClaimableTab, DebtAlarm, Link, SettlementResult
 from node.testing.memory import MemoryChain, MemoryLink, MemoryStore
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
@@ -32,7 +32,7 @@ from tallystick.protocol.wire import NO_JOB, Kind, loads
 from tests.node.harness import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, ask_book, signer
 from tests.node.storage.test_store import finish
 
-TAB = Claimable(
+TAB = ClaimableTab(
     payer=PAYER.address,
     seq=1,
     cumulative=Amount(500),
@@ -43,7 +43,9 @@ TAB = Claimable(
     claimed_at=0,
     claimed=Amount(0),
 )
-POLICY = ClaimPolicy(amount=Amount(1_000), age=60, reserve_percent=50, margin=3_600, retry=30, own_least=Amount(20))
+POLICY = ClaimPolicy(
+    claim_amount=Amount(1_000), max_age=60, reserve_percent=50, expiry_margin=3_600, retry_after=30, direct_min_amount=Amount(20)
+)
 
 
 @pytest.mark.parametrize(
@@ -59,17 +61,17 @@ POLICY = ClaimPolicy(amount=Amount(1_000), age=60, reserve_percent=50, margin=3_
         (replace(TAB, settled=Amount(500)), NOW + 1_000, False),
     ],
 )
-def test_when_a_tab_is_worth_a_claim(tab: Claimable, now: int, wants: bool) -> None:
+def test_when_a_tab_is_worth_a_claim(tab: ClaimableTab, now: int, wants: bool) -> None:
     """It is when it owes enough, has waited enough, used enough of its reservation, or rests on an order that soon expires."""
-    assert POLICY.wants(tab, now) is wants
+    assert POLICY.is_due(tab, now) is wants
 
 
 def test_a_claim_must_be_worth_its_gas() -> None:
     """However old it is; but before it is lost, anything is worth it."""
-    policy = replace(POLICY, row_gas=Amount(41), gas_multiple=10)
-    assert not policy.wants(TAB, NOW + 60), "400 are due, 410 would be worth it"
-    assert policy.wants(replace(TAB, cumulative=Amount(510)), NOW + 60)
-    assert policy.wants(TAB, NOW + 86_400 - 3_600)
+    policy = replace(POLICY, gas_cost_per_tab=Amount(41), min_gas_multiple=10)
+    assert not policy.is_due(TAB, NOW + 60), "400 are due, 410 would be worth it"
+    assert policy.is_due(replace(TAB, cumulative=Amount(510)), NOW + 60)
+    assert policy.is_due(TAB, NOW + 86_400 - 3_600)
 
 
 class Till:
@@ -79,14 +81,14 @@ class Till:
         self.claims: list[Claim] = []
         self.fault: TallyError | None = None
 
-    async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> Collected:
+    async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> SettlementResult:
         """See ports.Settlement."""
         signed = claim.verify(DOMAIN).message
         assert [row.order_hash for row in signed.rows] == [one.message.digest(DOMAIN) for one in orders]
         self.claims.append(signed)
         if self.fault is not None:
             raise self.fault
-        return Collected(("0x1",), {row.payer: row.cumulative_cost for row in signed.rows})
+        return SettlementResult(("0x1",), {row.payer: row.cumulative_cost for row in signed.rows})
 
 
 class World:
@@ -99,7 +101,7 @@ class World:
         self.others: dict[Address, Link] = {}
         self.seen: list[tuple[Address, Funds]] = []
         self.alarms: list[tuple[str, Address]] = []
-        self.debts: list[Debt] = []
+        self.debts: list[DebtAlarm] = []
         self.till = Till()
         self.collector = Collector(
             signer=PROVIDER,
@@ -108,20 +110,20 @@ class World:
             chain=self.chain,
             link=self._link,
             policy=policy,
-            observed=lambda payer, funds: self.seen.append((payer, funds)),
+            on_funds=lambda payer, funds: self.seen.append((payer, funds)),
             settlement=self.till,
             alarm=self._alarm,
             now=lambda: self.now,
         )
 
-    def _alarm(self, what: str, payer: Address, debt: Debt) -> None:
+    def _alarm(self, what: str, payer: Address, debt: DebtAlarm) -> None:
         self.alarms.append((what, payer))
         self.debts.append(debt)
 
     async def look(self) -> int:
         """What is settled by the node itself in one round."""
-        await self.collector.sweep()
-        return await self.collector.rescue()
+        await self.collector.claim_due()
+        return await self.collector.settle_directly()
 
     def _link(self, coordinator: Address) -> Link | None:
         return self.link if coordinator == COORDINATOR.address else self.others.get(coordinator)
@@ -130,21 +132,21 @@ class World:
     def claims(self) -> list[ClaimRequest]:
         """What was handed in."""
         assert self.link is not None
-        return [ClaimRequest.from_json(loads(raw, "claim")) for raw in self.link.of(NO_JOB, Kind.CLAIM)]
+        return [ClaimRequest.from_json(loads(raw, "claim")) for raw in self.link.payloads(NO_JOB, Kind.CLAIM)]
 
 
 async def test_a_claim_names_the_tab_and_the_order_behind_it() -> None:
     """A due tab is claimed with the provider's signature, its last seq and total, and the order to claim on."""
     world = World()
     made = await finish(world.store, Client())
-    assert await world.collector.sweep() == 0
+    assert await world.collector.claim_due() == 0
     world.now += 60
-    assert await world.collector.sweep() == 1
+    assert await world.collector.claim_due() == 1
     (request,) = world.claims
     claim = request.claim.verify(DOMAIN).message
     (row,) = claim.rows
     assert (row.payer, row.seq, row.cumulative_cost) == (PAYER.address, 1, 40)
-    assert row.order_hash == request.orders[0].verify(DOMAIN).digest == made.admitted.order.digest
+    assert row.order_hash == request.orders[0].verify(DOMAIN).digest == made.matched.order.digest
 
 
 async def test_a_claim_that_does_not_show_is_made_again() -> None:
@@ -152,11 +154,11 @@ async def test_a_claim_that_does_not_show_is_made_again() -> None:
     world = World()
     await finish(world.store, Client())
     world.now += 60
-    await world.collector.sweep()
+    await world.collector.claim_due()
     world.now += 29
-    assert await world.collector.sweep() == 0
+    assert await world.collector.claim_due() == 0
     world.now += 1
-    assert await world.collector.sweep() == 1
+    assert await world.collector.claim_due() == 1
     assert len(world.claims) == 2
 
 
@@ -165,11 +167,11 @@ async def test_what_was_settled_is_noticed() -> None:
     world = World()
     await finish(world.store, Client())
     world.now += 60
-    await world.collector.sweep()
+    await world.collector.claim_due()
     paid = Funds(settled=Amount(40), reserved=Amount(9), known=True)
     world.chain.fresh[PAYER.address] = paid
     world.now += 1_000
-    assert await world.collector.sweep(everything=True) == 0
+    assert await world.collector.claim_due(everything=True) == 0
     assert world.seen == [(PAYER.address, paid)]
     assert await world.store.claimable(world.now, 10) == []
 
@@ -179,10 +181,10 @@ async def test_a_partial_payment_leaves_the_rest_claimable() -> None:
     world = World()
     await finish(world.store, Client())
     world.now += 60
-    await world.collector.sweep()
+    await world.collector.claim_due()
     world.chain.fresh[PAYER.address] = Funds(settled=Amount(15), free=Amount(25), known=True)
     world.now += 100
-    assert await world.collector.sweep(everything=True) == 1
+    assert await world.collector.claim_due(everything=True) == 1
     (tab,) = await world.store.claimable(world.now, 10)
     assert tab.due == 25
 
@@ -193,18 +195,18 @@ async def test_without_a_link_claims_wait() -> None:
     world.link = None
     await finish(world.store, Client())
     world.now += 60
-    assert await world.collector.sweep() == 0
+    assert await world.collector.claim_due() == 0
     assert not world.store.claims
     world.link = MemoryLink(COORDINATOR.address)
-    assert await world.collector.sweep() == 1
+    assert await world.collector.claim_due() == 1
 
 
 async def test_chain_trouble_does_not_keep_claims_back() -> None:
     """A chain that can't be asked leaves the last known state, and the claim is handed in on it."""
     world = World()
-    world.chain.usual = Funds()
+    world.chain.default = Funds()
     await finish(world.store, Client())
-    assert await world.collector.sweep(everything=True) == 1
+    assert await world.collector.claim_due(everything=True) == 1
 
 
 async def test_many_tabs_go_in_several_claims() -> None:
@@ -212,7 +214,7 @@ async def test_many_tabs_go_in_several_claims() -> None:
     world = World()
     for number in range(MAX_ROWS + 1):
         await finish(world.store, Client(signer(f"payer {number}")))
-    assert await world.collector.sweep(everything=True) == MAX_ROWS + 1
+    assert await world.collector.claim_due(everything=True) == MAX_ROWS + 1
     assert [len(request.orders) for request in world.claims] == [MAX_ROWS, 1]
 
 
@@ -222,12 +224,12 @@ async def test_each_claim_goes_to_the_coordinator_of_its_orders() -> None:
     elsewhere = signer("another coordinator").address
     await finish(world.store, Client(signer("near")))
     await finish(world.store, Client(signer("far")), coordinator=elsewhere)
-    assert await world.collector.sweep(everything=True) == 1
+    assert await world.collector.claim_due(everything=True) == 1
     far = MemoryLink(elsewhere)
     world.others[elsewhere] = far
     world.now += 100
-    assert await world.collector.sweep(everything=True) == 2
-    (request,) = [ClaimRequest.from_json(loads(raw, "claim")) for raw in far.of(NO_JOB, Kind.CLAIM)]
+    assert await world.collector.claim_due(everything=True) == 2
+    (request,) = [ClaimRequest.from_json(loads(raw, "claim")) for raw in far.payloads(NO_JOB, Kind.CLAIM)]
     assert [row.payer for row in request.claim.message.rows] == [signer("far").address]
 
 
@@ -235,14 +237,14 @@ async def test_a_payer_that_takes_its_money_out() -> None:
     """While a payer that owes thaws its purse its tab is claimed at once, and a person is told, once."""
     world = World()
     await finish(world.store, Client())
-    assert await world.collector.sweep() == 0
-    world.chain.usual = Funds(known=True, thawing=Amount(5))
-    assert await world.collector.sweep() == 1
-    await world.collector.sweep()
+    assert await world.collector.claim_due() == 0
+    world.chain.default = Funds(known=True, thawing=Amount(5))
+    assert await world.collector.claim_due() == 1
+    await world.collector.claim_due()
     assert world.alarms == [(THAWING, PAYER.address)]
     for funds in (Funds(known=True), Funds(known=True, thawing=Amount(5))):
-        world.chain.known[PAYER.address] = funds
-        await world.collector.sweep()
+        world.chain.cached[PAYER.address] = funds
+        await world.collector.claim_due()
     assert world.alarms == [(THAWING, PAYER.address)] * 2, "it thaws again"
 
 
@@ -250,10 +252,10 @@ async def test_a_reservation_never_leaves_unnoticed() -> None:
     """While a payer that owes takes its reservation back, its tab is claimed at once, and a person is told, once."""
     world = World()
     await finish(world.store, Client())
-    assert await world.collector.sweep() == 0
-    world.chain.usual = Funds(known=True, releasing=Amount(5))
-    assert await world.collector.sweep() == 1
-    await world.collector.sweep()
+    assert await world.collector.claim_due() == 0
+    world.chain.default = Funds(known=True, releasing=Amount(5))
+    assert await world.collector.claim_due() == 1
+    await world.collector.claim_due()
     assert world.alarms == [(RELEASING, PAYER.address)]
 
 
@@ -264,9 +266,9 @@ async def test_no_payer_hides_behind_those_that_owe_more() -> None:
         await finish(world.store, Client(signer(f"payer {number}")))
     hidden = signer("hidden")
     await finish(world.store, Client(hidden), ceiling=Amount(1))
-    world.chain.known[hidden.address] = Funds(known=True, thawing=Amount(5))
+    world.chain.cached[hidden.address] = Funds(known=True, thawing=Amount(5))
     for _ in range(4):
-        await world.collector.sweep()
+        await world.collector.claim_due()
     assert (THAWING, hidden.address) in world.alarms
 
 
@@ -294,15 +296,15 @@ async def test_nobody_is_asked_to_settle_what_nothing_is_behind() -> None:
     """A tab of an empty purse is in no claim; it is claimed as soon as the purse holds anything, after a rest at the longest."""
     world = World()
     await debts(world, range(2))
-    world.chain.known[signer("payer 0").address] = Funds(known=True)
+    world.chain.cached[signer("payer 0").address] = Funds(known=True)
     world.now += 60
-    assert await world.collector.sweep() == 1
+    assert await world.collector.claim_due() == 1
     assert [row.payer for row in world.claims[0].claim.message.rows] == [signer("payer 1").address]
     world.chain.fresh[signer("payer 0").address] = Funds(known=True, thawing=Amount(1))
     world.now += int(FIRST_REST) - 1
-    assert await world.collector.sweep() == 1, "the other, again"
+    assert await world.collector.claim_due() == 1, "the other, again"
     world.now += 1
-    assert await world.collector.sweep() == 1
+    assert await world.collector.claim_due() == 1
     assert [row.payer for row in world.claims[-1].claim.message.rows] == [signer("payer 0").address]
 
 
@@ -314,13 +316,13 @@ async def test_empty_purses_never_cost_a_look_each_time() -> None:
     made = await finish(world.store, Client(), claim_by=NOW + 7 * 86_400)
     for _ in range(24 * 60):
         world.now += 60
-        await world.collector.sweep()
+        await world.collector.claim_due()
     assert chain.looks <= 15
     chain.looks = 0
-    world.now = made.admitted.order.message.claim_by - 600
+    world.now = made.matched.order.message.claim_by - 600
     for _ in range(10):
         world.now += 59
-        await world.collector.sweep()
+        await world.collector.claim_due()
     assert chain.looks >= 1
     assert not world.store.claims
 
@@ -334,10 +336,10 @@ async def test_one_look_never_asks_the_chain_more_than_so_often() -> None:
     await debts(world, range(LOOKS, LOOKS + 1), due=30)
     small = signer(f"payer {LOOKS}").address
     world.now += 60
-    assert await world.collector.sweep() == LOOKS
+    assert await world.collector.claim_due() == LOOKS
     assert chain.looks == LOOKS
     assert small not in {row.payer for request in world.claims for row in request.claim.message.rows}
-    assert await world.collector.sweep() == 1
+    assert await world.collector.claim_due() == 1
     assert chain.looks == 2 * LOOKS
 
 
@@ -345,13 +347,13 @@ async def test_old_debts_never_hide_new_ones() -> None:
     """However many tabs wait longer and are never paid, those after them come into view in the next look."""
     world = World()
     await debts(world, range(MAX_TABS), due=1)
-    world.chain.usual = Funds(known=True)
+    world.chain.default = Funds(known=True)
     new = Client(signer("new"))
     await finish(world.store, new, at=NOW)
-    world.chain.known[new.payer.address] = Funds(known=True, free=Amount(40))
+    world.chain.cached[new.payer.address] = Funds(known=True, free=Amount(40))
     world.now += 60
-    assert await world.collector.sweep() == 0
-    assert await world.collector.sweep() == 1
+    assert await world.collector.claim_due() == 0
+    assert await world.collector.claim_due() == 1
     assert world.claims[0].claim.message.rows[0].payer == new.payer.address
     assert (EXPIRING, signer("payer 1").address) not in world.alarms
 
@@ -362,9 +364,9 @@ async def test_all_tabs_have_their_turn_page_by_page(monkeypatch: pytest.MonkeyP
     world = World()
     await debts(world, range(5))
     world.now += 60
-    assert [await world.collector.sweep() for _ in range(4)] == [2, 2, 1, 0]
+    assert [await world.collector.claim_due() for _ in range(4)] == [2, 2, 1, 0]
     world.now += 30
-    assert await world.collector.sweep() == 2
+    assert await world.collector.claim_due() == 2
 
 
 async def test_a_thaw_is_seen_in_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,11 +376,11 @@ async def test_a_thaw_is_seen_in_the_next_round(monkeypatch: pytest.MonkeyPatch)
     await debts(world, range(1), due=40)
     await debts(world, range(1, 2), due=30)
     for rounds in range(1, 5):
-        world.chain.usual = Funds(known=True, free=Amount(10**9))
-        world.chain.known.clear()
-        await world.collector.sweep()
-        world.chain.known[signer("payer 1").address] = Funds(known=True, free=Amount(10**9), thawing=Amount(1))
-        await world.collector.sweep()
+        world.chain.default = Funds(known=True, free=Amount(10**9))
+        world.chain.cached.clear()
+        await world.collector.claim_due()
+        world.chain.cached[signer("payer 1").address] = Funds(known=True, free=Amount(10**9), thawing=Amount(1))
+        await world.collector.claim_due()
         assert world.alarms.count((THAWING, signer("payer 1").address)) == rounds
 
 
@@ -386,11 +388,11 @@ async def test_empty_purses_never_fill_the_memory(monkeypatch: pytest.MonkeyPatc
     """Of so many, the last that were found empty are remembered."""
     monkeypatch.setattr(collector, "REMEMBERED", 2)
     world = World()
-    world.chain.usual = Funds(known=True)
+    world.chain.default = Funds(known=True)
     await debts(world, range(3))
     world.now += 60
-    await world.collector.sweep()
-    assert len(world.collector._empty) == 2
+    await world.collector.claim_due()
+    assert len(world.collector._empty_purses) == 2
 
 
 async def test_a_rest_never_outlasts_an_order() -> None:
@@ -400,7 +402,7 @@ async def test_a_rest_never_outlasts_an_order() -> None:
     await finish(world.store, Client(), claim_by=NOW + 1_000)
     for now, looks in ((900, 1), (924, 1), (925, 2)):
         world.now = NOW + now
-        await world.collector.sweep()
+        await world.collector.claim_due()
         assert chain.looks == looks
 
 
@@ -409,12 +411,12 @@ async def test_a_paid_tab_is_claimed_again_as_soon_as_it_owes_again() -> None:
     world = World()
     client = Client()
     await finish(world.store, client)
-    world.chain.usual = Funds(settled=Amount(40), known=True)
-    assert await world.collector.sweep(everything=True) == 0
+    world.chain.default = Funds(settled=Amount(40), known=True)
+    assert await world.collector.claim_due(everything=True) == 0
     await finish(world.store, client, 1)
-    world.chain.usual = Funds(settled=Amount(40), known=True, free=Amount(40))
-    world.chain.known.clear()
-    assert await world.collector.sweep(everything=True) == 1
+    world.chain.default = Funds(settled=Amount(40), known=True, free=Amount(40))
+    world.chain.cached.clear()
+    assert await world.collector.claim_due(everything=True) == 1
 
 
 @pytest.mark.parametrize(("dust", "claims"), [(0, 1), (40, 1), (41, 0)])
@@ -422,14 +424,14 @@ async def test_dust_is_left_alone_everywhere(dust: int, claims: int) -> None:
     """By policy, while a payer thaws, and by what a purse still holds: the least that is worth a claim is worth it."""
     policy = replace(POLICY, dust=Amount(dust))
     tab = replace(TAB, cumulative=Amount(140))
-    assert policy.wants(tab, tab.order.message.claim_by - 10) is bool(claims)
+    assert policy.is_due(tab, tab.order.message.claim_by - 10) is bool(claims)
     for funds in (Funds(known=True, thawing=Amount(40)), Funds(known=True, free=Amount(40))):
         world = World(policy)
         await finish(world.store, Client())
-        world.chain.usual = funds
+        world.chain.default = funds
         world.now += 0 if funds.thawing else 60
-        assert await world.collector.sweep() == claims
-        assert not world.collector._empty
+        assert await world.collector.claim_due() == claims
+        assert not world.collector._empty_purses
 
 
 async def test_a_purse_that_holds_less_than_dust_is_empty() -> None:
@@ -437,48 +439,48 @@ async def test_a_purse_that_holds_less_than_dust_is_empty() -> None:
     for free, claims in ((19, 0), (20, 1)):
         world = World(replace(POLICY, dust=Amount(20)))
         await finish(world.store, Client())
-        world.chain.usual = Funds(known=True, free=Amount(free))
+        world.chain.default = Funds(known=True, free=Amount(free))
         world.now += 60
-        assert await world.collector.sweep() == claims
+        assert await world.collector.claim_due() == claims
 
 
 def test_nothing_that_was_paid_waits() -> None:
     """A claim of which all was settled is over; one unit more may still come."""
     for claimed, waits in ((100, False), (101, True)):
-        assert POLICY.waits(replace(TAB, claimed_at=NOW, claimed=Amount(claimed)), NOW) is waits
-    assert not replace(POLICY, dust=Amount(0)).wants(replace(TAB, settled=Amount(500)), TAB.order.message.claim_by)
+        assert POLICY.is_pending(replace(TAB, claimed_at=NOW, claimed=Amount(claimed)), NOW) is waits
+    assert not replace(POLICY, dust=Amount(0)).is_due(replace(TAB, settled=Amount(500)), TAB.order.message.claim_by)
 
 
 async def test_looks_follow_the_waits_of_the_deployment() -> None:
     """A quarter of the shortest wait, half a second at least, and never rarer than is set."""
-    world = World(replace(POLICY, check=15.0))
+    world = World(replace(POLICY, check_interval=15.0))
     for wait, pause in ((float("inf"), 15.0), (8.0, 2.0), (1.0, 0.5)):
-        world.chain.wait = wait
-        assert world.collector.pause == pause
+        world.chain.withdrawal_delay = wait
+        assert world.collector.check_interval == pause
 
 
 @pytest.mark.parametrize(("own_least", "before", "alarms"), [(40, 0, 1), (41, 0, 0), (0, 0, 1), (40, 1, 0)])
 async def test_an_alarm_is_for_what_is_worth_one_and_soon_lost(own_least: int, before: int, alarms: int) -> None:
     """What is not worth its gas alarms nobody, nor does what has time."""
-    world = World(replace(POLICY, own_least=Amount(own_least)))
+    world = World(replace(POLICY, direct_min_amount=Amount(own_least)))
     made = await finish(world.store, Client())
     world.link = None
-    world.now = made.admitted.order.message.claim_by - int(POLICY.margin / 2) - before
-    await world.collector.sweep()
+    world.now = made.matched.order.message.claim_by - int(POLICY.expiry_margin / 2) - before
+    await world.collector.claim_due()
     assert world.alarms.count((EXPIRING, PAYER.address)) == alarms
 
 
 # By itself
 
-OWN = replace(POLICY, own=1_800.0)
+OWN = replace(POLICY, direct_margin=1_800.0)
 
 
 async def test_what_no_coordinator_settles_is_never_left_to_expire() -> None:
     """Before claimBy the node settles by itself what its coordinator did not: once that had its time, and no sooner."""
     world = World(OWN)
     made = await finish(world.store, Client())
-    expires = made.admitted.order.message.claim_by
-    world.chain.usual = Funds(known=True, free=Amount(40))
+    expires = made.matched.order.message.claim_by
+    world.chain.default = Funds(known=True, free=Amount(40))
     world.now = expires - 1_801
     assert await world.look() == 0
     assert len(world.claims) == 1, "the coordinator was asked"
@@ -498,8 +500,8 @@ async def test_without_a_coordinator_the_node_never_waits_for_one() -> None:
     for link, left in ((None, 1_800), (MemoryLink(COORDINATOR.address), 45)):
         world = World(OWN)
         made = await finish(world.store, Client())
-        world.link, world.chain.usual = link, Funds(known=True, free=Amount(40))
-        world.now = made.admitted.order.message.claim_by - left - 1
+        world.link, world.chain.default = link, Funds(known=True, free=Amount(40))
+        world.now = made.matched.order.message.claim_by - left - 1
         assert await world.look() == 0
         world.now += 1
         assert await world.look() == 1
@@ -509,7 +511,7 @@ async def test_money_that_leaves_never_waits_for_a_coordinator_that_does_nothing
     """What a payer takes back is claimed by the node itself, within a quarter of the time that the payer must wait."""
     world = World(OWN)
     await finish(world.store, Client())
-    world.chain.usual, world.chain.wait = Funds(known=True, releasing=Amount(40)), 40.0
+    world.chain.default, world.chain.withdrawal_delay = Funds(known=True, releasing=Amount(40)), 40.0
     assert await world.look() == 0
     world.now += 9
     assert await world.look() == 0
@@ -531,8 +533,8 @@ async def test_gas_is_never_spent_for_what_brings_less(funds: Funds, settled: in
     """The node pays for a transaction only if the purse still holds what is worth it."""
     world = World(OWN)
     made = await finish(world.store, Client())
-    world.link, world.chain.usual = None, funds
-    world.now = made.admitted.order.message.claim_by - 100
+    world.link, world.chain.default = None, funds
+    world.now = made.matched.order.message.claim_by - 100
     assert await world.look() == settled
 
 
@@ -540,8 +542,8 @@ async def test_a_wallet_without_coins_is_told_of_and_not_asked_all_the_time() ->
     """A person is told what to do, and the next attempt waits."""
     world = World(OWN)
     made = await finish(world.store, Client())
-    world.link, world.chain.usual = None, Funds(known=True, free=Amount(40))
-    world.now = made.admitted.order.message.claim_by - 100
+    world.link, world.chain.default = None, Funds(known=True, free=Amount(40))
+    world.now = made.matched.order.message.claim_by - 100
     world.till.fault = Refusal(Code.INSUFFICIENT_FUNDS, "no coins")
     assert [await world.look(), await world.look()] == [0, 0]
     assert (len(world.till.claims), world.alarms.count((NO_COINS, PAYER.address))) == (1, 1)
@@ -551,15 +553,15 @@ async def test_a_wallet_without_coins_is_told_of_and_not_asked_all_the_time() ->
     assert world.alarms.count((NO_COINS, PAYER.address)) == 1
     world.till.fault = Unavailable(Code.CHAIN_UNAVAILABLE, "not mined")
     world.now += 30
-    await world.collector.sweep()
+    await world.collector.claim_due()
     with pytest.raises(Unavailable):
-        await world.collector.rescue()
+        await world.collector.settle_directly()
 
 
 async def test_one_transaction_is_never_larger_than_a_claim() -> None:
     """Those that expire first go first; the rest follows in the next round."""
     world = World(OWN)
-    world.link, world.chain.usual = None, Funds(known=True, free=Amount(40))
+    world.link, world.chain.default = None, Funds(known=True, free=Amount(40))
     for number in range(MAX_ROWS + 1):
         await finish(world.store, Client(signer(f"payer {number}")), claim_by=NOW + 1_000 - number)
     assert [await world.look(), await world.look(), await world.look()] == [MAX_ROWS, 1, 0]
@@ -568,10 +570,10 @@ async def test_one_transaction_is_never_larger_than_a_claim() -> None:
 
 async def test_a_node_that_is_told_not_to_never_settles_by_itself() -> None:
     """With `own` at 0, or without a wallet to send from, all is left to coordinators."""
-    world = World(replace(OWN, own=0.0))
+    world = World(replace(OWN, direct_margin=0.0))
     made = await finish(world.store, Client())
-    world.link, world.chain.usual = None, Funds(known=True, free=Amount(40), thawing=Amount(1))
-    world.now = made.admitted.order.message.claim_by - 10
+    world.link, world.chain.default = None, Funds(known=True, free=Amount(40), thawing=Amount(1))
+    world.now = made.matched.order.message.claim_by - 10
     assert await world.look() == 0
 
 
@@ -583,10 +585,10 @@ async def test_a_loss_is_booked_and_told_once() -> None:
     large = Client(signer("large"))
     await finish(world.store, large, claim_by=NOW + 600)
     await finish(world.store, large, 1, claim_by=NOW + 600)
-    await world.collector.sweep()
+    await world.collector.claim_due()
     for later, told in ((599, 0), (600, 1), (1_300, 1), (2_000, 1)):
         world.now = NOW + later
-        await world.collector.sweep()
+        await world.collector.claim_due()
         assert world.alarms.count((WRITTEN_OFF, large.payer.address)) == told
     assert world.debts[-1].due == 200
 
@@ -596,14 +598,14 @@ async def test_a_debt_that_will_be_out_of_reach() -> None:
     world = World()
     made = await finish(world.store, Client())
     world.link = None
-    world.now = made.admitted.order.message.claim_by - int(POLICY.margin / 2)
-    assert await world.collector.sweep() == 0
+    world.now = made.matched.order.message.claim_by - int(POLICY.expiry_margin / 2)
+    assert await world.collector.claim_due() == 0
     assert world.alarms == [(EXPIRING, PAYER.address)]
 
 
 async def test_it_looks_by_itself() -> None:
     """Left running, it claims what becomes due."""
-    world = World(replace(POLICY, check=0.01))
+    world = World(replace(POLICY, check_interval=0.01))
     await finish(world.store, Client())
     world.now += 60
     task = asyncio.create_task(world.collector.run())
@@ -614,10 +616,10 @@ async def test_it_looks_by_itself() -> None:
 
 async def test_it_rescues_by_itself() -> None:
     """Left running, it settles what expires, and goes on after a chain that did not take it."""
-    world = World(replace(OWN, check=0.01, retry=0.02))
+    world = World(replace(OWN, check_interval=0.01, retry_after=0.02))
     made = await finish(world.store, Client())
-    world.link, world.chain.usual = None, Funds(known=True, free=Amount(40))
-    world.now = made.admitted.order.message.claim_by - 100
+    world.link, world.chain.default = None, Funds(known=True, free=Amount(40))
+    world.now = made.matched.order.message.claim_by - 100
     world.till.fault = Unavailable(Code.CHAIN_UNAVAILABLE, "not mined")
     task = asyncio.create_task(world.collector.run())
     while len(world.till.claims) < 2:

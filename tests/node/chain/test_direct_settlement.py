@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from node.chain.direct_settlement import OwnSettlement
+from node.chain.direct_settlement import DirectSettlement
 from node.chain.escrow_view import EscrowView
-from node.domain.tabs import Exposure, Funds, Tabs
+from node.domain.tabs import CreditLimits, Funds, Tabs
 from tallystick.chain.events import RowSkipped, Settled
 from tallystick.chain.rpc import Sender
 from tallystick.protocol.eip712 import Signed, Signer
@@ -34,7 +34,7 @@ async def admits(world: World, funds: Funds, cap: int) -> Code | None:
     """Why a job is refused on that; None if it is admitted."""
     order = world.order(KEY, PROVIDER.address, cap).message
     try:
-        Tabs(Exposure()).admit(order, Amount(cap), funds, await world.rpc.now())
+        Tabs(CreditLimits()).admit(order, Amount(cap), funds, await world.rpc.now())
     except Refusal as refusal:
         return refusal.code
     return None
@@ -93,7 +93,7 @@ async def test_a_node_settles_by_itself(world: World) -> None:
     owner = await reserved(world)
     await world.escrow.release(owner, KEY.address, PROVIDER.address)
     order = world.order(KEY, PROVIDER.address, DOLLAR)
-    settlement = OwnSettlement(world.escrow, Sender(world.rpc, PROVIDER, poll=0.001), note, now=lambda: 7.0)
+    settlement = DirectSettlement(world.escrow, Sender(world.rpc, PROVIDER, poll=0.001), note, now=lambda: 7.0)
     signed = claim(world, PROVIDER, order, 400_000)
     with pytest.raises(Refusal, match="no coins"):
         await settlement.settle(signed, [order])

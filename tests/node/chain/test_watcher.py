@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
-from node.chain.watcher import AT_ONCE, COMPARED, ChainWatch
-from node.domain.tabs import Exposure, Funds, TabRow, Tabs
+from node.chain.watcher import AT_ONCE, COMPARED, ChainWatcher
+from node.domain.tabs import CreditLimits, Funds, StoredTab, Tabs
 from node.testing.memory import MemoryChain
 from tallystick.protocol.types import Address, Amount
 from tests.node.harness import COORDINATOR, NOW
@@ -21,7 +21,7 @@ class Rates:
         self.known: int | None = 100
 
     async def rate(self, coordinator: Address) -> int | None:
-        """See ports.RateView."""
+        """See ports.FeeRateView."""
         self.asked.append(coordinator)
         return self.known
 
@@ -44,32 +44,35 @@ class CountingChain(MemoryChain):
         return await super().refresh(payer)
 
 
-def rows(count: int) -> list[TabRow]:
+def rows(count: int) -> list[StoredTab]:
     """Tabs of 40 units, the first the oldest."""
-    return [TabRow(Address(f"0x{n:040x}"), 1, Amount(40), Amount(40), NOW + 86_400, last_at=NOW + n) for n in range(1, count + 1)]
+    return [
+        StoredTab(Address(f"0x{n:040x}"), 1, Amount(40), Amount(40), NOW + 86_400, last_order_at=NOW + n)
+        for n in range(1, count + 1)
+    ]
 
 
-def watch(chain: MemoryChain, tabs: Tabs, rates: Rates) -> ChainWatch:
+def watch(chain: MemoryChain, tabs: Tabs, rates: Rates) -> ChainWatcher:
     """With one coordinator that is connected twice."""
     both = (COORDINATOR.address, COORDINATOR.address)
-    return ChainWatch(chain, rates, tabs, connected=lambda: both, most_bps=lambda: 100)
+    return ChainWatcher(chain, rates, tabs, connected=lambda: both, max_fee_bps=lambda: 100)
 
 
 async def test_an_old_state_never_works_on() -> None:
     """A chain that paid one unit more than the record is noticed before anything is offered; one that paid all is fine."""
     for extra, known in ((0, False), (1, True)):
-        tabs = Tabs(Exposure(), rows(3))
+        tabs = Tabs(CreditLimits(), rows(3))
         chain = MemoryChain(PAID)
-        chain.known[rows(3)[0].payer] = replace(PAID, settled=Amount(40 + extra))
-        await watch(chain, tabs, Rates()).compare()
-        assert bool(tabs.ahead) is known
+        chain.cached[rows(3)[0].payer] = replace(PAID, settled=Amount(40 + extra))
+        await watch(chain, tabs, Rates()).compare_tabs()
+        assert bool(tabs.chain_ahead) is known
         assert tabs.unsecured == 0
 
 
 async def test_a_start_never_asks_the_chain_without_end() -> None:
     """The tabs that were used last are compared, up to a number, a few at once."""
     chain = CountingChain(PAID)
-    await watch(chain, Tabs(Exposure(), rows(COMPARED + 10)), Rates()).compare()
+    await watch(chain, Tabs(CreditLimits(), rows(COMPARED + 10)), Rates()).compare_tabs()
     assert (len(chain.asked), chain.most) == (COMPARED, AT_ONCE)
     assert rows(10)[9].payer not in chain.asked
     assert rows(11)[10].payer in chain.asked
@@ -78,13 +81,13 @@ async def test_a_start_never_asks_the_chain_without_end() -> None:
 async def test_a_rate_is_known_as_long_as_it_was_told() -> None:
     """Each coordinator is asked after once a round; a chain that is away leaves what is known."""
     rates = Rates()
-    watching = watch(MemoryChain(), Tabs(Exposure()), rates)
+    watching = watch(MemoryChain(), Tabs(CreditLimits()), rates)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.05):
             await watching.run()
     assert (rates.asked, watching.rates) == ([COORDINATOR.address], {COORDINATOR.address: 100})
     rates.known = 101
-    await watching.look(COORDINATOR.address)
+    await watching.check_rate(COORDINATOR.address)
     rates.known = None
-    await watching.look(COORDINATOR.address)
+    await watching.check_rate(COORDINATOR.address)
     assert watching.rates == {COORDINATOR.address: 101}

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.asyncio.server import ServerConnection, serve
 
-from node.coordinator.link import OVERFULL, LinkSettings, NodeLink, Session, node_url
+from node.coordinator.link import OVERFULL, LinkSession, LinkSettings, NodeLink, node_url
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal
@@ -22,7 +22,7 @@ from tests.node.fake_coordinator import Connection, FakeCoordinator
 from tests.node.harness import COORDINATOR, DOMAIN, OFFER, PROVIDER, ask_book
 
 QUICK = LinkSettings(
-    connect_seconds=2, beat_seconds=30, ping_seconds=5, first_pause_seconds=0.01, longest_pause_seconds=0.05, outbox=8
+    connect_seconds=2, heartbeat_seconds=30, ping_seconds=5, min_backoff_seconds=0.01, max_backoff_seconds=0.05, outbox_frames=8
 )
 JOB = JobId(b"j" * 16)
 
@@ -34,15 +34,15 @@ class Recorder:
         self.told: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self.fault: BadMessage | None = None
 
-    def welcomed(self, link: Link) -> None:
+    def connected(self, link: Link) -> None:
         self.told.put_nowait(("welcomed", link))
 
-    def frame(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
+    def frame_received(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
         if self.fault is not None:
             raise self.fault
         self.told.put_nowait((kind.name, (job, payload)))
 
-    def lost(self, link: Link) -> None:
+    def disconnected(self, link: Link) -> None:
         self.told.put_nowait(("lost", link))
 
 
@@ -72,7 +72,7 @@ class Node:
 
     async def troubled(self, *words: str) -> None:
         """Waits until the link says that it has this trouble. It has no event for that, since nobody else needs one."""
-        while not any(word in self.link.trouble for word in words):  # noqa: ASYNC110 - see above
+        while not any(word in self.link.problem for word in words):  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.01)
 
     @asynccontextmanager
@@ -113,7 +113,7 @@ async def test_frames_go_both_ways_in_order() -> None:
         connection.confirm = False
         for number in range(100):
             link.post(Kind.CHUNK, JOB, bytes((number,)))
-            await link.drained()
+            await link.drain()
         await connection.until(Kind.CHUNK, 100)
         assert connection.of(Kind.CHUNK) == [bytes((number,)) for number in range(100)]
         for kind in (Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK):
@@ -126,7 +126,7 @@ async def test_beats_follow_the_free_slots() -> None:
     async with connected() as (node, connection):
         assert Capacity.from_json(loads(await connection.until(Kind.BEAT), "beat")) == Capacity(2, 3)
         node.capacity = Capacity(1, 3)
-        node.link.slots_changed()
+        node.link.announce_capacity()
         assert Capacity.from_json(loads(await connection.until(Kind.BEAT, 2), "beat")) == Capacity(1, 3)
 
 
@@ -135,7 +135,7 @@ async def test_changed_asks_are_announced() -> None:
     async with connected() as (node, connection):
         await node.told()
         node.asks = ask_book(replace(OFFER, model="another")).current
-        node.link.announce()
+        node.link.announce_asks()
         while True:
             count = len(connection.of(Kind.ASKS))
             (ask,) = read_asks(loads(await connection.until(Kind.ASKS, count or 1), "asks")["asks"])
@@ -156,7 +156,7 @@ async def test_a_lost_link_comes_back() -> None:
             await first.socket.close(1012, "restart")
             assert await node.told() == ("lost", former)
             with pytest.raises(LinkLost):
-                await former.drained()
+                await former.drain()
             former.post(Kind.CHUNK, JOB, b"goes nowhere")
             node.asks = ()
             second = await coordinator.connections.get()
@@ -257,7 +257,7 @@ async def test_a_bad_handshake_is_survived(first: bytes | str) -> None:
         async with Node(f"ws://127.0.0.1:{port}").running() as node:
             await tries.get()
             await tries.get()
-            assert node.link.trouble
+            assert node.link.problem
     assert node.handler.told.empty()
 
 
@@ -268,11 +268,11 @@ async def test_the_outbox_slows_down_who_fills_it() -> None:
         async def send(self, _frame: bytes) -> None:
             await asyncio.Event().wait()
 
-    session = Session(Stuck(), COORDINATOR.address, 4)  # type: ignore[arg-type]
+    session = LinkSession(Stuck(), COORDINATOR.address, 4)  # type: ignore[arg-type]
     writer = asyncio.create_task(session.write())
     for _ in range(5):
         session.post(Kind.CHUNK, JOB)
-    waiting = asyncio.create_task(session.drained())
+    waiting = asyncio.create_task(session.drain())
     await asyncio.sleep(0)
     assert not waiting.done()
     session.close()
@@ -287,12 +287,12 @@ async def test_a_coordinator_that_does_not_read_fills_no_memory() -> None:
     async with asking.serving(), Node(asking.url).running() as node:
         connection = await asking.connections.get()
         _, link = await node.told()
-        most = OVERFULL * QUICK.outbox
+        most = OVERFULL * QUICK.outbox_frames
         for _ in range(3 * most):
             link.post(Kind.FAIL, JOB, b"refused")
         assert len(link._outbox) <= most
         assert await node.told() == ("lost", link)
-        assert "does not read" in link.trouble
+        assert "does not read" in link.problem
         await connection.closed.wait()
         again = await asking.connections.get()
         assert again.hello.asks

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from node.coordinator import receipt_sender as courier_module
-from node.coordinator.receipt_sender import Courier
+from node.coordinator.receipt_sender import ReceiptSender
 from node.testing.memory import MemoryLink, MemoryStore
 from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.link import LateReceipt
@@ -17,7 +17,7 @@ from tests.node.storage.test_store import finish
 
 
 @asynccontextmanager
-async def running(courier: Courier) -> AsyncIterator[Courier]:
+async def running(courier: ReceiptSender) -> AsyncIterator[ReceiptSender]:
     """Runs a courier until the end of the block."""
     task = asyncio.create_task(courier.run())
     try:
@@ -32,33 +32,33 @@ async def test_open_receipts_are_sent_on_every_welcome() -> None:
     """After a reconnection every receipt that was not confirmed is sent again, as it was signed; confirmed ones are not."""
     store, client = MemoryStore(), Client()
     made = [await finish(store, client, seq) for seq in range(3)]
-    async with running(Courier(store, now=lambda: NOW)) as courier:
+    async with running(ReceiptSender(store, now=lambda: NOW)) as courier:
         first = MemoryLink(COORDINATOR.address)
-        courier.welcomed(first)
+        courier.connected(first)
         for one in made:
-            raw = await first.until(Kind.LATE_RECEIPT, one.admitted.job)
+            raw = await first.until(Kind.LATE_RECEIPT, one.matched.job)
             late = LateReceipt.from_json(loads(raw, "receipt"))
             assert late.receipt.signature == one.receipt.signature
-            assert late.order.signature == one.admitted.order.signature
-        courier.acknowledged(first, made[0].admitted.job)
-        courier.lost(first)
+            assert late.order.signature == one.matched.order.signature
+        courier.acknowledged(first, made[0].matched.job)
+        courier.disconnected(first)
         second = MemoryLink(COORDINATOR.address)
-        courier.welcomed(second)
-        await second.until(Kind.LATE_RECEIPT, made[2].admitted.job)
-        assert not second.of(made[0].admitted.job)
-        assert second.of(made[1].admitted.job)
+        courier.connected(second)
+        await second.until(Kind.LATE_RECEIPT, made[2].matched.job)
+        assert not second.payloads(made[0].matched.job)
+        assert second.payloads(made[1].matched.job)
 
 
 async def test_a_refused_receipt_is_not_sent_again() -> None:
     """What the coordinator will never take is not sent for ever."""
     store, client = MemoryStore(), Client()
     made = await finish(store, client)
-    async with running(Courier(store, now=lambda: NOW)) as courier:
+    async with running(ReceiptSender(store, now=lambda: NOW)) as courier:
         link = MemoryLink(COORDINATOR.address)
-        courier.welcomed(link)
-        await link.until(Kind.LATE_RECEIPT, made.admitted.job)
-        courier.refused(link, made.admitted.job, Refusal(Code.UNKNOWN_JOB, "never heard of it"))
-        await courier.note()
+        courier.connected(link)
+        await link.until(Kind.LATE_RECEIPT, made.matched.job)
+        courier.refused(link, made.matched.job, Refusal(Code.UNKNOWN_JOB, "never heard of it"))
+        await courier.save_acknowledgements()
         assert not await store.unacknowledged(link.coordinator, NOW + 1, 0, 10)
 
 
@@ -67,11 +67,11 @@ async def test_receipts_are_sent_again_without_an_answer() -> None:
     store, client = MemoryStore(), Client()
     old = await finish(store, client, at=NOW - 10)
     fresh = await finish(store, client, 1, at=NOW)
-    async with running(Courier(store, resend_seconds=0.01, now=lambda: NOW)) as courier:
+    async with running(ReceiptSender(store, resend_seconds=0.01, now=lambda: NOW)) as courier:
         link = MemoryLink(COORDINATOR.address)
-        courier.welcomed(link)
-        await link.until(Kind.LATE_RECEIPT, old.admitted.job, 3)
-        assert len(link.of(fresh.admitted.job)) == 1
+        courier.connected(link)
+        await link.until(Kind.LATE_RECEIPT, old.matched.job, 3)
+        assert len(link.payloads(fresh.matched.job)) == 1
 
 
 async def test_many_receipts_are_sent_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,11 +79,11 @@ async def test_many_receipts_are_sent_page_by_page(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(courier_module, "BATCH", 2)
     store, client = MemoryStore(), Client()
     made = [await finish(store, client, seq) for seq in range(5)]
-    async with running(Courier(store, now=lambda: NOW)) as courier:
+    async with running(ReceiptSender(store, now=lambda: NOW)) as courier:
         link = MemoryLink(COORDINATOR.address)
-        courier.welcomed(link)
+        courier.connected(link)
         for one in made:
-            await link.until(Kind.LATE_RECEIPT, one.admitted.job)
+            await link.until(Kind.LATE_RECEIPT, one.matched.job)
 
 
 async def test_a_coordinator_that_confirms_nothing_is_not_sent_everything_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,25 +92,25 @@ async def test_a_coordinator_that_confirms_nothing_is_not_sent_everything_each_t
     monkeypatch.setattr(courier_module, "PAGES", 2)
     store, client = MemoryStore(), Client()
     made = [await finish(store, client, seq) for seq in range(6)]
-    courier, link = Courier(store, now=lambda: NOW), MemoryLink(COORDINATOR.address)
+    courier, link = ReceiptSender(store, now=lambda: NOW), MemoryLink(COORDINATOR.address)
     sent: list[int] = []
     for _ in range(4):
         await courier._send(link, NOW + 1)
         sent.append(len(link.frames))
     assert sent == [4, 6, 10, 12]
-    assert all(len(link.of(one.admitted.job)) == 2 for one in made)
+    assert all(len(link.payloads(one.matched.job)) == 2 for one in made)
 
 
 async def test_receipts_that_were_never_sent_leave_at_once() -> None:
     """What is made while a link is up, beside its job, does not wait for the next round."""
     store, client = MemoryStore(), Client()
-    async with running(Courier(store, resend_seconds=3_600, now=lambda: NOW)) as courier:
+    async with running(ReceiptSender(store, resend_seconds=3_600, now=lambda: NOW)) as courier:
         link = MemoryLink(COORDINATOR.address)
-        courier.welcomed(link)
+        courier.connected(link)
         await asyncio.sleep(0.05)
         made = await finish(store, client, at=NOW)
-        courier.hurry()
-        await link.until(Kind.LATE_RECEIPT, made.admitted.job)
+        courier.resend_now()
+        await link.until(Kind.LATE_RECEIPT, made.matched.job)
 
 
 async def test_a_full_disk_delays_acknowledgements_only() -> None:
@@ -118,11 +118,11 @@ async def test_a_full_disk_delays_acknowledgements_only() -> None:
     store, client = MemoryStore(), Client()
     made = await finish(store, client)
     link = MemoryLink(COORDINATOR.address)
-    courier = Courier(store, now=lambda: NOW)
+    courier = ReceiptSender(store, now=lambda: NOW)
     store.fault = Unavailable(Code.PROVIDER_FAILED, "disk full")
-    courier.acknowledged(link, made.admitted.job)
-    await courier.note()
+    courier.acknowledged(link, made.matched.job)
+    await courier.save_acknowledgements()
     store.fault = None
-    courier.acknowledged(link, made.admitted.job)
-    await courier.note()
-    assert store.confirmed == {made.admitted.job}
+    courier.acknowledged(link, made.matched.job)
+    await courier.save_acknowledgements()
+    assert store.acknowledged_jobs == {made.matched.job}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from node.coordinator.state_recovery import Recall
-from node.domain.tabs import Exposure, Funds, TabRow, Tabs
+from node.coordinator.state_recovery import StateRecovery
+from node.domain.tabs import CreditLimits, Funds, StoredTab, Tabs
 from node.storage.store import SqlStore
 from node.testing.memory import MemoryLink, MemoryStore
 from tallystick.protocol.errors import BadMessage
@@ -27,27 +27,27 @@ class World:
     """A node's recall beside two coordinators."""
 
     store: SqlStore
-    tabs: Tabs = field(default_factory=lambda: Tabs(Exposure()))
+    tabs: Tabs = field(default_factory=lambda: Tabs(CreditLimits()))
     first: MemoryLink = field(default_factory=lambda: MemoryLink(COORDINATOR.address))
     second: MemoryLink = field(default_factory=lambda: MemoryLink(signer("second").address))
     finished: int = 0
 
-    async def recall(self, *without: str) -> Recall:
+    async def recall(self, *without: str) -> StateRecovery:
         """As it is when a node starts on this state."""
 
         def finish() -> None:
             self.finished += 1
 
-        return Recall(
+        return StateRecovery(
             self.store,
             self.tabs,
             domain=DOMAIN,
             provider=PROVIDER.address,
-            known=await self.store.recalled(),
+            completed=await self.store.completed_recoveries(),
             required=URLS.values(),
-            without=without,
+            skipped=without,
             url_of=lambda link: URLS[link.coordinator],
-            finished=finish,
+            on_complete=finish,
             now=lambda: NOW,
         )
 
@@ -61,11 +61,11 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await store.close()
 
 
-async def answer(recall: Recall, link: MemoryLink, *late: LateReceipt, more: bool = False) -> None:
+async def answer(recall: StateRecovery, link: MemoryLink, *late: LateReceipt, more: bool = False) -> None:
     """A coordinator's answer to what it was asked, taken in."""
-    if (link.coordinator, URLS[link.coordinator]) not in recall._after:
-        recall.welcomed(link)
-    recall.recalled(link, dumps({"receipts": [one.to_json() for one in late], "more": more}))
+    if (link.coordinator, URLS[link.coordinator]) not in recall._requested_after:
+        recall.connected(link)
+    recall.page_received(link, dumps({"receipts": [one.to_json() for one in late], "more": more}))
     await asyncio.gather(*recall._tasks)
 
 
@@ -73,36 +73,36 @@ async def receipts(count: int) -> list[LateReceipt]:
     """What was signed on one tab, in order."""
     other, client = MemoryStore(), Client()
     made = [await finish(other, client, seq) for seq in range(count)]
-    return [LateReceipt(one.receipt, one.admitted.order, one.admitted.terms) for one in made]
+    return [LateReceipt(one.receipt, one.matched.order, one.matched.terms) for one in made]
 
 
 async def test_nothing_is_ever_offered_before_all_have_answered(world: World) -> None:
     """One coordinator's answer is not enough for itself; the last one's opens all; that is remembered on disk."""
     recall = await world.recall()
     for link in (world.first, world.second):
-        recall.welcomed(link)
+        recall.connected(link)
         assert [kind for kind, _, _ in link.frames] == [Kind.RECALL]
     await answer(recall, world.first)
-    assert not recall.done(world.first.coordinator)
-    assert recall.silent == (URLS[world.second.coordinator],)
+    assert not recall.is_complete(world.first.coordinator)
+    assert recall.unanswered == (URLS[world.second.coordinator],)
     await answer(recall, world.second)
-    assert recall.done(world.first.coordinator)
-    assert recall.done(world.second.coordinator)
+    assert recall.is_complete(world.first.coordinator)
+    assert recall.is_complete(world.second.coordinator)
     assert world.finished == 2
     again = await world.recall()
-    again.welcomed(world.first)
-    assert again.done(world.first.coordinator)
-    assert len(world.first.of(NO_JOB, Kind.RECALL)) == 1
+    again.connected(world.first)
+    assert again.is_complete(world.first.coordinator)
+    assert len(world.first.payloads(NO_JOB, Kind.RECALL)) == 1
 
 
 async def test_one_named_by_the_operator_is_not_waited_for_and_gets_nothing_itself(world: World) -> None:
     """The others are offered to; it is, too, as soon as it has answered after all."""
     recall = await world.recall(URLS[world.second.coordinator])
     await answer(recall, world.first)
-    assert recall.done(world.first.coordinator)
-    assert not recall.done(world.second.coordinator)
+    assert recall.is_complete(world.first.coordinator)
+    assert not recall.is_complete(world.second.coordinator)
     await answer(recall, world.second)
-    assert recall.done(world.second.coordinator)
+    assert recall.is_complete(world.second.coordinator)
 
 
 async def test_another_account_at_a_known_address_must_answer_first(world: World) -> None:
@@ -113,10 +113,10 @@ async def test_another_account_at_a_known_address_must_answer_first(world: World
     other = MemoryLink(signer("an heir").address)
     URLS[other.coordinator] = URLS[world.first.coordinator]
     try:
-        recall.welcomed(other)
-        assert other.of(NO_JOB, Kind.RECALL)
-        assert not recall.done(other.coordinator)
-        assert recall.done(world.second.coordinator)
+        recall.connected(other)
+        assert other.payloads(NO_JOB, Kind.RECALL)
+        assert not recall.is_complete(other.coordinator)
+        assert recall.is_complete(world.second.coordinator)
     finally:
         del URLS[other.coordinator]
 
@@ -126,7 +126,7 @@ async def test_the_tab_goes_on_from_the_highest_number_that_any_told(world: Worl
     one, two, three = await receipts(3)
     recall = await world.recall()
     await answer(recall, world.first, two, more=True)
-    assert world.first.of(NO_JOB, Kind.RECALL) == [dumps({"after": after}) for after in ("", PAYER.address)]
+    assert world.first.payloads(NO_JOB, Kind.RECALL) == [dumps({"after": after}) for after in ("", PAYER.address)]
     await answer(recall, world.first)
     await answer(recall, world.second, three, one)
     tab = world.tabs.account(PAYER.address).tab
@@ -142,9 +142,9 @@ async def test_no_coordinator_keeps_a_node_recalling_for_ever(world: World) -> N
     await answer(recall, world.first, late, more=True)
     with pytest.raises(BadMessage, match="after"):
         await answer(recall, world.first, late, more=True)
-    recall.welcomed(world.first)
+    recall.connected(world.first)
     await answer(recall, world.first, late)
-    assert recall.silent == (URLS[world.second.coordinator],)
+    assert recall.unanswered == (URLS[world.second.coordinator],)
 
 
 async def test_what_is_none_of_ours_is_left_out(world: World) -> None:
@@ -154,9 +154,9 @@ async def test_what_is_none_of_ours_is_left_out(world: World) -> None:
     recall = await world.recall(*URLS.values())
     await answer(recall, world.first, forged)
     assert world.tabs.account(PAYER.address).tab.seq == 0
-    assert recall.done(world.first.coordinator)
+    assert recall.is_complete(world.first.coordinator)
     with pytest.raises(BadMessage):
-        recall.recalled(world.second, dumps({"receipts": []}))
+        recall.page_received(world.second, dumps({"receipts": []}))
 
 
 @pytest.mark.parametrize("seen", ["settled", "claimed", "admitted"])
@@ -165,30 +165,30 @@ async def test_nothing_is_offered_on_a_state_older_than_the_chain(world: World, 
     receipt that brings the record up to it opens the node again.
     """
     changed: list[bool] = []
-    row = TabRow(PAYER.address, 1, Amount(40), Amount(40), NOW + 86_400, last_at=NOW)
+    row = StoredTab(PAYER.address, 1, Amount(40), Amount(40), NOW + 86_400, last_order_at=NOW)
     if seen == "claimed":
-        world.tabs = Tabs(Exposure(), [replace(row, claimed=Amount(80))])
+        world.tabs = Tabs(CreditLimits(), [replace(row, claimed=Amount(80))])
     else:
-        world.tabs = Tabs(Exposure(), [row])
-    world.tabs.on_lost_state = lambda: changed.append(True)
+        world.tabs = Tabs(CreditLimits(), [row])
+    world.tabs.on_stale_state = lambda: changed.append(True)
     recall = await world.recall()
     await answer(recall, world.first)
     await answer(recall, world.second)
     paid = Funds(settled=Amount(80), known=True)
     if seen == "settled":
         world.tabs.observe(PAYER.address, replace(paid, settled=Amount(40)))
-        assert recall.done(world.first.coordinator), "all that was earned was paid"
+        assert recall.is_complete(world.first.coordinator), "all that was earned was paid"
         world.tabs.observe(PAYER.address, paid)
     elif seen == "admitted":
         from tests.node.domain.test_tabs import order
 
         with pytest.raises(Exception, match="its state was lost"):
             world.tabs.admit(order(1_000), Amount(1), paid, NOW)
-    assert not recall.done(world.first.coordinator)
-    assert "paid more than this state knows of" in recall.trouble
+    assert not recall.is_complete(world.first.coordinator)
+    assert "older than what this key has signed" in recall.problem
     two = (await receipts(2))[1]
-    world.tabs.adopt(two.receipt.message, two.order.message)
-    assert recall.done(world.first.coordinator)
+    world.tabs.merge_recovered(two.receipt.message, two.order.message)
+    assert recall.is_complete(world.first.coordinator)
     assert len(changed) == (1 if seen == "claimed" else 2)
 
 
@@ -197,11 +197,11 @@ async def test_pages_that_nobody_asked_for_do_not_pile_up(world: World) -> None:
     recall = await world.recall()
     (late,) = await receipts(1)
     page = dumps({"receipts": [late.to_json()], "more": True})
-    recall.recalled(world.first, page)
+    recall.page_received(world.first, page)
     assert recall._tasks == set()
-    recall.welcomed(world.first)
+    recall.connected(world.first)
     for _ in range(50):
-        recall.recalled(world.first, page)
+        recall.page_received(world.first, page)
     assert len(recall._tasks) == 1
     await asyncio.gather(*recall._tasks)
     assert [kind for kind, _, _ in world.first.frames] == [Kind.RECALL] * 2

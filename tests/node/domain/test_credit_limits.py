@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.domain.credit_limits import DAY, SLICE, Exposure, Gift, Gifts
-from node.domain.tabs import Funds, TabRow, Tabs
+from node.domain.credit_limits import DAY, SLICE, CreditLimits, DailyUnearnedCredit, UnearnedCredit
+from node.domain.tabs import Funds, StoredTab, Tabs
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import Address, Amount
@@ -16,12 +16,12 @@ from tests.node.harness import NOW, Client
 from tests.node.storage.test_store import ASK, booking
 
 FREE = Funds(free=Amount(10**9), known=True)
-LIMITS = Exposure(
+LIMITS = CreditLimits(
     per_payer=Amount(100),
     total=Amount(1_000),
-    newcomer=Amount(50),
-    paid_percent=50,
-    newcomers_per_day=Amount(120),
+    new_payer=Amount(50),
+    percent_of_paid=50,
+    new_payers_per_day=Amount(120),
     claim_margin=0,
 )
 
@@ -40,13 +40,13 @@ def takes(tabs: Tabs, who: Address, amount: int, now: int, *, ceiling: int = 10*
         if refusal.code is not Code.UNSECURED:
             raise
         return False
-    tabs.book(who, Amount(amount), Amount(amount))
+    tabs.record(who, Amount(amount), Amount(amount))
     return True
 
 
 def default(tabs: Tabs, numbers: range, now: int, claim_by: int) -> int:
     """Throw-away purses order all that they are trusted with and pay nothing; how many of them got it."""
-    cap = Exposure().newcomer
+    cap = CreditLimits().new_payer
     return sum(takes(tabs, payer(number), cap, now, ceiling=int(cap), claim_by=claim_by) for number in numbers)
 
 
@@ -56,16 +56,16 @@ def default(tabs: Tabs, numbers: range, now: int, claim_by: int) -> int:
 @pytest.mark.parametrize("claim_by", [NOW + 3_600, NOW + DAY, NOW + 30 * DAY, (1 << 64) - 1])
 def test_throw_away_purses_never_use_trust_up_for_ever(claim_by: int) -> None:
     """However long their orders can be claimed on, newcomers are served again the day after, and known payers all the time."""
-    tabs = Tabs(Exposure())
+    tabs = Tabs(CreditLimits())
     known = payer(10**6)
     tabs.admit(order(10**9, known), Amount(10), FREE, NOW)
-    tabs.book(known, Amount(10), Amount(10))
+    tabs.record(known, Amount(10), Amount(10))
     tabs.observe(known, replace(FREE, settled=Amount(10)))
     for day in range(20):
         now = NOW + day * (DAY + SLICE)
         until = claim_by if claim_by > NOW + DAY else now + 3_600
         assert default(tabs, range(1 + 40 * day, 41 + 40 * day), now, max(until, now + 3_600)) == 8
-        assert tabs.unsecured < Exposure().total, "there is always room for those that reserve or have paid"
+        assert tabs.unsecured < CreditLimits().total, "there is always room for those that reserve or have paid"
     assert takes(tabs, known, 5, NOW + 20 * (DAY + SLICE), claim_by=NOW + 99 * DAY)
 
 
@@ -75,17 +75,17 @@ def test_throw_away_purses_never_get_more_than_a_days_trust() -> None:
     assert [takes(tabs, payer(number), 50, NOW) for number in range(1, 5)] == [True, True, False, False]
     assert not takes(tabs, payer(9), 21, NOW)
     assert takes(tabs, payer(9), 20, NOW)
-    assert tabs.newcomers(NOW) == 120
+    assert tabs.unearned_credit(NOW) == 120
     assert not takes(tabs, payer(10), 1, NOW + DAY - 1)
     assert takes(tabs, payer(10), 50, NOW + DAY + SLICE)
 
 
 def test_a_restart_never_gives_a_days_trust_again() -> None:
     """A node that starts anew knows what it gave to newcomers in the last 24 hours, from when their last receipts were made."""
-    rows = [TabRow(payer(n), 1, Amount(50), Amount(50), NOW + DAY, last_at=NOW - n * SLICE) for n in (1, 2)]
+    rows = [StoredTab(payer(n), 1, Amount(50), Amount(50), NOW + DAY, last_order_at=NOW - n * SLICE) for n in (1, 2)]
     tabs = Tabs(LIMITS, rows)
     tabs.expire(NOW)
-    assert (tabs.newcomers(NOW), tabs.unsecured) == (100, 100)
+    assert (tabs.unearned_credit(NOW), tabs.unsecured) == (100, 100)
     assert not takes(tabs, payer(9), 21, NOW)
     assert takes(tabs, payer(9), 20, NOW)
     later = Tabs(LIMITS, rows)
@@ -97,12 +97,12 @@ def test_what_ended_for_less_is_given_back_to_newcomers() -> None:
     tabs = Tabs(LIMITS)
     for number in (1, 2):
         tabs.admit(order(10**9, payer(number)), Amount(50), FREE, NOW)
-    assert tabs.newcomers(NOW) == 100
-    tabs.book(payer(1), Amount(10), Amount(50))
+    assert tabs.unearned_credit(NOW) == 100
+    tabs.record(payer(1), Amount(10), Amount(50))
     tabs.drop(payer(2), Amount(50))
-    assert tabs.newcomers(NOW) == 10
+    assert tabs.unearned_credit(NOW) == 10
     tabs.observe(payer(1), replace(FREE, settled=Amount(10)))
-    assert tabs.newcomers(NOW) == 0
+    assert tabs.unearned_credit(NOW) == 0
 
 
 def test_one_paid_unit_never_buys_a_newcomer_free() -> None:
@@ -112,7 +112,7 @@ def test_one_paid_unit_never_buys_a_newcomer_free() -> None:
         assert takes(tabs, payer(number), 2, NOW)
         tabs.observe(payer(number), replace(FREE, settled=Amount(2)))
     assert [takes(tabs, payer(number), 51, NOW) for number in range(1, 8)] == [True, True, False, False, False, False, False]
-    assert tabs.newcomers(NOW) == 100, "one unit each was earned by paying two"
+    assert tabs.unearned_credit(NOW) == 100, "one unit each was earned by paying two"
 
 
 # What a purse has paid before
@@ -120,11 +120,11 @@ def test_one_paid_unit_never_buys_a_newcomer_free() -> None:
 
 def test_trust_grows_with_what_was_paid_and_no_further() -> None:
     """A payer is trusted with the newcomer's limit, and its share of what it paid more, up to the limit of a payer."""
-    tabs = Tabs(replace(LIMITS, newcomers_per_day=Amount(10**6)))
+    tabs = Tabs(replace(LIMITS, new_payers_per_day=Amount(10**6)))
     for settled, trusted in ((0, 50), (1, 50), (2, 51), (99, 99), (100, 100), (10**6, 100)):
         who = payer(settled + 1)
-        row = TabRow(who, 1, Amount(settled), Amount(10**9), NOW + 9 * DAY, Amount(settled), last_at=NOW)
-        tabs = Tabs(replace(LIMITS, newcomers_per_day=Amount(10**6)), [row])
+        row = StoredTab(who, 1, Amount(settled), Amount(10**9), NOW + 9 * DAY, Amount(settled), last_order_at=NOW)
+        tabs = Tabs(replace(LIMITS, new_payers_per_day=Amount(10**6)), [row])
         funds = replace(FREE, settled=Amount(settled))
         assert refused(tabs, order(10**9, who), trusted + 1, funds) is Code.UNSECURED
         tabs.admit(order(10**9, who), Amount(trusted), funds, NOW)
@@ -152,7 +152,7 @@ def test_a_payer_at_the_total_limit_counts_once() -> None:
 
 def test_an_old_gift_is_not_given_again() -> None:
     """A payer that still owes what it was given days ago is trusted with what is left of today, beyond that."""
-    tabs = Tabs(replace(LIMITS, write_off=99 * DAY))
+    tabs = Tabs(replace(LIMITS, write_off_after=99 * DAY))
     later = NOW + 2 * DAY
     assert takes(tabs, payer(1), 40, NOW)
     assert takes(tabs, payer(2), 50, later)
@@ -160,7 +160,7 @@ def test_an_old_gift_is_not_given_again() -> None:
     assert takes(tabs, payer(4), 15, later)
     assert not takes(tabs, payer(1), 6, later)
     assert takes(tabs, payer(1), 5, later)
-    assert tabs.newcomers(later) == 120
+    assert tabs.unearned_credit(later) == 120
 
 
 def test_a_payer_with_many_jobs_never_fills_the_queue_of_losses() -> None:
@@ -169,7 +169,7 @@ def test_a_payer_with_many_jobs_never_fills_the_queue_of_losses() -> None:
     assert takes(tabs, payer(1), 1, NOW, claim_by=NOW + DAY)
     for number in range(1, 50):
         assert takes(tabs, payer(1), 1, NOW + number, claim_by=NOW + DAY + number // 2)
-    assert len(tabs._changes) == 1
+    assert len(tabs._write_off_queue) == 1
 
 
 # Releases, thaws, purses that empty
@@ -222,9 +222,9 @@ def test_a_debt_is_never_counted_long_after_its_payer_left() -> None:
     tabs = Tabs(LIMITS)
     assert takes(tabs, payer(1), 50, NOW, claim_by=1 << 63)
     tabs.observe(payer(1), Funds(reserved=Amount(20), known=True))
-    tabs.expire(NOW + LIMITS.write_off - 1)
+    tabs.expire(NOW + LIMITS.write_off_after - 1)
     assert (tabs.unsecured, tabs.written_off) == (30, 0)
-    tabs.expire(NOW + LIMITS.write_off)
+    tabs.expire(NOW + LIMITS.write_off_after)
     assert (tabs.unsecured, tabs.written_off) == (0, 30)
 
 
@@ -258,8 +258,8 @@ def test_a_partly_paid_debt_is_lost_only_in_part() -> None:
 
 def test_old_tabs_count_nothing_after_a_restart() -> None:
     """Tabs whose orders have all expired are losses to a node that starts ten years later; trust is whole."""
-    rows = [TabRow(payer(n), 1, Amount(250_000), Amount(0), 0, last_at=NOW) for n in range(1, 41)]
-    tabs = Tabs(Exposure(), rows)
+    rows = [StoredTab(payer(n), 1, Amount(250_000), Amount(0), 0, last_order_at=NOW) for n in range(1, 41)]
+    tabs = Tabs(CreditLimits(), rows)
     assert (tabs.unsecured, tabs.written_off) == (0, 10_000_000)
     assert takes(tabs, payer(99), 250_000, NOW + 3_650 * DAY, claim_by=NOW + 3_660 * DAY)
 
@@ -271,9 +271,9 @@ def test_a_recalled_receipt_of_an_expired_order_is_a_loss() -> None:
         made = booking(placed, ProviderTab())
         tabs = Tabs(LIMITS)
         tabs.expire(NOW)
-        tabs.adopt(made.receipt.message, placed.order.message)
-        assert (tabs.unsecured, tabs.written_off, tabs.newcomers(NOW)) == (counted, 40 - counted, 40)
-        tabs.adopt(made.receipt.message, placed.order.message)
+        tabs.merge_recovered(made.receipt.message, placed.order.message)
+        assert (tabs.unsecured, tabs.written_off, tabs.unearned_credit(NOW)) == (counted, 40 - counted, 40)
+        tabs.merge_recovered(made.receipt.message, placed.order.message)
         account = tabs.account(placed.order.message.payer)
         assert (account.tab.seq, account.tab.cumulative, account.claim_by) == (1, 40, NOW + left)
 
@@ -289,7 +289,7 @@ def test_a_high_ceiling_never_carries_jobs_beyond_its_own_end() -> None:
     who = payer(1)
     tabs.admit(order(10**6, who, NOW + 1_801), Amount(1), rich, NOW)
     assert (tabs.account(who).tab.ceiling, tabs.account(who).claim_by) == (10**6, NOW + 1_801)
-    tabs.book(who, Amount(1), Amount(1))
+    tabs.record(who, Amount(1), Amount(1))
     with pytest.raises(Refusal) as caught:
         tabs.admit(order(500, who, NOW + DAY), Amount(500), rich, NOW + 1)
     assert caught.value.code is Code.UNAUTHORISED_TAB
@@ -304,7 +304,7 @@ def test_an_order_with_the_same_ceiling_and_a_longer_life_takes_the_others_place
         for time in times:
             tabs.admit(order(1_000, payer(1), NOW + time), Amount(1), FREE, NOW)
         assert tabs.account(payer(1)).claim_by == NOW + 200
-        assert len(tabs.account(payer(1)).ceilings) == 1
+        assert len(tabs.account(payer(1)).caps) == 1
 
 
 # Gifts
@@ -312,30 +312,30 @@ def test_an_order_with_the_same_ceiling_and_a_longer_life_takes_the_others_place
 
 def test_a_gift_that_grows_counts_its_growth_as_new() -> None:
     """What was given more than a day ago stays old when more is added, and what is given back is the newest first."""
-    gifts = Gifts()
-    gift = gifts.change(Gift(), 50, NOW)
-    assert gifts.used(NOW + DAY + SLICE) == 0
-    grown = gifts.change(gift, 60, NOW + DAY + SLICE)
-    assert grown == Gift((NOW + DAY + SLICE) // SLICE, 10, 50)
-    assert gifts.used(NOW + DAY + SLICE) == 10
-    less = gifts.change(grown, 55, NOW + DAY + SLICE)
-    assert (less.amount, less.old) == (5, 50)
-    later = gifts.change(less, 52, NOW + DAY + 3 * SLICE)
-    assert (later.slice, later.amount, later.old) == (less.slice, 2, 50), "less is no new gift"
-    assert gifts.change(later, 52, NOW + DAY + 5 * SLICE) == later, "nor is as much as before"
-    gone = gifts.change(later, 20, NOW + DAY + SLICE)
-    assert (gone.amount, gone.old) == (0, 20)
+    gifts = DailyUnearnedCredit()
+    gift = gifts.update(UnearnedCredit(), 50, NOW)
+    assert gifts.granted(NOW + DAY + SLICE) == 0
+    grown = gifts.update(gift, 60, NOW + DAY + SLICE)
+    assert grown == UnearnedCredit((NOW + DAY + SLICE) // SLICE, 10, 50)
+    assert gifts.granted(NOW + DAY + SLICE) == 10
+    less = gifts.update(grown, 55, NOW + DAY + SLICE)
+    assert (less.recent, less.old) == (5, 50)
+    later = gifts.update(less, 52, NOW + DAY + 3 * SLICE)
+    assert (later.slice, later.recent, later.old) == (less.slice, 2, 50), "less is no new gift"
+    assert gifts.update(later, 52, NOW + DAY + 5 * SLICE) == later, "nor is as much as before"
+    gone = gifts.update(later, 20, NOW + DAY + SLICE)
+    assert (gone.recent, gone.old) == (0, 20)
 
 
 def test_a_gift_counts_for_24_hours_and_the_rest_of_its_slice() -> None:
     """To the second: a gift of a slice counts until the whole slice is 24 hours old, and then is old."""
     assert NOW % SLICE == 0
     for given_at in (NOW, NOW + SLICE - 1):
-        gifts = Gifts()
-        gift = gifts.change(Gift(old=7), 57, given_at)
+        gifts = DailyUnearnedCredit()
+        gift = gifts.update(UnearnedCredit(old=7), 57, given_at)
         for now, counts in ((NOW + SLICE, 50), (NOW + DAY + SLICE - 1, 50), (NOW + DAY + SLICE, 0)):
-            assert gifts.used(now) == counts
-            assert gifts.aged(gift) == (gift if counts else Gift(old=57))
+            assert gifts.granted(now) == counts
+            assert gifts.aged(gift) == (gift if counts else UnearnedCredit(old=57))
 
 
 steps = st.lists(
@@ -355,7 +355,7 @@ def test_no_24_hours_ever_cost_more_than_is_stated(steps: list[tuple[int, int, i
     payers = [payer(number) for number in range(1, 7)]
     for who, cap, part, passes, life in steps:
         now += passes
-        before = tabs.account(payer(who)).beyond
+        before = tabs.account(payer(who)).unreserved
         try:
             tabs.admit(order(10**9, payer(who), now + life), Amount(cap), FREE, now)
         except Refusal as refusal:
@@ -363,12 +363,12 @@ def test_no_24_hours_ever_cost_more_than_is_stated(steps: list[tuple[int, int, i
                 raise
             continue
         if part:
-            tabs.book(payer(who), Amount(cap // part), Amount(cap))
+            tabs.record(payer(who), Amount(cap // part), Amount(cap))
         else:
             tabs.drop(payer(who), Amount(cap))
-        grown.append((now, tabs.account(payer(who)).beyond - before))
-        assert sum(amount for at, amount in grown if at > now - DAY) <= LIMITS.newcomers_per_day
+        grown.append((now, tabs.account(payer(who)).unreserved - before))
+        assert sum(amount for at, amount in grown if at > now - DAY) <= LIMITS.new_payers_per_day
         accounts = [tabs.account(each) for each in payers]
         assert tabs.unsecured == sum(account.unsecured for account in accounts) <= LIMITS.total
-        assert tabs.written_off == sum(account.lost for account in accounts)
-        assert all(account.beyond <= LIMITS.newcomer for account in accounts)
+        assert tabs.written_off == sum(account.written_off for account in accounts)
+        assert all(account.unreserved <= LIMITS.new_payer for account in accounts)

@@ -58,8 +58,8 @@ def test_output_is_capped_over_all_answers(given_fields: dict[str, Any], path: s
 
 def test_an_engine_may_name_the_limit_otherwise() -> None:
     """Where a request sets no limit, the engine's own name for it is used; completions only know one."""
-    assert sent({}, limit_field="max_completion_tokens")["max_completion_tokens"] == 100
-    assert sent({}, COMPLETIONS, limit_field="max_completion_tokens")["max_tokens"] == 100
+    assert sent({}, output_limit_field="max_completion_tokens")["max_completion_tokens"] == 100
+    assert sent({}, COMPLETIONS, output_limit_field="max_completion_tokens")["max_tokens"] == 100
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_usage_is_asked_for_on_streams(fields: dict[str, Any], strip: bool) -> N
 
 def test_usage_is_not_asked_of_an_engine_that_can_not() -> None:
     """An engine without that option gets the request without it."""
-    assert "stream_options" not in sent({"stream": True}, usage_option=False)
+    assert "stream_options" not in sent({"stream": True}, supports_stream_usage=False)
 
 
 def test_routes_that_the_ask_declares() -> None:

@@ -9,7 +9,7 @@ import pytest
 from node.domain.requests import EngineRequest
 from node.domain.upstream_models import UpstreamModel
 from node.engines.openai_http import EngineSettings, OpenAIEngine
-from node.ports import End, EngineLoad, Event, Head, Piece
+from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.routes import CHAT, EMBEDDINGS, RESPONSES
@@ -26,7 +26,7 @@ USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2}}
 DONE = b"data: [DONE]\n\n"
 
 
-async def ask(behave: Behaviour, call: EngineRequest = STREAM) -> list[Event]:
+async def ask(behave: Behaviour, call: EngineRequest = STREAM) -> list[EngineEvent]:
     """All events of one answer."""
     async with raw_server(behave) as server:
         engine = OpenAIEngine(EngineSettings(server.url, **SMALL))  # type: ignore[arg-type]
@@ -45,18 +45,18 @@ async def fault(behave: Behaviour, call: EngineRequest = STREAM) -> Unavailable:
     return caught.value
 
 
-def body(events: list[Event]) -> bytes:
+def body(events: list[EngineEvent]) -> bytes:
     """The bytes that a client would see."""
-    return b"".join(e.data if isinstance(e, Piece) else e.tail for e in events if not isinstance(e, Head))
+    return b"".join(e.data if isinstance(e, ResponsePart) else e.tail for e in events if not isinstance(e, ResponseStart))
 
 
 async def test_a_stream_passes_through() -> None:
     """Events come out as they came in, with what is output marked and the usage that nobody had asked to see held back."""
     events = await ask(says(head(), ROLE, WORD + WORD[:20], WORD[20:] + STOP, USAGE + DONE))
-    assert events[0] == Head(200, "text/event-stream")
-    assert events[-1] == End(DONE, counted=ReportedUsage(5, 0, 2))
+    assert events[0] == ResponseStart(200, "text/event-stream")
+    assert events[-1] == ResponseEnd(DONE, usage=ReportedUsage(5, 0, 2))
     assert body(events) == ROLE + WORD * 2 + STOP + DONE
-    assert sum(event.text for event in events if isinstance(event, Piece)) == 8
+    assert sum(event.text_bytes for event in events if isinstance(event, ResponsePart)) == 8
 
 
 async def test_usage_stays_for_a_client_that_asked() -> None:
@@ -79,19 +79,19 @@ async def test_role_and_empty_deltas_are_no_output() -> None:
         async with aclosing(engine.answer(STREAM)) as events:
             await anext(events)
             first = await anext(events)
-            assert isinstance(first, Piece)
-            assert (first.output, first.data) == (False, b": ping\n\n" + ROLE)
+            assert isinstance(first, ResponsePart)
+            assert (first.has_output, first.data) == (False, b": ping\n\n" + ROLE)
             seen.set()
             second = await anext(events)
-            assert isinstance(second, Piece)
-            assert second.output
+            assert isinstance(second, ResponsePart)
+            assert second.has_output
         await engine.close()
 
 
 async def test_a_stream_may_end_without_its_mark() -> None:
     """An engine that closes after its finish reason has finished."""
     events = await ask(says(head(), WORD, STOP.replace(b"stop", b"length")))
-    assert events[-1] == End(truncated=True)
+    assert events[-1] == ResponseEnd(truncated=True)
 
 
 async def test_model_names_are_mapped_back() -> None:
@@ -113,11 +113,14 @@ async def test_whole_answers() -> None:
         "usage": {"prompt_tokens": 3, "completion_tokens": 1},
     }
     events = await ask(says(head(200, "application/json"), dumps(document)), WHOLE)
-    assert events == [Head(200, "application/json"), End(dumps(document), 4, ReportedUsage(3, 0, 1), truncated=True)]
+    assert events == [
+        ResponseStart(200, "application/json"),
+        ResponseEnd(dumps(document), 4, ReportedUsage(3, 0, 1), truncated=True),
+    ]
     call = EngineRequest(EMBEDDINGS, b"{}", stream=False, strip_usage=False, rename=None)
     vectors = dumps({"data": [], "usage": {"prompt_tokens": 3, "total_tokens": 3}})
     events = await ask(says(head(200, "application/json"), vectors), call)
-    assert events[1] == End(vectors, counted=ReportedUsage(3, 0, 0))
+    assert events[1] == ResponseEnd(vectors, usage=ReportedUsage(3, 0, 0))
 
 
 def _other(path: str, *, stream: bool = False, rename: tuple[str, str] | None = None) -> EngineRequest:
@@ -144,17 +147,17 @@ async def test_a_streamed_response() -> None:
             await asyncio.sleep(0.02)
 
     events = await ask(behave, call)
-    sent = [event.data for event in events if isinstance(event, Piece)]
-    assert [(event.output, event.text) for event in events if isinstance(event, Piece)] == [
+    sent = [event.data for event in events if isinstance(event, ResponsePart)]
+    assert [(event.has_output, event.text_bytes) for event in events if isinstance(event, ResponsePart)] == [
         (False, 0), (False, 0), (True, 4), (True, 4), (True, 0)
     ]  # fmt: skip
     assert b"org/model" not in b"".join(sent)
     assert b"event: response.created\n" in sent[0]
     assert sent[2:4] == words
-    assert events[-1] == End(counted=ReportedUsage(9, 4, 2))
+    assert events[-1] == ResponseEnd(usage=ReportedUsage(9, 4, 2))
     limited = _event("response.incomplete", response={"status": "incomplete", "usage": usage})
-    assert (await ask(says(head(), *words, limited), _other(RESPONSES, stream=True)))[-1] == End(
-        counted=ReportedUsage(9, 4, 2), truncated=True
+    assert (await ask(says(head(), *words, limited), _other(RESPONSES, stream=True)))[-1] == ResponseEnd(
+        usage=ReportedUsage(9, 4, 2), truncated=True
     )
 
 
@@ -182,21 +185,21 @@ async def test_a_response_in_one_piece() -> None:
     usage = {"usage": {"input_tokens": 3, "output_tokens": 1}}
     call = _other(RESPONSES, rename=("org/model", "model"))
     (_, end) = await ask(says(head(200, "application/json"), dumps(document | usage)), call)
-    assert end == End(dumps(document | usage | {"model": "model"}), 4, ReportedUsage(3, 0, 1), truncated=True)
+    assert end == ResponseEnd(dumps(document | usage | {"model": "model"}), 4, ReportedUsage(3, 0, 1), truncated=True)
 
 
 async def test_answers_that_are_not_completions() -> None:
     """Ranks say their usage as a total; speech is bytes that pass through as they come, and a stream of unknown events too."""
     ranks = dumps({"results": [{"index": 0, "relevance_score": 0.5}], "usage": {"total_tokens": 7}})
     (_, end) = await ask(says(head(200, "application/json"), ranks), _other("/v1/rerank"))
-    assert end == End(ranks, counted=ReportedUsage(7, 0, 0))
+    assert end == ResponseEnd(ranks, usage=ReportedUsage(7, 0, 0))
     speech = await ask(says(head(200, "audio/mpeg"), b"\xff\xfb" * 500), _other("/v1/audio/speech"))
-    assert speech[0] == Head(200, "audio/mpeg")
-    assert (body(speech), speech[-1]) == (b"\xff\xfb" * 500, End())
-    assert all(event.output for event in speech if isinstance(event, Piece))
+    assert speech[0] == ResponseStart(200, "audio/mpeg")
+    assert (body(speech), speech[-1]) == (b"\xff\xfb" * 500, ResponseEnd())
+    assert all(event.has_output for event in speech if isinstance(event, ResponsePart))
     parts = [_event("image_generation.partial_image", b64_json="aaaa"), b"data: 1\n\n"[:0]]
     streamed = await ask(says(head(), *parts), _other("/v1/images/generations", stream=True))
-    assert (body(streamed), streamed[-1]) == (parts[0], End())
+    assert (body(streamed), streamed[-1]) == (parts[0], ResponseEnd())
     with pytest.raises(Unavailable):
         await ask(says(head(200, "audio/mpeg"), bytes(3_000)), _other("/v1/audio/speech"))
     with pytest.raises(Unavailable):
@@ -208,7 +211,7 @@ async def test_the_clients_fault_is_passed_on(status: int) -> None:
     """What any provider would refuse is an answer, with its status and the engine's own words."""
     error = b'{"error": {"message": "context too long"}}'
     events = await ask(says(head(status, "application/json"), error))
-    assert events == [Head(status, "application/json"), End(error)]
+    assert events == [ResponseStart(status, "application/json"), ResponseEnd(error)]
 
 
 @pytest.mark.parametrize("status", [408, 429, 503])
@@ -293,9 +296,9 @@ async def test_a_connection_closed_without_a_word(deaf: bool, answered: bool) ->
     engine = OpenAIEngine(EngineSettings(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
     try:
         async with asyncio.timeout(10):
-            assert isinstance([event async for event in engine.answer(WHOLE)][-1], End)
+            assert isinstance([event async for event in engine.answer(WHOLE)][-1], ResponseEnd)
             if answered:
-                assert isinstance([event async for event in engine.answer(WHOLE)][-1], End)
+                assert isinstance([event async for event in engine.answer(WHOLE)][-1], ResponseEnd)
                 assert len(heard) == 2
             else:
                 with pytest.raises(Unavailable):
@@ -310,8 +313,8 @@ async def test_a_stopped_answer_stops_the_engine() -> None:
     async with raw_server(then_hangs(head(), WORD)) as server:
         engine = OpenAIEngine(EngineSettings(server.url))
         async with aclosing(engine.answer(STREAM)) as events:
-            assert await anext(events) == Head(200, "text/event-stream")
-            assert isinstance(await anext(events), Piece)
+            assert await anext(events) == ResponseStart(200, "text/event-stream")
+            assert isinstance(await anext(events), ResponsePart)
         async with asyncio.timeout(5):
             await server.left.wait()
         await engine.close()
@@ -345,7 +348,7 @@ async def test_an_engine_that_is_down_has_no_request() -> None:
 
 async def test_the_end_is_not_waited_for() -> None:
     """After its end mark an answer is over, even if the engine keeps the connection open."""
-    assert (await ask(then_hangs(head(), WORD, STOP, DONE)))[-1] == End(DONE)
+    assert (await ask(then_hangs(head(), WORD, STOP, DONE)))[-1] == ResponseEnd(DONE)
 
 
 async def test_the_key_goes_to_the_engine_and_is_not_shown() -> None:
@@ -416,5 +419,5 @@ async def test_an_engine_without_metrics_is_not_asked_again() -> None:
 
 def test_a_crowded_engine() -> None:
     """One more request would wait."""
-    assert [EngineLoad(0, 0.5).crowded, EngineLoad(0).crowded] == [False, False]
-    assert [EngineLoad(1).crowded, EngineLoad(0, 0.96).crowded] == [True, True]
+    assert [EngineLoad(0, 0.5).has_queue, EngineLoad(0).has_queue] == [False, False]
+    assert [EngineLoad(1).has_queue, EngineLoad(0, 0.96).has_queue] == [True, True]

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from node.domain.admission import Rules
-from node.jobs.coordinator_credit import HOUR, HOURS, Dealings
+from node.domain.order_admission import AdmissionRules
+from node.jobs.coordinator_credit import HOUR, HOURS, CoordinatorCredit
 from node.jobs.job import Deadlines
-from node.ports import Dealing, End, Head, Piece
+from node.ports import CoordinatorHour, ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryLink, MemoryStore, ScriptedEngine
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
@@ -19,9 +19,9 @@ from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import CancelReason, Kind
 from tests.node.harness import COORDINATOR, NOW, PAYER, PRICES, Client, Placed, Stage, signer
 
-HEAD = Head(200, "text/event-stream")
-ONE = Piece(b"one.", output=True, text=4)
-END = End(b"done", counted=ReportedUsage(20, 5, 10))
+HEAD = ResponseStart(200, "text/event-stream")
+ONE = ResponsePart(b"one.", has_output=True, text_bytes=4)
+END = ResponseEnd(b"done", usage=ReportedUsage(20, 5, 10))
 HERE = "coordinator.example:443"
 
 
@@ -40,32 +40,32 @@ class Clock:
         return self.now
 
 
-def dealings(clock: Clock, store: MemoryStore | None = None, *, floor: int = 100, percent: int = 5) -> Dealings:
+def dealings(clock: Clock, store: MemoryStore | None = None, *, floor: int = 100, percent: int = 5) -> CoordinatorCredit:
     """Dealings without a past."""
-    rules = Rules(max_write_off=Amount(floor), write_off_percent=percent)
-    return Dealings(store or MemoryStore(), rules, now=clock)
+    rules = AdmissionRules(max_unpaid=Amount(floor), max_unpaid_percent=percent)
+    return CoordinatorCredit(store or MemoryStore(), rules, now=clock)
 
 
 def test_write_offs_up_to_the_bound_are_borne() -> None:
     """At the floor a coordinator is still served; one base unit more and it is not, with the sums in the reason."""
     kept = dealings(Clock())
-    kept.written_off(HERE, Amount(100))
-    kept.check(HERE)
-    kept.written_off(HERE, Amount(1))
+    kept.record_unpaid(HERE, Amount(100))
+    kept.require_served(HERE)
+    kept.record_unpaid(HERE, Amount(1))
     with pytest.raises(Unavailable, match=r"left 0\.000101 of this provider's work unpaid") as caught:
-        kept.check(HERE)
+        kept.require_served(HERE)
     assert (caught.value.code, caught.value.fault) == (Code.NODE_BUSY, Fault.COORDINATOR)
-    kept.check("another.example:443")
+    kept.require_served("another.example:443")
 
 
 def test_who_earned_much_may_cost_more() -> None:
     """Beyond the floor the bound is a share of what was earned through the same coordinator within the day."""
     kept = dealings(Clock())
-    kept.earned(HERE, Amount(10_000))
-    kept.earned("another.example:443", Amount(10**9))
-    kept.written_off(HERE, Amount(500))
+    kept.record_earned(HERE, Amount(10_000))
+    kept.record_earned("another.example:443", Amount(10**9))
+    kept.record_unpaid(HERE, Amount(500))
     assert kept.serves(HERE)
-    kept.written_off(HERE, Amount(1))
+    kept.record_unpaid(HERE, Amount(1))
     assert not kept.serves(HERE)
 
 
@@ -73,14 +73,14 @@ async def test_a_day_later_it_is_served_again() -> None:
     """Write-offs count for at least 24 hours and at most 25; then the coordinator is offered asks again, without a restart."""
     clock, changes = Clock(), list[str]()
     kept = dealings(clock)
-    kept.changed = lambda: changes.append("changed")
-    kept.written_off(HERE, Amount(101))
+    kept.on_change = lambda: changes.append("changed")
+    kept.record_unpaid(HERE, Amount(101))
     assert changes == ["changed"]
     clock.now += HOURS * HOUR
-    await kept.look()
+    await kept.refresh()
     assert not kept.serves(HERE)
     clock.now += HOUR
-    await kept.look()
+    await kept.refresh()
     assert kept.serves(HERE)
     assert (changes, kept.status()) == (["changed", "changed"], {})
 
@@ -89,10 +89,10 @@ async def test_a_restart_does_not_forgive() -> None:
     """What was written off, and what was earned, is known to the next process."""
     clock, store = Clock(), MemoryStore()
     kept = dealings(clock, store)
-    kept.earned(HERE, Amount(7))
-    kept.written_off(HERE, Amount(101))
-    await kept.note()
-    again = Dealings(store, kept.rules, await store.dealings(NOW // HOUR - HOURS), now=clock)
+    kept.record_earned(HERE, Amount(7))
+    kept.record_unpaid(HERE, Amount(101))
+    await kept.save()
+    again = CoordinatorCredit(store, kept.rules, await store.coordinator_hours(NOW // HOUR - HOURS), now=clock)
     assert not again.serves(HERE)
     assert again.status() == {HERE: {"served": False, "earned": "7", "writtenOff": "101"}}
 
@@ -102,12 +102,12 @@ async def test_a_full_disk_delays_the_writing_only() -> None:
     clock, store = Clock(), MemoryStore()
     kept = dealings(clock, store)
     store.fault = Unavailable(Code.PROVIDER_FAILED, "disk full")
-    kept.written_off(HERE, Amount(101))
-    await kept.note()
+    kept.record_unpaid(HERE, Amount(101))
+    await kept.save()
     assert not kept.serves(HERE)
     store.fault = None
-    await kept.note()
-    assert await store.dealings(0) == [Dealing(HERE, NOW // HOUR, Amount(0), Amount(101))]
+    await kept.save()
+    assert await store.coordinator_hours(0) == [CoordinatorHour(HERE, NOW // HOUR, Amount(0), Amount(101))]
 
 
 async def test_what_is_remembered_of_coordinators_is_a_day() -> None:
@@ -115,11 +115,11 @@ async def test_what_is_remembered_of_coordinators_is_a_day() -> None:
     clock = Clock()
     kept = dealings(clock)
     for _ in range(100):
-        kept.earned(HERE, Amount(1))
+        kept.record_earned(HERE, Amount(1))
         clock.now += HOUR
-        await kept.look()
+        await kept.refresh()
     assert len(kept._hours) <= HOURS + 1
-    assert kept.sums(HERE)[0] <= HOURS + 1
+    assert kept.totals(HERE)[0] <= HOURS + 1
 
 
 Trick = Callable[[Stage, Placed], None]
@@ -127,8 +127,8 @@ Trick = Callable[[Stage, Placed], None]
 
 def drop_the_link(stage: Stage, _placed: Placed) -> None:
     """The connection is lost."""
-    stage.link.end()
-    stage.runner.lost(stage.link)
+    stage.link.disconnect()
+    stage.runner.link_lost(stage.link)
 
 
 def say_it_took_too_long(stage: Stage, placed: Placed) -> None:
@@ -152,32 +152,32 @@ async def test_an_answer_cut_by_its_coordinator_is_written_off(trick: Trick) -> 
     await stage.link.until(Kind.CHUNK, placed.job, 11)
     trick(stage, placed)
     await stage.ended()
-    receipt = stage.store.bookings[0].receipt.message
+    receipt = stage.store.receipt_records[0].receipt.message
     assert receipt.cost == 0
     assert receipt.outcome in (Outcome.PROVIDER_ERROR, Outcome.TIMED_OUT)
     assert not stage.answer(placed)[3]
     input_tokens, output_tokens = (len(placed.body) + 3) // 4, 10
     due = (input_tokens * PRICES.input + output_tokens * PRICES.output + 999_999) // 1_000_000
-    assert stage.dealings.sums(HERE) == (0, due)
-    assert stage.reports.all[0].written_off == due
+    assert stage.dealings.totals(HERE) == (0, due)
+    assert stage.reports.reports[0].written_off == due
 
 
 @pytest.mark.parametrize("trick", TRICKS)
 async def test_the_end_of_an_answer_does_not_leave_after_it_was_stopped(trick: Trick) -> None:
     """A coordinator that has confirmed output and stops the job while its end waits for the receipt does not get that end."""
     stage = Stage(ScriptedEngine(HEAD, ONE, END))
-    stage.link.taken = lambda _job: None
+    stage.link.on_first_chunk = lambda _job: None
     placed = stage.dispatch()
     await stage.link.until(Kind.CHUNK, placed.job, 2)
     for _ in range(20):
         await asyncio.sleep(0)
     trick(stage, placed)
-    stage.runner.credit(stage.link, placed.job, bytes(4))
+    stage.runner.grant_credit(stage.link, placed.job, bytes(4))
     await stage.ended()
-    assert stage.store.bookings[0].receipt.message.cost == 0
+    assert stage.store.receipt_records[0].receipt.message.cost == 0
     assert stage.answer(placed)[1] == b"one."
     assert not stage.answer(placed)[3]
-    assert stage.dealings.sums(HERE)[1] == 5, "all of the work counts, what was held back too"
+    assert stage.dealings.totals(HERE)[1] == 5, "all of the work counts, what was held back too"
 
 
 @pytest.mark.parametrize("trick", TRICKS)
@@ -189,7 +189,7 @@ async def test_a_prefill_for_nothing_is_written_off(trick: Trick) -> None:
     trick(stage, placed)
     await stage.ended()
     tokens = (len(placed.body) + 3) // 4
-    assert stage.dealings.sums(HERE)[1] == (tokens * PRICES.input + 999_999) // 1_000_000
+    assert stage.dealings.totals(HERE)[1] == (tokens * PRICES.input + 999_999) // 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,12 @@ async def test_a_prefill_for_nothing_is_written_off(trick: Trick) -> None:
     ],
     ids=["the engine failed", "the node failed", "the engine fell silent"],
 )
-async def test_own_failures_are_not_held_against_a_coordinator(steps: tuple[Head | Piece, ...]) -> None:
+async def test_own_failures_are_not_held_against_a_coordinator(steps: tuple[ResponseStart | ResponsePart, ...]) -> None:
     """What went wrong at this node or its engine is this provider's loss and nobody's debt."""
     stage = Stage(ScriptedEngine(*steps), deadlines=Deadlines(between_tokens=0.05))
     assert (await stage.receipt(stage.dispatch())).cost == 0
     await stage.ended()
-    assert stage.dealings.sums(HERE) == (0, 0)
+    assert stage.dealings.totals(HERE) == (0, 0)
 
 
 async def test_a_shutdown_is_not_held_against_a_coordinator() -> None:
@@ -215,16 +215,16 @@ async def test_a_shutdown_is_not_held_against_a_coordinator() -> None:
     placed = stage.dispatch()
     await stage.link.until(Kind.CHUNK, placed.job, 2)
     await stage.runner.drain(0)
-    assert stage.dealings.sums(HERE) == (0, 0)
+    assert stage.dealings.totals(HERE) == (0, 0)
 
 
 async def test_a_coordinator_that_costs_too_much_is_served_no_more() -> None:
     """It is refused with the reason and a receipt at no cost, under whatever account, while another is served."""
-    stage = Stage(ScriptedEngine(HEAD, *[ONE] * 10, for_ever), rules=Rules(max_write_off=Amount(20)))
+    stage = Stage(ScriptedEngine(HEAD, *[ONE] * 10, for_ever), rules=AdmissionRules(max_unpaid=Amount(20)))
     for n in range(10):
         stage.client = Client(signer(f"payer {n}"))
         placed = stage.dispatch()
-        if stage.link.of(placed.job, Kind.FAIL) or not stage.dealings.serves(HERE):
+        if stage.link.payloads(placed.job, Kind.FAIL) or not stage.dealings.serves(HERE):
             break
         await stage.link.until(Kind.CHUNK, placed.job, 11)
         give_it_up(stage, placed)
@@ -234,19 +234,19 @@ async def test_a_coordinator_that_costs_too_much_is_served_no_more() -> None:
     assert "served again" in error["message"]
     assert (await stage.void(placed)).outcome == Outcome.REFUSED
     # Every job costs 6 here: the bound, and the one that went beyond it.
-    assert 20 < stage.dealings.sums(HERE)[1] <= 20 + 6
+    assert 20 < stage.dealings.totals(HERE)[1] <= 20 + 6
     other = signer("another account of the same coordinator")
     stage.link = MemoryLink(other.address)
-    stage.link.taken = lambda job: stage.runner.credit(stage.link, job, bytes(4))
+    stage.link.on_first_chunk = lambda job: stage.runner.grant_credit(stage.link, job, bytes(4))
     again = stage.client.order(stage.book.current[0], coordinator=other)
     stage.hand_over(again)
     assert (await stage.failure(again))["fault"] == "coordinator"
     stage.link = MemoryLink(COORDINATOR.address, "another.example:443")
-    stage.link.taken = lambda job: stage.runner.credit(stage.link, job, bytes(4))
+    stage.link.on_first_chunk = lambda job: stage.runner.grant_credit(stage.link, job, bytes(4))
     stage.pool.engine = ScriptedEngine(HEAD, ONE, END)
     stage.client = Client(PAYER)
     assert (await stage.receipt(stage.dispatch())).outcome == Outcome.COMPLETED
-    assert stage.dealings.sums("another.example:443") == (5, 0)
+    assert stage.dealings.totals("another.example:443") == (5, 0)
 
 
 async def test_jobs_that_wait_are_not_begun_for_who_costs_too_much() -> None:
@@ -254,7 +254,7 @@ async def test_jobs_that_wait_are_not_begun_for_who_costs_too_much() -> None:
     the other jobs that it had queued, none begins.
     """
     engine = ScriptedEngine(HEAD, *[ONE] * 10, for_ever)
-    stage = Stage(engine, slots=1, rules=Rules(max_write_off=Amount(1)), deadlines=Deadlines(queue=30))
+    stage = Stage(engine, slots=1, rules=AdmissionRules(max_unpaid=Amount(1)), deadlines=Deadlines(queue=30))
     placed = [stage.dispatch() for _ in range(20)]
     for one in placed[:2]:
         await stage.link.until(Kind.CHUNK, one.job, 11)
@@ -264,4 +264,4 @@ async def test_jobs_that_wait_are_not_begun_for_who_costs_too_much() -> None:
         assert (await stage.void(one)).outcome == Outcome.REFUSED
     await stage.ended()
     assert len(engine.calls) == 2
-    assert 0 < stage.dealings.sums(HERE)[1] <= 2 * placed[0].terms.max_cost
+    assert 0 < stage.dealings.totals(HERE)[1] <= 2 * placed[0].terms.max_cost

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from node.domain.tabs import Exposure, Funds
+from node.domain.tabs import CreditLimits, Funds
 from node.jobs import runner
 from node.jobs.delivery import CHUNK_BYTES
 from node.jobs.job import Deadlines
-from node.ports import End, Head, Piece
+from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
@@ -20,10 +20,10 @@ from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Failure, Kind, ResponseHead
 from tests.node.harness import NOW, PRICES, Client, Placed, Stage, signer
 
-HEAD = Head(200, "text/event-stream")
-ROLE = Piece(b"role.", output=False)
-ONE, TWO = Piece(b"one.", output=True, text=4), Piece(b"two.", output=True, text=4)
-END = End(b"done", counted=ReportedUsage(20, 5, 10))
+HEAD = ResponseStart(200, "text/event-stream")
+ROLE = ResponsePart(b"role.", has_output=False)
+ONE, TWO = ResponsePart(b"one.", has_output=True, text_bytes=4), ResponsePart(b"two.", has_output=True, text_bytes=4)
+END = ResponseEnd(b"done", usage=ReportedUsage(20, 5, 10))
 QUICK = Deadlines(queue=0.05, first_token=0.05, between_tokens=0.05, total=5.0, reader=0.05)
 DOWN = Unavailable(Code.ENGINE_UNAVAILABLE, "the engine is down", fault=Fault.ENGINE)
 
@@ -36,7 +36,7 @@ def for_ever() -> Awaitable[object]:
 def nothing_is_owed(stage: Stage, placed: Placed) -> bool:
     """Whether the payer's tab is as high as if the job had never been, and its receipts say so."""
     tab = stage.tabs.account(placed.order.message.payer).tab
-    costs = [booking.receipt.message.cost for booking in stage.store.bookings]
+    costs = [booking.receipt.message.cost for booking in stage.store.receipt_records]
     return (tab.seq, tab.cumulative, tab.in_flight) == (len(costs), 0, 0) and not any(costs)
 
 
@@ -57,25 +57,25 @@ async def test_a_job_that_completes() -> None:
     await stage.ended()
     assert stage.tabs.account(receipt.payer).tab.cumulative == receipt.cost
     assert stage.tabs.account(receipt.payer).tab.in_flight == 0
-    assert stage.reports.all[0].outcome is Outcome.COMPLETED
+    assert stage.reports.reports[0].outcome is Outcome.COMPLETED
 
 
 async def test_nothing_leaves_before_the_receipt_is_durable() -> None:
     """The last chunk and the receipt are sent only after the store has taken the receipt."""
     stage = Stage(ScriptedEngine(HEAD, ONE, END))
     seen: list[int] = []
-    book = stage.store.book
+    book = stage.store.record_receipt
 
     async def watched(booking: object) -> None:
-        seen.append(len(stage.link.of(placed.job, Kind.CHUNK)))
+        seen.append(len(stage.link.payloads(placed.job, Kind.CHUNK)))
         await book(booking)  # type: ignore[arg-type]
-        seen.append(len(stage.link.of(placed.job, Kind.CHUNK)))
+        seen.append(len(stage.link.payloads(placed.job, Kind.CHUNK)))
 
-    stage.store.book = watched  # type: ignore[method-assign]
+    stage.store.record_receipt = watched  # type: ignore[method-assign]
     placed = stage.dispatch()
     await stage.receipt(placed)
     assert seen == [2, 2]
-    assert len(stage.link.of(placed.job, Kind.CHUNK)) == 3
+    assert len(stage.link.payloads(placed.job, Kind.CHUNK)) == 3
 
 
 async def test_no_output_leaves_before_the_order_is_remembered() -> None:
@@ -93,29 +93,29 @@ async def test_no_output_leaves_before_the_order_is_remembered() -> None:
     await stage.link.until(Kind.ACCEPT, placed.job)
     for _ in range(20):
         await asyncio.sleep(0)
-    assert not stage.link.of(placed.job, Kind.CHUNK)
+    assert not stage.link.payloads(placed.job, Kind.CHUNK)
     gate.set()
     await stage.receipt(placed)
 
 
 async def test_an_answer_cut_at_the_limit() -> None:
     """An answer that ended at the output limit is charged as one, and says so."""
-    stage = Stage(ScriptedEngine(HEAD, ONE, End(truncated=True, counted=ReportedUsage(1, 0, 1))))
+    stage = Stage(ScriptedEngine(HEAD, ONE, ResponseEnd(truncated=True, usage=ReportedUsage(1, 0, 1))))
     assert (await stage.receipt(stage.dispatch())).outcome == Outcome.LENGTH
 
 
 async def test_an_answer_in_one_piece() -> None:
     """A response that was not streamed comes as head and one last chunk."""
-    stage = Stage(ScriptedEngine(Head(200, "application/json"), End(b'{"a": 1}', 4, ReportedUsage(3, 0, 4))))
+    stage = Stage(ScriptedEngine(ResponseStart(200, "application/json"), ResponseEnd(b'{"a": 1}', 4, ReportedUsage(3, 0, 4))))
     placed = stage.dispatch(b'{"messages": []}')
     assert (await stage.receipt(placed)).output_tokens == 4
     assert stage.answer(placed)[:2] == (ResponseHead(200, "application/json"), b'{"a": 1}')
-    assert len(stage.link.of(placed.job, Kind.CHUNK)) == 2
+    assert len(stage.link.payloads(placed.job, Kind.CHUNK)) == 2
 
 
 async def test_a_deterministic_no_of_the_engine_goes_to_the_client() -> None:
     """A 4xx that any provider would give is passed through sealed, with its status; it costs nothing and is final."""
-    stage = Stage(ScriptedEngine(Head(400, "application/json"), End(b'{"error": {"message": "too long"}}')))
+    stage = Stage(ScriptedEngine(ResponseStart(400, "application/json"), ResponseEnd(b'{"error": {"message": "too long"}}')))
     placed = stage.dispatch()
     receipt = await stage.receipt(placed)
     assert (receipt.outcome, receipt.cost, receipt.input_tokens, receipt.output_tokens) == (Outcome.UPSTREAM_ERROR, 0, 0, 0)
@@ -131,18 +131,20 @@ async def test_a_deterministic_no_of_the_engine_goes_to_the_client() -> None:
         (HEAD, ROLE),
     ],
 )
-async def test_a_failure_before_output_is_for_the_next_provider(steps: tuple[Head | Piece | Unavailable, ...]) -> None:
+async def test_a_failure_before_output_is_for_the_next_provider(
+    steps: tuple[ResponseStart | ResponsePart | Unavailable, ...],
+) -> None:
     """An engine that fails before a user would see anything leaves no chunk and no charge, and the error says: try again."""
     stage = Stage(ScriptedEngine(*steps))
     placed = stage.dispatch()
     error = await stage.failure(placed)
     assert (error["code"], error["fault"], error["retry"]) == ("engine_unavailable", "engine", True)
     await stage.ended()
-    assert not stage.link.of(placed.job, Kind.CHUNK)
+    assert not stage.link.payloads(placed.job, Kind.CHUNK)
     assert nothing_is_owed(stage, placed)
     assert (await stage.void(placed)).outcome == Outcome.PROVIDER_ERROR
-    assert stage.reports.all[0].outcome is Outcome.PROVIDER_ERROR
-    assert stage.reports.all[0].engine_fault
+    assert stage.reports.reports[0].outcome is Outcome.PROVIDER_ERROR
+    assert stage.reports.reports[0].engine_fault
 
 
 async def test_a_failed_order_does_not_run_again() -> None:
@@ -156,7 +158,7 @@ async def test_a_failed_order_does_not_run_again() -> None:
     stage.hand_over(placed)
     second = Failure.loads(await stage.link.until(Kind.FAIL, placed.job, 2))
     assert (second.error.code, second.receipt) == (Code.ORDER_REPLAYED, None)
-    assert (len(engine.calls), len(stage.store.bookings)) == (1, 1)
+    assert (len(engine.calls), len(stage.store.receipt_records)) == (1, 1)
 
 
 async def test_a_failure_after_output_costs_nothing() -> None:
@@ -232,7 +234,7 @@ async def test_a_stop_that_the_client_did_not_ask_for(reason: CancelReason, outc
 @pytest.mark.parametrize("counted", [None, ReportedUsage(20, 5, 0)], ids=["by the estimate", "by the engine's count"])
 async def test_cancel_before_any_output(counted: ReportedUsage | None) -> None:
     """Cancelled once the engine had the request: a closed, empty response, and a receipt over the input, none of it as cached."""
-    role = Piece(b"role.", output=False, counted=counted)
+    role = ResponsePart(b"role.", has_output=False, usage=counted)
     stage = Stage(engine := ScriptedEngine(HEAD, role, for_ever))
     placed = stage.dispatch()
     await engine.called.wait()
@@ -247,20 +249,20 @@ async def test_cancel_before_any_output(counted: ReportedUsage | None) -> None:
 
 async def test_a_cancelled_input_is_not_charged_unless_the_coordinator_confirms() -> None:
     """The head of the empty response leaves before the receipt is made; without the coordinator's word for it nothing is due."""
-    stage = Stage(engine := ScriptedEngine(HEAD, for_ever), deadlines=Deadlines(taken=0.02))
-    stage.link.taken = lambda _job: None
+    stage = Stage(engine := ScriptedEngine(HEAD, for_ever), deadlines=Deadlines(first_credit=0.02))
+    stage.link.on_first_chunk = lambda _job: None
     placed = stage.dispatch()
     await engine.called.wait()
     stage.runner.cancel(stage.link, placed.job)
     receipt = await stage.receipt(placed)
     assert (receipt.outcome, receipt.cost) == (Outcome.PROVIDER_ERROR, 0)
-    assert len(stage.link.of(placed.job, Kind.CHUNK)) == 1
+    assert len(stage.link.payloads(placed.job, Kind.CHUNK)) == 1
 
 
 async def test_an_input_that_no_engine_had_is_not_charged() -> None:
     """Cancelled while the engine was being reached, or while the job waited for a slot, a job costs nothing."""
     stage = Stage(engine := ScriptedEngine(for_ever), slots=1)
-    engine.hears = False
+    engine.receives_request = False
     first, second = stage.dispatch(), stage.dispatch()
     await engine.called.wait()
     for placed in (second, first):
@@ -299,7 +301,7 @@ async def test_cancel_of_another_link_changes_nothing() -> None:
     await stage.link.until(Kind.CHUNK, placed.job)
     other = type(stage.link)(stage.link.coordinator)
     stage.runner.cancel(other, placed.job)
-    stage.runner.credit(other, placed.job, bytes(4))
+    stage.runner.grant_credit(other, placed.job, bytes(4))
     assert (await stage.receipt(placed)).outcome == Outcome.COMPLETED
 
 
@@ -310,8 +312,8 @@ async def test_chunks_wait_for_credit() -> None:
     await stage.link.until(Kind.CHUNK, placed.job, INITIAL_CREDIT - 1)
     for _ in range(20):
         await asyncio.sleep(0)
-    assert len(stage.link.of(placed.job, Kind.CHUNK)) == INITIAL_CREDIT - 1
-    stage.runner.credit(stage.link, placed.job, (1_000).to_bytes(4, "big"))
+    assert len(stage.link.payloads(placed.job, Kind.CHUNK)) == INITIAL_CREDIT - 1
+    stage.runner.grant_credit(stage.link, placed.job, (1_000).to_bytes(4, "big"))
     assert (await stage.receipt(placed)).outcome == Outcome.COMPLETED
     assert stage.answer(placed)[1] == b"one." * 200 + b"done"
 
@@ -320,17 +322,17 @@ async def test_credit_makes_sense_or_is_refused() -> None:
     """A CREDIT frame of another length is the coordinator's error."""
     stage = Stage(ScriptedEngine())
     with pytest.raises(BadMessage):
-        stage.runner.credit(stage.link, Client().order(stage.book.current[0]).job, b"\1")
+        stage.runner.grant_credit(stage.link, Client().order(stage.book.current[0]).job, b"\1")
 
 
 async def test_large_answers_are_cut() -> None:
     """Pieces and ends above the chunk size are cut into several chunks that add up, under credit."""
     big = bytes(range(256)) * (3 * CHUNK_BYTES // 256)
-    stage = Stage(ScriptedEngine(HEAD, Piece(big, output=True, text=9), End(big)))
+    stage = Stage(ScriptedEngine(HEAD, ResponsePart(big, has_output=True, text_bytes=9), ResponseEnd(big)))
     placed = stage.dispatch()
     await stage.receipt(placed)
     assert stage.answer(placed)[1] == big + big
-    assert len(stage.link.of(placed.job, Kind.CHUNK)) == 1 + (1 + 3) + 3
+    assert len(stage.link.payloads(placed.job, Kind.CHUNK)) == 1 + (1 + 3) + 3
 
 
 async def test_a_lost_link_before_output_leaves_a_receipt() -> None:
@@ -338,13 +340,13 @@ async def test_a_lost_link_before_output_leaves_a_receipt() -> None:
     stage = Stage(engine := ScriptedEngine(HEAD, for_ever))
     placed = stage.dispatch()
     await engine.called.wait()
-    stage.link.end()
-    stage.runner.lost(stage.link)
+    stage.link.disconnect()
+    stage.runner.link_lost(stage.link)
     await stage.ended()
     assert engine.stopped == 1
     assert nothing_is_owed(stage, placed)
     (late,) = await stage.store.unacknowledged(stage.link.coordinator, NOW + 1, 0, 10)
-    assert (late.job, late.late.receipt.message.outcome) == (placed.job, Outcome.PROVIDER_ERROR)
+    assert (late.job, late.late_receipt.receipt.message.outcome) == (placed.job, Outcome.PROVIDER_ERROR)
 
 
 async def test_a_lost_link_after_output_leaves_a_receipt() -> None:
@@ -352,40 +354,40 @@ async def test_a_lost_link_after_output_leaves_a_receipt() -> None:
     stage = Stage(ScriptedEngine(HEAD, ONE, for_ever))
     placed = stage.dispatch()
     await stage.link.until(Kind.CHUNK, placed.job, 2)
-    stage.link.end()
-    stage.runner.lost(stage.link)
+    stage.link.disconnect()
+    stage.runner.link_lost(stage.link)
     await stage.ended()
-    receipt = stage.store.bookings[0].receipt.message
+    receipt = stage.store.receipt_records[0].receipt.message
     assert (receipt.outcome, receipt.cost) == (Outcome.PROVIDER_ERROR, 0)
-    assert not stage.link.of(placed.job, Kind.RECEIPT)
+    assert not stage.link.payloads(placed.job, Kind.RECEIPT)
 
 
 @pytest.mark.parametrize("lost", [True, False], ids=["the link is lost", "no word comes"])
 async def test_an_answer_that_the_coordinator_never_had_is_not_charged(lost: bool) -> None:
     """All of it was generated and posted, but without the coordinator's word the job may have gone elsewhere: no charge."""
-    stage = Stage(ScriptedEngine(HEAD, ONE, TWO, END), deadlines=Deadlines(taken=30 if lost else 0.02))
-    stage.link.taken = lambda _job: None
+    stage = Stage(ScriptedEngine(HEAD, ONE, TWO, END), deadlines=Deadlines(first_credit=30 if lost else 0.02))
+    stage.link.on_first_chunk = lambda _job: None
     placed = stage.dispatch()
     await stage.link.until(Kind.CHUNK, placed.job)
     if lost:
         await asyncio.sleep(0)
-        stage.runner.lost(stage.link)
+        stage.runner.link_lost(stage.link)
     await stage.ended()
-    receipt = stage.store.bookings[0].receipt.message
+    receipt = stage.store.receipt_records[0].receipt.message
     assert (receipt.outcome, receipt.cost) == (Outcome.PROVIDER_ERROR, 0)
 
 
 async def test_a_full_link_slows_the_engine_down() -> None:
     """A link with no room keeps the answer waiting; when it is lost, the job ends."""
     stage = Stage(ScriptedEngine(HEAD, ONE, TWO, END))
-    stage.link.full()
+    stage.link.fill()
     placed = stage.dispatch()
     await stage.link.until(Kind.ACCEPT, placed.job)
     for _ in range(20):
         await asyncio.sleep(0)
-    assert not stage.link.of(placed.job, Kind.CHUNK)
-    stage.link.end()
-    stage.runner.lost(stage.link)
+    assert not stage.link.payloads(placed.job, Kind.CHUNK)
+    stage.link.disconnect()
+    stage.runner.link_lost(stage.link)
     await stage.ended()
     assert nothing_is_owed(stage, placed)
 
@@ -400,7 +402,7 @@ async def test_a_receipt_that_can_not_be_stored_is_not_charged() -> None:
     await stage.failure(placed)
     await stage.ended()
     assert nothing_is_owed(stage, placed)
-    assert not stage.link.of(placed.job, Kind.RECEIPT)
+    assert not stage.link.payloads(placed.job, Kind.RECEIPT)
     stage.store.fault = None
     stage.pool.engine = ScriptedEngine(HEAD, ONE, END)
     assert (await stage.receipt(stage.dispatch())).seq == 1
@@ -412,7 +414,7 @@ async def test_an_order_that_can_not_be_remembered_does_not_run() -> None:
     stage.store.fault = Unavailable(Code.PROVIDER_FAILED, "disk full")
     placed = stage.dispatch()
     assert (await stage.failure(placed))["retry"] is True
-    assert not stage.link.of(placed.job, Kind.CHUNK)
+    assert not stage.link.payloads(placed.job, Kind.CHUNK)
 
 
 async def test_a_bug_in_one_job_stays_there() -> None:
@@ -446,7 +448,7 @@ async def test_no_slot_in_time() -> None:
     stage.dispatch()
     error = await stage.failure(stage.dispatch())
     assert (error["code"], error["retry"]) == ("node_busy", True)
-    assert stage.store.bookings[-1].receipt.message.outcome == Outcome.REFUSED
+    assert stage.store.receipt_records[-1].receipt.message.outcome == Outcome.REFUSED
     await stage.runner.drain(0)
 
 
@@ -463,7 +465,7 @@ async def test_a_flood_is_turned_away() -> None:
     """Beyond a bounded number of waiting jobs the rest are refused, with receipts up to another bound; what was taken ends."""
     stage = Stage(ScriptedEngine(HEAD, ONE, END), slots=1)
     placed = [stage.dispatch() for _ in range(200)]
-    plain = [one for one in placed if stage.link.of(one.job, Kind.FAIL)]
+    plain = [one for one in placed if stage.link.payloads(one.job, Kind.FAIL)]
     assert len(plain) == 200 - (4 + 64) - 64
     taken, turned_away = placed[: 4 + 64], placed[4 + 64 : 4 + 64 + 64]
     for one in turned_away:
@@ -471,7 +473,7 @@ async def test_a_flood_is_turned_away() -> None:
         assert (await stage.failure(one))["code"] == "node_busy"
     for one in taken:
         await stage.receipt(one)
-    assert all(Failure.loads(stage.link.of(one.job, Kind.FAIL)[0]).receipt is None for one in plain)
+    assert all(Failure.loads(stage.link.payloads(one.job, Kind.FAIL)[0]).receipt is None for one in plain)
 
 
 async def test_waiting_requests_have_a_size_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,7 +518,7 @@ async def test_orders_of_a_former_life_do_not_run_again() -> None:
     placed = stage.dispatch()
     await stage.receipt(placed)
     later = Stage(ScriptedEngine(HEAD, ONE, END))
-    later.runner._taken.update(await stage.store.taken(NOW))
+    later.runner._consumed_orders.update(await stage.store.consumed_orders(NOW))
     later.hand_over(placed)
     assert (await later.failure(placed))["code"] == "order_replayed"
 
@@ -524,7 +526,7 @@ async def test_orders_of_a_former_life_do_not_run_again() -> None:
 async def test_lack_of_funds_is_looked_at_twice() -> None:
     """Before a payer is refused for lack of money the chain is asked again; if it still says no, it is final."""
     chain = MemoryChain(Funds(known=True))
-    stage = Stage(ScriptedEngine(HEAD, ONE, END), chain=chain, exposure=Exposure(per_payer=Amount(0)))
+    stage = Stage(ScriptedEngine(HEAD, ONE, END), chain=chain, exposure=CreditLimits(per_payer=Amount(0)))
     refused = stage.dispatch()
     error = await stage.failure(refused)
     assert (error["code"], error["retry"]) == ("unsecured", False)
@@ -549,7 +551,7 @@ async def test_each_refusal_names_its_reason() -> None:
     assert (await stage.failure(stage.dispatch(b"not json")))["code"] == "bad_message"
     await stage.ended()
     assert stage.tabs.account(stage.client.payer.address).tab.in_flight == 0
-    assert not any(booking.receipt.message.cost for booking in stage.store.bookings)
+    assert not any(booking.receipt.message.cost for booking in stage.store.receipt_records)
 
 
 async def test_a_seal_for_another_node_does_not_open() -> None:
@@ -607,7 +609,7 @@ async def test_the_hybrid_seal() -> None:
 
 async def test_wrong_usage_is_clamped() -> None:
     """An engine that reports a billion tokens is billed what can be true."""
-    stage = Stage(ScriptedEngine(HEAD, ONE, End(counted=ReportedUsage(10**9, 0, 10**9))))
+    stage = Stage(ScriptedEngine(HEAD, ONE, ResponseEnd(usage=ReportedUsage(10**9, 0, 10**9))))
     receipt = await stage.receipt(stage.dispatch())
     assert receipt.output_tokens == 4
 

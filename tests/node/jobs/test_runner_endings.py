@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from node.jobs.delivery import FIRST_BYTES
 from node.jobs.job import Deadlines
-from node.ports import End, Head, Piece
+from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryStore, ScriptedEngine, Step
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.jobs import CHARGES, Charge
@@ -34,17 +34,17 @@ def a_moment() -> Awaitable[object]:
 
 
 STEPS: dict[str, Step] = {
-    "head": Head(200, "text/event-stream"),
-    "no": Head(400, "application/json"),
-    "role": Piece(b"role.", output=False),
-    "output": Piece(b"one.", output=True, text=4, counted=ReportedUsage(9, 3, 1)),
-    "much": Piece(b"x" * 9_000, output=True, text=100),
+    "head": ResponseStart(200, "text/event-stream"),
+    "no": ResponseStart(400, "application/json"),
+    "role": ResponsePart(b"role.", has_output=False),
+    "output": ResponsePart(b"one.", has_output=True, text_bytes=4, usage=ReportedUsage(9, 3, 1)),
+    "much": ResponsePart(b"x" * 9_000, has_output=True, text_bytes=100),
     "busy": Unavailable(Code.NODE_BUSY, "busy", fault=Fault.ENGINE),
     "down": Unavailable(Code.ENGINE_UNAVAILABLE, "down", fault=Fault.ENGINE),
     "bug": ZeroDivisionError("told to"),
     "moment": a_moment,
     "hangs": for_ever,
-    "end": End(b"done", counted=ReportedUsage(20, 5, 10)),
+    "end": ResponseEnd(b"done", usage=ReportedUsage(20, 5, 10)),
 }
 ENDS = {"busy", "down", "bug", "hangs", "end"}
 ACTIONS = (
@@ -57,11 +57,11 @@ async def act(stage: Stage, action: str, placed: list[Placed], job: Placed) -> N
     """One thing that the outside does."""
     runner, link = stage.runner, stage.link
     acts: dict[str, Callable[[], object]] = {
-        "credit": lambda: runner.credit(link, job.job, (100).to_bytes(4, "big")),
+        "credit": lambda: runner.grant_credit(link, job.job, (100).to_bytes(4, "big")),
         "cancel": lambda: runner.cancel(link, job.job),
         "timed_out": lambda: runner.cancel(link, job.job, CancelReason.TIMED_OUT),
         "coordinator": lambda: runner.cancel(link, job.job, CancelReason.COORDINATOR),
-        "lose": lambda: runner.lost(link),
+        "lose": lambda: runner.link_lost(link),
         "again": lambda: stage.hand_over(job),
         "dispatch": lambda: placed.append(stage.dispatch()),
         "refused": lambda: placed.append(stage.dispatch(None, terms_with={"ask": Hash(bytes(32))})),
@@ -77,7 +77,7 @@ async def act(stage: Stage, action: str, placed: list[Placed], job: Placed) -> N
 
 def receipts(store: MemoryStore) -> dict[Hash, Receipt]:
     """The receipts on disk by their order, of which each has one."""
-    found = [(booking.admitted.order.digest, booking.receipt.message) for booking in store.bookings]
+    found = [(booking.matched.order.digest, booking.receipt.message) for booking in store.receipt_records]
     assert len(dict(found)) == len(found), "one order, one receipt"
     return dict(found)
 
@@ -96,8 +96,8 @@ def check_sent(stage: Stage, one: Placed, receipt: Receipt | None, granted: bool
     assert finished is (charges or receipt.outcome == Outcome.UPSTREAM_ERROR), "the last chunk and the charge go together"
     if receipt.outcome != Outcome.REFUSED:
         assert receipt.result_commitment == transcript.commitment
-    sent = stage.link.of(one.job, Kind.RECEIPT) or [
-        failure for failure in stage.link.of(one.job, Kind.FAIL) if Failure.loads(failure).receipt is not None
+    sent = stage.link.payloads(one.job, Kind.RECEIPT) or [
+        failure for failure in stage.link.payloads(one.job, Kind.FAIL) if Failure.loads(failure).receipt is not None
     ]
     assert len(sent) == 1, "a receipt leaves once with its job"
 
@@ -118,11 +118,11 @@ def test_however_a_job_ends_the_books_are_in_order(
 
     async def play() -> None:
         engine = ScriptedEngine(*(STEPS[name] for name in (*steps, last)))
-        limits = Deadlines(queue=0.02, first_token=0.02, between_tokens=0.02, total=0.1, reader=0.02, taken=0.02)
+        limits = Deadlines(queue=0.02, first_token=0.02, between_tokens=0.02, total=0.1, reader=0.02, first_credit=0.02)
         stage = Stage(engine, slots=1, deadlines=limits)
         heard = granted
         if not granted:
-            stage.link.taken = lambda _job: None
+            stage.link.on_first_chunk = lambda _job: None
         placed = [stage.dispatch()]
         for action, which in actions:
             heard = heard or action == "credit"
@@ -135,17 +135,17 @@ def test_however_a_job_ends_the_books_are_in_order(
         await stage.ended()
         await asyncio.sleep(0)
         found = receipts(stage.store)
-        made = [booking.receipt.message for booking in stage.store.bookings]
+        made = [booking.receipt.message for booking in stage.store.receipt_records]
         for before, after in itertools.pairwise(made):
             check_continuity(before, after)
         for one in placed:
             check_sent(stage, one, found.get(one.order.digest), heard)
         account = stage.tabs.account(stage.client.payer.address)
         assert (account.tab.in_flight, account.tab.cumulative) == (0, sum(receipt.cost for receipt in made))
-        assert (stage.runner.capacity().free, stage.runner._held) == (1, 0)
-        earned, lost = stage.dealings.sums(stage.link.endpoint)
+        assert (stage.runner.capacity().free, stage.runner._held_bytes) == (1, 0)
+        earned, lost = stage.dealings.totals(stage.link.endpoint)
         assert earned == account.tab.cumulative
-        assert lost == sum(report.written_off for report in stage.reports.all)
+        assert lost == sum(report.written_off for report in stage.reports.reports)
 
     async def bounded() -> None:
         async with asyncio.timeout(20):

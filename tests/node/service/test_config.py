@@ -22,9 +22,27 @@ NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 def test_the_example_says_what_the_defaults_are() -> None:
     """The full example loads, and but for what it must make up it is the default."""
     loaded, plain = load_config(HERE / "example.toml", environment={}), NodeConfig()
-    for name in ("rules", "exposure", "deadlines", "claims", "link", "coordinator", "coordinator_address", "rpc", "monitor_port"):
+    for name in (
+        "admission",
+        "credit",
+        "deadlines",
+        "claims",
+        "link",
+        "coordinator",
+        "coordinator_address",
+        "rpc",
+        "metrics_port",
+    ):
         assert getattr(loaded, name) == getattr(plain, name), name
-    for name in ("sealing_suite", "ask_validity", "engine_check", "receipt_resend", "grace", "monitor_host", "log_json"):
+    for name in (
+        "sealing_suite",
+        "ask_validity",
+        "engine_check_interval",
+        "receipt_resend_interval",
+        "shutdown_grace",
+        "metrics_host",
+        "log_json",
+    ):
         assert getattr(loaded, name) == getattr(plain, name), name
     (engine,) = loaded.engines
     (model,) = engine.models
@@ -48,8 +66,8 @@ def test_the_minimal_example_is_enough() -> None:
 def test_the_environment_and_flags_win() -> None:
     """Simple settings can come from the environment, and flags are stronger still."""
     environment = {"TALLY_NODE_COORDINATOR": "https://a.example", "TALLY_NODE_GRACE": "5"}
-    loaded = load_config(HERE / "minimal.toml", {"grace": 7.0}, environment)
-    assert (loaded.coordinator, loaded.grace) == ("https://a.example", 7.0)
+    loaded = load_config(HERE / "minimal.toml", {"shutdown_grace": 7.0}, environment)
+    assert (loaded.coordinator, loaded.shutdown_grace) == ("https://a.example", 7.0)
 
 
 def test_prices_have_defaults() -> None:
@@ -57,7 +75,7 @@ def test_prices_have_defaults() -> None:
     assert ModelConfig(name="m").prices == Prices(100_000, 100_000, 400_000)
     assert ModelConfig(name="m", input_price=Amount(7)).prices == Prices(7, 7, 400_000)
     engine = EngineConfig(url="http://e", input_price=Amount(1), output_price=Amount(0))
-    assert engine.listed("m").prices == Prices(1, 1, 0)
+    assert engine.model_defaults("m").prices == Prices(1, 1, 0)
 
 
 def test_limits_come_from_the_engine_where_nobody_set_them() -> None:
@@ -89,12 +107,12 @@ def test_keys_stay_secret() -> None:
         {"sealing_suite": "rot13"},
         {"ask_validity": 1},
         {"deadlines": {"total": 0.0}},
-        {"exposure": {"paid_percent": 101}},
-        {"exposure": {"paid_percent": -1}},
-        {"link": {"beat_seconds": -1.0}},
+        {"credit": {"percent_of_paid": 101}},
+        {"credit": {"percent_of_paid": -1}},
+        {"link": {"heartbeat_seconds": -1.0}},
         {"engines": [{"url": "file:///etc/passwd"}]},
         {"engines": [{"url": "http://e", "slots": 0}]},
-        {"engines": [{"url": "http://e", "limit_field": "x"}]},
+        {"engines": [{"url": "http://e", "output_limit_field": "x"}]},
         {"engines": [{"url": "http://e"}, {"url": "http://e/v1"}]},
         {"engines": [{"url": "http://e", "models": [{"name": ""}]}]},
         {"engines": [{"url": "http://e", "models": [{"name": "m", "price": "1"}]}]},
@@ -114,25 +132,25 @@ def test_no_order_expires_under_the_longest_job() -> None:
     retry of claims and the chain's time. Settings may ask for more, never for less, and the rules of admission follow.
     """
     plain = NodeConfig()
-    phases = [getattr(plain.deadlines, name, 0.0) for name in ("total", "reader", "stall", "taken")]
-    longest = sum(phases) + plain.claims.check + plain.claims.retry + 300
+    phases = [getattr(plain.deadlines, name, 0.0) for name in ("total", "reader", "first_credit")]
+    longest = sum(phases) + plain.claims.check_interval + plain.claims.retry_after + 300
     assert longest > 900 + 15 + 120
     long = load_config(None, {"deadlines": {"total": 3_600.0}}, {})
     assert long.claim_margin == longest + 2_700
-    assert long.limits == replace(long.exposure, claim_margin=long.claim_margin)
-    assert long.order_rules.claim_window == long.claim_margin + 1
-    careful = load_config(None, {"exposure": {"claim_margin": 9_000}, "rules": {"claim_window": 10_000}}, {})
-    assert (careful.limits.claim_margin, careful.order_rules.claim_window) == (9_000, 10_000)
-    later = load_config(None, {"claims": {"check": 15.5, "retry": 4_000.0}}, {})
+    assert long.credit_limits == replace(long.credit, claim_margin=long.claim_margin)
+    assert long.admission_rules.claim_window == long.claim_margin + 1
+    careful = load_config(None, {"credit": {"claim_margin": 9_000}, "admission": {"claim_window": 10_000}}, {})
+    assert (careful.credit_limits.claim_margin, careful.admission_rules.claim_window) == (9_000, 10_000)
+    later = load_config(None, {"claims": {"check_interval": 15.5, "retry_after": 4_000.0}}, {})
     assert later.claim_margin == longest + 3_880 + 1, "rounded up"
 
 
 def test_a_coordinator_to_go_on_without_is_one_of_the_nodes() -> None:
     """A name that is none of them is a mistake that would leave the node waiting."""
     for url in ("http://127.0.0.1:8420", "ws://127.0.0.1:8420/", "http://b.example"):
-        load_config(None, {"coordinators": ["http://b.example"], "without_recall": [url]}, {})
-    with pytest.raises(BadMessage, match="without_recall"):
-        load_config(None, {"without_recall": ["http://b.example"]}, {})
+        load_config(None, {"coordinators": ["http://b.example"], "skip_recovery": [url]}, {})
+    with pytest.raises(BadMessage, match="skip_recovery"):
+        load_config(None, {"skip_recovery": ["http://b.example"]}, {})
 
 
 def test_specs_add_up() -> None:

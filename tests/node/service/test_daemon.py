@@ -24,7 +24,7 @@ from node.engines.discover import DiscoveredEngine
 from node.service import engine_pool
 from node.service.config import load_config
 from node.service.daemon import build
-from node.service.status_socket import look_in
+from node.service.status_socket import read_status
 from tallystick.chain.deployment import Deployment
 from tallystick.protocol.eip712 import Verified, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
@@ -37,7 +37,7 @@ from tallystick.runtime.serving import serving
 from tests.node.fake_coordinator import Connection, FakeCoordinator
 from tests.node.harness import DOMAIN, PROVIDER, Client, Placed, signer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OTHER = signer("another coordinator")
 ASK = {"messages": [{"role": "user", "content": "what is a tally stick"}], "stream": True, "max_tokens": 100}
 
@@ -57,15 +57,15 @@ class Site:
             "coordinator": self.coordinator.url,
             "deployment": str(self.folder / "deployment.json"),
             "state": str(self.folder / "state"),
-            "engine_check": 0.1,
-            "grace": 10.0,
+            "engine_check_interval": 0.1,
+            "shutdown_grace": 10.0,
         } | settings
         lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
         lines += [
             "[[engines]]",
             f'url = "http://127.0.0.1:{self.engine_port}/v1"',
             "[link]",
-            "first_pause_seconds = 0.05",
+            "min_backoff_seconds = 0.05",
             tables,
         ]
         path = self.folder / "node.toml"
@@ -226,8 +226,8 @@ async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site
         refused = Failure.loads(await again.until(Kind.FAIL, job=more.job))
         assert (refused.error.code, refused.error.fault) == (Code.NODE_BUSY, Fault.COORDINATOR)
         assert refused.receipt is not None
-        said = await look_in(site.folder / "state")
-        (told,) = said["dealings"].values()
+        said = await read_status(site.folder / "state")
+        (told,) = said["coordinator_credit"].values()
         assert (told["served"], int(told["writtenOff"]) > 1) == (False, True)
         assert not said["ok"]
         assert "served again" in said["trouble"]
@@ -311,7 +311,7 @@ async def test_a_node_without_an_engine_says_so(site: Site, monkeypatch: pytest.
             await build(config, PROVIDER, stack)
     monkeypatch.setenv("OPENAI_BASE_URL", "https://api.example/v1")
     async with AsyncExitStack() as stack:
-        assert list((await build(config, PROVIDER, stack)).fleet.pools) == ["api.example"]
+        assert list((await build(config, PROVIDER, stack)).engine_pool.engines) == ["api.example"]
 
 
 async def test_a_config_that_is_read_again(site: Site) -> None:
@@ -398,7 +398,7 @@ async def status_of(site: Site, *, without: str = "no trouble") -> dict[str, Any
     """What the running node says of itself, as soon as its trouble does not name this."""
     for _ in range(200):
         with contextlib.suppress(Unavailable):
-            said = await look_in(site.folder / "state")
+            said = await read_status(site.folder / "state")
             if without not in said["trouble"]:
                 return said
         await asyncio.sleep(0.05)
@@ -456,10 +456,10 @@ async def test_an_operator_may_go_on_without_a_coordinator(site: Site) -> None:
     """One that will not come back is named, and not waited for; what is named must be one of the node's coordinators."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         away = f"http://127.0.0.1:{gone.getsockname()[1]}"
-    async with node(site, coordinators=[away], without_recall=[away]) as (_, connection, ask):
+    async with node(site, coordinators=[away], skip_recovery=[away]) as (_, connection, ask):
         assert (await receipt(connection, await site.place(connection, ask))).seq == 1
-    with pytest.raises(BadMessage, match="without_recall"):
-        load_config(site.config(without_recall=["http://127.0.0.1:9"]), environment={})
+    with pytest.raises(BadMessage, match="skip_recovery"):
+        load_config(site.config(skip_recovery=["http://127.0.0.1:9"]), environment={})
 
 
 def json_of(payload: bytes) -> dict[str, Any]:

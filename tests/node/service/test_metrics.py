@@ -4,8 +4,8 @@ from typing import Any
 
 import aiohttp
 
-from node.ports import Debt, JobReport
-from node.service.metrics import Monitor, count_gpus
+from node.ports import DebtAlarm, JobReport
+from node.service.metrics import NodeMetrics, count_gpus
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Amount
 from tallystick.runtime.serving import serving
@@ -22,8 +22,10 @@ async def test_an_operator_can_see_what_happened() -> None:
     owed = {PAYER.address: 40, STRANGER: 2}
     suspect = lambda: suspected.append(True)  # noqa: E731
     trust = {"written_off": 7, "newcomers_today": 9}
-    monitor = Monitor(lambda: owed, suspect, gpus=2, gpu_hour_cost=Amount(900_000), trust=lambda: trust, tick=lambda: clock)
-    monitor.ended(
+    monitor = NodeMetrics(
+        lambda: owed, suspect, gpus=2, gpu_hour_cost=Amount(900_000), credit_summary=lambda: trust, tick=lambda: clock
+    )
+    monitor.job_ended(
         JobReport(
             job=JOB,
             payer=PAYER.address,
@@ -37,7 +39,7 @@ async def test_an_operator_can_see_what_happened() -> None:
             total_seconds=1.0,
         )
     )
-    monitor.ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=None, reason="engine down", engine_fault=True))
+    monitor.job_ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=None, reason="engine down", engine_fault=True))
     assert suspected == [True]
     health: dict[str, Any] = {"ok": True}
     async with serving(monitor.app(lambda: health), "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
@@ -67,9 +69,9 @@ async def test_an_operator_can_see_what_happened() -> None:
 def test_revenue_of_an_hour() -> None:
     """What came in within the last hour, a GPU; of a shorter life, what it would come to."""
     clock = 0.0
-    monitor = Monitor(dict, gpus=2, tick=lambda: clock)
+    monitor = NodeMetrics(dict, gpus=2, tick=lambda: clock)
     clock = 360.0
-    monitor.ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=Outcome.COMPLETED, reason="", cost=Amount(100)))
+    monitor.job_ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=Outcome.COMPLETED, reason="", cost=Amount(100)))
     assert monitor.revenue_per_gpu_hour() == 500
     clock = 3_600.0
     assert monitor.revenue_per_gpu_hour() == 50
@@ -79,9 +81,9 @@ def test_revenue_of_an_hour() -> None:
 
 def test_alarms() -> None:
     """They are counted, and the latest are told at /healthz."""
-    monitor = Monitor(dict)
+    monitor = NodeMetrics(dict)
     for number in range(30):
-        monitor.alarm(f"trouble {number}", PAYER.address, Debt(400, 0))
+        monitor.alarm(f"trouble {number}", PAYER.address, DebtAlarm(400, 0))
     assert [alarm["what"] for alarm in monitor.alarms] == [f"trouble {number}" for number in range(10, 30)]
     assert monitor.alarms[0]["due"] == "0.0004"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from node.service.status_socket import NAME, look_in, window
+from node.service.status_socket import NAME, read_status, serve_status
 from tallystick.protocol.errors import Unavailable
 
 
@@ -15,24 +15,24 @@ async def test_who_may_read_the_state_may_look(tmp_path: Path) -> None:
     """Whoever connects sees what is true now; the socket is its owner's alone, and goes with the node."""
     count = iter(range(100))
     with pytest.raises(Unavailable, match="no node works"):
-        await look_in(tmp_path)
+        await read_status(tmp_path)
     (tmp_path / NAME).write_text("left by a node that was killed")
-    async with window(tmp_path, lambda: {"count": next(count)}):
+    async with serve_status(tmp_path, lambda: {"count": next(count)}):
         assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
-        assert [await look_in(tmp_path) for _ in range(2)] == [{"count": 0}, {"count": 1}]
+        assert [await read_status(tmp_path) for _ in range(2)] == [{"count": 0}, {"count": 1}]
         _, silent = await asyncio.open_unix_connection(str(tmp_path / NAME))
-        assert (await look_in(tmp_path))["count"] == 3, "one that does not read holds nobody up"
+        assert (await read_status(tmp_path))["count"] == 3, "one that does not read holds nobody up"
         silent.close()
     assert not (tmp_path / NAME).exists()
     with pytest.raises(Unavailable, match="no node works"):
-        await look_in(tmp_path)
+        await read_status(tmp_path)
 
 
 async def test_a_path_that_is_too_long(tmp_path: Path) -> None:
     """Then there is no window, and the node works all the same."""
     state = tmp_path / ("x" * 100)
     state.mkdir()
-    async with window(state, dict):
+    async with serve_status(state, dict):
         assert not (state / NAME).exists()
 
 
@@ -45,5 +45,5 @@ async def test_something_else_answers(tmp_path: Path) -> None:
 
     server = await asyncio.start_unix_server(nonsense, tmp_path / NAME)
     with pytest.raises(Unavailable, match="no node works"):
-        await look_in(tmp_path)
+        await read_status(tmp_path)
     server.close()

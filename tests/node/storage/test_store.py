@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from node.domain.admission import Matched
-from node.domain.meter import make_receipt
-from node.domain.tabs import Funds, TabRow
-from node.ports import Booking, Dealing, Loss
+from node.domain.order_admission import Matched
+from node.domain.tabs import Funds, StoredTab
+from node.domain.usage_meter import make_receipt
+from node.ports import CoordinatorHour, ReceiptRecord, WriteOff
 from node.storage.schema import metadata
 from node.storage.store import SqlStore
 from node.testing.memory import MemoryStore
@@ -27,7 +27,7 @@ ASK = ask_book().current[0]
 Store = SqlStore | MemoryStore
 
 
-def booking(placed: Placed, tab: ProviderTab, *, output: int = 100, at: int = NOW) -> Booking:
+def booking(placed: Placed, tab: ProviderTab, *, output: int = 100, at: int = NOW) -> ReceiptRecord:
     """The end of a job as the runner stores it."""
     receipt = make_receipt(
         placed.order,
@@ -38,15 +38,15 @@ def booking(placed: Placed, tab: ProviderTab, *, output: int = 100, at: int = NO
         commitment=Hash(bytes(32)),
         finished_at=at,
     )
-    return Booking(admitted(placed), PROVIDER.sign(receipt, DOMAIN))
+    return ReceiptRecord(admitted(placed), PROVIDER.sign(receipt, DOMAIN))
 
 
-async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **spoilt: object) -> Booking:
+async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **spoilt: object) -> ReceiptRecord:
     """One job from begin to book, on a tab that stands at `seq` jobs of 40 units."""
     placed = client.order(ASK, order_with=spoilt)
     await store.begin(admitted(placed), at)
     made = booking(placed, ProviderTab(seq, Amount(40 * seq)), at=at)
-    await store.book(made)
+    await store.record_receipt(made)
     return made
 
 
@@ -73,9 +73,9 @@ async def test_a_receipt_brings_its_tab(store: Store) -> None:
     await finish(store, client)
     second = await finish(store, client, 1)
     (row,) = await store.tabs(NOW)
-    assert row == TabRow(PAYER.address, 2, Amount(80), second.admitted.order.message.ceiling, NOW + 86_400, last_at=NOW)
+    assert row == StoredTab(PAYER.address, 2, Amount(80), second.matched.order.message.ceiling, NOW + 86_400, last_order_at=NOW)
     (expired,) = await store.tabs(NOW + 86_400)
-    assert (expired.ceiling, expired.claim_by) == (0, 0)
+    assert (expired.cap, expired.claim_by) == (0, 0)
 
 
 async def test_a_taken_order_stays_taken(store: Store) -> None:
@@ -84,13 +84,13 @@ async def test_a_taken_order_stays_taken(store: Store) -> None:
     first, second = client.order(ASK), client.order(ASK)
     for placed in (first, second):
         await store.begin(admitted(placed), NOW)
-    assert {digest for digest, _ in await store.taken(NOW)} == {first.order.digest, second.order.digest}
-    assert await store.taken(NOW + 60) == []
+    assert {digest for digest, _ in await store.consumed_orders(NOW)} == {first.order.digest, second.order.digest}
+    assert await store.consumed_orders(NOW + 60) == []
     with pytest.raises((ValueError, sa.exc.IntegrityError)):
         await store.begin(admitted(first), NOW)
 
 
-def refusal(placed: Placed, tab: ProviderTab) -> Booking:
+def refusal(placed: Placed, tab: ProviderTab) -> ReceiptRecord:
     """The end of an order that was refused."""
     ended = make_receipt(
         placed.order,
@@ -101,7 +101,7 @@ def refusal(placed: Placed, tab: ProviderTab) -> Booking:
         commitment=Hash(bytes(32)),
         finished_at=NOW,
     )
-    return Booking(Matched(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
+    return ReceiptRecord(Matched(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
 
 
 async def test_a_refused_order_carries_no_claim(store: Store) -> None:
@@ -111,15 +111,15 @@ async def test_a_refused_order_carries_no_claim(store: Store) -> None:
     client = Client()
     made = await finish(store, client)
     greedy = client.order(ASK, order_with={"ceiling": Amount(10**9), "max_fee_bps": 10_000})
-    await store.refuse(refusal(greedy, ProviderTab(1, Amount(40))))
+    await store.record_refusal(refusal(greedy, ProviderTab(1, Amount(40))))
     (row,) = await store.tabs(NOW)
-    assert (row.seq, row.cumulative, row.ceiling) == (2, 40, made.admitted.order.message.ceiling)
+    assert (row.seq, row.cumulative, row.cap) == (2, 40, made.matched.order.message.ceiling)
     (tab,) = await store.claimable(NOW, 10)
-    assert tab.order.digest == made.admitted.order.digest
-    assert greedy.order.digest in {digest for digest, _ in await store.taken(NOW)}
+    assert tab.order.digest == made.matched.order.digest
+    assert greedy.order.digest in {digest for digest, _ in await store.consumed_orders(NOW)}
     assert greedy.job in {entry.job for entry in await store.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)}
     with pytest.raises((ValueError, sa.exc.IntegrityError)):
-        await store.refuse(refusal(greedy, ProviderTab(2, Amount(40))))
+        await store.record_refusal(refusal(greedy, ProviderTab(2, Amount(40))))
 
 
 async def test_what_a_killed_process_left(store: Store) -> None:
@@ -130,19 +130,19 @@ async def test_what_a_killed_process_left(store: Store) -> None:
     for placed in (begun, expired):
         await store.begin(admitted(placed), NOW)
     refused = client.order(ASK)
-    await store.refuse(refusal(refused, ProviderTab(1, Amount(40))))
-    (left,) = await store.unfinished(NOW + 10)
+    await store.record_refusal(refusal(refused, ProviderTab(1, Amount(40))))
+    (left,) = await store.unfinished_orders(NOW + 10)
     assert (left.job, left.order.digest, left.terms) == (begun.job, begun.order.digest, begun.terms)
     assert left.order.verify(DOMAIN) == begun.order
 
 
 async def test_dealings_are_kept_by_the_hour(store: Store) -> None:
     """What an hour came to is replaced by what it comes to later; a look names the hour from which on it wants to know."""
-    first, later = Dealing("a:443", 5, Amount(1), Amount(2)), Dealing("a:443", 6, Amount(10**20), Amount(4))
+    first, later = CoordinatorHour("a:443", 5, Amount(1), Amount(2)), CoordinatorHour("a:443", 6, Amount(10**20), Amount(4))
     for dealing in (replace(first, earned=Amount(0)), first, later):
-        await store.note_dealing(dealing)
-    assert sorted(await store.dealings(5), key=lambda one: one.hour) == [first, later]
-    assert await store.dealings(6) == [later]
+        await store.record_coordinator_hour(dealing)
+    assert sorted(await store.coordinator_hours(5), key=lambda one: one.hour) == [first, later]
+    assert await store.coordinator_hours(6) == [later]
 
 
 async def test_receipts_are_kept_until_they_are_confirmed(store: Store) -> None:
@@ -151,13 +151,13 @@ async def test_receipts_are_kept_until_they_are_confirmed(store: Store) -> None:
     made = [await finish(store, client, seq, at=NOW + seq) for seq in range(5)]
     first = await store.unacknowledged(COORDINATOR.address, NOW + 4, 0, 3)
     rest = await store.unacknowledged(COORDINATOR.address, NOW + 4, 1, 3)
-    assert [entry.job for entry in (*first, *rest)] == [one.admitted.job for one in made[:4]]
-    assert [entry.late.receipt.signature for entry in first] == [one.receipt.signature for one in made[:3]]
-    assert first[0].late.receipt.verify(DOMAIN).message == made[0].receipt.message
-    assert first[0].late.terms == made[0].admitted.terms
-    await store.acknowledge(COORDINATOR.address, [one.admitted.job for one in made[:4]])
+    assert [entry.job for entry in (*first, *rest)] == [one.matched.job for one in made[:4]]
+    assert [entry.late_receipt.receipt.signature for entry in first] == [one.receipt.signature for one in made[:3]]
+    assert first[0].late_receipt.receipt.verify(DOMAIN).message == made[0].receipt.message
+    assert first[0].late_receipt.terms == made[0].matched.terms
+    await store.acknowledge(COORDINATOR.address, [one.matched.job for one in made[:4]])
     (left,) = await store.unacknowledged(COORDINATOR.address, NOW + 100, 0, 10)
-    assert left.job == made[4].admitted.job
+    assert left.job == made[4].matched.job
     assert await store.unacknowledged(signer("another").address, NOW + 100, 0, 10) == []
 
 
@@ -169,20 +169,23 @@ async def test_what_a_former_state_signed(tmp_path: Path) -> None:
     made = await finish(other, client, 1)
     store = open_store(tmp_path)
     await store.start()
-    late = LateReceipt(made.receipt, made.admitted.order, made.admitted.terms)
+    late = LateReceipt(made.receipt, made.matched.order, made.matched.terms)
     for _ in range(2):
-        await store.adopt(made.receipt, made.admitted.order, late)
-    assert await store.recalled() == []
+        await store.record_recovered(made.receipt, made.matched.order, late)
+    assert await store.completed_recoveries() == []
     for url in ("ws://a/v1/node", "ws://a/v1/node", "ws://b/v1/node"):
-        await store.note_recalled(COORDINATOR.address, url, NOW)
+        await store.record_recovery_complete(COORDINATOR.address, url, NOW)
     await store.close()
     store = open_store(tmp_path)
     await store.start()
-    assert await store.recalled() == [(COORDINATOR.address, "ws://a/v1/node"), (COORDINATOR.address, "ws://b/v1/node")]
+    assert await store.completed_recoveries() == [
+        (COORDINATOR.address, "ws://a/v1/node"),
+        (COORDINATOR.address, "ws://b/v1/node"),
+    ]
     (row,) = await store.tabs(NOW)
     assert (row.seq, row.cumulative) == (2, 80)
     (tab,) = await store.claimable(NOW, 10)
-    assert (tab.seq, tab.order.digest) == (2, made.admitted.order.digest)
+    assert (tab.seq, tab.order.digest) == (2, made.matched.order.digest)
     assert await store.unacknowledged(COORDINATOR.address, NOW + 100, 0, 10) == []
     await store.close()
 
@@ -195,12 +198,12 @@ async def test_what_can_be_claimed(store: Store) -> None:
     await finish(store, client, 2, at=NOW + 20, ceiling=Amount(2_000), claim_by=NOW + 2_000)
     (tab,) = await store.claimable(NOW + 2_000, 10)
     assert (tab.seq, tab.cumulative, tab.due, tab.since) == (3, 120, 120, NOW)
-    assert tab.order.digest == best.admitted.order.digest
+    assert tab.order.digest == best.matched.order.digest
     assert tab.order.verify(DOMAIN).digest == tab.order.digest
-    await store.observed(PAYER.address, Funds(Amount(100), Amount(7), known=True), NOW + 50)
+    await store.record_funds(PAYER.address, Funds(Amount(100), Amount(7), known=True), NOW + 50)
     (tab,) = await store.claimable(NOW + 2_000, 10)
     assert (tab.due, tab.reserved, tab.since) == (20, 7, NOW + 50)
-    await store.observed(PAYER.address, Funds(Amount(120), known=True), NOW + 60)
+    await store.record_funds(PAYER.address, Funds(Amount(120), known=True), NOW + 60)
     assert await store.claimable(NOW + 2_000, 10) == []
     await finish(store, client, 3, at=NOW + 70)
     (tab,) = await store.claimable(NOW, 10)
@@ -212,15 +215,15 @@ async def test_a_ceiling_that_is_used_up_claims_nothing(store: Store) -> None:
     await finish(store, Client(), ceiling=Amount(30))
     (tab,) = await store.claimable(NOW, 10)
     assert tab.due == 30
-    await store.observed(PAYER.address, Funds(Amount(30), known=True), NOW)
+    await store.record_funds(PAYER.address, Funds(Amount(30), known=True), NOW)
     assert await store.claimable(NOW, 10) == []
 
 
 async def test_claims_are_remembered(store: Store) -> None:
     """What was handed in, and when, is known to the next look."""
     made = await finish(store, Client())
-    row = ClaimRow(payer=PAYER.address, order_hash=made.admitted.order.digest, seq=1, cumulative_cost=Amount(40))
-    await store.claimed(PROVIDER.sign(Claim(provider=PROVIDER.address, rows=(row,)), DOMAIN), NOW + 5)
+    row = ClaimRow(payer=PAYER.address, order_hash=made.matched.order.digest, seq=1, cumulative_cost=Amount(40))
+    await store.record_claim(PROVIDER.sign(Claim(provider=PROVIDER.address, rows=(row,)), DOMAIN), NOW + 5)
     (tab,) = await store.claimable(NOW, 10)
     assert (tab.claimed_at, tab.claimed) == (NOW + 5, 40)
 
@@ -232,7 +235,7 @@ async def test_a_second_receipt_of_a_seq_is_never_stored(store: Store) -> None:
     placed = client.order(ASK)
     await store.begin(admitted(placed), NOW)
     with pytest.raises((ValueError, sa.exc.IntegrityError)):
-        await store.book(booking(placed, ProviderTab(), output=50))
+        await store.record_receipt(booking(placed, ProviderTab(), output=50))
     (row,) = await store.tabs(NOW)
     assert (row.seq, row.cumulative) == (1, 40)
 
@@ -258,7 +261,9 @@ async def test_a_tab_never_goes_back(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     await store.start()
     for one in (made[2], made[0]):
-        await store.adopt(one.receipt, one.admitted.order, LateReceipt(one.receipt, one.admitted.order, one.admitted.terms))
+        await store.record_recovered(
+            one.receipt, one.matched.order, LateReceipt(one.receipt, one.matched.order, one.matched.terms)
+        )
     (row,) = await store.tabs(NOW)
     assert (row.seq, row.cumulative) == (3, 120)
     await store.close()
@@ -271,10 +276,10 @@ async def test_no_ceiling_outlives_its_order(store: Store) -> None:
         await store.begin(admitted(client.order(ASK, order_with=_order(ceiling, hours))), NOW)
     await finish(store, client, ceiling=Amount(100), claim_by=NOW + 3_600 * 9)
     (row,) = await store.tabs(NOW)
-    found = [(row.ceiling, row.claim_by), *((one.amount, one.claim_by) for one in row.lower)]
+    found = [(row.cap, row.claim_by), *((one.amount, one.claim_by) for one in row.lower_caps)]
     assert found == [(Amount(ceiling), NOW + 3_600 * hours) for ceiling, hours in ((500, 1), (400, 2), (200, 5), (100, 9))]
     (row,) = await store.tabs(NOW + 3_600)
-    assert (row.ceiling, row.claim_by, len(row.lower)) == (400, NOW + 7_200, 2)
+    assert (row.cap, row.claim_by, len(row.lower_caps)) == (400, NOW + 7_200, 2)
 
 
 def _order(ceiling: int, hours: int) -> dict[str, object]:
@@ -289,13 +294,13 @@ async def test_a_debt_is_written_off_when_its_orders_have_expired(store: Store) 
     await finish(store, client, ceiling=Amount(40), claim_by=NOW + 100)
     await finish(store, client, 1, ceiling=Amount(80), claim_by=NOW + 50)
     assert await store.write_off(NOW + 49) == []
-    assert await store.write_off(NOW + 50) == [Loss(PAYER.address, Amount(40), 40)]
+    assert await store.write_off(NOW + 50) == [WriteOff(PAYER.address, Amount(40), 40)]
     assert await store.write_off(NOW + 99) == []
-    assert await store.write_off(NOW + 100) == [Loss(PAYER.address, Amount(80), 40)]
-    await store.observed(PAYER.address, Funds(Amount(30), known=True), NOW + 100)
-    assert await store.write_off(NOW + 101) == [Loss(PAYER.address, Amount(50), -30)]
+    assert await store.write_off(NOW + 100) == [WriteOff(PAYER.address, Amount(80), 40)]
+    await store.record_funds(PAYER.address, Funds(Amount(30), known=True), NOW + 100)
+    assert await store.write_off(NOW + 101) == [WriteOff(PAYER.address, Amount(50), -30)]
     await finish(store, client, 2, ceiling=Amount(120), claim_by=NOW + 500)
-    assert await store.write_off(NOW + 102) == [Loss(PAYER.address, Amount(0), -50)]
+    assert await store.write_off(NOW + 102) == [WriteOff(PAYER.address, Amount(0), -50)]
 
 
 async def test_everything_survives_reopening(tmp_path: Path) -> None:
@@ -311,9 +316,9 @@ async def test_everything_survives_reopening(tmp_path: Path) -> None:
     await second.start()
     (row,) = await second.tabs(NOW)
     assert (row.seq, row.cumulative) == (1, 40)
-    assert {digest for digest, _ in await second.taken(NOW)} == {made.admitted.order.digest, begun.order.digest}
+    assert {digest for digest, _ in await second.consumed_orders(NOW)} == {made.matched.order.digest, begun.order.digest}
     (open_receipt,) = await second.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)
-    assert open_receipt.late.receipt.signature == made.receipt.signature
+    assert open_receipt.late_receipt.receipt.signature == made.receipt.signature
     assert len(await second.claimable(NOW, 10)) == 1
     await second.close()
 
@@ -335,7 +340,7 @@ async def test_huge_numbers_are_stored(tmp_path: Path) -> None:
     await store.start()
     await finish(store, Client(), ceiling=Amount((1 << 96) - 1), claim_by=(1 << 64) - 1)
     (row,) = await store.tabs(NOW)
-    assert row.ceiling == (1 << 96) - 1
+    assert row.cap == (1 << 96) - 1
     await store.close()
 
 

@@ -28,7 +28,7 @@ class PriceRule:
     percent: int
     days: tuple[str, ...] = ()
     hours: str = ""
-    busy: int = 0
+    min_load_percent: int = 0
     zone: str = ""
 
     def __post_init__(self) -> None:
@@ -36,16 +36,16 @@ class PriceRule:
             raise BadMessage("config: price_rules: percent: expected 0 to 10000")
         if not set(self.days) <= set(DAYS):
             raise BadMessage(f"config: price_rules: days: expected some of {', '.join(DAYS)}")
-        if self.hours and self._span() is None:
+        if self.hours and self._minutes_of_day() is None:
             raise BadMessage("config: price_rules: hours: expected a span such as 22:00-06:00")
-        if not 0 <= self.busy <= 100:
-            raise BadMessage("config: price_rules: busy: expected 0 to 100")
+        if not 0 <= self.min_load_percent <= 100:
+            raise BadMessage("config: price_rules: min_load_percent: expected 0 to 100")
         try:
             ZoneInfo(self.zone or "UTC")
         except (OSError, ValueError, KeyError) as error:
             raise BadMessage(f"config: price_rules: zone: {error}") from None
 
-    def _span(self) -> tuple[int, int] | None:
+    def _minutes_of_day(self) -> tuple[int, int] | None:
         """The minutes of the day from which and until which it holds."""
         found = _HOURS.fullmatch(self.hours)
         if found is None:
@@ -53,11 +53,11 @@ class PriceRule:
         begin, end = int(found[1]) * 60 + int(found[2]), int(found[3]) * 60 + int(found[4])
         return (begin, end) if end <= _MINUTES and begin != end else None
 
-    def holds(self, when: datetime, load: float) -> bool:
+    def applies(self, when: datetime, load: float) -> bool:
         """At this moment (with a time zone), with this share of the slots taken."""
         local = when.astimezone(ZoneInfo(self.zone) if self.zone else None)
         day = local
-        span = self._span()
+        span = self._minutes_of_day()
         if span is not None:
             begin, end = span
             minute = local.hour * 60 + local.minute
@@ -65,12 +65,12 @@ class PriceRule:
             if not (begin <= minute < end or (end < begin and minute >= begin) or late):
                 return False
             day = local - timedelta(days=1) if late else local
-        return (not self.days or DAYS[day.weekday()] in self.days) and load * 100 >= self.busy
+        return (not self.days or DAYS[day.weekday()] in self.days) and load * 100 >= self.min_load_percent
 
 
-def adjusted(prices: Prices, rules: Iterable[PriceRule], when: datetime, load: float) -> Prices:
+def apply_price_rules(prices: Prices, rules: Iterable[PriceRule], when: datetime, load: float) -> Prices:
     """The prices by the first rule that holds; rounded up to whole base units."""
-    rule = next((rule for rule in rules if rule.holds(when, load)), None)
+    rule = next((rule for rule in rules if rule.applies(when, load)), None)
     if rule is None:
         return prices
     return Prices(*(-(-price * rule.percent // 100) for price in (prices.input, prices.cached_input, prices.output)))

@@ -20,25 +20,25 @@ COOL_SECONDS = 2.0
 _WEIGHT, _FORGET = 0.2, 1.002
 
 
-class Slots:
+class SlotLimiter:
     """A gate for so many at once. With `most`, it learns between 1 and that, and `limit` is where it begins."""
 
-    def __init__(self, limit: int, most: int | None = None) -> None:
-        self._limit, self._most = float(limit), most
+    def __init__(self, limit: int, max_limit: int | None = None) -> None:
+        self._limit, self._max_limit = float(limit), max_limit
         self._running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._mean: float | None = None
         self._best = 0.0
-        self._fell_at = float("-inf")
+        self._reduced_at = float("-inf")
 
     @property
     def limit(self) -> int:
         """How many may run now."""
         return int(self._limit)
 
-    def set(self, limit: int, most: int | None = None) -> None:
+    def reset(self, limit: int, most: int | None = None) -> None:
         """The config has changed: begins anew from there."""
-        self._limit, self._most = float(limit), most
+        self._limit, self._max_limit = float(limit), most
         self._wake()
 
     @asynccontextmanager
@@ -76,15 +76,15 @@ class Slots:
         """A job ended at `now` (seconds): the engine said it was busy, or its first output took so long; `full`: all slots were
         taken. Whether the limit changed.
         """
-        if self._most is None:
+        if self._max_limit is None:
             return False
         before = self.limit
         if busy or self._is_slow(first_seconds):
-            if now - self._fell_at >= COOL_SECONDS:
-                self._limit, self._fell_at = max(1.0, self._limit * BACK_OFF), now
+            if now - self._reduced_at >= COOL_SECONDS:
+                self._limit, self._reduced_at = max(1.0, self._limit * BACK_OFF), now
                 self._mean = None
         elif full and first_seconds is not None:
-            self._limit = min(float(self._most), self._limit + 1 / self._limit)
+            self._limit = min(float(self._max_limit), self._limit + 1 / self._limit)
             self._wake()
         return self.limit != before
 

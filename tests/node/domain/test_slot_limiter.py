@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from node.domain.slots import COOL_SECONDS, Slots
+from node.domain.slot_limiter import COOL_SECONDS, SlotLimiter
 
 
-async def _enter(gate: Slots, inside: list[int], number: int, leave: asyncio.Event) -> None:
+async def _enter(gate: SlotLimiter, inside: list[int], number: int, leave: asyncio.Event) -> None:
     async with gate.hold():
         inside.append(number)
         await leave.wait()
@@ -18,7 +18,7 @@ async def _enter(gate: Slots, inside: list[int], number: int, leave: asyncio.Eve
 
 async def test_so_many_at_once_in_order() -> None:
     """Who comes first goes first; one that gives up waiting does not keep the next from its turn."""
-    gate, inside, leave = Slots(2), list[int](), [asyncio.Event() for _ in range(6)]
+    gate, inside, leave = SlotLimiter(2), list[int](), [asyncio.Event() for _ in range(6)]
     tasks = [asyncio.create_task(_enter(gate, inside, number, leave[number])) for number in range(6)]
     await asyncio.sleep(0)
     assert inside == [0, 1]
@@ -42,7 +42,7 @@ async def test_a_turn_that_comes_with_a_cancellation_is_passed_on() -> None:
     """Whatever happens in the same moment, no slot is lost."""
     chance = random.Random(5)
     for _ in range(200):
-        gate, inside, leave = Slots(1), list[int](), asyncio.Event()
+        gate, inside, leave = SlotLimiter(1), list[int](), asyncio.Event()
         leave.set()
         tasks = [asyncio.create_task(_enter(gate, inside, number, leave)) for number in range(5)]
         for _ in range(chance.randrange(4)):
@@ -56,14 +56,14 @@ async def test_a_turn_that_comes_with_a_cancellation_is_passed_on() -> None:
 
 def test_a_fixed_limit_learns_nothing() -> None:
     """What the config says is what is done."""
-    gate = Slots(4)
+    gate = SlotLimiter(4)
     assert not gate.learn(0, busy=True, first_seconds=None, full=True)
     assert gate.limit == 4
 
 
 def test_it_grows_while_all_is_well_and_slots_are_short() -> None:
     """One slot for a round of jobs; none while there were free ones; never above the most."""
-    gate = Slots(2, 4)
+    gate = SlotLimiter(2, 4)
     for _ in range(10):
         gate.learn(0, busy=False, first_seconds=0.1, full=False)
     assert gate.limit == 2
@@ -79,7 +79,7 @@ def test_it_grows_while_all_is_well_and_slots_are_short() -> None:
 
 def test_it_falls_when_the_engine_is_busy_or_slow() -> None:
     """By a third, once in a while, and never below one."""
-    gate = Slots(10, 20)
+    gate = SlotLimiter(10, 20)
     assert gate.learn(0, busy=True, first_seconds=None, full=True)
     assert gate.limit == 7
     assert not gate.learn(COOL_SECONDS / 2, busy=True, first_seconds=None, full=True), "the same news once more"
@@ -87,7 +87,7 @@ def test_it_falls_when_the_engine_is_busy_or_slow() -> None:
     for second in range(10, 100, 10):
         gate.learn(second, busy=True, first_seconds=None, full=True)
     assert gate.limit == 1
-    gate = Slots(10, 20)
+    gate = SlotLimiter(10, 20)
     for _ in range(5):
         gate.learn(0, busy=False, first_seconds=0.1, full=False)
     for _ in range(10):
@@ -99,7 +99,7 @@ def test_it_falls_when_the_engine_is_busy_or_slow() -> None:
 def test_it_finds_what_an_engine_takes(capacity: int) -> None:
     """An engine that is quick up to a number of requests and slower beyond: the limit settles around it, from either side."""
     for start in (1, 40):
-        gate, seen = Slots(start, 64), list[int]()
+        gate, seen = SlotLimiter(start, 64), list[int]()
         for job in range(4_000):
             slow = max(1.0, gate.limit / capacity) ** 4
             gate.learn(job * 0.5, busy=gate.limit > 2 * capacity, first_seconds=0.05 * slow, full=True)

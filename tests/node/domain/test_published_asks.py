@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from node.domain.offers import Offer
+from node.domain.published_asks import Offer
 from tallystick.protocol.pricing import Prices
 from tests.node.harness import DOMAIN, NOW, OFFER, PROVIDER, SEALING, ask_book
 
@@ -23,9 +23,9 @@ def test_unchanged_offers_are_not_signed_again() -> None:
     """Offering the same again changes nothing until half of an ask's validity has passed; then a new ask with a higher seq."""
     book = ask_book()
     first = book.current[0]
-    assert not book.offer([OFFER], NOW + 1_799)
+    assert not book.publish([OFFER], NOW + 1_799)
     assert book.current == (first,)
-    assert book.offer([OFFER], NOW + 1_800)
+    assert book.publish([OFFER], NOW + 1_800)
     assert book.current[0].message.seq > first.message.seq
     assert book.current[0].message.valid_until == NOW + 1_800 + 3_600
 
@@ -35,7 +35,7 @@ def test_a_changed_offer_gets_an_ask_of_its_own() -> None:
     book = ask_book(OFFER, OTHER)
     first = book.current
     dearer: Offer = replace(OTHER, prices=Prices(1, 1, 1))
-    assert book.offer([OFFER, dearer], NOW + 1)
+    assert book.publish([OFFER, dearer], NOW + 1)
     assert book.current[0] == first[0]
     assert book.current[1].message.input_price == 1
     assert len({ask.message.seq for ask in (*first, *book.current)}) == 3
@@ -45,7 +45,7 @@ def test_withdrawn_asks_are_gone_at_once() -> None:
     """When an engine is down, orders on its asks find nothing, old or new; the other engine's asks stand."""
     book = ask_book(OFFER, OTHER)
     mine, others = book.current
-    assert book.offer([OTHER], NOW + 1)
+    assert book.publish([OTHER], NOW + 1)
     assert book.find(mine.digest, NOW + 1) is None
     assert book.find(others.digest, NOW + 1) is not None
     assert book.offers == (OTHER,)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from node.domain.offers import AskBook, Offer
+from node.domain.published_asks import Offer, PublishedAsks
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Order, Terms
@@ -31,7 +31,7 @@ from tallystick.protocol.wire import Dispatch
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class AdmissionRules:
     """What a provider accepts. Times are seconds: `horizon` bounds how far ahead a deadline may lie, `claim_window` how much
     time must be left to claim. `max_fee_bps` bounds what the order lets its coordinator keep of the payment.
 
@@ -39,15 +39,15 @@ class Rules:
     it is served while the jobs that it left unpaid cost no more than the larger of the two.
     """
 
-    horizon: int = 86_400
+    max_deadline_ahead: int = 86_400
     claim_window: int = 1_800
     max_fee_bps: int = 1_000
-    max_write_off: Amount = Amount(100_000)
-    write_off_percent: int = 5
+    max_unpaid: Amount = Amount(100_000)
+    max_unpaid_percent: int = 5
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class LinkIdentity:
     """Who this node is on one link: its own account, the coordinator that proved itself there, and the market's domain."""
 
     provider: Address
@@ -70,7 +70,7 @@ class Matched:
         return self.order.message.payer
 
     @property
-    def cap(self) -> Amount:
+    def max_cost(self) -> Amount:
         """The most that it may cost."""
         return self.terms.max_cost
 
@@ -85,16 +85,16 @@ class Admitted(Matched):
 class Admission:
     """Checks dispatches for one node. `seen` tells whether an order with this digest, or a job with this id, is known."""
 
-    def __init__(self, book: AskBook, rules: Rules, seen: Callable[[Hash, JobId], bool]) -> None:
-        self._book, self.rules, self._seen = book, rules, seen
+    def __init__(self, asks: PublishedAsks, rules: AdmissionRules, seen: Callable[[Hash, JobId], bool]) -> None:
+        self._asks, self.rules, self._seen = asks, rules, seen
 
-    def verify(self, house: House, job: JobId, dispatch: Dispatch, now: int) -> Admitted:
+    def verify(self, house: LinkIdentity, job: JobId, dispatch: Dispatch, now: int) -> Admitted:
         """The admitted job, by all rules. Raises Refusal with the reason, BadSignature, BadMessage, or Unavailable for an ask
         that is gone.
         """
         return self.admit(self.match(house, job, dispatch), now)
 
-    def match(self, house: House, job: JobId, dispatch: Dispatch) -> Matched:
+    def match(self, house: LinkIdentity, job: JobId, dispatch: Dispatch) -> Matched:
         """Rules 1 to 4. Raises Refusal, BadSignature, BadMessage."""
         order = _verify_match(house, job, dispatch)
         _verify_order(house, order.message)
@@ -102,7 +102,7 @@ class Admission:
         if order.message.terms_hash != terms.struct_hash() or terms.job != job:
             raise Refusal(Code.ORDER_TERMS, "order.termsHash: not the terms of this job")
         matched = Matched(job, order, terms, dispatch.match.message.attempt)
-        self.unseen(matched)
+        self.require_unseen(matched)
         return matched
 
     def admit(self, matched: Matched, now: int) -> Admitted:
@@ -111,13 +111,13 @@ class Admission:
         self._verify_times(matched.order.message, now)
         return Admitted(matched.job, matched.order, matched.terms, matched.attempt, offer)
 
-    def unseen(self, matched: Matched) -> None:
+    def require_unseen(self, matched: Matched) -> None:
         """Rule 4 by itself, for a caller that waited since `match`. Raises Refusal."""
         if self._seen(matched.order.digest, matched.job):
             raise Refusal(Code.ORDER_REPLAYED, f"order {matched.order.digest.hex()}: this node had it before")
 
     def _verify_terms(self, terms: Terms, now: int) -> Offer:
-        standing = self._book.find(terms.ask, now)
+        standing = self._asks.find(terms.ask, now)
         if standing is None:
             # Its engine may have gone since the shortlist was made: that is nobody's fault, and others can do the job.
             raise Unavailable(Code.ORDER_TERMS, "terms.ask: not an ask of this node that still stands")
@@ -134,15 +134,15 @@ class Admission:
         rules = self.rules
         if order.deadline <= now:
             raise Refusal(Code.ORDER_EXPIRED, f"order.deadline: passed {now - order.deadline} s ago by this node's clock")
-        if order.deadline > now + rules.horizon:
-            raise Refusal(Code.ORDER_TERMS, f"order.deadline: more than {rules.horizon} s ahead of this node's clock")
+        if order.deadline > now + rules.max_deadline_ahead:
+            raise Refusal(Code.ORDER_TERMS, f"order.deadline: more than {rules.max_deadline_ahead} s ahead of this node's clock")
         if order.claim_by < now + rules.claim_window:
             raise Refusal(Code.ORDER_TERMS, f"order.claimBy: must leave this node at least {rules.claim_window} s to claim")
         if order.max_fee_bps > rules.max_fee_bps:
             raise Refusal(Code.ORDER_TERMS, f"order.maxFeeBps: this provider bears a fee of {rules.max_fee_bps} at most")
 
 
-def _verify_match(house: House, job: JobId, dispatch: Dispatch) -> Verified[Order]:
+def _verify_match(house: LinkIdentity, job: JobId, dispatch: Dispatch) -> Verified[Order]:
     match = dispatch.match.verify(house.domain).message
     if match.coordinator != house.coordinator:
         raise Refusal(Code.ORDER_MISDIRECTED, f"match: made by {match.coordinator}, this link is of {house.coordinator}")
@@ -152,7 +152,7 @@ def _verify_match(house: House, job: JobId, dispatch: Dispatch) -> Verified[Orde
     return order
 
 
-def _verify_order(house: House, order: Order) -> None:
+def _verify_order(house: LinkIdentity, order: Order) -> None:
     if order.provider != house.provider:
         raise Refusal(Code.ORDER_MISDIRECTED, f"order.provider: {order.provider}, this node is {house.provider}")
     if order.coordinator != house.coordinator:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from node.domain.tabs import Exposure, Funds, Tabs
+from node.domain.tabs import CreditLimits, Funds, Tabs
 from node.jobs.job import Deadlines
-from node.jobs.receipt_signer import Books
-from node.jobs.refusals import AT_ONCE, BURST, RATE, SHARE, releases
-from node.ports import End, Head, Piece
+from node.jobs.receipt_signer import ReceiptSigner
+from node.jobs.refusal_receipts import AT_ONCE, BURST, RATE, SHARE, releases
+from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.messages import Outcome
@@ -22,9 +22,9 @@ from tallystick.protocol.types import Address, Amount, Hash
 from tallystick.protocol.wire import Failure, Kind
 from tests.node.harness import COORDINATOR, DOMAIN, NOW, PROVIDER, Client, Placed, Stage, admitted, signer
 
-HEAD = Head(200, "text/event-stream")
-ONE = Piece(b"one.", output=True, text=4)
-END = End(b"done", counted=ReportedUsage(20, 5, 10))
+HEAD = ResponseStart(200, "text/event-stream")
+ONE = ResponsePart(b"one.", has_output=True, text_bytes=4)
+END = ResponseEnd(b"done", usage=ReportedUsage(20, 5, 10))
 SPOILT: dict[str, dict[str, Any]] = {
     "order_terms": {"terms_with": {"ask": Hash(bytes(32))}},
     "unknown_model": {"terms_with": {"model": "another"}},
@@ -80,19 +80,19 @@ async def test_what_is_no_order_on_this_node_gets_no_receipt(spoilt: dict[str, A
     stage = Stage(ScriptedEngine(HEAD, ONE, END))
     placed = stage.dispatch(None, **spoilt)
     assert (await refused(stage, placed)).receipt is None
-    assert not stage.store.bookings
+    assert not stage.store.receipt_records
 
 
 async def test_a_payer_without_anything_gets_no_receipt() -> None:
     """Of a purse that is known to be empty nothing can be collected, so there is nothing to release; an unknown one counts."""
     chain = MemoryChain(Funds(known=True))
-    stage = Stage(ScriptedEngine(HEAD, ONE, END), chain=chain, exposure=Exposure(per_payer=Amount(0)))
+    stage = Stage(ScriptedEngine(HEAD, ONE, END), chain=chain, exposure=CreditLimits(per_payer=Amount(0)))
     placed = stage.dispatch()
     failure = await refused(stage, placed)
     assert (failure.error.code, failure.receipt) == (Code.UNSECURED, None)
-    chain.known.clear()
+    chain.cached.clear()
     for funds in (Funds(), Funds(thawing=Amount(1), known=True), Funds(reserved=Amount(1), known=True)):
-        chain.usual = funds
+        chain.default = funds
         stage.client = Client(signer(repr(funds)))
         assert (await stage.void(stage.dispatch())).outcome == Outcome.REFUSED
 
@@ -124,11 +124,11 @@ async def test_a_tab_that_was_forgotten_is_not_signed_on() -> None:
 async def test_nothing_is_signed_before_it_is_known_what_was() -> None:
     """On a link whose coordinator has not told yet what was signed there, a dispatch leads to no receipt at all."""
     stage = Stage(engine := ScriptedEngine(HEAD, ONE, END))
-    stage.runner._ready = lambda _link: False
+    stage.runner._may_take_jobs = lambda _link: False
     failure = await refused(stage, stage.dispatch())
     assert (failure.error.code, failure.receipt) == (Code.NODE_BUSY, None)
     assert not engine.calls
-    assert not stage.store.bookings
+    assert not stage.store.receipt_records
 
 
 async def _refuse(stage: Stage, count: int) -> int:
@@ -175,7 +175,7 @@ async def test_refusals_under_way_have_a_number() -> None:
     placed = [stage.dispatch(None, **SPOILT["order_terms"]) for _ in range(AT_ONCE + 5)]
     for _ in range(20):
         await asyncio.sleep(0)
-    assert sum(bool(stage.link.of(one.job, Kind.FAIL)) for one in placed) == 5
+    assert sum(bool(stage.link.payloads(one.job, Kind.FAIL)) for one in placed) == 5
     gate.set()
     assert sum([(await refused(stage, one)).receipt is not None for one in placed]) == AT_ONCE
 
@@ -221,7 +221,7 @@ async def test_an_order_that_runs_is_not_released_by_a_second_dispatch() -> None
     gate.set()
     assert (await refused(stage, placed)).receipt is None
     await stage.receipt(placed)
-    assert (len(engine.calls), len(stage.store.bookings)) == (1, 1)
+    assert (len(engine.calls), len(stage.store.receipt_records)) == (1, 1)
 
 
 async def test_receipts_of_one_tab_follow_each_other_whatever_they_are() -> None:
@@ -236,7 +236,7 @@ async def test_receipts_of_one_tab_follow_each_other_whatever_they_are() -> None
     for kind, one in placed:
         await stage.link.until(kind, one.job)
     await stage.ended()
-    made = [booking.receipt.message for booking in stage.store.bookings]
+    made = [booking.receipt.message for booking in stage.store.receipt_records]
     assert len(made) == len(placed)
     for before, after in itertools.pairwise(made):
         check_continuity(before, after)
@@ -251,20 +251,20 @@ async def test_what_a_killed_process_began_is_closed_once() -> None:
     lost = Client(signer("lost")).order(stage.book.current[0])
     for placed in (begun, lost):
         await stage.store.begin(admitted(placed), NOW)
-    tabs = Tabs(Exposure(), await stage.store.tabs(NOW))
+    tabs = Tabs(CreditLimits(), await stage.store.tabs(NOW))
     tabs.admit(lost.order.message, lost.terms.max_cost, Funds(free=Amount(10**9), known=True), NOW)
     tabs.observe(lost.order.message.payer, Funds(settled=Amount(1), known=True))
-    books = Books(
+    books = ReceiptSigner(
         signer=PROVIDER,
         domain=DOMAIN,
         tabs=tabs,
         store=stage.store,
-        unfinished=await stage.store.unfinished(NOW),
+        unfinished=await stage.store.unfinished_orders(NOW),
         now=lambda: NOW,
     )
     assert await books.close_unfinished() == 1
     assert await books.close_unfinished() == 0
-    made = stage.store.bookings[-1].receipt.message
+    made = stage.store.receipt_records[-1].receipt.message
     assert (made.outcome, made.order_hash) == (Outcome.PROVIDER_ERROR, begun.order.digest)
     check_continuity(first, made)
     assert begun.job in {one.job for one in await stage.store.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from node.domain.prices import PriceRule, adjusted
+from node.domain.dynamic_pricing import PriceRule, apply_price_rules
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.pricing import Prices
 
@@ -41,16 +41,16 @@ def at(text: str) -> datetime:
 )
 def test_when_a_rule_holds(rule: dict[str, Any], when: str, holds: bool) -> None:
     """Days and hours are those of the rule's own zone; a night belongs to the day on which it begins."""
-    assert PriceRule(percent=50, **({"zone": "UTC"} | rule)).holds(at(when), 0.0) is holds
+    assert PriceRule(percent=50, **({"zone": "UTC"} | rule)).applies(at(when), 0.0) is holds
 
 
 def test_the_first_rule_that_holds_sets_the_price() -> None:
     """Rounded up, so that nothing is sold below it; without a rule that holds the prices are the model's own."""
-    rules = (PriceRule(percent=250, busy=80), PriceRule(percent=50, hours="22:00-06:00", zone="UTC"))
-    assert adjusted(PRICES, rules, at("2026-11-20 12:00"), 0.5) == PRICES
-    assert adjusted(PRICES, rules, at("2026-11-20 23:00"), 0.5) == Prices(500, 51, 2)
-    assert adjusted(PRICES, rules, at("2026-11-20 23:00"), 0.8) == Prices(2_500, 253, 8)
-    assert adjusted(PRICES, (PriceRule(percent=0),), at("2026-11-20 12:00"), 0.0) == Prices(0, 0, 0)
+    rules = (PriceRule(percent=250, min_load_percent=80), PriceRule(percent=50, hours="22:00-06:00", zone="UTC"))
+    assert apply_price_rules(PRICES, rules, at("2026-11-20 12:00"), 0.5) == PRICES
+    assert apply_price_rules(PRICES, rules, at("2026-11-20 23:00"), 0.5) == Prices(500, 51, 2)
+    assert apply_price_rules(PRICES, rules, at("2026-11-20 23:00"), 0.8) == Prices(2_500, 253, 8)
+    assert apply_price_rules(PRICES, (PriceRule(percent=0),), at("2026-11-20 12:00"), 0.0) == Prices(0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_first_rule_that_holds_sets_the_price() -> None:
         {"hours": "24:30-25:00"},
         {"hours": "08:00-08:00"},
         {"hours": "20:00-24:01"},
-        {"busy": 101},
+        {"min_load_percent": 101},
         {"zone": "Mars/Olympus"},
         {"zone": "../../etc/passwd"},
     ],

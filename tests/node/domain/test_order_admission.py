@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.domain.admission import Rules, check_request
+from node.domain.order_admission import AdmissionRules, check_request
 from tallystick.protocol.errors import BadSignature, Code, Refusal, Unavailable
 from tallystick.protocol.sealing import commit_request
 from tallystick.protocol.types import Amount, Hash, JobId
@@ -30,7 +30,7 @@ def test_an_honest_order_is_admitted() -> None:
     """What the payer signed, the coordinator matched and this node offered comes out as one admitted job."""
     placed = Client().order(ASK)
     made = admission(BOOK).verify(HOUSE, placed.job, placed.dispatch, NOW)
-    assert (made.order, made.terms, made.offer, made.payer, made.cap) == (
+    assert (made.order, made.terms, made.offer, made.payer, made.max_cost) == (
         placed.order,
         placed.terms,
         OFFER,
@@ -130,7 +130,7 @@ def test_an_ask_that_was_replaced_is_good_until_it_expires() -> None:
     book = ask_book()
     former = book.current[0]
     later = NOW + 2_000
-    assert book.offer([OFFER], later)
+    assert book.publish([OFFER], later)
     assert book.current[0].digest != former.digest
     placed = Client().order(former, now=later)
     admission(book).verify(HOUSE, placed.job, placed.dispatch, later)
@@ -143,7 +143,7 @@ def test_rules_are_the_providers() -> None:
     """A provider that bears no fee refuses an order that allows one."""
     placed = Client().order(ASK)
     with pytest.raises(Refusal, match="maxFeeBps"):
-        admission(BOOK, rules=Rules(max_fee_bps=0)).verify(HOUSE, placed.job, placed.dispatch, NOW)
+        admission(BOOK, rules=AdmissionRules(max_fee_bps=0)).verify(HOUSE, placed.job, placed.dispatch, NOW)
 
 
 def test_a_request_is_the_one_that_was_committed_to() -> None:

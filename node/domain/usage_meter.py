@@ -26,63 +26,63 @@ def estimate(size: int) -> int:
     return -(-size // BYTES_PER_TOKEN)
 
 
-class Meter:
+class UsageMeter:
     """The count of one response. Feed it every chunk that is delivered; ask it for usage at the end."""
 
     def __init__(self, key: ContentKey, order_hash: Hash, terms: Terms, body_bytes: int) -> None:
         self._transcript = Transcript(key.commitment_key, order_hash)
         self._terms, self._body_bytes = terms, body_bytes
-        self._delivered = self._text = 0
-        self._counted: ReportedUsage | None = None
-        self._heard = False
+        self._delivered_bytes = self._text_bytes = 0
+        self._reported: ReportedUsage | None = None
+        self._request_sent = False
 
     @property
     def commitment(self) -> Hash:
         """The commitment to all chunks so far."""
         return self._transcript.commitment
 
-    def chunk(self, plain: bytes) -> None:
+    def add_chunk(self, plain: bytes) -> None:
         """One more chunk of the transcript."""
         self._transcript.add(plain)
 
-    def output(self, size: int, text: int) -> None:
+    def add_output(self, size: int, text: int) -> None:
         """`size` bytes of the engine's body were delivered, with `text` bytes of generated text in them."""
-        self._delivered += size
-        self._text += text
+        self._delivered_bytes += size
+        self._text_bytes += text
 
-    def reported(self, counted: ReportedUsage | None) -> None:
+    def set_reported(self, counted: ReportedUsage | None) -> None:
         """What the engine says; the last word counts."""
-        self._counted = counted or self._counted
+        self._reported = counted or self._reported
 
-    def heard(self) -> None:
+    def mark_request_sent(self) -> None:
         """The engine has the whole request."""
-        self._heard = True
+        self._request_sent = True
 
     def usage(self, *, cancelled: bool = False) -> Usage:
         """What this response is billed as, for a client that `cancelled` or one that did not; see the module's docstring."""
-        if not self._delivered:
-            return Usage(self._input(), 0, 0) if cancelled and self._heard else NOTHING
-        return self._usage(self._delivered, self._text)
+        if not self._delivered_bytes:
+            return Usage(self._input_tokens(), 0, 0) if cancelled and self._request_sent else NOTHING
+        return self._usage(self._delivered_bytes, self._text_bytes)
 
-    def worth(self, undelivered: int, text: int) -> Usage:
+    def work_done(self, undelivered: int, text: int) -> Usage:
         """The work that was done for this response, with so many bytes, and text in them, that were made and held back."""
-        made = self._delivered + undelivered
-        return self._usage(made, self._text + text) if made else self.usage(cancelled=True)
+        made = self._delivered_bytes + undelivered
+        return self._usage(made, self._text_bytes + text) if made else self.usage(cancelled=True)
 
     def _usage(self, size: int, text: int) -> Usage:
-        taken = self._input()
-        said = self._counted or ReportedUsage(0, 0, estimate(text))
+        taken = self._input_tokens()
+        said = self._reported or ReportedUsage(0, 0, estimate(text))
         written = min(max(said.output, 0), self._terms.max_output_tokens, size)
         return Usage(taken, min(max(said.cached, 0), taken), written)
 
-    def _input(self) -> int:
-        said = self._counted.input if self._counted is not None else estimate(self._body_bytes)
+    def _input_tokens(self) -> int:
+        said = self._reported.input if self._reported is not None else estimate(self._body_bytes)
         return min(max(said, 0), self._body_bytes + TEMPLATE_ALLOWANCE)
 
     @property
-    def clamped(self) -> bool:
+    def was_clamped(self) -> bool:
         """Whether the engine reported more than can be true."""
-        said, usage = self._counted, self.usage()
+        said, usage = self._reported, self.usage()
         return said is not None and usage != NOTHING and (said.input, said.output) != (usage.input, usage.output)
 
 
@@ -115,7 +115,7 @@ def make_receipt(
     )
 
 
-class Pace:
+class Throughput:
     """How fast the engine was lately: exponentially weighted means over its last jobs."""
 
     WEIGHT = 0.2

@@ -13,7 +13,7 @@ down_revision = "0001"
 def upgrade() -> None:
     """Adds the tables; a fee is in the chain's smallest coin, 29 digits as text."""
     op.create_table(
-        "recalled",
+        "completed_recoveries",
         sa.Column("coordinator", sa.String(42), primary_key=True),
         sa.Column("at", sa.BigInteger, nullable=False),
     )
@@ -29,4 +29,4 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drops them."""
     op.drop_table("gas")
-    op.drop_table("recalled")
+    op.drop_table("completed_recoveries")

@@ -33,8 +33,8 @@ class Offer:
     context_tokens: int
     max_output_tokens: int
     spec: Spec
-    limit_field: str = "max_tokens"
-    usage_option: bool = True
+    output_limit_field: str = "max_tokens"
+    supports_stream_usage: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Seller:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PublishedAsk:
     """A signed ask and the offer that it makes public. `size`: bytes of its JSON."""
 
     ask: Verified[Ask]
@@ -56,15 +56,15 @@ class Standing:
     size: int
 
 
-class AskBook:
+class PublishedAsks:
     """The asks of this node: those that stand, and replaced ones that orders may still name."""
 
     def __init__(self, seller: Seller, sign: Sign) -> None:
         self._seller, self._sign = seller, sign
-        self._known: dict[Hash, Standing] = {}
-        self._current: tuple[Standing, ...] = ()
+        self._known: dict[Hash, PublishedAsk] = {}
+        self._current: tuple[PublishedAsk, ...] = ()
         self._seq = 0
-        self._left_out: tuple[Standing, ...] = ()
+        self._left_out: tuple[PublishedAsk, ...] = ()
 
     @property
     def current(self) -> tuple[Verified[Ask], ...]:
@@ -76,14 +76,15 @@ class AskBook:
         """What is for sale now."""
         return tuple(standing.offer for standing in self._current)
 
-    def offer(self, offers: Iterable[Offer], now: int) -> bool:
+    def publish(self, offers: Iterable[Offer], now: int) -> bool:
         """Makes these the offers: signs an ask for each that is new, changed or past half of its validity. True if any was. Those
         beyond what a coordinator takes of one node are left out.
         """
         held = {standing.offer: standing for standing in (*self._current, *self._left_out)}
         wanted = tuple(offers)
         fresh = tuple(
-            held[offer] if offer in held and not self._aged(held[offer], now) else self._make(offer, now) for offer in wanted
+            held[offer] if offer in held and not self._needs_renewal(held[offer], now) else self._sign_ask(offer, now)
+            for offer in wanted
         )
         fresh, self._left_out = _fitting(fresh)
         changed = fresh != self._current
@@ -97,15 +98,15 @@ class AskBook:
         self._known |= {standing.ask.digest: standing for standing in fresh}
         return changed
 
-    def find(self, digest: Hash, now: int) -> Standing | None:
+    def find(self, digest: Hash, now: int) -> PublishedAsk | None:
         """The ask with this digest, if an order may be placed on it now."""
         standing = self._known.get(digest)
         return standing if standing is not None and standing.ask.message.valid_until > now else None
 
-    def _aged(self, standing: Standing, now: int) -> bool:
+    def _needs_renewal(self, standing: PublishedAsk, now: int) -> bool:
         return standing.ask.message.valid_until - now <= self._seller.validity // 2
 
-    def _make(self, offer: Offer, now: int) -> Standing:
+    def _sign_ask(self, offer: Offer, now: int) -> PublishedAsk:
         # The clock leads the sequence, so that it grows over restarts without being stored.
         self._seq = max(self._seq + 1, now)
         seller = self._seller
@@ -125,13 +126,13 @@ class AskBook:
             spec=offer.spec,
         )
         signed = self._sign(ask)
-        return Standing(signed, offer, len(dumps(signed.to_json())))
+        return PublishedAsk(signed, offer, len(dumps(signed.to_json())))
 
 
-def _fitting(asks: tuple[Standing, ...]) -> tuple[tuple[Standing, ...], tuple[Standing, ...]]:
+def _fitting(asks: tuple[PublishedAsk, ...]) -> tuple[tuple[PublishedAsk, ...], tuple[PublishedAsk, ...]]:
     """The asks that a coordinator takes of one node, the first ones first, and the others."""
-    taken: list[Standing] = []
-    left: list[Standing] = []
+    taken: list[PublishedAsk] = []
+    left: list[PublishedAsk] = []
     room = MAX_NODE_ASK_BYTES - len(b"[]")
     for one in asks:
         if one.size > MAX_ASK_BYTES or one.size + len(b",") > room or len(taken) >= MAX_ASKS:

@@ -13,7 +13,7 @@ down_revision = "0003"
 def upgrade() -> None:
     """Adds the table. A coordinator is the address where it was dialled; money is 29 digits as text."""
     op.create_table(
-        "dealings",
+        "coordinator_hours",
         sa.Column("endpoint", sa.String(300), primary_key=True),
         sa.Column("hour", sa.BigInteger, primary_key=True),
         sa.Column("earned", sa.String(29), nullable=False),
@@ -23,4 +23,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drops it."""
-    op.drop_table("dealings")
+    op.drop_table("coordinator_hours")

@@ -13,9 +13,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from node.domain.admission import Matched
+from node.domain.order_admission import Matched
 from node.domain.tabs import Funds, Tabs
-from node.jobs.receipt_signer import Books
+from node.jobs.receipt_signer import ReceiptSigner
 from node.ports import ChainView
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.messages import Receipt
@@ -30,36 +30,42 @@ REMEMBERED = 1_000
 FUNDS_SECONDS = 1.0
 
 
-class Refusals:
+class RefusalReceipts:
     """See the module's docstring. `claim` uses an order up, unless it was seen meanwhile; `now` gives Unix seconds."""
 
     def __init__(
         self,
         *,
-        books: Books,
+        receipt_signer: ReceiptSigner,
         tabs: Tabs,
         chain: ChainView,
-        claim: Callable[[Matched], bool],
+        consume_order: Callable[[Matched], bool],
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._books, self._tabs, self._chain, self._claim, self._now = books, tabs, chain, claim, now
-        self._left: dict[str, tuple[float, float]] = {}
-        self._left_to: OrderedDict[Address, tuple[float, float]] = OrderedDict()
+        self._receipt_signer, self._tabs, self._chain, self._consume_order, self._now = (
+            receipt_signer,
+            tabs,
+            chain,
+            consume_order,
+            now,
+        )
+        self._left_by_endpoint: dict[str, tuple[float, float]] = {}
+        self._left_by_payer: OrderedDict[Address, tuple[float, float]] = OrderedDict()
         self._under_way = 0
 
-    async def receipt(self, endpoint: str, matched: Matched) -> Verified[Receipt] | None:
+    async def issue(self, endpoint: str, matched: Matched) -> Verified[Receipt] | None:
         """The receipt for an order that came from there and is refused. None where it would release nothing, where there are too
         many, where the order was seen before, or where it can't be stored.
         """
-        if self._under_way >= AT_ONCE or not self._spend(endpoint, matched.payer):
+        if self._under_way >= AT_ONCE or not self._take_allowance(endpoint, matched.payer):
             return None
         self._under_way += 1
         try:
             funds = await self._funds(matched)
             total = self._tabs.account(matched.payer).tab.cumulative
-            if not releases(matched.order.message.claim_by, funds, total, int(self._now())) or not self._claim(matched):
+            if not releases(matched.order.message.claim_by, funds, total, int(self._now())) or not self._consume_order(matched):
                 return None
-            return await self._books.refuse(matched)
+            return await self._receipt_signer.sign_refusal(matched)
         finally:
             self._under_way -= 1
 
@@ -71,16 +77,19 @@ class Refusals:
         except TimeoutError:
             return Funds()
 
-    def _spend(self, endpoint: str, payer: Address) -> bool:
+    def _take_allowance(self, endpoint: str, payer: Address) -> bool:
         now = self._now()
-        of_payer, of_all = _refilled(self._left_to.get(payer), SHARE, now), _refilled(self._left.get(endpoint), 1, now)
+        of_payer, of_all = (
+            _refilled(self._left_by_payer.get(payer), SHARE, now),
+            _refilled(self._left_by_endpoint.get(endpoint), 1, now),
+        )
         if min(of_payer, of_all) < 1:
             return False
-        self._left[endpoint] = of_all - 1, now
-        self._left_to[payer] = of_payer - 1, now
-        self._left_to.move_to_end(payer)
-        if len(self._left_to) > REMEMBERED:
-            self._left_to.popitem(last=False)
+        self._left_by_endpoint[endpoint] = of_all - 1, now
+        self._left_by_payer[payer] = of_payer - 1, now
+        self._left_by_payer.move_to_end(payer)
+        if len(self._left_by_payer) > REMEMBERED:
+            self._left_by_payer.popitem(last=False)
         return True
 
 
