@@ -50,7 +50,7 @@ async def _explain_refusal(context: JobContext, keyed: IdempotencyKey, refused: 
     """Returns the error that says what became of a job whose answer can no longer be had."""
     job = keyed.job
     try:
-        remote, receipt = await context.resolver.resolve(job)
+        remote, receipt = await context.reconciler.reconcile(job)
     except Refusal as error:
         if error.code is not Code.UNKNOWN_JOB:
             raise

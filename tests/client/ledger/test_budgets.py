@@ -176,8 +176,8 @@ def test_a_refusal_names_the_tightest_budget() -> None:
             fit_budgets(drafts, stands)
         text = str(caught.value)
         assert "of 'lowered' has 0 left" in text
-        assert "spent 0.5" in text
-        assert f"may cost {format_amount(least)}:" in text
+        assert "(0.5 spent, 2 reserved" in text
+        assert f"may cost {format_amount(least)};" in text
     room = BudgetStatus(Budget(per_day=Amount(least)), Amount(0), Amount(0))
     assert fit_budgets(drafts, [room]) == [drafts[1]]
     assert fit_budgets(drafts, []) == drafts

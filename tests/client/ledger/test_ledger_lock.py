@@ -23,7 +23,7 @@ print("let go", flush=True)
 
 
 async def test_a_stopped_process_that_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another process was stopped while it held the state file, orders and new processes get an error after a bounded
+    """Where another process was stopped while it held the ledger file, orders and new processes get an error after a bounded
     wait, which names the file and what to do; once it goes on, so does everybody.
     """
     monkeypatch.setattr(storage, "BUSY_SECONDS", 0.2)
@@ -32,7 +32,7 @@ async def test_a_stopped_process_that_holds_the_lock(tmp_path: Path, monkeypatch
     with script(HOLDER, str(path)) as holder:
         assert line(holder) == "held"
         for _ in range(2):
-            with pytest.raises(Unavailable, match=rf"lock of {path} .* `fuser -v {path}` .* Nothing was written") as caught:
+            with pytest.raises(Unavailable, match=rf"lock of {path} .* nothing was written.* `fuser -v {path}`") as caught:
                 await take(ledger)
             assert caught.value.retry
         with pytest.raises(Unavailable, match=r"`fuser -v"):

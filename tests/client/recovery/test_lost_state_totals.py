@@ -182,7 +182,7 @@ async def test_a_barred_provider_is_asked_for_its_receipts(
     """A provider that gets no orders since it owes receipts gets them again soon after these came to the coordinator, without
     waiting until each of its jobs is asked about.
     """
-    monkeypatch.setattr(lost_state, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(lost_state, "QUERY_INTERVAL_SECONDS", 0.0)
 
     async def fails(session: Session) -> None:
         await session.match()
@@ -197,7 +197,7 @@ async def test_a_barred_provider_is_asked_for_its_receipts(
         session.take(0)
         session.tried.clear()
         fake.shows.append(LateReceipt(session.release(), session.candidate.order, session.candidate.terms))
-    market._resolver.recovery.asked.pop(mallory, None)
+    market._reconciler.recovery.asked_at.pop(mallory, None)
     market._shortlists.forget()
     with pytest.raises(TallyError):
         await run(market)
@@ -218,11 +218,11 @@ async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> No
     assert await ledger.jobs_awaiting_receipts(placed.order.message.claim_by, 60) == []
     known = await ledger.find_job(job)
     assert known is not None
-    assert lost_state._awaits(known, known.orders[0])
+    assert lost_state._awaits_receipt(known, known.orders[0])
     open_, (_,) = await take(ledger)
     running = await ledger.find_job(open_)
     assert running is not None
-    assert not lost_state._awaits(running, running.orders[0]), "its reader books it"
+    assert not lost_state._awaits_receipt(running, running.orders[0]), "its reader books it"
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
 
 
@@ -243,8 +243,8 @@ async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake
     receipt = session.bill(Usage(10, 0, 100))
     session.receipt = None
     fake.shows = [LateReceipt(receipt, session.candidate.order, session.candidate.terms)]
-    market._resolver.recovery.asked.clear()
-    await market._resolver.recovery.look([mallory], chain=False)
+    market._reconciler.recovery.asked_at.clear()
+    await market._reconciler.recovery.recover([mallory], chain=False)
     tab = await market.tab(mallory)
     assert (tab.accepted, tab.undelivered_quarters, tab.open_caps) == (0, QUARTERS_UNDELIVERED, session.candidate.terms.max_cost)
     known = await market.find(session.job)

@@ -100,7 +100,7 @@ async def test_no_budget_is_exceeded_by_jobs_that_failed(fake: FakeMarket, walle
             session.candidate = next(c for c in session.submission.candidates if c.order.message.provider == provider.address)
             session.order = session.candidate.order.verify(DOMAIN)
             attempt["receipt"] = session.release().to_json()
-        await market._resolver.resolve(job)
+        await market._reconciler.reconcile(job)
         assert held > 0
         assert (await market._ledger.budget_status(bounded.budgets[0], market._now())).reserved == 0
         fake.script = voids
@@ -230,7 +230,7 @@ async def test_no_provider_climbs_by_jobs_that_it_fails(market: Market, fake: Fa
     session = next(iter(fake.sessions.values()))
     session.take(0)
     session.tried[-1]["receipt"] = session.release().to_json()
-    await market._resolver.resolve(session.job)
+    await market._reconciler.reconcile(session.job)
     assert await market._ledger.excluded(DOMAIN, market._now()) == {}
 
 
@@ -316,7 +316,7 @@ async def test_a_whole_answer_is_not_thrown_away(market: Market, fake: FakeMarke
     async def booked() -> bool:
         return (await market.tab(fake.providers[0].address)).accepted == 3
 
-    await market._resolver.resolve(job.id)
+    await market._reconciler.reconcile(job.id)
     await eventually(booked)
     known = await market.find(job.id)
     assert known is not None
@@ -330,7 +330,7 @@ async def test_a_whole_answer_whose_receipt_lies_is_not_paid(market: Market, fak
     await run(market)
     fake.last.bill(result_commitment=Hash(bytes(32)))
     with suppress(TallyError):
-        await market._resolver.resolve(fake.last.job)
+        await market._reconciler.reconcile(fake.last.job)
     await eventually(lambda: _is(market.evidence))
     assert (await market.tab(fake.providers[0].address)).accepted == 0
 
