@@ -24,7 +24,7 @@ from rich.table import Table
 
 from scripts.peers import LITELLM, install
 from scripts.relay import load, processes
-from scripts.relay.load import Times, percentile
+from scripts.relay.load import Latencies, percentile
 from tallystick.protocol.eip712 import Signer
 
 STREAMS, CHUNKS = 64, 200
@@ -86,24 +86,24 @@ async def _measure(folder: Path, size: Size, peer: Path | None) -> Figures:
 async def _whole_path(figures: Figures, site: processes.Site, mock: str, size: Size) -> None:
     """Direct and through gateway, coordinator and node, in turns, so that what disturbs one disturbs the other."""
     for url in (mock, site.gateway):
-        await load.ask(url, requests=20, at_once=4)
-        await load.ask(url, requests=8, at_once=4, chunks=4)
-    direct, ours = Times(), Times()
+        await load.ask(url, requests=20, concurrency=4)
+        await load.ask(url, requests=8, concurrency=4, chunks=4)
+    direct, ours = Latencies(), Latencies()
     for _ in range(size.probes // 20):
-        direct.first += (await load.ask(mock, requests=20, at_once=1, chunks=4)).first
-        ours.first += (await load.ask(site.gateway, requests=20, at_once=1, chunks=4)).first
+        direct.first += (await load.ask(mock, requests=20, concurrency=1, chunks=4)).first
+        ours.first += (await load.ask(site.gateway, requests=20, concurrency=1, chunks=4)).first
     _added(figures, "", direct, ours)
     for at_once in (1, 16, 64):
         requests = size.requests // 4 if at_once == 1 else size.requests
-        figures[f"direct_requests_per_s_{at_once}"] = _rate(await load.ask(mock, requests=requests, at_once=at_once))
+        figures[f"direct_requests_per_s_{at_once}"] = _rate(await load.ask(mock, requests=requests, concurrency=at_once))
         async with _cpu(figures, site.pids, f"path_cpu_us_per_job_{at_once}", requests):
-            seen = await load.ask(site.gateway, requests=requests, at_once=at_once)
+            seen = await load.ask(site.gateway, requests=requests, concurrency=at_once)
         figures[f"path_requests_per_s_{at_once}"] = _rate(seen)
         figures[f"path_ms_p50_{at_once}"] = percentile(seen.whole, 0.5) * 1_000
     for name, gap in (("flat_out", 0.0), ("paced", 0.02)):
         streams = size.streams * (2 if gap == 0 else 1)
         async with _cpu(figures, site.pids, f"path_stream_cpu_us_per_chunk_{name}", streams * CHUNKS):
-            seen = await load.ask(site.gateway, requests=streams, at_once=size.streams, chunks=CHUNKS, gap=gap)
+            seen = await load.ask(site.gateway, requests=streams, concurrency=size.streams, chunks=CHUNKS, gap=gap)
         figures[f"path_chunks_per_s_{name}"] = seen.chunks / seen.seconds
         figures[f"path_stream_seconds_{name}"] = percentile(seen.whole, 0.5)
 
@@ -111,7 +111,7 @@ async def _whole_path(figures: Figures, site: processes.Site, mock: str, size: S
 async def _coordinator_alone(figures: Figures, site: processes.Site, size: Size) -> None:
     """Signed jobs on the job route, a bare node behind it; whatever runs here but the coordinator is load."""
     provider, domain = Signer(os.urandom(32)), site.deployment.domain
-    node = await load.BareNode.join(site.coordinator, provider, domain)
+    node = await load.EnginelessNode.join(site.coordinator, provider, domain)
     serving = asyncio.create_task(node.run())
     info = await _get(f"{site.coordinator}/v1/info")
     total = size.jobs // 4 + size.jobs * 2 + size.streams * 3
@@ -122,13 +122,13 @@ async def _coordinator_alone(figures: Figures, site: processes.Site, size: Size)
             count = size.jobs // 4 if at_once == 1 else size.jobs
             part, jobs = jobs[:count], jobs[count:]
             async with _cpu(figures, pids, f"alone_cpu_us_per_job_{at_once}", count):
-                seen = await load.post(site.coordinator, part, at_once=at_once)
+                seen = await load.post(site.coordinator, part, concurrency=at_once)
             figures[f"alone_jobs_per_s_{at_once}"] = _rate(seen)
             figures[f"alone_ms_p50_{at_once}"] = percentile(seen.whole, 0.5) * 1_000
         figures["coordinator_cpu_us_per_job"] = figures["alone_cpu_us_per_job_64_coordinator"]
         node.chunks = CHUNKS
         async with _cpu(figures, pids, "alone_cpu_us_per_chunk", len(jobs) * CHUNKS):
-            seen = await load.post(site.coordinator, jobs, at_once=size.streams)
+            seen = await load.post(site.coordinator, jobs, concurrency=size.streams)
         figures["chunks_per_s"] = 1e6 / max(figures["alone_cpu_us_per_chunk_coordinator"] or 0, 0.1)
         figures["alone_chunks_per_s"] = seen.chunks / seen.seconds
     finally:
@@ -141,18 +141,18 @@ async def _litellm(figures: Figures, folder: Path, mock: str, peer: Path | None,
     if peer is None:
         return
     async with processes.litellm(folder, mock, peer / "litellm") as (url, pid):
-        await load.ask(url, requests=20, at_once=4)
-        direct = await load.ask(mock, requests=60, at_once=1, chunks=4)
-        theirs = await load.ask(url, requests=60, at_once=1, chunks=4)
+        await load.ask(url, requests=20, concurrency=4)
+        direct = await load.ask(mock, requests=60, concurrency=1, chunks=4)
+        theirs = await load.ask(url, requests=60, concurrency=1, chunks=4)
         _added(figures, "litellm_", direct, theirs)
         async with _cpu(figures, {"x": pid}, "litellm", size.slow):
-            seen = await load.ask(url, requests=size.slow, at_once=64)
+            seen = await load.ask(url, requests=size.slow, concurrency=64)
         figures["litellm_cpu_us_per_request"] = figures.pop("litellm_x")
         figures["litellm_requests_per_s_64"] = _rate(seen)
         figures["litellm_rss_mib"] = processes.rss_mib(pid)
 
 
-def _added(figures: Figures, prefix: str, direct: Times, ours: Times) -> None:
+def _added(figures: Figures, prefix: str, direct: Latencies, ours: Latencies) -> None:
     """What a way adds to the time to the first text, in milliseconds."""
     for share in (0.5, 0.99):
         added = percentile(ours.first, share) - percentile(direct.first, share)
@@ -168,7 +168,7 @@ async def _cpu(figures: Figures, pids: Mapping[str, int], name: str, units: int)
         figures[f"{name}_{room}"] = (processes.cpu_seconds(pid) - before[room]) * 1e6 / units
 
 
-def _rate(times: Times) -> float:
+def _rate(times: Latencies) -> float:
     return len(times.whole) / times.seconds
 
 

@@ -43,7 +43,7 @@ WORDS = " ".join(f"word{number}" for number in range(40))
 @dataclass
 class SharedWalletCluster(Cluster):
     """A market whose payer runs several processes. `ports`: of the gateways; `turns`: whose it is to be asked; `apart`:
-    the second gateway has a state file of its own, as on another machine.
+    the second gateway has a ledger file of its own, as on another machine.
     """
 
     ports: dict[str, int] = field(default_factory=dict)
@@ -52,12 +52,12 @@ class SharedWalletCluster(Cluster):
 
     @property
     def state(self) -> Path:
-        """The payer's state file."""
+        """The payer's ledger file."""
         return self.market.folder / "client" / f"{self.market.signers['payer'].address}.db"
 
     @property
     def other(self) -> Path:
-        """The state file of the second gateway, if it has one of its own."""
+        """The ledger file of the second gateway, if it has one of its own."""
         return self.market.folder / "other.db"
 
     def url(self, gateway: str) -> str:
@@ -125,7 +125,7 @@ class SharedWalletCluster(Cluster):
 
 @asynccontextmanager
 async def household(folder: Path, monkeypatch: pytest.MonkeyPatch, *, apart: bool = False) -> AsyncIterator[SharedWalletCluster]:
-    """The market with slow engines, and two gateways of one wallet. `apart`: with a state file each."""
+    """The market with slow engines, and two gateways of one wallet. `apart`: with a ledger file each."""
     for name in [name for name in os.environ if name.startswith("OPENAI_")]:
         monkeypatch.delenv(name)
     chain_port, coordinator_port, *engines = (free_port(0) for _ in range(4))
@@ -256,7 +256,7 @@ def _frozen(state: Path) -> list[Any]:
 
 @pytest.mark.timeout(180)
 async def test_lost_state_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state file that is deleted after kill -9 in the middle of jobs, and one that is deleted while a gateway uses it, cost no
+    """A ledger file that is deleted after kill -9 in the middle of jobs, and one that is deleted while a gateway uses it, cost no
     provider its name and nobody money: the wallet learns what it owes from its own signed orders, goes on, and pays all of it;
     from the chain, where the coordinator lost its books too.
     """
@@ -302,7 +302,7 @@ async def test_lost_state_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.timeout(180)
 async def test_two_machines_by_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two gateways with one key and a state file each: what one refuses for the other's jobs it does a little later, and says
+    """Two gateways with one key and a ledger file each: what one refuses for the other's jobs it does a little later, and says
     why; no provider is held for a liar, and the chain pays what was done.
     """
     said: set[str] = set()
@@ -322,7 +322,7 @@ async def test_two_machines_by_mistake(tmp_path: Path, monkeypatch: pytest.Monke
             for name in GATEWAYS:
                 await persist(cluster, name, f"alone-{turn}")
         await asyncio.gather(*(persist(cluster, name, f"both-{n}") for n in range(4) for name in GATEWAYS))
-        assert all("one state file" in text for text in said)  # how many are refused is chance
+        assert all("one ledger file" in text for text in said)  # how many are refused is chance
         for file in (cluster.state, cluster.other):
             assert not _frozen(file)
         await _check_chain(cluster, _served(cluster))

@@ -112,7 +112,7 @@ async def test_the_coordinator_never_has_the_plaintext(tmp_path: Path) -> None:
     tap = Tap(listen)
     async with processes.upstream() as mock, tap.open(told):
         folder = tmp_path / "market"
-        async with processes.market(folder, mock, coordinator_port=listen, told_port=told, log_level="debug") as site:
+        async with processes.market(folder, mock, coordinator_port=listen, proxy_port=told, log_level="debug") as site:
             answers = [await _chat(site.gateway, stream=stream) for stream in (True, False, True)]
             memory = _memory(site.pids["coordinator"])
             stored = {path.name: path.read_bytes() for path in folder.glob("coordinator*") if path.is_file()}

@@ -136,7 +136,7 @@ async def test_who_is_left_out_is_said_and_can_be_forgiven(
         await _cheated(market, fake, Usage(10, 0, 90))
     async with Market(fake.url, wallet, config) as market:
         fake.script = honest
-        with pytest.raises(Unavailable, match="1 left out by this wallet: tally receipt evidence"):
+        with pytest.raises(Unavailable, match="this wallet excludes 1 providers, tally receipt evidence"):
             await _honest(market, fake)
         assert await market._ledger.unblock(address, NOW_S)
         assert not await market._ledger.unblock(address, NOW_S)

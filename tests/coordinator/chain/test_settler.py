@@ -95,8 +95,8 @@ def _anothers_order() -> ClaimRequest:
 @pytest.mark.parametrize(
     ("claim", "error", "says"),
     [
-        (_unsigned(), BadSignature, "signed by"),
-        (_raised(), BadSignature, "signed by"),
+        (_unsigned(), BadSignature, "expected a signature of"),
+        (_raised(), BadSignature, "expected a signature of"),
         (_forged_order(), BadSignature, "order"),
         (_other_order(), BadMessage, "does not match its order"),
         (_anothers_order(), BadMessage, "does not match its order"),

@@ -39,7 +39,7 @@ async def _receipts(world: World, client: Client) -> list[Signed[Receipt]]:
         ({"cached_input_tokens": 11}, "usage"),
         ({"cumulative_cost": Amount(COST - 1)}, "receipt.cumulativeCost"),
         ({"order_hash": hash_of("another order")}, "receipt.orderHash"),
-        ({"payer": person("somebody").address}, "other parties"),
+        ({"payer": person("somebody").address}, "the payer and the provider of its order"),
         ({"seq": 0}, "receipt.seq"),
         ({"seq": MAX_SEQ + 1}, "receipt.seq"),
     ],
