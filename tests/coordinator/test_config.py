@@ -37,7 +37,7 @@ def test_flags_win_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_config_needs_a_deployment() -> None:
     """Without a deployment file the config is refused, and the error names the missing setting."""
-    with pytest.raises(BadMessage, match="deployment must be set"):
+    with pytest.raises(BadMessage, match="missing setting deployment"):
         load_config()
 
 
