@@ -1,5 +1,5 @@
-"""Engines that misbehave behind a real market: whatever they do, the client gets a named error, nobody pays for a broken answer,
-and the node goes on.
+"""Misbehaving engines behind a real market: the client gets an error with a code, nobody pays for a broken answer, and the node
+continues.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ EXPECTED: dict[str, tuple[int, str | None]] = {
 
 @asynccontextmanager
 async def _engine() -> AsyncIterator[str]:
-    """Lists one model, and answers a request as its `user` says."""
+    """An engine that lists one model and answers each request as its `user` member says."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -110,7 +110,7 @@ def _toml(url: str, usage: str = "") -> str:
 
 
 async def _ask(site: processes.Site, behaviour: str) -> tuple[int, str, str | None]:
-    """Status and text that a client of the gateway gets, and its job, where an answer began."""
+    """Returns the status and text that a client of the gateway gets, and the job if an answer began."""
     body = {"model": "bad", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20, "stream": True, "user": behaviour}
     async with httpx.AsyncClient(base_url=site.gateway, trust_env=False, timeout=30) as http:
         answer = await http.post("/v1/chat/completions", json=body)
@@ -128,8 +128,8 @@ async def _story(site: processes.Site, job: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(180)
-async def test_engines_that_misbehave(tmp_path: Path) -> None:
-    """Each by itself, one after another, on one node; a good answer at the end shows that it lives."""
+async def test_misbehaving_engines(tmp_path: Path) -> None:
+    """Each misbehaviour in turn on one node; a good answer at the end shows that the node still works."""
     folder = tmp_path / "market"
     async with (
         processes.upstream() as mock,

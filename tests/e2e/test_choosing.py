@@ -1,4 +1,4 @@
-"""Choosing providers through the whole market: a header of a request, the config, `tally models`, `explain`, `balance`."""
+"""Choice of providers through the whole market: a request header, the config, `tally models`, `explain`, `balance`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ async def _tally(folder: Path, *arguments: str) -> Any:
 
 
 @pytest.mark.timeout(400)
-async def test_who_gets_a_request(tmp_path: Path) -> None:
-    """Of two providers the cheaper one gets a request, unless that says otherwise; `explain` says the same beforehand."""
+async def test_choice_of_provider(tmp_path: Path) -> None:
+    """Of two providers the cheaper one gets a request, unless the request says otherwise; `explain` predicts the same."""
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         dear = (

@@ -1,4 +1,4 @@
-"""A provider's own commands, beside a node that works: is it ready, what did it earn, and collecting without a coordinator."""
+"""The provider's commands beside a running node: readiness, earnings, collecting without a coordinator, backup."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Provider:
         }
 
     async def __call__(self, *arguments: str, code: int = 0, as_json: bool = True) -> Any:
-        """Its JSON, or its words."""
+        """Runs a command with the node's config. Returns its JSON or text."""
         node = (
             "--config",
             str(self.config),
@@ -36,7 +36,7 @@ class Provider:
         return await self.run(*arguments, *node, *(("--json",) if as_json else ()), code=code)
 
     async def run(self, *arguments: str, code: int = 0) -> Any:
-        """What a command says: with --json its JSON, else the words of both its streams."""
+        """Runs a command. Returns its JSON with --json, else the text of both streams."""
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*TALLY, "node", *arguments, stdout=pipe, stderr=pipe, env=self.environment)
         said, words = await process.communicate()
@@ -49,8 +49,8 @@ def _problems(told: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.timeout(400)
-async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
-    """Ready while all is well; earnings by day, model and payer; collected on chain with the coordinator dead."""
+async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
+    """The node is ready; earnings are shown by day, model and payer, and collected on chain with the coordinator dead."""
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         tally = Provider(folder)
@@ -108,9 +108,9 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_a_state_that_is_restored(tmp_path: Path) -> None:
-    """A backup taken while the node works, put back after it worked on: the node learns what it signed since from its
-    coordinator, goes on from there, and both sides' books and the chain say the same.
+async def test_backup_and_restore(tmp_path: Path) -> None:
+    """A backup is restored after the node signed more: the node learns the rest from its coordinator, continues, and both sides'
+    records and the chain agree.
     """
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
@@ -151,8 +151,8 @@ async def _until_ready(tally: Provider) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_from_an_engine_to_a_node_that_sells(tmp_path: Path) -> None:
-    """`init` finds the engine, takes the market's price, makes the wallet; what it wrote passes the doctor, and sells."""
+async def test_init_to_first_sale(tmp_path: Path) -> None:
+    """`init` finds the engine, takes the market's price and makes the wallet; the doctor accepts it, and the node sells."""
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         tally, config = Provider(folder, wallet="new"), folder / "mine.toml"
@@ -191,7 +191,7 @@ async def test_from_an_engine_to_a_node_that_sells(tmp_path: Path) -> None:
 
 
 async def test_init_without_an_engine(tmp_path: Path) -> None:
-    """An engine that is named and does not answer is said to; nothing is written."""
+    """If a named engine does not answer, the error says so and nothing is written."""
     (tmp_path / "password").write_text("x")
     tally = Provider(tmp_path)
     told = await tally.run("init", "--engine", "http://127.0.0.1:9", "--out", str(tmp_path / "n.toml"), "--json", code=1)
@@ -201,15 +201,15 @@ async def test_init_without_an_engine(tmp_path: Path) -> None:
 
 
 async def _fund(site: processes.Site, folder: Path) -> None:
-    """Coins for the provider's gas."""
+    """Gives the provider coins for gas."""
     address = json.loads((folder / "keys" / "node.json").read_text())["address"]
     command = (sys.executable, "-m", "tallystick.cli", "chain", "fund", f"0x{address}", "--rpc", site.deployment.rpc)
     process = await asyncio.create_subprocess_exec(*command, env=clean_environment())
     assert await process.wait() == 0
 
 
-async def test_a_doctor_names_what_is_wrong(tmp_path: Path) -> None:
-    """Nothing there at all: each thing that is missing is named, with what to do about it."""
+async def test_doctor_names_every_problem(tmp_path: Path) -> None:
+    """In an empty home folder, the doctor names each missing thing and its remedy."""
     (tmp_path / "keys").mkdir()
     (tmp_path / "password").write_text("x")
     (tmp_path / "node.toml").write_text(

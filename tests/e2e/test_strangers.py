@@ -1,4 +1,4 @@
-"""What strangers with many keys can make a real coordinator hold, while honest buyers are served from it."""
+"""Limits on what strangers with many keys can make a real coordinator hold, while honest buyers are served."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNFINISHED = 120 * 1024
 
 
 async def _join(site: processes.Site, address: str, specs: list[Spec]) -> ClientConnection:
-    """A node of a fresh key that sells the market's model, dearly. Raises ConnectionClosed if it is refused."""
+    """Connects a node with a new key that sells the market's model at a high price. Raises ConnectionClosed if it is refused."""
     key, url = Signer(os.urandom(32)), f"ws{site.coordinator.removeprefix('http')}/v1/node"
 
     def ask(number: int, spec: Spec) -> Any:
@@ -64,7 +64,7 @@ async def _join(site: processes.Site, address: str, specs: list[Spec]) -> Client
 
 
 async def _outcomes(make: Callable[[], Awaitable[ClientConnection]], count: int) -> list[ClientConnection]:
-    """Those of so many connections that were let in."""
+    """Opens connections and returns those that were accepted."""
     made = await asyncio.gather(*(make() for _ in range(count)), return_exceptions=True)
     failed = [one for one in made if isinstance(one, BaseException)]
     assert all(isinstance(one, ConnectionClosed) for one in failed), failed
@@ -72,7 +72,7 @@ async def _outcomes(make: Callable[[], Awaitable[ClientConnection]], count: int)
 
 
 async def _unfinished_body(port: int, address: str, over: asyncio.Event) -> bytes:
-    """Posts most of a job and stops; what the coordinator said by then."""
+    """Posts most of a job and stops. Returns the coordinator's response so far."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
     said = b""
     with contextlib.suppress(ConnectionError):
@@ -89,8 +89,8 @@ async def _unfinished_body(port: int, address: str, over: asyncio.Event) -> byte
 
 @pytest.mark.timeout(400)
 async def test_strangers_neither_fill_the_memory_nor_hide_a_model(tmp_path: Path) -> None:
-    """One address with 80 fat nodes and unfinished frames on all of its links, one with a gigabyte of unfinished bodies: links,
-    asks and bytes are bounded, the lists stay readable page by page, and an honest buyer's chat is answered meanwhile.
+    """One address with 80 large nodes and unfinished frames on all links, another with a gigabyte of unfinished bodies: links,
+    asks and bytes are bounded, the lists stay readable page by page, and an honest chat is answered meanwhile.
     """
     body = {"model": "bench", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 16}
     async with (
