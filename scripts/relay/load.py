@@ -1,4 +1,4 @@
-"""The load of a benchmark: OpenAI requests to any base address, and signed jobs straight to a coordinator with a bare node."""
+"""The load of a benchmark: OpenAI requests to any base URL, and signed jobs to a coordinator with a bare node."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _REPLY, _PIECE = b"x" * BODY, b"x" * 150
 
 @dataclass(slots=True)
 class Times:
-    """What clients saw: seconds to the first text and to the end, of each request, and how long all took."""
+    """What clients measured: seconds to the first text and to the end of each request, and the duration of the run."""
 
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Times:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which this share of them lies."""
+    """The value below which this share of the values lies."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
@@ -72,7 +72,7 @@ def _body(chunks: int | None, gap: float) -> bytes:
 
 
 async def ask(url: str, *, requests: int, at_once: int, chunks: int | None = None, gap: float = 0.0) -> Times:
-    """So many requests, so many of them under way at any time; streamed where `chunks` says how many pieces."""
+    """Sends requests, a fixed number of them at a time; streamed if `chunks` gives the number of pieces."""
     times, body = Times(), _body(chunks, gap)
     left = iter(range(requests))
     headers = {"content-type": "application/json", "authorization": "Bearer none"}
@@ -90,8 +90,8 @@ async def _client(session: aiohttp.ClientSession, url: str, body: bytes, left: I
         async with session.post(url, data=body) as response:
             async for piece in response.content.iter_any():
                 tail = tail[-16:] + piece
-                found = tail.count(b'"content":"word')
-                if found and not first:
+                new_marks = tail.count(b'"content":"word')
+                if new_marks and not first:
                     first = time.perf_counter() - began
                 marks += piece.count(b'"content":"word')
             if response.status != 200:
@@ -105,7 +105,7 @@ async def _client(session: aiohttp.ClientSession, url: str, body: bytes, left: I
 
 
 class BareNode:
-    """A provider with no engine: answers each dispatch with a sealed reply of `chunks` pieces and a signed receipt."""
+    """A provider without an engine: answers each dispatch with a sealed reply of `chunks` pieces and a signed receipt."""
 
     def __init__(self, socket: ClientConnection, signer: Signer, domain: Domain, key: SealingKey, ask: Verified[Ask]) -> None:
         self.socket, self._signer, self._domain, self._key, self.ask = socket, signer, domain, key, ask
@@ -116,7 +116,7 @@ class BareNode:
 
     @classmethod
     async def join(cls, url: str, signer: Signer, domain: Domain) -> BareNode:
-        """Connects, and stands in the coordinator's book."""
+        """Connects and publishes an ask."""
         key = SealingKey(X25519, secrets.token_bytes(SealingKey.secret_bytes(X25519)))
         offer = Ask(
             provider=signer.address,
@@ -206,8 +206,8 @@ class BareNode:
 
 
 def sign_jobs(count: int, *, payer: Signer, coordinator: Address, domain: Domain, ask: Verified[Ask]) -> list[bytes]:
-    """So many submissions, sealed and signed for one provider; made before the clock runs, since signing is the client's work."""
-    now, body, made = int(time.time()), _body(None, 0), []
+    """Makes sealed and signed submissions for one provider, before the measurement, since signing is the client's work."""
+    now, body, submissions = int(time.time()), _body(None, 0), []
     for number in range(count):
         job, key = JobId(secrets.token_bytes(16)), ContentKey.new()
         plain = join_request(RequestHead(CHAT), body)
@@ -237,12 +237,12 @@ def sign_jobs(count: int, *, payer: Signer, coordinator: Address, domain: Domain
         signed = payer.sign(order, domain)
         provider = ask.message.provider
         wrapped = wrap_key(key, X25519, ask.message.sealing_key, job=job, order_hash=signed.digest, provider=provider)
-        made.append(Submission(job, (Candidate(signed, terms, wrapped),), key.seal_request(job, plain)).dumps())
-    return made
+        submissions.append(Submission(job, (Candidate(signed, terms, wrapped),), key.seal_request(job, plain)).dumps())
+    return submissions
 
 
 async def post(url: str, jobs: list[bytes], *, at_once: int) -> Times:
-    """Posts signed jobs to a coordinator's job route and reads their frames to the receipt."""
+    """Posts signed jobs to a coordinator's job route and reads their frames up to the receipt."""
     times, left = Times(), iter(jobs)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(120)) as session:
         began = time.perf_counter()

@@ -1,6 +1,5 @@
-"""An upstream that costs next to nothing: an OpenAI-compatible endpoint on uvloop with a parser of its own.
-
-A request's `user` field steers it: "200 0.02" streams 200 chunks with 0.02 s between them; 0 is flat out.
+"""A cheap upstream: an OpenAI-compatible endpoint on uvloop with a minimal parser. A request's `user` member controls it: "200
+0.02" streams 200 chunks with 0.02 s between them; 0 means no pause.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _USAGE = (
 _STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
-def _whole() -> bytes:
+def _complete_reply() -> bytes:
     message = {"role": "assistant", "content": ""}
     reply = {
         "id": "c",
@@ -48,7 +47,7 @@ def _piece(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-_WHOLE = _whole()
+_COMPLETE_REPLY = _complete_reply()
 _MODELS = _json(orjson.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1, "owned_by": "bench"}]}))
 
 
@@ -70,7 +69,7 @@ class Upstream(asyncio.Protocol):
             self._stream.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Answers whole requests."""
+        """Answers complete requests."""
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[:end].lower()
@@ -87,20 +86,20 @@ class Upstream(asyncio.Protocol):
             return
         request = orjson.loads(body)
         if not request.get("stream"):
-            self._transport.write(_WHOLE)
+            self._transport.write(_COMPLETE_REPLY)
             return
         chunks, gap = (request.get("user") or "8 0").split()
-        told = bool((request.get("stream_options") or {}).get("include_usage"))
-        self._stream = asyncio.get_running_loop().create_task(self._run(int(chunks), float(gap), told=told))
+        with_usage = bool((request.get("stream_options") or {}).get("include_usage"))
+        self._stream = asyncio.get_running_loop().create_task(self._run(int(chunks), float(gap), with_usage=with_usage))
 
-    async def _run(self, chunks: int, gap: float, *, told: bool) -> None:
+    async def _run(self, chunks: int, gap: float, *, with_usage: bool) -> None:
         write = self._transport.write
         write(_STREAM + _piece(_ROLE))
         for _ in range(chunks):
             if gap:
                 await asyncio.sleep(gap)
             write(_piece(_WORD))
-        if told:
+        if with_usage:
             write(_piece(_USAGE % (chunks, chunks + 9)))
         write(_piece(_LAST) + _piece(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 

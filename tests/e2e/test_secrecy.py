@@ -108,11 +108,11 @@ def test_search_finds_every_form() -> None:
 
 async def test_coordinator_never_has_the_plaintext(tmp_path: Path) -> None:
     """After streamed and whole answers, the coordinator's files, debug log, both connections and memory have no plaintext."""
-    listen, told = free_port(0), free_port(0)
+    listen, proxy_port = free_port(0), free_port(0)
     tap = RecordingProxy(listen)
-    async with processes.upstream() as mock, tap.open(told):
+    async with processes.upstream() as mock, tap.open(proxy_port):
         folder = tmp_path / "market"
-        async with processes.market(folder, mock, coordinator_port=listen, told_port=told, log_level="debug") as site:
+        async with processes.market(folder, mock, coordinator_port=listen, proxy_port=proxy_port, log_level="debug") as site:
             answers = [await _chat(site.gateway, stream=stream) for stream in (True, False, True)]
             memory = _memory(site.pids["coordinator"])
             stored = {path.name: path.read_bytes() for path in folder.glob("coordinator*") if path.is_file()}

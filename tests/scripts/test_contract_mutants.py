@@ -12,12 +12,12 @@ from scripts.mutate_contracts import REASONS
 def test_every_mutant_is_one_change(path: str) -> None:
     """Each mutant has a name of its own and differs from the source in one place only."""
     source = (SOURCES / path).read_text()
-    found = list(mutants(path))
-    assert len({mutant.name for mutant in found}) == len(found) > 0
-    for mutant in found:
+    listed = list(mutants(path))
+    assert len({mutant.name for mutant in listed}) == len(listed) > 0
+    for mutant in listed:
         text = mutant.text()
         assert text != source
-        assert text == source[: mutant.start] + mutant.put + source[mutant.end :]
+        assert text == source[: mutant.start] + mutant.replacement + source[mutant.end :]
 
 
 def test_kinds_of_mutants() -> None:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from scripts.mutate_python import CHECKED, RECORD, ROOT
-from scripts.python_mutants import mutants, places
+from scripts.python_mutants import mutants, place_digests
 
 SOURCE = '''
 LIMITS = {"a": 1, "b": 2}
@@ -40,19 +40,19 @@ def test_kinds_of_mutants() -> None:
 def test_every_mutant_is_a_distinct_program(path: str) -> None:
     """Each mutant has a name of its own, differs from the module and from every other mutant, and compiles."""
     source = (ROOT / path).read_text()
-    found = list(mutants(source, path))
-    whole = ast.unparse(ast.parse(source))
-    assert len({mutant.name for mutant in found}) == len({mutant.source for mutant in found}) == len(found) > 0
-    for mutant in found:
-        assert mutant.source != whole
+    listed = list(mutants(source, path))
+    original = ast.unparse(ast.parse(source))
+    assert len({mutant.name for mutant in listed}) == len({mutant.source for mutant in listed}) == len(listed) > 0
+    for mutant in listed:
+        assert mutant.source != original
         compile(mutant.source, path, "exec")
 
 
 def test_digest_changes_with_code_only() -> None:
     """A changed docstring leaves a function checked; a changed comparison unchecks it and no other function."""
-    said, shifted = SOURCE.replace("Says what", "Tells what"), SOURCE.replace("paid < 0", "paid <= 0")
-    assert places(said) == places(SOURCE)
-    assert {name for name, digest in places(shifted).items() if places(SOURCE)[name] != digest} == {"pay"}
+    reworded, shifted = SOURCE.replace("Says what", "Tells what"), SOURCE.replace("paid < 0", "paid <= 0")
+    assert place_digests(reworded) == place_digests(SOURCE)
+    assert {name for name, digest in place_digests(shifted).items() if place_digests(SOURCE)[name] != digest} == {"pay"}
 
 
 def test_recorded_survivors_exist() -> None:
