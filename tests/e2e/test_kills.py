@@ -70,8 +70,8 @@ class Cluster:
         folder = self.market.folder
         payer = self.market.signers["payer"].address
         file = folder / "client" / f"{payer}.db" if name == "payer" else next((folder / name).glob("*.db"))
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as books:
-            return books.execute(query).fetchall()
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as database:
+            return database.execute(query).fetchall()
 
 
 async def _until(ready: Callable[[], Any], what: str) -> Any:
@@ -114,17 +114,17 @@ async def _ended(cluster: Cluster, job: str) -> str | None:
     """Waits until payer and coordinator know the job's end, and returns it."""
     market = cluster.market
     async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
-        mine = (await client.get(f"{market.url(market.ports.gateway)}/tally/jobs/{job}")).json()
-        theirs = await client.get(
+        payer_record = (await client.get(f"{market.url(market.ports.gateway)}/tally/jobs/{job}")).json()
+        response = await client.get(
             f"{market.url(market.ports.coordinator)}/v1/jobs/{job}", headers={"authorization": _access_token(cluster)}
         )
-    known = theirs.json()
-    told = [row for name in market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
-    if mine.get("state") not in TERMINAL or not all(done for (done,) in told):
+    coordinator_record = response.json()
+    rows = [row for name in market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
+    if payer_record.get("state") not in TERMINAL or not all(acknowledged for (acknowledged,) in rows):
         return None
-    if theirs.status_code == 404:
-        return str(mine["state"])
-    return str(known["state"]) if known["state"] in TERMINAL else None
+    if response.status_code == 404:
+        return str(payer_record["state"])
+    return str(coordinator_record["state"]) if coordinator_record["state"] in TERMINAL else None
 
 
 def _check_job(cluster: Cluster, job: str) -> int:
@@ -139,7 +139,7 @@ def _check_job(cluster: Cluster, job: str) -> int:
     )
     assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
     costs = [int(loads(doc, "receipt")["message"]["cost"]) for (doc,) in paid]
-    assert sum(cost > 0 for cost in costs) <= 1, f"job {job} is booked twice: {costs}"
+    assert sum(cost > 0 for cost in costs) <= 1, f"job {job} is recorded twice: {costs}"
     return sum(charged)
 
 
@@ -147,11 +147,11 @@ def _check_tabs(cluster: Cluster) -> dict[str, int]:
     """Checks that the running totals of both sides are equal. Returns them by provider."""
     totals: dict[str, int] = {}
     for name, provider in cluster.market.providers.items():
-        theirs = cluster.rows(name, "SELECT CAST(cumulative AS INTEGER) FROM tabs")
-        mine = cluster.rows("payer", f"SELECT total FROM tabs WHERE provider = '{provider}'")
-        totals[provider] = theirs[0][0] if theirs else 0
-        assert (mine[0][0] if mine else 0) == totals[provider], f"the tab with {name} differs"
-        assert not cluster.rows("payer", "SELECT frozen FROM tabs WHERE frozen != ''")
+        provider_totals = cluster.rows(name, "SELECT CAST(cumulative AS INTEGER) FROM tabs")
+        payer_total = cluster.rows("payer", f"SELECT total FROM tabs WHERE provider = '{provider}'")
+        totals[provider] = provider_totals[0][0] if provider_totals else 0
+        assert (payer_total[0][0] if payer_total else 0) == totals[provider], f"the tab with {name} differs"
+        assert not cluster.rows("payer", "SELECT blocked_reason FROM tabs WHERE blocked_reason != ''")
     return totals
 
 

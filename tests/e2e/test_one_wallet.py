@@ -159,14 +159,14 @@ async def _round(cluster: SharedWalletCluster, seed: int) -> str:
     """Jobs from four processes at once, of which one or two are killed at moments that the seed determines."""
     chance = random.Random(seed)
     keys = [f"seed-{seed}-{number}" for number in range(4)]
-    asking = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], key)) for n, key in enumerate(keys)]
+    requests = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], key)) for n, key in enumerate(keys)]
     lines = [await cluster.command_line() for _ in range(2)]
-    told: list[str] = []
+    rows: list[str] = []
     for _ in range(chance.choice((1, 2))):
         victim = chance.choice((*GATEWAYS, 0, 1))
         delay = chance.uniform(0, 1.5 * STREAM_SECONDS) if isinstance(victim, str) else chance.uniform(0.5, 3.5)
         await asyncio.sleep(delay)
-        told.append(f"{victim} after {delay:.2f} s")
+        rows.append(f"{victim} after {delay:.2f} s")
         if isinstance(victim, str):
             await cluster.kill(victim)
             await cluster.start(victim)
@@ -177,15 +177,17 @@ async def _round(cluster: SharedWalletCluster, seed: int) -> str:
         out, err = await line.communicate()
         whole = line.returncode == 0 and b'"text"' in out
         assert whole or line.returncode == -9, f"seed {seed}: {(out + err).decode()[-500:]}"
-    await asyncio.gather(*asking, return_exceptions=True)
+    await asyncio.gather(*requests, return_exceptions=True)
     await asyncio.gather(*map(cluster.ask_until_answered, keys))
-    return f"killed {', '.join(told)}"
+    return f"killed {', '.join(rows)}"
 
 
 async def _all_settled(cluster: SharedWalletCluster) -> bool:
     """Whether the wallet knows the end of all its jobs, and the nodes have delivered all receipts."""
-    told = [row for name in cluster.market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
-    return all(done for (done,) in told) and not cluster.rows("payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')")
+    rows = [row for name in cluster.market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
+    return all(acknowledged for (acknowledged,) in rows) and not cluster.rows(
+        "payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')"
+    )
 
 
 def _check_records(cluster: SharedWalletCluster) -> dict[str, int]:
@@ -218,11 +220,13 @@ async def _check_chain(cluster: SharedWalletCluster, totals: dict[str, int]) -> 
 
 async def _exceed_budget(cluster: SharedWalletCluster) -> None:
     """Sends more jobs at once than their workload's budget allows, to two gateways, of which one is killed."""
-    asking = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], f"tight-{n}", "tight")) for n in range(10)]
+    requests = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], f"tight-{n}", "tight")) for n in range(10)]
     await asyncio.sleep(STREAM_SECONDS / 2)
     await cluster.kill("gateway-a")
     await cluster.start("gateway-a")
-    answers = [one for one in await asyncio.gather(*asking, return_exceptions=True) if not isinstance(one, BaseException)]
+    answers = [
+        answer for answer in await asyncio.gather(*requests, return_exceptions=True) if not isinstance(answer, BaseException)
+    ]
     assert any(status == 402 and b"over_budget" in body for status, body in answers)
 
 
@@ -250,9 +254,9 @@ def _totals(cluster: SharedWalletCluster) -> dict[str, int]:
     return {provider: (cluster.rows(name, cumulative) or [(0,)])[0][0] for name, provider in cluster.market.providers.items()}
 
 
-def _frozen(state: Path) -> list[Any]:
-    with sqlite3.connect(f"file:{state}?mode=ro", uri=True, timeout=10) as books:
-        return books.execute("SELECT frozen FROM tabs WHERE frozen != ''").fetchall()
+def _blocked(state: Path) -> list[Any]:
+    with sqlite3.connect(f"file:{state}?mode=ro", uri=True, timeout=10) as database:
+        return database.execute("SELECT blocked_reason FROM tabs WHERE blocked_reason != ''").fetchall()
 
 
 @pytest.mark.timeout(180)
@@ -262,14 +266,14 @@ async def test_lost_ledger_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """
     async with shared_wallet(tmp_path, monkeypatch) as cluster:
         for turn in range(2):
-            asking = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], f"before-{turn}-{n}")) for n in range(6)]
+            requests = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], f"before-{turn}-{n}")) for n in range(6)]
             await asyncio.sleep(STREAM_SECONDS)
             for name in GATEWAYS[turn:]:  # in the second turn one goes on with the file that is gone
                 await cluster.kill(name)
             _lose(cluster.ledger_file)
             for name in GATEWAYS[turn:]:
                 await cluster.start(name)
-            await asyncio.gather(*asking, return_exceptions=True)
+            await asyncio.gather(*requests, return_exceptions=True)
             for number in range(4):
                 await cluster.ask_until_answered(f"after-{turn}-{number}")
             line = await cluster.command_line()
@@ -280,7 +284,7 @@ async def test_lost_ledger_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for number in range(4):
             await cluster.ask_until_answered(f"end-{number}")
         await _until(lambda: _all_settled(cluster), "the end of every job")
-        assert not _frozen(cluster.ledger_file)
+        assert not _blocked(cluster.ledger_file)
         assert not cluster.rows("payer", "SELECT id FROM evidence")
         totals = _totals(cluster)
         assert sum(totals.values()) > 0
@@ -298,7 +302,7 @@ async def test_lost_ledger_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             await cluster.ask_until_answered(
                 f"from-the-chain-{number}", tokens=4_000 if number % 2 else 200
             )  # more than old ceilings bear
-        assert not _frozen(cluster.ledger_file)
+        assert not _blocked(cluster.ledger_file)
         await _check_chain(cluster, _totals(cluster))
 
 
@@ -324,8 +328,8 @@ async def test_two_machines_by_mistake(tmp_path: Path, monkeypatch: pytest.Monke
             for name in GATEWAYS:
                 await persist(cluster, name, f"alone-{turn}")
         await asyncio.gather(*(persist(cluster, name, f"both-{n}") for n in range(4) for name in GATEWAYS))
-        assert all("one state file" in text for text in said)  # how many are refused is chance
+        assert all("one ledger file" in text for text in said)  # how many are refused is chance
         for file in (cluster.ledger_file, cluster.other_ledger_file):
-            assert not _frozen(file)
+            assert not _blocked(file)
         await _check_chain(cluster, _totals(cluster))
         print(*said, sep="\n")  # noqa: T201 - shown where the test fails

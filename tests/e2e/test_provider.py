@@ -104,7 +104,7 @@ async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
         assert not (await tally("status"))["ok"]
         assert "not earning" in await tally("status", as_json=False)
         os.kill(site.pids["node"], signal.SIGKILL)
-        assert "no node works" in (await tally("status", code=1))["error"]["message"]
+        assert "no node runs" in (await tally("status", code=1))["error"]["message"]
 
 
 @pytest.mark.timeout(120)
@@ -122,7 +122,7 @@ async def test_backup_and_restore(tmp_path: Path) -> None:
         await load.ask(site.gateway, requests=4, at_once=1)
         assert "is running" in (await tally("restore", str(file), "--force", code=1))["error"]["message"]
         os.kill(site.pids["node"], signal.SIGKILL)
-        assert "no node works" in str(await tally("status", code=1))
+        assert "no node runs" in str(await tally("status", code=1))
         assert "--force" in (await tally("restore", str(file), code=1))["error"]["message"]
         assert (await tally("restore", str(file), "--force"))["receipts"] == 3
         assert sum(day["jobs"] for day in (await tally("earnings"))["days"]) == 3

@@ -58,7 +58,7 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"state file {path}: {error.strerror}", fault=Fault.CLIENT) from error
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"ledger file {path}: {error.strerror}", fault=Fault.CLIENT) from error
         database = Database(f"sqlite:///{path}")
         await database.start(MIGRATIONS)
         return cls(database, payer, path.parent / "evidence", ProcessLock(path))

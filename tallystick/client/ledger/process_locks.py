@@ -14,7 +14,7 @@ NO_PROCESS = ""
 
 
 class ProcessLock:
-    """The locked file of one process, beside a state file. It is created on the first use of `name` and deleted by `release`."""
+    """The locked file of one process, beside a ledger file. It is created on the first use of `name` and deleted by `release`."""
 
     def __init__(self, state: Path) -> None:
         self._state = state

@@ -46,7 +46,7 @@ class PaidOrder:
 class RecoveryResult:
     """The result of `merge_proven`, in base units.
 
-    `raised`: by how much the tab's total rose. `elsewhere`: when an order was last signed with another state file while this one
+    `raised`: by how much the tab's total rose. `elsewhere`: when an order was last signed with another ledger file while this one
     was in use, in Unix seconds; 0 if none was. `unexplained`: what the chain paid beyond all that receipts show.
     `blocked_reason`: why the provider gets no more orders because of that; empty if it is not blocked.
     """
@@ -169,7 +169,7 @@ def _blocked_reason(tab: Tab, settled: Amount, paid: Sequence[PaidOrder]) -> str
     transactions = ", ".join(dict.fromkeys(payment.transaction for payment in paid)) or "none was shown"
     if settled > tab.ceiling:
         finding = f"this wallet's ledger allowed it at most {format_amount(tab.ceiling)}, and no order of this key allows more"
-        advice = "Check the RPC address, and whether this key signs with another state file"
+        advice = "Check the RPC address, and whether this key signs with another ledger file"
     else:
         explained, open_caps = format_amount(tab.explained_total), format_amount(tab.open_caps)
         finding = f"its receipts show {explained}, and open orders explain {open_caps} more"

@@ -1,4 +1,4 @@
-"""Recovers tabs that the state file does not know completely: it was lost or restored, or the key also signs with another file.
+"""Recovers tabs that the ledger does not know completely: it was lost or restored, or the key also signs with another file.
 
 The coordinator is asked for this payer's receipts, and the chain for what it paid and on which orders. A receipt or a payment
 counts only together with an order that this key signed, and only up to that order's ceiling, which its provider could collect
@@ -40,8 +40,8 @@ WATCHED_PROVIDERS = 64
 """Providers whose payments are watched, the most recently used ones."""
 QUERY_INTERVAL_SECONDS = 1.0
 """Shortest time between two queries about the same provider's tab."""
-_SHARE_STATE_FILE = (
-    "let all processes of a wallet use one state file (`state` in the config), or give each machine a key of its own"
+_SHARE_LEDGER = (
+    "let all processes of a wallet use one ledger file (`ledger_file` in the config), or give each machine a key of its own"
 )
 
 
@@ -62,7 +62,7 @@ class TabRecovery:
     signer: Signer
     info: Callable[[], Awaitable[CoordinatorInfo]]
     now: Callable[[], int]
-    state_file: Path
+    ledger_file: Path
     escrow: PayerEscrow | None
     asked_at: dict[Address, float]
 
@@ -217,8 +217,8 @@ class TabRecovery:
             text = f"{failure}. This wallet's ledger lacked {format_amount(raised)}; {self.origin_hint(*results)}. Ask again"
             return TabRecovered(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
         text = (
-            f"{failure}. This wallet's ledger ({self.state_file}) has less on the tab. Interrupted jobs count until they have "
-            f"ended, so ask again in a moment; if the error persists, {_SHARE_STATE_FILE}"
+            f"{failure}. This wallet's ledger ({self.ledger_file}) has less on the tab. Interrupted jobs count until they have "
+            f"ended, so ask again in a moment; if the error persists, {_SHARE_LEDGER}"
         )
         return Unavailable(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
 
@@ -227,12 +227,10 @@ class TabRecovery:
         last = max((result.elsewhere for result in results), default=0)
         if last:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(last))
-            return (
-                f"another process signs with this key and does not use {self.state_file} (last at {at} UTC); {_SHARE_STATE_FILE}"
-            )
+            return f"another process signs with this key and does not use {self.ledger_file} (last: {at} UTC); {_SHARE_LEDGER}"
         return (
-            f"it was recovered from orders that this wallet signed, or from the chain: {self.state_file} is new, was lost or was "
-            f"restored; if another process signs with this key, {_SHARE_STATE_FILE}"
+            f"it was recovered from orders that this wallet signed, or from the chain: {self.ledger_file} is new, lost or "
+            f"restored; if another process signs with this key, {_SHARE_LEDGER}"
         )
 
 

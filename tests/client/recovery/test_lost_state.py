@@ -1,4 +1,4 @@
-"""A wallet whose state file does not know all that its key signed: recovered from what was signed, and never beyond that."""
+"""A wallet whose ledger file does not know all that its key signed: recovered from what was signed, and never beyond that."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ async def strict(session: Session) -> None:
 
 @asynccontextmanager
 async def opened(fake: FakeMarket, wallet: Signer, config: ClientConfig, name: str) -> AsyncIterator[Market]:
-    """A client with a state file of this name."""
+    """A client with a ledger file of this name."""
     path = config.ledger_path(wallet.address).with_name(name)
     async with Market(fake.url, wallet, replace(config, ledger_file=path)) as market:
         yield market
 
 
 def lose(config: ClientConfig, wallet: Signer, name: str) -> None:
-    """Deletes a state file, with what SQLite keeps beside it."""
+    """Deletes a ledger file, with what SQLite keeps beside it."""
     path = config.ledger_path(wallet.address).with_name(name)
     for each in path.parent.glob(f"{name}*"):
         each.unlink()
 
 
 async def test_lost_state_file(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """After its state file is gone a client goes on with its first job: the tab is known before an order is signed."""
+    """After its ledger file is gone a client goes on with its first job: the tab is known before an order is signed."""
     for turn in range(3):
         async with opened(fake, wallet, config, "a.db") as market:
             await run(market)
@@ -95,7 +95,7 @@ async def test_nobody_tells(fake: FakeMarket, wallet: Signer, config: ClientConf
             async with await market.submit(CHAT, BODY, key="one") as job:
                 return (await job.result()).body
 
-        with pytest.raises(Unavailable, match=r"b\.db\) has less.*one state file") as caught:
+        with pytest.raises(Unavailable, match=r"b\.db\) has less.*one ledger file") as caught:
             await keyed()
         assert caught.value.code is Code.UNAUTHORISED_TAB
         fake.forgets = False
@@ -128,7 +128,7 @@ async def test_two_state_files(fake: FakeMarket, wallet: Signer, config: ClientC
             assert await market.evidence() == []
     assert fake.providers[0].tab.seq == 8
     assert len(told) in range(5, 8), "the second file learnt of the tab before its first order"
-    assert all("one state file" in text for text in told)
+    assert all("one ledger file" in text for text in told)
     assert any("another process signs with this key" in text for text in told)
     assert len({order.seq for order in fake.orders()}) == len(fake.orders())
 
@@ -402,5 +402,5 @@ async def test_the_last_foreign_order_is_told(fake: FakeMarket, wallet: Signer, 
         note = market._reconciler.recovery.origin_hint
         told = note(RecoveryResult(elsewhere=1_600_000_000), RecoveryResult(elsewhere=1_700_000_000), RecoveryResult())
         assert "last at 2023-11-14 22:13:20 UTC" in told
-        assert "is new, was lost or was restored" in note(RecoveryResult(), RecoveryResult())
-        assert "is new, was lost or was restored" in note()
+        assert "is new, lost or restored" in note(RecoveryResult(), RecoveryResult())
+        assert "is new, lost or restored" in note()
