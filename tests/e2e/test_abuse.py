@@ -28,20 +28,20 @@ GROWTH_MIB = 96
 
 async def _forged(url: str, jobs: list[bytes]) -> Counter[tuple[int, str]]:
     """Posts orders with invalid signatures from one address. Returns the statuses."""
-    seen: Counter[tuple[int, str]] = Counter()
+    answers: Counter[tuple[int, str]] = Counter()
     left = iter(jobs)
 
     async def post(session: aiohttp.ClientSession) -> None:
         for job in left:
             async with session.post(f"{url}/v1/jobs", data=job) as response:
                 error = (await response.json())["error"]
-                seen[response.status, error["code"]] += 1
+                answers[response.status, error["code"]] += 1
                 if response.status == 429:
                     assert response.headers["retry-after"] == "1"
 
     async with _session("127.0.0.2") as session:
         await asyncio.gather(*(post(session) for _ in range(16)))
-    return seen
+    return answers
 
 
 def _session(address: str) -> aiohttp.ClientSession:

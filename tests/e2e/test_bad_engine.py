@@ -84,8 +84,8 @@ async def _engine() -> AsyncIterator[str]:
                 known = request.startswith(b"GET /v1/models ")
                 writer.write(_head(200 if known else 404, JSON) + (b'{"data":[{"id":"bad"}]}' if known else b"{}"))
             else:
-                found = re.search(rb"content-length: (\d+)", request.lower())
-                body = json.loads(await reader.readexactly(int(found[1]) if found else 0))
+                length_header = re.search(rb"content-length: (\d+)", request.lower())
+                body = json.loads(await reader.readexactly(int(length_header[1]) if length_header else 0))
                 for part in BEHAVIOURS[body["user"]]:
                     if part is HANG:
                         await asyncio.sleep(60)
@@ -120,11 +120,11 @@ async def _ask(site: processes.Site, behaviour: str) -> tuple[int, str, str | No
 async def _story(site: processes.Site, job: str) -> dict[str, Any]:
     async with httpx.AsyncClient(base_url=site.gateway, trust_env=False) as http:
         for _ in range(100):
-            story: dict[str, Any] = (await http.get(f"/tally/jobs/{job}")).json()
-            if story.get("state") not in ("open", "running"):
-                return story
+            record: dict[str, Any] = (await http.get(f"/tally/jobs/{job}")).json()
+            if record.get("state") not in ("open", "running"):
+                return record
             await asyncio.sleep(0.05)
-    raise AssertionError(f"{job} does not end: {story}")
+    raise AssertionError(f"{job} does not end: {record}")
 
 
 @pytest.mark.timeout(180)
@@ -137,17 +137,17 @@ async def test_misbehaving_engines(tmp_path: Path) -> None:
         _engine() as url,
         node_beside(folder, site, _toml(url), model="bad") as node,
     ):
-        seen: dict[str, tuple[int, str | None]] = {}
+        outcomes: dict[str, tuple[int, str | None]] = {}
         for behaviour in (*(name for name in BEHAVIOURS if name != "good"), "good"):
             status, text, job = await _ask(site, behaviour)
             assert "secret trace" not in text
-            story: dict[str, Any] = await _story(site, job) if job else {"outcome": None, "cost": "0"}
-            seen[behaviour] = (status, story["outcome"])
-            if story["outcome"] == "completed":
+            record: dict[str, Any] = await _story(site, job) if job else {"outcome": None, "cost": "0"}
+            outcomes[behaviour] = (status, record["outcome"])
+            if record["outcome"] == "completed":
                 assert "[DONE]" in text
-                assert 0 < int(story["cost"]) < 1_000, f"{behaviour}: billed {story['cost']}"
+                assert 0 < int(record["cost"]) < 1_000, f"{behaviour}: billed {record['cost']}"
             else:
-                assert story["cost"] == "0", f"{behaviour}: billed {story['cost']}"
+                assert record["cost"] == "0", f"{behaviour}: billed {record['cost']}"
                 assert '"code"' in text or status == 400, f"{behaviour}: the client was told nothing: {text[-300:]}"
-        assert seen == {name: EXPECTED[name] for name in seen}
+        assert outcomes == {name: EXPECTED[name] for name in outcomes}
         assert node.returncode is None

@@ -80,5 +80,5 @@ def _children(parent: int) -> list[int]:
     text = Path(f"/proc/{parent}/task/{parent}/children")
     if text.exists():
         return [int(pid) for pid in text.read_text().split()]
-    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, env=os.environ, check=False)
-    return [int(pid) for pid in found.stdout.split()]
+    listed = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, env=os.environ, check=False)
+    return [int(pid) for pid in listed.stdout.split()]

@@ -45,7 +45,7 @@ class Cluster:
 
     market: services.LocalMarket
     processes: ProcessGroup
-    found: Any
+    engine: Any
     running: dict[str, ManagedProcess]
 
     async def start(self, name: str) -> None:
@@ -56,7 +56,7 @@ class Cluster:
         elif name == "coordinator":
             await services.start_coordinator(self.market, self.processes)
         else:
-            await services.start_node(self.market, self.processes, name, self.found)
+            await services.start_node(self.market, self.processes, name, self.engine)
         self.running[name] = self.processes._running[before]
 
     async def kill(self, name: str) -> None:
@@ -76,14 +76,14 @@ class Cluster:
 
 async def _until(ready: Callable[[], Any], what: str) -> Any:
     """Repeats a request until it succeeds; a process may be down meanwhile."""
-    seen: object = None
+    value: object = None
     for _ in range(PATIENCE * 10):
         with suppress(httpx.HTTPError, sqlite3.OperationalError):
-            seen = await ready()
-            if seen:
-                return seen
+            value = await ready()
+            if value:
+                return value
         await asyncio.sleep(0.1)
-    pytest.fail(f"{what}: not within {PATIENCE} s; last seen {seen}")
+    pytest.fail(f"{what}: not within {PATIENCE} s; last seen {value}")
 
 
 async def _ask(cluster: Cluster, key: str) -> tuple[int, bytes]:

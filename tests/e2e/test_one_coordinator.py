@@ -55,11 +55,11 @@ async def test_second_coordinator_refuses_to_start(tmp_path: Path, monkeypatch: 
             (job,) = load.sign_jobs(1, payer=site.payer, coordinator=coordinator, domain=site.deployment.domain, ask=node.ask)
             async with session.post(f"{site.coordinator}/v1/jobs", data=job) as answer:
                 assert await answer.content.readexactly(5), "it is matched, and its node keeps it"
-                code, said = await _start_second(folder, f"sqlite:///{folder}/coordinator.db")
+                code, output = await _start_second(folder, f"sqlite:///{folder}/coordinator.db")
                 assert code != 0
-                assert f"process {site.pids['coordinator']} runs a coordinator on the database" in said
-                assert "stop that one first" in said
-                assert "Traceback" not in said
+                assert f"process {site.pids['coordinator']} runs a coordinator on the database" in output
+                assert "stop that one first" in output
+                assert "Traceback" not in output
                 assert _states(folder)[-1] not in {"failed", "expired"}
         assert (folder / "coordinator.db").stat().st_mode & 0o777 == 0o600
         os.kill(site.pids["coordinator"], signal.SIGKILL)

@@ -144,10 +144,10 @@ async def shared_wallet(
             slow = {"token_seconds": STREAM_SECONDS / 40}
             async with httpx.AsyncClient(trust_env=False) as client:
                 (await client.post(f"{market.url(port)}/demo/behaviour", json=slow)).raise_for_status()
-        found = await inspect_engine(market.url(market.ports.engines["node-a"]))
+        engine = await inspect_engine(market.url(market.ports.engines["node-a"]))
         running: dict[str, ManagedProcess] = {}
         cluster = SharedWalletCluster(
-            market, processes, found, running, dict(zip(GATEWAYS, (free_port(0), free_port(0)), strict=True))
+            market, processes, engine, running, dict(zip(GATEWAYS, (free_port(0), free_port(0)), strict=True))
         )
         cluster.apart = apart
         for name in ("coordinator", "node-a", "node-b", *GATEWAYS):
@@ -311,14 +311,14 @@ async def test_two_machines_by_mistake(tmp_path: Path, monkeypatch: pytest.Monke
     """Two gateways with one key and a ledger file each: a job that one refuses because of the other's jobs works a little later;
     no provider is blocked, and the chain pays what was done.
     """
-    said: set[str] = set()
+    messages: set[str] = set()
 
     async def persist(cluster: SharedWalletCluster, gateway: str, key: str) -> None:
         async def again() -> bool:
             status, body = await cluster.ask(gateway, key)
             if status != 200:
                 assert b'"retry":true' in body, body
-                said.add(json.loads(body)["error"]["message"])
+                messages.add(json.loads(body)["error"]["message"])
             return b"[DONE]" in body
 
         await _until(again, f"an answer for {key}")
@@ -328,8 +328,8 @@ async def test_two_machines_by_mistake(tmp_path: Path, monkeypatch: pytest.Monke
             for name in GATEWAYS:
                 await persist(cluster, name, f"alone-{turn}")
         await asyncio.gather(*(persist(cluster, name, f"both-{n}") for n in range(4) for name in GATEWAYS))
-        assert all("one ledger file" in text for text in said)  # how many are refused is chance
+        assert all("one ledger file" in text for text in messages)  # how many are refused is chance
         for file in (cluster.ledger_file, cluster.other_ledger_file):
             assert not _blocked(file)
         await _check_chain(cluster, _totals(cluster))
-        print(*said, sep="\n")  # noqa: T201 - shown where the test fails
+        print(*messages, sep="\n")  # noqa: T201 - shown where the test fails

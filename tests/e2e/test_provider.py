@@ -39,13 +39,13 @@ class Provider:
         """Runs a command. Returns its JSON with --json, else the text of both streams."""
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*TALLY, "node", *arguments, stdout=pipe, stderr=pipe, env=self.environment)
-        said, words = await process.communicate()
-        assert process.returncode == code, (said + words).decode()
-        return json.loads(said) if "--json" in arguments else " ".join((said + words).decode().split())
+        stdout, stderr = await process.communicate()
+        assert process.returncode == code, (stdout + stderr).decode()
+        return json.loads(stdout) if "--json" in arguments else " ".join((stdout + stderr).decode().split())
 
 
-def _problems(told: dict[str, Any]) -> list[str]:
-    return [check["check"] for check in told["checks"] if not check["ok"]]
+def _problems(document: dict[str, Any]) -> list[str]:
+    return [check["check"] for check in document["checks"] if not check["ok"]]
 
 
 @pytest.mark.timeout(400)
@@ -54,10 +54,10 @@ async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         tally = Provider(folder)
-        told = await tally("doctor")
-        assert (told["ready"], _problems(told)) == (True, [])
+        document = await tally("doctor")
+        assert (document["ready"], _problems(document)) == (True, [])
         assert "ready" in await tally("doctor", as_json=False)
-        checks = {check["check"]: check["found"] for check in told["checks"]}
+        checks = {check["check"]: check["found"] for check in document["checks"]}
         assert "accepted up to 1000" in checks["fee"]
         assert "5 s after announcing it" in checks["reservations"]
         empty = await tally("earnings")
@@ -73,14 +73,14 @@ async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
 
         why = await tally("why")
         assert why["connected"]
-        assert {one["why"] for one in why["decisions"]} == {"got the job", "offered to the client, place 1 of 1"}
+        assert {decision["why"] for decision in why["decisions"]} == {"got the job", "offered to the client, place 1 of 1"}
         assert "got the job" in await tally("why", as_json=False)
 
         status = await tally("status")
         assert (status["ok"], status["jobs"], status["revenue"]) == (True, {"completed": 5}, day["revenue"])
         assert [job["outcome"] for job in status["last"]] == ["completed"] * 5
         shown = await tally("status", as_json=False)
-        assert all(words in shown for words in ("ready to earn", "on offer", "last jobs", "bench", "written off", "is borne"))
+        assert all(stderr in shown for stderr in ("ready to earn", "on offer", "last jobs", "bench", "written off", "is borne"))
         assert list(status["fees_bps"].values()) == [0]
 
         os.kill(site.pids["coordinator"], signal.SIGKILL)
@@ -157,8 +157,8 @@ async def test_init_to_first_sale(tmp_path: Path) -> None:
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         tally, config = Provider(folder, wallet="new"), folder / "mine.toml"
         options = ("--engine", mock, "--coordinator", site.coordinator, "--wallet", "new", "--out", str(config))
-        told = await tally.run("init", *options, "--output-price", "0.30", "--json")
-        (engine,) = told["engines"]
+        document = await tally.run("init", *options, "--output-price", "0.30", "--json")
+        (engine,) = document["engines"]
         (model,) = engine["models"]
         assert (model["name"], model["inputPrice"], model["outputPrice"]) == ("bench", "100000", "300000")
         assert (folder / "keys" / "new.json").stat().st_mode & 0o777 == 0o600
@@ -168,8 +168,8 @@ async def test_init_to_first_sale(tmp_path: Path) -> None:
             f'engine = ["{mock}"]\ncoordinator = "{site.coordinator}"\nwallet = "new"\nfile = "{config}"\n'
             'input_price = "7"\noutput_price = 8.5\nslots = 3\nforce = true\njson = true\n'
         )
-        told = await tally.run("init", "--answers-file", str(answers), "--input-price", "0.2", "--json")
-        (model,) = told["engines"][0]["models"]
+        document = await tally.run("init", "--answers-file", str(answers), "--input-price", "0.2", "--json")
+        (model,) = document["engines"][0]["models"]
         assert (model["inputPrice"], model["outputPrice"]) == ("200000", "8500000"), "a flag wins over the file"
         assert "slots = 3" in config.read_text()
         answers.write_text("mood = 1")
@@ -194,8 +194,8 @@ async def test_init_without_an_engine(tmp_path: Path) -> None:
     """If a named engine does not answer, the error says so and nothing is written."""
     (tmp_path / "password").write_text("x")
     tally = Provider(tmp_path)
-    told = await tally.run("init", "--engine", "http://127.0.0.1:9", "--out", str(tmp_path / "n.toml"), "--json", code=1)
-    assert told["error"]["code"] == "engine_unavailable"
+    document = await tally.run("init", "--engine", "http://127.0.0.1:9", "--out", str(tmp_path / "n.toml"), "--json", code=1)
+    assert document["error"]["code"] == "engine_unavailable"
     assert not (tmp_path / "n.toml").exists()
     assert not (tmp_path / "keys").exists()
 
@@ -216,8 +216,8 @@ async def test_doctor_names_every_problem(tmp_path: Path) -> None:
         'coordinator = "http://127.0.0.1:9"\ndeployment = "nowhere.json"\n[[engines]]\nurl = "http://127.0.0.1:9/v1"\n'
     )
     tally = Provider(tmp_path)
-    told = await tally("doctor", code=1)
-    assert _problems(told) == ["wallet", "chain", "coordinator", "engine 127.0.0.1:9"]
-    assert all(check["remedy"] for check in told["checks"] if not check["ok"])
+    document = await tally("doctor", code=1)
+    assert _problems(document) == ["wallet", "chain", "coordinator", "engine 127.0.0.1:9"]
+    assert all(check["remedy"] for check in document["checks"] if not check["ok"])
     (tmp_path / "node.toml").write_text("slots = ")
     assert _problems(await tally("doctor", code=1)) == ["config"]

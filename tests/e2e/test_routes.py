@@ -130,8 +130,8 @@ async def test_every_kind_of_route(tmp_path: Path) -> None:
 
         ranks = await http.post("/v1/rerank", json={"model": "all", "query": "q", "documents": ["a", "b"]})
         assert ([rank["index"] for rank in ranks.json()["results"]], ranks.headers["x-tally-cost"]) == ([0, 1], "7")
-        said = await client.audio.speech.create(model="all", input="hello", voice="alloy")
-        assert (said.content, said.response.headers["content-type"]) == (SPEECH, "audio/mpeg")
+        speech = await client.audio.speech.create(model="all", input="hello", voice="alloy")
+        assert (speech.content, speech.response.headers["content-type"]) == (SPEECH, "audio/mpeg")
         heard = await client.audio.transcriptions.with_raw_response.create(model="all", file=("a.mp3", SPEECH))
         assert (heard.parse().text, heard.headers["x-tally-cost"]) == ("a long tone", "13")
         drawn = await client.images.generate(model="all", prompt="a stick", n=2)

@@ -15,8 +15,8 @@ GROWTH_MIB = 24
 
 def _last_job(log: Path) -> dict[str, object]:
     """The node's record of the job that ended last."""
-    told: list[dict[str, object]] = [json.loads(line) for line in log.read_text().splitlines() if '"job ended"' in line]
-    return told[-1]
+    records: list[dict[str, object]] = [json.loads(line) for line in log.read_text().splitlines() if '"job ended"' in line]
+    return records[-1]
 
 
 async def test_client_that_does_not_read(tmp_path: Path) -> None:
@@ -38,6 +38,6 @@ async def test_client_that_does_not_read(tmp_path: Path) -> None:
             assert max(grown.values()) < GROWTH_MIB, grown
         writer.transport.abort()
         async with asyncio.timeout(10):
-            while (told := _last_job(folder / "node.log"))["outcome"] != "client_cancelled":  # noqa: ASYNC110 - another process
+            while (record := _last_job(folder / "node.log"))["outcome"] != "client_cancelled":  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.05)
-    assert told["reason"] == "it was cancelled"
+    assert record["reason"] == "it was cancelled"
