@@ -69,7 +69,7 @@ async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
         assert (day["model"], day["payer"], day["jobs"]) == ("bench", site.payer.address, 5)
         assert earned["where"]["claimable"] == earned["where"]["earned"] == day["revenue"] != "0"
         assert earned["where"]["writtenOff"] == "0"
-        assert "where it is" in await tally("earnings", as_json=False)
+        assert "Where the money is" in await tally("earnings", as_json=False)
 
         why = await tally("why")
         assert why["connected"]
@@ -165,7 +165,7 @@ async def test_init_to_first_sale(tmp_path: Path) -> None:
         assert "overwrite it with --force" in (await tally.run("init", *options, "--json", code=1))["error"]["message"]
         answers = folder / "answers.toml"
         answers.write_text(
-            f'engine = ["{mock}"]\ncoordinator = "{site.coordinator}"\nwallet = "new"\nfile = "{config}"\n'
+            f'engine = ["{mock}"]\ncoordinator = "{site.coordinator}"\nwallet = "new"\nout = "{config}"\n'
             'input_price = "7"\noutput_price = 8.5\nslots = 3\nforce = true\njson = true\n'
         )
         document = await tally.run("init", "--answers-file", str(answers), "--input-price", "0.2", "--json")
