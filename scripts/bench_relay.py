@@ -23,7 +23,7 @@ from rich.table import Table
 
 from scripts.peers import LITELLM, install
 from scripts.relay import load, processes
-from scripts.relay.load import Times, percentile
+from scripts.relay.load import Latencies, percentile
 from tallystick.protocol.eip712 import Signer
 
 STREAMS, CHUNKS = 64, 200
@@ -49,10 +49,8 @@ def main() -> int:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="scripts/bench relay", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    parser.add_argument(
-        "--quick", action="store_true", help="a few requests of each kind: shows that the benchmark runs, but measures little"
-    )
-    parser.add_argument("--no-litellm", action="store_true", help="do not measure LiteLLM")
+    parser.add_argument("--quick", action="store_true", help="a few requests of each kind: shows that it runs, measures little")
+    parser.add_argument("--no-litellm", action="store_true", help="leave LiteLLM out")
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
     peer = None if options.no_litellm or options.quick else install(*LITELLM)
@@ -87,24 +85,24 @@ async def _measure(folder: Path, size: RunSize, peer: Path | None) -> Figures:
 async def _whole_path(figures: Figures, site: processes.Site, mock: str, size: RunSize) -> None:
     """Measures direct requests and requests through gateway, coordinator and node in turns, so that noise affects both."""
     for url in (mock, site.gateway):
-        await load.ask(url, requests=20, at_once=4)
-        await load.ask(url, requests=8, at_once=4, chunks=4)
-    direct, ours = Times(), Times()
+        await load.ask(url, requests=20, concurrency=4)
+        await load.ask(url, requests=8, concurrency=4, chunks=4)
+    direct, ours = Latencies(), Latencies()
     for _ in range(size.probes // 20):
-        direct.first += (await load.ask(mock, requests=20, at_once=1, chunks=4)).first
-        ours.first += (await load.ask(site.gateway, requests=20, at_once=1, chunks=4)).first
+        direct.first += (await load.ask(mock, requests=20, concurrency=1, chunks=4)).first
+        ours.first += (await load.ask(site.gateway, requests=20, concurrency=1, chunks=4)).first
     _added_latency(figures, "", direct, ours)
     for at_once in (1, 16, 64):
         requests = size.requests // 4 if at_once == 1 else size.requests
-        figures[f"direct_requests_per_s_{at_once}"] = _rate(await load.ask(mock, requests=requests, at_once=at_once))
+        figures[f"direct_requests_per_s_{at_once}"] = _rate(await load.ask(mock, requests=requests, concurrency=at_once))
         async with _cpu(figures, site.pids, f"path_cpu_us_per_job_{at_once}", requests):
-            measured = await load.ask(site.gateway, requests=requests, at_once=at_once)
+            measured = await load.ask(site.gateway, requests=requests, concurrency=at_once)
         figures[f"path_requests_per_s_{at_once}"] = _rate(measured)
         figures[f"path_ms_p50_{at_once}"] = percentile(measured.whole, 0.5) * 1_000
     for name, gap in (("flat_out", 0.0), ("paced", 0.02)):
         streams = size.streams * (2 if gap == 0 else 1)
         async with _cpu(figures, site.pids, f"path_stream_cpu_us_per_chunk_{name}", streams * CHUNKS):
-            measured = await load.ask(site.gateway, requests=streams, at_once=size.streams, chunks=CHUNKS, gap=gap)
+            measured = await load.ask(site.gateway, requests=streams, concurrency=size.streams, chunks=CHUNKS, gap=gap)
         figures[f"path_chunks_per_s_{name}"] = measured.chunks / measured.seconds
         figures[f"path_stream_seconds_{name}"] = percentile(measured.whole, 0.5)
 
@@ -112,7 +110,7 @@ async def _whole_path(figures: Figures, site: processes.Site, mock: str, size: R
 async def _coordinator_alone(figures: Figures, site: processes.Site, size: RunSize) -> None:
     """Posts signed jobs to the job route, with a bare node behind it; every process but the coordinator is load."""
     provider, domain = Signer(os.urandom(32)), site.deployment.domain
-    node = await load.BareNode.join(site.coordinator, provider, domain)
+    node = await load.EnginelessNode.join(site.coordinator, provider, domain)
     serving = asyncio.create_task(node.run())
     info = await _get(f"{site.coordinator}/v1/info")
     total = size.jobs // 4 + size.jobs * 2 + size.streams * 3
@@ -123,13 +121,13 @@ async def _coordinator_alone(figures: Figures, site: processes.Site, size: RunSi
             count = size.jobs // 4 if at_once == 1 else size.jobs
             part, jobs = jobs[:count], jobs[count:]
             async with _cpu(figures, pids, f"alone_cpu_us_per_job_{at_once}", count):
-                measured = await load.post(site.coordinator, part, at_once=at_once)
+                measured = await load.post(site.coordinator, part, concurrency=at_once)
             figures[f"alone_jobs_per_s_{at_once}"] = _rate(measured)
             figures[f"alone_ms_p50_{at_once}"] = percentile(measured.whole, 0.5) * 1_000
         figures["coordinator_cpu_us_per_job"] = figures["alone_cpu_us_per_job_64_coordinator"]
         node.chunks = CHUNKS
         async with _cpu(figures, pids, "alone_cpu_us_per_chunk", len(jobs) * CHUNKS):
-            measured = await load.post(site.coordinator, jobs, at_once=size.streams)
+            measured = await load.post(site.coordinator, jobs, concurrency=size.streams)
         figures["chunks_per_s"] = 1e6 / max(figures["alone_cpu_us_per_chunk_coordinator"] or 0, 0.1)
         figures["alone_chunks_per_s"] = measured.chunks / measured.seconds
     finally:
@@ -142,18 +140,18 @@ async def _litellm(figures: Figures, folder: Path, mock: str, peer: Path | None,
     if peer is None:
         return
     async with processes.litellm(folder, mock, peer / "litellm") as (url, pid):
-        await load.ask(url, requests=20, at_once=4)
-        direct = await load.ask(mock, requests=60, at_once=1, chunks=4)
-        theirs = await load.ask(url, requests=60, at_once=1, chunks=4)
+        await load.ask(url, requests=20, concurrency=4)
+        direct = await load.ask(mock, requests=60, concurrency=1, chunks=4)
+        theirs = await load.ask(url, requests=60, concurrency=1, chunks=4)
         _added_latency(figures, "litellm_", direct, theirs)
         async with _cpu(figures, {"x": pid}, "litellm", size.slow):
-            measured = await load.ask(url, requests=size.slow, at_once=64)
+            measured = await load.ask(url, requests=size.slow, concurrency=64)
         figures["litellm_cpu_us_per_request"] = figures.pop("litellm_x")
         figures["litellm_requests_per_s_64"] = _rate(measured)
         figures["litellm_rss_mib"] = processes.rss_mib(pid)
 
 
-def _added_latency(figures: Figures, prefix: str, direct: Times, ours: Times) -> None:
+def _added_latency(figures: Figures, prefix: str, direct: Latencies, ours: Latencies) -> None:
     """The time that a path adds to the first text, in milliseconds."""
     for share in (0.5, 0.99):
         added = percentile(ours.first, share) - percentile(direct.first, share)
@@ -169,14 +167,14 @@ async def _cpu(figures: Figures, pids: Mapping[str, int], name: str, units: int)
         figures[f"{name}_{room}"] = (processes.cpu_seconds(pid) - before[room]) * 1e6 / units
 
 
-def _rate(times: Times) -> float:
+def _rate(times: Latencies) -> float:
     return len(times.whole) / times.seconds
 
 
 async def _get(url: str) -> dict[str, str]:
     async with aiohttp.ClientSession() as session, session.get(url) as response:
-        answer: dict[str, str] = await response.json()
-        return answer
+        found: dict[str, str] = await response.json()
+        return found
 
 
 # ----------------------------------------------------------------------------------------------------------------- output

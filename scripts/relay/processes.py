@@ -1,4 +1,4 @@
-"""The measured processes: starting, pinning, and reading their CPU time and memory."""
+"""Starts the processes under test, pins them to cores and measures their CPU time and memory."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 PURSE = Amount(100_000 * 10**6)
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 TESTED, LOAD = CORES[0], CORES[-1]
-"""What is measured runs on one core, the load and the mock upstream on another, where there are two."""
+"""The measured processes run on one core, the load and the mock engine on another, if there are two."""
 
 
 def pin(pid: int, core: int) -> None:
-    """Pins a process and its threads to one core, if the system allows it."""
+    """Pins a process and its threads to one core, if the system allows that."""
     with contextlib.suppress(OSError, AttributeError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), {core})
@@ -46,14 +46,14 @@ def cpu_seconds(pid: int) -> float:
 
 
 def rss_mib(pid: int) -> float:
-    """Resident memory, in MiB."""
+    """Resident memory of a process, in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A running market: its URLs, the process ids of its services, and the payer."""
+    """A running market: its addresses, the pids of its processes by name, and its payer."""
 
     gateway: str
     coordinator: str
@@ -64,7 +64,7 @@ class Site:
 
 @contextlib.asynccontextmanager
 async def upstream() -> AsyncIterator[str]:
-    """Runs the mock upstream and yields its base URL."""
+    """Runs the mock engine; yields its base URL."""
     port = free_port(0)
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "scripts.relay.mock", str(port))
     try:
@@ -80,8 +80,9 @@ async def upstream() -> AsyncIterator[str]:
 async def market(
     folder: Path, mock: str, *, coordinator_port: int = 0, proxy_port: int = 0, log_level: str = "info"
 ) -> AsyncIterator[Site]:
-    """Runs chain, coordinator, one node for the mock, and gateway, each as a process that `tally` starts. `proxy_port`: the port
-    at which node and gateway reach the coordinator, if a proxy stands between.
+    """Runs chain, coordinator, gateway and a node that serves the mock engine, each as a process of the `tally` command.
+
+    `proxy_port`: the port at which node and gateway reach the coordinator, if a proxy is between them.
     """
     (folder / "keys").mkdir(parents=True)
     write_private(folder / "password", b"bench")
@@ -151,7 +152,7 @@ general_settings: {{dangerously_permit_weak_or_unset_master_key: true}}
 
 @contextlib.asynccontextmanager
 async def litellm(folder: Path, mock: str, command: Path) -> AsyncIterator[tuple[str, int]]:
-    """Runs LiteLLM's proxy with one worker on the same mock; yields its URL and process id."""
+    """Runs LiteLLM's proxy with one worker on the same mock engine; yields its base URL and its pid."""
     config, port = folder / "litellm.yaml", free_port(0)
     config.write_text(LITELLM_CONFIG.format(mock=mock))
     with (folder / "litellm.log").open("wb") as log:
@@ -187,7 +188,7 @@ async def _until_answers(url: str, process: asyncio.subprocess.Process, seconds:
     async with asyncio.timeout(seconds):
         while not await _answers(url):
             if process.returncode is not None:
-                raise RuntimeError(f"{url} ended before it answered")
+                raise RuntimeError(f"{url} did not answer: its process has ended")
             await asyncio.sleep(0.1)
 
 

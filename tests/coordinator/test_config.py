@@ -37,7 +37,7 @@ def test_flags_win_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_config_needs_a_deployment() -> None:
     """Without a deployment file there is no market to serve, and the error says which setting is missing."""
-    with pytest.raises(BadMessage, match="deployment must be set"):
+    with pytest.raises(BadMessage, match="missing setting deployment"):
         load_config()
 
 

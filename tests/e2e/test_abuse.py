@@ -71,7 +71,7 @@ async def _slow_head(port: int, over: asyncio.Event) -> None:
 
 async def _rogue(site: processes.Site, targets: list[JobId]) -> str:
     """A node that sends chunks and receipts of other nodes' jobs, then floods its asks. Returns the reason of its closing."""
-    node = await load.BareNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
+    node = await load.EnginelessNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
     for job in targets:
         for kind in (Kind.ACCEPT, Kind.CHUNK, Kind.FAIL, Kind.RECEIPT):
             await node.socket.send(pack_link(kind, job, b"not mine"))
@@ -110,7 +110,7 @@ def _with_a_bad_signature(job: bytes) -> bytes:
 async def test_honest_jobs_are_served_under_attack(tmp_path: Path) -> None:
     """Floods of forged orders, garbage, slow heads, oversized bodies and frames, and a malicious node do no harm."""
     async with processes.upstream() as mock, processes.market(tmp_path / "market", mock) as site:
-        node = await load.BareNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
+        node = await load.EnginelessNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
         serving = asyncio.create_task(node.run())
         async with aiohttp.ClientSession() as session, session.get(f"{site.coordinator}/v1/info") as response:
             coordinator = (await response.json())["coordinator"]
@@ -120,13 +120,13 @@ async def test_honest_jobs_are_served_under_attack(tmp_path: Path) -> None:
             return load.sign_jobs(count, payer=site.payer, coordinator=coordinator, domain=domain, ask=node.ask)
 
         jobs = sign(HONEST + 100)
-        await load.post(site.coordinator, jobs[:100], at_once=8)
+        await load.post(site.coordinator, jobs[:100], concurrency=8)
         forged = [_with_a_bad_signature(job) for job in sign(BAD_ORDERS // 10)] * 10
         before = processes.rss_mib(site.pids["coordinator"])
         port, over = int(site.coordinator.rpartition(":")[2]), asyncio.Event()
         slow = [asyncio.create_task(_slow_head(port, over)) for _ in range(SLOW)]
         async with asyncio.TaskGroup() as group:
-            honest = group.create_task(load.post(site.coordinator, jobs[100:], at_once=4))
+            honest = group.create_task(load.post(site.coordinator, jobs[100:], concurrency=4))
             forging = group.create_task(_forged(site.coordinator, forged))
             oversized = group.create_task(_oversized(site.coordinator))
             rogue = group.create_task(_rogue(site, [Submission.loads(job).job for job in jobs[100:]]))

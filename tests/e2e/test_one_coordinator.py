@@ -48,7 +48,7 @@ async def test_second_coordinator_refuses_to_start(tmp_path: Path, monkeypatch: 
     folder = tmp_path / "market"
     monkeypatch.setenv("TALLY_COORDINATOR_ACCEPT_TIMEOUT", "3000")  # the job outlasts the second one's start, however slow
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
-        node = await load.BareNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
+        node = await load.EnginelessNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
         async with aiohttp.ClientSession() as session:
             async with session.get(f"{site.coordinator}/v1/info") as response:
                 coordinator = (await response.json())["coordinator"]
@@ -58,7 +58,7 @@ async def test_second_coordinator_refuses_to_start(tmp_path: Path, monkeypatch: 
                 code, output = await _start_second(folder, f"sqlite:///{folder}/coordinator.db")
                 assert code != 0
                 assert f"process {site.pids['coordinator']} runs a coordinator on the database" in output
-                assert "stop that one first" in output
+                assert "stop it first" in output
                 assert "Traceback" not in output
                 assert _states(folder)[-1] not in {"failed", "expired"}
         assert (folder / "coordinator.db").stat().st_mode & 0o777 == 0o600

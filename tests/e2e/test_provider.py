@@ -62,7 +62,7 @@ async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
         assert "5 s after announcing it" in checks["reservations"]
         empty = await tally("earnings")
         assert (empty["days"], empty["where"]["earned"]) == ([], "0")
-        await load.ask(site.gateway, requests=5, at_once=2)
+        await load.ask(site.gateway, requests=5, concurrency=2)
 
         earned = await tally("earnings")
         (day,) = earned["days"]
@@ -115,11 +115,11 @@ async def test_backup_and_restore(tmp_path: Path) -> None:
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         tally, file = Provider(folder), tmp_path / "backup.tgz"
-        await load.ask(site.gateway, requests=3, at_once=1)
+        await load.ask(site.gateway, requests=3, concurrency=1)
         made = await tally("backup", str(file))
         assert (made["receipts"], file.stat().st_mode & 0o777) == (3, 0o600)
         assert "exists" in (await tally("backup", str(file), code=1))["error"]["message"]
-        await load.ask(site.gateway, requests=4, at_once=1)
+        await load.ask(site.gateway, requests=4, concurrency=1)
         assert "is running" in (await tally("restore", str(file), "--force", code=1))["error"]["message"]
         os.kill(site.pids["node"], signal.SIGKILL)
         assert "no node runs" in str(await tally("status", code=1))
@@ -130,7 +130,7 @@ async def test_backup_and_restore(tmp_path: Path) -> None:
         node = await asyncio.create_subprocess_exec(*command, env=tally.environment, stderr=asyncio.subprocess.DEVNULL)
         try:
             await _until_ready(tally)
-            await load.ask(site.gateway, requests=2, at_once=1)
+            await load.ask(site.gateway, requests=2, concurrency=1)
             earned = await tally("earnings")
             assert int(earned["where"]["earned"]) == 9 * int(earned["days"][0]["revenue"]) // earned["days"][0]["jobs"]
         finally:

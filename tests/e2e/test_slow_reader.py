@@ -23,7 +23,7 @@ async def test_client_that_does_not_read(tmp_path: Path) -> None:
     """Gateway, coordinator and node hold a bounded part of the answer; the job ends as cancelled by its client."""
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
-        await load.ask(site.gateway, requests=10, at_once=2, chunks=5)
+        await load.ask(site.gateway, requests=10, concurrency=2, chunks=5)
         before = {name: processes.rss_mib(pid) for name, pid in site.pids.items()}
         port = int(site.gateway.rpartition(":")[2])
         request = {"model": "bench", "messages": [], "stream": True, "user": f"{OFFERED} 0", "max_tokens": 4_000}

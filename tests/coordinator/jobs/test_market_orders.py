@@ -332,7 +332,7 @@ class _FullStore(MemoryStore):
 
     def enqueue_job(self, record: JobRecord) -> None:
         if self.full:
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too far behind")
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow")
         super().enqueue_job(record)
 
 

@@ -27,7 +27,7 @@ FAILURES = (
 
 
 class _WatchedStore(MemoryStore):
-    """Sees every state that a job is stored in. Like a real one it is now and then too far behind."""
+    """Sees every state that a job is stored in. Like a real one it is now and then too slow."""
 
     def __init__(self, random: Random) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class _WatchedStore(MemoryStore):
     def enqueue_job(self, record: JobRecord) -> None:
         if not self.healthy and self.random.random() < 0.02:
             self.refused.add(record.job)
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, "too far behind")
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "too slow")
         if record.state in TERMINAL:
             self.ends.setdefault(record.job, set()).add(record.state)
         super().enqueue_job(record)

@@ -10,7 +10,7 @@ from node.domain.tabs import CreditLimits, Funds
 from node.jobs import runner
 from node.jobs.delivery import CHUNK_BYTES
 from node.jobs.job import Deadlines
-from node.ports import ResponseEnd, ResponsePart, ResponseStart
+from node.ports import ReceiptRecord, ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
@@ -64,11 +64,11 @@ async def test_nothing_leaves_before_the_receipt_is_durable() -> None:
     """The last chunk and the receipt are sent only after the store has taken the receipt."""
     stage = Stage(ScriptedEngine(HEAD, ONE, END))
     seen: list[int] = []
-    book = stage.store.record_receipt
+    record_receipt = stage.store.record_receipt
 
-    async def watched(booking: object) -> None:
+    async def watched(record: ReceiptRecord) -> None:
         seen.append(len(stage.link.payloads(placed.job, Kind.CHUNK)))
-        await book(booking)  # type: ignore[arg-type]
+        await record_receipt(record)
         seen.append(len(stage.link.payloads(placed.job, Kind.CHUNK)))
 
     stage.store.record_receipt = watched  # type: ignore[method-assign]
@@ -482,7 +482,7 @@ async def test_waiting_requests_have_a_size_together(monkeypatch: pytest.MonkeyP
     body = b'{"messages": [], "x": "%s"}' % (b"x" * 10_000)
     monkeypatch.setattr(runner, "MAX_HELD_BYTES", 60_000)
     placed = [stage.dispatch(body) for _ in range(4)]
-    assert (await stage.failure(placed[3]))["message"] == "this node has too large requests waiting"
+    assert (await stage.failure(placed[3]))["message"] == "this node has too many bytes of waiting requests"
     assert (await stage.void(placed[3])).outcome == Outcome.REFUSED
     for one in placed[:3]:
         await stage.link.until(Kind.CHUNK, one.job)
