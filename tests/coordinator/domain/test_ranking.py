@@ -49,7 +49,7 @@ def _listed(book: AskBook, reputation: Reputation, chance: float = 1.0, **demand
 
 @pytest.mark.parametrize("good", [0, 1, 30])
 @pytest.mark.parametrize("price", [1, 1_000, 1_000_000, 10**12])
-def test_a_price_of_nothing_does_not_stand_above_reputation(price: int, good: int) -> None:
+def test_a_price_of_zero_does_not_outrank_reputation(price: int, good: int) -> None:
     """A provider that fails and asks nothing comes after one that does not fail, whatever that one asks, a newcomer included,
     in shortlists and in matches.
     """
@@ -150,7 +150,7 @@ def test_many_cheap_failures_hide_nobody() -> None:
 
 
 @pytest.mark.parametrize("sort", ["latency", "throughput"])
-def test_boasting_does_not_stand_above_reputation(sort: str) -> None:
+def test_reported_speed_does_not_outrank_reputation(sort: str) -> None:
     """A node's reported speed does not put it before providers with more than twice its score."""
     book, reputation = AskBook(), _known(good=30)
     _stand(book, BAD, 1, Capacity(4, 4, 10**6, 1))

@@ -116,7 +116,7 @@ async def test_an_honest_node_fits(at: Served) -> None:
     await until(lambda: len(at.store.claims) == 1)
 
 
-async def test_fat_asks_are_refused(at: Served) -> None:
+async def test_oversized_asks_are_refused(at: Served) -> None:
     """Asks above 16 KiB, or above 64 KiB per node, end the link, in the HELLO or later."""
     fat = make_ask(ANN, spec=Spec(features=("\u0001" * 45,) * 64))
     many = [make_ask(BOB, seq=n, spec=Spec(features=("\u0001" * 36,) * 64)) for n in range(5)]
@@ -143,7 +143,7 @@ async def test_one_address_has_only_so_many_asks_checked(at: Served, monkeypatch
         assert (await late.refusal()).code is Code.RATE_LIMITED
 
 
-async def test_frames_that_nobody_asked_for_are_read_slowly(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unrequested_frames_are_read_slowly(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of beats, unrelated chunks and late receipts slows down its own address, not the coordinator."""
     monkeypatch.setattr(resource_bounds, "FRAMES_BURST", 20)
     monkeypatch.setattr(resource_bounds, "FRAMES_PER_SECOND", 100)
@@ -158,7 +158,7 @@ async def test_frames_that_nobody_asked_for_are_read_slowly(at: Served, monkeypa
         assert asyncio.get_running_loop().time() - began > 0.3
 
 
-async def test_bad_hellos_are_heard_only_so_often(small: Served) -> None:
+async def test_bad_hellos_are_rate_limited(small: Served) -> None:
     """Badly signed HELLOs cost a signature check each: an address that sends them is refused unread for a while."""
     codes = []
     for _ in range(8):

@@ -111,7 +111,7 @@ async def test_a_failure_is_the_last_frame(at: Served) -> None:
         dumps({"job": "00" * 16, "candidates": []}),
     ],
 )
-async def test_what_is_no_submission(at: Served, body: bytes) -> None:
+async def test_malformed_submissions(at: Served, body: bytes) -> None:
     """A body that does not parse is refused as such, and the process goes on."""
     assert await _refusal(await at.post(body)) == (400, "bad_message")
 
@@ -165,7 +165,7 @@ async def test_all_bodies_together(world: World) -> None:
     assert (await _call(route, [b"x" * 600]))[0]["status"] == 400
 
 
-async def test_nonsense_is_heard_only_so_often(world: World) -> None:
+async def test_malformed_requests_are_rate_limited(world: World) -> None:
     """An address that sent too many malformed requests is refused unread for a while; others are not."""
     route = JobsRoute(world.market, intake=IntakeLimits(refused_per_second=0.001, refused_burst=3))
     seen = [(await _call(route, [b"nonsense"]))[0]["status"] for _ in range(5)]
@@ -330,7 +330,7 @@ async def test_a_linger_that_is_no_number_does_not_fail_the_coordinator(at: Serv
     at.world.assert_idle()
 
 
-async def test_who_posts_the_same_bytes_and_leaves_does_not_end_the_payers_job(at: Served) -> None:
+async def test_a_stranger_with_the_same_bytes_does_not_end_the_payers_job(at: Served) -> None:
     """A stranger that posts the same bytes without linger does not shorten the payer's: the payer still finds its job."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])

@@ -98,7 +98,7 @@ async def test_a_cancel_that_nobody_sent_is_no_excuse(world: World, price: int) 
     await _assert_nothing_billed(world, node, client)
 
 
-async def test_a_free_answer_that_never_came_earns_no_name(world: World) -> None:
+async def test_an_undelivered_free_response_earns_no_reputation(world: World) -> None:
     """At price 0 too, a response reported as complete must have arrived: otherwise reputation would be free."""
     node = world.node("ann", input_price=0, cached_input_price=0, output_price=0)
     client = await world.started(node)
@@ -175,7 +175,7 @@ async def test_what_follows_the_last_chunk_is_not_relayed(world: World) -> None:
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("end", ["fail", "leave"])
-async def test_an_answer_cut_off_is_not_billed_later(world: World, end: str, restart: bool) -> None:
+async def test_an_unfinished_response_is_not_billed_later(world: World, end: str, restart: bool) -> None:
     """A provider that broke off cannot bill the whole by handing the receipt in late, as often as it tries, nor at the next
     process.
     """
@@ -334,7 +334,7 @@ async def test_a_void_receipt_that_comes_late_is_kept(world: World) -> None:
 
 @pytest.mark.parametrize("fault", list(Fault))
 @pytest.mark.parametrize("code", [Code.NODE_BUSY, Code.BAD_MESSAGE, Code.PROVIDER_FAILED, Code.CANCELLED])
-async def test_who_breaks_off_cannot_blame_others(world: World, fault: Fault, code: Code) -> None:
+async def test_an_unfinished_response_is_the_providers_fault(world: World, fault: Fault, code: Code) -> None:
     """After the first output, an unfinished response is the node's own failure, whatever reason it gives."""
     node = world.node("ann")
     client = await world.started(node)
@@ -346,7 +346,7 @@ async def test_who_breaks_off_cannot_blame_others(world: World, fault: Fault, co
 
 
 @pytest.mark.parametrize("outcome", [Outcome.UPSTREAM_ERROR, Outcome.REFUSED])
-async def test_a_cut_answer_is_a_failure_whatever_its_receipt_says(world: World, outcome: Outcome) -> None:
+async def test_an_unfinished_response_is_a_failure_whatever_its_receipt_says(world: World, outcome: Outcome) -> None:
     """An outcome that costs no reputation does not hide an unfinished response."""
     node = world.node("ann")
     client = await world.started(node)
@@ -356,7 +356,7 @@ async def test_a_cut_answer_is_a_failure_whatever_its_receipt_says(world: World,
     assert world.market.reputation.score(node.address) < UNKNOWN_PROVIDER.score
 
 
-async def test_an_attempt_is_blamed_once(world: World) -> None:
+async def test_an_attempt_counts_once(world: World) -> None:
     """A bad receipt and the end that it causes count as one failure."""
     node = world.node("ann")
     client = await world.started(node)
