@@ -1,6 +1,4 @@
-"""What one stranger can make a coordinator hold and spend: each number of resource_bounds.py that is proved over
-sockets.
-"""
+"""What one stranger can make a coordinator hold and spend: tests of the numbers in resource_bounds.py over sockets."""
 
 from __future__ import annotations
 
@@ -172,9 +170,7 @@ async def test_bad_hellos_are_rate_limited(small: Served) -> None:
 
 
 def test_one_address_has_only_so_many_bytes_wait_for_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for all nodes of an address is bounded: a job more is not queued, anything else ends the link; a link that is
-    over holds nothing.
-    """
+    """Bytes queued for all nodes of an address are bounded: another job is not queued, other frames end the link."""
     monkeypatch.setattr(node_link, "OUTBOX_BYTES", 10_000)
     queued: Counter[str] = Counter()
     link, same_network = (NodeLink(None, None, address, queued) for address in ("2001:db8::1", "2001:db8::2"))  # type: ignore[arg-type]
@@ -321,9 +317,7 @@ async def test_unfunded_orders_of_ever_new_keys_count_for_their_address(small: S
 
 
 def test_the_table_says_what_holds() -> None:
-    """Each setting and constant that the table names has the value that stands beside it; each setting that bounds strangers is
-    named.
-    """
+    """Each setting and constant in the table has the stated value, and each setting that bounds strangers is in the table."""
     table = (resource_bounds.__doc__ or "").replace("\n", " ")
     config = CoordinatorConfig(deployment=Path("deployment.json"))
     documented = {

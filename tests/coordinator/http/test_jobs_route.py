@@ -236,10 +236,8 @@ async def _begun(at: Served, submission: Submission) -> None:
         await frames.aclose()
 
 
-async def test_a_lost_connection_is_taken_up_again(at: Served) -> None:
-    """The same bytes posted again bring the same job: what came before, what follows, one receipt, one dispatch; and once it has
-    ended, the same answer again.
-    """
+async def test_a_lost_connection_is_resumed(at: Served) -> None:
+    """The same bytes posted again resume the same job with one receipt and one dispatch; after its end, the same response."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])
     await _begun(at, submission)
@@ -349,10 +347,8 @@ async def test_a_stranger_with_the_same_bytes_does_not_end_the_payers_job(at: Se
     assert [kind for kind, _, _ in node.seen if kind is Kind.CANCEL] == []
 
 
-async def test_a_paid_answer_is_not_lost_to_strangers() -> None:
-    """Neither jobs that are refused nor another payer's answers beyond all memory take a kept answer from its payer: where memory
-    has no room for it, the store has it still.
-    """
+async def test_a_paid_response_is_not_lost_to_strangers() -> None:
+    """Neither refused jobs nor another payer's responses evict a payer's response; without room in memory, the store has it."""
     retention = Retention(total_bytes=6_000, response_bytes=3_000, payer_bytes=3_000)
     world = World()
     rich = person("rich")

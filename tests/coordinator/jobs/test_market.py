@@ -33,7 +33,7 @@ from tests.coordinator.harness import (
 )
 
 
-async def test_a_job_goes_the_whole_way(world: World) -> None:
+async def test_a_job_from_order_to_receipt(world: World) -> None:
     """Match, output and receipt reach the client in order; the receipt is stored and acknowledged, and nothing is held after."""
     node = world.node("ann")
     client = await world.started(node)
@@ -134,7 +134,7 @@ async def test_a_reconnected_node_starts_with_its_own_count(world: World) -> Non
 
 
 NOTHING = bytes(4)
-"""No more credit, but word that the output came."""
+"""Credit for no more chunks, which tells the node that its output arrived."""
 
 
 async def _stream(world: World, chunks: int) -> Client:

@@ -116,9 +116,7 @@ async def test_a_node_lost_after_output(world: World, ann: FakeNode, bob: FakeNo
 
 
 async def test_a_node_that_is_long_at_work_is_not_given_up_unpaid(world: World, ann: FakeNode, bob: FakeNode) -> None:
-    """An answer in one piece has no output for minutes. A node that says now and then that it is at it keeps the job, and is
-    paid; one that says so for ever has the time of the whole job and no more.
-    """
+    """A node whose response has no output for minutes keeps its job by repeated ACCEPTs, up to the job's total time."""
     client, other = await world.started(ann, bob), await world.started(ann, bob)
     for _ in range(20):
         for job in (client.job.id, other.job.id):

@@ -32,10 +32,8 @@ async def _pass(world: World, seconds: int, step: int = 5) -> None:
 
 
 @pytest.mark.parametrize("seconds", [70, 110, 290])
-async def test_a_slow_reader_does_not_make_an_answer_free(seconds: int) -> None:
-    """However long the reader kept it waiting, within its own allowance, the provider's answer is delivered, billed and to its
-    credit.
-    """
+async def test_a_slow_reader_does_not_make_a_response_free(seconds: int) -> None:
+    """However long the reader waits within its allowance, the response is delivered, billed and counted as good."""
     world = World(limits=JobLimits(total=300, reader=300))
     node = world.node("ann")
     client = await _held_up(world, node)
@@ -69,9 +67,7 @@ async def test_the_readers_time_is_not_the_providers_total() -> None:
 
 
 async def test_a_reader_that_never_comes_back_cancels_its_own_job() -> None:
-    """When the reader's allowance is used up the job is cancelled for its client; the provider bills what it did, and is not
-    blamed.
-    """
+    """When the reader's allowance is used up, its job is cancelled; the provider bills its work and loses no reputation."""
     world = World(limits=JobLimits(total=300, reader=300))
     node = world.node("ann")
     client = await _held_up(world, node)
@@ -174,9 +170,7 @@ async def _unread(world: World, *nodes: FakeNode) -> Client:
 
 
 async def test_a_reader_does_not_keep_a_node_from_knowing_that_it_is_paid() -> None:
-    """A node waits seconds for the word that its output is there, and holds the coordinator to it. The word comes though the
-    reader takes nothing, once; then the answer is billed like any other, also one whose payer cancels without reading.
-    """
+    """A node learns that its output arrived, once, even if the reader takes nothing; the response is then billed as usual."""
     world = World()
     node = world.node("ann")
     client = await _unread(world, node)

@@ -391,9 +391,7 @@ async def test_acknowledged_after_it_is_durable() -> None:
 
 
 async def test_a_store_that_is_down_loses_no_receipt() -> None:
-    """Where a receipt cannot be stored the client still gets it, the job ends as it says, the node is not acknowledged, and its
-    next try is stored.
-    """
+    """A receipt that cannot be stored still reaches the client and ends the job; its node sends it again, and it is stored."""
     store = _FailingStore(down=True)
     world = World(store=store)
     node = world.node("ann")
