@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from node.domain.order_admission import Matched
+from node.domain.order_admission import MatchedOrder
 from node.domain.tabs import Funds, StoredTab
 from node.domain.usage_meter import make_receipt
 from node.ports import CoordinatorHour, ReceiptRecord, WriteOff
@@ -101,7 +101,7 @@ def refusal(placed: PlacedJob, tab: ProviderTab) -> ReceiptRecord:
         commitment=Hash(bytes(32)),
         finished_at=NOW,
     )
-    return ReceiptRecord(Matched(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
+    return ReceiptRecord(MatchedOrder(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
 
 
 async def test_a_refused_order_backs_no_claim(store: Store) -> None:
