@@ -218,9 +218,11 @@ class StoredResponse:
 class ResponseStore(Protocol):
     """Stores responses beyond the process."""
 
-    async def put_response(self, kept: StoredResponse, *, since: int, max_bytes: int) -> None:
-        """Durable on return. Those that ended before `since` are forgotten; where all take more than `room` bytes, now or some
-        answers later, the oldest of the payer whose answers take most. Raises Unavailable.
+    async def put_response(self, stored: StoredResponse, *, since: int, max_bytes: int) -> None:
+        """Stores a response, durable on return, and deletes those that ended before `since`.
+
+        If all responses take more than `max_bytes`, now or some responses later, the oldest ones of the payer that holds most
+        are deleted. Raises Unavailable.
         """
         ...
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from coordinator.http.api import ApiContext, Info
+from coordinator.http.api import ApiContext
+from coordinator.http.schemas import Info
 
 
 class Anything(SimpleNamespace):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
     from tallystick.client.ledger.ledger import Ledger
     from tallystick.client.openai.requests import ApiRequest
-    from tallystick.client.selection.options import Choice, Explained
+    from tallystick.client.selection.options import AskExplanation, ProviderCriteria
 
 Texts = list[str] | None
 
@@ -82,7 +82,7 @@ def explain(
 ) -> None:
     """Show which providers would be offered a request, and why the others would not. Sends no order; needs no password."""
     from tallystick.client.coordinator.http_client import CoordinatorClient
-    from tallystick.client.selection.options import Choice, demand_of, explained
+    from tallystick.client.selection.options import ProviderCriteria, demand_of, explain_asks
     from tallystick.protocol.requirements import Requirements
 
     require = Requirements(
@@ -92,25 +92,25 @@ def explain(
         features=tuple(feature or ()),
         context_tokens=min_context,
     )
-    choice = Choice(pin=pin or (), exclude=exclude or (), require=require)
+    choice = ProviderCriteria(pin=pin or (), exclude=exclude or (), require=require)
     _add_amounts(choice, max_input_price, max_output_price, min_stake)
     if sort is not None:
         choice["sort"] = sort
 
     async def ask(ledger: Ledger, loaded: ClientConfig) -> None:
-        answers: list[tuple[str, Explained, ApiRequest | None]] = []
+        answers: list[tuple[str, AskExplanation, ApiRequest | None]] = []
         async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
             blocked = await ledger.excluded((await coordinator.info()).domain, int(time.time()))
             for model, asked in _requests(request, route, loaded):
                 demand = demand_of(loaded, model, route, choice)
                 listed = await coordinator.explain(demand.to_json(ledger.payer))
-                answers += [(model, provider, asked) for provider in explained(listed, demand, blocked, int(time.time()))]
+                answers += [(model, provider, asked) for provider in explain_asks(listed, demand, blocked, int(time.time()))]
         _show(answers, request, loaded, as_json=as_json)
 
     with_ledger(config, wallet, coordinator_url, ask)
 
 
-def _add_amounts(choice: Choice, max_input: str | None, max_output: str | None, min_stake: str | None) -> None:
+def _add_amounts(choice: ProviderCriteria, max_input: str | None, max_output: str | None, min_stake: str | None) -> None:
     if max_input is not None:
         choice["max_input_price"] = parse_amount(max_input, field="--max-input-price")
     if max_output is not None:
@@ -138,7 +138,9 @@ def _requests(request: str, route: str, config: ClientConfig) -> list[tuple[str,
     return [(asked.summary.model, asked if is_body else None) for asked in planned]
 
 
-def _show(answers: list[tuple[str, Explained, ApiRequest | None]], request: str, config: ClientConfig, *, as_json: bool) -> None:
+def _show(
+    answers: list[tuple[str, AskExplanation, ApiRequest | None]], request: str, config: ClientConfig, *, as_json: bool
+) -> None:
     from tallystick.client.jobs.candidates import estimate_cost
 
     documents: list[dict[str, Any]] = []
@@ -148,7 +150,7 @@ def _show(answers: list[tuple[str, Explained, ApiRequest | None]], request: str,
         max_cost, too_dear = (None, "")
         if asked is not None:
             max_cost, too_dear = estimate_cost(asked, provider.ask, config.default_max_output_tokens, config.max_cost)
-        why = provider.why or too_dear
+        why = provider.reason or too_dear
         documents.append({"model": model, "atMost": None if max_cost is None else str(int(max_cost))} | _json(provider, why))
         row = {"provider": provider.ask.provider, "model": model, "offered": "no" if why else "yes"}
         rows.append(row | {"at most": "" if max_cost is None else _dollars(max_cost)} | _row(provider))
@@ -167,7 +169,7 @@ def _show(answers: list[tuple[str, Explained, ApiRequest | None]], request: str,
         out.print(f"no: {strip_control(line)}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _row(provider: Explained) -> dict[str, object]:
+def _row(provider: AskExplanation) -> dict[str, object]:
     spec, ask = provider.ask.spec, provider.ask
     return {
         "input": _dollars(ask.input_price),
@@ -181,7 +183,7 @@ def _row(provider: Explained) -> dict[str, object]:
     }
 
 
-def _json(provider: Explained, why: str) -> dict[str, Any]:
+def _json(provider: AskExplanation, why: str) -> dict[str, Any]:
     return {
         "provider": provider.ask.provider,
         "offered": not why,

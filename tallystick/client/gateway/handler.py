@@ -26,7 +26,15 @@ from tallystick.client.openai.errors import render_error, render_error_event
 from tallystick.client.recovery.lost_state import TabRecovered
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market, maintenance_of
-from tallystick.client.selection.options import HEADER, Extras, Options, demand_of, least, read_options, under
+from tallystick.client.selection.options import (
+    HEADER,
+    GatewayOptions,
+    RequestOptions,
+    demand_of,
+    read_options,
+    restrict_to_key,
+    smallest_limit,
+)
 from tallystick.protocol.errors import BadMessage, Code, TallyError
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.routes import FORM, JSON, media_type
@@ -59,8 +67,8 @@ class _GatewayRequest:
     body: bytes = field(repr=False)
     content_type: str
     key: str | None
-    options: Options
-    extras: Extras
+    options: RequestOptions
+    extras: GatewayOptions
     caller: ApiKey | None
 
     @classmethod
@@ -78,7 +86,7 @@ class _GatewayRequest:
             body,
             content_type if media_type(content_type) == FORM else JSON,
             _scoped_key(caller, headers.get("idempotency-key")),
-            under(config, caller, options),
+            restrict_to_key(config, caller, options),
             extras,
             caller,
         )
@@ -217,10 +225,10 @@ class RequestHandler:
         What earlier attempts cost, or may still cost, is deducted from max_cost.
         """
         market, options = self._market, request.options
-        limit = least(market.config.max_cost, options.get("max_cost"))
+        limit = smallest_limit(market.config.max_cost, options.get("max_cost"))
         spent = attempts.possible_cost + _total_cost(attempts.results)
         if spent and limit is not None:
-            options = Options(**options)
+            options = RequestOptions(**options)
             options["max_cost"] = Amount(max(limit - spent, 0))
         for may_repeat in (request.key is None, False):
             job = await market.submit(request.path, body, key=request.key, content_type=request.content_type, **options)

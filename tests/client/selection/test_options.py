@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.selection.options import HEADER, Choice, Extras, demand_of, explained, read_options
+from tallystick.client.selection.options import HEADER, GatewayOptions, ProviderCriteria, demand_of, explain_asks, read_options
 from tallystick.protocol.demand import Demand
 from tallystick.protocol.errors import BadMessage, Fault, Refusal, TallyError
 from tallystick.protocol.messages import Spec
@@ -32,7 +32,7 @@ def test_a_request_narrows_what_the_config_says() -> None:
     plain = demand_of(config, "m", "/v1/rerank", {})
     assert (plain.max_input_price, plain.min_reputation, plain.sort, plain.prefer) == (5, 50, "latency", (ANN,))
     assert (plain.require, plain.exclude, plain.route, plain.ranked) == (config.require, frozenset({ANN}), "/v1/rerank", True)
-    wants = Choice(
+    wants = ProviderCriteria(
         max_input_price=9,
         max_output_price=9,
         exclude=[BOB],
@@ -41,12 +41,12 @@ def test_a_request_narrows_what_the_config_says() -> None:
         sort="price",
         prefer=(),
     )
-    asked = demand_of(config, "m", "/v1/chat/completions", wants)
-    assert (asked.max_input_price, asked.max_output_price) == (5, 9), "a request pays no more than the config allows"
-    assert (asked.min_reputation, asked.exclude) == (50, frozenset({ANN, BOB}))
-    assert asked.require == Requirements(region=("eu",), features=("tools",))
-    assert (asked.route, asked.ranked) == (None, False)
-    with pytest.raises(Refusal, match="only eu is allowed"):
+    narrowed = demand_of(config, "m", "/v1/chat/completions", wants)
+    assert (narrowed.max_input_price, narrowed.max_output_price) == (5, 9), "a request pays no more than the config allows"
+    assert (narrowed.min_reputation, narrowed.exclude) == (50, frozenset({ANN, BOB}))
+    assert narrowed.require == Requirements(region=("eu",), features=("tools",))
+    assert (narrowed.route, narrowed.ranked) == (None, False)
+    with pytest.raises(Refusal, match="expected one of eu, got us"):
         demand_of(config, "m", "/v1/chat/completions", {"require": Requirements(region=("us",))})
     with pytest.raises(BadMessage, match="sort"):
         demand_of(config, "m", "/v1/chat/completions", {"sort": "beauty"})
@@ -54,13 +54,13 @@ def test_a_request_narrows_what_the_config_says() -> None:
 
 def test_the_header() -> None:
     """Dollars as text, one name for a list of one, everything optional."""
-    assert read_options(None) == ({}, Extras())
+    assert read_options(None) == ({}, GatewayOptions())
     options, extras = read_options(
         '{"max_cost": "0.5", "max_output_price": "2", "pin": "0xaa", "prefer": ["0xbb"], "sort": "latency",'
         ' "require": {"region": "eu"}, "min_reputation": 90, "min_stake": "2", "label": "research",'
         ' "fallbacks": "other", "cache": true}'
     )
-    assert extras == Extras(("other",), cache=True)
+    assert extras == GatewayOptions(("other",), cache=True)
     assert options == {
         "max_cost": 500_000,
         "label": "research",
@@ -79,7 +79,7 @@ def test_the_header() -> None:
     [
         ("{", "not JSON"),
         ("[]", "expected a JSON object"),
-        ('{"maxcost": "1"}', "unknown: maxcost; known are max_cost"),
+        ('{"maxcost": "1"}', "unknown options: maxcost; known options: max_cost"),
         ('{"max_cost": 1}', "expected dollars as text"),
         ('{"max_cost": "a lot"}', "expected a decimal number with at most 6 places"),
         ('{"pin": 5}', "pin: expected a list"),
@@ -88,7 +88,7 @@ def test_the_header() -> None:
         ('{"cache": "yes"}', "cache: expected true or false"),
     ],
 )
-def test_headers_that_make_no_sense(header: str, says: str) -> None:
+def test_invalid_headers(header: str, says: str) -> None:
     """The member at fault is named."""
     with pytest.raises(BadMessage, match=says) as caught:
         read_options(header)
@@ -101,15 +101,17 @@ def test_why_each_ask_will_do_or_not() -> None:
     asks = [make_ask(person(name), spec=Spec(region=region)) for name, region in (("ann", "us"), ("bob", "eu"), ("cid", "eu"))]
     listed: list[dict[str, Any]] = [{"ask": unchecked(ask).to_json(), "free": 1, "reputation": 99} for ask in asks]
     listed[1]["why"] = "no free slot now"
-    told = explained(listed, demand, {person("dan").address: "a dishonest receipt"}, START)
-    assert [(one.ask.provider, one.why) for one in told] == [
+    explanations = explain_asks(listed, demand, {person("dan").address: "a dishonest receipt"}, START)
+    assert [(entry.ask.provider, entry.reason) for entry in explanations] == [
         (person("cid").address, ""),
         (ANN, "it is not in a region asked for"),
         (BOB, "no free slot now"),
     ]
-    assert [one.why for one in explained(listed[2:], demand, {person("cid").address: "dishonest"}, START)] == ["dishonest"]
+    assert [entry.reason for entry in explain_asks(listed[2:], demand, {person("cid").address: "dishonest"}, START)] == [
+        "dishonest"
+    ]
     with pytest.raises(BadMessage) as caught:
-        explained([{"ask": {}}], demand, {}, START)
+        explain_asks([{"ask": {}}], demand, {}, START)
     assert caught.value.fault is Fault.COORDINATOR
 
 
@@ -127,7 +129,7 @@ def test_odd_options_are_refused_in_words_and_never_crash(name: str) -> None:
         try:
             options, _ = read_options(json.dumps({name: odd}))
             choice = {key: value for key, value in options.items() if key != "max_cost"}
-            demand_of(ClientConfig(), "m", "/v1/chat/completions", cast("Choice", choice)).to_json(ANN)
+            demand_of(ClientConfig(), "m", "/v1/chat/completions", cast("ProviderCriteria", choice)).to_json(ANN)
         except TallyError as error:
             assert name in str(error) or HEADER in str(error), odd  # noqa: PT017 - both ends are right
 
@@ -144,5 +146,5 @@ def test_one_bad_ask_hides_no_other() -> None:
     good = unchecked(make_ask(person("ann"))).to_json()
     fat = unchecked(make_ask(person("bob"), spec=Spec(revision="r" * 20_000))).to_json()
     listed: list[dict[str, Any]] = [{"ask": fat}, {"ask": None}, {}, {"ask": good, "free": -1}, {"ask": good, "why": "w" * 9_000}]
-    (told,) = explained(listed, Demand(MODEL), {}, START)
-    assert (told.ask.provider, len(told.why)) == (ANN, 500)
+    (told,) = explain_asks(listed, Demand(MODEL), {}, START)
+    assert (told.ask.provider, len(told.reason)) == (ANN, 500)
