@@ -281,15 +281,12 @@ class Store:
 
 def _evict_responses(connection: Connection, max_bytes: int) -> None:
     """Deletes the oldest responses of the payer that holds most, until all fit."""
-    taken = sa.func.sum(responses.c.size)
-    held = {
-        payer: int(size) for payer, size in connection.execute(sa.select(responses.c.payer, taken).group_by(responses.c.payer))
-    }
+    columns = responses.c
+    sizes = sa.select(columns.payer, sa.func.sum(columns.size)).group_by(columns.payer)
+    held = {payer: int(size) for payer, size in connection.execute(sizes)}
     while sum(held.values()) > max_bytes:
         most = max(held, key=held.__getitem__)
-        oldest = (
-            sa.select(responses.c.job, responses.c.size).where(responses.c.payer == most).order_by(responses.c.ended_at).limit(1)
-        )
+        oldest = sa.select(columns.job, columns.size).where(columns.payer == most).order_by(columns.ended_at).limit(1)
         job, size = connection.execute(oldest).one()
         connection.execute(sa.delete(responses).where(responses.c.job == job))
         held[most] -= size
