@@ -13,7 +13,7 @@ from tallystick.cli.chat import chat
 from tallystick.cli.jobs import jobs, models, receipts
 from tallystick.cli.local import demo, start
 from tallystick.cli.money import balance, funds, rotate, safe, spending, wallet
-from tallystick.cli.node import backup, doctor, earnings, init, status, why
+from tallystick.cli.node import backup, doctor, earnings, engine, init, status, why
 from tallystick.cli.output import exit_with_error
 from tallystick.protocol.errors import TallyError
 from tallystick.runtime.logs import configure_quiet
@@ -32,6 +32,7 @@ app.command("start")(start.start)
 app.command("demo")(demo.demo)
 app.command("chat")(chat.chat)
 app.command("gateway")(daemons.gateway)
+app.command("engine")(engine.engine)
 app.command("models")(models.models)
 app.command("explain")(models.explain)
 app.command("spending")(spending.spending)

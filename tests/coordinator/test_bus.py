@@ -7,7 +7,7 @@ from tests.coordinator.harness import PAYER
 
 
 def test_a_frame_goes_to_the_subjects_handler() -> None:
-    """What is sent to a subject comes to its handler at once, and to no other."""
+    """A frame reaches the handler of its subject at once, and no other."""
     bus, ours, theirs = InProcessBus(), list[bytes](), list[bytes]()
     bus.attach("a", ours.append)
     bus.attach("b", theirs.append)
@@ -16,12 +16,12 @@ def test_a_frame_goes_to_the_subjects_handler() -> None:
 
 
 def test_nobody_listens() -> None:
-    """Sending to a subject without a handler says so and does nothing."""
+    """Sending to a subject without a handler returns False and does nothing."""
     assert not InProcessBus().send("a", b"frame")
 
 
 def test_the_last_handler_has_the_subject() -> None:
-    """A second handler takes the subject over; the first one's leaving does not disturb it."""
+    """A second handler takes over the subject; detaching the first one does not affect it."""
     bus, first, second = InProcessBus(), list[bytes](), list[bytes]()
     bus.attach("a", first.append)
     bus.attach("a", second.append)

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.access_tokens import REUSED_SECONDS, AccessTokens
+from tallystick.client.coordinator.access_tokens import REUSE_SECONDS, AccessTokens
 from tallystick.client.coordinator.bounded_json import MAX_CONTROL, MAX_ITEM, MAX_ITEMS, MAX_RAW, MAX_TOKENS, BoundedJsonReader
 from tallystick.client.coordinator.http_client import MAX_PAGES, CoordinatorClient, CoordinatorInfo
 from tallystick.client.gateway.app import build_app
@@ -256,7 +256,7 @@ def test_reading_a_hostile_list_is_bounded(filler: bytes) -> None:
 
 def test_an_answer_that_is_no_list_is_bounded() -> None:
     """Beside lists, MAX_CONTROL bytes are all that is kept."""
-    with pytest.raises(BadMessage, match="longer than"):
+    with pytest.raises(BadMessage, match="expected a response of at most"):
         BoundedJsonReader().feed(b'{"x": "' + b"y" * MAX_CONTROL)
 
 
@@ -358,9 +358,9 @@ async def test_a_token_is_signed_for_one_coordinator_and_reused_for_a_while() ->
     assert load_access(first, DOMAIN, COORDINATOR, clock[0]) == PAYER.address
     with pytest.raises(Refusal):
         load_access(first, DOMAIN, ALICE.address, clock[0])
-    clock[0] += REUSED_SECONDS - 1
+    clock[0] += REUSE_SECONDS - 1
     assert await tokens() == first
-    for step in (1, -REUSED_SECONDS - 5):
+    for step in (1, -REUSE_SECONDS - 5):
         clock[0] += step
         again = await tokens()
         assert again != first

@@ -46,7 +46,7 @@ def test_a_request_narrows_what_the_config_says() -> None:
     assert (asked.min_reputation, asked.exclude) == (50, frozenset({ANN, BOB}))
     assert asked.require == Requirements(region=("eu",), features=("tools",))
     assert (asked.route, asked.ranked) == (None, False)
-    with pytest.raises(Refusal, match="only eu is allowed"):
+    with pytest.raises(Refusal, match="expected one of eu, got us"):
         demand_of(config, "m", "/v1/chat/completions", {"require": Requirements(region=("us",))})
     with pytest.raises(BadMessage, match="sort"):
         demand_of(config, "m", "/v1/chat/completions", {"sort": "beauty"})
@@ -79,7 +79,7 @@ def test_the_header() -> None:
     [
         ("{", "not JSON"),
         ("[]", "expected a JSON object"),
-        ('{"maxcost": "1"}', "unknown: maxcost; known are max_cost"),
+        ('{"maxcost": "1"}', "unknown options: maxcost; known options: max_cost"),
         ('{"max_cost": 1}', "expected dollars as text"),
         ('{"max_cost": "a lot"}', "expected a decimal number with at most 6 places"),
         ('{"pin": 5}', "pin: expected a list"),

@@ -39,7 +39,7 @@ async def _receipts(world: World, client: Client) -> list[Signed[Receipt]]:
         ({"cached_input_tokens": 11}, "usage"),
         ({"cumulative_cost": Amount(COST - 1)}, "receipt.cumulativeCost"),
         ({"order_hash": hash_of("another order")}, "receipt.orderHash"),
-        ({"payer": person("somebody").address}, "other parties"),
+        ({"payer": person("somebody").address}, "the payer and the provider of its order"),
         ({"seq": 0}, "receipt.seq"),
         ({"seq": MAX_SEQ + 1}, "receipt.seq"),
     ],
@@ -290,7 +290,7 @@ async def test_a_lost_jobs_receipt_must_be_as_good(world: World) -> None:
     elsewhere = make_order(late.terms, node.address, coordinator=stranger.address)
     forged = Signed(order, stranger.signer.sign_digest(order.digest(world.market.domain)))
     await _forgotten(world)
-    for provider, job, told in (
+    for provider, job, invalid in (
         (node.address, client.job.id, wrong),
         (node.address, client.job.id, replace(late, order=unchecked(elsewhere))),
         (node.address, client.job.id, replace(late, order=forged)),
@@ -298,7 +298,7 @@ async def test_a_lost_jobs_receipt_must_be_as_good(world: World) -> None:
         (stranger.address, client.job.id, late),
     ):
         with pytest.raises(BadReceipt):
-            await world.market.accept_late(provider, job, told)
+            await world.market.accept_late(provider, job, invalid)
     world.clock.seconds = order.claim_by - START
     with pytest.raises(Refusal, match="no longer be claimed"):
         await world.market.accept_late(node.address, client.job.id, late)
