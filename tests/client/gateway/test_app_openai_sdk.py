@@ -265,7 +265,7 @@ async def test_another_model_answers(fake: FakeMarket, wallet: Signer, config: C
 
 
 @pytest.mark.parametrize(
-    ("failure", "says"),
+    ("failure", "message"),
     [
         (Unavailable(Code.ENGINE_UNAVAILABLE, "gone", fault=Fault.ENGINE), "no provider offers the model 'never'"),
         (Refusal(Code.ORDER_TERMS, "not so"), "not so"),

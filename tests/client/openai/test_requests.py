@@ -96,7 +96,7 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "kind"),
+    ("error", "status", "error_type"),
     [
         (BadMessage("x"), 400, "invalid_request_error"),
         (BadMessage("x", fault=Fault.COORDINATOR), 502, "server_error"),
@@ -108,11 +108,11 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
         (Unavailable(Code.NO_PROVIDER, "x"), 503, "server_error"),
     ],
 )
-def test_error_status_shows_whose_fault_it_is(error: TallyError, status: int, content_type: str) -> None:
+def test_error_status_shows_whose_fault_it_is(error: TallyError, status: int, error_type: str) -> None:
     """Status 400 and 401 are only for the caller's own faults; retryable errors say when to retry."""
     response = render_error(error)
     document = orjson.loads(response.body)["error"]
-    assert (response.status, document["type"], document["code"]) == (status, content_type, error.code.value)
+    assert (response.status, document["type"], document["code"]) == (status, error_type, error.code.value)
     assert response.headers.get("retry-after") == ("1" if error.retry else None)
     assert render_error_event(error) == b"data: " + response.body + b"\n\n"
 

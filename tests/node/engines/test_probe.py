@@ -55,7 +55,7 @@ async def engine(**answers: Any) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("can", "found"),
+    ("answers", "capabilities"),
     [
         ({}, Capabilities(True, False, "no", ())),
         ({"stream": True}, Capabilities(True, False, "yes", ())),
