@@ -22,6 +22,7 @@ def complete_wallets(incomplete: str) -> list[str]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+StandIn = Annotated[bool, typer.Option("--stand-in", help="Use a stand-in engine, whose answers say that it is no model.")]
 Wallet = Annotated[
     str,
     typer.Option(

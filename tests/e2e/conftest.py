@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 TALLY = (sys.executable, "-m", "tallystick.cli")
+DEMO = (*TALLY, "demo", "--stand-in", "--json")
 
 
 def clean_environment() -> dict[str, str]:
@@ -23,7 +24,7 @@ def clean_environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def market() -> Iterator[dict[str, Any]]:
     """A running `tally demo --json`: the trace of its first job and the URLs of its services."""
-    process = subprocess.Popen([*TALLY, "demo", "--json"], stdout=subprocess.PIPE, text=True, env=clean_environment())
+    process = subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=clean_environment())
     try:
         yield read_trace(process)
     finally:

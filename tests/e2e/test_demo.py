@@ -14,7 +14,7 @@ from eth_account import Account
 from eth_account.messages import encode_typed_data
 from web3 import Web3
 
-from tests.e2e.conftest import TALLY, clean_environment, read_trace
+from tests.e2e.conftest import DEMO, clean_environment, read_trace
 
 KEYS = {
     *("model", "text", "usage", "cost", "order", "orderSignature", "receipt", "receiptSignature", "payer", "provider"),
@@ -59,7 +59,7 @@ def test_settlement_is_on_chain(market: dict[str, Any]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_everything(number: signal.Signals) -> None:
     """SIGINT or SIGTERM ends the demo with exit code 0 and leaves no process."""
-    process = subprocess.Popen([*TALLY, "demo", "--json"], stdout=subprocess.PIPE, text=True, env=clean_environment())
+    process = subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=clean_environment())
     read_trace(process)
     children = _children(process.pid)
     assert len(children) >= 5
@@ -70,9 +70,7 @@ def test_a_signal_stops_everything(number: signal.Signals) -> None:
 
 def test_once_exits_by_itself() -> None:
     """`--once --json` exits by itself and prints exactly one JSON object on stdout."""
-    done = subprocess.run(
-        [*TALLY, "demo", "--once", "--json"], stdout=subprocess.PIPE, text=True, env=clean_environment(), timeout=110, check=True
-    )
+    done = subprocess.run([*DEMO, "--once"], stdout=subprocess.PIPE, text=True, env=clean_environment(), timeout=110, check=True)
     assert json.loads(done.stdout).keys() >= KEYS
 
 

@@ -29,7 +29,7 @@ from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.messages import Claim, Order
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import NO_JOB, Kind, loads
-from tests.node.harness import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, ask_book, signer
+from tests.node.harness import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, make_asks, signer
 from tests.node.storage.test_store import finish
 
 TAB = ClaimableTab(
@@ -38,7 +38,7 @@ TAB = ClaimableTab(
     cumulative=Amount(500),
     settled=Amount(100),
     reserved=Amount(0),
-    order=Client().order(ask_book().current[0], order_with={"ceiling": Amount(10_000)}).order,
+    order=Client().order(make_asks().current[0], order_with={"ceiling": Amount(10_000)}).order,
     since=NOW,
     claimed_at=0,
     claimed=Amount(0),
@@ -84,7 +84,7 @@ class Till:
     async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> SettlementResult:
         """See ports.Settlement."""
         signed = claim.verify(DOMAIN).message
-        assert [row.order_hash for row in signed.rows] == [one.message.digest(DOMAIN) for one in orders]
+        assert [row.order_hash for row in signed.rows] == [order.message.digest(DOMAIN) for order in orders]
         self.claims.append(signed)
         if self.fault is not None:
             raise self.fault
@@ -116,8 +116,8 @@ class World:
             now=lambda: self.now,
         )
 
-    def _alarm(self, what: str, payer: Address, debt: DebtAlarm) -> None:
-        self.alarms.append((what, payer))
+    def _alarm(self, event: str, payer: Address, debt: DebtAlarm) -> None:
+        self.alarms.append((event, payer))
         self.debts.append(debt)
 
     async def look(self) -> int:
@@ -586,10 +586,10 @@ async def test_a_loss_is_booked_and_told_once() -> None:
     await finish(world.store, large, claim_by=NOW + 600)
     await finish(world.store, large, 1, claim_by=NOW + 600)
     await world.collector.claim_due()
-    for later, told in ((599, 0), (600, 1), (1_300, 1), (2_000, 1)):
+    for later, alarm_count in ((599, 0), (600, 1), (1_300, 1), (2_000, 1)):
         world.now = NOW + later
         await world.collector.claim_due()
-        assert world.alarms.count((WRITTEN_OFF, large.payer.address)) == told
+        assert world.alarms.count((WRITTEN_OFF, large.payer.address)) == alarm_count
     assert world.debts[-1].due == 200
 
 

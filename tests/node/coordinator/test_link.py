@@ -19,7 +19,7 @@ from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link
 from tests.node.fake_coordinator import Connection, FakeCoordinator
-from tests.node.harness import COORDINATOR, DOMAIN, OFFER, PROVIDER, ask_book
+from tests.node.harness import COORDINATOR, DOMAIN, OFFER, PROVIDER, make_asks
 
 QUICK = LinkSettings(
     connect_seconds=2, heartbeat_seconds=30, ping_seconds=5, min_backoff_seconds=0.01, max_backoff_seconds=0.05, outbox_frames=8
@@ -31,19 +31,19 @@ class Recorder:
     """A link handler that keeps what it was told."""
 
     def __init__(self) -> None:
-        self.told: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self.fault: BadMessage | None = None
 
     def connected(self, link: Link) -> None:
-        self.told.put_nowait(("welcomed", link))
+        self.events.put_nowait(("connected", link))
 
     def frame_received(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
         if self.fault is not None:
             raise self.fault
-        self.told.put_nowait((kind.name, (job, payload)))
+        self.events.put_nowait((kind.name, (job, payload)))
 
     def disconnected(self, link: Link) -> None:
-        self.told.put_nowait(("lost", link))
+        self.events.put_nowait(("disconnected", link))
 
 
 class Node:
@@ -51,7 +51,7 @@ class Node:
 
     def __init__(self, url: str, **settings: Any) -> None:
         self.handler = Recorder()
-        self.asks: tuple[Signed[Ask], ...] = ask_book().current
+        self.asks: tuple[Signed[Ask], ...] = make_asks().current
         self.capacity = Capacity(2, 3)
         self.link = NodeLink(
             url,
@@ -65,10 +65,10 @@ class Node:
             **settings,
         )
 
-    async def told(self) -> tuple[str, Any]:
+    async def next_event(self) -> tuple[str, Any]:
         """What the handler is told next."""
         async with asyncio.timeout(5):
-            return await self.handler.told.get()
+            return await self.handler.events.get()
 
     async def troubled(self, *words: str) -> None:
         """Waits until the link says that it has this trouble. It has no event for that, since nobody else needs one."""
@@ -102,14 +102,14 @@ async def test_a_node_proves_who_it_is() -> None:
         assert connection.hello.asks == tuple(Signed(ask.message, ask.signature) for ask in node.asks)
         assert connection.hello.capacity == Capacity(2, 3)
         assert connection.hello.software.startswith("tallystick-node/")
-        what, link = await node.told()
-        assert (what, link.coordinator) == ("welcomed", COORDINATOR.address)
+        event, link = await node.next_event()
+        assert (event, link.coordinator) == ("connected", COORDINATOR.address)
 
 
 async def test_frames_go_both_ways_in_order() -> None:
     """What is posted arrives in order, and what the coordinator sends reaches the handler."""
     async with connected() as (node, connection):
-        _, link = await node.told()
+        _, link = await node.next_event()
         connection.confirm = False
         for number in range(100):
             link.post(Kind.CHUNK, JOB, bytes((number,)))
@@ -118,7 +118,7 @@ async def test_frames_go_both_ways_in_order() -> None:
         assert connection.of(Kind.CHUNK) == [bytes((number,)) for number in range(100)]
         for kind in (Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK):
             await connection.send(kind, JOB, b"payload")
-            assert await node.told() == (kind.name, (JOB, b"payload"))
+            assert await node.next_event() == (kind.name, (JOB, b"payload"))
 
 
 async def test_beats_follow_the_free_slots() -> None:
@@ -133,8 +133,8 @@ async def test_beats_follow_the_free_slots() -> None:
 async def test_changed_asks_are_announced() -> None:
     """New asks replace the former ones at the coordinator, on the open link."""
     async with connected() as (node, connection):
-        await node.told()
-        node.asks = ask_book(replace(OFFER, model="another")).current
+        await node.next_event()
+        node.asks = make_asks(replace(OFFER, model="another")).current
         node.link.announce_asks()
         while True:
             count = len(connection.of(Kind.ASKS))
@@ -151,16 +151,16 @@ async def test_a_lost_link_comes_back() -> None:
         node = Node(coordinator.url)
         async with node.running():
             first = await coordinator.connections.get()
-            what, former = await node.told()
-            assert what == "welcomed"
+            event, former = await node.next_event()
+            assert event == "connected"
             await first.socket.close(1012, "restart")
-            assert await node.told() == ("lost", former)
+            assert await node.next_event() == ("disconnected", former)
             with pytest.raises(LinkLost):
                 await former.drain()
             former.post(Kind.CHUNK, JOB, b"goes nowhere")
             node.asks = ()
             second = await coordinator.connections.get()
-            assert (await node.told())[1] is not former
+            assert (await node.next_event())[1] is not former
             assert len(second.hello.asks) <= 1
 
 
@@ -173,7 +173,7 @@ async def test_a_coordinator_that_is_down_is_tried_again() -> None:
         await node.troubled("refused", "Connect")
         async with coordinator.serving(port):
             await coordinator.connections.get()
-            assert (await node.told())[0] == "welcomed"
+            assert (await node.next_event())[0] == "connected"
 
 
 @pytest.mark.parametrize(
@@ -197,9 +197,9 @@ async def test_garbage_closes_the_link_and_nothing_else(message: str | bytes) ->
             await first.socket.send(message)
             await first.closed.wait()
             second = await coordinator.connections.get()
-            assert [(await node.told())[0] for _ in range(3)] == ["welcomed", "lost", "welcomed"]
+            assert [(await node.next_event())[0] for _ in range(3)] == ["connected", "disconnected", "connected"]
             await second.send(Kind.CANCEL, JOB)
-            assert (await node.told())[0] == "CANCEL"
+            assert (await node.next_event())[0] == "CANCEL"
     assert any(entry["event"] == "the coordinator broke the protocol" for entry in logs)
 
 
@@ -220,8 +220,8 @@ async def test_a_refusal_is_told() -> None:
         with capture_logs() as logs:
             await connection.send(Kind.ERROR, NO_JOB, dumps(error.as_json()))
             await connection.socket.close()
-            await node.told()
-            assert (await node.told())[0] == "lost"
+            await node.next_event()
+            assert (await node.next_event())[0] == "disconnected"
     assert "took its place" in str(logs)
 
 
@@ -258,7 +258,7 @@ async def test_a_bad_handshake_is_survived(first: bytes | str) -> None:
             await tries.get()
             await tries.get()
             assert node.link.problem
-    assert node.handler.told.empty()
+    assert node.handler.events.empty()
 
 
 async def test_the_outbox_slows_down_who_fills_it() -> None:
@@ -286,12 +286,12 @@ async def test_a_coordinator_that_does_not_read_fills_no_memory() -> None:
     asking = FakeCoordinator()
     async with asking.serving(), Node(asking.url).running() as node:
         connection = await asking.connections.get()
-        _, link = await node.told()
+        _, link = await node.next_event()
         most = MAX_OUTBOX_FACTOR * QUICK.outbox_frames
         for _ in range(3 * most):
             link.post(Kind.FAIL, JOB, b"refused")
         assert len(link._outbox) <= most
-        assert await node.told() == ("lost", link)
+        assert await node.next_event() == ("disconnected", link)
         assert "does not read" in link.problem
         await connection.closed.wait()
         again = await asking.connections.get()
@@ -301,7 +301,7 @@ async def test_a_coordinator_that_does_not_read_fills_no_memory() -> None:
 async def test_a_link_says_where_it_was_dialled() -> None:
     """What is counted against a coordinator is counted by the address in the config, whatever account answers there."""
     async with connected() as (node, connection):
-        _, link = await node.told()
+        _, link = await node.next_event()
         assert link.endpoint == connection.hello.connect.message.endpoint == node.link.url.removeprefix("ws://").partition("/")[0]
 
 
@@ -310,7 +310,7 @@ async def test_what_is_queued_leaves_before_the_end() -> None:
     coordinator = FakeCoordinator(acknowledge=False)
     async with coordinator.serving(), Node(coordinator.url).running() as node:
         connection = await coordinator.connections.get()
-        _, link = await node.told()
+        _, link = await node.next_event()
         for _ in range(50):
             link.post(Kind.RECEIPT, JOB, b"x" * 10_000)
         await node.link.close()

@@ -13,7 +13,7 @@ from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import Address, Amount
 from tests.node.domain.test_tabs import order, refused
 from tests.node.harness import NOW, Client
-from tests.node.storage.test_store import ASK, booking
+from tests.node.storage.test_store import ASK, receipt_record
 
 FREE = Funds(free=Amount(10**9), known=True)
 LIMITS = CreditLimits(
@@ -31,16 +31,16 @@ def payer(number: int) -> Address:
     return Address(f"0x{number:040x}")
 
 
-def takes(tabs: Tabs, who: Address, amount: int, now: int, *, ceiling: int = 10**9, claim_by: int = NOW + 9 * DAY) -> bool:
+def takes(tabs: Tabs, address: Address, amount: int, now: int, *, ceiling: int = 10**9, claim_by: int = NOW + 9 * DAY) -> bool:
     """Whether a job is admitted, which then costs its cap."""
-    funds = replace(FREE, settled=tabs.account(who).funds.settled)
+    funds = replace(FREE, settled=tabs.account(address).funds.settled)
     try:
-        tabs.admit(order(ceiling, who, claim_by), Amount(amount), funds, now)
+        tabs.admit(order(ceiling, address, claim_by), Amount(amount), funds, now)
     except Refusal as refusal:
         if refusal.code is not Code.UNSECURED:
             raise
         return False
-    tabs.record(who, Amount(amount), Amount(amount))
+    tabs.record(address, Amount(amount), Amount(amount))
     return True
 
 
@@ -122,12 +122,12 @@ def test_trust_grows_with_what_was_paid_and_no_further() -> None:
     """A payer is trusted with the newcomer's limit, and its share of what it paid more, up to the limit of a payer."""
     tabs = Tabs(replace(LIMITS, new_payers_per_day=Amount(10**6)))
     for settled, trusted in ((0, 50), (1, 50), (2, 51), (99, 99), (100, 100), (10**6, 100)):
-        who = payer(settled + 1)
-        row = StoredTab(who, 1, Amount(settled), Amount(10**9), NOW + 9 * DAY, Amount(settled), last_order_at=NOW)
+        address = payer(settled + 1)
+        row = StoredTab(address, 1, Amount(settled), Amount(10**9), NOW + 9 * DAY, Amount(settled), last_order_at=NOW)
         tabs = Tabs(replace(LIMITS, new_payers_per_day=Amount(10**6)), [row])
         funds = replace(FREE, settled=Amount(settled))
-        assert refused(tabs, order(10**9, who), trusted + 1, funds) is Code.UNSECURED
-        tabs.admit(order(10**9, who), Amount(trusted), funds, NOW)
+        assert refused(tabs, order(10**9, address), trusted + 1, funds) is Code.UNSECURED
+        tabs.admit(order(10**9, address), Amount(trusted), funds, NOW)
 
 
 def test_a_reservation_is_worth_what_it_is_whatever_was_given_to_others() -> None:
@@ -239,9 +239,9 @@ def test_a_payer_that_comes_back_owes_again_what_was_written_off() -> None:
     assert (tabs.unsecured, tabs.written_off) == (50, 0)
 
 
-def refused_at(tabs: Tabs, who: Address, amount: int, now: int) -> bool:
+def refused_at(tabs: Tabs, address: Address, amount: int, now: int) -> bool:
     """Whether a job is refused for lack of trust at that time."""
-    return not takes(tabs, who, amount, now)
+    return not takes(tabs, address, amount, now)
 
 
 def test_a_partly_paid_debt_is_lost_only_in_part() -> None:
@@ -268,7 +268,7 @@ def test_a_recalled_receipt_of_an_expired_order_is_a_loss() -> None:
     """What a former state gave away and can no longer be claimed does not count against trust, and what can does."""
     for left, counted in ((100, 40), (0, 0)):
         placed = Client().order(ASK, order_with={"claim_by": NOW + left})
-        made = booking(placed, ProviderTab())
+        made = receipt_record(placed, ProviderTab())
         tabs = Tabs(LIMITS)
         tabs.expire(NOW)
         tabs.merge_recovered(made.receipt.message, placed.order.message)
@@ -286,15 +286,15 @@ def test_a_high_ceiling_never_carries_jobs_beyond_its_own_end() -> None:
     limits = replace(LIMITS, claim_margin=1_800)
     rich = Funds(reserved=Amount(10**9), known=True)
     tabs = Tabs(limits)
-    who = payer(1)
-    tabs.admit(order(10**6, who, NOW + 1_801), Amount(1), rich, NOW)
-    assert (tabs.account(who).tab.ceiling, tabs.account(who).claim_by) == (10**6, NOW + 1_801)
-    tabs.record(who, Amount(1), Amount(1))
+    address = payer(1)
+    tabs.admit(order(10**6, address, NOW + 1_801), Amount(1), rich, NOW)
+    assert (tabs.account(address).tab.ceiling, tabs.account(address).claim_by) == (10**6, NOW + 1_801)
+    tabs.record(address, Amount(1), Amount(1))
     with pytest.raises(Refusal) as caught:
-        tabs.admit(order(500, who, NOW + DAY), Amount(500), rich, NOW + 1)
+        tabs.admit(order(500, address, NOW + DAY), Amount(500), rich, NOW + 1)
     assert caught.value.code is Code.UNAUTHORISED_TAB
-    tabs.admit(order(501, who, NOW + DAY), Amount(500), rich, NOW + 1)
-    assert (tabs.account(who).tab.ceiling, tabs.account(who).claim_by) == (501, NOW + DAY)
+    tabs.admit(order(501, address, NOW + DAY), Amount(500), rich, NOW + 1)
+    assert (tabs.account(address).tab.ceiling, tabs.account(address).claim_by) == (501, NOW + DAY)
 
 
 def test_an_order_with_the_same_ceiling_and_a_longer_life_takes_the_others_place() -> None:
@@ -353,20 +353,20 @@ def test_no_24_hours_ever_cost_more_than_is_stated(steps: list[tuple[int, int, i
     tabs, now = Tabs(LIMITS), NOW
     grown: list[tuple[int, int]] = []
     payers = [payer(number) for number in range(1, 7)]
-    for who, cap, part, passes, life in steps:
+    for address, cap, part, passes, life in steps:
         now += passes
-        before = tabs.account(payer(who)).unreserved
+        before = tabs.account(payer(address)).unreserved
         try:
-            tabs.admit(order(10**9, payer(who), now + life), Amount(cap), FREE, now)
+            tabs.admit(order(10**9, payer(address), now + life), Amount(cap), FREE, now)
         except Refusal as refusal:
             if refusal.code is not Code.UNSECURED:
                 raise
             continue
         if part:
-            tabs.record(payer(who), Amount(cap // part), Amount(cap))
+            tabs.record(payer(address), Amount(cap // part), Amount(cap))
         else:
-            tabs.drop(payer(who), Amount(cap))
-        grown.append((now, tabs.account(payer(who)).unreserved - before))
+            tabs.drop(payer(address), Amount(cap))
+        grown.append((now, tabs.account(payer(address)).unreserved - before))
         assert sum(amount for at, amount in grown if at > now - DAY) <= LIMITS.new_payers_per_day
         accounts = [tabs.account(each) for each in payers]
         assert tabs.unsecured == sum(account.unsecured for account in accounts) <= LIMITS.total

@@ -35,7 +35,7 @@ from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Failure, Kind, dumps, loads
 from tallystick.runtime.serving import serving
 from tests.node.fake_coordinator import Connection, FakeCoordinator
-from tests.node.harness import DOMAIN, PROVIDER, Client, Placed, signer
+from tests.node.harness import DOMAIN, PROVIDER, Client, PlacedJob, signer
 
 ROOT = Path(__file__).parents[3]
 OTHER = signer("another coordinator")
@@ -77,7 +77,7 @@ class Site:
         command = (sys.executable, "-m", "tests.node.run_daemon", str(self.config(**settings)))
         return await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
 
-    async def place(self, connection: Connection, ask: Verified[Ask], body: dict[str, Any] | None = None) -> Placed:
+    async def place(self, connection: Connection, ask: Verified[Ask], body: dict[str, Any] | None = None) -> PlacedJob:
         """Hands a job to the node."""
         placed = self.client.order(ask, body or ASK, now=int(time.time()))
         await connection.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
@@ -105,15 +105,15 @@ async def node(site: Site, **settings: Any) -> AsyncIterator[tuple[Process, Conn
         await process.communicate()
 
 
-async def receipt(connection: Connection, placed: Placed) -> Receipt:
+async def receipt(connection: Connection, placed: PlacedJob) -> Receipt:
     """A job's receipt, checked as coordinator and client would."""
     raw = await connection.until(Kind.RECEIPT, job=placed.job)
-    found = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
-    check_receipt(placed.order, placed.terms, found)
+    signed = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
+    check_receipt(placed.order, placed.terms, signed)
     _, _, transcript, finished = placed.read(connection.of(Kind.CHUNK, placed.job))
     assert finished
-    assert found.result_commitment == transcript.commitment
-    return found
+    assert signed.result_commitment == transcript.commitment
+    return signed
 
 
 async def test_a_node_works_and_stops_in_order(site: Site) -> None:
@@ -192,10 +192,10 @@ async def test_a_job_that_a_kill_cut_off_is_released(site: Site) -> None:
         numbers = []
         for placed in (cut, another):
             late = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
-            found = late.receipt.verify(DOMAIN).message
-            check_receipt(placed.order, placed.terms, found)
-            assert (found.outcome, found.cost) == (Outcome.PROVIDER_ERROR, 0)
-            numbers.append(found.seq)
+            signed = late.receipt.verify(DOMAIN).message
+            check_receipt(placed.order, placed.terms, signed)
+            assert (signed.outcome, signed.cost) == (Outcome.PROVIDER_ERROR, 0)
+            numbers.append(signed.seq)
         assert sorted(numbers) == [2, 3]
         await connection.send(Kind.DISPATCH, cut.job, cut.dispatch.dumps())
         refused = Failure.loads(await connection.until(Kind.FAIL, job=cut.job))
@@ -226,12 +226,12 @@ async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site
         refused = Failure.loads(await again.until(Kind.FAIL, job=more.job))
         assert (refused.error.code, refused.error.fault) == (Code.NODE_BUSY, Fault.COORDINATOR)
         assert refused.receipt is not None
-        said = await read_status(site.folder / "state")
-        (told,) = said["coordinator_credit"].values()
-        assert (told["served"], int(told["writtenOff"]) > 1) == (False, True)
-        assert not said["ok"]
-        assert "served again" in said["trouble"]
-        assert said["alarms"][0]["what"] == "coordinator leaves work unpaid"
+        report = await read_status(site.folder / "state")
+        (credit,) = report["coordinator_credit"].values()
+        assert (credit["served"], int(credit["writtenOff"]) > 1) == (False, True)
+        assert not report["ok"]
+        assert "served again" in report["trouble"]
+        assert report["alarms"][0]["what"] == "coordinator leaves work unpaid"
         process.kill()
         await process.wait()
     process = await site.start(tables=rules)
@@ -323,9 +323,9 @@ async def test_a_config_that_is_read_again(site: Site) -> None:
         path = site.config()
         good = path.read_text()
         path.write_text(good.replace("[link]", 'output_price = "0.2"\n[link]'))
-        told = len(connection.of(Kind.ASKS))
+        count = len(connection.of(Kind.ASKS))
         process.send_signal(signal.SIGHUP)
-        (changed,) = read_asks(json_of(await connection.until(Kind.ASKS, told + 1))["asks"])
+        (changed,) = read_asks(json_of(await connection.until(Kind.ASKS, count + 1))["asks"])
         assert (changed.message.output_price, changed.message.seq > ask.message.seq) == (200_000, True)
         path.write_text("slots = ")
         process.send_signal(signal.SIGHUP)
@@ -334,7 +334,7 @@ async def test_a_config_that_is_read_again(site: Site) -> None:
         assert (await receipt(connection, again)).outcome == Outcome.COMPLETED
         path.write_text(good.replace(str(site.engine_port), "1"))
         process.send_signal(signal.SIGHUP)
-        assert json_of(await connection.until(Kind.ASKS, told + 2))["asks"] == [], "the engine of the new config does not answer"
+        assert json_of(await connection.until(Kind.ASKS, count + 2))["asks"] == [], "the engine of the new config does not answer"
 
 
 async def test_several_coordinators_at_once(site: Site) -> None:
@@ -373,7 +373,7 @@ async def test_a_state_that_was_lost(site: Site) -> None:
     """
     async with node(site) as (process, connection, ask):
         placed = [await site.place(connection, ask) for _ in range(2)]
-        lost = [await receipt(connection, one) for one in placed]
+        lost = [await receipt(connection, placed_job) for placed_job in placed]
         process.kill()
         await process.wait()
     raw = connection.of(Kind.RECEIPT, placed[1].job)[0]
@@ -398,14 +398,14 @@ async def status_of(site: Site, *, without: str = "no trouble") -> dict[str, Any
     """What the running node says of itself, as soon as its trouble does not name this."""
     for _ in range(200):
         with contextlib.suppress(Unavailable):
-            said = await read_status(site.folder / "state")
-            if without not in said["trouble"]:
-                return said
+            report = await read_status(site.folder / "state")
+            if without not in report["trouble"]:
+                return report
         await asyncio.sleep(0.05)
     raise AssertionError("no node works without that trouble")
 
 
-def remembered(placed: Placed, connection: Connection) -> LateReceipt:
+def remembered(placed: PlacedJob, connection: Connection) -> LateReceipt:
     """What a coordinator remembers of a job."""
     raw = connection.of(Kind.RECEIPT, placed.job)[0]
     return LateReceipt(read_signed(Receipt, loads(raw, "receipt")), placed.order, placed.terms)
@@ -435,11 +435,11 @@ async def test_a_node_never_signs_a_number_twice_beside_two_coordinators(site: S
         try:
             first, other = await site.coordinator.connections.get(), await second.connections.get()
             await first.until(Kind.RECALL)
-            said = await status_of(site, without=site.coordinator.url.removeprefix("http://"))
-            assert not said["ok"]
-            assert second.url.removeprefix("http://") in said["trouble"]
-            assert "--skip-recovery" in said["trouble"]
-            offered = [read_asks(json_of(told)["asks"]) for told in first.of(Kind.ASKS)]
+            report = await status_of(site, without=site.coordinator.url.removeprefix("http://"))
+            assert not report["ok"]
+            assert second.url.removeprefix("http://") in report["trouble"]
+            assert "--skip-recovery" in report["trouble"]
+            offered = [read_asks(json_of(payload)["asks"]) for payload in first.of(Kind.ASKS)]
             assert (first.hello.asks, other.hello.asks, [asks for asks in offered if asks]) == ((), (), [])
             await other.send(Kind.RECALLED, payload=second.page(""))
             following = await receipt(first, await site.place(first, (await first.asks())[0].verify(DOMAIN)))
