@@ -119,7 +119,7 @@ async def _settled(http: httpx.AsyncClient, path: str) -> Any:
             await asyncio.sleep(0.01)
 
 
-async def test_a_part_that_dies_stops_the_whole(config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_part_stops_the_coordinator(config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the sweep or the settler fails with a bug, the process stops with its error instead of running without deadlines."""
 
     def broken(*_: Any) -> None:
@@ -135,7 +135,7 @@ async def test_a_part_that_dies_stops_the_whole(config: CoordinatorConfig, monke
             assert caught.value.subgroup(ZeroDivisionError) is not None
 
 
-async def test_a_taken_port(config: CoordinatorConfig) -> None:
+async def test_a_port_in_use(config: CoordinatorConfig) -> None:
     """A port in use is reported as such, and everything that was opened is closed."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

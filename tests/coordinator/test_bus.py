@@ -15,7 +15,7 @@ def test_a_frame_goes_to_the_subjects_handler() -> None:
     assert (ours, theirs) == ([b"frame"], [])
 
 
-def test_nobody_listens() -> None:
+def test_a_subject_without_a_handler() -> None:
     """Sending to a subject without a handler returns False and does nothing."""
     assert not InProcessBus().send("a", b"frame")
 
@@ -32,7 +32,7 @@ def test_the_last_handler_has_the_subject() -> None:
     assert not bus.send("a", b"frame")
 
 
-def test_subjects_do_not_meet() -> None:
+def test_subjects_are_distinct() -> None:
     """Jobs and nodes have subjects of their own."""
     assert node_subject(PAYER.address) == f"node.{PAYER.address}"
     assert job_subject(JobId(bytes(16))) == "job." + "00" * 16

@@ -159,9 +159,7 @@ async def test_stakes_are_read_once_a_minute() -> None:
 
 @pytest.mark.parametrize("release_at", [1, 1_700_000_000, 1 << 40])
 async def test_what_can_leave_is_no_security(release_at: int) -> None:
-    """A reservation under a release, running or ripe, counts as nothing, and what thaws is not free: the payer can pull both
-    before a provider collects.
-    """
+    """Funds that can leave count as nothing: a reservation under a release, and the part of the free balance that thaws."""
     funds, escrow, _ = _make()
     escrow.release_at[PAYER.address, ANN] = release_at
     escrow.thawing[PAYER.address] = 60

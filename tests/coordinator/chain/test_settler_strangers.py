@@ -164,9 +164,7 @@ async def test_reads_in_vain_do_not_go_on_for_ever(escrow: FakeEscrow, store: Me
 
 
 async def test_a_stranger_does_not_hold_up_others(escrow: FakeEscrow, store: MemoryStore) -> None:
-    """Providers are taken in turns: whoever has a hundred claims waiting, another's first one is in the next batch, and is sent
-    although the first provider's have to wait.
-    """
+    """Providers take turns: whatever number of claims one has pending, the first claim of another is in the next batch."""
     settler = make_settler(escrow, store)
     for number in range(100):
         await settler.accept_claim(ANN.address, _junk(number, MAX_PURSELESS_PAYERS))

@@ -102,9 +102,7 @@ async def _relay(at: Served) -> AsyncIterator[str]:
 
 
 async def test_a_relay_does_not_pass_as_a_coordinator(at: Served) -> None:
-    """A node that was led to a relay keeps its place at the coordinator: the answer that the relay passes on is refused, its own
-    connection stays, and the node is told both addresses.
-    """
+    """The HELLO that a relay passes on is refused with both addresses; the node's own connection stays."""
     own = await LinkNode.join(at, ANN)
     async with _relay(at) as url:
         led = await LinkNode.open(url, ANN)

@@ -49,10 +49,8 @@ def _listed(book: AskBook, reputation: Reputation, chance: float = 1.0, **demand
 
 @pytest.mark.parametrize("good", [0, 1, 30])
 @pytest.mark.parametrize("price", [1, 1_000, 1_000_000, 10**12])
-def test_a_price_of_nothing_does_not_stand_above_reputation(price: int, good: int) -> None:
-    """A provider that fails and asks nothing comes after one that does not fail, whatever that one asks, a newcomer included,
-    in shortlists and in matches.
-    """
+def test_a_price_of_zero_does_not_outrank_reputation(price: int, good: int) -> None:
+    """A provider that fails at price 0 comes after a reliable one at any price, a newcomer too, in shortlists and matches."""
     book = AskBook()
     listed_asks = [_stand(book, BAD, 0), _stand(book, GOOD, price)]
     reputation = _known(good=good)
@@ -64,9 +62,7 @@ def test_a_price_of_nothing_does_not_stand_above_reputation(price: int, good: in
 
 
 def test_ones_own_price_does_not_make_failing_cheaper() -> None:
-    """What a failure costs does not fall with the failing provider's price: lowering it from a thousand to nothing gains no more
-    than the thousand.
-    """
+    """The cost of a failure does not depend on the failing provider's own price: lowering it gains no more than the price."""
     reputation = _known(good=50)
     _known(good=50, bad=20, reputation=reputation, key=BAD)
     places = []
@@ -124,9 +120,7 @@ def test_strangers_do_not_set_the_price_of_failing() -> None:
 
 
 def test_many_cheap_strangers_hide_nobody() -> None:
-    """Behind hundreds of newcomers' asks at price 0, and a whole book of one provider, the known providers are found and come
-    first.
-    """
+    """Known providers come first, behind hundreds of newcomers' asks at price 0 and many asks of one provider."""
     book, reputation = AskBook(), _known(good=30)
     for number in range(400):
         _stand(book, person(f"stranger {number}"), 0)
@@ -150,7 +144,7 @@ def test_many_cheap_failures_hide_nobody() -> None:
 
 
 @pytest.mark.parametrize("sort", ["latency", "throughput"])
-def test_boasting_does_not_stand_above_reputation(sort: str) -> None:
+def test_reported_speed_does_not_outrank_reputation(sort: str) -> None:
     """A node's reported speed does not put it before providers with more than twice its score."""
     book, reputation = AskBook(), _known(good=30)
     _stand(book, BAD, 1, Capacity(4, 4, 10**6, 1))
@@ -194,9 +188,7 @@ def test_among_newcomers_nothing_is_left_to_chance() -> None:
 
 
 def test_a_full_shortlist_has_a_place_for_a_newcomer() -> None:
-    """Where known providers would fill the list, its last place is a newcomer's, so that a match can choose it; of one place
-    there is none to give.
-    """
+    """The last place of a full shortlist is a newcomer's, so a match can choose it; a shortlist of one has none to give."""
     book, reputation = AskBook(), Reputation()
     for number in range(9):
         key = person(f"{number}")

@@ -1,6 +1,4 @@
-"""What one stranger can make a coordinator hold and spend: each number of resource_bounds.py that is proved over
-sockets.
-"""
+"""What one stranger can make a coordinator hold and spend: tests of the numbers in resource_bounds.py over sockets."""
 
 from __future__ import annotations
 
@@ -116,7 +114,7 @@ async def test_an_honest_node_fits(at: Served) -> None:
     await until(lambda: len(at.store.claims) == 1)
 
 
-async def test_fat_asks_are_refused(at: Served) -> None:
+async def test_oversized_asks_are_refused(at: Served) -> None:
     """Asks above 16 KiB, or above 64 KiB per node, end the link, in the HELLO or later."""
     fat = make_ask(ANN, spec=Spec(features=("\u0001" * 45,) * 64))
     many = [make_ask(BOB, seq=n, spec=Spec(features=("\u0001" * 36,) * 64)) for n in range(5)]
@@ -143,7 +141,7 @@ async def test_one_address_has_only_so_many_asks_checked(at: Served, monkeypatch
         assert (await late.refusal()).code is Code.RATE_LIMITED
 
 
-async def test_frames_that_nobody_asked_for_are_read_slowly(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unrequested_frames_are_read_slowly(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of beats, unrelated chunks and late receipts slows down its own address, not the coordinator."""
     monkeypatch.setattr(resource_bounds, "FRAMES_BURST", 20)
     monkeypatch.setattr(resource_bounds, "FRAMES_PER_SECOND", 100)
@@ -158,7 +156,7 @@ async def test_frames_that_nobody_asked_for_are_read_slowly(at: Served, monkeypa
         assert asyncio.get_running_loop().time() - began > 0.3
 
 
-async def test_bad_hellos_are_heard_only_so_often(small: Served) -> None:
+async def test_bad_hellos_are_rate_limited(small: Served) -> None:
     """Badly signed HELLOs cost a signature check each: an address that sends them is refused unread for a while."""
     codes = []
     for _ in range(8):
@@ -172,9 +170,7 @@ async def test_bad_hellos_are_heard_only_so_often(small: Served) -> None:
 
 
 def test_one_address_has_only_so_many_bytes_wait_for_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for all nodes of an address is bounded: a job more is not queued, anything else ends the link; a link that is
-    over holds nothing.
-    """
+    """Bytes queued for all nodes of an address are bounded: another job is not queued, other frames end the link."""
     monkeypatch.setattr(node_link, "OUTBOX_BYTES", 10_000)
     queued: Counter[str] = Counter()
     link, same_network = (NodeLink(None, None, address, queued) for address in ("2001:db8::1", "2001:db8::2"))  # type: ignore[arg-type]
@@ -321,9 +317,7 @@ async def test_unfunded_orders_of_ever_new_keys_count_for_their_address(small: S
 
 
 def test_the_table_says_what_holds() -> None:
-    """Each setting and constant that the table names has the value that stands beside it; each setting that bounds strangers is
-    named.
-    """
+    """Each setting and constant in the table has the stated value, and each setting that bounds strangers is in the table."""
     table = (resource_bounds.__doc__ or "").replace("\n", " ")
     config = CoordinatorConfig(deployment=Path("deployment.json"))
     documented = {

@@ -260,9 +260,7 @@ async def test_the_docs(at: Served) -> None:
 
 
 async def test_what_is_required(at: Served) -> None:
-    """A shortlist has only asks that say what is required, best first by what was asked for; `explain` tells why the others do
-    not fit, and changes nothing.
-    """
+    """A shortlist has the asks that meet the requirements, sorted as requested; `explain` says why the others do not."""
     eu = Spec(region="EU-west", precision="bf16", features=("tools", "logprobs"))
     dear, cheap = at.world.node("ann", output_price=9_000_000, spec=eu), at.world.node("bob")
     at.world.market.matchmaker.set_capacity(dear.address, Capacity(1, 1, 90, 100))
@@ -309,9 +307,7 @@ async def _inquire(at: Served, provider: str, key: Signer = PAYER, **changes: An
 
 
 async def test_a_payer_reads_its_own_tab(at: Served) -> None:
-    """Who holds a payer's key is told its last receipts with the orders behind them, the one of the highest ceiling always among
-    them; nobody else is told any.
-    """
+    """A payer reads its own last receipts with their orders, always including the highest ceiling; nobody else reads any."""
     node = at.world.node("ann")
     for number in range(TAB_RECEIPTS + 3):
         ceiling = 9_000_000 if number == 1 else 1_000_000

@@ -111,7 +111,7 @@ async def test_a_failure_is_the_last_frame(at: Served) -> None:
         dumps({"job": "00" * 16, "candidates": []}),
     ],
 )
-async def test_what_is_no_submission(at: Served, body: bytes) -> None:
+async def test_malformed_submissions(at: Served, body: bytes) -> None:
     """A body that does not parse is refused as such, and the process goes on."""
     assert await _refusal(await at.post(body)) == (400, "bad_message")
 
@@ -165,7 +165,7 @@ async def test_all_bodies_together(world: World) -> None:
     assert (await _call(route, [b"x" * 600]))[0]["status"] == 400
 
 
-async def test_nonsense_is_heard_only_so_often(world: World) -> None:
+async def test_malformed_requests_are_rate_limited(world: World) -> None:
     """An address that sent too many malformed requests is refused unread for a while; others are not."""
     route = JobsRoute(world.market, intake=IntakeLimits(refused_per_second=0.001, refused_burst=3))
     seen = [(await _call(route, [b"nonsense"]))[0]["status"] for _ in range(5)]
@@ -236,10 +236,8 @@ async def _begun(at: Served, submission: Submission) -> None:
         await frames.aclose()
 
 
-async def test_a_lost_connection_is_taken_up_again(at: Served) -> None:
-    """The same bytes posted again bring the same job: what came before, what follows, one receipt, one dispatch; and once it has
-    ended, the same answer again.
-    """
+async def test_a_lost_connection_is_resumed(at: Served) -> None:
+    """The same bytes posted again resume the same job with one receipt and one dispatch; after its end, the same response."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])
     await _begun(at, submission)
@@ -330,7 +328,7 @@ async def test_a_linger_that_is_no_number_does_not_fail_the_coordinator(at: Serv
     at.world.assert_idle()
 
 
-async def test_who_posts_the_same_bytes_and_leaves_does_not_end_the_payers_job(at: Served) -> None:
+async def test_a_stranger_with_the_same_bytes_does_not_end_the_payers_job(at: Served) -> None:
     """A stranger that posts the same bytes without linger does not shorten the payer's: the payer still finds its job."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])
@@ -349,10 +347,8 @@ async def test_who_posts_the_same_bytes_and_leaves_does_not_end_the_payers_job(a
     assert [kind for kind, _, _ in node.seen if kind is Kind.CANCEL] == []
 
 
-async def test_a_paid_answer_is_not_lost_to_strangers() -> None:
-    """Neither jobs that are refused nor another payer's answers beyond all memory take a kept answer from its payer: where memory
-    has no room for it, the store has it still.
-    """
+async def test_a_paid_response_is_not_lost_to_strangers() -> None:
+    """Neither refused jobs nor another payer's responses evict a payer's response; without room in memory, the store has it."""
     retention = Retention(total_bytes=6_000, response_bytes=3_000, payer_bytes=3_000)
     world = World()
     rich = person("rich")

@@ -291,9 +291,7 @@ async def test_a_store_that_is_down_closes_nobody() -> None:
 
 
 async def test_bad_late_receipts_are_refused(at: Served) -> None:
-    """A late receipt that is wrong or of another job is refused with the reason, and so not sent for ever; the node stays, and
-    its next one is taken.
-    """
+    """An invalid late receipt is refused with the reason, so it is not sent again; the node stays, its next one is accepted."""
     node = await LinkNode.join(at, ANN)
     client = at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
     job, receipt = await node.take_job()

@@ -64,9 +64,7 @@ async def _assert_nothing_billed(world: World, node: FakeNode, client: Client) -
 @pytest.mark.parametrize("chunks", [(), (b"\0half an answer",), (b"\0one", b"", b"\2two")])
 @pytest.mark.parametrize("outcome", PAID)
 async def test_nothing_delivered_is_not_billed(world: World, outcome: Outcome, chunks: tuple[bytes, ...]) -> None:
-    """A receipt that charges before the answer's last chunk came is refused, told to its node and held against it; the client's
-    failure is not one to try again.
-    """
+    """A receipt that charges without the last chunk is refused and counts against its provider; the client may not retry."""
     node = world.node("ann")
     client = await world.started(node)
     node.accept(client.job.id)
@@ -98,7 +96,7 @@ async def test_a_cancel_that_nobody_sent_is_no_excuse(world: World, price: int) 
     await _assert_nothing_billed(world, node, client)
 
 
-async def test_a_free_answer_that_never_came_earns_no_name(world: World) -> None:
+async def test_an_undelivered_free_response_earns_no_reputation(world: World) -> None:
     """At price 0 too, a response reported as complete must have arrived: otherwise reputation would be free."""
     node = world.node("ann", input_price=0, cached_input_price=0, output_price=0)
     client = await world.started(node)
@@ -175,10 +173,8 @@ async def test_what_follows_the_last_chunk_is_not_relayed(world: World) -> None:
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("end", ["fail", "leave"])
-async def test_an_answer_cut_off_is_not_billed_later(world: World, end: str, restart: bool) -> None:
-    """A provider that broke off cannot bill the whole by handing the receipt in late, as often as it tries, nor at the next
-    process.
-    """
+async def test_an_unfinished_response_is_not_billed_later(world: World, end: str, restart: bool) -> None:
+    """A provider that broke off cannot bill the whole response with a late receipt, not even after a restart."""
     node = world.node("ann")
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -198,10 +194,8 @@ async def test_an_answer_cut_off_is_not_billed_later(world: World, end: str, res
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("end", ["fail", "leave", "silence"])
-async def test_a_whole_answer_is_paid_however_its_receipt_comes(world: World, end: str, restart: bool) -> None:
-    """What was delivered whole can be billed after a failure, a lost link or a silence, also at the next process, and is not
-    blamed on its provider.
-    """
+async def test_a_whole_response_is_paid_however_its_receipt_arrives(world: World, end: str, restart: bool) -> None:
+    """A response delivered whole can be billed after a failure, a lost link, a silence or a restart, at no loss of reputation."""
     node = world.node("ann")
     client = await world.started(node)
     node.last_chunk(client.job.id)
@@ -223,9 +217,7 @@ async def test_a_whole_answer_is_paid_however_its_receipt_comes(world: World, en
 
 
 async def test_what_a_killed_process_relayed_is_not_held_against_anybody(world: World) -> None:
-    """Where a process died in the middle of a job nobody knows what it relayed: the receipt is stored, so that both tabs agree,
-    and neither lifts nor lowers a name.
-    """
+    """If a process died in the middle of a job, its receipt is stored without effect on reputation, so both tabs agree."""
     node = world.node("ann")
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -252,9 +244,7 @@ async def _failed(world: World, *nodes: FakeNode, **changes: Any) -> tuple[Clien
 
 @pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.PROVIDER_ERROR, Outcome.TIMED_OUT, Outcome.UPSTREAM_ERROR])
 async def test_an_attempt_that_failed_is_known_to_cost_nothing(world: World, outcome: Outcome) -> None:
-    """The receipt at no cost that comes with a failure is stored and acknowledged, and reaches the client before the next match;
-    the job goes on.
-    """
+    """The receipt at no cost of a failure is stored, acknowledged and sent to the client before the next match."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client, receipt = await _failed(world, ann, bob, outcome=outcome)
     assert client.kinds == [Kind.MATCH, Kind.VOID, Kind.MATCH]
@@ -334,7 +324,7 @@ async def test_a_void_receipt_that_comes_late_is_kept(world: World) -> None:
 
 @pytest.mark.parametrize("fault", list(Fault))
 @pytest.mark.parametrize("code", [Code.NODE_BUSY, Code.BAD_MESSAGE, Code.PROVIDER_FAILED, Code.CANCELLED])
-async def test_who_breaks_off_cannot_blame_others(world: World, fault: Fault, code: Code) -> None:
+async def test_an_unfinished_response_is_the_providers_fault(world: World, fault: Fault, code: Code) -> None:
     """After the first output, an unfinished response is the node's own failure, whatever reason it gives."""
     node = world.node("ann")
     client = await world.started(node)
@@ -346,7 +336,7 @@ async def test_who_breaks_off_cannot_blame_others(world: World, fault: Fault, co
 
 
 @pytest.mark.parametrize("outcome", [Outcome.UPSTREAM_ERROR, Outcome.REFUSED])
-async def test_a_cut_answer_is_a_failure_whatever_its_receipt_says(world: World, outcome: Outcome) -> None:
+async def test_an_unfinished_response_is_a_failure_whatever_its_receipt_says(world: World, outcome: Outcome) -> None:
     """An outcome that costs no reputation does not hide an unfinished response."""
     node = world.node("ann")
     client = await world.started(node)
@@ -356,7 +346,7 @@ async def test_a_cut_answer_is_a_failure_whatever_its_receipt_says(world: World,
     assert world.market.reputation.score(node.address) < UNKNOWN_PROVIDER.score
 
 
-async def test_an_attempt_is_blamed_once(world: World) -> None:
+async def test_an_attempt_counts_once(world: World) -> None:
     """A bad receipt and the end that it causes count as one failure."""
     node = world.node("ann")
     client = await world.started(node)
@@ -385,10 +375,8 @@ async def test_a_cancelled_job_is_nobodys_failure(world: World, error: TallyErro
 # Over real sockets
 
 
-async def test_a_void_receipt_goes_the_whole_way() -> None:
-    """Over HTTP and the node's link, the receipt at no cost of a failed attempt comes between the two matches, and the answer
-    of the next provider follows.
-    """
+async def test_a_void_receipt_reaches_the_client() -> None:
+    """Over HTTP and the link, the receipt at no cost of a failed attempt comes between the two matches."""
     ann, bob = person("ann"), person("bob")
     async with served() as at:
         first = await LinkNode.join(at, ann)

@@ -151,7 +151,7 @@ async def test_a_placed_job_is_not_placed_again(world: World) -> None:
     assert len(node.got(Kind.DISPATCH)) == 1
 
 
-async def test_two_at_once_are_one(world: World) -> None:
+async def test_two_at_the_same_time_are_one(world: World) -> None:
     """Of the same submission posted twice at the same time, one is admitted."""
     node = world.node("ann")
     submission = world.submission(node)

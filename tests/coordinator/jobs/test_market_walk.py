@@ -179,9 +179,7 @@ class Walk:
 
 @pytest.mark.parametrize("seed", range(40))
 async def test_every_job_ends_once_and_holds_nothing(seed: int) -> None:
-    """On a random walk every job ends in exactly one terminal state, nothing is held, nobody gets a job twice, and what was
-    acknowledged is stored.
-    """
+    """On a random walk each job ends in exactly one terminal state, no node gets it twice, acknowledged receipts are stored."""
     walk = Walk(seed)
     await walk.run()
     assert len(walk.world.clients) > 3

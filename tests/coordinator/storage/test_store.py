@@ -247,9 +247,7 @@ async def test_open_jobs_are_ended(store: AnyStore, reopen: Reopen) -> None:
 
 
 async def test_what_an_attempt_relayed_is_kept(store: AnyStore, reopen: Reopen) -> None:
-    """Whether an attempt's last chunk was relayed, and whether its client cancelled, is read back as it was noted; the end of an
-    attempt that a process left open counts as unseen.
-    """
+    """The flags delivered and cancelled are read back as stored; the end of an attempt that a process left open is unseen."""
     marked = replace(_attempt(ANN, state=State.FAILED), delivered=True, cancelled=True)
     store.enqueue_job(_record(marked, _attempt(BOB)))
     store = await reopen()
@@ -374,9 +372,7 @@ async def test_providers_take_turns(store: AnyStore) -> None:
 
 
 async def test_so_many_claims_of_a_provider_wait_and_no_more(store: AnyStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim beyond the limit is not stored, one that waits already may come again; claims that were closed without a
-    transaction make room, those that were sent stay known, and nobody else is touched.
-    """
+    """A claim beyond the limit is refused, a pending one may come again, and claims closed without a transaction make room."""
     for module in ("coordinator.storage.memory", "coordinator.storage.store"):
         monkeypatch.setattr(f"{module}.WAITING_CLAIMS", 2)
     claims = [make_claim(ANN, (_order(), seq, 20 * seq)) for seq in range(1, 6)]
