@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
-from node.domain.order_admission import Admitted, Matched
+from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.signed_caps import SignedCap
 from node.domain.tabs import Funds, StoredTab
 from node.ports import ClaimableTab, CoordinatorHour, ReceiptRecord, UnacknowledgedReceipt, WriteOff
@@ -63,7 +63,7 @@ class SqlStore:
 
     # Jobs
 
-    async def begin(self, admitted: Admitted, at: int) -> None:
+    async def begin(self, admitted: AdmittedJob, at: int) -> None:
         """See ports.JobStore."""
         order_row, job_row = _order_row(admitted.order, admitted.terms), _job_row(admitted, at)
 
@@ -234,7 +234,7 @@ class SqlStore:
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [(Hash(bytes.fromhex(digest)), deadline) for digest, deadline in rows]
 
-    async def unfinished_orders(self, now: int) -> list[Matched]:
+    async def unfinished_orders(self, now: int) -> list[MatchedOrder]:
         """See ports.StartupStore."""
         query = (
             sa.select(jobs.c.job, jobs.c.attempt, orders.c.digest, orders.c.order_doc, orders.c.terms_doc)
@@ -244,7 +244,7 @@ class SqlStore:
         )
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [
-            Matched(
+            MatchedOrder(
                 JobId(bytes.fromhex(job)),
                 _stored_order(digest, order),
                 Terms.from_json(loads(terms, "stored terms")),
@@ -352,7 +352,7 @@ def _write_end(connection: Connection, end: _EndRows) -> None:
     connection.execute(_UPDATE_TAB, _NEW_TAB | end.tab)
 
 
-def _job_row(matched: Matched, at: int) -> dict[str, Any]:
+def _job_row(matched: MatchedOrder, at: int) -> dict[str, Any]:
     return {
         "order_digest": matched.order.digest.hex(),
         "job": matched.job.hex(),

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from node.domain.order_admission import Admitted, Matched
+from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.requests import EngineRequest
 from node.domain.signed_caps import SignedCap, SignedCaps, add, after
 from node.domain.tabs import Funds, StoredTab
@@ -100,7 +100,7 @@ class MemoryStore:
     """
 
     def __init__(self) -> None:
-        self.orders: dict[Hash, Matched] = {}
+        self.orders: dict[Hash, MatchedOrder] = {}
         self.refused: set[Hash] = set()
         self.receipt_records: list[ReceiptRecord] = []
         self.acknowledged_jobs: set[JobId] = set()
@@ -109,7 +109,7 @@ class MemoryStore:
         self._coordinator_hours: dict[tuple[str, int], CoordinatorHour] = {}
         self._tabs: dict[Address, _Tab] = {}
 
-    async def begin(self, admitted: Admitted, at: int) -> None:  # noqa: ARG002 - the port's signature
+    async def begin(self, admitted: AdmittedJob, at: int) -> None:  # noqa: ARG002 - the port's signature
         """See ports.JobStore."""
         self._check()
         if admitted.order.digest in self.orders:
@@ -193,11 +193,11 @@ class MemoryStore:
         orders = [(digest, admitted.order.message.deadline) for digest, admitted in self.orders.items()]
         return [(digest, deadline) for digest, deadline in orders if deadline > now]
 
-    async def unfinished_orders(self, now: int) -> list[Matched]:
+    async def unfinished_orders(self, now: int) -> list[MatchedOrder]:
         """See ports.StartupStore."""
         ended = {record.matched.order.digest for record in self.receipt_records}
         return [
-            Matched(matched.job, matched.order, matched.terms, matched.attempt)
+            MatchedOrder(matched.job, matched.order, matched.terms, matched.attempt)
             for digest, matched in self.orders.items()
             if digest not in ended and matched.order.message.claim_by > now
         ]
@@ -215,7 +215,7 @@ class MemoryStore:
         if self.fault is not None:
             raise self.fault
 
-    def _best(self, payer: Address, now: int) -> Matched | None:
+    def _best(self, payer: Address, now: int) -> MatchedOrder | None:
         usable = [matched for digest, matched in self.orders.items() if digest not in self.refused and matched.payer == payer]
         live = [matched for matched in usable if matched.order.message.claim_by > now]
         return max(live, key=lambda matched: (matched.order.message.ceiling, matched.order.message.claim_by), default=None)

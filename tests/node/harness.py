@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from node.domain.order_admission import Admission, AdmissionRules, Admitted, LinkIdentity
+from node.domain.order_admission import Admission, AdmissionRules, AdmittedJob, LinkIdentity
 from node.domain.published_asks import Offer, PublishedAsks, Seller
 from node.domain.tabs import CreditLimits, Tabs
 from node.jobs.coordinator_credit import CoordinatorCredit
@@ -155,9 +155,9 @@ class Client:
         return PlacedJob(job, key, order, terms, dispatch, body)
 
 
-def admitted(placed: PlacedJob) -> Admitted:
+def admitted(placed: PlacedJob) -> AdmittedJob:
     """Returns a job past admission."""
-    return Admitted(placed.job, placed.order, placed.terms, 0, OFFER)
+    return AdmittedJob(placed.job, placed.order, placed.terms, 0, OFFER)
 
 
 class RunnerHarness:

@@ -28,7 +28,7 @@ JOB = JobId(b"j" * 16)
 
 
 class Recorder:
-    """A link handler that keeps what it was told."""
+    """A link handler that keeps its events."""
 
     def __init__(self) -> None:
         self.events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
@@ -47,7 +47,7 @@ class Recorder:
 
 
 class Node:
-    """A link with what it reports."""
+    """A link and its events."""
 
     def __init__(self, url: str, **settings: Any) -> None:
         self.handler = Recorder()
@@ -90,12 +90,12 @@ class Node:
 
 @asynccontextmanager
 async def connected(**settings: Any) -> AsyncIterator[tuple[Node, Connection]]:
-    """A node that a coordinator has welcomed."""
+    """Starts a node that a coordinator has accepted."""
     async with FakeCoordinator().serving() as coordinator, Node(coordinator.url, **settings).running() as node:
         yield node, await coordinator.connections.get()
 
 
-async def test_a_node_proves_who_it_is() -> None:
+async def test_the_handshake_proves_the_account() -> None:
     """HELLO answers the challenge with the provider's signature and carries asks, capacity and software."""
     async with connected() as (node, connection):
         assert connection.hello.connect.message.provider == PROVIDER.address
@@ -107,7 +107,7 @@ async def test_a_node_proves_who_it_is() -> None:
 
 
 async def test_frames_go_both_ways_in_order() -> None:
-    """What is posted arrives in order, and what the coordinator sends reaches the handler."""
+    """Posted frames arrive in order, and the coordinator's frames reach the handler."""
     async with connected() as (node, connection):
         _, link = await node.next_event()
         connection.confirm = False
@@ -121,8 +121,8 @@ async def test_frames_go_both_ways_in_order() -> None:
             assert await node.next_event() == (kind.name, (JOB, b"payload"))
 
 
-async def test_beats_follow_the_free_slots() -> None:
-    """A BEAT says how many slots are free, at once after a change."""
+async def test_heartbeats_follow_the_free_slots() -> None:
+    """A BEAT carries the number of free slots, at once after a change."""
     async with connected() as (node, connection):
         assert Capacity.from_json(loads(await connection.until(Kind.BEAT), "beat")) == Capacity(2, 3)
         node.capacity = Capacity(1, 3)
@@ -144,8 +144,8 @@ async def test_changed_asks_are_announced() -> None:
             await connection.until(Kind.ASKS, count + 1)
 
 
-async def test_a_lost_link_comes_back() -> None:
-    """When the coordinator goes away the handler learns of it, and when it is back the node connects again, with fresh asks."""
+async def test_a_lost_link_is_reopened() -> None:
+    """The handler learns when the coordinator goes away; when it is back, the node connects again with current asks."""
     coordinator = FakeCoordinator()
     async with coordinator.serving():
         node = Node(coordinator.url)
@@ -189,8 +189,8 @@ async def test_a_coordinator_that_is_down_is_tried_again() -> None:
         pack_link(Kind.ERROR, payload=b"not json"),
     ],
 )
-async def test_garbage_closes_the_link_and_nothing_else(message: str | bytes) -> None:
-    """A frame that makes no sense ends the connection with a log line; the node connects again and works."""
+async def test_a_malformed_frame_only_closes_the_link(message: str | bytes) -> None:
+    """A malformed frame ends the connection with a log message; the node connects again and works."""
     with capture_logs() as logs:
         async with FakeCoordinator().serving() as coordinator, Node(coordinator.url).running() as node:
             first = await coordinator.connections.get()
@@ -204,7 +204,7 @@ async def test_garbage_closes_the_link_and_nothing_else(message: str | bytes) ->
 
 
 async def test_a_bad_payload_closes_the_link_too() -> None:
-    """A frame that its handler can't read counts as garbage."""
+    """A payload that the handler cannot read ends the connection as well."""
     async with FakeCoordinator().serving() as coordinator, Node(coordinator.url).running() as node:
         first = await coordinator.connections.get()
         node.handler.fault = BadMessage("credit: expected 4 bytes")
@@ -213,8 +213,8 @@ async def test_a_bad_payload_closes_the_link_too() -> None:
         await coordinator.connections.get()
 
 
-async def test_a_refusal_is_told() -> None:
-    """When the coordinator says why it closes the link, the operator can read it."""
+async def test_a_refusal_is_logged() -> None:
+    """The operator can read why the coordinator closes the link."""
     async with connected() as (node, connection):
         error = Refusal(Code.NODE_GONE, "another connection of this provider took its place")
         with capture_logs() as logs:
@@ -225,8 +225,8 @@ async def test_a_refusal_is_told() -> None:
     assert "took its place" in str(logs)
 
 
-async def test_another_market_is_not_joined() -> None:
-    """A coordinator of another chain or contract is told apart before anything is signed for it."""
+async def test_another_deployment_is_not_joined() -> None:
+    """A coordinator of another chain or contract is detected before anything is signed for it."""
     other = FakeCoordinator(domain=replace(DOMAIN, chain_id=1))
     async with other.serving(), Node(other.url).running() as node:
         await node.troubled("deployment")
@@ -234,7 +234,7 @@ async def test_another_market_is_not_joined() -> None:
 
 
 async def test_only_the_configured_coordinator() -> None:
-    """With a coordinator account in the config, no other one gets a signature."""
+    """With a coordinator account in the config, no other account gets a signature."""
     coordinator = FakeCoordinator()
     stranger = Address("0x" + "11" * 20)
     async with coordinator.serving(), Node(coordinator.url, coordinator=stranger).running() as node:
@@ -244,7 +244,7 @@ async def test_only_the_configured_coordinator() -> None:
 
 @pytest.mark.parametrize("first", [b"nonsense", "text", pack_link(Kind.WELCOME), pack_link(Kind.CHALLENGE, payload=b"{}")])
 async def test_a_bad_handshake_is_survived(first: bytes | str) -> None:
-    """A server that does not speak the protocol is left, with its fault named, and tried again later."""
+    """A server that does not speak the protocol is left with a log message, and tried again later."""
     tries: asyncio.Queue[None] = asyncio.Queue()
 
     async def attend(socket: ServerConnection) -> None:
@@ -261,8 +261,8 @@ async def test_a_bad_handshake_is_survived(first: bytes | str) -> None:
     assert node.handler.events.empty()
 
 
-async def test_the_outbox_slows_down_who_fills_it() -> None:
-    """`drained` waits while a coordinator does not read, and raises once the link is gone."""
+async def test_drain_waits_for_a_full_outbox() -> None:
+    """`drain` waits while a coordinator does not read, and raises once the link is lost."""
 
     class Stuck:
         async def send(self, _frame: bytes) -> None:
@@ -281,8 +281,8 @@ async def test_the_outbox_slows_down_who_fills_it() -> None:
     writer.cancel()
 
 
-async def test_a_coordinator_that_does_not_read_fills_no_memory() -> None:
-    """Answers that need no credit, to a coordinator that sends and never reads, are kept up to a bound; then the link ends."""
+async def test_the_outbox_is_limited() -> None:
+    """Answers to a coordinator that sends and never reads are queued up to a limit; then the link ends."""
     asking = FakeCoordinator()
     async with asking.serving(), Node(asking.url).running() as node:
         connection = await asking.connections.get()
@@ -298,14 +298,14 @@ async def test_a_coordinator_that_does_not_read_fills_no_memory() -> None:
         assert again.hello.asks
 
 
-async def test_a_link_says_where_it_was_dialled() -> None:
-    """What is counted against a coordinator is counted by the address in the config, whatever account answers there."""
+async def test_the_endpoint_is_the_dialled_address() -> None:
+    """The endpoint is the address in the config, whatever account answers there."""
     async with connected() as (node, connection):
         _, link = await node.next_event()
         assert link.endpoint == connection.hello.connect.message.endpoint == node.link.url.removeprefix("ws://").partition("/")[0]
 
 
-async def test_what_is_queued_leaves_before_the_end() -> None:
+async def test_queued_frames_are_sent_before_closing() -> None:
     """Closing a link sends what was posted before."""
     coordinator = FakeCoordinator(acknowledge=False)
     async with coordinator.serving(), Node(coordinator.url).running() as node:
@@ -328,13 +328,13 @@ async def test_what_is_queued_leaves_before_the_end() -> None:
         ("coordinator.example:8420", "ws://coordinator.example:8420/v1/node"),
     ],
 )
-def test_addresses_are_completed(given: str, url: str) -> None:
-    """A coordinator's address may be given the way clients give it."""
+def test_urls_are_completed(given: str, url: str) -> None:
+    """A coordinator's URL may have any form that clients accept."""
     assert node_url(given) == url
 
 
 @pytest.mark.parametrize("given", ["ftp://coordinator.example", "http://", ""])
-def test_other_addresses_are_refused(given: str) -> None:
-    """What is no address is told at once."""
+def test_other_urls_are_refused(given: str) -> None:
+    """A malformed URL is refused at once."""
     with pytest.raises(BadMessage):
         node_url(given)

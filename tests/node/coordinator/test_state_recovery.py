@@ -24,7 +24,7 @@ URLS = {COORDINATOR.address: "ws://first/v1/node", signer("second").address: "ws
 
 @dataclass
 class World:
-    """A node's recall beside two coordinators."""
+    """A node's state recovery beside two coordinators."""
 
     store: SqlStore
     tabs: Tabs = field(default_factory=lambda: Tabs(CreditLimits()))
@@ -54,7 +54,7 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """A new state."""
+    """Returns a new state."""
     store = open_store(tmp_path)
     await store.start()
     yield World(store)
@@ -62,7 +62,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def answer(recovery: StateRecovery, link: MemoryLink, *late: LateReceipt, more: bool = False) -> None:
-    """A coordinator's answer to what it was asked, taken in."""
+    """Delivers a coordinator's answer."""
     if (link.coordinator, URLS[link.coordinator]) not in recovery._requested_after:
         recovery.connected(link)
     recovery.page_received(link, dumps({"receipts": [receipt.to_json() for receipt in late], "more": more}))
@@ -70,14 +70,14 @@ async def answer(recovery: StateRecovery, link: MemoryLink, *late: LateReceipt, 
 
 
 async def receipts(count: int) -> list[LateReceipt]:
-    """What was signed on one tab, in order."""
+    """Returns the receipts of one tab, in order."""
     other, client = MemoryStore(), Client()
     records = [await finish(other, client, seq) for seq in range(count)]
     return [LateReceipt(record.receipt, record.matched.order, record.matched.terms) for record in records]
 
 
-async def test_nothing_is_ever_offered_before_all_have_answered(world: World) -> None:
-    """One coordinator's answer is not enough for itself; the last one's opens all; that is remembered on disk."""
+async def test_nothing_is_offered_before_all_have_answered(world: World) -> None:
+    """One coordinator's answer is not enough, even for itself; after the last one all get offers. That is stored on disk."""
     recovery = await world.recovery()
     for link in (world.first, world.second):
         recovery.connected(link)
@@ -95,8 +95,8 @@ async def test_nothing_is_ever_offered_before_all_have_answered(world: World) ->
     assert len(world.first.payloads(NO_JOB, Kind.RECALL)) == 1
 
 
-async def test_one_named_by_the_operator_is_not_waited_for_and_gets_nothing_itself(world: World) -> None:
-    """The others are offered to; it is, too, as soon as it has answered after all."""
+async def test_a_skipped_coordinator_gets_nothing(world: World) -> None:
+    """The other coordinators get offers; a skipped one does too, as soon as it has answered."""
     recovery = await world.recovery(URLS[world.second.coordinator])
     await answer(recovery, world.first)
     assert recovery.is_complete(world.first.coordinator)
@@ -106,7 +106,7 @@ async def test_one_named_by_the_operator_is_not_waited_for_and_gets_nothing_itse
 
 
 async def test_another_account_at_a_known_address_must_answer_first(world: World) -> None:
-    """What one account told does not count for another that answers at the same address."""
+    """The answer of one account does not count for another account at the same URL."""
     recovery = await world.recovery()
     await answer(recovery, world.first)
     await answer(recovery, world.second)
@@ -121,8 +121,8 @@ async def test_another_account_at_a_known_address_must_answer_first(world: World
         del URLS[other.coordinator]
 
 
-async def test_the_tab_goes_on_from_the_highest_number_that_any_told(world: World) -> None:
-    """Whoever answers first, what the other signed in between is not signed again; pages are asked for one after the other."""
+async def test_a_tab_continues_from_the_highest_recovered_number(world: World) -> None:
+    """In any order of answers, no number is signed again; pages are requested one after the other."""
     first, second, third = await receipts(3)
     recovery = await world.recovery()
     await answer(recovery, world.first, second, more=True)
@@ -135,8 +135,8 @@ async def test_the_tab_goes_on_from_the_highest_number_that_any_told(world: Worl
     assert (row.seq, row.cumulative) == (3, 120)
 
 
-async def test_no_coordinator_keeps_a_node_recalling_for_ever(world: World) -> None:
-    """Each page must be of payers after the last one's; the same page again ends the link."""
+async def test_pages_must_advance(world: World) -> None:
+    """Each page must contain later payers than the previous one; the same page again ends the link."""
     (late,) = await receipts(1)
     recovery = await world.recovery()
     await answer(recovery, world.first, late, more=True)
@@ -147,8 +147,8 @@ async def test_no_coordinator_keeps_a_node_recalling_for_ever(world: World) -> N
     assert recovery.unanswered == (URLS[world.second.coordinator],)
 
 
-async def test_what_is_none_of_ours_is_left_out(world: World) -> None:
-    """A receipt that was changed, and one of another provider, change nothing, and the answer counts all the same."""
+async def test_foreign_receipts_are_ignored(world: World) -> None:
+    """A changed receipt and a receipt of another provider change nothing, and the answer still counts."""
     (late,) = await receipts(1)
     forged = replace(late, receipt=replace(late.receipt, message=replace(late.receipt.message, seq=99)))
     recovery = await world.recovery(*URLS.values())
@@ -160,9 +160,9 @@ async def test_what_is_none_of_ours_is_left_out(world: World) -> None:
 
 
 @pytest.mark.parametrize("seen", ["settled", "claimed", "admitted"])
-async def test_nothing_is_offered_on_a_state_older_than_the_chain(world: World, seen: str) -> None:
-    """Where the chain has paid, or this node claimed, more than the record says, nothing is offered anywhere, and it says why; a
-    receipt that brings the record up to it opens the node again.
+async def test_nothing_is_offered_on_a_stale_state(world: World, seen: str) -> None:
+    """If the chain paid, or this node claimed, more than the record, nothing is offered, and `problem` says why, until a receipt
+    closes the gap.
     """
     changed: list[bool] = []
     row = StoredTab(PAYER.address, 1, Amount(40), Amount(40), NOW + 86_400, last_order_at=NOW)
@@ -192,8 +192,8 @@ async def test_nothing_is_offered_on_a_state_older_than_the_chain(world: World, 
     assert len(changed) == (1 if seen == "claimed" else 2)
 
 
-async def test_pages_that_nobody_asked_for_do_not_pile_up(world: World) -> None:
-    """However often a coordinator sends a page, one is taken in, and the next only when the node has asked for it."""
+async def test_unrequested_pages_are_ignored(world: World) -> None:
+    """Only a requested page is stored."""
     recovery = await world.recovery()
     (late,) = await receipts(1)
     page = dumps({"receipts": [late.to_json()], "more": True})

@@ -26,12 +26,12 @@ HERE = "coordinator.example:443"
 
 
 def hang() -> Awaitable[object]:
-    """What an engine that has more to say does."""
+    """Returns a step of an engine that never continues."""
     return asyncio.Event().wait()
 
 
 class Clock:
-    """A time that the test sets."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = float(NOW)
@@ -41,13 +41,13 @@ class Clock:
 
 
 def make_credit(clock: Clock, store: MemoryStore | None = None, *, floor: int = 100, percent: int = 5) -> CoordinatorCredit:
-    """Dealings without a past."""
+    """Returns coordinator credit without a history."""
     rules = AdmissionRules(max_unpaid=Amount(floor), max_unpaid_percent=percent)
     return CoordinatorCredit(store or MemoryStore(), rules, now=clock)
 
 
-def test_write_offs_up_to_the_bound_are_borne() -> None:
-    """At the floor a coordinator is still served; one base unit more and it is not, with the sums in the reason."""
+def test_a_coordinator_is_suspended_beyond_the_limit() -> None:
+    """At the limit a coordinator is still served; one base unit more suspends it, with the amounts in the reason."""
     credit = make_credit(Clock())
     credit.record_unpaid(HERE, Amount(100))
     credit.require_served(HERE)
@@ -58,8 +58,8 @@ def test_write_offs_up_to_the_bound_are_borne() -> None:
     credit.require_served("another.example:443")
 
 
-def test_who_earned_much_may_cost_more() -> None:
-    """Beyond the floor the bound is a share of what was earned through the same coordinator within the day."""
+def test_the_limit_grows_with_earnings() -> None:
+    """Beyond the minimum, the limit is a share of the day's earnings through the same coordinator."""
     credit = make_credit(Clock())
     credit.record_earned(HERE, Amount(10_000))
     credit.record_earned("another.example:443", Amount(10**9))
@@ -70,7 +70,7 @@ def test_who_earned_much_may_cost_more() -> None:
 
 
 async def test_a_day_later_it_is_served_again() -> None:
-    """Write-offs count for at least 24 hours and at most 25; then the coordinator is offered asks again, without a restart."""
+    """Unpaid work counts for 24 to 25 hours; then the coordinator is served again, without a restart."""
     clock, changes = Clock(), list[str]()
     credit = make_credit(clock)
     credit.on_change = lambda: changes.append("changed")
@@ -85,8 +85,8 @@ async def test_a_day_later_it_is_served_again() -> None:
     assert (changes, credit.status()) == (["changed", "changed"], {})
 
 
-async def test_a_restart_does_not_forgive() -> None:
-    """What was written off, and what was earned, is known to the next process."""
+async def test_a_restart_keeps_the_totals() -> None:
+    """Unpaid work and earnings are known to the next process."""
     clock, store = Clock(), MemoryStore()
     credit = make_credit(clock, store)
     credit.record_earned(HERE, Amount(7))
@@ -97,8 +97,8 @@ async def test_a_restart_does_not_forgive() -> None:
     assert again.status() == {HERE: {"served": False, "earned": "7", "writtenOff": "101"}}
 
 
-async def test_a_full_disk_delays_the_writing_only() -> None:
-    """What cannot be written down counts, and is written with the next."""
+async def test_a_full_disk_only_delays_saving() -> None:
+    """Totals that cannot be saved still count, and are saved with the next."""
     clock, store = Clock(), MemoryStore()
     credit = make_credit(clock, store)
     store.fault = Unavailable(Code.PROVIDER_FAILED, "disk full")
@@ -110,8 +110,8 @@ async def test_a_full_disk_delays_the_writing_only() -> None:
     assert await store.coordinator_hours(0) == [CoordinatorHour(HERE, NOW // HOUR, Amount(0), Amount(101))]
 
 
-async def test_what_is_remembered_of_coordinators_is_a_day() -> None:
-    """Hours that count no more are dropped, so what is credit is one row for each coordinator and hour of a day."""
+async def test_totals_older_than_a_day_are_dropped() -> None:
+    """One row is kept for each coordinator and hour of a day."""
     clock = Clock()
     credit = make_credit(clock)
     for _ in range(100):
@@ -126,27 +126,27 @@ Trick = Callable[[RunnerHarness, PlacedJob], None]
 
 
 def drop_the_link(harness: RunnerHarness, _placed: PlacedJob) -> None:
-    """The connection is lost."""
+    """Loses the connection."""
     harness.link.disconnect()
     harness.runner.link_lost(harness.link)
 
 
-def say_it_took_too_long(harness: RunnerHarness, placed: PlacedJob) -> None:
-    """CANCEL, timed out."""
+def cancel_for_timeout(harness: RunnerHarness, placed: PlacedJob) -> None:
+    """Sends CANCEL with the reason timed out."""
     harness.runner.cancel(harness.link, placed.job, CancelReason.TIMED_OUT)
 
 
-def give_it_up(harness: RunnerHarness, placed: PlacedJob) -> None:
-    """CANCEL, the coordinator's own."""
+def cancel_by_coordinator(harness: RunnerHarness, placed: PlacedJob) -> None:
+    """Sends CANCEL with the coordinator's own reason."""
     harness.runner.cancel(harness.link, placed.job, CancelReason.COORDINATOR)
 
 
-TRICKS = [drop_the_link, say_it_took_too_long, give_it_up]
+TRICKS = [drop_the_link, cancel_for_timeout, cancel_by_coordinator]
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-async def test_an_answer_cut_by_its_coordinator_is_written_off(trick: Trick) -> None:
-    """Stopped in mid-answer, a job charges nothing and gives no last chunk; what it would have cost so far is counted."""
+async def test_a_response_cut_by_its_coordinator_is_unpaid_work(trick: Trick) -> None:
+    """A job stopped in mid-response charges nothing and sends no last chunk; its cost so far counts as unpaid."""
     harness = RunnerHarness(ScriptedEngine(HEAD, *[ONE] * 10, hang))
     placed = harness.dispatch()
     await harness.link.until(Kind.CHUNK, placed.job, 11)
@@ -163,8 +163,8 @@ async def test_an_answer_cut_by_its_coordinator_is_written_off(trick: Trick) -> 
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-async def test_the_end_of_an_answer_does_not_leave_after_it_was_stopped(trick: Trick) -> None:
-    """A coordinator that has confirmed output and stops the job while its end waits for the receipt does not get that end."""
+async def test_no_last_chunk_leaves_after_a_stop(trick: Trick) -> None:
+    """A coordinator that confirmed output and stops the job while its receipt is stored does not get the last chunk."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     harness.link.on_first_chunk = lambda _job: None
     placed = harness.dispatch()
@@ -181,8 +181,8 @@ async def test_the_end_of_an_answer_does_not_leave_after_it_was_stopped(trick: T
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-async def test_a_prefill_for_nothing_is_written_off(trick: Trick) -> None:
-    """Stopped by its coordinator before any output, a job has cost the input, once the engine had it."""
+async def test_unused_input_is_unpaid_work(trick: Trick) -> None:
+    """A job stopped by its coordinator before any output costs the input once the engine has it."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, hang))
     placed = harness.dispatch()
     await engine.called.wait()
@@ -201,16 +201,16 @@ async def test_a_prefill_for_nothing_is_written_off(trick: Trick) -> None:
     ],
     ids=["the engine failed", "the node failed", "the engine fell silent"],
 )
-async def test_own_failures_are_not_held_against_a_coordinator(steps: tuple[ResponseStart | ResponsePart, ...]) -> None:
-    """What went wrong at this node or its engine is this provider's loss and nobody's debt."""
+async def test_own_failures_do_not_count_against_a_coordinator(steps: tuple[ResponseStart | ResponsePart, ...]) -> None:
+    """A failure of this node or its engine is the provider's own loss."""
     harness = RunnerHarness(ScriptedEngine(*steps), deadlines=Deadlines(between_tokens=0.05))
     assert (await harness.receipt(harness.dispatch())).cost == 0
     await harness.ended()
     assert harness.coordinator_credit.totals(HERE) == (0, 0)
 
 
-async def test_a_shutdown_is_not_held_against_a_coordinator() -> None:
-    """Jobs that the node itself stops are not counted."""
+async def test_a_shutdown_does_not_count_against_a_coordinator() -> None:
+    """Jobs that the node itself stops do not count."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, hang))
     placed = harness.dispatch()
     await harness.link.until(Kind.CHUNK, placed.job, 2)
@@ -218,8 +218,8 @@ async def test_a_shutdown_is_not_held_against_a_coordinator() -> None:
     assert harness.coordinator_credit.totals(HERE) == (0, 0)
 
 
-async def test_a_coordinator_that_costs_too_much_is_served_no_more() -> None:
-    """It is refused with the reason and a receipt at no cost, under whatever account, while another is served."""
+async def test_jobs_of_a_suspended_coordinator_are_refused() -> None:
+    """They are refused with the reason and a receipt at no cost, under any account; other coordinators are served."""
     harness = RunnerHarness(ScriptedEngine(HEAD, *[ONE] * 10, hang), rules=AdmissionRules(max_unpaid=Amount(20)))
     for n in range(10):
         harness.client = Client(signer(f"payer {n}"))
@@ -227,7 +227,7 @@ async def test_a_coordinator_that_costs_too_much_is_served_no_more() -> None:
         if harness.link.payloads(placed.job, Kind.FAIL) or not harness.coordinator_credit.serves(HERE):
             break
         await harness.link.until(Kind.CHUNK, placed.job, 11)
-        give_it_up(harness, placed)
+        cancel_by_coordinator(harness, placed)
         await harness.ended()
     error = await harness.failure(placed)
     assert (error["code"], error["fault"], error["retry"]) == ("node_busy", "coordinator", True)
@@ -249,16 +249,16 @@ async def test_a_coordinator_that_costs_too_much_is_served_no_more() -> None:
     assert harness.coordinator_credit.totals("another.example:443") == (5, 0)
 
 
-async def test_jobs_that_wait_are_not_begun_for_who_costs_too_much() -> None:
-    """What a coordinator takes beyond the bound is what ran when it went there, and what took that slot in the same moment: of
-    the other jobs that it had queued, none begins.
+async def test_queued_jobs_of_a_suspended_coordinator_do_not_start() -> None:
+    """A coordinator gets beyond the limit only the jobs running at that moment and those that took their slots at once; no queued
+    job starts.
     """
     engine = ScriptedEngine(HEAD, *[ONE] * 10, hang)
     harness = RunnerHarness(engine, slots=1, rules=AdmissionRules(max_unpaid=Amount(1)), deadlines=Deadlines(queue=30))
     placed = [harness.dispatch() for _ in range(20)]
     for placed_job in placed[:2]:
         await harness.link.until(Kind.CHUNK, placed_job.job, 11)
-        give_it_up(harness, placed_job)
+        cancel_by_coordinator(harness, placed_job)
     for placed_job in placed[2:]:
         assert (await harness.failure(placed_job))["fault"] == "coordinator"
         assert (await harness.refusal_receipt(placed_job)).outcome == Outcome.REFUSED

@@ -23,14 +23,14 @@ END = ResponseEnd(b"done", usage=ReportedUsage(20, 5, 10))
 
 
 async def settle() -> None:
-    """Lets everything run that can."""
+    """Lets all ready tasks run."""
     for _ in range(30):
         await asyncio.sleep(0)
 
 
 async def test_a_slow_reader_is_not_the_engines_delay() -> None:
-    """A client that reads after the total deadline gets its whole answer, which is paid; the engine is not blamed, nor does the
-    wait count as its time.
+    """A client that reads after the total deadline gets its whole response, which is paid; the wait counts neither against the
+    engine nor as its time.
     """
     harness = RunnerHarness(ScriptedEngine(HEAD, *[ONE] * 200, END), deadlines=Deadlines(total=0.1, reader=30))
     placed = harness.dispatch()
@@ -55,7 +55,7 @@ async def test_a_full_link_is_not_the_engines_delay() -> None:
 
 
 async def test_the_engines_time_goes_on_after_a_wait() -> None:
-    """What is left of the total deadline when the reader comes back is left, and no more."""
+    """After a wait for the reader, the rest of the total deadline remains, and no more."""
     steps = [step for _ in range(300) for step in (ONE, lambda: asyncio.sleep(0.005))]
     harness = RunnerHarness(
         ScriptedEngine(HEAD, *[ONE] * 70, *steps), deadlines=Deadlines(total=0.3, between_tokens=5, reader=30)
@@ -71,10 +71,8 @@ async def test_the_engines_time_goes_on_after_a_wait() -> None:
     assert harness.coordinator_credit.totals(harness.link.endpoint)[1] == 0, "the engine's own delay is nobody else's"
 
 
-async def test_nobody_reads_and_nobody_cancels() -> None:
-    """When the reader's time is used up without a cancellation, nothing is charged, no last chunk leaves, and what was delivered
-    is written off.
-    """
+async def test_reader_timeout_without_a_cancellation() -> None:
+    """When the reader's time is used up, nothing is charged, no last chunk leaves, and the delivered part counts as unpaid."""
     harness = RunnerHarness(ScriptedEngine(HEAD, *[ONE] * 200, END), deadlines=Deadlines(reader=0.05))
     placed = harness.dispatch()
     receipt = await harness.receipt(placed)
@@ -86,8 +84,8 @@ async def test_nobody_reads_and_nobody_cancels() -> None:
     assert not harness.observer.reports[0].engine_fault
 
 
-async def test_a_reader_that_was_cancelled_pays() -> None:
-    """A coordinator that cancels for its client while the node waits for credit gets a receipt over what was delivered."""
+async def test_a_cancellation_while_waiting_for_credit_is_charged() -> None:
+    """A coordinator that cancels for its client while the node waits for credit gets a receipt over the delivered part."""
     harness = RunnerHarness(ScriptedEngine(HEAD, *[ONE] * 200, END))
     placed = harness.dispatch()
     await harness.link.until(Kind.CHUNK, placed.job, INITIAL_CREDIT - 1)
@@ -99,8 +97,8 @@ async def test_a_reader_that_was_cancelled_pays() -> None:
     assert len(harness.link.payloads(placed.job, Kind.CHUNK)) == INITIAL_CREDIT
 
 
-async def test_slots_do_not_learn_from_readers() -> None:
-    """Slow readers, and the jobs that wait for the slots which they hold, do not lower what an engine is trusted with."""
+async def test_slow_readers_do_not_lower_the_slot_limit() -> None:
+    """Slow readers and the jobs that wait for their slots do not lower the learned limit."""
     harness = RunnerHarness(ScriptedEngine(HEAD, *[ONE] * 70, END), deadlines=Deadlines(queue=10))
     harness.engine.slot_limiter = SlotLimiter(2, 4)
     placed: list[PlacedJob] = [harness.dispatch() for _ in range(2)]
@@ -117,8 +115,8 @@ async def test_slots_do_not_learn_from_readers() -> None:
     assert harness.engine.slots >= 2
 
 
-async def test_all_waits_are_one_allowance() -> None:
-    """Many short waits use up the reader's time as one long one does."""
+async def test_all_waits_share_one_allowance() -> None:
+    """Many short waits use up the reader's time as one long wait does."""
     time = ReaderTimer(0.1)
 
     async def wait_often() -> None:
@@ -140,12 +138,10 @@ async def test_all_waits_are_one_allowance() -> None:
     ],
     ids=["a stream", "a large first piece", "an answer in one piece"],
 )
-async def test_without_its_first_credit_a_coordinator_gets_no_answer(
+async def test_without_first_credit_no_response_is_delivered(
     steps: tuple[ResponseStart | ResponsePart | ResponseEnd, ...],
 ) -> None:
-    """The head and a stated number of bytes leave; then the node waits, ends the job uncharged, and counts it against who
-    granted no credit.
-    """
+    """The head and FIRST_BYTES leave; then the node waits, ends the job uncharged, and counts it against the coordinator."""
     harness = RunnerHarness(ScriptedEngine(*steps), deadlines=Deadlines(first_credit=0.05))
     harness.link.on_first_chunk = lambda _job: None
     placed = harness.dispatch()
@@ -159,8 +155,8 @@ async def test_without_its_first_credit_a_coordinator_gets_no_answer(
     assert harness.coordinator_credit.totals(harness.link.endpoint)[1] > 0
 
 
-async def test_small_answers_wait_for_credit_too() -> None:
-    """An answer of which all would fit into the first chunks keeps its last chunk back until the coordinator has confirmed."""
+async def test_small_responses_wait_for_credit_too() -> None:
+    """A response that fits into the first chunks keeps its last chunk back until the coordinator has confirmed."""
     harness = RunnerHarness(
         ScriptedEngine(HEAD, ResponseEnd(b"{}", usage=ReportedUsage(5, 0, 2))), deadlines=Deadlines(first_credit=0.05)
     )
@@ -170,8 +166,8 @@ async def test_small_answers_wait_for_credit_too() -> None:
     assert harness.answer(placed)[1] == b""
 
 
-async def test_a_reader_that_is_slow_is_told_apart_from_an_engine() -> None:
-    """The error of a job whose reader took nothing names the coordinator, not the engine or the provider."""
+async def test_a_reader_timeout_is_the_coordinators_fault() -> None:
+    """The error of a job whose reader took no data names the coordinator, not the engine or the provider."""
     harness = RunnerHarness(ScriptedEngine(HEAD, *[ONE] * 200, END), deadlines=Deadlines(reader=0.02))
     await harness.receipt(harness.dispatch())
     await harness.ended()
@@ -179,7 +175,7 @@ async def test_a_reader_that_is_slow_is_told_apart_from_an_engine() -> None:
     assert Fault.ENGINE.value not in harness.observer.reports[0].reason
 
 
-async def test_credit_on_another_link_is_none() -> None:
+async def test_credit_from_another_link_does_not_count() -> None:
     """Only the link that has the job ends its wait."""
     harness = RunnerHarness(ScriptedEngine(HEAD, *[ONE] * 200, END), deadlines=Deadlines(reader=0.1))
     placed = harness.dispatch()
@@ -188,8 +184,8 @@ async def test_credit_on_another_link_is_none() -> None:
     assert (await harness.receipt(placed)).outcome == Outcome.TIMED_OUT
 
 
-async def test_long_work_without_output_is_said_to_be_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until there is output the coordinator hears every half minute that the job is under way; from then on it does not."""
+async def test_jobs_without_output_send_keepalives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until there is output the node reports every half minute that the job is running; then it stops."""
     monkeypatch.setattr("node.jobs.job.KEEPALIVE_SECONDS", 0.02)
     silent = [lambda: asyncio.sleep(0.02)] * 5
     harness = RunnerHarness(ScriptedEngine(*silent, HEAD, ONE, *silent, END))

@@ -35,13 +35,13 @@ SPOILT: dict[str, dict[str, Any]] = {
 
 
 async def refused(harness: RunnerHarness, placed: PlacedJob) -> Failure:
-    """How a job failed."""
+    """Returns how a job failed."""
     return Failure.loads(await harness.link.until(Kind.FAIL, placed.job))
 
 
 @pytest.mark.parametrize("code", SPOILT)
 async def test_a_refused_order_is_released(code: str) -> None:
-    """Whatever this node does not bear in an order on it, the refusal carries a receipt at no cost that its tab goes on from."""
+    """For any refusal of an order on this node, the FAIL frame carries a receipt at no cost that continues the tab."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     placed = harness.dispatch(None, **SPOILT[code])
     receipt = await harness.refusal_receipt(placed)
@@ -53,7 +53,7 @@ async def test_a_refused_order_is_released(code: str) -> None:
 
 @pytest.mark.parametrize("code", SPOILT)
 async def test_a_released_order_never_runs(code: str) -> None:
-    """An order whose cap was released is used up: dispatched again, also after a restart, it is refused without a receipt."""
+    """An order whose cap was released is consumed: dispatched again, even after a restart, it is refused without a receipt."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, ONE, END))
     placed = harness.dispatch(None, **SPOILT[code])
     await harness.refusal_receipt(placed)
@@ -75,16 +75,16 @@ async def test_a_released_order_never_runs(code: str) -> None:
         {"terms_with": {"job": bytes(16)}},
     ],
 )
-async def test_what_is_no_order_on_this_node_gets_no_receipt(spoilt: dict[str, Any]) -> None:
-    """Nobody can make this node number its receipts with what was not ordered of it here."""
+async def test_orders_on_other_nodes_get_no_receipt(spoilt: dict[str, Any]) -> None:
+    """No party can make this node use up receipt numbers with orders that are not addressed to it."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     placed = harness.dispatch(None, **spoilt)
     assert (await refused(harness, placed)).receipt is None
     assert not harness.store.receipt_records
 
 
-async def test_a_payer_without_anything_gets_no_receipt() -> None:
-    """Of a purse that is known to be empty nothing can be collected, so there is nothing to release; an unknown one counts."""
+async def test_a_payer_with_an_empty_purse_gets_no_receipt() -> None:
+    """Nothing can be collected from a purse known to be empty, so nothing needs a release; an unknown purse counts."""
     chain = MemoryChain(Funds(known=True))
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END), chain=chain, credit=CreditLimits(per_payer=Amount(0)))
     placed = harness.dispatch()
@@ -108,21 +108,21 @@ async def test_a_payer_without_anything_gets_no_receipt() -> None:
         (NOW + 1, Funds(settled=Amount(6), free=Amount(1), known=True), 5, False),
     ],
 )
-def test_what_a_receipt_releases(claim_by: int, funds: Funds, cumulative: int, expected: bool) -> None:
-    """Only an order that can still be claimed on, of a payer that may have something, on a tab that this node knows."""
+def test_when_a_receipt_releases_anything(claim_by: int, funds: Funds, cumulative: int, expected: bool) -> None:
+    """Only a claimable order of a payer that may have funds, on a tab whose record is complete, gets a receipt."""
     assert releases(claim_by, funds, Amount(cumulative), NOW) is expected
 
 
-async def test_a_tab_that_was_forgotten_is_not_signed_on() -> None:
-    """Where the chain has paid more than this node knows of, its state was lost: a receipt would give a number twice."""
+async def test_no_receipt_on_a_stale_tab() -> None:
+    """If the chain paid more than this node recorded, its state was lost, and a receipt would use a number twice."""
     chain = MemoryChain(Funds(settled=Amount(1), free=Amount(10**9), known=True))
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END), chain=chain)
     failure = await refused(harness, harness.dispatch())
     assert (failure.error.code, failure.receipt) == (Code.PROVIDER_FAILED, None)
 
 
-async def test_nothing_is_signed_before_it_is_known_what_was() -> None:
-    """On a link whose coordinator has not told yet what was signed there, a dispatch leads to no receipt at all."""
+async def test_no_receipt_before_state_recovery() -> None:
+    """On a link whose coordinator has not returned the earlier receipts, a dispatch leads to no receipt."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, ONE, END))
     harness.runner._may_take_jobs = lambda _link: False
     failure = await refused(harness, harness.dispatch())
@@ -132,13 +132,13 @@ async def test_nothing_is_signed_before_it_is_known_what_was() -> None:
 
 
 async def _refuse(harness: RunnerHarness, count: int) -> int:
-    """How many of so many refusals of its client had a receipt."""
+    """Returns how many of `count` refusals of one client had a receipt."""
     placed = [harness.dispatch(None, **SPOILT["order_terms"]) for _ in range(count)]
     return sum([(await refused(harness, placed_job)).receipt is not None for placed_job in placed])
 
 
-async def test_refusals_have_a_pace() -> None:
-    """A coordinator gets a burst of receipts for refused orders and then so many a second; the rest is refused without one."""
+async def test_refusal_receipts_are_rate_limited() -> None:
+    """A coordinator gets a burst of receipts for refused orders and then a rate; further refusals have none."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     made = 0
     for number in range(2 * PAYER_SHARE):
@@ -149,8 +149,8 @@ async def test_refusals_have_a_pace() -> None:
     assert await _refuse(harness, 32) == 10 * RATE
 
 
-async def test_one_payer_does_not_use_up_the_receipts_of_the_others() -> None:
-    """Whoever orders only to be refused gets a quarter of the receipts; another's refused order is still released."""
+async def test_one_payer_gets_a_share_of_the_receipts() -> None:
+    """A payer whose orders are all refused gets a quarter of the receipts; another payer's order is still released."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     assert await _refuse(harness, 32) + await _refuse(harness, 50) == BURST // PAYER_SHARE
     rude, harness.client = harness.client, Client(signer("another payer"))
@@ -160,8 +160,8 @@ async def test_one_payer_does_not_use_up_the_receipts_of_the_others() -> None:
     assert await _refuse(harness, 32) == 40 * RATE // PAYER_SHARE
 
 
-async def test_refusals_under_way_have_a_number() -> None:
-    """While the chain is slow, only so many refusals wait for it; those beyond are answered at once."""
+async def test_concurrent_refusals_are_limited() -> None:
+    """While the chain is slow, a limited number of refusals wait for it; the others are answered at once."""
     chain = MemoryChain()
     opening = asyncio.Event()
     funds = chain.funds
@@ -181,7 +181,7 @@ async def test_refusals_under_way_have_a_number() -> None:
 
 
 async def test_a_refusal_does_not_wait_for_a_silent_chain() -> None:
-    """The next provider waits for the refusal, so it leaves within a second or so whatever the chain does."""
+    """A refusal leaves within about a second even if the chain does not respond, since the next provider waits for it."""
     chain = MemoryChain()
 
     async def never(_payer: Address) -> Funds:
@@ -194,8 +194,8 @@ async def test_a_refusal_does_not_wait_for_a_silent_chain() -> None:
         assert (await harness.refusal_receipt(harness.dispatch(None, **SPOILT["order_terms"]))).outcome == Outcome.REFUSED
 
 
-async def test_a_disk_that_is_full_refuses_without_a_receipt() -> None:
-    """A receipt that is not on disk does not leave; its number is the next one's."""
+async def test_a_full_disk_refuses_without_a_receipt() -> None:
+    """A receipt that is not on disk does not leave; the next receipt gets its number."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     harness.store.fault = Unavailable(Code.PROVIDER_FAILED, "disk full")
     assert (await refused(harness, harness.dispatch(None, **SPOILT["order_terms"]))).receipt is None
@@ -203,7 +203,7 @@ async def test_a_disk_that_is_full_refuses_without_a_receipt() -> None:
     assert (await harness.receipt(harness.dispatch())).seq == 1
 
 
-async def test_an_order_that_runs_is_not_released_by_a_second_dispatch() -> None:
+async def test_a_second_dispatch_does_not_release_a_running_order() -> None:
     """Of one order dispatched twice while the chain is asked, one runs; the other's refusal has no receipt."""
     chain = MemoryChain()
     opening = asyncio.Event()
@@ -224,8 +224,8 @@ async def test_an_order_that_runs_is_not_released_by_a_second_dispatch() -> None
     assert (len(engine.calls), len(harness.store.receipt_records)) == (1, 1)
 
 
-async def test_receipts_of_one_tab_follow_each_other_whatever_they_are() -> None:
-    """Jobs, refusals and failures of one payer at once: every receipt has the number after the one before."""
+async def test_all_receipts_of_one_tab_are_numbered_in_order() -> None:
+    """Jobs, refusals and failures of one payer at once: every receipt has the number after the previous one."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END), slots=4, deadlines=Deadlines(queue=5))
     kinds: list[tuple[Kind, dict[str, Any]]] = [
         (Kind.RECEIPT, {}),
@@ -243,8 +243,8 @@ async def test_receipts_of_one_tab_follow_each_other_whatever_they_are() -> None
     assert harness.tabs.account(harness.client.payer.address).tab.in_flight == 0
 
 
-async def test_what_a_killed_process_began_is_closed_once() -> None:
-    """Orders without a receipt get one at no cost, numbered after what the tab has; those of a tab that is not known get none."""
+async def test_unfinished_orders_are_closed_once() -> None:
+    """Orders without a receipt get one at no cost with the tab's next number; those of a stale tab get none."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     first = await harness.receipt(harness.dispatch())
     begun = harness.client.order(harness.asks.current[0])

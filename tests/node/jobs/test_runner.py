@@ -29,19 +29,21 @@ DOWN = Unavailable(Code.ENGINE_UNAVAILABLE, "the engine is down", fault=Fault.EN
 
 
 def hang() -> Awaitable[object]:
-    """What an engine that hangs does."""
+    """Returns a step of an engine that never continues."""
     return asyncio.Event().wait()
 
 
 def nothing_is_owed(harness: RunnerHarness, placed: PlacedJob) -> bool:
-    """Whether the payer's tab is as high as if the job had never been, and its receipts say so."""
+    """Returns whether the payer's tab and receipts are as if the job had cost nothing."""
     tab = harness.tabs.account(placed.order.message.payer).tab
     costs = [booking.receipt.message.cost for booking in harness.store.receipt_records]
     return (tab.seq, tab.cumulative, tab.in_flight) == (len(costs), 0, 0) and not any(costs)
 
 
 async def test_a_job_that_completes() -> None:
-    """ACCEPT, sealed chunks, the receipt: head first, the role with the first output, the end last, the engine's count billed."""
+    """ACCEPT, sealed chunks, receipt: the head comes first, the role with the first output, the end last; the reported usage is
+    billed.
+    """
     harness = RunnerHarness(ScriptedEngine(HEAD, ROLE, ONE, TWO, END))
     placed = harness.dispatch()
     receipt = await harness.receipt(placed)
@@ -60,8 +62,8 @@ async def test_a_job_that_completes() -> None:
     assert harness.observer.reports[0].outcome is Outcome.COMPLETED
 
 
-async def test_nothing_leaves_before_the_receipt_is_durable() -> None:
-    """The last chunk and the receipt are sent only after the store has taken the receipt."""
+async def test_the_last_chunk_waits_for_the_stored_receipt() -> None:
+    """The last chunk and the receipt are sent only after the receipt is stored."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     seen: list[int] = []
     record_receipt = harness.store.record_receipt
@@ -78,7 +80,7 @@ async def test_nothing_leaves_before_the_receipt_is_durable() -> None:
     assert len(harness.link.payloads(placed.job, Kind.CHUNK)) == 3
 
 
-async def test_no_output_leaves_before_the_order_is_remembered() -> None:
+async def test_no_output_leaves_before_the_order_is_stored() -> None:
     """The first chunk waits for the write that keeps the order from running again after a crash."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     opening = asyncio.Event()
@@ -98,13 +100,13 @@ async def test_no_output_leaves_before_the_order_is_remembered() -> None:
     await harness.receipt(placed)
 
 
-async def test_an_answer_cut_at_the_limit() -> None:
-    """An answer that ended at the output limit is charged as one, and says so."""
+async def test_a_response_cut_at_the_output_limit() -> None:
+    """A response that ended at the output limit is charged and has that outcome."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, ResponseEnd(truncated=True, usage=ReportedUsage(1, 0, 1))))
     assert (await harness.receipt(harness.dispatch())).outcome == Outcome.LENGTH
 
 
-async def test_an_answer_in_one_piece() -> None:
+async def test_a_response_in_one_piece() -> None:
     """A response that was not streamed comes as head and one last chunk."""
     harness = RunnerHarness(
         ScriptedEngine(ResponseStart(200, "application/json"), ResponseEnd(b'{"a": 1}', 4, ReportedUsage(3, 0, 4)))
@@ -115,8 +117,8 @@ async def test_an_answer_in_one_piece() -> None:
     assert len(harness.link.payloads(placed.job, Kind.CHUNK)) == 2
 
 
-async def test_a_deterministic_no_of_the_engine_goes_to_the_client() -> None:
-    """A 4xx that any provider would give is passed through sealed, with its status; it costs nothing and is final."""
+async def test_a_deterministic_refusal_of_the_engine_goes_to_the_client() -> None:
+    """A 4xx that any provider would return is passed through sealed, with its status; it costs nothing and is final."""
     harness = RunnerHarness(
         ScriptedEngine(ResponseStart(400, "application/json"), ResponseEnd(b'{"error": {"message": "too long"}}'))
     )
@@ -135,10 +137,10 @@ async def test_a_deterministic_no_of_the_engine_goes_to_the_client() -> None:
         (HEAD, ROLE),
     ],
 )
-async def test_a_failure_before_output_is_for_the_next_provider(
+async def test_a_failure_before_output_can_be_retried(
     steps: tuple[ResponseStart | ResponsePart | Unavailable, ...],
 ) -> None:
-    """An engine that fails before a user would see anything leaves no chunk and no charge, and the error says: try again."""
+    """An engine that fails before any output leaves no chunk and no charge, and the error allows a retry."""
     harness = RunnerHarness(ScriptedEngine(*steps))
     placed = harness.dispatch()
     error = await harness.failure(placed)
@@ -152,7 +154,7 @@ async def test_a_failure_before_output_is_for_the_next_provider(
 
 
 async def test_a_failed_order_does_not_run_again() -> None:
-    """An order of which nothing left has its receipt at no cost, and is used up: dispatched again, it is refused without one."""
+    """An order without output has its receipt at no cost and is consumed: dispatched again, it is refused without a receipt."""
     engine = ScriptedEngine(HEAD, DOWN)
     harness = RunnerHarness(engine)
     placed = harness.dispatch()
@@ -166,7 +168,7 @@ async def test_a_failed_order_does_not_run_again() -> None:
 
 
 async def test_a_failure_after_output_costs_nothing() -> None:
-    """An answer that broke is closed in order, with a receipt that charges nothing and says who failed."""
+    """A response that broke off is closed with a receipt that charges nothing and names the fault."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, DOWN))
     placed = harness.dispatch()
     receipt = await harness.receipt(placed)
@@ -174,7 +176,7 @@ async def test_a_failure_after_output_costs_nothing() -> None:
     assert harness.answer(placed)[1] == b"one."
 
 
-async def test_an_engine_that_says_nothing() -> None:
+async def test_an_engine_without_first_output() -> None:
     """Without a first output in time, the job goes to the next provider and the engine is stopped."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, ROLE, hang), deadlines=QUICK)
     placed = harness.dispatch()
@@ -186,29 +188,29 @@ async def test_an_engine_that_says_nothing() -> None:
     assert (await harness.refusal_receipt(placed)).outcome == Outcome.TIMED_OUT
 
 
-async def test_an_engine_that_falls_silent() -> None:
-    """Silence in mid-answer ends the job as timed out, without a charge."""
+async def test_an_engine_that_stalls() -> None:
+    """A stall in mid-response ends the job as timed out, without a charge."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, hang), deadlines=QUICK)
     receipt = await harness.receipt(harness.dispatch())
     assert (receipt.outcome, receipt.cost) == (Outcome.TIMED_OUT, 0)
 
 
 async def test_the_whole_job_has_a_deadline() -> None:
-    """An engine that always writes a little more is stopped when the whole job took too long."""
+    """An engine that keeps writing is stopped at the total deadline."""
     wait: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0.01)  # noqa: E731
     steps = [step for _ in range(200) for step in (ONE, wait)]
     harness = RunnerHarness(ScriptedEngine(HEAD, *steps), deadlines=Deadlines(total=0.1, between_tokens=5))
     assert (await harness.receipt(harness.dispatch())).outcome == Outcome.TIMED_OUT
 
 
-async def test_an_answer_in_one_piece_may_take_its_time() -> None:
-    """The deadline of a first token is for streams: what is not streamed has until its total deadline."""
+async def test_the_first_token_deadline_is_for_streams() -> None:
+    """A response that is not streamed has until its total deadline."""
     harness = RunnerHarness(ScriptedEngine(lambda: asyncio.sleep(0.1), HEAD, END), deadlines=QUICK)
     assert (await harness.receipt(harness.dispatch(b"{}"))).outcome == Outcome.COMPLETED
 
 
-async def test_cancel_in_mid_answer() -> None:
-    """CANCEL stops the engine at once; what was delivered is charged by the stated rule, and nothing of what was not."""
+async def test_cancel_in_mid_response() -> None:
+    """CANCEL stops the engine at once; the delivered part is charged by the fallback rule, and nothing else."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, ONE, TWO, hang))
     placed = harness.dispatch()
     await harness.link.until(Kind.CHUNK, placed.job, 3)
@@ -224,8 +226,8 @@ async def test_cancel_in_mid_answer() -> None:
 @pytest.mark.parametrize(
     ("reason", "outcome"), [(CancelReason.TIMED_OUT, Outcome.TIMED_OUT), (CancelReason.COORDINATOR, Outcome.PROVIDER_ERROR)]
 )
-async def test_a_stop_that_the_client_did_not_ask_for(reason: CancelReason, outcome: Outcome) -> None:
-    """What the coordinator stopped by itself says so in its receipt, and charges nothing."""
+async def test_a_stop_by_the_coordinator_is_not_charged(reason: CancelReason, outcome: Outcome) -> None:
+    """The receipt of a job that the coordinator stopped says so and charges nothing."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, ONE, TWO, hang))
     placed = harness.dispatch()
     await harness.link.until(Kind.CHUNK, placed.job, 3)
@@ -237,7 +239,7 @@ async def test_a_stop_that_the_client_did_not_ask_for(reason: CancelReason, outc
 
 @pytest.mark.parametrize("counted", [None, ReportedUsage(20, 5, 0)], ids=["by the estimate", "by the engine's count"])
 async def test_cancel_before_any_output(counted: ReportedUsage | None) -> None:
-    """Cancelled once the engine had the request: a closed, empty response, and a receipt over the input, none of it as cached."""
+    """Cancelled once the engine has the request: a closed, empty response, and a receipt over the input, none of it cached."""
     role = ResponsePart(b"role.", has_output=False, usage=counted)
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, role, hang))
     placed = harness.dispatch()
@@ -252,7 +254,9 @@ async def test_cancel_before_any_output(counted: ReportedUsage | None) -> None:
 
 
 async def test_a_cancelled_input_is_not_charged_unless_the_coordinator_confirms() -> None:
-    """The head of the empty response leaves before the receipt is made; without the coordinator's word for it nothing is due."""
+    """The head of the empty response leaves before the receipt is signed; without the coordinator's confirmation nothing is
+    charged.
+    """
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, hang), deadlines=Deadlines(first_credit=0.02))
     harness.link.on_first_chunk = lambda _job: None
     placed = harness.dispatch()
@@ -263,8 +267,8 @@ async def test_a_cancelled_input_is_not_charged_unless_the_coordinator_confirms(
     assert len(harness.link.payloads(placed.job, Kind.CHUNK)) == 1
 
 
-async def test_an_input_that_no_engine_had_is_not_charged() -> None:
-    """Cancelled while the engine was being reached, or while the job waited for a slot, a job costs nothing."""
+async def test_an_input_that_no_engine_received_is_not_charged() -> None:
+    """A job cancelled while connecting to the engine or waiting for a slot costs nothing."""
     harness = RunnerHarness(engine := ScriptedEngine(hang), slots=1)
     engine.receives_request = False
     first, second = harness.dispatch(), harness.dispatch()
@@ -276,7 +280,7 @@ async def test_an_input_that_no_engine_had_is_not_charged() -> None:
     assert len(engine.calls) == 1
 
 
-async def test_cancel_while_still_being_admitted() -> None:
+async def test_cancel_during_admission() -> None:
     """A cancellation that overtakes the admission is not lost: the engine is never asked."""
     chain = MemoryChain()
     asked, go_on = asyncio.Event(), asyncio.Event()
@@ -322,15 +326,15 @@ async def test_chunks_wait_for_credit() -> None:
     assert harness.answer(placed)[1] == b"one." * 200 + b"done"
 
 
-async def test_credit_makes_sense_or_is_refused() -> None:
+async def test_malformed_credit_is_refused() -> None:
     """A CREDIT frame of another length is the coordinator's error."""
     harness = RunnerHarness(ScriptedEngine())
     with pytest.raises(BadMessage):
         harness.runner.grant_credit(harness.link, Client().order(harness.asks.current[0]).job, b"\1")
 
 
-async def test_large_answers_are_cut() -> None:
-    """Pieces and ends above the chunk size are cut into several chunks that add up, under credit."""
+async def test_large_responses_are_split() -> None:
+    """Parts and ends above the chunk size are split into several chunks that add up, within the credit."""
     big = bytes(range(256)) * (3 * CHUNK_BYTES // 256)
     harness = RunnerHarness(ScriptedEngine(HEAD, ResponsePart(big, has_output=True, text_bytes=9), ResponseEnd(big)))
     placed = harness.dispatch()
@@ -340,7 +344,7 @@ async def test_large_answers_are_cut() -> None:
 
 
 async def test_a_lost_link_before_output_leaves_a_receipt() -> None:
-    """If the link goes before anything left, the engine is stopped, and a receipt at no cost is stored, to be sent later."""
+    """If the link is lost before any output, the engine is stopped and a receipt at no cost is stored, to be sent later."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, hang))
     placed = harness.dispatch()
     await engine.called.wait()
@@ -354,7 +358,7 @@ async def test_a_lost_link_before_output_leaves_a_receipt() -> None:
 
 
 async def test_a_lost_link_after_output_leaves_a_receipt() -> None:
-    """If the link goes in mid-answer, a receipt that charges nothing is stored, to be sent when it is back."""
+    """If the link is lost in mid-response, a receipt that charges nothing is stored, to be sent later."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, hang))
     placed = harness.dispatch()
     await harness.link.until(Kind.CHUNK, placed.job, 2)
@@ -367,8 +371,8 @@ async def test_a_lost_link_after_output_leaves_a_receipt() -> None:
 
 
 @pytest.mark.parametrize("lost", [True, False], ids=["the link is lost", "no word comes"])
-async def test_an_answer_that_the_coordinator_never_had_is_not_charged(lost: bool) -> None:
-    """All of it was generated and posted, but without the coordinator's word the job may have gone elsewhere: no charge."""
+async def test_an_unconfirmed_response_is_not_charged(lost: bool) -> None:
+    """A complete response that the coordinator did not confirm may have gone elsewhere, so it is not charged."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, TWO, END), deadlines=Deadlines(first_credit=30 if lost else 0.02))
     harness.link.on_first_chunk = lambda _job: None
     placed = harness.dispatch()
@@ -382,7 +386,7 @@ async def test_an_answer_that_the_coordinator_never_had_is_not_charged(lost: boo
 
 
 async def test_a_full_link_slows_the_engine_down() -> None:
-    """A link with no room keeps the answer waiting; when it is lost, the job ends."""
+    """A link without room keeps the response waiting; when it is lost, the job ends."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, TWO, END))
     harness.link.fill()
     placed = harness.dispatch()
@@ -397,7 +401,7 @@ async def test_a_full_link_slows_the_engine_down() -> None:
 
 
 async def test_a_receipt_that_can_not_be_stored_is_not_charged() -> None:
-    """With a full disk the answer is not closed and no receipt leaves; the tab stays where it was, and the next job goes on."""
+    """With a full disk the response is not closed and no receipt leaves; the tab is unchanged, and the next job runs."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, hang))
     placed = harness.dispatch()
     await harness.link.until(Kind.CHUNK, placed.job, 2)
@@ -412,8 +416,8 @@ async def test_a_receipt_that_can_not_be_stored_is_not_charged() -> None:
     assert (await harness.receipt(harness.dispatch())).seq == 1
 
 
-async def test_an_order_that_can_not_be_remembered_does_not_run() -> None:
-    """With a full disk no output leaves at all: the job goes to the next provider."""
+async def test_an_order_that_cannot_be_stored_does_not_run() -> None:
+    """With a full disk no output leaves: the job goes to the next provider."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     harness.store.fault = Unavailable(Code.PROVIDER_FAILED, "disk full")
     placed = harness.dispatch()
@@ -421,8 +425,8 @@ async def test_an_order_that_can_not_be_remembered_does_not_run() -> None:
     assert not harness.link.payloads(placed.job, Kind.CHUNK)
 
 
-async def test_a_bug_in_one_job_stays_there() -> None:
-    """An error that nobody foresaw ends its job without a charge; the node goes on."""
+async def test_a_bug_in_one_job_does_not_affect_others() -> None:
+    """An unexpected error ends its job without a charge; the node continues."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, ONE, ZeroDivisionError()))
     assert (await harness.receipt(harness.dispatch())).outcome == Outcome.PROVIDER_ERROR
     engine.steps = (ZeroDivisionError(),)
@@ -465,8 +469,8 @@ async def test_no_slot_before_the_orders_deadline() -> None:
     await harness.runner.drain(0)
 
 
-async def test_a_flood_is_turned_away() -> None:
-    """Beyond a bounded number of waiting jobs the rest are refused, with receipts up to another bound; what was taken ends."""
+async def test_excess_jobs_are_refused() -> None:
+    """Beyond a limited number of waiting jobs the rest are refused, with receipts up to another limit; accepted jobs end."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END), slots=1)
     placed = [harness.dispatch() for _ in range(200)]
     plain = [placed_job for placed_job in placed if harness.link.payloads(placed_job.job, Kind.FAIL)]
@@ -480,8 +484,8 @@ async def test_a_flood_is_turned_away() -> None:
     assert all(Failure.loads(harness.link.payloads(placed_job.job, Kind.FAIL)[0]).receipt is None for placed_job in plain)
 
 
-async def test_waiting_requests_have_a_size_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever their number, requests that wait and run hold a bounded number of bytes; room comes back as they end."""
+async def test_the_size_of_waiting_requests_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that wait and run hold a limited number of bytes; room returns as they end."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, ONE, hang), slots=8)
     body = b'{"messages": [], "x": "%s"}' % (b"x" * 10_000)
     monkeypatch.setattr(runner, "MAX_HELD_BYTES", 60_000)
@@ -516,8 +520,8 @@ async def test_a_replayed_order_runs_once() -> None:
     assert len(engine.calls) == 1
 
 
-async def test_orders_of_a_former_life_do_not_run_again() -> None:
-    """A node that is started on what the store remembers refuses an order that it had before."""
+async def test_consumed_orders_do_not_run_again_after_a_restart() -> None:
+    """A node that starts with the stored orders refuses an order that it had before."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     placed = harness.dispatch()
     await harness.receipt(placed)
@@ -527,8 +531,8 @@ async def test_orders_of_a_former_life_do_not_run_again() -> None:
     assert (await later.failure(placed))["code"] == "order_replayed"
 
 
-async def test_lack_of_funds_is_looked_at_twice() -> None:
-    """Before a payer is refused for lack of money the chain is asked again; if it still says no, it is final."""
+async def test_lack_of_funds_asks_the_chain_again() -> None:
+    """Before a payer is refused for lack of funds, the chain is asked again; its second answer is final."""
     chain = MemoryChain(Funds(known=True))
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END), chain=chain, credit=CreditLimits(per_payer=Amount(0)))
     refused = harness.dispatch()
@@ -567,8 +571,8 @@ async def test_a_seal_for_another_node_does_not_open() -> None:
     assert (await harness.failure(placed))["code"] == "bad_seal"
 
 
-async def test_garbage_is_answered() -> None:
-    """A dispatch that does not parse is answered with an error, and nothing else happens."""
+async def test_a_malformed_dispatch_is_answered() -> None:
+    """A dispatch that does not parse is answered with an error."""
     harness = RunnerHarness(ScriptedEngine())
     job = Client().order(harness.asks.current[0]).job
     harness.runner.dispatch(harness.link, job, b"\0\0\0\xffgarbage")
@@ -577,7 +581,7 @@ async def test_garbage_is_answered() -> None:
 
 
 async def test_draining_lets_jobs_finish() -> None:
-    """A node that is told to stop takes nothing new, offers no slot, and finishes what runs."""
+    """A stopping node takes no new jobs, offers no slot, and finishes running jobs."""
     opening = asyncio.Event()
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, opening.wait, END))
     running = harness.dispatch()
@@ -591,8 +595,8 @@ async def test_draining_lets_jobs_finish() -> None:
     assert (await harness.receipt(running)).outcome == Outcome.COMPLETED
 
 
-async def test_draining_stops_what_takes_too_long() -> None:
-    """After its grace a stopping node closes what still runs: unpaid where output left, to the next provider where not."""
+async def test_draining_stops_jobs_after_the_grace_period() -> None:
+    """After its grace period a stopping node ends running jobs: uncharged after output, for the next provider before."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, ONE, hang))
     first = harness.dispatch()
     await harness.link.until(Kind.CHUNK, first.job, 2)
@@ -611,7 +615,7 @@ async def test_the_hybrid_seal() -> None:
     assert (await harness.receipt(harness.dispatch())).outcome == Outcome.COMPLETED
 
 
-async def test_wrong_usage_is_clamped() -> None:
+async def test_impossible_usage_is_clamped() -> None:
     """An engine that reports a billion tokens is billed what can be true."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, ResponseEnd(usage=ReportedUsage(10**9, 0, 10**9))))
     receipt = await harness.receipt(harness.dispatch())
@@ -619,7 +623,7 @@ async def test_wrong_usage_is_clamped() -> None:
 
 
 async def test_capacity_leaves_out_engines_that_are_down() -> None:
-    """Slots of an engine that does not answer are not offered."""
+    """Slots of an engine that does not respond are not offered."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     harness.engine.up = False
     assert (harness.runner.capacity().free, harness.runner.capacity().slots) == (0, 0)

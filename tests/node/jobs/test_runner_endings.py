@@ -24,12 +24,12 @@ from tests.node.harness import PlacedJob, RunnerHarness
 
 
 def hang() -> Awaitable[object]:
-    """What an engine that hangs does."""
+    """Returns a step of an engine that never continues."""
     return asyncio.Event().wait()
 
 
-def a_moment() -> Awaitable[object]:
-    """What an engine that works does."""
+def short_pause() -> Awaitable[object]:
+    """Returns a step of an engine that works for a moment."""
     return asyncio.sleep(0)
 
 
@@ -42,7 +42,7 @@ STEPS: dict[str, Step] = {
     "busy": Unavailable(Code.NODE_BUSY, "busy", fault=Fault.ENGINE),
     "down": Unavailable(Code.ENGINE_UNAVAILABLE, "down", fault=Fault.ENGINE),
     "bug": ZeroDivisionError("told to"),
-    "moment": a_moment,
+    "moment": short_pause,
     "hangs": hang,
     "end": ResponseEnd(b"done", usage=ReportedUsage(20, 5, 10)),
 }
@@ -54,7 +54,7 @@ ACTIONS = (
 
 
 async def act(harness: RunnerHarness, action: str, placed: list[PlacedJob], job: PlacedJob) -> None:
-    """One thing that the outside does."""
+    """Performs one external action."""
     runner, link = harness.runner, harness.link
     acts: dict[str, Callable[[], object]] = {
         "credit": lambda: runner.grant_credit(link, job.job, (100).to_bytes(4, "big")),
@@ -76,14 +76,14 @@ async def act(harness: RunnerHarness, action: str, placed: list[PlacedJob], job:
 
 
 def receipts(store: MemoryStore) -> dict[Hash, Receipt]:
-    """The receipts on disk by their order, of which each has one."""
+    """Returns the stored receipts by order; each order has one."""
     receipts_by_order = [(booking.matched.order.digest, booking.receipt.message) for booking in store.receipt_records]
     assert len(dict(receipts_by_order)) == len(receipts_by_order), "one order, one receipt"
     return dict(receipts_by_order)
 
 
 def check_sent(harness: RunnerHarness, placed_job: PlacedJob, receipt: Receipt | None, granted: bool) -> None:
-    """What left of a job, against its receipt."""
+    """Checks what left of a job against its receipt."""
     _, body, transcript, finished = harness.answer(placed_job)
     if not granted:
         assert len(body) <= FIRST_BYTES
@@ -109,11 +109,11 @@ def check_sent(harness: RunnerHarness, placed_job: PlacedJob, receipt: Receipt |
     actions=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 3)), max_size=12),
     granted=st.booleans(),
 )
-def test_however_a_job_ends_the_books_are_in_order(
+def test_every_job_end_leaves_consistent_tabs(
     *, steps: list[str], last: str, actions: list[tuple[str, int]], granted: bool
 ) -> None:
-    """Every order ends once; its receipts follow each other; a charge takes the coordinator's word and a last chunk, and a last
-    chunk takes a receipt that may charge; what is left in flight is nothing.
+    """Every order ends once, its receipts are in sequence, a charge needs the coordinator's confirmation and a last chunk, a last
+    chunk needs a receipt that may charge, and nothing stays in flight.
     """
 
     async def play() -> None:

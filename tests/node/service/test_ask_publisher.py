@@ -21,7 +21,7 @@ DOWN = Unavailable(Code.ENGINE_UNAVAILABLE, "connection refused", fault=Fault.EN
 
 
 class World:
-    """Two engines with a model each, at a time that the test sets."""
+    """Two engines with a model each, with a clock that the test sets."""
 
     def __init__(self, seconds: float = 60.0) -> None:
         self.engines = {name: ScriptedEngine(models=[f"model-{name}"]) for name in ("a", "b")}
@@ -50,12 +50,12 @@ class World:
 
     @property
     def sold(self) -> list[str]:
-        """The models that stand."""
+        """The models of the current asks."""
         return [ask.message.model for ask in self.asks.current]
 
 
-async def test_what_answers_is_offered() -> None:
-    """Every model of every engine that answers has an ask; looking again changes nothing."""
+async def test_every_listed_model_is_offered() -> None:
+    """Every model of every engine that responds has an ask; checking again changes nothing."""
     world = World()
     await world.publisher.check_engines(first=True)
     assert world.sold == ["model-a", "model-b"]
@@ -64,7 +64,7 @@ async def test_what_answers_is_offered() -> None:
 
 
 async def test_asks_follow_an_engine_down_and_up() -> None:
-    """An engine that fails twice has its asks withdrawn and its slots hidden; when it is back, so are they."""
+    """An engine that fails twice has its asks withdrawn and its slots hidden; both return with the engine."""
     world = World()
     await world.publisher.check_engines(first=True)
     world.engines["a"].fault = DOWN
@@ -79,8 +79,8 @@ async def test_asks_follow_an_engine_down_and_up() -> None:
     assert (world.sold, world.pooled["a"].up) == (["model-a", "model-b"], True)
 
 
-async def test_an_engine_that_stays_down_is_left_alone_more_and_more() -> None:
-    """It is asked again after one, two, three rounds, and then every fourth; the other one in every round."""
+async def test_an_engine_that_stays_down_is_checked_less_often() -> None:
+    """It is checked again after one, two and three rounds, and then every fourth; other engines in every round."""
     world = World()
     await world.publisher.check_engines(first=True)
     world.engines["a"].fault = DOWN
@@ -95,7 +95,7 @@ async def test_an_engine_that_stays_down_is_left_alone_more_and_more() -> None:
 
 
 async def test_an_engine_that_is_down_at_the_start() -> None:
-    """What does not answer at the start is not offered, and is as soon as it answers."""
+    """An engine that does not respond at the start is not offered, and is as soon as it responds."""
     world = World()
     world.engines["b"].fault = DOWN
     await world.publisher.check_engines(first=True)
@@ -106,7 +106,7 @@ async def test_an_engine_that_is_down_at_the_start() -> None:
 
 
 async def test_new_models_are_offered() -> None:
-    """A model that an engine loads later gets an ask, one that it drops loses it."""
+    """A model that an engine loads later gets an ask; a removed one loses it."""
     world = World()
     await world.publisher.check_engines(first=True)
     world.engines["a"].model_names = ["another"]
@@ -115,7 +115,7 @@ async def test_new_models_are_offered() -> None:
 
 
 async def test_asks_are_renewed_in_time() -> None:
-    """Past half of their validity asks are signed afresh and announced."""
+    """Past half of their validity, asks are signed anew and announced."""
     world = World()
     await world.publisher.check_engines(first=True)
     world.now += 1_800
@@ -124,8 +124,8 @@ async def test_asks_are_renewed_in_time() -> None:
     assert all(ask.message.valid_until == NOW + 5_400 for ask in world.asks.current)
 
 
-async def test_a_failed_job_is_reason_to_look() -> None:
-    """When a job fails on an engine, it is looked at now, not only when its turn comes."""
+async def test_a_failed_job_triggers_a_check() -> None:
+    """When a job fails on an engine, the engine is checked at once."""
     world = World()
     await world.publisher.check_engines(first=True)
     task = asyncio.create_task(world.publisher.run())
@@ -138,8 +138,8 @@ async def test_a_failed_job_is_reason_to_look() -> None:
     task.cancel()
 
 
-async def test_it_looks_by_itself() -> None:
-    """Left running, it notices changes."""
+async def test_run_notices_changes() -> None:
+    """`run` notices changes."""
     world = World(seconds=0.01)
     task = asyncio.create_task(world.publisher.run())
     async with asyncio.timeout(5):
@@ -148,8 +148,8 @@ async def test_it_looks_by_itself() -> None:
     task.cancel()
 
 
-async def test_a_coordinator_takes_so_many_asks() -> None:
-    """An endpoint with hundreds of models does not make the node's greeting unreadable: the first that fit are offered."""
+async def test_the_number_of_asks_is_limited() -> None:
+    """An engine with hundreds of models does not make HELLO unreadable: the first asks that fit are offered."""
     world = World()
     world.engines["a"].model_names = [f"m{number}" for number in range(MAX_ASKS + 10)]
     await world.publisher.check_engines(first=True)

@@ -15,7 +15,7 @@ STRANGER = signer("stranger").address
 JOB = Client().order(make_asks().current[0]).job
 
 
-async def test_an_operator_can_see_what_happened() -> None:
+async def test_metrics_and_health() -> None:
     """/metrics counts jobs by outcome, tokens and revenue, and /healthz says whether the node can earn."""
     suspected: list[bool] = []
     clock = 0.0
@@ -67,7 +67,7 @@ async def test_an_operator_can_see_what_happened() -> None:
 
 
 def test_revenue_of_an_hour() -> None:
-    """What came in within the last hour, a GPU; of a shorter life, what it would come to."""
+    """Revenue of the last hour per GPU; extrapolated for a younger process."""
     clock = 0.0
     metrics = NodeMetrics(dict, gpus=2, tick=lambda: clock)
     clock = 360.0
@@ -80,7 +80,7 @@ def test_revenue_of_an_hour() -> None:
 
 
 def test_alarms() -> None:
-    """They are counted, and the latest are told at /healthz."""
+    """Alarms are counted, and the latest are reported at /healthz."""
     metrics = NodeMetrics(dict)
     for number in range(30):
         metrics.alarm(f"trouble {number}", PAYER.address, DebtAlarm(400, 0))
@@ -88,6 +88,6 @@ def test_alarms() -> None:
     assert metrics.alarms[0]["due"] == "0.0004"
 
 
-def test_gpus_are_counted_where_there_is_a_way() -> None:
-    """Without NVML there are none, and nothing breaks."""
+def test_gpus_are_counted_if_nvml_is_available() -> None:
+    """Without NVML the count is 0, and nothing fails."""
     assert count_gpus() >= 0

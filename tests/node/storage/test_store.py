@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from node.domain.order_admission import Matched
+from node.domain.order_admission import MatchedOrder
 from node.domain.tabs import Funds, StoredTab
 from node.domain.usage_meter import make_receipt
 from node.ports import CoordinatorHour, ReceiptRecord, WriteOff
@@ -28,7 +28,7 @@ Store = SqlStore | MemoryStore
 
 
 def receipt_record(placed: PlacedJob, tab: ProviderTab, *, output: int = 100, at: int = NOW) -> ReceiptRecord:
-    """The end of a job as the runner stores it."""
+    """Returns the end of a job as the runner stores it."""
     receipt = make_receipt(
         placed.order,
         placed.terms,
@@ -42,7 +42,7 @@ def receipt_record(placed: PlacedJob, tab: ProviderTab, *, output: int = 100, at
 
 
 async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **spoilt: object) -> ReceiptRecord:
-    """One job from begin to book, on a tab that stands at `seq` jobs of 40 units."""
+    """Stores one job from begin to receipt, on a tab that stands at `seq` jobs of 40 units."""
     placed = client.order(ASK, order_with=spoilt)
     await store.begin(admitted(placed), at)
     records = receipt_record(placed, ProviderTab(seq, Amount(40 * seq)), at=at)
@@ -51,13 +51,13 @@ async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, *
 
 
 def open_store(folder: Path) -> SqlStore:
-    """The store of one node."""
+    """Returns the store of one node."""
     return SqlStore(f"sqlite:///{folder / 'node.db'}", PROVIDER.address, DOMAIN)
 
 
 @pytest.fixture(params=["sql", "memory"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    """Both stores: what passes the same tests is interchangeable."""
+    """Provides both stores; implementations that pass the same tests are interchangeable."""
     if request.param == "memory":
         yield MemoryStore()
         return
@@ -67,8 +67,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await sql.close()
 
 
-async def test_a_receipt_brings_its_tab(store: Store) -> None:
-    """Booking a receipt moves the tab to its seq and total; the highest order that can be claimed on is its ceiling."""
+async def test_a_receipt_updates_its_tab(store: Store) -> None:
+    """A receipt moves the tab to its seq and total; the highest claimable order is its cap."""
     client = Client()
     await finish(store, client)
     second = await finish(store, client, 1)
@@ -78,8 +78,8 @@ async def test_a_receipt_brings_its_tab(store: Store) -> None:
     assert (expired.cap, expired.claim_by) == (0, 0)
 
 
-async def test_a_taken_order_stays_taken(store: Store) -> None:
-    """Orders that were begun are remembered until their deadline; none begins twice."""
+async def test_a_consumed_order_stays_consumed(store: Store) -> None:
+    """Begun orders are remembered until their deadline; none begins twice."""
     client = Client()
     first, second = client.order(ASK), client.order(ASK)
     for placed in (first, second):
@@ -91,7 +91,7 @@ async def test_a_taken_order_stays_taken(store: Store) -> None:
 
 
 def refusal(placed: PlacedJob, tab: ProviderTab) -> ReceiptRecord:
-    """The end of an order that was refused."""
+    """Returns the end of a refused order."""
     ended = make_receipt(
         placed.order,
         placed.terms,
@@ -101,12 +101,12 @@ def refusal(placed: PlacedJob, tab: ProviderTab) -> ReceiptRecord:
         commitment=Hash(bytes(32)),
         finished_at=NOW,
     )
-    return ReceiptRecord(Matched(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
+    return ReceiptRecord(MatchedOrder(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
 
 
-async def test_a_refused_order_carries_no_claim(store: Store) -> None:
-    """A refused order moves its tab's seq, is remembered as taken and sent like any receipt; however high its ceiling, no claim
-    and no job rests on it: its terms are not what this provider bears.
+async def test_a_refused_order_backs_no_claim(store: Store) -> None:
+    """A refused order moves its tab's seq, is consumed, and is sent as any receipt; whatever its cap, no claim and no job rests
+    on it.
     """
     client = Client()
     records = await finish(store, client)
@@ -122,8 +122,8 @@ async def test_a_refused_order_carries_no_claim(store: Store) -> None:
         await store.record_refusal(refusal(greedy, ProviderTab(2, Amount(40))))
 
 
-async def test_what_a_killed_process_left(store: Store) -> None:
-    """Orders that were begun, have no receipt and can still be claimed on come back as they were; all others do not."""
+async def test_unfinished_orders(store: Store) -> None:
+    """Begun, claimable orders without a receipt are returned unchanged; all others are not."""
     client = Client()
     await finish(store, client)
     begun, expired = client.order(ASK), client.order(ASK, order_with={"claim_by": NOW + 10})
@@ -136,8 +136,8 @@ async def test_what_a_killed_process_left(store: Store) -> None:
     assert left.order.verify(DOMAIN) == begun.order
 
 
-async def test_dealings_are_kept_by_the_hour(store: Store) -> None:
-    """What an hour came to is replaced by what it comes to later; a look names the hour from which on it wants to know."""
+async def test_coordinator_hours(store: Store) -> None:
+    """Later totals of an hour replace earlier ones; a query names its first hour."""
     first, later = CoordinatorHour("a:443", 5, Amount(1), Amount(2)), CoordinatorHour("a:443", 6, Amount(10**20), Amount(4))
     for dealing in (replace(first, earned=Amount(0)), first, later):
         await store.record_coordinator_hour(dealing)
@@ -145,8 +145,8 @@ async def test_dealings_are_kept_by_the_hour(store: Store) -> None:
     assert await store.coordinator_hours(6) == [later]
 
 
-async def test_receipts_are_kept_until_they_are_confirmed(store: Store) -> None:
-    """Receipts come back page by page, as they were signed, until their coordinator has confirmed them."""
+async def test_receipts_are_unacknowledged_until_confirmed(store: Store) -> None:
+    """Receipts are returned page by page, as they were signed, until their coordinator has confirmed them."""
     client = Client()
     records = [await finish(store, client, seq, at=NOW + seq) for seq in range(5)]
     first = await store.unacknowledged(COORDINATOR.address, NOW + 4, 0, 3)
@@ -161,8 +161,8 @@ async def test_receipts_are_kept_until_they_are_confirmed(store: Store) -> None:
     assert await store.unacknowledged(signer("another").address, NOW + 100, 0, 10) == []
 
 
-async def test_what_a_former_state_signed(tmp_path: Path) -> None:
-    """A receipt that turned up is the tab's, can be claimed on, and needs no more confirmation; who told is remembered."""
+async def test_recovered_receipts(tmp_path: Path) -> None:
+    """A recovered receipt updates the tab, can be claimed and needs no confirmation; completed recoveries are stored."""
     client = Client()
     other = MemoryStore()
     await finish(other, client)
@@ -190,8 +190,8 @@ async def test_what_a_former_state_signed(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_what_can_be_claimed(store: Store) -> None:
-    """A tab is claimable while receipts exceed what was settled, on the highest order that is still good, and says since when."""
+async def test_claimable_tabs(store: Store) -> None:
+    """A tab is claimable while its receipts exceed the settled amount, with the highest live order and the waiting time."""
     client = Client()
     await finish(store, client)
     best = await finish(store, client, 1, at=NOW + 10, ceiling=Amount(1_000))
@@ -210,8 +210,8 @@ async def test_what_can_be_claimed(store: Store) -> None:
     assert tab.since == NOW + 70
 
 
-async def test_a_ceiling_that_is_used_up_claims_nothing(store: Store) -> None:
-    """Where all that the best order authorises is settled, there is nothing to claim, whatever the receipts say."""
+async def test_a_used_up_cap_claims_nothing(store: Store) -> None:
+    """If the best order's cap is settled, nothing can be claimed, whatever the receipts say."""
     await finish(store, Client(), ceiling=Amount(30))
     (tab,) = await store.claimable(NOW, 10)
     assert tab.due == 30
@@ -219,8 +219,8 @@ async def test_a_ceiling_that_is_used_up_claims_nothing(store: Store) -> None:
     assert await store.claimable(NOW, 10) == []
 
 
-async def test_claims_are_remembered(store: Store) -> None:
-    """What was handed in, and when, is known to the next look."""
+async def test_claims_are_stored(store: Store) -> None:
+    """The next check knows the submitted claim and its time."""
     records = await finish(store, Client())
     row = ClaimRow(payer=PAYER.address, order_hash=records.matched.order.digest, seq=1, cumulative_cost=Amount(40))
     await store.record_claim(PROVIDER.sign(Claim(provider=PROVIDER.address, rows=(row,)), DOMAIN), NOW + 5)
@@ -229,7 +229,7 @@ async def test_claims_are_remembered(store: Store) -> None:
 
 
 async def test_a_second_receipt_of_a_seq_is_never_stored(store: Store) -> None:
-    """Two receipts with one number would cost the stake: the store takes the first only, and the tab stays."""
+    """Two receipts with one number would cost the stake: the store accepts only the first, and the tab stays."""
     client = Client()
     await finish(store, client)
     placed = client.order(ASK)
@@ -241,7 +241,7 @@ async def test_a_second_receipt_of_a_seq_is_never_stored(store: Store) -> None:
 
 
 async def test_the_database_itself_refuses_a_second_receipt_of_a_seq(tmp_path: Path) -> None:
-    """Also where another program writes to it, no payer has two receipts of one number."""
+    """Even for another program, the database accepts only one receipt per payer and number."""
     store = open_store(tmp_path)
     await store.start()
     await finish(store, Client())
@@ -255,7 +255,7 @@ async def test_the_database_itself_refuses_a_second_receipt_of_a_seq(tmp_path: P
 
 
 async def test_a_tab_never_goes_back(tmp_path: Path) -> None:
-    """A receipt that is stored after a later one of a former state turned up does not take the tab back."""
+    """A receipt stored after a later recovered one does not move the tab back."""
     other, client = MemoryStore(), Client()
     records = [await finish(other, client, seq) for seq in range(3)]
     store = open_store(tmp_path)
@@ -269,8 +269,8 @@ async def test_a_tab_never_goes_back(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_no_ceiling_outlives_its_order(store: Store) -> None:
-    """All ceilings come back with their times, the highest first, without those that another makes needless."""
+async def test_no_cap_outlives_its_order(store: Store) -> None:
+    """All caps are returned with their claimBy, highest first, without redundant ones."""
     client = Client()
     for cap, hours in ((500, 1), (400, 2), (300, 2), (200, 5), (200, 4), (450, 1)):
         await store.begin(admitted(client.order(ASK, order_with=_order(cap, hours))), NOW)
@@ -287,9 +287,7 @@ def _order(cap: int, hours: int) -> dict[str, object]:
 
 
 async def test_a_debt_is_written_off_when_its_orders_have_expired(store: Store) -> None:
-    """Not a second before the last order has expired; only what no longer-lived order covers; and less again once the chain has
-    paid, or the payer has signed for it anew.
-    """
+    """Debt is written off at the expiry of the last order that covers it, and less again after a settlement or a new order."""
     client = Client()
     await finish(store, client, ceiling=Amount(40), claim_by=NOW + 100)
     await finish(store, client, 1, ceiling=Amount(80), claim_by=NOW + 50)
