@@ -26,7 +26,7 @@ CHAIN_ID = 31337
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Executed:
     """A call that went through. `gas` is what the whole transaction would cost, calldata and refunds included."""
 
     output: bytes
@@ -41,7 +41,7 @@ class Done:
 NOWHERE = LogPosition(0, 0, "", "")
 
 
-class Ground:
+class MemoryChain:
     """An EVM state of one's own at a time of one's own."""
 
     def __init__(self, chain_id: int = CHAIN_ID) -> None:
@@ -83,7 +83,7 @@ class Ground:
         self._finish(self.state.computation_class.apply_create_message(self.state, message, self._transaction(raw)))
         return _address(address)
 
-    def send(self, sender: Address, to: Address, data: bytes, *, gas: int = 1 << 40) -> Done:
+    def send(self, sender: Address, to: Address, data: bytes, *, gas: int = 1 << 40) -> Executed:
         """One transaction. Raises what the contract says, and then nothing has happened."""
         raw, target = _raw(sender), _raw(to)
         self.state.mark_address_warm(raw)
@@ -93,7 +93,7 @@ class Ground:
         self._finish(computation)
         logs = tuple(map(_log, computation.get_log_entries()))
         used = gas - computation.get_gas_remaining()
-        return Done(computation.output, _whole_gas(data, used, computation.get_gas_refund()), logs)
+        return Executed(computation.output, _whole_gas(data, used, computation.get_gas_refund()), logs)
 
     def ask(self, to: Address, data: bytes) -> bytes:
         """The answer of a view."""
@@ -146,4 +146,4 @@ def _address(raw: bytes) -> Address:
     return Address("0x" + raw.hex())
 
 
-__all__ = ["CHAIN_ID", "MAX_TRANSACTION_GAS", "NOWHERE", "START", "Done", "Ground"]
+__all__ = ["CHAIN_ID", "MAX_TRANSACTION_GAS", "NOWHERE", "START", "Executed", "MemoryChain"]
