@@ -9,7 +9,7 @@ from docs.generate.markdown import code, table
 from tallystick.protocol.errors import PUBLIC, Code
 
 ROOT = Path(__file__).parent.parent.parent
-_RAISED = re.compile(r"\b(Refusal|Unavailable|Unfinished)\(\s*Code\.([A-Z_]+)")
+_RAISED = re.compile(r"\b(Refusal|Unavailable|StreamInterrupted)\(\s*Code\.([A-Z_]+)")
 
 INTRODUCTION = """# Error codes
 
@@ -189,7 +189,7 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
     Code.CLIENT_BUSY: (
         "This client has as many jobs or bytes under way as it allows.",
         "client",
-        "Retry later, or raise `max_jobs` or `max_bodies_bytes`.",
+        "Retry later, or raise `max_jobs` or `max_total_body_bytes`.",
     ),
     Code.UNAUTHENTICATED: (
         "The caller did not prove an account or an API key, or not the right one.",
