@@ -241,14 +241,14 @@ async def test_a_list_without_an_end_is_cut() -> None:
 @pytest.mark.parametrize("filler", [b"[", b"{", b'""', b",", b'"\\"', b"[],", b"1,", b'{"a":1},'])
 def test_reading_a_hostile_list_is_bounded(filler: bytes) -> None:
     """Kept bytes, items and work of any 40 MiB are bounded, and what is kept is JSON."""
-    trimmer, piece = BoundedJsonReader(), filler * ((1 << 18) // len(filler))
-    trimmer.feed(b'{"asks": [')
+    reader, piece = BoundedJsonReader(), filler * ((1 << 18) // len(filler))
+    reader.feed(b'{"asks": [')
     began = time.process_time()
-    while trimmer.seen < 40 << 20 and not trimmer.full:
-        trimmer.feed(piece)
+    while reader.seen < 40 << 20 and not reader.full:
+        reader.feed(piece)
     assert time.process_time() - began < 20
-    assert trimmer._tokens <= MAX_TOKENS + 1
-    kept = trimmer.close()
+    assert reader._tokens <= MAX_TOKENS + 1
+    kept = reader.close()
     assert len(kept) < MAX_CONTROL
     if filler not in (b",", b"1,"):  # two commas in a row were never JSON
         assert len(json.loads(kept)["asks"]) <= MAX_ITEMS + 1
@@ -278,16 +278,16 @@ def test_trimming_leaves_all_else_alone(seed: int) -> None:
         document = {f"m{number}": value() for number in range(4)}
         limit, step = rng.choice((1, 10, 40, MAX_ITEM)), rng.choice((1, 2, 3, 7, 1_000))
         text = json.dumps(document, indent=rng.choice((None, 1)), ensure_ascii=rng.random() < 0.5).encode()
-        trimmer = BoundedJsonReader(limit)
+        reader = BoundedJsonReader(limit)
         for begin in range(0, len(text), step):
-            trimmer.feed(text[begin : begin + step])
-        found = json.loads(trimmer.close())
-        assert found.keys() == document.keys()
+            reader.feed(text[begin : begin + step])
+        parsed = json.loads(reader.close())
+        assert parsed.keys() == document.keys()
         for name, was in document.items():
             if isinstance(was, list) and limit < MAX_ITEM:
-                assert [one if kept is not None else None for one, kept in zip(was, found[name], strict=True)] == found[name]
+                assert [item if kept is not None else None for item, kept in zip(was, parsed[name], strict=True)] == parsed[name]
             else:
-                assert found[name] == was
+                assert parsed[name] == was
 
 
 # Pages
