@@ -1,4 +1,4 @@
-"""The embedded engine from the command line: installed with a progress bar, once for each user."""
+"""Installs the embedded engine once per user, with a progress bar."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tallystick.runtime.config import home
 
 
 def install_embedded_engine() -> Path:
-    """The folder of llama.cpp's server and its model, which are downloaded if they are not there yet.
+    """Downloads llama.cpp's server and its model unless they are installed. Returns their folder.
 
-    Raises Unavailable if they cannot be had on this machine, or if the model's file was altered.
+    Raises Unavailable if the download fails, or if the model's file was modified.
     """
     from node.engines.embedded import INSTALL_BYTES, MODEL, embedded_folder, install, is_installed, verify_model
 

@@ -22,7 +22,7 @@ def complete_wallets(incomplete: str) -> list[str]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-StandIn = Annotated[bool, typer.Option("--stand-in", help="Sell a stand-in for an engine, which says that it is no model.")]
+StandIn = Annotated[bool, typer.Option("--stand-in", help="Use a stand-in engine, whose answers say that it is no model.")]
 Wallet = Annotated[
     str,
     typer.Option(

@@ -1,4 +1,4 @@
-"""Idempotency keys at the client: one job a key, clear errors, bounded memory. tests/e2e/test_kills.py proves the rest."""
+"""Idempotency keys at the client: one job a key, clear errors, bounded memory. tests.e2e.test_sigkill.py proves the rest."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from tallystick.chain.rpc import Rpc
 from tallystick.cli.local import demo, services
 from tallystick.cli.local.processes import ManagedProcess, ProcessGroup, free_port
 from tallystick.runtime.keystore import PASSWORD_FILE_ENV
-from tests.e2e.test_kills import DEEP, SEED, STREAM_SECONDS, Cluster, _check_job, _check_tabs, _settled, _until
+from tests.e2e.test_sigkill import DEEP, SEED, STREAM_SECONDS, Cluster, _check_job, _check_tabs, _settled, _until
 
 ROUNDS = int(os.environ.get("TALLYSTICK_KILLS", "60" if DEEP else "3"))
 GATEWAYS = ("gateway-a", "gateway-b")

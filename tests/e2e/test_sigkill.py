@@ -32,7 +32,7 @@ from tallystick.protocol.wire import loads
 DEEP = os.environ.get("TALLYSTICK_PROOF") == "deep"
 KILLS = int(os.environ.get("TALLYSTICK_KILLS", "200" if DEEP else "6"))
 SEED = int(os.environ.get("TALLYSTICK_SEED", "1"))
-PATIENCE = 45
+TIMEOUT_SECONDS = 45
 TERMINAL = {"completed", "cancelled", "failed", "expired", "disputed"}
 VICTIMS = ("gateway", "coordinator", "node-a", "node-b")
 STREAM_SECONDS = 0.8
@@ -77,13 +77,13 @@ class Cluster:
 async def _until(ready: Callable[[], Any], what: str) -> Any:
     """Repeats a request until it succeeds; a process may be down meanwhile."""
     value: object = None
-    for _ in range(PATIENCE * 10):
+    for _ in range(TIMEOUT_SECONDS * 10):
         with suppress(httpx.HTTPError, sqlite3.OperationalError):
             value = await ready()
             if value:
                 return value
         await asyncio.sleep(0.1)
-    pytest.fail(f"{what}: not within {PATIENCE} s; last seen {value}")
+    pytest.fail(f"{what}: not within {TIMEOUT_SECONDS} s; last seen {value}")
 
 
 async def _ask(cluster: Cluster, key: str) -> tuple[int, bytes]:
@@ -165,7 +165,7 @@ async def _kill_during_a_job(cluster: Cluster, seed: int) -> str:
     await cluster.start(victim)
     arrived = b""
     with suppress(httpx.HTTPError):
-        _, arrived = await asyncio.wait_for(first, PATIENCE)
+        _, arrived = await asyncio.wait_for(first, TIMEOUT_SECONDS)
     status, body = await _until(lambda: _repeat(cluster, key), f"seed {seed}: an answer after {victim} was killed")
     jobs = cluster.rows("payer", f"SELECT job FROM keys WHERE key = '{key}'")
     if not jobs:
