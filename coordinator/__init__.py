@@ -1,3 +1,3 @@
-"""The coordinator: matches orders to asks, relays ciphertext, checks receipts, batches claims. It holds no funds and no keys
-that open anything.
+"""The coordinator: matches orders to asks, relays ciphertext, checks receipts, batches claims. It holds no funds, and no keys
+that decrypt anything.
 """

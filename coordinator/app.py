@@ -1,6 +1,6 @@
-"""The composition root: builds the parts from the config, starts them in order, stops them in reverse.
+"""The composition root: builds the coordinator's parts from the config, starts them in order and stops them in reverse.
 
-A stop lets live jobs end, for a while. If a part dies of a bug, all stop with its error: no coordinator lives on without them.
+At a stop, live jobs have DRAIN_SECONDS to end. If a background task fails, the whole coordinator stops with its error.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from coordinator.config import CoordinatorConfig
 from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import MAX_LINK_FRAME
-from coordinator.http.api import ApiContext, Info, build_control_plane
+from coordinator.http.api import ApiContext, build_control_plane
 from coordinator.http.jobs_route import PATH as JOBS_PATH
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.node_hub import NodeHub
 from coordinator.http.request_bodies import RequestBodies
 from coordinator.http.request_limiter import RequestLimiter
 from coordinator.http.response_buffer import Retention
+from coordinator.http.schemas import Info
 from coordinator.jobs.market import Market
 from coordinator.ports import ResponseStore
 from coordinator.storage.store import Store
@@ -48,7 +49,7 @@ NODE_PATH = "/v1/node"
 
 
 class App:
-    """The ASGI app: two raw routes, and FastAPI for everything else."""
+    """The ASGI app: two raw routes for jobs and node links, and FastAPI for everything else."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class App:
 
 
 async def run(config: CoordinatorConfig, signer: Signer) -> None:
-    """Serves until SIGTERM or SIGINT. Raises TallyError where it cannot start."""
+    """Serves until SIGTERM or SIGINT. Raises TallyError if the coordinator cannot start."""
     logs.configure(json=config.log_json, level=config.log_level)
     async with running(config, signer) as port:
         log.info("coordinator ready", address=signer.address, url=f"http://{config.host}:{port}")
@@ -87,7 +88,7 @@ async def run(config: CoordinatorConfig, signer: Signer) -> None:
 
 @contextlib.asynccontextmanager
 async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[int]:
-    """The whole coordinator as a context: yields the bound port."""
+    """Runs the whole coordinator while the context lasts. Yields the bound port."""
     deployment = _deployment(config)
     rpc = Rpc(config.rpc or deployment.rpc)
     store = Store(config.db)
@@ -123,7 +124,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         context = ApiContext(market, lambda: hub.connected, store, store, store, _info(config, deployment, signer))
         app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
         server = serving(app, config.host, config.port, limits=config.connection_limits, ws_max_size=MAX_LINK_FRAME)
-        async with server as port, _beside(settler.run(), fees.run(), _sweep(market), store.guard()):
+        async with server as port, _background(settler.run(), fees.run(), _sweep(market), store.guard()):
             try:
                 yield port
                 await market.drain(DRAIN_SECONDS)
@@ -136,18 +137,18 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
 
 
 @contextlib.asynccontextmanager
-async def _beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs endless loops for as long as the context lasts; one that dies ends the context with its error."""
+async def _background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs endless loops while the context lasts. A loop that fails ends the context with its error."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(loop) for loop in loops]
             yield
             for task in tasks:
                 task.cancel()
-    except BaseExceptionGroup as died:
-        lawful, bugs = died.split(TallyError)
-        if lawful is not None and bugs is None:
-            raise lawful.exceptions[0] from None
+    except BaseExceptionGroup as failures:
+        expected, bugs = failures.split(TallyError)
+        if expected is not None and bugs is None:
+            raise expected.exceptions[0] from None
         raise
 
 

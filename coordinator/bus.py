@@ -1,6 +1,4 @@
-"""The bus: frames on their way between jobs and nodes, addressed by subject. In one process it is a table of handlers; between
-replicas the same verbs run over a broker.
-"""
+"""The bus: delivers frames between jobs and nodes, addressed by subject. Within one process it is a table of handlers."""
 
 from __future__ import annotations
 
@@ -8,22 +6,22 @@ from coordinator.ports import Handler
 
 
 class InProcessBus:
-    """Delivers at once to the handler of the subject. Handlers never block: they queue, or raise when their queue is full."""
+    """Delivers synchronously to the handler of the subject. Handlers do not block: they queue, or raise if full."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
 
     def attach(self, subject: str, handler: Handler) -> None:
-        """From now on frames for the subject go to this handler, and no longer to any former one."""
+        """Registers the handler of a subject and replaces a former one."""
         self._handlers[subject] = handler
 
     def detach(self, subject: str, handler: Handler) -> None:
-        """Stops delivery to this handler, if it is still the subject's."""
+        """Unregisters this handler, if it is still the subject's."""
         if self._handlers.get(subject) == handler:
             del self._handlers[subject]
 
     def send(self, subject: str, frame: bytes) -> bool:
-        """Delivers a frame; False where nobody listens."""
+        """Delivers a frame. Returns False if the subject has no handler."""
         handler = self._handlers.get(subject)
         if handler is None:
             return False

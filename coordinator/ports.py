@@ -1,4 +1,7 @@
-"""What the market needs of the world, as narrow protocols. Adapters implement them; `memory.py` holds their twins for tests."""
+"""Ports: the protocols through which the coordinator reaches its database, the chain and the nodes, and the records they carry.
+
+`storage/memory.py` has in-memory implementations for tests.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from tallystick.protocol.types import Address, Amount, JobId
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One provider's try at a job: what was ordered of it, how far it came, and why it ended if it failed.
+    """One provider's attempt at a job: its order, its state, and the reason if it failed.
 
-    `delivered`: the last chunk of its answer was relayed. `cancelled`: its node was told that the client cancelled. `unseen`: no
-    process of this coordinator saw its end, so the other two say nothing.
+    `delivered`: the last chunk of the response was relayed. `cancelled`: the node was told that the client cancelled. `unseen`:
+    no process of this coordinator saw the attempt's end, so `delivered` and `cancelled` are unknown.
     """
 
     order: Signed[Order]
@@ -31,17 +34,17 @@ class AttemptRecord:
     cancelled: bool = False
     unseen: bool = False
     raw: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
-    """The candidate that it was read from, as JSON: what a store need not write again."""
+    """The candidate's original JSON, which saves the store from serialising it again."""
 
     @property
     def provider(self) -> Address:
-        """Whose try it was."""
+        """The provider of the attempt."""
         return self.order.message.provider
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as it is stored: where it stands, and its attempts so far, at least one and each with another provider."""
+    """A job as it is stored: its state, and its attempts so far. There is at least one, and each has another provider."""
 
     job: JobId
     payer: Address
@@ -52,31 +55,31 @@ class JobRecord:
 
     @property
     def last(self) -> AttemptRecord:
-        """The attempt in force."""
+        """The latest attempt."""
         return self.attempts[-1]
 
     def attempt_of(self, provider: Address) -> AttemptRecord | None:
-        """This provider's attempt, if it had one."""
+        """Returns this provider's attempt, or None."""
         return next((attempt for attempt in self.attempts if attempt.provider == provider), None)
 
 
 @dataclass(frozen=True, slots=True)
 class KnownJob:
-    """A job as the store knows it, with the receipts of its attempts by provider."""
+    """A stored job, with the receipts of its attempts by provider."""
 
     record: JobRecord
     receipts: Mapping[Address, Signed[Receipt]]
 
     @property
     def receipt(self) -> Signed[Receipt] | None:
-        """The receipt of the attempt in force."""
+        """The receipt of the latest attempt, or None."""
         return self.receipts.get(self.record.last.provider)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredState:
-    """What a process starts from: jobs that must not be placed again, what each tab (payer, provider) came to, and what
-    providers are known for.
+    """What a process starts from: jobs that must not be placed again, the total of each tab (payer, provider), and the
+    reputation records of providers.
     """
 
     jobs: tuple[JobId, ...]
@@ -86,7 +89,7 @@ class StoredState:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What the chain settled for a tab, last."""
+    """The latest settlement of a tab on chain."""
 
     payer: Address
     provider: Address
@@ -97,7 +100,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Backing:
-    """What stands on chain for one payer with one provider, in base units. What is on its way out is in neither `free` nor
+    """A payer's funds on chain for one provider, in base units. Funds that are being withdrawn are in neither `free` nor
     `reserved`. `opened`: whether the payer has a purse at all.
     """
 
@@ -111,83 +114,83 @@ Handler = Callable[[bytes], None]
 
 
 def node_subject(provider: Address) -> str:
-    """Where frames for a node go."""
+    """Returns the bus subject of frames for a node."""
     return f"node.{provider}"
 
 
 def job_subject(job: JobId) -> str:
-    """Where a node's frames for a job go."""
+    """Returns the bus subject of a node's frames for a job."""
     return f"job.{job.hex()}"
 
 
 class Bus(Protocol):
-    """Frames on their way; see bus.py."""
+    """Delivers frames between jobs and nodes; see bus.py."""
 
     def attach(self, subject: str, handler: Handler) -> None:
-        """Registers the subject's handler."""
+        """Registers the handler of a subject."""
 
     def detach(self, subject: str, handler: Handler) -> None:
-        """Unregisters it."""
+        """Unregisters the handler of a subject."""
 
     def send(self, subject: str, frame: bytes) -> bool:
-        """Delivers, or answers False where nobody listens."""
+        """Delivers a frame. Returns False if the subject has no handler."""
         ...
 
 
 class JobStore(Protocol):
-    """Where jobs and receipts are kept. What a coroutine returned from is durable. A terminal state is never replaced."""
+    """Stores jobs and receipts. Writes are durable when their coroutine returns. A terminal state is never replaced."""
 
     def enqueue_job(self, record: JobRecord) -> None:
-        """Stores a job, or its newer state, before anything stored later. Raises Unavailable if it is too far behind."""
+        """Queues a job, or its newer state, to be stored before all later writes. Raises Unavailable if the queue is too long."""
 
     async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
-        """Stores a receipt of a job, what its tab comes to, and the job's final state if given, together.
+        """Stores a receipt, the total of its tab, and the job's final state if given, in one transaction.
 
-        The first receipt of an attempt stays, whatever comes later. Raises Unavailable.
+        The first receipt of an attempt is never replaced. Raises Unavailable.
         """
 
     async def job(self, job: JobId) -> KnownJob | None:
-        """A job with all that was noted of it, if it is known. Raises Unavailable."""
+        """Returns a job after all queued writes, or None. Raises Unavailable."""
 
     async def load_state(self, now: int, since: int) -> StoredState:
-        """At the start of a process: ends jobs that a former one left open as failed, their last attempts as unseen, and gives
-        back what must be remembered: the jobs created at or after `since`, the highest total of each tab, and the records of
-        providers. Raises Unavailable.
+        """Loads what a process starts from: jobs created at or after `since`, the highest total of each tab, and reputation.
+
+        Jobs that a former process left open are ended as failed at `now`, with their last attempts unseen. Raises Unavailable.
         """
         ...
 
     def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
-        """Stores what these providers are known for, instead of what was stored before. Raises Unavailable."""
+        """Queues the reputation records of these providers, replacing earlier ones. Raises Unavailable."""
 
 
 class Funds(Protocol):
-    """What the chain says of a payer, and of who stands behind an ask."""
+    """Funds of payers and stakes of providers on chain."""
 
     async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:
-        """Free balance, reservation and settled total, perhaps some seconds old unless `fresh` is asked for.
+        """Returns free balance, reservation and settled total. They may be some seconds old unless `fresh`.
 
-        Raises Unavailable if the chain does not answer, and either it never did or a fresh answer is wanted.
+        Raises Unavailable if the chain does not answer, and there is no earlier answer or `fresh` is set.
         """
         ...
 
     async def stake(self, provider: Address) -> Amount:
-        """What a provider has staked and is not taking out, perhaps a minute old. Raises Unavailable if the chain is silent."""
+        """Returns a provider's stake that is not being withdrawn, up to a minute old. Raises Unavailable."""
         ...
 
 
 WAITING_CLAIMS = 128
-"""Claims of one provider that may wait at once."""
+"""Claims of one provider that may be pending."""
 
 
 def too_many_claims(provider: Address) -> Unavailable:
-    """Why a claim is not stored now."""
-    text = f"{WAITING_CLAIMS} claims of {provider} wait already, which is all that one provider may have waiting"
+    """Returns the error for a provider that has WAITING_CLAIMS pending claims."""
+    text = f"{WAITING_CLAIMS} claims of {provider} are pending, the maximum; send more after some were settled"
     return Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
 
 
 @dataclass(frozen=True, slots=True)
 class PendingClaim:
-    """A claim that is stored and waits for the chain."""
+    """A stored claim that is not settled yet."""
 
     id: int
     request: ClaimRequest
@@ -195,7 +198,7 @@ class PendingClaim:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far the chain's events were read: `block` is the first that was not, `tip` the hash of the one before it."""
+    """How far the chain's events were read: `block` is the first unread block, `tip` the hash of the block before it."""
 
     block: int
     tip: str = ""
@@ -203,7 +206,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """All frames of an ended job, sealed as they came, for who posts the same bytes again. `fingerprint`: of those bytes."""
+    """The sealed frames of an ended job, for a client that posts the same bytes again. `fingerprint`: of those bytes."""
 
     job: JobId
     fingerprint: bytes
@@ -213,58 +216,62 @@ class StoredResponse:
 
 
 class ResponseStore(Protocol):
-    """Answers that outlive a process."""
+    """Stores responses beyond the process."""
 
-    async def put_response(self, kept: StoredResponse, *, since: int, max_bytes: int) -> None:
-        """Durable on return. Those that ended before `since` are forgotten; where all take more than `room` bytes, now or some
-        answers later, the oldest of the payer whose answers take most. Raises Unavailable.
+    async def put_response(self, stored: StoredResponse, *, since: int, max_bytes: int) -> None:
+        """Stores a response, durable on return, and deletes those that ended before `since`.
+
+        If all responses take more than `max_bytes`, now or some responses later, the oldest ones of the payer that holds most
+        are deleted. Raises Unavailable.
         """
         ...
 
     async def response(self, job: JobId, since: int) -> StoredResponse | None:
-        """The answer of a job that ended at `since` or later. Raises Unavailable."""
+        """Returns the response of a job that ended at `since` or later, or None. Raises Unavailable."""
         ...
 
 
 class TabStore(Protocol):
-    """What a provider or a payer may have lost."""
+    """Receipts of tabs, for a provider or a payer that lost its state."""
 
     async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
-        """The last receipt of each of a provider's tabs with payers after this one, in their order. Raises Unavailable."""
+        """Returns the last receipt of each of a provider's tabs, by payer, for payers after `after`. Raises Unavailable."""
         ...
 
     async def receipts_of(self, payer: Address, provider: Address, limit: int) -> list[LateReceipt]:
-        """The receipts of one tab, highest total first. Raises Unavailable."""
+        """Returns the receipts of one tab, highest total first. Raises Unavailable."""
         ...
 
 
 class ClaimStore(Protocol):
-    """Where claims wait, and what came of them."""
+    """Stores pending claims and settlements."""
 
     async def put_claim(self, request: ClaimRequest, now: int) -> None:
-        """Stores a claim to be settled. One that was stored before is not stored twice, but waits again. Its provider's claims
-        that were closed without a transaction are forgotten. Raises Unavailable where WAITING_CLAIMS of its provider wait.
+        """Stores a pending claim. A claim that was stored before becomes pending again.
+
+        Claims of the same provider that were closed without a transaction are deleted. Raises Unavailable if WAITING_CLAIMS
+        claims of the provider are pending.
         """
 
-    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
-        """Claims that wait: the oldest of each provider, then the second of each, and so on; none of the providers in
-        `passing`.
+    async def pending_claims(self, limit: int, skipped: Iterable[Address] = ()) -> list[PendingClaim]:
+        """Returns pending claims: the oldest of each provider, then the second of each, and so on. Skips the providers in
+        `skipped`.
         """
         ...
 
     async def close_claims(self, ids: list[int], tx: str) -> None:
-        """These were submitted in that transaction and are done with."""
+        """Closes claims: `tx` is the transaction that settled them, or the reason why none did."""
 
     async def cursor(self) -> Cursor | None:
-        """How far events were taken in, if any were."""
+        """Returns how far events were read, or None if none were."""
         ...
 
     async def put_settlements(self, settlements: list[Settlement], cursor: Cursor) -> None:
-        """Stores what the chain settled, and how far its events were read, together. Repeating it changes nothing."""
+        """Stores settlements and the cursor in one transaction. Idempotent."""
 
     async def forget_settlements(self) -> None:
-        """The chain took back what was final: no settlement is known, no event read, and claims that were sent wait again."""
+        """Deletes settlements and cursor after a deep reorganisation; claims that were sent become pending again."""
 
     async def settlement(self, payer: Address, provider: Address) -> Settlement | None:
-        """The latest settlement of a tab."""
+        """Returns the latest settlement of a tab, or None."""
         ...

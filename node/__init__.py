@@ -1,1 +1,1 @@
-"""The node: a provider's daemon, which wraps an engine and sells what it writes."""
+"""The node: a provider's daemon that sells the output of an inference engine."""

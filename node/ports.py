@@ -1,6 +1,6 @@
-"""What the core asks of the world: an engine, a store, a link, the chain.
+"""The interfaces that the node's core needs: an engine, a store, a link to a coordinator, the chain, an observer.
 
-Narrow, each with a twin in memory (`node.testing.memory`).
+Each interface is narrow and has an in-memory implementation in `node.testing.memory`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tallystick.protocol.wire import Kind
 
 # Engine
 
-CROWDED_KV = 0.95
+FULL_KV_CACHE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseStart:
-    """The engine took the request: its status and content type. A status from 400 is a deterministic no, meant for the client."""
+    """The engine accepted the request. A status of 400 or more is a deterministic refusal that the client receives."""
 
     status: int
     content_type: str
@@ -35,7 +35,9 @@ class ResponseStart:
 
 @dataclass(frozen=True, slots=True)
 class ResponsePart:
-    """Some bytes of the answer's body. `output`: a user would see something of it; `text`: bytes of generated text in it."""
+    """Bytes of the response body. `has_output`: the user would see something of them; `text_bytes`: bytes of generated text in
+    them.
+    """
 
     data: bytes
     has_output: bool
@@ -45,7 +47,7 @@ class ResponsePart:
 
 @dataclass(frozen=True, slots=True)
 class ResponseEnd:
-    """The answer ended by itself. `tail`: its last bytes; `truncated`: it ended at the output limit."""
+    """The engine finished the response. `tail`: the last bytes of the body; `truncated`: the output limit was reached."""
 
     tail: bytes = b""
     text_bytes: int = 0
@@ -58,32 +60,35 @@ EngineEvent = ResponseStart | ResponsePart | ResponseEnd
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What an engine says of itself: requests that wait in it, and the share of its KV cache that is used, where it tells."""
+    """The load that an engine reports: the number of waiting requests and the used share of its KV cache (None: not reported)."""
 
     waiting: int
     kv_used: float | None = None
 
     @property
     def has_queue(self) -> bool:
-        """Whether one more request would wait."""
-        return self.waiting > 0 or (self.kv_used is not None and self.kv_used >= CROWDED_KV)
+        """Whether one more request would have to wait."""
+        return self.waiting > 0 or (self.kv_used is not None and self.kv_used >= FULL_KV_CACHE)
 
 
 class Engine(Protocol):
-    """One endpoint that answers requests."""
+    """One endpoint that answers inference requests."""
 
     def answer(self, call: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
-        """A Head, any number of Pieces, one End. Raises Unavailable (node_busy: try elsewhere now; engine_unavailable: it is
-        down or its answer is broken). Closing the generator stops the engine at once.
+        """Yields one ResponseStart, any number of ResponseParts, and one ResponseEnd. Closing the generator stops the engine at
+        once.
+
+        Raises Unavailable: `node_busy` if another provider should be tried now, `engine_unavailable` if the engine is down or its
+        response is malformed.
         """
         ...
 
     async def models(self) -> tuple[UpstreamModel, ...]:
-        """The models that it serves now; its health check. Raises Unavailable."""
+        """Returns the models that the engine serves now; this is also its health check. Raises Unavailable."""
         ...
 
     async def load(self) -> EngineLoad | None:
-        """What it says of its own queue; None where it says nothing. Never raises."""
+        """Returns the engine's reported load; None if it reports none. Never raises."""
         ...
 
 
@@ -92,7 +97,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReceiptRecord:
-    """What is stored when a job ends with a receipt, or when an order is refused with one."""
+    """The order and the receipt that are stored together when a job ends or an order is refused."""
 
     matched: Matched
     receipt: Verified[Receipt]
@@ -100,7 +105,7 @@ class ReceiptRecord:
 
 @dataclass(frozen=True, slots=True)
 class UnacknowledgedReceipt:
-    """A receipt that its coordinator has not confirmed, and what it is for."""
+    """A receipt that its coordinator has not confirmed, with the evidence that goes with it."""
 
     job: JobId
     late_receipt: LateReceipt
@@ -108,9 +113,9 @@ class UnacknowledgedReceipt:
 
 @dataclass(frozen=True, slots=True)
 class ClaimableTab:
-    """A tab on which the chain owes: its last receipt, the best order to claim on, and since when what is uncollected waits.
+    """A tab with an unsettled amount: its last receipt, the best order to claim with, and the last claim that was submitted.
 
-    `claimed_at` and `claimed` tell of the last claim that was handed in; times are Unix seconds.
+    Amounts are base units. Times are Unix seconds; `since` is when the oldest uncollected receipt was made.
     """
 
     payer: Address
@@ -125,29 +130,31 @@ class ClaimableTab:
 
     @property
     def due(self) -> int:
-        """What a claim would bring now, in base units."""
+        """The amount that a claim would collect now, in base units."""
         return min(self.cumulative, self.order.message.ceiling) - self.settled
 
 
 class JobStore(Protocol):
-    """What the runner needs to remember."""
+    """The store that the job runner needs."""
 
     async def begin(self, admitted: Admitted, at: int) -> None:
-        """The order was taken: durable before the first output byte leaves, so that a restart never runs it again."""
+        """Stores an admitted order. The order is durable before the first output byte leaves, so a restart never runs it
+        again.
+        """
         ...
 
     async def record_receipt(self, booking: ReceiptRecord) -> None:
-        """Receipt, job and tab, in one transaction, durable on return. Raises Unavailable, with nothing written."""
+        """Stores receipt, job and tab in one transaction; durable on return. Raises Unavailable if nothing was written."""
         ...
 
     async def record_refusal(self, booking: ReceiptRecord) -> None:
-        """Order, receipt, job and tab of an order that was refused, as `book`. No claim ever rests on such an order."""
+        """Stores order, receipt, job and tab of a refused order, as `record_receipt` does. Such an order never backs a claim."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorHour:
-    """What the jobs of the coordinator at `endpoint` earned and cost in one hour (Unix hours), in base units."""
+    """Earnings and unpaid work of the jobs from the coordinator at `endpoint` in one hour (Unix time / 3600), in base units."""
 
     endpoint: str
     hour: int
@@ -156,20 +163,20 @@ class CoordinatorHour:
 
 
 class CoordinatorCreditStore(Protocol):
-    """What is remembered of how coordinators behaved."""
+    """The store that coordinator credit needs."""
 
     async def record_coordinator_hour(self, dealing: CoordinatorHour) -> None:
-        """This is what the hour came to so far. Raises Unavailable."""
+        """Stores the totals of an hour so far. Raises Unavailable."""
         ...
 
     async def coordinator_hours(self, since: int) -> list[CoordinatorHour]:
-        """Those of this hour and later ones."""
+        """Returns the totals of the hour `since` and later hours."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class WriteOff:
-    """What a payer owes that no order can be claimed for any more: `amount` base units, in all and since the last look."""
+    """Debt of a payer that no order can claim any more, in base units: the total, and its increase since the last check."""
 
     payer: Address
     amount: Amount
@@ -178,7 +185,7 @@ class WriteOff:
 
 @dataclass(frozen=True, slots=True)
 class DebtAlarm:
-    """What an alarm is about: base units, until when they can be claimed (Unix seconds; 0: not at all), and what helps."""
+    """The debt that an alarm is about: base units, the claim deadline (Unix seconds; 0: none) and the remedy for the operator."""
 
     due: int
     claim_by: int
@@ -186,84 +193,86 @@ class DebtAlarm:
 
 
 class ReceiptStore(Protocol):
-    """What the courier needs to remember."""
+    """The store that the receipt sender needs."""
 
     async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[UnacknowledgedReceipt]:
-        """One page (from 0) of the receipts made before that time that this coordinator has not confirmed, oldest first."""
+        """Returns one page (numbered from 0) of receipts made before `before` that this coordinator has not confirmed, oldest
+        first.
+        """
         ...
 
     async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:
-        """It has confirmed the receipts of these jobs."""
+        """Marks the receipts of these jobs as confirmed by the coordinator."""
         ...
 
 
 class ClaimStore(Protocol):
-    """What the collector needs to remember."""
+    """The store that the collector needs."""
 
     async def claimable(self, now: int, limit: int, skip: int = 0) -> list[ClaimableTab]:
-        """Tabs with more receipts than the chain was last seen to have paid, on an order that can still be claimed on: those that
-        wait longest, but for the first `skip`.
+        """Returns at most `limit` tabs with unsettled receipts and a claimable order, longest waiting first, after skipping
+        `skip` tabs.
         """
         ...
 
     async def record_funds(self, payer: Address, funds: Funds, at: int) -> None:
-        """The chain says this of a tab."""
+        """Stores the chain's state of a tab."""
         ...
 
     async def record_claim(self, claim: Signed[Claim], at: int) -> None:
-        """A claim was handed in."""
+        """Stores a claim before it is submitted."""
         ...
 
     async def write_off(self, now: int) -> list[WriteOff]:
-        """Books what can no longer be claimed by that time (Unix seconds); returns where that is more than it was, or less."""
+        """Records debt that is not claimable after `now` (Unix seconds). Returns the payers whose written-off debt changed."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SettlementResult:
-    """What came of a claim that this node sent itself: the chain's transactions, and base units by payer."""
+    """Result of a claim that this node settled itself: transaction hashes, and base units paid by payer."""
 
     transactions: tuple[str, ...]
     paid: Mapping[Address, Amount]
 
 
 class Settlement(Protocol):
-    """Settles on chain at this node's own cost."""
+    """Settles claims on chain; this node pays the gas."""
 
     async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> SettlementResult:
-        """Sends a claim and waits until it is on chain. Raises Refusal (insufficient_funds: no coins for gas), Unavailable."""
+        """Sends a claim and waits until it is mined. Raises Refusal (`insufficient_funds`: no coins for gas) or Unavailable."""
         ...
 
 
 class RecoveryStore(Protocol):
-    """What recalling needs to remember."""
+    """The store that state recovery needs."""
 
     async def record_recovered(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
-        """A receipt of a former state, the last on its tab: durable on return. Raises Unavailable."""
+        """Stores the last receipt of a tab that an earlier state signed; durable on return. Raises Unavailable."""
         ...
 
     async def record_recovery_complete(self, coordinator: Address, url: str, at: int) -> None:
-        """This coordinator, at that address, has told all that it knows."""
+        """Records that the coordinator at `url` has returned all receipts that it knows."""
         ...
 
     async def completed_recoveries(self) -> list[tuple[Address, str]]:
-        """Those that have, with their addresses."""
+        """Returns account and URL of each coordinator whose recovery is complete."""
         ...
 
 
 class StartupStore(Protocol):
-    """What a node needs to know of its former life."""
+    """What the node reads from its store when it starts."""
 
     async def tabs(self, now: int) -> list[StoredTab]:
-        """All tabs."""
+        """Returns all tabs."""
         ...
 
     async def consumed_orders(self, now: int) -> list[tuple[Hash, int]]:
-        """Digests and deadlines of the orders that must not run again."""
+        """Returns digest and deadline of each order that must not run again."""
         ...
 
     async def unfinished_orders(self, now: int) -> list[Matched]:
-        """The orders that were begun, have no receipt, and can still be claimed on: what a killed process left."""
+        """Returns orders that a killed process began, that have no receipt, and that are still claimable."""
         ...
 
 
@@ -271,28 +280,29 @@ class StartupStore(Protocol):
 
 
 class LinkLost(Exception):
-    """The connection to the coordinator ended; what was not sent never will be, on this link."""
+    """The connection to the coordinator ended; frames that were queued on it are lost."""
 
 
 class Link(Protocol):
-    """One connection to a coordinator that proved who it is. `endpoint`: the host and port where it was dialled, which its
-    operator cannot change as easily as its account.
+    """A connection to an authenticated coordinator.
+
+    `endpoint` is the host and port that was dialled. A coordinator can change its account more easily than its endpoint.
     """
 
     coordinator: Address
     endpoint: str
 
     def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
-        """Queues a frame, in order. Does nothing once the link is lost."""
+        """Queues a frame, in order. Does nothing after the link is lost."""
         ...
 
     @property
     def has_room(self) -> bool:
-        """Whether `drained` would return or raise at once."""
+        """Whether `drain` would return or raise without waiting."""
         ...
 
     async def drain(self) -> None:
-        """Waits until there is room for more. Raises LinkLost."""
+        """Waits until the queue has room. Raises LinkLost."""
         ...
 
 
@@ -300,27 +310,29 @@ class Link(Protocol):
 
 
 class ChainView(Protocol):
-    """What the chain says of payers. Chain trouble never raises here: it shows as stale or unknown funds."""
+    """The chain's state of payers. Chain failures never raise here: the funds are stale or unknown instead."""
 
     @property
     def withdrawal_delay(self) -> float:
-        """How long a payer must wait before it may take anything back, in seconds; infinite while that is not known."""
+        """Seconds that a payer must wait before it can withdraw anything; infinite while unknown."""
         ...
 
     async def funds(self, payer: Address) -> Funds:
-        """A few seconds old at most while the chain answers."""
+        """Returns the payer's funds, at most a few seconds old while the chain responds."""
         ...
 
     async def refresh(self, payer: Address) -> Funds:
-        """Asked now, if the chain answers."""
+        """Asks the chain and returns the payer's funds."""
         ...
 
 
 class FeeRateView(Protocol):
-    """What the chain says of coordinators."""
+    """The fee rates that coordinators registered on chain."""
 
     async def rate(self, coordinator: Address) -> int | None:
-        """The rate that it has registered, in basis points, minutes old at most; None if the chain never told."""
+        """Returns the coordinator's registered rate in basis points, at most minutes old; None if the chain has never returned
+        one.
+        """
         ...
 
 
@@ -329,9 +341,10 @@ class FeeRateView(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """How a job ended, for metrics and logs. No outcome: it has no receipt. Seconds are of a monotonic clock.
+    """How a job ended, for metrics and logs. Durations are seconds. `outcome` is None if the job has no receipt.
 
-    `endpoint`: where its coordinator was dialled; `written_off`: what it would have cost, where the coordinator left it unpaid.
+    `endpoint`: where its coordinator was dialled; `written_off`: the cost of work that the coordinator left unpaid, in base
+    units.
     """
 
     job: JobId
@@ -350,8 +363,8 @@ class JobReport:
 
 
 class Observer(Protocol):
-    """Is told of every job that ended."""
+    """Receives a report of every job that ended."""
 
     def job_ended(self, report: JobReport) -> None:
-        """Must not raise nor wait."""
+        """Must not raise or wait."""
         ...

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tallystick.client.sdk.market import Market
     from tallystick.client.sdk.stream import TextStream
     from tallystick.client.sdk.sync import SyncJob, SyncMarket, SyncTextStream
-    from tallystick.client.selection.options import Options
+    from tallystick.client.selection.options import RequestOptions
     from tallystick.protocol.eip712 import Signer
     from tallystick.protocol.errors import (
         BadMessage,
@@ -52,7 +52,7 @@ _HOMES = {
     "BatchResult": "tallystick.client.sdk.batch",
     "Job": "tallystick.client.jobs.job",
     "Market": "tallystick.client.sdk.market",
-    "Options": "tallystick.client.selection.options",
+    "RequestOptions": "tallystick.client.selection.options",
     "Proof": "tallystick.client.receipts.proof",
     "Requirements": "tallystick.protocol.requirements",
     "Result": "tallystick.client.jobs.result",
@@ -79,10 +79,10 @@ __all__ = [
     "Fault",
     "Job",
     "Market",
-    "Options",
     "PeerError",
     "Proof",
     "Refusal",
+    "RequestOptions",
     "Requirements",
     "Result",
     "Signer",

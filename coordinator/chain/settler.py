@@ -1,18 +1,21 @@
-"""The settler: it collects for providers, in batches, what both sides signed, and learns from the chain what was paid.
+"""The settler: collects for providers in batches what both sides signed, and learns from the chain what was paid.
 
-Anyone could do the same; the coordinator only does it for many at once. A chain that does not answer delays this and nothing
-else: claims wait in the store, and sending one twice pays nothing twice. A claim that the contract will not take closes alone.
+Anyone could send these claims; the coordinator does it for many providers at once. A chain that does not answer delays this and
+nothing else: claims stay in the store, and a claim sent twice does not pay twice. A claim that the contract refuses is closed
+alone.
 
-What a provider can make it read and spend (gauge.py judges each claim):
-- Gas goes to a claim that pays at least `least` base units, and `least_row` for each of its rows, the idle ones too: its
-  signature covers all of them, so none can be left out. Others are closed with the reason; one on the rows that pay may follow.
-- Providers are taken in turns, a claim each. A claim has at most MAX_ROWS rows (what one transaction takes, some 330), a provider
-  at most WAITING_CLAIMS (128) claims waiting.
-- A look at a claim costs at most two chain reads a row. With no purse behind any of its first STRANGERS (8) payers it costs
-  these reads and no more.
-- Reads for claims that bring nothing are counted against their provider: IDLE_READS (256) at once, and the claim that crosses
-  that line; then IDLE_READS_PER_SECOND (1). Its claims wait meanwhile.
-- A claim's signatures cost some 20 ms at most to check: CLAIMS_AT_ONCE (128) are taken of a provider, then CLAIMS_PER_SECOND (1).
+What a provider can make the settler read and spend (claim_value.py values each claim):
+- Gas is spent on a claim that pays at least `min_claim`, and `min_claim_row` per row, rows that pay nothing included: the
+  signature covers all rows, so none can be left out. Other claims are closed with the reason; a claim on the paying rows may
+  follow.
+- Providers take turns, one claim each. A claim has at most MAX_ROWS rows (what one transaction takes, some 330), and a provider
+  at most WAITING_CLAIMS (128) pending claims.
+- Valuing a claim costs at most two chain reads per row. If none of its first MAX_PURSELESS_PAYERS (8) payers has a purse, it
+  costs those reads alone.
+- Reads for claims that pay nothing count against their provider: a burst of WASTED_READS_BURST (256), the claim that crosses
+  that line included, then WASTED_READS_PER_SECOND (1). The provider's claims stay pending meanwhile.
+- Checking a claim's signatures takes some 20 ms at most: a provider may send a burst of CLAIMS_BURST (128), then
+  CLAIMS_PER_SECOND (1).
 """
 
 from __future__ import annotations
@@ -40,16 +43,16 @@ from tallystick.protocol.types import Address, Amount
 log = structlog.get_logger()
 BATCH_CLAIMS = 64
 MAX_ROWS = (MAX_TRANSACTION_GAS - BATCH_GAS - CLAIM_GAS) // ROW_GAS
-"""A claim is never divided, since its signature covers all of its rows; one with more rows fits no transaction."""
+"""A claim is never divided, since its signature covers all rows. A claim with more rows fits into no transaction."""
 WASTED_READS_BURST, WASTED_READS_PER_SECOND = 256, 1
 CLAIMS_BURST, CLAIMS_PER_SECOND = 128, 1
 REFUSED = "refused by the contract"
 
 
 class Settler:
-    """Takes claims from nodes, sends those that are worth their gas every `interval` seconds, follows the events.
+    """Accepts claims from nodes, sends those that are worth their gas every `interval` seconds, and follows the chain's events.
 
-    `least` and `least_row`: what a claim, and on average each of its rows, must pay for gas to be spent on it, in base units.
+    `min_claim` and `min_claim_row`: base units that a claim, and each of its rows on average, must pay for its gas to be spent.
     """
 
     def __init__(
@@ -70,91 +73,94 @@ class Settler:
         self._store, self._exposure, self._now, self._tick = store, exposure, now, tick
         self._interval, self._confirmations = interval, confirmations
         self._min_claim, self._min_claim_row = min_claim, min_claim_row
-        self._idle = TokenBucket(WASTED_READS_PER_SECOND, WASTED_READS_BURST)
-        self._pace = TokenBucket(CLAIMS_PER_SECOND, CLAIMS_BURST)
+        self._wasted_reads = TokenBucket(WASTED_READS_PER_SECOND, WASTED_READS_BURST)
+        self._claim_rate = TokenBucket(CLAIMS_PER_SECOND, CLAIMS_BURST)
 
     async def accept_claim(self, provider: Address, request: ClaimRequest) -> None:
-        """Stores a node's claim. Raises PeerError if it is not what it says, Unavailable if it cannot be stored or many come."""
-        if not self._pace.try_spend(provider, self._tick()):
-            text = f"claims: more than {CLAIMS_PER_SECOND} a second come from {provider}"
+        """Stores a node's claim. Raises PeerError if it is invalid, Unavailable if it cannot be stored or too many arrive."""
+        if not self._claim_rate.try_spend(provider, self._tick()):
+            text = f"claims: {provider} sends more than {CLAIMS_PER_SECOND} per second; send the claim again later"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
         claim = request.claim.verify(self._domain)
         if claim.message.provider != provider:
-            raise BadMessage("claim: of another provider")
+            raise BadMessage(f"claim.provider: expected {provider}, got {claim.message.provider}")
         if not 1 <= len(claim.message.rows) <= MAX_ROWS:
-            raise BadMessage(f"claim.rows: {len(claim.message.rows)}; a transaction takes 1 to {MAX_ROWS}")
+            raise BadMessage(f"claim.rows: expected 1 to {MAX_ROWS}, which fit a transaction, got {len(claim.message.rows)}")
         if any(row.payer == provider for row in claim.message.rows):
-            raise BadMessage("claim: a row whose payer is the provider itself; the contract pays no such tab")
+            raise BadMessage("claim.rows: a row whose payer is the provider itself; the contract pays no such tab")
         for row, order in zip(claim.message.rows, request.orders, strict=True):
             verified = order.verify(self._domain)
             if (verified.digest, verified.message.payer, verified.message.provider) != (row.order_hash, row.payer, provider):
-                raise BadMessage("claim: a row that is not of the order beside it")
+                raise BadMessage("claim.rows: a row does not match its order")
         await self._store.put_claim(request, int(self._now()))
 
     async def run(self) -> None:
-        """Follows and settles until cancelled. What was paid is looked up first, so that after a crash nothing is sent twice."""
+        """Follows events and settles until cancelled. Events come first, so a crash makes no claim be sent twice."""
         while True:
-            for step in (self.follow, self.settle, self.follow):
+            for step in (self.follow_events, self.settle, self.follow_events):
                 try:
                     await step()
                 except TallyError as error:
-                    log.warning("settling waits for the chain", step=step.__name__, error=str(error))
+                    log.warning("settlement delayed: the chain does not answer", step=step.__name__, error=str(error))
             await asyncio.sleep(self._interval)
 
     async def settle(self) -> None:
-        """Sends all pending claims that are worth it. Raises TallyError when the chain does not take them; they stay pending."""
-        waiting: set[Address] = set()
-        while pending := await self._store.pending_claims(BATCH_CLAIMS, waiting):
-            if owed := await self._select_worthwhile(pending, waiting):
-                await self._send(owed)
+        """Sends all pending claims that are worth their gas. Raises TallyError if the chain takes none; they stay pending."""
+        throttled: set[Address] = set()
+        while pending := await self._store.pending_claims(BATCH_CLAIMS, throttled):
+            if worthwhile := await self._select_worthwhile(pending, throttled):
+                await self._send(worthwhile)
 
-    async def _select_worthwhile(self, pending: list[PendingClaim], waiting: set[Address]) -> list[PendingClaim]:
-        """The claims that are worth sending; the others are closed. Those of providers that made it read too much in vain wait,
-        and so these providers are added to `waiting`.
+    async def _select_worthwhile(self, pending: list[PendingClaim], throttled: set[Address]) -> list[PendingClaim]:
+        """Returns the claims that are worth their gas and closes the others.
+
+        Providers that caused too many wasted reads are added to `throttled`; their claims stay pending.
         """
         valuer = ClaimValuer(
-            self._escrow, self._known, min_claim=self._min_claim, min_claim_row=self._min_claim_row, now=self._now()
+            self._escrow, self._settled_total, min_claim=self._min_claim, min_claim_row=self._min_claim_row, now=self._now()
         )
-        worth, closed = list[PendingClaim](), defaultdict[str, list[int]](list)
+        worthwhile, closed = list[PendingClaim](), defaultdict[str, list[int]](list)
         for claim in pending:
             provider, reads = claim.request.claim.message.provider, valuer.reads
-            if provider in waiting or self._idle.delay(provider, self._tick()):
-                waiting.add(provider)
+            if provider in throttled or self._wasted_reads.delay(provider, self._tick()):
+                throttled.add(provider)
             elif reason := await valuer.rejection(claim):
-                self._idle.try_spend(provider, self._tick(), valuer.reads - reads)
+                self._wasted_reads.try_spend(provider, self._tick(), valuer.reads - reads)
                 closed[reason].append(claim.id)
             else:
-                worth.append(claim)
-        for reason, idle in closed.items():
-            log.info("claims closed", reason=reason, count=len(idle))
-            await self._store.close_claims(idle, reason)
-        return worth
+                worthwhile.append(claim)
+        for reason, ids in closed.items():
+            log.info("claims closed without a transaction", reason=reason, count=len(ids))
+            await self._store.close_claims(ids, reason)
+        return worthwhile
 
-    async def _known(self, payer: Address, provider: Address) -> int:
+    async def _settled_total(self, payer: Address, provider: Address) -> int:
         known = await self._store.settlement(payer, provider)
         return known.settled if known else 0
 
-    async def _send(self, owed: list[PendingClaim]) -> None:
-        batches = [ClaimBatch.of(c.request.claim, c.request.orders, self._domain) for c in owed]
+    async def _send(self, claims: list[PendingClaim]) -> None:
+        batches = [ClaimBatch.of(claim.request.claim, claim.request.orders, self._domain) for claim in claims]
         try:
             sent = await self._escrow.settle_all(self._sender, batches)
         except Refusal as error:
             if error.code is Code.INSUFFICIENT_FUNDS and not isinstance(error, ContractError):
-                raise  # it is this coordinator that cannot pay the gas
-            if len(owed) > 1:  # one of them: each for itself, so that it holds up nobody else
-                for claim in owed:
+                raise  # this coordinator cannot pay the gas
+            if len(claims) > 1:  # one of them is refused: send each alone, so it does not delay the others
+                for claim in claims:
                     await self._send([claim])
                 return
-            log.warning("claim refused", claim=owed[0].id, provider=owed[0].request.claim.message.provider, error=str(error))
+            log.warning("claim refused", claim=claims[0].id, provider=claims[0].request.claim.message.provider, error=str(error))
             tx = REFUSED
         else:
             tx = sent[-1].hash
-            log.info("settled", claims=len(owed), tx=tx, gas=sum(one.gas_used for one in sent))
-        await self._store.close_claims([claim.id for claim in owed], tx)
+            log.info("settled", claims=len(claims), tx=tx, gas=sum(result.gas_used for result in sent))
+        await self._store.close_claims([claim.id for claim in claims], tx)
 
-    async def follow(self) -> None:
-        """Takes in what the chain settled since the cursor. After a deep reorganisation all is read again, from the next call on:
-        an endpoint that reports one each time costs one round an interval.
+    async def follow_events(self) -> None:
+        """Reads what the chain settled since the cursor.
+
+        After a deep reorganisation, the next call reads all events again. An endpoint that reports one every time then costs
+        one round per interval.
         """
         deployment = self._escrow.deployment
         while True:
@@ -164,7 +170,7 @@ class Settler:
                     self._escrow.rpc, deployment, known.block, after=known.tip, confirmations=self._confirmations
                 )
             except DeepReorg as error:
-                log.warning("all settlements are read again, and claims sent again", error=str(error))
+                log.warning("deep reorganisation: settlements are read again and claims sent again", error=str(error))
                 await self._store.forget_settlements()
                 self._exposure.forget_settled()
                 return

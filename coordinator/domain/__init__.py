@@ -1,1 +1,1 @@
-"""Rules of the coordinator without clock or I/O: the ask book, matching, exposure, limits. Imports no other room."""
+"""Pure rules of the coordinator, without clock or I/O: asks, matching, reputation, exposure, limits. Imports no other room."""

@@ -1,10 +1,11 @@
-"""Exposure: what a payer owes and could come to owe, against what stands on chain for it. Pure.
+"""Exposure: what a payer owes and may come to owe, compared with its funds on chain. Pure.
 
-Per tab: owed = last total - settled, plus the caps in flight. What a tab's reservation does not cover must be covered by the
-purse's free balance, summed over the payer's tabs. This protects providers from hopeless jobs; each node still checks itself.
+Per tab: owed = last total - settled, plus the caps of jobs in flight. What a tab's reservation does not cover must be covered by
+the free balance of the purse, summed over the payer's tabs. This protects providers from jobs that cannot be paid; each node
+still checks for itself.
 
-A total counts as far as the payer signed for it: what a provider writes above every ceiling is not owed. A pair that never
-traded is not remembered, so strangers cannot fill the memory.
+A total counts only up to what the payer signed for: a provider's claim above every ceiling is not owed. A pair that never traded
+is not remembered, so strangers cannot fill the memory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class TabExposure:
     ceiling: Amount = Amount(0)
 
     def uncovered(self, cap: int = 0) -> int:
-        """What the reservation does not cover, with one more job of this cap."""
+        """Returns what the reservation does not cover, with one more job of this cap."""
         return max(0, max(0, self.cumulative - self.settled) + self.in_flight + cap - self.reserved)
 
 
@@ -37,7 +38,7 @@ class Exposure:
     _tabs: dict[Address, dict[Address, TabExposure]] = field(default_factory=dict)
 
     def known(self, payer: Address, provider: Address) -> TabExposure | None:
-        """The tab of a pair that has traded here or is about to."""
+        """Returns the tab of a pair that has traded here or is about to, or None."""
         return self._tabs.get(payer, {}).get(provider)
 
     @property
@@ -47,11 +48,11 @@ class Exposure:
 
     @property
     def size(self) -> int:
-        """How many tabs are remembered."""
+        """The number of remembered tabs."""
         return sum(map(len, self._tabs.values()))
 
     def admit(self, payer: Address, provider: Address, cap: Amount, free: Amount) -> None:
-        """Counts a job in flight. Raises Refusal (insufficient_funds) where the purse does not cover the worst case."""
+        """Counts a job as in flight. Raises Refusal (insufficient_funds) if the purse does not cover the worst case."""
         chosen = self._tab(payer, provider)
         others = sum(tab.uncovered() for tab in self._tabs[payer].values() if tab is not chosen)
         need = others + chosen.uncovered(cap)
@@ -65,12 +66,12 @@ class Exposure:
         chosen.in_flight += cap
 
     def release(self, payer: Address, provider: Address, cap: Amount) -> None:
-        """A job with this cap is over."""
+        """Ends a job with this cap."""
         self._tab(payer, provider).in_flight -= cap
         self._forget_if_idle(payer, provider)
 
     def record_receipt(self, payer: Address, provider: Address, cumulative: Amount, ceiling: Amount) -> Amount:
-        """A receipt, for an order with this ceiling, brought the tab to this total. Returns what the tab comes to."""
+        """Records the total of a receipt, for an order with this ceiling. Returns the total of the tab."""
         tab = self._tab(payer, provider)
         tab.ceiling = Amount(max(tab.ceiling, ceiling))
         tab.cumulative = Amount(max(tab.cumulative, min(cumulative, tab.ceiling)))
@@ -78,24 +79,24 @@ class Exposure:
         return tab.cumulative
 
     def observe(self, payer: Address, provider: Address, *, settled: Amount, reserved: Amount) -> None:
-        """The chain says this of the tab of a job that is about to be admitted."""
+        """Records what the chain says of the tab of a job that is about to be admitted."""
         tab = self._tab(payer, provider)
         tab.settled, tab.reserved = Amount(max(tab.settled, settled)), reserved
 
     def unreserve(self, payer: Address, provider: Address) -> None:
-        """A release of the tab's reservation has begun or ended: until the next `observe` nothing counts as reserved."""
+        """Counts nothing as reserved until the next `observe`: a release of the tab's reservation has begun or ended."""
         tab = self.known(payer, provider)
         if tab is not None:
             tab.reserved = Amount(0)
 
     def settle(self, payer: Address, provider: Address, settled: Amount) -> None:
-        """The chain has paid so much on the tab, in all."""
+        """Records what the chain has paid on the tab in all."""
         tab = self.known(payer, provider)
         if tab is not None:
             tab.settled = Amount(max(tab.settled, settled))
 
     def forget_settled(self) -> None:
-        """What the chain was known to have paid is no longer certain."""
+        """Forgets all settled totals, after the chain was reorganised."""
         for tabs in self._tabs.values():
             for tab in tabs.values():
                 tab.settled = Amount(0)

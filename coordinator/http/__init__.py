@@ -1,1 +1,1 @@
-"""What the coordinator serves: control plane, job route, node links. May import `jobs`, `domain` and `ports`."""
+"""The coordinator's server side: control plane, jobs route, node links. May import `jobs`, `domain` and `ports`."""

@@ -1,8 +1,8 @@
-"""The hub: one WebSocket a node, opened by the node. It proves who a node is, passes its frames on, and frames to it.
+"""The node hub: one WebSocket per node, opened by the node. It authenticates nodes and passes frames to and from them.
 
-Raw ASGI, since every streamed token passes here. A node may send only for jobs that it has; one that breaks the rules is told
-why and closed. A store that does not answer closes nobody: what was not acknowledged comes again. What nodes may cost is in
-coordinator/domain/resource_bounds.py.
+Raw ASGI, since every streamed token passes here. A node may send frames only for jobs that it has. A node that breaks the rules
+gets the error and is disconnected. A store that does not answer disconnects nobody: the node sends again what was not
+acknowledged. coordinator/domain/resource_bounds.py lists what nodes may cost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from starlette.types import Receive, Scope, Send
 
 from coordinator.domain.endpoints import check_endpoint
 from coordinator.domain.limits import IntakeLimits
-from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import (
     CHANGES_BURST,
@@ -28,11 +27,9 @@ from coordinator.domain.resource_bounds import (
     LOOKUP_UNITS,
     MAX_HELLO,
     MAX_LINK_FRAME,
-    OUTBOX_BYTES,
-    OUTBOX_FRAMES,
-    SMALL_FRAME_BYTES,
 )
 from coordinator.domain.token_bucket import TokenBucket
+from coordinator.http.node_link import LinkClosed, NodeLink
 from coordinator.http.watchdog import Watchdog
 from coordinator.jobs.live_job import InboxOverrun
 from coordinator.jobs.market import Market
@@ -52,26 +49,22 @@ from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, L
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
-from tallystick.runtime.websocket import LIMIT
+from tallystick.runtime.websocket import FRAME_LIMIT_EXTENSION
 
 log = structlog.get_logger()
-_OF_RUNNING = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL, Kind.RECEIPT})
-_LOOKED_UP = frozenset({Kind.RECEIPT, Kind.LATE_RECEIPT, Kind.RECALL})
+_FOR_RUNNING_JOBS = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL, Kind.RECEIPT})
+_NEED_LOOKUP = frozenset({Kind.RECEIPT, Kind.LATE_RECEIPT, Kind.RECALL})
 RECALL_PAGE = 200
+"""Receipts in one answer to a node that recovers its state."""
 HELLO_SECONDS = 10
-CLOSE_SECONDS = 5
 SILENCE_SECONDS = 45
-"""A node that says nothing for this long is gone; it beats every few seconds."""
+"""A node that sends nothing for this long counts as gone; an idle node sends a BEAT every few seconds."""
 
 AcceptClaim = Callable[[Address, ClaimRequest], Awaitable[None]]
 
 
-class LinkClosed(Exception):
-    """The node's connection ended."""
-
-
 class NodeHub:
-    """All node connections of this replica."""
+    """All node connections of this process."""
 
     def __init__(
         self,
@@ -85,46 +78,46 @@ class NodeHub:
         rate_limiter: RateLimiter | None = None,
         endpoints: Collection[str] = (),
     ) -> None:
-        """`per_address`: links of one address, also before their HELLO. `endpoints`: the public hosts and ports of this
-        coordinator; a connection over loopback may have dialled that.
+        """`per_address`: maximum links of one address, before their HELLO too. `endpoints`: the public hosts and ports of this
+        coordinator; a connection over loopback may also name loopback.
         """
         self._market, self._bus, self._tabs, self._accept_claim, self._max = market, bus, tabs, accept_claim, max_nodes
         self._per_address, self._endpoints = per_address, frozenset(endpoints)
-        self._links: dict[Address, _Link] = {}
-        self._at: Counter[str] = Counter()
+        self._links: dict[Address, NodeLink] = {}
+        self._links_by_address: Counter[str] = Counter()
         self._queued: Counter[str] = Counter()
         self._rate_limiter = rate_limiter or RateLimiter(IntakeLimits(), time.monotonic)
         self._changes = TokenBucket(CHANGES_PER_SECOND, CHANGES_BURST)
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     @property
     def connected(self) -> int:
-        """How many nodes are connected."""
+        """The number of connected nodes."""
         return len(self._links)
 
     @property
     def queued(self) -> int:
-        """Bytes that wait to be sent to nodes."""
+        """Bytes queued for nodes."""
         return self._queued.total()
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection, from its handshake to its end (ASGI websocket)."""
+        """Serves one connection, from its handshake to its end (ASGI websocket)."""
         await receive()
-        set_limit = (scope.get("extensions") or {}).get(LIMIT, int)
+        set_limit = (scope.get("extensions") or {}).get(FRAME_LIMIT_EXTENSION, int)
         set_limit(MAX_HELLO)
         await send({"type": "websocket.accept"})
         address = (scope.get("client") or ("",))[0]
-        link = _Link(receive, send, address, self._queued)
+        link = NodeLink(receive, send, address, self._queued)
         try:
             with self._counted(address):
                 self._rate_limiter.check_address(address)
                 self._check_room()
                 with contextlib.closing(Watchdog(HELLO_SECONDS)) as watchdog:
-                    provider, hello = await self._greet(link, scope, watchdog)
+                    provider, hello = await self._authenticate(link, scope, watchdog)
                 set_limit(MAX_LINK_FRAME)
                 with contextlib.closing(Watchdog(SILENCE_SECONDS)) as watchdog:
-                    await self._attend(link, provider, hello, watchdog)
+                    await self._serve_node(link, provider, hello, watchdog)
         except LinkClosed:
             pass
         except InboxOverrun as error:
@@ -134,42 +127,42 @@ class NodeHub:
             log.info("node refused", error=str(error), address=address)
             await link.refuse(error)
         finally:
-            link.forget()
+            link.discard_queue()
 
     @contextlib.contextmanager
     def _counted(self, address: str) -> Iterator[None]:
-        """Counts a link of an address. Raises Unavailable where it has as many as it may."""
+        """Counts a link of an address while it lasts. Raises Unavailable if the address has too many."""
         key = address_key(address)
-        if self._at[key] >= self._per_address:
-            text = f"{address} has {self._per_address} node links, which is all that one address may have here"
+        if self._links_by_address[key] >= self._per_address:
+            text = f"{address} has {self._per_address} node links, the maximum per address; close one first"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
-        self._at[key] += 1
+        self._links_by_address[key] += 1
         try:
             yield
         finally:
-            self._at -= Counter((key,))
+            self._links_by_address -= Counter((key,))
 
     def _check_room(self, provider: Address | None = None) -> None:
-        """Raises Unavailable where no more nodes are taken; one that comes back on a new connection always is."""
+        """Raises Unavailable if this coordinator accepts no more nodes. A node that reconnects is always accepted."""
         full = provider is not None and provider not in self._links and len(self._links) >= self._max
         if self._stopping or full:
-            why = "has as many nodes as it takes" if full else "is stopping"
+            why = f"has {self._max} nodes, the maximum" if full else "is stopping"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
 
     async def close(self) -> None:
-        """Closes all links, and takes no new ones; the nodes will come back to the next process."""
+        """Closes all links and accepts no new ones. The nodes will reconnect to the next process."""
         self._stopping = True
         for link in list(self._links.values()):
-            self._dismiss(link.close())
-        await asyncio.gather(*self._farewells)
+            self._in_background(link.close())
+        await asyncio.gather(*self._closing)
 
-    def _dismiss(self, farewell: Coroutine[Any, Any, None]) -> None:
-        """Takes leave of a node without waiting for it."""
-        task = asyncio.create_task(farewell, name="farewell")
-        self._farewells.add(task)
-        task.add_done_callback(self._farewells.discard)
+    def _in_background(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Closes a link without waiting for its node."""
+        task = asyncio.create_task(closing, name="close link")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
-    async def _greet(self, link: _Link, scope: Scope, watchdog: Watchdog) -> tuple[Address, Hello]:
+    async def _authenticate(self, link: NodeLink, scope: Scope, watchdog: Watchdog) -> tuple[Address, Hello]:
         market = self._market
         challenge = Hash(secrets.token_bytes(32))
         offer = Challenge(challenge, market.address, market.domain.chain_id, market.domain.contract)
@@ -181,11 +174,11 @@ class NodeHub:
         self._rate_limiter.count_asks(link.address, len(hello.asks))
         connect = hello.connect.verify(market.domain)
         if connect.message.challenge != challenge or connect.message.coordinator != market.address:
-            raise BadSignature("hello.connect: an answer to another challenge")
+            raise BadSignature("hello.connect: expected this connection's challenge and this coordinator, got another")
         check_endpoint(connect.message.endpoint, self._endpoints, scope.get("server"))
         return connect.message.provider, hello
 
-    async def _attend(self, link: _Link, provider: Address, hello: Hello, watchdog: Watchdog) -> None:
+    async def _serve_node(self, link: NodeLink, provider: Address, hello: Hello, watchdog: Watchdog) -> None:
         self._check_room(provider)
         former = self._links.get(provider)
         self._links[provider] = link
@@ -193,22 +186,24 @@ class NodeHub:
 
         def enqueue(frame: bytes) -> None:
             if not link.enqueue(frame):
-                self._tell_busy(provider, frame)
+                self._fail_busy(provider, frame)
 
         self._bus.attach(subject, enqueue)
         writer = asyncio.create_task(link.write(), name=f"to {provider}")
         try:
             if former is not None:
                 self._market.node_gone(provider)
-                self._dismiss(former.refuse(Refusal(Code.NODE_GONE, "another connection of this provider took its place")))
+                self._in_background(
+                    former.refuse(Refusal(Code.NODE_GONE, "another connection of this provider replaced this one"))
+                )
             self._market.matchmaker.replace_asks(provider, hello.asks, hello.capacity)
             link.enqueue(pack_link(Kind.WELCOME, payload=b"{}"))
             log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
             while True:
                 frame = await link.receive(watchdog)
-                if self._links.get(provider) is not link:  # it was replaced, and speaks for nobody any more
+                if self._links.get(provider) is not link:  # replaced by another connection meanwhile
                     raise LinkClosed
-                await self._take(link, provider, frame)
+                await self._handle(link, provider, frame)
         finally:
             writer.cancel()
             self._bus.detach(subject, enqueue)
@@ -217,21 +212,21 @@ class NodeHub:
                 self._market.node_gone(provider)
                 log.info("node gone", provider=provider)
 
-    def _tell_busy(self, provider: Address, frame: bytes) -> None:
-        """A job that does not fit into what waits for its node goes to the next one, and nobody is blamed."""
+    def _fail_busy(self, provider: Address, frame: bytes) -> None:
+        """Fails the attempt of a job that does not fit into the queue of its node, without effect on the node's reputation."""
         _, job, _ = unpack_link(frame)
         if subject := self._market.subject_of(job, provider):
-            text = f"too much waits to be sent to provider {provider} and its neighbours"
+            text = f"too many bytes are queued for provider {provider} and other nodes at its address"
             error = Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER)
             self._bus.send(subject, pack_link(Kind.FAIL, job, dumps(error.as_json())))
 
-    async def _take(self, link: _Link, provider: Address, frame: bytes) -> None:
+    async def _handle(self, link: NodeLink, provider: Address, frame: bytes) -> None:
         kind, job, payload = unpack_link(frame)
-        if kind in _OF_RUNNING:
+        if kind in _FOR_RUNNING_JOBS:
             subject = self._market.subject_of(job, provider)
             if subject and (self._bus.send(subject, frame) or kind is not Kind.RECEIPT):
                 return
-        await self._pace(link, frame, LOOKUP_UNITS if kind in _LOOKED_UP else 0)
+        await self._throttle(link, frame, LOOKUP_UNITS if kind in _NEED_LOOKUP else 0)
         if kind is Kind.RECEIPT:
             await self._take_receipt(provider, job, payload)
         elif kind is Kind.LATE_RECEIPT:
@@ -239,51 +234,53 @@ class NodeHub:
         elif kind is Kind.BEAT:
             self._market.matchmaker.set_capacity(provider, Capacity.from_json(loads(payload, "capacity")))
         elif kind is Kind.ASKS:
-            self._check_pace(provider)
+            self._check_change_rate(provider)
             raw = loads(payload, "asks")
             asks = read_asks(raw.get("asks") if isinstance(raw, dict) else None)
             self._rate_limiter.count_asks(link.address, len(asks))
             self._market.matchmaker.replace_asks(provider, asks)
         elif kind is Kind.RECALL:
-            self._check_pace(provider)
+            self._check_change_rate(provider)
             await self._recall(provider, loads(payload, "recall"))
         elif kind is Kind.CLAIM:
             await self._forward_claim(provider, ClaimRequest.from_json(loads(payload, "claim")))
-        elif kind not in _OF_RUNNING:
+        elif kind not in _FOR_RUNNING_JOBS:
             raise BadMessage(f"link: a node never sends {kind.name}")
 
-    async def _pace(self, link: _Link, frame: bytes, units: float) -> None:
-        """Counts a frame that no running job asked for; where its address sends too many, its links are read slowly."""
+    async def _throttle(self, link: NodeLink, frame: bytes, units: float) -> None:
+        """Counts a frame that no running job asked for. The links of an address that sends too many are read slowly."""
         wait = self._rate_limiter.count_frame(link.address, units + 1 + len(frame) // 1024)
         if wait:
             await asyncio.sleep(wait)
 
     async def _recall(self, provider: Address, raw: Any) -> None:
-        """Tells a node that lost its state, or has none yet, what it signed here last."""
+        """Sends a node that lost its state, or has none yet, the receipts that it signed here last."""
         after = raw.get("after") if isinstance(raw, dict) else None
         if not isinstance(after, str) or len(after) > 42:
-            raise BadMessage("recall.after: expected an address, or an empty text")
+            raise BadMessage("recall.after: expected an address or an empty string")
         try:
-            found = await self._tabs.last_receipts(provider, after, RECALL_PAGE)
+            receipts = await self._tabs.last_receipts(provider, after, RECALL_PAGE)
         except Unavailable as error:
-            log.warning("tabs not told", provider=provider, error=str(error))
+            log.warning("receipts for recovery not read", provider=provider, error=str(error))
             return
-        told = {"receipts": [late.to_json() for late in found], "more": len(found) == RECALL_PAGE}
-        self._bus.send(node_subject(provider), pack_link(Kind.RECALLED, payload=dumps(told)))
+        answer = {"receipts": [late.to_json() for late in receipts], "more": len(receipts) == RECALL_PAGE}
+        self._bus.send(node_subject(provider), pack_link(Kind.RECALLED, payload=dumps(answer)))
 
-    def _check_pace(self, provider: Address) -> None:
-        """A node may change its asks as often as its engines come and go, not as often as it can."""
+    def _check_change_rate(self, provider: Address) -> None:
+        """Raises Unavailable for a node that changes its asks, or asks for its receipts, too often."""
         if not self._changes.try_spend(provider, time.monotonic()):
             raise Unavailable(
-                Code.RATE_LIMITED, f"link: asks more often than {CHANGES_PER_SECOND} times a second", fault=Fault.PROVIDER
+                Code.RATE_LIMITED,
+                f"link: expected at most {CHANGES_PER_SECOND} ASKS or RECALL frames per second",
+                fault=Fault.PROVIDER,
             )
 
     async def _take_receipt(self, provider: Address, job: JobId, payload: bytes) -> None:
-        """A receipt of no live job. What is not answered here its node sends again, with what it is for."""
+        """Accepts a receipt of no live job. Without an answer, its node sends it again, together with the order."""
         try:
             await self._market.accept_receipt(provider, job, payload)
         except BadReceipt as error:
-            self._refuse(provider, job, error)
+            self._refuse_receipt(provider, job, error)
         except Unavailable as error:
             log.warning("late receipt not stored", provider=provider, job=job.hex(), error=str(error))
 
@@ -295,12 +292,12 @@ class NodeHub:
                 return
             await self._market.accept_late(provider, job, late)
         except (PeerError, Refusal) as error:
-            self._refuse(provider, job, error)
+            self._refuse_receipt(provider, job, error)
         except Unavailable as error:
             log.warning("late receipt not stored", provider=provider, job=job.hex(), error=str(error))
 
-    def _refuse(self, provider: Address, job: JobId, error: TallyError) -> None:
-        """Tells a node that its receipt will never be taken, so that it stops sending it."""
+    def _refuse_receipt(self, provider: Address, job: JobId, error: TallyError) -> None:
+        """Tells a node that its receipt will never be accepted, which stops the node from sending it again."""
         log.warning("receipt refused", provider=provider, job=job.hex(), error=str(error))
         self._bus.send(node_subject(provider), pack_link(Kind.RECEIPT_REFUSED, job, dumps(error.as_json())))
 
@@ -309,96 +306,3 @@ class NodeHub:
             await self._accept_claim(provider, request)
         except Unavailable as error:
             log.warning("claim not stored", provider=provider, error=str(error))
-
-
-class _Link:
-    """One node's connection: what is sent waits in a bounded queue, so that nobody waits for a slow node."""
-
-    def __init__(self, receive: Receive, send: Send, address: str, queued: Counter[str]) -> None:
-        """`queued`: the bytes that wait, by address; this link counts its own there."""
-        self.address = address
-        self._receive, self._send = receive, send
-        self._key, self._queued, self._waiting = address_key(address), queued, 0
-        self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX_FRAMES)
-        self._closed = self._overflowed = False
-        self._watchdog: Watchdog | None = None
-
-    def enqueue(self, frame: bytes) -> bool:
-        """Queues a frame. A node that lets its queue fill up is closed, and its jobs fail over. False for a job that would make
-        more bytes wait for this address than may; it is not queued. What is short is let through: else jobs that fill the queue
-        to the brim, or a neighbour that does not read, would close the link of a node that works.
-        """
-        if self._waiting and len(frame) > SMALL_FRAME_BYTES and self._queued[self._key] + len(frame) > OUTBOX_BYTES:
-            if frame[0] == Kind.DISPATCH:
-                return False
-            self._overflow()
-        elif self._outbox.full():
-            self._overflow()
-        else:
-            self._outbox.put_nowait(frame)
-            self._count(len(frame))
-        return True
-
-    def _overflow(self) -> None:
-        self._overflowed = True
-        if self._watchdog is not None:
-            self._watchdog.trip()
-
-    def _count(self, size: int) -> None:
-        self._waiting += size
-        self._queued[self._key] += size
-        if not self._queued[self._key]:
-            del self._queued[self._key]
-
-    def forget(self) -> None:
-        """The link is over: nothing waits for it any more."""
-        self._outbox = asyncio.Queue(OUTBOX_FRAMES)
-        self._count(-self._waiting)
-
-    async def write(self) -> None:
-        """Sends what is queued until cancelled."""
-        while not self._closed:
-            frame = await self._outbox.get()
-            await self.send_now(frame)
-            self._count(-min(len(frame), self._waiting))
-
-    async def send_now(self, frame: bytes) -> None:
-        """Sends a frame past the queue. A lost connection shows on the receiving side."""
-        try:
-            await self._send({"type": "websocket.send", "bytes": frame})
-        except (OSError, RuntimeError):
-            self._closed = True
-
-    async def receive(self, watchdog: Watchdog) -> bytes:
-        """The next frame. Raises LinkClosed, BadMessage for text, Refusal for a node that is silent or does not read."""
-        self._watchdog = watchdog
-        event: Any = None
-        if not self._overflowed:
-            with contextlib.suppress(TimeoutError):
-                event = await watchdog.wait(self._receive())
-        if event is None:
-            text = "what is sent to it is not read" if self._overflowed else "silent for too long"
-            raise Refusal(Code.NODE_GONE, f"link: {text}", fault=Fault.PROVIDER)
-        if event["type"] == "websocket.disconnect":
-            self._closed = True
-            raise LinkClosed
-        frame = event.get("bytes")
-        if frame is None:
-            raise BadMessage("link: expected binary frames")
-        return bytes(frame)
-
-    async def refuse(self, error: TallyError) -> None:
-        """Says why, and closes."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                if not self._closed:
-                    await self.send_now(pack_link(Kind.ERROR, payload=dumps(error_for_peers(error).as_json())))
-                await self.close()
-
-    async def close(self) -> None:
-        """Closes the connection, as far as the node lets it."""
-        if not self._closed:
-            self._closed = True
-            with contextlib.suppress(TimeoutError, OSError, RuntimeError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await self._send({"type": "websocket.close", "code": 1000})

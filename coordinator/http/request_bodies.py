@@ -1,7 +1,7 @@
-"""Request bodies: how many bytes of them the coordinator holds, of one address and in all, and how slowly they may come.
+"""Request bodies: how many bytes of them the coordinator holds, per address and in all, and how slowly they may arrive.
 
-A body counts from its first byte until what it asked for is over. Where all together is used up, the address that holds most
-loses its largest unfinished body, so that a flood costs those who have little nothing.
+A body counts from its first byte until the request or job that it belongs to is over. When the total is used up, the address
+that holds most loses its largest unfinished body, so a flood costs small senders nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tallystick.runtime.connection_limiter import address_key
 
 
 class BodyReservation:
-    """What one request holds. It is open until `Bodies.close`."""
+    """The bytes that one request holds. It is open until `RequestBodies.close`."""
 
-    __slots__ = ("address", "bytes", "cut", "deadline")
+    __slots__ = ("address", "bytes", "deadline", "evicted")
 
     def __init__(self, address: str) -> None:
-        self.address, self.bytes, self.cut = address, 0, False
+        self.address, self.bytes, self.evicted = address, 0, False
         self.deadline: asyncio.Timeout | None = None
         """While the body is read."""
 
@@ -47,20 +47,20 @@ class RequestBodies:
 
     @property
     def open(self) -> int:
-        """Requests that are not closed."""
+        """The number of open reservations."""
         return self._open.total()
 
     def begin(self, address: str) -> BodyReservation:
-        """A request of this address. Raises Unavailable where it has as many under way as it may."""
+        """Opens a reservation. Raises Unavailable (rate_limited) if the address has too many jobs under way."""
         key = address_key(address)
         if self._open[key] >= self._limits.jobs_per_address:
-            text = f"{address} has {self._limits.jobs_per_address} jobs under way, which is all that one address may have"
+            text = f"{address} has {self._limits.jobs_per_address} jobs under way, the maximum per address; wait for one to end"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
         self._open[key] += 1
         return BodyReservation(key)
 
     def close(self, reservation: BodyReservation) -> None:
-        """The request is over; so is what it held."""
+        """Closes a reservation and releases its bytes."""
         self._count(reservation, -reservation.bytes)
         self._open -= Counter((reservation.address,))
 
@@ -72,7 +72,7 @@ class RequestBodies:
             del self._bytes[reservation.address]
 
     def hold(self, reservation: BodyReservation, size: int) -> None:
-        """The request makes the coordinator hold so much more for it, such as an old answer. Raises Unavailable."""
+        """Adds bytes that the coordinator holds for the request, such as an old response. Raises Unavailable (rate_limited)."""
         self._count(reservation, size)
         self._check_share(reservation)
 
@@ -82,8 +82,10 @@ class RequestBodies:
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
 
     async def read(self, receive: Receive, reservation: BodyReservation, limit: int, what: str) -> bytes:
-        """The whole body, of at most `limit` bytes. Raises Refusal for a longer one, BadMessage for one that comes too slowly,
-        Unavailable where there is no room for it, and ConnectionResetError for a client that is gone.
+        """Reads a whole body of at most `limit` bytes. `what` names it in errors.
+
+        Raises Refusal for a longer body, BadMessage for one that arrives too slowly, Unavailable if there is no room for it, and
+        ConnectionResetError if the client is gone.
         """
         parts: list[bytes] = []
         began = asyncio.get_running_loop().time() + resource_bounds.BODY_GRACE_SECONDS
@@ -94,19 +96,19 @@ class RequestBodies:
                         event = await receive()
                         if event["type"] == "http.disconnect":
                             raise ConnectionResetError
-                        if reservation.cut:
+                        if reservation.evicted:
                             raise self._full()
                         parts.append(event.get("body", b""))
-                        self._take(reservation, len(parts[-1]), limit, what)
+                        self._add(reservation, len(parts[-1]), limit, what)
                         if not event.get("more_body"):
                             return b"".join(parts)
                         deadline.reschedule(began + reservation.bytes / resource_bounds.BODY_RATE)
         except TimeoutError:
-            if reservation.cut:
+            if reservation.evicted:
                 raise self._full() from None
             rate = resource_bounds.BODY_RATE // 1024
-            pace = f"{resource_bounds.BODY_GRACE_SECONDS:g} s and the time that it takes at {rate} KiB a second"
-            raise BadMessage(f"{what}: did not arrive within {pace}") from None
+            grace = f"{resource_bounds.BODY_GRACE_SECONDS:g} s"
+            raise BadMessage(f"{what}: must arrive within {grace} plus the transfer time at {rate} KiB/s") from None
 
     @contextmanager
     def _being_read(self, reservation: BodyReservation, deadline: asyncio.Timeout) -> Iterator[None]:
@@ -118,21 +120,22 @@ class RequestBodies:
             reservation.deadline = None
             self._reading.discard(reservation)
 
-    def _take(self, reservation: BodyReservation, size: int, limit: int, what: str) -> None:
+    def _add(self, reservation: BodyReservation, size: int, limit: int, what: str) -> None:
         self._count(reservation, size)
         if reservation.bytes > limit:
-            raise Refusal(Code.BODY_TOO_LARGE, f"{what} has at most {limit} bytes")
+            raise Refusal(Code.BODY_TOO_LARGE, f"{what}: expected at most {limit} bytes")
         self._check_share(reservation)
         while self._total > self._limits.total_body_bytes:
-            self._cut_largest(reservation)
+            self._evict_largest(reservation)
 
-    def _cut_largest(self, reservation: BodyReservation) -> None:
-        """Makes room for a body at the cost of who holds most, if that is not its own address. Raises Unavailable."""
-        others = [one for one in self._reading if one.bytes and self._bytes[one.address] > self._bytes[reservation.address]]
+    def _evict_largest(self, reservation: BodyReservation) -> None:
+        """Evicts the largest unfinished body of the address that holds most. Raises Unavailable if no address holds more."""
+        held = self._bytes
+        others = [other for other in self._reading if other.bytes and held[other.address] > held[reservation.address]]
         if not others:
             raise self._full()
-        victim = max(others, key=lambda one: (self._bytes[one.address], one.bytes))
-        victim.cut = True
+        victim = max(others, key=lambda other: (held[other.address], other.bytes))
+        victim.evicted = True
         self._count(victim, -victim.bytes)
         self._reading.discard(victim)
         if victim.deadline is not None:
@@ -140,5 +143,5 @@ class RequestBodies:
 
     @staticmethod
     def _full() -> Unavailable:
-        text = "this coordinator holds as many requests as it can"
+        text = "this coordinator holds as many request bodies as it can; try again later"
         return Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)

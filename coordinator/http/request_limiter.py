@@ -1,7 +1,7 @@
-"""The gate before the control plane: what its requests may cost an address's share, and how much of them is held.
+"""The request limiter: an ASGI middleware that bounds what the control plane holds and spends per address.
 
-A body is read whole, within its limit, before the app sees it. A long answer is over when its client has taken it, not when it
-was written: so many answers of an address are under way, the others wait their turn.
+A body is read whole, within its limit, before the app sees it. A response counts as under way until its client has taken it. An
+address has a number of slots; further requests of that address wait for one.
 """
 
 from __future__ import annotations
@@ -21,62 +21,63 @@ from tallystick.protocol.errors import Code, TallyError
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.connection_limiter import address_key
 
-_SOON = (Code.RATE_LIMITED, Code.NODE_BUSY)
+_RETRY_SOON = (Code.RATE_LIMITED, Code.NODE_BUSY)
 
 
 class RequestLimiter:
-    """The control plane as an ASGI app behind its gate."""
+    """Wraps the control plane's ASGI app."""
 
     def __init__(self, app: ASGIApp, rate_limiter: RateLimiter, bodies: RequestBodies) -> None:
         self._app, self._rate_limiter, self._bodies = app, rate_limiter, bodies
-        self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
+        self._slots: dict[str, tuple[asyncio.Semaphore, int]] = {}
+        """By address: its slots, and the number of requests that use or wait for them."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Serves one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         address = (scope.get("client") or ("",))[0]
-        told = _Told(send)
+        measured = _MeasuredSend(send)
         try:
             self._rate_limiter.count_request(address)
-            async with self._turn(address_key(address)):
-                await self._pass(scope, receive, told, address)
+            async with self._slot(address_key(address)):
+                await self._serve(scope, receive, measured, address)
         except TallyError as error:
-            await send_error(told, error)
+            await send_error(measured, error)
         except ConnectionResetError:
             return
-        self._rate_limiter.count_response(address, told.status, told.size)
+        self._rate_limiter.count_response(address, measured.status, measured.size)
 
-    async def _pass(self, scope: Scope, receive: Receive, told: _Told, address: str) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
         if scope["method"] in {"GET", "HEAD", "OPTIONS"}:
-            await self._app(scope, receive, told)
+            await self._app(scope, receive, send)
             return
         reservation = self._bodies.begin(address)
         try:
             body = await self._bodies.read(receive, reservation, MAX_CONTROL_BODY, "a request of this route")
-            await self._app(scope, _Given(body, receive), told)
+            await self._app(scope, _ReplayedBody(body, receive), send)
         finally:
             self._bodies.close(reservation)
 
     @asynccontextmanager
-    async def _turn(self, key: str) -> AsyncIterator[None]:
-        """One of the address's turns, as soon as there is one."""
-        turns, users = self._turns.get(key) or (asyncio.Semaphore(CONTROL_CONCURRENCY), 0)
-        self._turns[key] = turns, users + 1
+    async def _slot(self, key: str) -> AsyncIterator[None]:
+        """Waits for a slot of the address and holds it."""
+        slots, users = self._slots.get(key) or (asyncio.Semaphore(CONTROL_CONCURRENCY), 0)
+        self._slots[key] = slots, users + 1
         try:
-            async with turns:
+            async with slots:
                 yield
         finally:
-            users = self._turns[key][1] - 1
+            users = self._slots[key][1] - 1
             if users:
-                self._turns[key] = turns, users
+                self._slots[key] = slots, users
             else:
-                del self._turns[key]
+                del self._slots[key]
 
 
-class _Given:
-    """A body that was read already, then what follows it."""
+class _ReplayedBody:
+    """An ASGI `receive` that returns a body that was read already, then the events that follow it."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body
@@ -89,8 +90,8 @@ class _Given:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
-class _Told:
-    """Passes an answer on and notes what it was. The last of it is sent alone: that waits until the client took the rest."""
+class _MeasuredSend:
+    """An ASGI `send` that records status and size. The end is sent apart, which waits until the client took the rest."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -109,10 +110,10 @@ class _Told:
 
 
 async def send_error(send: Send, error: TallyError) -> None:
-    """Tells an error as the whole answer to a request."""
-    error = error_for_peers(error)
+    """Sends an error as the whole response to a request."""
+    shown = error_for_peers(error)
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-    if error.code in _SOON:
+    if shown.code in _RETRY_SOON:
         headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": dumps(error.as_json())})
+    await send({"type": "http.response.start", "status": shown.status, "headers": headers})
+    await send({"type": "http.response.body", "body": dumps(shown.as_json())})

@@ -1,1 +1,1 @@
-"""A job at the coordinator, from its order to its acknowledged receipt. May import `domain` and `ports`."""
+"""The life of a job, from its order to its acknowledged receipt. May import `domain` and `ports`."""

@@ -1,4 +1,4 @@
-"""A job while it lives: its state, its inbox and what it has cost the reader so far. Only the market moves it."""
+"""A live job: its state, its inbox, its attempts, and the time that its reader took. Only the market changes its state."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tallystick.protocol.wire import LINK_HEAD, Candidate, Kind, Submission
 
 
 class InboxOverrun(Exception):
-    """A node sent more than its credit; the hub closes its link."""
+    """A node sent more frames than its credit allows; the hub closes its link."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What a provider was given: the candidate, its order as it was checked, and the node as it was connected then."""
+    """What a provider was given: the candidate, its verified order, and the node that was connected then."""
 
     candidate: Candidate
     order: Verified[Order]
@@ -31,35 +31,40 @@ class Attempt:
 
 @dataclass(slots=True)
 class LiveJob:
-    """One job, from its order to its terminal state. Times are seconds of a monotonic clock unless named `_at`.
+    """One job, from its order to its terminal state.
 
-    `deadline` is that of the current phase; `overdue`: the market has told the attempt that it passed; `blamed`: the attempt was
-    held against its provider; `answered`: output of the attempt came, or none counts any more. `reading`: since when its reader
-    has had a frame and not asked for more; `waited`: the seconds for which it did so before. That is the reader's time, and never
-    the provider's.
+    Times are seconds of a monotonic clock, except `created_at` and `finished_at`, which are Unix seconds.
     """
 
     submission: Submission
     created_at: int
     started: float
     last_frame_at: float
+    """When the client last got a chunk or a sign of life."""
     state: State = State.QUEUED
     attempt: Attempt | None = None
     tried: set[Address] = field(default_factory=set)
     attempts: list[AttemptRecord] = field(default_factory=list)
     finished_at: int | None = None
-    unread: int = 0
+    uncredited: int = 0
+    """Chunks that were relayed since the node last got credit."""
     deadline: float = 0.0
+    """Deadline of the current phase."""
     overdue: bool = False
+    """Whether the market told the attempt that its deadline passed."""
     cancelled: bool = False
     reputation_counted: bool = False
+    """Whether the current attempt was counted for its provider's reputation."""
     output_seen: bool = False
-    reading: float | None = None
-    waited: float = 0.0
+    """Whether output of the current attempt arrived, or no longer matters."""
+    reading_since: float | None = None
+    """Since when the reader has had a frame without asking for the next one. This is the reader's time, not the provider's."""
+    reader_waits: float = 0.0
+    """Seconds that the reader took before."""
     last_error: TallyError | None = None
     inbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(INBOX_FRAMES))
     subject: str = field(init=False)
-    """Where its frames go."""
+    """The bus subject of the job's frames."""
 
     def __post_init__(self) -> None:
         self.subject = job_subject(self.id)
@@ -71,7 +76,7 @@ class LiveJob:
 
     @property
     def payer(self) -> Address:
-        """Who ordered it."""
+        """The payer that ordered the job."""
         return self.submission.candidates[0].order.message.payer
 
     @property
@@ -93,66 +98,69 @@ class LiveJob:
 
     @property
     def at_node(self) -> bool:
-        """Whether a provider has it now."""
+        """Whether a provider has the job now."""
         return self.state in (State.MATCHED, State.RUNNING, State.STREAMING)
 
     @property
     def more_frames_queued(self) -> bool:
-        """Whether chunks are there to follow the one in hand at once. One frame alone may be a receipt, which takes a while."""
+        """Whether more chunks can be relayed at once. A single queued frame may be a receipt, which takes a while to store."""
         return self.state is State.STREAMING and self.inbox.qsize() > 1
 
     @property
     def delivered(self) -> bool:
-        """Whether the last chunk of the current attempt's answer was relayed."""
+        """Whether the last chunk of the current attempt's response was relayed."""
         return self.attempts[-1].delivered
 
     def reader_seconds(self, tick: float) -> float:
-        """How long its reader has kept it waiting so far."""
-        return self.waited + (0.0 if self.reading is None else tick - self.reading)
+        """Returns how long the reader has kept the job waiting so far."""
+        return self.reader_waits + (0.0 if self.reading_since is None else tick - self.reading_since)
 
     def due(self, tick: float) -> float:
-        """When its node is late, as far as is known now. A node that was told to stop is not waiting for the reader."""
-        return self.deadline if self.reading is None or self.cancelled else self.deadline + tick - self.reading
+        """Returns the node's deadline, extended by the reader's time; a node that was told to stop gets no extension."""
+        if self.reading_since is None or self.cancelled:
+            return self.deadline
+        return self.deadline + tick - self.reading_since
 
     def spent(self, tick: float) -> float:
-        """How long it has taken so far, without its reader's time."""
+        """Returns how long the job has taken so far, without its reader's time."""
         return tick - self.started - self.reader_seconds(tick)
 
     def extend(self, deadline: float) -> None:
-        """A sign of life moves the deadline, but not that of a node that was told to stop."""
+        """Moves the deadline after a sign of life, unless the node was told to stop."""
         if not self.cancelled:
             self.deadline = deadline
 
-    def was_read(self, tick: float) -> None:
-        """Its reader asks for more."""
-        self.deadline, self.waited, self.reading = self.due(tick), self.reader_seconds(tick), None
+    def frame_taken(self, tick: float) -> None:
+        """Notes that the reader took its frame and asks for the next one."""
+        self.deadline, self.reader_waits, self.reading_since = self.due(tick), self.reader_seconds(tick), None
 
     def move(self, event: Event) -> None:
-        """Follows the transition table. Raises IllegalTransition."""
+        """Changes the state by the transition table. Raises IllegalTransition."""
         self.state = step(self.state, event)
 
     def deliver(self, frame: bytes) -> bool:
-        """Takes a link frame from the node that has the job. True for the first output of an attempt that nothing interrupted:
-        whatever comes after it, no other attempt begins. Raises InboxOverrun rather than wait.
+        """Queues a link frame from the node that has the job. Raises InboxOverrun if the inbox is full.
+
+        Returns True for the first output of an attempt that was not interrupted: from then on no other attempt begins.
         """
         try:
             self.inbox.put_nowait(frame)
         except asyncio.QueueFull:
-            raise InboxOverrun(f"job {self.id.hex()}: more than {INBOX_FRAMES} frames unread") from None
+            raise InboxOverrun(f"job {self.id.hex()}: expected at most {INBOX_FRAMES} unread frames") from None
         first = frame[0] == Kind.CHUNK and not self.output_seen
         self.output_seen = self.output_seen or first
         return first
 
     def interrupt(self, frame: bytes) -> None:
-        """Delivers what must not be lost: where the inbox is full, it takes the place of all that waits there."""
+        """Queues a frame that must not be lost. If the inbox is full, the frame replaces everything in it."""
         self.output_seen = True
         if self.inbox.full():
             self.inbox = asyncio.Queue(INBOX_FRAMES)
         self.inbox.put_nowait(frame)
 
     def begin(self, attempt: Attempt, deadline: float) -> None:
-        """A new attempt, with an inbox of its own: late frames of a former attempt are not this one's."""
-        self.attempt, self.deadline, self.unread = attempt, deadline, 0
+        """Begins an attempt with an empty inbox, so late frames of a former attempt are not taken for this one's."""
+        self.attempt, self.deadline, self.uncredited = attempt, deadline, 0
         self.overdue = self.reputation_counted = self.output_seen = False
         self.tried.add(self.provider)
         self.inbox = asyncio.Queue(INBOX_FRAMES)
@@ -161,19 +169,19 @@ class LiveJob:
         self.move(Event.MATCH)
 
     def close_attempt(self, state: State, reason: str = "") -> None:
-        """Notes how the current attempt ended."""
+        """Records how the current attempt ended."""
         self.attempts[-1] = replace(self.attempts[-1], state=state, reason=reason)
 
     def mark_delivered(self) -> None:
-        """Notes that the last chunk of the current attempt's answer was relayed."""
+        """Records that the last chunk of the current attempt's response was relayed."""
         self.attempts[-1] = replace(self.attempts[-1], delivered=True)
 
     def mark_cancelled(self) -> None:
-        """Notes that the current attempt's node was told that the client cancelled."""
+        """Records that the current attempt's node was told that the client cancelled."""
         self.attempts[-1] = replace(self.attempts[-1], cancelled=True)
 
     def record(self) -> JobRecord:
-        """The job as it is stored."""
+        """Returns the job as it is stored."""
         return JobRecord(
             job=self.id,
             payer=self.payer,
@@ -185,5 +193,5 @@ class LiveJob:
 
 
 def link_payload(frame: bytes) -> bytes:
-    """The payload of a link frame."""
+    """Returns the payload of a link frame."""
     return frame[LINK_HEAD:]

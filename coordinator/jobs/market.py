@@ -1,13 +1,13 @@
-"""The market: the only place that decides in which order things happen to a job.
+"""The market: the life of a job from its order to its terminal state. Only the market orders the events of a job.
 
-`place_order` admits a job, for which the matchmaker finds a provider, and `run` drives it: match, relay, fail over, receipt.
-The frames of a job come through its inbox; the caller of `run` passes on what it yields. Everything that touches the world
-comes in through ports; time comes in through two clocks.
+`place_order` admits a job, for which the matchmaker finds a provider. `run` drives the job: match, relay, failover, receipt. The
+frames of a job arrive in its inbox; the caller of `run` passes on the frames that it yields. All I/O goes through ports; time
+comes from two clocks.
 
-While whoever reads a job's frames takes one, no deadline runs against its provider. The reader has an allowance of
-its own (`Limits.reader`), shorter than what nodes give it; when it is used up the job is cancelled for its client.
+While the reader of a job's frames takes one, no deadline runs against the provider. The reader has an allowance of its own
+(`JobLimits.reader`), shorter than the nodes' own allowance. When it is used up, the job is cancelled for its client.
 
-Whatever node, client and store do, a job ends in one terminal state, and what it held (exposure, a node's slot) is given back.
+Whatever node, client and store do, a job ends in one terminal state, and its exposure and its node's slot are released.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import structlog
 
 from coordinator.domain.limits import JobLimits, check_order
 from coordinator.domain.peer_errors import error_for_peers
+from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.live_job import Attempt, LiveJob, link_payload
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
 from coordinator.jobs.reputation_updates import count_failure, count_receipt, read_failure
-from coordinator.ports import Bus, Funds, JobRecord, JobStore, node_subject
+from coordinator.ports import Bus, Funds, JobStore, node_subject
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, Event, State
@@ -41,13 +42,13 @@ log = structlog.get_logger()
 CREDIT_STEP = 32
 _CHANCE = random.SystemRandom().random
 REQUEST_FAULTS = frozenset({Code.BAD_MESSAGE, Code.BODY_TOO_LARGE, Code.UNKNOWN_ROUTE, Code.CANCELLED})
-"""What one provider says of the request itself, every other would say too."""
+"""Codes of errors in the request itself: every other provider would answer the same."""
 GONE = Kind.ERROR
-"""Put into a job's inbox when its node's connection is lost; never relayed."""
+"""Kind of the inbox frame that reports the loss of the node's connection; never relayed."""
 
 
 class Market:
-    """See the module's docstring. One instance a replica."""
+    """See the module's docstring. One instance per process. `chance` draws uniformly from 0 to 1."""
 
     def __init__(
         self,
@@ -63,13 +64,9 @@ class Market:
         chance: Callable[[], float] = _CHANCE,
     ) -> None:
         self.domain, self.address, self.limits = domain, signer.address, limits
-        self.matchmaker = made = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
-        self.book, self.exposure, self.reputation, self.decision_log = (
-            made.book,
-            made.exposure,
-            made.reputation,
-            made.decision_log,
-        )
+        self.matchmaker = maker = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
+        self.book, self.exposure = maker.book, maker.exposure
+        self.reputation, self.decision_log = maker.reputation, maker.decision_log
         self._signer, self._bus, self._store = signer, bus, store
         self._receipts = Receipts(
             domain=domain,
@@ -85,13 +82,14 @@ class Market:
         self._live: dict[JobId, LiveJob] = {}
         self._running: Counter[Address] = Counter()
         self._seen: OrderedDict[JobId, int] = OrderedDict()
-        self._unsaved_jobs: dict[JobId, JobRecord] = {}
+        """When each job was placed, for as long as a replay is possible."""
+        self._writes = DeferredWrites(store, self.reputation)
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def start(self) -> None:
-        """Takes up what the store remembers: recent jobs, so that replays are seen, and the totals of all tabs."""
+        """Loads the store's state: recent jobs, to detect replays, the totals of all tabs, and the providers' reputation."""
         now = int(self._now())
         stored = await self._store.load_state(now, now - self.limits.max_order_seconds)
         self._seen = OrderedDict.fromkeys(stored.jobs, now)
@@ -102,19 +100,19 @@ class Market:
         self.reputation.restore(stored.records)
 
     async def drain(self, seconds: float) -> None:
-        """Takes no more orders and waits for the jobs that live; what is left then ends when its node's link is closed."""
+        """Refuses new orders and waits for the live jobs. Jobs left after `seconds` end when their nodes' links are closed."""
         self._stopping = True
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
         except TimeoutError:
-            log.warning("jobs cut off", count=len(self._live))
-        self._note_records()
+            log.warning("jobs still running at shutdown", count=len(self._live))
+        self._writes.save_reputations()
 
     # Nodes
 
     def node_gone(self, provider: Address) -> None:
-        """A node's link is lost: its asks leave the book, its jobs learn of it."""
+        """Removes the asks of a node that disconnected, and interrupts its jobs."""
         self.matchmaker.drop(provider)
         for job in self._live.values():
             if job.at_node and job.provider == provider:
@@ -122,41 +120,41 @@ class Market:
 
     @property
     def live(self) -> int:
-        """How many jobs are between order and terminal state."""
+        """The number of jobs between order and terminal state."""
         return len(self._live)
 
     def placed_before(self, job_id: JobId) -> bool:
-        """Whether a job with this id was placed here lately, in this process or a former one."""
+        """Whether a job with this id was placed here recently, in this process or a former one."""
         return job_id in self._seen
 
     def payer_of(self, job_id: JobId) -> Address | None:
-        """Who ordered a job that lives here."""
+        """Returns the payer of a live job, or None."""
         job = self._live.get(job_id)
         return None if job is None else job.payer
 
     def subject_of(self, job_id: JobId, provider: Address) -> str | None:
-        """Where the frames of a live job go, if it is this provider's that has it now."""
+        """Returns the bus subject of a live job that this provider has now, or None."""
         job = self._live.get(job_id)
         return job.subject if job is not None and job.at_node and job.provider == provider else None
 
     # Orders
 
     async def place_order(self, submission: Submission) -> LiveJob:
-        """Admits a job and makes its first match; the caller must then `run` it.
+        """Admits a job and makes its first match. The caller must then `run` it.
 
-        Raises TallyError: then nothing was dispatched and nothing is owed.
+        Raises TallyError. Nothing was dispatched and nothing is owed then.
         """
         now = int(self._now())
-        if self._stopping or self._unsaved_jobs:
+        if self._stopping or self._writes.pending:
             why = "is stopping" if self._stopping else "cannot write to its database"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
         if submission.job in self._seen:
-            raise Refusal(Code.ORDER_REPLAYED, f"job {submission.job.hex()} was placed before; GET /v1/jobs/ID tells its state")
+            raise Refusal(Code.ORDER_REPLAYED, f"job {submission.job.hex()} was placed before; GET /v1/jobs/ID shows its state")
         for candidate in submission.candidates:
             order, terms = candidate.order.message, candidate.terms
             check_order(order, terms, coordinator=self.address, limits=self.limits, now=now)
         if self._running[submission.candidates[0].order.message.payer] >= self.limits.jobs_per_payer:
-            text = f"this payer already runs {self.limits.jobs_per_payer} jobs here, which is all that one may"
+            text = f"this payer already runs {self.limits.jobs_per_payer} jobs here, the maximum per payer; wait for one to end"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
         self._seen[job.id] = now
@@ -175,15 +173,15 @@ class Market:
     async def run(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
         """Drives an admitted job to its end and yields the frames for its client.
 
-        Whoever drives it goes on to the end when the client goes away, after `cancel`. A run that is closed early fails its job.
+        If the client leaves, the caller calls `cancel` and iterates to the end. Closing the generator early fails the job.
         """
         try:
             while not job.ended:
                 async with aclosing(self._attempt(job)) as frames:
                     async for frame in frames:
-                        job.reading = self._tick()
+                        job.reading_since = self._tick()
                         yield frame
-                        job.was_read(self._tick())
+                        job.frame_taken(self._tick())
                 if job.state is State.QUEUED:
                     try:
                         await self._match_again(job)
@@ -202,7 +200,7 @@ class Market:
                 self._idle.set()
 
     async def _match_again(self, job: LiveJob) -> None:
-        """The next attempt, after one that failed. Raises the reason why there is none."""
+        """Begins the next attempt after a failed one. Raises the error that says why there is none."""
         spent = self._stopping or job.spent(self._tick()) > self.limits.total
         if job.last_error is not None and (spent or job.cancelled):
             raise job.last_error
@@ -212,8 +210,8 @@ class Market:
         attempt, subject = job.current, job.subject
 
         def deliver(frame: bytes) -> None:
-            # A node signs no receipt that charges before it knows that no other attempt begins. It is told as its output comes:
-            # a reader who takes nothing, not even the match, must not make it seem that this coordinator keeps silent.
+            # A node signs no receipt that charges before it knows that no other attempt begins. Empty credit tells it so as
+            # soon as its output arrives: a reader that takes nothing must not make this coordinator seem silent.
             if job.deliver(frame):
                 self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
 
@@ -224,10 +222,10 @@ class Market:
                 frame = await job.inbox.get()
                 if frame[0] == Kind.FAIL and (void := await self._void(job, attempt, link_payload(frame))):
                     yield Kind.VOID, void
-                told = await self._take(job, attempt, frame)
-                if told is not None:
-                    yield told
-                    if told[0] is Kind.CHUNK:
+                relayed = await self._handle(job, attempt, frame)
+                if relayed is not None:
+                    yield relayed
+                    if relayed[0] is Kind.CHUNK:
                         self._grant_credit(job)
         finally:
             self._bus.detach(subject, deliver)
@@ -235,11 +233,11 @@ class Market:
             attempt.node.assigned -= 1
 
     def _dispatch(self, job: LiveJob, attempt: Attempt) -> tuple[Kind, bytes]:
-        """Hands the job to its node, unless there is a reason not to any more."""
+        """Sends the job to its node. Returns the MATCH for its client, or the FAIL of a job that was cancelled or not stored."""
         try:
             if job.cancelled:
-                raise Refusal(Code.CANCELLED, "cancelled before a provider had it")
-            self._store.enqueue_job(job.record())  # first: without it, a later receipt could not be checked
+                raise Refusal(Code.CANCELLED, "the job was cancelled before a provider had it")
+            self._store.enqueue_job(job.record())  # before the dispatch: without it, a later receipt could not be checked
         except TallyError as error:
             return self._end(job, error)
         match = self._signer.sign(
@@ -258,8 +256,8 @@ class Market:
             job.interrupt(pack_link(GONE, job.id))
         return Kind.MATCH, dumps(match.to_json())
 
-    async def _take(self, job: LiveJob, attempt: Attempt, frame: bytes) -> tuple[Kind, bytes] | None:
-        """What one frame of the node means for the job; returns what its client is told."""
+    async def _handle(self, job: LiveJob, attempt: Attempt, frame: bytes) -> tuple[Kind, bytes] | None:
+        """Applies one frame of the node to the job. Returns the frame for the client, or None."""
         kind, payload = frame[0], link_payload(frame)
         if kind == Kind.RECEIPT:
             return await self._finish(job, attempt, payload)
@@ -267,7 +265,7 @@ class Market:
             return self._fail(job, self._connection_error(job) if kind == GONE else read_failure(job, payload))
         if kind == Kind.CHUNK:
             if job.delivered:
-                return None  # the answer has ended; no client could open what comes behind its end
+                return None  # the response has ended; no client could open a later chunk
             if is_last(payload):
                 job.mark_delivered()
             if job.state is not State.STREAMING:
@@ -278,14 +276,14 @@ class Market:
         if kind == Kind.ACCEPT and job.state is not State.STREAMING:
             if job.state is State.MATCHED:
                 job.move(Event.ACCEPT)
-            # Again: it is under way. An answer in one piece has no output for long; `total` bounds it.
+            # A repeated ACCEPT is a sign of life: a response in one piece has no output for long. `total` bounds it.
             job.extend(self._tick() + self.limits.first_output)
         return (Kind.BEAT, payload) if kind == Kind.BEAT else None
 
     def _grant_credit(self, job: LiveJob) -> None:
-        job.unread += 1
-        if job.unread == CREDIT_STEP:
-            job.unread = 0
+        job.uncredited += 1
+        if job.uncredited == CREDIT_STEP:
+            job.uncredited = 0
             self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, CREDIT_STEP.to_bytes(4, "big")))
 
     def _connection_error(self, job: LiveJob) -> TallyError:
@@ -294,7 +292,7 @@ class Market:
         return Unavailable(Code.NODE_GONE, f"the connection to provider {job.provider} was lost", fault=Fault.PROVIDER)
 
     async def _void(self, job: LiveJob, attempt: Attempt, payload: bytes) -> bytes | None:
-        """The receipt at no cost that a FAIL brings, stored, as its client gets it; None if there is no good one."""
+        """Stores the receipt at no cost that a FAIL carries. Returns it for the client; None without a valid one."""
         try:
             receipt = self._receipts.read_void(job.attempts[-1], attempt.order, payload)
         except BadReceipt as error:
@@ -304,20 +302,20 @@ class Market:
             return None
         try:
             await self._receipts.put(job.id, attempt.order, receipt)
-        except Unavailable as error:  # it was not acknowledged, so its node will send it again
+        except Unavailable as error:  # not acknowledged, so its node will send it again
             log.warning("void receipt not stored", job=job.id.hex(), provider=job.provider, error=str(error))
         return dumps(receipt.to_json())
 
     def _refuse(self, job: LiveJob, error: BadReceipt) -> None:
-        """A receipt that will never be taken: its node is told, and it is held against its provider."""
+        """Refuses a bad receipt for good: tells its node, and counts it against the provider."""
         log.warning("bad receipt", job=job.id.hex(), provider=job.provider, error=str(error))
         self._bus.send(node_subject(job.provider), pack_link(Kind.RECEIPT_REFUSED, job.id, dumps(error.as_json())))
         count_failure(self.reputation, job, error)
 
     def _fail(self, job: LiveJob, error: TallyError) -> tuple[Kind, bytes] | None:
-        """The attempt failed: so does the job, unless nothing was put out yet and another provider may do better.
+        """Ends a failed attempt. The job fails too, unless no output came yet and another provider may succeed.
 
-        A node's refusal is about its own tab, ask or clock, so the next one is asked all the same.
+        A node's refusal concerns its own tab, ask or clock, so the next candidate is tried all the same.
         """
         if job.state is State.STREAMING or error.code in REQUEST_FAULTS or job.cancelled:
             return self._end(job, error)
@@ -329,7 +327,7 @@ class Market:
         return None
 
     async def _finish(self, job: LiveJob, attempt: Attempt, payload: bytes) -> tuple[Kind, bytes]:
-        """Ends a job with its receipt, or for want of a good one."""
+        """Ends a job with its receipt; a bad receipt fails the job."""
         try:
             receipt = self._receipts.read(job.attempts[-1], attempt.order, payload)
         except BadReceipt as error:
@@ -342,9 +340,9 @@ class Market:
         record = job.record()
         try:
             await self._receipts.put(job.id, attempt.order, receipt, record)
-        except Unavailable as error:  # it was not acknowledged, so its node will send it again
+        except Unavailable as error:  # not acknowledged, so its node will send it again
             log.warning("receipt not stored", job=job.id.hex(), provider=job.provider, error=str(error))
-            self._note(record)
+            self._writes.save_end(record)
         return Kind.RECEIPT, payload
 
     def _end(self, job: LiveJob, error: TallyError) -> tuple[Kind, bytes]:
@@ -356,18 +354,11 @@ class Market:
         if tried:
             job.close_attempt(job.state, str(error))
         job.finished_at = int(self._now())
-        self._note(job.record())
+        self._writes.save_end(job.record())
         return Kind.FAIL, dumps(error_for_peers(error).as_json())
 
-    def _note(self, record: JobRecord) -> None:
-        """Stores the end of a job, now or as soon as the store can take it."""
-        try:
-            self._store.enqueue_job(record)
-        except Unavailable:
-            self._unsaved_jobs[record.job] = record
-
     def cancel(self, job_id: JobId) -> bool:
-        """Asks the job's node to stop; its receipt will end the job. False if no such job lives here."""
+        """Tells the job's node to stop; its receipt will end the job. Returns False if no such job is live."""
         job = self._live.get(job_id)
         if job is None or job.ended:
             return False
@@ -383,56 +374,49 @@ class Market:
         return self._bus.send(node_subject(job.provider), pack_link(Kind.CANCEL, job.id, reason.value.encode()))
 
     async def accept_receipt(self, provider: Address, job_id: JobId, payload: bytes) -> bool:
-        """A receipt outside a live attempt: after a lost link, a failover, a restart. False if the job is not known here.
+        """Accepts a receipt outside a live attempt: after a lost link, a failover, or a restart.
 
-        Raises BadReceipt, Unavailable: then it is not acknowledged.
+        Returns False for an unknown job. Raises BadReceipt or Unavailable, and then does not acknowledge the receipt.
         """
         live = self._live.get(job_id)
-        newest = self._unsaved_jobs.get(job_id) if live is None else live.record()
+        newest = self._writes.unsaved(job_id) if live is None else live.record()
         return await self._receipts.accept_late(provider, job_id, payload, newest)
 
     async def accept_late(self, provider: Address, job_id: JobId, late: LateReceipt) -> None:
-        """A receipt with what it is for, whether its job is known here or was lost. Raises BadReceipt, Refusal, Unavailable."""
+        """Accepts a receipt together with its order, for a known or a lost job. Raises BadReceipt, Refusal, Unavailable."""
         if await self.accept_receipt(provider, job_id, dumps(late.receipt.to_json())):
             return
         if (late.order.message.coordinator, late.order.message.provider) != (self.address, provider):
-            raise BadReceipt("receipt: its order is for another coordinator or provider")
+            raise BadReceipt(
+                f"receipt: expected an order on {provider} through {self.address}, got another provider or coordinator"
+            )
         await self._receipts.accept_unknown(job_id, late)
         self._seen.setdefault(job_id, int(self._now()))
 
     # Time
 
     def sweep(self) -> None:
-        """Once a second: jobs past their phase's deadline end, silent ones beat for the client, old replay memory goes."""
+        """Runs once a second: ends overdue jobs, sends signs of life for silent ones, forgets old ids, retries failed writes."""
         tick, horizon = self._tick(), int(self._now()) - self.limits.max_order_seconds
         for job in list(self._live.values()):
             if job.at_node:
                 self._watch(job, tick)
         while self._seen and next(iter(self._seen.values())) <= horizon:
             self._seen.popitem(last=False)
-        unnoted, self._unsaved_jobs = self._unsaved_jobs, {}
-        for record in unnoted.values():
-            self._note(record)
-        self._note_records()
-
-    def _note_records(self) -> None:
-        changed = self.reputation.changed()
-        try:
-            if changed:
-                self._store.enqueue_provider_records(changed)
-        except Unavailable:
-            self.reputation.unsaved(changed)
+        self._writes.retry()
 
     def _watch(self, job: LiveJob, tick: float) -> None:
-        """While its reader has a frame, or frames wait in the inbox, it is not the node that is late, unless it was told to stop
-        or all of its own time is up.
+        """Checks the deadlines of a job at a node.
+
+        The node is not late while the reader has a frame or frames wait in the inbox, unless it was told to stop or the job's
+        total time is up.
         """
         if job.reader_seconds(tick) > self.limits.reader:
             self.cancel(job.id)
         over = job.spent(tick) > self.limits.total
         late = tick > job.due(tick) and (job.cancelled or job.inbox.empty())
         if (over or late) and not job.overdue:
-            error = Unavailable(Code.TIMED_OUT, "the provider took too long", fault=Fault.PROVIDER)
+            error = Unavailable(Code.TIMED_OUT, "the provider did not meet the deadline of this phase", fault=Fault.PROVIDER)
             job.overdue = True
             self._stop(job, CancelReason.TIMED_OUT)
             job.interrupt(pack_link(Kind.FAIL, job.id, dumps(error.as_json())))

@@ -1,6 +1,6 @@
-"""The matchmaker: which asks a demand is shown, and which candidate of a job gets it now.
+"""The matchmaker: the shortlist for a demand, and the candidate of a job that gets it now.
 
-It keeps what a match rests on (the book, what payers owe, what providers are known for) and why each was decided as it was.
+It holds what a match depends on: the ask book, the payers' exposure, the providers' reputation, and the log of decisions.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Order, Terms
 from tallystick.protocol.types import Address
 
-EXPLAINED = 200
-_AT_ONCE = 16
-"""Questions to the chain."""
-GONE_SECONDS = 300
-"""How long a model that nobody sells any more is not yet an unknown one: engines are restarted."""
-MODELS_REMEMBERED = 10_000
+MAX_EXPLAINED = 200
+"""Asks that one explanation covers."""
+_CONCURRENT_READS = 16
+"""Chain reads at the same time."""
+WITHDRAWN_SECONDS = 300
+"""How long a model that no provider offers any more is reported as unavailable instead of unknown: engines are restarted."""
+MAX_WITHDRAWN_MODELS = 10_000
 RETURN_SECONDS = 35
-"""After a restart, providers may take this long to come back; what nobody offers meanwhile may be offered soon."""
+"""How long after a restart a model that no provider offers is reported as unavailable: its providers may still reconnect."""
 
 
 class _NoPurse(Refusal):
@@ -39,7 +40,7 @@ class _NoPurse(Refusal):
 
 
 class Matchmaker:
-    """See the module's docstring. `now` is Unix time, `tick` a monotonic clock, both in seconds; `chance` draws evenly from 0
+    """See the module's docstring. `now` is Unix time, `tick` a monotonic clock, both in seconds; `chance` draws uniformly from 0
     to 1.
     """
 
@@ -56,83 +57,98 @@ class Matchmaker:
         self.book, self.exposure, self.reputation, self.decision_log = AskBook(), Exposure(), Reputation(), DecisionLog()
         self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
-        self._whole_at = 0.0
-        self._gone: OrderedDict[str, float] = OrderedDict()
-        """When a provider last stopped selling each model; the newest MODELS_REMEMBERED."""
+        self._returned_at = 0.0
+        self._withdrawn: OrderedDict[str, float] = OrderedDict()
+        """When a provider last withdrew an ask for each model; the newest MAX_WITHDRAWN_MODELS."""
 
     def restarted(self) -> None:
-        """This process follows another: its providers may not be back yet."""
-        self._whole_at = self._tick() + RETURN_SECONDS
+        """Notes that this process follows another one, so its providers may not be connected yet."""
+        self._returned_at = self._tick() + RETURN_SECONDS
 
     def replace_asks(self, provider: Address, asks: Iterable[Signed[Ask]], capacity: Capacity | None = None) -> None:
-        """Makes these a connected provider's standing asks. Raises PeerError if one is forged or another's."""
+        """Replaces all asks of a connected provider. Raises PeerError for a forged ask, or one of another provider."""
         verified = [ask.verify(self._domain) for ask in asks]
         if any(ask.message.provider != provider for ask in verified):
-            raise BadMessage("asks: an ask of another provider")
-        self._note_gone(provider)
+            raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
+        self._note_withdrawn(provider)
         self.book.replace(provider, verified, capacity)
 
     def drop(self, provider: Address) -> None:
-        """A provider went away."""
-        self._note_gone(provider)
+        """Removes a provider that disconnected."""
+        self._note_withdrawn(provider)
         self.book.drop(provider)
 
-    def _note_gone(self, provider: Address) -> None:
+    def _note_withdrawn(self, provider: Address) -> None:
         for listed_ask in self.book.of_provider(provider):
-            self._gone[listed_ask.ask.message.model] = self._tick()
-            self._gone.move_to_end(listed_ask.ask.message.model)
-        while len(self._gone) > MODELS_REMEMBERED:
-            self._gone.popitem(last=False)
+            model = listed_ask.ask.message.model
+            self._withdrawn[model] = self._tick()
+            self._withdrawn.move_to_end(model)
+        while len(self._withdrawn) > MAX_WITHDRAWN_MODELS:
+            self._withdrawn.popitem(last=False)
 
     def set_capacity(self, provider: Address, capacity: Capacity) -> None:
-        """A node's own word on what it can take."""
+        """Records the capacity that a node reports."""
         node = self.book.node(provider)
         if node is not None:
             node.capacity = capacity
 
     async def load_stakes(self, model: str) -> None:
-        """Has the chain say what stands behind the providers of a model. Raises Unavailable if it does not answer."""
-        nodes = {listed_ask.node.provider: listed_ask.node for listed_ask in self.book.of_model(model)[:EXPLAINED]}
-        some = asyncio.Semaphore(_AT_ONCE)
+        """Reads the stakes of a model's providers from the chain. Raises Unavailable if the chain does not answer."""
+        nodes = {listed_ask.node.provider: listed_ask.node for listed_ask in self.book.of_model(model)[:MAX_EXPLAINED]}
+        reads = asyncio.Semaphore(_CONCURRENT_READS)
 
-        async def learn(node: ConnectedNode) -> None:
-            async with some:
+        async def load(node: ConnectedNode) -> None:
+            async with reads:
                 node.stake = await self._funds.stake(node.provider)
 
-        await asyncio.gather(*map(learn, nodes.values()))
+        await asyncio.gather(*map(load, nodes.values()))
 
     def shortlist(self, demand: Demand) -> list[ListedAsk]:
-        """The best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
-        now, rejected, found = int(self._now()), list[tuple[Reason, ListedAsk]](), list[ListedAsk]()
+        """Returns the best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
+        now, rejected, chosen = int(self._now()), list[tuple[Reason, ListedAsk]](), list[ListedAsk]()
+        reputation = self.reputation
         try:
-            known = self.reputation
-            found = shortlist(self.book, demand, now, rejected, known.score, newcomer=known.newcomer, chance=self._chance())
+            chosen = shortlist(
+                self.book,
+                demand,
+                now,
+                rejected,
+                reputation.score,
+                newcomer=reputation.newcomer,
+                chance=self._chance(),
+            )
         except Refusal as error:
-            if error.code is not Code.UNKNOWN_MODEL:
-                raise
-            if self._tick() < self._whole_at:
-                text = f"nobody offers {demand.model!r} yet: this coordinator was restarted, and its providers are coming back"
-                raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.COORDINATOR) from error
-            gone = self._tick() - self._gone.get(demand.model, float("-inf"))
-            if gone < GONE_SECONDS:
-                text = f"nobody offers {demand.model!r} now; the last who did stopped {int(gone)} s ago and may come back"
-                raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER) from error
+            if error.code is Code.UNKNOWN_MODEL:
+                self._check_returning(demand.model, error)
             raise
         finally:
-            against = ((listed_ask.node.provider, reason) for reason, listed_ask in rejected)
-            self.decision_log.listed(demand, (listed_ask.node.provider for listed_ask in found), against, now)
-        return found
+            reasons = ((listed_ask.node.provider, reason) for reason, listed_ask in rejected)
+            self.decision_log.add_shortlist(demand, (listed_ask.node.provider for listed_ask in chosen), reasons, now)
+        return chosen
+
+    def _check_returning(self, model: str, error: Refusal) -> None:
+        """Raises Unavailable for a model whose providers may come back soon."""
+        if self._tick() < self._returned_at:
+            text = f"no provider offers {model!r} yet: this coordinator was restarted, and its providers are reconnecting"
+            raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.COORDINATOR) from error
+        age = self._tick() - self._withdrawn.get(model, float("-inf"))
+        if age < WITHDRAWN_SECONDS:
+            text = f"no provider offers {model!r} now; the last one withdrew it {int(age)} s ago and may come back"
+            raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER) from error
 
     def explain(self, demand: Demand) -> list[tuple[ListedAsk, Reason | None]]:
-        """Every ask for the demand's model with the reason against it, sorted as asked, at most EXPLAINED. Decides nothing."""
+        """Returns the asks for the demand's model, each with the reason against it, sorted by the demand; at most MAX_EXPLAINED.
+
+        Decides nothing and records nothing.
+        """
         now, score = int(self._now()), self.reputation.score
-        listed = sort_by_demand(self.book.of_model(demand.model)[:EXPLAINED], demand, score)
-        return [(listed_ask, rejection(listed_ask, demand, now, score)) for listed_ask in listed]
+        listed_asks = sort_by_demand(self.book.of_model(demand.model)[:MAX_EXPLAINED], demand, score)
+        return [(listed_ask, rejection(listed_ask, demand, now, score)) for listed_ask in listed_asks]
 
     async def match(self, job: LiveJob) -> None:
-        """Begins an attempt with the best candidate left that the payer can pay. Raises the reason why there is none."""
+        """Begins an attempt with the best candidate left that the payer can pay. Raises the error that says why there is none."""
         now, refused = int(self._now()), job.last_error
-        fit, against = rank_candidates(
+        fitting, rejected = rank_candidates(
             job.submission.candidates,
             self.book,
             tried=job.tried,
@@ -142,14 +158,12 @@ class Matchmaker:
             newcomer=self.reputation.newcomer,
             chance=self._chance(),
         )
-        lost = dict.fromkeys(
-            (listed_ask.node.provider for listed_ask, _ in fit), "another was ranked before it: cheaper, or more reliable"
-        )
+        providers = [listed_ask.node.provider for listed_ask, _ in fitting]
         model = job.submission.candidates[0].terms.model
-        for listed_ask, candidate in fit:
+        for listed_ask, candidate in fitting:
             order, node = candidate.order.verify(self._domain), listed_ask.node
             if node.free < 1 or node.assigned >= self._limits.jobs_per_node:
-                against.append(f"{node.provider}: {Reason.BUSY.value}")
+                rejected[node.provider] = Reason.BUSY.value
                 continue
             node.assigned += 1
             try:
@@ -163,16 +177,17 @@ class Matchmaker:
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
                 job.begin(Attempt(candidate, order, node), self._tick() + self._limits.accept_within(len(job.submission.sealed)))
-                self.decision_log.matched(model, node.provider, lost | _reasons(against), now)
+                outranked = dict.fromkeys(providers, "another was ranked before it: cheaper, or more reliable")
+                self.decision_log.add_match(model, node.provider, outranked | rejected, now)
                 return
-        lost = dict.fromkeys(lost, "the payer's purse did not cover the job") | _reasons(against)
-        self.decision_log.matched(model, None, lost, now)
-        raise refused or Unavailable(
-            Code.NO_PROVIDER, "no candidate can take the job now: " + "; ".join(against), fault=Fault.PROVIDER
-        )
+        unpaid = dict.fromkeys(providers, "the payer's purse did not cover the job")
+        self.decision_log.add_match(model, None, unpaid | rejected, now)
+        reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())
+        text = f"no candidate can take the job now: {reasons}"
+        raise refused or Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
 
     async def _admit(self, order: Order, terms: Terms) -> None:
-        """Counts the job against the payer's funds. A no is said only of fresh figures: the payer may just have deposited."""
+        """Counts the job against the payer's funds. Raises Refusal, after a fresh read: the payer may just have deposited."""
         for fresh in (False, True):
             backing = await self._funds.backing(order.payer, order.provider, fresh=fresh)
             if not backing.opened:
@@ -186,8 +201,3 @@ class Matchmaker:
             else:
                 return
         raise _NoPurse(Code.INSUFFICIENT_FUNDS, f"{order.payer} has no purse yet. Deposit with: tally deposit AMOUNT")
-
-
-def _reasons(against: list[str]) -> dict[Address, str]:
-    """The reasons of `rank`, by provider."""
-    return {Address(provider): reason for provider, _, reason in (one.partition(": ") for one in against)}

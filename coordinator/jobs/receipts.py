@@ -1,13 +1,13 @@
-"""Receipts, in time or late: checked, counted, stored, acknowledged, in this order. What was acknowledged is on disk.
+"""Receipts, on time or late: each is checked, counted, stored and acknowledged, in this order.
 
-A receipt that is not acknowledged is sent again by its node, so what cannot be stored now is not lost. Each attempt of a job
-has a receipt of its own: a provider that was given up on may still hand one in.
+An acknowledged receipt is on disk. A node sends a receipt again until it is acknowledged, so a receipt that cannot be stored now
+is not lost. Each attempt of a job has its own receipt: a provider that was given up on may still send one.
 
-A receipt is held against what this coordinator relayed, too: one that charges needs the answer's last chunk, one that says
-that the client cancelled needs that cancel. To refuse a receipt is to neither store it nor vouch for it. It takes no money:
-whatever its provider did deliver, it can collect on chain with the order and its own signature until `claimBy`. What an attempt
-relayed is written down with its end. Where a process died before that, nobody knows: the receipt is then stored, says nothing
-of the provider's quality, and the client holds it against what arrived.
+A receipt is also checked against what this coordinator relayed. A receipt that charges needs the last chunk of the response; a
+receipt that reports a cancel by the client needs that cancel. Refusing a receipt means that it is neither stored nor vouched
+for. It takes no money: a provider that did deliver can collect on chain with the order and its own signature until `claimBy`.
+What an attempt relayed is stored when it ends. If the process died before, nobody knows. The receipt is then stored without
+effect on the provider's reputation, and the client checks it against what arrived.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tallystick.protocol.jobs import CHARGES, ENDS, TERMINAL, Charge, State, ste
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.tab import MAX_SEQ, check_receipt
-from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.types import Address, JobId, format_amount
 from tallystick.protocol.wire import Kind, loads, pack_link
 
 UNKNOWN_JOBS_PER_SECOND, UNKNOWN_JOBS_BURST = 0.1, 100
-"""Receipts of one provider for jobs that are not known here: each costs a look-up and perhaps two signatures."""
+"""Receipts of one provider for unknown jobs: each costs a lookup and up to two signature checks."""
 ALL_UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST = 2, 1_000
-"""Of all providers together, those of them that payer and provider signed: each costs two chain reads and perhaps a row."""
+"""Receipts of all providers for unknown jobs that payer and provider signed: each costs two chain reads and may be stored."""
 _ALL = "all"
 
 
@@ -56,7 +56,7 @@ class Receipts:
         self._all_unknown_jobs = TokenBucket(ALL_UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST)
 
     def read(self, attempt: AttemptRecord, order: Verified[Order], payload: bytes) -> Verified[Receipt]:
-        """What a provider sent, as a receipt for this attempt. Raises BadReceipt: whatever is wrong is the provider's fault."""
+        """Reads a provider's receipt for this attempt. Raises BadReceipt for any fault in it."""
         try:
             signed = read_signed(Receipt, loads(payload, "receipt"))
         except BadMessage as error:
@@ -66,24 +66,22 @@ class Receipts:
         return receipt
 
     def read_void(self, attempt: AttemptRecord, order: Verified[Order], payload: bytes) -> Verified[Receipt] | None:
-        """The receipt at no cost that a FAIL brings, if it brings one. Raises BadReceipt."""
+        """Reads the receipt at no cost that a FAIL may carry; None if it carries none. Raises BadReceipt."""
         try:
             raw = loads(payload, "failure")
         except BadMessage:
             return None
-        shown = raw.get("receipt") if isinstance(raw, dict) else None
-        if shown is None:
+        raw_receipt = raw.get("receipt") if isinstance(raw, dict) else None
+        if raw_receipt is None:
             return None
         try:
-            signed = read_signed(Receipt, shown, "failure.receipt")
+            signed = read_signed(Receipt, raw_receipt, "failure.receipt")
         except BadMessage as error:
             raise BadReceipt(str(error)) from None
         receipt = self._verify(order, attempt.terms, signed)
         outcome = Outcome(receipt.message.outcome)
         if CHARGES[outcome] is not Charge.NOTHING:
-            raise BadReceipt(
-                f"receipt.outcome: {outcome.name.lower()} beside a failure; expected an outcome that charges nothing"
-            )
+            raise BadReceipt(f"failure.receipt.outcome: expected an outcome that charges nothing, got {outcome.name.lower()}")
         return receipt
 
     def _verify(self, order: Verified[Order], terms: Terms, signed: Signed[Receipt]) -> Verified[Receipt]:
@@ -93,23 +91,23 @@ class Receipts:
             raise BadReceipt(str(error)) from None
         check_receipt(order, terms, receipt.message)
         if not 0 < receipt.message.seq <= MAX_SEQ:
-            raise BadReceipt(f"receipt.seq: {receipt.message.seq}; tabs count from 1, and no tab is that long")
+            raise BadReceipt(f"receipt.seq: expected 1 to {MAX_SEQ}, got {receipt.message.seq}")
         return receipt
 
     async def put(self, job: JobId, order: Signed[Order], receipt: Verified[Receipt], record: JobRecord | None = None) -> None:
-        """Counts, stores and acknowledges a checked receipt, and with it the job's final state. Raises Unavailable."""
+        """Counts, stores and acknowledges a checked receipt, together with the job's final state. Raises Unavailable."""
         message = receipt.message
         total = self._exposure.record_receipt(message.payer, message.provider, message.cumulative_cost, order.message.ceiling)
         await self._store.put_receipt(job, receipt, total, record)
         self._acknowledge(message.provider, job)
 
     async def accept_late(self, provider: Address, job: JobId, payload: bytes, newest: JobRecord | None) -> bool:
-        """A receipt that comes when its attempt is over here. False if the job is not known. Raises BadReceipt, Unavailable.
+        """Accepts a receipt whose attempt is over here. Returns False for an unknown job. Raises BadReceipt, Unavailable.
 
-        `newest`: what is known of the job beyond what is stored. Where there is nothing, nobody but the receipt tells the store
-        how the job ended, if it does not know yet.
+        `newest`: the job as this process knows it, if newer than what is stored. Without it, the receipt alone tells how a job
+        ended that the store has as open.
         """
-        self._check_pace(provider)
+        self._check_rate(provider)
         known = await self._store.job(job)
         if known is None:
             self._unknown_jobs.try_spend(provider, self._tick())
@@ -123,7 +121,7 @@ class Receipts:
     ) -> None:
         attempt = record.attempt_of(provider)
         if attempt is None:
-            raise BadReceipt("receipt: of a provider that never had the job")
+            raise BadReceipt(f"receipt: provider {provider} never had this job")
         if unended and record.state not in TERMINAL and attempt is record.last:
             attempt = replace(attempt, unseen=True)
         try:
@@ -137,22 +135,23 @@ class Receipts:
         else:
             self._acknowledge(provider, record.job)
 
-    def _check_pace(self, provider: Address) -> None:
-        """Raises Unavailable where a provider handed in too many receipts for jobs that are not known here, taken or not."""
-        if wait := self._unknown_jobs.delay(provider, self._tick()):
-            text = f"too many receipts for jobs that are not known here; the next is looked at in {wait:.0f} s"
+    def _check_rate(self, provider: Address) -> None:
+        """Raises Unavailable for a provider that sent too many receipts for unknown jobs, accepted or not."""
+        if delay := self._unknown_jobs.delay(provider, self._tick()):
+            text = f"too many receipts for unknown jobs; send them again in {delay:.0f} s"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
 
     async def accept_unknown(self, job: JobId, late: LateReceipt) -> None:
-        """A receipt of a job that was lost with a process before it was written down: payer and provider both signed for it, and
-        the payer has a purse, so that it is no stranger made up for this.
+        """Accepts a receipt of a job that this coordinator lost before it was stored.
 
-        It says nothing of the provider's quality, since nobody here saw the job. Raises BadReceipt, Refusal, Unavailable.
+        Payer and provider both signed for the job, and the payer must have a purse, so it is not a stranger made up for this.
+        The receipt does not affect the provider's reputation, since nobody here saw the job. Raises BadReceipt, Refusal,
+        Unavailable.
         """
         if late.terms.job != job:
             raise BadReceipt("receipt: its order is for another job")
         if late.order.message.claim_by <= self._now():
-            raise Refusal(Code.UNKNOWN_JOB, "this coordinator does not know that job, and its order can no longer be claimed on")
+            raise Refusal(Code.UNKNOWN_JOB, "this coordinator does not know the job, and its order can no longer be claimed on")
         try:
             order = late.order.verify(self._domain)
         except (BadMessage, BadSignature) as error:
@@ -160,19 +159,19 @@ class Receipts:
         receipt = self._verify(order, late.terms, late.receipt)
         payer = order.message.payer
         if not self._all_unknown_jobs.try_spend(_ALL, self._tick()):
-            text = "this coordinator was told of too many jobs that it does not know; tell it again later"
+            text = "this coordinator got too many receipts for unknown jobs; send it again later"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)
         if not (await self._funds.backing(payer, receipt.message.provider)).opened:
-            text = f"this coordinator does not know that job, and {payer} has no purse that could pay for it"
+            text = f"this coordinator does not know the job, and {payer} has no purse that could pay for it"
             raise Refusal(Code.INSUFFICIENT_FUNDS, text)
         state = step(State.RUNNING, ENDS[Outcome(receipt.message.outcome)])
-        why = "told by its provider, after this coordinator had lost it"
+        why = "reported by its provider, after this coordinator had lost it"
         attempt = AttemptRecord(late.order, late.terms, state, why, unseen=True)
         at = receipt.message.finished_at
         await self.put(job, late.order, receipt, JobRecord(job, payer, state, at, at, (attempt,)))
 
     def _ended(self, record: JobRecord, receipt: Receipt) -> JobRecord | None:
-        """How a job ended of which the store knows no end, because it could not take it when it came."""
+        """Returns the end of a job that the store has as open, because it could not store the end at the time."""
         if record.state in TERMINAL or receipt.provider != record.last.provider:
             return None
         state = step(record.state, ENDS[Outcome(receipt.outcome)])
@@ -184,21 +183,21 @@ class Receipts:
 
 
 def check_unique(stored: Signed[Receipt] | None, receipt: Signed[Receipt]) -> None:
-    """Holds a receipt against the one that its attempt has already. Raises BadReceipt."""
+    """Checks a receipt against the one that its attempt has already. Raises BadReceipt if they differ."""
     if stored is not None and (stored.message, stored.signature) != (receipt.message, receipt.signature):
         raise BadReceipt(f"receipt: a second one for the same order; the first has seq {stored.message.seq}")
 
 
 def check_relayed(attempt: AttemptRecord, receipt: Receipt) -> None:
-    """Holds a receipt against what was relayed of its attempt. Raises BadReceipt.
+    """Checks a receipt against what was relayed of its attempt. Raises BadReceipt.
 
-    An answer that is said to have ended, and any charge, needs the last chunk; that the client cancelled, our word to the node.
+    A finished response, and any charge, needs the last chunk. A cancel by the client needs this coordinator's cancel to the node.
     """
     if attempt.unseen:
         return
     outcome = Outcome(receipt.outcome)
     if outcome is Outcome.CLIENT_CANCELLED and not attempt.cancelled:
-        raise BadReceipt("receipt.outcome: client_cancelled, but this coordinator told the provider of no cancel by the client")
+        raise BadReceipt("receipt.outcome: client_cancelled, but this coordinator sent the provider no cancel by the client")
     if not attempt.delivered and (receipt.cost or outcome in (Outcome.COMPLETED, Outcome.LENGTH)):
-        text = f"{outcome.name.lower()} at a cost of {receipt.cost}, but the answer's last chunk never reached this coordinator"
-        raise BadReceipt(f"receipt.outcome: {text}")
+        charged = f"{outcome.name.lower()} at a cost of {format_amount(receipt.cost)}"
+        raise BadReceipt(f"receipt.outcome: {charged}, but the last chunk of the response never reached this coordinator")

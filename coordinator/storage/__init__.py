@@ -1,1 +1,1 @@
-"""The coordinator's stores: SQL and in memory. May import `domain` and `ports`."""
+"""The coordinator's stores, in SQL and in memory. May import `domain` and `ports`."""

@@ -1,4 +1,4 @@
-"""The ports' twins in memory, for tests and experiments. They keep the ports' promises, but nothing outlives the process."""
+"""In-memory implementations of the ports, for tests and experiments. Nothing outlives the process."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tallystick.protocol.types import Address, Amount, JobId
 
 @dataclass
 class MemoryStore:
-    """JobStore, TabStore, AnswerStore and ClaimStore."""
+    """Implements JobStore, TabStore, ResponseStore and ClaimStore."""
 
     jobs: dict[JobId, JobRecord] = field(default_factory=dict)
     receipts: dict[JobId, dict[Address, tuple[Signed[Receipt], Amount]]] = field(default_factory=dict)
     claims: dict[int, tuple[ClaimRequest, str | None]] = field(default_factory=dict)
     settlements: dict[tuple[Address, Address], Settlement] = field(default_factory=dict)
     read: Cursor | None = None
-    answers: dict[JobId, StoredResponse] = field(default_factory=dict)
+    responses: dict[JobId, StoredResponse] = field(default_factory=dict)
     records: dict[Address, ProviderRecord] = field(default_factory=dict)
 
     def enqueue_job(self, record: JobRecord) -> None:
@@ -90,51 +90,51 @@ class MemoryStore:
 
     async def receipts_of(self, payer: Address, provider: Address, limit: int) -> list[LateReceipt]:
         """See ports.TabStore."""
-        found: list[tuple[Amount, int, LateReceipt]] = []
+        ranked: list[tuple[Amount, int, LateReceipt]] = []
         for job, by_provider in self.receipts.items():
             attempt = self.jobs[job].attempt_of(provider)
             if provider in by_provider and attempt is not None and attempt.order.message.payer == payer:
                 receipt, total = by_provider[provider]
-                found.append((total, receipt.message.seq, LateReceipt(receipt, attempt.order, attempt.terms)))
-        return [late for _, _, late in sorted(found, key=lambda one: one[:2], reverse=True)][:limit]
+                ranked.append((total, receipt.message.seq, LateReceipt(receipt, attempt.order, attempt.terms)))
+        return [late for _, _, late in sorted(ranked, key=lambda entry: entry[:2], reverse=True)][:limit]
 
-    async def put_response(self, kept: StoredResponse, *, since: int, max_bytes: int) -> None:
-        """See ports.AnswerStore."""
-        self.answers = {job: one for job, one in self.answers.items() if one.ended_at >= since}
-        self.answers[kept.job] = kept
-        while sum(len(one.frames) for one in self.answers.values()) > max_bytes:
+    async def put_response(self, stored: StoredResponse, *, since: int, max_bytes: int) -> None:
+        """See ports.ResponseStore."""
+        self.responses = {job: each for job, each in self.responses.items() if each.ended_at >= since}
+        self.responses[stored.job] = stored
+        while sum(len(each.frames) for each in self.responses.values()) > max_bytes:
             held: Counter[str] = Counter()
-            for one in self.answers.values():
-                held[one.payer] += len(one.frames)
+            for each in self.responses.values():
+                held[each.payer] += len(each.frames)
             most = max(held, key=held.__getitem__)
-            del self.answers[next(job for job, one in self.answers.items() if one.payer == most)]
+            del self.responses[next(job for job, each in self.responses.items() if each.payer == most)]
 
     async def response(self, job: JobId, since: int) -> StoredResponse | None:
-        """See ports.AnswerStore."""
-        kept = self.answers.get(job)
+        """See ports.ResponseStore."""
+        kept = self.responses.get(job)
         return kept if kept is not None and kept.ended_at >= since else None
 
-    async def put_claim(self, request: ClaimRequest, now: int) -> None:  # noqa: ARG002 - the port's
+    async def put_claim(self, request: ClaimRequest, now: int) -> None:  # noqa: ARG002 - the port has it
         """See ports.ClaimStore."""
         provider = request.claim.message.provider
-        mine = {n: (known, tx) for n, (known, tx) in self.claims.items() if known.claim.message.provider == provider}
-        same = [number for number, (known, _) in mine.items() if known == request]
-        if sum(tx is None for n, (_, tx) in mine.items() if n not in same) >= WAITING_CLAIMS:
+        own = {n: (known, tx) for n, (known, tx) in self.claims.items() if known.claim.message.provider == provider}
+        same = [number for number, (known, _) in own.items() if known == request]
+        if sum(tx is None for n, (_, tx) in own.items() if n not in same) >= WAITING_CLAIMS:
             raise too_many_claims(provider)
         self.claims[same[0] if same else max(self.claims, default=0) + 1] = (request, None)
-        for number, (_, tx) in mine.items():
+        for number, (_, tx) in own.items():
             if number not in same and tx is not None and not tx.startswith("0x"):
                 del self.claims[number]
 
-    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
+    async def pending_claims(self, limit: int, skipped: Iterable[Address] = ()) -> list[PendingClaim]:
         """See ports.ClaimStore."""
-        passed, turns, found = set(passing), Counter[Address](), list[tuple[int, int, ClaimRequest]]()
-        for number, (request, tx) in sorted(self.claims.items(), key=lambda one: one[0]):
+        excluded, turns, pending = set(skipped), Counter[Address](), list[tuple[int, int, ClaimRequest]]()
+        for number, (request, tx) in sorted(self.claims.items(), key=lambda entry: entry[0]):
             provider = request.claim.message.provider
-            if tx is None and provider not in passed:
+            if tx is None and provider not in excluded:
                 turns[provider] += 1
-                found.append((turns[provider], number, request))
-        return [PendingClaim(number, request) for _, number, request in sorted(found, key=lambda one: one[:2])[:limit]]
+                pending.append((turns[provider], number, request))
+        return [PendingClaim(number, request) for _, number, request in sorted(pending, key=lambda entry: entry[:2])[:limit]]
 
     async def close_claims(self, ids: list[int], tx: str) -> None:
         """See ports.ClaimStore."""
@@ -147,7 +147,7 @@ class MemoryStore:
 
     async def put_settlements(self, settlements: list[Settlement], cursor: Cursor) -> None:
         """See ports.ClaimStore."""
-        self.settlements |= {(one.payer, one.provider): one for one in settlements}
+        self.settlements |= {(settlement.payer, settlement.provider): settlement for settlement in settlements}
         self.read = cursor
 
     async def forget_settlements(self) -> None:
@@ -162,7 +162,7 @@ class MemoryStore:
 
 @dataclass
 class MemoryFunds:
-    """Funds: what stands in its tables, in base units. `free` is by payer, `reserved` and `settled` by payer and provider."""
+    """Implements Funds with tables, in base units. `free` is by payer, `reserved` and `settled` by payer and provider."""
 
     free: dict[Address, Amount] = field(default_factory=dict)
     reserved: dict[tuple[Address, Address], Amount] = field(default_factory=dict)
@@ -173,7 +173,7 @@ class MemoryFunds:
         """See ports.Funds."""
         return self.stakes.get(provider, Amount(0))
 
-    async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:  # noqa: ARG002 - the port's
+    async def backing(self, payer: Address, provider: Address, *, fresh: bool = False) -> Backing:  # noqa: ARG002 - the port has it
         """See ports.Funds."""
         zero, pair = Amount(0), (payer, provider)
         opened = payer in self.free or pair in self.reserved or pair in self.settled

@@ -1,4 +1,4 @@
-"""The coordinator's tables, as its migrations leave them."""
+"""The coordinator's database tables, as the migrations create them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The coordinator's store: SQLAlchemy Core on SQLite or PostgreSQL. Signed documents are kept as they came."""
+"""The coordinator's store: SQLAlchemy Core on SQLite or PostgreSQL. Signed documents are stored as they arrived."""
 
 from __future__ import annotations
 
@@ -42,33 +42,33 @@ from tallystick.runtime.storage import Database
 log = structlog.get_logger()
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 _EVENTS = "escrow"
-_MARKS = ("delivered", "cancelled", "unseen")
-"""What is written of an attempt only where it is so."""
+_FLAGS = ("delivered", "cancelled", "unseen")
+"""Flags of an attempt that are written only if they are set."""
 ROOM_CHECK_INTERVAL = 16
-"""Every so many kept answers, what they take together is looked at."""
+"""The space that stored responses take is checked once per this many responses."""
 
 
 class Store:
-    """JobStore, TabStore, AnswerStore and ClaimStore over one database."""
+    """Implements JobStore, TabStore, ResponseStore and ClaimStore on one database."""
 
     def __init__(self, url: str) -> None:
         self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator")
         self._put = 0
 
     async def start(self) -> None:
-        """Connects and migrates, as the only coordinator on this database. Raises Unavailable, also where there is another."""
+        """Connects and migrates. Raises Unavailable, also if another coordinator uses the database."""
         await self._instance_lock.acquire()
         await self._db.start(MIGRATIONS)
 
     async def close(self) -> None:
-        """Writes what is queued and lets go."""
+        """Writes the queue and releases the database."""
         await self._db.close()
         await self._instance_lock.release()
 
     async def guard(self) -> None:
-        """Waits for as long as no other coordinator can use this database. Raises Unavailable when that is no longer sure."""
+        """Waits while this coordinator holds the lock of the database. Raises Unavailable when the lock is lost."""
         await self._instance_lock.lost()
-        log.error("the database's lock is lost: another coordinator may take it, so this one stops")
+        log.error("database lock lost: another coordinator may take it, so this one stops")
         raise Unavailable(Code.DATABASE_UNAVAILABLE, "the connection that held this coordinator's database was lost")
 
     # Jobs
@@ -99,32 +99,31 @@ class Store:
         await self._db.write(work)
 
     async def job(self, job: JobId) -> KnownJob | None:
-        """See ports.JobStore. It waits its turn among the writes, and so sees all that was noted before."""
-        found = await self._db.write(lambda c: _read_job(c, job.hex()))
-        if found is None:
+        """See ports.JobStore. The read is queued among the writes, so it sees all earlier ones."""
+        stored = await self._db.write(lambda c: _read_job(c, job.hex()))
+        if stored is None:
             return None
-        row, docs = found
-        read = [loads_signed(Receipt, doc) for doc in docs]
-        return KnownJob(_job_record(row), {receipt.message.provider: receipt for receipt in read})
+        row, docs = stored
+        signed = [loads_signed(Receipt, doc) for doc in docs]
+        return KnownJob(_job_record(row), {receipt.message.provider: receipt for receipt in signed})
 
     async def load_state(self, now: int, since: int) -> StoredState:
         """See ports.JobStore."""
         known = sa.select(reputations).order_by(reputations.c.jobs.desc()).limit(MAX_REMEMBERED)
         recent = sa.select(jobs.c.job).where(jobs.c.created_at >= since)
         tabs = (receipts.c.payer, receipts.c.provider)
-        totals = sa.select(*tabs, sa.func.max(receipts.c.total)).group_by(*tabs)  # of equal length, so text sorts as numbers
+        totals = sa.select(*tabs, sa.func.max(receipts.c.total)).group_by(*tabs)  # equal length, so text sorts like numbers
 
         def work(connection: Connection) -> tuple[Any, Any, Any]:
             _close_stale(connection, now)
-            rows = (connection.execute(query).all() for query in (recent, totals, known))
-            found, sums, records = rows
-            return found, sums, records
+            job_ids, sums, records = (connection.execute(query).all() for query in (recent, totals, known))
+            return job_ids, sums, records
 
-        found, sums, records = await self._db.write(work)
+        job_ids, sums, records = await self._db.write(work)
         return StoredState(
-            tuple(JobId(bytes.fromhex(job)) for (job,) in found),
+            tuple(JobId(bytes.fromhex(job)) for (job,) in job_ids),
             {(Address(payer), Address(provider)): Amount(int(total)) for payer, provider, total in sums},
-            {Address(provider): ProviderRecord(good, bad, number) for provider, good, bad, number in records},
+            {Address(provider): ProviderRecord(good, bad, count) for provider, good, bad, count in records},
         )
 
     def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
@@ -156,7 +155,7 @@ class Store:
         return [_late(provider, receipt, attempts) for receipt, attempts in rows]
 
     async def receipts_of(self, payer: Address, provider: Address, limit: int) -> list[LateReceipt]:
-        """See ports.TabStore. It waits its turn among the writes, and so sees all that was noted before."""
+        """See ports.TabStore. The read is queued among the writes, so it sees all earlier ones."""
         query = (
             sa.select(receipts.c.receipt_doc, jobs.c.attempts_doc)
             .join(jobs, jobs.c.job == receipts.c.job)
@@ -167,31 +166,31 @@ class Store:
         rows = await self._db.write(lambda c: c.execute(query).all())
         return [_late(provider, receipt, attempts) for receipt, attempts in rows]
 
-    # Answers
+    # Responses
 
-    async def put_response(self, kept: StoredResponse, *, since: int, max_bytes: int) -> None:
-        """See ports.AnswerStore. The room is looked at every TIDY answers."""
+    async def put_response(self, stored: StoredResponse, *, since: int, max_bytes: int) -> None:
+        """See ports.ResponseStore. The space is checked once per ROOM_CHECK_INTERVAL responses."""
         row = {
-            "job": kept.job.hex(),
-            "fingerprint": kept.fingerprint.hex(),
-            "payer": kept.payer,
-            "ended_at": kept.ended_at,
-            "size": len(kept.frames),
-            "frames": kept.frames,
+            "job": stored.job.hex(),
+            "fingerprint": stored.fingerprint.hex(),
+            "payer": stored.payer,
+            "ended_at": stored.ended_at,
+            "size": len(stored.frames),
+            "frames": stored.frames,
         }
         self._put += 1
-        tidy = self._put % ROOM_CHECK_INTERVAL == 0
+        check_room = self._put % ROOM_CHECK_INTERVAL == 0
 
         def work(connection: Connection) -> None:
             connection.execute(sa.delete(answers).where(answers.c.ended_at < since))
             _upsert(connection, answers, row, ("job",))
-            if tidy:
+            if check_room:
                 _evict_responses(connection, max_bytes)
 
         await self._db.write(work)
 
     async def response(self, job: JobId, since: int) -> StoredResponse | None:
-        """See ports.AnswerStore."""
+        """See ports.ResponseStore."""
         query = sa.select(answers).where(answers.c.job == job.hex(), answers.c.ended_at >= since)
         row = await self._db.read(lambda c: c.execute(query).mappings().one_or_none())
         if row is None:
@@ -218,18 +217,18 @@ class Store:
             if connection.execute(waiting).scalar_one() >= WAITING_CLAIMS:
                 return False
             connection.execute(sa.delete(claims).where(mine, ~same, claims.c.tx.is_not(None), ~claims.c.tx.startswith("0x")))
-            again = {"received_at": insert.excluded.received_at, "tx": None}
-            connection.execute(insert.on_conflict_do_update(index_elements=("digest",), set_=again), row)
+            pending_again = {"received_at": insert.excluded.received_at, "tx": None}
+            connection.execute(insert.on_conflict_do_update(index_elements=("digest",), set_=pending_again), row)
             return True
 
         if not await self._db.write(work):
             raise too_many_claims(request.claim.message.provider)
 
-    async def pending_claims(self, limit: int, passing: Iterable[Address] = ()) -> list[PendingClaim]:
+    async def pending_claims(self, limit: int, skipped: Iterable[Address] = ()) -> list[PendingClaim]:
         """See ports.ClaimStore."""
-        waits = sa.and_(claims.c.tx.is_(None), claims.c.provider.not_in(list(passing)))
+        pending = sa.and_(claims.c.tx.is_(None), claims.c.provider.not_in(list(skipped)))
         turn = sa.func.row_number().over(partition_by=claims.c.provider, order_by=claims.c.id)
-        query = sa.select(claims.c.id, claims.c.claim_doc).where(waits).order_by(turn, claims.c.id).limit(limit)
+        query = sa.select(claims.c.id, claims.c.claim_doc).where(pending).order_by(turn, claims.c.id).limit(limit)
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [PendingClaim(number, ClaimRequest.from_json(json.loads(doc))) for number, doc in rows]
 
@@ -248,13 +247,13 @@ class Store:
         """See ports.ClaimStore."""
 
         def work(connection: Connection) -> None:
-            for one in settled:
+            for settlement in settled:
                 row = {
-                    "payer": one.payer,
-                    "provider": one.provider,
-                    "settled": str(one.settled),
-                    "tx": one.tx,
-                    "block": one.block,
+                    "payer": settlement.payer,
+                    "provider": settlement.provider,
+                    "settled": str(settlement.settled),
+                    "tx": settlement.tx,
+                    "block": settlement.block,
                 }
                 _upsert(connection, settlements, row, ("payer", "provider"))
             _upsert(connection, cursors, {"name": _EVENTS, "block": cursor.block, "tip": cursor.tip}, ("name",))
@@ -281,7 +280,7 @@ class Store:
 
 
 def _evict_responses(connection: Connection, max_bytes: int) -> None:
-    """Lets go of the oldest answers of the payer whose answers take most, until all fit."""
+    """Deletes the oldest responses of the payer that holds most, until all fit."""
     taken = sa.func.sum(answers.c.size)
     held = {payer: int(size) for payer, size in connection.execute(sa.select(answers.c.payer, taken).group_by(answers.c.payer))}
     while sum(held.values()) > max_bytes:
@@ -293,15 +292,15 @@ def _evict_responses(connection: Connection, max_bytes: int) -> None:
 
 
 def _inserting(dialect: str, table: sa.Table) -> Any:
-    """An INSERT that can say ON CONFLICT, which SQLite and PostgreSQL spell alike."""
+    """Returns an INSERT that supports ON CONFLICT, which SQLite and PostgreSQL spell alike."""
     return (sa.dialects.postgresql if dialect == "postgresql" else sa.dialects.sqlite).insert(table)
 
 
 def _upserting(dialect: str, table: sa.Table, names: Iterable[str], key: tuple[str, ...], where: Any = None) -> sa.Insert:
     insert = _inserting(dialect, table)
     changed = {name: insert.excluded[name] for name in names if name not in key}
-    made: sa.Insert = insert.on_conflict_do_update(index_elements=key, set_=changed, where=where)
-    return made
+    upsert: sa.Insert = insert.on_conflict_do_update(index_elements=key, set_=changed, where=where)
+    return upsert
 
 
 def _upsert(connection: Connection, table: sa.Table, row: dict[str, Any], key: tuple[str, ...]) -> None:
@@ -309,12 +308,12 @@ def _upsert(connection: Connection, table: sa.Table, row: dict[str, Any], key: t
 
 
 _OPEN = sa.and_(*(jobs.c.state != sa.literal_column(f"'{state.value}'") for state in sorted(TERMINAL)))
-"""Without bound values: SQLAlchemy would spell out a list of them anew every time."""
+"""Without bound values: SQLAlchemy would expand a list of them for every statement."""
 
 
 @functools.cache
 def _job_upsert(dialect: str) -> sa.Insert:
-    """Made once: a job's two rows are most of what this store does."""
+    """Cached, since a job's two rows are most of this store's work."""
     return _upserting(dialect, jobs, jobs.c.keys(), ("job",), where=_OPEN)
 
 
@@ -335,7 +334,7 @@ def _read_job(connection: Connection, job: str) -> tuple[Any, list[str]] | None:
 
 
 def _close_stale(connection: Connection, now: int) -> None:
-    """Jobs that a process left open when it died end as failed."""
+    """Ends the jobs that a former process left open as failed."""
     for row in connection.execute(sa.select(jobs).where(_OPEN)).mappings().all():
         attempts = json.loads(row["attempts_doc"])
         attempts[-1] |= {"state": State.FAILED.value, "reason": "the coordinator was restarted", "unseen": True}
@@ -358,19 +357,20 @@ def _job_row(record: JobRecord) -> dict[str, Any]:
 def _attempt_doc(attempt: AttemptRecord) -> dict[str, Any]:
     raw = attempt.raw or {"order": attempt.order.to_json(), "terms": attempt.terms.to_json()}
     doc = {"order": raw["order"], "terms": raw["terms"], "state": attempt.state.value, "reason": attempt.reason}
-    return doc | {name: True for name in _MARKS if getattr(attempt, name)}
+    return doc | {name: True for name in _FLAGS if getattr(attempt, name)}
 
 
 def _attempt(doc: dict[str, Any]) -> AttemptRecord:
-    marks = {name: doc.get(name, False) for name in _MARKS}
+    flags = {name: doc.get(name, False) for name in _FLAGS}
     return AttemptRecord(
-        read_signed(Order, doc["order"]), Terms.from_json(doc["terms"]), State(doc["state"]), doc["reason"], **marks
+        read_signed(Order, doc["order"]), Terms.from_json(doc["terms"]), State(doc["state"]), doc["reason"], **flags
     )
 
 
 def _late(provider: Address, receipt: str, attempts: str) -> LateReceipt:
-    its = next(one for one in json.loads(attempts) if one["order"]["message"]["provider"] == provider)
-    return LateReceipt(loads_signed(Receipt, receipt), read_signed(Order, its["order"]), Terms.from_json(its["terms"]))
+    docs = json.loads(attempts)
+    doc = next(doc for doc in docs if doc["order"]["message"]["provider"] == provider)
+    return LateReceipt(loads_signed(Receipt, receipt), read_signed(Order, doc["order"]), Terms.from_json(doc["terms"]))
 
 
 def _job_record(row: dict[str, Any]) -> JobRecord:

@@ -61,7 +61,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def _rendered(sources: list[str]) -> list[dict[str, str]]:
-    run = subprocess.run(["node", RENDERER], input=json.dumps(sources), capture_output=True, text=True, check=False)
+    drawn = [re.sub(r"^\s*%%.*\n", "", source, flags=re.MULTILINE) for source in sources]
+    run = subprocess.run(["node", RENDERER], input=json.dumps(drawn), capture_output=True, text=True, check=False)
     if run.returncode:
         raise ExtensionError(f"Mermaid: node failed (run scripts/docs, which installs the renderer): {run.stderr[-2000:]}")
     results: list[dict[str, str]] = json.loads(run.stdout)
@@ -72,6 +73,8 @@ def _with_title(svg: str, source: str) -> str:
     title = source.partition("\n")[0].removeprefix("%%").strip() if source.startswith("%%") else "Diagram"
     head, _, rest = _WEB_FONT.sub("", svg).partition(">")
     escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    width = re.search(r'\bwidth="([0-9.]+)"', head)
+    head = head.replace('style="', f'style="--natural-width:{width[1] if width else 0}px;', 1)
     return f'{head} role="img" aria-label="{escaped}">{rest}'
 
 

@@ -2,10 +2,14 @@
 import { renderMermaidSVG } from "beautiful-mermaid";
 import { readFileSync } from "node:fs";
 
-const colours = { bg: "var(--diagram-background)", fg: "var(--diagram-foreground)", accent: "var(--diagram-accent)" };
+const colours = Object.fromEntries(
+  ["background", "foreground", "accent", "muted", "line"].map((name) => [name, `var(--diagram-${name})`]),
+);
+const { background: bg, foreground: fg, accent, muted, line } = colours;
+const style = { bg, fg, accent, muted, line, font: "inherit", transparent: true };
 const render = (source) => {
   try {
-    return { svg: renderMermaidSVG(source, { ...colours, font: "inherit", transparent: true }) };
+    return { svg: renderMermaidSVG(source, style) };
   } catch (error) {
     return { error: String(error.message ?? error) };
   }

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generate import cli, errors
+from docs.generate import cli, contract, errors, http, messages, metrics, python_api, rooms, settings, wire
 
 FOLDER = Path(__file__).parent.parent / "reference"
 NOTE = "<!-- Written by `python -m docs.generate`. Do not edit. -->\n\n"
-GENERATORS = (cli.pages, errors.pages)
+GENERATORS = (cli, contract, errors, http, messages, metrics, python_api, rooms, settings, wire)
 
 
 def main() -> None:
     """Writes every page."""
-    for pages in GENERATORS:
-        for name, text in pages().items():
+    for generator in GENERATORS:
+        for name, text in generator.pages().items():
             path = FOLDER / name
             content = NOTE + text.rstrip() + "\n"
             if not path.exists() or path.read_text(encoding="utf-8") != content:

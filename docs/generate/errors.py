@@ -2,25 +2,237 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from docs.generate.markdown import code, table
 from tallystick.protocol.errors import PUBLIC, Code
 
-FINAL, RETRY, DEPENDS = "no", "yes", "if `retry` says so"
-ADVICE: dict[str, tuple[str, str, str, str]] = {
-    # code: (meaning, usual fault, retry, what to do)
-    "bad_message": (
-        "A message does not parse, or a member has the wrong type or range.",
+ROOT = Path(__file__).parent.parent.parent
+_RAISED = re.compile(r"\b(Refusal|Unavailable|Unfinished)\(\s*Code\.([A-Z_]+)")
+
+INTRODUCTION = """# Error codes
+
+An error has a message, a `code`, a `fault` (`client`, `provider`, `coordinator`, `engine` or `nobody`) and `retry`: whether the
+same request may succeed later. The gateway and the coordinator send it as JSON in OpenAI's shape:
+
+```json
+{
+  "error": {
+    "message": "order.maxCost: expected at most 1000 base units, got 2000",
+    "type": "insufficient_quota",
+    "param": null,
+    "code": "cost_above_cap",
+    "fault": "client",
+    "retry": false
+  }
+}
+```
+
+In Python an error is a `TallyError`. Its subclasses are `PeerError` (the other side broke a rule: keep the evidence, never
+retry), `Refusal` (a lawful no, final for this request) and `Unavailable` (try again).
+
+The column *retry* says whether the code raises the error as `Unavailable` (yes), as something final (no), or as either: then the
+member `retry` tells. The column *fault* is the usual one; the member `fault` decides.
+
+"""
+
+ADVICE: dict[Code, tuple[str, str, str]] = {
+    Code.BAD_MESSAGE: (
+        "A message does not parse, or a member is missing or out of range.",
         "sender",
-        FINAL,
         "Correct the member that the message names.",
     ),
+    Code.BAD_SIGNATURE: (
+        "A message is not signed by the account that it names.",
+        "sender",
+        "Check the wallet, the chain id and the contract: a signature binds all three.",
+    ),
+    Code.BAD_RECEIPT: (
+        "A receipt contradicts its order, its prices, the transcript or the tab.",
+        "provider",
+        "Nothing to pay. Keep the evidence (`tally receipt evidence`) and choose another provider.",
+    ),
+    Code.BAD_SEAL: (
+        "Ciphertext does not open, or a stream's chunks are reordered, missing or altered.",
+        "sender or relay",
+        "Send the request again as a new job; if it recurs, change the coordinator.",
+    ),
+    Code.BODY_TOO_LARGE: (
+        "A request or an answer is larger than a limit allows.",
+        "client",
+        "Send less, or raise the limit that the message names.",
+    ),
+    Code.ORDER_EXPIRED: (
+        "The order's deadline or `claimBy` is too near or has passed.",
+        "client",
+        "Set the clock right and send a new job.",
+    ),
+    Code.ORDER_REPLAYED: (
+        "This order or job was seen before.",
+        "client",
+        "Send a new job; to fetch the answer of an old one use its `Idempotency-Key`.",
+    ),
+    Code.ORDER_MISDIRECTED: (
+        "The order names another provider, coordinator, chain or contract.",
+        "client",
+        "Compare `deployment` and `coordinator` in the settings with `tally contract inspect rules`.",
+    ),
+    Code.ORDER_TERMS: (
+        "The terms do not fit the ask, or the provider's rules refuse them.",
+        "client",
+        "Read the message: it names the term and the limit.",
+    ),
+    Code.PRICE_ABOVE_CAP: (
+        "Every ask costs more per token than allowed.",
+        "client",
+        "Raise `max_input_price` or `max_output_price`, or wait for cheaper asks (`tally models`).",
+    ),
+    Code.COST_ABOVE_CAP: (
+        "The worst case of the request costs more than `max_cost`.",
+        "client",
+        "Lower `max_tokens`, shorten the input or raise `max_cost`.",
+    ),
+    Code.OVER_BUDGET: (
+        "A budget has no room for the worst case of the request.",
+        "client",
+        "Wait for the next UTC day, lower `max_tokens`, or raise the budget (`tally spending` shows it).",
+    ),
+    Code.UNKNOWN_MODEL: ("No ask sells this model.", "client", "See what is on offer with `tally models`."),
+    Code.UNKNOWN_JOB: (
+        "This coordinator or gateway does not know the job.",
+        "client",
+        "Check the id, and that this wallet ordered it.",
+    ),
+    Code.UNKNOWN_ROUTE: (
+        "The path is not a route, or no ask of the model sells it.",
+        "client",
+        "Use a route that the model's `features` list.",
+    ),
+    Code.UNAUTHORISED_TAB: (
+        "The order's cap is below what the tab already owes plus the jobs in flight.",
+        "client",
+        "The client lost state: see [troubleshooting](../troubleshooting.md). It recovers from its own signed orders.",
+    ),
+    Code.INSUFFICIENT_FUNDS: (
+        "The purse, a stake or a wallet has too little money for this.",
+        "client",
+        "`tally balance` shows every place where money is; `tally deposit` fills the purse.",
+    ),
+    Code.UNSECURED: (
+        "The provider wants more money reserved before it works for this payer.",
+        "client",
+        "`tally reserve PROVIDER AMOUNT`, or set `top_up_total` and let the gateway do it.",
+    ),
+    Code.NO_PROVIDER: (
+        "No provider meets the requirements, or none that does is free.",
+        "nobody",
+        "`tally explain MODEL` says why each provider would not do. Retry later or ask for less.",
+    ),
+    Code.NODE_BUSY: (
+        "The node has no free slot, or is stopping.",
+        "nobody",
+        "Retry; the next provider of the shortlist is asked without your doing.",
+    ),
+    Code.NODE_GONE: (
+        "The node's connection ended while it had the job.",
+        "provider",
+        "Retry if `retry` is true. If not, `tally job show` tells what may be charged.",
+    ),
+    Code.PROVIDER_FAILED: (
+        "The provider could not finish the job.",
+        "provider",
+        "Retry. Nothing is charged for an answer that broke.",
+    ),
+    Code.ENGINE_UNAVAILABLE: (
+        "The engine behind a node does not answer.",
+        "engine",
+        "Provider: `tally node doctor`. Client: retry.",
+    ),
+    Code.TIMED_OUT: (
+        "A phase of the job took longer than its deadline.",
+        "provider",
+        "Retry if `retry` is true, with a smaller `max_tokens` if answers are long.",
+    ),
+    Code.CHAIN_UNAVAILABLE: ("The chain's JSON-RPC does not answer, or answers nonsense.", "nobody", "Check `rpc`; retry."),
+    Code.CHAIN_REFUSED: (
+        "The contract or the chain refused a transaction.",
+        "client",
+        "Read the reason: it names the contract's error; [contract](contract.md) explains it.",
+    ),
+    Code.COORDINATOR_UNAVAILABLE: (
+        "The coordinator does not answer, or its answer is unreadable.",
+        "coordinator",
+        "Check `coordinator` in the settings; retry.",
+    ),
+    Code.DATABASE_UNAVAILABLE: (
+        "The state file or database cannot be read or written.",
+        "nobody",
+        "Check the path, its owner, the disk's free space, or the database server.",
+    ),
+    Code.PORT_UNAVAILABLE: (
+        "The port to listen on is taken or not allowed.",
+        "nobody",
+        "Stop the other process, or set another port.",
+    ),
+    Code.ALREADY_RUNNING: (
+        "Another process already uses this state.",
+        "nobody",
+        "Stop the other process, or give this one a state of its own.",
+    ),
+    Code.PROCESS_FAILED: (
+        "A process that the command started ended by itself.",
+        "nobody",
+        "Read the log that the message names.",
+    ),
+    Code.SHUTTING_DOWN: ("This process is stopping and takes no new work.", "nobody", "Retry after its restart."),
+    Code.CLIENT_BUSY: (
+        "This client has as many jobs or bytes under way as it allows.",
+        "client",
+        "Retry later, or raise `max_jobs` or `max_bodies_bytes`.",
+    ),
+    Code.UNAUTHENTICATED: (
+        "The caller did not prove an account or an API key, or not the right one.",
+        "client",
+        "Send the right key; set the clock right: tokens live for minutes.",
+    ),
+    Code.RATE_LIMITED: (
+        "Too many requests of one caller at once or per second.",
+        "client",
+        "Wait a moment and send fewer at a time.",
+    ),
+    Code.CANCELLED: (
+        "The job was cancelled by its caller, or because its caller left.",
+        "client",
+        "Delivered output is charged; see `tally job show`.",
+    ),
 }
-"""Keyed by code. `pages` fails if a code is missing here or unknown there."""
+"""Meaning, usual fault and advice. `pages` fails if a code is missing here."""
 
 
 def pages() -> dict[str, str]:
     """The page of error codes."""
-    return {
-        "errors.md": "# Error codes\n\n"
-        + table(("code", "status", "type"), ((code(c.value), str(PUBLIC[c].status), code(PUBLIC[c].type)) for c in Code))
-    }
+    missing = [member.value for member in Code if member not in ADVICE]
+    if missing:
+        raise SystemExit(f"docs/generate/errors.py: no advice for {', '.join(missing)}")
+    retries = _retries()
+    rows = (_row(member, retries.get(member.name, set())) for member in Code)
+    return {"errors.md": INTRODUCTION + table(("code", "HTTP", "meaning", "fault", "retry", "what to do"), rows)}
+
+
+def _row(member: Code, raised: set[str]) -> tuple[str, ...]:
+    meaning, fault, action = ADVICE[member]
+    final, again = "Refusal" in raised or not raised, bool(raised - {"Refusal"})
+    retry = "see `retry`" if final and again else "yes" if again else "no"
+    public = PUBLIC[member]
+    return code(member.value), f"{public.status} `{public.type}`", meaning, fault, retry, action
+
+
+def _retries() -> dict[str, set[str]]:
+    """For each code the classes with which it is raised anywhere."""
+    raised: dict[str, set[str]] = {}
+    for package in ("coordinator", "node", "tallystick"):
+        for path in (ROOT / package).rglob("*.py"):
+            for cls, name in _RAISED.findall(path.read_text(encoding="utf-8")):
+                raised.setdefault(name, set()).add(cls)
+    return raised

@@ -1,1 +1,1 @@
-"""The node's view of the escrow, and the collection of what it earned. May import `domain` and `ports`."""
+"""The escrow contract as the node sees it, and the collection of earnings. May import `domain` and `ports`."""

@@ -1,9 +1,9 @@
-"""The collector: turns receipts into money. It hands claims to the coordinator, whose settler batches them on chain, watches the
-chain for what was settled, and hands them in again if nothing came of it.
+"""The collector: turns receipts into money. It submits claims to the coordinator, whose settler batches them on chain.
 
-A tab is claimed when what it owes is worth it, has waited long enough, uses up a good part of its reservation, or rests on an
-order that soon can no longer be claimed on. It is claimed at once while its payer takes money out of its reach. What the
-coordinator then does not settle in time, the node settles by itself, with its own wallet's coins.
+The collector watches the chain for settled amounts and submits a claim again if it was not settled. A tab is claimed when its due
+amount is large enough, has waited long enough, uses up a large part of its reservation, or rests on an order that soon expires.
+It is claimed at once while its payer withdraws funds. Claims that the coordinator does not settle in time are settled by the node
+itself, with its own wallet.
 """
 
 from __future__ import annotations
@@ -22,39 +22,41 @@ from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.messages import Claim, ClaimRow
-from tallystick.protocol.types import Address, Amount
+from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.protocol.wire import NO_JOB, Kind, dumps
 
 log = structlog.get_logger()
 MAX_ROWS = 64
 MAX_TABS = 1_024
-"""Tabs that one look goes through; of more, the next look takes the next."""
-WATCHED = 64
-"""Payers of which each look asks whether they take money out: so many that owe most, and as many of the rest in turns."""
-LOOKS = 256
-"""Tabs of which each look asks the chain, those that owe most first, before they are claimed."""
-FIRST_REST, LONGEST_REST = 60.0, 6 * 3_600.0
-"""Seconds for which a payer with an empty purse is not asked after, doubled each time: its tab may never be worth a look."""
-REMEMBERED = 10_000
-"""Empty purses that are remembered as such."""
+"""Tabs that one check reads; if there are more, the next check continues after them."""
+MAX_WATCHED = 64
+"""Number of payers whose withdrawals each check looks for: this many that owe most, and as many of the others in turns."""
+MAX_REFRESHED = 256
+"""Number of tabs that each check refreshes from the chain before they are claimed, largest due amount first."""
+MIN_RETRY_DELAY, MAX_RETRY_DELAY = 60.0, 6 * 3_600.0
+"""Seconds until the tab of a payer with an empty purse is checked again; doubled each time."""
+MAX_EMPTY_PURSES = 10_000
+"""Number of empty purses that are remembered."""
 _WRITE_OFF_SECONDS = 600.0
-_SHORTEST_PAUSE = 0.5
-_PAUSE_PART = 4
-THAWING, EXPIRING = "a payer that owes takes its money out", "a debt will soon be out of reach"
-RELEASING = "a payer that owes takes its reservation back"
-NO_COINS = "a debt would be out of reach soon, and this wallet has no coins to collect it by itself"
-WRITTEN_OFF = "debts that no order can be claimed for any more were written off"
+_MIN_CHECK_INTERVAL = 0.5
+_CHECKS_PER_WITHDRAWAL = 4
+THAWING, EXPIRING = "a payer with debt withdraws from its purse", "a debt will soon be unclaimable"
+RELEASING = "a payer with debt releases its reservation"
+NO_COINS = "a debt will soon be unclaimable, and this wallet has no coins to collect it"
+WRITTEN_OFF = "debts that no order can claim any more were written off"
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimPolicy:
-    """When to claim. `amount` is base units, times are seconds, `reserve_percent` is of a tab's reservation.
+    """When to claim. Amounts are base units, times are seconds, `reserve_percent` is a percentage of a tab's reservation.
 
-    `row_gas`: what settling one row costs in base units, and `gas_multiple` how many times that a claim must bring, unless its
-    order expires; `check`: how often tabs are looked at; `age`: how long something may stay uncollected; `margin`: how near
-    claimBy may come; `retry`: how long a claim is given to show on chain; `dust`: less than this is not worth anything, not even
-    at the end. `own`: how near claimBy may come before the node settles by itself what the coordinator did not (0: never), and
-    `own_least`: what that must bring.
+    `check_interval`: how often tabs are checked; `claim_amount`, `max_age`: the due amount and the waiting time from which a tab
+    is claimed; `expiry_margin`: a tab is claimed when its order's claimBy is this near; `retry_after`: time that a claim may take
+    to be settled; `dust`: smaller amounts are never claimed.
+
+    `gas_cost_per_tab`: cost of settling one tab; a claim must bring `min_gas_multiple` times that, unless its order expires.
+    `direct_margin`: how near claimBy may come before the node settles a claim itself (0: never), if that brings
+    `direct_min_amount`.
     """
 
     check_interval: float = 15.0
@@ -70,7 +72,7 @@ class ClaimPolicy:
     direct_min_amount: Amount = Amount(10_000)
 
     def is_due(self, tab: ClaimableTab, now: float) -> bool:
-        """Whether it is time to claim this tab."""
+        """Whether to claim this tab now."""
         due = tab.due
         if due < max(1, self.dust):
             return False
@@ -83,32 +85,35 @@ class ClaimPolicy:
         )
 
     def is_pending(self, tab: ClaimableTab, now: float) -> bool:
-        """Whether the last claim may still show on chain."""
+        """Whether the last claim may still be settled."""
         return now - tab.claimed_at < self.retry_after and tab.claimed > tab.settled
 
     def must_settle_directly(self, tab: ClaimableTab, now: float, *, linked: bool, wait: float = float("inf")) -> bool:
-        """Whether the node must settle this tab by itself now. `linked`: its coordinator can be asked to; `wait`: the seconds
-        after which its payer takes back what would pay it, if it began to.
+        """Whether the node must settle this tab itself now.
+
+        `linked`: its coordinator is connected; `wait`: seconds until a payer that withdraws has its funds back, else infinite.
         """
         left = tab.order.message.claim_by - now
         if self.direct_margin <= 0 or (left > self.direct_margin and wait == float("inf")):
             return False
-        patience = min(self.retry_after, wait / _PAUSE_PART)
-        unheard = tab.claimed > tab.settled and now - tab.claimed_at >= patience
-        return unheard or not linked or left <= self.retry_after + self.check_interval
+        settle_time = min(self.retry_after, wait / _CHECKS_PER_WITHDRAWAL)
+        unsettled = tab.claimed > tab.settled and now - tab.claimed_at >= settle_time
+        return unsettled or not linked or left <= self.retry_after + self.check_interval
 
 
 class RetryDelay(NamedTuple):
-    """Until when a tab is left alone, by the clock of the collector, and for how many seconds."""
+    """Until when a tab is left alone, by the collector's clock, and for how many seconds."""
 
     until: float = 0.0
     seconds: float = 0.0
 
 
 class Collector:
-    """See the module's docstring. `link` gives the connection to a coordinator, if there is one; `observed` is told what the
-    chain says of a payer, `passed` the time at each look; `alarm` once what a person should see: that a payer takes its money out
-    while it owes, or that a debt will soon be out of reach.
+    """See the module's docstring.
+
+    `link` returns the connection to a coordinator, if there is one; `on_funds` receives the chain's state of a payer; `on_check`
+    receives the time of each check. `alarm` is called once for each event that the operator should see: a payer with debt
+    withdraws, or a debt will soon be unclaimable.
     """
 
     def __init__(
@@ -120,7 +125,7 @@ class Collector:
         chain: ChainView,
         link: Callable[[Address], Link | None],
         settlement: Settlement | None = None,
-        alarm: Callable[[str, Address, DebtAlarm], None] = lambda _what, _payer, _debt: None,
+        alarm: Callable[[str, Address, DebtAlarm], None] = lambda _event, _payer, _debt: None,
         policy: ClaimPolicy | None = None,
         on_funds: Callable[[Address, Funds], None] = lambda _payer, _funds: None,
         on_check: Callable[[int], None] = lambda _now: None,
@@ -138,13 +143,13 @@ class Collector:
         self._tried_at: dict[Address, float] = {}
 
     async def run(self) -> None:
-        """Looks at the tabs every `check` seconds until cancelled; more often where payers need not wait for long."""
+        """Checks the tabs every `check_interval` seconds until cancelled."""
         await asyncio.gather(self._claim_forever(), self._settle_forever())
 
     @property
     def check_interval(self) -> float:
-        """Seconds between two looks: a part of the time for which payers must wait, so that nothing leaves between two."""
-        return min(self.policy.check_interval, max(_SHORTEST_PAUSE, self._chain.withdrawal_delay / _PAUSE_PART))
+        """Seconds between two checks: at most a part of the withdrawal delay, so no withdrawal completes between two checks."""
+        return min(self.policy.check_interval, max(_MIN_CHECK_INTERVAL, self._chain.withdrawal_delay / _CHECKS_PER_WITHDRAWAL))
 
     async def _claim_forever(self) -> None:
         while True:
@@ -160,80 +165,79 @@ class Collector:
             try:
                 await self.settle_directly()
             except TallyError as error:
-                log.warning("not settled by this node itself; it will try again", error=str(error))
+                log.warning("direct settlement failed; it will be tried again", error=str(error))
 
     async def claim_due(self, *, everything: bool = False) -> int:
-        """Claims what is due, or `everything` that is owed. Returns the number of tabs claimed. Raises Unavailable."""
+        """Claims the tabs that are due, or `everything` that is owed; returns the number of claimed tabs. Raises Unavailable."""
         now, policy = self._now(), self.policy
         self._on_check(int(now))
         tabs = await self._store.claimable(int(now), MAX_TABS, self._skip)
         self._skip = self._skip + MAX_TABS if len(tabs) == MAX_TABS else 0
-        leaving = await self._raise_alarms(tabs, now)
+        withdrawing = await self._raise_alarms(tabs, now)
         wanted = [
             tab
             for tab in tabs
-            if policy.is_due(tab, now) or ((everything or tab.payer in leaving) and tab.due >= max(1, policy.dust))
+            if policy.is_due(tab, now) or ((everything or tab.payer in withdrawing) and tab.due >= max(1, policy.dust))
         ]
-        rested = [tab for tab in wanted if now >= self._empty_purses.get(tab.payer, RetryDelay()).until]
-        first = sorted(rested, key=lambda tab: (policy.is_pending(tab, now), -tab.due))
-        due = [tab for tab in first[:LOOKS] if await self._still_due(tab, now)]
-        late = [tab for tab in due if self._is_overdue(tab, now, leaving=tab.payer in leaving)]
-        # A claim that the chain has not shown in time is made again.
+        not_delayed = [tab for tab in wanted if now >= self._empty_purses.get(tab.payer, RetryDelay()).until]
+        by_priority = sorted(not_delayed, key=lambda tab: (policy.is_pending(tab, now), -tab.due))
+        due = [tab for tab in by_priority[:MAX_REFRESHED] if await self._still_due(tab, now)]
+        overdue = [tab for tab in due if self._is_overdue(tab, now, withdrawing=tab.payer in withdrawing)]
+        # A claim that was not settled in time is submitted again.
         ready = [tab for tab in due if everything or not policy.is_pending(tab, now)]
-        handed = 0
+        claimed = 0
         for coordinator in dict.fromkeys(tab.order.message.coordinator for tab in ready):
             link = self._link(coordinator)
             if link is None:
                 continue
-            its = [tab for tab in ready if tab.order.message.coordinator == coordinator]
-            for start in range(0, len(its), MAX_ROWS):
-                await self._claim(link, its[start : start + MAX_ROWS])
-            handed += len(its)
-        if late:
-            self._overdue = late
+            its_tabs = [tab for tab in ready if tab.order.message.coordinator == coordinator]
+            for start in range(0, len(its_tabs), MAX_ROWS):
+                await self._claim(link, its_tabs[start : start + MAX_ROWS])
+            claimed += len(its_tabs)
+        if overdue:
+            self._overdue = overdue
             self._has_overdue.set()
         await self._record_write_offs(now)
-        return handed
+        return claimed
 
     async def _raise_alarms(self, tabs: list[ClaimableTab], now: float) -> set[Address]:
-        """Sounds the alarms; returns the payers whose money is on its way out. Of the tabs, those that owe most are asked after,
-        and the others in turns.
-        """
+        """Raises alarms; returns the payers that withdraw funds. It checks the payers that owe most, and the others in turns."""
         by_due = sorted(tabs, key=lambda tab: -tab.due)
-        most, rest = by_due[:WATCHED], by_due[WATCHED:]
-        start = self._watch_from if self._watch_from < len(rest) else 0
-        self._watch_from = start + WATCHED
+        largest, others = by_due[:MAX_WATCHED], by_due[MAX_WATCHED:]
+        start = self._watch_from if self._watch_from < len(others) else 0
+        self._watch_from = start + MAX_WATCHED
         alarms: set[tuple[str, Address]] = set()
-        for tab in (*most, *rest[start : start + WATCHED]):
+        for tab in (*largest, *others[start : start + MAX_WATCHED]):
             funds = await self._chain.funds(tab.payer)
-            alarms |= {(what, tab.payer) for what, amount in ((THAWING, funds.thawing), (RELEASING, funds.releasing)) if amount}
-        leaving = {payer for _, payer in alarms}
+            alarms |= {(event, tab.payer) for event, amount in ((THAWING, funds.thawing), (RELEASING, funds.releasing)) if amount}
+        withdrawing = {payer for _, payer in alarms}
         soon = now + self.policy.expiry_margin / 2
         least = max(1, self.policy.direct_min_amount)
         alarms |= {(EXPIRING, tab.payer) for tab in tabs if tab.order.message.claim_by <= soon and tab.due >= least}
         by_payer = {tab.payer: tab for tab in tabs}
-        for what, payer in sorted(alarms - self._alarmed):
+        for event, payer in sorted(alarms - self._alarmed):
             tab = by_payer[payer]
-            self._alarm(what, payer, DebtAlarm(tab.due, tab.order.message.claim_by))
+            self._alarm(event, payer, DebtAlarm(tab.due, tab.order.message.claim_by))
         self._alarmed = alarms
-        return leaving
+        return withdrawing
 
-    def _is_overdue(self, tab: ClaimableTab, now: float, *, leaving: bool) -> bool:
+    def _is_overdue(self, tab: ClaimableTab, now: float, *, withdrawing: bool) -> bool:
         linked = self._link(tab.order.message.coordinator) is not None
         return self.policy.must_settle_directly(
-            tab, now, linked=linked, wait=self._chain.withdrawal_delay if leaving else float("inf")
+            tab, now, linked=linked, wait=self._chain.withdrawal_delay if withdrawing else float("inf")
         )
 
     async def settle_directly(self) -> int:
-        """Settles by itself what the last look found that coordinators did not settle in time: one transaction of at most
-        MAX_ROWS tabs, those first that expire first. Each is tried again after `retry` at the earliest. Returns the number of
-        tabs that were paid. Raises Unavailable.
+        """Settles claims that coordinators did not settle in time: one transaction of at most MAX_ROWS tabs, earliest expiry
+        first.
+
+        A tab is tried again after `retry_after` at the earliest. Returns the number of tabs that were paid. Raises Unavailable.
         """
-        late, self._overdue = self._overdue, []
+        overdue, self._overdue = self._overdue, []
         self._has_overdue.clear()
         now, policy = self._now(), self.policy
         self._tried_at = {payer: at for payer, at in self._tried_at.items() if now - at < policy.retry_after}
-        fresh = [tab for tab in late if tab.payer not in self._tried_at]
+        fresh = [tab for tab in overdue if tab.payer not in self._tried_at]
         worth = [tab for tab in fresh if await self._collectable(tab) >= max(1, policy.direct_min_amount)]
         tabs = sorted(worth, key=lambda tab: tab.order.message.claim_by)[:MAX_ROWS]
         if self._settlement is None or not tabs:
@@ -241,37 +245,50 @@ class Collector:
         self._tried_at |= dict.fromkeys((tab.payer for tab in tabs), now)
         claim = await self._sign(tabs)
         try:
-            collected = await self._settlement.settle(claim, [tab.order for tab in tabs])
+            result = await self._settlement.settle(claim, [tab.order for tab in tabs])
         except Refusal as refusal:
-            log.warning("not settled", tabs=len(tabs), amount=sum(tab.due for tab in tabs), reason=str(refusal))
+            log.warning("claim not settled", tabs=len(tabs), amount=_total(tabs), reason=str(refusal))
             if refusal.code is Code.INSUFFICIENT_FUNDS:
                 first = tabs[0]
                 debt = DebtAlarm(
-                    sum(tab.due for tab in tabs), first.order.message.claim_by, "send this wallet coins of the chain"
+                    sum(tab.due for tab in tabs),
+                    first.order.message.claim_by,
+                    "send this wallet coins of the chain to pay for gas",
                 )
                 self._alarm(NO_COINS, first.payer, debt)
             return 0
-        log.info("settled by this node itself", tabs=len(tabs), paid=sum(collected.paid.values()), tx=collected.transactions)
-        return len(collected.paid)
+        log.info(
+            "settled directly", tabs=len(tabs), paid=format_amount(Amount(sum(result.paid.values()))), tx=result.transactions
+        )
+        return len(result.paid)
 
     async def _collectable(self, tab: ClaimableTab) -> int:
-        """What settling a tab would bring now, in base units; nothing where the chain can't be asked."""
+        """Returns what settling a tab would bring now, in base units; 0 if the chain cannot be asked."""
         funds = await self._chain.funds(tab.payer)
         return min(tab.due, funds.payable) if funds.known else 0
 
     async def _record_write_offs(self, now: float) -> None:
-        """Books what is out of reach, now and then, and tells of all that is new in one alarm."""
+        """Records unclaimable debt at intervals, and raises one alarm for all new debt."""
         if now - self._write_offs_checked_at < _WRITE_OFF_SECONDS:
             return
         self._write_offs_checked_at = now
-        losses = [loss for loss in await self._store.write_off(int(now)) if loss.increase > 0]
-        if losses:
-            total, largest = sum(loss.increase for loss in losses), max(losses, key=lambda loss: loss.increase)
-            log.warning("written off", payers=len(losses), amount=total, most=largest.payer)
-            self._alarm(WRITTEN_OFF, largest.payer, DebtAlarm(total, 0, "if it is often: less trust, in [credit] of the config"))
+        write_offs = [write_off for write_off in await self._store.write_off(int(now)) if write_off.increase > 0]
+        if write_offs:
+            total, largest = (
+                sum(write_off.increase for write_off in write_offs),
+                max(write_offs, key=lambda write_off: write_off.increase),
+            )
+            log.warning("debt written off", payers=len(write_offs), amount=format_amount(Amount(total)), largest=largest.payer)
+            self._alarm(
+                WRITTEN_OFF,
+                largest.payer,
+                DebtAlarm(total, 0, "if this happens often, lower the limits under [credit] in the config"),
+            )
 
     async def _still_due(self, tab: ClaimableTab, now: float) -> bool:
-        """Whether a claim would bring anything, as the chain says now; without its word, as it was last seen."""
+        """Returns whether a claim would bring anything, by the chain's current state, or by its last known state if it does not
+        respond.
+        """
         funds = await self._chain.refresh(tab.payer)
         if not funds.known:
             return True
@@ -279,7 +296,12 @@ class Collector:
             self._on_funds(tab.payer, funds)
             await self._store.record_funds(tab.payer, funds, int(now))
             if funds.settled > tab.settled:
-                log.info("settled on chain", payer=tab.payer, amount=int(funds.settled - tab.settled), total=int(funds.settled))
+                log.info(
+                    "settled on chain",
+                    payer=tab.payer,
+                    amount=format_amount(funds.settled - tab.settled),
+                    total=format_amount(funds.settled),
+                )
         owed = min(tab.cumulative, tab.order.message.ceiling) - funds.settled
         if owed > 0 and min(owed, funds.payable) < max(1, self.policy.dust):
             self._back_off(tab, now)
@@ -288,23 +310,27 @@ class Collector:
         return owed > 0
 
     def _back_off(self, tab: ClaimableTab, now: float) -> None:
-        """Leaves a tab alone that nothing is behind, for longer each time, but not until its order has expired."""
-        seconds = min(LONGEST_REST, max(FIRST_REST, 2 * self._empty_purses.get(tab.payer, RetryDelay()).seconds))
+        """Leaves a tab with an empty purse alone, for longer each time, but never until its order has expired."""
+        seconds = min(MAX_RETRY_DELAY, max(MIN_RETRY_DELAY, 2 * self._empty_purses.get(tab.payer, RetryDelay()).seconds))
         left = max(0.0, tab.order.message.claim_by - now)
         self._empty_purses[tab.payer] = RetryDelay(now + min(seconds, left / 4), seconds)
-        if len(self._empty_purses) > REMEMBERED:
+        if len(self._empty_purses) > MAX_EMPTY_PURSES:
             self._empty_purses.pop(next(iter(self._empty_purses)))
 
     async def _claim(self, link: Link, tabs: list[ClaimableTab]) -> None:
         claim = await self._sign(tabs)
         link.post(Kind.CLAIM, NO_JOB, dumps(ClaimRequest(claim, tuple(tab.order for tab in tabs)).to_json()))
-        log.info("claim handed in", tabs=len(tabs), amount=sum(tab.due for tab in tabs))
+        log.info("claim submitted", tabs=len(tabs), amount=_total(tabs))
 
     async def _sign(self, tabs: list[ClaimableTab]) -> Verified[Claim]:
-        """A claim on what is owed, written down before it leaves. Raises Unavailable."""
+        """Signs a claim on the due amounts and stores it before it leaves. Raises Unavailable."""
         rows = tuple(
             ClaimRow(payer=tab.payer, order_hash=tab.order.digest, seq=tab.seq, cumulative_cost=tab.cumulative) for tab in tabs
         )
         claim = self._signer.sign(Claim(provider=self._signer.address, rows=rows), self._domain)
         await self._store.record_claim(claim, int(self._now()))
         return claim
+
+
+def _total(tabs: list[ClaimableTab]) -> str:
+    return format_amount(Amount(sum(tab.due for tab in tabs)))

@@ -1,4 +1,6 @@
-"""Settling on chain with this node's own wallet, where no coordinator does it in time (ports.Settlement)."""
+"""Direct settlement: settles claims on chain with this node's own wallet when no coordinator does so in time
+(ports.Settlement).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from tallystick.protocol.messages import Claim, Order
 from tallystick.protocol.types import Address, Amount
 
 RecordGas = Callable[[str, int, int, int], Awaitable[None]]
-"""Writes down what a transaction cost: its hash, when, gas used, and the fee in the chain's smallest coin."""
+"""Stores what a transaction cost: its hash, the time, the gas used, and the fee in wei."""
 
 
 class DirectSettlement:
@@ -31,7 +33,8 @@ class DirectSettlement:
         if await self._escrow.rpc.balance(account) == 0:
             raise Refusal(
                 Code.INSUFFICIENT_FUNDS,
-                f"{account} has no coins of the chain to pay for gas: what its coordinator does not settle in time is lost",
+                f"{account}: no coins to pay for gas; send it coins of the chain, or claims that no coordinator settles in "
+                "time are lost",
             )
         batch = ClaimBatch.of(claim, orders, self._escrow.deployment.domain)
         results = await self._escrow.settle_all(self._sender, [batch])

@@ -1,6 +1,4 @@
-"""What a node keeps in sight on chain beside its claims: that its state is not older than what it was paid for, and what the
-coordinators have registered as their rate.
-"""
+"""The chain watcher: compares this node's tabs with the chain, and watches the fee rates of its coordinators."""
 
 from __future__ import annotations
 
@@ -15,12 +13,12 @@ from node.ports import ChainView, FeeRateView
 from tallystick.protocol.types import Address
 
 log = structlog.get_logger()
-COMPARED, AT_ONCE, COMPARE_SECONDS = 256, 16, 10.0
-RATE_SECONDS, FIRST_SECONDS = 60.0, 1.0
+MAX_TABS, MAX_CONCURRENT, COMPARE_SECONDS = 256, 16, 10.0
+RATE_SECONDS, UNCONNECTED_SECONDS = 60.0, 1.0
 
 
 class ChainWatcher:
-    """See the module's docstring. `connected` tells the coordinators that are; `most_bps` what fee is borne."""
+    """See the module's docstring. `connected` returns the connected coordinators; `max_fee_bps` returns the accepted fee."""
 
     def __init__(
         self,
@@ -34,38 +32,39 @@ class ChainWatcher:
         self._chain, self._rates, self._tabs = chain, rates, tabs
         self._connected, self._max_fee_bps = connected, max_fee_bps
         self.rates: dict[Address, int] = {}
-        """What each coordinator that was connected keeps of a payment unless its order allows less, in basis points."""
+        """Registered fee of each coordinator that was connected, in basis points; an order may allow less."""
 
     async def compare_tabs(self) -> None:
-        """Holds the COMPARED tabs that were used last against the chain, as far as it answers within COMPARE_SECONDS: if it has
-        paid more on one than this state knows of, the state is old, and nothing is offered.
+        """Compares the MAX_TABS most recently used tabs with the chain, as many as it returns within COMPARE_SECONDS.
+
+        If the chain paid more on a tab than this state records, the state is stale, and nothing is offered.
         """
-        payers = self._tabs.most_recent_payers(COMPARED)
+        payers = self._tabs.most_recent_payers(MAX_TABS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COMPARE_SECONDS):
-                for start in range(0, len(payers), AT_ONCE):
-                    some = payers[start : start + AT_ONCE]
-                    for payer, funds in zip(some, await asyncio.gather(*map(self._chain.refresh, some)), strict=True):
+                for start in range(0, len(payers), MAX_CONCURRENT):
+                    batch = payers[start : start + MAX_CONCURRENT]
+                    for payer, funds in zip(batch, await asyncio.gather(*map(self._chain.refresh, batch)), strict=True):
                         self._tabs.observe(payer, funds)
 
     async def run(self) -> None:
-        """Looks at the rates until cancelled."""
+        """Checks the fee rates until cancelled."""
         while True:
             coordinators = tuple(dict.fromkeys(self._connected()))
             for coordinator in coordinators:
                 await self.check_rate(coordinator)
-            await asyncio.sleep(RATE_SECONDS if coordinators else FIRST_SECONDS)
+            await asyncio.sleep(RATE_SECONDS if coordinators else UNCONNECTED_SECONDS)
 
     async def check_rate(self, coordinator: Address) -> None:
-        """Asks for one coordinator's rate, and says once if it is above what this provider bears."""
-        rate, most = await self._rates.rate(coordinator), self._max_fee_bps()
+        """Reads one coordinator's rate and logs once if it exceeds what this provider accepts."""
+        rate, max_fee_bps = await self._rates.rate(coordinator), self._max_fee_bps()
         if rate is None:
             return
-        if rate > most and self.rates.get(coordinator) != rate:
+        if rate > max_fee_bps and self.rates.get(coordinator) != rate:
             log.error(
                 "the coordinator has registered a higher fee than [admission] max_fee_bps; orders that allow it are refused",
                 coordinator=coordinator,
                 registered_bps=rate,
-                max_fee_bps=most,
+                max_fee_bps=max_fee_bps,
             )
         self.rates[coordinator] = rate

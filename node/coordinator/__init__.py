@@ -1,1 +1,1 @@
-"""The link to a coordinator and what is sent over it outside of jobs. May import `jobs`, `domain` and `ports`."""
+"""The connection to a coordinator and everything sent over it outside of jobs. May import `jobs`, `domain` and `ports`."""

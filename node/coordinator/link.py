@@ -1,8 +1,8 @@
-"""The node's own connection to its coordinator: opened from here, so that a node behind NAT needs no open port.
+"""The node's connection to its coordinator. The node opens it, so a node behind NAT needs no open port.
 
-Handshake: CHALLENGE -> HELLO with the signed answer -> WELCOME. Then frames both ways, with a BEAT every few seconds and
-whenever the free slots change. A lost connection is opened again after a jittered, growing pause. A frame that makes no sense
-ends the connection with a clear log, never the process.
+The handshake is CHALLENGE, HELLO with the signed answer, WELCOME. Then frames go both ways, with a BEAT every few seconds and
+whenever the free slots change. A lost connection is opened again after a growing, jittered pause. A malformed frame ends the
+connection with a log message, never the process.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from tallystick.version import __version__
 log = structlog.get_logger()
 _JITTER = random.SystemRandom().random
 _CLOSE_SECONDS = 3.0
-OVERFULL = 16
-_BEAT_GAP_SECONDS = 0.02
-"""Free slots that change many times within this are told once."""
+MAX_OUTBOX_FACTOR = 16
+_MIN_BEAT_SECONDS = 0.02
+"""Changes of the free slots within this time are reported once."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """How the link behaves; times are seconds. `outbox`: frames that may wait before jobs are slowed down."""
+    """Settings of the link; times are seconds. `outbox_frames`: frames that may wait before jobs are slowed down."""
 
     connect_seconds: float = 10.0
     heartbeat_seconds: float = 5.0
@@ -53,18 +53,18 @@ class LinkSettings:
 
 
 class LinkHandler(Protocol):
-    """Who takes what a link brings. Raises BadMessage for payloads that make no sense; the link is then closed."""
+    """Receives the events of a link. Raises BadMessage for a malformed payload; the link is then closed."""
 
     def connected(self, link: Link) -> None:
-        """The coordinator took this node."""
+        """The coordinator accepted this node."""
         ...
 
     def frame_received(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
-        """DISPATCH, CANCEL, CREDIT, RECEIPT_ACK, RECEIPT_REFUSED or RECALLED. Must not wait."""
+        """A DISPATCH, CANCEL, CREDIT, RECEIPT_ACK, RECEIPT_REFUSED or RECALLED frame came. Must not wait."""
         ...
 
     def disconnected(self, link: Link) -> None:
-        """A welcomed link ended."""
+        """A connected link ended."""
         ...
 
 
@@ -72,7 +72,7 @@ _FOR_HANDLER = frozenset({Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_
 
 
 class NodeLink:
-    """Keeps one connection to one coordinator alive, until `close`."""
+    """Keeps one connection to one coordinator open, until `close`."""
 
     def __init__(
         self,
@@ -87,8 +87,8 @@ class NodeLink:
         coordinator: Address | None = None,
         jitter: Callable[[], float] = _JITTER,
     ) -> None:
-        """`asks`: what is offered to a coordinator. `coordinator`: the only account to talk to, if it is known. `jitter` gives
-        numbers from 0 to 1.
+        """`asks` returns what is offered to a coordinator. `coordinator`: the only account to accept, if it is known. `jitter`
+        returns numbers from 0 to 1.
         """
         self.url = node_url(url)
         self._signer, self._domain, self._handler = signer, domain, handler
@@ -100,11 +100,11 @@ class NodeLink:
         self.problem = "not connected yet"
 
     def announce_capacity(self) -> None:
-        """The capacity has changed: tells the coordinator at once."""
+        """Sends the changed capacity to the coordinator at once."""
         self._capacity_changed.set()
 
     def announce_asks(self) -> None:
-        """The asks have changed: tells the coordinator."""
+        """Sends the changed asks to the coordinator."""
         if self.session is not None:
             asks = self._asks(self.session.coordinator)
             self.session.post(Kind.ASKS, NO_JOB, _asks_json(asks))
@@ -122,12 +122,12 @@ class NodeLink:
             if time.monotonic() - began > self._settings.max_backoff_seconds:
                 pause = self._settings.min_backoff_seconds
             wait = pause * (0.5 + self._jitter() / 2)
-            log.warning("no link to the coordinator", url=self.url, reason=self.problem, retry_seconds=round(wait, 2))
+            log.warning("no connection to the coordinator", url=self.url, reason=self.problem, retry_seconds=round(wait, 2))
             await _until(self._closing, wait)
             pause = min(2 * pause, self._settings.max_backoff_seconds)
 
     async def close(self) -> None:
-        """Sends what is queued, as far as that takes no time worth mentioning, and ends `run`."""
+        """Sends what is queued, within a short time limit, and ends `run`."""
         self._closing.set()
         session = self.session
         if session is not None:
@@ -135,7 +135,7 @@ class NodeLink:
             await session.end("the node is stopping")
 
     async def _run_connection(self) -> None:
-        """One connection, from its opening to its end; `trouble` says why it ended."""
+        """Runs one connection from opening to end; `problem` says why it ended."""
         settings = self._settings
         try:
             async with connect(
@@ -157,7 +157,7 @@ class NodeLink:
         except TallyError as error:
             self.problem = str(error)
         except TimeoutError:
-            self.problem = f"no answer within {settings.connect_seconds} s"
+            self.problem = f"the coordinator did not respond within {settings.connect_seconds} s"
         except (OSError, WebSocketException) as error:
             self.problem = str(error) or type(error).__name__
 
@@ -171,26 +171,26 @@ class NodeLink:
                 challenge=challenge.challenge,
                 endpoint=endpoint_of(self.url),
             )
-            told = self._asks(challenge.coordinator)
-            hello = Hello(self._signer.sign(answer, self._domain), told, self._capacity(), f"tallystick-node/{__version__}")
+            asks = self._asks(challenge.coordinator)
+            hello = Hello(self._signer.sign(answer, self._domain), asks, self._capacity(), f"tallystick-node/{__version__}")
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             await _expect(socket, Kind.WELCOME)
-        return LinkSession(socket, challenge.coordinator, self._settings.outbox_frames, told, endpoint_of(self.url))
+        return LinkSession(socket, challenge.coordinator, self._settings.outbox_frames, asks, endpoint_of(self.url))
 
     def _check_challenge(self, challenge: Challenge) -> None:
         if self._coordinator is not None and challenge.coordinator != self._coordinator:
-            raise BadMessage(f"the coordinator is {challenge.coordinator}, but {self._coordinator} is configured")
+            raise BadMessage(f"challenge.coordinator: expected the configured {self._coordinator}, got {challenge.coordinator}")
         if (challenge.chain_id, challenge.contract) != (self._domain.chain_id, self._domain.contract):
             raise BadMessage(
-                f"the coordinator works on chain {challenge.chain_id} with contract {challenge.contract}, this node on chain "
-                f"{self._domain.chain_id} with {self._domain.contract}: they need the same deployment file"
+                f"the coordinator uses contract {challenge.contract} on chain {challenge.chain_id}, but this node uses contract "
+                f"{self._domain.contract} on chain {self._domain.chain_id}; give both the same deployment file"
             )
 
     async def _serve(self, session: LinkSession) -> None:
-        """Serves a welcomed connection to its end."""
+        """Serves a connected session to its end."""
         self.session = session
         log.info("connected to the coordinator", url=self.url, coordinator=session.coordinator, asks=len(session.announced_asks))
-        beats = asyncio.create_task(self._send_heartbeats(session), name="beats")
+        heartbeats = asyncio.create_task(self._send_heartbeats(session), name="heartbeats")
         writer = asyncio.create_task(session.write(), name="outbox")
         try:
             self._handler.connected(session)
@@ -206,10 +206,10 @@ class NodeLink:
         finally:
             self.session = None
             session.close()
-            beats.cancel()
+            heartbeats.cancel()
             writer.cancel()
             self._handler.disconnected(session)
-            await asyncio.gather(beats, writer, return_exceptions=True)
+            await asyncio.gather(heartbeats, writer, return_exceptions=True)
 
     async def _read(self, session: LinkSession) -> None:
         async for message in session.socket:
@@ -220,26 +220,28 @@ class NodeLink:
                 session.problem = str(error_from_json(loads(payload, "error"), 502))
                 log.error("the coordinator refuses this node", url=self.url, reason=session.problem)
             elif kind is not Kind.BEAT:
-                raise BadMessage(f"link: a coordinator never sends {kind.name}")
+                raise BadMessage(f"link: expected a frame that coordinators send, got {kind.name}")
 
     async def _send_heartbeats(self, session: LinkSession) -> None:
         while True:
             session.post(Kind.BEAT, NO_JOB, dumps(self._capacity().to_json()))
-            await asyncio.sleep(_BEAT_GAP_SECONDS)
+            await asyncio.sleep(_MIN_BEAT_SECONDS)
             await _until(self._capacity_changed, self._settings.heartbeat_seconds)
             self._capacity_changed.clear()
 
 
 class _Connection(ClientConnection):
-    """Frames that are sent together leave together."""
+    """A connection whose frames are buffered, so that frames posted together leave in one write."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(buffered(transport))
 
 
 class LinkSession:
-    """One welcomed connection (ports.Link). What is posted waits in order and one task writes it, so that stopping a job never
-    cuts a frame in two; `drained` slows down whoever posts more than the other side takes.
+    """One connected session (ports.Link).
+
+    Posted frames wait in order and one task writes them, so stopping a job never cuts a frame in two. `drain` slows down a sender
+    that posts more than the coordinator reads.
     """
 
     def __init__(
@@ -250,7 +252,7 @@ class LinkSession:
         announced_asks: tuple[Signed[Ask], ...] = (),
         endpoint: str = "",
     ) -> None:
-        """`told`: the asks that HELLO carried; `endpoint`: the host and port that was dialled."""
+        """`announced_asks`: the asks that HELLO carried; `endpoint`: the host and port that was dialled."""
         self.socket, self.coordinator, self.announced_asks, self.endpoint = socket, coordinator, announced_asks, endpoint
         self.problem = ""
         self._limit = outbox_frames
@@ -261,13 +263,15 @@ class LinkSession:
         self._closed = False
 
     def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
-        """See ports.Link. The queue is bounded by `drained` and by the credit of the jobs that run; where answers to what a
-        coordinator sends, and does not read, fill it OVERFULL times over, the connection ends.
+        """See ports.Link.
+
+        The queue is limited by `drain` and by the credit of running jobs. The connection ends if answers to a coordinator that
+        does not read fill the queue MAX_OUTBOX_FACTOR times over.
         """
         if self._closed:
             return
-        if len(self._outbox) >= OVERFULL * self._limit:
-            self.problem = f"the coordinator does not read: {len(self._outbox)} frames wait for it"
+        if len(self._outbox) >= MAX_OUTBOX_FACTOR * self._limit:
+            self.problem = f"the coordinator does not read: {len(self._outbox)} frames are waiting"
             self.close()
             self.socket.transport.abort()
             return
@@ -304,27 +308,27 @@ class LinkSession:
             self.close()
 
     async def flush(self, seconds: float) -> None:
-        """Waits until everything posted was sent, for a while."""
+        """Waits until everything posted was sent, for at most `seconds`."""
         await _until(self._empty, seconds)
 
     async def end(self, reason: str, code: int = 1000) -> None:
-        """Closes the connection, saying why."""
+        """Closes the connection with a reason."""
         self.close()
         await self.socket.close(code, reason)
 
     def close(self) -> None:
-        """Nothing more can be sent; wakes up who waits."""
+        """Marks the session as closed and wakes up waiting senders."""
         self._closed = True
         self._room.set()
         self._empty.set()
 
 
 def node_url(url: str) -> str:
-    """The address of a coordinator's node link, from its base address over http(s) or ws(s). Raises BadMessage."""
+    """Returns the URL of a coordinator's node link, given its base URL (http, https, ws or wss). Raises BadMessage."""
     parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
     scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
     if scheme is None or not parts.hostname:
-        raise BadMessage(f"coordinator: expected an address such as https://coordinator.example, got {url!r}")
+        raise BadMessage(f"coordinator: expected a URL such as https://coordinator.example, got {url!r}")
     path = parts.path.rstrip("/")
     return f"{scheme}://{parts.netloc}{path if path.endswith('/v1/node') else path + '/v1/node'}"
 
@@ -342,16 +346,16 @@ def _asks_json(asks: tuple[Signed[Ask], ...]) -> bytes:
 
 
 async def _expect(socket: ClientConnection, kind: Kind) -> bytes:
-    found, _, payload = unpack_link(await socket.recv())
-    if found is Kind.ERROR:
+    received, _, payload = unpack_link(await socket.recv())
+    if received is Kind.ERROR:
         raise error_from_json(loads(payload, "error"), 502)
-    if found is not kind:
-        raise BadMessage(f"link: expected {kind.name}, got {found.name}")
+    if received is not kind:
+        raise BadMessage(f"link: expected {kind.name}, got {received.name}")
     return payload
 
 
 async def _until(event: asyncio.Event, seconds: float) -> None:
-    """Waits for an event, but no longer than that."""
+    """Waits for an event, for at most `seconds`."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -1,6 +1,7 @@
-"""The courier: sees to it that every receipt reaches its coordinator. A receipt leaves once with its job; from then on it is sent
-again after every reconnection, and now and then, until the coordinator says that it is stored or will never be. It then goes
-with its order, for a coordinator that was killed before it had written the job down.
+"""The receipt sender: makes sure that every receipt reaches its coordinator.
+
+A receipt leaves once with its job. Until the coordinator confirms that it is stored, or refuses it for good, it is sent again
+after every reconnection and at intervals. It then carries its order, because a killed coordinator may not have stored the job.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Kind, dumps
 
 log = structlog.get_logger()
-BATCH = 256
-PAGES = 16
-"""Of receipts that one round sends to one coordinator: one that confirms nothing is not sent all of them every time."""
-_GATHER_SECONDS = 0.1
+PAGE_SIZE = 256
+MAX_PAGES = 16
+"""Pages that one round sends to one coordinator, so that a coordinator that confirms nothing does not get all receipts every
+time.
+"""
+_BATCH_SECONDS = 0.1
 
 
 class ReceiptSender:
@@ -36,43 +39,47 @@ class ReceiptSender:
         self._has_fresh, self._has_unsaved = asyncio.Event(), asyncio.Event()
 
     def connected(self, link: Link) -> None:
-        """A link is up: what it has not confirmed is sent again."""
+        """Sends the unconfirmed receipts of a link that was opened."""
         self._links[link.coordinator] = link
         self._fresh.add(link.coordinator)
         self._has_fresh.set()
 
     def resend_now(self) -> None:
-        """There are receipts that were never sent: what is not confirmed is sent now, on every link."""
+        """Sends all unconfirmed receipts on every link, because some were never sent."""
         self._fresh |= self._links.keys()
         self._has_fresh.set()
 
     def disconnected(self, link: Link) -> None:
-        """A link ended."""
+        """Forgets a link that ended."""
         if self._links.get(link.coordinator) is link:
             del self._links[link.coordinator]
 
     def acknowledged(self, link: Link, job: JobId) -> None:
-        """The coordinator has stored this job's receipt. Written down soon; if that is lost, it is sent once more."""
+        """Notes that the coordinator stored this job's receipt. The note is saved soon; if it is lost, the receipt is sent once
+        more.
+        """
         self._unsaved.setdefault(link.coordinator, set()).add(job)
         self._has_unsaved.set()
 
-    def refused(self, link: Link, job: JobId, why: TallyError) -> None:
-        """The coordinator will never take this job's receipt. It stays on disk, and is collected like any other."""
-        log.warning("receipt refused; it is kept, and collected on chain", job=job.hex(), reason=str(why))
+    def refused(self, link: Link, job: JobId, error: TallyError) -> None:
+        """Notes that the coordinator will never accept this job's receipt. The receipt stays on disk and is collected as any
+        other.
+        """
+        log.warning("the coordinator refused a receipt; it is kept and collected on chain", job=job.hex(), reason=str(error))
         self.acknowledged(link, job)
 
     async def run(self) -> None:
-        """Sends and writes down until cancelled."""
+        """Sends receipts and saves acknowledgements until cancelled."""
         await asyncio.gather(self._send_forever(), self._save_forever())
 
     async def save_acknowledgements(self) -> None:
-        """Writes down what was acknowledged."""
-        noted, self._unsaved = self._unsaved, {}
-        for coordinator, jobs in noted.items():
+        """Saves the acknowledgements that came since the last call."""
+        unsaved, self._unsaved = self._unsaved, {}
+        for coordinator, jobs in unsaved.items():
             try:
                 await self._store.acknowledge(coordinator, jobs)
             except TallyError as error:
-                log.warning("acknowledgements not written down", count=len(jobs), error=str(error))
+                log.warning("acknowledgements not saved", count=len(jobs), error=str(error))
 
     async def _send_forever(self) -> None:
         while True:
@@ -89,20 +96,20 @@ class ReceiptSender:
     async def _send(self, link: Link, before: int) -> None:
         await self.save_acknowledgements()
         first = self._next_page.pop(link.coordinator, 0)
-        for page in range(first, first + PAGES):
-            entries = await self._store.unacknowledged(link.coordinator, before, page, BATCH)
+        for page in range(first, first + MAX_PAGES):
+            entries = await self._store.unacknowledged(link.coordinator, before, page, PAGE_SIZE)
             for entry in entries:
                 link.post(Kind.LATE_RECEIPT, entry.job, dumps(entry.late_receipt.to_json()))
             if entries:
-                log.info("receipts sent again", count=len(entries))
+                log.info("receipts resent", count=len(entries))
                 await link.drain()
-            if len(entries) < BATCH:
+            if len(entries) < PAGE_SIZE:
                 return
-        self._next_page[link.coordinator] = first + PAGES
+        self._next_page[link.coordinator] = first + MAX_PAGES
 
     async def _save_forever(self) -> None:
         while True:
             await self._has_unsaved.wait()
-            await asyncio.sleep(_GATHER_SECONDS)
+            await asyncio.sleep(_BATCH_SECONDS)
             self._has_unsaved.clear()
             await self.save_acknowledgements()

@@ -1,4 +1,4 @@
-"""The router of link frames: passes what a link brings to the part that deals with it."""
+"""The router of link frames: passes each frame of a link to the component that handles it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tallystick.protocol.wire import CancelReason, Kind, loads
 
 @dataclass(frozen=True, slots=True)
 class LinkRouter:
-    """Passes what the link brings to who deals with it (link.LinkHandler)."""
+    """Passes link events to the job runner, the receipt sender and state recovery (link.LinkHandler)."""
 
     runner: JobRunner
     receipt_sender: ReceiptSender
@@ -29,7 +29,7 @@ class LinkRouter:
             self.close_unfinished()
 
     def close_unfinished(self) -> None:
-        """It is known which receipts were signed before: orders that a killed process had begun get theirs."""
+        """Signs receipts for orders that a killed process began, once state recovery is complete."""
         self.runner.close_unfinished(self.receipt_sender.resend_now)
 
     def frame_received(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:

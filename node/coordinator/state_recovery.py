@@ -1,11 +1,11 @@
-"""Recalling: a node that has not worked on this state with a coordinator before first asks it what it signed there last.
+"""State recovery: before a node offers anything, it asks its coordinators for the receipts that its key signed there before.
 
-A state that is new, restored from a backup, or made anew with an old key knows less than the node once signed. A receipt with a
-number or a total that was given before costs the stake, and a tab is one for all coordinators: what was signed at one of them
-binds the node at the others. So nothing is offered anywhere until all that are configured have answered, but for those that the
-operator names to go on without. What a coordinator tells needs no trust: the payer signed the order, this very key the receipt.
+A state that is new, restored from a backup, or recreated with an old key may miss receipts that the key signed. Signing a receipt
+number or total twice costs the stake. One tab spans all coordinators, so a receipt signed at one coordinator binds the node at
+the others. Therefore nothing is offered until all configured coordinators have answered, except those that the operator chose to
+skip. The answers need no trust: the payer signed the order, and this key signed the receipt.
 
-Nothing is offered either while the chain has paid, or this node has claimed, more on a tab than its record says.
+Nothing is offered either while the chain paid, or this node claimed, more on a tab than its record says.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ _RETRY_SECONDS = 10.0
 
 
 class StateRecovery:
-    """See the module's docstring. `known`: the coordinators that have answered before, with the addresses at which they did;
-    `required`: the addresses at which one must have; `without`: those among them to go on without; `url_of`: the address of a
-    link; `finished` is called when one has answered.
+    """See the module's docstring.
+
+    `completed`: accounts and URLs of coordinators whose recovery is complete; `required`: URLs that must be complete; `skipped`:
+    URLs that the operator skips; `url_of` returns the URL of a link; `on_complete` is called when a coordinator's recovery is
+    complete.
     """
 
     def __init__(
@@ -55,17 +57,17 @@ class StateRecovery:
         self._skipped, self._url_of, self.on_complete, self._now = frozenset(skipped), url_of, on_complete, now
         self._tasks: set[asyncio.Task[None]] = set()
         self._requested_after: dict[tuple[Address, str], str] = {}
-        """The page that each was asked for, until it comes."""
+        """The requested page of each coordinator, until it arrives."""
 
     @property
     def unanswered(self) -> tuple[str, ...]:
-        """The addresses at which no coordinator has told yet what it remembers, and which the operator does not go on without."""
+        """URLs of the required coordinators whose recovery is not complete and not skipped."""
         answered = {url for _, url in self._completed}
         return tuple(url for url in self._required if url not in answered and url not in self._skipped)
 
     @property
     def problem(self) -> str:
-        """Why nothing is offered anywhere; empty if nothing is in the way."""
+        """Why nothing is offered to any coordinator; empty if there is no reason."""
         if self.unanswered:
             return (
                 f"this node offers nothing until it knows which receipts it signed before: no answer yet from "
@@ -87,25 +89,25 @@ class StateRecovery:
         return not self.problem and any(coordinator == known for known, _ in self._completed)
 
     def connected(self, link: Link) -> None:
-        """A link is up: asks, unless it was answered before."""
+        """Asks the coordinator of a new link for receipts, unless its recovery is complete."""
         if (link.coordinator, self._url_of(link)) not in self._completed:
             self._request_page(link, "")
 
     def page_received(self, link: Link, payload: bytes) -> None:
-        """One page of the answer. Raises BadMessage where it makes no sense."""
+        """Handles one page of the answer. Raises BadMessage if the page is malformed."""
         raw = loads(payload, "recalled")
         listed = raw.get("receipts") if isinstance(raw, dict) else None
         if not isinstance(listed, list) or len(listed) > MAX_PAGE or not isinstance(raw.get("more"), bool):
-            raise BadMessage(f"recalled: expected at most {MAX_PAGE} receipts, and whether there are more")
+            raise BadMessage(f"recalled: expected at most {MAX_PAGE} receipts and a boolean `more`")
         url = self._url_of(link)
-        who = (link.coordinator, url)
-        if who in self._completed or who not in self._requested_after:
-            return  # nobody asked: a page is taken only when the one before was taken in, or pages would pile up
-        late = [LateReceipt.from_json(one) for one in listed]
-        after = self._requested_after[who]
-        if late and late[-1].receipt.message.payer <= after:  # else it could go on for ever
+        source = (link.coordinator, url)
+        if source in self._completed or source not in self._requested_after:
+            return  # not requested: the next page is requested once the previous one is stored, or pages would pile up
+        late = [LateReceipt.from_json(raw_receipt) for raw_receipt in listed]
+        after = self._requested_after[source]
+        if late and late[-1].receipt.message.payer <= after:  # otherwise the pages might never end
             raise BadMessage(f"recalled: expected receipts of payers after {after}, got {late[-1].receipt.message.payer}")
-        del self._requested_after[who]
+        del self._requested_after[source]
         task = asyncio.create_task(self._record_page(link, url, late, more=raw["more"] and bool(late)), name="recalled")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -115,14 +117,14 @@ class StateRecovery:
         link.post(Kind.RECALL, NO_JOB, dumps({"after": after}))
 
     async def _record_page(self, link: Link, url: str, listed: list[LateReceipt], *, more: bool) -> None:
-        """Writes down what is newer than what is known; then asks for the next page, or is done."""
+        """Stores receipts that are newer than the record. Then requests the next page, or completes the recovery."""
         try:
             for late in listed:
                 await self._record(late)
             if not more:
                 await self._store.record_recovery_complete(link.coordinator, url, int(self._now()))
         except TallyError as error:
-            log.warning("what was signed before is not known yet, so nothing is offered; asking again", reason=str(error))
+            log.warning("state recovery failed, so nothing is offered; asking again", reason=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
             self._request_page(link, "")
             return
@@ -138,16 +140,21 @@ class StateRecovery:
         try:
             receipt, order = late.receipt.verify(self._domain), late.order.verify(self._domain)
             check_receipt(order, late.terms, receipt.message)
-        except PeerError as error:  # a coordinator can make up nothing; what is not ours is not our tab
-            log.warning("a recalled receipt is none of ours", reason=str(error))
+        except PeerError as error:  # a coordinator cannot forge receipts; a foreign one is not for our tab
+            log.warning("the coordinator returned a receipt that is not of this node", reason=str(error))
             return
         message, held = receipt.message, self._tabs.account(receipt.message.payer).tab
         if message.provider != self._provider:
             return
         if message.seq == held.seq and message.cumulative_cost != held.cumulative:
-            log.error("two receipts of one number: this key has signed on another state", payer=message.payer, seq=message.seq)
+            log.error("two receipts with one number: this key also signed on another state", payer=message.payer, seq=message.seq)
         if message.seq <= held.seq:
             return
         await self._store.record_recovered(receipt, order, late)
         self._tabs.merge_recovered(message, order.message)
-        log.warning("a receipt of a former state", payer=message.payer, seq=message.seq, total=int(message.cumulative_cost))
+        log.warning(
+            "receipt of an earlier state recovered",
+            payer=message.payer,
+            seq=message.seq,
+            total=format_amount(message.cumulative_cost),
+        )

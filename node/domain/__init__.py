@@ -1,1 +1,3 @@
-"""Rules of a node without clock or I/O: admission, tabs, prices, metering. Imports no other room."""
+"""Rules of the node, without clock or I/O: order admission, credit, tabs, pricing, metering. Imports no other package of the
+node.
+"""

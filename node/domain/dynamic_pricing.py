@@ -1,4 +1,4 @@
-"""Prices that follow the clock and the load: rules that raise or lower a model's own prices while they hold. Pure."""
+"""Dynamic pricing: computes an ask's prices from the load and the time of day, by rules that scale a model's own prices."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MINUTES = 24 * 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceRule:
-    """While it holds, prices are `percent` of the model's own.
+    """While the rule applies, prices are `percent` of the model's own.
 
-    `days`: mon to sun; `hours`: "22:00-06:00", which belongs to the day on which it begins; `busy`: percent of the slots that are
-    taken at least, on average over the last minute; `zone`: an IANA time zone, this machine's by default. What is left out
-    always holds.
+    `days`: mon to sun; `hours`: a span such as "22:00-06:00", which belongs to the day on which it begins; `min_load_percent`:
+    percent of the slots that must be taken, averaged over the last minute; `zone`: an IANA time zone, by default this machine's.
+    An unset condition always applies.
     """
 
     percent: int
@@ -33,43 +33,45 @@ class PriceRule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.percent <= 10_000:
-            raise BadMessage("config: price_rules: percent: expected 0 to 10000")
+            raise BadMessage(f"config: price_rules.percent: expected 0 to 10000, got {self.percent}")
         if not set(self.days) <= set(DAYS):
-            raise BadMessage(f"config: price_rules: days: expected some of {', '.join(DAYS)}")
+            raise BadMessage(f"config: price_rules.days: expected some of {', '.join(DAYS)}, got {', '.join(self.days)}")
         if self.hours and self._minutes_of_day() is None:
-            raise BadMessage("config: price_rules: hours: expected a span such as 22:00-06:00")
+            raise BadMessage(f"config: price_rules.hours: expected a span such as 22:00-06:00, got {self.hours!r}")
         if not 0 <= self.min_load_percent <= 100:
-            raise BadMessage("config: price_rules: min_load_percent: expected 0 to 100")
+            raise BadMessage(f"config: price_rules.min_load_percent: expected 0 to 100, got {self.min_load_percent}")
         try:
             ZoneInfo(self.zone or "UTC")
         except (OSError, ValueError, KeyError) as error:
-            raise BadMessage(f"config: price_rules: zone: {error}") from None
+            raise BadMessage(
+                f"config: price_rules.zone: expected an IANA time zone such as Europe/Berlin, got {self.zone!r} ({error})"
+            ) from None
 
     def _minutes_of_day(self) -> tuple[int, int] | None:
-        """The minutes of the day from which and until which it holds."""
-        found = _HOURS.fullmatch(self.hours)
-        if found is None:
+        """Returns first minute of the day and end minute of `hours`; None if `hours` is malformed."""
+        match = _HOURS.fullmatch(self.hours)
+        if match is None:
             return None
-        begin, end = int(found[1]) * 60 + int(found[2]), int(found[3]) * 60 + int(found[4])
+        begin, end = int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4])
         return (begin, end) if end <= _MINUTES and begin != end else None
 
     def applies(self, when: datetime, load: float) -> bool:
-        """At this moment (with a time zone), with this share of the slots taken."""
+        """Returns whether the rule applies at `when` (with a time zone) while the share `load` of the slots is taken."""
         local = when.astimezone(ZoneInfo(self.zone) if self.zone else None)
         day = local
         span = self._minutes_of_day()
         if span is not None:
             begin, end = span
             minute = local.hour * 60 + local.minute
-            late = end < begin and minute < end
-            if not (begin <= minute < end or (end < begin and minute >= begin) or late):
+            after_midnight = end < begin and minute < end
+            if not (begin <= minute < end or (end < begin and minute >= begin) or after_midnight):
                 return False
-            day = local - timedelta(days=1) if late else local
+            day = local - timedelta(days=1) if after_midnight else local
         return (not self.days or DAYS[day.weekday()] in self.days) and load * 100 >= self.min_load_percent
 
 
 def apply_price_rules(prices: Prices, rules: Iterable[PriceRule], when: datetime, load: float) -> Prices:
-    """The prices by the first rule that holds; rounded up to whole base units."""
+    """Returns the prices after the first rule that applies, rounded up to whole base units."""
     rule = next((rule for rule in rules if rule.applies(when, load)), None)
     if rule is None:
         return prices

@@ -1,6 +1,6 @@
-"""What this node sells, and the signed asks that say so. Pure: time is an argument.
+"""The asks of this node: what it sells, and the signed asks that publish it. Time is an argument.
 
-An ask that was replaced stays good until it expires, since orders on it are under way; one whose engine went down does not.
+A replaced ask stays valid until it expires, since orders may already name it. An ask whose engine went down does not.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Sign = Callable[[Ask], Verified[Ask]]
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One model for sale. `upstream` is its name at the engine called `engine`; prices are base units per 1,000,000 tokens.
+    """One model for sale. `upstream` is the model's name at the engine `engine`; prices are base units per 1,000,000 tokens.
 
-    `limit_field` is how that engine calls the output limit in chat requests, `usage_option` whether it knows
-    `stream_options.include_usage`.
+    `output_limit_field`: name of the output limit in chat requests to that engine; `supports_stream_usage`: whether the engine
+    supports `stream_options.include_usage`.
     """
 
     model: str
@@ -39,7 +39,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Seller:
-    """What all asks of a node have in common. `validity` is in seconds."""
+    """The members that all asks of a node share. `validity` is in seconds."""
 
     provider: Address
     sealing_suite: str
@@ -49,7 +49,7 @@ class Seller:
 
 @dataclass(frozen=True, slots=True)
 class PublishedAsk:
-    """A signed ask and the offer that it makes public. `size`: bytes of its JSON."""
+    """A signed ask and the offer that it publishes. `size`: bytes of its JSON."""
 
     ask: Verified[Ask]
     offer: Offer
@@ -57,7 +57,7 @@ class PublishedAsk:
 
 
 class PublishedAsks:
-    """The asks of this node: those that stand, and replaced ones that orders may still name."""
+    """The asks of this node: the current ones, and replaced ones that orders may still name."""
 
     def __init__(self, seller: Seller, sign: Sign) -> None:
         self._seller, self._sign = seller, sign
@@ -68,46 +68,48 @@ class PublishedAsks:
 
     @property
     def current(self) -> tuple[Verified[Ask], ...]:
-        """The standing asks, as the coordinator should list them."""
-        return tuple(standing.ask for standing in self._current)
+        """The current asks, as the coordinator should list them."""
+        return tuple(published.ask for published in self._current)
 
     @property
     def offers(self) -> tuple[Offer, ...]:
-        """What is for sale now."""
-        return tuple(standing.offer for standing in self._current)
+        """The offers of the current asks."""
+        return tuple(published.offer for published in self._current)
 
     def publish(self, offers: Iterable[Offer], now: int) -> bool:
-        """Makes these the offers: signs an ask for each that is new, changed or past half of its validity. True if any was. Those
-        beyond what a coordinator takes of one node are left out.
+        """Replaces the offers and returns whether the current asks changed.
+
+        Signs an ask for each offer that is new, changed, or past half of its validity. Offers beyond a coordinator's limits are
+        left out.
         """
-        held = {standing.offer: standing for standing in (*self._current, *self._left_out)}
+        held = {published.offer: published for published in (*self._current, *self._left_out)}
         wanted = tuple(offers)
-        fresh = tuple(
+        current = tuple(
             held[offer] if offer in held and not self._needs_renewal(held[offer], now) else self._sign_ask(offer, now)
             for offer in wanted
         )
-        fresh, self._left_out = _fitting(fresh)
-        changed = fresh != self._current
-        self._current = fresh
+        current, self._left_out = _fitting(current)
+        changed = current != self._current
+        self._current = current
         engines = {offer.engine for offer in wanted}
         self._known = {
-            digest: standing
-            for digest, standing in self._known.items()
-            if standing.ask.message.valid_until > now and standing.offer.engine in engines
+            digest: published
+            for digest, published in self._known.items()
+            if published.ask.message.valid_until > now and published.offer.engine in engines
         }
-        self._known |= {standing.ask.digest: standing for standing in fresh}
+        self._known |= {published.ask.digest: published for published in current}
         return changed
 
     def find(self, digest: Hash, now: int) -> PublishedAsk | None:
-        """The ask with this digest, if an order may be placed on it now."""
-        standing = self._known.get(digest)
-        return standing if standing is not None and standing.ask.message.valid_until > now else None
+        """Returns the ask with this digest if an order may name it at `now` (Unix seconds), else None."""
+        published = self._known.get(digest)
+        return published if published is not None and published.ask.message.valid_until > now else None
 
-    def _needs_renewal(self, standing: PublishedAsk, now: int) -> bool:
-        return standing.ask.message.valid_until - now <= self._seller.validity // 2
+    def _needs_renewal(self, published: PublishedAsk, now: int) -> bool:
+        return published.ask.message.valid_until - now <= self._seller.validity // 2
 
     def _sign_ask(self, offer: Offer, now: int) -> PublishedAsk:
-        # The clock leads the sequence, so that it grows over restarts without being stored.
+        # The sequence number follows the clock, so it grows across restarts without being stored.
         self._seq = max(self._seq + 1, now)
         seller = self._seller
         ask = Ask(
@@ -130,14 +132,14 @@ class PublishedAsks:
 
 
 def _fitting(asks: tuple[PublishedAsk, ...]) -> tuple[tuple[PublishedAsk, ...], tuple[PublishedAsk, ...]]:
-    """The asks that a coordinator takes of one node, the first ones first, and the others."""
-    taken: list[PublishedAsk] = []
-    left: list[PublishedAsk] = []
+    """Splits the asks into those within a coordinator's limits, in order, and the others."""
+    listed: list[PublishedAsk] = []
+    left_out: list[PublishedAsk] = []
     room = MAX_NODE_ASK_BYTES - len(b"[]")
-    for one in asks:
-        if one.size > MAX_ASK_BYTES or one.size + len(b",") > room or len(taken) >= MAX_ASKS:
-            left.append(one)
+    for ask in asks:
+        if ask.size > MAX_ASK_BYTES or ask.size + len(b",") > room or len(listed) >= MAX_ASKS:
+            left_out.append(ask)
         else:
-            taken.append(one)
-            room -= one.size + len(b",")
-    return tuple(taken), tuple(left)
+            listed.append(ask)
+            room -= ask.size + len(b",")
+    return tuple(listed), tuple(left_out)

@@ -1,8 +1,8 @@
-"""How many jobs an engine runs at once: as many as the config says, or as many as it was seen to take.
+"""The number of jobs that an engine runs at once: fixed by the config, or learned from the engine's behaviour.
 
-Learned as TCP learns a window (additive increase, multiplicative decrease; Chiu and Jain, 1989): one slot more for every round of
-jobs that filled all slots and went well; a third less when the engine says that it is busy, or when first tokens take several
-times as long as they did at best.
+Learning is additive increase, multiplicative decrease, as in TCP congestion control (Chiu and Jain, 1989). The limit grows by one
+after a full round of jobs that went well. It falls by a third when the engine reports that it is busy, or when first tokens take
+several times as long as at best.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-BACK_OFF = 0.7
-SLOW = 4.0
-"""First tokens this many times slower than at best are too slow."""
-COOL_SECONDS = 2.0
-"""The jobs under way when the limit fell say nothing of the new one."""
-_WEIGHT, _FORGET = 0.2, 1.002
+DECREASE_FACTOR = 0.7
+SLOW_FACTOR = 4.0
+"""First tokens that take this many times as long as at best are too slow."""
+COOLDOWN_SECONDS = 2.0
+"""After a decrease, jobs that started before it say nothing about the new limit."""
+_MEAN_WEIGHT, _FORGETTING = 0.2, 1.002
 
 
 class SlotLimiter:
-    """A gate for so many at once. With `most`, it learns between 1 and that, and `limit` is where it begins."""
+    """Limits the number of jobs that run at once. With `max_limit`, it learns a limit from 1 to `max_limit` and starts at
+    `limit`.
+    """
 
     def __init__(self, limit: int, max_limit: int | None = None) -> None:
         self._limit, self._max_limit = float(limit), max_limit
@@ -33,12 +35,12 @@ class SlotLimiter:
 
     @property
     def limit(self) -> int:
-        """How many may run now."""
+        """The number of jobs that may run now."""
         return int(self._limit)
 
-    def reset(self, limit: int, most: int | None = None) -> None:
-        """The config has changed: begins anew from there."""
-        self._limit, self._max_limit = float(limit), most
+    def reset(self, limit: int, max_limit: int | None = None) -> None:
+        """Restarts with these limits after the config changed."""
+        self._limit, self._max_limit = float(limit), max_limit
         self._wake()
 
     @asynccontextmanager
@@ -60,7 +62,7 @@ class SlotLimiter:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # its turn came in the same moment: it goes to the next
+            if turn.done() and not turn.cancelled():  # granted in the same moment: passes the slot on
                 self._running -= 1
                 self._wake()
             raise
@@ -73,15 +75,16 @@ class SlotLimiter:
                 turn.set_result(None)
 
     def learn(self, now: float, *, busy: bool, first_seconds: float | None, full: bool) -> bool:
-        """A job ended at `now` (seconds): the engine said it was busy, or its first output took so long; `full`: all slots were
-        taken. Whether the limit changed.
+        """Adjusts the limit after a job ended at `now` (seconds); returns whether it changed.
+
+        `busy`: the engine reported that it is busy; `first_seconds`: time to the first output; `full`: all slots were taken.
         """
         if self._max_limit is None:
             return False
         before = self.limit
         if busy or self._is_slow(first_seconds):
-            if now - self._reduced_at >= COOL_SECONDS:
-                self._limit, self._reduced_at = max(1.0, self._limit * BACK_OFF), now
+            if now - self._reduced_at >= COOLDOWN_SECONDS:
+                self._limit, self._reduced_at = max(1.0, self._limit * DECREASE_FACTOR), now
                 self._mean = None
         elif full and first_seconds is not None:
             self._limit = min(float(self._max_limit), self._limit + 1 / self._limit)
@@ -89,9 +92,9 @@ class SlotLimiter:
         return self.limit != before
 
     def _is_slow(self, first: float | None) -> bool:
-        """Against the best mean so far, which is slowly forgotten: prompts, models and machines change."""
+        """Compares with the best mean so far, which is slowly forgotten, because prompts, models and machines change."""
         if first is None:
             return False
-        self._mean = first if self._mean is None else self._mean + _WEIGHT * (first - self._mean)
-        self._best = min(self._best * _FORGET, self._mean) if self._best else self._mean
-        return self._limit > 1 and self._mean > SLOW * self._best
+        self._mean = first if self._mean is None else self._mean + _MEAN_WEIGHT * (first - self._mean)
+        self._best = min(self._best * _FORGETTING, self._mean) if self._best else self._mean
+        return self._limit > 1 and self._mean > SLOW_FACTOR * self._best

@@ -1,8 +1,9 @@
-"""What each payer owes this node: the provider's half of every tab, in memory, and who may owe more. Pure.
+"""The provider's side of every tab, in memory: what each payer owes, and which payer may owe more.
 
-The store is the truth about receipts; this adds what is in flight. What a payer may owe beyond what is reserved for this provider
-on chain is its trust (`node.domain.credit_limits`). A debt stops counting against the trust of all payers together when no
-order on it can be claimed any more, or when its payer has ordered nothing for long; its own payer is held to it for ever.
+The store is the source of truth for receipts; this module adds the jobs in flight. Credit is what a payer may owe beyond the
+amount reserved for this provider on chain (`node.domain.credit_limits`). A debt stops counting against the credit of all payers
+together when no order can claim it any more, or when its payer has ordered nothing for long. It counts against its own payer for
+ever.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from node.domain.signed_caps import SignedCap, SignedCaps, add, after, highest
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.tab import ProviderTab, Security
-from tallystick.protocol.types import Address, Amount
+from tallystick.protocol.types import Address, Amount, format_amount
 
 __all__ = ["CreditLimits", "Funds", "PayerAccount", "StoredTab", "Tabs"]
 
 
 @dataclass(frozen=True, slots=True)
 class Funds:
-    """What the chain says of a payer and its tab with this node, in base units. `known` is false where it could not be asked, or
-    only too long ago. On their way out, and no security: `thawing`, which is not in `free`, and `releasing`, not in `reserved`.
+    """The chain's state of a payer and its tab with this provider, in base units. `known` is false if the state is unknown or too
+    old.
+
+    Amounts that are being withdrawn are no security: `thawing` is not in `free`, and `releasing` is not in `reserved`.
     """
 
     settled: Amount = Amount(0)
@@ -36,14 +39,16 @@ class Funds:
 
     @property
     def payable(self) -> int:
-        """What a claim could be paid from at this moment, in base units."""
+        """What a claim could be paid from now, in base units."""
         return self.reserved + self.releasing + self.free + self.thawing
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTab:
-    """A tab as stored: the last receipt's seq and total, the best order to claim on, what was last seen on chain; the `lower`
-    ceilings that last longer, when the last receipt was made (Unix seconds), and the highest total that was ever claimed.
+    """A tab as stored: number and total of the last receipt, the best order to claim with, and the last known chain state.
+
+    `lower_caps`: lower caps that stay claimable for longer; `last_order_at`: when the last receipt was made (Unix seconds);
+    `claimed`: the highest total that was ever claimed.
     """
 
     payer: Address
@@ -60,8 +65,9 @@ class StoredTab:
 
 @dataclass(frozen=True, slots=True)
 class PayerAccount:
-    """One payer: its tab, its ceilings, its funds as last seen, when it last ordered, the part of its debt that is written off,
-    and its part of the newcomers' trust.
+    """The account of one payer: its tab, its signed caps, its funds as last seen, and the time of its last order (Unix seconds).
+
+    `written_off`: the part of its debt that is written off, in base units; `unearned`: its unearned credit.
     """
 
     tab: ProviderTab = field(default_factory=ProviderTab)
@@ -73,27 +79,29 @@ class PayerAccount:
 
     @property
     def claim_by(self) -> int:
-        """Until when the ceiling that the tab rests on can be claimed on, in Unix seconds; 0 if it rests on none."""
-        return max((one.claim_by for one in self.caps if one.amount >= self.tab.ceiling), default=0)
+        """Until when the cap that the tab rests on can be claimed, in Unix seconds; 0 if the tab rests on none."""
+        return max((cap.claim_by for cap in self.caps if cap.amount >= self.tab.ceiling), default=0)
 
     @property
     def owed(self) -> int:
-        """What is unpaid if every job in flight costs its cap, in base units."""
+        """The debt if every job in flight costs its maximum, in base units."""
         return max(0, self.tab.cumulative + self.tab.in_flight - self.funds.settled)
 
     @property
     def unreserved(self) -> int:
-        """The part of it that no reservation covers."""
+        """The part of `owed` that no reservation covers."""
         return max(0, self.owed - self.funds.reserved)
 
     @property
     def unsecured(self) -> int:
-        """The part of that which is not written off."""
+        """The part of `unreserved` that is not written off."""
         return max(0, self.owed - self.written_off - self.funds.reserved)
 
     def write_off(self, now: int, write_off: int) -> int:
-        """What must be written off at that time, in base units: what no order can be claimed for, and, if the payer has ordered
-        nothing for `write_off` seconds, all that is not reserved.
+        """Returns the debt to write off at `now`, in base units.
+
+        This is the debt that no order can claim. If the payer has ordered nothing for `write_off_after` seconds, it is all
+        unreserved debt.
         """
         best = highest(self.caps, now)
         reach = max(self.funds.settled, best.amount if best else 0)
@@ -102,15 +110,16 @@ class PayerAccount:
         return max(expired, self.unreserved) if forgotten else expired
 
     def next_write_off(self, now: int, write_off: int) -> int | None:
-        """When more may have to be written off; None if that can't be."""
+        """Returns when more debt may have to be written off (Unix seconds); None if that cannot happen."""
         best = highest(self.caps, now)
         times = [best.claim_by if best else now, self.last_order_at + write_off]
         return min((time for time in times if time > now), default=None)
 
 
 class Tabs:
-    """All tabs of this node. `admit`, then exactly one of `book` and `drop` for each job. `on_lost_state` is called when it shows
-    or is mended that the chain has paid more than this node remembers.
+    """All tabs of this node. Each job calls `admit`, then exactly one of `record` and `drop`.
+
+    `on_stale_state` is called when a tab turns out to be paid beyond this node's record, and when such a tab is recovered.
     """
 
     def __init__(self, limits: CreditLimits, rows: Iterable[StoredTab] = ()) -> None:
@@ -121,67 +130,67 @@ class Tabs:
         self._write_off_queue: list[tuple[int, Address]] = []
         self._write_off_at: dict[Address, int] = {}
         self.chain_ahead: dict[Address, int] = {}
-        """What was paid or claimed, in base units, on each tab whose record ends below that."""
+        """Base units paid or claimed on each tab whose record ends below that amount."""
         self.on_stale_state: Callable[[], None] = lambda: None
         for row in rows:
-            ceilings: SignedCaps = ()
-            for one in (SignedCap(row.cap, row.claim_by), *row.lower_caps):
-                ceilings = add(ceilings, one)
-            account = PayerAccount(ProviderTab(row.seq, row.cumulative, row.cap), ceilings, Funds(row.settled, row.reserved))
+            caps: SignedCaps = ()
+            for cap in (SignedCap(row.cap, row.claim_by), *row.lower_caps):
+                caps = add(caps, cap)
+            account = PayerAccount(ProviderTab(row.seq, row.cumulative, row.cap), caps, Funds(row.settled, row.reserved))
             self._put(row.payer, replace(account, last_order_at=row.last_order_at), row.last_order_at)
             if max(row.settled, row.claimed) > row.cumulative:
                 self.chain_ahead[row.payer] = max(row.settled, row.claimed)
 
     def merge_recovered(self, receipt: Receipt, order: Order) -> None:
-        """A receipt of a former state of this node turned up: the tab goes on from there."""
-        held = self.account(receipt.payer)
-        ceilings = add(held.caps, SignedCap(order.ceiling, order.claim_by))
-        total = Amount(max(held.tab.cumulative, receipt.cumulative_cost))
-        ceiling = ceilings[0].amount if ceilings else held.tab.ceiling
-        tab = replace(held.tab, seq=max(held.tab.seq, receipt.seq), cumulative=total, ceiling=ceiling)
-        last_at = max(held.last_order_at, receipt.finished_at)
-        self._put(receipt.payer, replace(held, tab=tab, caps=ceilings, last_order_at=last_at), receipt.finished_at)
+        """Continues a tab from a receipt that an earlier state of this node signed."""
+        former = self.account(receipt.payer)
+        caps = add(former.caps, SignedCap(order.ceiling, order.claim_by))
+        total = Amount(max(former.tab.cumulative, receipt.cumulative_cost))
+        ceiling = caps[0].amount if caps else former.tab.ceiling
+        tab = replace(former.tab, seq=max(former.tab.seq, receipt.seq), cumulative=total, ceiling=ceiling)
+        last_at = max(former.last_order_at, receipt.finished_at)
+        self._put(receipt.payer, replace(former, tab=tab, caps=caps, last_order_at=last_at), receipt.finished_at)
         if self.chain_ahead.get(receipt.payer, total + 1) <= total:
             del self.chain_ahead[receipt.payer]
             self.on_stale_state()
 
     def set_limits(self, exposure: CreditLimits) -> None:
-        """The config has changed: jobs that come from now on are held to this."""
+        """Sets the limits for later jobs, after the config changed."""
         self._limits = exposure
 
     @property
     def unsecured(self) -> Amount:
-        """What all payers together could come to owe beyond their reservations, less what is written off."""
+        """Largest possible debt of all payers beyond their reservations, without written-off debt, in base units."""
         return Amount(self._unsecured)
 
     @property
     def written_off(self) -> Amount:
-        """What payers owe and is no longer counted on."""
+        """Debt of all payers that is written off, in base units."""
         return Amount(self._written_off)
 
     def unearned_credit(self, now: int) -> Amount:
-        """The trust that was given in the last 24 hours beyond what payers had earned."""
+        """Returns the unearned credit granted in the 24 hours before `now` (Unix seconds), in base units."""
         return Amount(self._unearned.granted(now))
 
     def credit_summary(self, now: int) -> dict[str, int]:
-        """For people, at that time (Unix seconds), in base units: what is written off, and what newcomers got in 24 hours."""
+        """Returns the credit totals for the status report at `now` (Unix seconds), in base units."""
         self.expire(now)
         return {"written_off": int(self.written_off), "unearned_credit_today": int(self.unearned_credit(now))}
 
     def account(self, payer: Address) -> PayerAccount:
-        """A payer's account; an empty one for a stranger."""
+        """Returns a payer's account; an empty one for an unknown payer."""
         return self._accounts.get(payer) or PayerAccount()
 
-    def most_recent_payers(self, most: int) -> list[Address]:
-        """The payers that ordered last, at most so many, the last first."""
-        return heapq.nlargest(most, self._accounts, key=lambda payer: self._accounts[payer].last_order_at)
+    def most_recent_payers(self, limit: int) -> list[Address]:
+        """Returns at most `limit` payers, most recent order first."""
+        return heapq.nlargest(limit, self._accounts, key=lambda payer: self._accounts[payer].last_order_at)
 
     def unsecured_by_payer(self) -> dict[Address, int]:
-        """The unsecured part of every payer that has one."""
+        """Returns the unsecured debt of every payer that has any, in base units."""
         return {payer: account.unsecured for payer, account in self._accounts.items() if account.unsecured}
 
     def expire(self, now: int) -> None:
-        """Time has passed: what can no longer be claimed by then (Unix seconds) is written off."""
+        """Advances the time to `now` (Unix seconds) and writes off what is no longer claimable."""
         self._now = max(self._now, now)
         while self._write_off_queue and self._write_off_queue[0][0] <= self._now:
             time, payer = heapq.heappop(self._write_off_queue)
@@ -189,64 +198,67 @@ class Tabs:
                 del self._write_off_at[payer]
                 self._put(payer, self.account(payer), self._now)
 
-    def admit(self, order: Order, cap: Amount, funds: Funds, now: int) -> None:
-        """Counts a job in flight. Raises Refusal (unauthorised_tab, unsecured, insufficient_funds), or Unavailable where this
-        node's own record of the tab is older than the chain's.
+    def admit(self, order: Order, max_cost: Amount, funds: Funds, now: int) -> None:
+        """Counts a job in flight; `max_cost` is its largest cost in base units.
 
-        Where the chain is not known, nothing counts as reserved, and the job is done on trust or not at all.
+        Raises Refusal (`unauthorised_tab`, `unsecured`, `insufficient_funds`), or Unavailable if this node's record of the tab is
+        older than the chain's. While the chain state is unknown, nothing counts as reserved, and the job needs credit.
         """
         self.expire(now)
-        held = self.account(order.payer)
-        seen = funds if funds.known else Funds(Amount(max(funds.settled, held.funds.settled)))
-        self._require_record(order.payer, held.tab, seen.settled)
+        former = self.account(order.payer)
+        seen = funds if funds.known else Funds(Amount(max(funds.settled, former.funds.settled)))
+        self._require_record(order.payer, former.tab, seen.settled)
         margin = now + self._limits.claim_margin
         if order.claim_by <= margin:
             raise Refusal(
                 Code.UNAUTHORISED_TAB,
-                f"order.claimBy: leaves {order.claim_by - now} s, but this provider counts on an order only if it can be claimed "
-                f"for more than {self._limits.claim_margin} s; sign one that lasts longer",
+                f"order.claimBy: expected more than {self._limits.claim_margin} s from now, got {order.claim_by - now} s; sign "
+                "an order "
+                "that stays claimable for longer",
             )
-        ceilings = add(after(held.caps, now), SignedCap(order.ceiling, order.claim_by))
-        best = highest(ceilings, margin)
-        tab = replace(held.tab, ceiling=best.amount if best else Amount(0))
-        security = Security(seen.settled, seen.reserved, Amount(self._credit_limit(held, seen.settled)))
-        account = replace(held, tab=tab.admit(order, cap, security), caps=ceilings, funds=seen, last_order_at=now)
+        caps = add(after(former.caps, now), SignedCap(order.ceiling, order.claim_by))
+        best = highest(caps, margin)
+        tab = replace(former.tab, ceiling=best.amount if best else Amount(0))
+        security = Security(seen.settled, seen.reserved, Amount(self._credit_limit(former, seen.settled)))
+        account = replace(former, tab=tab.admit(order, max_cost, security), caps=caps, funds=seen, last_order_at=now)
         if seen.known and account.owed > seen.free + seen.reserved:
             raise Refusal(
                 Code.INSUFFICIENT_FUNDS,
-                f"{account.owed} would be owed, but the purse has {seen.free} free and {seen.reserved} reserved for this "
-                "provider that do not leave",
+                f"the payer would owe {format_amount(Amount(account.owed))}, but its purse has {format_amount(seen.free)} free "
+                "and "
+                f"{format_amount(seen.reserved)} reserved for this provider that are not being withdrawn; add funds to the purse",
             )
         self._put(order.payer, account, now)
 
-    def tab_after(self, payer: Address, cost: Amount, cap: Amount) -> ProviderTab:
-        """What the tab would be after a receipt over `cost` for a job with this cap. Changes nothing."""
-        return self.account(payer).tab.book(cost, cap)
+    def tab_after(self, payer: Address, cost: Amount, max_cost: Amount) -> ProviderTab:
+        """Returns the tab after a receipt over `cost` for a job with this maximum cost, without changing anything."""
+        return self.account(payer).tab.record(cost, max_cost)
 
-    def record(self, payer: Address, cost: Amount, cap: Amount) -> None:
-        """A receipt is durable: its total is the tab's."""
-        self._change(payer, self.tab_after(payer, cost, cap))
+    def record(self, payer: Address, cost: Amount, max_cost: Amount) -> None:
+        """Records a durable receipt: its total becomes the tab's total."""
+        self._change(payer, self.tab_after(payer, cost, max_cost))
 
-    def drop(self, payer: Address, cap: Amount) -> None:
-        """A job ended without a receipt."""
-        self._change(payer, self.account(payer).tab.drop(cap))
+    def drop(self, payer: Address, max_cost: Amount) -> None:
+        """Removes a job that ended without a receipt."""
+        self._change(payer, self.account(payer).tab.drop(max_cost))
 
     def observe(self, payer: Address, funds: Funds) -> None:
-        """The chain was asked again."""
-        held = self._accounts.get(payer)
-        if held is None or not funds.known:
+        """Updates the payer's funds to the chain's latest state."""
+        former = self._accounts.get(payer)
+        if former is None or not funds.known:
             return
-        self._put(payer, replace(held, funds=funds), self._now)
-        if funds.settled > held.tab.cumulative:
+        self._put(payer, replace(former, funds=funds), self._now)
+        if funds.settled > former.tab.cumulative:
             self._note_ahead(payer, funds.settled)
 
     def _require_record(self, payer: Address, tab: ProviderTab, settled: int) -> None:
-        """Raises Unavailable where the chain paid more than this node remembers to have earned."""
+        """Raises Unavailable if the chain settled more than this node's record of the tab."""
         if settled > tab.cumulative:
             self._note_ahead(payer, settled)
             raise Unavailable(
                 Code.PROVIDER_FAILED,
-                f"the chain has paid {settled} on this tab, this node's record ends at {tab.cumulative}: its state was lost",
+                f"the chain has settled {format_amount(Amount(settled))} on this tab, but this node's record ends at "
+                f"{format_amount(tab.cumulative)}: its state was lost",
                 fault=Fault.PROVIDER,
             )
 
@@ -255,35 +267,35 @@ class Tabs:
             self.chain_ahead[payer] = settled
             self.on_stale_state()
 
-    def _credit_limit(self, held: PayerAccount, settled: int) -> int:
-        """What a payer may owe beyond its reservation: by what it has paid, by what all others owe, and by what was given to
-        newcomers in the last 24 hours.
+    def _credit_limit(self, account: PayerAccount, settled: int) -> int:
+        """Returns what a payer may owe beyond its reservation: limited by its payments, by all other debt, and by today's
+        unearned credit.
         """
         limits = self._limits
-        others = self._unsecured - held.unsecured
-        used, gift = self._unearned.granted(self._now), self._unearned.aged(held.unearned)
-        left = max(0, limits.new_payers_per_day - (used - gift.recent))
-        return max(0, min(limits.payer_limit(settled), limits.total - others, limits.earned_by(settled) + gift.old + left))
+        others = self._unsecured - account.unsecured
+        granted, unearned = self._unearned.granted(self._now), self._unearned.aged(account.unearned)
+        left = max(0, limits.new_payers_per_day - (granted - unearned.recent))
+        return max(0, min(limits.payer_limit(settled), limits.total - others, limits.earned_by(settled) + unearned.old + left))
 
     def _change(self, payer: Address, tab: ProviderTab) -> None:
         self._put(payer, replace(self.account(payer), tab=tab), self._now)
 
     def _put(self, payer: Address, account: PayerAccount, at: int) -> None:
-        """Keeps an account, and the sums over all of them; `at` is when it came to owe what it owes."""
+        """Stores an account and updates the sums over all accounts; `at` is when the debt arose."""
         former = self._accounts.get(payer) or PayerAccount()
-        gift = max(0, account.unreserved - self._limits.earned_by(account.funds.settled))
-        lost = account.write_off(self._now, self._limits.write_off_after)
-        account = replace(account, written_off=lost, unearned=self._unearned.update(former.unearned, gift, at))
+        unearned = max(0, account.unreserved - self._limits.earned_by(account.funds.settled))
+        written_off = account.write_off(self._now, self._limits.write_off_after)
+        account = replace(account, written_off=written_off, unearned=self._unearned.update(former.unearned, unearned, at))
         self._unsecured += account.unsecured - former.unsecured
         self._written_off += account.written_off - former.written_off
         if account.tab.seq or account.tab.in_flight:
             self._accounts[payer] = account
             self._schedule_write_off(payer, account)
-        else:  # a stranger again: whoever only tries costs no memory
+        else:  # no job left: refused attempts of an unknown payer use no memory
             self._accounts.pop(payer, None)
 
     def _schedule_write_off(self, payer: Address, account: PayerAccount) -> None:
-        """Sees to it that `expire` looks at an account when its next loss is due; there is one such entry a payer."""
+        """Schedules the next check of an account in `expire`; there is one entry for each payer."""
         time = account.next_write_off(self._now, self._limits.write_off_after)
         if time is not None and time < self._write_off_at.get(payer, time + 1):
             self._write_off_at[payer] = time

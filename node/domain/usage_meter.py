@@ -1,10 +1,12 @@
-"""Counting: what was delivered, what it is billed as, and the receipt that says so. Pure.
+"""Usage metering: counts what was delivered, derives the billed usage, and builds the receipt.
 
-Usage is the engine's own where it gives one. Where it does not (an engine without usage, an answer that was cut off), the rule
-is: one token for every four bytes, rounded up, of the request body and of the text delivered. Either way a count is clamped to
-what the other side can check: input to the body's bytes plus the template allowance, output to the bytes delivered and to what
-was ordered. An answer of which nothing was delivered counts nothing, except that a client which cancels pays for the input once
-the engine has the request: its own count of it if it gave one, else the same rule, and none of it as cached.
+Usage is the engine's own report if there is one. Otherwise (an engine without usage, a response that was cut off) the fallback
+rule applies: one token for every four bytes, rounded up, of the request body and of the delivered text. Both kinds of counts are
+limited to what the client can check: input to the bytes of the body plus the template allowance, output to the delivered bytes
+and the ordered maximum.
+
+A response of which nothing was delivered counts nothing, with one exception: a client that cancels pays for the input once the
+engine has the request. The count is then the engine's report, or the fallback rule, and no input counts as cached.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ NOTHING = Usage(0, 0, 0)
 
 
 def estimate(size: int) -> int:
-    """Tokens of so many bytes of text, by the fallback rule."""
+    """Returns the number of tokens in `size` bytes of text, by the fallback rule."""
     return -(-size // BYTES_PER_TOKEN)
 
 
 class UsageMeter:
-    """The count of one response. Feed it every chunk that is delivered; ask it for usage at the end."""
+    """The usage of one response. Call it for every delivered chunk, and ask for the usage at the end."""
 
     def __init__(self, key: ContentKey, order_hash: Hash, terms: Terms, body_bytes: int) -> None:
         self._transcript = Transcript(key.commitment_key, order_hash)
@@ -42,48 +44,48 @@ class UsageMeter:
         return self._transcript.commitment
 
     def add_chunk(self, plain: bytes) -> None:
-        """One more chunk of the transcript."""
+        """Adds a chunk to the transcript."""
         self._transcript.add(plain)
 
     def add_output(self, size: int, text: int) -> None:
-        """`size` bytes of the engine's body were delivered, with `text` bytes of generated text in them."""
+        """Counts `size` delivered bytes of the engine's response body, with `text` bytes of generated text in them."""
         self._delivered_bytes += size
         self._text_bytes += text
 
     def set_reported(self, counted: ReportedUsage | None) -> None:
-        """What the engine says; the last word counts."""
+        """Sets the usage that the engine reported; the last report counts."""
         self._reported = counted or self._reported
 
     def mark_request_sent(self) -> None:
-        """The engine has the whole request."""
+        """Records that the engine has the whole request."""
         self._request_sent = True
 
     def usage(self, *, cancelled: bool = False) -> Usage:
-        """What this response is billed as, for a client that `cancelled` or one that did not; see the module's docstring."""
+        """Returns the billed usage; `cancelled`: the client cancelled the response. See the module's docstring."""
         if not self._delivered_bytes:
             return Usage(self._input_tokens(), 0, 0) if cancelled and self._request_sent else NOTHING
         return self._usage(self._delivered_bytes, self._text_bytes)
 
     def work_done(self, undelivered: int, text: int) -> Usage:
-        """The work that was done for this response, with so many bytes, and text in them, that were made and held back."""
-        made = self._delivered_bytes + undelivered
-        return self._usage(made, self._text_bytes + text) if made else self.usage(cancelled=True)
+        """Returns the usage if `undelivered` further bytes, with `text` bytes of text in them, had been delivered too."""
+        produced = self._delivered_bytes + undelivered
+        return self._usage(produced, self._text_bytes + text) if produced else self.usage(cancelled=True)
 
     def _usage(self, size: int, text: int) -> Usage:
-        taken = self._input_tokens()
-        said = self._reported or ReportedUsage(0, 0, estimate(text))
-        written = min(max(said.output, 0), self._terms.max_output_tokens, size)
-        return Usage(taken, min(max(said.cached, 0), taken), written)
+        input_tokens = self._input_tokens()
+        reported = self._reported or ReportedUsage(0, 0, estimate(text))
+        output_tokens = min(max(reported.output, 0), self._terms.max_output_tokens, size)
+        return Usage(input_tokens, min(max(reported.cached, 0), input_tokens), output_tokens)
 
     def _input_tokens(self) -> int:
-        said = self._reported.input if self._reported is not None else estimate(self._body_bytes)
-        return min(max(said, 0), self._body_bytes + TEMPLATE_ALLOWANCE)
+        reported = self._reported.input if self._reported is not None else estimate(self._body_bytes)
+        return min(max(reported, 0), self._body_bytes + TEMPLATE_ALLOWANCE)
 
     @property
     def was_clamped(self) -> bool:
         """Whether the engine reported more than can be true."""
-        said, usage = self._reported, self.usage()
-        return said is not None and usage != NOTHING and (said.input, said.output) != (usage.input, usage.output)
+        reported, usage = self._reported, self.usage()
+        return reported is not None and usage != NOTHING and (reported.input, reported.output) != (usage.input, usage.output)
 
 
 def make_receipt(
@@ -96,7 +98,7 @@ def make_receipt(
     commitment: Hash,
     finished_at: int,
 ) -> Receipt:
-    """The receipt that follows the last one of `tab`, still unsigned."""
+    """Returns the unsigned receipt that follows the last one of `tab`."""
     cost = charge(terms, usage, outcome)
     return Receipt(
         payer=order.message.payer,
@@ -116,7 +118,7 @@ def make_receipt(
 
 
 class Throughput:
-    """How fast the engine was lately: exponentially weighted means over its last jobs."""
+    """Recent speed of the engine: exponentially weighted means over its last jobs."""
 
     WEIGHT = 0.2
 
@@ -124,14 +126,14 @@ class Throughput:
         self._rate = self._first = 0.0
 
     def add(self, *, first: float, total: float, tokens: int) -> None:
-        """One finished job: seconds to its first output and in all, and the tokens it wrote."""
+        """Adds a finished job: seconds to its first output, seconds in all, and output tokens."""
         self._first = self._mix(self._first, first)
         if tokens > 1 and total > first:
             self._rate = self._mix(self._rate, (tokens - 1) / (total - first))
 
     @property
     def tokens_per_second(self) -> int:
-        """Output tokens a second of one stream; 0 if not known yet."""
+        """Output tokens per second of one stream; 0 if not known yet."""
         return min(int(self._rate), (1 << 32) - 1)
 
     @property

@@ -1,1 +1,1 @@
-"""Engines: what a node wraps, how one is recognised, and a stand-in for one. May import `domain` and `ports`."""
+"""Inference engines: HTTP adapter, discovery, probing, and a demo engine. May import `ports` and `domain`."""

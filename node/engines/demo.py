@@ -1,24 +1,25 @@
-"""The demo engine: an OpenAI-compatible server in its own process that is a stand-in, and says so.
+"""The demo engine: an OpenAI-compatible server without a model, for demonstrations and tests.
 
-No model is behind it. Its one model is called `tally-demo-stand-in`, and every answer says that it is a stand-in and repeats some
-of what was asked. The token rule, also in each answer's `system_fingerprint`: one token for each word between white space.
+Its one model is called `tally-demo-stand-in`. Every answer says that it comes from a stand-in and repeats part of the prompt.
+Each word between white space counts as one token; each answer's `system_fingerprint` says so.
 
-It can be told to be slow or to fail, by its settings and by POST /demo/behaviour, for the next `times` requests or for good:
+The engine can simulate delays and failures: by its command line, and by POST /demo/behaviour for the next `times` requests (0:
+for all further ones):
 
     {"first_token_seconds": 0.5, "token_seconds": 0.02, "fail": "die", "after": 3, "times": 1}
 
-    fail          what it does
+    fail          effect
     none          answers
-    bad_request   400, the client's fault
-    busy          429
-    error         500
-    hang          takes the request and says nothing
-    die           closes the connection in mid-answer, after `after` tokens
-    stall         stops in mid-answer, after `after` tokens, and keeps the connection
-    garbage       sends broken JSON after `after` tokens
-    no_usage      leaves usage out
+    bad_request   answers 400, the client's fault
+    busy          answers 429
+    error         answers 500
+    hang          accepts the request and never answers
+    die           closes the connection after `after` tokens of the answer
+    stall         stops after `after` tokens of the answer and keeps the connection open
+    garbage       sends broken JSON after `after` tokens of the answer
+    no_usage      leaves out the usage
 
-Start it with `python -m node.engines.demo --port 8000`; it prints its address, and stops on SIGTERM or SIGINT.
+Start it with `python -m node.engines.demo --port 8000`. It prints its address, and stops on SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ FINGERPRINT = "stand-in:one-token-per-word"
 CONTEXT_TOKENS = 8_192
 _DIMENSIONS = 16
 _ECHO_WORDS = 24
-_FOR_EVER = 3_600.0
-_SLICE_SECONDS = 0.05
+_FOREVER_SECONDS = 3_600.0
+_POLL_SECONDS = 0.05
 
 
 class FailureMode(str, Enum):
-    """Ways to fail; the module's docstring tells what each does."""
+    """The failures that can be simulated; see the module's docstring."""
 
     NONE = "none"
     BAD_REQUEST = "bad_request"
@@ -69,7 +70,7 @@ class FailureMode(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """How the engine behaves. Times are seconds, `after` counts tokens, `times` requests (0: from now on)."""
+    """What to simulate. `after` counts tokens; `times` counts requests, 0 for all further ones."""
 
     first_token_seconds: float = 0.0
     token_seconds: float = 0.0
@@ -79,19 +80,17 @@ class Simulation:
 
     @classmethod
     def from_json(cls, raw: Any) -> Simulation:
-        """Reads what POST /demo/behaviour takes. Raises ValueError or TypeError."""
+        """Reads the body of POST /demo/simulation. Raises ValueError or TypeError."""
         return cls(**(raw | {"fail": FailureMode(raw.get("fail", "none"))}))
 
 
 class DemoEngine:
-    """The server as an ASGI app (`app`). `seen` counts the requests that it got, `stopped` the answers that nobody read to
-    their end.
-    """
+    """The server; `app` is its ASGI app. `seen` counts requests, `stopped` counts streams that were not read to their end."""
 
-    def __init__(self, behaviour: Simulation | None = None) -> None:
-        self._usual = behaviour or Simulation()
+    def __init__(self, simulation: Simulation | None = None) -> None:
+        self._usual = simulation or Simulation()
         self._next: Simulation | None = None
-        self._left = 0
+        self._remaining = 0
         self._numbers = itertools.count(1)
         self.seen = self.stopped = 0
         self.app = Starlette(
@@ -111,24 +110,24 @@ class DemoEngine:
     async def _behave(self, request: Request) -> Response:
         if request.method == "POST":
             try:
-                told = Simulation.from_json(orjson.loads(await request.body()))
+                simulation = Simulation.from_json(orjson.loads(await request.body()))
             except (ValueError, TypeError, AttributeError) as error:
-                known = ", ".join(field.name for field in fields(Simulation))
-                return _error(400, f"expected an object with some of {known}: {error}")
-            if told.times:
-                self._next, self._left = told, told.times
+                names = ", ".join(field.name for field in fields(Simulation))
+                return _error(400, f"expected an object with members out of {names}: {error}")
+            if simulation.times:
+                self._next, self._remaining = simulation, simulation.times
             else:
-                self._usual, self._next, self._left = told, None, 0
-        return _json({"usual": asdict(self._usual), "left": self._left, "seen": self.seen, "stopped": self.stopped})
+                self._usual, self._next, self._remaining = simulation, None, 0
+        return _json({"usual": asdict(self._usual), "left": self._remaining, "seen": self.seen, "stopped": self.stopped})
 
-    def _behaviour(self) -> Simulation:
+    def _next_simulation(self) -> Simulation:
         self.seen += 1
         if self._next is None:
             return self._usual
-        told, self._left = self._next, self._left - 1
-        if not self._left:
+        simulation, self._remaining = self._next, self._remaining - 1
+        if not self._remaining:
             self._next = None
-        return told
+        return simulation
 
     async def _chat(self, request: Request) -> Response:
         body = await _body(request)
@@ -149,84 +148,84 @@ class DemoEngine:
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             return _error(400, "input: expected a string or a list of strings")
-        if (failed := await self._refusal(request, self._behaviour())) is not None:
-            return failed
+        if (refusal := await self._refusal(request, self._next_simulation())) is not None:
+            return refusal
         words = sum(len(text.split()) for text in texts)
         data = [{"object": "embedding", "index": i, "embedding": _embedding(text)} for i, text in enumerate(texts)]
         usage = {"prompt_tokens": words, "total_tokens": words}
         return _json({"object": "list", "model": MODEL, "data": data, "usage": usage})
 
     async def _answer(self, request: Request, body: dict[str, Any], prompt: str, *, chat: bool) -> Response:
-        behaviour = self._behaviour()
-        if (failed := await self._refusal(request, behaviour)) is not None:
-            return failed
-        asked = _content(body["messages"][-1]) if chat else prompt
+        simulation = self._next_simulation()
+        if (refusal := await self._refusal(request, simulation)) is not None:
+            return refusal
+        question = _content(body["messages"][-1]) if chat else prompt
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
-        said = _words(_reply(asked))
-        cut = said[:limit] if isinstance(limit, int) and 0 < limit < len(said) else said
+        reply = _words(_reply(question))
+        words = reply[:limit] if isinstance(limit, int) and 0 < limit < len(reply) else reply
         options = body.get("stream_options") or {}
         answer = _Answer(
             number=next(self._numbers),
             chat=chat,
-            words=cut,
-            finish="length" if len(cut) < len(said) else "stop",
-            usage=_usage(len(prompt.split()), len(cut)) if behaviour.fail is not FailureMode.NO_USAGE else None,
-            in_stream=bool(options.get("include_usage")),
+            words=words,
+            finish="length" if len(words) < len(reply) else "stop",
+            usage=_usage(len(prompt.split()), len(words)) if simulation.fail is not FailureMode.NO_USAGE else None,
+            usage_in_stream=bool(options.get("include_usage")),
         )
         if body.get("stream"):
-            return StreamingResponse(self._watched(request, answer, behaviour), media_type=EVENT_STREAM)
-        await _pause(request, behaviour.first_token_seconds + behaviour.token_seconds * len(cut))
-        whole = b'{"choices": [' if behaviour.fail is FailureMode.GARBAGE else orjson.dumps(answer.whole())
+            return StreamingResponse(self._counted_stream(request, answer, simulation), media_type=EVENT_STREAM)
+        await _pause(request, simulation.first_token_seconds + simulation.token_seconds * len(words))
+        whole = b'{"choices": [' if simulation.fail is FailureMode.GARBAGE else orjson.dumps(answer.whole())
         return Response(whole, media_type="application/json")
 
-    async def _refusal(self, request: Request, behaviour: Simulation) -> Response | None:
-        if behaviour.fail is FailureMode.HANG:
-            await _pause(request, _FOR_EVER)
-        status = {FailureMode.BAD_REQUEST: 400, FailureMode.BUSY: 429, FailureMode.ERROR: 500}.get(behaviour.fail)
-        return None if status is None else _error(status, f"told to answer {status}")
+    async def _refusal(self, request: Request, simulation: Simulation) -> Response | None:
+        if simulation.fail is FailureMode.HANG:
+            await _pause(request, _FOREVER_SECONDS)
+        status = {FailureMode.BAD_REQUEST: 400, FailureMode.BUSY: 429, FailureMode.ERROR: 500}.get(simulation.fail)
+        return None if status is None else _error(status, f"simulated status {status}")
 
-    async def _watched(self, request: Request, answer: _Answer, behaviour: Simulation) -> AsyncIterator[bytes]:
+    async def _counted_stream(self, request: Request, answer: _Answer, simulation: Simulation) -> AsyncIterator[bytes]:
         finished = False
         try:
-            async for event in self._stream(request, answer, behaviour):
+            async for event in self._stream(request, answer, simulation):
                 yield event
             finished = True
         finally:
             self.stopped += not finished
 
-    async def _stream(self, request: Request, answer: _Answer, behaviour: Simulation) -> AsyncIterator[bytes]:
+    async def _stream(self, request: Request, answer: _Answer, simulation: Simulation) -> AsyncIterator[bytes]:
         if answer.chat:
             yield answer.event({"role": "assistant", "content": ""})
-        await _pause(request, behaviour.first_token_seconds)
+        await _pause(request, simulation.first_token_seconds)
         for i, word in enumerate(answer.words):
-            if i == behaviour.after:
-                if behaviour.fail is FailureMode.DIE:
-                    raise ConnectionAbortedError("told to die in mid-answer")
-                if behaviour.fail is FailureMode.STALL:
-                    await _pause(request, _FOR_EVER)
-                if behaviour.fail is FailureMode.GARBAGE:
+            if i == simulation.after:
+                if simulation.fail is FailureMode.DIE:
+                    raise ConnectionAbortedError("simulated connection loss")
+                if simulation.fail is FailureMode.STALL:
+                    await _pause(request, _FOREVER_SECONDS)
+                if simulation.fail is FailureMode.GARBAGE:
                     yield b'data: {"choices": [{"delta": \n\n'
             if i:
-                await _pause(request, behaviour.token_seconds)
+                await _pause(request, simulation.token_seconds)
             yield answer.event({"content": word})
         yield answer.event({}, answer.finish)
-        if answer.in_stream and answer.usage is not None:
+        if answer.usage_in_stream and answer.usage is not None:
             yield answer.usage_event()
         yield b"data: " + DONE + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One answer in OpenAI's two shapes."""
+    """One answer, which can be rendered whole or as events of a stream."""
 
     number: int
     chat: bool
     words: list[str]
     finish: str
     usage: dict[str, Any] | None
-    in_stream: bool
+    usage_in_stream: bool
 
-    def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _document(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "id": f"demo-{self.number}",
             "object": kind,
@@ -238,18 +237,18 @@ class _Answer:
 
     def whole(self) -> dict[str, Any]:
         text = "".join(self.words)
-        said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": self.finish}
+        content = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": self.finish}
         usage = {"usage": self.usage} if self.usage is not None else {}
-        return self._frame("chat.completion" if self.chat else "text_completion", [choice]) | usage
+        return self._document("chat.completion" if self.chat else "text_completion", [choice]) | usage
 
     def event(self, delta: dict[str, str], finish: str | None = None) -> bytes:
-        said: dict[str, Any] = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish}
-        return _event(self._frame(self._kind, [choice]) | ({"usage": None} if self.in_stream else {}))
+        content: dict[str, Any] = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
+        return _event(self._document(self._kind, [choice]) | ({"usage": None} if self.usage_in_stream else {}))
 
     def usage_event(self) -> bytes:
-        return _event(self._frame(self._kind, []) | {"usage": self.usage})
+        return _event(self._document(self._kind, []) | {"usage": self.usage})
 
     @property
     def _kind(self) -> str:
@@ -257,16 +256,16 @@ class _Answer:
 
 
 async def _pause(request: Request, seconds: float) -> None:
-    """Waits, but not for a client that is gone."""
+    """Waits `seconds`. Raises ConnectionAbortedError once the client has disconnected."""
     while seconds > 0:
         if await request.is_disconnected():
-            raise ConnectionAbortedError("the client left")
-        await asyncio.sleep(min(seconds, _SLICE_SECONDS))
-        seconds -= _SLICE_SECONDS
+            raise ConnectionAbortedError("the client disconnected")
+        await asyncio.sleep(min(seconds, _POLL_SECONDS))
+        seconds -= _POLL_SECONDS
 
 
-def _reply(asked: str) -> str:
-    words = asked.split()
+def _reply(question: str) -> str:
+    words = question.split()
     echo = " ".join(words[:_ECHO_WORDS]) + (" …" if len(words) > _ECHO_WORDS else "")
     return (
         f"This is {MODEL}, a stand-in and not a model: no thought went into this answer. You wrote {len(words)} words: "
@@ -275,7 +274,7 @@ def _reply(asked: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text, each with the space before it: what is streamed adds up to the text."""
+    """The words of a text, each with the space before it, so that the streamed words add up to the text."""
     return [word if i == 0 else f" {word}" for i, word in enumerate(text.split())]
 
 
@@ -297,7 +296,7 @@ def _usage(prompt: int, completion: int) -> dict[str, Any]:
 
 
 def _embedding(text: str) -> list[float]:
-    """A vector that means nothing, but is the same for the same text."""
+    """A meaningless vector that is always the same for the same text."""
     digest = hashlib.sha256(text.encode()).digest()
     return [(byte - 127.5) / 127.5 for byte in digest[:_DIMENSIONS]]
 
@@ -322,37 +321,46 @@ def _error(status: int, message: str) -> Response:
     return _json({"error": {"message": message, "type": "demo_error", "param": None, "code": None}}, status)
 
 
-def build_app(behaviour: Simulation | None = None) -> Starlette:
+def build_app(simulation: Simulation | None = None) -> Starlette:
     """The demo engine as an ASGI app."""
-    return DemoEngine(behaviour).app
+    return DemoEngine(simulation).app
 
 
-async def serve(host: str, port: int, behaviour: Simulation | None = None) -> None:
-    """Serves the demo engine until SIGTERM or SIGINT; prints its address first. Raises Unavailable if it can't listen."""
-    async with serving(build_app(behaviour), host, port) as bound:
+async def serve(host: str, port: int, simulation: Simulation | None = None) -> None:
+    """Prints the address and serves until SIGTERM or SIGINT. Raises Unavailable if the port cannot be bound."""
+    async with serving(build_app(simulation), host, port) as bound:
         sys.stdout.write(f"http://{host}:{bound}\n")
         sys.stdout.flush()
         await wait_for_stop_signal()
 
 
 def main(arguments: Iterator[str] | list[str] | None = None) -> None:
-    """The command line of the module's docstring."""
-    parser = argparse.ArgumentParser(prog="node.engines.demo", description="An OpenAI-compatible stand-in for an engine.")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0 picks a free one")
-    parser.add_argument("--first-token-seconds", type=float, default=0.0)
-    parser.add_argument("--token-seconds", type=float, default=0.0, help="from one token to the next")
-    parser.add_argument("--fail", type=FailureMode, choices=list(FailureMode), default=FailureMode.NONE, metavar="HOW")
-    parser.add_argument("--after", type=int, default=1, help="tokens before it fails in mid-answer")
-    given = parser.parse_args(list(arguments) if arguments is not None else None)
-    behaviour = replace(
-        Simulation(),
-        first_token_seconds=given.first_token_seconds,
-        token_seconds=given.token_seconds,
-        fail=given.fail,
-        after=given.after,
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        prog="node.engines.demo", description="Serves an OpenAI-compatible demo engine without a model."
     )
-    uvloop.run(serve(given.host, given.port, behaviour))
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 picks a free one")
+    parser.add_argument("--first-token-seconds", type=float, default=0.0, help="seconds before the first token")
+    parser.add_argument("--token-seconds", type=float, default=0.0, help="seconds between two tokens")
+    parser.add_argument(
+        "--fail",
+        type=FailureMode,
+        choices=list(FailureMode),
+        default=FailureMode.NONE,
+        metavar="MODE",
+        help=f"failure to simulate: {', '.join(mode.value for mode in FailureMode)}",
+    )
+    parser.add_argument("--after", type=int, default=1, help="tokens of the answer before the failure")
+    options = parser.parse_args(list(arguments) if arguments is not None else None)
+    simulation = replace(
+        Simulation(),
+        first_token_seconds=options.first_token_seconds,
+        token_seconds=options.token_seconds,
+        fail=options.fail,
+        after=options.after,
+    )
+    uvloop.run(serve(options.host, options.port, simulation))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which engines run here: asks the usual local ports, or what OPENAI_BASE_URL names, what they are and what they serve."""
+"""Discovers the engines of this machine: probes their default ports, or the address in OPENAI_BASE_URL."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _MAX_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class DiscoveredEngine:
-    """An engine that answered. `version` is "unknown" where it does not say; `api_key` is what it was asked with.
+    """An engine that answered. `version` is "unknown" if the engine does not tell it; `api_key` is the key that was used.
 
-    `slots`: requests that it says it runs at once; `specs`: what it says of its models.
+    `slots`: requests that the engine runs at a time, if it tells that; `specs`: its models' declared properties.
     """
 
     url: str
@@ -37,42 +37,45 @@ class DiscoveredEngine:
     specs: Mapping[str, Spec] = field(default_factory=dict)
 
     def spec(self, model: str) -> Spec:
-        """What is known of a model: the engine, and what that says."""
-        known = self.specs.get(model, Spec())
-        return replace(known, engine=self.kind.value, engine_version=self.version)
+        """A model's properties, completed with its engine and version."""
+        declared = self.specs.get(model, Spec())
+        return replace(declared, engine=self.kind.value, engine_version=self.version)
 
 
 async def discover(environment: Mapping[str, str], urls: tuple[str, ...] = DEFAULT_URLS) -> list[DiscoveredEngine]:
-    """The engine that OPENAI_BASE_URL names, if that is set; otherwise all that answer on the usual ports and have a model.
+    """The engine at OPENAI_BASE_URL if that is set, otherwise every engine on a default port that has a model.
 
-    Raises Unavailable if OPENAI_BASE_URL is set and does not answer: nothing may quietly take the place of what was named.
+    Raises Unavailable if OPENAI_BASE_URL is set and does not answer, because no other engine may silently take its place.
     """
-    named = environment.get("OPENAI_BASE_URL", "").strip()
-    if named:
-        return [await inspect_engine(named, environment.get("OPENAI_API_KEY") or None, seconds=NAMED_TIMEOUT_SECONDS)]
-    found = await asyncio.gather(*(inspect_engine(url) for url in urls), return_exceptions=True)
-    return [finding for finding in found if isinstance(finding, DiscoveredEngine) and finding.models]
+    base_url = environment.get("OPENAI_BASE_URL", "").strip()
+    if base_url:
+        return [await inspect_engine(base_url, environment.get("OPENAI_API_KEY") or None, seconds=NAMED_TIMEOUT_SECONDS)]
+    engines = await asyncio.gather(*(inspect_engine(url) for url in urls), return_exceptions=True)
+    return [engine for engine in engines if isinstance(engine, DiscoveredEngine) and engine.models]
 
 
 async def inspect_engine(url: str, api_key: str | None = None, *, seconds: float = TIMEOUT_SECONDS) -> DiscoveredEngine:
-    """What answers at `url` (with or without /v1), in at most `seconds` a question. Raises Unavailable if no list of models."""
+    """Identifies the engine at `url` (with or without /v1), within `seconds` for each request.
+
+    Raises Unavailable if it does not list its models.
+    """
     base = url.rstrip("/").removesuffix("/v1")
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=seconds)) as session:
         try:
             models = read_models(await _get(session, base + "/v1/models") or b"")
         except MalformedAnswer as error:
-            raise Unavailable(Code.ENGINE_UNAVAILABLE, f"{url}: {error}", fault=Fault.ENGINE) from None
-        answers = await asyncio.gather(*(_object(session, base + path) for path in FINGERPRINT_PATHS))
-    said = dict(zip(FINGERPRINT_PATHS, answers, strict=True))
-    kind, version = identify(models, said)
-    told = read_details(kind, models, said)
-    models = tuple(replace(model, context_tokens=told.contexts.get(model.name, model.context_tokens)) for model in models)
-    return DiscoveredEngine(url, kind, version, models, api_key, told.slots, told.specs)
+            raise Unavailable(Code.ENGINE_UNAVAILABLE, f"no model list at {url}: {error}", fault=Fault.ENGINE) from None
+        answers = await asyncio.gather(*(_get_object(session, base + path) for path in FINGERPRINT_PATHS))
+    by_path = dict(zip(FINGERPRINT_PATHS, answers, strict=True))
+    kind, version = identify(models, by_path)
+    details = read_details(kind, models, by_path)
+    models = tuple(replace(model, context_tokens=details.contexts.get(model.name, model.context_tokens)) for model in models)
+    return DiscoveredEngine(url, kind, version, models, api_key, details.slots, details.specs)
 
 
-async def _object(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is none."""
+async def _get_object(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    """The JSON object at `url`; an empty one if there is none."""
     body = await _get(session, url)
     try:
         document = orjson.loads(body or b"{}")
@@ -87,13 +90,13 @@ async def _get(session: aiohttp.ClientSession, url: str) -> bytes | None:
             if response.status != 200:
                 return None
             body = await response.content.read(_MAX_BYTES)
-            return body if response.content.at_eof() else await _rest(response, body)
+            return body if response.content.at_eof() else await _read_rest(response, body)
     except (aiohttp.ClientError, OSError):
         return None
 
 
-async def _rest(response: aiohttp.ClientResponse, body: bytes) -> bytes | None:
-    """The body to its end; None for one that is too long to be what was asked for."""
+async def _read_rest(response: aiohttp.ClientResponse, body: bytes) -> bytes | None:
+    """Reads the body to its end; None if it is longer than any answer of an engine."""
     while len(body) <= _MAX_BYTES:
         more = await response.content.readany()
         if not more:

@@ -1,6 +1,6 @@
-"""What engines say of themselves: the endpoints that tell them apart, and what else can be read there. Pure.
+"""Identifies engines by the endpoints that only they have, and reads their settings and load from these. Pure.
 
-Each entry follows the engine's own documentation or source; tests/node/engines/test_discover.py holds what each was seen to say.
+Each entry follows the engine's documentation or source. tests/node/engines/test_discover.py holds recorded answers of each.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from node.ports import EngineLoad
 from tallystick.protocol.messages import UNKNOWN, Spec
 
 Documents = Mapping[str, dict[str, Any]]
-"""What an engine answered, by path; an empty object where it did not."""
+"""An engine's answers by path; an empty object for a path that it did not answer."""
 
 
 class EngineKind(str, Enum):
-    """What an engine is."""
+    """The kinds of engine that can be identified."""
 
     OLLAMA = "ollama"
     VLLM = "vllm"
@@ -42,8 +42,8 @@ class EngineKind(str, Enum):
 
 
 DEFAULT_URLS = tuple(f"http://127.0.0.1:{port}" for port in (11434, 8000, 30000, 8080, 1234, 3000, 4000, 5000, 9000))
-"""Where they listen unless told otherwise: Ollama; vLLM, TensorRT-LLM, NIM, Ray Serve; SGLang; llama.cpp, LocalAI, TGI;
-LM Studio; BentoML; LiteLLM; text-generation-webui; Triton's OpenAI frontend.
+"""Default addresses of, in order: Ollama; vLLM, TensorRT-LLM, NIM, Ray Serve; SGLang; llama.cpp, LocalAI, TGI; LM Studio;
+BentoML; LiteLLM; text-generation-webui; Triton's OpenAI frontend.
 """
 
 KIND_BY_OWNER = {
@@ -54,12 +54,12 @@ KIND_BY_OWNER = {
     "triton inference server": EngineKind.TRITON,
     "tally-demo": EngineKind.DEMO,
 }
-"""What engines write into `owned_by`, in lower case."""
+"""The kind of engine by the `owned_by` of its models, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """An endpoint that only one kind of engine has: its path, a member of what it answers, and where that has the version."""
+    """An endpoint that only one kind of engine has: its path, a member of its answer, and the member with the version, if any."""
 
     kind: EngineKind
     path: str
@@ -73,7 +73,7 @@ PROXY_FINGERPRINTS = (
     Fingerprint(EngineKind.RAY_SERVE, "/-/routes", "/"),
     Fingerprint(EngineKind.BENTOML, "/schema.json", "routes"),
 )
-"""Those that stand before another engine and pass on what it says of itself; they are asked before anybody is believed."""
+"""Proxies, which pass on the answers of the engine behind them. They are checked before anything else is believed."""
 ENGINE_FINGERPRINTS = (
     Fingerprint(EngineKind.LM_STUDIO, "/api/v0/models", "data"),
     Fingerprint(EngineKind.LOCALAI, "/system", "backends"),
@@ -84,32 +84,34 @@ ENGINE_FINGERPRINTS = (
     Fingerprint(EngineKind.SGLANG, "/get_model_info", "model_path"),
 )
 FINGERPRINT_PATHS = (
-    *(sign.path for sign in (*PROXY_FINGERPRINTS, *ENGINE_FINGERPRINTS)),
+    *(fingerprint.path for fingerprint in (*PROXY_FINGERPRINTS, *ENGINE_FINGERPRINTS)),
     "/version",
     "/api/ps",
     "/get_server_info",
 )
 
 
-def identify(models: tuple[UpstreamModel, ...], said: Documents) -> tuple[EngineKind, str]:
-    """What kind of engine it is, and its version."""
-    for sign in PROXY_FINGERPRINTS:
-        if sign.member in said[sign.path]:
-            return sign.kind, _version(sign, said)
+def identify(models: tuple[UpstreamModel, ...], answers: Documents) -> tuple[EngineKind, str]:
+    """The kind of an engine, and its version. `answers` has an entry for each of FINGERPRINT_PATHS."""
+    for fingerprint in PROXY_FINGERPRINTS:
+        if fingerprint.member in answers[fingerprint.path]:
+            return fingerprint.kind, _read_version(fingerprint, answers)
     kind = next((KIND_BY_OWNER[model.owner.lower()] for model in models if model.owner.lower() in KIND_BY_OWNER), None)
-    for sign in ENGINE_FINGERPRINTS:
-        if sign.member in said[sign.path] and kind in (None, sign.kind):
-            return sign.kind, _version(sign, said)
-    return kind or EngineKind.OTHER, _text(said["/version"], "version")
+    for fingerprint in ENGINE_FINGERPRINTS:
+        if fingerprint.member in answers[fingerprint.path] and kind in (None, fingerprint.kind):
+            return fingerprint.kind, _read_version(fingerprint, answers)
+    return kind or EngineKind.OTHER, _read_text(answers["/version"], "version")
 
 
-def _version(sign: Fingerprint, said: Documents) -> str:
-    return _text(said[sign.path], sign.version) if sign.version else _text(said["/version"], "version")
+def _read_version(fingerprint: Fingerprint, answers: Documents) -> str:
+    if fingerprint.version:
+        return _read_text(answers[fingerprint.path], fingerprint.version)
+    return _read_text(answers["/version"], "version")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineDetails:
-    """What is known of an engine beyond its kind. `slots`: requests that it runs at once; by model: context length and spec."""
+    """An engine's settings. `slots`: requests that it runs at a time; `contexts` (tokens) and `specs` are by model."""
 
     slots: int | None = None
     contexts: Mapping[str, int] = field(default_factory=dict)
@@ -117,39 +119,45 @@ class EngineDetails:
 
 
 OLLAMA_CONTEXT = 4_096
-"""What Ollama gives a model that is not loaded, whatever the model could take; a longer prompt it silently cuts."""
+"""Ollama's context for a model that is not loaded, whatever the model supports. It silently truncates longer prompts."""
 
 
-def read_details(kind: EngineKind, models: tuple[UpstreamModel, ...], said: Documents) -> EngineDetails:
-    """Reads them from what the engine answered."""
+def read_details(kind: EngineKind, models: tuple[UpstreamModel, ...], answers: Documents) -> EngineDetails:
+    """Reads an engine's settings from its answers."""
     names = [model.name for model in models]
     if kind is EngineKind.LLAMA_CPP:
-        settings = said["/props"].get("default_generation_settings")
-        context = _count(settings, "n_ctx") if isinstance(settings, dict) else None
-        return EngineDetails(_count(said["/props"], "total_slots"), dict.fromkeys(names, context) if context else {})
+        settings = answers["/props"].get("default_generation_settings")
+        context = _read_count(settings, "n_ctx") if isinstance(settings, dict) else None
+        return EngineDetails(_read_count(answers["/props"], "total_slots"), dict.fromkeys(names, context) if context else {})
     if kind is EngineKind.TGI:
-        info = said["/info"]
-        spec = Spec(precision=_text(info, "model_dtype"), revision=_text(info, "model_sha"))
-        context = _count(info, "max_total_tokens")
-        return EngineDetails(
-            _count(info, "max_concurrent_requests"), dict.fromkeys(names, context) if context else {}, dict.fromkeys(names, spec)
-        )
+        info = answers["/info"]
+        spec = Spec(precision=_read_text(info, "model_dtype"), revision=_read_text(info, "model_sha"))
+        context = _read_count(info, "max_total_tokens")
+        contexts = dict.fromkeys(names, context) if context else {}
+        return EngineDetails(_read_count(info, "max_concurrent_requests"), contexts, dict.fromkeys(names, spec))
     if kind is EngineKind.OLLAMA:
-        loaded = {_text(one, "name"): _count(one, "context_length") for one in _list(said["/api/ps"], "models")}
+        running = _read_list(answers["/api/ps"], "models")
+        loaded = {_read_text(model, "name"): _read_count(model, "context_length") for model in running}
         return EngineDetails(contexts={name: loaded.get(name) or OLLAMA_CONTEXT for name in names})
     if kind is EngineKind.LM_STUDIO:
-        listed = {_text(one, "id"): one for one in _list(said["/api/v0/models"], "data")}
-        known = {name: listed[name] for name in names if name in listed}
-        sizes = {name: _count(one, "loaded_context_length") or _count(one, "max_context_length") for name, one in known.items()}
-        return EngineDetails(
-            contexts={name: size for name, size in sizes.items() if size},
-            specs={name: Spec(precision=_text(one, "quantization")) for name, one in known.items()},
-        )
+        return _read_lm_studio(names, answers)
     if kind is EngineKind.SGLANG:
-        server = said["/get_server_info"]
-        spec = Spec(precision=_text(server, "dtype"), kv_precision=_text(server, "kv_cache_dtype"))
-        return EngineDetails(_count(server, "max_running_requests"), specs=dict.fromkeys(names, spec))
+        server = answers["/get_server_info"]
+        spec = Spec(precision=_read_text(server, "dtype"), kv_precision=_read_text(server, "kv_cache_dtype"))
+        return EngineDetails(_read_count(server, "max_running_requests"), specs=dict.fromkeys(names, spec))
     return EngineDetails()
+
+
+def _read_lm_studio(names: list[str], answers: Documents) -> EngineDetails:
+    models = {_read_text(model, "id"): model for model in _read_list(answers["/api/v0/models"], "data")}
+    known = {name: models[name] for name in names if name in models}
+    contexts: dict[str, int] = {}
+    for name, model in known.items():
+        context = _read_count(model, "loaded_context_length") or _read_count(model, "max_context_length")
+        if context:
+            contexts[name] = context
+    specs = {name: Spec(precision=_read_text(model, "quantization")) for name, model in known.items()}
+    return EngineDetails(contexts=contexts, specs=specs)
 
 
 _WAITING = frozenset({"vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred", "tgi_queue_size"})
@@ -157,7 +165,7 @@ _KV_USED = frozenset({"vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "
 
 
 def read_load(metrics: bytes) -> EngineLoad | None:
-    """An engine's queue and KV cache, out of its Prometheus metrics; None where they say nothing of a queue."""
+    """An engine's queue and KV cache use, from its Prometheus metrics; None if they have no queue length."""
     waiting: float | None = None
     used: list[float] = []
     try:
@@ -167,21 +175,21 @@ def read_load(metrics: bytes) -> EngineLoad | None:
                     waiting = (waiting or 0) + max(0.0, sample.value)
                 elif sample.name in _KV_USED:
                     used.append(sample.value)
-    except ValueError:  # not what it should be
+    except ValueError:  # not in Prometheus' text format
         return None
     return None if waiting is None else EngineLoad(int(min(waiting, 1e9)), max(used) if used else None)
 
 
-def _text(document: Mapping[str, Any], name: str) -> str:
+def _read_text(document: Mapping[str, Any], name: str) -> str:
     value = document.get(name)
     return value[:64] if isinstance(value, str) and value else UNKNOWN
 
 
-def _count(document: Mapping[str, Any], name: str) -> int | None:
+def _read_count(document: Mapping[str, Any], name: str) -> int | None:
     value = document.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31 else None
 
 
-def _list(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def _read_list(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     value = document.get(name)
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

@@ -1,8 +1,9 @@
 """An engine behind an OpenAI-compatible HTTP endpoint: vLLM, SGLang, llama.cpp, Ollama, a hosted API.
 
-Redirects are never followed: a provider's key goes to the address that the provider wrote down, and nowhere else. Faults are
-classified: *deterministic* (the client's request is wrong; the engine's answer goes to the client), *busy* (try elsewhere now)
-and *broken* (down, misconfigured, or not speaking the protocol). Error texts carry no content, since they travel unsealed.
+Redirects are never followed, so that the provider's API key reaches only the configured address. Faults have three classes:
+*deterministic* (the client's request is wrong, and gets the engine's answer), *busy* (another provider may answer now) and
+*broken* (down, misconfigured, or violating the protocol). Error texts quote nothing of requests and answers, because they travel
+unsealed.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, JSON, RESP
 from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAnswer, event_data
 
 log = structlog.get_logger()
-DETERMINISTIC = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 451})
-"""The client's own fault: any provider would say the same."""
+CLIENT_FAULTS = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 451})
+"""Statuses that are the client's fault: every provider would answer the same."""
 BUSY = frozenset({408, 409, 425, 429, 503, 529})
+"""Statuses of an engine that may answer the same request later."""
 _DRAIN_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Where an engine is. `url` is its base with or without /v1; sizes are bytes, times seconds. The key is never printed.
+    """How to reach an engine. `url` is its base address, with or without /v1. The API key is never printed.
 
-    `trust_env`: honour HTTP_PROXY and its kin.
+    `trust_env`: use the proxies in HTTP_PROXY and related environment variables.
     """
 
     url: str
@@ -52,17 +54,17 @@ class EngineSettings:
     def __repr__(self) -> str:
         return f"EngineSettings({self.url})"
 
-    def at(self, path: str) -> str:
-        """The full address of a route such as /v1/models."""
+    def address(self, path: str) -> str:
+        """The address of a route such as /v1/models."""
         return self.url.rstrip("/").removesuffix("/v1") + path
 
 
-class _Broken(Exception):
-    """What the engine did wrong, in words without content."""
+class _EngineBroken(Exception):
+    """A fault of the engine. The text completes "the engine answered with" and quotes nothing of the answer."""
 
 
 class OpenAIEngine:
-    """One endpoint. `await close()` when done with it."""
+    """One HTTP endpoint. Call `close` at the end."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
@@ -70,193 +72,197 @@ class OpenAIEngine:
         self._has_metrics = True
 
     async def close(self) -> None:
-        """Closes all its connections."""
+        """Closes all connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     async def models(self) -> tuple[UpstreamModel, ...]:
-        """The models that it serves now; none from an endpoint without such a list. Raises Unavailable."""
+        """The models that the engine serves now; empty if it has no model list. Raises Unavailable."""
         settings = self._settings
         async with (
             self._faults(),
             asyncio.timeout(settings.check_seconds),
-            self._open().get(settings.at("/v1/models"), allow_redirects=False) as response,
+            self._open().get(settings.address("/v1/models"), allow_redirects=False) as response,
         ):
             if response.status in (404, 405):
                 return ()
             self._check_status(response.status)
             return read_models(await self._read_all(response, settings.max_answer_bytes))
-        raise AssertionError  # the fault handler either passes or raises
+        raise AssertionError  # not reached: the fault handler returns or raises
 
     async def load(self) -> EngineLoad | None:
-        """See ports.Engine. Asked until it turns out that there are no such figures."""
+        """See ports.Engine. Stops asking once the engine turns out to have no metrics."""
         settings = self._settings
         if not self._has_metrics:
             return None
         try:
             async with (
                 asyncio.timeout(settings.check_seconds),
-                self._open().get(settings.at("/metrics"), allow_redirects=False) as response,
+                self._open().get(settings.address("/metrics"), allow_redirects=False) as response,
             ):
                 if response.status in (401, 403, 404, 405, 501):
                     self._has_metrics = False
                 if response.status != 200 or response.content_type != "text/plain":
                     return None
                 return read_load(await self._read_all(response, settings.max_answer_bytes))
-        except (_Broken, aiohttp.ClientError, TimeoutError, OSError):
+        except (_EngineBroken, aiohttp.ClientError, TimeoutError, OSError):
             return None
 
-    async def answer(self, call: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+    async def answer(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """See ports.Engine."""
-        accept = EVENT_STREAM if call.stream else JSON if call.is_completion or call.path == EMBEDDINGS else "*/*"
-        headers = {"content-type": call.content_type, "accept": accept}
-        address = self._settings.at(call.path)
-        async with self._faults(), self._post(address, call, headers) as response:
-            if response.status in DETERMINISTIC:
+        accept = EVENT_STREAM if request.stream else JSON if request.is_completion or request.path == EMBEDDINGS else "*/*"
+        headers = {"content-type": request.content_type, "accept": accept}
+        address = self._settings.address(request.path)
+        async with self._faults(), self._post(address, request, headers) as response:
+            if response.status in CLIENT_FAULTS:
                 body = await self._read_all(response, self._settings.max_error_bytes)
-                yield ResponseStart(response.status, _plain_type(response.content_type))
+                yield ResponseStart(response.status, _bounded_type(response.content_type))
                 yield ResponseEnd(body)
                 return
             self._check_status(response.status)
-            expected = EVENT_STREAM if call.stream else JSON
-            kind = response.content_type
-            if kind != expected and (call.is_completion or call.path == EMBEDDINGS or call.stream or kind == EVENT_STREAM):
-                raise _Broken(f"the content type {kind[:60]!r} instead of {expected}")
-            yield ResponseStart(200, _plain_type(kind))
-            if kind == JSON:
-                yield self._whole(await self._read_all(response, self._settings.max_answer_bytes), call)
+            expected = EVENT_STREAM if request.stream else JSON
+            content_type = response.content_type
+            strict = request.is_completion or request.path == EMBEDDINGS or request.stream or content_type == EVENT_STREAM
+            if strict and content_type != expected:
+                raise _EngineBroken(f"the content type {content_type[:60]!r} instead of {expected}")
+            yield ResponseStart(200, _bounded_type(content_type))
+            if content_type == JSON:
+                yield self._read_whole(await self._read_all(response, self._settings.max_answer_bytes), request)
                 return
-            async with aclosing(self._stream(response, call) if call.stream else self._bytes(response)) as events:
+            async with aclosing(self._read_stream(response, request) if request.stream else self._read_bytes(response)) as events:
                 async for event in events:
                     yield event
 
-    async def _bytes(self, response: aiohttp.ClientResponse) -> AsyncGenerator[EngineEvent, None]:
-        """What is neither JSON nor a stream of events (speech, a picture), as it comes."""
+    async def _read_bytes(self, response: aiohttp.ClientResponse) -> AsyncGenerator[EngineEvent, None]:
+        """Passes on a body that is neither JSON nor an event stream (speech, an image) as it comes."""
         size = 0
         while data := await response.content.readany():
             size += len(data)
             if size > self._settings.max_answer_bytes:
-                raise _Broken(f"an answer of more than {self._settings.max_answer_bytes} bytes")
+                raise _EngineBroken(f"an answer of more than {self._settings.max_answer_bytes} bytes")
             yield ResponsePart(data, has_output=True)
         yield ResponseEnd()
 
     @asynccontextmanager
-    async def _post(self, address: str, call: EngineRequest, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Some engines close a connection after a stream without a word. A request that met such a one was not heard, and is
-        asked again, until it went over a connection of its own.
+    async def _post(self, address: str, request: EngineRequest, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Posts a request. If it fails on a reused connection, it is sent again, until a new connection was used.
+
+        Some engines silently close a connection after a stream. A request on such a connection never reached them.
         """
         while True:
-            trace = _Trace(call)
-            request = self._open().post(address, data=call.body, headers=headers, allow_redirects=False, trace_request_ctx=trace)
+            trace = _Trace(request)
+            posting = self._open().post(
+                address, data=request.body, headers=headers, allow_redirects=False, trace_request_ctx=trace
+            )
             try:
-                response = await request
+                response = await posting
                 break
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not trace.kept:
+                if not trace.reused_connection:
                     raise
         async with response:
             yield response
 
-    async def _stream(self, response: aiohttp.ClientResponse, call: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
-        """Pieces as they come, each all the events that one read completed; the end of the stream is held back for the End."""
+    async def _read_stream(self, response: aiohttp.ClientResponse, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        """Yields one ResponsePart for the events that each read completed. The last event is part of ResponseEnd."""
         reader = EventReader(self._settings.max_event_bytes)
-        read = read_completion if call.is_completion else read_other_answer
+        read = read_completion if request.is_completion else read_other_answer
         finish: str | None = None
-        counted: ReportedUsage | None = None
-        answered = False
+        usage: ReportedUsage | None = None
+        has_output = False
         while data := await response.content.readany():
-            batch = _Batch()
+            batch = _EventBatch()
             for event in reader.feed(data):
                 payload = event_data(event)
                 if payload == DONE:
-                    if finish is None and not (answered or batch.output):
-                        raise _Broken("a stream without an answer")
+                    if finish is None and not (has_output or batch.has_output):
+                        raise _EngineBroken("a stream without an answer")
                     if batch.data:
                         yield batch.piece()
                     await self._drain(response)
-                    yield ResponseEnd(event, usage=counted, truncated=finish == "length")
+                    yield ResponseEnd(event, usage=usage, truncated=finish == "length")
                     return
                 if payload is None:
                     batch.data += event
                     continue
-                reading = read(payload)
-                finish, counted = reading.finish_reason or finish, reading.usage or counted
-                if not (reading.usage_only and call.strip_usage):
-                    batch.add(_render(event, reading, call), reading)
-                batch.counted = counted
-            answered = answered or batch.output
+                document = read(payload)
+                finish, usage = document.finish_reason or finish, document.usage or usage
+                if not (document.usage_only and request.strip_usage):
+                    batch.add(_render(event, document, request), document)
+                batch.usage = usage
+            has_output = has_output or batch.has_output
             if batch.data:
                 yield batch.piece()
-        ended = finish is not None or (answered and call.path not in (CHAT, COMPLETIONS, RESPONSES))
-        if not ended or reader.rest.strip():
-            raise _Broken("a stream that was cut off")
-        yield ResponseEnd(usage=counted, truncated=finish == "length")
+        complete = finish is not None or (has_output and request.path not in (CHAT, COMPLETIONS, RESPONSES))
+        if not complete or reader.rest.strip():
+            raise _EngineBroken("a stream that was cut off")
+        yield ResponseEnd(usage=usage, truncated=finish == "length")
 
     async def _drain(self, response: aiohttp.ClientResponse) -> None:
-        """A connection that was read to its end can serve the next request."""
+        """Reads the response to its end, so that its connection can be reused."""
         with suppress(TimeoutError, aiohttp.ClientError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await response.content.readany()
 
-    def _whole(self, body: bytes, call: EngineRequest) -> ResponseEnd:
-        reading = read_completion(body) if call.is_completion or call.path == EMBEDDINGS else read_other_answer(body)
-        finished = not call.is_completion or reading.finish_reason is not None or reading.has_output
+    def _read_whole(self, body: bytes, request: EngineRequest) -> ResponseEnd:
+        document = read_completion(body) if request.is_completion or request.path == EMBEDDINGS else read_other_answer(body)
+        finished = not request.is_completion or document.finish_reason is not None or document.has_output
         if not finished:
-            raise _Broken("an answer without any choice")
-        if _renamed(reading.document, call):
-            body = orjson.dumps(reading.document)
-        return ResponseEnd(body, reading.text_bytes, reading.usage, truncated=reading.finish_reason == "length")
+            raise _EngineBroken("an answer without any choice")
+        if _renamed(document.members, request):
+            body = orjson.dumps(document.members)
+        return ResponseEnd(body, document.text_bytes, document.usage, truncated=document.finish_reason == "length")
 
     async def _read_all(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
         body = bytearray()
         while data := await response.content.readany():
             body += data
             if len(body) > limit:
-                raise _Broken(f"an answer of more than {limit} bytes")
+                raise _EngineBroken(f"an answer of more than {limit} bytes")
         return bytes(body)
 
     def _check_status(self, status: int) -> None:
         if status in BUSY:
             raise Unavailable(Code.NODE_BUSY, f"the engine is busy ({status})", fault=Fault.ENGINE)
         if 300 <= status < 400:
-            raise _Broken(f"a redirect ({status}), which is never followed")
+            raise _EngineBroken(f"a redirect ({status}), which is never followed")
         if status != 200:
-            raise _Broken(f"the status {status}")
+            raise _EngineBroken(f"the status {status}")
 
     @asynccontextmanager
     async def _faults(self) -> AsyncIterator[None]:
-        """Turns what goes wrong with an engine into Unavailable, with the engine's fault."""
+        """Raises Unavailable, with the engine's fault, for everything that goes wrong with the engine."""
         try:
             yield
-        except _Broken as error:
-            said = f"the engine answered with {error}"
+        except _EngineBroken as error:
+            text = f"the engine answered with {error}"
         except MalformedAnswer as error:
-            said = f"the engine's answer is malformed: {error}"
+            text = f"the engine's answer is malformed: {error}"
         except aiohttp.ClientPayloadError:
-            said = "the engine's answer broke off"
+            text = "the engine's answer broke off"
         except (aiohttp.ClientError, OSError) as error:
-            said = f"the engine cannot be reached: {type(error).__name__}"
+            text = f"the engine cannot be reached: {type(error).__name__}"
         else:
             return
-        log.warning("engine fault", engine=self._settings.url, fault=said)
-        raise Unavailable(Code.ENGINE_UNAVAILABLE, said, fault=Fault.ENGINE)
+        log.warning("engine fault", engine=self._settings.url, fault=text)
+        raise Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.ENGINE)
 
     def _open(self) -> aiohttp.ClientSession:
-        """The session, made inside the running loop."""
+        """The HTTP session, created inside the running event loop."""
         if self._session is None:
             settings = self._settings
             headers = {"accept-encoding": "identity"}
             if settings.api_key:
                 headers["authorization"] = f"Bearer {settings.api_key}"
             traces = aiohttp.TraceConfig()
-            traces.on_connection_reuseconn.append(_note_kept)
-            traces.on_request_chunk_sent.append(_note_sent)
+            traces.on_connection_reuseconn.append(_mark_reused)
+            traces.on_request_chunk_sent.append(_mark_sent)
             self._session = aiohttp.ClientSession(
                 headers=headers,
                 trace_configs=[traces],
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-                # The runner's deadlines bound each phase of an answer; here, only what comes before it.
+                # The runner's deadlines bound the answer; this bounds only the time before it.
                 timeout=aiohttp.ClientTimeout(
                     total=None, connect=settings.connect_seconds, sock_connect=settings.connect_seconds
                 ),
@@ -268,60 +274,60 @@ class OpenAIEngine:
 
 @dataclass(slots=True)
 class _Trace:
-    """One try at a request. `kept`: it went over a connection that had served another before."""
+    """One attempt at a request, and whether it used a connection that had served another request."""
 
-    call: EngineRequest
-    kept: bool = False
+    request: EngineRequest
+    reused_connection: bool = False
 
 
-async def _note_kept(_session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceConnectionReuseconnParams) -> None:
-    """The request goes over a connection that was kept."""
+async def _mark_reused(_session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceConnectionReuseconnParams) -> None:
+    """Called when the request uses a kept connection."""
     if context.trace_request_ctx is not None:
-        context.trace_request_ctx.kept = True
+        context.trace_request_ctx.reused_connection = True
 
 
-async def _note_sent(_session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceRequestChunkSentParams) -> None:
-    """The body goes out, which is one chunk."""
+async def _mark_sent(_session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceRequestChunkSentParams) -> None:
+    """Called when the body, which is one chunk, was sent."""
     if context.trace_request_ctx is not None:
-        context.trace_request_ctx.call.on_sent()
+        context.trace_request_ctx.request.on_sent()
 
 
-class _Batch:
-    """The events of one read, on their way to be one piece."""
+class _EventBatch:
+    """Collects the events of one read into one ResponsePart."""
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self.output = False
+        self.has_output = False
         self.text = 0
-        self.counted: ReportedUsage | None = None
+        self.usage: ReportedUsage | None = None
 
-    def add(self, event: bytes, reading: AnswerDocument) -> None:
+    def add(self, event: bytes, document: AnswerDocument) -> None:
         self.data += event
-        self.output = self.output or reading.has_output or reading.finish_reason is not None
-        self.text += reading.text_bytes
+        self.has_output = self.has_output or document.has_output or document.finish_reason is not None
+        self.text += document.text_bytes
 
     def piece(self) -> ResponsePart:
-        return ResponsePart(bytes(self.data), self.output, self.text, self.counted)
+        return ResponsePart(bytes(self.data), self.has_output, self.text, self.usage)
 
 
-def _render(event: bytes, reading: AnswerDocument, call: EngineRequest) -> bytes:
-    """The event as the client gets it: as it came, unless the model has another name here."""
-    if not _renamed(reading.document, call):
+def _render(event: bytes, document: AnswerDocument, request: EngineRequest) -> bytes:
+    """The event as the client gets it: unchanged, unless the model is sold under another name."""
+    if not _renamed(document.members, request):
         return event
     named = b"".join(line + b"\n" for line in event.splitlines() if line.startswith(b"event:"))
-    return named + b"data: " + orjson.dumps(reading.document) + b"\n\n"
+    return named + b"data: " + orjson.dumps(document.members) + b"\n\n"
 
 
-def _renamed(document: dict[str, Any], call: EngineRequest) -> bool:
-    """Gives the model the name that it is sold by, wherever the document names it; whether anything changed."""
+def _renamed(document: dict[str, Any], request: EngineRequest) -> bool:
+    """Replaces the engine's name of the model by the name that it is sold under. Returns whether the document changed."""
     changed = False
     for part in (document, document.get("response")):
-        named = isinstance(part, dict) and ("model" in part or (part is document and call.is_completion))
-        if call.rename is not None and isinstance(part, dict) and named and part.get("model") != call.rename[1]:
-            part["model"] = call.rename[1]
+        named = isinstance(part, dict) and ("model" in part or (part is document and request.is_completion))
+        if request.rename is not None and isinstance(part, dict) and named and part.get("model") != request.rename[1]:
+            part["model"] = request.rename[1]
             changed = True
     return changed
 
 
-def _plain_type(content_type: str) -> str:
+def _bounded_type(content_type: str) -> str:
     return content_type if len(content_type) <= 100 else "application/octet-stream"

@@ -1,1 +1,1 @@
-"""A job on a node: which one starts, its run against the engine, its delivery, its receipt. May import `domain` and `ports`."""
+"""Jobs on the node: start, run against the engine, delivery, receipt. May import `domain` and `ports`."""

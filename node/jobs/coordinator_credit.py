@@ -1,13 +1,13 @@
-"""What each coordinator costs this node: work that it left unpaid, held against what was earned through it.
+"""Coordinator credit: how much unpaid work each coordinator may cause before this node stops serving it.
 
-A coordinator stands between, so it can take a part of an answer and see to it that none of it is ever charged: it grants no
-credit, cancels for want of time, drops the link. Each such job is written off at what it would have cost, and a coordinator whose
-write-offs of the last day exceed the rules' bound is served no more until the day has moved on. Counted by the address that was
-dialled: an account costs nothing to make anew.
+A coordinator could take part of a response and prevent every charge for it: it grants no credit, cancels for lack of time, or
+drops the link. Each such job is recorded as unpaid at what it would have cost. A coordinator whose unpaid work of the last day
+exceeds the limit is not served until the day has moved on. The records are kept by dialled address, because a new account costs
+nothing.
 
-So a coordinator takes in a day at most max(max_write_off, write_off_percent of what was earned there), and the caps of the jobs
-that it has under way when it goes beyond that: two for each slot, the one that runs there and the next, which may get the slot
-before the first is counted.
+A coordinator can therefore take at most max(max_unpaid, max_unpaid_percent of the earnings through it) in a day, plus the caps of
+the jobs under way when it exceeds that limit. Those are two for each slot: the running job, and the next one, which may get the
+slot before the first is counted.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from tallystick.protocol.types import Amount, format_amount
 log = structlog.get_logger()
 HOUR = 3_600
 HOURS = 24
-_LOOK_SECONDS = 30.0
+_REFRESH_SECONDS = 30.0
 
 
 class CoordinatorCredit:
-    """See the module's docstring. `rows`: what the store remembers; `changed` is called when a coordinator is served no more,
-    or again; `alarm` with its address and its write-offs when it is served no more. `now` gives Unix seconds.
+    """See the module's docstring.
+
+    `hours`: the stored totals; `on_change` is called when a coordinator is suspended or served again; `alarm` is called with
+    address and unpaid amount when one is suspended; `now` returns Unix seconds.
     """
 
     def __init__(
@@ -50,60 +52,62 @@ class CoordinatorCredit:
         self._suspended = {endpoint for endpoint, _ in self._hours if not self._within_limit(endpoint)}
 
     def record_earned(self, endpoint: str, cost: Amount) -> None:
-        """A receipt over `cost` base units was booked for a job that came from there."""
+        """Records a receipt over `cost` base units for a job from this coordinator."""
         if cost:
             self._add(endpoint, cost, Amount(0))
 
     def record_unpaid(self, endpoint: str, cost: Amount) -> None:
-        """A job that came from there would have cost so much, and was left unpaid."""
+        """Records a job that this coordinator left unpaid and that would have cost `cost` base units."""
         if not cost:
             return
         self._add(endpoint, Amount(0), cost)
-        log.warning("a job was left unpaid", coordinator=endpoint, cost=format_amount(cost))
+        log.warning("coordinator left a job unpaid", coordinator=endpoint, cost=format_amount(cost))
         self._update(endpoint)
 
     def require_served(self, endpoint: str) -> None:
-        """Raises Unavailable (node_busy, the coordinator's fault) if jobs from there are not taken now."""
+        """Raises Unavailable (`node_busy`, the coordinator's fault) if the coordinator is suspended."""
         if not self.serves(endpoint):
             raise Unavailable(Code.NODE_BUSY, f"this coordinator {self._reason(endpoint)}", fault=Fault.COORDINATOR)
 
     def problems(self) -> list[str]:
-        """For people: the coordinators that are served no more for now, and why."""
+        """Returns one sentence for each suspended coordinator."""
         return [f"the coordinator at {endpoint} {self._reason(endpoint)}" for endpoint in sorted(self._suspended)]
 
     def _reason(self, endpoint: str) -> str:
-        earned, lost = self.totals(endpoint)
+        earned, unpaid = self.totals(endpoint)
         return (
-            f"left {format_amount(lost)} of this provider's work unpaid within {HOURS} h, beside {format_amount(earned)} earned; "
-            f"it is served again when no more than {format_amount(self._limit(earned))} is"
+            f"left {format_amount(unpaid)} of this provider's work unpaid within {HOURS} h and paid for {format_amount(earned)}; "
+            f"it is served again once at most {format_amount(self._limit(earned))} is unpaid"
         )
 
     def serves(self, endpoint: str) -> bool:
-        """Whether jobs from there are taken now."""
+        """Whether the coordinator is served now."""
         return endpoint not in self._suspended
 
     def totals(self, endpoint: str) -> tuple[Amount, Amount]:
-        """What was earned through this coordinator and written off, within the last 24 hours and the one under way."""
+        """Returns earnings and unpaid work of the last 24 hours and the current hour, in base units."""
         oldest = self._current_hour() - HOURS
         rows = [row for (at, hour), row in self._hours.items() if at == endpoint and hour >= oldest]
         return sum((row.earned for row in rows), Amount(0)), sum((row.written_off for row in rows), Amount(0))
 
     def status(self) -> dict[str, dict[str, str | bool]]:
-        """For people: by address, whether it is served, and the last day's earnings and write-offs in base units."""
-        found: dict[str, dict[str, str | bool]] = {}
+        """Returns the status report: by address, whether it is served, and the last day's earnings and unpaid work in base
+        units.
+        """
+        report: dict[str, dict[str, str | bool]] = {}
         for endpoint in sorted({endpoint for endpoint, _ in self._hours}):
-            earned, lost = self.totals(endpoint)
-            found[endpoint] = {"served": self.serves(endpoint), "earned": str(int(earned)), "writtenOff": str(int(lost))}
-        return found
+            earned, unpaid = self.totals(endpoint)
+            report[endpoint] = {"served": self.serves(endpoint), "earned": str(int(earned)), "writtenOff": str(int(unpaid))}
+        return report
 
     async def run(self) -> None:
-        """Writes down what has changed, and takes up again whom the day has passed, until cancelled."""
+        """Saves changes and serves suspended coordinators again when their day has passed, until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_REFRESH_SECONDS)
             await self.refresh()
 
     async def refresh(self) -> None:
-        """One round of `run`."""
+        """Runs one round of `run`."""
         oldest = self._current_hour() - HOURS
         self._hours = {key: row for key, row in self._hours.items() if row.hour >= oldest}
         for endpoint in {*self._suspended, *(endpoint for endpoint, _ in self._hours)}:
@@ -111,38 +115,38 @@ class CoordinatorCredit:
         await self.save()
 
     async def save(self) -> None:
-        """Writes down what has changed. What cannot be written is tried again with the next."""
+        """Saves changed totals. A failed write is repeated with the next call."""
         unnoted, self._unsaved = self._unsaved, set()
         for key in unnoted & self._hours.keys():
             try:
                 await self._store.record_coordinator_hour(self._hours[key])
             except TallyError as error:
                 self._unsaved.add(key)
-                log.warning("write-offs not written down", coordinator=key[0], error=str(error))
+                log.warning("unpaid work not saved", coordinator=key[0], error=str(error))
 
-    def _add(self, endpoint: str, earned: Amount, lost: Amount) -> None:
+    def _add(self, endpoint: str, earned: Amount, unpaid: Amount) -> None:
         key = endpoint, self._current_hour()
         row = self._hours.get(key) or CoordinatorHour(*key, Amount(0), Amount(0))
-        self._hours[key] = CoordinatorHour(*key, row.earned + earned, row.written_off + lost)
+        self._hours[key] = CoordinatorHour(*key, row.earned + earned, row.written_off + unpaid)
         self._unsaved.add(key)
 
     def _update(self, endpoint: str) -> None:
-        bearable = self._within_limit(endpoint)
-        if bearable == self.serves(endpoint):
+        within_limit = self._within_limit(endpoint)
+        if within_limit == self.serves(endpoint):
             return
-        _, lost = self.totals(endpoint)
-        if bearable:
+        _, unpaid = self.totals(endpoint)
+        if within_limit:
             self._suspended.discard(endpoint)
-            log.info("this coordinator is served again", coordinator=endpoint)
+            log.info("coordinator is served again", coordinator=endpoint)
         else:
             self._suspended.add(endpoint)
-            log.error("this coordinator is served no more for now", coordinator=endpoint, written_off=format_amount(lost))
-            self._alarm(endpoint, lost)
+            log.error("coordinator suspended", coordinator=endpoint, unpaid=format_amount(unpaid))
+            self._alarm(endpoint, unpaid)
         self.on_change()
 
     def _within_limit(self, endpoint: str) -> bool:
-        earned, lost = self.totals(endpoint)
-        return lost <= self._limit(earned)
+        earned, unpaid = self.totals(endpoint)
+        return unpaid <= self._limit(earned)
 
     def _limit(self, earned: Amount) -> Amount:
         return max(self.rules.max_unpaid, Amount(earned * self.rules.max_unpaid_percent // 100))

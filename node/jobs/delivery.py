@@ -1,8 +1,8 @@
-"""One response on its way out: held back until there is output, cut, counted, sealed, and posted under credit.
+"""Delivery of one response: holds bytes back until there is output, splits, counts, seals and posts them, within the granted
+credit.
 
-Until the coordinator has granted its first credit it gets the head and FIRST_BYTES of the answer, no more; and the end of an
-answer leaves only when it is known whether the answer is paid (`finish`). A wait for credit is the reader's time, not the
-engine's.
+Until the coordinator grants its first credit, it gets the head and FIRST_BYTES of the response. The last chunk leaves only when
+it is certain that the response is paid (`seal_last`). Waiting for credit counts as the reader's time, not the engine's.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from tallystick.protocol.wire import INITIAL_CREDIT, Kind, ResponseHead, dump_re
 
 CHUNK_BYTES = 64 * 1024
 FIRST_BYTES = 4 * 1024
-"""Of an answer's body, before the coordinator has said that it has the head."""
-KEPT_FOR_LAST = 1
-"""Credit that is never used up before the end, so that a response can always be closed."""
+"""Bytes of the response body that may leave before the coordinator grants its first credit."""
+RESERVED_CREDIT = 1
+"""Credit that is kept for the last chunk, so that a response can always be closed."""
 CANCELLED_HEAD = ResponseStart(499, "application/json")
 
 
 class ReaderTimeout(Exception):
-    """Nobody reads at the other end: no credit came in time, and nobody cancelled."""
+    """The reader took no data in time: no credit came, and no cancellation."""
 
 
 class FirstCreditTimeout(Exception):
-    """The coordinator did not say in time that it has the beginning of the answer."""
+    """The coordinator did not confirm in time that it has the beginning of the response."""
 
 
 class ReaderTimer:
-    """What a job may wait for its reader, in seconds and in all. `engine`, the deadline of the job, stands still meanwhile."""
+    """The total time that a job may wait for its reader, in seconds. The job's `engine_deadline` is suspended meanwhile."""
 
     def __init__(self, allowed_seconds: float) -> None:
         self._allowed = allowed_seconds
@@ -44,7 +44,7 @@ class ReaderTimer:
 
     @asynccontextmanager
     async def wait(self) -> AsyncIterator[None]:
-        """Around a wait for the reader. Raises Stalled when all of its time is used up."""
+        """Wraps a wait for the reader. Raises ReaderTimeout when the job's whole allowance is used up."""
         clock, engine = asyncio.get_running_loop().time, self.engine_deadline
         began = clock()
         deadline = engine.when() if engine is not None else None
@@ -54,7 +54,9 @@ class ReaderTimer:
             async with asyncio.timeout(self._allowed - self.spent):
                 yield
         except TimeoutError:
-            raise ReaderTimeout(f"the reader took nothing for {self._allowed:g} s in all, and nobody cancelled") from None
+            raise ReaderTimeout(
+                f"the reader took no data for {self._allowed:g} s in total, and the coordinator did not cancel the job"
+            ) from None
         finally:
             waited = clock() - began
             self.spent += waited
@@ -63,8 +65,10 @@ class ReaderTimer:
 
 
 class Delivery:
-    """Sends one job's chunks. Sealing, counting and posting a chunk happen without a pause between them, so that stopping a job
-    anywhere leaves a stream without a gap. `confirm`: seconds that the coordinator's first credit may take.
+    """Sends one job's chunks.
+
+    A chunk is sealed, counted and posted without a pause in between, so a job can stop anywhere without a gap in its stream.
+    `first_credit_seconds`: how long the coordinator's first credit may take.
     """
 
     def __init__(
@@ -89,13 +93,15 @@ class Delivery:
         self.started = False
 
     def grant_credit(self, chunks: int) -> None:
-        """The coordinator has output of this response, so that no other attempt can begin, and will take so many more chunks."""
+        """Adds credit for `chunks` chunks. It also confirms that the coordinator has output, so that it cannot start another
+        attempt.
+        """
         self._credit += chunks
         self._granted.set()
         self._resolve(taken=True)
 
     def link_lost(self) -> None:
-        """The link was lost: no word of the coordinator comes any more."""
+        """Ends the wait for a confirmation, after the link was lost."""
         self._resolve(taken=False)
 
     def _resolve(self, *, taken: bool) -> None:
@@ -103,42 +109,42 @@ class Delivery:
             self._confirmation.set_result(taken)
 
     async def confirmed(self) -> bool:
-        """Whether the coordinator said that it has output of this attempt; waits for its word for a while."""
+        """Waits for the first credit, within its time limit; returns whether the coordinator has output of this attempt."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._first_credit_seconds):
                 return await asyncio.shield(self._confirmation)
         return False
 
     def set_head(self, head: ResponseStart) -> None:
-        """The response's head; it leaves with the first output."""
+        """Sets the response's head, which leaves with the first output."""
         self._head = head
 
     def hold_back(self, data: bytes) -> int:
-        """Bytes that come before any output; they leave with it. Returns how many are held."""
+        """Holds back bytes that precede any output; they leave with it. Returns the number of bytes held back."""
         self._held += data
         return len(self._held)
 
     async def send(self, data: bytes, text: int = 0) -> None:
-        """Sends output, after the head and what was held. Raises Stalled, Unconfirmed or LinkLost."""
-        fresh = not self.started
-        if fresh:
+        """Sends output, preceded by the head and the bytes held back. Raises ReaderTimeout, FirstCreditTimeout or LinkLost."""
+        is_first = not self.started
+        if is_first:
             await self._wait_for_room()
             self._post_head(self._head)
         if self._held:
             data, self._held = bytes(self._held) + data, bytearray()
         start = 0
         while start < len(data):
-            if not fresh:
+            if not is_first:
                 await self._wait_for_first_credit()
             await self._wait_for_room()
-            end = start + (FIRST_BYTES if fresh and not self._confirmation.done() else CHUNK_BYTES)
+            end = start + (FIRST_BYTES if is_first and not self._confirmation.done() else CHUNK_BYTES)
             part = data[start:end]
             self.meter.add_output(len(part), text if end >= len(data) else 0)
             self._post(self._seal(part, last=False))
-            start, fresh = end, False
+            start, is_first = end, False
 
     async def close(self, tail: bytes, text: int = 0) -> None:
-        """Sends all but the last chunk of an answer that ended with `tail`; `finish` makes that one. Raises as `send`."""
+        """Sends all but the last chunk of a response that ended with `tail`; `seal_last` makes that one. Raises as `send`."""
         tail, self._held = bytes(self._held) + tail, bytearray()
         cut = max(0, len(tail) - 1) // CHUNK_BYTES * CHUNK_BYTES
         if cut or not self.started:
@@ -147,7 +153,7 @@ class Delivery:
 
     @property
     def undelivered(self) -> tuple[int, int]:
-        """Bytes of the last chunk, and of text in it, while it is held back."""
+        """Bytes of the last chunk while it is held back, and bytes of text in it."""
         data, text = self._tail or (b"", 0)
         return len(data), text
 
@@ -156,18 +162,18 @@ class Delivery:
         self._post_head(CANCELLED_HEAD)
 
     def seal_last(self) -> tuple[bytes, ...]:
-        """The last sealed chunk of an answer that ended, counted but not sent: for an answer that is paid, or costs nothing."""
+        """Seals and counts the last chunk, without sending it. Call it for a response that is paid or costs nothing."""
         (tail, text), self._tail = self._tail or (b"", 0), None
         self.meter.add_output(len(tail), text)
         return (self._seal(tail, last=True),)
 
     def seal_abort(self) -> tuple[bytes, ...]:
-        """What closes a response that its client cancelled, sealed but not sent; what was held back is not in it."""
+        """Seals the chunks that close a cancelled response, without sending them. Bytes held back are not part of them."""
         head = () if self.started else (self._seal(_head_chunk(CANCELLED_HEAD), last=False),)
         return (*head, self._seal(b"", last=True))
 
     def post(self, *chunks: bytes) -> None:
-        """Sends chunks that `finish` or `abort` returned."""
+        """Sends chunks that `seal_last` or `seal_abort` returned."""
         self.started = self.started or bool(chunks)
         for sealed in chunks:
             self._post(sealed)
@@ -183,16 +189,17 @@ class Delivery:
     async def _wait_for_first_credit(self) -> None:
         if not self._confirmation.done():
             async with self._reader_timer.wait():
-                taken = await self.confirmed()
-            if not taken:
+                confirmed = await self.confirmed()
+            if not confirmed:
                 raise FirstCreditTimeout(
-                    f"the coordinator granted no credit within {self._first_credit_seconds:g} s of the first output"
+                    f"expected the coordinator's first credit within {self._first_credit_seconds:g} s of the first output, got "
+                    "none"
                 )
 
     async def _wait_for_room(self) -> None:
-        if self._credit <= KEPT_FOR_LAST or not self._link.has_room:
+        if self._credit <= RESERVED_CREDIT or not self._link.has_room:
             async with self._reader_timer.wait():
-                while self._credit <= KEPT_FOR_LAST:
+                while self._credit <= RESERVED_CREDIT:
                     self._granted.clear()
                     await self._granted.wait()
                 await self._link.drain()

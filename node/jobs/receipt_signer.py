@@ -1,7 +1,7 @@
-"""Receipts on their way into the books: numbered, signed, durable. The only place where this node signs one.
+"""The receipt signer: numbers, signs and stores receipts. It is the only place where this node signs one.
 
-Receipts of one payer follow each other, so each waits for the one before to be on disk. What could not be stored is not sent, and
-its number is the next one's.
+Receipts of one payer follow each other, so each waits until the previous one is stored. A receipt that cannot be stored is not
+sent, and the next receipt gets its number.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 
 class _ReceiptContent(NamedTuple):
-    """How an order ended, and the cap that it held in flight on its tab."""
+    """How an order ended, and the maximum cost that it holds in flight on its tab."""
 
     cap: Amount = Amount(0)
     usage: Usage = NOTHING
@@ -36,7 +36,7 @@ class _ReceiptContent(NamedTuple):
 
 
 class ReceiptSigner:
-    """See the module's docstring. `unfinished`: the orders that a killed process had begun."""
+    """See the module's docstring. `unfinished`: orders that a killed process began."""
 
     def __init__(
         self,
@@ -53,50 +53,55 @@ class ReceiptSigner:
         self._locks: WeakValueDictionary[Address, asyncio.Lock] = WeakValueDictionary()
 
     async def sign_for_job(
-        self, admitted: Admitted, durable: asyncio.Task[None], usage: Usage, outcome: Outcome, commitment: Hash
+        self, admitted: Admitted, order_stored: asyncio.Task[None], usage: Usage, outcome: Outcome, commitment: Hash
     ) -> Verified[Receipt] | None:
-        """The receipt of a job that ended, once `durable` (its order) and it are on disk. None if they can't be."""
-        return await self._write(admitted, _ReceiptContent(admitted.max_cost, usage, outcome, commitment), after=durable)
+        """Signs the receipt of a job that ended, once its order is stored (`order_stored`). Returns None if either cannot be
+        stored.
+        """
+        return await self._write(admitted, _ReceiptContent(admitted.max_cost, usage, outcome, commitment), after=order_stored)
 
     async def sign_refusal(self, matched: Matched) -> Verified[Receipt] | None:
-        """The receipt at no cost of an order that is refused and used up. None if it can't be stored."""
+        """Signs a receipt at no cost for an order that is refused and consumed. Returns None if it cannot be stored."""
         return await self._write(matched, _ReceiptContent(outcome=Outcome.REFUSED))
 
     async def close_unfinished(self) -> int:
-        """Receipts at no cost for the orders that a killed process had begun: no last chunk of theirs left, so nothing is
-        charged. Call it once it is sure which number each tab has reached. Returns how many receipts it made.
+        """Signs receipts at no cost for orders that a killed process began; returns the number of receipts.
+
+        No last chunk of these orders left, so nothing is charged. Call it once the last receipt number of each tab is known.
         """
-        known = [self._tabs.account(one.payer) for one in self.unfinished]
-        found = [
-            one for one, account in zip(self.unfinished, known, strict=True) if account.funds.settled <= account.tab.cumulative
+        accounts = [self._tabs.account(matched.payer) for matched in self.unfinished]
+        complete = [
+            matched
+            for matched, account in zip(self.unfinished, accounts, strict=True)
+            if account.funds.settled <= account.tab.cumulative
         ]
         self.unfinished = []
-        made = [await self._write(one, _ReceiptContent(outcome=Outcome.PROVIDER_ERROR)) for one in found]
-        return sum(receipt is not None for receipt in made)
+        receipts = [await self._write(matched, _ReceiptContent(outcome=Outcome.PROVIDER_ERROR)) for matched in complete]
+        return sum(receipt is not None for receipt in receipts)
 
     async def _write(
-        self, matched: Matched, end: _ReceiptContent, after: asyncio.Task[None] | None = None
+        self, matched: Matched, content: _ReceiptContent, after: asyncio.Task[None] | None = None
     ) -> Verified[Receipt] | None:
-        store = self._store.record_refusal if end.outcome is Outcome.REFUSED and after is None else self._store.record_receipt
+        store = self._store.record_refusal if content.outcome is Outcome.REFUSED and after is None else self._store.record_receipt
         lock = self._locks.setdefault(matched.payer, asyncio.Lock())
         try:
             if after is not None:
                 await asyncio.shield(after)
             async with lock:
                 tab = self._tabs.account(matched.payer).tab
-                made = make_receipt(
+                unsigned = make_receipt(
                     matched.order,
                     matched.terms,
                     tab,
-                    usage=end.usage,
-                    outcome=end.outcome,
-                    commitment=end.commitment,
+                    usage=content.usage,
+                    outcome=content.outcome,
+                    commitment=content.commitment,
                     finished_at=int(self._now()),
                 )
-                receipt = self._signer.sign(made, self._domain)
+                receipt = self._signer.sign(unsigned, self._domain)
                 await store(ReceiptRecord(matched, receipt))
-                self._tabs.record(matched.payer, made.cost, end.cap)
-        except Exception:  # whatever kept the receipt from being stored, the job must end, uncharged, and give its slot back
-            log.exception("receipt not stored, the job is not charged", job=matched.job.hex())
+                self._tabs.record(matched.payer, unsigned.cost, content.cap)
+        except Exception:  # after any failure to store it, the job must end uncharged and free its slot
+            log.exception("receipt not stored; the job is not charged", job=matched.job.hex())
             return None
         return receipt

@@ -1,9 +1,9 @@
-"""Orders that are refused: which of them get a receipt at no cost, and how much of that a coordinator can ask for.
+"""Receipts for refused orders: which refused orders get a receipt at no cost, and how many a coordinator and a payer can cause.
 
-Such a receipt releases the order's cap at its payer, and uses the order up here. It costs this node a signature and some rows on
-disk, for a payer who may owe it nothing: so for each coordinator BURST at once and RATE a second, and AT_ONCE under way together.
-Of these one payer gets a quarter at most: who orders only to be refused does not leave the others without. What is beyond that
-is refused all the same, without a receipt; its payer counts the cap until the order's claimBy.
+Such a receipt releases the order's cap at its payer and consumes the order here. It costs this node a signature and disk space,
+for a payer that may owe it nothing. Each coordinator therefore gets BURST receipts at once and RATE per second; MAX_CONCURRENT
+are made at a time. One payer gets at most one part in PAYER_SHARE of that, so a payer whose orders are all refused does not use
+up the allowance of others. Further orders are refused without a receipt; their payer counts the cap until the order's claimBy.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, Amount
 
 BURST, RATE = 256, 1.0
-AT_ONCE = 64
-SHARE = 4
-"""One payer's part of BURST and RATE is one in so many."""
-REMEMBERED = 1_000
-"""Payers that were refused last."""
+MAX_CONCURRENT = 64
+PAYER_SHARE = 4
+"""One payer gets one part in this many of BURST and RATE."""
+MAX_PAYERS = 1_000
+"""Number of payers whose allowance is remembered, most recently refused first."""
 FUNDS_SECONDS = 1.0
 
 
 class RefusalReceipts:
-    """See the module's docstring. `claim` uses an order up, unless it was seen meanwhile; `now` gives Unix seconds."""
+    """See the module's docstring. `consume_order` consumes an order and returns False if it was seen meanwhile; `now` returns
+    Unix seconds.
+    """
 
     def __init__(
         self,
@@ -51,15 +53,17 @@ class RefusalReceipts:
         )
         self._left_by_endpoint: dict[str, tuple[float, float]] = {}
         self._left_by_payer: OrderedDict[Address, tuple[float, float]] = OrderedDict()
-        self._under_way = 0
+        self._in_progress = 0
 
     async def issue(self, endpoint: str, matched: Matched) -> Verified[Receipt] | None:
-        """The receipt for an order that came from there and is refused. None where it would release nothing, where there are too
-        many, where the order was seen before, or where it can't be stored.
+        """Returns a receipt at no cost for a refused order from `endpoint`.
+
+        Returns None if the receipt would release nothing, if the allowance is used up, if the order was seen before, or if the
+        receipt cannot be stored.
         """
-        if self._under_way >= AT_ONCE or not self._take_allowance(endpoint, matched.payer):
+        if self._in_progress >= MAX_CONCURRENT or not self._take_allowance(endpoint, matched.payer):
             return None
-        self._under_way += 1
+        self._in_progress += 1
         try:
             funds = await self._funds(matched)
             total = self._tabs.account(matched.payer).tab.cumulative
@@ -67,10 +71,12 @@ class RefusalReceipts:
                 return None
             return await self._receipt_signer.sign_refusal(matched)
         finally:
-            self._under_way -= 1
+            self._in_progress -= 1
 
     async def _funds(self, matched: Matched) -> Funds:
-        """What the chain says of the payer; nothing, where that takes long: the next provider waits for this refusal."""
+        """Returns the payer's funds; unknown funds if the chain is slow, because the client waits for the refusal to try the next
+        provider.
+        """
         try:
             async with asyncio.timeout(FUNDS_SECONDS):
                 return await self._chain.funds(matched.payer)
@@ -79,29 +85,31 @@ class RefusalReceipts:
 
     def _take_allowance(self, endpoint: str, payer: Address) -> bool:
         now = self._now()
-        of_payer, of_all = (
-            _refilled(self._left_by_payer.get(payer), SHARE, now),
+        for_payer, for_endpoint = (
+            _refilled(self._left_by_payer.get(payer), PAYER_SHARE, now),
             _refilled(self._left_by_endpoint.get(endpoint), 1, now),
         )
-        if min(of_payer, of_all) < 1:
+        if min(for_payer, for_endpoint) < 1:
             return False
-        self._left_by_endpoint[endpoint] = of_all - 1, now
-        self._left_by_payer[payer] = of_payer - 1, now
+        self._left_by_endpoint[endpoint] = for_endpoint - 1, now
+        self._left_by_payer[payer] = for_payer - 1, now
         self._left_by_payer.move_to_end(payer)
-        if len(self._left_by_payer) > REMEMBERED:
+        if len(self._left_by_payer) > MAX_PAYERS:
             self._left_by_payer.popitem(last=False)
         return True
 
 
 def _refilled(left: tuple[float, float] | None, part: int, now: float) -> float:
-    """How many receipts are left at `now` of what was left when one was last given."""
+    """Returns the number of receipts allowed at `now`; `left`: the number left and the time when one was last issued."""
     burst, (amount, at) = BURST / part, left or (BURST / part, now)
     return min(burst, amount + max(0.0, now - at) * RATE / part)
 
 
 def releases(claim_by: int, funds: Funds, cumulative: Amount, now: int) -> bool:
-    """Whether a receipt at no cost is worth its number: the order can still be claimed on, the payer is not known to have nothing
-    that could be collected, and this node's record of the tab is not known to be older than the chain's.
+    """Returns whether a receipt at no cost is useful.
+
+    It is if the order is still claimable, the payer is not known to have nothing that could be collected, and this node's record
+    of the tab is not known to be older than the chain's.
     """
     if claim_by <= now or funds.settled > cumulative:
         return False

@@ -22,7 +22,8 @@ from node.domain.published_asks import PublishedAsks
 from node.domain.tabs import Tabs
 from node.domain.usage_meter import NOTHING, Throughput
 from node.jobs.coordinator_credit import CoordinatorCredit
-from node.jobs.job import Deadlines, Job, JobResult, PooledEngine, StopReason
+from node.jobs.job import Deadlines, Job, JobResult, StopReason
+from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import RefusalReceipts
 from node.ports import ChainView, JobReport, JobStore, Link, Observer
@@ -37,24 +38,26 @@ from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind, dumps
 
 log = structlog.get_logger()
-_REMEMBERED = 10_000
-_WAITING = 64
-_TURNED_AWAY = 64
+_PRUNE_SIZE = 10_000
+_MAX_WAITING = 64
+_MAX_REFUSING = 64
 _DRAIN_SECONDS = 45.0
-HELD_BYTES = 256 << 20
-"""Of requests that wait or run, all together."""
+MAX_HELD_BYTES = 256 << 20
+"""Bytes of all requests that wait or run."""
 _STOPS = {
     CancelReason.CLIENT: StopReason.CANCELLED,
     CancelReason.TIMED_OUT: StopReason.TIMED_OUT,
     CancelReason.COORDINATOR: StopReason.COORDINATOR,
 }
-_FOR_LACK_OF_MONEY = frozenset({Code.UNSECURED, Code.INSUFFICIENT_FUNDS})
+_FUNDS_CODES = frozenset({Code.UNSECURED, Code.INSUFFICIENT_FUNDS})
 
 
 class JobRunner:
-    """See the module's docstring. `changed` is called whenever the free capacity has changed; `taken` holds the orders of a
-    former life that must not run again, with their deadlines; `ready` says of a link whether it is known which receipts were
-    signed before, so that more may be.
+    """See the module's docstring.
+
+    `on_capacity_change` is called whenever the free capacity changed. `consumed_orders`: orders that must not run again, with
+    their deadlines. `may_take_jobs` returns whether state recovery with a link's coordinator is complete, so that receipts may be
+    signed.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class JobRunner:
             may_take_jobs,
         )
         self._consumed_orders = dict(consumed_orders or {})
-        self._prune_at = _REMEMBERED
+        self._prune_at = _PRUNE_SIZE
         self._admission = Admission(
             asks, rules or AdmissionRules(), lambda order, job: order in self._consumed_orders or job in self._jobs
         )
@@ -103,29 +106,31 @@ class JobRunner:
         self._throughput = Throughput()
         self._draining = False
 
-    # What the link brings
+    # Frames of the link
 
     def dispatch(self, link: Link, job: JobId, payload: bytes) -> None:
-        """Takes a job up, or says why not with FAIL. Returns at once."""
-        busy = self._overload(len(payload))
+        """Starts a job, or refuses it with FAIL. Returns at once."""
+        overload = self._overload(len(payload))
         if not self._may_take_jobs(link):
-            text = "this node does not know yet which receipts it has signed before"
+            text = "this node is still recovering the receipts that it signed before; try another provider"
             self._fail(link, job, Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER))
-        elif busy is None:
+        elif overload is None:
             self._held_bytes += len(payload)
             self._start(self._tasks, self._run(link, job, payload), f"job {job.hex()}")
-        elif len(self._refusing) < _TURNED_AWAY:
-            self._start(self._refusing, self._refuse_unread(link, job, payload[: 4 + MAX_HEADER], busy), f"refusal {job.hex()}")
+        elif len(self._refusing) < _MAX_REFUSING:
+            self._start(
+                self._refusing, self._refuse_unread(link, job, payload[: 4 + MAX_HEADER], overload), f"refusal {job.hex()}"
+            )
         else:
-            self._fail(link, job, busy)
+            self._fail(link, job, overload)
 
     def _overload(self, size: int) -> TallyError | None:
         if self._draining:
             reason = "is shutting down"
-        elif len(self._tasks) >= 4 * self.slots + _WAITING:
+        elif len(self._tasks) >= 4 * self.slots + _MAX_WAITING:
             reason = "has too many jobs waiting"
-        elif self._held_bytes + size > HELD_BYTES:
-            reason = "has too large requests waiting"
+        elif self._held_bytes + size > MAX_HELD_BYTES:
+            reason = "has too many bytes of waiting requests"
         else:
             return None
         return Unavailable(Code.NODE_BUSY, f"this node {reason}", fault=Fault.PROVIDER)
@@ -137,7 +142,7 @@ class JobRunner:
         task.add_done_callback(_report_bug)
 
     def cancel(self, link: Link, job: JobId, reason: CancelReason = CancelReason.CLIENT) -> None:
-        """Stops a job at once, for its client or whoever else the reason names."""
+        """Stops a job at once."""
         if self._pending.get(job) is link:
             del self._pending[job]
         running = self._jobs.get(job)
@@ -145,44 +150,44 @@ class JobRunner:
             running.stop(_STOPS[reason])
 
     def grant_credit(self, link: Link, job: JobId, payload: bytes) -> None:
-        """The coordinator will take more chunks of a job. Raises BadMessage."""
+        """Grants a job credit for more chunks. Raises BadMessage."""
         if len(payload) != 4:
-            raise BadMessage("credit: expected 4 bytes")
+            raise BadMessage(f"credit: expected 4 bytes, got {len(payload)}")
         running = self._jobs.get(job)
         if running is not None and running.link is link:
             running.grant_credit(int.from_bytes(payload, "big"))
 
     def link_lost(self, link: Link) -> None:
-        """A link ended: its jobs can't be answered any more."""
-        self._pending = {job: on for job, on in self._pending.items() if on is not link}
+        """Stops the jobs of a link that ended."""
+        self._pending = {job: job_link for job, job_link in self._pending.items() if job_link is not link}
         for running in list(self._jobs.values()):
             if running.link is link:
                 running.link_lost()
 
-    # What the daemon asks
+    # For the daemon
 
     def close_unfinished(self, then: Callable[[], None]) -> None:
-        """Gives the orders that a killed process had begun their receipts, once; then calls `then`, if there were any."""
+        """Signs the receipts of orders that a killed process began, once. Then calls `then`, if there were any."""
         if self._receipt_signer.unfinished:
             self._start(self._refusing, self._close_unfinished(then), "unfinished orders")
 
     def reconfigure(self, rules: AdmissionRules, deadlines: Deadlines) -> None:
-        """The config has changed: jobs that come from now on are held to this."""
+        """Applies new rules and deadlines to later jobs."""
         self._admission.rules = self._coordinator_credit.rules = rules
         self._deadlines = deadlines
 
     @property
     def slots(self) -> int:
-        """Jobs that may run at once, over all engines."""
+        """Number of jobs that may run at once, over all engines."""
         return sum(pool.slots for pool in self._engines.values())
 
     @property
     def running(self) -> int:
-        """Jobs that run now."""
+        """Number of jobs that run now."""
         return len(self._jobs)
 
     def capacity(self) -> Capacity:
-        """What this node can take now, over the engines that are up."""
+        """Returns the node's current capacity, over the engines that are up."""
         pools = [pool for pool in self._engines.values() if pool.up]
         free = 0 if self._draining else sum(pool.free for pool in pools)
         return Capacity(
@@ -190,7 +195,9 @@ class JobRunner:
         )
 
     async def drain(self, grace: float) -> None:
-        """Takes nothing new and waits for what runs; after `grace` seconds stops it. Every job still ends in order."""
+        """Refuses new jobs and waits for running ones; stops them after `grace` seconds. Every job still ends with its
+        receipt.
+        """
         self._draining = True
         self._on_capacity_change()
         if self._tasks:
@@ -203,8 +210,8 @@ class JobRunner:
         await self._coordinator_credit.save()
 
     async def _close_unfinished(self, then: Callable[[], None]) -> None:
-        made = await self._receipt_signer.close_unfinished()
-        log.warning("orders that a killed process had begun are closed, uncharged", receipts=made)
+        count = await self._receipt_signer.close_unfinished()
+        log.warning("orders that a killed process began are closed without a charge", receipts=count)
         then()
 
     # One job
@@ -214,7 +221,7 @@ class JobRunner:
         size = len(payload)
         try:
             dispatch = Dispatch.loads(payload)
-            del payload  # a request may be large; from here on it is held once
+            del payload  # a request may be large: keeps one copy only
             matched = self._match(link, job_id, dispatch)
             try:
                 job = await self._admit(link, matched, dispatch)
@@ -238,26 +245,31 @@ class JobRunner:
             if self._pending.get(job_id) is link:
                 del self._pending[job_id]
 
-    async def _refuse_unread(self, link: Link, job_id: JobId, head: bytes, why: TallyError) -> None:
-        """Refuses a job that is not even looked at, with a receipt if its order is one on this node. `head`: its beginning."""
+    async def _refuse_unread(self, link: Link, job_id: JobId, head: bytes, cause: TallyError) -> None:
+        """Refuses a job without reading its request; with a receipt if the order is addressed to this node. `head`: start of the
+        payload.
+        """
         try:
             matched = self._match(link, job_id, Dispatch.loads(head))
         except TallyError as error:
             log.info("dispatch refused", job=job_id.hex(), code=error.code.value, reason=str(error))
-            self._fail(link, job_id, why)
+            self._fail(link, job_id, cause)
             return
         del head
-        await self._refuse(link, matched, why)
+        await self._refuse(link, matched, cause)
 
     def _match(self, link: Link, job_id: JobId, dispatch: Dispatch) -> Matched:
         return self._admission.match(LinkIdentity(self._provider, link.coordinator, self._domain), job_id, dispatch)
 
-    async def _refuse(self, link: Link, matched: Matched, why: TallyError) -> None:
-        log.info("job refused", job=matched.job.hex(), code=why.code.value, reason=str(why))
-        self._fail(link, matched.job, why, await self._refusals.issue(link.endpoint, matched))
+    async def _refuse(self, link: Link, matched: Matched, cause: TallyError) -> None:
+        log.info("job refused", job=matched.job.hex(), code=cause.code.value, reason=str(cause))
+        self._fail(link, matched.job, cause, await self._refusals.issue(link.endpoint, matched))
 
     async def _admit(self, link: Link, matched: Matched, dispatch: Dispatch) -> Job:
-        """Raises TallyError. From the last check on nothing waits: two dispatches can't both pass on one order or one sum."""
+        """Admits a job. Raises TallyError.
+
+        Nothing waits after the last check, so two dispatches cannot both pass on one order or on the same funds.
+        """
         now = int(self._now())
         self._coordinator_credit.require_served(link.endpoint)
         admitted = self._admission.admit(matched, now)
@@ -265,9 +277,9 @@ class JobRunner:
         pool = self._engines.get(admitted.offer.engine)
         if pool is None:
             self._tabs.drop(admitted.payer, admitted.max_cost)
-            raise Unavailable(Code.NODE_BUSY, "the engine was taken out of service just now", fault=Fault.PROVIDER)
+            raise Unavailable(Code.NODE_BUSY, "the engine was removed from the config a moment ago", fault=Fault.PROVIDER)
         self._remember(admitted, now)
-        # No job starts after its order's deadline, so none waits for a slot beyond it.
+        # A job never starts after its order's deadline, so it does not wait for a slot beyond it.
         queue = min(self._deadlines.queue, admitted.order.message.deadline - now)
         durable = asyncio.create_task(self._store.begin(admitted, now))
         job = Job(
@@ -286,33 +298,37 @@ class JobRunner:
         return job
 
     def _consume_order(self, matched: Matched) -> bool:
-        """Uses up an order that is refused; False if it was seen meanwhile, since then it is not this refusal's to close."""
+        """Consumes a refused order; returns False if it was seen meanwhile, since another task then closes it."""
         if matched.order.digest in self._consumed_orders or matched.job in self._jobs:
             return False
         self._remember(matched, int(self._now()))
         return True
 
     def _remember(self, matched: Matched, now: int) -> None:
-        """Keeps an order from running again until its deadline, past which it is refused anyway; the store, for ever."""
+        """Prevents an order from running again before its deadline; after that it is refused anyway. The store remembers it for
+        ever.
+        """
         self._consumed_orders[matched.order.digest] = min(
             matched.order.message.deadline, now + self._admission.rules.max_deadline_ahead
         )
         if len(self._consumed_orders) > self._prune_at:
             self._consumed_orders = {digest: deadline for digest, deadline in self._consumed_orders.items() if deadline > now}
-            self._prune_at = max(_REMEMBERED, 2 * len(self._consumed_orders))
+            self._prune_at = max(_PRUNE_SIZE, 2 * len(self._consumed_orders))
 
     async def _admit_to_tab(self, admitted: Admitted, now: int) -> None:
-        """What is known of a purse may be seconds old, so a no for lack of money asks the chain again first."""
+        """Admits the job to the payer's tab. Known funds may be seconds old, so a refusal for lack of funds asks the chain once
+        more.
+        """
         refused: Refusal | None = None
-        for look in (self._chain.funds, self._chain.refresh):
-            funds = await look(admitted.payer)
+        for read_funds in (self._chain.funds, self._chain.refresh):
+            funds = await read_funds(admitted.payer)
             self._admission.require_unseen(admitted)
             if admitted.job not in self._pending:
-                raise Unavailable(Code.CANCELLED, "cancelled before it began")
+                raise Unavailable(Code.CANCELLED, "the job was cancelled before it began")
             try:
                 self._tabs.admit(admitted.order.message, admitted.max_cost, funds, now)
             except Refusal as refusal:
-                if refusal.code not in _FOR_LACK_OF_MONEY:
+                if refusal.code not in _FUNDS_CODES:
                     raise
                 refused = refusal
             else:
@@ -320,41 +336,43 @@ class JobRunner:
         if refused is not None:
             raise refused
 
-    async def _settle(self, job: Job, ending: JobResult) -> None:
-        """Signs the receipt, makes it durable, then lets it and the last chunk go."""
-        ending = await self._confirmed(job, ending)
-        admitted, worth = job.admitted, self._unpaid_work(job) if ending.unpaid else Amount(0)
-        if worth:  # counted at once: meanwhile other jobs wait for the slot that this one had
-            self._coordinator_credit.record_unpaid(job.link.endpoint, worth)
+    async def _settle(self, job: Job, result: JobResult) -> None:
+        """Signs and stores the receipt, then sends it with the last chunk."""
+        result = await self._confirmed(job, result)
+        admitted, unpaid = job.admitted, self._unpaid_work(job) if result.unpaid else Amount(0)
+        if unpaid:  # recorded at once, because other jobs wait for this job's slot
+            self._coordinator_credit.record_unpaid(job.link.endpoint, unpaid)
             self._stop_queued_jobs(job.link.endpoint)
-        last, usage, commitment = self._final_usage(job, ending.outcome) if job.request_opened else ((), NOTHING, ZERO_HASH)
-        receipt = await self._receipt_signer.sign_for_job(admitted, job.order_stored, usage, ending.outcome, commitment)
+        last, usage, commitment = self._final_usage(job, result.outcome) if job.request_opened else ((), NOTHING, ZERO_HASH)
+        receipt = await self._receipt_signer.sign_for_job(admitted, job.order_stored, usage, result.outcome, commitment)
         if receipt is None:
             self._tabs.drop(admitted.payer, admitted.max_cost)
-            broken = Unavailable(Code.PROVIDER_FAILED, "the node could not store its receipt", fault=Fault.PROVIDER)
-            self._fail(job.link, admitted.job, ending.error or broken)
+            fallback = Unavailable(Code.PROVIDER_FAILED, "the node could not store the receipt", fault=Fault.PROVIDER)
+            self._fail(job.link, admitted.job, result.error or fallback)
         elif last or job.has_output:
             job.delivery.post(*last)
             job.link.post(Kind.RECEIPT, admitted.job, dumps(receipt.to_json()))
         else:
-            broken = Unavailable(Code.PROVIDER_FAILED, ending.reason, fault=Fault.PROVIDER)
-            self._fail(job.link, admitted.job, ending.error or broken, receipt)
-        self._report(job, ending, receipt.message if receipt is not None else None, worth)
+            fallback = Unavailable(Code.PROVIDER_FAILED, result.reason, fault=Fault.PROVIDER)
+            self._fail(job.link, admitted.job, result.error or fallback, receipt)
+        self._report(job, result, receipt.message if receipt is not None else None, unpaid)
         if receipt is not None:
             self._coordinator_credit.record_earned(job.link.endpoint, receipt.message.cost)
-        if worth:
+        if unpaid:
             await self._coordinator_credit.save()
 
     def _stop_queued_jobs(self, endpoint: str) -> None:
-        """Jobs that wait for a slot do not get it any more, if their coordinator is served no more."""
+        """Stops jobs that wait for a slot if their coordinator is suspended."""
         if not self._coordinator_credit.serves(endpoint):
             for job in list(self._jobs.values()):
                 if job.link.endpoint == endpoint and not job.engine_asked:
                     job.stop(StopReason.COORDINATOR_SUSPENDED)
 
     def _final_usage(self, job: Job, outcome: Outcome) -> tuple[tuple[bytes, ...], Usage, Hash]:
-        """The chunks that close the response, its usage, and the commitment to all of it. A last chunk is for an answer that is
-        paid, or that is the engine's own no: a client may take any answer with a last chunk for a whole one.
+        """Returns the chunks that close the response, its usage, and the commitment to all chunks.
+
+        Only a paid response and the engine's own refusal get a last chunk: a client may take any response with a last chunk for
+        complete.
         """
         delivery, meter = job.delivery, job.delivery.meter
         last: tuple[bytes, ...] = ()
@@ -365,30 +383,33 @@ class JobRunner:
         free = outcome is Outcome.UPSTREAM_ERROR or (not job.has_output and not last)
         usage = NOTHING if free else meter.usage(cancelled=outcome is Outcome.CLIENT_CANCELLED)
         if meter.was_clamped:
-            log.warning("the engine's usage was clamped to what can be true", job=job.admitted.job.hex())
+            log.warning("the engine reported impossible usage; it was clamped", job=job.admitted.job.hex())
         return last, usage, meter.commitment
 
-    async def _confirmed(self, job: Job, ending: JobResult) -> JobResult:
-        """The ending, if it charges only where the coordinator has output of this attempt and still wants it: else it may be
-        giving the job to another, and two providers would charge for one job.
+    async def _confirmed(self, job: Job, result: JobResult) -> JobResult:
+        """Returns the result, uncharged if the coordinator has no output of this attempt or does not want it any more.
+
+        Otherwise the coordinator may be giving the job to another provider, and two providers would charge for it.
         """
-        if CHARGES[ending.outcome] is Charge.NOTHING:
-            return ending
-        cancelled = ending.outcome is Outcome.CLIENT_CANCELLED
+        if CHARGES[result.outcome] is Charge.NOTHING:
+            return result
+        cancelled = result.outcome is Outcome.CLIENT_CANCELLED
         if cancelled and job.delivery.meter.usage(cancelled=True) == NOTHING:
-            return ending
+            return result
         if not job.has_output:
             job.delivery.send_head()
         if await job.delivery.confirmed() and not job.coordinator_stopped:
-            return ending
+            return result
         reason = (
-            "the coordinator stopped the job at its end" if job.coordinator_stopped else "the coordinator never had the answer"
+            "the coordinator stopped the job after it had ended"
+            if job.coordinator_stopped
+            else "the coordinator did not confirm that it has output"
         )
-        log.warning("an answer is not charged", job=job.admitted.job.hex(), reason=reason)
-        return JobResult(Outcome.PROVIDER_ERROR, reason, ending.error, unpaid=True)
+        log.warning("response not charged", job=job.admitted.job.hex(), reason=reason)
+        return JobResult(Outcome.PROVIDER_ERROR, reason, result.error, unpaid=True)
 
     def _unpaid_work(self, job: Job) -> Amount:
-        """What the work that was done would have cost, in base units."""
+        """Returns what the work done so far would have cost, in base units."""
         if not job.request_opened:
             return Amount(0)
         usage = job.delivery.meter.work_done(*job.delivery.undelivered)
@@ -397,12 +418,12 @@ class JobRunner:
     def _fail(self, link: Link, job: JobId, error: TallyError, receipt: Verified[Receipt] | None = None) -> None:
         link.post(Kind.FAIL, job, Failure(error, receipt).dumps())
 
-    def _report(self, job: Job, ending: JobResult, receipt: Receipt | None, written_off: Amount) -> None:
+    def _report(self, job: Job, result: JobResult, receipt: Receipt | None, written_off: Amount) -> None:
         first, total = job.first_seconds, job.total_seconds
-        engine_busy = ending.error is not None and (ending.error.code, ending.error.fault) == (Code.NODE_BUSY, Fault.ENGINE)
+        engine_busy = result.error is not None and (result.error.code, result.error.fault) == (Code.NODE_BUSY, Fault.ENGINE)
         full = job.engine.assigned >= job.engine.slots
         if job.engine.slot_limiter.learn(time.monotonic(), busy=engine_busy, first_seconds=job.engine_seconds, full=full):
-            log.info("slots learned", engine=job.admitted.offer.engine, slots=job.engine.slots)
+            log.info("slot limit changed", engine=job.admitted.offer.engine, slots=job.engine.slots)
         if receipt is not None and first is not None and receipt.output_tokens:
             self._throughput.add(first=first, total=total, tokens=receipt.output_tokens)
         self._observer.job_ended(
@@ -410,14 +431,14 @@ class JobRunner:
                 job=job.admitted.job,
                 payer=job.admitted.payer,
                 model=job.admitted.offer.model,
-                outcome=ending.outcome if receipt is not None else None,
-                reason=ending.reason,
+                outcome=result.outcome if receipt is not None else None,
+                reason=result.reason,
                 cost=receipt.cost if receipt is not None else Amount(0),
                 input_tokens=receipt.input_tokens if receipt is not None else 0,
                 output_tokens=receipt.output_tokens if receipt is not None else 0,
                 first_seconds=first,
                 total_seconds=total,
-                engine_fault=ending.error is not None and ending.error.fault is Fault.ENGINE,
+                engine_fault=result.error is not None and result.error.fault is Fault.ENGINE,
                 endpoint=job.link.endpoint,
                 written_off=written_off,
             )

@@ -1,1 +1,1 @@
-"""The daemon: config, composition, metrics, status. May import every room of the node."""
+"""The daemon: configuration, composition, engine health, metrics, status. May import every package of the node."""

@@ -1,32 +1,33 @@
-"""The storefront: keeps what is offered in line with what the engines can do. An engine that stops answering has its asks
-withdrawn, one that returns has them put back, and asks are signed afresh long before they expire.
+"""The ask publisher: keeps the published asks in line with the engines' health and models.
+
+It withdraws the asks of an engine that stops responding, publishes them again when the engine returns, and signs asks anew long
+before they expire.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
 from node.domain.published_asks import Offer, PublishedAsks
 from node.domain.upstream_models import UpstreamModel
-from node.jobs.job import PooledEngine
-from tallystick.protocol.errors import Unavailable
+from node.jobs.pooled_engine import PooledEngine
+from node.service.engine_health import EngineHealth
 from tallystick.protocol.types import format_amount
 
 log = structlog.get_logger()
-MOST_PASSED = 3
-"""Rounds in a row in which an engine that stays down is passed over."""
 MakeOffers = Callable[[str, tuple[UpstreamModel, ...]], Awaitable[Sequence[Offer]]]
-"""What to sell of an engine: its name and the models that it says it has -> offers."""
+"""Makes the offers of an engine: its name and the models that it lists -> offers."""
 
 
 class AskPublisher:
-    """See the module's docstring. `changed` is called when the asks have changed; `suspicion` asks for a look now, since a job
-    failed; `seconds` is how often engines are looked at anyway, `failures` how many looks in a row must fail for one to be down.
+    """See the module's docstring.
+
+    `on_change` is called when the asks changed. `engine_suspected` requests a check now, because a job failed. `check_interval`:
+    seconds between checks; `max_failures`: consecutive failed checks after which an engine is down.
     """
 
     def __init__(
@@ -42,14 +43,13 @@ class AskPublisher:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._asks, self._engines, self._make_offers, self._on_change = asks, engines, make_offers, on_change
-        self._check_interval, self._max_failures, self._now = check_interval, max_failures, now
-        self._failed: Counter[str] = Counter()
-        self._rounds_to_skip: Counter[str] = Counter()
+        self._check_interval, self._now = check_interval, now
+        self._health = EngineHealth(engines, max_failures)
         self._offers_by_engine: dict[str, Sequence[Offer]] = {}
         self._engine_suspected = engine_suspected
 
     async def run(self) -> None:
-        """Looks at the engines until cancelled."""
+        """Checks the engines until cancelled."""
         while True:
             try:
                 async with asyncio.timeout(self._check_interval):
@@ -60,48 +60,22 @@ class AskPublisher:
             await self.check_engines()
 
     async def check_engines(self, *, first: bool = False) -> None:
-        """Looks at the engines once, and brings the asks in line. On the `first` look one failure is enough; an engine that stays
-        down is looked at less and less often.
-        """
-        due = [(name, pool) for name, pool in self._engines.items() if not self._skips_round(name)]
-        await asyncio.gather(*(self._check_engine(name, pool, first=first) for name, pool in due))
-        self._offers_by_engine = {name: sold for name, sold in self._offers_by_engine.items() if name in self._engines}
-        offers = [offer for name, sold in self._offers_by_engine.items() if self._engines[name].up for offer in sold]
+        """Checks the engines once and updates the asks; on the `first` check, one failure takes an engine down."""
+        models = await self._health.check(first=first)
+        await asyncio.gather(*(self._update_offers(name, listed) for name, listed in models.items()))
+        self._offers_by_engine = {name: offers for name, offers in self._offers_by_engine.items() if name in self._engines}
+        offers = [offer for name, offers in self._offers_by_engine.items() if self._engines[name].up for offer in offers]
         if self._asks.publish(offers, int(self._now())):
             log.info("asks changed", offers=[_describe(offer) for offer in self._asks.offers])
             if len(self._asks.offers) < len(offers):
-                text = "more or larger asks than a coordinator takes of one node; the first are offered"
+                text = "too many or too large asks for one node; only the first ones are offered"
                 log.warning(text, models=len(offers), offered=len(self._asks.offers))
             self._on_change()
 
-    def _skips_round(self, name: str) -> bool:
-        """Whether this round passes over an engine that is down."""
-        if not self._rounds_to_skip[name]:
-            return False
-        self._rounds_to_skip[name] -= 1
-        return True
-
-    async def _check_engine(self, name: str, pool: PooledEngine, *, first: bool) -> None:
-        try:
-            models = await pool.engine.models()
-        except Unavailable as error:
-            self._failed[name] += 1
-            if pool.up and (first or self._failed[name] >= self._max_failures):
-                pool.up = False
-                log.warning("engine down, its asks are withdrawn", engine=name, reason=str(error))
-            if not pool.up:
-                self._rounds_to_skip[name] = min(max(0, self._failed[name] - self._max_failures), MOST_PASSED)
-            return
-        self._failed[name] = 0
-        load = await pool.engine.load()
-        pool.has_queue = load is not None and load.has_queue
-        pool.update_load()
-        if not pool.up:
-            log.info("engine back", engine=name)
-        pool.up = True
+    async def _update_offers(self, name: str, models: tuple[UpstreamModel, ...]) -> None:
         offers = await self._make_offers(name, models)
         if not offers and (name not in self._offers_by_engine or self._offers_by_engine[name]):
-            log.warning("engine has no model to offer", engine=name)
+            log.warning("the engine lists no model that can be offered", engine=name)
         self._offers_by_engine[name] = offers
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -32,6 +31,7 @@ from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
 from node.service.metrics import NodeMetrics, count_gpus
 from node.service.resources import Resources, open_resources
+from node.service.status import health, status
 from node.service.status_socket import serve_status
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, TallyError
@@ -60,10 +60,10 @@ async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeC
             stack.enter_context(_on_hangup(lambda: node.reload(read_again)))
         if config.metrics_port is not None:
             port = await stack.enter_async_context(
-                serving(node.metrics.app(node.health), config.metrics_host, config.metrics_port)
+                serving(node.metrics.app(partial(health, node)), config.metrics_host, config.metrics_port)
             )
             log.info("metrics and health", host=config.metrics_host, port=port)
-        await stack.enter_async_context(serve_status(config.state, node.status))
+        await stack.enter_async_context(serve_status(config.state, partial(status, node)))
         await node.run()
 
 
@@ -139,11 +139,6 @@ def _metrics(config: NodeConfig, tabs: Tabs, suspicion: asyncio.Event) -> NodeMe
         gpu_hour_cost=config.gpu_hour_cost,
         credit_summary=lambda: tabs.credit_summary(int(time.time())),
     )
-
-
-def _watch(chain: EscrowView, tabs: Tabs, links: Sequence[NodeLink], most_bps: Callable[[], int]) -> ChainWatcher:
-    """What compares this node's record with the chain, and reads the fees of its coordinators."""
-    return ChainWatcher(chain, chain, tabs, connected=partial(_connected, links), max_fee_bps=most_bps)
 
 
 async def _state_recovery(
@@ -332,48 +327,6 @@ class Node:
         self.config = replace(new, **former)
         self.engine_suspected.set()
         log.info("config taken up", engines=sorted(self.engine_pool.engines))
-
-    def health(self) -> dict[str, Any]:
-        """What /healthz says. `ok`: it is connected, to a coordinator that it serves, and has something to offer."""
-        trust = self.tabs.credit_summary(int(time.time()))
-        sessions, capacity = [link.session for link in self.links], self.runner.capacity()
-        connected = [session.coordinator for session in sessions if session is not None]
-        served = any(self.coordinator_credit.serves(session.endpoint) for session in sessions if session)
-        troubles = (self.state_recovery.problem, *(link.problem for link in self.links), *self.coordinator_credit.problems())
-        return {
-            "ok": served and bool(self.asks.current) and not self.state_recovery.problem,
-            "coordinator": connected[0] if connected else None,
-            "coordinators": {link.url: link.session.coordinator if link.session else None for link in self.links},
-            "trouble": "; ".join(filter(None, troubles)),
-            "chain_reachable": self.chain.reachable,
-            "models": sorted({offer.model for offer in self.asks.offers}),
-            "engines": {name: "up" if pool.up else "down" for name, pool in self.engine_pool.engines.items()},
-            "slots": {name: {"taken": pool.assigned, "of": pool.slots} for name, pool in self.engine_pool.engines.items()},
-            "running": self.runner.running,
-            "free_slots": capacity.free,
-            "tokens_per_second": capacity.tokens_per_second,
-            "first_token_ms": capacity.first_token_ms,
-            "unsecured": str(int(self.tabs.unsecured)),
-            **{name: str(amount) for name, amount in trust.items()},
-            "fees_bps": {coordinator: self.chain_watcher.rates.get(coordinator) for coordinator in connected},
-            "max_fee_bps": self.config.admission.max_fee_bps,
-            "coordinator_credit": self.coordinator_credit.status(),
-            "alarms": self.metrics.alarms,
-        }
-
-    def status(self) -> dict[str, Any]:
-        """All that `tally node status` shows."""
-        asks = [
-            {
-                "model": offer.model,
-                "engine": offer.engine,
-                "inputPrice": str(offer.prices.input),
-                "outputPrice": str(offer.prices.output),
-                "contextTokens": offer.context_tokens,
-            }
-            for offer in self.asks.offers
-        ]
-        return self.health() | {"asks": asks} | self.metrics.since_start()
 
     async def _drain(self) -> None:
         await self.runner.drain(self.config.shutdown_grace)

@@ -1,5 +1,6 @@
-"""The engines of a node as its config names them: their connections and slots, what they say they are, what is sold of them.
-It can take up another config while the node works.
+"""The engine pool: connections and slots of the configured engines, their identification, and the offers made from them.
+
+The pool can be reconfigured while the node works.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from node.domain.upstream_models import UpstreamModel
 from node.engines.discover import DiscoveredEngine, discover, inspect_engine
 from node.engines.kinds import EngineKind
 from node.engines.openai_http import OpenAIEngine
-from node.jobs.job import PooledEngine
+from node.jobs.pooled_engine import PooledEngine
 from node.service.config import EngineConfig
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import UNKNOWN
@@ -24,7 +25,7 @@ log = structlog.get_logger()
 
 
 class EnginePool:
-    """See the module's docstring. `pools` is by label; who uses it sees engines come and go. `await close()` when done."""
+    """See the module's docstring. `engines` is by label and changes when the pool is reconfigured. Call `close` when done."""
 
     def __init__(self, engines: Sequence[EngineConfig], environment: Mapping[str, str]) -> None:
         self.engines: dict[str, PooledEngine] = {}
@@ -37,7 +38,9 @@ class EnginePool:
         self.reconfigure(engines)
 
     def reconfigure(self, engines: Sequence[EngineConfig]) -> None:
-        """Makes these the engines. Jobs under way end where they began. Raises BadMessage, and then nothing has changed."""
+        """Replaces the engines; jobs under way end on their former engine. Raises BadMessage if the config is wrong; nothing
+        changes then.
+        """
         wanted = {engine.label: engine for engine in engines}
         settings = {label: engine.settings(self._environment) for label, engine in wanted.items()}
         for label in self._configs.keys() - wanted.keys():
@@ -66,7 +69,7 @@ class EnginePool:
             await adapter.close()
 
     async def make_offers(self, name: str, models: tuple[UpstreamModel, ...]) -> Sequence[Offer]:
-        """What is sold of an engine now (storefront.MakeOffers): what the config names, or all that the engine lists."""
+        """Returns the offers of an engine (ask_publisher.MakeOffers): the configured models, or all that the engine lists."""
         engine = self._configs.get(name)
         if engine is None:
             return ()
@@ -74,8 +77,8 @@ class EnginePool:
             self._identified[name] = await self._identify(engine)
         found = self._identified[name]
         contexts = {model.name: model.context_tokens for model in models}
-        told = {model.name: model.context_tokens for model in found.models if model.context_tokens}
-        contexts |= {name: tokens for name, tokens in told.items() if name in contexts}
+        reported = {model.name: model.context_tokens for model in found.models if model.context_tokens}
+        contexts |= {name: tokens for name, tokens in reported.items() if name in contexts}
         listed = engine.models or tuple(engine.model_defaults(model.name) for model in models)
         missing = {model.name for model in listed if contexts and model.name not in contexts}
         if missing - self._missing:
@@ -85,7 +88,7 @@ class EnginePool:
         return [engine.offer(model, contexts.get(model.name), found.spec(model.name), when, load) for model in listed]
 
     async def _identify(self, engine: EngineConfig) -> DiscoveredEngine:
-        """What kind of engine it is, as far as it says."""
+        """Returns what the engine reports about itself."""
         try:
             return await inspect_engine(engine.url, engine.settings(self._environment).api_key)
         except Unavailable:
@@ -93,7 +96,9 @@ class EnginePool:
 
 
 async def discover_engines(environment: Mapping[str, str]) -> tuple[EngineConfig, ...]:
-    """What OPENAI_BASE_URL names, else what answers on the usual ports. Raises Unavailable where there is nothing."""
+    """Returns the engine that OPENAI_BASE_URL names, else the engines on the default ports. Raises Unavailable if there is
+    none.
+    """
     named = environment.get("OPENAI_BASE_URL", "").strip()
     if named:
         return (EngineConfig(url=named, api_key=environment.get("OPENAI_API_KEY") or None),)
@@ -103,7 +108,8 @@ async def discover_engines(environment: Mapping[str, str]) -> tuple[EngineConfig
     if not found:
         raise Unavailable(
             Code.ENGINE_UNAVAILABLE,
-            "no engine answers on the usual ports; start one, set OPENAI_BASE_URL, or name it in the config: [[engines]] url = …",
+            "no engine responds on the default ports; start one, set OPENAI_BASE_URL, or name one in the config: [[engines]] "
+            "url = …",
             fault=Fault.ENGINE,
         )
     return tuple(EngineConfig(url=finding.url) for finding in found)

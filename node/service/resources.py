@@ -1,4 +1,4 @@
-"""What the parts of a node stand on: its state, held alone, its store, the chain, its engines."""
+"""Resources of a node: its locked state folder, its store, its chain connection, its engines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tallystick.runtime.keystore import load_or_create_secret
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the parts stand on: who this node is, its store, its view of the chain and its way to settle there, its engines."""
+    """The opened resources: account and domain, store, chain view, direct settlement, engines, sealing key."""
 
     signer: Signer
     domain: Domain
@@ -36,8 +36,9 @@ class Resources:
 
 
 async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Resources:
-    """Opens them; what must be closed is left on the stack. Raises TallyError: another node on this state, no deployment, a state
-    of another key, no engine.
+    """Opens the resources; the stack closes them.
+
+    Raises TallyError: another node uses this state, no deployment file, a state of another key, no engine.
     """
     deployment = _deployment(config.deployment)
     _lock(config.state, stack)
@@ -59,11 +60,11 @@ def _deployment(path: Path) -> Deployment:
     try:
         return Deployment.load(path)
     except OSError as error:
-        raise BadMessage(f"deployment file {path}: {error.strerror}; `tally deploy` writes one") from None
+        raise BadMessage(f"deployment file {path}: {error.strerror}; `tally deploy` writes this file") from None
 
 
 def _lock(state: Path, stack: AsyncExitStack) -> None:
-    """One process a state: two would give the same receipt numbers twice, which costs the stake."""
+    """Locks the state: two processes would use the same receipt numbers, which costs the stake."""
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = stack.enter_context((state / "lock").open("w"))
     try:

@@ -1,6 +1,4 @@
-"""A window into a node that works: a socket in its state folder, for who may read that folder. Whoever connects gets one JSON
-object and the end of the connection.
-"""
+"""The status socket: a Unix socket in the state folder, readable by its owner. Each connection gets one JSON object."""
 
 from __future__ import annotations
 
@@ -17,34 +15,34 @@ from tallystick.protocol.wire import dumps, loads
 
 log = structlog.get_logger()
 NAME = "node.sock"
-SECONDS = 5.0
-_MAX_PATH = 100
+TIMEOUT_SECONDS = 5.0
+_MAX_PATH_BYTES = 100
 """Systems allow socket paths of a little more."""
 _MAX_BYTES = 1 << 20
 
 
-def _place(state: Path) -> Path:
+def _socket_path(state: Path) -> Path:
     return state.absolute() / NAME
 
 
 @contextlib.asynccontextmanager
-async def serve_status(state: Path, look: Callable[[], Mapping[str, Any]]) -> AsyncIterator[None]:
-    """Keeps the window open. Where the path is too long for a socket there is none, and the log says so."""
-    path = _place(state)
-    if len(str(path)) > _MAX_PATH:
-        log.warning("no window for `tally node status`: the path of `state` is too long", path=str(path))
+async def serve_status(state: Path, report: Callable[[], Mapping[str, Any]]) -> AsyncIterator[None]:
+    """Serves `report` on the socket. If the path is too long for a socket, there is none, and a warning is logged."""
+    path = _socket_path(state)
+    if len(str(path)) > _MAX_PATH_BYTES:
+        log.warning("no status socket for `tally node status`: the path of `state` is too long", path=str(path))
         yield
         return
-    path.unlink(missing_ok=True)  # of a former life; the state's lock is held
+    path.unlink(missing_ok=True)  # left by an earlier process; the state's lock is held
 
-    async def show(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def send_report(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(SECONDS):
-                writer.write(dumps(dict(look())))
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                writer.write(dumps(dict(report())))
                 await writer.drain()
         writer.close()
 
-    server = await asyncio.start_unix_server(show, path)
+    server = await asyncio.start_unix_server(send_report, path)
     path.chmod(0o600)
     try:
         yield
@@ -54,19 +52,19 @@ async def serve_status(state: Path, look: Callable[[], Mapping[str, Any]]) -> As
 
 
 async def read_status(state: Path) -> dict[str, Any]:
-    """What a node that works on this state says of itself. Raises Unavailable if none does."""
-    path = _place(state)
+    """Returns the status report of the node that runs on this state. Raises Unavailable if none runs."""
+    path = _socket_path(state)
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             reader, writer = await asyncio.open_unix_connection(str(path))
-            said = await reader.read(_MAX_BYTES)
+            body = await reader.read(_MAX_BYTES)
             while more := await reader.read(_MAX_BYTES):
-                said += more
+                body += more
             writer.close()
-        found = loads(said, "status")
+        report = loads(body, "status")
     except (OSError, TimeoutError, BadMessage):
-        text = f"no node works on {state} now; start one with: tally node run"
+        text = f"no node runs on {state}; start one with: tally node run"
         raise Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER) from None
-    if not isinstance(found, dict):
-        raise BadMessage("status: expected an object")
-    return found
+    if not isinstance(report, dict):
+        raise BadMessage(f"status: expected an object, got {type(report).__name__}")
+    return report

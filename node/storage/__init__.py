@@ -1,1 +1,1 @@
-"""The node's durable state in SQLite, its backup and its earnings. May import `domain` and `ports`."""
+"""The node's durable state in SQLite, its backup and its earnings reports. May import `domain` and `ports`."""

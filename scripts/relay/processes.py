@@ -19,8 +19,8 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
-from tallystick.cli.local.processes import Children, free_port
-from tallystick.cli.money.balance import fill_purse
+from tallystick.cli.local.processes import ProcessGroup, free_port
+from tallystick.cli.money.purse import fund_purse
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.types import Amount
 from tallystick.runtime.keystore import PASSWORD_FILE_ENV, create_keystore, write_private
@@ -102,8 +102,8 @@ async def market(
     }
     tables = {"node": f'[[engines]]\nurl = "{mock}/v1"\nslots = 256\n'}
     environment = {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
-    async with Children(folder, environment) as children:
-        await children.start("chain", "chain", "--port", str(ports["chain"]), ready=lambda: _answers(f"{urls['chain']}/health"))
+    async with ProcessGroup(folder, environment) as processes:
+        await processes.start("chain", "chain", "--port", str(ports["chain"]), ready=lambda: _answers(f"{urls['chain']}/health"))
         deployment = await _deploy(urls["chain"], folder, signers)
         pids: dict[str, int] = {}
         for name, path in (("coordinator", "/v1/health"), ("node", ""), ("gateway", "/health")):
@@ -113,7 +113,7 @@ async def market(
             command = ("gateway",) if name == "gateway" else (name, "run")
             wallet = str(folder / "keys" / f"{'payer' if name == 'gateway' else name}.json")
             check = f"{urls['coordinator']}/v1/asks?model={MODEL}" if name == "node" else urls[name] + path
-            child = await children.start(
+            child = await processes.start(
                 name,
                 *command,
                 "--config",
@@ -135,7 +135,7 @@ async def _deploy(chain: str, folder: Path, signers: Mapping[str, Signer]) -> De
         deployment.save(folder / "deployment.json")
         for name in ("coordinator", "payer"):
             await rich.send(signers[name].address, b"", value=10**18)
-        await fill_purse(Escrow(rpc, deployment), Sender(rpc, signers["payer"]), signers["payer"], PURSE, mint=True)
+        await fund_purse(Escrow(rpc, deployment), Sender(rpc, signers["payer"]), signers["payer"], PURSE, mint=True)
     finally:
         await rpc.close()
     return deployment

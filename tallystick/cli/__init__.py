@@ -1,1 +1,1 @@
-"""The `tally` command. Each sub-command imports only the room that it starts."""
+"""The `tally` command: sub-commands by subject, which read options and print results; the work is done by the other packages."""

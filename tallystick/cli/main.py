@@ -1,4 +1,4 @@
-"""`tally`: one command for clients, providers, operators and contract developers."""
+"""The `tally` command: assembles the sub-commands and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import typer
 
 from tallystick import __version__
 from tallystick.cli import daemons
-from tallystick.cli.chain import chain, contract, coordinator_fee
+from tallystick.cli.chain import chain, contract, coordinator_fee, deploy
 from tallystick.cli.chat import chat
 from tallystick.cli.jobs import jobs, models, receipts
 from tallystick.cli.local import demo, start
 from tallystick.cli.money import balance, funds, rotate, safe, spending, wallet
-from tallystick.cli.node import doctor, init, provider, status
-from tallystick.cli.output import fail
+from tallystick.cli.node import backup, doctor, earnings, init, status, why
+from tallystick.cli.output import exit_with_error
 from tallystick.protocol.errors import TallyError
 from tallystick.runtime.logs import configure_quiet
 
@@ -24,9 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Tallystick, an open market for inference. **First steps:** `tally start` brings you to a first paid answer; "
-    "`tally demo` shows the whole market on this machine; `tally gateway` gives your OpenAI SDK a base URL; "
-    "`tally node run` sells what your engine can do.",
+    help="Tallystick, a decentralised marketplace for inference jobs. **First steps:** `tally start` sets up everything for a "
+    "first paid answer; `tally demo` runs a whole market on this machine; `tally gateway` serves an OpenAI-compatible API; "
+    "`tally node run` sells the capacity of your engine.",
 )
 app.command("start")(start.start)
 app.command("demo")(demo.demo)
@@ -39,11 +39,11 @@ daemons.coordinator.command("fee")(coordinator_fee.fee)
 daemons.node.command("init")(init.init)
 daemons.node.command("doctor")(doctor.doctor)
 daemons.node.command("status")(status.status)
-daemons.node.command("why")(provider.why)
-daemons.node.command("earnings")(provider.earnings)
-daemons.node.command("collect")(provider.collect)
-daemons.node.command("backup")(provider.backup)
-daemons.node.command("restore")(provider.restore)
+daemons.node.command("why")(why.why)
+daemons.node.command("earnings")(earnings.earnings)
+daemons.node.command("collect")(earnings.collect)
+daemons.node.command("backup")(backup.backup)
+daemons.node.command("restore")(backup.restore)
 app.add_typer(daemons.node, name="node")
 app.add_typer(daemons.coordinator, name="coordinator")
 app.add_typer(jobs.job, name="job")
@@ -56,25 +56,27 @@ app.command("balance")(balance.balance)
 for command in (funds.thaw, funds.withdraw, funds.reserve, funds.release, funds.cash_out, funds.stake, funds.unstake):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(chain.app, name="chain")
-app.command("deploy")(chain.deploy)
+app.command("deploy")(deploy.deploy)
 app.add_typer(contract.app, name="contract")
 
 
-def _version(show: bool) -> None:
-    if show:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
 
 @app.callback()
-def root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version.")) -> None:
-    """See the help above."""
+def root(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    """See the help of the application."""
 
 
 def main() -> None:
-    """The console script: errors of ours become one clear line (or JSON with --json) and exit code 1."""
+    """The console script: a TallyError becomes one message (JSON with --json) and exit code 1."""
     configure_quiet()
     try:
         app()
     except TallyError as error:
-        fail(error, as_json="--json" in sys.argv)
+        exit_with_error(error, as_json="--json" in sys.argv)

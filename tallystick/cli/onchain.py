@@ -1,46 +1,62 @@
-"""What the commands that talk to the contracts share: reaching the escrow, naming accounts and lengths of time."""
+"""Shared by the commands that use the contracts: opening the escrow, resolving accounts, parsing lengths of time."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tallystick.cli.options import deployment_path
+from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.types import Address, parse_address
 from tallystick.runtime.keystore import keystore_address, keystore_path
 
 if TYPE_CHECKING:
+    from tallystick.chain.endpoint import Rpc
     from tallystick.chain.escrow import Escrow
 
 LOCAL_RPC = "http://127.0.0.1:8545"
-LONGEST_WAIT = 3_650 * 86_400
-_WAIT = re.compile(r"([0-9]{1,10})([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+LOCAL_CHAIN_ID = 31_337
+MAX_DURATION_SECONDS = 3_650 * 86_400
+_DURATION = re.compile(r"([0-9]{1,10})([smhd])")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 @contextlib.asynccontextmanager
 async def open_escrow(deployment: Path | None, rpc: str | None) -> AsyncIterator[Escrow]:
-    """The escrow of a deployment file, once it is sure that it is there. Raises BadMessage, Unavailable and its kinds."""
+    """Yields the escrow of a deployment file after it checked that the contract is there. Raises BadMessage, Refusal,
+    Unavailable.
+    """
     from tallystick.chain.deployment import Deployment
     from tallystick.chain.endpoint import Rpc
     from tallystick.chain.escrow import Escrow
 
-    known = Deployment.load(deployment_path(deployment))
-    endpoint = Rpc(rpc or known.rpc)
+    loaded = Deployment.load(deployment_path(deployment))
+    endpoint = Rpc(rpc or loaded.rpc)
     try:
-        escrow = Escrow(endpoint, known)
+        escrow = Escrow(endpoint, loaded)
         await escrow.check()
         yield escrow
     finally:
         await endpoint.close()
 
 
-async def require_coins(escrow: Escrow, account: Address) -> None:
-    """Raises Refusal where an account has nothing to pay for gas."""
+async def with_rpc(url: str, act: Callable[[Rpc], Awaitable[None]]) -> None:
+    """Runs `act` with a chain's endpoint, which is closed afterwards."""
+    from tallystick.chain.endpoint import Rpc
+
+    endpoint = Rpc(url)
+    try:
+        await act(endpoint)
+    finally:
+        await endpoint.close()
+
+
+async def require_gas(escrow: Escrow, account: Address) -> None:
+    """Raises Refusal if an account has no coins of the chain to pay for gas."""
     if await escrow.rpc.balance(account) == 0:
         raise Refusal(
             Code.INSUFFICIENT_FUNDS,
@@ -48,23 +64,34 @@ async def require_coins(escrow: Escrow, account: Address) -> None:
         )
 
 
-def account_of(text: str, field: str) -> Address:
-    """An account by its address, or by the name of a wallet of the home folder. Raises BadMessage."""
+def parse_account(text: str, field: str) -> Address:
+    """The address that `text` is, or that the wallet of this name in the home folder has. Raises BadMessage."""
     if text.startswith(("0x", "0X")):
         return parse_address(text, field)
     path = keystore_path(text)
     if not path.exists():
         raise BadMessage(
-            f"{field}: there is no wallet {text[:100]!r} in the home folder; make one with `tally wallet new`, or give an "
-            "address (0x…); `tally start` does all that a first answer needs"
+            f"{field}: no wallet {text[:100]!r} in the home folder (tally wallet list). Make one with `tally wallet new`, give "
+            "an "
+            "address (0x…), or let `tally start` set everything up"
         )
     return parse_address(keystore_address(path), field)
 
 
-def parse_wait(text: str, field: str = "time") -> int:
-    """Seconds from a length of time such as 30s, 5m, 2h or 1d. Raises BadMessage."""
-    match = _WAIT.fullmatch(text.strip().lower())
-    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
-    if not 0 < seconds <= LONGEST_WAIT:
+def dev_account(number: int) -> Signer:
+    """One of the funded accounts of a local chain. Raises BadMessage."""
+    from tallystick.chain.devnet import dev_accounts
+
+    accounts = dev_accounts()
+    if not 0 <= number < len(accounts):
+        raise BadMessage(f"--dev-account: expected 0 to {len(accounts) - 1}, got {number}")
+    return accounts[number]
+
+
+def parse_duration(text: str, field: str) -> int:
+    """Seconds, from a length of time such as 30s, 5m, 2h or 1d. Raises BadMessage."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    seconds = int(match[1]) * _UNIT_SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= MAX_DURATION_SECONDS:
         raise BadMessage(f"{field}: expected a length of time such as 30s, 5m, 2h or 1d, at most 3650d, got {text[:40]!r}")
     return seconds

@@ -1,4 +1,4 @@
-"""How the command speaks: tables and progress for people (progress on stderr), JSON for scripts (on stdout)."""
+"""Terminal output: tables and progress lines for people (progress goes to stderr), JSON for programs (on stdout)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -14,59 +14,77 @@ from rich.markup import escape
 from rich.table import Table
 
 from tallystick.protocol.errors import TallyError
+from tallystick.protocol.types import Amount, format_amount
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-PIPED_COLUMNS = 250
-"""A table that no terminal shows need not be narrow."""
-MANY_COLUMNS = 6
+_UNDERSCORE = re.compile(r"_([a-z])")
+PIPE_WIDTH = 250
+"""Columns of a table that goes to a file or a pipe."""
+WIDE_TABLE_COLUMNS = 6
+"""A table of at least this many columns is shown row by row if it is wider than the terminal."""
 
 
 def _width() -> int | None:
-    """None: what the terminal has."""
-    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_COLUMNS
+    """Output width in columns; None means the terminal's own."""
+    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
 
 
 out = Console(width=_width())
 err = Console(stderr=True)
 
 
-def harmless(text: str) -> str:
-    """Without control characters: what strangers say must not steer the terminal."""
+def strip_control(text: str) -> str:
+    """Removes control characters: text of other parties must not steer the terminal."""
     return _CONTROL.sub("", text)
 
 
-def _shown(value: object) -> str:
-    return escape(harmless(str(value)))
+def dollars(units: int) -> str:
+    """An amount for a sentence, from base units: "2.5 dollars"."""
+    return f"{format_amount(Amount(units))} dollars"
+
+
+def _cell(value: object) -> str:
+    return escape(strip_control(str(value)))
 
 
 def show_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Prints one JSON document on stdout."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def show_facts(facts: Iterable[tuple[str, object]], title: str | None = None) -> None:
-    """A two-column table of names and values."""
-    _print_facts([(_shown(name), _shown(value)) for name, value in facts], title)
+def json_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields for JSON output: names in camelCase, amounts as decimal strings of base units, as everywhere on the wire."""
+    return {
+        _UNDERSCORE.sub(lambda match: match[1].upper(), name): str(int(value)) if isinstance(value, Amount) else value
+        for name, value in fields.items()
+    }
 
 
-def _print_facts(facts: Iterable[tuple[str, str]], title: str | None) -> None:
+def show_fields(fields: Iterable[tuple[str, object]], title: str | None = None) -> None:
+    """Prints a two-column table of names and values."""
+    _print_fields([(_cell(name), _cell(value)) for name, value in fields], title)
+
+
+def _print_fields(fields: Iterable[tuple[str, str]], title: str | None) -> None:
     table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in facts:
+    for name, value in fields:
         table.add_row(name, value)
     out.print(table)
 
 
-def show_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, *, keyed: bool = False) -> None:
-    """A table. Where it is keyed, the first column is one to copy from and is never folded. One of many columns that does not fit
-    is shown row by row.
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, *, keyed: bool = False
+) -> None:
+    """Prints a table. If it is `keyed`, the first column holds identifiers to copy and is never folded. A wide table that does
+    not fit the terminal is printed row by row.
     """
-    cells = [[_shown(value) for value in row] for row in rows]
-    widest = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    if len(columns) >= MANY_COLUMNS and sum(widest) + 3 * len(columns) + 1 > out.width:
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    if len(columns) >= WIDE_TABLE_COLUMNS and sum(widths) + 3 * len(columns) + 1 > out.width:
         for number, row in enumerate(cells):
-            _print_facts(zip(columns, row, strict=True), title if number == 0 else None)
+            _print_fields(zip(columns, row, strict=True), title if number == 0 else None)
         return
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
@@ -77,16 +95,21 @@ def show_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], title: s
 
 
 def step(text: str) -> None:
-    """A line of progress."""
-    err.print(f"[green]✓[/] {_shown(text)}", highlight=False, soft_wrap=True)
+    """Prints a line of progress on stderr."""
+    err.print(f"[green]✓[/] {_cell(text)}", highlight=False, soft_wrap=True)
 
 
-def fail(error: TallyError, *, as_json: bool = False) -> NoReturn:
-    """Says what went wrong, whose fault it is, and ends the process."""
+def note(text: str) -> None:
+    """Prints a remark on stderr, without a check mark."""
+    err.print(_cell(text), highlight=False, soft_wrap=True)
+
+
+def exit_with_error(error: TallyError, *, as_json: bool = False) -> NoReturn:
+    """Prints an error with its code and whose fault it is, then ends the process with exit code 1."""
     if as_json:
         show_json(error.as_json())
     else:
-        err.print(f"[red]error:[/] {_shown(error)}", highlight=False, soft_wrap=True)
-        hint = "trying again may help" if error.retry else f"code {error.code.value}"
-        err.print(f"[dim]({hint}; at fault: {error.fault.value})[/]", highlight=False)
+        err.print(f"[red]error:[/] {_cell(error)}", highlight=False, soft_wrap=True)
+        retry = "; a retry may succeed" if error.retry else ""
+        err.print(f"[dim](code {error.code.value}, at fault: {error.fault.value}{retry})[/]", highlight=False)
     sys.exit(1)

@@ -1,7 +1,7 @@
-"""Who calls a coordinator's HTTP API: a signed `Access` message in the Authorization header, accepted for a few minutes. Pure.
+"""Authentication at a coordinator's HTTP API: a signed `Access` message in the Authorization header. Pure.
 
 The header is `Authorization: Tally TOKEN`, where TOKEN is the signed message's JSON in base64url without padding. A token names
-one coordinator, so that a coordinator which receives it cannot use it at another one.
+one coordinator, which cannot use it at another. It is accepted for a few minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tallystick.protocol.wire import dumps, loads
 
 SCHEME = "Tally"
 ACCESS_SECONDS = 300
-"""How far `issued_at` may lie from the coordinator's clock, either way."""
+"""The most seconds between `issued_at` and the coordinator's clock, in either direction."""
 MAX_TOKEN = 2_048
 
 
@@ -27,12 +27,14 @@ def dump_access(signed: Signed[Access] | Verified[Access]) -> str:
 
 
 def load_access(header: str | None, domain: Domain, coordinator: Address, now: float) -> Address:
-    """The account whose key signed the header's token. Raises Refusal (unauthenticated) where no token counts here and now, and
-    BadMessage or BadSignature for a token that is malformed or forged.
+    """The account that signed the header's token. `now` is in Unix seconds.
+
+    Raises Refusal (unauthenticated) without a token, or for one of another coordinator or another time. Raises BadMessage for a
+    malformed token and BadSignature for a forged one.
     """
     scheme, _, token = (header or "").partition(" ")
     if scheme != SCHEME or not token:
-        raise Refusal(Code.UNAUTHENTICATED, f"this needs a signed access token: Authorization: {SCHEME} TOKEN")
+        raise Refusal(Code.UNAUTHENTICATED, f"expected a signed access token: Authorization: {SCHEME} TOKEN")
     if len(token) > MAX_TOKEN:
         raise BadMessage(f"access: expected a token of at most {MAX_TOKEN} characters")
     try:
@@ -41,8 +43,8 @@ def load_access(header: str | None, domain: Domain, coordinator: Address, now: f
         raise BadMessage("access: expected base64url") from None
     access = read_signed(Access, loads(raw, "access"), "access").verify(domain).message
     if access.coordinator != coordinator:
-        raise Refusal(Code.UNAUTHENTICATED, f"access.coordinator: {access.coordinator}, but this is {coordinator}")
+        raise Refusal(Code.UNAUTHENTICATED, f"access.coordinator: expected {coordinator}, got {access.coordinator}")
     if abs(access.issued_at - now) > ACCESS_SECONDS:
-        text = f"access.issuedAt: more than {ACCESS_SECONDS} s from this coordinator's clock; is the caller's clock right?"
+        text = f"access.issuedAt: expected at most {ACCESS_SECONDS} s from this coordinator's clock; check the caller's clock"
         raise Refusal(Code.UNAUTHENTICATED, text)
     return access.account

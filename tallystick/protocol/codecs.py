@@ -1,4 +1,4 @@
-"""EIP-712's types, one by one: how each is named, hashed, written to JSON and read from it. Pure."""
+"""Codecs of EIP-712's field types: name, hash encoding, and the JSON form of each. Pure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ U96 = Annotated[Amount, Uint(96)]
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How one type is named, hashed (`encode`: value -> 32 bytes), written to JSON and read from it."""
+    """One field type: its name, its EIP-712 encoding to 32 bytes, and its JSON writer and reader."""
 
     name: str
     encode: Callable[[Any], bytes]
@@ -50,12 +50,12 @@ class Codec:
 
 
 def uint(bits: int, of: type) -> Codec:
-    """uintN, in Python an int or a type of it."""
+    """The codec of uintN. Values are instances of `of`, which is int or a subclass."""
     limit = 1 << bits
 
     def encode(value: int) -> bytes:
         if not 0 <= value < limit:
-            raise BadMessage(f"{value} does not fit uint{bits}")
+            raise BadMessage(f"expected a uint{bits}, got {value}")
         return int.to_bytes(value, 32, "big")
 
     def from_json(raw: object, field: str) -> int:
@@ -69,7 +69,7 @@ def uint(bits: int, of: type) -> Codec:
 
 
 def read_hex(field: str, raw: object, size: int | None) -> bytes:
-    """Bytes from 0x and hex digits, of this size if one is given. Raises BadMessage."""
+    """Reads bytes as 0x and hex digits; exactly `size` bytes if it is given. Raises BadMessage."""
     value = b""
     if isinstance(raw, str) and raw[:2] == "0x" and len(raw) <= 2 + 2 * MAX_BYTES:
         with contextlib.suppress(ValueError):
@@ -118,11 +118,11 @@ SCALARS: dict[object, Codec] = {
     str: Codec("string", lambda v: keccak(_utf8(v)), str, _string),
     bool: Codec("bool", lambda v: int(v).to_bytes(32, "big"), bool, _boolean),
 }
-"""The types that stand for themselves."""
+"""The codecs of scalar types, by Python type."""
 
 
 def array(item: Codec) -> Codec:
-    """T[], in Python a tuple."""
+    """The codec of T[]. Values are tuples."""
 
     def from_json(raw: object, field: str) -> tuple[Any, ...]:
         if not isinstance(raw, list) or len(raw) > MAX_ITEMS:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.requirements import NOTHING, Requirements
+from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.routes import check_route, serves
 from tallystick.protocol.types import Address, parse_address
 from tallystick.protocol.wire import MAX_CANDIDATES
@@ -79,7 +79,7 @@ class Demand:
     exclude: frozenset[Address] = frozenset()
     route: str | None = None
     """A route that not every ask serves, such as /v1/rerank."""
-    require: Requirements = NOTHING
+    require: Requirements = NO_REQUIREMENTS
     min_reputation: int = 0
     """Percent of the score that the coordinator keeps for a provider."""
     min_stake: int = 0
@@ -124,7 +124,7 @@ class Demand:
         """Returns the first reason why this ask does not meet the demand, or None if it does."""
         return (
             self._first(_CHOSEN, ask, facts)
-            or (_REQUIRED.get(self.require.lacks(ask) or "") if self.require is not NOTHING else None)
+            or (_REQUIRED.get(self.require.first_unmet(ask) or "") if self.require is not NO_REQUIREMENTS else None)
             or self._first(_OFFERED, ask, facts)
         )
 

@@ -1,11 +1,11 @@
-"""EIP-712 typed data, derived once from a message class: type string, digest, wire JSON, signing and verifying.
+"""EIP-712 typed data: message classes, their digests and wire JSON, signing and verifying.
 
-A message class lists its fields; everything else follows from them (https://eips.ethereum.org/EIPS/eip-712). Python names
-are snake_case, the typed data and the wire JSON use the same names in camelCase. Integers of more than 32 bits travel as
-decimal strings, since JSON numbers lose digits past 2**53.
+A message class lists its fields; type string, digest and JSON form are derived from them (https://eips.ethereum.org/EIPS/eip-712).
+Python names are snake_case; typed data and wire JSON use the same names in camelCase. Integers of more than 32 bits are decimal
+strings on the wire, because JSON numbers lose digits beyond 2**53.
 
-Fast path: the type hash is precomputed for each class and the domain separator for each domain; a digest is one join and
-two or three Keccak calls in C, a recovery one call of libsecp256k1.
+For speed, the type hash is computed once per class and the domain separator once per domain. A digest takes one join and two
+or three Keccak calls in C; a signature recovery takes one call of libsecp256k1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 
 
 def checksum(address: str) -> str:
-    """An address in EIP-55 mixed case, for people. Programs use the lower-case form."""
+    """An address in EIP-55 mixed case, for display. Programs use the lower-case form."""
     digits = address[2:].lower()
     hashed = keccak(digits.encode()).hex()
     return "0x" + "".join(c.upper() if int(h, 16) >= 8 else c for c, h in zip(digits, hashed, strict=False))
@@ -55,7 +55,7 @@ def _camel(name: str) -> str:
 
 
 class Schema:
-    """What EIP-712 needs to know of a message class, computed once when the class is made."""
+    """The EIP-712 description of a message class, computed once when the class is defined."""
 
     def __init__(self, cls: type[Message]) -> None:
         hints = get_type_hints(cls, include_extras=True)
@@ -73,16 +73,16 @@ class Schema:
         self.type_hash = keccak(self.type_string.encode())
 
     def _nested(self, hints: Mapping[str, Any]) -> dict[str, Schema]:
-        found: dict[str, Schema] = {}
+        nested: dict[str, Schema] = {}
         for name in self.fields:
             hint = hints[name]
             inner = get_args(hint)[0] if get_origin(hint) is tuple else hint
             if isinstance(inner, type) and issubclass(inner, Message):
-                found |= {inner.SCHEMA.name: inner.SCHEMA} | inner.SCHEMA.nested
-        return found
+                nested |= {inner.SCHEMA.name: inner.SCHEMA} | inner.SCHEMA.nested
+        return nested
 
     def own_string(self) -> str:
-        """The type string without those of nested structs."""
+        """The type string without nested structs."""
         members = ",".join(f"{codec.name} {name}" for codec, name in zip(self.codecs, self.wire_names, strict=True))
         return f"{self.name}({members})"
 
@@ -96,22 +96,22 @@ class Schema:
 
 
 class Message:
-    """Base of every message that is hashed or signed. Subclasses are made with `@message`."""
+    """The base of all messages that are hashed or signed. `@message` defines a subclass."""
 
     __slots__ = ()
     SCHEMA: ClassVar[Schema]
     SIGNER: ClassVar[str | None]
-    """The field that names the account whose signature makes this message binding; None for a part of other messages."""
+    """The field that names the signing account; None for a struct that is only a part of other messages."""
 
     def struct_hash(self) -> Hash:
-        """EIP-712 hashStruct. Raises BadMessage where a value does not fit its type."""
+        """EIP-712 hashStruct. Raises BadMessage if a value does not fit its type."""
         schema = self.SCHEMA
         parts = [schema.type_hash]
         parts += [encode(value) for encode, value in zip(schema.encoders, schema.read(self), strict=True)]  # type: ignore[misc]
         return keccak(b"".join(parts))
 
     def digest(self, domain: Domain) -> Hash:
-        """What is signed: keccak(0x1901 || domain separator || struct hash)."""
+        """The digest that is signed: keccak(0x1901 || domain separator || struct hash)."""
         return keccak(domain.prefix + self.struct_hash())
 
     def to_json(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Message:
 
     @classmethod
     def from_json(cls, raw: object, field: str = "") -> Self:
-        """Reads the wire form, strictly: no missing, unknown or ill-typed member. Raises BadMessage that names the member."""
+        """Reads the wire form. Raises BadMessage that names a missing, unknown or ill-typed member."""
         schema = cls.SCHEMA
         where = field or schema.name.lower()
         if not isinstance(raw, dict):
@@ -141,20 +141,23 @@ M = TypeVar("M", bound=Message, covariant=True)
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def message(*, signer: str | None = None) -> Callable[[T], T]:
-    """Makes a frozen, keyword-only dataclass of the class and derives its EIP-712 schema."""
+    """A class decorator: makes a frozen, keyword-only dataclass and derives its EIP-712 schema.
 
-    def make(cls: T) -> T:
-        made = dataclass(frozen=True, slots=True, kw_only=True)(cls)
-        made.SIGNER = signer
-        made.SCHEMA = Schema(made)
-        return made  # type: ignore[return-value]  # slots=True makes a new class of the same shape
+    `signer` is the field that names the signing account.
+    """
 
-    return make
+    def decorate(cls: T) -> T:
+        decorated = dataclass(frozen=True, slots=True, kw_only=True)(cls)
+        decorated.SIGNER = signer
+        decorated.SCHEMA = Schema(decorated)
+        return decorated  # type: ignore[return-value]  # slots=True makes a new class of the same shape
+
+    return decorate
 
 
 @dataclass(frozen=True)
 class Domain:
-    """The EIP-712 domain: every signature binds one chain and one contract."""
+    """The EIP-712 domain, which binds each signature to one chain and one contract."""
 
     chain_id: int
     contract: Address
@@ -176,7 +179,7 @@ class Domain:
 
     @cached_property
     def prefix(self) -> bytes:
-        """The first 34 bytes of what a digest hashes."""
+        """The first 34 bytes that a digest hashes: 0x1901 and the separator."""
         return b"\x19\x01" + self.separator
 
     def to_json(self) -> dict[str, Any]:
@@ -185,7 +188,7 @@ class Domain:
 
 
 def typed_data(message: Message, domain: Domain) -> dict[str, Any]:
-    """The full EIP-712 document of a message, as any wallet library takes it (eth_signTypedData_v4)."""
+    """The full EIP-712 document of a message, as wallet libraries expect it (eth_signTypedData_v4)."""
     domain_type = re.findall(r"(\w+) (\w+)", Domain.TYPE)
     return {
         "types": {"EIP712Domain": [{"name": n, "type": t} for t, n in domain_type]} | message.SCHEMA.types(),
@@ -197,20 +200,23 @@ def typed_data(message: Message, domain: Domain) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Signed(Generic[M]):
-    """A message and a signature, as received: nothing about it is known yet. `verify` makes it trustworthy."""
+    """A message and a signature that was not checked yet. `verify` checks it."""
 
     message: M
     signature: bytes
 
     def verify(self, domain: Domain) -> Verified[M]:
-        """Checks that the account named by the message's signer field signed it. Raises BadSignature or BadMessage."""
+        """Checks that the account in the message's signer field signed it. Raises BadSignature, BadMessage."""
         digest = self.message.digest(domain)
         name = self.message.SIGNER
         if name is None:
-            raise TypeError(f"{self.message.SCHEMA.name} is never signed by itself")
+            raise TypeError(f"{self.message.SCHEMA.name} is only part of other messages and is not signed alone")
         signer = recover(digest, self.signature)
         if signer != getattr(self.message, name):
-            raise BadSignature(f"{self.message.SCHEMA.name.lower()}: signed by {signer}, not by its {name}")
+            expected = getattr(self.message, name)
+            raise BadSignature(
+                f"{self.message.SCHEMA.name.lower()}: expected a signature of {expected}, its {name}, got one of {signer}"
+            )
         return Verified(self.message, self.signature, digest)
 
     def to_json(self) -> dict[str, Any]:
@@ -218,7 +224,7 @@ class Signed(Generic[M]):
         return {"message": self.message.to_json(), "signature": "0x" + self.signature.hex()}
 
     def dumps(self) -> str:
-        """The wire form as compact JSON text, for stores."""
+        """The wire form as compact JSON text, for databases."""
         return orjson.dumps(self.to_json()).decode()
 
 
@@ -234,7 +240,7 @@ def read_signed(cls: type[S], raw: object, field: str = "") -> Signed[S]:
 
 
 def loads_signed(cls: type[S], text: str | bytes) -> Signed[S]:
-    """Reads what `Signed.dumps` wrote. Raises BadMessage."""
+    """Reads the text that `Signed.dumps` wrote. Raises BadMessage."""
     try:
         return read_signed(cls, orjson.loads(text))
     except orjson.JSONDecodeError as error:
@@ -243,7 +249,7 @@ def loads_signed(cls: type[S], text: str | bytes) -> Signed[S]:
 
 @dataclass(frozen=True, slots=True)
 class Verified(Signed[M]):
-    """A signed message whose signature was checked; made by `Signed.verify` and by `Signer.sign` only."""
+    """A signed message with a checked signature. Only `Signed.verify` and `Signer.sign` return it."""
 
     digest: Hash
 
@@ -253,25 +259,25 @@ class Signer:
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != 32:
-            raise ValueError("a secret key has 32 bytes")
+            raise ValueError(f"expected a secret key of 32 bytes, got {len(secret)}")
         self._key = coincurve.PrivateKey(secret)
         self.address = _address(self._key.public_key)
 
     def sign(self, message: S, domain: Domain) -> Verified[S]:
-        """Signs a message that names this key in its signer field."""
+        """Signs a message that names this key in its signer field. Raises ValueError for any other message."""
         if message.SIGNER is None or getattr(message, message.SIGNER) != self.address:
-            raise ValueError(f"{message.SCHEMA.name} is not this key's to sign")
+            raise ValueError(f"{message.SCHEMA.name.lower()}: its signer field does not name this key, {self.address}")
         digest = message.digest(domain)
         return Verified(message, self.sign_digest(digest), digest)
 
     def sign_digest(self, digest: Hash) -> bytes:
-        """A 65-byte signature r || s || v with v 27 or 28."""
+        """The 65-byte signature r || s || v of a digest, with v 27 or 28."""
         raw = self._key.sign_recoverable(digest, hasher=None)
         return raw[:64] + bytes((raw[64] + 27,))
 
     @property
     def secret(self) -> bytes:
-        """The raw key, for keystores and transaction signing. Never print it."""
+        """The raw key, for keystores and transaction signing. Never log or print it."""
         return self._key.secret
 
     def __repr__(self) -> str:
@@ -279,11 +285,11 @@ class Signer:
 
 
 def recover(digest: Hash, signature: bytes) -> Address:
-    """The account that made a signature. Raises BadSignature for malformed, malleable (high s) or unrecoverable ones."""
+    """The account that made a signature. Raises BadSignature for a malformed, malleable (high s) or unrecoverable one."""
     if len(signature) != 65 or signature[64] not in (27, 28):
         raise BadSignature("signature: expected 65 bytes r, s, v with v 27 or 28")
     if int.from_bytes(signature[32:64], "big") > _HALF_ORDER:
-        raise BadSignature("signature: s is in the upper half of the order (malleable)")
+        raise BadSignature("signature: expected s in the lower half of the curve order (EIP-2), got the malleable upper half")
     try:
         public = coincurve.PublicKey.from_signature_and_message(
             signature[:64] + bytes((signature[64] - 27,)), digest, hasher=None

@@ -1,15 +1,15 @@
-"""The error tree. Each class says whose fault it is and whether trying again can help.
+"""The error classes of the project. Each error names the party at fault and says whether a retry can help.
 
     TallyError
     |- PeerError      the other side broke a rule: keep the evidence, never retry
-    |  |- BadMessage      it does not parse
-    |  |- BadSignature    it is not signed by who it says
-    |  |- BadReceipt      a receipt that does not match the order, the prices or the transcript
-    |  `- BadSeal         ciphertext that does not open, or chunks out of order, missing or altered
-    |- Refusal        a lawful no, final for this order, with its reason
-    `- Unavailable    nobody's fault that matters: try again
+    |  |- BadMessage      a message does not parse
+    |  |- BadSignature    a message is not signed by the account that it names
+    |  |- BadReceipt      a receipt contradicts the order, the prices or the transcript
+    |  `- BadSeal         ciphertext does not open, or chunks are out of order, missing or altered
+    |- Refusal        the request is valid and refused; the code is the reason, and a retry does not help
+    `- Unavailable    the request may succeed later
 
-Bugs are not in the tree: they crash, and the supervisor restarts.
+Bugs are not in this tree: they crash the process, and its supervisor restarts it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ E = TypeVar("E", bound=Enum)
 
 
 class Fault(str, Enum):
-    """Whose fault an error is."""
+    """The party at fault."""
 
     CLIENT = "client"
     PROVIDER = "provider"
@@ -31,7 +31,7 @@ class Fault(str, Enum):
 
 
 class Code(str, Enum):
-    """What went wrong; stable strings that programs may match on."""
+    """The kind of an error. The values are stable strings that programs may match on."""
 
     BAD_MESSAGE = "bad_message"
     BAD_SIGNATURE = "bad_signature"
@@ -72,7 +72,7 @@ class Code(str, Enum):
 
 
 class Public(NamedTuple):
-    """How a code is shown over HTTP: status, and the `type` of OpenAI's error shape."""
+    """The HTTP form of a code: the status, and the `type` of OpenAI's error object."""
 
     status: int
     type: str
@@ -118,11 +118,11 @@ PUBLIC: dict[Code, Public] = {
     Code.RATE_LIMITED: Public(429, "rate_limit_error"),
     Code.CANCELLED: Public(499, _SERVER),
 }
-"""One row a code; a test proves that every code has one."""
+"""One row per code; a test proves that none is missing."""
 
 
 class TallyError(Exception):
-    """The root. `code` says what, `fault` whose, `retry` whether the same request may succeed later."""
+    """The base class. `code`: the kind; `fault`: the party at fault; `retry`: whether the same request may succeed later."""
 
     code: Code
     fault: Fault
@@ -137,11 +137,11 @@ class TallyError(Exception):
 
     @property
     def status(self) -> int:
-        """The HTTP status that carries this error."""
+        """The HTTP status of this error."""
         return PUBLIC[self.code].status
 
     def as_json(self) -> dict[str, dict[str, object]]:
-        """OpenAI's error shape, with the fault and the retry class beside it."""
+        """The error object of OpenAI's API, extended by `fault` and `retry`."""
         return {
             "error": {
                 "message": str(self),
@@ -155,42 +155,38 @@ class TallyError(Exception):
 
 
 class PeerError(TallyError):
-    """The other side broke a rule: `fault` says who that is. Keep the evidence, never retry."""
+    """The other side, which `fault` names, broke a rule of the protocol. Keep the evidence, never retry."""
 
     fault = Fault.CLIENT
 
 
 class BadMessage(PeerError):
-    """What arrived does not parse as what it should be. The fault of who sent it; never retry the same."""
+    """A message does not parse. Never retry the same message."""
 
     code = Code.BAD_MESSAGE
 
 
 class BadSignature(PeerError):
-    """A message is not signed by the account that it names. The fault of who sent it; never retry."""
+    """A message is not signed by the account that it names. Never retry."""
 
     code = Code.BAD_SIGNATURE
 
 
 class BadReceipt(PeerError):
-    """A receipt contradicts its order, its prices, its transcript or the tab. The provider's fault; never retry with that one."""
+    """A receipt contradicts its order, its prices, its transcript or the tab. Never retry with that provider."""
 
     code = Code.BAD_RECEIPT
     fault = Fault.PROVIDER
 
 
 class BadSeal(PeerError):
-    """Ciphertext that does not open, or a stream with chunks reordered, dropped, repeated or cut off. The fault of who sent or
-    carried it; never retry.
-    """
+    """Ciphertext does not open, or chunks of a stream were altered, reordered, dropped or repeated. Never retry."""
 
     code = Code.BAD_SEAL
 
 
 class Refusal(TallyError):
-    """A lawful no that is final for this order, the client's fault unless it says another. The code is the reason: mend that, do
-    not retry the same.
-    """
+    """A valid request was refused, by default as the client's fault. The code is the reason; a retry needs another request."""
 
     fault = Fault.CLIENT
 
@@ -199,7 +195,7 @@ class Refusal(TallyError):
 
 
 class Unavailable(TallyError):
-    """Not now: a peer, the engine or the chain did not answer. Nobody's fault unless it says whose; a retry is reasonable."""
+    """A peer, the engine, the chain or a local resource does not answer now. By default nobody's fault; a retry may succeed."""
 
     fault = Fault.NOBODY
     retry = True
@@ -209,12 +205,15 @@ class Unavailable(TallyError):
 
 
 def error_from_json(body: object, status: int) -> TallyError:
-    """The error that a peer sent as JSON: Unavailable where the peer says that trying again can help, else Refusal, with its code
-    and its fault. Unknown shapes become Unavailable or BadMessage; a code or a fault that is not known here, a general one.
+    """Reads an error object that a peer sent with an HTTP status.
+
+    Returns Unavailable if the peer says that a retry can help, else Refusal, with the peer's code and fault. An unknown code or
+    fault is replaced by a general one. Anything but an error object gives Unavailable for a status of 500 or more, else
+    BadMessage.
     """
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
-        unknown = f"the peer answered {status} without an error in the known shape"
+        unknown = f"the peer answered status {status} without an error object"
         return Unavailable(Code.COORDINATOR_UNAVAILABLE, unknown) if status >= 500 else BadMessage(unknown)
     text = error.get("message")
     message = text[:2000].encode(errors="replace").decode() if isinstance(text, str) else ""

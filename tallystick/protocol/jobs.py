@@ -1,8 +1,8 @@
-"""The life of a job, as two tables: which event leads from which state to which, and what each outcome may charge.
+"""The life of a job as tables: the transitions between its states, and the charge that each outcome allows.
 
-A job waits (`queued`), is handed to one provider of its shortlist (`matched`), which takes it (`running`) and begins to
-answer (`streaming`). Until the first output byte a failed attempt puts it back to `queued` for the next candidate; from
-then on the attempt is the job. It ends in exactly one of four terminal states.
+A job waits (`queued`) and is dispatched to one provider of its shortlist (`matched`). The provider admits it (`running`) and
+begins to answer (`streaming`). An attempt that fails before the first output byte returns the job to `queued` for the next
+candidate; after that byte a failed attempt fails the job. Each job ends in exactly one of four terminal states.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tallystick.protocol.messages import Outcome
 
 
 class State(str, Enum):
-    """Where a job is."""
+    """The state of a job."""
 
     QUEUED = "queued"
     MATCHED = "matched"
@@ -26,7 +26,7 @@ class State(str, Enum):
 
 
 class Event(str, Enum):
-    """What can happen to a job."""
+    """An event in the life of a job."""
 
     MATCH = "match"
     ACCEPT = "accept"
@@ -39,7 +39,7 @@ class Event(str, Enum):
 
 
 class Charge(Enum):
-    """What an outcome may charge."""
+    """The charge that an outcome allows."""
 
     USAGE = "the input, once the engine took it, and all output delivered"
     NOTHING = "nothing"
@@ -71,7 +71,7 @@ CHARGES: dict[Outcome, Charge] = {
     Outcome.TIMED_OUT: Charge.NOTHING,
     Outcome.REFUSED: Charge.NOTHING,
 }
-"""A payer pays for an answer that ended by itself, or that the payer stopped; never for one that broke or never began."""
+"""A payer pays for an answer that is complete or that the payer cancelled, and for no other."""
 
 ENDS: dict[Outcome, Event] = {
     Outcome.COMPLETED: Event.FINISH,
@@ -82,15 +82,15 @@ ENDS: dict[Outcome, Event] = {
     Outcome.TIMED_OUT: Event.EXPIRE,
     Outcome.REFUSED: Event.FAIL,
 }
-"""The event that a receipt with this outcome is."""
+"""The event that a receipt with this outcome stands for."""
 
 
 class IllegalTransition(Exception):
-    """An event that cannot happen in this state: a bug, not an error of a peer."""
+    """An event that the state does not allow. This is a bug, and never the error of a peer."""
 
 
 def step(state: State, event: Event) -> State:
-    """The next state. Raises IllegalTransition for a pair outside the table."""
+    """The state after an event. Raises IllegalTransition for a pair that TRANSITIONS does not have."""
     try:
         return TRANSITIONS[state, event]
     except KeyError:

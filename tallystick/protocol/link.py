@@ -1,4 +1,4 @@
-"""What a node and its coordinator tell each other beside jobs: who they are, what is offered, what is free, what is owed."""
+"""Messages on the link between node and coordinator other than jobs: handshake, asks, capacity, late receipts, claims."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from tallystick.protocol.types import Address, Hash, parse_address
 from tallystick.protocol.wire import dumps
 
 MAX_CHAIN_ID = (1 << 63) - 1
-"""Chains number themselves as they like: some ids are above 32 bits (EIP-2294 allows about 63)."""
-
-
+"""The largest chain id. Some chains have ids above 32 bits; EIP-2294 allows about 63."""
 _PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 
 def endpoint_of(url: str) -> str:
-    """The host and port that a URL is dialled at, as `Connect.endpoint` names them: in lower case, with the scheme's usual port
-    where the URL names none. Raises BadMessage.
+    """The host and port of a URL, as `Connect.endpoint` has them: in lower case, with the scheme's default port if none is given.
+
+    Raises BadMessage.
     """
     try:
         parts = urlsplit(url)
@@ -30,13 +29,13 @@ def endpoint_of(url: str) -> str:
     except ValueError:
         host = port = None
     if not host or port is None:
-        raise BadMessage(f"expected an address such as https://coordinator.example, got {url[:200]!r}")
+        raise BadMessage(f"expected a URL such as https://coordinator.example, got {url[:200]!r}")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """What a coordinator sends first: random bytes to sign, and who and where it is."""
+    """The coordinator's first message: random bytes to sign, and its address, chain and contract."""
 
     challenge: Hash
     coordinator: Address
@@ -63,7 +62,7 @@ class Challenge:
         except ValueError:
             raise BadMessage("challenge.challenge: expected hex") from None
         if len(nonce) != 32:
-            raise BadMessage("challenge.challenge: expected 32 bytes")
+            raise BadMessage(f"challenge.challenge: expected 32 bytes, got {len(nonce)}")
         return cls(
             nonce,
             parse_address(coordinator, "challenge.coordinator"),
@@ -74,7 +73,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a node can take now: free slots over all its models, and the tokens a second it last measured (0: unknown)."""
+    """A node's capacity now: free and total slots over all models, and the speed that it measured last (0: unknown)."""
 
     free: int
     slots: int
@@ -105,30 +104,30 @@ MAX_FEATURES, MAX_FEATURE_CHARACTERS = 64, 64
 
 
 def read_ask(raw: object, field: str = "ask") -> Signed[Ask]:
-    """A signed ask of at most MAX_ASK_BYTES of JSON and MAX_FEATURES short features. Raises BadMessage."""
+    """Reads a signed ask of at most MAX_ASK_BYTES of JSON and MAX_FEATURES short features. Raises BadMessage."""
     size = len(dumps(raw))
     if size > MAX_ASK_BYTES:
-        raise BadMessage(f"{field}: {size} bytes, at most {MAX_ASK_BYTES} are allowed")
+        raise BadMessage(f"{field}: expected at most {MAX_ASK_BYTES} bytes, got {size}")
     ask = read_signed(Ask, raw, field)
     features = ask.message.spec.features
     if len(features) > MAX_FEATURES or any(len(feature) > MAX_FEATURE_CHARACTERS for feature in features):
-        text = f"at most {MAX_FEATURES} features of at most {MAX_FEATURE_CHARACTERS} characters are allowed"
+        text = f"expected at most {MAX_FEATURES} features of at most {MAX_FEATURE_CHARACTERS} characters"
         raise BadMessage(f"{field}.spec.features: {text}")
     return ask
 
 
 def read_asks(raw: object, field: str = "asks") -> tuple[Signed[Ask], ...]:
-    """All asks of a node: at most MAX_ASKS, and MAX_NODE_ASK_BYTES of JSON together. Raises BadMessage."""
+    """Reads all asks of a node: at most MAX_ASKS, of at most MAX_NODE_ASK_BYTES of JSON in all. Raises BadMessage."""
     listed = read_items(raw, field, MAX_ASKS)
     size = len(dumps(listed))
     if size > MAX_NODE_ASK_BYTES:
-        raise BadMessage(f"{field}: {size} bytes together, at most {MAX_NODE_ASK_BYTES} are allowed for one node")
+        raise BadMessage(f"{field}: expected at most {MAX_NODE_ASK_BYTES} bytes for all asks of a node, got {size}")
     return tuple(read_ask(ask, f"{field}[{i}]") for i, ask in enumerate(listed))
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A node's first frame: the signed answer to the challenge, its standing asks and its capacity."""
+    """A node's first frame: the signed answer to the challenge, its asks, its capacity, and its software version."""
 
     connect: Signed[Connect]
     asks: tuple[Signed[Ask], ...]
@@ -158,7 +157,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class LateReceipt:
-    """A receipt with the order behind it and that order's terms: all that a side which lost the job needs to check it."""
+    """A receipt with its order and the order's terms. A coordinator that no longer knows the job can check it."""
 
     receipt: Signed[Receipt]
     order: Signed[Order]
@@ -172,15 +171,15 @@ class LateReceipt:
     def from_json(cls, raw: object) -> LateReceipt:
         """Reads the wire form and checks that the order commits to the terms. Raises BadMessage."""
         receipt, order, terms = read_members(raw, "late receipt", "receipt", "order", "terms")
-        made = cls(read_signed(Receipt, receipt), read_signed(Order, order), Terms.from_json(terms))
-        if made.order.message.terms_hash != made.terms.struct_hash():
-            raise BadMessage("late receipt.order.termsHash: not the hash of the terms beside it")
-        return made
+        late = cls(read_signed(Receipt, receipt), read_signed(Order, order), Terms.from_json(terms))
+        if late.order.message.terms_hash != late.terms.struct_hash():
+            raise BadMessage("late receipt.order.termsHash: expected the hash of the terms in this message")
+        return late
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """A claim, and the signed order behind each of its rows, in the same order."""
+    """A claim and the signed order of each of its rows, in the same sequence."""
 
     claim: Signed[Claim]
     orders: tuple[Signed[Order], ...]
@@ -193,10 +192,12 @@ class ClaimRequest:
     def from_json(cls, raw: object) -> ClaimRequest:
         """Reads the wire form. Raises BadMessage."""
         claim, orders = read_members(raw, "claim request", "claim", "orders")
-        made = cls(
+        request = cls(
             read_signed(Claim, claim, "claim"),
-            tuple(read_signed(Order, o, f"orders[{i}]") for i, o in enumerate(read_items(orders, "orders", 1_024))),
+            tuple(read_signed(Order, order, f"orders[{i}]") for i, order in enumerate(read_items(orders, "orders", 1_024))),
         )
-        if len(made.orders) != len(made.claim.message.rows):
-            raise BadMessage("claim request: one order a row is needed")
-        return made
+        if len(request.orders) != len(request.claim.message.rows):
+            raise BadMessage(
+                f"claim request.orders: expected one per row, {len(request.claim.message.rows)}, got {len(request.orders)}"
+            )
+        return request

@@ -1,5 +1,6 @@
-"""Every message that somebody signs. The Solidity side of Order, Claim, Receipt, Bind and Release is
-contracts/src/Messages.sol; golden vectors keep the two equal.
+"""The signed messages of the protocol and the structs in them.
+
+contracts/src/Messages.sol defines Order, Claim, Receipt, Bind and Release for the chain; golden vectors keep both equal.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from tallystick.protocol.eip712 import Message, message
 from tallystick.protocol.types import Address, Hash, JobId
 
 UNKNOWN = "unknown"
-"""What a spec says of a thing that its provider does not know."""
+"""The value of a spec member that the provider does not know."""
 
 
 class Outcome(IntEnum):
-    """How a job ended; jobs.CHARGES says what each outcome may charge."""
+    """How a job ended. jobs.CHARGES has the charge that each outcome allows."""
 
     COMPLETED = 0
     LENGTH = 1
@@ -28,7 +29,7 @@ class Outcome(IntEnum):
 
 @message()
 class Spec(Message):
-    """What exactly is being sold. Precision classes are different products. Unknown things say "unknown"."""
+    """The product that an ask sells. Different precisions are different products. Unknown members are "unknown"."""
 
     revision: str = UNKNOWN
     tokenizer: str = UNKNOWN
@@ -44,7 +45,7 @@ class Spec(Message):
 
 @message(signer="provider")
 class Ask(Message):
-    """A provider's standing offer for one model. Prices are base units per 1,000,000 tokens; times are Unix seconds."""
+    """A provider's standing offer for one model. Prices are base units per 1,000,000 tokens, times are Unix seconds."""
 
     provider: Address
     model: str
@@ -63,7 +64,7 @@ class Ask(Message):
 
 @message()
 class Terms(Message):
-    """What one job buys: hashed into its order, off chain. `max_cost` is the cap of this job alone, in base units."""
+    """The terms of one job. Its order contains only their hash. `max_cost` is the cap of this job alone, in base units."""
 
     model: str
     ask: Hash
@@ -78,10 +79,11 @@ class Terms(Message):
 
 @message(signer="payer")
 class Order(Message):
-    """A payer's signed demand on one provider.
+    """A payer's order on one provider.
 
-    `ceiling` is cumulative over the life of the tab: the cost of all receipts accepted so far plus the caps of every order
-    signed for it and not yet ended or expired. `deadline`: no node starts it later. `claim_by`: no claim pays on it later.
+    `ceiling` is the cap on the tab's total over its whole life, in base units: the cost of all accepted receipts plus the caps of
+    all open orders on this provider. No node starts the job after `deadline`, and no claim pays on the order after `claim_by`;
+    both are Unix seconds.
     """
 
     payer: Address
@@ -98,7 +100,7 @@ class Order(Message):
 
 @message(signer="provider")
 class Receipt(Message):
-    """A provider's signed evidence of one job and of the tab's new total. `seq` is one more than the tab's last."""
+    """A provider's statement of one job and of the tab's new total, in base units. `seq` counts the tab's receipts from 1."""
 
     payer: Address
     provider: Address
@@ -117,7 +119,7 @@ class Receipt(Message):
 
 @message()
 class ClaimRow(Message):
-    """One tab to collect: `cumulative_cost` as of receipt `seq`, on the strength of the order with this digest."""
+    """One tab to collect: its total `cumulative_cost` as of receipt `seq`, on the order with this digest."""
 
     payer: Address
     order_hash: Hash
@@ -127,7 +129,7 @@ class ClaimRow(Message):
 
 @message(signer="provider")
 class Claim(Message):
-    """A provider's request that anyone collect these rows for it."""
+    """A provider's claim: anyone may collect these rows for it."""
 
     provider: Address
     rows: tuple[ClaimRow, ...]
@@ -135,7 +137,7 @@ class Claim(Message):
 
 @message(signer="key")
 class Bind(Message):
-    """Proof that a signing key agrees to spend a purse of this owner; bound once."""
+    """A signing key's agreement to spend a purse of this owner. A key is bound once."""
 
     key: Address
     owner: Address
@@ -143,7 +145,7 @@ class Bind(Message):
 
 @message(signer="provider")
 class Release(Message):
-    """A provider's consent that what is reserved for it on a tab may drop to `floor` at once, until `deadline`."""
+    """A provider's consent, valid until `deadline`, to lower the reservation for it on a tab to `floor` base units at once."""
 
     payer: Address
     provider: Address
@@ -165,8 +167,9 @@ class Match(Message):
 
 @message(signer="payer")
 class Inquiry(Message):
-    """A payer's question to a coordinator for its own last receipts of a provider, asked at this Unix time: proof that whoever
-    asks holds the payer's key.
+    """A payer's request for its last receipts from a provider, signed to prove that the caller holds the payer's key.
+
+    `asked_at` is in Unix seconds.
     """
 
     payer: Address
@@ -177,10 +180,10 @@ class Inquiry(Message):
 
 @message(signer="provider")
 class Connect(Message):
-    """A node's answer to a coordinator's challenge: proof that it holds the provider's key, for this connection only.
+    """A node's answer to a coordinator's challenge, signed to prove that the node holds the provider's key.
 
-    `endpoint` is the host and port that the node dialled, such as "coordinator.example:443". A relay in between was dialled under
-    another name, so the answer that it passes on is refused.
+    It is valid for one connection. `endpoint` is the host and port that the node dialled, such as "coordinator.example:443": an
+    answer forwarded by a relay names the relay's endpoint and is refused.
     """
 
     provider: Address
@@ -191,8 +194,9 @@ class Connect(Message):
 
 @message(signer="account")
 class Access(Message):
-    """Proof that the caller of a coordinator's HTTP API holds this account's key. It is accepted for a few minutes around
-    `issued_at` (Unix seconds), by this coordinator only.
+    """A proof that the caller of a coordinator's HTTP API holds this account's key.
+
+    Only this coordinator accepts it, for ACCESS_SECONDS before and after `issued_at` (Unix seconds).
     """
 
     account: Address

@@ -87,11 +87,11 @@ class ReportedUsage:
 class AnswerDocument:
     """One JSON document of an answer: the whole answer, or the data of one event of its stream.
 
-    `has_output`: whether a user would see anything of it. `text_bytes`: bytes of generated text. `usage_only`: whether it is the
-    extra event that reports usage and has no choices.
+    `members`: the parsed document. `has_output`: whether a user would see anything of it. `text_bytes`: bytes of generated text.
+    `usage_only`: whether it is the extra event that reports usage and has no choices.
     """
 
-    document: dict[str, Any]
+    members: dict[str, Any]
     has_output: bool
     text_bytes: int
     finish_reason: str | None

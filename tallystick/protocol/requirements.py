@@ -1,6 +1,4 @@
-"""What a client requires of an ask's spec: the same predicates on both sides, since the coordinator proposes and the client
-checks. Pure.
-"""
+"""The requirements that a client has of an ask's spec. Coordinator and client check them with the same predicates. Pure."""
 
 from __future__ import annotations
 
@@ -17,10 +15,10 @@ MAX_NAMES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """Which asks will do. Names are compared without case; empty tuples and zero do not restrict. What a provider does not know
-    of its model ("unknown") meets no requirement.
+    """Conditions on an ask's spec. Names are compared without case; empty tuples and zero do not restrict.
 
-    `precision`, `region`, `tier`, `engine`: one of these; `features`: all of these; `context_tokens`: at least so many.
+    `precision`, `region`, `tier` and `engine` must be one of the names given; `features` must contain all of them;
+    `context_tokens` is a minimum. A spec member that is "unknown" meets no requirement.
     """
 
     precision: tuple[str, ...] = ()
@@ -30,39 +28,41 @@ class Requirements:
     features: tuple[str, ...] = ()
     context_tokens: int = 0
 
-    def lacks(self, ask: Ask) -> str | None:
-        """The first requirement that an ask does not meet, by name."""
+    def first_unmet(self, ask: Ask) -> str | None:
+        """The name of the first requirement that an ask does not meet; None if it meets all."""
         spec = ask.spec
         for name in ("region", "tier", "precision", "engine"):
-            wanted = _low(getattr(self, name))
+            wanted = _lower(getattr(self, name))
             if wanted and str(getattr(spec, name)).lower() not in wanted:
                 return name
-        if not _low(self.features) <= _low(spec.features):
+        if not _lower(self.features) <= _lower(spec.features):
             return "features"
         return "context_tokens" if ask.context_tokens < self.context_tokens else None
 
-    def narrowed(self, other: Requirements) -> Requirements:
-        """What meets both. Raises Refusal where nothing can: what one side restricts the other never widens."""
-        made: dict[str, Any] = {"context_tokens": max(self.context_tokens, other.context_tokens)}
-        made["features"] = tuple(dict.fromkeys((*self.features, *other.features)))
+    def intersection(self, other: Requirements) -> Requirements:
+        """The requirements that hold only if both hold. Raises Refusal (no_provider) if no ask can meet both."""
+        merged: dict[str, Any] = {"context_tokens": max(self.context_tokens, other.context_tokens)}
+        merged["features"] = tuple(dict.fromkeys((*self.features, *other.features)))
         for name in ("precision", "region", "tier", "engine"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            both = tuple(one for one in theirs if one.lower() in _low(mine)) if mine and theirs else mine or theirs
-            if (mine or theirs) and not both:
-                text = f"require.{name}: {', '.join(theirs)} was asked for, but only {', '.join(mine)} is allowed here"
+            allowed, requested = getattr(self, name), getattr(other, name)
+            both = allowed or requested
+            if allowed and requested:
+                both = tuple(value for value in requested if value.lower() in _lower(allowed))
+            if (allowed or requested) and not both:
+                text = f"require.{name}: expected one of {', '.join(allowed)}, got {', '.join(requested)}"
                 raise Refusal(Code.NO_PROVIDER, text)
-            made[name] = both
-        return Requirements(**made)
+            merged[name] = both
+        return Requirements(**merged)
 
     def to_json(self) -> dict[str, Any]:
-        """The wire form: only what restricts."""
-        told = {field.name: getattr(self, field.name) for field in fields(self)}
-        told["contextTokens"] = told.pop("context_tokens")
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items() if value}
+        """The wire form, without the members that do not restrict."""
+        members = {field.name: getattr(self, field.name) for field in fields(self)}
+        members["contextTokens"] = members.pop("context_tokens")
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in members.items() if value}
 
     @classmethod
     def from_json(cls, raw: object, where: str = "require") -> Requirements:
-        """Reads the wire form; a single name may stand for a list of one. Raises BadMessage."""
+        """Reads the wire form. A single name is read as a list of one. Raises BadMessage."""
         if not isinstance(raw, dict):
             raise BadMessage(f"{where}: expected a JSON object")
         known = {field.name for field in fields(cls)} - {"context_tokens"}
@@ -75,11 +75,11 @@ class Requirements:
 
 def _names(raw: object, where: str) -> tuple[str, ...]:
     listed = [raw] if isinstance(raw, str) else read_items(raw, where, MAX_NAMES)
-    return tuple(read_text(one, where) for one in listed)
+    return tuple(read_text(name, where) for name in listed)
 
 
-def _low(names: Iterable[str]) -> frozenset[str]:
+def _lower(names: Iterable[str]) -> frozenset[str]:
     return frozenset(name.lower() for name in names)
 
 
-NOTHING = Requirements()
+NO_REQUIREMENTS = Requirements()

@@ -1,7 +1,7 @@
-"""The OpenAI routes that are traded, and how an ask declares those that not every engine has. Pure.
+"""The OpenAI routes that asks sell. Pure.
 
-Chat, completions and embeddings are what a model name stands for. Any other route (images, audio, rerank, responses, …) is sold
-by the asks that list it among their features by its path, for example "/v1/rerank".
+Each ask sells chat, completions and embeddings. Any other route (images, audio, rerank, responses, …) is sold only by asks that
+list its path among their features, for example "/v1/rerank".
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _PATH = re.compile(r"/v1(/[a-z0-9][a-z0-9_.-]{0,63}){1,6}")
 
 
 def check_route(path: str) -> str:
-    """The path, if it can be a route at all. Raises Refusal (unknown_route)."""
+    """Returns the path if it has the form of a route. Raises Refusal (unknown_route)."""
     if not _PATH.fullmatch(path):
-        raise Refusal(Code.UNKNOWN_ROUTE, f"{path[:100]!r}: routes are paths such as {CHAT} or /v1/rerank")
+        raise Refusal(Code.UNKNOWN_ROUTE, f"route: expected a path such as {CHAT} or /v1/rerank, got {path[:100]!r}")
     return path
 
 

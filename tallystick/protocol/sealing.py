@@ -1,13 +1,14 @@
-"""Sealing: what the middle carries but cannot read.
+"""Sealing: end-to-end encryption of requests and responses between client and provider, which the coordinator cannot read.
 
-One content key a job. The request body is sealed once under it (AES-256-GCM); the content key is wrapped for each shortlisted
-provider with HPKE (RFC 9180, base mode), its `info` binding job, order and provider. Response chunks are sealed under a key
-that is derived from the content key *and the order hash*, so two providers of one shortlist never share a key and nonce; a
-chunk's nonce is its number, and the last one says so, so reordering, dropping, repeating, altering or cutting off is seen.
+Each job has one content key. The request body is sealed once with it (AES-256-GCM). The content key is wrapped for each
+shortlisted provider with HPKE (RFC 9180, base mode), whose `info` binds job, order and provider. Response chunks are sealed with
+a key derived from the content key and the order hash, so two providers of one shortlist never share a key and nonce. A chunk's
+nonce is its number and the last chunk is marked, so the client detects chunks that are reordered, dropped, repeated or altered,
+and a response that is cut off.
 
-Everything is padded to size buckets first, since lengths alone give text away. Commitments (to the request, and to the
-transcript as a chain over the response's plaintext) are HMACs under a key derived from the content key: nobody outside can
-confirm a guess, and opening one for a third party means revealing that derived key, not the content key.
+Plaintext is padded to size buckets first, because exact lengths leak text. The commitments to the request and to the response
+transcript are HMACs under a key derived from the content key. Nobody else can test a guess against them, and to prove a
+commitment to a third party, a client reveals that derived key and not the content key.
 """
 
 from __future__ import annotations
@@ -39,26 +40,26 @@ HYBRID: Final = "mlkem768-x25519"
 
 
 def bucket(size: int) -> int:
-    """The padded size of `size` bytes: the next power of two from 128, and multiples of 16 KiB from there on."""
+    """The bucket of `size` bytes: a power of two from 128 to 16 KiB, above that a multiple of 16 KiB."""
     if size > _LARGEST:
         return -(-size // _LARGEST) * _LARGEST
     return max(_SMALLEST, 1 << (size - 1).bit_length())
 
 
 def padded_size(size: int) -> int:
-    """The bytes that a plaintext of `size` bytes is sealed as, without the tag: its bucket with the length before it."""
+    """The padded size of a plaintext of `size` bytes, including its length prefix and without the authentication tag."""
     return bucket(size + _LENGTH_BYTES)
 
 
 def _pad(data: bytes) -> bytes:
-    room = padded_size(len(data)) - len(data) - _LENGTH_BYTES
-    return b"".join((len(data).to_bytes(_LENGTH_BYTES, "big"), data, bytes(room)))
+    padding = padded_size(len(data)) - len(data) - _LENGTH_BYTES
+    return b"".join((len(data).to_bytes(_LENGTH_BYTES, "big"), data, bytes(padding)))
 
 
 def _unpad(padded: bytes) -> bytes:
     size = int.from_bytes(padded[:4], "big")
     if size > len(padded) - 4:
-        raise BadSeal("seal: the padding contradicts the length")
+        raise BadSeal("seal: the length prefix does not fit the padding")
     return padded[4 : 4 + size]
 
 
@@ -68,30 +69,30 @@ def _derive(key: bytes, label: bytes) -> bytes:
 
 @dataclass(frozen=True, repr=False)
 class ContentKey:
-    """The secret of one job: 32 random bytes. Its repr says nothing."""
+    """The secret of one job: 32 random bytes. Its repr does not show them."""
 
     secret: bytes
 
     @classmethod
     def new(cls, random: Callable[[int], bytes] = os.urandom) -> ContentKey:
-        """A fresh key from the given source of randomness."""
+        """A new key from the given source of random bytes."""
         return cls(random(KEY_BYTES))
 
     @cached_property
     def commitment_key(self) -> bytes:
-        """What opens the commitments of this job, and nothing else."""
+        """The key that opens this job's commitments and decrypts nothing."""
         return _derive(self.secret, b"tallystick/1 commitment")
 
     def seal_request(self, job: JobId, body: bytes) -> bytes:
-        """The padded body under AES-256-GCM; the key serves this one message, so the nonce is zero. `job` is bound."""
+        """Seals the padded body with AES-256-GCM, bound to `job`. The nonce is zero, because the key seals this message only."""
         return AESGCM(_derive(self.secret, b"tallystick/1 request")).encrypt(bytes(12), _pad(body), job)
 
     def open_request(self, job: JobId, sealed: bytes) -> bytes:
-        """The inverse. Raises BadSeal."""
+        """Opens a sealed request. Raises BadSeal."""
         try:
             return _unpad(AESGCM(_derive(self.secret, b"tallystick/1 request")).decrypt(bytes(12), sealed, job))
         except (InvalidTag, ValueError):
-            raise BadSeal("seal: the request does not open with this job's key") from None
+            raise BadSeal("seal: the request was altered, or sealed with another job's key") from None
 
     def response_cipher(self, order_hash: Hash) -> AESGCM:
         """The cipher of the response to one order."""
@@ -99,64 +100,66 @@ class ContentKey:
 
 
 def commit_request(commitment_key: bytes, job: JobId, body: bytes) -> Hash:
-    """The commitment to a request's plaintext that its terms carry."""
+    """The commitment to a request's plaintext, which the order's terms contain."""
     return Hash(hmac.digest(commitment_key, b"request" + job + body, "sha256"))
 
 
 class Transcript:
-    """The hash chain over the plaintext chunks of a response: c0 = HMAC("response" || order), c(n+1) = HMAC(c(n) || chunk)."""
+    """A hash chain over the plaintext chunks of a response: c0 = HMAC("response" || order), c(n+1) = HMAC(c(n) || chunk)."""
 
     def __init__(self, commitment_key: bytes, order_hash: Hash) -> None:
         self._key = commitment_key
         self.commitment = Hash(hmac.digest(commitment_key, b"response" + order_hash, "sha256"))
 
     def add(self, chunk: bytes) -> None:
-        """Chains one more chunk."""
+        """Appends a chunk to the chain."""
         self.commitment = Hash(hmac.digest(self._key, self.commitment + chunk, "sha256"))
 
 
 def is_last(sealed: bytes) -> bool:
-    """Whether a sealed chunk says that it is the last of its response. Readable without the key; the seal binds it."""
+    """Whether a sealed chunk is marked as the last of its response. The mark is plaintext and authenticated by the seal."""
     return sealed[:1] == b"\1"
 
 
 class _Stream:
     def __init__(self, key: ContentKey, job: JobId, order_hash: Hash) -> None:
         self._cipher = key.response_cipher(order_hash)
-        self._bound = job + order_hash
+        self._associated = job + order_hash
         self._count = 0
         self.finished = False
 
-    def _at(self, flag: bytes) -> tuple[bytes, bytes]:
-        return self._count.to_bytes(12, "big"), self._bound + flag
+    def _nonce_and_data(self, flag: bytes) -> tuple[bytes, bytes]:
+        """The nonce of the next chunk, and its associated data."""
+        return self._count.to_bytes(12, "big"), self._associated + flag
 
 
 class Sealer(_Stream):
-    """Seals a response chunk by chunk. A sealed chunk is one flag byte (1: the last) and the ciphertext."""
+    """Seals a response, chunk by chunk. A sealed chunk is one flag byte (1: last) and the ciphertext."""
 
     def seal(self, chunk: bytes, *, last: bool = False) -> bytes:
-        """The next sealed chunk. Nothing may follow the last one."""
+        """Seals the next chunk. Raises ValueError after the last one."""
         if self.finished:
-            raise ValueError("the response was closed")
+            raise ValueError("the last chunk was sealed already")
         self.finished = last
         flag = b"\1" if last else b"\0"
-        nonce, bound = self._at(flag)
+        nonce, associated = self._nonce_and_data(flag)
         self._count += 1
-        return flag + self._cipher.encrypt(nonce, _pad(chunk), bound)
+        return flag + self._cipher.encrypt(nonce, _pad(chunk), associated)
 
 
 class Opener(_Stream):
-    """Opens a response chunk by chunk, in order. `finished` tells whether the last one came. A chunk that does not open changes
-    nothing: what was opened is always a prefix of what was sealed.
+    """Opens a response, chunk by chunk and in order. `finished` is true once the last chunk was opened.
+
+    A chunk that does not open changes nothing: the opened chunks are always a prefix of the sealed ones.
     """
 
     def open(self, sealed: bytes) -> bytes:
-        """The plaintext of the next chunk. Raises BadSeal for one that is altered, out of order, or after the last."""
+        """Opens the next chunk. Raises BadSeal for a chunk that is altered, out of order, or after the last."""
         if self.finished:
-            raise BadSeal("seal: a chunk after the last one")
-        nonce, bound = self._at(sealed[:1])
+            raise BadSeal("seal: a chunk follows the last one")
+        nonce, associated = self._nonce_and_data(sealed[:1])
         try:
-            chunk = _unpad(self._cipher.decrypt(nonce, sealed[1:], bound))
+            chunk = _unpad(self._cipher.decrypt(nonce, sealed[1:], associated))
         except (InvalidTag, ValueError):
             raise BadSeal(f"seal: chunk {self._count} is altered, missing or out of order") from None
         self._count += 1
@@ -177,12 +180,12 @@ def _info(job: JobId, order_hash: Hash, provider: Address) -> bytes:
 
 
 def wrap_key(key: ContentKey, suite: str, sealing_key: bytes, *, job: JobId, order_hash: Hash, provider: Address) -> bytes:
-    """The content key, sealed for the provider whose ask names this suite and key. Raises BadSeal for unusable ones."""
+    """Wraps the content key for the provider whose ask names this suite and key. Raises BadSeal if they are unusable."""
     try:
         public = _public_key(suite, sealing_key)
         return _SUITES[suite].encrypt(key.secret, public, info=_info(job, order_hash, provider))
     except (KeyError, ValueError):
-        raise BadSeal(f"ask.sealingKey: not a usable {suite!r} key") from None
+        raise BadSeal(f"ask.sealingKey: expected a usable key of suite {suite!r}") from None
 
 
 def _public_key(suite: str, raw: bytes) -> X25519PublicKey | MLKEM768X25519PublicKey:
@@ -193,11 +196,11 @@ def _public_key(suite: str, raw: bytes) -> X25519PublicKey | MLKEM768X25519Publi
 
 
 class SealingKey:
-    """A provider's long-lived key that opens what was wrapped for it. Made from a secret: 32 bytes, or 96 for the hybrid."""
+    """A provider's long-lived key, which unwraps content keys. Its secret has `secret_bytes(suite)` bytes."""
 
     def __init__(self, suite: str, secret: bytes) -> None:
         if len(secret) != self.secret_bytes(suite):
-            raise ValueError(f"a {suite} key is made from {self.secret_bytes(suite)} bytes, not from {len(secret)}")
+            raise ValueError(f"expected a {suite} secret of {self.secret_bytes(suite)} bytes, got {len(secret)}")
         self.suite = suite
         self._suite = _SUITES[suite]
         x25519 = X25519PrivateKey.from_private_bytes(secret[-32:])
@@ -210,15 +213,15 @@ class SealingKey:
 
     @staticmethod
     def secret_bytes(suite: str) -> int:
-        """How many secret bytes a suite's key is made from."""
+        """The size of a suite's secret in bytes: 32 for X25519, 96 for the hybrid."""
         return 96 if suite == HYBRID else 32
 
     def unwrap(self, wrapped: bytes, *, job: JobId, order_hash: Hash, provider: Address) -> ContentKey:
-        """The content key that was wrapped for this job, order and provider. Raises BadSeal."""
+        """Unwraps the content key for this job, order and provider. Raises BadSeal."""
         try:
             secret = self._suite.decrypt(wrapped, self._private, info=_info(job, order_hash, provider))
         except (InvalidTag, ValueError):
-            raise BadSeal("seal: the content key was not wrapped for this provider and order") from None
+            raise BadSeal("seal: the content key was wrapped for another provider or order, or altered") from None
         if len(secret) != KEY_BYTES:
-            raise BadSeal(f"seal: the content key has {len(secret)} bytes, not {KEY_BYTES}")
+            raise BadSeal(f"seal: expected a content key of {KEY_BYTES} bytes, got {len(secret)}")
         return ContentKey(secret)

@@ -1,7 +1,7 @@
-"""The tab of one payer with one provider: the arithmetic of both halves, and the one check of a receipt.
+"""The tab of one payer with one provider: the arithmetic of both sides, and the checks of a receipt. Pure.
 
-The payer's half says how high a ceiling to sign; the provider's half says whether a job may start; `check_receipt` is what
-coordinator and client hold a receipt against. No clock, no store: callers bring both.
+The payer's side computes the ceiling to sign. The provider's side decides whether a job may start. Coordinator and client check
+each receipt with `check_receipt`. A ceiling is the cap on the tab's total over its whole life; a job's cap is `terms.max_cost`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadReceipt, Code, Refusal
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import charge, usage_of
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Amount, format_amount
 
 MAX_SEQ = 1 << 62
 """The highest seq of a receipt. No honest tab has that many receipts, and 64-bit integers can count on from there."""
@@ -20,19 +20,22 @@ MAX_SEQ = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class PayerTab:
-    """The payer's half. `accepted`: cost of all receipts accepted so far. `open_caps`: caps of orders still open."""
+    """The payer's side, in base units. `accepted`: the cost of all accepted receipts. `open_caps`: the caps of open orders."""
 
     accepted: Amount = Amount(0)
     open_caps: Amount = Amount(0)
 
     def ceiling_for(self, cap: Amount) -> Amount:
-        """The cumulative ceiling that an order with this cap must sign."""
+        """The ceiling to sign in an order for a job with this cap."""
         return self.accepted + self.open_caps + cap
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderTab:
-    """The provider's half: the last receipt's seq and total, the highest signed ceiling, and the worst case in flight."""
+    """The provider's side: the last receipt's `seq` and total, the highest signed ceiling, and the caps of running jobs.
+
+    Amounts are base units.
+    """
 
     seq: int = 0
     cumulative: Amount = Amount(0)
@@ -40,24 +43,26 @@ class ProviderTab:
     in_flight: Amount = Amount(0)
 
     def admit(self, order: Order, cap: Amount, security: Security) -> ProviderTab:
-        """The tab with one more job in flight. Raises Refusal unless the job is authorised and secured."""
+        """The tab with one more job in flight. Raises Refusal (unauthorised_tab, unsecured) if the job may not start."""
         exposure = self.cumulative + self.in_flight + cap
         ceiling = Amount(max(self.ceiling, order.ceiling))
         if exposure > ceiling:
             raise Refusal(
                 Code.UNAUTHORISED_TAB,
-                f"order.ceiling {ceiling} is below the tab's total {self.cumulative} plus {self.in_flight + cap} in flight",
+                f"order.ceiling: expected at least {exposure} base units (the tab's total {self.cumulative} plus "
+                f"{self.in_flight + cap} for this and running jobs), got {ceiling}",
             )
         if exposure - security.settled > security.reserved + security.unsecured_limit:
             raise Refusal(
                 Code.UNSECURED,
-                f"{exposure - security.settled} would be owed, {security.reserved} is reserved for this provider and it trusts "
-                f"this payer with {security.unsecured_limit} beyond that",
+                f"this payer would owe {format_amount(exposure - security.settled)}, but only "
+                f"{format_amount(security.reserved)} is reserved for this provider, which trusts this payer with "
+                f"{format_amount(security.unsecured_limit)} more. Reserve more: tally reserve PROVIDER AMOUNT",
             )
         return replace(self, ceiling=ceiling, in_flight=self.in_flight + cap)
 
-    def book(self, cost: Amount, cap: Amount) -> ProviderTab:
-        """The tab after a job with this cap ended and cost this much: its receipt takes the new seq and total."""
+    def record(self, cost: Amount, cap: Amount) -> ProviderTab:
+        """The tab after the receipt of a job with this cap: it has the next `seq` and the new total."""
         return replace(self, seq=self.seq + 1, cumulative=self.cumulative + cost, in_flight=self.in_flight - cap)
 
     def drop(self, cap: Amount) -> ProviderTab:
@@ -67,7 +72,7 @@ class ProviderTab:
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """What stands behind a tab: paid on chain so far, reserved on chain, and the provider's own trust in this payer."""
+    """The security of a tab in base units: paid on chain, reserved on chain, and the provider's own trust in this payer."""
 
     settled: Amount
     reserved: Amount
@@ -75,34 +80,40 @@ class Security:
 
 
 def check_receipt(order: Verified[Order], terms: Terms, receipt: Receipt) -> None:
-    """Everything about a receipt that follows from its order alone. Raises BadReceipt, which names what is wrong.
+    """Checks all of a receipt that follows from its order alone. Raises BadReceipt that names the member.
 
-    The rules, in order: same parties; this order; a known outcome; usage within itself and within the terms; the cost is
-    exactly what prices, usage and outcome give; the total contains it. (The total may lie above this order's own ceiling, when
-    a later order of the tab was finished first; the payer holds it against the highest ceiling that it signed.)
+    The rules, in order: the parties are the order's; the order hash is the order's; the outcome is known; the usage is possible
+    and within the terms; the cost is the charge for prices, usage and outcome; the total contains the cost. The total may exceed
+    this order's own ceiling if a later order of the tab finished first: the payer compares it with its highest signed ceiling.
     """
     message = order.message
     if (receipt.payer, receipt.provider) != (message.payer, message.provider):
-        raise BadReceipt("receipt: other parties than its order")
+        raise BadReceipt("receipt: expected the payer and the provider of its order")
     if receipt.order_hash != order.digest:
-        raise BadReceipt("receipt.orderHash: not this order")
+        raise BadReceipt("receipt.orderHash: expected the hash of its order")
     try:
         outcome = Outcome(receipt.outcome)
     except ValueError:
-        raise BadReceipt(f"receipt.outcome: {receipt.outcome} is not a known outcome") from None
+        raise BadReceipt(f"receipt.outcome: expected a known outcome, got {receipt.outcome}") from None
     usage = usage_of(receipt)
     if usage.output > terms.max_output_tokens:
-        raise BadReceipt(f"receipt.outputTokens: {usage.output} is above the ordered {terms.max_output_tokens}")
+        raise BadReceipt(f"receipt.outputTokens: expected at most {terms.max_output_tokens}, got {usage.output}")
     due = charge(terms, usage, outcome)
     if receipt.cost != due:
-        raise BadReceipt(f"receipt.cost: {receipt.cost}, but usage and prices give {due}")
+        raise BadReceipt(f"receipt.cost: expected {due} base units from usage and prices, got {receipt.cost}")
     if receipt.cumulative_cost < receipt.cost:
-        raise BadReceipt(f"receipt.cumulativeCost: {receipt.cumulative_cost} is below the cost {receipt.cost} that it contains")
+        raise BadReceipt(
+            f"receipt.cumulativeCost: expected at least the receipt's own cost of {receipt.cost} base units, "
+            f"got {receipt.cumulative_cost}"
+        )
 
 
 def check_continuity(previous: Receipt, receipt: Receipt) -> None:
-    """A tab's receipt against the one with the seq before it. Raises BadReceipt."""
+    """Checks a receipt of a tab against the one before it. Raises BadReceipt."""
     if receipt.seq != previous.seq + 1:
-        raise BadReceipt(f"receipt.seq: {receipt.seq} does not follow {previous.seq}")
+        raise BadReceipt(f"receipt.seq: expected {previous.seq + 1}, got {receipt.seq}")
     if receipt.cumulative_cost != previous.cumulative_cost + receipt.cost:
-        raise BadReceipt(f"receipt.cumulativeCost: {receipt.cumulative_cost} is not {previous.cumulative_cost} + {receipt.cost}")
+        raise BadReceipt(
+            f"receipt.cumulativeCost: expected {previous.cumulative_cost} + {receipt.cost} base units, "
+            f"got {receipt.cumulative_cost}"
+        )

@@ -14,7 +14,7 @@ Hash = NewType("Hash", bytes)
 """A 32-byte digest or commitment."""
 
 JobId = NewType("JobId", bytes)
-"""16 random bytes chosen by the payer; the idempotency key of a job."""
+"""16 random bytes that the payer chooses; the idempotency key of a job."""
 
 Seconds = NewType("Seconds", int)
 """A Unix time in whole seconds."""
@@ -28,8 +28,8 @@ _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 class Amount(int):
     """Money in integer base units of the market's token (6 decimals: 1_000_000 is one test dollar).
 
-    Adding and subtracting amounts gives amounts, multiplying by a whole number too; true division, powers and a float on the
-    right raise TypeError. (A float on the left is Python's own affair; what comes out is a float, and no amount is made of one.)
+    Sums and differences of amounts, and products with an integer, are amounts. True division, powers and a float as the right
+    operand raise TypeError. A float as the left operand gives a float.
     """
 
     __slots__ = ()
@@ -37,7 +37,7 @@ class Amount(int):
     def __new__(cls, value: int = 0) -> Self:
         """An amount of `value` base units. Raises TypeError for floats and booleans."""
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"an amount is a whole number of base units, not {type(value).__name__}")
+            raise TypeError(f"Amount: expected an integer of base units, got {type(value).__name__}")
         return int.__new__(cls, value)
 
     def __add__(self, other: int) -> Amount:
@@ -66,18 +66,18 @@ class Amount(int):
         return int.__divmod__(self, _whole(other))
 
     def __pow__(self, other: Any, modulo: Any = None) -> NoReturn:
-        raise TypeError("money has no powers")
+        raise TypeError("Amount: powers are not defined")
 
     def __neg__(self) -> Amount:
         return Amount(int.__neg__(self))
 
     def __truediv__(self, other: Any) -> NoReturn:
-        raise TypeError("money is never divided into a float; use // and say which way it rounds")
+        raise TypeError("Amount: true division gives a float; use // and choose the rounding")
 
     __rtruediv__ = __truediv__
 
     def __float__(self) -> NoReturn:
-        raise TypeError("money is never a float; format_amount renders it")
+        raise TypeError("Amount: never a float; use format_amount to show it")
 
     def __index__(self) -> int:
         return int.__int__(self)
@@ -88,12 +88,12 @@ class Amount(int):
 
 def _whole(value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"money meets only whole numbers, not {type(value).__name__}")
+        raise TypeError(f"Amount: expected an integer operand, got {type(value).__name__}")
     return value
 
 
 def parse_address(value: object, field: str = "address") -> Address:
-    """Canonical form of an address given as hex. Raises BadMessage."""
+    """The canonical form of an address in hex. `field` names it in errors. Raises BadMessage."""
     if not isinstance(value, str) or not _ADDRESS.fullmatch(value):
         raise BadMessage(f"{field}: expected a 20-byte address as 0x and 40 hex digits")
     return Address(value.lower())
@@ -107,7 +107,7 @@ def parse_job_id(value: str) -> JobId:
 
 
 def parse_amount(text: str, decimals: int = 6, field: str = "amount") -> Amount:
-    """Base units from a decimal string such as "1.25". Raises BadMessage for anything else or too fine a fraction."""
+    """Base units from a decimal string such as "1.25". Raises BadMessage for other text or more than `decimals` places."""
     match = re.fullmatch(r"([0-9]{1,30})(?:\.([0-9]+))?", text.strip())
     if not match or len(match[2] or "") > decimals:
         raise BadMessage(f"{field}: expected a decimal number with at most {decimals} places, got {text[:100]!r}")
@@ -115,7 +115,7 @@ def parse_amount(text: str, decimals: int = 6, field: str = "amount") -> Amount:
 
 
 def format_amount(amount: int, decimals: int = 6) -> str:
-    """An amount for people: "1.25", exact, without trailing zeros."""
+    """An amount of base units in decimal dollars, for people: "1.25", exact, without trailing zeros."""
     sign, units = ("-" if amount < 0 else ""), abs(int(amount))
     whole, fraction = divmod(units, 10**decimals)
     return f"{sign}{whole}.{fraction:0{decimals}d}".rstrip("0").rstrip(".") if fraction else f"{sign}{whole}"

@@ -1,13 +1,13 @@
-"""How bytes travel: job submissions, the frames of a job's response, and the frames of the node link.
+"""Binary formats: job submissions, response frames, and frames of the node link.
 
-Submission (client -> coordinator, body of POST /v1/jobs) and dispatch (coordinator -> node, payload of a DISPATCH frame):
-a 4-byte big-endian length, that many bytes of JSON (the header), then the sealed request, untouched.
+A submission (client -> coordinator, body of POST /v1/jobs) and a dispatch (coordinator -> node, payload of a DISPATCH frame) are
+a 4-byte big-endian length, a JSON header of that length, and the sealed request.
 
-Response frames (coordinator -> client): 1 byte kind, 4 bytes big-endian length, payload.
-Link frames (coordinator <-> node, one WebSocket binary message each): 1 byte kind, 16 bytes job id, payload.
+A response frame (coordinator -> client) is 1 byte kind, 4 bytes big-endian length, payload.
+A link frame (coordinator <-> node, one binary WebSocket message) is 1 byte kind, 16 bytes job id, payload.
 
-The plaintext of a request is a JSON line (`RequestHead`), then the body as the client sent it; that of a response is a JSON line
-(`ResponseHead`) as first chunk, then the body as the engine sent it, cut into chunks. Only the two ends ever see these.
+The plaintext of a request is a JSON line (`RequestHead`) followed by the client's body. The plaintext of a response is a JSON
+object (`ResponseHead`) as the first chunk, followed by the engine's body in chunks. Only client and node see these.
 """
 
 from __future__ import annotations
@@ -35,38 +35,38 @@ MAX_WRAPPED = 4_096
 NO_JOB = JobId(bytes(16))
 LINK_HEAD = 17
 INITIAL_CREDIT = 64
-"""Chunks that a node may send for a job before the coordinator grants more with CREDIT."""
+"""The number of chunks that a node may send for a job before the coordinator grants more with CREDIT."""
 
 
 class Kind(IntEnum):
-    """What a frame carries. Numbers are the wire; payloads are JSON unless said otherwise."""
+    """The kind of a frame, as its number on the wire. Payloads are JSON if not stated otherwise."""
 
     MATCH = 1  # coordinator -> client: Signed[Match]
     CHUNK = 2  # node -> coordinator -> client: a sealed chunk, raw
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
     FAIL = 4  # node -> coordinator -> client: Failure
     BEAT = 5  # coordinator -> client: empty, keeps the connection alive; node -> coordinator: Capacity
-    VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, of an attempt that ended before the job did
+    VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed before the job ended
 
     CHALLENGE = 16  # coordinator -> node: Challenge
     HELLO = 17  # node -> coordinator: Hello
     WELCOME = 18  # coordinator -> node: {}
-    ASKS = 19  # node -> coordinator: {"asks": [Signed[Ask]]}, replaces the standing ones
+    ASKS = 19  # node -> coordinator: {"asks": [Signed[Ask]]}, replaces all earlier asks
     DISPATCH = 20  # coordinator -> node: Dispatch
     ACCEPT = 21  # node -> coordinator: empty; the job was admitted
-    CANCEL = 22  # coordinator -> node: a CancelReason as text; empty: the client
-    CREDIT = 23  # coordinator -> node: 4 bytes big-endian, how many more chunks may be sent
+    CANCEL = 22  # coordinator -> node: a CancelReason as text; empty means CLIENT
+    CREDIT = 23  # coordinator -> node: 4 bytes big-endian, the number of further chunks that may be sent
     RECEIPT_ACK = 24  # coordinator -> node: empty; the receipt is stored durably
     CLAIM = 25  # node -> coordinator: ClaimRequest
-    ERROR = 26  # coordinator -> node: an error in OpenAI's shape, then the link is closed
-    RECEIPT_REFUSED = 27  # coordinator -> node: an error in OpenAI's shape; sending that receipt again will not help
-    LATE_RECEIPT = 28  # node -> coordinator: LateReceipt, where RECEIPT was not answered
-    RECALL = 29  # node -> coordinator: {"after": address or ""}; what it last signed on each tab, of payers after this one
+    ERROR = 26  # coordinator -> node: an OpenAI error object; the link is closed after it
+    RECEIPT_REFUSED = 27  # coordinator -> node: an OpenAI error object; the receipt must not be sent again
+    LATE_RECEIPT = 28  # node -> coordinator: LateReceipt, if RECEIPT was not acknowledged
+    RECALL = 29  # node -> coordinator: {"after": address or ""}; asks for its last receipt on each tab, for payers after this one
     RECALLED = 30  # coordinator -> node: {"receipts": [LateReceipt], "more": bool}, by payer
 
 
 class CancelReason(str, Enum):
-    """Why a node is told to stop a job. It decides the receipt's outcome, and so who pays."""
+    """The reason for which a node must stop a job. It determines the receipt's outcome, and so the charge."""
 
     CLIENT = "client"
     TIMED_OUT = "timed_out"
@@ -78,19 +78,19 @@ class CancelReason(str, Enum):
         try:
             return cls(payload.decode()) if payload else cls.CLIENT
         except ValueError:
-            raise BadMessage("cancel: not a reason that is known") from None
+            raise BadMessage("cancel: expected client, timed_out, coordinator or an empty payload") from None
 
 
-def loads(data: bytes | str, what: str) -> Any:
-    """JSON. Raises BadMessage that names what was being read."""
+def loads(data: bytes | str, name: str) -> Any:
+    """Parses JSON. `name` is the document's name in errors. Raises BadMessage."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise BadMessage(f"{what}: not JSON: {error}") from None
+        raise BadMessage(f"{name}: not JSON: {error}") from None
 
 
 def dumps(value: Any) -> bytes:
-    """Compact JSON. Raises BadMessage for what was read, and is nested too deeply to be written."""
+    """Compact JSON. Raises BadMessage for a value that cannot be written, such as one that is nested too deeply."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError as error:
@@ -105,7 +105,7 @@ class Candidate:
     terms: Terms
     wrapped_key: bytes
     raw: dict[str, Any] | None = field(default=None, repr=False, compare=False)
-    """The wire form that it was read from: what is passed on and stored need not be written again."""
+    """The wire form that it was read from, which is forwarded and stored without another encoding."""
 
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
@@ -123,10 +123,10 @@ class Candidate:
         except (binascii.Error, ValueError):
             raise BadMessage(f"{where}.wrappedKey: expected base64") from None
         parts = read_signed(Order, order, f"{where}.order"), Terms.from_json(terms, f"{where}.terms"), key
-        made = cls(*parts, raw={"order": order, "terms": terms, "wrappedKey": wrapped})
-        if made.order.message.terms_hash != made.terms.struct_hash():
-            raise BadMessage(f"{where}.order.termsHash: not the hash of the terms beside it")
-        return made
+        candidate = cls(*parts, raw={"order": order, "terms": terms, "wrappedKey": wrapped})
+        if candidate.order.message.terms_hash != candidate.terms.struct_hash():
+            raise BadMessage(f"{where}.order.termsHash: expected the hash of the candidate's terms")
+        return candidate
 
 
 def _join(header: Any, sealed: bytes) -> bytes:
@@ -134,22 +134,22 @@ def _join(header: Any, sealed: bytes) -> bytes:
     return b"".join((len(head).to_bytes(4, "big"), head, sealed))
 
 
-def _split(data: bytes, what: str) -> tuple[Any, bytes]:
+def _split(data: bytes, name: str) -> tuple[Any, bytes]:
     size = int.from_bytes(data[:4], "big")
     if len(data) < 4 or size > min(len(data) - 4, MAX_HEADER):
-        raise BadMessage(f"{what}: cut off, or its header is longer than {MAX_HEADER} bytes")
-    return loads(data[4 : 4 + size], f"{what} header"), data[4 + size :]
+        raise BadMessage(f"{name}: cut off, or its header is longer than {MAX_HEADER} bytes")
+    return loads(data[4 : 4 + size], f"{name} header"), data[4 + size :]
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job as the client posts it: 1 to 8 candidates of one payer, and the request sealed once for all of them."""
+    """A job as the client posts it: 1 to 8 candidates of one payer, and the request, sealed once for all of them."""
 
     job: JobId
     candidates: tuple[Candidate, ...]
     sealed: bytes
     ranked: bool = False
-    """Whether the candidates are in the order in which the client would have them, instead of the cheapest first."""
+    """Whether the coordinator must try the candidates in the client's order, instead of the cheapest first."""
 
     def dumps(self) -> bytes:
         """The wire form."""
@@ -158,31 +158,31 @@ class Submission:
 
     @classmethod
     def loads(cls, data: bytes) -> Submission:
-        """Reads the wire form: all candidates must be of one payer and this job. Raises BadMessage."""
+        """Reads the wire form. All candidates must be of one payer and of this job. Raises BadMessage."""
         header, sealed = _split(data, "submission")
         job, candidates = read_members(header, "submission", "job", "candidates")
         listed = read_items(candidates, "submission.candidates", MAX_CANDIDATES)
         ranked = header.get("ranked", False)
         if not isinstance(ranked, bool):
             raise BadMessage("submission.ranked: expected true or false")
-        made = cls(
+        submission = cls(
             parse_job_id(read_text(job, "submission.job")),
             tuple(Candidate.from_json(raw, f"candidates[{i}]") for i, raw in enumerate(listed)),
             sealed,
             ranked,
         )
-        if not made.candidates:
+        if not submission.candidates:
             raise BadMessage("submission.candidates: expected at least one")
-        if len({c.order.message.payer for c in made.candidates}) > 1:
-            raise BadMessage("submission.candidates: orders of several payers")
-        if any(c.terms.job != made.job for c in made.candidates):
-            raise BadMessage("submission.candidates: terms of another job")
-        return made
+        if len({c.order.message.payer for c in submission.candidates}) > 1:
+            raise BadMessage("submission.candidates: expected orders of one payer, got several payers")
+        if any(c.terms.job != submission.job for c in submission.candidates):
+            raise BadMessage("submission.candidates: expected terms of the submission's job, got terms of another job")
+        return submission
 
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """A job as one node gets it."""
+    """A job as the coordinator sends it to one node."""
 
     match: Signed[Match]
     candidate: Candidate
@@ -202,9 +202,7 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The payload of a FAIL frame: an error in OpenAI's shape and, from a node that took the order or refused it, the receipt at
-    no cost that releases the order's cap.
-    """
+    """The payload of a FAIL frame: an OpenAI error object and, from a node, the receipt that releases the order's cap."""
 
     error: TallyError
     receipt: Signed[Receipt] | None = None
@@ -216,7 +214,7 @@ class Failure:
 
     @classmethod
     def loads(cls, data: bytes) -> Failure:
-        """Reads the wire form. An error of an unknown shape becomes a general one. Raises BadMessage for a malformed receipt."""
+        """Reads the wire form; see `error_from_json` for the error. Raises BadMessage for a malformed receipt."""
         raw = loads(data, "failure")
         receipt = raw.get("receipt") if isinstance(raw, dict) else None
         return cls(error_from_json(raw, 502), None if receipt is None else read_signed(Receipt, receipt, "failure.receipt"))
@@ -224,7 +222,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """The first line of a request's plaintext: the OpenAI route and the body's content type."""
+    """The first line of a request's plaintext: the OpenAI route, and the content type of the body."""
 
     path: str
     content_type: str = "application/json"
@@ -244,10 +242,10 @@ def join_request(head: RequestHead, body: bytes) -> bytes:
 
 
 def split_request(plain: bytes) -> tuple[RequestHead, bytes]:
-    """The inverse. Raises BadMessage."""
+    """Splits the plaintext of a request into its head and its body. Raises BadMessage."""
     line, separator, body = plain.partition(b"\n")
     if not separator:
-        raise BadMessage("request: no head line")
+        raise BadMessage("request: expected a head line that ends with LF")
     path, content_type = read_members(loads(line, "request head"), "request head", "path", "contentType")
     return RequestHead(read_text(path, "request.path"), read_content_type(content_type, "request.contentType")), body
 
@@ -258,30 +256,30 @@ def dump_response_head(head: ResponseHead) -> bytes:
 
 
 def load_response_head(chunk: bytes) -> ResponseHead:
-    """The inverse. Raises BadMessage."""
+    """Reads the first plaintext chunk of a response. Raises BadMessage."""
     status, content_type = read_members(loads(chunk, "response head"), "response head", "status", "contentType")
     return ResponseHead(read_count(status, "response.status", 100, 599), read_content_type(content_type, "response.contentType"))
 
 
 def pack_frame(kind: Kind, payload: bytes = b"") -> bytes:
-    """One frame of a job's response."""
+    """Encodes a response frame."""
     return b"".join((bytes((kind,)), len(payload).to_bytes(4, "big"), payload))
 
 
 class FrameReader:
-    """Cuts a byte stream into response frames, holding at most one frame beside what it was fed."""
+    """Splits a byte stream into response frames. Buffers at most one incomplete frame of `limit` bytes."""
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self._buffer = bytearray()
         self._limit = limit
 
     def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
-        """The frames completed by `data`. Raises BadMessage for an unknown kind or an oversized frame."""
+        """Yields the frames that `data` completes. Raises BadMessage for an unknown kind or an oversized frame."""
         self._buffer += data
         while len(self._buffer) >= 5:
             size = int.from_bytes(self._buffer[1:5], "big")
             if size > self._limit:
-                raise BadMessage(f"frame: {size} bytes, at most {self._limit} are allowed")
+                raise BadMessage(f"frame: expected at most {self._limit} bytes, got {size}")
             if len(self._buffer) < 5 + size:
                 return
             kind, payload = self._buffer[0], bytes(self._buffer[5 : 5 + size])
@@ -290,29 +288,29 @@ class FrameReader:
 
     @property
     def pending(self) -> int:
-        """Bytes of a frame that is not complete."""
+        """The number of buffered bytes, which belong to an incomplete frame."""
         return len(self._buffer)
 
 
 def pack_link(kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> bytes:
-    """One message of the node link."""
+    """Encodes a link frame."""
     return b"".join((bytes((kind,)), job, payload))
 
 
 def unpack_link(data: bytes | str) -> tuple[Kind, JobId, bytes]:
-    """The inverse. Raises BadMessage."""
+    """Decodes a link frame into kind, job and payload. Raises BadMessage."""
     if not isinstance(data, bytes) or len(data) < LINK_HEAD:
-        raise BadMessage("link frame: expected a binary message of at least 17 bytes")
+        raise BadMessage(f"link frame: expected a binary message of at least {LINK_HEAD} bytes")
     return read_kind(data[0]), JobId(data[1:LINK_HEAD]), data[LINK_HEAD:]
 
 
 def read_kind(number: int) -> Kind:
-    """A frame kind. Raises BadMessage for an unknown one."""
+    """The kind with this number. Raises BadMessage for an unknown number."""
     kind = _KINDS.get(number)
     if kind is None:
-        raise BadMessage(f"frame: unknown kind {number}")
+        raise BadMessage(f"frame: expected a known kind, got {number}")
     return kind
 
 
 _KINDS = {int(kind): kind for kind in Kind}
-"""Calling an enum costs more than reading all the rest of a frame."""
+"""A dict lookup is faster than a call of the enum, which would cost more than the rest of a frame."""

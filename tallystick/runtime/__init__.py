@@ -1,1 +1,1 @@
-"""What every long-running process of ours needs around the market: config, keystores, logs, durable storage, serving."""
+"""The process around the market: config, keystores, logs, storage, HTTP serving. Imports only tallystick.protocol."""

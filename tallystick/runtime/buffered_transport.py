@@ -1,7 +1,7 @@
-"""A transport that writes once what is written to it in one turn of the event loop.
+"""A transport that joins all writes of one turn of the event loop into one write.
 
-Heads and bodies, or several small frames, then leave in one system call and wake the other side once: a good part of what a
-small message costs.
+HTTP heads and bodies, or several small frames, then take one system call and wake the peer once, which makes small messages
+much cheaper.
 """
 
 from __future__ import annotations
@@ -9,36 +9,37 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-_AT_ONCE = 16 * 1024
+_MAX_BUFFERED = 16 * 1024
+"""Bytes from which on the buffer is written at once."""
 
 
 class BufferedTransport:
-    """An asyncio.Transport in front of another. What it does not say itself, the other one says."""
+    """An asyncio.Transport that wraps another one and forwards all other attributes to it."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._held: list[bytes] = []
+        self._chunks: list[bytes] = []
         self._size = 0
         self._written = 0
 
     @property
-    def taken(self) -> int:
-        """Bytes that the system has taken of what was written here."""
+    def sent_bytes(self) -> int:
+        """The bytes written here that were handed to the operating system."""
         return self._written - self._transport.get_write_buffer_size()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """See asyncio.WriteTransport. Much at once is not held back."""
+        """See asyncio.WriteTransport."""
         if not data:
             return
-        if not self._held:
+        if not self._chunks:
             self._loop.call_soon(self._flush)
-        self._held.append(data)
+        self._chunks.append(data)
         self._size += len(data)
-        if self._size > _AT_ONCE:
+        if self._size > _MAX_BUFFERED:
             self._flush()
 
     def write_eof(self) -> None:
@@ -53,19 +54,19 @@ class BufferedTransport:
 
     def abort(self) -> None:
         """See asyncio.WriteTransport."""
-        self._held.clear()
+        self._chunks.clear()
         self._transport.abort()
 
     def _flush(self) -> None:
-        if self._held:
-            data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-            self._held.clear()
+        if self._chunks:
+            data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            self._chunks.clear()
             self._size = 0
-            if not self._transport.is_closing():  # the other side may have gone meanwhile
+            if not self._transport.is_closing():  # the peer may have closed it meanwhile
                 self._written += len(data)
                 self._transport.write(data)
 
 
 def buffered(transport: Any) -> Any:
-    """The transport, buffered once."""
+    """The transport itself if it is buffered, else a BufferedTransport around it."""
     return transport if isinstance(transport, BufferedTransport) else BufferedTransport(transport)

@@ -1,6 +1,7 @@
-"""The front door of a server: how many connections there may be, in all and of one address; how long and how large a request's
-head may be; how many requests may wait on a connection; how long a client may leave what it was sent unread, or go on sending
-to a request that was answered. uvicorn bounds none of these by itself; the rest is uvicorn's.
+"""Limits on the connections of an HTTP server that uvicorn does not have.
+
+They bound the number of connections (in all and per address), the size and duration of a request's head, the number of
+pipelined requests, and the time in which a client must read its response or finish sending a request that was answered.
 """
 
 from __future__ import annotations
@@ -22,21 +23,23 @@ from tallystick.runtime.websocket import FastPathWebSocket
 
 _LINGER_SECONDS = 1.0
 LINGERING = 256
-"""Refused connections that are kept open at once until their clients have read why; further ones are cut."""
+"""Refused connections that stay open for a moment so that their clients can read the reason; further ones are closed at once."""
 PIPELINED = 16
-"""Requests of one connection that may wait for the answer to an earlier one."""
-LEAST_READ = 64 * 1024
-"""Bytes that a client must take in `stall_seconds`, where more than that waits for it."""
-UNREAD_PONGS = 64 * 1024
-"""Bytes that may wait for a WebSocket's client before its pings are no longer answered."""
+"""Requests of one connection that may wait for the response to an earlier one."""
+MIN_READ_BYTES = 64 * 1024
+"""Bytes that a client must read within `stall_seconds` while more than that waits for it."""
+MAX_UNREAD_PONG_BYTES = 64 * 1024
+"""Unread bytes of a WebSocket above which its pings get no answer."""
 log = structlog.get_logger()
 _REASONS = {408: "Request Timeout", 429: "Too Many Requests", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
 @functools.lru_cache(4_096)
 def address_key(host: str) -> str:
-    """What counts as one address where strangers have shares: an IPv4 address, or the /64 network of an IPv6 address, since a
-    single household has all of that. An IPv4 address inside an IPv6 one is the IPv4 address. Anything else counts as it is.
+    """The key under which limits per address count a host: an IPv4 address, or the /64 network of an IPv6 address.
+
+    A single customer usually has a whole /64. An IPv4-mapped IPv6 address counts as the IPv4 address. Any other text is its own
+    key.
     """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
@@ -51,8 +54,10 @@ def address_key(host: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Connections in all and of one address (of a proxy, where one stands before this server); seconds and bytes of a head;
-    seconds in which a client must take some of what waits for it, and in which the rest of an answered request must arrive.
+    """The limits of one server. Behind a proxy, `per_address` counts the proxy's address.
+
+    `connections`, `per_address`: open connections. `head_seconds`, `head_bytes`: duration and size of a request's head.
+    `stall_seconds`: the time in which a client must read MIN_READ_BYTES, and must finish sending an answered request.
     """
 
     connections: int = 10_000
@@ -63,90 +68,92 @@ class ConnectionLimits:
 
 
 class ConnectionLimiter:
-    """Who is in. One instance a server."""
+    """Counts the open connections of one server, per address."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self._open: Counter[str] = Counter()
         self.lingering = 0
-        """Refused connections that are still open."""
+        """The number of refused connections that are still open."""
 
     @property
     def open_connections(self) -> int:
-        """Connections that are open."""
+        """The number of open connections."""
         return self._open.total()
 
     def acquire(self, address: str) -> tuple[int, TallyError] | None:
-        """Counts a connection; status and reason where there is no room for it. See `address_key` for what an address is."""
+        """Counts a new connection. Returns None, or the HTTP status and the error if a limit is reached. See `address_key`."""
         limits, address = self.limits, address_key(address)
         if self._open[address] >= limits.per_address:
-            text = f"{address} has {limits.per_address} connections open, which is all that one address may have"
+            text = f"{address}: expected at most {limits.per_address} open connections of one address; close one and try again"
             return 429, Unavailable(Code.RATE_LIMITED, text)
         if self.open_connections >= limits.connections:
-            return 503, Unavailable(Code.RATE_LIMITED, f"this server has {limits.connections} connections open and takes no more")
+            return 503, Unavailable(
+                Code.RATE_LIMITED, f"this server has all {limits.connections} connections in use; try again later"
+            )
         self._open[address] += 1
         return None
 
     def release(self, address: str) -> None:
-        """A connection is closed."""
+        """Counts a closed connection."""
         address = address_key(address)
         self._open[address] -= 1
         if not self._open[address]:
             del self._open[address]
 
     def protocols(self) -> tuple[type[HttpToolsProtocol], type[FastPathWebSocket]]:
-        """Uvicorn's protocols, counted and limited by this limiter."""
+        """Subclasses of uvicorn's protocols whose connections this limiter counts and limits."""
         limiter = self
 
         class Http(_Http):
-            """Bound to this limiter."""
+            """Limited by this limiter."""
 
             LIMITER = limiter
 
         class WebSocket(_WebSocket):
-            """Bound to this limiter."""
+            """Limited by this limiter."""
 
             LIMITER = limiter
 
         return Http, WebSocket
 
 
-class _Stall:
-    """Watches a connection whose client does not take what is written to it; aborts it where that goes on."""
+class _StallWatch:
+    """Aborts a connection whose client does not read its data."""
 
     def __init__(self, transport: Any, seconds: float) -> None:
         self._transport, self._seconds = transport, seconds
         self._timer: asyncio.TimerHandle | None = None
-        self._taken = 0
+        self._sent_bytes = 0
 
     def begin(self) -> None:
-        """Much waits for the client."""
+        """Starts the watch: the write buffer is full."""
         if self._timer is None:
-            self._taken = self._transport.taken
-            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+            self._sent_bytes = self._transport.sent_bytes
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._check)
 
     def end(self) -> None:
-        """Little waits for it, or it is gone."""
+        """Stops the watch: the client has read, or is gone."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
-        if self._transport.taken - self._taken >= LEAST_READ:
+        if self._transport.sent_bytes - self._sent_bytes >= MIN_READ_BYTES:
             self.begin()
         else:
             self._transport.abort()
 
 
 class _Http(HttpToolsProtocol):
-    """One connection. `_address` is set while it is counted."""
+    """One HTTP connection. `_address` is set while the limiter counts it."""
 
     LIMITER: ConnectionLimiter
     _address: str | None = None
     _timer: asyncio.TimerHandle | None = None
     _rest: asyncio.TimerHandle | None = None
-    _stall: _Stall | None = None
+    _stall: _StallWatch | None = None
     _head = 0
     _refused = False
 
@@ -158,13 +165,13 @@ class _Http(HttpToolsProtocol):
             self._refuse(*refused)
             return
         self._address = address
-        self._stall = _Stall(self.transport, self.LIMITER.limits.stall_seconds)
+        self._stall = _StallWatch(self.transport, self.LIMITER.limits.stall_seconds)
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
         self._end_rest()
-        self._leave()
+        self._release()
         if self._stall is not None:
             self._stall.end()
         super().connection_lost(exc)
@@ -180,8 +187,8 @@ class _Http(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= PIPELINED:
-            self._refuse(429, Unavailable(Code.RATE_LIMITED, f"more than {PIPELINED} requests wait on one connection"))
-            raise ValueError("too many requests at once")  # the parser stops here
+            self._refuse(429, Unavailable(Code.RATE_LIMITED, f"connection: expected at most {PIPELINED} waiting requests"))
+            raise ValueError("too many pipelined requests")  # the parser stops here
         super().on_message_begin()
         if self._timer is None:
             self._begin_head()
@@ -218,7 +225,7 @@ class _Http(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         self._end_head()
-        self._leave()  # the WebSocket's protocol counts the connection from here on
+        self._release()  # from here on the WebSocket protocol counts the connection
         super().handle_websocket_upgrade()
 
     def _begin_head(self) -> None:
@@ -235,18 +242,18 @@ class _Http(HttpToolsProtocol):
             self._rest.cancel()
             self._rest = None
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         if self._address is not None:
             self.LIMITER.release(self._address)
             self._address = None
 
     def _too_slow(self) -> None:
         self._timer = None
-        text = f"the request's head did not arrive within {self.LIMITER.limits.head_seconds:g} s"
+        text = f"request head: expected within {self.LIMITER.limits.head_seconds:g} s"
         self._refuse(408, Refusal(Code.TIMED_OUT, text))
 
     def _refuse_large(self) -> None:
-        text = f"the request's head is longer than {self.LIMITER.limits.head_bytes} bytes"
+        text = f"request head: expected at most {self.LIMITER.limits.head_bytes} bytes"
         self._refuse(431, Refusal(Code.BODY_TOO_LARGE, text))
 
     def _refuse(self, status: int, error: TallyError) -> None:
@@ -262,26 +269,26 @@ class _Http(HttpToolsProtocol):
         if self.LIMITER.lingering >= LINGERING:
             self.transport.close()
             return
-        if self.transport.can_write_eof():  # closed at once, whoever still sends would lose the answer
+        if self.transport.can_write_eof():  # a full close would lose the response for a client that still sends
             self.transport.write_eof()
         self.LIMITER.lingering += 1
-        self.loop.call_later(_LINGER_SECONDS, self._depart)
+        self.loop.call_later(_LINGER_SECONDS, self._finish_refusal)
 
-    def _depart(self) -> None:
+    def _finish_refusal(self) -> None:
         self.LIMITER.lingering -= 1
         self.transport.close()
 
 
 class _WebSocket(FastPathWebSocket):
-    """One node link. It was counted as an HTTP connection a moment ago, so there is room."""
+    """One WebSocket connection. The limiter counted it as an HTTP connection before, so there is room for it."""
 
     LIMITER: ConnectionLimiter
     _address: str | None = None
-    _stall: _Stall | None = None
+    _stall: _StallWatch | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(buffered(transport))
-        self._stall = _Stall(self.transport, self.LIMITER.limits.stall_seconds)
+        self._stall = _StallWatch(self.transport, self.LIMITER.limits.stall_seconds)
         address = self.client[0] if self.client else ""
         if self.LIMITER.acquire(address) is None:
             self._address = address
@@ -295,8 +302,8 @@ class _WebSocket(FastPathWebSocket):
         super().connection_lost(exc)
 
     def handle_ping(self) -> None:
-        """Answers, unless its client does not read what it is sent: pongs would fill the memory as fast as pings come."""
-        if self.transport.get_write_buffer_size() <= UNREAD_PONGS:
+        """Answers a ping if the client reads. Without that check, unread pongs would fill the memory."""
+        if self.transport.get_write_buffer_size() <= MAX_UNREAD_PONG_BYTES:
             super().handle_ping()
         else:
             self.conn.data_to_send()

@@ -1,4 +1,4 @@
-"""Fields of a multipart form (RFC 7578), found where they lie in it: read, or replaced without touching the rest."""
+"""Fields of a multipart form (RFC 7578): reads a field, or replaces its text and leaves all other bytes as they are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Part:
 
 @dataclass(slots=True)
 class _Reader:
-    """Notes where each part's content lies."""
+    """Records the position of each part's content."""
 
     body: bytes
     parts: list[_Part] = field(default_factory=list)
@@ -33,7 +33,7 @@ class _Reader:
 
     def begin(self) -> None:
         if len(self.parts) >= _MAX_PARTS:
-            raise BadMessage(f"request body: a form of more than {_MAX_PARTS} parts")
+            raise BadMessage(f"request body: expected at most {_MAX_PARTS} parts of a form")
         self.parts.append(_Part())
 
     def name(self, data: bytes, start: int, end: int) -> None:
@@ -71,33 +71,33 @@ def _parse(content_type: str, body: bytes) -> list[_Part]:
         parser.write(body)
         parser.finalize()
     except FormParserError:
-        raise BadMessage("request body: not a multipart form") from None
+        raise BadMessage("request body: expected a multipart form") from None
     if not reader.whole:
-        raise BadMessage("request body: a multipart form that is cut off")
+        raise BadMessage("request body: the multipart form is cut off")
     return reader.parts
 
 
-def _only(parts: list[_Part], name: str) -> _Part | None:
-    found = [part for part in parts if part.name == name.encode() and not part.filename]
-    if len(found) > 1:
-        raise BadMessage(f"request body: {name}: given more than once")
-    return found[0] if found else None
+def _single_field(parts: list[_Part], name: str) -> _Part | None:
+    matching = [part for part in parts if part.name == name.encode() and not part.filename]
+    if len(matching) > 1:
+        raise BadMessage(f"request body: {name}: expected one field, got {len(matching)}")
+    return matching[0] if matching else None
 
 
 def read_field(content_type: str, body: bytes, name: str) -> str | None:
-    """The text of a field; None without such a field. Raises BadMessage for what is no form."""
-    part = _only(_parse(content_type, body), name)
+    """The text of a field; None if the form has no such field. Raises BadMessage for a malformed form."""
+    part = _single_field(_parse(content_type, body), name)
     if part is None:
         return None
     try:
         return body[part.begin : part.end].decode() if part.begin >= 0 else ""
     except UnicodeDecodeError:
-        raise BadMessage(f"request body: {name}: not UTF-8") from None
+        raise BadMessage(f"request body: {name}: expected UTF-8") from None
 
 
 def replace_field(content_type: str, body: bytes, name: str, value: str) -> bytes:
-    """The form with another text in a field that it has. Raises BadMessage."""
-    part = _only(_parse(content_type, body), name)
+    """The form with another text in an existing field. Raises BadMessage if the field is missing or empty."""
+    part = _single_field(_parse(content_type, body), name)
     if part is None or part.begin < 0:
-        raise BadMessage(f"request body: {name}: missing or empty")
+        raise BadMessage(f"request body: {name}: expected a text, the field is missing or empty")
     return b"".join((body[: part.begin], value.encode(), body[part.end :]))

@@ -1,4 +1,4 @@
-"""Addresses that are dialled without TLS although they are not of this machine: who else reads along, and saying so."""
+"""Detection of URLs whose traffic crosses a network without TLS, and the warning about them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = structlog.get_logger()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or an address literal is this machine's own."""
+    """Whether a host name or an address literal denotes this machine."""
     name = host.lower()
     if name == "localhost":
         return True
@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_plaintext(url: str) -> bool:
-    """Whether what is sent to a URL can be read and changed on its way: plain http or ws to another machine."""
+    """Whether a URL is plain http or ws to another machine: others on the network path can read and change the traffic."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
@@ -34,13 +34,13 @@ def is_plaintext(url: str) -> bool:
 
 
 def warn_if_plaintext(url: str, leaks: str) -> bool:
-    """Logs what others on the way to a coordinator learn, where they can read along; whether they can."""
+    """Warns if a coordinator's URL is plaintext. `leaks` lists the data that others can read. Returns whether it warned."""
     if not is_plaintext(url):
         return False
     log.warning(
-        "PLAIN HTTP to a coordinator on another machine: whoever is on the way can read along and change what it answers",
+        "PLAIN HTTP to a coordinator on another machine: others on the network path can read and change the traffic",
         url=url,
-        they_learn=leaks,
-        todo="use an https:// address; over http only inside a VPN or a network of your own",
+        exposed=leaks,
+        hint="use an https:// URL; use http only inside a VPN or your own network",
     )
     return True

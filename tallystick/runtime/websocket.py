@@ -1,7 +1,7 @@
-"""uvicorn's WebSocket with a short way for what a server of nodes gets most: whole binary messages in one frame.
+"""uvicorn's WebSocket protocol with a fast path for binary messages that arrive whole in one frame, as nodes send them.
 
-The library (websockets, in Python) parses every other frame, and everything while one of its own is unfinished; so it alone
-decides about fragments, pings, closes and errors. The short way takes a third of what a relayed chunk costs.
+The websockets library, which is written in Python, parses all other frames, and every frame while one of its own is incomplete.
+So the library alone handles fragments, pings, closes and errors. The fast path takes a third of the time per relayed chunk.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ except ImportError:  # a platform without the compiled part
 _WHOLE_BINARY = 0x82
 """FIN and opcode 2, no extension bits (RFC 6455, 5.2)."""
 _MASKED = 0x80
-FRAGMENTS = 64
-"""Fragments that a message may come in; clients of ours send none. Empty ones would count for no size limit."""
-LIMIT = "tallystick.frame_limit"
-"""The ASGI extension by which an app changes how many bytes the messages of one connection may have: a function of the bytes."""
+MAX_FRAGMENTS = 64
+"""Fragments of one message. Our clients send none. Empty fragments count for no size limit, so their number is limited."""
+FRAME_LIMIT_EXTENSION = "tallystick.frame_limit"
+"""The ASGI extension that sets the maximum message size of one connection: a function that takes the number of bytes."""
 
 
 class FastPathWebSocket(WebSocketsSansIOProtocol):
-    """See the module's docstring."""
+    """uvicorn's WebSocket protocol with the fast path."""
 
     _limit = 0
 
     def handle_connect(self, event: Any) -> None:
-        """Offers the app to set the limit of this connection's messages, until when the server's holds."""
+        """Lets the app set this connection's maximum message size. Before that the server's maximum applies."""
         super().handle_connect(event)
         self._limit = self.config.ws_max_size
         if self.response.status_code == 101:
-            self.scope["extensions"] |= {LIMIT: self._set_limit}  # type: ignore[dict-item]  # one of our own
+            self.scope["extensions"] |= {FRAME_LIMIT_EXTENSION: self._set_limit}  # type: ignore[dict-item]  # an extension of this project
 
     def _set_limit(self, size: int) -> None:
         conn: Any = self.conn
         self._limit = conn.max_message_size = size
 
     def handle_cont(self, event: Any) -> None:
-        """One more fragment."""
-        if len(self.frames) >= FRAGMENTS:
-            self.conn.fail(1009, f"more than {FRAGMENTS} fragments")
+        """Counts a fragment and closes the connection if there are too many."""
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self.conn.fail(1009, f"more than {MAX_FRAGMENTS} fragments")
             self.handle_parser_exception()
             return
         super().handle_cont(event)
@@ -59,7 +59,7 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
         super().data_received(data)
 
     def _take_messages(self, data: bytes) -> bytes:
-        """Queues the whole binary messages that the data begins with; returns the rest."""
+        """Queues the whole binary messages at the start of the data. Returns the rest of the data."""
         at, end, limit = 0, len(data), self._limit
         while end - at >= 6 and data[at] == _WHOLE_BINARY and data[at + 1] & _MASKED:
             size, head = data[at + 1] & 0x7F, at + 2

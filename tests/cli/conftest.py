@@ -28,33 +28,33 @@ CHEAP = 1 << 12
 
 @dataclass
 class Tally:
-    """`tally` in this process, with a home folder of its own."""
+    """Runs `tally` in this process, with its own home folder."""
 
     home: Path
     run_main: Callable[[tuple[str, ...]], tuple[int, str, str]]
 
     def __call__(self, *arguments: str, fails: bool = False) -> Any:
-        """Its JSON; with `fails`, the error in it. Exit codes are checked."""
+        """Returns a command's JSON, or with `fails` its error. Checks the exit code."""
         code, out, err = self.run_main((*arguments, "--json"))
         assert code == int(fails), out + err
         answer = json.loads(out)
         return answer["error"] if fails else answer
 
     def says(self, *arguments: str, code: int = 0) -> str:
-        """What people see, in one line."""
-        found, out, err = self.run_main(arguments)
-        assert found == code, out + err
+        """Returns the text that a command prints, in one line. Checks the exit code."""
+        exit_code, out, err = self.run_main(arguments)
+        assert exit_code == code, out + err
         return " ".join((out + err).split())
 
     def wallet(self, name: str) -> str:
-        """Makes a wallet whose key follows from its name; its address."""
+        """Makes a wallet with a key derived from its name. Returns its address."""
         signer = person(f"wallet {name}")
         create_keystore(self.home / "keys" / f"{name}.json", PASSWORD, signer.secret, cost=CHEAP)
         return signer.address
 
 
 def on_chain(market: Tally, act: Callable[[World], Awaitable[object]]) -> None:
-    """Something that no command does, on the market's contracts."""
+    """Acts on the market's contracts in a way that no command does."""
 
     async def run() -> None:
         deployment = Deployment.load(market.home / "deployment.json")
@@ -69,7 +69,7 @@ def on_chain(market: Tally, act: Callable[[World], Awaitable[object]]) -> None:
 
 @pytest.fixture
 def tally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tally:
-    """Runs commands as `tally …` would, in an environment without settings of anybody's."""
+    """Runs commands as `tally …` does, in an environment without the user's settings."""
     for name, value in {"TALLYSTICK_HOME": str(tmp_path), "TALLYSTICK_PASSWORD": PASSWORD, "COLUMNS": "300"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TALLYSTICK_PASSWORD_FILE", raising=False)
@@ -88,34 +88,34 @@ def tally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 @pytest.fixture
 def payer(tally: Tally) -> Tally:
-    """With a wallet."""
+    """A `tally` with a wallet named `default`."""
     tally.wallet("default")
     return tally
 
 
 @pytest.fixture
 def fake() -> Iterator[FakeMarket]:
-    """A market that serves from another thread."""
-    ready, over, made = threading.Event(), asyncio.Event(), list[FakeMarket]()
+    """A fake market that serves from another thread."""
+    ready, stop, markets = threading.Event(), asyncio.Event(), list[FakeMarket]()
     loop = asyncio.new_event_loop()
 
     async def serve() -> None:
         market = FakeMarket()
         async with market.serve():
-            made.append(market)
+            markets.append(market)
             ready.set()
-            await over.wait()
+            await stop.wait()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
     assert ready.wait(10)
-    yield made[0]
-    loop.call_soon_threadsafe(over.set)
+    yield markets[0]
+    loop.call_soon_threadsafe(stop.set)
     thread.join(10)
     loop.close()
 
 
 @pytest.fixture
 def url(fake: FakeMarket) -> str:
-    """Where that market is."""
+    """The URL of the fake market."""
     return fake.url

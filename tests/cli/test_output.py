@@ -1,4 +1,4 @@
-"""What the command shows: tables that fit, and nothing that steers the terminal."""
+"""Terminal output: tables that fit, and no control characters."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def _shown(monkeypatch: pytest.MonkeyPatch, width: int) -> str:
     console = Console(width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(output, "out", console)
     with console.capture() as capture:
-        output.show_rows(COLUMNS, [ROW, ROW], title="asks", keyed=True)
+        output.show_table(COLUMNS, [ROW, ROW], title="asks", keyed=True)
     return capture.get()
 
 
-def test_a_table_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is one, with a line for each row."""
+def test_table_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that fits has one line per row."""
     shown = _shown(monkeypatch, 160)
     assert len([line for line in shown.splitlines() if "0xabab" in line and "eu-west-and-more" in line]) == 2
     assert shown.count("provider") == 1
 
 
-def test_a_table_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is shown row by row, so that nothing is cut into letters; strangers' words stay words."""
+def test_table_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that is too wide is printed row by row; markup and control characters of strangers have no effect."""
     shown = _shown(monkeypatch, 80)
     assert shown.count("provider") == 2
     assert any("region" in line and "eu-west-and-more" in line for line in shown.splitlines())

@@ -20,7 +20,7 @@ def wallet() -> Signer:
 
 @pytest.fixture
 def config(tmp_path: Path) -> ClientConfig:
-    """Settings with a state file of its own, and no wait longer than a test."""
+    """Settings with a ledger file of its own, and no wait longer than a test."""
     return ClientConfig(ledger_file=tmp_path / "client.db", cancel_seconds=10, request_seconds=10, stream_idle_seconds=10)
 
 

@@ -131,7 +131,7 @@ class Session:
         tab = provider.tab
         values: dict[str, Any] = {"result_commitment": self.transcript.commitment, "finished_at": 2}
         receipt = receipt_for(self.order, terms, used, outcome, (tab.seq, tab.cumulative), **(values | changes))
-        provider.tab = tab.book(charge(terms, used, outcome), terms.max_cost)
+        provider.tab = tab.record(charge(terms, used, outcome), terms.max_cost)
         self.receipt = provider.signer.sign(receipt, DOMAIN)
         self.state = step(State.STREAMING, ENDS[outcome])
         if self.tried:

@@ -57,7 +57,7 @@ def test_settings_that_cannot_work(wrong: dict[str, object]) -> None:
 
 
 def test_state_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The state file is the wallet's own, in the home folder, unless another is named."""
+    """The ledger file is the wallet's own, in the home folder, unless another is named."""
     monkeypatch.setenv("TALLYSTICK_HOME", str(tmp_path))
     wallet = Address("0x" + "12" * 20)
     assert ClientConfig().ledger_path(wallet) == tmp_path / "client" / f"{wallet}.db"

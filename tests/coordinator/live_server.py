@@ -17,8 +17,9 @@ from coordinator.app import App
 from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import MAX_LINK_FRAME
-from coordinator.http.api import ApiContext, Info
+from coordinator.http.api import ApiContext
 from coordinator.http.node_hub import NodeHub
+from coordinator.http.schemas import Info
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import TallyError, error_from_json

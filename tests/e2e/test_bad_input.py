@@ -15,7 +15,7 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
-from tallystick.cli.money.balance import fill_purse
+from tallystick.cli.money.purse import fund_purse
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Outcome, Receipt
@@ -33,7 +33,7 @@ FREE = {"max_cost": Amount(0)}
 @pytest.fixture(scope="module")
 def escrow_at(market: dict[str, Any]) -> Deployment:
     """The market's deployment."""
-    return Deployment(market["chain_id"], market["contract"], market["token"], 6, 0, market["rpc"])
+    return Deployment(market["chainId"], market["contract"], market["token"], 6, 0, market["rpc"])
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def buyer(market: dict[str, Any], escrow_at: Deployment) -> Buyer:
 
     async def fund() -> None:
         rpc = Rpc(market["rpc"])
-        await fill_purse(Escrow(rpc, escrow_at), Sender(rpc, signer), signer, FUNDS, mint=True)
+        await fund_purse(Escrow(rpc, escrow_at), Sender(rpc, signer), signer, FUNDS, mint=True)
         await rpc.close()
 
     asyncio.run(fund())

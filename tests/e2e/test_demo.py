@@ -17,8 +17,8 @@ from web3 import Web3
 from tests.e2e.conftest import TALLY, clean_environment, read_story
 
 KEYS = {
-    *("model", "text", "usage", "cost", "order", "order_signature", "receipt", "receipt_signature", "payer", "provider"),
-    *("chain_id", "contract", "purse_before", "purse_after", "provider_credit_before", "provider_credit_after", "settle_tx"),
+    *("model", "text", "usage", "cost", "order", "orderSignature", "receipt", "receiptSignature", "payer", "provider"),
+    *("chainId", "contract", "purseBefore", "purseAfter", "providerCreditBefore", "providerCreditAfter", "settleTx"),
 }
 
 
@@ -33,9 +33,9 @@ def test_story_is_complete(market: dict[str, Any]) -> None:
 def test_any_wallet_library_can_check_the_signatures(market: dict[str, Any], document: str, signer: str) -> None:
     """Order and receipt are full typed-data documents whose signatures eth_account recovers to payer and provider."""
     signable = encode_typed_data(full_message=market[document])
-    recovered = Account.recover_message(signable, signature=market[f"{document}_signature"])
+    recovered = Account.recover_message(signable, signature=market[f"{document}Signature"])
     assert recovered.lower() == market[signer]
-    assert market[document]["domain"]["chainId"] == market["chain_id"]
+    assert market[document]["domain"]["chainId"] == market["chainId"]
     assert market[document]["domain"]["verifyingContract"] == market["contract"]
 
 
@@ -43,15 +43,15 @@ def test_the_money_moved_is_the_cost_signed(market: dict[str, Any]) -> None:
     """What left the purse is what the provider was credited, and what the receipt says: prices times tokens."""
     cost = int(market["cost"])
     assert cost > 0
-    assert int(market["purse_before"]) - int(market["purse_after"]) == cost
-    assert int(market["provider_credit_after"]) - int(market["provider_credit_before"]) == cost
+    assert int(market["purseBefore"]) - int(market["purseAfter"]) == cost
+    assert int(market["providerCreditAfter"]) - int(market["providerCreditBefore"]) == cost
     assert int(market["receipt"]["message"]["cumulativeCost"]) <= int(market["order"]["message"]["ceiling"])
 
 
 def test_the_settlement_is_on_chain(market: dict[str, Any]) -> None:
     """The settlement's transaction went through, to the contract that both signatures name."""
     web3 = Web3(Web3.HTTPProvider(market["rpc"]))
-    receipt = web3.eth.get_transaction_receipt(market["settle_tx"])
+    receipt = web3.eth.get_transaction_receipt(market["settleTx"])
     assert receipt["status"] == 1
     assert receipt["to"].lower() == market["contract"]
 

@@ -24,9 +24,8 @@ from node.engines.discover import inspect_engine
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
-from tallystick.cli.local import demo
-from tallystick.cli.local import services as stages
-from tallystick.cli.local.processes import Child, Children
+from tallystick.cli.local import demo, services
+from tallystick.cli.local.processes import ManagedProcess, ProcessGroup
 from tallystick.protocol.access import dump_access
 from tallystick.protocol.messages import Access
 from tallystick.protocol.wire import loads
@@ -42,24 +41,24 @@ STREAM_SECONDS = 0.8
 
 
 @dataclass
-class Town:
+class Cluster:
     """The market's processes, and how to start each again."""
 
-    stage: stages.Stage
-    children: Children
+    market: services.LocalMarket
+    processes: ProcessGroup
     found: Any
-    running: dict[str, Child]
+    running: dict[str, ManagedProcess]
 
     async def start(self, name: str) -> None:
         """Starts one, as its operator would."""
-        before = len(self.children._running)
+        before = len(self.processes._running)
         if name == "gateway":
-            await demo._start_gateway(self.stage, self.children)
+            await demo.start_gateway(self.market, self.processes)
         elif name == "coordinator":
-            await stages.start_coordinator(self.stage, self.children)
+            await services.start_coordinator(self.market, self.processes)
         else:
-            await stages.start_node(self.stage, self.children, name, self.found)
-        self.running[name] = self.children._running[before]
+            await services.start_node(self.market, self.processes, name, self.found)
+        self.running[name] = self.processes._running[before]
 
     async def kill(self, name: str) -> None:
         """Kills it with -9."""
@@ -69,8 +68,8 @@ class Town:
 
     def rows(self, name: str, query: str) -> list[tuple[Any, ...]]:
         """What a party's books say."""
-        folder = self.stage.folder
-        payer = self.stage.signers["payer"].address
+        folder = self.market.folder
+        payer = self.market.signers["payer"].address
         file = folder / "client" / f"{payer}.db" if name == "payer" else next((folder / name).glob("*.db"))
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as books:
             return books.execute(query).fetchall()
@@ -88,38 +87,40 @@ async def _until(ready: Callable[[], Any], what: str) -> Any:
     pytest.fail(f"{what}: not within {PATIENCE} s; last seen {seen}")
 
 
-async def _ask(town: Town, key: str) -> tuple[int, bytes]:
+async def _ask(cluster: Cluster, key: str) -> tuple[int, bytes]:
     """One streamed chat. Raises httpx.HTTPError where the connection is lost."""
     words = " ".join(f"word{number}" for number in range(40))
     body = {"model": MODEL, "messages": [{"role": "user", "content": words}], "stream": True, "max_tokens": 200}
-    url = f"{town.stage.url(town.stage.ports.gateway)}/v1/chat/completions"
+    url = f"{cluster.market.url(cluster.market.ports.gateway)}/v1/chat/completions"
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
         response = await client.post(url, json=body, headers={"idempotency-key": key})
         return response.status_code, response.content
 
 
-async def _again(town: Town, key: str) -> tuple[int, bytes] | None:
+async def _again(cluster: Cluster, key: str) -> tuple[int, bytes] | None:
     """Asks with the same key; None where that says to come again."""
-    status, body = await _ask(town, key)
+    status, body = await _ask(cluster, key)
     return None if status in (502, 503, 504) and b'"retry":true' in body else (status, body)
 
 
-def _access(town: Town) -> str:
+def _access(cluster: Cluster) -> str:
     """What shows the coordinator that the payer asks."""
-    deployment, payer = Deployment.load(town.stage.deployment), town.stage.signers["payer"]
-    coordinator = town.stage.signers["coordinator"].address
+    deployment, payer = Deployment.load(cluster.market.deployment), cluster.market.signers["payer"]
+    coordinator = cluster.market.signers["coordinator"].address
     access = Access(account=payer.address, coordinator=coordinator, issued_at=int(time.time()))
     return dump_access(payer.sign(access, deployment.domain))
 
 
-async def _ended(town: Town, job: str) -> str | None:
+async def _ended(cluster: Cluster, job: str) -> str | None:
     """The job's end where all sides know it: payer and coordinator."""
-    stage = town.stage
+    market = cluster.market
     async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
-        mine = (await client.get(f"{stage.url(stage.ports.gateway)}/tally/jobs/{job}")).json()
-        theirs = await client.get(f"{stage.url(stage.ports.coordinator)}/v1/jobs/{job}", headers={"authorization": _access(town)})
+        mine = (await client.get(f"{market.url(market.ports.gateway)}/tally/jobs/{job}")).json()
+        theirs = await client.get(
+            f"{market.url(market.ports.coordinator)}/v1/jobs/{job}", headers={"authorization": _access(cluster)}
+        )
     known = theirs.json()
-    told = [row for name in stage.providers for row in town.rows(name, "SELECT acknowledged FROM receipts")]
+    told = [row for name in market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
     if mine.get("state") not in TERMINAL or not all(done for (done,) in told):
         return None
     if theirs.status_code == 404:
@@ -127,14 +128,14 @@ async def _ended(town: Town, job: str) -> str | None:
     return str(known["state"]) if known["state"] in TERMINAL else None
 
 
-def _check_job(town: Town, job: str) -> int:
+def _check_job(cluster: Cluster, job: str) -> int:
     """What the providers' books charge for a job, which is what the payer's say. Base units."""
     charged = [
         cost
-        for name in town.stage.providers
-        for (cost,) in town.rows(name, f"SELECT CAST(cost AS INTEGER) FROM receipts WHERE job = '{job}'")
+        for name in cluster.market.providers
+        for (cost,) in cluster.rows(name, f"SELECT CAST(cost AS INTEGER) FROM receipts WHERE job = '{job}'")
     ]
-    paid = town.rows(
+    paid = cluster.rows(
         "payer", f"SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.digest = r.order_digest WHERE o.job = '{job}'"
     )
     assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
@@ -143,37 +144,37 @@ def _check_job(town: Town, job: str) -> int:
     return sum(charged)
 
 
-def _check_tabs(town: Town) -> dict[str, int]:
+def _check_tabs(cluster: Cluster) -> dict[str, int]:
     """Both sides' running totals are equal. Returns them by provider."""
     totals: dict[str, int] = {}
-    for name, provider in town.stage.providers.items():
-        theirs = town.rows(name, "SELECT CAST(cumulative AS INTEGER) FROM tabs")
-        mine = town.rows("payer", f"SELECT total FROM tabs WHERE provider = '{provider}'")
+    for name, provider in cluster.market.providers.items():
+        theirs = cluster.rows(name, "SELECT CAST(cumulative AS INTEGER) FROM tabs")
+        mine = cluster.rows("payer", f"SELECT total FROM tabs WHERE provider = '{provider}'")
         totals[provider] = theirs[0][0] if theirs else 0
         assert (mine[0][0] if mine else 0) == totals[provider], f"the tab with {name} differs"
-        assert not town.rows("payer", "SELECT frozen FROM tabs WHERE frozen != ''")
+        assert not cluster.rows("payer", "SELECT frozen FROM tabs WHERE frozen != ''")
     return totals
 
 
-async def _one_kill(town: Town, seed: int) -> str:
+async def _one_kill(cluster: Cluster, seed: int) -> str:
     """One job, one kill at a moment that follows from the seed, one restart, and the same request again with its key."""
     chance = random.Random(seed)
     victim, delay, key = chance.choice(VICTIMS), chance.uniform(0, 2.2 * STREAM_SECONDS), f"seed-{seed}"
-    first = asyncio.create_task(_ask(town, key))
+    first = asyncio.create_task(_ask(cluster, key))
     await asyncio.sleep(delay)
-    await town.kill(victim)
-    await town.start(victim)
+    await cluster.kill(victim)
+    await cluster.start(victim)
     arrived = b""
     with suppress(httpx.HTTPError):
         _, arrived = await asyncio.wait_for(first, PATIENCE)
-    status, body = await _until(lambda: _again(town, key), f"seed {seed}: an answer after {victim} was killed")
-    jobs = town.rows("payer", f"SELECT job FROM keys WHERE key = '{key}'")
+    status, body = await _until(lambda: _again(cluster, key), f"seed {seed}: an answer after {victim} was killed")
+    jobs = cluster.rows("payer", f"SELECT job FROM keys WHERE key = '{key}'")
     if not jobs:
         assert status >= 400, f"seed {seed}: an answer without a job"
         return f"{victim} at {delay:.2f} s: never admitted"
     job = jobs[0][0]
-    state = await _until(lambda: _ended(town, job), f"seed {seed}: the end of {job} after {victim} was killed")
-    cost = _check_job(town, job)
+    state = await _until(lambda: _ended(cluster, job), f"seed {seed}: the end of {job} after {victim} was killed")
+    cost = _check_job(cluster, job)
     whole = status == 200 and b"[DONE]" in body
     assert not whole or cost > 0
     if b"[DONE]" in arrived:
@@ -183,9 +184,9 @@ async def _one_kill(town: Town, seed: int) -> str:
     return f"{victim} at {delay:.2f} s: {state}, {'whole' if whole else status}, {cost}"
 
 
-async def _settled(town: Town, escrow: Escrow, totals: dict[str, int]) -> bool:
-    payer = town.stage.signers["payer"].address
-    tabs = [await escrow.tab(payer, provider) for provider in town.stage.providers.values()]
+async def _settled(cluster: Cluster, escrow: Escrow, totals: dict[str, int]) -> bool:
+    payer = cluster.market.signers["payer"].address
+    tabs = [await escrow.tab(payer, provider) for provider in cluster.market.providers.values()]
     return sum(int(tab.settled) for tab in tabs) == sum(totals.values())
 
 
@@ -196,25 +197,25 @@ async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     for name in [name for name in os.environ if name.startswith("OPENAI_")]:
         monkeypatch.delenv(name)
-    stage = demo._prepare(tmp_path)
-    async with Children(tmp_path, stages.environment(tmp_path)) as children:
-        await stages.start_chain(stage, children)
-        deployment = await demo._deploy_and_fund(stage)
-        for port in stage.ports.engines.values():
-            await stages.start_stand_in(stage, children, port)
+    market = demo.prepare_market(tmp_path)
+    async with ProcessGroup(tmp_path, services.environment(tmp_path)) as processes:
+        await services.start_chain(market, processes)
+        deployment = await demo.deploy_and_fund(market)
+        for port in market.ports.engines.values():
+            await services.start_stand_in(market, processes, port)
             slow = {"token_seconds": STREAM_SECONDS / 40}
             async with httpx.AsyncClient(trust_env=False) as client:
-                (await client.post(f"{stage.url(port)}/demo/behaviour", json=slow)).raise_for_status()
-        town = Town(stage, children, await inspect_engine(stage.url(stage.ports.engines["node-a"])), {})
+                (await client.post(f"{market.url(port)}/demo/behaviour", json=slow)).raise_for_status()
+        cluster = Cluster(market, processes, await inspect_engine(market.url(market.ports.engines["node-a"])), {})
         for name in ("coordinator", "node-a", "node-b", "gateway"):
-            await town.start(name)
+            await cluster.start(name)
         for seed in range(SEED, SEED + KILLS):
-            print(seed, await _one_kill(town, seed), flush=True)  # noqa: T201 - shown where a test fails, and by the deep run
-        status, body = await _until(lambda: _again(town, "the next job"), "the next job")
+            print(seed, await _one_kill(cluster, seed), flush=True)  # noqa: T201 - shown where a test fails, and by the deep run
+        status, body = await _until(lambda: _again(cluster, "the next job"), "the next job")
         assert (status, b"[DONE]" in body) == (200, True)
         rpc = Rpc(deployment.rpc)
         try:
-            totals = _check_tabs(town)
-            await _until(lambda: _settled(town, Escrow(rpc, deployment), totals), "settlement on chain")
+            totals = _check_tabs(cluster)
+            await _until(lambda: _settled(cluster, Escrow(rpc, deployment), totals), "settlement on chain")
         finally:
             await rpc.close()

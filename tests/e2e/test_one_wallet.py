@@ -27,11 +27,10 @@ from node.engines.discover import inspect_engine
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
-from tallystick.cli.local import demo
-from tallystick.cli.local import services as stages
-from tallystick.cli.local.processes import Child, Children, free_port
+from tallystick.cli.local import demo, services
+from tallystick.cli.local.processes import ManagedProcess, ProcessGroup, free_port
 from tallystick.runtime.keystore import PASSWORD_FILE_ENV
-from tests.e2e.test_kills import DEEP, SEED, STREAM_SECONDS, Town, _check_job, _check_tabs, _settled, _until
+from tests.e2e.test_kills import DEEP, SEED, STREAM_SECONDS, Cluster, _check_job, _check_tabs, _settled, _until
 
 ROUNDS = int(os.environ.get("TALLYSTICK_KILLS", "60" if DEEP else "3"))
 GATEWAYS = ("gateway-a", "gateway-b")
@@ -42,9 +41,9 @@ WORDS = " ".join(f"word{number}" for number in range(40))
 
 
 @dataclass
-class Household(Town):
+class SharedWalletCluster(Cluster):
     """A market whose payer runs several processes. `ports`: of the gateways; `turns`: whose it is to be asked; `apart`:
-    the second gateway has a state file of its own, as on another machine.
+    the second gateway has a ledger file of its own, as on another machine.
     """
 
     ports: dict[str, int] = field(default_factory=dict)
@@ -53,55 +52,55 @@ class Household(Town):
 
     @property
     def state(self) -> Path:
-        """The payer's state file."""
-        return self.stage.folder / "client" / f"{self.stage.signers['payer'].address}.db"
+        """The payer's ledger file."""
+        return self.market.folder / "client" / f"{self.market.signers['payer'].address}.db"
 
     @property
     def other(self) -> Path:
-        """The state file of the second gateway, if it has one of its own."""
-        return self.stage.folder / "other.db"
+        """The ledger file of the second gateway, if it has one of its own."""
+        return self.market.folder / "other.db"
 
     def url(self, gateway: str) -> str:
         """Where a gateway listens."""
-        return self.stage.url(self.ports[gateway])
+        return self.market.url(self.ports[gateway])
 
     async def start(self, name: str) -> None:
         """Starts a party; gateways share one config, but for the port."""
         if name not in GATEWAYS:
             await super().start(name)
             return
-        arguments = ("gateway", "--config", str(self.config), "--wallet", self.stage.keystore("payer"))
+        arguments = ("gateway", "--config", str(self.config), "--wallet", self.market.keystore("payer"))
         url = f"{self.url(name)}/health"
         port = ("--port", str(self.ports[name]))
         if self.apart and name == GATEWAYS[1]:
-            other = self.stage.folder / "other.toml"
-            other.write_text(f'state = "{self.other}"\n{self.config.read_text()}')
+            other = self.market.folder / "other.toml"
+            other.write_text(f'ledger_file = "{self.other}"\n{self.config.read_text()}')
             arguments = ("gateway", "--config", str(other), *arguments[3:])
-        self.running[name] = await self.children.start(name, *arguments, *port, ready=lambda: stages.answers(url))
+        self.running[name] = await self.processes.start(name, *arguments, *port, ready=lambda: services.is_healthy(url))
 
     @property
     def config(self) -> Path:
         """Of every client; written on first use."""
-        file = self.stage.folder / "client.toml"
+        file = self.market.folder / "client.toml"
         if not file.exists():
             settings = {
-                "coordinator": self.stage.url(self.stage.ports.coordinator),
-                "deployment": str(self.stage.folder / "deployment.json"),
+                "coordinator": self.market.url(self.market.ports.coordinator),
+                "deployment": str(self.market.folder / "deployment.json"),
                 "start_seconds": 10,
             }
             budgets = f'[[budgets]]\nper_day = "{PLENTY / 10**6}"\n[[budgets]]\nlabel = "tight"\nper_day = "{TIGHT / 10**6}"\n'
-            file.write_text(stages.toml(settings) + budgets)
+            file.write_text(services.to_toml(settings) + budgets)
         return file
 
     async def command_line(self) -> asyncio.subprocess.Process:
         """One `tally chat` of the wallet."""
         arguments = ("chat", WORDS, "--model", MODEL, "--json", "--config", str(self.config))
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tallystick.cli", *arguments, "--wallet", self.stage.keystore("payer")),
+            *(sys.executable, "-m", "tallystick.cli", *arguments, "--wallet", self.market.keystore("payer")),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=self.children._environment,
+            env=self.processes._environment,
         )
 
     async def ask(self, gateway: str, key: str, label: str = "", tokens: int = 200) -> tuple[int, bytes]:
@@ -125,38 +124,42 @@ class Household(Town):
 
 
 @asynccontextmanager
-async def household(folder: Path, monkeypatch: pytest.MonkeyPatch, *, apart: bool = False) -> AsyncIterator[Household]:
-    """The market with slow engines, and two gateways of one wallet. `apart`: with a state file each."""
+async def household(folder: Path, monkeypatch: pytest.MonkeyPatch, *, apart: bool = False) -> AsyncIterator[SharedWalletCluster]:
+    """The market with slow engines, and two gateways of one wallet. `apart`: with a ledger file each."""
     for name in [name for name in os.environ if name.startswith("OPENAI_")]:
         monkeypatch.delenv(name)
     chain_port, coordinator_port, *engines = (free_port(0) for _ in range(4))
-    ports = stages.Ports(chain_port, coordinator_port, 0, dict(zip(("node-a", "node-b"), engines, strict=True)))
-    stage = replace(demo._prepare(folder), ports=ports)
+    ports = services.Ports(chain_port, coordinator_port, 0, dict(zip(("node-a", "node-b"), engines, strict=True)))
+    market = replace(demo.prepare_market(folder), ports=ports)
     environment = {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
-    async with Children(folder, environment) as children:
-        chain = stage.url(stage.ports.chain)
-        await children.start("chain", "chain", "--port", str(stage.ports.chain), ready=lambda: stages.answers(f"{chain}/health"))
-        await demo._deploy_and_fund(stage)
-        for port in stage.ports.engines.values():
-            await stages.start_stand_in(stage, children, port)
+    async with ProcessGroup(folder, environment) as processes:
+        chain = market.url(market.ports.chain)
+        await processes.start(
+            "chain", "chain", "--port", str(market.ports.chain), ready=lambda: services.is_healthy(f"{chain}/health")
+        )
+        await demo.deploy_and_fund(market)
+        for port in market.ports.engines.values():
+            await services.start_stand_in(market, processes, port)
             slow = {"token_seconds": STREAM_SECONDS / 40}
             async with httpx.AsyncClient(trust_env=False) as client:
-                (await client.post(f"{stage.url(port)}/demo/behaviour", json=slow)).raise_for_status()
-        found = await inspect_engine(stage.url(stage.ports.engines["node-a"]))
-        running: dict[str, Child] = {}
-        town = Household(stage, children, found, running, dict(zip(GATEWAYS, (free_port(0), free_port(0)), strict=True)))
-        town.apart = apart
+                (await client.post(f"{market.url(port)}/demo/behaviour", json=slow)).raise_for_status()
+        found = await inspect_engine(market.url(market.ports.engines["node-a"]))
+        running: dict[str, ManagedProcess] = {}
+        cluster = SharedWalletCluster(
+            market, processes, found, running, dict(zip(GATEWAYS, (free_port(0), free_port(0)), strict=True))
+        )
+        cluster.apart = apart
         for name in ("coordinator", "node-a", "node-b", *GATEWAYS):
-            await town.start(name)
-        yield town
+            await cluster.start(name)
+        yield cluster
 
 
-async def _round(town: Household, seed: int) -> str:
+async def _round(cluster: SharedWalletCluster, seed: int) -> str:
     """Jobs from four processes at once, and one or two of these killed at moments that follow from the seed."""
     chance = random.Random(seed)
     keys = [f"seed-{seed}-{number}" for number in range(4)]
-    asking = [asyncio.create_task(town.ask(GATEWAYS[n % 2], key)) for n, key in enumerate(keys)]
-    lines = [await town.command_line() for _ in range(2)]
+    asking = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], key)) for n, key in enumerate(keys)]
+    lines = [await cluster.command_line() for _ in range(2)]
     told: list[str] = []
     for _ in range(chance.choice((1, 2))):
         victim = chance.choice((*GATEWAYS, 0, 1))
@@ -164,8 +167,8 @@ async def _round(town: Household, seed: int) -> str:
         await asyncio.sleep(delay)
         told.append(f"{victim} after {delay:.2f} s")
         if isinstance(victim, str):
-            await town.kill(victim)
-            await town.start(victim)
+            await cluster.kill(victim)
+            await cluster.start(victim)
         else:
             with suppress(ProcessLookupError):
                 lines[victim].kill()
@@ -174,50 +177,50 @@ async def _round(town: Household, seed: int) -> str:
         whole = line.returncode == 0 and b'"text"' in out
         assert whole or line.returncode == -9, f"seed {seed}: {(out + err).decode()[-500:]}"
     await asyncio.gather(*asking, return_exceptions=True)
-    await asyncio.gather(*map(town.answered, keys))
+    await asyncio.gather(*map(cluster.answered, keys))
     return f"killed {', '.join(told)}"
 
 
-async def _known(town: Household) -> bool:
+async def _known(cluster: SharedWalletCluster) -> bool:
     """Whether the wallet knows how all of its jobs ended, and nodes have told all receipts."""
-    told = [row for name in town.stage.providers for row in town.rows(name, "SELECT acknowledged FROM receipts")]
-    return all(done for (done,) in told) and not town.rows("payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')")
+    told = [row for name in cluster.market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
+    return all(done for (done,) in told) and not cluster.rows("payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')")
 
 
-def _check_books(town: Household) -> dict[str, int]:
+def _check_books(cluster: SharedWalletCluster) -> dict[str, int]:
     """What must hold of payer's and nodes' books, whoever was killed when. Returns the totals by provider."""
-    totals = _check_tabs(town)
-    cost = {job: _check_job(town, job) for (job,) in town.rows("payer", "SELECT job FROM jobs")}
+    totals = _check_tabs(cluster)
+    cost = {job: _check_job(cluster, job) for (job,) in cluster.rows("payer", "SELECT job FROM jobs")}
     assert sum(cost.values()) == sum(totals.values())
-    for name, provider in town.stage.providers.items():
-        seqs = town.rows("payer", f"SELECT seq FROM orders WHERE provider = '{provider}'")
+    for name, provider in cluster.market.providers.items():
+        seqs = cluster.rows("payer", f"SELECT seq FROM orders WHERE provider = '{provider}'")
         assert len(set(seqs)) == len(seqs)
-        ceiling = town.rows("payer", f"SELECT max(ceiling) FROM orders WHERE provider = '{provider}'")[0][0] or 0
-        highest = town.rows(name, "SELECT max(CAST(cumulative AS INTEGER)) FROM receipts")[0][0] or 0
+        ceiling = cluster.rows("payer", f"SELECT max(ceiling) FROM orders WHERE provider = '{provider}'")[0][0] or 0
+        highest = cluster.rows(name, "SELECT max(CAST(cumulative AS INTEGER)) FROM receipts")[0][0] or 0
         assert highest <= ceiling
-    labels: dict[str, int] = dict(town.rows("payer", "SELECT label, sum(cost) FROM spent GROUP BY label"))
+    labels: dict[str, int] = dict(cluster.rows("payer", "SELECT label, sum(cost) FROM spent GROUP BY label"))
     assert sum(labels.values()) == sum(totals.values()) <= PLENTY
     assert labels.get("tight", 0) <= TIGHT
-    assert not town.rows("payer", "SELECT id FROM evidence")
+    assert not cluster.rows("payer", "SELECT id FROM evidence")
     return totals
 
 
-async def _check_chain(town: Household, totals: dict[str, int]) -> None:
+async def _check_chain(cluster: SharedWalletCluster, totals: dict[str, int]) -> None:
     """The chain pays the sum of the receipts."""
-    deployment = Deployment.load(town.stage.folder / "deployment.json")
+    deployment = Deployment.load(cluster.market.folder / "deployment.json")
     rpc = Rpc(deployment.rpc)
     try:
-        await _until(lambda: _settled(town, Escrow(rpc, deployment), totals), "settlement on chain")
+        await _until(lambda: _settled(cluster, Escrow(rpc, deployment), totals), "settlement on chain")
     finally:
         await rpc.close()
 
 
-async def _squeeze(town: Household) -> None:
+async def _squeeze(cluster: SharedWalletCluster) -> None:
     """More jobs at once than the budget of their workload has room for, from two gateways, one of which is killed."""
-    asking = [asyncio.create_task(town.ask(GATEWAYS[n % 2], f"tight-{n}", "tight")) for n in range(10)]
+    asking = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], f"tight-{n}", "tight")) for n in range(10)]
     await asyncio.sleep(STREAM_SECONDS / 2)
-    await town.kill("gateway-a")
-    await town.start("gateway-a")
+    await cluster.kill("gateway-a")
+    await cluster.start("gateway-a")
     answers = [one for one in await asyncio.gather(*asking, return_exceptions=True) if not isinstance(one, BaseException)]
     assert any(status == 402 and b"over_budget" in body for status, body in answers)
 
@@ -227,12 +230,12 @@ async def test_many_processes_one_wallet(tmp_path: Path, monkeypatch: pytest.Mon
     """Processes of one wallet never sign conflicting orders, whichever is killed when: nothing is charged twice, tabs are equal
     on both sides, none is frozen, budgets hold over all of them together, and the chain pays the sum.
     """
-    async with household(tmp_path, monkeypatch) as town:
+    async with household(tmp_path, monkeypatch) as cluster:
         for seed in range(SEED, SEED + ROUNDS):
-            print(seed, await _round(town, seed), flush=True)  # noqa: T201 - shown where a test fails, and by the deep run
-        await _squeeze(town)
-        await _until(lambda: _known(town), "the end of every job")
-        await _check_chain(town, _check_books(town))
+            print(seed, await _round(cluster, seed), flush=True)  # noqa: T201 - shown where a test fails, and by the deep run
+        await _squeeze(cluster)
+        await _until(lambda: _known(cluster), "the end of every job")
+        await _check_chain(cluster, _check_books(cluster))
 
 
 def _lose(state: Path) -> None:
@@ -240,10 +243,10 @@ def _lose(state: Path) -> None:
         file.unlink()
 
 
-def _served(town: Household) -> dict[str, int]:
+def _served(cluster: SharedWalletCluster) -> dict[str, int]:
     """What the nodes' tabs come to."""
     cumulative = "SELECT CAST(cumulative AS INTEGER) FROM tabs"
-    return {provider: (town.rows(name, cumulative) or [(0,)])[0][0] for name, provider in town.stage.providers.items()}
+    return {provider: (cluster.rows(name, cumulative) or [(0,)])[0][0] for name, provider in cluster.market.providers.items()}
 
 
 def _frozen(state: Path) -> list[Any]:
@@ -253,60 +256,60 @@ def _frozen(state: Path) -> list[Any]:
 
 @pytest.mark.timeout(180)
 async def test_lost_state_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state file that is deleted after kill -9 in the middle of jobs, and one that is deleted while a gateway uses it, cost no
+    """A ledger file that is deleted after kill -9 in the middle of jobs, and one that is deleted while a gateway uses it, cost no
     provider its name and nobody money: the wallet learns what it owes from its own signed orders, goes on, and pays all of it;
     from the chain, where the coordinator lost its books too.
     """
-    async with household(tmp_path, monkeypatch) as town:
+    async with household(tmp_path, monkeypatch) as cluster:
         for turn in range(2):
-            asking = [asyncio.create_task(town.ask(GATEWAYS[n % 2], f"before-{turn}-{n}")) for n in range(6)]
+            asking = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], f"before-{turn}-{n}")) for n in range(6)]
             await asyncio.sleep(STREAM_SECONDS)
             for name in GATEWAYS[turn:]:  # in the second turn one goes on with the file that is gone
-                await town.kill(name)
-            _lose(town.state)
+                await cluster.kill(name)
+            _lose(cluster.state)
             for name in GATEWAYS[turn:]:
-                await town.start(name)
+                await cluster.start(name)
             await asyncio.gather(*asking, return_exceptions=True)
             for number in range(4):
-                await town.answered(f"after-{turn}-{number}")
-            line = await town.command_line()
+                await cluster.answered(f"after-{turn}-{number}")
+            line = await cluster.command_line()
             out, err = await line.communicate()
             assert b'"text"' in out, (out + err).decode()[-800:]
-        await town.kill("gateway-a")
-        await town.start("gateway-a")
+        await cluster.kill("gateway-a")
+        await cluster.start("gateway-a")
         for number in range(4):
-            await town.answered(f"end-{number}")
-        await _until(lambda: _known(town), "the end of every job")
-        assert not _frozen(town.state)
-        assert not town.rows("payer", "SELECT id FROM evidence")
-        totals = _served(town)
+            await cluster.answered(f"end-{number}")
+        await _until(lambda: _known(cluster), "the end of every job")
+        assert not _frozen(cluster.state)
+        assert not cluster.rows("payer", "SELECT id FROM evidence")
+        totals = _served(cluster)
         assert sum(totals.values()) > 0
-        await _check_chain(town, totals)
+        await _check_chain(cluster, totals)
         for name in (*GATEWAYS, "coordinator"):
-            await town.kill(name)
-        _lose(town.state)
-        _lose(town.stage.folder / "coordinator.db")
-        await town.start("coordinator")
-        for provider in town.stage.providers.values():
-            await _until(partial(stages._sells, town.stage, MODEL, provider), "a node that came back")
+            await cluster.kill(name)
+        _lose(cluster.state)
+        _lose(cluster.market.folder / "coordinator.db")
+        await cluster.start("coordinator")
+        for provider in cluster.market.providers.values():
+            await _until(partial(services.has_ask, cluster.market, MODEL, provider), "a node that came back")
         for name in GATEWAYS:
-            await town.start(name)
+            await cluster.start(name)
         for number in range(4):
-            await town.answered(f"from-the-chain-{number}", tokens=4_000 if number % 2 else 200)  # more than old ceilings bear
-        assert not _frozen(town.state)
-        await _check_chain(town, _served(town))
+            await cluster.answered(f"from-the-chain-{number}", tokens=4_000 if number % 2 else 200)  # more than old ceilings bear
+        assert not _frozen(cluster.state)
+        await _check_chain(cluster, _served(cluster))
 
 
 @pytest.mark.timeout(180)
 async def test_two_machines_by_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two gateways with one key and a state file each: what one refuses for the other's jobs it does a little later, and says
+    """Two gateways with one key and a ledger file each: what one refuses for the other's jobs it does a little later, and says
     why; no provider is held for a liar, and the chain pays what was done.
     """
     said: set[str] = set()
 
-    async def persist(town: Household, gateway: str, key: str) -> None:
+    async def persist(cluster: SharedWalletCluster, gateway: str, key: str) -> None:
         async def again() -> bool:
-            status, body = await town.ask(gateway, key)
+            status, body = await cluster.ask(gateway, key)
             if status != 200:
                 assert b'"retry":true' in body, body
                 said.add(json.loads(body)["error"]["message"])
@@ -314,13 +317,13 @@ async def test_two_machines_by_mistake(tmp_path: Path, monkeypatch: pytest.Monke
 
         await _until(again, f"an answer for {key}")
 
-    async with household(tmp_path, monkeypatch, apart=True) as town:
+    async with household(tmp_path, monkeypatch, apart=True) as cluster:
         for turn in range(4):
             for name in GATEWAYS:
-                await persist(town, name, f"alone-{turn}")
-        await asyncio.gather(*(persist(town, name, f"both-{n}") for n in range(4) for name in GATEWAYS))
-        assert all("one state file" in text for text in said)  # how many are refused is chance
-        for file in (town.state, town.other):
+                await persist(cluster, name, f"alone-{turn}")
+        await asyncio.gather(*(persist(cluster, name, f"both-{n}") for n in range(4) for name in GATEWAYS))
+        assert all("one ledger file" in text for text in said)  # how many are refused is chance
+        for file in (cluster.state, cluster.other):
             assert not _frozen(file)
-        await _check_chain(town, _served(town))
+        await _check_chain(cluster, _served(cluster))
         print(*said, sep="\n")  # noqa: T201 - shown where the test fails

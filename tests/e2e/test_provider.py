@@ -58,8 +58,8 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         assert (told["ready"], _problems(told)) == (True, [])
         assert "ready" in await tally("doctor", as_json=False)
         checks = {check["check"]: check["found"] for check in told["checks"]}
-        assert "1000 are borne" in checks["fee"]
-        assert "5 s after it said so" in checks["reservations"]
+        assert "accepted up to 1000" in checks["fee"]
+        assert "5 s after announcing it" in checks["reservations"]
         empty = await tally("earnings")
         assert (empty["days"], empty["where"]["earned"]) == ([], "0")
         await load.ask(site.gateway, requests=5, at_once=2)
@@ -68,7 +68,7 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         (day,) = earned["days"]
         assert (day["model"], day["payer"], day["jobs"]) == ("bench", site.payer.address, 5)
         assert earned["where"]["claimable"] == earned["where"]["earned"] == day["revenue"] != "0"
-        assert earned["where"]["written_off"] == "0"
+        assert earned["where"]["writtenOff"] == "0"
         assert "where it is" in await tally("earnings", as_json=False)
 
         why = await tally("why")
@@ -104,7 +104,7 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
         assert not (await tally("status"))["ok"]
         assert "not earning" in await tally("status", as_json=False)
         os.kill(site.pids["node"], signal.SIGKILL)
-        assert "no node works" in (await tally("status", code=1))["error"]["message"]
+        assert "no node runs" in (await tally("status", code=1))["error"]["message"]
 
 
 @pytest.mark.timeout(120)
@@ -122,7 +122,7 @@ async def test_a_state_that_is_restored(tmp_path: Path) -> None:
         await load.ask(site.gateway, requests=4, at_once=1)
         assert "is running" in (await tally("restore", str(file), "--force", code=1))["error"]["message"]
         os.kill(site.pids["node"], signal.SIGKILL)
-        assert "no node works" in str(await tally("status", code=1))
+        assert "no node runs" in str(await tally("status", code=1))
         assert "--force" in (await tally("restore", str(file), code=1))["error"]["message"]
         assert (await tally("restore", str(file), "--force"))["receipts"] == 3
         assert sum(day["jobs"] for day in (await tally("earnings"))["days"]) == 3
@@ -162,7 +162,7 @@ async def test_from_an_engine_to_a_node_that_sells(tmp_path: Path) -> None:
         (model,) = engine["models"]
         assert (model["name"], model["inputPrice"], model["outputPrice"]) == ("bench", "100000", "300000")
         assert (folder / "keys" / "new.json").stat().st_mode & 0o777 == 0o600
-        assert "exists; --force" in (await tally.run("init", *options, "--json", code=1))["error"]["message"]
+        assert "overwrite it with --force" in (await tally.run("init", *options, "--json", code=1))["error"]["message"]
         answers = folder / "answers.toml"
         answers.write_text(
             f'engine = ["{mock}"]\ncoordinator = "{site.coordinator}"\nwallet = "new"\nfile = "{config}"\n'

@@ -13,7 +13,8 @@ from node.domain.order_admission import Admission, AdmissionRules, Admitted, Lin
 from node.domain.published_asks import Offer, PublishedAsks, Seller
 from node.domain.tabs import CreditLimits, Tabs
 from node.jobs.coordinator_credit import CoordinatorCredit
-from node.jobs.job import Deadlines, PooledEngine
+from node.jobs.job import Deadlines
+from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.runner import JobRunner
 from node.ports import Engine

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Ask, Spec
-from tallystick.protocol.requirements import NOTHING, Requirements
+from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tests.coordinator.harness import make_ask, person
 
 SPEC = Spec(region="eu-west", tier="Edge", precision="bf16", engine="vllm", features=("tools", "Logprobs", "/v1/rerank"))
@@ -36,26 +36,26 @@ ASK = replace(make_ask(person("ann")).message, spec=SPEC)
 )
 def test_what_an_ask_lacks(required: dict[str, Any], lacks: str | None) -> None:
     """One of the names of each kind, all of the features, at least the context; case does not matter."""
-    assert Requirements(**required).lacks(ASK) == lacks
+    assert Requirements(**required).first_unmet(ASK) == lacks
 
 
 def test_unknown_meets_nothing() -> None:
     """A provider that does not say where it is, is not in Europe."""
     silent = replace(ASK, spec=Spec())
     for name in ("region", "tier", "precision", "engine"):
-        assert Requirements.from_json({name: ["eu"]}).lacks(silent) == name
-    assert NOTHING.lacks(silent) is None
+        assert Requirements.from_json({name: ["eu"]}).first_unmet(silent) == name
+    assert NO_REQUIREMENTS.first_unmet(silent) is None
 
 
 def test_narrowing() -> None:
     """What holds for both; what one restricts the other never widens."""
     house = Requirements(region=("eu-west", "eu-north"), features=("tools",), context_tokens=100)
     asked = Requirements(region=("US", "EU-north"), features=("logprobs",), precision=("fp8",), context_tokens=50)
-    both = house.narrowed(asked)
+    both = house.intersection(asked)
     assert both == Requirements(region=("EU-north",), precision=("fp8",), features=("tools", "logprobs"), context_tokens=100)
-    assert house.narrowed(NOTHING) == NOTHING.narrowed(house) == house
-    with pytest.raises(Refusal, match=r"require.region: us was asked for, but only eu-west, eu-north is allowed") as caught:
-        house.narrowed(Requirements(region=("us",)))
+    assert house.intersection(NO_REQUIREMENTS) == NO_REQUIREMENTS.intersection(house) == house
+    with pytest.raises(Refusal, match=r"require.region: expected one of eu-west, eu-north, got us") as caught:
+        house.intersection(Requirements(region=("us",)))
     assert caught.value.code is Code.NO_PROVIDER
 
 
@@ -68,13 +68,13 @@ SPECS = st.builds(Spec, region=st.sampled_from(["eu", "us", "unknown"]), tier=st
 def test_narrowed_is_both(one: Requirements, other: Requirements, spec: Spec) -> None:
     """An ask meets what was narrowed exactly if it meets each of the two."""
     ask: Ask = replace(ASK, spec=spec)
-    both = one.lacks(ask) is None and other.lacks(ask) is None
+    both = one.first_unmet(ask) is None and other.first_unmet(ask) is None
     try:
-        narrowed = one.narrowed(other)
+        narrowed = one.intersection(other)
     except Refusal:
         assert not both
     else:
-        assert (narrowed.lacks(ask) is None) is both
+        assert (narrowed.first_unmet(ask) is None) is both
 
 
 @given(ANY)

@@ -78,9 +78,9 @@ def test_the_limits_themselves_are_allowed() -> None:
     security = Security(Amount(4), Amount(8), Amount(3))
     assert tab.admit(order_of(15), Amount(0), security).ceiling == 15
     assert ProviderTab(cumulative=Amount(10)).admit(order_of(15), Amount(5), security).in_flight == 5
-    with pytest.raises(Refusal, match="is below the tab's total 10 plus 6 in flight"):
+    with pytest.raises(Refusal, match="expected at least 16 base units"):
         ProviderTab(cumulative=Amount(10)).admit(order_of(15), Amount(6), security)
-    with pytest.raises(Refusal, match="12 would be owed, 8 is reserved"):
+    with pytest.raises(Refusal, match=r"would owe 0\.000012, but only 0\.000008 is reserved"):
         ProviderTab(cumulative=Amount(10)).admit(order_of(16), Amount(6), security)
 
 
@@ -120,7 +120,7 @@ class ProviderTabMachine(RuleBasedStateMachine):
         """Any job in flight ends with a receipt over at most its cap: seq rises by one, the total by the cost."""
         cap = self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
         paid = Amount(data.draw(st.integers(0, cap)))
-        before, self.tab = self.tab, self.tab.book(paid, cap)
+        before, self.tab = self.tab, self.tab.record(paid, cap)
         self.receipts.append(paid)
         assert self.tab.seq == before.seq + 1
         assert self.tab.cumulative == before.cumulative + paid
@@ -201,7 +201,7 @@ class HonestPairMachine(RuleBasedStateMachine):
         """A job ends; its receipt is on the way."""
         cap = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         paid = Amount(data.draw(st.integers(0, cap)))
-        self.tab = self.tab.book(paid, cap)
+        self.tab = self.tab.record(paid, cap)
         self.on_the_way.append((paid, cap))
 
     @precondition(lambda self: self.running)
@@ -285,9 +285,9 @@ def test_every_alteration_of_a_receipt_that_matters_is_refused(case: Case, data:
     order, terms, receipt = case
     mask = (1 << 64) - 1
     wrong: list[tuple[str, dict[str, Any]]] = [
-        ("other parties", {"payer": data.draw(addresses.filter(lambda a: a != receipt.payer))}),
-        ("other parties", {"provider": data.draw(addresses.filter(lambda a: a != receipt.provider))}),
-        ("other parties", {"payer": receipt.provider, "provider": receipt.payer}),
+        ("the payer and the provider", {"payer": data.draw(addresses.filter(lambda a: a != receipt.payer))}),
+        ("the payer and the provider", {"provider": data.draw(addresses.filter(lambda a: a != receipt.provider))}),
+        ("the payer and the provider", {"payer": receipt.provider, "provider": receipt.payer}),
         ("orderHash", {"order_hash": data.draw(hashes.filter(lambda h: h != receipt.order_hash))}),
         ("outcome", {"outcome": data.draw(st.integers(len(Outcome), 255))}),
         ("cost", {"cost": receipt.cost + data.draw(st.integers(1, mask)), "cumulative_cost": Amount(2**95)}),
@@ -333,7 +333,7 @@ def test_a_broken_answer_cannot_be_charged(case: Case) -> None:
     assume(receipt.cost > 0)
     for outcome in Outcome:
         if CHARGES[outcome] is Charge.NOTHING:
-            with pytest.raises(BadReceipt, match="usage and prices give 0"):
+            with pytest.raises(BadReceipt, match="expected 0 base units from usage and prices"):
                 check_receipt(order, terms, altered(receipt, outcome=outcome))
 
 
@@ -353,7 +353,7 @@ def test_a_receipt_follows_the_one_before(case: Case, due: Amount, gap: int) -> 
     following = altered(previous, seq=previous.seq + 1, cost=due, cumulative_cost=previous.cumulative_cost + due)
     check_continuity(previous, following)
     for seq in (previous.seq, previous.seq + 1 + gap, previous.seq - gap):
-        with pytest.raises(BadReceipt, match="does not follow"):
+        with pytest.raises(BadReceipt, match=r"receipt\.seq: expected"):
             check_continuity(previous, altered(following, seq=seq))
     for total in (following.cumulative_cost + gap, following.cumulative_cost - gap):
         with pytest.raises(BadReceipt, match=r"receipt\.cumulativeCost"):

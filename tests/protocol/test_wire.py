@@ -267,7 +267,7 @@ def test_an_oversized_frame_is_refused_by_its_head(limit: int, size: int) -> Non
     reader = FrameReader(limit)
     head = b"\x02" + size.to_bytes(4, "big")
     if size > limit:
-        with pytest.raises(BadMessage, match=f"frame: {size} bytes, at most {limit}"):
+        with pytest.raises(BadMessage, match=f"frame: expected at most {limit} bytes, got {size}"):
             list(reader.feed(head))
     else:
         assert list(reader.feed(head + bytes(size))) == [(Kind.CHUNK, bytes(size))]
@@ -287,9 +287,9 @@ def test_the_reader_holds_at_most_one_frame() -> None:
 @pytest.mark.parametrize("number", sorted(set(range(256)) - set(Kind)))
 def test_unknown_kinds_are_refused(number: int) -> None:
     """On either kind of connection."""
-    with pytest.raises(BadMessage, match=f"unknown kind {number}"):
+    with pytest.raises(BadMessage, match="frame: expected a known kind"):
         list(FrameReader().feed(bytes((number, 0, 0, 0, 0))))
-    with pytest.raises(BadMessage, match=f"unknown kind {number}"):
+    with pytest.raises(BadMessage, match="frame: expected a known kind"):
         unpack_link(bytes((number,)) + JOB)
     with pytest.raises(BadMessage):
         read_kind(number)
@@ -410,7 +410,7 @@ def test_what_is_not_json_is_named(data: bytes | str) -> None:
 def test_an_order_must_commit_to_the_terms_beside_it() -> None:
     """Terms that were swapped on the way are refused by name."""
     other = Terms(**({n: getattr(TERMS, n) for n in Terms.SCHEMA.fields} | {"max_cost": Amount(2)}))
-    with pytest.raises(BadMessage, match=r"candidates\[0\]\.order\.termsHash: not the hash of the terms"):
+    with pytest.raises(BadMessage, match=r"candidates\[0\]\.order\.termsHash: expected the hash of the "):
         Submission.loads(Submission(JOB, (Candidate(CANDIDATE.order, other, b""),), b"").dumps())
     with pytest.raises(BadMessage, match=r"dispatch\.candidate\.order\.termsHash"):
         Dispatch.loads(Dispatch(MATCH, Candidate(CANDIDATE.order, other, b""), b"").dumps())
@@ -458,7 +458,7 @@ def test_a_header_has_a_limit() -> None:
 def test_a_claim_brings_one_order_a_row() -> None:
     """An order too few or too many is refused."""
     for count in (0, 1, 3):
-        with pytest.raises(BadMessage, match="one order a row"):
+        with pytest.raises(BadMessage, match="expected one per row"):
             ClaimRequest.from_json(ClaimRequest(CLAIM_REQUEST.claim, (CANDIDATE.order,) * count).to_json())
 
 
@@ -513,7 +513,7 @@ def test_a_content_type_cannot_break_out_of_its_header(content_type: object) -> 
 
 def test_a_request_without_a_line_end_has_no_head() -> None:
     """A head that was cut off is not taken for a request without a body."""
-    with pytest.raises(BadMessage, match="no head line"):
+    with pytest.raises(BadMessage, match="expected a head line"):
         split_request(b'{"path":"/","contentType":"a"}')
 
 

@@ -118,7 +118,7 @@ async def test_too_long_a_head(port: int, at_once: bool) -> None:
             caller.writer.write(line)
             await asyncio.sleep(0)
     assert await caller.status() == 431
-    assert b"longer than 2000 bytes" in await caller.reader.read()
+    assert b"at most 2000 bytes" in await caller.reader.read()
 
 
 async def test_a_body_is_not_a_head(port: int) -> None:

@@ -31,9 +31,9 @@ def test_a_field_is_read_and_replaced() -> None:
         ("multipart/form-data", FORM, "boundary"),
         (KIND, b"", "cut off"),
         (KIND, FORM[:-8], "cut off"),
-        (KIND, b"nonsense", "not a multipart form"),
-        (KIND, FORM.replace(b"whisper-1", b"\xff"), "not UTF-8"),
-        (KIND, FORM.replace(b'"file"; filename="model"', b'"model"'), "more than once"),
+        (KIND, b"nonsense", "expected a multipart form"),
+        (KIND, FORM.replace(b"whisper-1", b"\xff"), "expected UTF-8"),
+        (KIND, FORM.replace(b'"file"; filename="model"', b'"model"'), "expected one field, got 2"),
         (KIND, b"--b\r\nA: 1\r\n\r\n\r\n" * 1_001 + b"--b--\r\n", "parts"),
     ],
 )

@@ -13,10 +13,9 @@ from websockets.frames import Frame, Opcode
 from tallystick.runtime import connection_limiter
 from tallystick.runtime.connection_limiter import ConnectionLimits
 from tallystick.runtime.serving import serving
-from tallystick.runtime.websocket import FRAGMENTS
-from tallystick.runtime.websocket import LIMIT as SET_LIMIT
+from tallystick.runtime.websocket import FRAME_LIMIT_EXTENSION, MAX_FRAGMENTS
 
-LIMIT = 200_000
+MAX_MESSAGE = 200_000
 
 
 class Listener:
@@ -33,7 +32,7 @@ class Listener:
         while (event := await receive())["type"] == "websocket.receive":
             said = event.get("bytes") if event.get("bytes") is not None else event["text"]
             if isinstance(said, str) and said.startswith("limit "):
-                scope["extensions"][SET_LIMIT](int(said.split()[1]))
+                scope["extensions"][FRAME_LIMIT_EXTENSION](int(said.split()[1]))
                 await send({"type": "websocket.send", "text": "set"})
             elif said == "count":
                 await send({"type": "websocket.send", "text": str(len(self.heard))})
@@ -46,7 +45,7 @@ async def listener() -> AsyncIterator[tuple[Listener, ClientConnection]]:
     """One that listens, and a connection to it."""
     app = Listener()
     async with (
-        serving(app, "127.0.0.1", 0, ws_max_size=LIMIT) as port,
+        serving(app, "127.0.0.1", 0, ws_max_size=MAX_MESSAGE) as port,
         connect(f"ws://127.0.0.1:{port}", compression=None, ping_interval=None) as socket,
     ):
         yield app, socket
@@ -94,7 +93,7 @@ async def test_frames_however_they_are_mixed_and_cut(listener: tuple[Listener, C
     [
         b"\x82\x05hello",  # not masked
         b"\xc2\x80\x00\x00\x00\x00",  # a bit of an extension that nobody agreed on
-        b"\x82\xff" + (LIMIT + 1).to_bytes(8, "big") + bytes(4),  # too long
+        b"\x82\xff" + (MAX_MESSAGE + 1).to_bytes(8, "big") + bytes(4),  # too long
         _frame(b"x", Opcode.CONT),  # of no message
         b"\x83\x80\x00\x00\x00\x00",  # no such kind
     ],
@@ -113,17 +112,17 @@ async def test_what_breaks_the_protocol(listener: tuple[Listener, ClientConnecti
 async def test_the_longest_message(listener: tuple[Listener, ClientConnection]) -> None:
     """As long as is allowed passes."""
     app, socket = listener
-    await socket.send(bytes(LIMIT))
+    await socket.send(bytes(MAX_MESSAGE))
     await socket.send("count")
     assert await socket.recv() == "1"
-    assert app.heard == [bytes(LIMIT)]
+    assert app.heard == [bytes(MAX_MESSAGE)]
 
 
 @pytest.mark.parametrize("piece", [b"", b"x"])
 async def test_a_message_does_not_come_in_endless_fragments(listener: tuple[Listener, ClientConnection], piece: bytes) -> None:
     """Fragments are counted, since empty ones add nothing to a message's size and still take room."""
     app, socket = listener
-    whole = _frame(b"begin", fin=False) + _frame(b"", Opcode.CONT, fin=False) * (FRAGMENTS - 2) + _frame(b"end", Opcode.CONT)
+    whole = _frame(b"begin", fin=False) + _frame(b"", Opcode.CONT, fin=False) * (MAX_FRAGMENTS - 2) + _frame(b"end", Opcode.CONT)
     socket.transport.write(whole)
     await socket.send("count")
     assert await socket.recv() == "1"
@@ -183,4 +182,4 @@ async def test_pings_that_nobody_reads_the_answers_of_fill_no_memory(monkeypatch
                 if socket.transport.get_write_buffer_size() > 1 << 20:
                     await asyncio.sleep(0.05)
         socket.transport.abort()
-    assert max(held) <= connection_limiter.UNREAD_PONGS + (256 << 10) + 128, "and the answers to what is read at once"
+    assert max(held) <= connection_limiter.MAX_UNREAD_PONG_BYTES + (256 << 10) + 128, "and the answers to what is read at once"

@@ -1,4 +1,4 @@
-"""Jobs, receipts, claims, settlements and the cursor of the chain's events.
+"""Tables for jobs, receipts, claims, settlements and the cursor of the chain's events.
 
 Revision ID: 0001
 """
@@ -11,7 +11,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Makes the tables."""
+    """Creates the tables."""
     op.create_table(
         "jobs",
         sa.Column("job", sa.String(32), primary_key=True),
@@ -58,6 +58,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops them."""
+    """Drops the tables."""
     for table in ("cursors", "settlements", "claims", "receipts", "jobs"):
         op.drop_table(table)

@@ -1,4 +1,4 @@
-"""The hash of the last block whose events were read, so that a chain which takes it back is noticed.
+"""The hash of the last block whose events were read, which detects reorganisations of the chain.
 
 Revision ID: 0002
 """
@@ -11,10 +11,10 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Adds it; empty where it is not known."""
+    """Adds the column; empty for an unknown hash."""
     op.add_column("cursors", sa.Column("tip", sa.String(66), nullable=False, server_default=""))
 
 
 def downgrade() -> None:
-    """Drops it."""
+    """Drops the column."""
     op.drop_column("cursors", "tip")

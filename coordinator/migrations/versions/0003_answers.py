@@ -1,4 +1,4 @@
-"""Answers that outlive their connection, kept for a while beyond this process; and the last receipt of a tab, found at once.
+"""Stored responses, which outlive their connection and this process, and an index for the last receipt of a tab.
 
 Revision ID: 0003
 """
@@ -11,7 +11,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Adds them."""
+    """Adds the table and the index."""
     op.create_table(
         "answers",
         sa.Column("job", sa.String(32), primary_key=True),
@@ -23,6 +23,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops them."""
+    """Drops the table and the index."""
     op.drop_index("receipts_of_tab")
     op.drop_table("answers")

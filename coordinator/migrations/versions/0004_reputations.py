@@ -1,5 +1,4 @@
-"""What providers are known for, so that a restart forgets neither failures nor good work; and the claims of one provider, found
-at once.
+"""Reputation records of providers, which survive a restart, and an index for the claims of one provider.
 
 Revision ID: 0004
 """
@@ -12,7 +11,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Adds them."""
+    """Adds the table and the index."""
     op.create_table(
         "reputations",
         sa.Column("provider", sa.String(42), primary_key=True),
@@ -24,6 +23,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops them."""
+    """Drops the table and the index."""
     op.drop_index("claims_of_provider")
     op.drop_table("reputations")

@@ -1,4 +1,4 @@
-"""Kept answers say whose they are and how much they take: room is made by the payer who has most. Former ones are let go.
+"""Payer and size of stored responses: the payer that holds most makes room. Deletes earlier responses.
 
 Revision ID: 0005
 """
@@ -11,7 +11,7 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Adds both."""
+    """Adds both columns."""
     op.execute(sa.text("DELETE FROM answers"))
     op.add_column("answers", sa.Column("payer", sa.String(42), nullable=False, server_default=""))
     op.add_column("answers", sa.Column("size", sa.BigInteger, nullable=False, server_default="0"))
@@ -19,7 +19,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Takes them away."""
+    """Drops both columns."""
     op.drop_index("answers_of_payer")
     op.drop_column("answers", "size")
     op.drop_column("answers", "payer")

@@ -1,1 +1,1 @@
-"""`tally chain`, `tally deploy`, `tally contract`. May import the shared modules at the root of the CLI."""
+"""Local chains, deployments and the contract's state. May import the shared modules at the root of the CLI."""

@@ -1,4 +1,4 @@
-"""`tally coordinator fee`: the rate that a coordinator has registered on chain."""
+"""`tally coordinator fee`: shows or registers a coordinator's fee on chain."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallystick.cli.onchain import account_of, open_escrow, require_coins
+from tallystick.cli.onchain import open_escrow, parse_account, require_gas
 from tallystick.cli.options import DEFAULT_WALLET, Config, DeploymentFile, Json, PasswordFile, Rpc, Wallet, unlock
-from tallystick.cli.output import show_facts, show_json, step
+from tallystick.cli.output import note, show_fields, show_json, step
 from tallystick.protocol.types import format_amount
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def fee(
     bps: Annotated[
-        int | None, typer.Argument(min=0, max=10_000, help="The new rate in hundredths of a percent; none: only show it.")
+        int | None, typer.Argument(min=0, max=10_000, help="New fee in basis points (hundredths of a percent); omit to show it.")
     ] = None,
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
@@ -28,44 +28,51 @@ def fee(
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Shows the fee that this coordinator has registered on chain, or registers another one with its wallet, which pays the gas.
+    """Show the fee that a coordinator has registered on chain, or register another one. Showing needs no password.
 
-    The contract takes the registered rate of what is settled, never more than the order allows. `fee_bps` in the coordinator's
-    config is what clients are told: a coordinator does not start where the two differ. Showing needs no password.
+    The contract takes the registered fee from what is settled, at most what the order allows. `fee_bps` in the coordinator's
+    config is what clients are told: a coordinator does not start if the two differ. Registering costs the wallet gas.
     """
-    loaded = _config(config)
+    loaded = _load(config)
     path, endpoint = deployment or (loaded.deployment if loaded else None), rpc or (loaded.rpc if loaded else None)
 
     async def run() -> None:
         from tallystick.chain.sender import Sender
 
         signer = unlock(wallet, password_file) if bps is not None else None
-        coordinator = signer.address if signer else account_of(wallet, "--wallet")
+        coordinator = signer.address if signer else parse_account(wallet, "--wallet")
         async with open_escrow(path, endpoint) as escrow:
             tx = None
             if signer and bps is not None and await escrow.fee_bps(coordinator) != bps:
-                await require_coins(escrow, coordinator)
+                await require_gas(escrow, coordinator)
                 tx = (await escrow.set_fee(Sender(escrow.rpc, signer), bps)).hash
             registered = await escrow.fee_bps(coordinator)
-        told = loaded.fee_bps if loaded else None
+        configured = loaded.fee_bps if loaded else None
         if as_json:
-            show_json({"coordinator": coordinator, "registeredBps": registered, "configBps": told, "tx": tx})
-            return
-        facts = [("registered", f"{registered} bps, {format_amount(registered, 2)} % of what is settled")]
-        facts += [("config", f"{told} bps is what clients are told")] if told is not None else []
-        show_facts(facts, title=f"fee of coordinator {coordinator}")
-        if tx:
-            step(f"registered in transaction {tx}")
-        if told is not None and told != registered:
-            step(f"the coordinator does not start like this: set fee_bps = {registered}, or run tally coordinator fee {told}")
-        elif tx and told is None:
-            step(f"let fee_bps = {registered} stand in the coordinator's config, so that clients are told")
+            show_json({"coordinator": coordinator, "registeredBps": registered, "configBps": configured, "tx": tx})
+        else:
+            _show(coordinator, registered, configured, tx)
 
     asyncio.run(run())
 
 
-def _config(path: Path | None) -> CoordinatorConfig | None:
-    """The coordinator's config, where one is named."""
+def _show(coordinator: str, registered: int, configured: int | None, tx: str | None) -> None:
+    fields = [("registered", f"{registered} bps ({format_amount(registered, 2)} % of what is settled)")]
+    fields += [("config", f"{configured} bps, as clients are told")] if configured is not None else []
+    show_fields(fields, title=f"Fee of coordinator {coordinator}")
+    if tx:
+        step(f"registered in transaction {tx}")
+    if configured is not None and configured != registered:
+        note(
+            f"the coordinator does not start while these differ: set fee_bps = {registered} in its config, or run "
+            f"tally coordinator fee {configured}"
+        )
+    elif tx and configured is None:
+        note(f"set fee_bps = {registered} in the coordinator's config, which is what clients are told")
+
+
+def _load(path: Path | None) -> CoordinatorConfig | None:
+    """The coordinator's config, if one is named."""
     from coordinator.config import load_config
 
     return load_config(path) if path else None

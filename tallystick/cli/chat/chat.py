@@ -1,4 +1,4 @@
-"""`tally chat`: a question or a conversation in the terminal, each answer with its price."""
+"""`tally chat`: one question or a conversation in the terminal, with the price of each answer."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import os
 import select
 import stat
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tallystick.cli.chat.chat_options import ChatOptions
-from tallystick.cli.chat.conversations import LAST, Conversation, folder, ids, newest
-from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, Wallet, unlock
-from tallystick.cli.output import err, show_json, show_rows, step
+from tallystick.cli.chat.conversations import LAST, Conversation, complete_ids, folder, newest
+from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, PasswordFile, Wallet, unlock
+from tallystick.cli.output import err, show_json, show_table, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.types import Amount, format_amount
 
@@ -25,24 +24,25 @@ if TYPE_CHECKING:
     from tallystick.client.sdk.market import Market
     from tallystick.protocol.eip712 import Signer
 
-MOST_LISTED = 50
-INTERRUPTED = 130
+MAX_LISTED = 50
+EXIT_INTERRUPTED = 130
 SILENCE_SECONDS = 2.0
-"""After which a person is told what is waited for."""
-Prompt = Annotated[str | None, typer.Argument(help="What to say, before what is piped in; without both a conversation starts.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Model to use; the only or first one on offer by default.")]
-System = Annotated[str | None, typer.Option("--system", "-s", help="The system prompt.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="The most tokens of an answer.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", "-t", min=0, max=2, help="How much chance is in an answer.")]
+"""Wait for piped input after which a message says what the command waits for."""
+Prompt = Annotated[str | None, typer.Argument(help="Question; precedes piped input. Without either, a conversation starts.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the first one on offer.")]
+System = Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Maximum length of an answer, in tokens.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", "-t", min=0, max=2, help="Sampling temperature.")]
 Resume = Annotated[
-    str | None, typer.Option("--resume", "-r", help=f'Take up a conversation: its id, or "{LAST}".', autocompletion=ids)
+    str | None,
+    typer.Option("--resume", "-r", help=f'Continue a conversation: its id, or "{LAST}".', autocompletion=complete_ids),
 ]
-Listing = Annotated[bool, typer.Option("--list", "-l", help="List the conversations that are kept.")]
-NoHistory = Annotated[bool, typer.Option("--no-history", help="Keep nothing of this: neither prompts nor answers.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Show answers as they come, not as rendered markdown.")]
-Save = Annotated[
+Listing = Annotated[bool, typer.Option("--list", "-l", help="List the saved conversations.")]
+NoHistory = Annotated[bool, typer.Option("--no-history", help="Save neither prompts nor answers.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Show answers as plain text instead of rendered Markdown.")]
+SaveProof = Annotated[
     Path | None,
-    typer.Option("--save-proof", help="Write the answer's proof there, for `tally receipt verify`. It has the plaintext."),
+    typer.Option("--save-proof", help="File for the answer's proof (with the plaintext); check it with `tally receipt verify`."),
 ]
 
 
@@ -59,13 +59,14 @@ def chat(
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
-    coordinator_url: Annotated[str | None, typer.Option("--coordinator", help="The coordinator's address.")] = None,
-    save: Save = None,
+    coordinator_url: CoordinatorUrl = None,
+    save_proof: SaveProof = None,
     as_json: Json = False,
 ) -> None:
-    """Talks to a model on the market and shows what each answer cost; `cat file | tally chat "summarise"` works, too.
+    """Chat with a model on the market; each answer shows its cost. Also works in pipes: `cat file | tally chat "summarise"`.
 
-    In a conversation Ctrl-C stops an answer, /help tells the rest. Conversations are kept in the home folder, for --resume.
+    In a conversation, Ctrl-C stops an answer and /help lists the commands. Conversations are saved in the home folder for
+    --resume.
     """
     from tallystick.client.config import load_config
 
@@ -73,24 +74,24 @@ def chat(
         _list(as_json=as_json)
         return
     given = {"max_tokens": max_tokens, "temperature": temperature}
-    options = {name: value for name, value in given.items() if value is not None}
-    manner = ChatOptions(options, save, plain, as_json, keep=not no_history)
+    parameters = {name: value for name, value in given.items() if value is not None}
+    options = ChatOptions(parameters, save_proof, plain, as_json, keep_history=not no_history)
     loaded = load_config(config, {"coordinator": coordinator_url})
-    text = _question(prompt, loaded.max_body_bytes)
-    if text is None and as_json:
+    question = _question(prompt, loaded.max_body_bytes)
+    if question is None and as_json:
         raise BadMessage("--json: needs a prompt, as an argument or piped in")
-    past = None if resume is None else Conversation.load(resume)
+    resumed = None if resume is None else Conversation.load(resume)
     signer = unlock(wallet, password_file)
     with asyncio.Runner() as runner:
-        runner.run(_talk(loaded, signer, manner, text, past, model, system))
+        runner.run(_chat(loaded, signer, options, question, resumed, model, system))
 
 
-async def _talk(
+async def _chat(
     config: ClientConfig,
     signer: Signer,
-    manner: ChatOptions,
-    text: str | None,
-    past: Conversation | None,
+    options: ChatOptions,
+    question: str | None,
+    resumed: Conversation | None,
     model: str | None,
     system: str | None,
 ) -> None:
@@ -98,36 +99,36 @@ async def _talk(
     from tallystick.client.sdk.market import Market
 
     async with Market.of(config, signer) as market:
-        talk = past or Conversation(model or await first_model(market))
-        talk.model = model or talk.model
+        conversation = resumed or Conversation(model or await first_model(market))
+        conversation.model = model or conversation.model
         if system is not None:
-            talk.system = system
-        turns = Turns(market, manner, talk)
-        if text is None:
+            conversation.system = system
+        turns = Turns(market, options, conversation)
+        if question is None:
             from tallystick.cli.chat.session import converse
 
-            await converse(market, turns, manner)
+            await converse(market, turns, options)
             return
-        stopped = await turns.take(text)
-        if manner.keep and past is not None:
-            talk.save()
-    if stopped:
-        raise typer.Exit(INTERRUPTED)
+        interrupted = await turns.take(question)
+        if options.keep_history and resumed is not None:
+            conversation.save()
+    if interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
 async def first_model(market: Market) -> str:
-    """The only or first one on offer. Raises Refusal, Unavailable."""
+    """The first model on offer. Raises Refusal if there is none, Unavailable."""
     models = await market.models()
     if not models:
-        raise Refusal(Code.NO_PROVIDER, "no provider is connected to this coordinator")
+        raise Refusal(Code.NO_PROVIDER, "no provider is connected to this coordinator; try later, or another --coordinator")
     return models[0].id
 
 
-def _question(prompt: str | None, most: int) -> str | None:
-    """The prompt with what is piped in, if anything; None where a person at a terminal is to be asked. Raises BadMessage."""
+def _question(prompt: str | None, max_bytes: int) -> str | None:
+    """The prompt followed by piped input; None if a person at a terminal is to be asked. Raises BadMessage."""
     try:
         descriptor = sys.stdin.fileno()
-    except (OSError, ValueError, AttributeError):  # there is none, or a stand-in
+    except (OSError, ValueError, AttributeError):  # stdin is missing or replaced
         descriptor = -1
     if descriptor < 0 or os.isatty(descriptor):
         return prompt
@@ -135,25 +136,37 @@ def _question(prompt: str | None, most: int) -> str | None:
     piped = ""
     if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
         if not select.select([descriptor], [], [], SILENCE_SECONDS)[0]:
-            err.print("[dim]waiting for the end of what is piped in …[/]")
-        raw = sys.stdin.buffer.read(most + 1)
-        if len(raw) > most:
-            raise BadMessage(f"stdin: more than {most} bytes, which no request takes")
+            err.print("[dim]waiting for the end of the piped input …[/]")
+        raw = sys.stdin.buffer.read(max_bytes + 1)
+        if len(raw) > max_bytes:
+            raise BadMessage(f"stdin: expected at most {max_bytes} bytes, the limit of a request, got more")
         piped = raw.decode(errors="replace").strip()
     text = "\n\n".join(part for part in (prompt, piped) if part)
     if not text:
-        raise BadMessage("nothing to say: give a prompt, pipe one in, or run it in a terminal")
+        raise BadMessage("the prompt is empty: give one as an argument, pipe one in, or run the command in a terminal")
     return text
 
 
 def _list(*, as_json: bool) -> None:
-    found = newest(MOST_LISTED)
+    conversations = newest(MAX_LISTED)
     if as_json:
-        keep = ("id", "model", "answers", "input_tokens", "output_tokens")
-        show_json([{k: asdict(one)[k] for k in keep} | {"cost": str(one.cost), "title": one.title} for one in found])
-    elif found:
-        rows = [(one.id, one.model, one.answers, format_amount(Amount(one.cost)), one.title) for one in found]
-        show_rows(("id", "model", "answers", "dollars", "began with"), rows, title=f"Kept in {folder()}", keyed=True)
-        step("take one up with: tally chat --resume ID (or last)")
+        show_json([_json(conversation) for conversation in conversations])
+    elif conversations:
+        rows = [(talk.id, talk.model, talk.answers, format_amount(Amount(talk.cost)), talk.title) for talk in conversations]
+        columns = ("id", "model", "answers", "dollars", "first question")
+        show_table(columns, rows, title=f"Conversations in {folder()}", keyed=True)
+        step(f"continue one with: tally chat --resume ID (or {LAST})")
     else:
-        step("no conversation is kept yet; start one with: tally chat")
+        step("no saved conversation; start one with: tally chat")
+
+
+def _json(conversation: Conversation) -> dict[str, object]:
+    return {
+        "id": conversation.id,
+        "model": conversation.model,
+        "answers": conversation.answers,
+        "inputTokens": conversation.input_tokens,
+        "outputTokens": conversation.output_tokens,
+        "cost": str(conversation.cost),
+        "title": conversation.title,
+    }

@@ -1,4 +1,4 @@
-"""How a chat is asked and shown: what `tally chat` and its session share."""
+"""Options of a chat that `tally chat`, its interactive session and its turns share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """How to ask and how to show the answers."""
+    """How requests are made and how answers are shown."""
 
-    options: dict[str, Any]
-    """OpenAI's: max_tokens, temperature."""
-    save: Path | None
+    parameters: dict[str, Any]
+    """Members of the OpenAI request: max_tokens, temperature."""
+    proof_file: Path | None
     plain: bool
     as_json: bool
-    keep: bool
-    """Whether what is said is kept in the home folder."""
+    keep_history: bool
+    """Whether prompts and answers are kept in the home folder."""

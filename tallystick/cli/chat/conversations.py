@@ -1,4 +1,4 @@
-"""Conversations of `tally chat`, kept in the home folder to be taken up again: one private file (0600) each."""
+"""Saved conversations of `tally chat`: one private file (mode 0600) each, in the home folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROLES = ("system", "user", "assistant")
 
 @dataclass
 class Conversation:
-    """What was said, to which model, and what it cost so far: `cost` in base units, tokens as billed."""
+    """The messages, their model, and the cost so far: `cost` in base units, tokens as billed."""
 
     model: str
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Conversation:
 
     @property
     def system(self) -> str:
-        """The system prompt; empty where there is none."""
+        """The system prompt; empty if there is none."""
         return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else ""
 
     @system.setter
@@ -44,60 +44,60 @@ class Conversation:
 
     @property
     def title(self) -> str:
-        """How it began, in one short line."""
+        """The first question, in one line of at most 60 characters."""
         first = next((message["content"] for message in self.messages if message["role"] == "user"), "")
         return " ".join(first.split())[:60]
 
-    def bill(self, cost: Amount, input_tokens: int, output_tokens: int) -> None:
-        """Adds what an answer, or the part of one that came, cost."""
+    def add_cost(self, cost: Amount, input_tokens: int, output_tokens: int) -> None:
+        """Adds the cost of an answer, which may be partial."""
         self.answers += 1
         self.cost += int(cost)
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens
 
     def save(self) -> None:
-        """Writes it down, all of it or nothing."""
+        """Writes the file atomically."""
         write_private(folder() / f"{self.id}.json", json.dumps(asdict(self), ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """Takes up the conversation with this id, or the last one. Raises BadMessage."""
+        """Reads the conversation with this id, or the newest for "last". Raises BadMessage."""
         if name == LAST:
             name = next(iter(_names()), LAST)
         path = folder() / f"{name}.json"
         if not _ID.fullmatch(name) or not path.exists():
-            raise BadMessage(f"no conversation {name[:40]!r} is kept; see: tally chat --list")
+            raise BadMessage(f"--resume: no saved conversation {name[:40]!r}; see: tally chat --list")
         try:
             return cls._read(path)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BadMessage(f"{path}: not a conversation: {error}") from None
+            raise BadMessage(f"{path}: not a conversation ({error}); remove the file to list the others") from None
 
     @classmethod
     def _read(cls, path: Path) -> Self:
         raw = json.loads(path.read_bytes())
-        known = {one.name: raw[one.name] for one in fields(cls)}
-        messages = [{"role": str(one["role"]), "content": str(one["content"])} for one in known["messages"]]
-        if any(one["role"] not in _ROLES for one in messages):
-            raise ValueError("an unknown role")
+        known = {member.name: raw[member.name] for member in fields(cls)}
+        messages = [{"role": str(message["role"]), "content": str(message["content"])} for message in known["messages"]]
+        if any(message["role"] not in _ROLES for message in messages):
+            raise ValueError("unknown role")
         numbers = {name: int(known[name]) for name in ("answers", "cost", "input_tokens", "output_tokens")}
         return cls(**known | numbers | {"model": str(known["model"]), "messages": messages, "id": path.stem})
 
 
 def folder() -> Path:
-    """Where conversations are kept."""
+    """The folder of the saved conversations."""
     return home() / "chats"
 
 
 def newest(limit: int) -> list[Conversation]:
-    """The last conversations, newest first. Raises BadMessage for one that is damaged."""
+    """The latest conversations, newest first. Raises BadMessage for a damaged one."""
     return [Conversation.load(name) for name in _names()[:limit]]
 
 
-def ids(incomplete: str) -> list[str]:
-    """For the shell's completion: what `--resume` takes that begins so."""
+def complete_ids(incomplete: str) -> list[str]:
+    """Shell completion: values for `--resume` that begin with `incomplete`."""
     return [name for name in (LAST, *_names()) if name.startswith(incomplete)]
 
 
 def _names() -> list[str]:
-    """Newest first: the time is in the name."""
+    """Ids, newest first: an id begins with its time."""
     return sorted((path.stem for path in folder().glob("*.json") if _ID.fullmatch(path.stem)), reverse=True)

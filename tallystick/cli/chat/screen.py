@@ -1,4 +1,4 @@
-"""How an answer appears while it streams: as rendered markdown on a terminal, as the plain text elsewhere."""
+"""Shows an answer while it streams: as rendered Markdown on a terminal, as plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.spinner import Spinner
 
-from tallystick.cli.output import harmless
+from tallystick.cli.output import strip_control
 
 FRAMES_PER_SECOND = 10
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
@@ -21,30 +21,30 @@ _INDENT = (" ", "\t")
 
 
 class Screen(Protocol):
-    """Where an answer's text goes as it comes. A context manager."""
+    """Shows the pieces of an answer. A context manager."""
 
     def write(self, text: str) -> None:
-        """Shows the next piece."""
+        """Shows the next piece of text."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
-def choose(console: Console, *, plain: bool) -> Screen:
-    """Markdown where there is a person at a terminal, plain text else."""
-    return PlainScreen(harmless=console.is_terminal) if plain or not console.is_terminal else MarkdownScreen(console)
+def open_screen(console: Console, *, plain: bool) -> Screen:
+    """Returns a Markdown screen for a terminal, and a plain one for pipes or if asked."""
+    return PlainScreen(strip=console.is_terminal) if plain or not console.is_terminal else MarkdownScreen(console)
 
 
 class PlainScreen:
-    """The text as it is; on a terminal without control characters."""
+    """Plain text; on a terminal, without control characters."""
 
-    def __init__(self, *, harmless: bool) -> None:
-        self._harmless = harmless
+    def __init__(self, *, strip: bool) -> None:
+        self._strip = strip
 
     def write(self, text: str) -> None:
-        """Shows the next piece."""
-        sys.stdout.write(harmless(text) if self._harmless else text)
+        """Shows the next piece of text."""
+        sys.stdout.write(strip_control(text) if self._strip else text)
         sys.stdout.flush()
 
     def __enter__(self) -> Self:
@@ -56,20 +56,20 @@ class PlainScreen:
 
 
 class MarkdownScreen:
-    """Blocks that are whole are printed for good; the one that still grows is drawn anew as it does."""
+    """Rendered Markdown: complete blocks are printed once, the growing one is redrawn."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._growing = console, ""
         self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=FRAMES_PER_SECOND, transient=True)
 
     def write(self, text: str) -> None:
-        """Shows the next piece."""
-        text = harmless(text)
+        """Shows the next piece of text."""
+        text = strip_control(text)
         line_ended = "\n" in self._growing[-1:] + text
         self._growing += text
         if line_ended and (end := last_break(self._growing)):
-            whole, self._growing = self._growing[:end], self._growing[end:]
-            self._console.print(Markdown(whole))
+            complete, self._growing = self._growing[:end], self._growing[end:]
+            self._console.print(Markdown(complete))
             self._console.print()
 
     def _draw(self) -> Spinner | _Tail:
@@ -86,7 +86,7 @@ class MarkdownScreen:
 
 
 class _Tail:
-    """The end of a block that may be taller than the terminal."""
+    """The last lines of a block, as many as the terminal has room for."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -99,13 +99,13 @@ class _Tail:
 
 
 def last_break(text: str) -> int:
-    """Where the last whole block of a markdown text ends: before a line at the margin that follows an empty one, outside of
-    code. 0 where no block is whole.
+    """The offset at which the last complete Markdown block ends: before an unindented line that follows an empty one, outside
+    fenced code. 0 if no block is complete.
     """
-    found, place, fence, empty = 0, 0, "", False
+    end, offset, fence, empty = 0, 0, "", False
     for line in text.splitlines(keepends=True):
         if empty and not fence and line.strip() and not line.startswith(_INDENT):
-            found = place
+            end = offset
         if match := _FENCE.match(line):
             mark = match[1]
             if not fence:
@@ -113,5 +113,5 @@ def last_break(text: str) -> int:
             elif mark[0] == fence[0] and len(mark) >= len(fence) and not line.strip().strip(mark[0]):
                 fence = ""
         empty = not line.strip()
-        place += len(line)
-    return found
+        offset += len(line)
+    return end

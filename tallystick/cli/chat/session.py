@@ -1,4 +1,4 @@
-"""A conversation at the terminal: a line to write in that remembers, and commands that begin with a slash."""
+"""An interactive conversation: a prompt with history and completion, and slash commands."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from rich.markup import escape
 
 from tallystick.cli.chat.conversations import Conversation
-from tallystick.cli.output import err, harmless, show_facts, show_rows
+from tallystick.cli.output import dollars, err, show_fields, show_table, strip_control
 from tallystick.protocol.errors import TallyError
-from tallystick.protocol.types import Amount, format_amount
+from tallystick.protocol.types import format_amount
 from tallystick.runtime.config import home
 
 if TYPE_CHECKING:
     from tallystick.cli.chat.chat_options import ChatOptions
     from tallystick.cli.chat.turn import Turns
+    from tallystick.client.coordinator.http_client import ModelOffer
     from tallystick.client.sdk.market import Market
 
 HELP = (
-    ("/help", "this"),
-    ("/model NAME", "from now on ask this model; without a name, which one it is"),
-    ("/models", "what is on offer, and at which price"),
-    ("/system TEXT", "set the system prompt; without a text, show it; - takes it away"),
-    ("/cost", "what was paid so far"),
-    ("/new", "begin another conversation"),
-    ("/exit", "leave; so do Ctrl-D, and Ctrl-C on an empty line"),
-    ("Ctrl-C", "stops an answer; what came of it is paid, and its price is shown"),
+    ("/help", "show this list"),
+    ("/model NAME", "switch to this model; without a name, show the current one"),
+    ("/models", "list the models on offer, with their prices"),
+    ("/system TEXT", "set the system prompt; without a text, show it; - removes it"),
+    ("/cost", "show what was paid so far"),
+    ("/new", "start another conversation"),
+    ("/exit", "leave (also: Ctrl-D, or Ctrl-C on an empty line)"),
+    ("Ctrl-C", "stop an answer; the part that arrived is paid for, and its cost is shown"),
 )
-IMPATIENT_SECONDS = 1.0
-"""Ctrl-C again so soon after one that stopped an answer is not meant to end the conversation."""
+DOUBLE_INTERRUPT_SECONDS = 1.0
+"""A second Ctrl-C this soon after one that stopped an answer does not end the conversation."""
 _COMMANDS = tuple(name.split()[0] for name, _ in HELP if name.startswith("/"))
 
 
@@ -47,10 +48,10 @@ class _Leave(Exception):
 
 
 class Session:
-    """A person at a terminal, talking."""
+    """Handles the lines of one conversation."""
 
-    def __init__(self, market: Market, turns: Turns, manner: ChatOptions) -> None:
-        self._market, self._turns, self._manner = market, turns, manner
+    def __init__(self, market: Market, turns: Turns, options: ChatOptions) -> None:
+        self._market, self._turns, self._options = market, turns, options
         self._models: list[str] = []
         self._commands: dict[str, Callable[[str], Awaitable[None]]] = {
             "/help": self._help,
@@ -64,107 +65,109 @@ class Session:
         }
 
     def names(self) -> Iterable[str]:
-        """Models that were seen on offer."""
+        """Names of the models that the market listed last."""
         return self._models
 
-    async def hear(self, text: str) -> None:
-        """Does what a line says. Raises _Leave where it says to go; errors of the market are told and not the end."""
+    async def handle(self, text: str) -> None:
+        """Runs a slash command or asks the model. Prints a TallyError and goes on. Raises _Leave for /exit."""
         try:
             if text.startswith("/"):
                 name, _, rest = text.partition(" ")
                 if (command := self._commands.get(name)) is None:
-                    err.print(f"no command {escape(name)}; /help tells which there are", highlight=False)
+                    err.print(f"no command {escape(name)}; /help lists them", highlight=False)
                 else:
                     await command(rest.strip())
             else:
                 await self._turns.take(text)
-                self._keep()
+                self._save()
         except TallyError as error:
             err.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
 
-    def _keep(self) -> None:
-        talk = self._turns.talk
-        if self._manner.keep and talk.messages:
-            talk.save()
+    def _save(self) -> None:
+        conversation = self._turns.conversation
+        if self._options.keep_history and conversation.messages:
+            conversation.save()
 
     async def _help(self, _rest: str) -> None:
-        show_facts(HELP)
+        show_fields(HELP)
 
     async def _model(self, name: str) -> None:
-        talk = self._turns.talk
+        conversation = self._turns.conversation
         if name:
-            await self._look()
+            await self._list()
             known = {*self._models, *(alias.name for alias in self._market.config.aliases)}
             if name not in known:
-                err.print(f"nobody sells {escape(name)} here now; on offer: {escape(', '.join(sorted(known)))}", highlight=False)
+                err.print(
+                    f"no provider sells {escape(name)} here now; on offer: {escape(', '.join(sorted(known)))}", highlight=False
+                )
                 return
-            talk.model = name
-        err.print(f"model: {escape(harmless(talk.model))}", highlight=False)
+            conversation.model = name
+        err.print(f"model: {escape(strip_control(conversation.model))}", highlight=False)
 
-    async def _look(self) -> None:
-        self._models = [one.id for one in await self._market.models()]
+    async def _list(self) -> list[ModelOffer]:
+        offers = await self._market.models()
+        self._models = [offer.id for offer in offers]
+        return offers
 
     async def _list_models(self, _rest: str) -> None:
-        found = await self._market.models()
-        self._models = [one.id for one in found]
         rows = [
-            (one.id, one.live, *map(format_amount, (Amount(one.input_price), Amount(one.output_price))), one.context_tokens)
-            for one in found
+            (offer.id, offer.live, *map(format_amount, (offer.input_price, offer.output_price)), offer.context_tokens)
+            for offer in await self._list()
         ]
-        show_rows(("model", "free", "in, $/M tokens", "out, $/M tokens", "context"), rows)
+        show_table(("model", "free providers", "input", "output", "context"), rows, title="Prices in dollars per million tokens")
 
     async def _system(self, text: str) -> None:
-        talk = self._turns.talk
+        conversation = self._turns.conversation
         if text:
-            talk.system = "" if text == "-" else text
-        err.print(f"system prompt: {escape(harmless(talk.system)) or 'none'}", highlight=False)
+            conversation.system = "" if text == "-" else text
+        err.print(f"system prompt: {escape(strip_control(conversation.system)) or 'none'}", highlight=False)
 
     async def _cost(self, _rest: str) -> None:
-        talk = self._turns.talk
-        tokens = f"{talk.input_tokens} + {talk.output_tokens} tokens"
-        answers = f"{talk.answers} answer{'' if talk.answers == 1 else 's'}"
-        whole = f"{answers}, {format_amount(Amount(talk.cost))} dollars, {tokens}"
-        show_facts([("since you started", self._turns.summary()), ("this conversation", whole)])
+        conversation = self._turns.conversation
+        tokens = f"{conversation.input_tokens} + {conversation.output_tokens} tokens"
+        answers = f"{conversation.answers} answer{'' if conversation.answers == 1 else 's'}"
+        total = f"{answers}, {dollars(conversation.cost)}, {tokens}"
+        show_fields([("since you started", self._turns.summary()), ("this conversation", total)])
 
     async def _new(self, _rest: str) -> None:
-        talk = Conversation(self._turns.talk.model)
-        talk.system = self._turns.talk.system
-        self._turns.talk = talk
-        err.print("a new conversation", highlight=False)
+        conversation = Conversation(self._turns.conversation.model)
+        conversation.system = self._turns.conversation.system
+        self._turns.conversation = conversation
+        err.print("new conversation", highlight=False)
 
     async def _exit(self, _rest: str) -> None:
         raise _Leave
 
 
-async def converse(market: Market, turns: Turns, manner: ChatOptions) -> None:
-    """Talks until the person leaves, then says what it cost."""
-    session = Session(market, turns, manner)
+async def converse(market: Market, turns: Turns, options: ChatOptions) -> None:
+    """Reads lines until the user leaves, then shows what the conversation cost."""
+    session = Session(market, turns, options)
     line: PromptSession[str] = PromptSession(
-        history=_history(manner), auto_suggest=AutoSuggestFromHistory(), completer=_Slash(session.names)
+        history=_history(options), auto_suggest=AutoSuggestFromHistory(), completer=_Slash(session.names)
     )
-    talk = turns.talk
-    err.print(f"[dim]{escape(harmless(talk.model))}; /help tells what you can do, Ctrl-D leaves[/]", highlight=False)
-    if talk.title:
-        err.print(f"[dim]going on with: {escape(harmless(talk.title))}[/]", highlight=False)
+    conversation = turns.conversation
+    err.print(f"[dim]{escape(strip_control(conversation.model))}; /help lists the commands, Ctrl-D leaves[/]", highlight=False)
+    if conversation.title:
+        err.print(f"[dim]continuing: {escape(strip_control(conversation.title))}[/]", highlight=False)
     while True:
         try:
             text = (await line.prompt_async(HTML("<b><ansicyan>you ></ansicyan></b> "))).strip()
             if text:
-                await session.hear(text)
+                await session.handle(text)
         except KeyboardInterrupt:
-            impatient = time.monotonic() - turns.stopped_at < IMPATIENT_SECONDS
-            if not line.default_buffer.text and not impatient:
+            repeated = time.monotonic() - turns.stopped_at < DOUBLE_INTERRUPT_SECONDS
+            if not line.default_buffer.text and not repeated:
                 break
         except (EOFError, _Leave):
             break
     err.print(f"[dim]{turns.summary()}[/]", highlight=False)
-    if manner.keep and turns.talk.messages:
-        err.print(f"[dim]go on later with: tally chat --resume {turns.talk.id}[/]", highlight=False)
+    if options.keep_history and turns.conversation.messages:
+        err.print(f"[dim]continue later with: tally chat --resume {turns.conversation.id}[/]", highlight=False)
 
 
-def _history(manner: ChatOptions) -> History:
-    """What was typed, in the home folder, for its owner only."""
-    if not manner.keep:
+def _history(options: ChatOptions) -> History:
+    """The history of typed lines: a file of mode 0600 in the home folder, or in memory if nothing is to be kept."""
+    if not options.keep_history:
         return InMemoryHistory()
     path: Path = home() / "chats" / "prompts"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -174,18 +177,18 @@ def _history(manner: ChatOptions) -> History:
 
 
 class _Slash(Completer):
-    """Completes commands, and the models that were listed."""
+    """Completes slash commands and model names."""
 
     def __init__(self, models: Callable[[], Iterable[str]]) -> None:
         self._models = models
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:  # noqa: ARG002
-        """As prompt_toolkit asks for them."""
+        """Yields completions for prompt_toolkit."""
         text = document.text_before_cursor
         if not text.startswith("/"):
             return
         name, space, rest = text.partition(" ")
         if not space:
-            yield from (Completion(one, -len(name)) for one in _COMMANDS if one.startswith(name))
+            yield from (Completion(command, -len(name)) for command in _COMMANDS if command.startswith(name))
         elif name == "/model":
-            yield from (Completion(one, -len(rest)) for one in self._models() if one.startswith(rest))
+            yield from (Completion(model, -len(rest)) for model in self._models() if model.startswith(rest))

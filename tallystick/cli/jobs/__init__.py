@@ -1,1 +1,1 @@
-"""Jobs, receipts, models and overclaims as a payer looks at them. May import the shared modules at the root of the CLI."""
+"""A payer's view of jobs, receipts, models and overclaims. May import the shared modules at the root of the CLI."""

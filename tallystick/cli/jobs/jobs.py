@@ -1,4 +1,4 @@
-"""Looking at jobs: `tally job show`, `tally job list`."""
+"""`tally job show` and `tally job list`: the jobs of a wallet."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallystick.cli.onchain import account_of
-from tallystick.cli.options import DEFAULT_WALLET, Config, Json, PasswordFile, Wallet
-from tallystick.cli.output import show_facts, show_json, show_rows
+from tallystick.cli.onchain import parse_account
+from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, PasswordFile, Wallet
+from tallystick.cli.output import show_fields, show_json, show_table
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.types import JobId, format_amount, parse_job_id
 from tallystick.runtime.keystore import PASSWORD_HELP
@@ -23,74 +23,76 @@ if TYPE_CHECKING:
     from tallystick.client.ledger.ledger import Ledger
     from tallystick.client.ledger.queries import KnownJob
 
-job = typer.Typer(no_args_is_help=True, help="See what became of jobs.")
-
-T = TypeVar("T")
+job = typer.Typer(no_args_is_help=True, help="Show the jobs of a wallet.")
 
 
 @job.command("show")
 def show(
-    job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id, as in the header x-tally-job.")],
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="Job id, as in the response header x-tally-job.")],
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
-    coordinator_url: Annotated[str | None, typer.Option("--coordinator", help="The coordinator's address.")] = None,
+    coordinator_url: CoordinatorUrl = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the coordinator.")] = False,
     password_file: PasswordFile = None,
     as_json: Json = False,
 ) -> None:
-    """Shows a job: its offers, every attempt and why it ended, tokens, cost, receipt, and what the chain paid.
+    """Show a job: its orders, every attempt and why it ended, tokens, cost, receipt and settlement.
 
-    It reads this wallet's books, which needs no password, and asks the coordinator what it knows, which does: a coordinator tells
-    of a job to its payer only. The password is not prompted for; without it the books are shown alone.
+    Reads this wallet's ledger, which needs no password, and asks the coordinator, which shows a job only to its payer and
+    therefore needs one. There is no prompt: without a password from a file or the environment, the ledger alone is shown.
     """
-    number = parse_job_id(job_id.removeprefix("0x"))
+    wanted = parse_job_id(job_id.removeprefix("0x"))
 
     async def find(ledger: Ledger, loaded: ClientConfig) -> None:
-        known = await ledger.find_job(number)
-        told, silence = (None, "not asked") if offline else await _ask(loaded, wallet, password_file, number)
-        if known is None and told is None:
-            raise Refusal(Code.UNKNOWN_JOB, f"neither the books of {ledger.payer} nor the coordinator know this job ({silence})")
+        known = await ledger.find_job(wanted)
+        status, silence = (None, "not asked") if offline else await _ask_coordinator(loaded, wallet, password_file, wanted)
+        if known is None and status is None:
+            raise Refusal(
+                Code.UNKNOWN_JOB,
+                f"ID: neither the ledger of {ledger.payer} nor the coordinator ({silence}) has a job {wanted.hex()}; "
+                "see: tally job list",
+            )
         from tallystick.client.jobs.export import job_json
 
-        document = (job_json(known) if known else {"job": number.hex()}) | {"coordinator": told}
+        document = (job_json(known) if known else {"job": wanted.hex()}) | {"coordinator": status}
         if as_json:
             show_json(document)
         else:
             _show(document, silence)
 
-    with_books(config, wallet, coordinator_url, find)
+    with_ledger(config, wallet, coordinator_url, find)
 
 
 @job.command("list")
-def listing(
+def list_(
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many, the newest.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Number of jobs, newest first.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Lists this wallet's last jobs, newest first. Needs no password."""
+    """List this wallet's latest jobs, newest first. Needs no password."""
 
     async def read(ledger: Ledger, _config: ClientConfig) -> None:
-        found = await ledger.latest_jobs(limit)
+        jobs = await ledger.latest_jobs(limit)
         if as_json:
             from tallystick.client.jobs.export import job_json
 
-            show_json([job_json(known) for known in found])
+            show_json([job_json(known) for known in jobs])
         else:
-            show_rows(("job", "at", "model", "state", "cost"), map(_row, found), keyed=True)
+            show_table(("job", "at", "model", "state", "dollars"), map(_row, jobs), keyed=True)
 
-    with_books(config, wallet, None, read)
+    with_ledger(config, wallet, None, read)
 
 
-def with_books(
+def with_ledger(
     config: Path | None, wallet: str, coordinator_url: str | None, act: Callable[[Ledger, ClientConfig], Awaitable[None]]
 ) -> None:
-    """Acts on a wallet's books, without its password."""
+    """Runs `act` with a wallet's ledger and the client's config. Needs no password. Raises TallyError."""
     from tallystick.client.config import load_config
     from tallystick.client.ledger.ledger import Ledger
 
     loaded = load_config(config, {"coordinator": coordinator_url})
-    payer = account_of(wallet, "--wallet")
+    payer = parse_account(wallet, "--wallet")
 
     async def run() -> None:
         ledger = await Ledger.open(loaded.ledger_path(payer), payer)
@@ -102,71 +104,73 @@ def with_books(
     asyncio.run(run())
 
 
-async def _ask(config: ClientConfig, wallet: str, password_file: Path | None, number: JobId) -> tuple[dict[str, Any] | None, str]:
-    """What the coordinator knows of the job, and if nothing, why."""
+async def _ask_coordinator(
+    config: ClientConfig, wallet: str, password_file: Path | None, wanted: JobId
+) -> tuple[dict[str, Any] | None, str]:
+    """The coordinator's view of a job; or None and the reason why there is none."""
     from tallystick.client.coordinator.access_tokens import AccessTokens
     from tallystick.client.coordinator.http_client import CoordinatorClient
     from tallystick.runtime.keystore import open_wallet
 
     def no_password() -> str:
         raise Refusal(
-            Code.UNAUTHENTICATED, f"it tells of a job to its payer only, so it takes the wallet's password: {PASSWORD_HELP}"
+            Code.UNAUTHENTICATED, f"it shows a job to its payer only, which needs the wallet's password: {PASSWORD_HELP}"
         )
 
     try:
         if wallet.startswith(("0x", "0X")):
-            text = "it tells of a job to its payer only: name the payer's wallet instead of its address"
+            text = "it shows a job to its payer only: give --wallet the payer's wallet instead of its address"
             raise Refusal(Code.UNAUTHENTICATED, text)
         signer = open_wallet(wallet, password_file=password_file, prompt=no_password)
-        async with CoordinatorClient(config.coordinator, config) as asked:
-            tokens = AccessTokens(signer, asked.info, lambda: int(time.time()))
-            asked.authorize = tokens
-            return (await asked.job(number)).raw, ""
+        async with CoordinatorClient(config.coordinator, config) as coordinator:
+            coordinator.authorize = AccessTokens(signer, coordinator.info, lambda: int(time.time()))
+            return (await coordinator.job(wanted)).raw, ""
     except TallyError as error:
         return None, str(error)
 
 
 def _show(document: dict[str, Any], silence: str) -> None:
-    told = document["coordinator"]
+    status = document["coordinator"]
     state = document.get("state")
-    facts: list[tuple[str, object]] = []
+    fields: list[tuple[str, object]] = []
     if state:
         usage, reason = document["usage"], document["reason"]
-        facts += [
+        fields += [
             ("state", f"{state}: {reason}" if reason else state),
             ("model", document["model"]),
             ("payer", document["payer"]),
         ]
-        facts += [("placed", show_time(document["createdAt"])), ("ended", show_time(document["finishedAt"]))]
+        fields += [("submitted", show_time(document["createdAt"])), ("ended", show_time(document["finishedAt"]))]
         if usage:
-            facts += [("provider", document["provider"]), ("outcome", document["outcome"])]
-            facts += [("tokens", f"{usage['inputTokens']} + {usage['outputTokens']}"), ("cost", document["costDollars"])]
-            facts += [("receipt", document["receipt"]["digest"])]
-    if told:
-        settlement = told.get("settlement")
+            fields += [("provider", document["provider"]), ("outcome", document["outcome"])]
+            fields += [("tokens", f"{usage['inputTokens']} + {usage['outputTokens']}")]
+            fields += [("cost, dollars", document["costDollars"]), ("receipt", document["receipt"]["digest"])]
+    if status:
+        settlement = status.get("settlement")
         tx = settlement.get("tx") if isinstance(settlement, dict) else None
-        facts += [("coordinator says", told["state"]), ("settled by", tx or "not yet")]
+        fields += [("coordinator's state", status["state"]), ("settled in", tx or "not settled yet")]
     else:
-        facts += [("coordinator says", f"nothing: {silence}")]
-    show_facts(facts, title=f"job {document['job']}")
-    if told:
-        rows = [_attempt(one) for one in told.get("attempts") or () if isinstance(one, dict)]
-        show_rows(("attempt", "provider", "state", "why", "receipt"), rows, title="attempts, as the coordinator tells them")
+        fields += [("coordinator's state", f"unknown: {silence}")]
+    show_fields(fields, title=f"job {document['job']}")
+    if status:
+        rows = [_attempt_row(attempt) for attempt in status.get("attempts") or () if isinstance(attempt, dict)]
+        show_table(("attempt", "provider", "state", "reason", "receipt"), rows, title="Attempts, by the coordinator's account")
     if document.get("shortlist"):
-        orders = ((o["provider"], o["state"], format_amount(int(o["cap"]))) for o in document["shortlist"])
-        show_rows(("provider", "order", "at most"), orders, title="orders that this wallet signed")
+        orders = ((order["provider"], order["state"], format_amount(int(order["cap"]))) for order in document["shortlist"])
+        show_table(("provider", "order", "cap, dollars"), orders, title="Orders that this wallet signed")
 
 
-def _attempt(told: dict[str, Any]) -> tuple[object, ...]:
-    return (*(told.get(name) for name in ("attempt", "provider", "state", "reason")), "yes" if told.get("receipt") else "no")
+def _attempt_row(attempt: dict[str, Any]) -> tuple[object, ...]:
+    fields = (attempt.get(name) for name in ("attempt", "provider", "state", "reason"))
+    return (*fields, "yes" if attempt.get("receipt") else "no")
 
 
 def _row(known: KnownJob) -> tuple[object, ...]:
-    bill = known.receipt.message if known.receipt else None
+    receipt = known.receipt.message if known.receipt else None
     at = f"{datetime.fromtimestamp(known.created_at).astimezone():%m-%d %H:%M}"
-    return known.job.hex(), at, known.model, known.state.value, format_amount(bill.cost) if bill else ""
+    return known.job.hex(), at, known.model, known.state.value, format_amount(receipt.cost) if receipt else ""
 
 
 def show_time(at: int | None) -> str:
-    """A Unix time as people of this place write it."""
+    """A Unix time in this machine's time zone; empty for None."""
     return "" if at is None else f"{datetime.fromtimestamp(at).astimezone():%F %T}"

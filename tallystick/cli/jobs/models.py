@@ -1,7 +1,8 @@
-"""What is for sale: `tally models`, and `tally explain`, which says who would get a request and why the others would not."""
+"""`tally models` and `tally explain`: what is for sale, and which providers would be offered a request."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallystick.cli.jobs.jobs import with_books
-from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
-from tallystick.cli.output import harmless, out, show_json, show_rows
+from tallystick.cli.jobs.jobs import with_ledger
+from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, Wallet
+from tallystick.cli.output import out, show_json, show_table, strip_control
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.types import Amount, format_amount, parse_amount
 
@@ -19,16 +20,13 @@ if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
     from tallystick.client.ledger.ledger import Ledger
     from tallystick.client.openai.requests import ApiRequest
-    from tallystick.client.selection.options import Choice, Explained
+    from tallystick.client.selection.options import AskExplanation, ProviderCriteria
 
-CoordinatorUrl = Annotated[str | None, typer.Option("--coordinator", help="The coordinator's address.")]
-Several = list[str] | None
+Texts = list[str] | None
 
 
 def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_json: Json = False) -> None:
-    """Lists the models on offer: their lowest prices (dollars per million tokens), providers, and the best speeds measured."""
-    import asyncio
-
+    """List the models on offer: lowest prices in dollars per million tokens, number of providers, best measured speeds."""
     from tallystick.client.config import load_config
     from tallystick.client.coordinator.http_client import CoordinatorClient
 
@@ -38,12 +36,12 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
         async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
             return await coordinator.models()
 
-    found = asyncio.run(ask())
+    offers = asyncio.run(ask())
     if as_json:
-        show_json([offer.to_json() for offer in found])
+        show_json([offer.to_json() for offer in offers])
         return
-    if not found:
-        out.print(f"nobody sells anything at {loaded.coordinator} now", highlight=False)
+    if not offers:
+        out.print(f"no provider sells a model at {loaded.coordinator} now", highlight=False)
         return
     rows = (
         (
@@ -55,36 +53,36 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
             offer.tokens_per_second or "unknown",
             offer.first_token_ms or "unknown",
         )
-        for offer in found
+        for offer in offers
     )
-    columns = ("model", "free", "input", "output", "context", "tokens/s", "first ms")
-    show_rows(columns, rows, title="dollars per million tokens", keyed=True)
+    columns = ("model", "free providers", "input", "output", "context", "tokens/s", "first token, ms")
+    show_table(columns, rows, title="Models on offer; prices in dollars per million tokens", keyed=True)
 
 
 def explain(
     request: Annotated[
         str, typer.Argument(help="A model, an alias of the config, or a file with a request's JSON body (- for stdin).")
     ],
-    route: Annotated[str, typer.Option(help="The request's route.")] = "/v1/chat/completions",
-    max_input_price: Annotated[str | None, typer.Option(help="At most so many dollars per million input tokens.")] = None,
-    max_output_price: Annotated[str | None, typer.Option(help="At most so many dollars per million output tokens.")] = None,
-    region: Annotated[Several, typer.Option(help="Only in this region (repeatable).")] = None,
-    tier: Annotated[Several, typer.Option(help="Only of this tier (repeatable).")] = None,
-    precision: Annotated[Several, typer.Option(help="Only of this precision (repeatable).")] = None,
-    feature: Annotated[Several, typer.Option(help="Only with this feature (repeatable, all are needed).")] = None,
-    context: Annotated[int, typer.Option("--min-context", min=0, help="At least so many tokens of context.")] = 0,
-    pin: Annotated[Several, typer.Option(help="Only this provider (repeatable).")] = None,
-    exclude: Annotated[Several, typer.Option(help="Not this provider (repeatable).")] = None,
-    min_stake: Annotated[str | None, typer.Option(help="Only who has staked at least so many dollars.")] = None,
-    sort: Annotated[str | None, typer.Option(help="price, latency or throughput.")] = None,
+    route: Annotated[str, typer.Option(help="Route of the request.")] = "/v1/chat/completions",
+    max_input_price: Annotated[str | None, typer.Option(help="Highest price, in dollars per million input tokens.")] = None,
+    max_output_price: Annotated[str | None, typer.Option(help="Highest price, in dollars per million output tokens.")] = None,
+    region: Annotated[Texts, typer.Option(help="Only providers in this region (repeatable).")] = None,
+    tier: Annotated[Texts, typer.Option(help="Only providers of this tier (repeatable).")] = None,
+    precision: Annotated[Texts, typer.Option(help="Only models of this precision (repeatable).")] = None,
+    feature: Annotated[Texts, typer.Option(help="Only models with this feature (repeatable; all are required).")] = None,
+    min_context: Annotated[int, typer.Option("--min-context", min=0, help="Smallest context, in tokens.")] = 0,
+    pin: Annotated[Texts, typer.Option(help="Only this provider (repeatable).")] = None,
+    exclude: Annotated[Texts, typer.Option(help="Not this provider (repeatable).")] = None,
+    min_stake: Annotated[str | None, typer.Option(help="Smallest stake of a provider, in dollars.")] = None,
+    sort: Annotated[str | None, typer.Option(help="Order: price, latency or throughput.")] = None,
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     coordinator_url: CoordinatorUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Shows who would be offered a request, and why each other provider would not. Sends nothing; needs no password."""
+    """Show which providers would be offered a request, and why the others would not. Sends no order; needs no password."""
     from tallystick.client.coordinator.http_client import CoordinatorClient
-    from tallystick.client.selection.options import Choice, demand_of, explained
+    from tallystick.client.selection.options import ProviderCriteria, demand_of, explain_asks
     from tallystick.protocol.requirements import Requirements
 
     require = Requirements(
@@ -92,108 +90,109 @@ def explain(
         tier=tuple(tier or ()),
         precision=tuple(precision or ()),
         features=tuple(feature or ()),
-        context_tokens=context,
+        context_tokens=min_context,
     )
-    choice = Choice(pin=pin or (), exclude=exclude or (), require=require)
-    _add_prices(choice, max_input_price, max_output_price)
-    if min_stake is not None:
-        choice["min_stake"] = parse_amount(min_stake)
+    choice = ProviderCriteria(pin=pin or (), exclude=exclude or (), require=require)
+    _add_amounts(choice, max_input_price, max_output_price, min_stake)
     if sort is not None:
         choice["sort"] = sort
 
     async def ask(ledger: Ledger, loaded: ClientConfig) -> None:
-        told: list[tuple[str, Explained, ApiRequest | None]] = []
+        answers: list[tuple[str, AskExplanation, ApiRequest | None]] = []
         async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
-            frozen = await ledger.excluded((await coordinator.info()).domain, int(time.time()))
-            for model, asked in _asked(request, route, loaded):
+            blocked = await ledger.excluded((await coordinator.info()).domain, int(time.time()))
+            for model, asked in _requests(request, route, loaded):
                 demand = demand_of(loaded, model, route, choice)
                 listed = await coordinator.explain(demand.to_json(ledger.payer))
-                told += [(model, one, asked) for one in explained(listed, demand, frozen, int(time.time()))]
-        _tell(told, request, loaded, as_json=as_json)
+                answers += [(model, provider, asked) for provider in explain_asks(listed, demand, blocked, int(time.time()))]
+        _show(answers, request, loaded, as_json=as_json)
 
-    with_books(config, wallet, coordinator_url, ask)
-
-
-def _add_prices(choice: Choice, most_input: str | None, most_output: str | None) -> None:
-    if most_input is not None:
-        choice["max_input_price"] = parse_amount(most_input)
-    if most_output is not None:
-        choice["max_output_price"] = parse_amount(most_output)
+    with_ledger(config, wallet, coordinator_url, ask)
 
 
-def _asked(request: str, route: str, config: ClientConfig) -> list[tuple[str, ApiRequest | None]]:
-    """The models that would be asked, in order, with the request if it is given whole. Raises BadMessage."""
+def _add_amounts(choice: ProviderCriteria, max_input: str | None, max_output: str | None, min_stake: str | None) -> None:
+    if max_input is not None:
+        choice["max_input_price"] = parse_amount(max_input, field="--max-input-price")
+    if max_output is not None:
+        choice["max_output_price"] = parse_amount(max_output, field="--max-output-price")
+    if min_stake is not None:
+        choice["min_stake"] = parse_amount(min_stake, field="--min-stake")
+
+
+def _requests(request: str, route: str, config: ClientConfig) -> list[tuple[str, ApiRequest | None]]:
+    """The models to try, in order, each with its request if a whole body was given. Raises BadMessage."""
     from tallystick.client.gateway.aliases import AliasRouter
     from tallystick.client.gateway.routing_rules import load_rule
     from tallystick.client.openai.requests import ApiRequest
     from tallystick.protocol.wire import dumps
 
-    whole = request == "-" or Path(request).is_file()
-    if not whole and (request.endswith(".json") or request.startswith((".", "/", "~"))):
-        raise BadMessage(f"{request}: no such file")
+    is_body = request == "-" or Path(request).is_file()
+    if not is_body and (request.endswith(".json") or request.startswith((".", "/", "~"))):
+        raise BadMessage(f"REQUEST: no such file: {request}")
     try:
-        body = sys.stdin.buffer.read() if request == "-" else Path(request).read_bytes() if whole else dumps({"model": request})
+        body = sys.stdin.buffer.read() if request == "-" else Path(request).read_bytes() if is_body else dumps({"model": request})
     except OSError as error:
-        raise BadMessage(f"{request}: {error.strerror}") from None
-    names = AliasRouter(config.aliases, {one.name: load_rule(one.rule) for one in config.aliases if one.rule is not None})
-    made = [(one, ApiRequest.of(route, one)) for one in names.plan(body, (), 0).bodies]
-    return [(asked.summary.model, asked if whole else None) for _, asked in made]
+        raise BadMessage(f"REQUEST: {request}: {error.strerror}") from None
+    names = AliasRouter(config.aliases, {alias.name: load_rule(alias.rule) for alias in config.aliases if alias.rule is not None})
+    planned = [ApiRequest.of(route, candidate) for candidate in names.plan(body, (), 0).bodies]
+    return [(asked.summary.model, asked if is_body else None) for asked in planned]
 
 
-def _tell(told: list[tuple[str, Explained, ApiRequest | None]], request: str, config: ClientConfig, *, as_json: bool) -> None:
+def _show(
+    answers: list[tuple[str, AskExplanation, ApiRequest | None]], request: str, config: ClientConfig, *, as_json: bool
+) -> None:
     from tallystick.client.jobs.candidates import estimate_cost
 
     documents: list[dict[str, Any]] = []
     rows: list[dict[str, object]] = []
-    against: list[str] = []
-    for model, one, asked in told:
-        worst, dear = (None, "")
+    refusals: list[str] = []
+    for model, provider, asked in answers:
+        max_cost, too_dear = (None, "")
         if asked is not None:
-            worst, dear = estimate_cost(asked, one.ask, config.default_max_output_tokens, config.max_cost)
-        why = one.why or dear
-        documents.append({"model": model, "atMost": None if worst is None else str(int(worst))} | _json(one, why))
-        row = {"provider": one.ask.provider, "model": model, "offered": "no" if why else "yes"}
-        rows.append(row | {"at most": "" if worst is None else _dollars(worst)} | _row(one))
-        against += [f"{one.ask.provider} ({model}): {why}"] if why else []
+            max_cost, too_dear = estimate_cost(asked, provider.ask, config.default_max_output_tokens, config.max_cost)
+        why = provider.reason or too_dear
+        documents.append({"model": model, "atMost": None if max_cost is None else str(int(max_cost))} | _json(provider, why))
+        row = {"provider": provider.ask.provider, "model": model, "offered": "no" if why else "yes"}
+        rows.append(row | {"at most": "" if max_cost is None else _dollars(max_cost)} | _row(provider))
+        refusals += [f"{provider.ask.provider} ({model}): {why}"] if why else []
     if not documents:
-        raise Refusal(Code.UNKNOWN_MODEL, f"nobody offers {request}; tally models shows what there is")
+        raise Refusal(Code.UNKNOWN_MODEL, f"REQUEST: no provider offers {request}; see what is on offer: tally models")
     if as_json:
         show_json(documents)
         return
-    dull = {name for name in rows[0] if name not in ("provider", "offered") and {row[name] for row in rows} <= {"", "unknown"}}
-    dull |= {"model"} if len({model for model, _, _ in told}) == 1 else set()
-    columns = [name for name in rows[0] if name not in dull]
-    show_rows(
-        columns, [[row[name] for name in columns] for row in rows], title=f"{request}: dollars, per million tokens", keyed=True
-    )
-    for line in against:
-        out.print(f"no: {harmless(line)}", highlight=False, soft_wrap=True, markup=False)
+    omitted = {name for name in rows[0] if name not in ("provider", "offered") and {row[name] for row in rows} <= {"", "unknown"}}
+    omitted |= {"model"} if len({model for model, _, _ in answers}) == 1 else set()
+    columns = [name for name in rows[0] if name not in omitted]
+    title = f"{request}; prices in dollars per million tokens, `at most` in dollars"
+    show_table(columns, [[row[name] for name in columns] for row in rows], title=title, keyed=True)
+    for line in refusals:
+        out.print(f"no: {strip_control(line)}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _row(one: Explained) -> dict[str, object]:
-    spec, ask = one.ask.spec, one.ask
+def _row(provider: AskExplanation) -> dict[str, object]:
+    spec, ask = provider.ask.spec, provider.ask
     return {
         "input": _dollars(ask.input_price),
         "output": _dollars(ask.output_price),
         "region": spec.region,
         "tier": spec.tier,
         "precision": spec.precision,
-        "tokens/s": one.tokens_per_second or "unknown",
-        "first ms": one.first_token_ms or "unknown",
-        "good %": one.reputation,
+        "tokens/s": provider.tokens_per_second or "unknown",
+        "first token, ms": provider.first_token_ms or "unknown",
+        "good %": provider.reputation,
     }
 
 
-def _json(one: Explained, why: str) -> dict[str, Any]:
+def _json(provider: AskExplanation, why: str) -> dict[str, Any]:
     return {
-        "provider": one.ask.provider,
+        "provider": provider.ask.provider,
         "offered": not why,
         "why": why or None,
-        "free": one.free,
-        "tokensPerSecond": one.tokens_per_second,
-        "firstTokenMs": one.first_token_ms,
-        "reputation": one.reputation,
-        "ask": one.ask.to_json(),
+        "free": provider.free,
+        "tokensPerSecond": provider.tokens_per_second,
+        "firstTokenMs": provider.first_token_ms,
+        "reputation": provider.reputation,
+        "ask": provider.ask.to_json(),
     }
 
 

@@ -1,14 +1,14 @@
-"""Taking a claim above the receipts to the chain: what `tally receipt report` and `tally receipt overclaims` share."""
+"""Overclaims, which are claims above the provider's receipts: finding and slashing them, for `tally receipt`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tallystick.cli.onchain import require_coins
-from tallystick.cli.output import show_json, show_rows, step
+from tallystick.cli.onchain import require_gas
+from tallystick.cli.output import dollars, show_json, show_table, step
 from tallystick.protocol.errors import Code, Refusal
-from tallystick.protocol.types import Amount, format_amount
+from tallystick.protocol.types import Address, format_amount
 
 if TYPE_CHECKING:
     from tallystick.chain.escrow import Escrow
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 
 class NoOverclaim(Refusal):
-    """The chain shows no claim above the receipts, as with an honest provider."""
+    """No claim on chain is above the receipts, as with an honest provider."""
 
 
-async def find(escrow: Escrow, receipts: Sequence[Signed[Receipt]], transaction: str | None, also: str = "") -> list[Overclaim]:
-    """The claims above these receipts, all of one tab, out of one transaction or of the newest settlements. `also`: what else was
-    looked for in vain.
+async def find(
+    escrow: Escrow, receipts: Sequence[Signed[Receipt]], transaction: str | None, context: str = ""
+) -> list[Overclaim]:
+    """The claims above these receipts, which are all of one tab, in one transaction or in the newest settlements. `context`
+    precedes the messages of errors.
 
-    Raises BadSignature for a receipt that its provider did not sign, NoOverclaim where there is none, Refusal that says what is
+    Raises BadSignature for a receipt that its provider did not sign, NoOverclaim if there is none, Refusal that names what is
     missing, Unavailable.
     """
     from tallystick.chain.overclaims import find_overclaims
@@ -37,84 +39,91 @@ async def find(escrow: Escrow, receipts: Sequence[Signed[Receipt]], transaction:
         claims = await settling_claims(escrow, payer, provider)
     else:
         claims = await claims_in(escrow, transaction, payer, provider)
-    found = find_overclaims(claims, receipts)
-    for one in found:
-        one.receipt.verify(escrow.deployment.domain)
-    if not found:
-        raise _why_none(claims, receipts, transaction, also)
-    fresh = [one for one in found if not await escrow.evidence_used(one.evidence)]
-    if not fresh:
-        raise Refusal(Code.BAD_MESSAGE, f"{provider} has lost the whole penalty for this already: evidence counts once")
-    return fresh
+    overclaims = find_overclaims(claims, receipts)
+    for overclaim in overclaims:
+        overclaim.receipt.verify(escrow.deployment.domain)
+    if not overclaims:
+        raise _reason_for_none(claims, receipts, transaction, context)
+    unused = [overclaim for overclaim in overclaims if not await escrow.evidence_used(overclaim.evidence)]
+    if not unused:
+        raise Refusal(Code.BAD_MESSAGE, f"{provider} has lost the whole penalty for this claim already: evidence counts once")
+    return unused
 
 
-def _why_none(
-    claims: Sequence[SettlingClaim], receipts: Sequence[Signed[Receipt]], transaction: str | None, also: str
+def _reason_for_none(
+    claims: Sequence[SettlingClaim], receipts: Sequence[Signed[Receipt]], transaction: str | None, context: str
 ) -> Refusal:
     from tallystick.chain.overclaims import highest_claim
 
-    last = max((receipt.message for receipt in receipts), key=lambda one: one.seq)
+    last = max((receipt.message for receipt in receipts), key=lambda receipt: receipt.seq)
     top = highest_claim(claims, last)
-    where = "the newest settlements" if transaction is None else f"transaction {transaction}"
+    searched = "the newest settlements" if transaction is None else f"transaction {transaction}"
     if top is None:
         kind = NoOverclaim if transaction is None else Refusal
         return kind(
             Code.BAD_MESSAGE,
-            f"{also}no claim that {last.provider} signed with a row of {last.payer} is in {where}. Name the transaction with "
-            "--claim TX; if a contract made the call from other data, ask an endpoint (--rpc) that has debug_traceTransaction",
+            f"{context}no claim that {last.provider} signed with a row of {last.payer} is in {searched}. Name the transaction "
+            "with "
+            "--claim TX; if a contract made the call from other data, use an endpoint (--rpc) that has debug_traceTransaction",
         )
-    said = f"the provider's highest claim in {where} is {format_amount(top.cumulative_cost)} as of receipt {top.seq}"
+    text = f"{context}the provider's highest claim in {searched} is {dollars(top.cumulative_cost)} as of receipt {top.seq}"
     if top.seq > last.seq:
         return Refusal(
             Code.BAD_MESSAGE,
-            f"{also}{said}, and the last receipt here is number {last.seq}, of {format_amount(last.cumulative_cost)}. The "
-            f"contract punishes a claim by a receipt of the same or a later number: bring one of {top.seq} or more with a total "
-            "below the claim",
+            f"{text}, and the last receipt here is number {last.seq}, of {dollars(last.cumulative_cost)}. The contract compares "
+            "a "
+            f"claim with a receipt of the same or a later number: bring one of {top.seq} or more with a total below the claim",
         )
-    return NoOverclaim(Code.BAD_MESSAGE, f"{also}{said}, which is not above the receipts here: nothing to punish")
+    return NoOverclaim(Code.BAD_MESSAGE, f"{text}, which is not above the receipts here: nothing to slash")
 
 
-async def slash(escrow: Escrow, signer: Signer, found: Sequence[Overclaim], *, as_json: bool) -> None:
-    """Sends each as evidence, and shows what became of it. Raises ContractError, for one where nothing is at stake."""
+async def slash(escrow: Escrow, signer: Signer, overclaims: Sequence[Overclaim], *, as_json: bool) -> None:
+    """Submits each overclaim to the contract and prints the result. Raises Refusal (also if the provider has no stake)."""
     from tallystick.chain.events import Slashed
     from tallystick.chain.sender import Sender
 
-    await require_coins(escrow, signer.address)
-    sender, provider, taken, told = Sender(escrow.rpc, signer), found[0].claim.message.provider, 0, []
-    for one in found:
-        tx = await escrow.slash_overclaim(sender, one.claim, one.row, one.receipt)
-        lost = sum(event.amount for event in tx.of(Slashed))
-        taken += lost
-        told.append(describe(one) | {"slashed": str(lost), "tx": tx.hash, "block": tx.block})
+    await require_gas(escrow, signer.address)
+    sender, provider, slashed, documents = Sender(escrow.rpc, signer), overclaims[0].claim.message.provider, 0, []
+    for overclaim in overclaims:
+        tx = await escrow.slash_overclaim(sender, overclaim.claim, overclaim.row, overclaim.receipt)
+        penalty = sum(event.amount for event in tx.of(Slashed))
+        slashed += penalty
+        documents.append(describe(overclaim) | {"slashed": str(penalty), "tx": tx.hash, "block": tx.block})
     if as_json:
-        show_json({"provider": provider, "slashed": str(taken), "overclaims": told})
+        show_json({"provider": provider, "slashed": str(slashed), "overclaims": documents})
     else:
-        show(found)
-        step(f"{provider} lost {format_amount(Amount(taken))}; your part is credit: tally cash-out")
+        show(overclaims)
+        report_slashed(provider, slashed)
 
 
-def describe(one: Overclaim) -> dict[str, object]:
-    """An overclaim for programs; amounts are base units."""
-    claimed, receipt = one.claimed, one.receipt.message
+def report_slashed(provider: Address, slashed: int) -> None:
+    """Says what a provider lost, in base units given, and how the reporter gets its part."""
+    step(f"{provider} lost {dollars(slashed)}; your part is credit: tally cash-out")
+
+
+def describe(overclaim: Overclaim) -> dict[str, object]:
+    """An overclaim as JSON. Amounts are base units as text."""
+    claimed, receipt = overclaim.claimed, overclaim.receipt.message
     return {
         "payer": claimed.payer,
         "seq": claimed.seq,
         "claimed": str(int(claimed.cumulative_cost)),
         "receiptSeq": receipt.seq,
         "receipt": str(int(receipt.cumulative_cost)),
-        "claimTx": one.transaction,
+        "claimTx": overclaim.transaction,
     }
 
 
-def show(found: Sequence[Overclaim]) -> None:
-    """Overclaims for people."""
+def show(overclaims: Sequence[Overclaim]) -> None:
+    """Prints overclaims as a table."""
     rows = [
         (
-            one.claimed.seq,
-            format_amount(one.claimed.cumulative_cost),
-            f"{format_amount(one.receipt.message.cumulative_cost)} (receipt {one.receipt.message.seq})",
-            one.transaction,
+            overclaim.claimed.seq,
+            format_amount(overclaim.claimed.cumulative_cost),
+            f"{format_amount(overclaim.receipt.message.cumulative_cost)} (receipt {overclaim.receipt.message.seq})",
+            overclaim.transaction,
         )
-        for one in found
+        for overclaim in overclaims
     ]
-    show_rows(("as of receipt", "claimed", "signed for", "transaction"), rows, title=f"{found[0].claim.message.provider} claimed")
+    columns = ("as of receipt", "claimed, dollars", "signed, dollars", "transaction")
+    show_table(columns, rows, title=f"Overclaims of {overclaims[0].claim.message.provider}")

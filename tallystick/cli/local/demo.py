@@ -1,7 +1,7 @@
-"""`tally demo`: the whole market on this machine, and one job through it, nothing mocked.
+"""`tally demo`: a whole market on this machine, and one job through it, without mocks.
 
-An embedded chain, the contracts, a coordinator, two nodes (each beside an engine), a funded payer and a gateway, as separate
-processes; then a streamed chat through the official OpenAI SDK, and the story of that job as order, receipt and chain tell it.
+Chain, coordinator, two nodes with an engine each, and gateway run as separate processes. The demo streams one chat through the
+official OpenAI SDK, then shows the job's trace: its order, its receipt and its payment on chain.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallystick.cli.local.processes import Children, free_port
+from tallystick.cli.local.processes import ProcessGroup, free_port
 from tallystick.cli.local.services import (
     GAS_MONEY,
+    LocalMarket,
     Ports,
-    Stage,
-    answers,
     environment,
+    is_healthy,
     prepare,
     start_chain,
     start_coordinator,
     start_engines,
     start_node,
-    toml,
+    to_toml,
 )
 from tallystick.cli.options import Json
-from tallystick.cli.output import err, out, show_facts, show_json, step
-from tallystick.protocol.errors import Code, TallyError, Unavailable
+from tallystick.cli.output import err, json_fields, note, out, show_fields, show_json, step
+from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, format_amount
 
 if TYPE_CHECKING:
@@ -48,133 +48,137 @@ SETTLE_SECONDS = 60
 
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Exit after the job.")] = False,
-    prompt: Annotated[str, typer.Option(help="What to ask.")] = PROMPT,
+    prompt: Annotated[str, typer.Option(help="Question to ask.")] = PROMPT,
     as_json: Json = False,
 ) -> None:
-    """Runs the whole market on this machine and one paid, streamed chat through it; then stays up until Ctrl-C.
+    """Run a whole market on this machine and one paid, streamed chat through it, then keep it running until Ctrl-C.
 
-    The engine is real if OPENAI_BASE_URL (with OPENAI_API_KEY) is set or Ollama, vLLM, SGLang or llama.cpp answers on its usual
-    port; otherwise a stand-in that says so. With `--once --json` it prints one JSON object last.
+    Uses a real engine if OPENAI_BASE_URL (with OPENAI_API_KEY) is set, or if Ollama, vLLM, SGLang or llama.cpp answers on its
+    usual port; otherwise a stand-in that says so. With `--once --json` it prints one JSON object at the end.
     """
     folder = Path(tempfile.mkdtemp(prefix="tallystick-demo-"))
     try:
         asyncio.run(_run(folder, prompt, once=once, as_json=as_json))
     except TallyError:
-        err.print(f"the logs are in {folder}", highlight=False)
+        note(f"the logs are in {folder}")
         raise
     shutil.rmtree(folder)
 
 
 async def _run(folder: Path, prompt: str, *, once: bool, as_json: bool) -> None:
     stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    stage = _prepare(folder)
-    async with Children(folder, environment(folder)) as children:
-        show = asyncio.create_task(_show(stage, children, prompt, once=once, as_json=as_json))
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
+    market = prepare_market(folder)
+    async with ProcessGroup(folder, environment(folder)) as processes:
+        show = asyncio.create_task(_show(market, processes, prompt, once=once, as_json=as_json))
         stop = asyncio.create_task(stopped.wait())
         await asyncio.wait({show, stop}, return_when=asyncio.FIRST_COMPLETED)
         if not show.done():
-            err.print("stopping …")
+            note("stopping …")
             show.cancel()
         stop.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await show
-    step("everything is stopped")
+    step("all processes are stopped")
 
 
-async def _show(stage: Stage, children: Children, prompt: str, *, once: bool, as_json: bool) -> None:
+async def _show(market: LocalMarket, processes: ProcessGroup, prompt: str, *, once: bool, as_json: bool) -> None:
     started = time.monotonic()
-    deployment, model = await _raise_market(stage, children)
+    deployment, model = await _start_market(market, processes)
     step(f"the market is up after {time.monotonic() - started:.1f} s")
     from tallystick.chain.escrow import Escrow
     from tallystick.chain.rpc import Rpc
-    from tallystick.cli.local.job_trace import Witness, show_story
+    from tallystick.cli.local.job_trace import JobTracer, show_trace
 
     rpc = Rpc(deployment.rpc)
     try:
-        view = Witness(
+        tracer = JobTracer(
             escrow=Escrow(rpc, deployment),
-            gateway=stage.url(stage.ports.gateway),
-            coordinator=stage.url(stage.ports.coordinator),
-            payer=stage.signers["payer"],
-            patience=SETTLE_SECONDS,
+            gateway=market.url(market.ports.gateway),
+            coordinator=market.url(market.ports.coordinator),
+            payer=market.signers["payer"],
+            settle_seconds=SETTLE_SECONDS,
         )
-        story = await view.tell(model, prompt, stage.providers, quiet=as_json)
+        trace = await tracer.run(model, prompt, market.providers, quiet=as_json)
     finally:
         await rpc.close()
     if as_json:
-        show_json(story | stage.addresses | {"token": deployment.token, "providers": stage.providers})
+        show_json(json_fields(trace) | market.addresses | {"token": deployment.token, "providers": market.providers})
     else:
-        show_story(story)
+        show_trace(trace)
     if not once:
         if not as_json:
-            _show_addresses(stage, deployment, model)
-        dead = await children.first_death()
-        raise Unavailable(Code.PROCESS_FAILED, f"{dead.name} ended by itself; see {dead.log}")
+            _show_addresses(market, deployment, model)
+        raise (await processes.first_exit()).exited()
 
 
-def _prepare(folder: Path) -> Stage:
+def prepare_market(folder: Path) -> LocalMarket:
+    """Makes the wallets and chooses the ports of a market with two nodes."""
     ports = Ports(free_port(8545), free_port(8420), free_port(8421), {"node-a": free_port(8431), "node-b": free_port(8432)})
     return prepare(folder, folder / "deployment.json", ports, ("payer",))
 
 
-async def _raise_market(stage: Stage, children: Children) -> tuple[Deployment, str]:
-    await start_chain(stage, children)
-    deployment = await _deploy_and_fund(stage)
+async def _start_market(market: LocalMarket, processes: ProcessGroup) -> tuple[Deployment, str]:
+    """Starts every service. Returns the deployment and the name of a model on offer."""
+    await start_chain(market, processes)
+    deployment = await deploy_and_fund(market)
     step(f"contracts deployed, payer's purse funded with {format_amount(DEPOSIT)} test dollars")
-    found, _ = await asyncio.gather(start_engines(stage, children), start_coordinator(stage, children))
-    await asyncio.gather(_start_gateway(stage, children), *(start_node(stage, children, name, found) for name in stage.providers))
-    return deployment, found.models[0].name
+    engine, _ = await asyncio.gather(start_engines(market, processes), start_coordinator(market, processes))
+    nodes = (start_node(market, processes, name, engine) for name in market.providers)
+    await asyncio.gather(start_gateway(market, processes), *nodes)
+    return deployment, engine.models[0].name
 
 
-async def _deploy_and_fund(stage: Stage) -> Deployment:
+async def deploy_and_fund(market: LocalMarket) -> Deployment:
+    """Deploys the contracts, gives coordinator and payer coins, and fills the payer's purse. Raises TallyError."""
     from tallystick.chain.deploy import LOCAL_RULES, deploy
     from tallystick.chain.devnet import dev_accounts
     from tallystick.chain.escrow import Escrow
     from tallystick.chain.rpc import Rpc, Sender
-    from tallystick.cli.money.balance import fill_purse
+    from tallystick.cli.money.purse import fund_purse
 
-    rpc = Rpc(stage.url(stage.ports.chain))
+    rpc = Rpc(market.url(market.ports.chain))
     try:
-        rich = Sender(rpc, dev_accounts()[0])
-        deployment = await deploy(rpc, rich, rules=LOCAL_RULES)
-        deployment.save(stage.deployment)
+        funder = Sender(rpc, dev_accounts()[0])
+        deployment = await deploy(rpc, funder, rules=LOCAL_RULES)
+        deployment.save(market.deployment)
         for name in ("coordinator", "payer"):
-            await rich.send(stage.signers[name].address, b"", value=GAS_MONEY)
-        payer = stage.signers["payer"]
-        await fill_purse(Escrow(rpc, deployment), Sender(rpc, payer), payer, DEPOSIT, mint=True)
+            await funder.send(market.signers[name].address, b"", value=GAS_MONEY)
+        payer = market.signers["payer"]
+        await fund_purse(Escrow(rpc, deployment), Sender(rpc, payer), payer, DEPOSIT, mint=True)
     finally:
         await rpc.close()
     return deployment
 
 
-async def _start_gateway(stage: Stage, children: Children) -> None:
-    config = stage.folder / "gateway.toml"
+async def start_gateway(market: LocalMarket, processes: ProcessGroup) -> None:
+    """Starts the payer's gateway. Raises Unavailable."""
+    config = market.folder / "gateway.toml"
     settings = {
-        "coordinator": stage.url(stage.ports.coordinator),
-        "deployment": str(stage.deployment),
-        "port": stage.ports.gateway,
+        "coordinator": market.url(market.ports.coordinator),
+        "deployment": str(market.deployment),
+        "port": market.ports.gateway,
     }
-    config.write_text(toml(settings))
-    arguments = ("gateway", "--config", str(config), "--wallet", stage.keystore("payer"))
-    await children.start("gateway", *arguments, ready=lambda: answers(f"{stage.url(stage.ports.gateway)}/health"))
-    step(f"gateway on {stage.url(stage.ports.gateway)}/v1")
+    config.write_text(to_toml(settings))
+    arguments = ("gateway", "--config", str(config), "--wallet", market.keystore("payer"))
+    await processes.start("gateway", *arguments, ready=lambda: is_healthy(f"{market.url(market.ports.gateway)}/health"))
+    step(f"gateway on {market.url(market.ports.gateway)}/v1")
 
 
-def _show_addresses(stage: Stage, deployment: Deployment, model: str) -> None:
-    gateway, coordinator = stage.url(stage.ports.gateway), stage.url(stage.ports.coordinator)
-    question = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+def _show_addresses(market: LocalMarket, deployment: Deployment, model: str) -> None:
+    gateway, coordinator = market.url(market.ports.gateway), market.url(market.ports.coordinator)
+    request = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
     rows = [
         ("OpenAI API", f"{gateway}/v1"),
         ("coordinator", f"{coordinator}/docs"),
         ("chain", deployment.rpc),
         ("escrow", deployment.escrow),
         ("token", deployment.token),
-        *((name, signer.address) for name, signer in stage.signers.items()),
-        ("logs, configs, keys", str(stage.folder)),
+        *((name, signer.address) for name, signer in market.signers.items()),
+        ("logs, configs, keys", str(market.folder)),
     ]
-    show_facts(rows, title="Still running")
+    show_fields(rows, title="Still running")
     out.print("Try it:", style="bold")
-    sys.stdout.write(f"curl {gateway}/v1/chat/completions -H 'content-type: application/json' -d '{question}'\n")
+    sys.stdout.write(f"curl {gateway}/v1/chat/completions -H 'content-type: application/json' -d '{request}'\n")
     err.print("Ctrl-C stops everything.")

@@ -1,4 +1,4 @@
-"""The story of one job, from the SDK's first byte to the chain's payment, told from what each party signed and holds."""
+"""The trace of one job, from the OpenAI SDK's request to the payment on chain, with what each party signed and holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tallystick.cli.output import show_facts
+from tallystick.cli.output import show_fields
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address, Amount, format_amount, parse_address, parse_job_id
 
@@ -21,59 +21,59 @@ ANSWER_SECONDS = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Witness:
-    """Someone who watches a job from all sides: the gateway's API, the coordinator's API and the chain."""
+class JobTracer:
+    """Runs a job and observes it through the gateway's API, the coordinator's API and the chain."""
 
     escrow: Escrow
     gateway: str
     coordinator: str
     payer: Signer
-    """Whose job it is: the coordinator tells nobody else."""
-    patience: float
-    """Seconds to wait for the settlement."""
+    """The coordinator shows the job to this key only."""
+    settle_seconds: float
+    """Longest wait for the settlement."""
 
-    async def tell(self, model: str, prompt: str, providers: Mapping[str, Address], *, quiet: bool) -> dict[str, Any]:
-        """Runs one streamed chat and returns its story. Amounts are base units as strings. Raises Unavailable."""
+    async def run(self, model: str, prompt: str, providers: Mapping[str, Address], *, quiet: bool) -> dict[str, Any]:
+        """Runs one streamed chat and returns its trace. Amounts are base units as text. Raises Unavailable."""
         from openai import OpenAIError
 
         payer = self.payer.address
-        purse_before = await self._purse(payer, providers)
-        credit_before = {one: (await self.escrow.provider(one)).credit for one in providers.values()}
+        purse_before = await self._purse_total(payer, providers)
+        credit_before = {address: (await self.escrow.provider(address)).credit for address in providers.values()}
         try:
             job, text = await self._chat(model, prompt, quiet=quiet)
         except OpenAIError as error:
             raise Unavailable(Code.PROVIDER_FAILED, f"the chat failed: {error}") from error
-        known = await self._json(f"{self.gateway}/tally/jobs/{job}")
-        order, signed = known["order"], known["receipt"]
-        receipt = signed["typedData"]["message"]
+        record = await self._get_json(f"{self.gateway}/tally/jobs/{job}")
+        order, signed_receipt = record["order"], record["receipt"]
+        receipt = signed_receipt["typedData"]["message"]
         provider = parse_address(receipt["provider"])
         settlement = await self._settlement(job)
         return {
             "model": model,
             "text": text,
             "job": job,
-            "usage": known["usage"],
+            "usage": record["usage"],
             "cost": receipt["cost"],
             "order": order["typedData"],
             "order_signature": order["signature"],
             "order_hash": order["digest"],
-            "receipt": signed["typedData"],
-            "receipt_signature": signed["signature"],
-            "receipt_hash": signed["digest"],
+            "receipt": signed_receipt["typedData"],
+            "receipt_signature": signed_receipt["signature"],
+            "receipt_hash": signed_receipt["digest"],
             "payer": payer,
             "provider": provider,
             "provider_name": next((name for name, address in providers.items() if address == provider), "?"),
             "chain_id": self.escrow.deployment.chain_id,
             "contract": self.escrow.deployment.escrow,
             "purse_before": str(int(purse_before)),
-            "purse_after": str(int(await self._purse(payer, providers))),
+            "purse_after": str(int(await self._purse_total(payer, providers))),
             "provider_credit_before": str(int(credit_before[provider])),
             "provider_credit_after": str(int((await self.escrow.provider(provider)).credit)),
             "settle_tx": settlement["tx"],
         }
 
-    async def _purse(self, payer: Address, providers: Mapping[str, Address]) -> Amount:
-        """All that the purse holds: free, and reserved for these providers."""
+    async def _purse_total(self, payer: Address, providers: Mapping[str, Address]) -> Amount:
+        """The free money of the purse and what is reserved for these providers."""
         purse = await self.escrow.purse(payer)
         tabs = [await self.escrow.tab(payer, provider) for provider in providers.values()]
         return purse.free + sum(tab.reserved for tab in tabs)
@@ -108,18 +108,18 @@ class Witness:
         from tallystick.client.coordinator.http_client import CoordinatorClient
 
         try:
-            async with asyncio.timeout(self.patience), CoordinatorClient(self.coordinator, ClientConfig()) as asked:
-                asked.authorize = AccessTokens(self.payer, asked.info, lambda: int(time.time()))
+            async with asyncio.timeout(self.settle_seconds), CoordinatorClient(self.coordinator, ClientConfig()) as coordinator:
+                coordinator.authorize = AccessTokens(self.payer, coordinator.info, lambda: int(time.time()))
                 while True:
-                    known = (await asked.job(parse_job_id(job))).raw
-                    if known["settlement"] is not None:
-                        return known["settlement"]
+                    status = (await coordinator.job(parse_job_id(job))).raw
+                    if status["settlement"] is not None:
+                        return status["settlement"]
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            text = f"job {job} was not settled within {self.patience:g} s"
+            text = f"job {job} was not settled within {self.settle_seconds:g} s; see the coordinator's log"
             raise Unavailable(Code.CHAIN_UNAVAILABLE, text) from None
 
-    async def _json(self, url: str) -> Any:
+    async def _get_json(self, url: str) -> Any:
         import httpx
 
         async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
@@ -129,31 +129,31 @@ class Witness:
         return response.json()
 
 
-def show_story(story: Mapping[str, Any]) -> None:
-    """The story as a table."""
-    usage, receipt = story["usage"], story["receipt"]["message"]
+def show_trace(trace: Mapping[str, Any]) -> None:
+    """Prints a trace as a table."""
+    usage, receipt = trace["usage"], trace["receipt"]["message"]
 
-    def money(name: str) -> str:
-        return format_amount(int(story[name]))
+    def amount(name: str) -> str:
+        return format_amount(int(trace[name]))
 
-    show_facts(
+    show_fields(
         [
-            ("job", story["job"]),
-            ("model", story["model"]),
-            ("order signed by", f"{story['payer']} (payer)"),
-            ("order signature", _short(story["order_signature"])),
-            ("ceiling signed", format_amount(int(story["order"]["message"]["ceiling"]))),
-            ("provider", f"{story['provider']} ({story['provider_name']})"),
+            ("job", trace["job"]),
+            ("model", trace["model"]),
+            ("order signed by", f"{trace['payer']} (payer)"),
+            ("order signature", _short(trace["order_signature"])),
+            ("cap signed, dollars", format_amount(int(trace["order"]["message"]["ceiling"]))),
+            ("provider", f"{trace['provider']} ({trace['provider_name']})"),
             ("tokens", f"{usage['inputTokens']} in ({usage['cachedInputTokens']} cached), {usage['outputTokens']} out"),
-            ("cost", f"{money('cost')} test dollars"),
-            ("order hash", story["order_hash"]),
-            ("receipt hash", f"{story['receipt_hash']} (no. {receipt['seq']} of the tab)"),
-            ("receipt signature", _short(story["receipt_signature"])),
-            ("the chain paid in", story["settle_tx"]),
-            ("purse (free + reserved)", f"{money('purse_before')} -> {money('purse_after')}"),
-            ("provider's credit", f"{money('provider_credit_before')} -> {money('provider_credit_after')}"),
+            ("cost, test dollars", amount("cost")),
+            ("order hash", trace["order_hash"]),
+            ("receipt hash", f"{trace['receipt_hash']} (number {receipt['seq']} of the tab)"),
+            ("receipt signature", _short(trace["receipt_signature"])),
+            ("settled in", trace["settle_tx"]),
+            ("purse (free + reserved), dollars", f"{amount('purse_before')} -> {amount('purse_after')}"),
+            ("provider's credit, dollars", f"{amount('provider_credit_before')} -> {amount('provider_credit_after')}"),
         ],
-        title="The story of the job",
+        title="Trace of the job",
     )
 
 

@@ -1,4 +1,4 @@
-"""The parts of a market on this machine, each in a process of its own: what `tally demo` and `tally start` raise."""
+"""The services of a market on this machine, each in a process of its own: chain, coordinator, engines, nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tallystick.cli.local.processes import Children
+from tallystick.cli.local.processes import ProcessGroup
 from tallystick.cli.output import step
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
@@ -22,25 +22,26 @@ if TYPE_CHECKING:
     from node.engines.discover import DiscoveredEngine
 
 GAS_MONEY = 10**18
-LOOKS = 10
+"""Coins that a wallet gets for gas, in the chain's smallest unit."""
+ENGINE_ATTEMPTS = 10
 KEYSTORE_COST = 1 << 12
-"""These keys live minutes and hold play money; a cheap key derivation starts eight processes faster."""
+"""These keys live for minutes and hold play money; a cheap key derivation makes eight processes start faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the processes listen."""
+    """The ports on which the services listen."""
 
     chain: int
     coordinator: int
     gateway: int
     engines: dict[str, int]
-    """Of the stand-ins, by node."""
+    """Ports of the stand-in engines, by node."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """A folder with throw-away wallets, the deployment file, the ports."""
+class LocalMarket:
+    """The market's folder with throw-away wallets, its deployment file and its ports."""
 
     folder: Path
     deployment: Path
@@ -48,18 +49,18 @@ class Stage:
     signers: dict[str, Signer]
 
     def url(self, port: int) -> str:
-        """An address on this machine."""
+        """The URL of a port on this machine."""
         return f"http://127.0.0.1:{port}"
 
     @property
     def addresses(self) -> dict[str, str]:
-        """Where programs find the market."""
+        """URLs by service."""
         ports = self.ports
         return {"gateway": self.url(ports.gateway), "coordinator": self.url(ports.coordinator), "rpc": self.url(ports.chain)}
 
     @property
     def providers(self) -> dict[str, Address]:
-        """The nodes' providers, by name."""
+        """Provider addresses by node."""
         return {name: self.signers[name].address for name in self.ports.engines}
 
     def keystore(self, name: str) -> str:
@@ -67,110 +68,114 @@ class Stage:
         return str(self.folder / "keys" / f"{name}.json")
 
 
-def prepare(folder: Path, deployment: Path, ports: Ports, others: tuple[str, ...]) -> Stage:
-    """Makes the wallets: one for the coordinator, one for each node, and the others."""
+def prepare(folder: Path, deployment: Path, ports: Ports, extra_wallets: tuple[str, ...]) -> LocalMarket:
+    """Makes the wallets of the coordinator, of each node, and those named."""
     password = secrets.token_hex(16)
     write_private(folder / "password", password.encode())
-    names = ("coordinator", *ports.engines, *others)
+    names = ("coordinator", *ports.engines, *extra_wallets)
     signers = {name: create_keystore(folder / "keys" / f"{name}.json", password, cost=KEYSTORE_COST) for name in names}
-    return Stage(folder, deployment, ports, signers)
+    return LocalMarket(folder, deployment, ports, signers)
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What the processes run in: they see nothing of the user's own wallets."""
+    """Environment of the services: a home folder of their own, apart from the user's wallets."""
     return {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
 
 
-async def start_chain(stage: Stage, children: Children) -> None:
-    """A local chain, empty."""
-    url = stage.url(stage.ports.chain)
-    await children.start("chain", "chain", "--port", str(stage.ports.chain), ready=lambda: answers(f"{url}/health"))
+async def start_chain(market: LocalMarket, processes: ProcessGroup) -> None:
+    """Starts an empty local chain. Raises Unavailable."""
+    url = market.url(market.ports.chain)
+    await processes.start("chain", "chain", "--port", str(market.ports.chain), ready=lambda: is_healthy(f"{url}/health"))
     step(f"chain on {url}")
 
 
-async def start_coordinator(stage: Stage, children: Children) -> None:
-    """A coordinator that settles within seconds; its wallet has coins already."""
-    config = stage.folder / "coordinator.toml"
+async def start_coordinator(market: LocalMarket, processes: ProcessGroup) -> None:
+    """Starts a coordinator that settles within seconds. Its wallet must have coins. Raises Unavailable."""
+    config = market.folder / "coordinator.toml"
     settings = {
-        "deployment": str(stage.deployment),
-        "port": stage.ports.coordinator,
-        "db": f"sqlite:///{stage.folder}/coordinator.db",
+        "deployment": str(market.deployment),
+        "port": market.ports.coordinator,
+        "db": f"sqlite:///{market.folder}/coordinator.db",
         "settle_interval": 0.5,
         "name": "demo",
     }
-    config.write_text(toml(settings))
-    url = f"{stage.url(stage.ports.coordinator)}/v1/health"
-    wallet = ("--config", str(config), "--wallet", stage.keystore("coordinator"))
-    await children.start("coordinator", "coordinator", "run", *wallet, ready=lambda: answers(url))
-    step(f"coordinator on {stage.url(stage.ports.coordinator)}")
+    config.write_text(to_toml(settings))
+    url = f"{market.url(market.ports.coordinator)}/v1/health"
+    arguments = ("--config", str(config), "--wallet", market.keystore("coordinator"))
+    await processes.start("coordinator", "coordinator", "run", *arguments, ready=lambda: is_healthy(url))
+    step(f"coordinator on {market.url(market.ports.coordinator)}")
 
 
-async def start_engines(stage: Stage, children: Children) -> DiscoveredEngine:
-    """The engine that is named or found here, if it has a model; else a stand-in for each node."""
+async def start_engines(market: LocalMarket, processes: ProcessGroup) -> DiscoveredEngine:
+    """Returns an engine with a model that runs on this machine; else starts a stand-in for each node and returns the first.
+    Raises Unavailable.
+    """
     from node.engines.discover import discover, inspect_engine
     from node.engines.kinds import EngineKind
 
-    found = await discover(os.environ)
-    real = next((one for one in found if one.kind is not EngineKind.DEMO and one.models), None)
+    discovered = await discover(os.environ)
+    real = next((engine for engine in discovered if engine.kind is not EngineKind.DEMO and engine.models), None)
     if real is not None:
         step(f"engine: {real.kind.value} at {real.url}, model {real.models[0].name}")
         return real
-    ports = list(stage.ports.engines.values())
-    await asyncio.gather(*(start_stand_in(stage, children, port) for port in ports))
-    step(f"no engine found on this machine: {'stand-ins serve' if len(ports) > 1 else 'a stand-in serves'} instead, saying so")
-    for _ in range(LOOKS):
-        found_here = await inspect_engine(stage.url(ports[0]))
-        if found_here.models:
-            return found_here
-        await asyncio.sleep(1)  # a busy machine
-    raise Unavailable(Code.ENGINE_UNAVAILABLE, f"the stand-in engine at {stage.url(ports[0])} tells no model", fault=Fault.ENGINE)
+    ports = list(market.ports.engines.values())
+    await asyncio.gather(*(start_stand_in(market, processes, port) for port in ports))
+    step("no engine found on this machine; a stand-in answers instead, and says so")
+    for _ in range(ENGINE_ATTEMPTS):
+        stand_in = await inspect_engine(market.url(ports[0]))
+        if stand_in.models:
+            return stand_in
+        await asyncio.sleep(1)  # on a busy machine
+    text = f"the stand-in engine at {market.url(ports[0])} lists no model; run the command again"
+    raise Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.ENGINE)
 
 
-async def start_stand_in(stage: Stage, children: Children, port: int) -> None:
-    """An engine that says it is none."""
-    url = f"{stage.url(port)}/v1/models"
-    await children.start(f"engine-{port}", "node", "demo-engine", "--port", str(port), ready=lambda: answers(url))
+async def start_stand_in(market: LocalMarket, processes: ProcessGroup, port: int) -> None:
+    """Starts a stand-in engine. Raises Unavailable."""
+    url = f"{market.url(port)}/v1/models"
+    await processes.start(f"engine-{port}", "node", "demo-engine", "--port", str(port), ready=lambda: is_healthy(url))
 
 
-async def start_node(stage: Stage, children: Children, name: str, found: DiscoveredEngine) -> None:
-    """One node beside the engine that was found, or beside its own stand-in; ready when its asks are in the book."""
+async def start_node(market: LocalMarket, processes: ProcessGroup, name: str, engine: DiscoveredEngine) -> None:
+    """Starts a node for an engine, or for the node's own stand-in; returns when its asks are published. Raises Unavailable."""
     from node.engines.kinds import EngineKind
 
     settings = {
-        "coordinator": stage.url(stage.ports.coordinator),
-        "deployment": str(stage.deployment),
-        "state": str(stage.folder / name),
+        "coordinator": market.url(market.ports.coordinator),
+        "deployment": str(market.deployment),
+        "state": str(market.folder / name),
     }
-    engine = {"url": stage.url(stage.ports.engines[name]) if found.kind is EngineKind.DEMO else found.url}
-    if found.api_key:
-        engine["api_key_env"] = "OPENAI_API_KEY"
+    engine_settings = {"url": market.url(market.ports.engines[name]) if engine.kind is EngineKind.DEMO else engine.url}
+    if engine.api_key:
+        engine_settings["api_key_env"] = "OPENAI_API_KEY"
     claims = {"check_interval": 0.5, "max_age": 0.5}
-    config = stage.folder / f"{name}.toml"
-    config.write_text(f"{toml(settings)}[claims]\n{toml(claims)}[[engines]]\n{toml(engine)}")
-    wallet = ("--config", str(config), "--wallet", stage.keystore(name))
-    model, provider = found.models[0].name, stage.signers[name].address
-    await children.start(name, "node", "run", *wallet, ready=lambda: _sells(stage, model, provider))
+    config = market.folder / f"{name}.toml"
+    config.write_text(f"{to_toml(settings)}[claims]\n{to_toml(claims)}[[engines]]\n{to_toml(engine_settings)}")
+    arguments = ("--config", str(config), "--wallet", market.keystore(name))
+    model, provider = engine.models[0].name, market.signers[name].address
+    await processes.start(name, "node", "run", *arguments, ready=lambda: has_ask(market, model, provider))
     step(f"{name} connected, provider {provider}")
 
 
-async def _sells(stage: Stage, model: str, provider: Address) -> bool:
+async def has_ask(market: LocalMarket, model: str, provider: Address) -> bool:
+    """Whether the coordinator lists an ask of this provider for this model."""
     from tallystick.client.config import ClientConfig
     from tallystick.client.coordinator.http_client import CoordinatorClient
 
     try:
-        async with CoordinatorClient(stage.url(stage.ports.coordinator), ClientConfig(request_seconds=2)) as coordinator:
+        async with CoordinatorClient(market.url(market.ports.coordinator), ClientConfig(request_seconds=2)) as coordinator:
             return any(ask.message.provider == provider for ask in await coordinator.asks(model))
     except TallyError:
         return False
 
 
-async def answers(url: str) -> bool:
-    """Whether there is someone who says that all is well."""
-    return await get(url) is not None
+async def is_healthy(url: str) -> bool:
+    """Whether a URL answers with JSON and status 200."""
+    return await get_json(url) is not None
 
 
-async def get(url: str) -> Any:
-    """The JSON there; None where there is none."""
+async def get_json(url: str) -> Any:
+    """The JSON that a URL answers with; None if there is no answer or its status is not 200."""
     import httpx
 
     try:
@@ -181,6 +186,6 @@ async def get(url: str) -> Any:
         return None
 
 
-def toml(settings: Mapping[str, object]) -> str:
-    """Lines of a config."""
+def to_toml(settings: Mapping[str, object]) -> str:
+    """Settings as lines of TOML."""
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())

@@ -1,6 +1,6 @@
-"""`tally thaw`, `withdraw`, `reserve`, `release`, `cash-out`, `stake`, `unstake`: every way that money moves on chain by hand.
+"""`tally thaw`, `withdraw`, `reserve`, `release`, `cash-out`, `stake` and `unstake`: moves of money on chain.
 
-What ends after a wait is one command given twice: the first announces, the second, after the wait, collects.
+Moves with a waiting time take two runs: the first announces the move, the second completes it after the wait.
 """
 
 from __future__ import annotations
@@ -12,28 +12,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallystick.cli.onchain import account_of, open_escrow, require_coins
-from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile, Rpc, Wallet, unlock, wallets
-from tallystick.cli.output import show_json, step
+from tallystick.cli.money.purse import (
+    CancelThaw,
+    Owner,
+    ReserveAmount,
+    ThawAmount,
+    check_thaw_options,
+    parse_amount_or_all,
+    parse_positive,
+    require_free,
+    require_tokens,
+)
+from tallystick.cli.onchain import open_escrow, parse_account, require_gas
+from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile, Provider, Rpc, Wallet, unlock
+from tallystick.cli.output import dollars, json_fields, show_json, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
-from tallystick.protocol.types import Address, Amount, Seconds, format_amount, parse_amount
+from tallystick.protocol.types import Address, Amount, Seconds
 
 if TYPE_CHECKING:
     from tallystick.chain.escrow import Escrow, Purse, TxResult
     from tallystick.chain.sender import Sender
 
-Owner = Annotated[
-    str | None, typer.Option(help="Wallet that owns the purse; the same wallet by default.", autocompletion=wallets)
-]
-Provider = Annotated[str, typer.Argument(help="The provider: an address, or a wallet's name.")]
-
-Done = tuple[str, dict[str, Any]]
-"""What was done, in words and as facts."""
+Outcome = tuple[str, dict[str, Any]]
+"""A sentence for people, and the fields for JSON."""
 
 
 def thaw(
-    amount: Annotated[str | None, typer.Argument(help='Dollars to take out, or "all" that is free.')] = None,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Call the running thaw off.")] = False,
+    amount: ThawAmount = None,
+    cancel: CancelThaw = False,
     wallet: Wallet = DEFAULT_WALLET,
     owner: Owner = None,
     password_file: PasswordFile = None,
@@ -41,31 +47,25 @@ def thaw(
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Announces that free money will leave the purse; after the wait, `tally withdraw` pays it out."""
-    if cancel is (amount is not None):
-        raise BadMessage('give an amount ("all" for all that is free), or --cancel')
-    key, wanted = account_of(wallet, "--wallet"), _amount(amount)
+    """Announce that free money will leave the purse. After the waiting time, `tally withdraw` pays it out."""
+    check_thaw_options(amount, cancel=cancel)
+    key, requested = parse_account(wallet, "--wallet"), parse_amount_or_all(amount)
 
-    async def act(escrow: Escrow, sender: Sender) -> Done:
-        purse = await _own_purse(escrow, key, sender.address)
+    async def act(escrow: Escrow, sender: Sender) -> Outcome:
+        purse = await _owned_purse(escrow, key, sender.address)
         if cancel:
             if not purse.thawing:
-                raise Refusal(Code.CHAIN_REFUSED, f"nothing is leaving the purse of {key}")
+                raise Refusal(Code.CHAIN_REFUSED, f"--cancel: the purse of {key} has no thaw to cancel")
             tx = await escrow.cancel_thaw(sender, key)
-            return f"{format_amount(purse.thawing)} stays in the purse", _facts(tx, key=key, thawing=Amount(0))
-        value = purse.free if wanted is None else wanted
-        if not 0 < value <= purse.free:
-            raise Refusal(
-                Code.INSUFFICIENT_FUNDS,
-                f"the purse of {key} has {format_amount(purse.free)} free, not {format_amount(value)}. What is reserved for a "
-                "provider becomes free with: tally release PROVIDER",
-            )
+            return f"{dollars(purse.thawing)} stay in the purse", _fields(tx, key=key, thawing=Amount(0))
+        value = purse.free if requested is None else requested
+        require_free(value, purse.free, key, "Money reserved for a provider becomes free with: tally release PROVIDER")
         tx = await escrow.thaw(sender, key, value)
         at = (await escrow.purse(key)).thaw_at
-        then = await _then(escrow, at, "tally withdraw")
-        return f"{format_amount(value)} is leaving the purse; {then}", _facts(tx, key=key, thawing=value, thaw_at=at)
+        then = await _next_command(escrow, at, "tally withdraw")
+        return f"{dollars(value)} are thawing; {then}", _fields(tx, key=key, thawing=value, thaw_at=at)
 
-    _act(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
+    _send(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
 
 
 def withdraw(
@@ -76,29 +76,28 @@ def withdraw(
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Pays what has thawed to the purse's owner."""
-    key = account_of(wallet, "--wallet")
+    """Pay thawed money to the purse's owner."""
+    key = parse_account(wallet, "--wallet")
 
-    async def act(escrow: Escrow, sender: Sender) -> Done:
-        purse = await _own_purse(escrow, key, sender.address)
+    async def act(escrow: Escrow, sender: Sender) -> Outcome:
+        purse = await _owned_purse(escrow, key, sender.address)
         if not purse.thawing:
             raise Refusal(
                 Code.CHAIN_REFUSED,
-                f"nothing is leaving the purse of {key}, which has {format_amount(purse.free)} free. Announce it first: "
+                f"nothing is thawing in the purse of {key}, which has {dollars(purse.free)} free. Announce it first: "
                 "tally thaw AMOUNT",
             )
-        await _require_time(escrow, purse.thaw_at, "the thaw")
+        await _require_waited(escrow, purse.thaw_at, "the thaw")
         tx = await escrow.withdraw(sender, key)
-        return f"{format_amount(purse.thawing)} went to {sender.address}", _facts(
-            tx, key=key, owner=sender.address, withdrawn=purse.thawing
-        )
+        fields = _fields(tx, key=key, owner=sender.address, withdrawn=purse.thawing)
+        return f"{dollars(purse.thawing)} were paid to {sender.address}", fields
 
-    _act(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
+    _send(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
 
 
 def reserve(
     provider: Provider,
-    amount: Annotated[str, typer.Argument(help="Dollars to pledge to it, beyond what is pledged already.")],
+    amount: ReserveAmount,
     wallet: Wallet = DEFAULT_WALLET,
     owner: Owner = None,
     password_file: PasswordFile = None,
@@ -106,23 +105,21 @@ def reserve(
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Pledges free money to one provider: nobody else can collect it. Calls a running release off."""
-    key, to, value = account_of(wallet, "--wallet"), account_of(provider, "PROVIDER"), parse_amount(amount)
+    """Reserve free money for one provider, so that no other can collect it. Cancels a running release."""
+    key, payee = parse_account(wallet, "--wallet"), parse_account(provider, "PROVIDER")
+    value = parse_positive(amount)
 
-    async def act(escrow: Escrow, sender: Sender) -> Done:
-        purse = await _own_purse(escrow, key, sender.address)
-        free = Amount(purse.free - purse.thawing)
-        if not 0 < value <= free:
-            raise Refusal(
-                Code.INSUFFICIENT_FUNDS,
-                f"the purse of {key} has {format_amount(free)} to pledge, not {format_amount(value)}. To fill it: "
-                "tally deposit AMOUNT" + ("; to keep what is leaving: tally thaw --cancel" if purse.thawing else ""),
-            )
-        tx = await escrow.reserve(sender, key, to, value)
-        reserved = (await escrow.tab(key, to)).reserved
-        return f"{format_amount(reserved)} is reserved for {to}", _facts(tx, key=key, provider=to, reserved=reserved)
+    async def act(escrow: Escrow, sender: Sender) -> Outcome:
+        purse = await _owned_purse(escrow, key, sender.address)
+        remedy = "Fill the purse: tally deposit AMOUNT" + (
+            "; or keep what is thawing: tally thaw --cancel" if purse.thawing else ""
+        )
+        require_free(value, Amount(purse.free - purse.thawing), key, remedy)
+        tx = await escrow.reserve(sender, key, payee, value)
+        reserved = (await escrow.tab(key, payee)).reserved
+        return f"{dollars(reserved)} are reserved for {payee}", _fields(tx, key=key, provider=payee, reserved=reserved)
 
-    _act(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
+    _send(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
 
 
 def release(
@@ -134,163 +131,168 @@ def release(
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Takes back what is reserved for a provider: the first time it announces it, after the wait it is done."""
-    key, to = account_of(wallet, "--wallet"), account_of(provider, "PROVIDER")
+    """Take back money reserved for a provider: the first run announces it, the second completes it after the waiting time."""
+    key, payee = parse_account(wallet, "--wallet"), parse_account(provider, "PROVIDER")
 
-    async def act(escrow: Escrow, sender: Sender) -> Done:
-        await _own_purse(escrow, key, sender.address)
-        tab = await escrow.tab(key, to)
-        facts: dict[str, Any] = {"key": key, "provider": to, "reserved": tab.reserved}
+    async def act(escrow: Escrow, sender: Sender) -> Outcome:
+        await _owned_purse(escrow, key, sender.address)
+        tab = await escrow.tab(key, payee)
         if tab.release_at:
-            await _require_time(escrow, tab.release_at, "the release")
-            tx = await escrow.finish_release(sender, key, to)
-            return f"{format_amount(tab.reserved)} is free again", _facts(tx, **facts | {"reserved": Amount(0), "released": True})
+            await _require_waited(escrow, tab.release_at, "the release")
+            tx = await escrow.finish_release(sender, key, payee)
+            fields = _fields(tx, key=key, provider=payee, reserved=Amount(0), released=True)
+            return f"{dollars(tab.reserved)} are free again", fields
         if not tab.reserved:
-            raise Refusal(Code.CHAIN_REFUSED, f"nothing is reserved for {to}")
-        tx = await escrow.release(sender, key, to)
-        at = (await escrow.tab(key, to)).release_at
-        then = await _then(escrow, at, f"tally release {provider}")
-        said = f"{format_amount(tab.reserved)} will be free again; until then {to} can collect it; {then}"
-        return said, _facts(tx, **facts, release_at=at, released=False)
+            raise Refusal(Code.CHAIN_REFUSED, f"nothing is reserved for {payee}: tally balance --provider {payee}")
+        tx = await escrow.release(sender, key, payee)
+        at = (await escrow.tab(key, payee)).release_at
+        then = await _next_command(escrow, at, f"tally release {provider}")
+        text = f"the release of {dollars(tab.reserved)} is announced; until then {payee} can still collect them; {then}"
+        return text, _fields(tx, key=key, provider=payee, reserved=tab.reserved, release_at=at, released=False)
 
-    _act(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
+    _send(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
 
 
 def cash_out(
-    account: Annotated[str | None, typer.Option(help="Whose credit, by address or wallet; the wallet's own by default.")] = None,
-    to: Annotated[str | None, typer.Option("--set-payout", help="From now on pay the wallet's credit to this address.")] = None,
+    account: Annotated[
+        str | None, typer.Option(help="Account whose credit is paid: an address or a wallet name; default: the --wallet.")
+    ] = None,
+    set_payout: Annotated[
+        str | None, typer.Option("--set-payout", help="Pay the wallet's credit to this address, now and in future.")
+    ] = None,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Pays what an account has earned (as provider, coordinator or reporter) to its payout address. Anyone may send it."""
-    if account is not None and to is not None:
-        raise BadMessage("--set-payout: only an account itself says where its credit goes; leave --account away")
-    payout = None if to is None else account_of(to, "--set-payout")
+    """Pay an account's credit (earned as provider, coordinator or reporter) to its payout address. Anyone may send it."""
+    if account is not None and set_payout is not None:
+        raise BadMessage("--set-payout: only the account itself can set its payout address; omit --account")
+    payout = None if set_payout is None else parse_account(set_payout, "--set-payout")
 
-    async def act(escrow: Escrow, sender: Sender) -> Done:
-        who = sender.address if account is None else account_of(account, "--account")
-        earned = await escrow.provider(who)
+    async def act(escrow: Escrow, sender: Sender) -> Outcome:
+        payee = sender.address if account is None else parse_account(account, "--account")
+        earned = await escrow.provider(payee)
         if not earned.credit:
             raise Refusal(
                 Code.INSUFFICIENT_FUNDS,
-                f"{who} has no credit. What receipts promise becomes credit once claims are settled on chain; a node hands them "
-                "in by itself",
+                f"{payee} has no credit. Receipts become credit when their claims are settled on chain; a running node submits "
+                "them "
+                "by itself, `tally node collect` at once",
             )
         if payout is not None:
             await escrow.set_payout(sender, payout)
-        tx, goes = await escrow.cash_out(sender, who), payout or earned.payout
-        return f"{format_amount(earned.credit)} went to {goes}", _facts(tx, account=who, payout=goes, amount=earned.credit)
+        tx, target = await escrow.cash_out(sender, payee), payout or earned.payout
+        return f"{dollars(earned.credit)} were paid to {target}", _fields(tx, account=payee, payout=target, amount=earned.credit)
 
-    _act(wallet, password_file, deployment, rpc, act, as_json=as_json)
+    _send(wallet, password_file, deployment, rpc, act, as_json=as_json)
 
 
 def stake(
     amount: Annotated[str, typer.Argument(help="Dollars to add to the stake.")],
-    mint: Annotated[bool, typer.Option("--mint", help="Mint the test dollars first (local chains only).")] = False,
+    mint: Annotated[bool, typer.Option("--mint", help="Make the test dollars first (local chains only).")] = False,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Backs a provider's word with money, which it loses if it signs two contradicting receipts or claims more than they say."""
-    value = parse_amount(amount)
-    if value == 0:
-        raise BadMessage("amount: a stake is more than nothing")
+    """Add to a provider's stake, which it loses if it signs two contradicting receipts or claims more than its receipts."""
+    value = parse_positive(amount)
 
-    async def act(escrow: Escrow, sender: Sender) -> Done:
-        who = sender.address
+    async def act(escrow: Escrow, sender: Sender) -> Outcome:
+        provider = sender.address
         if mint:
-            await escrow.token.mint(sender, who, value)
-        held = await escrow.token.balance_of(who)
-        if held < value:
-            raise Refusal(Code.INSUFFICIENT_FUNDS, f"{who} holds {format_amount(held)}, not {format_amount(value)}")
-        if await escrow.token.allowance(who, escrow.deployment.escrow) < value:
+            await escrow.token.mint(sender, provider, value)
+        await require_tokens(escrow, provider, value)
+        if await escrow.token.allowance(provider, escrow.deployment.escrow) < value:
             await escrow.token.approve(sender, escrow.deployment.escrow, value)
         tx = await escrow.stake(sender, value)
-        staked = (await escrow.provider(who)).stake
-        return f"{format_amount(staked)} is staked for {who}", _facts(tx, account=who, stake=staked)
+        staked = (await escrow.provider(provider)).stake
+        return f"{dollars(staked)} are staked for {provider}", _fields(tx, account=provider, stake=staked)
 
-    _act(wallet, password_file, deployment, rpc, act, as_json=as_json)
+    _send(wallet, password_file, deployment, rpc, act, as_json=as_json)
 
 
 def unstake(
     amount: Annotated[
-        str | None, typer.Argument(help='Dollars to take out, or "all"; nothing, to collect after the wait.')
+        str | None, typer.Argument(help='Dollars to take out, or "all"; omit to complete an announced withdrawal.')
     ] = None,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Let the stake stay.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the announced withdrawal instead.")] = False,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Takes a stake out: with an amount it announces it, without one, after the wait, it is paid out."""
+    """Take out stake: with AMOUNT announces it; without AMOUNT, after the waiting time, pays it out."""
     if cancel and amount is not None:
-        raise BadMessage("give an amount, or --cancel")
-    wanted = _amount(amount)
+        raise BadMessage("expected either AMOUNT or --cancel")
+    requested = parse_amount_or_all(amount)
 
-    async def act(escrow: Escrow, sender: Sender) -> Done:
-        who = sender.address
-        bond = await escrow.provider(who)
-        if amount is None and not bond.unstaking:
+    async def act(escrow: Escrow, sender: Sender) -> Outcome:
+        provider = sender.address
+        account = await escrow.provider(provider)
+        if amount is None and not account.unstaking:
             raise Refusal(
                 Code.CHAIN_REFUSED,
-                f"nothing of the {format_amount(bond.stake)} that {who} has staked is leaving. Announce it first: "
+                f"no withdrawal of the {dollars(account.stake)} that {provider} has staked is announced. Announce it first: "
                 "tally unstake AMOUNT",
             )
         if cancel:
             tx = await escrow.unstake(sender, Amount(0))
-            return f"{format_amount(bond.unstaking)} stays staked", _facts(tx, account=who, unstaking=Amount(0))
+            return f"{dollars(account.unstaking)} stay staked", _fields(tx, account=provider, unstaking=Amount(0))
         if amount is None:
-            await _require_time(escrow, bond.unstake_at, "the stake's wait")
+            await _require_waited(escrow, account.unstake_at, "the stake's waiting time")
             tx = await escrow.withdraw_stake(sender)
-            return f"{format_amount(bond.unstaking)} went to {who}", _facts(tx, account=who, withdrawn=bond.unstaking)
-        total = Amount(bond.stake + bond.unstaking)
-        value = total if wanted is None else wanted
+            fields = _fields(tx, account=provider, withdrawn=account.unstaking)
+            return f"{dollars(account.unstaking)} were paid to {provider}", fields
+        total = Amount(account.stake + account.unstaking)
+        value = total if requested is None else requested
         if not 0 < value <= total:
-            raise Refusal(Code.INSUFFICIENT_FUNDS, f"{who} has {format_amount(total)} staked, not {format_amount(value)}")
+            raise Refusal(
+                Code.INSUFFICIENT_FUNDS,
+                f"AMOUNT: expected more than 0 and at most {dollars(total)}, which {provider} has staked, got {dollars(value)}",
+            )
         tx = await escrow.unstake(sender, value)
-        at = (await escrow.provider(who)).unstake_at
-        then = await _then(escrow, at, "tally unstake")
-        said = f"{format_amount(value)} is leaving the stake, and can be lost until it has left; {then}"
-        return said, _facts(tx, account=who, unstaking=value, unstake_at=at)
+        at = (await escrow.provider(provider)).unstake_at
+        then = await _next_command(escrow, at, "tally unstake")
+        text = f"{dollars(value)} are leaving the stake and can be slashed until they have left; {then}"
+        return text, _fields(tx, account=provider, unstaking=value, unstake_at=at)
 
-    _act(wallet, password_file, deployment, rpc, act, as_json=as_json)
+    _send(wallet, password_file, deployment, rpc, act, as_json=as_json)
 
 
 # -------------------------------------------------------------------------------------------------------------------- shared
 
 
-def _act(
+def _send(
     wallet: str,
     password_file: Path | None,
     deployment: Path | None,
     rpc: str | None,
-    act: Callable[[Escrow, Sender], Awaitable[Done]],
+    act: Callable[[Escrow, Sender], Awaitable[Outcome]],
     *,
     as_json: bool,
 ) -> None:
-    """Does something with the escrow as a wallet, and says what was done. Raises TallyError."""
+    """Runs `act` with the escrow and a wallet that pays the gas, then prints the outcome. Raises TallyError."""
     from tallystick.chain.sender import Sender
 
     async def run() -> None:
         async with open_escrow(deployment, rpc) as escrow:
             signer = unlock(wallet, password_file)
-            await require_coins(escrow, signer.address)
-            said, facts = await act(escrow, Sender(escrow.rpc, signer))
+            await require_gas(escrow, signer.address)
+            text, fields = await act(escrow, Sender(escrow.rpc, signer))
         if as_json:
-            show_json(facts)
+            show_json(fields)
         else:
-            step(said)
+            step(text)
 
     asyncio.run(run())
 
 
-async def _own_purse(escrow: Escrow, key: Address, owner: Address) -> Purse:
+async def _owned_purse(escrow: Escrow, key: Address, owner: Address) -> Purse:
     """The purse of a key, which `owner` must own. Raises Refusal."""
     purse = await escrow.purse(key)
     if purse.owner is None:
@@ -298,34 +300,28 @@ async def _own_purse(escrow: Escrow, key: Address, owner: Address) -> Purse:
     if purse.owner != owner:
         raise Refusal(
             Code.CHAIN_REFUSED,
-            f"the purse of {key} belongs to {purse.owner}, not to {owner}; name that wallet with --owner",
+            f"the purse of {key} belongs to {purse.owner}, not to {owner}; name the owner's wallet with --owner",
         )
     return purse
 
 
-async def _require_time(escrow: Escrow, at: Seconds, what: str) -> None:
-    """Raises Refusal where it is too early."""
+async def _require_waited(escrow: Escrow, at: Seconds, name: str) -> None:
+    """Raises Refusal if a waiting time is not over."""
     from tallystick.chain.state_explainer import moment
 
     now = await escrow.rpc.now()
     if now < at:
         raise Refusal(
-            Code.CHAIN_REFUSED, f"{what} ends {moment(at, now)}; not before (on a local chain: tally chain advance {at - now}s)"
+            Code.CHAIN_REFUSED, f"{name} ends {moment(at, now)}; try again then (local chain: tally chain advance {at - now}s)"
         )
 
 
-async def _then(escrow: Escrow, at: Seconds, command: str) -> str:
+async def _next_command(escrow: Escrow, at: Seconds, command: str) -> str:
     from tallystick.chain.state_explainer import moment
 
     return f"{moment(at, await escrow.rpc.now())}: {command}"
 
 
-def _amount(text: str | None) -> Amount | None:
-    """None stands for all there is."""
-    return None if text in (None, "all") else parse_amount(str(text))
-
-
-def _facts(tx: TxResult, **facts: Any) -> dict[str, Any]:
-    """Amounts as decimal strings of base units, as everywhere on the wire."""
-    plain = {name: str(int(value)) if isinstance(value, Amount) else value for name, value in facts.items()}
-    return plain | {"tx": tx.hash, "block": tx.block}
+def _fields(tx: TxResult, **fields: Any) -> dict[str, Any]:
+    """Fields for JSON, with the transaction that changed them."""
+    return json_fields(fields) | {"tx": tx.hash, "block": tx.block}

@@ -1,7 +1,7 @@
-"""`tally wallet rotate`: the money of one hot key goes to another, of the same owner, whose key stays as it is.
+"""`tally wallet rotate`: moves the money of one hot key to another key of the same owner.
 
-What is on chain says what is to be done next, so it can be cut off anywhere and given again, also days later. Only from which
-block on it counts what went out and came in is kept, in the home folder.
+The state on chain determines the next step, so the command can be interrupted anywhere and repeated later. Only the block from
+which withdrawals and deposits are counted is kept, in the home folder.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallystick.cli.money.balance import fill_purse, providers_of
-from tallystick.cli.onchain import account_of, open_escrow, require_coins
-from tallystick.cli.options import DeploymentFile, Json, PasswordFile, Rpc, unlock, wallets
-from tallystick.cli.output import err, show_json, step
+from tallystick.cli.money.purse import fund_purse, providers_with_tabs
+from tallystick.cli.onchain import open_escrow, parse_account, require_gas
+from tallystick.cli.options import DeploymentFile, Json, PasswordFile, Rpc, complete_wallets, unlock
+from tallystick.cli.output import dollars, note, show_json, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
 from tallystick.protocol.messages import Bind
-from tallystick.protocol.types import Address, Amount, format_amount
+from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home
 from tallystick.runtime.keystore import write_private
 
@@ -32,71 +32,72 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Progress:
-    """What this run did, when the next can do more (0: no wait runs), and how much has moved in all."""
+    """What one run did. `continue_at`: chain time at which the next run can do more; 0 if no wait is running. `moved`: base units
+    withdrawn from the old purse in all runs.
+    """
 
     done: list[str] = field(default_factory=list)
-    again_at: int = 0
+    continue_at: int = 0
     moved: int = 0
     finished: bool = False
 
     def wait(self, at: int) -> None:
-        """Until the first wait is over."""
-        self.again_at = min(at, self.again_at or at)
+        """Notes a wait; the earliest one counts."""
+        self.continue_at = min(at, self.continue_at or at)
 
 
 def rotate(
-    old: Annotated[str, typer.Argument(help="The wallet that signs now; an address will do.", autocompletion=wallets)],
-    new: Annotated[str, typer.Argument(help="The wallet to sign from now on; it exists.", autocompletion=wallets)],
+    old: Annotated[str, typer.Argument(help="Wallet that signs now: its name or address.", autocompletion=complete_wallets)],
+    new: Annotated[str, typer.Argument(help="Existing wallet that will sign instead.", autocompletion=complete_wallets)],
     owner: Annotated[
-        str, typer.Option(help="The wallet that owns the old purse; it will own the new one.", autocompletion=wallets)
+        str, typer.Option(help="Wallet that owns the old purse; it will own the new one.", autocompletion=complete_wallets)
     ],
     password_file: PasswordFile = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Moves a purse to another hot key of the same owner: takes back, thaws, withdraws, binds the new key, deposits.
+    """Move a purse to another hot key of the same owner: release, thaw, withdraw, bind the new key, deposit.
 
-    Waits lie between: give the same command again when it says so, until it says that it is done. First stop what signs with the
-    old key, or give it the new wallet: until the money is out, orders that the old key signs are still paid from it.
+    The steps have waiting times: repeat the command when it says so, until it reports that it is done. First stop the programs
+    that sign with the old key, or give them the new wallet: the old purse pays the old key's orders until the money has left.
     """
-    leaving = account_of(old, "OLD")
-    if account_of(new, "NEW") == leaving:
-        raise BadMessage("NEW: is the same key as OLD")
+    old_key = parse_account(old, "OLD")
+    if parse_account(new, "NEW") == old_key:
+        raise BadMessage("NEW: expected another key than OLD, got the same key")
 
     async def run() -> tuple[Progress, int]:
         from tallystick.chain.sender import Sender
 
         async with open_escrow(deployment, rpc) as escrow:
-            holder = account_of(owner, "--owner")
-            await _check(escrow, leaving, holder)
+            await _check_owner(escrow, old_key, parse_account(owner, "--owner"))
             payer, signer = unlock(owner, password_file), unlock(new, password_file)
-            await require_coins(escrow, payer.address)
-            return await _advance(escrow, Sender(escrow.rpc, payer), leaving, signer), await escrow.rpc.now()
+            await require_gas(escrow, payer.address)
+            return await _advance(escrow, Sender(escrow.rpc, payer), old_key, signer), await escrow.rpc.now()
 
     progress, now = asyncio.run(run())
     if as_json:
-        told = {"done": progress.done, "moved": str(progress.moved), "finished": progress.finished}
-        show_json(told | {"again_at": progress.again_at or None})
+        result = {"done": progress.done, "moved": str(progress.moved), "finished": progress.finished}
+        show_json(result | {"continueAt": progress.continue_at or None})
         return
     from tallystick.chain.state_explainer import moment
 
-    for one in progress.done:
-        step(one)
+    for text in progress.done:
+        step(text)
     if progress.finished:
-        step(f"done: {format_amount(Amount(progress.moved))} dollars moved; the purse of {leaving} is empty")
+        step(f"done: {dollars(progress.moved)} moved; the purse of {old_key} is empty")
     else:
-        when = moment(progress.again_at, now) if progress.again_at else "now"
-        err.print(f"not done yet: give the same command again {when}", highlight=False, soft_wrap=True)
+        when = moment(progress.continue_at, now) if progress.continue_at else "now"
+        note(f"not done yet: repeat the command {when}")
 
 
-async def _check(escrow: Escrow, old: Address, owner: Address) -> None:
-    """Raises Refusal where the owner is not the owner, or is the hot key itself."""
+async def _check_owner(escrow: Escrow, old: Address, owner: Address) -> None:
+    """Raises Refusal if `owner` does not own the old purse, or is the hot key itself."""
     purse = await escrow.purse(old)
     if purse.owner is None:
         raise Refusal(Code.CHAIN_REFUSED, f"{old} has no purse, so there is nothing to move: use the new wallet")
     if purse.owner != owner:
-        raise Refusal(Code.CHAIN_REFUSED, f"the purse of {old} belongs to {purse.owner}, not to {owner}; name that wallet")
+        raise Refusal(Code.CHAIN_REFUSED, f"--owner: the purse of {old} belongs to {purse.owner}, got {owner}; name that wallet")
     if owner == old:
         raise Refusal(
             Code.CHAIN_REFUSED,
@@ -106,22 +107,22 @@ async def _check(escrow: Escrow, old: Address, owner: Address) -> None:
 
 
 async def _advance(escrow: Escrow, sender: Sender, old: Address, new: Signer) -> Progress:
-    """Does all that can be done now. Raises TallyError; what was done until then is found again."""
+    """Does every step that is possible now. Raises TallyError; the next run continues from the state on chain."""
     progress = Progress()
-    record = _record(escrow, old, new.address)
-    since = _since(record) or await escrow.rpc.block_number() + 1
+    record = _record_path(escrow, old, new.address)
+    since = _read_start_block(record) or await escrow.rpc.block_number() + 1
     write_private(record, json.dumps({"since": since}).encode())
     await _bind(escrow, sender, new, progress)
     await _release(escrow, sender, old, progress)
     await _thaw(escrow, sender, old, progress)
-    gone, come = await _counted(escrow, old, new.address, since)
-    due = Amount(min(gone - come, await escrow.token.balance_of(sender.address)))
+    withdrawn, deposited = await _totals(escrow, old, new.address, since)
+    due = Amount(min(withdrawn - deposited, await escrow.token.balance_of(sender.address)))
     if due > 0:
-        await fill_purse(escrow, sender, new, due)
-        progress.done.append(f"deposited {format_amount(due)} for {new.address}")
-    progress.moved = gone
+        await fund_purse(escrow, sender, new, due)
+        progress.done.append(f"deposited {dollars(due)} for {new.address}")
+    progress.moved = withdrawn
     purse = await escrow.purse(old)
-    progress.finished = not progress.again_at and not purse.free and come + max(due, 0) >= gone
+    progress.finished = not progress.continue_at and not purse.free and deposited + max(due, 0) >= withdrawn
     if progress.finished:
         record.unlink()
     return progress
@@ -134,64 +135,67 @@ async def _bind(escrow: Escrow, sender: Sender, new: Signer, progress: Progress)
         await escrow.open_purse(sender, new.address, sender.address, bind)
         progress.done.append(f"bound {new.address} to {sender.address}")
     elif purse.owner != sender.address:
-        raise Refusal(Code.CHAIN_REFUSED, f"the purse of {new.address} belongs to {purse.owner}; take another wallet")
+        raise Refusal(Code.CHAIN_REFUSED, f"NEW: the purse of {new.address} belongs to {purse.owner}; use another wallet")
 
 
 async def _release(escrow: Escrow, sender: Sender, old: Address, progress: Progress) -> None:
-    """Takes back what is reserved: announced first, done after the wait."""
+    """Announces the release of every reservation, and completes those whose wait is over."""
     now = await escrow.rpc.now()
-    for provider in await providers_of(escrow, old):
+    for provider in await providers_with_tabs(escrow, old):
         tab = await escrow.tab(old, provider)
         if tab.release_at and tab.release_at <= now:
             await escrow.finish_release(sender, old, provider)
-            progress.done.append(f"took back {format_amount(tab.reserved)} from {provider}")
+            progress.done.append(f"released {dollars(tab.reserved)} from {provider}")
         elif tab.release_at:
             progress.wait(tab.release_at)
         elif tab.reserved:
             await escrow.release(sender, old, provider)
-            progress.done.append(f"announced that the reservation of {format_amount(tab.reserved)} for {provider} ends")
+            progress.done.append(f"announced the release of {dollars(tab.reserved)} reserved for {provider}")
             progress.wait((await escrow.tab(old, provider)).release_at)
 
 
 async def _thaw(escrow: Escrow, sender: Sender, old: Address, progress: Progress) -> None:
-    """Withdraws what has thawed, and announces the rest that is free."""
+    """Withdraws thawed money, and announces the thaw of the rest that is free."""
     purse = await escrow.purse(old)
     if purse.thawing and purse.thaw_at <= await escrow.rpc.now():
         await escrow.withdraw(sender, old)
-        progress.done.append(f"withdrew {format_amount(purse.thawing)} to {sender.address}")
+        progress.done.append(f"withdrew {dollars(purse.thawing)} to {sender.address}")
         purse = await escrow.purse(old)
     if purse.free and not purse.thawing:
         await escrow.thaw(sender, old, purse.free)
-        progress.done.append(f"announced that {format_amount(purse.free)} leave the purse of {old}")
+        progress.done.append(f"announced the thaw of {dollars(purse.free)} in the purse of {old}")
         purse = await escrow.purse(old)
     if purse.thawing:
         progress.wait(purse.thaw_at)
 
 
-async def _counted(escrow: Escrow, old: Address, new: Address, since: int) -> tuple[int, int]:
-    """What left the old purse and what came into the new one from that block on, in base units. Raises Unavailable."""
+async def _totals(escrow: Escrow, old: Address, new: Address, since: int) -> tuple[int, int]:
+    """Base units withdrawn from the old purse and deposited into the new one since a block. Raises Unavailable."""
     from tallystick.chain.events import Deposited, Withdrawn, read_events
 
-    gone, come, cursor, head = 0, 0, since, await escrow.rpc.block_number()
+    withdrawn, deposited, cursor, head = 0, 0, since, await escrow.rpc.block_number()
     while (page := await read_events(escrow.rpc, escrow.deployment, cursor)).cursor != cursor:
         cursor = page.cursor
-        gone += sum(one.amount for one in page.events if isinstance(one, Withdrawn) and one.key == old)
-        come += sum(one.amount for one in page.events if isinstance(one, Deposited) and one.key == new)
+        withdrawn += sum(event.amount for event in page.events if isinstance(event, Withdrawn) and event.key == old)
+        deposited += sum(event.amount for event in page.events if isinstance(event, Deposited) and event.key == new)
     if cursor <= head:
-        raise Unavailable(Code.CHAIN_UNAVAILABLE, "the chain changed while it was read; give the same command again")
-    return gone, come
+        raise Unavailable(Code.CHAIN_UNAVAILABLE, "the chain changed while its events were read; repeat the command")
+    return withdrawn, deposited
 
 
-def _record(escrow: Escrow, old: Address, new: Address) -> Path:
-    where = f"{escrow.deployment.chain_id}-{escrow.deployment.escrow}"
-    return home() / "rotations" / f"{where}-{old}-{new}.json"
+def _record_path(escrow: Escrow, old: Address, new: Address) -> Path:
+    deployment = f"{escrow.deployment.chain_id}-{escrow.deployment.escrow}"
+    return home() / "rotations" / f"{deployment}-{old}-{new}.json"
 
 
-def _since(record: Path) -> int:
-    """From where on to count; 0 where nothing was begun. Raises BadMessage."""
+def _read_start_block(record: Path) -> int:
+    """The block from which to count; 0 if no rotation has begun. Raises BadMessage."""
     if not record.exists():
         return 0
     try:
         return int(json.loads(record.read_bytes())["since"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BadMessage(f"{record}: damaged ({error}); remove it: then only what leaves from now on is deposited") from None
+        raise BadMessage(
+            f"{record}: damaged ({error}). Remove it and repeat the command; money withdrawn before that must be deposited by "
+            "hand"
+        ) from None

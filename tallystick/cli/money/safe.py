@@ -1,5 +1,7 @@
-"""`tally safe`: a purse owned by a Safe or any other smart wallet. That wallet moves the money from its own interface; here the
-hot key signs that it belongs to it, and the transactions that it must execute are written down.
+"""`tally safe`: a purse that a Safe or another smart wallet owns.
+
+The smart wallet moves the money from its own interface. These commands write the transactions that it must execute, and the hot
+key signs that it belongs to that owner.
 """
 
 from __future__ import annotations
@@ -14,14 +16,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallystick.cli.onchain import account_of, open_escrow
-from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile, Rpc, Wallet, unlock
-from tallystick.cli.output import err, out, show_json, show_rows, step
+from tallystick.cli.money.purse import (
+    CancelThaw,
+    ReserveAmount,
+    ThawAmount,
+    check_thaw_options,
+    parse_amount_or_all,
+    parse_positive,
+    require_free,
+)
+from tallystick.cli.onchain import open_escrow, parse_account
+from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile, Provider, Rpc, Wallet, unlock
+from tallystick.cli.output import dollars, note, out, show_json, show_table, step
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Bind
-from tallystick.protocol.types import Address, Amount, format_amount, parse_address, parse_amount
+from tallystick.protocol.types import Address, Amount, parse_address
 from tallystick.runtime.keystore import write_private
 
 if TYPE_CHECKING:
@@ -29,238 +40,252 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="A purse that a Safe (or another smart wallet) owns: writes the transactions that the owner must execute, in the format "
-    "of Safe's Transaction Builder. The wallet here is the hot key, which only signs orders.",
+    help="Manage a purse that a Safe (or another smart wallet) owns: write the transactions that the owner must execute, in the "
+    "format of Safe's Transaction Builder. The --wallet is the hot key, which only signs orders.",
 )
-Out = Annotated[
-    Path | None, typer.Option("--out", "-o", help="File for Safe's Transaction Builder; it must not exist. Else on stdout.")
+BatchFile = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="File to write for Safe's Transaction Builder; must not exist. Default: stdout."),
 ]
-Provider = Annotated[str, typer.Argument(help="The provider: an address, or a wallet's name.")]
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A transaction for the owner to execute; it pays no coins of the chain."""
+class SafeTransaction:
+    """A transaction for the owner to execute. It transfers no coins of the chain."""
 
-    what: str
+    summary: str
     to: Address
     data: bytes
 
 
-Plan = Callable[["Escrow", "Purse"], Awaitable[Sequence[Call]]]
+Planner = Callable[["Escrow", "Purse"], Awaitable[Sequence[SafeTransaction]]]
 
 
 @app.command()
 def deposit(
     amount: Annotated[str, typer.Argument(help="Dollars to deposit, for example 10 or 2.50.")],
-    owner: Annotated[str, typer.Option(help="Address of the Safe that owns the purse, for ever.")],
+    owner: Annotated[str, typer.Option(help="Address of the Safe that owns the purse; it can never be changed.")],
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
-    to: Out = None,
+    file: BatchFile = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Opens the purse for its owner if that was not done, and deposits. The wallet signs that it belongs to the owner."""
-    value, safe, key = parse_amount(amount), parse_address(owner, "--owner"), account_of(wallet, "--wallet")
-    if not value:
-        raise BadMessage("amount: a deposit is more than nothing")
+    """Write a deposit into the purse. If the purse does not exist, the batch opens it first; the wallet signs that it belongs to
+    the owner.
+    """
+    value, safe, key = parse_positive(amount), parse_address(owner, "--owner"), parse_account(wallet, "--wallet")
     if safe == key:
         raise BadMessage("--owner: a wallet that owns its own purse needs no Safe; use: tally deposit")
 
-    async def plan(escrow: Escrow, purse: Purse) -> Sequence[Call]:
+    async def plan(escrow: Escrow, purse: Purse) -> Sequence[SafeTransaction]:
         if purse.owner not in (None, safe):
-            raise Refusal(Code.CHAIN_REFUSED, f"the purse of {key} belongs to {purse.owner}, for ever; take another wallet")
+            raise Refusal(
+                Code.CHAIN_REFUSED, f"the purse of {key} belongs to {purse.owner} for ever; use another wallet (tally wallet new)"
+            )
         if await escrow.rpc.request("eth_getCode", safe, "latest") in ("0x", None):
-            err.print(f"note: there is no contract at {safe} on this chain; is it the right address?", highlight=False)
+            note(f"note: there is no contract at {safe} on this chain; is it the right address?")
         if (held := await escrow.token.balance_of(safe)) < value:
-            err.print(f"note: it holds {format_amount(held)} dollars now, and must hold them when it executes", highlight=False)
-        calls = []
+            note(f"note: {safe} holds {dollars(held)} now and needs {dollars(value)} when it executes the batch")
+        transactions = []
         if purse.owner is None:
             bind = unlock(wallet, password_file).sign(Bind(key=key, owner=safe), escrow.deployment.domain)
-            calls.append(_call(escrow, f"open the purse of {key} for {safe}", "open", key, safe, bind.signature))
-        spender = escrow.deployment.escrow
-        approve = escrow.token.calldata("approve", spender, value)
-        calls.append(Call(f"let the escrow take {format_amount(value)} dollars", escrow.token.address, approve))
-        calls.append(_call(escrow, f"deposit {format_amount(value)} dollars", "deposit", key, value))
-        return calls
+            transactions.append(_transaction(escrow, f"open the purse of {key} for {safe}", "open", key, safe, bind.signature))
+        approve = escrow.token.calldata("approve", escrow.deployment.escrow, value)
+        transactions.append(SafeTransaction(f"allow the escrow to take {dollars(value)}", escrow.token.address, approve))
+        transactions.append(_transaction(escrow, f"deposit {dollars(value)}", "deposit", key, value))
+        return transactions
 
-    _write(key, safe, plan, to, deployment, rpc, as_json=as_json)
+    _write(key, safe, plan, file, deployment, rpc, as_json=as_json)
 
 
 @app.command()
 def thaw(
-    amount: Annotated[str | None, typer.Argument(help='Dollars to take out, or "all" that is free.')] = None,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Call the running thaw off.")] = False,
+    amount: ThawAmount = None,
+    cancel: CancelThaw = False,
     wallet: Wallet = DEFAULT_WALLET,
-    to: Out = None,
+    file: BatchFile = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Announces that free money will leave the purse; after the wait, `tally safe withdraw` pays it out."""
-    if cancel is (amount is not None):
-        raise BadMessage('give an amount ("all" for all that is free), or --cancel')
-    key = account_of(wallet, "--wallet")
+    """Write the announcement that free money will leave the purse. After the wait, `tally safe withdraw` pays it out."""
+    check_thaw_options(amount, cancel=cancel)
+    key, requested = parse_account(wallet, "--wallet"), parse_amount_or_all(amount)
 
-    async def plan(escrow: Escrow, purse: Purse) -> Sequence[Call]:
+    async def plan(escrow: Escrow, purse: Purse) -> Sequence[SafeTransaction]:
         if cancel:
-            return [_call(escrow, "call the thaw off", "cancelThaw", key)]
-        value = purse.free if amount == "all" else parse_amount(str(amount))
-        _require(value, purse.free)
-        return [_call(escrow, f"announce that {format_amount(value)} dollars leave", "thaw", key, value)]
+            return [_transaction(escrow, "cancel the thaw", "cancelThaw", key)]
+        value = purse.free if requested is None else requested
+        require_free(value, purse.free, key, "Money reserved for a provider becomes free with: tally safe release PROVIDER")
+        return [_transaction(escrow, f"announce a thaw of {dollars(value)}", "thaw", key, value)]
 
-    _write(key, None, plan, to, deployment, rpc, as_json=as_json)
+    _write(key, None, plan, file, deployment, rpc, as_json=as_json)
 
 
 @app.command()
 def withdraw(
-    wallet: Wallet = DEFAULT_WALLET, to: Out = None, deployment: DeploymentFile = None, rpc: Rpc = None, as_json: Json = False
+    wallet: Wallet = DEFAULT_WALLET,
+    file: BatchFile = None,
+    deployment: DeploymentFile = None,
+    rpc: Rpc = None,
+    as_json: Json = False,
 ) -> None:
-    """Pays what has thawed to the owner."""
-    key = account_of(wallet, "--wallet")
+    """Write the payment of thawed money to the owner."""
+    key = parse_account(wallet, "--wallet")
 
-    async def plan(escrow: Escrow, purse: Purse) -> Sequence[Call]:
+    async def plan(escrow: Escrow, purse: Purse) -> Sequence[SafeTransaction]:
         if not purse.thawing:
-            raise Refusal(Code.CHAIN_REFUSED, "nothing is leaving the purse. Announce it first: tally safe thaw AMOUNT")
-        await _tell_wait(escrow, purse.thaw_at)
-        return [_call(escrow, f"withdraw {format_amount(purse.thawing)} dollars", "withdraw", key)]
+            raise Refusal(
+                Code.CHAIN_REFUSED, f"nothing is thawing in the purse of {key}. Announce it first: tally safe thaw AMOUNT"
+            )
+        await _note_wait(escrow, purse.thaw_at)
+        return [_transaction(escrow, f"withdraw {dollars(purse.thawing)}", "withdraw", key)]
 
-    _write(key, None, plan, to, deployment, rpc, as_json=as_json)
+    _write(key, None, plan, file, deployment, rpc, as_json=as_json)
 
 
 @app.command()
 def reserve(
     provider: Provider,
-    amount: Annotated[str, typer.Argument(help="Dollars to pledge to it, beyond what is pledged already.")],
+    amount: ReserveAmount,
     wallet: Wallet = DEFAULT_WALLET,
-    to: Out = None,
+    file: BatchFile = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Pledges free money to one provider: nobody else can collect it. Calls a running release off."""
-    key, whom, value = account_of(wallet, "--wallet"), account_of(provider, "PROVIDER"), parse_amount(amount)
+    """Write a reservation of free money for one provider, so that no other can collect it. It cancels a running release."""
+    key, payee, value = parse_account(wallet, "--wallet"), parse_account(provider, "PROVIDER"), parse_positive(amount)
 
-    async def plan(escrow: Escrow, purse: Purse) -> Sequence[Call]:
-        _require(value, Amount(purse.free - purse.thawing))
-        return [_call(escrow, f"reserve {format_amount(value)} dollars for {whom}", "reserve", key, whom, value)]
+    async def plan(escrow: Escrow, purse: Purse) -> Sequence[SafeTransaction]:
+        require_free(value, Amount(purse.free - purse.thawing), key, "Fill the purse: tally safe deposit AMOUNT --owner 0x…")
+        return [_transaction(escrow, f"reserve {dollars(value)} for {payee}", "reserve", key, payee, value)]
 
-    _write(key, None, plan, to, deployment, rpc, as_json=as_json)
+    _write(key, None, plan, file, deployment, rpc, as_json=as_json)
 
 
 @app.command()
 def release(
     provider: Provider,
     wallet: Wallet = DEFAULT_WALLET,
-    to: Out = None,
+    file: BatchFile = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Takes back what is reserved for a provider: the first time it announces it, after the wait it is done."""
-    key, whom = account_of(wallet, "--wallet"), account_of(provider, "PROVIDER")
+    """Write the release of money reserved for a provider: first its announcement, after the waiting time its completion."""
+    key, payee = parse_account(wallet, "--wallet"), parse_account(provider, "PROVIDER")
 
-    async def plan(escrow: Escrow, _purse: Purse) -> Sequence[Call]:
-        tab = await escrow.tab(key, whom)
+    async def plan(escrow: Escrow, _purse: Purse) -> Sequence[SafeTransaction]:
+        tab = await escrow.tab(key, payee)
         if tab.release_at:
-            await _tell_wait(escrow, tab.release_at)
-            return [_call(escrow, f"take back {format_amount(tab.reserved)} dollars from {whom}", "finishRelease", key, whom)]
+            await _note_wait(escrow, tab.release_at)
+            summary = f"take back {dollars(tab.reserved)} from {payee}"
+            return [_transaction(escrow, summary, "finishRelease", key, payee)]
         if not tab.reserved:
-            raise Refusal(Code.CHAIN_REFUSED, f"nothing is reserved for {whom}")
-        return [_call(escrow, f"announce that the reservation for {whom} ends", "release", key, whom)]
+            raise Refusal(Code.CHAIN_REFUSED, f"nothing is reserved for {payee}: tally balance --provider {payee}")
+        return [_transaction(escrow, f"announce the release of the reservation for {payee}", "release", key, payee)]
 
-    _write(key, None, plan, to, deployment, rpc, as_json=as_json)
+    _write(key, None, plan, file, deployment, rpc, as_json=as_json)
 
 
 # -------------------------------------------------------------------------------------------------------------------- shared
 
 
-def _call(escrow: Escrow, what: str, function: str, *arguments: object) -> Call:
-    return Call(what, escrow.deployment.escrow, escrow.calldata(function, *arguments))
+def _transaction(escrow: Escrow, summary: str, function: str, *arguments: object) -> SafeTransaction:
+    return SafeTransaction(summary, escrow.deployment.escrow, escrow.calldata(function, *arguments))
 
 
-def _require(value: Amount, free: Amount) -> None:
-    if not 0 < value <= free:
-        raise Refusal(Code.INSUFFICIENT_FUNDS, f"the purse has {format_amount(free)} free, not {format_amount(value)}")
-
-
-async def _tell_wait(escrow: Escrow, at: int) -> None:
+async def _note_wait(escrow: Escrow, at: int) -> None:
     from tallystick.chain.state_explainer import moment
 
     if at > (now := await escrow.rpc.now()):
-        err.print(f"note: it can be executed {moment(at, now)}, not before", highlight=False)
+        note(f"note: it can be executed {moment(at, now)}, not before")
 
 
 def _write(
-    key: Address, owner: Address | None, plan: Plan, to: Path | None, deployment: Path | None, rpc: str | None, *, as_json: bool
+    key: Address,
+    owner: Address | None,
+    plan: Planner,
+    file: Path | None,
+    deployment: Path | None,
+    rpc: str | None,
+    *,
+    as_json: bool,
 ) -> None:
-    """Plans the calls and writes them. Raises TallyError."""
-    if to is not None and to.exists():
-        raise BadMessage(f"{to} exists")
+    """Plans the transactions for the purse's owner and writes them to a file or stdout. Raises TallyError."""
+    if file is not None and file.exists():
+        raise BadMessage(f"--out: {file} exists; give a file that does not")
 
-    async def run() -> tuple[Sequence[Call], Address, int]:
+    async def run() -> tuple[Sequence[SafeTransaction], Address, int]:
         async with open_escrow(deployment, rpc) as escrow:
             purse = await escrow.purse(key)
-            whose = purse.owner or owner
-            if whose is None:
-                raise Refusal(Code.CHAIN_REFUSED, f"{key} has no purse yet; to open it: tally safe deposit AMOUNT --owner 0x…")
-            return await plan(escrow, purse), whose, escrow.deployment.chain_id
+            executor = purse.owner or owner
+            if executor is None:
+                raise Refusal(Code.CHAIN_REFUSED, f"{key} has no purse yet; open it: tally safe deposit AMOUNT --owner 0x…")
+            return await plan(escrow, purse), executor, escrow.deployment.chain_id
 
-    calls, whose, chain_id = asyncio.run(run())
-    document = batch(calls, whose, chain_id, int(time.time() * 1000))
-    if to is not None:
+    transactions, executor, chain_id = asyncio.run(run())
+    document = batch(transactions, executor, chain_id, int(time.time() * 1000))
+    if file is not None:
         try:
-            write_private(to, (json.dumps(document, indent=2) + "\n").encode(), replace=False)
+            write_private(file, (json.dumps(document, indent=2) + "\n").encode(), replace=False)
         except FileExistsError:
-            raise BadMessage(f"{to} exists") from None
+            raise BadMessage(f"--out: {file} exists; give a file that does not") from None
     if as_json:
-        steps = [{"what": call.what, "to": checksum(call.to), "value": "0", "data": f"0x{call.data.hex()}"} for call in calls]
-        show_json({"owner": checksum(whose), "key": checksum(key), "chain_id": chain_id, "calls": steps, "batch": document})
+        steps = [
+            {"summary": tx.summary, "to": checksum(tx.to), "value": "0", "data": f"0x{tx.data.hex()}"} for tx in transactions
+        ]
+        parties = {"owner": checksum(executor), "key": checksum(key), "chainId": chain_id}
+        show_json(parties | {"transactions": steps, "batch": document})
         return
-    if to is None:
+    if file is None:
         out.print_json(data=document)
         return
-    show_rows(("no.", "what", "to"), [(number, call.what, checksum(call.to)) for number, call in enumerate(calls, 1)])
-    step(f"wrote {to}: load it in the Transaction Builder of the Safe {checksum(whose)}, and look at each call before you sign")
+    show_table(("no.", "transaction", "to"), [(number, tx.summary, checksum(tx.to)) for number, tx in enumerate(transactions, 1)])
+    step(
+        f"wrote {file}: load it in the Transaction Builder of the Safe {checksum(executor)}, and check each entry before signing"
+    )
 
 
-def batch(calls: Sequence[Call], owner: Address, chain_id: int, created_ms: int) -> dict[str, Any]:
-    """The calls as Safe's Transaction Builder takes them, one batch."""
-    made: dict[str, Any] = {
+def batch(transactions: Sequence[SafeTransaction], owner: Address, chain_id: int, created_ms: int) -> dict[str, Any]:
+    """One batch in the format of Safe's Transaction Builder. `created_ms`: Unix time in milliseconds."""
+    document: dict[str, Any] = {
         "version": "1.0",
         "chainId": str(chain_id),
         "createdAt": created_ms,
         "meta": {
             "name": "Tallystick",
-            "description": "; ".join(call.what for call in calls),
+            "description": "; ".join(transaction.summary for transaction in transactions),
             "txBuilderVersion": "1.16.5",
             "createdFromSafeAddress": checksum(owner),
             "createdFromOwnerAddress": "",
         },
         "transactions": [
             {
-                "to": checksum(call.to),
+                "to": checksum(transaction.to),
                 "value": "0",
-                "data": f"0x{call.data.hex()}",
+                "data": f"0x{transaction.data.hex()}",
                 "contractMethod": None,
                 "contractInputsValues": None,
             }
-            for call in calls
+            for transaction in transactions
         ],
     }
-    made["meta"]["checksum"] = batch_checksum(made)
-    return made
+    document["meta"]["checksum"] = batch_checksum(document)
+    return document
 
 
 def batch_checksum(document: dict[str, Any]) -> str:
-    """What the Transaction Builder recomputes to see whether a batch was altered: over all but its name."""
+    """The checksum with which the Transaction Builder detects a modified batch: keccak256 over all members but the name."""
     meta = {name: value for name, value in document["meta"].items() if name != "checksum"} | {"name": None}
     return "0x" + keccak(_canonical(document | {"meta": meta}).encode()).hex()
 
 
 def _canonical(value: Any) -> str:
-    """Its own form of JSON: an object is the list of its sorted names, then the values in that order."""
+    """The Transaction Builder's serialisation: an object is the JSON list of its sorted names, then its values in that order."""
     if isinstance(value, dict):
         names = sorted(value)
         return (

@@ -1,4 +1,4 @@
-"""`tally spending`: where the money went, and how the budgets stand."""
+"""`tally spending`: what a wallet spent, and how much of its budgets is used."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallystick.cli.jobs.jobs import with_books
+from tallystick.cli.jobs.jobs import with_ledger
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
-from tallystick.cli.output import show_json, show_rows, step
+from tallystick.cli.output import dollars, show_json, show_table, step
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount, format_amount
 
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
-    from tallystick.client.ledger.budgets import BudgetStatus, SpendingRow
+    from tallystick.client.ledger.budgets import BudgetStatus
     from tallystick.client.ledger.ledger import Ledger
+    from tallystick.client.ledger.spending import SpendingRow
 
 
 def spending(
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
-    by: Annotated[str, typer.Option("--by", help="What to group by: some of day, label, model, provider.")] = "day,model",
-    days: Annotated[int, typer.Option("--days", min=1, max=10_000, help="How many days back, today among them.")] = 30,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values on stdout.")] = False,
+    by: Annotated[str, typer.Option("--by", help="Grouping: some of day, label, model, provider, with commas.")] = "day,model",
+    days: Annotated[int, typer.Option("--days", min=1, max=10_000, help="Number of days back, including today.")] = 30,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Shows what this wallet spent, by day, model, workload label or provider, and how the config's budgets stand.
+    """Show what this wallet spent, by day, model, workload label or provider, and how much of the budgets is used.
 
-    Days are UTC; a job counts on the day of its receipt. Jobs under way are not in it. Needs no password.
+    Days are UTC; a job counts on the day of its receipt. Running jobs are not included. Needs no password.
     """
-    from tallystick.client.ledger.budgets import DAY_SECONDS, GROUPS
+    from tallystick.client.ledger.spending import DAY_SECONDS, GROUPS
 
     groups = tuple(part.strip() for part in by.split(",") if part.strip())
     if len(set(groups)) != len(groups) or not set(groups) <= set(GROUPS):
@@ -42,81 +43,74 @@ def spending(
 
     async def run(ledger: Ledger, loaded: ClientConfig) -> None:
         now = int(time.time())
-        found = [_tell(one, groups) for one in await ledger.spending(now - (days - 1) * DAY_SECONDS, groups)]
-        stands = [await ledger.budget_status(budget, now) for budget in loaded.budgets]
+        lines = [_line(spent, groups) for spent in await ledger.spending(now - (days - 1) * DAY_SECONDS, groups)]
+        budgets = [await ledger.budget_status(budget, now) for budget in loaded.budgets]
         if as_csv:
             writer = csv.DictWriter(sys.stdout, [*groups, *_FIGURES, *_LATENCY], extrasaction="ignore")
             writer.writeheader()
-            writer.writerows(found)
+            writer.writerows(lines)
         elif as_json:
-            show_json({"spent": found, "budgets": [_tell_standing(one) for one in stands]})
+            show_json({"spent": lines, "budgets": [_budget_json(budget) for budget in budgets]})
         else:
-            _show(found, groups, stands)
+            _show(lines, groups, budgets)
 
-    with_books(config, wallet, None, run)
+    with_ledger(config, wallet, None, run)
 
 
 _FIGURES = ("requests", "failed", "inputTokens", "cachedInputTokens", "outputTokens", "cost", "costDollars", "cacheHits", "saved")
 _LATENCY = ("latencyMsP50", "latencyMsP95", "latencyMsP99")
 
 
-def _tell(one: SpendingRow, groups: tuple[str, ...]) -> dict[str, Any]:
-    """With `cost` in base units, as text, and dollars beside it."""
-    named = dict(zip(groups, one.group, strict=True))
+def _line(spent: SpendingRow, groups: tuple[str, ...]) -> dict[str, Any]:
+    """One group's figures. `cost` and `saved` are base units as text."""
+    named = dict(zip(groups, spent.group, strict=True))
     if isinstance(day := named.get("day"), int):
         named["day"] = f"{datetime.fromtimestamp(day * 86_400, UTC):%F}"
-    figures = (one.requests, one.failed, one.input_tokens, one.cached_tokens, one.output_tokens)
-    money = (str(int(one.cost)), format_amount(Amount(one.cost)), one.hits, str(int(one.saved)))
-    told = dict(zip(_FIGURES, (*figures, *money), strict=True))
-    return named | told | dict(zip(_LATENCY, one.latency_ms or (None, None, None), strict=True))
+    counts = (spent.requests, spent.failed, spent.input_tokens, spent.cached_tokens, spent.output_tokens)
+    money = (str(int(spent.cost)), format_amount(Amount(spent.cost)), spent.hits, str(int(spent.saved)))
+    figures = dict(zip(_FIGURES, (*counts, *money), strict=True))
+    return named | figures | dict(zip(_LATENCY, spent.latency_ms or (None, None, None), strict=True))
 
 
-def _tell_standing(one: BudgetStatus) -> dict[str, Any]:
+def _budget_json(status: BudgetStatus) -> dict[str, Any]:
     return {
-        "label": one.budget.label,
-        "perDay": str(int(one.budget.per_day)),
-        "spent": str(int(one.spent)),
-        "reserved": str(int(one.reserved)),
-        "left": str(max(one.left, 0)),
-        "percent": one.percent,
+        "label": status.budget.label,
+        "perDay": str(int(status.budget.per_day)),
+        "spent": str(int(status.spent)),
+        "reserved": str(int(status.reserved)),
+        "left": str(max(status.left, 0)),
+        "percent": status.percent,
     }
 
 
-def _show(found: list[dict[str, Any]], groups: tuple[str, ...], stands: list[BudgetStatus]) -> None:
-    rows = [_row([_short(group, one[group]) for group in groups], one) for one in found]
-    if len(found) > 1:
-        total = {name: sum(int(one[name]) for one in found) for name in _FIGURES if name != "costDollars"}
+def _show(lines: list[dict[str, Any]], groups: tuple[str, ...], budgets: list[BudgetStatus]) -> None:
+    rows = [_row([_abbreviated(group, line[group]) for group in groups], line) for line in lines]
+    if len(lines) > 1:
+        total = {name: sum(int(line[name]) for line in lines) for name in _FIGURES if name != "costDollars"}
         rows.append(_row(["total", *("" for _ in groups[1:])], total))
-    columns = (*groups, "requests", "failed", "tokens", "dollars", "a request", "ms p50/95/99")
-    show_rows(columns, rows, title="spent")
-    hits, saved = (sum(int(one[name]) for one in found) for name in ("cacheHits", "saved"))
+    columns = (*groups, "requests", "failed", "tokens", "dollars", "dollars a request", "ms p50/95/99")
+    show_table(columns, rows, title="Spending")
+    hits, saved = (sum(int(line[name]) for line in lines) for name in ("cacheHits", "saved"))
     if hits:
-        step(f"answered from the cache: {hits} more, which saved {format_amount(Amount(saved))}")
-    if stands:
-        budgets = (
-            (one.budget.label or "everything", *map(format_amount, amounts), f"{one.percent} %")
-            for one in stands
-            for amounts in [(one.budget.per_day, one.spent, one.reserved)]
+        step(f"{hits} more requests were answered from the cache, which saved {dollars(saved)}")
+    if budgets:
+        budget_rows = (
+            (status.budget.label or "everything", *map(format_amount, amounts), f"{status.percent} %")
+            for status in budgets
+            for amounts in [(status.budget.per_day, status.spent, status.reserved)]
         )
-        show_rows(("budget", "a day", "spent", "reserved", "used"), budgets, title="budgets today (UTC)")
+        show_table(("budget", "a day", "spent", "reserved", "used"), budget_rows, title="Budgets today (UTC), in dollars")
 
 
-def _short(group: str, value: object) -> object:
-    """For the eye; --json has it whole."""
+def _abbreviated(group: str, value: object) -> object:
+    """A provider's address in short; --json prints it whole."""
     text = str(value)
     return f"{text[:8]}…{text[-4:]}" if group == "provider" and text else value or "-"
 
 
-def _row(named: list[object], one: dict[str, Any]) -> tuple[object, ...]:
-    requests, cost = one["requests"], int(one["cost"])
-    each = format_amount(Amount(cost // requests)) if requests else ""
-    took = " / ".join(str(one[name]) for name in _LATENCY) if one.get(_LATENCY[0]) is not None else ""
-    return (
-        *named,
-        requests,
-        one["failed"],
-        f"{one['inputTokens']} + {one['outputTokens']}",
-        format_amount(Amount(cost)),
-        each,
-        took,
-    )
+def _row(named: list[object], line: dict[str, Any]) -> tuple[object, ...]:
+    requests, cost = line["requests"], int(line["cost"])
+    average = format_amount(Amount(cost // requests)) if requests else ""
+    latency = " / ".join(str(line[name]) for name in _LATENCY) if line.get(_LATENCY[0]) is not None else ""
+    tokens = f"{line['inputTokens']} + {line['outputTokens']}"
+    return (*named, requests, line["failed"], tokens, format_amount(Amount(cost)), average, latency)

@@ -1,4 +1,4 @@
-"""`tally node doctor`: everything that a node needs to earn, looked at from outside."""
+"""`tally node doctor`: checks everything that a node needs to earn."""
 
 from __future__ import annotations
 
@@ -17,42 +17,44 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tallystick.cli.onchain import account_of, open_escrow
+from tallystick.cli.onchain import LOCAL_CHAIN_ID, open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
-from tallystick.cli.output import show_json, show_rows, step
+from tallystick.cli.output import dollars, show_json, show_table, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
-from tallystick.protocol.types import Address, Amount, format_amount
+from tallystick.protocol.types import Address
 
 if TYPE_CHECKING:
     from node.service.config import EngineConfig, NodeConfig
+    from tallystick.chain.escrow import Escrow
     from tallystick.client.coordinator.http_client import CoordinatorInfo
 
-SKEW_SECONDS = 20
+MAX_SKEW_SECONDS = 20
 """A clock that is further off makes orders and asks look expired."""
-DISK_BYTES = 500 << 20
+MAX_CHAIN_SKEW_SECONDS = 300
+MIN_DISK_BYTES = 500 << 20
 
 
 @dataclass
 class Diagnosis:
-    """What was looked at, and what to do about what is wrong. `ok`: False for what keeps the node from earning."""
+    """The results of the checks: name, whether it passed, what was found, and the remedy."""
 
-    found: list[tuple[str, bool, str, str]] = field(default_factory=list)
+    results: list[tuple[str, bool, str, str]] = field(default_factory=list)
 
-    def add(self, check: str, ok: bool, said: str, remedy: str = "") -> None:
-        """One check."""
-        self.found.append((check, ok, said, remedy))
+    def add(self, check: str, ok: bool, finding: str, remedy: str = "") -> None:
+        """Adds a result. `ok` is false for what keeps the node from earning."""
+        self.results.append((check, ok, finding, remedy))
 
-    async def tried(self, check: str, look: Callable[[], Awaitable[str]], remedy: str) -> None:
-        """A check that fails with an error of ours, or says what it found."""
+    async def run(self, check: str, act: Callable[[], Awaitable[str]], remedy: str) -> None:
+        """Runs a check that returns its finding, or fails with a TallyError."""
         try:
-            self.add(check, True, await look())
+            self.add(check, True, await act())
         except TallyError as error:
             self.add(check, False, str(error), remedy)
 
     @property
     def ready(self) -> bool:
-        """Whether nothing is in the way."""
-        return all(ok for _, ok, _, _ in self.found)
+        """Whether every check passed."""
+        return all(ok for _, ok, _, _ in self.results)
 
 
 def doctor(
@@ -60,18 +62,22 @@ def doctor(
     wallet: Wallet = DEFAULT_WALLET,
     as_json: Json = False,
 ) -> None:
-    """Looks at everything that a node needs to earn, and says "ready", or what to do about it (exit code 1). Needs no password.
+    """Check everything that a node needs to earn; report "ready", or each problem with its remedy. Needs no password.
 
-    Wallet, disk, chain and contract, clock, coordinator, engines (each is asked for one token), and prices against the market.
+    Checks wallet, disk, chain and contract, clock, coordinator, engines (each generates one token), and prices against the
+    market. The exit code is 1 if there is a problem.
     """
     diagnosis = Diagnosis()
     asyncio.run(_examine(diagnosis, config, wallet))
     if as_json:
         names = ("check", "ok", "found", "remedy")
-        show_json({"ready": diagnosis.ready, "checks": [dict(zip(names, one, strict=True)) for one in diagnosis.found]})
+        checks = [dict(zip(names, result, strict=True)) for result in diagnosis.results]
+        show_json({"ready": diagnosis.ready, "checks": checks})
     else:
-        rows = ((check, "ok" if ok else "PROBLEM", said, "" if ok else remedy) for check, ok, said, remedy in diagnosis.found)
-        show_rows(("check", "", "found", "what to do"), rows)
+        rows = (
+            (check, "ok" if ok else "PROBLEM", finding, "" if ok else remedy) for check, ok, finding, remedy in diagnosis.results
+        )
+        show_table(("check", "result", "found", "remedy"), rows)
         if diagnosis.ready:
             step("ready")
     if not diagnosis.ready:
@@ -85,77 +91,78 @@ async def _examine(diagnosis: Diagnosis, path: Path | None, wallet: str) -> None
         loaded = load_config(path)
         diagnosis.add("config", True, str(path) if path else "defaults and environment")
     except TallyError as error:
-        diagnosis.add("config", False, str(error), "mend the file; node/example.toml explains every setting")
+        diagnosis.add("config", False, str(error), "correct the file; node/example.toml explains every setting")
         return
     provider: Address | None = None
     try:
-        provider = account_of(wallet, "--wallet")
+        provider = parse_account(wallet, "--wallet")
         diagnosis.add("wallet", True, provider)
     except TallyError as error:
         diagnosis.add("wallet", False, str(error), f"tally wallet new {wallet}")
-    _look_at_disk(diagnosis, loaded.state)
-    await _look_at_chain(diagnosis, loaded, provider)
-    market = await _look_at_coordinator(diagnosis, loaded, provider)
-    await _look_at_engines(diagnosis, loaded, market)
+    _check_disk(diagnosis, loaded.state)
+    await _check_chain(diagnosis, loaded, provider)
+    market = await _check_coordinator(diagnosis, loaded, provider)
+    await _check_engines(diagnosis, loaded, market)
 
 
-def _look_at_disk(diagnosis: Diagnosis, state: Path) -> None:
+def _check_disk(diagnosis: Diagnosis, state: Path) -> None:
     folder = next(parent for parent in (state, *state.absolute().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
-    diagnosis.add(
-        "disk", free >= DISK_BYTES, f"{free >> 20} MiB free at {folder}", "make room: receipts are money, kept on this disk"
-    )
+    remedy = "free some space: receipts are money, and they are kept on this disk"
+    diagnosis.add("disk", free >= MIN_DISK_BYTES, f"{free >> 20} MiB free at {folder}", remedy)
     writable = os.access(folder, os.W_OK)
     diagnosis.add("state", writable, str(state), f"make {folder} writable for this user, or set `state` in the config")
 
 
-async def _look_at_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None) -> None:
+async def _check_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None) -> None:
     try:
         async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
-            where = f"contract {escrow.deployment.escrow} on chain {escrow.deployment.chain_id}"
-            diagnosis.add("chain", True, f"{where}, at {escrow.rpc.url}")
+            contract = f"contract {escrow.deployment.escrow} on chain {escrow.deployment.chain_id}"
+            diagnosis.add("chain", True, f"{contract}, at {escrow.rpc.url}")
             ahead = await escrow.rpc.now() - time.time()
-            local = escrow.deployment.chain_id == 31_337
+            in_step = escrow.deployment.chain_id == LOCAL_CHAIN_ID or abs(ahead) < MAX_CHAIN_SKEW_SECONDS
             diagnosis.add(
                 "chain's clock",
-                local or abs(ahead) < 300,
-                f"{ahead:+.0f} s from here",
-                "set this machine's clock (NTP), or try another RPC",
+                in_step,
+                f"{ahead:+.0f} s from this machine's",
+                "set this machine's clock (NTP), or use another RPC endpoint",
             )
             if provider is not None:
-                account, coins = await asyncio.gather(escrow.provider(provider), escrow.rpc.balance(provider))
-                diagnosis.add(
-                    "stake", True, f"{format_amount(account.stake)} staked, {format_amount(account.credit)} to cash out"
-                )
-                diagnosis.add(
-                    "gas",
-                    True,
-                    "has coins"
-                    if coins
-                    else "no coins: the coordinator collects for you, and what it leaves until an order expires is lost; "
-                    "`collect` and `cash-out` need some",
-                )
+                await _check_account(diagnosis, escrow, provider)
             rules = await escrow.rules()
-            short = rules.release < loaded.claim_margin
-            diagnosis.add(
-                "reservations",
-                True,
-                f"a payer gets one back {rules.release} s after it said so; the longest job and its settlement take "
-                f"{loaded.claim_margin} s" + (" (longer: what is reserved secures short jobs only)" if short else ""),
+            finding = (
+                f"a payer can take one back {rules.release} s after announcing it; the longest job and its settlement take "
+                f"{loaded.claim_margin} s"
             )
+            short = rules.release < loaded.claim_margin
+            diagnosis.add("reservations", True, finding + (" (so a reservation secures short jobs only)" if short else ""))
     except TallyError as error:
-        diagnosis.add("chain", False, str(error), "check `deployment` and `rpc` in the config; is the chain reachable from here?")
+        remedy = "check `deployment` and `rpc` in the config, and whether this machine can reach the chain"
+        diagnosis.add("chain", False, str(error), remedy)
 
 
-async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None) -> dict[str, Any] | None:
-    """The market's models by name; None if the coordinator does not say."""
+async def _check_account(diagnosis: Diagnosis, escrow: Escrow, provider: Address) -> None:
+    account, coins = await asyncio.gather(escrow.provider(provider), escrow.rpc.balance(provider))
+    diagnosis.add("stake", True, f"{dollars(account.stake)} staked, {dollars(account.credit)} to cash out")
+    finding = (
+        "has coins"
+        if coins
+        else (
+            "no coins: the coordinator settles for you, and what it has not settled when an order expires is lost; "
+            "`tally node collect` and `tally cash-out` need coins"
+        )
+    )
+    diagnosis.add("gas", True, finding)
+
+
+async def _check_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None) -> dict[str, Any] | None:
+    """The market's offers by model; None if the coordinator does not answer."""
     import aiohttp
 
     from tallystick.chain.deployment import Deployment
     from tallystick.client.config import ClientConfig
     from tallystick.client.coordinator.http_client import CoordinatorClient
 
-    remedy = "check `coordinator` in the config, and that this machine may reach it"
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
@@ -164,72 +171,58 @@ async def _look_at_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provide
             date = response.headers.get("date")
         async with CoordinatorClient(loaded.coordinator, ClientConfig()) as coordinator:
             info = await coordinator.info()
-            models = {offer.id: offer.to_json() for offer in await coordinator.models()}
+            offers = {offer.id: offer.to_json() for offer in await coordinator.models()}
             connected = provider is not None and await coordinator.connected(provider)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, TallyError) as error:
+        remedy = "check `coordinator` in the config, and whether this machine can reach it"
         diagnosis.add("coordinator", False, f"{loaded.coordinator}: {error or type(error).__name__}", remedy)
         return None
     with contextlib.suppress(TallyError, OSError):
         deployment = Deployment.load(loaded.deployment)
-        same = info.domain == deployment.domain
-        diagnosis.add(
-            "coordinator",
-            same,
-            f"{loaded.coordinator}, {len(models)} models on offer",
-            "it settles elsewhere: you need its deployment file",
-        )
-    await _look_at_fee(diagnosis, loaded, info)
+        remedy = "it settles on another contract: get the deployment file from its operator"
+        finding = f"{loaded.coordinator}, {len(offers)} models on offer"
+        diagnosis.add("coordinator", info.domain == deployment.domain, finding, remedy)
+    await _check_fee(diagnosis, loaded, info)
     if date:
         skew = time.time() - parsedate_to_datetime(date).timestamp()
-        diagnosis.add(
-            "clock", abs(skew) < SKEW_SECONDS, f"{skew:+.0f} s from the coordinator's", "set this machine's clock (NTP)"
-        )
-    diagnosis.add(
-        "link",
-        True,
-        "this node's asks stand in the book" if connected else "no ask of this wallet stands: start `tally node run`",
-    )
-    return models
+        finding = f"{skew:+.0f} s from the coordinator's"
+        diagnosis.add("clock", abs(skew) < MAX_SKEW_SECONDS, finding, "set this machine's clock (NTP)")
+    finding = "this node's asks are published" if connected else "this wallet has no published ask: start `tally node run`"
+    diagnosis.add("link", True, finding)
+    return offers
 
 
-async def _look_at_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: CoordinatorInfo) -> None:
-    """What the coordinator says that it keeps, what it has registered, and what this node bears, in basis points."""
-    told, most = info.fee_bps, loaded.admission.max_fee_bps
-    remedy = "raise max_fee_bps under [admission] in the config, or work for another coordinator"
+async def _check_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: CoordinatorInfo) -> None:
+    """The coordinator's fee, as announced and as registered on chain, against the highest that this node accepts."""
+    announced, accepted = info.fee_bps, loaded.admission.max_fee_bps
+    remedy = "raise max_fee_bps under [admission] in the config, or use another coordinator"
     with contextlib.suppress(TallyError):
         async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
             registered = (await escrow.provider(info.coordinator)).fee_bps
-        said = f"{registered} bps are registered, it tells clients {told}; {most} are borne"
-        diagnosis.add("fee", max(told, registered) <= most, said, remedy)
+        finding = f"{registered} bps registered, {announced} announced to clients; accepted up to {accepted}"
+        diagnosis.add("fee", max(announced, registered) <= accepted, finding, remedy)
 
 
-async def _look_at_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[str, Any] | None) -> None:
+async def _check_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[str, Any] | None) -> None:
     from node.engines.discover import discover
     from node.service.config import EngineConfig
 
     engines = loaded.engines
     if not engines:
         with contextlib.suppress(TallyError):
-            engines = tuple(EngineConfig(url=found.url, api_key=found.api_key) for found in await discover(os.environ))
+            engines = tuple(EngineConfig(url=engine.url, api_key=engine.api_key) for engine in await discover(os.environ))
     if not engines:
-        diagnosis.add(
-            "engine",
-            False,
-            "none is configured and none answers on the usual ports",
-            "start one, or name it: [[engines]] url = …",
-        )
+        finding = "the config names none, and none answers on the usual ports"
+        diagnosis.add("engine", False, finding, "start an engine, or name it in the config: [[engines]] url = …")
     for engine in engines:
-        await diagnosis.tried(
-            f"engine {engine.label}",
-            partial(_try_engine, engine),
-            "is it running, with a model loaded? is `url` right?",
-        )
+        remedy = "check that the engine runs with a model loaded, and `url` in the config"
+        await diagnosis.run(f"engine {engine.label}", partial(_try_engine, engine), remedy)
         for model in engine.models if market is not None else ():
-            _look_at_price(diagnosis, model, (market or {}).get(model.sold_as))
+            _check_price(diagnosis, model, (market or {}).get(model.sold_as))
 
 
 async def _try_engine(engine: EngineConfig) -> str:
-    """Asks an engine what it is, and for one token. Raises TallyError."""
+    """Lists an engine's models and has it generate one token. Raises TallyError."""
     from node.domain.requests import prepare
     from node.engines.discover import inspect_engine
     from node.engines.openai_http import OpenAIEngine
@@ -237,40 +230,35 @@ async def _try_engine(engine: EngineConfig) -> str:
     from tallystick.protocol.wire import RequestHead, dumps
 
     settings = engine.settings(os.environ)
-    finding = await inspect_engine(engine.url, settings.api_key, seconds=10)
-    wanted = [model.name for model in engine.models] or [model.name for model in finding.models]
-    listed = {model.name for model in finding.models}
-    missing = sorted(set(wanted) - listed) if listed else []  # some engines list nothing and serve what is asked for
-    if missing or not wanted:
-        raise BadMessage(f"{finding.kind.value} at {finding.url} does not list {', '.join(missing) or 'any model'}")
-    offer = engine.offer(
-        engine.models[0] if engine.models else engine.model_defaults(wanted[0]), None, engine.spec, datetime.now(UTC), 0.0
-    )
-    asked = {"model": offer.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stream": True}
+    discovered = await inspect_engine(engine.url, settings.api_key, seconds=10)
+    names = [model.name for model in engine.models] or [model.name for model in discovered.models]
+    listed = {model.name for model in discovered.models}
+    missing = sorted(set(names) - listed) if listed else []  # some engines list nothing and serve any model
+    if missing or not names:
+        raise BadMessage(f"{discovered.kind.value} at {discovered.url} does not list {', '.join(missing) or 'any model'}")
+    model = engine.models[0] if engine.models else engine.model_defaults(names[0])
+    offer = engine.offer(model, None, engine.spec, datetime.now(UTC), 0.0)
+    body = {"model": offer.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stream": True}
     adapter, began = OpenAIEngine(settings), time.monotonic()
     try:
         async with asyncio.timeout(60):
-            events = [
-                event async for event in adapter.answer(prepare(RequestHead("/v1/chat/completions"), dumps(asked), offer, 1))
-            ]
+            request = prepare(RequestHead("/v1/chat/completions"), dumps(body), offer, 1)
+            events = [event async for event in adapter.answer(request)]
     except TimeoutError:
-        raise Refusal(Code.TIMED_OUT, f"{finding.url} did not answer one token within 60 s") from None
+        raise Refusal(Code.TIMED_OUT, f"{discovered.url} did not generate one token within 60 s") from None
     finally:
         await adapter.close()
-    counted = (
-        "tells usage"
-        if isinstance(events[-1], ResponseEnd) and events[-1].usage
-        else "tells no usage: tokens are counted by bytes"
-    )
+    reports_usage = isinstance(events[-1], ResponseEnd) and events[-1].usage
+    usage = "reports usage" if reports_usage else "reports no usage: tokens are estimated from bytes"
     seconds = time.monotonic() - began
-    return f"{finding.kind.value} {finding.version}, {len(wanted)} model(s), one token in {seconds:.2f} s, {counted}"
+    return f"{discovered.kind.value} {discovered.version}, {len(names)} model(s), one token in {seconds:.2f} s, {usage}"
 
 
-def _look_at_price(diagnosis: Diagnosis, model: Any, offered: dict[str, Any] | None) -> None:
-    """Above the market is no problem of the node's, but the likeliest reason why nobody buys."""
-    if offered is None:
-        diagnosis.add(f"price of {model.sold_as}", True, "nobody else sells it here")
+def _check_price(diagnosis: Diagnosis, model: Any, offer: dict[str, Any] | None) -> None:
+    """Compares with the market's lowest price. A higher price is no problem, but the likeliest reason for few jobs."""
+    if offer is None:
+        diagnosis.add(f"price of {model.sold_as}", True, "no other provider sells it here")
         return
-    ours, lowest = model.prices.output, int(offered["outputPrice"])
-    said = f"{format_amount(Amount(ours))} per million output tokens; the lowest is {format_amount(Amount(lowest))}"
-    diagnosis.add(f"price of {model.sold_as}", True, said + (" (above the market)" if ours > lowest else ""))
+    price, lowest = model.prices.output, int(offer["outputPrice"])
+    finding = f"{dollars(price)} per million output tokens; the lowest is {dollars(lowest)}"
+    diagnosis.add(f"price of {model.sold_as}", True, finding + (" (above the market)" if price > lowest else ""))

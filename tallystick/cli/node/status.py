@@ -1,4 +1,4 @@
-"""`tally node status`: what a node that works is doing, once or as it changes."""
+"""`tally node status`: what a running node does now, once or continuously."""
 
 from __future__ import annotations
 
@@ -26,117 +26,141 @@ if TYPE_CHECKING:
 
 def status(
     config: Config = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it; Ctrl-C ends.")] = False,
-    seconds: Annotated[float, typer.Option("--interval", min=0.2, help="How often, with --watch.")] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option("--interval", min=0.2, help="Seconds between refreshes of --watch.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Shows what the node is doing now: connections, engines and their slots, what it sells, its last jobs, alarms.
+    """Show what the node does now: connections, engines and their slots, asks, latest jobs, alarms.
 
-    Runs on the node's machine, as its user. With --watch --json, one line of JSON each time.
+    Run it on the node's machine, as the node's user. With --watch --json it prints one line of JSON per refresh.
     """
     from node.service.config import load_config
     from node.service.status_socket import read_status
 
     state = load_config(config).state
     if not watch:
-        said = asyncio.run(read_status(state))
+        report = asyncio.run(read_status(state))
         if as_json:
-            show_json(said)
+            show_json(report)
         else:
-            out.print(_draw(said))
+            out.print(_draw(report))
         return
     try:
-        asyncio.run(_watch(state, seconds, as_json=as_json))
+        asyncio.run(_watch(state, interval, as_json=as_json))
     except KeyboardInterrupt:
         return
 
 
-async def _watch(state: Path, seconds: float, *, as_json: bool) -> None:
-    """A node that is away may come back, so that is shown and not the end."""
+async def _watch(state: Path, interval: float, *, as_json: bool) -> None:
+    """Refreshes for ever. An unreachable node is shown as an error, since it may come back."""
     from node.service.status_socket import read_status
 
     if as_json:
         while True:
             out.print_json(data=await read_status(state), indent=None)
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(interval)
     with Live(console=out, screen=out.is_terminal, auto_refresh=False) as live:
         while True:
             began = time.monotonic()
             try:
-                shown: RenderableType = _draw(await read_status(state))
+                view: RenderableType = _draw(await read_status(state))
             except TallyError as error:
-                shown = Panel(escape(str(error)), border_style="red")
-            live.update(shown, refresh=True)
-            await asyncio.sleep(max(0.0, seconds - (time.monotonic() - began)))
+                view = Panel(escape(str(error)), border_style="red")
+            live.update(view, refresh=True)
+            await asyncio.sleep(max(0.0, interval - (time.monotonic() - began)))
 
 
-def _draw(said: dict[str, Any]) -> RenderableType:
-    good = bool(said["ok"])
-    head = "ready to earn" if good else f"not earning: {said['trouble'] or 'nothing to offer, no engine answers with a model'}"
-    facts = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("up", _span(int(said["upSeconds"]))),
-        ("coordinators", ", ".join(f"{url} {'connected' if who else 'away'}" for url, who in said["coordinators"].items())),
-        ("chain", "answers" if said["chain_reachable"] else "does not answer: settlement waits, jobs go on"),
-        ("running", f"{said['running']}, {said['free_slots']} free"),
-        ("speed", f"{said['tokens_per_second']} tokens/s a stream, first after {said['first_token_ms']} ms"),
-        ("earned", f"{_dollars(said['revenue'])} since the start, {_dollars(said['revenueLastHour'])} an hour"),
-        (
-            "owed on trust",
-            f"{_dollars(said['unsecured'])}, {_dollars(said['unearned_credit_today'])} given to newcomers in 24 hours",
-        ),
-        ("written off", _dollars(said["written_off"])),
-        ("left unpaid", _unpaid(said["coordinator_credit"])),
-        ("fees", _fees(said)),
-        ("jobs", ", ".join(f"{count} {outcome}" for outcome, count in sorted(said["jobs"].items())) or "none yet"),
-    ):
-        facts.add_row(f"[dim]{name}[/dim]", escape(value))
-    engines = _table("engine", "state", "slots taken", title="engines")
-    for name, state in said["engines"].items():
-        slots = said["slots"][name]
-        shown = f"[{'green' if state == 'up' else 'red'}]{state}[/]"
-        engines.add_row(escape(name), shown, f"{slots['taken']}/{slots['of']}")
-    asks = _table("model", "engine", "input", "output", "context", title="on offer, dollars per million tokens")
-    for ask in said["asks"]:
-        prices = (_dollars(ask["inputPrice"]), _dollars(ask["outputPrice"]))
-        asks.add_row(escape(ask["model"]), escape(ask["engine"]), *prices, str(ask["contextTokens"]))
-    jobs = _table("job", "model", "outcome", "tokens", "first ms", "seconds", "cost", title="last jobs")
-    for job in said["last"]:
-        tokens, first = f"{job['tokens'][0]} + {job['tokens'][1]}", "" if job["firstMs"] is None else str(job["firstMs"])
-        spent = (tokens, first, f"{job['seconds']:.2f}", _dollars(job["cost"]))
-        jobs.add_row(job["job"][:8], escape(job["model"]), job["outcome"], *spent)
-    parts: list[RenderableType] = [Panel(facts, title=escape(head), border_style="green" if good else "red"), engines, asks]
-    if said["last"]:
-        parts.append(jobs)
-    if said["alarms"]:
-        alarms = _table("alarm", "payer", "owes", "claim by", "what helps", title="alarms")
-        for alarm in said["alarms"]:
+def _draw(report: dict[str, Any]) -> RenderableType:
+    ok = bool(report["ok"])
+    title = "ready to earn" if ok else f"not earning: {report['trouble'] or 'no engine answers with a model, so there is no ask'}"
+    parts: list[RenderableType] = [
+        Panel(_summary(report), title=escape(title), border_style="green" if ok else "red"),
+        _engines(report),
+        _asks(report),
+    ]
+    if report["last"]:
+        parts.append(_jobs(report))
+    if report["alarms"]:
+        alarms = _table("alarm", "payer", "owes, dollars", "claim by", "remedy", title="Alarms")
+        for alarm in report["alarms"]:
             alarms.add_row(*(escape(alarm[name]) for name in ("what", "payer", "due", "claim_by", "remedy")))
         parts.append(alarms)
     return Group(*parts)
 
 
+def _summary(report: dict[str, Any]) -> Table:
+    links = (f"{url} {'connected' if provider else 'disconnected'}" for url, provider in report["coordinators"].items())
+    grid = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("up for", _span(int(report["upSeconds"]))),
+        ("coordinators", ", ".join(links)),
+        ("chain", "reachable" if report["chain_reachable"] else "unreachable: settlement waits, jobs continue"),
+        ("running jobs", f"{report['running']}; free slots: {report['free_slots']}"),
+        ("speed", f"{report['tokens_per_second']} tokens/s per stream, first token after {report['first_token_ms']} ms"),
+        (
+            "earned",
+            f"{_dollars(report['revenue'])} dollars since the start, {_dollars(report['revenueLastHour'])} in the last hour",
+        ),
+        (
+            "unsecured credit",
+            f"{_dollars(report['unsecured'])} dollars; to newcomers in 24 hours: {_dollars(report['unearned_credit_today'])}",
+        ),
+        ("written off", f"{_dollars(report['written_off'])} dollars"),
+        ("left unpaid", _unpaid(report["coordinator_credit"])),
+        ("fees", _fees(report)),
+        ("jobs", ", ".join(f"{count} {outcome}" for outcome, count in sorted(report["jobs"].items())) or "none yet"),
+    ):
+        grid.add_row(f"[dim]{name}[/dim]", escape(value))
+    return grid
+
+
+def _engines(report: dict[str, Any]) -> Table:
+    table = _table("engine", "state", "used slots", title="Engines")
+    for name, state in report["engines"].items():
+        slots = report["slots"][name]
+        colour = "green" if state == "up" else "red"
+        table.add_row(escape(name), f"[{colour}]{state}[/]", f"{slots['taken']}/{slots['of']}")
+    return table
+
+
+def _asks(report: dict[str, Any]) -> Table:
+    table = _table("model", "engine", "input", "output", "context", title="Asks; prices in dollars per million tokens")
+    for ask in report["asks"]:
+        prices = (_dollars(ask["inputPrice"]), _dollars(ask["outputPrice"]))
+        table.add_row(escape(ask["model"]), escape(ask["engine"]), *prices, str(ask["contextTokens"]))
+    return table
+
+
+def _jobs(report: dict[str, Any]) -> Table:
+    table = _table("job", "model", "outcome", "tokens", "first token, ms", "seconds", "dollars", title="Latest jobs")
+    for job in report["last"]:
+        tokens, first = f"{job['tokens'][0]} + {job['tokens'][1]}", "" if job["firstMs"] is None else str(job["firstMs"])
+        figures = (tokens, first, f"{job['seconds']:.2f}", _dollars(job["cost"]))
+        table.add_row(job["job"][:8], escape(job["model"]), job["outcome"], *figures)
+    return table
+
+
 def _unpaid(dealings: dict[str, Any]) -> str:
-    """What coordinators left unpaid within a day, and which of them are served no more for it."""
-    told = [
-        f"{_dollars(one['writtenOff'])} by {where}{'' if one['served'] else ', which is served no more for now'}"
-        for where, one in dealings.items()
-        if one["writtenOff"] != "0"
+    """What coordinators left unpaid within a day, and whether they are still served."""
+    lines = [
+        f"{_dollars(account['writtenOff'])} dollars by {url}{'' if account['served'] else ', which is not served for now'}"
+        for url, account in dealings.items()
+        if account["writtenOff"] != "0"
     ]
-    return "; ".join(told) or "nothing within a day"
+    return "; ".join(lines) or "nothing within a day"
 
 
 def _table(*columns: str, title: str) -> Table:
-    made = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:
-        made.add_column(column)
-    return made
+        table.add_column(column)
+    return table
 
 
-def _fees(said: dict[str, Any]) -> str:
-    """What the coordinators have registered to keep, and what this node bears."""
-    told = ", ".join(f"{who}: {'not known' if bps is None else f'{bps / 100:g} %'}" for who, bps in said["fees_bps"].items())
-    return f"{told or 'no coordinator'}; at most {said['max_fee_bps'] / 100:g} % is borne"
+def _fees(report: dict[str, Any]) -> str:
+    """The fees that the coordinators have registered, and the highest that this node accepts."""
+    fees = ", ".join(f"{url}: {'unknown' if bps is None else f'{bps / 100:g} %'}" for url, bps in report["fees_bps"].items())
+    return f"{fees or 'no coordinator'}; accepted up to {report['max_fee_bps'] / 100:g} %"
 
 
 def _dollars(units: str) -> str:

@@ -1,4 +1,4 @@
-"""AliasRouter that stand for several models: which is asked first, which when that one cannot be had or does not do. Pure."""
+"""Resolves aliases, which are names for several models, into the models to try and their order. Pure."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError
 from tallystick.protocol.wire import dumps, loads
 
 log = structlog.get_logger()
-_NOT_FOR_SALE = frozenset({Code.UNKNOWN_MODEL, Code.UNKNOWN_ROUTE, Code.PRICE_ABOVE_CAP})
-_NOT_NOW = frozenset({Code.NO_PROVIDER, Code.NODE_BUSY, Code.NODE_GONE, Code.PROVIDER_FAILED, Code.ENGINE_UNAVAILABLE})
+_NOT_SOLD = frozenset({Code.UNKNOWN_MODEL, Code.UNKNOWN_ROUTE, Code.PRICE_ABOVE_CAP})
+_NOT_AVAILABLE = frozenset({Code.NO_PROVIDER, Code.NODE_BUSY, Code.NODE_GONE, Code.PROVIDER_FAILED, Code.ENGINE_UNAVAILABLE})
 
 
 def may_fall_back(error: TallyError) -> bool:
-    """Whether another model may answer what this one did not: it is not for sale, or nobody has it free."""
-    return error.code in _NOT_FOR_SALE or (error.code in _NOT_NOW and error.fault is not Fault.CLIENT)
+    """Whether another model may be tried after this error: its model is not sold, or no provider is free for it."""
+    return error.code in _NOT_SOLD or (error.code in _NOT_AVAILABLE and error.fault is not Fault.CLIENT)
 
 
 def is_sold(error: TallyError) -> bool:
-    """Whether the model is for sale, as far as this error says."""
-    return error.code not in _NOT_FOR_SALE
+    """Whether the model may be on sale: this error does not say otherwise."""
+    return error.code not in _NOT_SOLD
 
 
 def weight_draw(key: str) -> float:
-    """A number from 0 to below 1 that is always the same for an idempotency key."""
+    """A number from 0 to below 1 that is always the same for the same idempotency key."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / (1 << 48)
 
 
 def order_models(alias: Alias, draw: float) -> tuple[str, ...]:
-    """Its models, the one that the draw (0 to below 1) falls on by weight first, the others as they are listed."""
+    """The alias's models: first the one that `draw` (0 to below 1) selects by weight, then the others as they are listed."""
     if not alias.weights:
         return alias.models
-    at = draw * sum(alias.weights)
-    first = next(model for model, end in zip(alias.models, accumulate(alias.weights), strict=True) if at < end)
+    position = draw * sum(alias.weights)
+    first = next(model for model, end in zip(alias.models, accumulate(alias.weights), strict=True) if position < end)
     return (first, *(model for model in alias.models if model != first))
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingPlan:
-    """A request once for each model that may answer it, in the order to ask them; `good` judges an answer's JSON."""
+    """One request body for each model to try, in order. `accepts` judges the JSON of an answer."""
 
     bodies: Sequence[bytes] = field(repr=False)
-    good: Callable[[Any], bool] = lambda _: True
+    accepts: Callable[[Any], bool] = lambda _: True
 
 
 class AliasRouter:
-    """The aliases of a config, each with its rule if it has one (`rules`, by the alias's name)."""
+    """The aliases of a config, with the rules of those that have one, by the alias's name."""
 
     def __init__(self, aliases: Iterable[Alias], rules: Mapping[str, RoutingRule]) -> None:
         self._aliases = {alias.name: alias for alias in aliases}
         self._rules = rules
 
     def plan(self, body: bytes, fallbacks: Iterable[str], draw: float) -> RoutingPlan:
-        """How a JSON request is to be asked. Raises BadMessage. Nothing is parsed where nothing is configured."""
+        """Which models to try for a JSON request. Raises BadMessage. Without aliases and fallbacks, nothing is parsed."""
         fallbacks = tuple(fallbacks)
         if not (self._aliases or fallbacks):
             return RoutingPlan([body])
@@ -70,31 +70,30 @@ class AliasRouter:
         model = request.get("model")
         alias = self._aliases.get(model) if isinstance(model, str) else None
         if alias is None:
-            return RoutingPlan(_named(request, (model, *fallbacks))) if fallbacks else RoutingPlan([body])
+            return RoutingPlan(_bodies_for(request, (model, *fallbacks))) if fallbacks else RoutingPlan([body])
         rule = self._rules.get(alias.name)
         if rule is None:
-            return RoutingPlan(_named(request, (*order_models(alias, draw), *fallbacks)))
-        return RoutingPlan(
-            _named(request, (*_order(rule, request, alias), *fallbacks)), lambda answer: _good(rule, request, answer)
-        )
+            return RoutingPlan(_bodies_for(request, (*order_models(alias, draw), *fallbacks)))
+        bodies = _bodies_for(request, (*_order_by_rule(rule, request, alias), *fallbacks))
+        return RoutingPlan(bodies, lambda answer: _accepts(rule, request, answer))
 
 
-def _order(rule: RoutingRule, request: dict[str, Any], alias: Alias) -> Sequence[str]:
-    """As the rule says; as they are listed where it fails or names none."""
+def _order_by_rule(rule: RoutingRule, request: dict[str, Any], alias: Alias) -> Sequence[str]:
+    """The rule's order; the listed order if the rule fails or names no model."""
     try:
         return tuple(rule.order(request, alias.models)) or alias.models
-    except Exception:  # somebody's own code, which is not to cost the request
-        log.exception("an alias's rule failed", alias=alias.name)
+    except Exception:  # the operator's own code must not fail the request
+        log.exception("routing rule failed to order models", alias=alias.name)
         return alias.models
 
 
-def _good(rule: RoutingRule, request: dict[str, Any], answer: Any) -> bool:
+def _accepts(rule: RoutingRule, request: dict[str, Any], answer: Any) -> bool:
     try:
-        return bool(rule.good(request, answer))
-    except Exception:  # as above: this answer is paid for
-        log.exception("a rule failed to judge an answer")
+        return bool(rule.accepts(request, answer))
+    except Exception:  # the operator's own code must not fail the request, whose answer is paid for
+        log.exception("routing rule failed to judge an answer")
         return True
 
 
-def _named(request: dict[str, Any], models: Iterable[Any]) -> list[bytes]:
+def _bodies_for(request: dict[str, Any], models: Iterable[Any]) -> list[bytes]:
     return [dumps(request | {"model": name}) for name in dict.fromkeys(models)]

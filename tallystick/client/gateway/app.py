@@ -1,8 +1,8 @@
-"""The gateway: OpenAI's API on this machine, paid from this wallet. Any OpenAI client works with its base URL changed.
+"""The gateway: serves OpenAI's API on this machine, paid from one wallet. Any OpenAI client works once its base URL points here.
 
-RequestBodies pass through untouched both ways; a stream is flushed chunk by chunk. A client that goes away cancels its job, whose
-receipt is still booked. Without an API key only programs on this machine are served, since every request spends money: not web
-pages (Origin, Sec-Fetch-Site), nor names that were made to point here (Host).
+Bodies pass through unchanged in both directions, and streams chunk by chunk. A client that disconnects cancels its job, whose
+receipt is still recorded. Every request spends money; without an API key, the gateway therefore serves only programs on this
+machine, and neither web pages nor foreign host names (see auth.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tallystick.client.coordinator.http_client import ModelOffer
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import TALLY_HEADERS, RequestHandler, send_error
 from tallystick.client.jobs.export import job_json
-from tallystick.client.ledger.budgets import DAY_SECONDS
+from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.openai.errors import render_error
 from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.protocol.eip712 import Signer
@@ -38,8 +38,8 @@ log = structlog.get_logger()
 
 
 def build_app(market: Market) -> ASGIApp:
-    """The gateway as an ASGI app over an open market."""
-    forward, offers = RequestHandler(market), _Offers(market)
+    """The gateway as an ASGI app, for an open market."""
+    handler, offers = RequestHandler(market), _ModelOffers(market)
 
     async def models(request: Request) -> Response:
         return _json({"object": "list", "data": _models(market, await offers.get(), request.scope.get(CALLER_KEY))})
@@ -49,12 +49,12 @@ def build_app(market: Market) -> ASGIApp:
         for entry in _models(market, await offers.get(), request.scope.get(CALLER_KEY)):
             if entry["id"] == wanted:
                 return _json(entry)
-        raise Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {wanted!r}")
+        raise Refusal(Code.UNKNOWN_MODEL, f"model: expected one that a provider offers (see GET /v1/models), got {wanted!r}")
 
     async def job(request: Request) -> Response:
         known = await market.find(parse_job_id(request.path_params["job"]))
         if known is None:
-            raise Refusal(Code.UNKNOWN_JOB, "this wallet's ledger has no such job")
+            raise Refusal(Code.UNKNOWN_JOB, f"this wallet's ledger has no job {request.path_params['job']}")
         return _json(job_json(known))
 
     async def health(request: Request) -> Response:
@@ -67,43 +67,43 @@ def build_app(market: Market) -> ASGIApp:
         Route("/v1/models", models),
         Route("/v1/models/{model:path}", model),
         Route("/tally/jobs/{job}", job),
-        Route("/v1/{path:path}", _PostOnly(forward)),
+        Route("/v1/{path:path}", _PostOnly(handler)),
     ]
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
-    guarded = Authenticator(Starlette(routes=routes, exception_handlers=handlers), market.config, send_error)
+    authenticated = Authenticator(Starlette(routes=routes, exception_handlers=handlers), market.config, send_error)
     origins = market.config.allow_origins
     if not origins:
-        return guarded
-    return CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=TALLY_HEADERS)
+        return authenticated
+    return CORSMiddleware(
+        authenticated, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=TALLY_HEADERS
+    )
 
 
-class _Offers:
-    """The models on offer. Whoever asks while a question is under way shares it, so that callers do not add up at the
-    coordinator, nor its answers here.
-    """
+class _ModelOffers:
+    """The models on offer. Concurrent callers share one request to the coordinator, and its answer."""
 
     def __init__(self, market: Market) -> None:
         self._market = market
-        self._asking: asyncio.Task[list[ModelOffer]] | None = None
+        self._request: asyncio.Task[list[ModelOffer]] | None = None
 
     async def get(self) -> list[ModelOffer]:
-        """As the coordinator tells them now. Raises TallyError."""
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._market.models(), name="models")
-            self._asking.add_done_callback(self._answered)
-        return await asyncio.shield(self._asking)
+        """The models that the coordinator lists now. Raises TallyError."""
+        if self._request is None:
+            self._request = asyncio.create_task(self._market.models(), name="models")
+            self._request.add_done_callback(self._request_done)
+        return await asyncio.shield(self._request)
 
-    def _answered(self, task: asyncio.Task[list[ModelOffer]]) -> None:
-        self._asking = None
+    def _request_done(self, task: asyncio.Task[list[ModelOffer]]) -> None:
+        self._request = None
         if not task.cancelled():
-            task.exception()  # nobody may be left who waits for it
+            task.exception()  # marks the error as seen: all callers may have disconnected
 
 
 def _models(market: Market, offers: list[ModelOffer], caller: ApiKey | None) -> list[dict[str, Any]]:
-    """What is for sale to a caller, and the names that stand for several models."""
+    """The models and aliases that a caller may use."""
     offered = [_model_entry(offer.id, offer.to_json()) for offer in offers]
     allowed = market.config.models_of(caller)
-    usable = {alias.name: [one for one in alias.models if not allowed or one in allowed] for alias in market.config.aliases}
+    usable = {alias.name: [model for model in alias.models if not allowed or model in allowed] for alias in market.config.aliases}
     named = [_model_entry(name, {"models": models}) for name, models in usable.items() if models]
     return [entry for entry in offered if not allowed or entry["id"] in allowed] + named
 
@@ -114,7 +114,7 @@ def _model_entry(name: str, market: dict[str, Any]) -> dict[str, Any]:
 
 
 class _PostOnly:
-    """Starlette takes instances as plain ASGI apps, for every method."""
+    """Refuses other methods than POST. Starlette passes every method to a route that is an ASGI app."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -123,7 +123,7 @@ class _PostOnly:
         if scope["method"] == "POST":
             await self._app(scope, receive, send)
         else:
-            await send_error(send, Refusal(Code.UNKNOWN_ROUTE, f"{scope['path']} takes POST only"))
+            await send_error(send, Refusal(Code.UNKNOWN_ROUTE, f"{scope['path']}: expected POST, got {scope['method']}"))
 
 
 def _json(document: object) -> Response:
@@ -133,37 +133,35 @@ def _json(document: object) -> Response:
 async def _show_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, TallyError):
         raise error
-    shown = render_error(error)
-    return Response(shown.body, shown.status, shown.headers, JSON)
+    response = render_error(error)
+    return Response(response.body, response.status, response.headers, JSON)
 
 
 async def _no_route(request: Request, _error: Exception) -> Response:
-    text = (
-        f"{request.method} {request.url.path}: not a route of this gateway; it has GET /v1/models and POST {', '.join(ALWAYS)}, …"
-    )
+    text = f"{request.method} {request.url.path}: expected a route such as GET /v1/models or POST {', '.join(ALWAYS)}"
     return await _show_error(request, Refusal(Code.UNKNOWN_ROUTE, text))
 
 
-async def _look_around(market: Market) -> None:
-    """Says at the start if no coordinator answers, and once a day what lies idle."""
+async def _maintain(market: Market) -> None:
+    """Warns at the start if no coordinator answers, and once a day of idle reservations."""
     try:
         await market.info()
     except TallyError as error:
-        log.warning("no jobs can be placed now", reason=str(error))
+        log.warning("coordinator not available", reason=str(error))
     maintenance = maintenance_of(market)
     while True:
         try:
             await maintenance.warn_idle()
         except TallyError as error:
-            log.info("reservations could not be looked at", reason=str(error))
+            log.info("reservations not checked", reason=str(error))
         await asyncio.sleep(DAY_SECONDS)
 
 
 async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[int], None] | None = None) -> None:
-    """Serves until SIGTERM or SIGINT; then lets what runs go on for a while, and cancels the rest.
+    """Serves until SIGTERM or SIGINT. Then it waits up to `shutdown_seconds` for running jobs and cancels the rest.
 
-    `ready` gets the bound port (useful with port 0). Raises BadMessage for settings that cannot be served, Unavailable for a
-    state file that cannot be used or a port that cannot be bound.
+    `ready` is called with the bound port, which is useful with port 0. Raises BadMessage for impossible settings and Unavailable
+    for an unusable ledger file or port.
     """
     check_public_access(config)
     async with Market.of(config, signer) as market, serving(build_app(market), config.host, config.port) as port:
@@ -171,8 +169,8 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
         log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)
         if ready is not None:
             ready(port)
-        looking = asyncio.create_task(_look_around(market), name="look-around")
+        maintaining = asyncio.create_task(_maintain(market), name="maintenance")
         await wait_for_stop_signal()
-        looking.cancel()
+        maintaining.cancel()
         log.info("gateway stopping", jobs=market.running)
         await market.drain(config.shutdown_seconds)

@@ -1,8 +1,7 @@
-"""What the attempts at one request of a caller came to so far: what they cost, what they may still cost, and whether there may be
-another.
+"""Tracks the attempts at one request of a caller: what they cost, what they may still cost, and whether another may follow.
 
-A job that failed may be billed all the same, as long as its orders are not released by a receipt. So what such an attempt may
-cost counts in the request's max_cost, the caller is told of it, and is not told to try again: the next try may be paid for twice.
+A failed job may still be billed until a receipt releases its orders. Therefore the possible cost of a failed attempt counts
+towards the request's max_cost. The caller learns of it and is told not to retry, because a retry could be paid for twice.
 """
 
 from __future__ import annotations
@@ -15,40 +14,39 @@ from tallystick.client.jobs.result import Result
 from tallystick.protocol.errors import Code, TallyError
 from tallystick.protocol.types import Amount
 
-_NOT_DELIVERED = (Code.COORDINATOR_UNAVAILABLE, Code.DATABASE_UNAVAILABLE)
-
 
 @dataclass(slots=True)
 class Attempts:
-    """The attempts at one request. `results` are answers that were paid for and would not do."""
+    """The attempts at one request. `results` are the answers that were paid for and not accepted."""
 
     results: list[Result] = field(default_factory=list)
-    _stakes: list[tuple[str, Amount]] = field(default_factory=list)
-    _failed: list[TallyError] = field(default_factory=list)
+    _failed_jobs: list[tuple[str, Amount]] = field(default_factory=list)
+    _errors: list[TallyError] = field(default_factory=list)
 
     @property
-    def stake(self) -> Amount:
-        """What attempts that failed may still cost, in base units."""
-        return Amount(sum(most for _, most in self._stakes))
+    def possible_cost(self) -> Amount:
+        """What failed attempts may still cost, in base units."""
+        return Amount(sum(cost for _, cost in self._failed_jobs))
 
-    def note(self, job: Job, error: TallyError, stake: Amount) -> None:
-        """An attempt that was placed failed so, and may still cost `stake` base units."""
-        self._failed.append(error)
-        if stake:
+    def record_failure(self, job: Job, error: TallyError, possible_cost: Amount) -> None:
+        """Records that a submitted attempt failed with `error` and may still cost `possible_cost` base units."""
+        self._errors.append(error)
+        if possible_cost:
             model = job.candidates[0].terms.model if job.candidates else ""
-            self._stakes.append((f"{model}; job={job.id.hex()}; at-most={int(stake)}", stake))
+            self._failed_jobs.append((f"{model}; job={job.id.hex()}; at-most={int(possible_cost)}", possible_cost))
 
     def may_fall_back(self, error: TallyError) -> bool:
-        """Whether another model may be asked after this error: not after one of a placed job that says not to try again."""
-        final = not error.retry and any(one is error for one in self._failed)
+        """Whether another model may be tried after this error. Not if a submitted job failed with it and must not be retried."""
+        final = not error.retry and any(recorded is error for recorded in self._errors)
         return may_fall_back(error) and (not final or not is_sold(error))
 
     def may_retry(self, error: TallyError, *, keyed: bool) -> bool:
-        """Whether the caller may send the request again without a person's thought. With an idempotency key that is the same job,
-        if only the way to the coordinator or this client's own database failed.
+        """Whether the caller may send the same request again without further checks.
+
+        With an idempotency key (`keyed`) a retry is the same job, so it is safe if only the coordinator could not be reached.
         """
-        return error.retry and (not self.stake or (keyed and error.code in _NOT_DELIVERED))
+        return error.retry and (not self.possible_cost or (keyed and error.code is Code.COORDINATOR_UNAVAILABLE))
 
     def headers(self) -> dict[str, str]:
-        """Tells the caller of attempts that failed and may still cost something."""
-        return {"x-tally-at-stake": ", ".join(text for text, _ in self._stakes)} if self._stakes else {}
+        """The header that lists failed attempts which may still cost something; empty if there are none."""
+        return {"x-tally-at-stake": ", ".join(text for text, _ in self._failed_jobs)} if self._failed_jobs else {}

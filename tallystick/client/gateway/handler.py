@@ -1,4 +1,4 @@
-"""The gateway's hot routes, raw ASGI: one request is one job, or one after another where a name stands for several models."""
+"""The gateway's OpenAI routes, as raw ASGI: one request is one job, or several in turn if an alias stands for several models."""
 
 from __future__ import annotations
 
@@ -20,12 +20,21 @@ from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedRes
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
-from tallystick.client.ledger.budgets import CacheHit
 from tallystick.client.ledger.idempotency import fingerprint
+from tallystick.client.ledger.spending import CacheHit
 from tallystick.client.openai.errors import render_error, render_error_event
 from tallystick.client.recovery.lost_state import TabRecovered
+from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market, maintenance_of
-from tallystick.client.selection.options import HEADER, Extras, Options, demand_of, least, read_options, under
+from tallystick.client.selection.options import (
+    HEADER,
+    GatewayOptions,
+    RequestOptions,
+    demand_of,
+    read_options,
+    restrict_to_key,
+    smallest_limit,
+)
 from tallystick.protocol.errors import BadMessage, Code, TallyError
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.routes import FORM, JSON, media_type
@@ -45,256 +54,273 @@ TALLY_HEADERS = (
     "x-tally-escalated",
     "x-tally-at-stake",
 )
-"""Headers of answers that are the gateway's own."""
+"""The headers that the gateway adds to answers."""
 RECEIPT_OUTSTANDING = "outstanding"
-"""What x-tally-receipt says where the whole answer came and its receipt has not yet; x-tally-cost is then the most it may be."""
+"""Value of x-tally-receipt if the whole answer came before its receipt. x-tally-cost is then the most that it may cost."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """One request of a caller: its route and body, and what its headers say."""
+class _GatewayRequest:
+    """One request of a caller: its route, its body, and what its headers say."""
 
     path: str
     body: bytes = field(repr=False)
     content_type: str
     key: str | None
-    options: Options
-    extras: Extras
+    options: RequestOptions
+    extras: GatewayOptions
     caller: ApiKey | None
 
     @classmethod
-    def of(cls, scope: Scope, body: bytes, config: ClientConfig) -> _Wanted:
-        """Like OpenAI's own servers and engines, whatever does not say that it is a form is read as JSON. Raises BadMessage, or
-        Refusal where the caller's key does not allow it.
+    def of(cls, scope: Scope, body: bytes, config: ClientConfig) -> _GatewayRequest:
+        """Reads the headers. Every body that is not declared as a form counts as JSON, as with OpenAI's own servers.
+
+        Raises BadMessage, or Refusal if the caller's key does not allow the request.
         """
         headers = Headers(scope=scope)
-        kind = headers.get("content-type", "")
+        content_type = headers.get("content-type", "")
         caller: ApiKey | None = scope.get(CALLER_KEY)
         options, extras = read_options(headers.get(HEADER))
         return cls(
             scope["path"],
             body,
-            kind if media_type(kind) == FORM else JSON,
-            _own(caller, headers.get("idempotency-key")),
-            under(config, caller, options),
+            content_type if media_type(content_type) == FORM else JSON,
+            _scoped_key(caller, headers.get("idempotency-key")),
+            restrict_to_key(config, caller, options),
             extras,
             caller,
         )
 
 
-def _own(caller: ApiKey | None, key: str | None) -> str | None:
-    """An idempotency key as one caller's own: another's stands for another job."""
+def _scoped_key(caller: ApiKey | None, key: str | None) -> str | None:
+    """The idempotency key within its caller's namespace: the same key of another caller means another job."""
     return key if caller is None or key is None else f"{caller.label}\N{SYMBOL FOR UNIT SEPARATOR}{key}"
 
 
 class RequestHandler:
-    """One request of a caller, from its body to the last byte of its answer."""
+    """ASGI app that answers requests to OpenAI's routes, from the body to the last byte of the answer."""
 
     def __init__(self, market: Market) -> None:
-        """Raises BadMessage for rules that can't be loaded."""
+        """Raises BadMessage for routing rules that cannot be loaded."""
         self._market = market
         aliases = market.config.aliases
-        self._names = AliasRouter(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
+        self._aliases = AliasRouter(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
         self._cache = ResponseCache.of(market.config, market.wallet)
         self._bodies = RequestBodies(market.config.max_body_bytes, market.config.max_total_body_bytes)
 
+    @property
+    def _maintenance(self) -> Maintenance:
+        return maintenance_of(self._market)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Runs the job until its answer is sent or its client is gone."""
+        """Runs the job until its answer is sent or its caller has disconnected."""
         send = with_send_timeout(send)
         try:
             async with self._bodies.read(receive) as body:
                 if body is None:
                     return
-                await self._run(_Wanted.of(scope, body, self._market.config), receive, send)
+                await self._run(_GatewayRequest.of(scope, body, self._market.config), receive, send)
         except TallyError as error:
             await send_error(send, error)
         except ClientStalled as error:
-            log.info("a caller was given up", reason=str(error))
+            log.info("caller disconnected", reason=str(error))
 
-    async def _run(self, wanted: _Wanted, receive: Receive, send: Send) -> None:
-        relay = asyncio.create_task(self._relay(wanted, send), name="relay")
-        gone = asyncio.create_task(_until_gone(receive), name="client-gone")
+    async def _run(self, request: _GatewayRequest, receive: Receive, send: Send) -> None:
+        answering = asyncio.create_task(self._answer_or_error(request, send), name="answer")
+        disconnected = asyncio.create_task(_wait_for_disconnect(receive), name="client-disconnect")
         try:
-            await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if wanted.key is not None:  # its client may come back for it
-                await asyncio.wait({relay}, timeout=self._market.config.linger_seconds)
+            await asyncio.wait({answering, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+            if request.key is not None:  # the caller may come back for it
+                await asyncio.wait({answering}, timeout=self._market.config.linger_seconds)
         finally:
-            gone.cancel()
-            if not relay.done():
-                relay.cancel()
-            await asyncio.gather(relay, gone, return_exceptions=True)
-        if not relay.cancelled():
-            relay.result()
+            disconnected.cancel()
+            if not answering.done():
+                answering.cancel()
+            await asyncio.gather(answering, disconnected, return_exceptions=True)
+        if not answering.cancelled():
+            answering.result()
 
-    async def _relay(self, wanted: _Wanted, send: Send) -> None:
-        """Leaving this, also by cancellation, ends the job: `async with` waits, for a bounded time, for its receipt."""
-        tried = Attempts()
+    async def _answer_or_error(self, request: _GatewayRequest, send: Send) -> None:
+        """Answers from the cache or from a job. Cancelling it ends the job, which waits for its receipt for a bounded time."""
+        attempts = Attempts()
         try:
-            plan = await self._of_key(wanted, self._plan(wanted))
-            name = self._cached_as(wanted, plan)
-            kept = None if name is None or self._cache is None else await self._cache.get(name)
-            if kept is None:
-                await self._ask(wanted, plan, _Sending(send, self._cache, name, tried), tried)
+            plan = await self._plan_for_key(request, self._plan(request))
+            name = self._cache_name(request, plan)
+            cached = None if name is None or self._cache is None else await self._cache.get(name)
+            if cached is None:
+                await self._try_models(request, plan, _ResponseSender(send, self._cache, name, attempts), attempts)
                 return
-            hit = CacheHit(self._label(wanted), kept.model, kept.provider, kept.cost)
-            await maintenance_of(self._market).record_cache_hit(hit)
-            await _send_kept(send, kept)
+            label = request.options.get("label", self._market.config.label)
+            await self._maintenance.record_cache_hit(CacheHit(label, cached.model, cached.provider, cached.cost))
+            await _send_cached(send, cached)
         except TallyError as error:
-            retry = tried.may_retry(error, keyed=wanted.key is not None)
-            await send_error(send, error, tried.headers(), retry=retry)
+            retry = attempts.may_retry(error, keyed=request.key is not None)
+            await send_error(send, error, attempts.headers(), retry=retry)
 
-    def _cached_as(self, wanted: _Wanted, plan: RoutingPlan) -> str | None:
-        """By the whole plan: what any of its models answers is the answer, and another plan's is not."""
-        if self._cache is None or wanted.key is not None or wanted.content_type != JSON or wanted.extras.cache is False:
+    def _cache_name(self, request: _GatewayRequest, plan: RoutingPlan) -> str | None:
+        """The answer's name in the cache. It depends on the whole plan, because any of its models may answer."""
+        if self._cache is None or request.key is not None or request.content_type != JSON or request.extras.cache is False:
             return None
-        demand = demand_of(self._market.config, "", wanted.path, wanted.options)
-        caller = "" if wanted.caller is None else wanted.caller.label
-        return self._cache.name(wanted.path, plan.bodies, demand, caller, asked=wanted.extras.cache)
+        demand = demand_of(self._market.config, "", request.path, request.options)
+        caller = "" if request.caller is None else request.caller.label
+        return self._cache.name(request.path, plan.bodies, demand, caller, requested=request.extras.cache)
 
-    def _label(self, wanted: _Wanted) -> str:
-        return wanted.options.get("label", self._market.config.label)
+    def _plan(self, request: _GatewayRequest) -> RoutingPlan:
+        if request.content_type != JSON:
+            return RoutingPlan([request.body])
+        return self._aliases.plan(request.body, request.extras.fallbacks, weight_draw(request.key or secrets.token_hex()))
 
-    def _plan(self, wanted: _Wanted) -> RoutingPlan:
-        if wanted.content_type != JSON:
-            return RoutingPlan([wanted.body])
-        return self._names.plan(wanted.body, wanted.extras.fallbacks, weight_draw(wanted.key or secrets.token_hex()))
+    async def _plan_for_key(self, request: _GatewayRequest, plan: RoutingPlan) -> RoutingPlan:
+        """The plan of a request with an idempotency key, which stands for one job.
 
-    async def _of_key(self, wanted: _Wanted, plan: RoutingPlan) -> RoutingPlan:
-        """What is left of a plan for a request with an idempotency key, which stands for one job: the body that this job
-        has, once there is one; until then any, without a second after an answer.
+        If that job exists, only its body is left of the plan. Otherwise all bodies are, and every answer is accepted.
         """
-        if wanted.key is None or len(plan.bodies) == 1:
+        if request.key is None or len(plan.bodies) == 1:
             return plan
-        head = RequestHead(wanted.path, wanted.content_type)
-        known = await maintenance_of(self._market).find_key(wanted.key)
-        mine = [body for body in plan.bodies if known is not None and fingerprint(join_request(head, body)) == known.fingerprint]
-        return RoutingPlan((mine or plan.bodies[:1]) if known is not None else plan.bodies)
+        head = RequestHead(request.path, request.content_type)
+        keyed = await self._maintenance.find_key(request.key)
+        if keyed is None:
+            return RoutingPlan(plan.bodies)
+        same = [body for body in plan.bodies if fingerprint(join_request(head, body)) == keyed.fingerprint]
+        return RoutingPlan(same or plan.bodies[:1])
 
-    async def _ask(self, wanted: _Wanted, plan: RoutingPlan, sending: _Sending, tried: Attempts) -> None:
-        """One model after another, until one answers and its answer will do. Raises TallyError as long as nothing was sent: the
-        first one where max_cost leaves nothing for another model.
+    async def _try_models(self, request: _GatewayRequest, plan: RoutingPlan, sender: _ResponseSender, attempts: Attempts) -> None:
+        """Tries one model after another until one answers and its answer is accepted.
+
+        Raises TallyError if nothing was sent: the first model's error if max_cost leaves nothing for another model.
         """
-        failed: TallyError | None = None
-        for left, body in zip(range(len(plan.bodies) - 1, -1, -1), plan.bodies, strict=True):
+        first_error: TallyError | None = None
+        for remaining, body in zip(range(len(plan.bodies) - 1, -1, -1), plan.bodies, strict=True):
             try:
-                result = await self._answer(wanted, body, sending, tried)
+                result = await self._run_job(request, body, sender, attempts)
             except TallyError as error:
-                sending.name = None  # the next model may answer, but not for the one that was to
-                placed = wanted.key is not None and await maintenance_of(self._market).find_key(wanted.key) is not None
-                if placed or not left or not tried.may_fall_back(error):
-                    if not tried.results:
-                        raise (failed if failed is not None and error.code is Code.COST_ABOVE_CAP else error) from None
+                sender.cache_name = None  # the answer of another model is not cached in place of this one's
+                submitted = request.key is not None and await self._maintenance.find_key(request.key) is not None
+                if submitted or not remaining or not attempts.may_fall_back(error):
+                    if not attempts.results:
+                        over_limit = first_error is not None and error.code is Code.COST_ABOVE_CAP
+                        raise (first_error if over_limit and first_error is not None else error) from None
                     break
-                log.info("falling back to another model", code=error.code.value, reason=str(error), at_stake=int(tried.stake))
-                failed = failed or error
+                log.info(
+                    "falling back to another model",
+                    code=error.code.value,
+                    reason=str(error),
+                    possible_cost=int(attempts.possible_cost),
+                )
+                first_error = first_error or error
                 continue
             if result is None:
                 return
-            if not left or _will_do(plan, result):
-                await sending.result(result, tried.results)
+            if not remaining or _is_accepted(plan, result):
+                await sender.send_result(result, attempts.results)
                 return
-            log.info("an answer will not do: asking the next model", job=result.job.hex(), cost=int(result.cost))
-            tried.results.append(result)
-        if tried.results:  # better than nothing, and paid for
-            await sending.result(tried.results[-1], tried.results[:-1])
+            log.info("answer not accepted, trying the next model", job=result.job.hex(), cost=int(result.cost))
+            attempts.results.append(result)
+        if attempts.results:  # a rejected answer is better than none, and it is paid for
+            await sender.send_result(attempts.results[-1], attempts.results[:-1])
 
-    async def _answer(self, wanted: _Wanted, body: bytes, sending: _Sending, tried: Attempts) -> Result | None:
-        """The answer of one model; None if it was a stream, which then was sent. What earlier attempts cost, or may cost, is
-        taken off max_cost.
+    async def _run_job(self, request: _GatewayRequest, body: bytes, sender: _ResponseSender, attempts: Attempts) -> Result | None:
+        """Runs a job for one model and returns its result; None if it was a stream, which has been sent.
+
+        What earlier attempts cost, or may still cost, is deducted from max_cost.
         """
-        market, options = self._market, wanted.options
-        limit, spent = least(market.config.max_cost, options.get("max_cost")), tried.stake + _sum(tried.results)
+        market, options = self._market, request.options
+        limit = smallest_limit(market.config.max_cost, options.get("max_cost"))
+        spent = attempts.possible_cost + _total_cost(attempts.results)
         if spent and limit is not None:
-            options = Options(**options)
+            options = RequestOptions(**options)
             options["max_cost"] = Amount(max(limit - spent, 0))
-        for again in (wanted.key is None, False):
-            job = await market.submit(wanted.path, body, key=wanted.key, content_type=wanted.content_type, **options)
+        for may_repeat in (request.key is None, False):
+            job = await market.submit(request.path, body, key=request.key, content_type=request.content_type, **options)
             async with job:
                 try:
                     head = await job.start()
                     if media_type(head.content_type) != EVENT_STREAM:
                         return await job.result()
                 except TallyError as error:
-                    stake = await maintenance_of(market).possible_cost(job.id)
-                    tried.note(job, error, stake)
-                    if again and not stake and job.head is None and await self._mended(error, job):
+                    possible_cost = await self._maintenance.possible_cost(job.id)
+                    attempts.record_failure(job, error, possible_cost)
+                    if may_repeat and not possible_cost and job.head is None and await self._is_repaired(error, job):
                         continue
                     raise
-                await sending.stream(job, head, keyed=wanted.key is not None, stake=maintenance_of(market).possible_cost)
+                keyed = request.key is not None
+                await sender.send_stream(job, head, keyed=keyed, possible_cost=self._maintenance.possible_cost)
                 return None
-        raise RuntimeError("a job that is not asked for again has an end")
+        raise RuntimeError("the last attempt neither returned nor raised")
 
-    async def _mended(self, error: TallyError, job: Job) -> bool:
-        """Whether what was in the job's way is not any more: too little reserved, or books that lacked something."""
+    async def _is_repaired(self, error: TallyError, job: Job) -> bool:
+        """Whether the cause of the failure is gone: the ledger was repaired, or more was reserved for the provider."""
         if isinstance(error, TabRecovered):
             return True
-        return error.code is Code.UNSECURED and await maintenance_of(self._market).top_up(job)
+        return error.code is Code.UNSECURED and await self._maintenance.top_up(job)
 
 
-def _will_do(plan: RoutingPlan, result: Result) -> bool:
+def _is_accepted(plan: RoutingPlan, result: Result) -> bool:
     if result.head.status != 200:
-        return True  # an engine's own error is for the caller to see
+        return True  # the caller gets to see an engine's own error
     try:
-        return plan.good(result.json())
+        return plan.accepts(result.json())
     except BadMessage:
         return True
 
 
-class _Sending:
-    """An answer on its way to the caller, and into the cache where it has a name there."""
+class _ResponseSender:
+    """Sends an answer to the caller, and caches it under `cache_name` if it has one."""
 
-    def __init__(self, send: Send, cache: ResponseCache | None, name: str | None, tried: Attempts) -> None:
-        self._send, self._cache, self.name, self._tried = send, cache, name, tried
+    def __init__(self, send: Send, cache: ResponseCache | None, cache_name: str | None, attempts: Attempts) -> None:
+        self._send, self._cache, self.cache_name, self._attempts = send, cache, cache_name, attempts
 
-    async def result(self, result: Result, before: Sequence[Result]) -> None:
-        """A whole answer; those `before` were other models', which would not do, and are paid for too."""
+    async def send_result(self, result: Result, rejected: Sequence[Result]) -> None:
+        """Sends a whole answer. `rejected`: earlier answers of other models, which are paid for too."""
         headers = {
             "content-type": result.head.content_type,
             "x-request-id": result.job.hex(),
             "x-tally-job": result.job.hex(),
             "x-tally-provider": result.provider,
-            "x-tally-cost": str(_sum([result, *before])),
+            "x-tally-cost": str(_total_cost([result, *rejected])),
             "x-tally-receipt": RECEIPT_OUTSTANDING if result.receipt is None else "0x" + result.receipt.digest.hex(),
             "x-tally-prices": _prices(result.terms),
         }
-        if before:
-            told = (f"{one.terms.model}; job={one.job.hex()}; cost={int(one.highest_cost)}" for one in before)
-            headers["x-tally-escalated"] = ", ".join(told)
-        headers |= self._tried.headers()
-        await self._keep(result, result.body)  # first: whoever has the answer may ask again
-        await _send_whole(self._send, result.head.status, headers | self._missed(), result.body)
+        if rejected:
+            entries = (f"{r.terms.model}; job={r.job.hex()}; cost={int(r.highest_cost)}" for r in rejected)
+            headers["x-tally-escalated"] = ", ".join(entries)
+        headers |= self._attempts.headers()
+        await self._store(result, result.body)  # before sending: a caller that has the answer may ask again at once
+        await _send_whole(self._send, result.head.status, headers | self._cache_headers(), result.body)
 
-    async def stream(self, job: Job, head: ResponseHead, *, keyed: bool, stake: Callable[[JobId], Awaitable[Amount]]) -> None:
-        """An event stream, chunk by chunk; an error in its midst is its last event. `stake`: what a job may still cost."""
-        headers = {"content-type": head.content_type, "cache-control": "no-store", **_job_headers(job), **self._missed()}
-        headers |= self._tried.headers()
+    async def send_stream(
+        self, job: Job, head: ResponseHead, *, keyed: bool, possible_cost: Callable[[JobId], Awaitable[Amount]]
+    ) -> None:
+        """Sends an event stream chunk by chunk. If the job fails on the way, the last event is its error."""
+        headers = {"content-type": head.content_type, "cache-control": "no-store", **_job_headers(job), **self._cache_headers()}
+        headers |= self._attempts.headers()
         await _send_head(self._send, head.status, headers)
         tail, parts, size = b"\n\n", list[bytes](), 0
         try:
             async for chunk in job:
                 tail = (tail + chunk)[-2:]
                 size += len(chunk)
-                if self.name is not None and size <= MAX_CACHED_BYTES:
+                if self.cache_name is not None and size <= MAX_CACHED_BYTES:
                     parts.append(chunk)
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         except TallyError as error:
-            log.warning("a stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
-            self._tried.note(job, error, await stake(job.id))
-            told = render_error_event(error, retry=self._tried.may_retry(error, keyed=keyed))
+            log.warning("stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
+            self._attempts.record_failure(job, error, await possible_cost(job.id))
+            event = render_error_event(error, retry=self._attempts.may_retry(error, keyed=keyed))
             gap = b"" if tail == b"\n\n" else b"\n\n"
-            await self._send({"type": "http.response.body", "body": gap + told, "more_body": True})
-        if self.name is not None and job.receipt_accepted and size <= MAX_CACHED_BYTES:
-            await self._keep(await job.result(), b"".join(parts))
+            await self._send({"type": "http.response.body", "body": gap + event, "more_body": True})
+        if self.cache_name is not None and job.receipt_accepted and size <= MAX_CACHED_BYTES:
+            await self._store(await job.result(), b"".join(parts))
         await self._send({"type": "http.response.body", "body": b""})
 
-    def _missed(self) -> dict[str, str]:
-        return {} if self.name is None else {"x-tally-cache": "miss"}
+    def _cache_headers(self) -> dict[str, str]:
+        return {} if self.cache_name is None else {"x-tally-cache": "miss"}
 
-    async def _keep(self, result: Result, body: bytes) -> None:
-        if self._cache is None or self.name is None or result.head.status != 200:
+    async def _store(self, result: Result, body: bytes) -> None:
+        if self._cache is None or self.cache_name is None or result.head.status != 200:
             return
         if result.receipt is not None and result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
-            kept = CachedResponse(
+            response = CachedResponse(
                 content_type=result.head.content_type,
                 body=body,
                 job=result.job.hex(),
@@ -303,26 +329,27 @@ class _Sending:
                 cost=result.cost,
                 receipt="0x" + result.receipt.digest.hex(),
             )
-            await self._cache.put(self.name, kept)
+            await self._cache.put(self.cache_name, response)
 
 
-def _sum(results: Sequence[Result]) -> Amount:
-    return Amount(sum(one.highest_cost for one in results))
+def _total_cost(results: Sequence[Result]) -> Amount:
+    """The most that these results cost together, in base units."""
+    return Amount(sum(result.highest_cost for result in results))
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def _job_headers(job: Job) -> dict[str, str]:
     headers = {"x-request-id": job.id.hex(), "x-tally-job": job.id.hex(), "x-tally-provider": job.provider or ""}
-    terms = next((one.terms for one in job.candidates if one.provider == job.provider), None)
+    terms = next((candidate.terms for candidate in job.candidates if candidate.provider == job.provider), None)
     return headers if terms is None else headers | {"x-tally-prices": _prices(terms)}
 
 
 def _prices(terms: Terms) -> str:
-    """Base units per 1,000,000 tokens."""
+    """The prices of an order, in base units per 1,000,000 tokens."""
     return f"input={terms.input_price}, cached={terms.cached_input_price}, output={terms.output_price}"
 
 
@@ -336,23 +363,23 @@ async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_kept(send: Send, kept: CachedResponse) -> None:
+async def _send_cached(send: Send, cached: CachedResponse) -> None:
     headers = {
-        "content-type": kept.content_type,
-        "x-request-id": kept.job,
-        "x-tally-job": kept.job,
-        "x-tally-provider": kept.provider,
+        "content-type": cached.content_type,
+        "x-request-id": cached.job,
+        "x-tally-job": cached.job,
+        "x-tally-provider": cached.provider,
         "x-tally-cost": "0",
-        "x-tally-receipt": kept.receipt,
+        "x-tally-receipt": cached.receipt,
         "x-tally-cache": "hit",
     }
-    await _send_whole(send, 200, headers, kept.body)
+    await _send_whole(send, 200, headers, cached.body)
 
 
 async def send_error(
     send: Send, error: TallyError, headers: Mapping[str, str] | None = None, *, retry: bool | None = None
 ) -> None:
-    """An error in OpenAI's shape. `retry`: see render_error."""
-    shown = render_error(error, retry=retry)
-    log.info("request refused", status=shown.status, code=error.code.value, reason=str(error))
-    await _send_whole(send, shown.status, {"content-type": JSON} | shown.headers | dict(headers or {}), shown.body)
+    """Sends an error in OpenAI's format. `retry`: see `render_error`."""
+    response = render_error(error, retry=retry)
+    log.info("request refused", status=response.status, code=error.code.value, reason=str(error))
+    await _send_whole(send, response.status, {"content-type": JSON} | response.headers | dict(headers or {}), response.body)

@@ -1,6 +1,4 @@
-"""What callers can make the gateway hold: the bodies of their requests, in all and each for how long, and answers that they do
-not take.
-"""
+"""Bounds what callers can make the gateway hold: request bodies, each and in all, and answers that callers do not read."""
 
 from __future__ import annotations
 
@@ -13,31 +11,32 @@ from starlette.types import Message, Receive, Send
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 
 BODY_TIMEOUT_SECONDS = 60
-"""How long a request's body may take to arrive."""
+"""Seconds within which a request's body must arrive."""
 SEND_TIMEOUT_SECONDS = 300
-"""How long a caller may take none of its answer before the connection is given up, and its job cancelled."""
+"""Seconds without progress after which a caller that does not read its answer is disconnected and its job cancelled."""
 
 
 class ClientStalled(Exception):
-    """The caller does not take its answer."""
+    """The caller does not read its answer."""
 
 
 class RequestBodies:
-    """Room for the bodies of all requests under way, in bytes: a body has room from when it arrives until its request is over."""
+    """Limits the bytes of one body and of all bodies together. A body counts from its arrival until its request is over."""
 
-    def __init__(self, one: int, together: int) -> None:
-        self._one, self._together = one, together
+    def __init__(self, max_body: int, max_total: int) -> None:
+        self._max_body, self._max_total = max_body, max_total
         self.held = 0
 
     @contextlib.asynccontextmanager
     async def read(self, receive: Receive) -> AsyncIterator[bytes | None]:
-        """A request's body, for which there is room inside the block; None if its caller left meanwhile. Raises Refusal where it
-        is too long or too slow, Unavailable where all bodies together leave no room for it.
+        """Reads a request's body, which counts until the block ends. Yields None if the caller disconnected meanwhile.
+
+        Raises Refusal for a body that is too long or too slow, and Unavailable if all bodies together leave no room for it.
         """
         parts: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_SECONDS) as waited:
+            async with asyncio.timeout(BODY_TIMEOUT_SECONDS) as deadline:
                 more = True
                 while more:
                     event = await receive()
@@ -53,30 +52,28 @@ class RequestBodies:
             parts.clear()
             yield body
         except TimeoutError:
-            if not waited.expired():
+            if not deadline.expired():
                 raise
-            raise Refusal(Code.TIMED_OUT, f"the request did not arrive within {BODY_TIMEOUT_SECONDS} s") from None
+            raise Refusal(Code.TIMED_OUT, f"request body: expected within {BODY_TIMEOUT_SECONDS} seconds") from None
         finally:
             self.held -= size
 
-    def _check(self, size: int, more: int) -> None:
-        if size > self._one:
-            raise Refusal(Code.BODY_TOO_LARGE, f"the request is longer than {self._one} bytes")
-        if self.held + more > self._together:
-            text = (
-                f"the requests under way have {self._together} bytes, which is all that this gateway holds (max_total_body_bytes)"
-            )
+    def _check(self, size: int, added: int) -> None:
+        if size > self._max_body:
+            raise Refusal(Code.BODY_TOO_LARGE, f"request body: expected at most {self._max_body} bytes (max_body_bytes)")
+        if self.held + added > self._max_total:
+            text = f"the running requests fill the gateway's {self._max_total} bytes (max_total_body_bytes); try again later"
             raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
 
 
 def with_send_timeout(send: Send) -> Send:
-    """A `send` that raises ClientStalled where the caller takes nothing for SEND_TIMEOUT_SECONDS."""
+    """A `send` that raises ClientStalled if the caller reads nothing for SEND_TIMEOUT_SECONDS."""
 
-    async def in_time(message: Message) -> None:
+    async def send_in_time(message: Message) -> None:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
                 await send(message)
         except TimeoutError:
-            raise ClientStalled(f"the caller took nothing for {SEND_TIMEOUT_SECONDS} s") from None
+            raise ClientStalled(f"the caller read nothing for {SEND_TIMEOUT_SECONDS} seconds") from None
 
-    return in_time
+    return send_in_time

@@ -54,7 +54,7 @@ class JobContext:
     config: ClientConfig
     coordinator: CoordinatorClient
     ledger: Ledger
-    resolver: Reconciler
+    reconciler: Reconciler
     domain: Domain
     now: Callable[[], int]
     on_finished: Callable[[Job], None]
@@ -217,7 +217,7 @@ class Job:
             if not self._done:
                 await self._record_arrived(StreamEnd.ABANDONED)
                 self._finish_reading()
-                self._context.resolver.abandon(self.id)
+                self._context.reconciler.abandon(self.id)
             return None
         response = self._response
         return self._result(b"") if self._error is None and response.receipt is not None and response.head is not None else None
@@ -240,7 +240,7 @@ class Job:
         """
         arrived = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
         if not self._keyed:
-            self._context.resolver.abandon(self.id)
+            self._context.reconciler.abandon(self.id)
         return arrived
 
     async def _record_arrived(self, stream: StreamEnd) -> dict[Hash, Delivery]:
@@ -344,7 +344,7 @@ class Job:
             arrived = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
             if response.complete:
                 await self._record_delivery(arrived)
-            remote, receipt = await self._context.resolver.resolve(self.id, arrived, self._doubt)
+            remote, receipt = await self._context.reconciler.reconcile(self.id, arrived, self._doubt)
             report = f"the coordinator reports the job as {remote.state.value}"
             over = remote.state in TERMINAL
             if receipt is None and remote.receipt is None and not response.complete:
@@ -369,7 +369,7 @@ class Job:
     async def _record_delivery(self, arrived: dict[Hash, Delivery]) -> None:
         """Records that the whole answer came while its receipt is outstanding."""
         text = "the whole answer came; its receipt is outstanding"
-        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), arrived=arrived)
+        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), deliveries=arrived)
 
     async def _finish_failed(self, failure: TallyError) -> None:
         """Ends a job that the coordinator reported as failed. Raises that failure, unless the whole answer had come."""
@@ -377,14 +377,14 @@ class Job:
         if response.complete and response.head is not None:
             log.warning("job failed after its whole answer", job=self.id.hex(), reason=str(failure))
             await self._record_delivery(self._delivered_by_order())
-            context.resolver.fetch(self.id)
+            context.reconciler.fetch_receipt(self.id)
             self._finish_reading()
             return
         state = JobState.CANCELLED if self._cancelling else JobState.FAILED
-        await context.ledger.end_job(self.id, state, str(failure), context.now(), arrived=self._delivered_by_order())
+        await context.ledger.end_job(self.id, state, str(failure), context.now(), deliveries=self._delivered_by_order())
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger does not have
-            context.resolver.wake()
-            self._end_with(await context.resolver.recovery.refused(self.id, failure))
+            context.reconciler.wake()
+            self._end_with(await context.reconciler.recovery.explain_refusal(self.id, failure))
         self._end_with(failure)
 
     async def _finish(self) -> None:
@@ -409,11 +409,11 @@ class Job:
             took,
             doubt,
             self.proof,
-            arrived=self._delivered_by_order(),
+            other_deliveries=self._delivered_by_order(),
         )
         complaint = await context.ledger.record_receipt(arrival)
         if response.failed_providers:
-            context.resolver.look_into(response.failed_providers)
+            context.reconciler.recover_tabs(response.failed_providers)
         if context.proof_folder is not None and self.proof is not None:
             await context.proof_folder.put(self.id, self.proof)
         error = complaint or outcome_error(response, response.receipt.message, cancelling=self._cancelling)

@@ -50,11 +50,11 @@ async def _explain_refusal(context: JobContext, keyed: IdempotencyKey, refused: 
     """Returns the error that says what became of a job whose answer can no longer be had."""
     job = keyed.job
     try:
-        remote, receipt = await context.resolver.resolve(job)
+        remote, receipt = await context.reconciler.reconcile(job)
     except Refusal as error:
         if error.code is not Code.UNKNOWN_JOB:
             raise
-        await context.ledger.end_job(job, JobState.FAILED, str(refused), context.now(), keep=True)
+        await context.ledger.end_job(job, JobState.FAILED, str(refused), context.now(), keep_orders_open=True)
         await context.ledger.forget_key(keyed.key)
         return refused
     if remote.state not in TERMINAL:

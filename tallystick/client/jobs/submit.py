@@ -49,7 +49,7 @@ class JobSubmitter:
     wallet: Signer
     coordinator: CoordinatorClient
     ledger: Ledger
-    resolver: Reconciler
+    reconciler: Reconciler
     clock: Callable[[], int]
     random: Callable[[int], bytes]
     submitting: set[JobId]
@@ -144,7 +144,7 @@ class JobSubmitter:
             if idempotency_key is None:
                 if isinstance(error, ConnectionLost):
                     error.retry = False  # the job may have been admitted, and another request would buy it twice
-                self.resolver.abandon(job)
+                self.reconciler.abandon(job)
             raise
         except TallyError as error:
             if idempotency_key is not None:

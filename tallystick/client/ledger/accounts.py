@@ -1,4 +1,4 @@
-"""A payer's accounts with its providers, as the ledger has them: what was billed, what may be, when it was used last."""
+"""A payer's accounts with its providers: what each one billed, what it may still bill, and when it was last used."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from tallystick.client.ledger.schema import deployment_id, tabs
-from tallystick.client.ledger.writes import read_tabs
+from tallystick.client.ledger.tabs import read_tabs
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.types import Address, Amount
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One provider's. Amounts are base units over the account's life; `used_at`: when it was last ordered from, Unix seconds;
-    `frozen`: why no more goes there, or empty.
+    """The account of one provider. Amounts are base units over the account's life.
+
+    `used_at`: when this payer last ordered from the provider, in Unix seconds. `blocked_reason`: why the provider gets no more
+    orders; empty if it is not blocked.
     """
 
     provider: Address
     billed: Amount
     in_flight: Amount
     used_at: int
-    frozen: str
+    blocked_reason: str
 
 
 def read_accounts(c: Connection, domain: Domain, payer: Address, now: int) -> list[Account]:
-    """Every provider that this payer ever ordered from, the last used first."""
-    here = (tabs.c.deployment_id == deployment_id(domain)) & (tabs.c.payer == payer)
-    providers = [Address(row) for row in c.execute(sa.select(tabs.c.provider).where(here)).scalars()]
-    found = read_tabs(c, domain, payer, providers, now)
-    told = [
+    """Returns the account of every provider that this payer ever ordered from, the most recently used first."""
+    own_tabs = (tabs.c.deployment_id == deployment_id(domain)) & (tabs.c.payer == payer)
+    providers = [Address(row) for row in c.execute(sa.select(tabs.c.provider).where(own_tabs)).scalars()]
+    accounts = [
         Account(
             provider,
             Amount(max(tab.accepted, tab.explained_total)),
@@ -39,6 +40,6 @@ def read_accounts(c: Connection, domain: Domain, payer: Address, now: int) -> li
             tab.order_seq // 1_000_000_000,
             tab.blocked_reason,
         )
-        for provider, tab in found.items()
+        for provider, tab in read_tabs(c, domain, payer, providers, now).items()
     ]
-    return sorted(told, key=lambda one: one.used_at, reverse=True)
+    return sorted(accounts, key=lambda account: account.used_at, reverse=True)

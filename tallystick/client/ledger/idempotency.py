@@ -1,7 +1,8 @@
-"""Idempotency keys, as the ledger keeps them: a request with a key is one job, however often it is asked for.
+"""Idempotency keys in the ledger: requests with the same key are one job, however often they are sent.
 
-What is kept takes the job up again after a crash: the content key (the ledger's file is its owner's alone) and the submission's
-header with the signed orders, whose sealed body follows from the request and the content key. Functions of one connection.
+The stored row lets a process resume the job after a crash. It holds the content key (only the owner can read the ledger's file)
+and the submission's header with the signed orders. The sealed body follows from the request and the content key. Functions of one
+connection.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.types import Address, JobId
 
 MAX_KEY = 255
+"""Characters of a key."""
 MAX_KEYS = 10_000
-"""Keys of one payer that are remembered; the oldest go first."""
+"""Keys of one payer that are stored; beyond it the oldest are deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """The job that a key stands for. `header` is that submission without its sealed body; `made_at` Unix seconds."""
+    """A key and its job. `header`: the job's submission without the sealed body. `made_at`: Unix seconds."""
 
     key: str
     fingerprint: str
@@ -35,58 +37,61 @@ class IdempotencyKey:
 
 
 def check_key(key: str) -> str:
-    """Raises BadMessage for what is no key."""
+    """Returns the key. Raises BadMessage if it is empty, too long or not printable."""
     if not 0 < len(key) <= MAX_KEY or not key.isprintable():
-        raise BadMessage(f"idempotency key: expected 1 to {MAX_KEY} printable characters")
+        raise BadMessage(f"idempotency key: expected 1 to {MAX_KEY} printable characters, got {len(key)}: {key[:50]!r}")
     return key
 
 
 def fingerprint(plain: bytes) -> str:
-    """What tells one request from another: all that is sealed, head and body, since a content key seals one plaintext only."""
+    """Identifies a request: the SHA-256 of all that is sealed, head and body, because a content key seals only one plaintext."""
     return hashlib.sha256(plain).hexdigest()
 
 
 def check_same(known: IdempotencyKey, request: str) -> None:
-    """Raises Refusal if the key stands for another request."""
+    """Compares a request's fingerprint with the key's. Raises Refusal (order_replayed) if the key belongs to another request."""
     if known.fingerprint != request:
-        text = f"idempotency key: {known.key!r} was used for another request (job {known.job.hex()}); a key belongs to one body"
+        text = (
+            f"idempotency key: {known.key!r} was already used for another request (job {known.job.hex()}); send each "
+            "request body with a key of its own"
+        )
         raise Refusal(Code.ORDER_REPLAYED, text)
 
 
 def find_key(c: Connection, payer: Address, key: str) -> IdempotencyKey | None:
-    """The job of a key."""
+    """Returns the stored key with its job, or None."""
     row = c.execute(sa.select(keys).where(keys.c.payer == payer, keys.c.key == key)).one_or_none()
     if row is None:
         return None
     return IdempotencyKey(row.key, row.fingerprint, JobId(bytes.fromhex(row.job)), row.content_key, row.header, row.made_at)
 
 
-def store_key(c: Connection, payer: Address, keyed: IdempotencyKey, horizon: int) -> IdempotencyKey:
-    """Remembers a key unless it stands for a job already, and returns what it stands for.
+def store_key(c: Connection, payer: Address, new: IdempotencyKey, oldest: int) -> IdempotencyKey:
+    """Stores a key unless it already has a job, and returns the stored key.
 
-    Forgets keys made before `horizon` and those beyond MAX_KEYS.
+    Deletes keys made before `oldest` (Unix seconds) and those beyond MAX_KEYS.
     """
-    mine = keys.c.payer == payer
-    newest = sa.select(keys.c.key).where(mine).order_by(keys.c.made_at.desc()).limit(MAX_KEYS - 1)
-    c.execute(sa.delete(keys).where(mine, (keys.c.made_at < horizon) | keys.c.key.not_in(newest)))
+    own_keys = keys.c.payer == payer
+    newest = sa.select(keys.c.key).where(own_keys).order_by(keys.c.made_at.desc()).limit(MAX_KEYS - 1)
+    c.execute(sa.delete(keys).where(own_keys, (keys.c.made_at < oldest) | keys.c.key.not_in(newest)))
     row = {
         "payer": payer,
-        "key": keyed.key,
-        "fingerprint": keyed.fingerprint,
-        "job": keyed.job.hex(),
-        "content_key": keyed.content_key,
-        "header": keyed.header,
-        "made_at": keyed.made_at,
+        "key": new.key,
+        "fingerprint": new.fingerprint,
+        "job": new.job.hex(),
+        "content_key": new.content_key,
+        "header": new.header,
+        "made_at": new.made_at,
     }
     c.execute(insert(keys).on_conflict_do_nothing(), row)
-    return find_key(c, payer, keyed.key) or keyed
+    return find_key(c, payer, new.key) or new
 
 
 def forget_key(c: Connection, payer: Address, key: str) -> None:
-    """The key's job was never admitted: the key may stand for another."""
+    """Deletes a key whose job was never admitted; the key may be used again."""
     c.execute(sa.delete(keys).where(keys.c.payer == payer, keys.c.key == key))
 
 
 def forget_key_of(c: Connection, payer: Address, job: JobId) -> None:
-    """A job was refused by its providers: its key, if it has one, may stand for another."""
+    """Deletes the key, if any, of a job that its providers refused; the key may be used again."""
     c.execute(sa.delete(keys).where(keys.c.payer == payer, keys.c.job == job.hex()))

@@ -1,7 +1,7 @@
-"""The payer's ledger: tabs, orders, receipts and evidence of one wallet in one SQLite file, which its processes may share.
+"""The payer's ledger: tabs, orders, receipts and evidence of one wallet in one SQLite file that its processes may share.
 
-Every change is one write transaction; it has the file's write lock before it reads (see `runtime.storage`), so that two processes
-never sign from the same state of a tab. What a method returned is on disk.
+Every change is one write transaction. The transaction takes the file's write lock before it reads (see `runtime.storage`), so two
+processes never sign from the same state of a tab. When a method returns, its change is on disk.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import structlog
 from sqlalchemy import Connection
 
 from tallystick.client.config import Budget
-from tallystick.client.ledger import ask_freshness, budgets, idempotency, open_orders, queries, repair, writes
+from tallystick.client.ledger import ask_freshness, budgets, idempotency, open_orders, queries, repair, spending, writes
 from tallystick.client.ledger.accounts import Account, read_accounts
-from tallystick.client.ledger.budgets import DAY_SECONDS, BudgetStatus, CacheHit, SpendingRow
+from tallystick.client.ledger.budgets import BudgetStatus
 from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
 from tallystick.client.ledger.process_locks import ProcessLock
 from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
-from tallystick.client.ledger.schema import JobState, deployment_id
+from tallystick.client.ledger.schema import JobState
+from tallystick.client.ledger.spending import DAY_SECONDS, CacheHit, SpendingRow
+from tallystick.client.ledger.tabs import read_tabs, tab_key
 from tallystick.client.ledger.writes import IncomingReceipt, NewJob, SignOrder
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
@@ -43,52 +45,51 @@ MIGRATIONS = Path(__file__).parents[1] / "migrations"
 class Ledger:
     """The ledger of one payer. Open with `Ledger.open`, close with `close`."""
 
-    def __init__(self, database: Database, payer: Address, evidence: Path, presence: ProcessLock) -> None:
+    def __init__(self, database: Database, payer: Address, evidence: Path, process: ProcessLock) -> None:
         self._database, self._evidence = database, evidence
         self.payer = payer
-        self._process = presence
+        self._process = process
         self._warned: set[tuple[int, str]] = set()
 
     @classmethod
     async def open(cls, path: Path, payer: Address) -> Ledger:
-        """Opens or makes the file (mode 0600). Raises Unavailable if it cannot be used."""
+        """Opens or creates the file, with mode 0600. Raises Unavailable if that fails."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"state file {path}: {error.strerror}", fault=Fault.CLIENT) from error
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"ledger file {path}: {error.strerror}", fault=Fault.CLIENT) from error
         database = Database(f"sqlite:///{path}")
         await database.start(MIGRATIONS)
         return cls(database, payer, path.parent / "evidence", ProcessLock(path))
 
     async def close(self) -> None:
-        """Finishes what is queued and lets go of the file."""
+        """Finishes queued writes and closes the file."""
         await self._database.close()
-        self._process.leave()
+        self._process.release()
 
     async def sign_orders(
         self, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder, limits: Sequence[Budget] = ()
     ) -> list[PlacedOrder]:
-        """Signs an order for each draft that the limits have room for and whose provider is not barred, and remembers them as
-        open. Raises Refusal where a budget has no room.
+        """Signs an order for each draft that fits the budgets and whose provider is not excluded, and stores the orders as open.
 
-        `sign` must be pure: it may be called twice. It gets the tab as it is at that moment.
+        `sign` gets the current tab; it must be pure, because it may be called twice. Raises Refusal if no draft fits a budget.
         """
         reader = self._process.name
         if not limits:
             return await self._database.write(lambda c: writes.sign_orders(c, job, drafts, sign, reader))
 
-        def take(c: Connection) -> tuple[list[PlacedOrder], list[BudgetStatus]]:
-            mine = (budget for budget in limits if budget.covers(job.label))
-            stands = [budgets.budget_status(c, self.payer, budget, job.created_at) for budget in mine]
-            return writes.sign_orders(c, job, budgets.fit_budgets(drafts, stands), sign, reader), stands
+        def sign_within_budgets(c: Connection) -> tuple[list[PlacedOrder], list[BudgetStatus]]:
+            applicable = (budget for budget in limits if budget.covers(job.label))
+            statuses = [budgets.budget_status(c, self.payer, budget, job.created_at) for budget in applicable]
+            return writes.sign_orders(c, job, budgets.fit_budgets(drafts, statuses), sign, reader), statuses
 
-        placed, stands = await self._database.write(take)
-        for one in stands:
-            known = (job.created_at // DAY_SECONDS, one.budget.name)
-            if one.percent >= one.budget.warn_percent and known not in self._warned:
-                self._warned.add(known)
-                log.warning("a budget is nearly used up", budget=one.budget.name, percent=one.percent)
+        placed, statuses = await self._database.write(sign_within_budgets)
+        for status in statuses:
+            day_and_budget = (job.created_at // DAY_SECONDS, status.budget.name)
+            if status.percent >= status.budget.warn_percent and day_and_budget not in self._warned:
+                self._warned.add(day_and_budget)
+                log.warning("a budget is nearly used up", budget=status.budget.name, percent=status.percent)
         return placed
 
     async def accounts(self, domain: Domain, now: int) -> list[Account]:
@@ -96,60 +97,65 @@ class Ledger:
         return await self._database.read(lambda c: read_accounts(c, domain, self.payer, now))
 
     async def budget_status(self, budget: Budget, now: int) -> BudgetStatus:
-        """How a budget stands today."""
+        """Returns the state of a budget on the UTC day of `now` (Unix seconds)."""
         return await self._database.read(lambda c: budgets.budget_status(c, self.payer, budget, now))
 
     async def record_cache_hit(self, hit: CacheHit, now: int) -> None:
-        """See `spending.add_hit`."""
-        await self._database.write(lambda c: budgets.add_cache_hit(c, self.payer, hit, now))
+        """See `spending.add_cache_hit`."""
+        await self._database.write(lambda c: spending.add_cache_hit(c, self.payer, hit, now))
 
     async def spending(self, since: int, by: Sequence[str]) -> list[SpendingRow]:
-        """See `spending.read`."""
-        return await self._database.read(lambda c: budgets.read_spending(c, self.payer, since, by))
+        """See `spending.read_spending`."""
+        return await self._database.read(lambda c: spending.read_spending(c, self.payer, since, by))
 
-    async def record_receipt(self, arrival: IncomingReceipt) -> BadReceipt | None:
-        """Checks a receipt and, where it is final, ends its job. Returns None if the tab now contains it (or did before), else
-        what is wrong.
+    async def record_receipt(self, incoming: IncomingReceipt) -> BadReceipt | None:
+        """Checks a receipt, records it, and ends its job if the receipt is final.
 
-        A dishonest receipt is kept as evidence, also in a file for others, and freezes the tab with its provider. One that
-        charges for what did not arrive (Undelivered) counts against its provider; see payer.MAX_UNDELIVERED.
+        Returns None if the tab contains the receipt now or already did, otherwise the error. A dishonest receipt blocks its
+        provider and is stored as evidence, also in a file for others. A receipt that charges for what did not arrive
+        (UndeliveredCharge) counts against its provider; see `delivery_check.MAX_UNDELIVERED_QUARTERS`.
         """
-        complaint = await self._database.write(lambda c: writes.record_receipt(c, arrival))
-        if isinstance(complaint, UndeliveredCharge):
-            log.warning("charged and not delivered", provider=arrival.placed.provider, job=arrival.job.hex(), why=str(complaint))
-        if complaint is not None and complaint.fault is Fault.PROVIDER:
-            await self._write_evidence(arrival, str(complaint))
-        return complaint
+        error = await self._database.write(lambda c: writes.record_receipt(c, incoming))
+        if isinstance(error, UndeliveredCharge):
+            log.warning(
+                "a receipt charges for what did not arrive",
+                provider=incoming.placed.provider,
+                job=incoming.job.hex(),
+                reason=str(error),
+            )
+        if error is not None and error.fault is Fault.PROVIDER:
+            await self._write_evidence(incoming, str(error))
+        return error
 
-    async def _write_evidence(self, arrival: IncomingReceipt, reason: str) -> None:
-        found = await self._database.read(lambda c: queries.read_evidence(c, self.payer, arrival.job))
-        path = self._evidence / f"{arrival.job.hex()}.json"
-        file = EvidenceFile.of(found[-1])
+    async def _write_evidence(self, incoming: IncomingReceipt, reason: str) -> None:
+        evidence = (await self._database.read(lambda c: queries.read_evidence(c, self.payer, incoming.job)))[-1]
+        path = self._evidence / f"{incoming.job.hex()}.json"
+        file = EvidenceFile.of(evidence)
         if not file.convinces:
-            file = EvidenceFile.of(found[-1], arrival.proof)
+            file = EvidenceFile.of(evidence, incoming.proof)
         try:
             await asyncio.to_thread(write_private, path, file.dumps())
         except OSError as error:
-            log.warning("evidence was not written to a file", path=str(path), error=str(error))
-        provider = arrival.placed.provider
-        log.warning("a dishonest receipt: its provider gets no more orders", provider=provider, why=reason, evidence=str(path))
+            log.warning("the evidence file could not be written", path=str(path), error=str(error))
+        provider = incoming.placed.provider
+        log.warning("a dishonest receipt blocked its provider", provider=provider, reason=reason, evidence=str(path))
 
     async def merge_proven(
         self,
         domain: Domain,
         provider: Address,
-        shown: Sequence[OrderEvidence],
+        receipts: Sequence[OrderEvidence],
         settled: Amount,
         now: int,
         *,
         paid: Sequence[PaidOrder] | None = None,
     ) -> RecoveryResult:
-        """Raises the tab with a provider to what these verified orders and receipts prove; see mending.adopt."""
-        where: dict[str, object] = {"of_deployment_id": deployment_id(domain), "of_payer": self.payer, "of_provider": provider}
-        return await self._database.write(lambda c: repair.merge_proven(c, where, shown, settled, now, paid=paid))
+        """Raises the tab with a provider to what verified orders, receipts and payments prove; see `repair.merge_proven`."""
+        key = tab_key(domain, self.payer, provider)
+        return await self._database.write(lambda c: repair.merge_proven(c, key, receipts, settled, now, paid=paid))
 
     async def providers_with_tab(self, domain: Domain, providers: Sequence[Address]) -> set[Address]:
-        """Those of the providers with whom there is a tab."""
+        """Returns those of the providers with which this payer has a tab."""
         return await self._database.read(lambda c: queries.providers_with_tab(c, domain, self.payer, providers))
 
     async def end_job(
@@ -159,81 +165,81 @@ class Ledger:
         reason: str,
         now: int,
         *,
-        arrived: Deliveries = NO_DELIVERIES,
+        deliveries: Deliveries = NO_DELIVERIES,
         matched: Sequence[Hash] = (),
-        keep: bool = False,
+        keep_orders_open: bool = False,
     ) -> None:
-        """Ends a job that has no receipt. Its orders in `arrived` and `matched`, which providers had, count until `claim_by`; see
-        books.end.
-        """
+        """Ends a job without a receipt; see `writes.end_job`."""
         await self._database.write(
-            lambda c: writes.end_job(c, job, state, reason, now, arrived=arrived, matched=matched, keep=keep)
+            lambda c: writes.end_job(
+                c, job, state, reason, now, deliveries=deliveries, matched=matched, keep_orders_open=keep_orders_open
+            )
         )
 
-    async def store_deliveries(self, arrived: Deliveries, *, matched: bool = True) -> None:
-        """Keeps what arrived of a stream that nobody reads any more: a receipt that comes later charges for that alone.
+    async def store_deliveries(self, deliveries: Deliveries, *, matched: bool = True) -> None:
+        """Stores what arrived of a stream that is no longer read; a receipt that comes later may charge only for that.
 
-        `matched`: providers are known to have had these orders, which count until `claim_by` or a receipt.
+        `matched`: providers are known to have had these orders, which then count until a receipt or their `claim_by`.
         """
 
-        def note(c: Connection) -> None:
-            open_orders.store_deliveries(c, arrived)
+        def store(c: Connection) -> None:
+            open_orders.store_deliveries(c, deliveries)
             if matched:
-                open_orders.mark_dispatched(c, arrived)
+                open_orders.mark_dispatched(c, deliveries)
 
-        await self._database.write(note)
+        await self._database.write(store)
 
     async def set_reader(self, job: JobId) -> None:
-        """This process takes a job up that another one placed."""
+        """Makes this process the reader of a job that another process placed."""
         await self._database.write(lambda c: open_orders.set_reader(c, job, self._process.name))
 
     async def mark_cancelled(self, job: JobId) -> None:
-        """This client asks for a job's end: whichever process reads its receipt, it may say so."""
+        """Notes that this client asks for the end of a job; its receipt may then say that the client cancelled."""
         await self._database.write(lambda c: open_orders.mark_cancelled(c, job))
 
     async def jobs_awaiting_receipts(self, now: int, every: int, limit: int = 100) -> list[JobId]:
-        """Ended jobs whose receipts are outstanding and due to be asked about; see lookups.outstanding."""
+        """Returns ended jobs for which the coordinator should be asked now; see `queries.jobs_awaiting_receipts`."""
         return await self._database.read(lambda c: queries.jobs_awaiting_receipts(c, self.payer, now, every, limit))
 
     async def record_inquiry(self, job: JobId, now: int) -> None:
-        """The coordinator was asked about an ended job."""
+        """Stores when the coordinator was last asked about an ended job."""
         await self._database.write(lambda c: queries.record_inquiry(c, job, now))
 
     async def known_orders(self, digests: Sequence[Hash]) -> dict[Hash, JobId]:
-        """The jobs of those among these orders that the ledger has."""
+        """Returns the job of each of these orders; orders that the ledger lacks are left out."""
         return await self._database.read(lambda c: queries.known_orders(c, digests))
 
-    async def store_key(self, keyed: IdempotencyKey, horizon: int) -> IdempotencyKey:
-        """Remembers which job a key stands for, and returns what it stands for: another process may have been faster."""
-        return await self._database.write(lambda c: idempotency.store_key(c, self.payer, keyed, horizon))
+    async def store_key(self, key: IdempotencyKey, oldest: int) -> IdempotencyKey:
+        """Stores a key unless it already has a job, and returns the stored key: another process may have been faster."""
+        return await self._database.write(lambda c: idempotency.store_key(c, self.payer, key, oldest))
 
     async def find_key(self, key: str) -> IdempotencyKey | None:
-        """The job that a key stands for."""
+        """Returns the stored key with its job, or None."""
         return await self._database.read(lambda c: idempotency.find_key(c, self.payer, key))
 
     async def forget_key(self, key: str) -> None:
-        """The key stands for no job any more."""
+        """Deletes a key; it may be used again."""
         await self._database.write(lambda c: idempotency.forget_key(c, self.payer, key))
 
     async def forget_key_of(self, job: JobId) -> None:
-        """No provider took the job: its key, if it has one, stands for no job any more."""
+        """Deletes the key, if any, of a job that no provider accepted; the key may be used again."""
         await self._database.write(lambda c: idempotency.forget_key_of(c, self.payer, job))
 
     async def tab(self, domain: Domain, provider: Address, now: int) -> Tab:
-        """The tab with one provider."""
-        found = await self._database.read(lambda c: writes.read_tabs(c, domain, self.payer, [provider], now))
-        return found[provider]
+        """Returns the tab with one provider."""
+        tabs = await self._database.read(lambda c: read_tabs(c, domain, self.payer, [provider], now))
+        return tabs[provider]
 
     async def blocked(self, domain: Domain | None = None) -> dict[Address, str]:
-        """The providers that get no more orders until they are forgiven, and why; in one deployment or in all."""
+        """Returns the providers that get no orders until a person unblocks them, with the reason; in one deployment or in all."""
         return await self._database.read(lambda c: queries.blocked(c, self.payer, domain))
 
     async def excluded(self, domain: Domain, now: int) -> dict[Address, str]:
-        """The providers that get no orders now, and why: frozen ones, and those that owe too many receipts."""
+        """Returns the providers that get no orders now, with the reason: blocked ones, and those that owe too many receipts."""
         return await self._database.read(lambda c: queries.excluded(c, domain, self.payer, now))
 
     async def stale_asks(self, domain: Domain, asks: Sequence[Verified[Ask]], now: int) -> dict[Hash, str]:
-        """Why some of these asks are not to be ordered on, by digest, and remembers the newest ones. See freshness."""
+        """Remembers the newest of these asks. Returns why some must not be ordered on, by digest; see `ask_freshness`."""
         products = [ask_freshness.product_of(ask.message) for ask in asks]
         known, aged = await self._database.read(lambda c: ask_freshness.read_newest(c, domain, products, now))
         reasons, newer = ask_freshness.find_stale(asks, known)
@@ -242,29 +248,30 @@ class Ledger:
         return reasons
 
     async def unblock(self, provider: Address, now: int) -> bool:
-        """Lets a provider have orders again, in every deployment; whether it was frozen. The evidence stays. See mending."""
+        """Lets a provider have orders again, in every deployment; see `repair.unblock`. Returns whether it was blocked."""
         return await self._database.write(lambda c: repair.unblock(c, self.payer, provider, now))
 
     async def unresolved_jobs(self, before: int, limit: int = 1_000) -> list[JobId]:
-        """Jobs made until that Unix time whose end this ledger does not know, oldest first; not those that another living process
-        reads.
+        """Returns the jobs created until `before` (Unix seconds) whose end is unknown, oldest first.
+
+        Jobs that another living process reads are left out.
         """
-        found = await self._database.read(lambda c: queries.unresolved_jobs(c, self.payer, before, limit))
-        living = {reader for reader in {reader for _, reader in found} if self._process.other_lives(reader)}
-        return [job for job, reader in found if reader not in living]
+        jobs = await self._database.read(lambda c: queries.unresolved_jobs(c, self.payer, before, limit))
+        living = {reader for reader in {reader for _, reader in jobs} if self._process.other_is_alive(reader)}
+        return [job for job, reader in jobs if reader not in living]
 
     async def find_job(self, job: JobId) -> KnownJob | None:
-        """What is known of a job."""
+        """Returns a job with its orders and receipt; None if the ledger does not have it."""
         return await self._database.read(lambda c: queries.find_job(c, self.payer, job))
 
     async def latest_jobs(self, limit: int) -> list[KnownJob]:
-        """The newest jobs, newest first."""
+        """Returns the last jobs, newest first."""
         return await self._database.read(lambda c: queries.latest_jobs(c, self.payer, limit))
 
     async def receipts(self, domain: Domain, provider: Address) -> list[Signed[Receipt]]:
-        """Every receipt of a provider that was booked, in the order of their seq."""
+        """Returns every recorded receipt of a provider, by seq."""
         return await self._database.read(lambda c: queries.signed_receipts(c, domain, self.payer, provider))
 
     async def evidence(self) -> list[Evidence]:
-        """Every dishonest receipt, oldest first."""
+        """Returns the evidence against all providers, oldest first."""
         return await self._database.read(lambda c: queries.read_evidence(c, self.payer))

@@ -1,8 +1,9 @@
-"""Orders that may still be collected, though their jobs have ended: what arrived for them, and what that says of their providers.
+"""Orders that may still be collected although their jobs have ended, and the deliveries that their receipts will be checked
+against.
 
-An order that a provider had counts, with its whole cap, until a receipt for it is booked or its `claim_by` passes. What had
-arrived is kept with it, so that a receipt which comes later charges for that and nothing else. Functions of one connection,
-inside one transaction that holds the file's write lock, like those of books.py.
+An order that a provider had counts with its whole cap until a receipt for it is recorded or its `claim_by` passes. What arrived
+for the order is stored with it, so a receipt that comes later may charge only for that. Functions of one connection, inside one
+transaction that holds the file's write lock, like those of writes.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
 from tallystick.client.ledger.schema import JobState, OrderState, jobs, orders, tabs
+from tallystick.client.ledger.tabs import DEPLOYMENT_ID, PAYER, PROVIDER, THIS_TAB
 from tallystick.client.receipts.delivery_check import (
     MAX_UNDELIVERED_QUARTERS,
     QUARTERS_DELIVERED,
@@ -27,95 +29,90 @@ from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
 from tallystick.protocol.wire import dumps, loads
 
 Deliveries = Mapping[Hash, Delivery]
-"""What arrived for each order of a job that a provider had."""
+"""What arrived for each order of a job that a provider had, by the order's digest."""
 NO_DELIVERIES: Deliveries = {}
 
-_ORDER = orders.c.digest == bindparam("of_order")
+_UNMATCHED = Delivery(0, 0, ZERO_HASH, finished=False, bounded=False)
+"""The delivery of an order whose job ended here without the order being matched."""
+
+_THIS_ORDER = orders.c.digest == bindparam("of_order")
 _UNDECIDED = orders.c.state.in_([OrderState.OPEN.value, OrderState.DISPATCHED.value])
-_DISPATCH = (
+_MARK_DISPATCHED = (
     sa.update(orders)
-    .where(_ORDER, orders.c.state.in_([OrderState.OPEN.value, OrderState.CLOSED.value]))
+    .where(_THIS_ORDER, orders.c.state.in_([OrderState.OPEN.value, OrderState.CLOSED.value]))
     .values(state=OrderState.DISPATCHED.value)
 )
-_KEEP = sa.update(orders).where(_ORDER, _UNDECIDED).values(delivered_doc=bindparam("to_doc"))
-_WHAT = sa.select(orders.c.delivered_doc, orders.c.undelivered_quarters, orders.c.state).where(_ORDER)
-_UNMATCHED = Delivery(0, 0, ZERO_HASH, finished=False, bounded=False)
-"""What arrived for an order whose job ended here, and which nobody was told to have."""
-_JOB = sa.select(jobs.c.state, jobs.c.cancelled).where(jobs.c.job == bindparam("of_job"))
-_CANCELLED = sa.update(jobs).where(jobs.c.job == bindparam("of_job")).values(cancelled=True)
-_COUNT = (
+_STORE_DELIVERY = sa.update(orders).where(_THIS_ORDER, _UNDECIDED).values(delivered_doc=bindparam("to_doc"))
+_SELECT_ORDER = sa.select(orders.c.delivered_doc, orders.c.undelivered_quarters, orders.c.state).where(_THIS_ORDER)
+_SELECT_JOB = sa.select(jobs.c.state, jobs.c.cancelled).where(jobs.c.job == bindparam("of_job"))
+_MARK_CANCELLED = sa.update(jobs).where(jobs.c.job == bindparam("of_job")).values(cancelled=True)
+_SET_QUARTERS = (
     sa.update(orders)
-    .where(_ORDER)
+    .where(_THIS_ORDER)
     .values(undelivered_quarters=bindparam("to_quarters"), undelivered_at=bindparam("to_undelivered_at"))
 )
-_THEIRS = (
-    (tabs.c.deployment_id == bindparam("of_deployment_id"))
-    & (tabs.c.payer == bindparam("of_payer"))
-    & (tabs.c.provider == bindparam("of_provider"))
-)
-_SUM = sa.func.max(0, tabs.c.undelivered_quarters + bindparam("to_quarters", type_=sa.Integer))
-_ADD = (
+_NEW_SUM = sa.func.max(0, tabs.c.undelivered_quarters + bindparam("to_quarters", type_=sa.Integer))
+_ADD_QUARTERS = (
     sa.update(tabs)
-    .where(_THEIRS)
+    .where(THIS_TAB)
     .values(
-        undelivered_quarters=_SUM,
+        undelivered_quarters=_NEW_SUM,
         blocked_reason=sa.case(
-            ((tabs.c.blocked_reason == "") & (_SUM >= MAX_UNDELIVERED_QUARTERS), bindparam("to_blocked_reason")),
+            ((tabs.c.blocked_reason == "") & (_NEW_SUM >= MAX_UNDELIVERED_QUARTERS), bindparam("to_blocked_reason")),
             else_=tabs.c.blocked_reason,
         ),
     )
 )
-
-
-_TOGETHER = sa.select(sa.func.coalesce(sa.func.sum(orders.c.undelivered_quarters), 0)).where(
-    orders.c.deployment_id == bindparam("of_deployment_id"),
-    orders.c.payer == bindparam("of_payer"),
-    orders.c.provider == bindparam("of_provider"),
+_QUARTERS_SINCE = sa.select(sa.func.coalesce(sa.func.sum(orders.c.undelivered_quarters), 0)).where(
+    orders.c.deployment_id == DEPLOYMENT_ID,
+    orders.c.payer == PAYER,
+    orders.c.provider == PROVIDER,
     orders.c.digest != bindparam("of_order"),
-    sa.text("orders.undelivered_at > 0"),  # as the index says
+    sa.text("orders.undelivered_at > 0"),  # the condition of the partial index
     orders.c.undelivered_at > bindparam("of_since"),
 )
-_PLACED = sa.select(jobs.c.created_at).join(orders, orders.c.job == jobs.c.job).where(_ORDER)
+_JOB_CREATED_AT = sa.select(jobs.c.created_at).join(orders, orders.c.job == jobs.c.job).where(_THIS_ORDER)
 
 
-def store_deliveries(c: Connection, arrived: Deliveries) -> None:
-    """Keeps what arrived for orders that have no receipt yet. What arrived in full is not overwritten by less."""
-    for order, delivered in arrived.items():
-        which = {"of_order": order.hex()}
-        before = _read(c, order)
-        if before is None or not before.finished:
-            c.execute(_KEEP, which | {"to_doc": dumps(delivered.to_json()).decode()})
+def store_deliveries(c: Connection, deliveries: Deliveries) -> None:
+    """Stores what arrived for orders without a receipt. A finished delivery is never overwritten."""
+    for order, delivery in deliveries.items():
+        stored = _read_stored(c, order)
+        if stored is None or not stored.finished:
+            c.execute(_STORE_DELIVERY, {"of_order": order.hex(), "to_doc": dumps(delivery.to_json()).decode()})
 
 
 def mark_dispatched(c: Connection, digests: Iterable[Hash]) -> None:
-    """A provider had these orders, and their job goes on or ended without a receipt for them: they count until `claim_by`."""
+    """Marks orders that a provider had and that have no receipt: they count until their `claim_by`."""
     for order in digests:
-        c.execute(_DISPATCH, {"of_order": order.hex()})
+        c.execute(_MARK_DISPATCHED, {"of_order": order.hex()})
 
 
 def mark_cancelled(c: Connection, job: JobId) -> None:
-    """This client asks for the end of a job: a receipt may say so from now on."""
-    c.execute(_CANCELLED, {"of_job": job.hex()})
+    """Notes that this client asks for the end of a job; from now on a receipt may say that the client cancelled."""
+    c.execute(_MARK_CANCELLED, {"of_job": job.hex()})
 
 
 def set_reader(c: Connection, job: JobId, reader: str) -> None:
-    """A process takes a job up."""
+    """Stores the name of the process that reads a job; see process_locks.py."""
     c.execute(sa.update(jobs).where(jobs.c.job == job.hex()).values(reader=reader))
 
 
-def read_delivery(c: Connection, job: JobId, receipt: Receipt, delivered: Delivery | None) -> Delivery | None:
-    """What to hold a receipt against: what its reader saw, else what was kept of an earlier stream; nothing, where the order was
-    never matched; None if nobody knows, since the job's reader crashed.
+def read_delivery(c: Connection, job: JobId, receipt: Receipt, delivery: Delivery | None) -> Delivery | None:
+    """Returns the delivery to check a receipt against.
+
+    It is `delivery`, what the job's reader saw, or else what was stored of an earlier stream. For an order that was never matched
+    it is an empty delivery. It is None if nobody knows, because the job's reader crashed.
     """
-    seen = delivered if delivered is not None else _read(c, receipt.order_hash)
-    if seen is None or seen.cancelled or receipt.outcome != Outcome.CLIENT_CANCELLED:
-        return seen
-    row = c.execute(_JOB, {"of_job": job.hex()}).first()
-    return replace(seen, cancelled=row is not None and bool(row.cancelled))
+    known = delivery if delivery is not None else _read_stored(c, receipt.order_hash)
+    if known is None or known.cancelled or receipt.outcome != Outcome.CLIENT_CANCELLED:
+        return known
+    row = c.execute(_SELECT_JOB, {"of_job": job.hex()}).first()
+    return replace(known, cancelled=row is not None and bool(row.cancelled))
 
 
-def _read(c: Connection, order: Hash) -> Delivery | None:
-    row = c.execute(_WHAT, {"of_order": order.hex()}).first()
+def _read_stored(c: Connection, order: Hash) -> Delivery | None:
+    row = c.execute(_SELECT_ORDER, {"of_order": order.hex()}).first()
     if row is not None and row.state == OrderState.CLOSED.value:
         return _UNMATCHED
     if row is None or row.delivered_doc is None:
@@ -124,52 +121,65 @@ def _read(c: Connection, order: Hash) -> Delivery | None:
 
 
 def job_state(c: Connection, job: JobId) -> JobState | None:
-    """Where a job is."""
-    row = c.execute(_JOB, {"of_job": job.hex()}).first()
+    """Returns the state of a job; None if the ledger does not have it."""
+    row = c.execute(_SELECT_JOB, {"of_job": job.hex()}).first()
     return None if row is None else JobState(row.state)
 
 
 def count_undelivered(
-    c: Connection, tab: Mapping[str, object], order: Hash, quarters: int, reason: str, *, seen: Delivery | None, now: int
+    c: Connection,
+    tab_key: Mapping[str, object],
+    order: Hash,
+    quarters: int,
+    reason: str,
+    *,
+    delivery: Delivery | None,
+    now: int,
 ) -> None:
-    """Counts an order of a tab as so many quarters of an answer (see payer.NOT_DELIVERED); what it counted before is taken back.
+    """Counts an order as so many quarters of an undelivered answer; see `delivery_check.QUARTERS_UNDELIVERED`.
 
-    Freezes the tab where that is too much: `reason` says what happened last. Streams that were lost together, as when this
-    machine's network fails under many jobs, count together as the one that counts most: so what was counted since a job was
-    placed is taken off.
+    Replaces what the order counted before. Blocks the provider if the sum reaches the limit; `reason` describes the last event.
+    Streams that were lost together (say this machine's network failed under many jobs) count together as the largest of them.
+    Therefore what was counted since the order's job was placed is subtracted. `now` is Unix seconds.
     """
-    which = {"of_order": order.hex()}
-    row = c.execute(_WHAT, which).first()
+    key = {"of_order": order.hex()}
+    row = c.execute(_SELECT_ORDER, key).first()
     before = 0 if row is None else row.undelivered_quarters
-    lost = quarters != QUARTERS_DELIVERED and seen is not None and seen.stream is not StreamEnd.ENDED
-    if lost:
-        placed_at = c.execute(_PLACED, which).scalar() or 0
-        others = c.execute(_TOGETHER, {**tab, **which, "of_since": placed_at}).scalar_one()
-        quarters = max(quarters - others, 0)
+    stream_lost = quarters != QUARTERS_DELIVERED and delivery is not None and delivery.stream is not StreamEnd.ENDED
+    if stream_lost:
+        placed_at = c.execute(_JOB_CREATED_AT, key).scalar() or 0
+        counted_since = c.execute(_QUARTERS_SINCE, {**tab_key, **key, "of_since": placed_at}).scalar_one()
+        quarters = max(quarters - counted_since, 0)
     if quarters == before:
         return
-    c.execute(_COUNT, which | {"to_quarters": quarters, "to_undelivered_at": now if lost else 0})
-    add_undelivered(c, tab, quarters - before, reason)
+    c.execute(_SET_QUARTERS, key | {"to_quarters": quarters, "to_undelivered_at": now if stream_lost else 0})
+    add_undelivered(c, tab_key, quarters - before, reason)
 
 
-def add_undelivered(c: Connection, tab: Mapping[str, object], quarters: int, reason: str) -> None:
-    """Adds quarters of an answer to what a provider charged and did not deliver; see `count`."""
+def add_undelivered(c: Connection, tab_key: Mapping[str, object], quarters: int, reason: str) -> None:
+    """Adds quarters of an answer to what a provider charged without delivering; see `count_undelivered`."""
     answers = MAX_UNDELIVERED_QUARTERS // QUARTERS_UNDELIVERED
-    text = f"it charged for {answers} answers or more that did not arrive, at last: {reason}"
-    c.execute(_ADD, {**tab, "to_quarters": quarters, "to_blocked_reason": text[:1_000]})
+    text = f"it charged for {answers} or more answers that did not arrive; the last: {reason}"
+    c.execute(_ADD_QUARTERS, {**tab_key, "to_quarters": quarters, "to_blocked_reason": text[:1_000]})
 
 
 def refuse_receipt(
-    c: Connection, tab: Mapping[str, object], order: Hash, seen: Delivery | None, complaint: UndeliveredCharge, *, now: int
+    c: Connection,
+    tab_key: Mapping[str, object],
+    order: Hash,
+    delivery: Delivery | None,
+    error: UndeliveredCharge,
+    *,
+    now: int,
 ) -> None:
-    """A receipt was not booked, since what it charges for did not arrive: its order counts on, and so does this answer."""
+    """Notes that a receipt was refused for charging what did not arrive: its order counts on, and the answer is undelivered."""
     mark_dispatched(c, [order])
-    if seen is not None:
-        store_deliveries(c, {order: seen})
-    count_undelivered(c, tab, order, QUARTERS_UNDELIVERED, str(complaint), seen=seen, now=now)
+    if delivery is not None:
+        store_deliveries(c, {order: delivery})
+    count_undelivered(c, tab_key, order, QUARTERS_UNDELIVERED, str(error), delivery=delivery, now=now)
 
 
 def reset_undelivered(c: Connection, payer: Address, provider: Address) -> None:
-    """A person forgives a provider what it did not deliver."""
-    mine = (tabs.c.payer == payer) & (tabs.c.provider == provider)
-    c.execute(sa.update(tabs).where(mine).values(undelivered_quarters=0))
+    """Sets the count of undelivered quarters to zero, because a person unblocked the provider."""
+    own_tabs = (tabs.c.payer == payer) & (tabs.c.provider == provider)
+    c.execute(sa.update(tabs).where(own_tabs).values(undelivered_quarters=0))

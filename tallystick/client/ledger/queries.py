@@ -1,4 +1,7 @@
-"""Reading the ledger: what is known of a job, of a provider, of what is still open. Functions of one connection."""
+"""Read-only queries of the ledger: jobs, receipts, evidence, excluded providers, and what is still open.
+
+Functions of one connection.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tallystick.protocol.wire import loads
 
 @dataclass(frozen=True, slots=True)
 class KnownOrder:
-    """An order as the ledger has it."""
+    """An order in the ledger."""
 
     order: Signed[Order]
     terms: Terms
@@ -29,7 +32,10 @@ class KnownOrder:
 
 @dataclass(frozen=True, slots=True)
 class KnownJob:
-    """A job as the ledger has it: its orders in the shortlist's order, and the receipt that ended it once it came."""
+    """A job in the ledger, with its orders in the order of the shortlist, and the receipt that ended it, if it came.
+
+    Times are Unix seconds.
+    """
 
     job: JobId
     domain: Domain
@@ -44,28 +50,32 @@ class KnownJob:
 
 
 def blocked(c: Connection, payer: Address, domain: Domain | None = None) -> dict[Address, str]:
-    """The providers that get no more orders until a person says otherwise, and why; in one deployment or in all."""
+    """Returns the providers that get no orders until a person unblocks them, with the reason; in one deployment or in all."""
     query = sa.select(tabs.c.provider, tabs.c.blocked_reason).where(tabs.c.payer == payer, tabs.c.blocked_reason != "")
     rows = c.execute(query if domain is None else query.where(tabs.c.deployment_id == deployment_id(domain)))
     return {Address(row.provider): row.blocked_reason for row in rows}
 
 
 def excluded(c: Connection, domain: Domain, payer: Address, now: int) -> dict[Address, str]:
-    """The providers that get no orders now, and why: the frozen ones, and those that owe too many receipts."""
+    """Returns the providers that get no orders now, with the reason: blocked ones, and those that owe too many receipts."""
     count = sa.func.count()
-    owing = (
+    awaiting = (
         sa.select(orders.c.provider, count)
         .where(orders.c.deployment_id == deployment_id(domain), orders.c.payer == payer, orders.c.claim_by > now)
         .where(orders.c.state == OrderState.DISPATCHED.value)
         .group_by(orders.c.provider)
         .having(count >= MAX_AWAITING_RECEIPTS)
     )
-    return {Address(provider): awaiting_receipts_reason(many) for provider, many in c.execute(owing)} | blocked(c, payer, domain)
+    return {Address(provider): awaiting_receipts_reason(number) for provider, number in c.execute(awaiting)} | blocked(
+        c, payer, domain
+    )
 
 
 def jobs_awaiting_receipts(c: Connection, payer: Address, now: int, every: int, limit: int) -> list[JobId]:
-    """Jobs that ended here while receipts of theirs are outstanding, or while nobody knows who had them, to be asked about now:
-    `every` seconds after their end, and then each time after as long again as they are old. Those that wait longest come first.
+    """Returns ended jobs for which the coordinator should be asked now, those that wait longest first.
+
+    Receipts for their orders are missing, or nobody knows which providers had the orders. Each job is due `every` seconds after
+    its end, then each time after an interval as long as its age. `now` is Unix seconds.
     """
     undecided = orders.c.state.in_([OrderState.DISPATCHED.value, OrderState.OPEN.value])
     waiting = sa.select(orders.c.job).where(undecided, orders.c.claim_by > now)
@@ -77,38 +87,38 @@ def jobs_awaiting_receipts(c: Connection, payer: Address, now: int, every: int, 
 
 
 def record_inquiry(c: Connection, job: JobId, now: int) -> None:
-    """The coordinator was asked about a job."""
+    """Stores when the coordinator was last asked about a job, in Unix seconds."""
     c.execute(sa.update(jobs).where(jobs.c.job == job.hex()).values(asked_at=now))
 
 
 def known_orders(c: Connection, digests: Sequence[Hash]) -> dict[Hash, JobId]:
-    """The jobs of those among these orders that the ledger has."""
+    """Returns the job of each of these orders; orders that the ledger lacks are left out."""
     query = sa.select(orders.c.digest, orders.c.job).where(orders.c.digest.in_([digest.hex() for digest in digests]))
     return {Hash(bytes.fromhex(row.digest)): JobId(bytes.fromhex(row.job)) for row in c.execute(query)}
 
 
 def providers_with_tab(c: Connection, domain: Domain, payer: Address, providers: Sequence[Address]) -> set[Address]:
-    """Those of the providers with whom there is a tab."""
-    mine = (tabs.c.deployment_id == deployment_id(domain), tabs.c.payer == payer, tabs.c.provider.in_(providers))
-    return {Address(found) for found in c.execute(sa.select(tabs.c.provider).where(*mine)).scalars()}
+    """Returns those of the providers with which the payer has a tab."""
+    own_tabs = (tabs.c.deployment_id == deployment_id(domain), tabs.c.payer == payer, tabs.c.provider.in_(providers))
+    return {Address(row) for row in c.execute(sa.select(tabs.c.provider).where(*own_tabs)).scalars()}
 
 
 def unresolved_jobs(c: Connection, payer: Address, before: int, limit: int) -> list[tuple[JobId, str]]:
-    """Jobs made until that time whose end is not known, and their readers, oldest first."""
+    """Returns the jobs created until `before` (Unix seconds) whose end is unknown, with their readers, oldest first."""
     pending = jobs.c.state.in_([JobState.OPEN, JobState.LOST])
     query = sa.select(jobs.c.job, jobs.c.reader).where(jobs.c.payer == payer, pending, jobs.c.created_at <= before)
     return [(JobId(bytes.fromhex(row.job)), row.reader) for row in c.execute(query.order_by(jobs.c.created_at).limit(limit))]
 
 
 def signed_receipts(c: Connection, domain: Domain, payer: Address, provider: Address) -> list[Signed[Receipt]]:
-    """Every booked receipt of a tab, in the order of their seq."""
-    mine = (receipts.c.deployment_id == deployment_id(domain), receipts.c.payer == payer, receipts.c.provider == provider)
-    rows = c.execute(sa.select(receipts.c.receipt_doc).where(*mine).order_by(receipts.c.seq)).scalars()
+    """Returns every recorded receipt of a tab, by seq."""
+    on_tab = (receipts.c.deployment_id == deployment_id(domain), receipts.c.payer == payer, receipts.c.provider == provider)
+    rows = c.execute(sa.select(receipts.c.receipt_doc).where(*on_tab).order_by(receipts.c.seq)).scalars()
     return [loads_signed(Receipt, doc) for doc in rows]
 
 
 def read_evidence(c: Connection, payer: Address, job: JobId | None = None) -> list[Evidence]:
-    """Every dishonest receipt, or those of one job, oldest first."""
+    """Returns the evidence against providers, oldest first; of one job or of all."""
     query = sa.select(evidence).where(evidence.c.payer == payer).order_by(evidence.c.id)
     rows = c.execute(query if job is None else query.where(evidence.c.job == job.hex()))
     return [
@@ -129,19 +139,19 @@ def read_evidence(c: Connection, payer: Address, job: JobId | None = None) -> li
 
 def _others(doc: str | None) -> tuple[Signed[Receipt], ...]:
     listed = loads(doc, "others") if doc else None
-    return tuple(read_signed(Receipt, one) for one in listed) if isinstance(listed, list) else ()
+    return tuple(read_signed(Receipt, item) for item in listed) if isinstance(listed, list) else ()
 
 
 def latest_jobs(c: Connection, payer: Address, limit: int) -> list[KnownJob]:
-    """The newest jobs, newest first."""
+    """Returns the last jobs, newest first."""
     query = sa.select(jobs.c.job).where(jobs.c.payer == payer)
     rows = c.execute(query.order_by(jobs.c.created_at.desc(), sa.literal_column("jobs.rowid").desc()).limit(limit)).scalars()
-    found = (find_job(c, payer, JobId(bytes.fromhex(job))) for job in rows.all())
-    return [known for known in found if known is not None]
+    known_jobs = (find_job(c, payer, JobId(bytes.fromhex(job))) for job in rows.all())
+    return [known for known in known_jobs if known is not None]
 
 
 def find_job(c: Connection, payer: Address, job: JobId) -> KnownJob | None:
-    """What is known of a job."""
+    """Returns a job with its orders and receipt; None if the ledger does not have it."""
     row = c.execute(sa.select(jobs).where(jobs.c.job == job.hex(), jobs.c.payer == payer)).first()
     if row is None:
         return None

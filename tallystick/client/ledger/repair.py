@@ -1,7 +1,6 @@
-"""Changing a tab outside of jobs: what other orders and the chain prove beyond these books, what the chain paid without proof,
-and a freeze that was a mistake.
+"""Changes to a tab outside of jobs: merging what orders and the chain prove, payments without proof, and unblocking a provider.
 
-Functions of one connection, inside one transaction that holds the file's write lock, like those of books.py.
+Functions of one connection, inside one transaction that holds the file's write lock, like those of writes.py.
 """
 
 from __future__ import annotations
@@ -13,19 +12,10 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
-from tallystick.client.ledger import budgets, open_orders
+from tallystick.client.ledger import open_orders, spending
 from tallystick.client.ledger.schema import OrderState, domain_of, evidence, orders, tabs
-from tallystick.client.ledger.writes import (
-    DEPLOYMENT_ID,
-    NEW_TAB,
-    PAYER,
-    TAB,
-    THIS_TAB,
-    IncomingReceipt,
-    check_receipt,
-    read_tabs,
-    store_receipt,
-)
+from tallystick.client.ledger.tabs import DEPLOYMENT_ID, INSERT_TAB, PAYER, PROVIDER, SELECT_TAB, THIS_TAB, read_tabs
+from tallystick.client.ledger.writes import IncomingReceipt, check_receipt, store_receipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED, Delivery
@@ -38,7 +28,7 @@ from tallystick.protocol.wire import loads
 
 @dataclass(frozen=True, slots=True)
 class OrderEvidence:
-    """An order of this payer and a receipt for it, both verified, that somebody else kept."""
+    """An order of this payer and a receipt for it, both verified, that another party kept."""
 
     order: Verified[Order]
     receipt: Verified[Receipt]
@@ -46,7 +36,7 @@ class OrderEvidence:
 
 @dataclass(frozen=True, slots=True)
 class PaidOrder:
-    """An order of this payer's key, verified, on which the chain paid its provider, and the transaction."""
+    """An order signed by this payer's key, verified, for which the chain paid its provider, and the transaction that paid."""
 
     order: Verified[Order]
     transaction: str
@@ -54,166 +44,181 @@ class PaidOrder:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryResult:
-    """What came of looking: by how much the tab's total rose (base units), when an order was last signed into another state
-    file while this one was in use (Unix seconds; 0: none was), what the chain paid beyond all that receipts show, and why the
-    provider gets no more orders for that (empty: it may have some).
+    """The result of `merge_proven`, in base units.
+
+    `raised`: by how much the tab's total rose. `elsewhere`: when an order was last signed with another ledger file while this one
+    was in use, in Unix seconds; 0 if none was. `unexplained`: what the chain paid beyond all that receipts show.
+    `blocked_reason`: why the provider gets no more orders because of that; empty if it is not blocked.
     """
 
     raised: Amount = Amount(0)
     elsewhere: int = 0
     unexplained: Amount = Amount(0)
-    blocked: str = ""
+    blocked_reason: str = ""
 
 
 _KNOWN_ORDERS = sa.select(orders.c.digest).where(orders.c.digest.in_(bindparam("of_orders", expanding=True)))
-_FIRST_ORDER = sa.select(sa.func.min(orders.c.seq)).where(orders.c.payer == PAYER, orders.c.deployment_id == DEPLOYMENT_ID)
-_ADOPT = NEW_TAB.on_conflict_do_update(
+_FIRST_ORDER_SEQ = sa.select(sa.func.min(orders.c.seq)).where(orders.c.payer == PAYER, orders.c.deployment_id == DEPLOYMENT_ID)
+_RAISE_TAB = INSERT_TAB.on_conflict_do_update(
     index_elements=[tabs.c.deployment_id, tabs.c.payer, tabs.c.provider],
-    set_={name: NEW_TAB.excluded[name] for name in ("total", "total_order_seq", "ceiling", "order_seq", "recovered")},
+    set_={name: INSERT_TAB.excluded[name] for name in ("total", "total_order_seq", "ceiling", "order_seq", "recovered")},
 )
-_SETTLED = sa.update(tabs).where(THIS_TAB).values(settled=bindparam("to_settled"))
+_SET_SETTLED = sa.update(tabs).where(THIS_TAB).values(settled=bindparam("to_settled"))
 _BLOCK = sa.update(tabs).where(THIS_TAB, tabs.c.blocked_reason == "").values(blocked_reason=bindparam("to_blocked_reason"))
 
 
 def merge_proven(
     c: Connection,
-    where: dict[str, object],
-    shown: Sequence[OrderEvidence],
+    tab_key: dict[str, object],
+    receipts: Sequence[OrderEvidence],
     settled: Amount,
     now: int,
     *,
     paid: Sequence[PaidOrder] | None = None,
 ) -> RecoveryResult:
-    """Takes up what a tab was found to have beyond these books. The total is believed as far as orders that these books lack
-    were signed for it: what they do know is settled by `book`. An order on which nothing can be collected (see
-    IEscrow.secure) proves no payment.
+    """Raises a tab to what is proven beyond this ledger.
 
-    `settled` is what the chain says that it paid, `paid` the orders that it shows for that; None where it was not searched.
-    A number alone raises nothing: without an order of this key that these books lack, whose ceiling allows it, what was paid
-    beyond receipts and the orders that may still be collected blocks the provider, and a person is asked.
+    The total is believed up to the ceilings of orders that this ledger lacks; orders that it knows are settled by
+    `record_receipt`. An order on which nothing can be collected (see IEscrow.secure) proves no payment.
+
+    `settled` is the amount that the chain says it paid, and `paid` are the orders that it shows for that amount (None if the
+    chain was not searched). A bare number raises nothing: it takes an order of this key that this ledger lacks, with a sufficient
+    ceiling. A payment beyond the receipts and the orders that may still be collected blocks the provider until a person decides.
     """
-    backing = [one.order for one in shown] + [one.order for one in paid or ()]
-    known = set(c.execute(_KNOWN_ORDERS, {"of_orders": [order.digest.hex() for order in backing]}).scalars())
-    lacking = [order.message for order in backing if order.digest.hex() not in known]
-    row = c.execute(TAB, where).first()
-    tab = _tab(c, where, now)
-    told = max((one.receipt.message.cumulative_cost for one in shown), default=0)
+    shown_orders = [shown.order for shown in receipts] + [payment.order for payment in paid or ()]
+    known = set(c.execute(_KNOWN_ORDERS, {"of_orders": [order.digest.hex() for order in shown_orders]}).scalars())
+    lacking = [order.message for order in shown_orders if order.digest.hex() not in known]
+    row = c.execute(SELECT_TAB, tab_key).first()
+    tab = _read_tab(c, tab_key, now)
+    shown_total = max((shown.receipt.message.cumulative_cost for shown in receipts), default=0)
     ceiling = max((order.ceiling for order in lacking), default=0)
-    collected = [one.order.message for one in paid or () if one.order.message.claim_by and one.order.digest.hex() not in known]
-    proven = max((order.ceiling for order in collected), default=0)
-    total = max(tab.explained_total, min(told, ceiling), min(settled, proven))
+    collected = [
+        payment.order.message
+        for payment in paid or ()
+        if payment.order.message.claim_by and payment.order.digest.hex() not in known
+    ]
+    collected_ceiling = max((order.ceiling for order in collected), default=0)
+    total = max(tab.explained_total, min(shown_total, ceiling), min(settled, collected_ceiling))
     if lacking:
-        seq = max([tab.order_seq, *(order.seq for order in lacking)])
-        rise = replace(tab, ceiling=Amount(max(tab.ceiling, ceiling)), order_seq=seq)
+        order_seq = max([tab.order_seq, *(order.seq for order in lacking)])
+        raised_tab = replace(tab, ceiling=Amount(max(tab.ceiling, ceiling)), order_seq=order_seq)
         if total > tab.explained_total:
-            rise = replace(rise, total=Amount(total), recovered=Amount(max(tab.recovered, total - tab.accepted)))
-        _raise(c, where, rise, tab.order_seq if row is None or total > tab.explained_total else row.total_order_seq)
-    first = c.execute(_FIRST_ORDER, where).scalar()
-    later = max((order.seq for order in lacking), default=0)
-    elsewhere = 0 if first is None or later < first else later // 1_000_000_000
+            recovered = Amount(max(tab.recovered, total - tab.accepted))
+            raised_tab = replace(raised_tab, total=Amount(total), recovered=recovered)
+        total_order_seq = tab.order_seq if row is None or total > tab.explained_total else row.total_order_seq
+        _raise_tab(c, tab_key, raised_tab, total_order_seq)
+    first_own_seq = c.execute(_FIRST_ORDER_SEQ, tab_key).scalar()
+    last_lacking_seq = max((order.seq for order in lacking), default=0)
+    elsewhere = 0 if first_own_seq is None or last_lacking_seq < first_own_seq else last_lacking_seq // 1_000_000_000
     unexplained = Amount(max(settled - total, 0))
-    blocked = _doubt(c, where, settled, now, paid) if unexplained else ""
-    return RecoveryResult(Amount(total - tab.explained_total), elsewhere, unexplained, blocked)
+    blocked_reason = _judge_payment(c, tab_key, settled, now, paid) if unexplained else ""
+    return RecoveryResult(Amount(total - tab.explained_total), elsewhere, unexplained, blocked_reason)
 
 
-def _tab(c: Connection, where: dict[str, object], now: int) -> Tab:
-    provider = Address(str(where["of_provider"]))
-    return read_tabs(c, domain_of(str(where["of_deployment_id"])), Address(str(where["of_payer"])), [provider], now)[provider]
+def _read_tab(c: Connection, tab_key: dict[str, object], now: int) -> Tab:
+    domain = domain_of(str(tab_key["of_deployment_id"]))
+    provider = Address(str(tab_key["of_provider"]))
+    return read_tabs(c, domain, Address(str(tab_key["of_payer"])), [provider], now)[provider]
 
 
-def _raise(c: Connection, where: dict[str, object], tab: Tab, mark: int) -> None:
+def _raise_tab(c: Connection, tab_key: dict[str, object], tab: Tab, total_order_seq: int) -> None:
     values = {
-        "deployment_id": where["of_deployment_id"],
-        "payer": where["of_payer"],
-        "provider": where["of_provider"],
+        "deployment_id": tab_key["of_deployment_id"],
+        "payer": tab_key["of_payer"],
+        "provider": tab_key["of_provider"],
         "accepted": 0,
         "total": int(tab.total),
-        "total_order_seq": mark,
+        "total_order_seq": total_order_seq,
         "ceiling": int(tab.ceiling),
         "order_seq": tab.order_seq,
         "blocked_reason": "",
         "recovered": int(tab.recovered),
     }
-    c.execute(_ADOPT, values)
+    c.execute(_RAISE_TAB, values)
 
 
-def _doubt(c: Connection, where: dict[str, object], settled: Amount, now: int, paid: Sequence[PaidOrder] | None) -> str:
-    """Judges what the chain paid beyond the receipts, by the tab as it is now. Returns why its provider is blocked, if it is."""
-    if c.execute(TAB, where).first() is None:
-        _raise(c, where, Tab(), 0)
-    row = c.execute(TAB, where).one()
-    tab = _tab(c, where, now)
+def _judge_payment(c: Connection, tab_key: dict[str, object], settled: Amount, now: int, paid: Sequence[PaidOrder] | None) -> str:
+    """Judges a payment beyond the receipts by the current tab. Returns why the provider is blocked; empty if it is not."""
+    if c.execute(SELECT_TAB, tab_key).first() is None:
+        _raise_tab(c, tab_key, Tab(), 0)
+    row = c.execute(SELECT_TAB, tab_key).one()
+    tab = _read_tab(c, tab_key, now)
     excess = settled - tab.explained_total
     if settled <= row.settled_at_unblock or (paid is None and settled > tab.ceiling):
         return ""
-    fresh = settled > row.settled
-    c.execute(_SETTLED, where | {"to_settled": int(max(settled, row.settled))})
+    new_payment = settled > row.settled
+    c.execute(_SET_SETTLED, tab_key | {"to_settled": int(max(settled, row.settled))})
     if settled > tab.protocol_tab.accepted + tab.open_caps or settled > tab.ceiling:
-        text = _why_blocked(tab, settled, paid or ())
-        c.execute(_BLOCK, where | {"to_blocked_reason": text})
-        return text
-    if fresh and excess > tab.open_caps - _dispatched(c, where, now):
-        open_orders.add_undelivered(c, where, QUARTERS_UNDELIVERED, f"{excess} base units taken on chain without a receipt")
+        reason = _blocked_reason(tab, settled, paid or ())
+        c.execute(_BLOCK, tab_key | {"to_blocked_reason": reason})
+        return reason
+    if new_payment and excess > tab.open_caps - _dispatched_caps(c, tab_key, now):
+        reason = f"{format_amount(Amount(excess))} collected on chain without a receipt"
+        open_orders.add_undelivered(c, tab_key, QUARTERS_UNDELIVERED, reason)
     return ""
 
 
-def _dispatched(c: Connection, where: dict[str, object], now: int) -> int:
-    """Caps of the orders of ended jobs that have no receipt."""
-    mine = (orders.c.deployment_id == DEPLOYMENT_ID) & (orders.c.payer == PAYER) & (orders.c.provider == bindparam("of_provider"))
-    query = sa.select(sa.func.coalesce(sa.func.sum(orders.c.cap), 0)).where(mine, orders.c.claim_by > now)
-    return int(c.execute(query.where(orders.c.state == OrderState.DISPATCHED.value), where).scalar_one())
+def _dispatched_caps(c: Connection, tab_key: dict[str, object], now: int) -> int:
+    """The sum of the caps of dispatched orders: their jobs ended and they have no receipt."""
+    on_tab = (orders.c.deployment_id == DEPLOYMENT_ID) & (orders.c.payer == PAYER) & (orders.c.provider == PROVIDER)
+    query = sa.select(sa.func.coalesce(sa.func.sum(orders.c.cap), 0)).where(on_tab, orders.c.claim_by > now)
+    return int(c.execute(query.where(orders.c.state == OrderState.DISPATCHED.value), tab_key).scalar_one())
 
 
-def _why_blocked(tab: Tab, settled: Amount, paid: Sequence[PaidOrder]) -> str:
-    txs = ", ".join(dict.fromkeys(one.transaction for one in paid)) or "none was shown"
+def _blocked_reason(tab: Tab, settled: Amount, paid: Sequence[PaidOrder]) -> str:
+    transactions = ", ".join(dict.fromkeys(payment.transaction for payment in paid)) or "none was shown"
     if settled > tab.ceiling:
-        what = f"this wallet's books never allowed it more than {format_amount(tab.ceiling)}, and no order of this key does"
-        advice = "check the RPC address and whether this key signs elsewhere"
+        finding = f"this wallet's ledger allowed it at most {format_amount(tab.ceiling)}, and no order of this key allows more"
+        advice = "Check the RPC address, and whether this key signs with another ledger file"
     else:
-        what = (
-            f"its receipts show {format_amount(tab.explained_total)}, and open orders explain {format_amount(tab.open_caps)} more"
-        )
-        advice = "a claim above its receipts can be slashed: tally receipt report"
+        explained, open_caps = format_amount(tab.explained_total), format_amount(tab.open_caps)
+        finding = f"its receipts show {explained}, and open orders explain {open_caps} more"
+        advice = "A claim above its receipts can be slashed: tally receipt report"
     return (
-        f"the chain says that it was paid {format_amount(settled)}; {what} (transactions: {txs}). {advice}. If all is well: "
-        "tally receipt unblock PROVIDER"
+        f"the chain says that it was paid {format_amount(settled)}, but {finding} (transactions: {transactions}). {advice}. To "
+        "accept the payment: tally receipt unblock PROVIDER"
     )
 
 
 def unblock(c: Connection, payer: Address, provider: Address, now: int) -> bool:
-    """Takes a freeze back; whether there was one. What it did not deliver is forgotten, and what the chain paid it within the
-    ceilings that were signed counts as spent. Receipts that were refused for what was doubted alone are booked now: else the
-    provider's tab would be ahead of this one.
+    """Lets a provider have orders again. Returns whether it was blocked.
+
+    Its undelivered answers are forgotten, and what the chain paid it within the signed ceilings counts as spent. Receipts that
+    only the token audit refused are recorded now; otherwise the provider's tab would be ahead of this one.
     """
-    mine = (tabs.c.payer == payer) & (tabs.c.provider == provider) & (tabs.c.blocked_reason != "")
-    rows = c.execute(sa.select(tabs).where(mine)).all()
+    blocked = (tabs.c.payer == payer) & (tabs.c.provider == provider) & (tabs.c.blocked_reason != "")
+    rows = c.execute(sa.select(tabs).where(blocked)).all()
     if not rows:
         return False
     for row in rows:
-        _excuse(c, row, now)
+        _accept_payment(c, row, now)
     open_orders.reset_undelivered(c, payer, provider)
-    theirs = (evidence.c.payer == payer) & (evidence.c.provider == provider)
-    for row in c.execute(sa.select(evidence).where(theirs).order_by(evidence.c.id)).all():
+    against_provider = (evidence.c.payer == payer) & (evidence.c.provider == provider)
+    for row in c.execute(sa.select(evidence).where(against_provider).order_by(evidence.c.id)).all():
         domain = domain_of(row.deployment_id)
         placed = PlacedOrder(loads_signed(Order, row.order_doc).verify(domain), Terms.from_json(loads(row.terms_doc, "terms")))
         receipt = loads_signed(Receipt, row.receipt_doc).verify(domain)
-        seen = None if row.delivered_doc is None else Delivery.from_json(loads(row.delivered_doc, "delivered"))
-        arrival = IncomingReceipt(domain, JobId(bytes.fromhex(row.job)), placed, receipt, seen, now)
+        delivery = None if row.delivered_doc is None else Delivery.from_json(loads(row.delivered_doc, "delivered"))
+        incoming = IncomingReceipt(domain, JobId(bytes.fromhex(row.job)), placed, receipt, delivery, now)
         with contextlib.suppress(BadReceipt):
-            known, tab = check_receipt(c, arrival)
+            known, tab_row = check_receipt(c, incoming)
             if not known:
-                store_receipt(c, arrival, tab)
+                store_receipt(c, incoming, tab_row)
     return True
 
 
-def _excuse(c: Connection, row: sa.Row[tuple[object, ...]], now: int) -> None:
-    """Believes the chain for what it paid, as far as ceilings were signed for it."""
-    where: dict[str, object] = {"of_deployment_id": row.deployment_id, "of_payer": row.payer, "of_provider": row.provider}
-    tab = _tab(c, where, now)
+def _accept_payment(c: Connection, row: sa.Row[tuple[object, ...]], now: int) -> None:
+    """Believes the chain's payment up to the highest signed ceiling, and lifts the block."""
+    tab_key: dict[str, object] = {
+        "of_deployment_id": row.deployment_id,
+        "of_payer": row.payer,
+        "of_provider": row.provider,
+    }
+    tab = _read_tab(c, tab_key, now)
     paid = min(row.settled, row.ceiling)
     values = {"blocked_reason": "", "settled_at_unblock": row.settled}
     if paid > tab.explained_total:
         recovered = max(tab.recovered, paid - tab.accepted)
         values |= {"total": paid, "total_order_seq": row.order_seq, "recovered": recovered}
-        budgets.add_unproven(c, where, Amount(paid - tab.explained_total), now)
-    c.execute(sa.update(tabs).where(THIS_TAB).values(**values), where)
+        spending.add_unproven(c, tab_key, Amount(paid - tab.explained_total), now)
+    c.execute(sa.update(tabs).where(THIS_TAB).values(**values), tab_key)

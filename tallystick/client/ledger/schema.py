@@ -1,4 +1,4 @@
-"""The tables of the payer's ledger; client/migrations makes them. Signed documents are kept as they came."""
+"""The tables of the payer's ledger, which client/migrations creates. Signed documents are stored as they were received."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from tallystick.protocol.types import Address
 
 
 class OrderState(str, Enum):
-    """Where an order is. `open`: signed, and nobody is known to have it yet. `dispatched`: a provider had it, and its job ended
-    here without a receipt for it. `booked`: its receipt ended the job. `released`: its provider's receipt at no cost came.
-    `closed`: its job ended, and it was never matched. `disputed`: its receipt was dishonest.
+    """State of an order.
+
+    `open`: signed, and no provider is known to have it yet. `dispatched`: a provider had it, and its job ended here without a
+    receipt for it. `recorded`: its receipt ended the job. `released`: its provider's receipt at no cost came. `closed`: its job
+    ended, and it was never matched. `disputed`: its receipt was dishonest.
     """
 
     OPEN = "open"
@@ -25,11 +27,11 @@ class OrderState(str, Enum):
 
 
 COLLECTABLE = (OrderState.OPEN.value, OrderState.DISPATCHED.value, OrderState.DISPUTED.value)
-"""The states in which an order counts, against its tab and against budgets, until its `claim_by`."""
+"""States in which an order counts against its tab and against budgets until its `claim_by`."""
 
 
 class JobState(str, Enum):
-    """Where a job is, as far as this client knows. `lost`: the stream broke before its end; the coordinator will be asked."""
+    """State of a job as this client knows it. `lost`: the stream broke before its end; the coordinator will be asked."""
 
     OPEN = "open"
     COMPLETED = "completed"
@@ -40,12 +42,12 @@ class JobState(str, Enum):
 
 
 def deployment_id(domain: Domain) -> str:
-    """What keeps the tabs of one deployment apart from those of another."""
+    """Identifies a deployment by chain and contract; tabs of different deployments are separate."""
     return f"{domain.chain_id}:{domain.contract}"
 
 
 def domain_of(text: str) -> Domain:
-    """The deployment of a venue."""
+    """The inverse of `deployment_id`."""
     chain, _, contract = text.partition(":")
     return Domain(int(chain), Address(contract))
 

@@ -1,7 +1,7 @@
-"""Writing the ledger: `take` signs orders, `book` checks a receipt, which may end its job, `end` ends a job without one.
+"""The ledger's three writes of a job: `sign_orders`, `record_receipt` (which may end the job), and `end_job` without a receipt.
 
-Functions of one connection, inside one transaction that holds the file's write lock. They run once or twice for every job, so
-their statements are built once: building one costs more than running it.
+Functions of one connection, inside one transaction that holds the file's write lock. They run once or twice for every job. Their
+statements are built once at import, because building a statement costs more than running it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
-from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.client.ledger import budgets, open_orders
+from tallystick.client.ledger import open_orders, spending
 from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
-from tallystick.client.ledger.schema import (
-    COLLECTABLE,
-    JobState,
-    OrderState,
-    deployment_id,
-    evidence,
-    jobs,
-    orders,
-    receipts,
-    tabs,
+from tallystick.client.ledger.schema import JobState, OrderState, deployment_id, evidence, jobs, orders, receipts, tabs
+from tallystick.client.ledger.tabs import (
+    DEPLOYMENT_ID,
+    INSERT_TAB,
+    PAYER,
+    PROVIDER,
+    SELECT_TAB,
+    THIS_TAB,
+    read_tabs,
+    tab_key,
+    tab_of,
 )
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
@@ -37,27 +37,30 @@ from tallystick.protocol.eip712 import Domain, Verified, loads_signed
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.jobs import ENDS, Event
 from tallystick.protocol.messages import Outcome, Receipt, Terms
-from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.types import Address, Hash, JobId, format_amount
 from tallystick.protocol.wire import dumps
 
 SignOrder = Callable[[Tab, Address, Terms], PlacedOrder]
+MAX_REASON = 1_000
+"""Characters of a job's reason that are stored."""
 
-_ENDED: dict[Event, JobState] = {
+_STATE_AFTER: dict[Event, JobState] = {
     Event.FINISH: JobState.COMPLETED,
     Event.CANCEL: JobState.CANCELLED,
     Event.FAIL: JobState.FAILED,
     Event.EXPIRE: JobState.FAILED,
 }
-
-
-_AWAITING = (JobState.OPEN, JobState.LOST, JobState.COMPLETED)
-"""Jobs whose end a receipt at no cost may still tell; a completed one was delivered whole, and its receipt is outstanding."""
-_COUNTED = (JobState.FAILED, JobState.DISPUTED)
+_AWAITING_END = (JobState.OPEN, JobState.LOST, JobState.COMPLETED)
+"""States in which a receipt at no cost may still end the job. A completed job was delivered whole and awaits its receipt."""
+_COUNTED_AS_FAILED = (JobState.FAILED, JobState.DISPUTED)
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job about to be submitted. `commitment_key` opens its commitments; times are Unix seconds; `label`: its workload."""
+    """A job about to be submitted.
+
+    `commitment_key` opens the job's commitments, `created_at` is Unix seconds, and `label` names the job's workload.
+    """
 
     domain: Domain
     payer: Address
@@ -71,108 +74,71 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class IncomingReceipt:
-    """A receipt that came for an order of a job, what its reader saw of the answer (None: what the ledger kept of it), when, how
-    long after the request (None: nobody knows), and what a recount has against it.
+    """A receipt that arrived for an order of a job.
+
+    `delivery`: what the reader saw of the answer; None to use what the ledger stored. `now`: Unix seconds. `duration_ms`: time
+    from the request to the receipt, if known. `audit_finding`: the objection of the token audit, if any.
     """
 
     domain: Domain
     job: JobId
     placed: PlacedOrder
     receipt: Verified[Receipt]
-    delivered: Delivery | None
+    delivery: Delivery | None
     now: int
     duration_ms: int | None = None
-    doubt: AuditFinding | None = None
+    audit_finding: AuditFinding | None = None
     proof: Proof | None = field(default=None, repr=False)
-    """With the plaintexts, where they were kept."""
+    """The job's proof with its plaintexts, if they were kept."""
     final: bool = True
-    """Whether it ends its job; if not, it only releases the cap of its order, since it charges nothing."""
-    arrived: Deliveries = field(default_factory=dict)
-    """What arrived for the job's other orders that a provider had and gave no receipt for."""
+    """Whether the receipt ends its job. If not, it charges nothing and only releases the cap of its order."""
+    other_deliveries: Deliveries = field(default_factory=dict)
+    """What arrived for the job's other orders that a provider had without giving a receipt."""
 
     @property
-    def tab(self) -> dict[str, object]:
-        """What finds its tab."""
+    def tab_key(self) -> dict[str, object]:
+        """The bound parameters that select the receipt's tab."""
         order = self.placed.order.message
-        return {"of_deployment_id": deployment_id(self.domain), "of_payer": order.payer, "of_provider": order.provider}
+        return tab_key(self.domain, order.payer, order.provider)
 
 
-# Statements. Bound names begin with `of_` where they find rows, with `to_` where they change them.
-
-DEPLOYMENT_ID: sa.BindParameter[str] = bindparam("of_deployment_id")
-PAYER: sa.BindParameter[str] = bindparam("of_payer")
-_PROVIDER: sa.BindParameter[str] = bindparam("of_provider")
-_PROVIDERS: sa.BindParameter[list[str]] = bindparam("of_providers", expanding=True)
-_SEQ: sa.BindParameter[int] = bindparam("of_seq")
-
-THIS_TAB = (tabs.c.deployment_id == DEPLOYMENT_ID) & (tabs.c.payer == PAYER) & (tabs.c.provider == _PROVIDER)
-_TABS = sa.select(tabs).where(tabs.c.deployment_id == DEPLOYMENT_ID, tabs.c.payer == PAYER, tabs.c.provider.in_(_PROVIDERS))
-TAB = sa.select(tabs).where(THIS_TAB)
-_LIVE = orders.c.claim_by > bindparam("of_now")
-
-
-def _sum_of(which: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
-    return sa.func.sum(sa.case((which, orders.c.cap), else_=0))
-
-
-_CAPS = (
-    sa.select(
-        orders.c.provider,
-        _sum_of(_LIVE).label("open"),
-        sa.func.sum(sa.case((_LIVE & (orders.c.state == OrderState.DISPATCHED.value), 1), else_=0)).label("awaiting_receipts"),
-        _sum_of(_LIVE & (orders.c.seq <= tabs.c.total_order_seq)).label("early"),
-        _sum_of(~_LIVE).label("expired"),
-    )
-    .join(
-        tabs,
-        (tabs.c.deployment_id == orders.c.deployment_id)
-        & (tabs.c.payer == orders.c.payer)
-        & (tabs.c.provider == orders.c.provider),
-    )
-    .where(
-        orders.c.payer == PAYER,
-        orders.c.state.in_(COLLECTABLE),
-        orders.c.provider.in_(_PROVIDERS),
-        orders.c.deployment_id == DEPLOYMENT_ID,
-    )
-    .group_by(orders.c.provider)
-)
-NEW_TAB = insert(tabs)
-_RAISE_TAB = NEW_TAB.on_conflict_do_update(
+_RAISE_TAB = INSERT_TAB.on_conflict_do_update(
     index_elements=[tabs.c.deployment_id, tabs.c.payer, tabs.c.provider],
-    set_={"ceiling": sa.func.max(tabs.c.ceiling, NEW_TAB.excluded.ceiling), "order_seq": NEW_TAB.excluded.order_seq},
+    set_={"ceiling": sa.func.max(tabs.c.ceiling, INSERT_TAB.excluded.ceiling), "order_seq": INSERT_TAB.excluded.order_seq},
 )
-_NEW_JOB, _NEW_ORDER, _NEW_RECEIPT, _NEW_EVIDENCE = sa.insert(jobs), sa.insert(orders), sa.insert(receipts), sa.insert(evidence)
+_INSERT_JOB, _INSERT_ORDER = sa.insert(jobs), sa.insert(orders)
+_INSERT_RECEIPT, _INSERT_EVIDENCE = sa.insert(receipts), sa.insert(evidence)
 
-_ON_TAB = (receipts.c.deployment_id == DEPLOYMENT_ID) & (receipts.c.payer == PAYER) & (receipts.c.provider == _PROVIDER)
-_FROM = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq >= _SEQ).order_by(receipts.c.seq.asc()).limit(2)
-_BELOW = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq < _SEQ).order_by(receipts.c.seq.desc()).limit(1)
+_SEQ: sa.BindParameter[int] = bindparam("of_seq")
+_ON_TAB = (receipts.c.deployment_id == DEPLOYMENT_ID) & (receipts.c.payer == PAYER) & (receipts.c.provider == PROVIDER)
+_FROM_SEQ = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq >= _SEQ).order_by(receipts.c.seq.asc()).limit(2)
+_BELOW_SEQ = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq < _SEQ).order_by(receipts.c.seq.desc()).limit(1)
 _SAME_ORDER = sa.select(receipts.c.digest, receipts.c.receipt_doc).where(receipts.c.order_digest == bindparam("of_order"))
 
 _ACCEPT = (
     sa.update(tabs)
     .where(THIS_TAB)
-    .values(accepted=bindparam("to_accepted"), total=bindparam("to_total"), total_order_seq=bindparam("to_mark"))
+    .values(accepted=bindparam("to_accepted"), total=bindparam("to_total"), total_order_seq=bindparam("to_total_order_seq"))
 )
-_FREEZE = sa.update(tabs).where(THIS_TAB, tabs.c.blocked_reason == "").values(blocked_reason=bindparam("to_blocked_reason"))
+_BLOCK = sa.update(tabs).where(THIS_TAB, tabs.c.blocked_reason == "").values(blocked_reason=bindparam("to_blocked_reason"))
 _DISPUTE = (
     sa.update(orders)
     .where(orders.c.digest == bindparam("of_order"), orders.c.state != OrderState.RECORDED.value)
     .values(state=OrderState.DISPUTED.value)
 )
-_MARK_ORDER = sa.update(orders).where(orders.c.digest == bindparam("of_order")).values(state=bindparam("to_state"))
+_SET_ORDER_STATE = sa.update(orders).where(orders.c.digest == bindparam("of_order")).values(state=bindparam("to_state"))
 _END_JOB = (
     sa.update(jobs)
     .where(jobs.c.job == bindparam("of_job"))
     .values(
         state=bindparam("to_state"),
         reason=bindparam("to_reason"),
-        finished_at=bindparam("to_finished"),
-        duration_ms=bindparam("to_took"),
+        finished_at=bindparam("to_finished_at"),
+        duration_ms=bindparam("to_duration_ms"),
     )
 )
-_LOSE_JOB = _END_JOB.where(jobs.c.state == JobState.OPEN.value)
-_LEAVE_JOB = _END_JOB.where(jobs.c.state.in_([JobState.OPEN.value, JobState.LOST.value]))
+_END_OPEN_JOB = _END_JOB.where(jobs.c.state == JobState.OPEN.value)
+_END_UNKNOWN_JOB = _END_JOB.where(jobs.c.state.in_([JobState.OPEN.value, JobState.LOST.value]))
 _CLOSE_ORDERS = (
     sa.update(orders)
     .where(orders.c.job == bindparam("of_job"), orders.c.state == OrderState.OPEN.value)
@@ -180,58 +146,30 @@ _CLOSE_ORDERS = (
 )
 
 
-def read_tabs(c: Connection, domain: Domain, payer: Address, providers: Sequence[Address], now: int) -> dict[Address, Tab]:
-    """The payer's tabs with these providers; orders whose `claim_by` is not after `now` are expired."""
-    which = {"of_deployment_id": deployment_id(domain), "of_payer": payer, "of_providers": list(providers)}
-    rows = {row.provider: row for row in c.execute(_TABS, which)}
-    caps = {row.provider: row for row in c.execute(_CAPS, which | {"of_now": now})}
-    return {provider: tab_of(rows.get(provider), caps.get(provider)) for provider in providers}
-
-
-def tab_of(row: sa.Row[tuple[object, ...]] | None, caps: sa.Row[tuple[object, ...]] | None = None) -> Tab:
-    """A tab's row, with the caps of its orders that may still be collected or expired, and how many of them were dispatched."""
-    if row is None:
-        return Tab()
-    if caps is None:
-        open_caps, early_caps, expired, awaiting_receipts = 0, 0, 0, 0
-    else:
-        open_caps, early_caps, expired, awaiting_receipts = caps.open, caps.early, caps.expired, caps.awaiting_receipts
-    return Tab(
-        accepted=Amount(row.accepted),
-        total=Amount(row.total),
-        open_caps=Amount(open_caps),
-        early_caps=Amount(early_caps),
-        ceiling=Amount(row.ceiling),
-        order_seq=row.order_seq,
-        blocked_reason=row.blocked_reason,
-        awaiting_receipts=awaiting_receipts,
-        undelivered_quarters=row.undelivered_quarters,
-        expired_caps=Amount(expired),
-        recovered=Amount(row.recovered),
-    )
-
-
 def sign_orders(
     c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder, reader: str = ""
 ) -> list[PlacedOrder]:
-    """Signs an order for each draft whose provider is not barred (see `Tab.barred`), and remembers them as open. `reader`: the
-    process that will read the answer, see presence.py.
+    """Signs an order for each draft whose provider is not excluded (see `Tab.exclusion_reason`), and stores the orders as open.
+
+    `reader` names the process that will read the answer; see process_locks.py.
     """
-    found = read_tabs(c, job.domain, job.payer, [provider for provider, _ in drafts], job.created_at)
-    placed = [sign(found[provider], provider, terms) for provider, terms in drafts if not found[provider].exclusion_reason]
-    if not placed:
+    payer_tabs = read_tabs(c, job.domain, job.payer, [provider for provider, _ in drafts], job.created_at)
+    placed_orders = [
+        sign(payer_tabs[provider], provider, terms) for provider, terms in drafts if not payer_tabs[provider].exclusion_reason
+    ]
+    if not placed_orders:
         return []
-    where = deployment_id(job.domain)
-    c.execute(_NEW_JOB, _job_row(where, job) | {"reader": reader})
-    c.execute(_NEW_ORDER, [_order_row(where, job, p) for p in placed])
-    c.execute(_RAISE_TAB, [_tab_row(where, p) for p in placed])
-    return placed
+    deployment = deployment_id(job.domain)
+    c.execute(_INSERT_JOB, _job_row(deployment, job) | {"reader": reader})
+    c.execute(_INSERT_ORDER, [_order_row(deployment, job, placed) for placed in placed_orders])
+    c.execute(_RAISE_TAB, [_tab_row(deployment, placed) for placed in placed_orders])
+    return placed_orders
 
 
-def _job_row(where: str, job: NewJob) -> dict[str, object]:
+def _job_row(deployment: str, job: NewJob) -> dict[str, object]:
     return {
         "job": job.job.hex(),
-        "deployment_id": where,
+        "deployment_id": deployment,
         "payer": job.payer,
         "model": job.model,
         "path": job.path,
@@ -243,12 +181,12 @@ def _job_row(where: str, job: NewJob) -> dict[str, object]:
     }
 
 
-def _order_row(where: str, job: NewJob, placed: PlacedOrder) -> dict[str, object]:
+def _order_row(deployment: str, job: NewJob, placed: PlacedOrder) -> dict[str, object]:
     order = placed.order.message
     return {
         "digest": placed.order.digest.hex(),
         "job": job.job.hex(),
-        "deployment_id": where,
+        "deployment_id": deployment,
         "payer": order.payer,
         "provider": order.provider,
         "seq": order.seq,
@@ -261,10 +199,10 @@ def _order_row(where: str, job: NewJob, placed: PlacedOrder) -> dict[str, object
     }
 
 
-def _tab_row(where: str, placed: PlacedOrder) -> dict[str, object]:
+def _tab_row(deployment: str, placed: PlacedOrder) -> dict[str, object]:
     order = placed.order.message
     return {
-        "deployment_id": where,
+        "deployment_id": deployment,
         "payer": order.payer,
         "provider": order.provider,
         "accepted": 0,
@@ -276,124 +214,139 @@ def _tab_row(where: str, placed: PlacedOrder) -> dict[str, object]:
     }
 
 
-def record_receipt(c: Connection, arrival: IncomingReceipt) -> BadReceipt | None:
-    """Checks a receipt and, where it is final, ends its job. None if the tab now contains it, or did before."""
-    receipt = arrival.receipt.message
-    arrival = replace(arrival, delivered=open_orders.read_delivery(c, arrival.job, receipt, arrival.delivered))
+def record_receipt(c: Connection, incoming: IncomingReceipt) -> BadReceipt | None:
+    """Checks a receipt, records it, and ends its job if the receipt is final.
+
+    Returns None if the tab contains the receipt now or already did, otherwise the error. An error that is the provider's fault
+    blocks the provider and is stored as evidence.
+    """
+    receipt = incoming.receipt.message
+    incoming = replace(incoming, delivery=open_orders.read_delivery(c, incoming.job, receipt, incoming.delivery))
     try:
-        known, tab = check_receipt(c, arrival)
-    except UndeliveredCharge as complaint:
-        open_orders.refuse_receipt(c, arrival.tab, receipt.order_hash, arrival.delivered, complaint, now=arrival.now)
-        if arrival.final:
-            end_job(c, arrival.job, JobState.FAILED, str(complaint), arrival.now, arrived=arrival.arrived)
-        return complaint
-    except BadReceipt as complaint:
-        if complaint.fault is Fault.PROVIDER:
-            _freeze(c, arrival, _around(c, arrival), str(complaint))
-        return complaint
+        known, tab_row = check_receipt(c, incoming)
+    except UndeliveredCharge as error:
+        open_orders.refuse_receipt(c, incoming.tab_key, receipt.order_hash, incoming.delivery, error, now=incoming.now)
+        if incoming.final:
+            end_job(c, incoming.job, JobState.FAILED, str(error), incoming.now, deliveries=incoming.other_deliveries)
+        return error
+    except BadReceipt as error:
+        if error.fault is Fault.PROVIDER:
+            _block(c, incoming, _adjacent_docs(c, incoming), str(error))
+        return error
     if not known:
-        store_receipt(c, arrival, tab)
-    elif arrival.delivered is not None and arrival.delivered.finished:
-        _weigh(c, arrival)  # booked before, when the stream was lost: now the whole answer was fetched
+        store_receipt(c, incoming, tab_row)
+    elif incoming.delivery is not None and incoming.delivery.finished:
+        # The receipt was recorded when the stream was lost; now the whole answer was fetched.
+        _count_undelivered(c, incoming)
     return None
 
 
-def _weigh(c: Connection, arrival: IncomingReceipt) -> None:
-    receipt = arrival.receipt.message
-    quarters = undelivered_quarters(receipt, arrival.delivered)
+def _count_undelivered(c: Connection, incoming: IncomingReceipt) -> None:
+    receipt = incoming.receipt.message
+    quarters = undelivered_quarters(receipt, incoming.delivery)
     if quarters:
-        reason = f"job {arrival.job.hex()}, of which it charged {receipt.cost}"
+        reason = f"job {incoming.job.hex()}, which charged {format_amount(receipt.cost)}"
         open_orders.count_undelivered(
-            c, arrival.tab, receipt.order_hash, quarters, reason, seen=arrival.delivered, now=arrival.now
+            c, incoming.tab_key, receipt.order_hash, quarters, reason, delivery=incoming.delivery, now=incoming.now
         )
 
 
-def check_receipt(c: Connection, arrival: IncomingReceipt) -> tuple[bool, sa.Row[tuple[object, ...]] | None]:
-    """Whether a receipt was booked before, and the tab's row. Raises BadReceipt for what must not be booked."""
-    receipt = arrival.receipt.message
-    check_against_order(arrival.placed, receipt, arrival.delivered)
-    booked = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
-    if booked is not None and booked.digest == arrival.receipt.digest.hex():
+def check_receipt(c: Connection, incoming: IncomingReceipt) -> tuple[bool, sa.Row[tuple[object, ...]] | None]:
+    """Checks a receipt against its order, the delivery, its tab and the audit.
+
+    Returns whether the receipt was recorded before, and the row of its tab. Raises BadReceipt if it must not be recorded.
+    """
+    receipt = incoming.receipt.message
+    check_against_order(incoming.placed, receipt, incoming.delivery)
+    recorded = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
+    if recorded is not None and recorded.digest == incoming.receipt.digest.hex():
         return True, None
-    check_sequence(receipt, AdjacentReceipts.of(receipt, (loads_signed(Receipt, doc).message for doc in _around(c, arrival))))
-    check_audit(arrival.doubt)
-    return False, c.execute(TAB, arrival.tab).first()
+    adjacent = (loads_signed(Receipt, doc).message for doc in _adjacent_docs(c, incoming))
+    check_sequence(receipt, AdjacentReceipts.of(receipt, adjacent))
+    check_audit(incoming.audit_finding)
+    return False, c.execute(SELECT_TAB, incoming.tab_key).first()
 
 
-def _around(c: Connection, arrival: IncomingReceipt) -> list[str]:
-    """The receipts held around a new one, as they were signed: of its order, of its seq, next above and below."""
-    receipt = arrival.receipt.message
-    which = arrival.tab | {"of_seq": receipt.seq}
-    found = [*c.execute(_FROM, which).scalars(), *c.execute(_BELOW, which).scalars()]
+def _adjacent_docs(c: Connection, incoming: IncomingReceipt) -> list[str]:
+    """The signed documents of the recorded receipts around a new one: same order, same seq, next above and next below."""
+    receipt = incoming.receipt.message
+    key = incoming.tab_key | {"of_seq": receipt.seq}
+    docs = [*c.execute(_FROM_SEQ, key).scalars(), *c.execute(_BELOW_SEQ, key).scalars()]
     same_order = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
-    return found if same_order is None or same_order.receipt_doc in found else [*found, same_order.receipt_doc]
+    return docs if same_order is None or same_order.receipt_doc in docs else [*docs, same_order.receipt_doc]
 
 
-def store_receipt(c: Connection, arrival: IncomingReceipt, row: sa.Row[tuple[object, ...]] | None) -> None:
-    """Books a receipt that was examined, and ends its job where it is final; `row` is its tab's."""
-    receipt, delivered, tab = arrival.receipt.message, arrival.delivered, tab_of(row)
-    order = arrival.placed.order.digest.hex()
+def store_receipt(c: Connection, incoming: IncomingReceipt, tab_row: sa.Row[tuple[object, ...]] | None) -> None:
+    """Stores a receipt that passed `check_receipt`, and ends its job if it is final; `tab_row` is the row of its tab."""
+    receipt, delivery, tab = incoming.receipt.message, incoming.delivery, tab_of(tab_row)
+    order = incoming.placed.order.digest.hex()
     values = {
-        "digest": arrival.receipt.digest.hex(),
-        "deployment_id": deployment_id(arrival.domain),
+        "digest": incoming.receipt.digest.hex(),
+        "deployment_id": deployment_id(incoming.domain),
         "payer": receipt.payer,
         "provider": receipt.provider,
         "seq": receipt.seq,
         "order_digest": order,
-        "receipt_doc": arrival.receipt.dumps(),
-        "whole": delivered is not None and delivered.finished,
-        "recorded_at": arrival.now,
+        "receipt_doc": incoming.receipt.dumps(),
+        "whole": delivery is not None and delivery.finished,
+        "recorded_at": incoming.now,
     }
-    c.execute(_NEW_RECEIPT, values)
-    total, mark = (tab.total, row.total_order_seq if row is not None else 0)
-    if tab.total < receipt.cumulative_cost <= tab.ceiling:  # above all that these books know to be signed it says nothing
-        total, mark = receipt.cumulative_cost, tab.order_seq
-    change = {"to_accepted": int(tab.accepted + receipt.cost), "to_total": int(total), "to_mark": mark}
-    c.execute(_ACCEPT, arrival.tab | change)
-    before = open_orders.job_state(c, arrival.job)
-    final = receipt.cost > 0 or (arrival.final and before in _AWAITING)
-    c.execute(_MARK_ORDER, {"of_order": order, "to_state": (OrderState.RECORDED if final else OrderState.RELEASED).value})
-    _weigh(c, arrival)
+    c.execute(_INSERT_RECEIPT, values)
+    total, total_order_seq = (tab.total, tab_row.total_order_seq if tab_row is not None else 0)
+    if tab.total < receipt.cumulative_cost <= tab.ceiling:  # a total above every ceiling known here proves nothing
+        total, total_order_seq = receipt.cumulative_cost, tab.order_seq
+    change = {"to_accepted": int(tab.accepted + receipt.cost), "to_total": int(total), "to_total_order_seq": total_order_seq}
+    c.execute(_ACCEPT, incoming.tab_key | change)
+    state_before = open_orders.job_state(c, incoming.job)
+    final = receipt.cost > 0 or (incoming.final and state_before in _AWAITING_END)
+    order_state = OrderState.RECORDED if final else OrderState.RELEASED
+    c.execute(_SET_ORDER_STATE, {"of_order": order, "to_state": order_state.value})
+    _count_undelivered(c, incoming)
     if final:
-        _finish(c, arrival, counted=before in _COUNTED)
+        _end_with_receipt(c, incoming, counted=state_before in _COUNTED_AS_FAILED)
 
 
-def _finish(c: Connection, arrival: IncomingReceipt, *, counted: bool) -> None:
-    """Ends the job of a receipt that was booked. `counted`: it counts as a failed request already."""
-    receipt = arrival.receipt.message
+def _end_with_receipt(c: Connection, incoming: IncomingReceipt, *, counted: bool) -> None:
+    """Ends the job of a recorded receipt. `counted`: the job already counts as a failed request."""
+    receipt = incoming.receipt.message
     outcome = Outcome(receipt.outcome)
-    state = _ENDED[ENDS[outcome]]
-    budgets.add_receipt(c, arrival.job, receipt, arrival.now, failed=state is JobState.FAILED, counted=counted)
+    state = _STATE_AFTER[ENDS[outcome]]
+    spending.add_receipt(c, incoming.job, receipt, incoming.now, failed=state is JobState.FAILED, counted=counted)
     reason = "" if state is JobState.COMPLETED else outcome.name.lower()
-    if arrival.doubt is not None:
-        reason = f"doubted: {arrival.doubt.reason}"
-    open_orders.store_deliveries(c, arrival.arrived)
-    open_orders.mark_dispatched(c, arrival.arrived)
-    told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": arrival.now, "to_took": arrival.duration_ms}
-    c.execute(_END_JOB, {"of_job": arrival.job.hex()} | told)
-    c.execute(_CLOSE_ORDERS, {"of_job": arrival.job.hex()})
+    if incoming.audit_finding is not None:
+        reason = f"doubted: {incoming.audit_finding.reason}"
+    open_orders.store_deliveries(c, incoming.other_deliveries)
+    open_orders.mark_dispatched(c, incoming.other_deliveries)
+    change = {
+        "to_state": state.value,
+        "to_reason": reason[:MAX_REASON],
+        "to_finished_at": incoming.now,
+        "to_duration_ms": incoming.duration_ms,
+    }
+    c.execute(_END_JOB, {"of_job": incoming.job.hex()} | change)
+    c.execute(_CLOSE_ORDERS, {"of_job": incoming.job.hex()})
 
 
-def _freeze(c: Connection, arrival: IncomingReceipt, others: list[str], reason: str) -> None:
-    order, delivered = arrival.placed.order, arrival.delivered
+def _block(c: Connection, incoming: IncomingReceipt, other_docs: list[str], reason: str) -> None:
+    order, delivery = incoming.placed.order, incoming.delivery
     values = {
-        "deployment_id": deployment_id(arrival.domain),
+        "deployment_id": deployment_id(incoming.domain),
         "payer": order.message.payer,
         "provider": order.message.provider,
-        "job": arrival.job.hex(),
+        "job": incoming.job.hex(),
         "reason": reason,
-        "receipt_doc": arrival.receipt.dumps(),
+        "receipt_doc": incoming.receipt.dumps(),
         "order_doc": order.dumps(),
-        "terms_doc": dumps(arrival.placed.terms.to_json()).decode(),
-        "other_doc": f"[{','.join(others)}]",
-        "delivered_doc": None if delivered is None else dumps(delivered.to_json()).decode(),
-        "recorded_at": arrival.now,
+        "terms_doc": dumps(incoming.placed.terms.to_json()).decode(),
+        "other_doc": f"[{','.join(other_docs)}]",
+        "delivered_doc": None if delivery is None else dumps(delivery.to_json()).decode(),
+        "recorded_at": incoming.now,
     }
-    c.execute(_NEW_EVIDENCE, values)
-    c.execute(_FREEZE, arrival.tab | {"to_blocked_reason": reason})
+    c.execute(_INSERT_EVIDENCE, values)
+    c.execute(_BLOCK, incoming.tab_key | {"to_blocked_reason": reason})
     c.execute(_DISPUTE, {"of_order": order.digest.hex()})
-    if arrival.final:
-        end_job(c, arrival.job, JobState.DISPUTED, reason, arrival.now, arrived=arrival.arrived)
+    if incoming.final:
+        end_job(c, incoming.job, JobState.DISPUTED, reason, incoming.now, deliveries=incoming.other_deliveries)
 
 
 def end_job(
@@ -403,22 +356,23 @@ def end_job(
     reason: str,
     now: int,
     *,
-    arrived: Deliveries = NO_DELIVERIES,
+    deliveries: Deliveries = NO_DELIVERIES,
     matched: Sequence[Hash] = (),
-    keep: bool = False,
+    keep_orders_open: bool = False,
 ) -> None:
-    """Ends a job that has no receipt, unless its end is known.
+    """Ends a job without a receipt, unless its end is already known.
 
-    Its orders in `arrived` and `matched` were dispatched, and count until a receipt for them or their `claim_by`; the others were
-    never matched, and stop counting. With `keep`, and where the job is lost, nobody knows which were matched: all go on counting.
+    Its orders in `deliveries` and `matched` were dispatched: they count until a receipt for them arrives or their `claim_by`
+    passes. The other orders were never matched and stop counting. If the job is lost, or with `keep_orders_open`, nobody knows
+    which orders were matched, so all of them go on counting. `now` is Unix seconds.
     """
     if state in (JobState.FAILED, JobState.DISPUTED):
-        budgets.add_failed(c, job, now)
-    open_orders.store_deliveries(c, arrived)
-    open_orders.mark_dispatched(c, [*arrived, *matched])
-    which = {"of_job": job.hex()}
-    statement = {JobState.LOST: _LOSE_JOB, JobState.DISPUTED: _END_JOB}.get(state, _LEAVE_JOB)
-    told = {"to_state": state.value, "to_reason": reason[:1_000], "to_finished": now, "to_took": None}
-    c.execute(statement, which | told)
-    if state is not JobState.LOST and not keep:
-        c.execute(_CLOSE_ORDERS, which)
+        spending.add_failed(c, job, now)
+    open_orders.store_deliveries(c, deliveries)
+    open_orders.mark_dispatched(c, [*deliveries, *matched])
+    key = {"of_job": job.hex()}
+    statement = {JobState.LOST: _END_OPEN_JOB, JobState.DISPUTED: _END_JOB}.get(state, _END_UNKNOWN_JOB)
+    change = {"to_state": state.value, "to_reason": reason[:MAX_REASON], "to_finished_at": now, "to_duration_ms": None}
+    c.execute(statement, key | change)
+    if state is not JobState.LOST and not keep_orders_open:
+        c.execute(_CLOSE_ORDERS, key)

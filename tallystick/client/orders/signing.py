@@ -110,7 +110,7 @@ def sign_order(
 ) -> PlacedOrder:
     """Signs the order of a job for one provider.
 
-    `now_ns` is Unix time in nanoseconds. The order's seq is at least `now_ns`, so it stays unique if the state file is lost.
+    `now_ns` is Unix time in nanoseconds. The order's seq is at least `now_ns`, so it stays unique if the ledger file is lost.
     """
     now = now_ns // 1_000_000_000
     order = Order(

@@ -1,1 +1,1 @@
-"""Checks of what a provider signed: receipts, proofs, evidence, recounted tokens. May import `openai`, `config`."""
+"""Checks of what a provider signed: receipts, proofs, evidence, token counts. May import `orders`, `openai`, `config`."""

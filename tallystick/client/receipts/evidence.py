@@ -1,15 +1,15 @@
-"""A dishonest receipt in a file that others can check: what the provider signed, and whatever contradicts it.
+"""Evidence files: a dishonest receipt and what contradicts it, in a form that others can check.
 
     tallystick         "evidence/1"
     chainId, contract  the deployment that the signatures bind
     reason             what the payer found, in words
     order, receipt     {"message", "signature"}, as on the wire
     terms              the terms that the order commits to
-    others             the provider's other receipts for this payer that it contradicts, signed
-    proof              the job's proof (see proof.py) with both plaintexts; null where they were not kept, or need not be
+    others             the provider's other signed receipts for this payer that contradict it
+    proof              the job's proof with both plaintexts (see proof.py); null if they were not kept or are not needed
 
-What follows from signatures alone convinces anyone. That an answer was another one than the receipt commits to does not: the
-payer could have changed it.
+A contradiction between signatures convinces anyone. A claim that another answer arrived than the one that the receipt commits to
+convinces nobody, because the payer could have changed the answer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ RecountTokens = Callable[[bytes, Sequence[bytes], Receipt], AuditFinding | None]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A dishonest receipt, and what shows that it is one; `others`: the provider's receipts around it."""
+    """A dishonest receipt in the ledger, with its order; `others`: the provider's receipts adjacent to it.
+
+    `recorded_at` is Unix seconds.
+    """
 
     provider: Address
     job: JobId
@@ -56,7 +59,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceFile:
-    """See the module's docstring."""
+    """The contents of an evidence file; see the module's docstring."""
 
     domain: Domain
     reason: str
@@ -67,9 +70,9 @@ class EvidenceFile:
     proof: Proof | None
 
     @classmethod
-    def of(cls, found: Evidence, proof: Proof | None = None) -> EvidenceFile:
-        """What the ledger has, with the plaintexts if they were kept."""
-        return cls(found.domain, found.reason, found.order, found.terms, found.receipt, found.others, proof)
+    def of(cls, evidence: Evidence, proof: Proof | None = None) -> EvidenceFile:
+        """Creates the file from the ledger's evidence, with the job's proof if its plaintexts were kept."""
+        return cls(evidence.domain, evidence.reason, evidence.order, evidence.terms, evidence.receipt, evidence.others, proof)
 
     def dumps(self) -> bytes:
         """The file's bytes."""
@@ -82,14 +85,14 @@ class EvidenceFile:
                 "order": self.order.to_json(),
                 "terms": self.terms.to_json(),
                 "receipt": self.receipt.to_json(),
-                "others": [one.to_json() for one in self.others],
+                "others": [other.to_json() for other in self.others],
                 "proof": None if self.proof is None else loads(self.proof.dumps(), "proof"),
             }
         )
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> EvidenceFile:
-        """Reads the file's JSON object. Raises BadMessage that names the member at fault."""
+        """Reads the file's JSON object. Raises BadMessage, which names the invalid member."""
         others = read_items(raw.get("others"), "evidence.others", MAX_OTHER_RECEIPTS)
         proof = raw.get("proof")
         return cls(
@@ -100,19 +103,19 @@ class EvidenceFile:
             order=read_signed(Order, raw.get("order"), "evidence.order"),
             terms=Terms.from_json(raw.get("terms"), "evidence.terms"),
             receipt=read_signed(Receipt, raw.get("receipt"), "evidence.receipt"),
-            others=tuple(read_signed(Receipt, one, f"evidence.others[{n}]") for n, one in enumerate(others)),
+            others=tuple(read_signed(Receipt, item, f"evidence.others[{n}]") for n, item in enumerate(others)),
             proof=None if proof is None else read_proof(dumps(proof)),
         )
 
     @property
     def equivocation(self) -> Signed[Receipt] | None:
-        """Another receipt of the same payer and seq: what costs the provider its stake."""
-        here = self.receipt.message
-        return next((one for one in self.others if one.message.seq == here.seq and one.message != here), None)
+        """Another receipt of the same payer with the same seq: equivocation, for which the provider can be slashed."""
+        receipt = self.receipt.message
+        return next((other for other in self.others if other.message.seq == receipt.seq and other.message != receipt), None)
 
     @property
     def convinces(self) -> bool:
-        """Whether what is in it shows to anyone that the receipt is dishonest: then no plaintext has to be shared for that."""
+        """Whether the file proves to anyone that the receipt is dishonest. If so, no plaintext has to be added to it."""
         try:
             self.check()
         except TallyError:
@@ -120,44 +123,47 @@ class EvidenceFile:
         return True
 
     def check(self, recount: RecountTokens | None = None) -> list[Finding]:
-        """What shows that the receipt is dishonest, to anyone. With `recount` the tokens of kept plaintexts are counted again.
+        """Returns what proves to anyone that the receipt is dishonest. With `recount`, the tokens of the plaintexts are
+        recounted.
 
-        Raises BadSignature or BadMessage where the file is not what it says, BadReceipt where nothing in it shows that.
+        Raises BadSignature or BadMessage if the file is inconsistent, BadReceipt if nothing in it proves that.
         """
         order, receipt = self.order.verify(self.domain), self.receipt.verify(self.domain)
         if order.message.terms_hash != self.terms.struct_hash():
-            raise BadMessage("evidence.terms: not the terms that the order commits to")
-        here = receipt.message
-        if (here.order_hash, here.payer, here.provider) != (order.digest, order.message.payer, order.message.provider):
-            raise BadMessage("evidence.receipt: not a receipt of this order")
+            raise BadMessage("evidence.terms: expected the terms that the order commits to, got others")
+        message = receipt.message
+        if (message.order_hash, message.payer, message.provider) != (order.digest, order.message.payer, order.message.provider):
+            raise BadMessage("evidence.receipt: expected a receipt for this order, got one for another order")
         placed = PlacedOrder(order, self.terms)
-        near = [one.verify(self.domain).message for one in self.others]
-        if any((one.payer, one.provider) != (here.payer, here.provider) for one in near):
-            raise BadMessage("evidence.others: a receipt of another tab")
-        findings = [Finding("signatures", f"the provider {here.provider} signed the receipt, the payer {here.payer} the order")]
+        others = [other.verify(self.domain).message for other in self.others]
+        if any((other.payer, other.provider) != (message.payer, message.provider) for other in others):
+            raise BadMessage("evidence.others: expected receipts of the same payer and provider, got one of another tab")
+        findings = [
+            Finding("signatures", f"the provider {message.provider} signed the receipt, the payer {message.payer} the order")
+        ]
         signed = self._signed_plaintexts(receipt)
         checks: list[Callable[[], None]] = [
-            lambda: check_against_order(placed, here, None),
-            lambda: check_sequence(here, AdjacentReceipts.of(here, near)),
+            lambda: check_against_order(placed, message, None),
+            lambda: check_sequence(message, AdjacentReceipts.of(message, others)),
         ]
         if signed is not None:
-            delivered = _delivered(signed)
-            checks.append(lambda: check_against_order(placed, here, delivered))
+            delivery = _delivery(signed)
+            checks.append(lambda: check_against_order(placed, message, delivery))
         for check in checks:
             try:
                 check()
             except BadReceipt as contradiction:
-                found = Finding("contradiction", str(contradiction))
-                findings += [found] if found not in findings else []
-        doubt = None if recount is None or signed is None else recount(signed.request, signed.response, here)
-        if doubt is not None:
-            findings.append(Finding("recount", doubt.reason))
+                finding = Finding("contradiction", str(contradiction))
+                findings += [finding] if finding not in findings else []
+        audit = None if recount is None or signed is None else recount(signed.request, signed.response, message)
+        if audit is not None:
+            findings.append(Finding("recount", audit.reason))
         if len(findings) == 1:
-            raise BadReceipt(f"evidence: nothing in it convinces others of: {self.reason}", fault=Fault.CLIENT)
+            raise BadReceipt(f"evidence: nothing in this file proves to others: {self.reason}", fault=Fault.CLIENT)
         return findings
 
     def _signed_plaintexts(self, receipt: Verified[Receipt]) -> Proof | None:
-        """The job's proof, if the provider signed for these plaintexts."""
+        """Returns the job's proof if the provider signed for its plaintexts, else None."""
         proof = self.proof
         if proof is None or proof.receipt != self.receipt or proof.order != self.order:
             return None
@@ -170,16 +176,16 @@ class EvidenceFile:
 
 
 def read_evidence(data: bytes) -> EvidenceFile:
-    """Reads a file's bytes. Raises BadMessage."""
+    """Reads the bytes of an evidence file. Raises BadMessage."""
     raw = loads(data, "evidence")
     if not isinstance(raw, dict) or raw.get("tallystick") != FORMAT:
-        what = "a proof, which shows that all was well" if isinstance(raw, dict) and raw.get("tallystick") == PROOF else "none"
-        raise BadMessage(f'evidence: expected a JSON object with "tallystick": "{FORMAT}"; this is {what}')
+        kind = "a proof file" if isinstance(raw, dict) and raw.get("tallystick") == PROOF else "something else"
+        raise BadMessage(f'evidence: expected a JSON object with "tallystick": "{FORMAT}", got {kind}')
     return EvidenceFile.from_json(raw)
 
 
-def _delivered(proof: Proof) -> Delivery:
-    """What the bytes are that the provider signed for."""
+def _delivery(proof: Proof) -> Delivery:
+    """The delivery that the provider signed for."""
     head, body = split_request(proof.request)
     bounded = summarise(head.path, body, head.content_type).bounded
     sizes = len(body), sum(map(len, proof.response[1:]))

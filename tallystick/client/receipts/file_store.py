@@ -1,4 +1,4 @@
-"""Folders of files that only their owner can read, as much as fits, the newest."""
+"""Size-limited folders of private files: the newest files that fit are kept, readable by their owner only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ log = structlog.get_logger()
 
 
 class FileStore:
-    """Holds `limit` bytes of files at most; the oldest go first. A disk that fails costs the file and is logged, nothing else.
+    """A folder with at most `limit` bytes of files; beyond it the oldest are deleted.
 
-    Only files whose names match `names` are its own: whatever else lies there stays.
+    The store deletes only files whose names match the pattern `names`. A disk error loses the file and is logged.
     """
 
     def __init__(self, path: Path, limit: int, names: str) -> None:
@@ -28,16 +28,16 @@ class FileStore:
         self._writing = asyncio.Lock()
 
     async def put(self, name: str, data: bytes) -> None:
-        """Writes a file, all of it or nothing."""
+        """Writes a file atomically. Disk errors are logged, not raised."""
         async with self._writing:
             try:
                 await asyncio.to_thread(self._put, name, data)
             except OSError as error:
-                log.warning("a file was not kept", path=str(self.path / name), error=str(error))
+                log.warning("a file could not be written", path=str(self.path / name), error=str(error))
 
     def _put(self, name: str, data: bytes) -> None:
         if self._sizes is None:
-            self._sizes = self._look()
+            self._sizes = self._read_sizes()
         self._sizes.pop(name, None)
         self._sizes[name] = len(data)
         while sum(self._sizes.values()) > self._limit and self._sizes:
@@ -47,24 +47,24 @@ class FileStore:
         if name in self._sizes:
             write_private(self.path / name, data)
 
-    def _look(self) -> dict[str, int]:
-        """Bytes of its files, oldest first."""
-        there = self.path.iterdir() if self.path.exists() else ()
-        found = [(path, path.stat()) for path in there if self._names.fullmatch(path.name) and path.is_file()]
-        return {path.name: stat.st_size for path, stat in sorted(found, key=lambda one: one[1].st_mtime)}
+    def _read_sizes(self) -> dict[str, int]:
+        """Sizes of the store's files in bytes, oldest first."""
+        entries = self.path.iterdir() if self.path.exists() else ()
+        files = [(path, path.stat()) for path in entries if self._names.fullmatch(path.name) and path.is_file()]
+        return {path.name: stat.st_size for path, stat in sorted(files, key=lambda file: file[1].st_mtime)}
 
 
 class ProofStore:
-    """JOB.json of each job."""
+    """The proofs of jobs, as JOB.json each."""
 
     def __init__(self, path: Path, limit: int) -> None:
-        self._folder = FileStore(path, limit, r"[0-9a-f]{32}\.json")
+        self._store = FileStore(path, limit, r"[0-9a-f]{32}\.json")
 
     @classmethod
     def of(cls, config: ClientConfig) -> ProofStore | None:
-        """The one that a config names, if it does."""
+        """Returns the store that a config names; None if it names none."""
         return None if config.proof_folder is None else cls(config.proof_folder, config.proof_folder_mib * MIB)
 
     async def put(self, job: JobId, proof: Proof) -> None:
         """Stores the proof of a job."""
-        await self._folder.put(f"{job.hex()}.json", await asyncio.to_thread(proof.dumps))
+        await self._store.put(f"{job.hex()}.json", await asyncio.to_thread(proof.dumps))

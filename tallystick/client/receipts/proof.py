@@ -1,16 +1,14 @@
-"""A job as its payer can prove it to anyone: order, terms, receipt, both plaintexts and the key of their commitments.
-
-A proof file is one JSON object:
+"""Proof files: a job that its payer can prove to anyone. A proof file is one JSON object:
 
     tallystick         "proof/1"
     chainId, contract  the deployment that the signatures bind
     order, receipt     {"message", "signature"}, as on the wire
     terms              the terms that the order commits to
-    commitmentKey      hex; whoever has it can confirm guesses of the plaintexts, so share it with the file only
+    commitmentKey      hex; it lets a reader confirm guesses of the plaintexts, so share it only as part of this file
     request            base64 of the sealed request's plaintext: its head and body
-    response           list of base64, the answer's plaintext chunks in order; the first is the response head
+    response           list of base64: the plaintext chunks of the answer in order; the first is the response head
 
-Nothing here needs a network, a clock or a state file.
+Creating and checking a proof needs no network, clock or ledger file.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from tallystick.protocol.wire import dumps, load_response_head, loads, split_req
 
 FORMAT = "proof/1"
 MAX_BYTES = 256 * 1024 * 1024
-"""A proof file that is larger is not read."""
+"""Largest proof file that is read, in bytes."""
 
 _NAMES = {"tallystick", "chainId", "contract", "order", "terms", "receipt", "commitmentKey", "request", "response"}
 _WHOLE = (Outcome.COMPLETED, Outcome.LENGTH)
@@ -39,7 +37,7 @@ _WHOLE = (Outcome.COMPLETED, Outcome.LENGTH)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was checked: what it is, and what was found."""
+    """The name of a check, and its result in words."""
 
     check: str
     found: str
@@ -47,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """See the module's docstring. `request` and `response` are plaintext."""
+    """The contents of a proof file; see the module's docstring. `request` and `response` are plaintext."""
 
     domain: Domain
     order: Signed[Order]
@@ -75,7 +73,7 @@ class Proof:
 
     @classmethod
     def loads(cls, data: bytes) -> Proof:
-        """Reads a file's bytes. Raises BadMessage that names the member at fault."""
+        """Reads a file's bytes. Raises BadMessage, which names the invalid member."""
         raw = loads(data, "proof")
         if not isinstance(raw, dict) or raw.get("tallystick") != FORMAT:
             raise BadMessage(f'proof: expected a JSON object with "tallystick": "{FORMAT}"')
@@ -83,9 +81,9 @@ class Proof:
             raise BadMessage(f"proof: expected the members {', '.join(sorted(_NAMES))}; got {', '.join(sorted(raw))[:300]}")
         chain = raw["chainId"]
         if isinstance(chain, bool) or not isinstance(chain, int) or not 0 < chain < 1 << 63:
-            raise BadMessage("proof.chainId: expected a whole number")
+            raise BadMessage(f"proof.chainId: expected a whole number above 0, got {str(chain)[:80]!r}")
         if not isinstance(raw["response"], list):
-            raise BadMessage("proof.response: expected a list")
+            raise BadMessage(f"proof.response: expected a list, got {type(raw['response']).__name__}")
         return cls(
             domain=Domain(chain, parse_address(raw["contract"], "proof.contract")),
             order=read_signed(Order, raw["order"], "proof.order"),
@@ -97,14 +95,14 @@ class Proof:
         )
 
     def text(self) -> tuple[str, str]:
-        """Request body and answer body, as far as they are text."""
+        """Returns the bodies of request and answer, decoded as UTF-8; undecodable bytes are replaced."""
         _, body = split_request(self.request)
         return body.decode("utf-8", "replace"), b"".join(self.response[1:]).decode("utf-8", "replace")
 
     def check(self) -> list[Finding]:
-        """Checks everything that can be checked offline; the findings, in order.
+        """Checks everything that can be checked offline, and returns the findings in order.
 
-        Raises BadSignature, BadMessage or BadReceipt for the first thing that is not so.
+        Raises BadSignature, BadMessage or BadReceipt for the first check that fails.
         """
         order = self.order.verify(self.domain)
         receipt = self.receipt.verify(self.domain)
@@ -112,16 +110,16 @@ class Proof:
         where = f"chain {self.domain.chain_id}, contract {self.domain.contract}"
         findings = [Finding("order", f"signed by the payer {order.message.payer}, for {where}")]
         if order.message.terms_hash != terms.struct_hash():
-            raise BadMessage("proof.terms: not the terms that the order commits to")
-        findings.append(Finding("terms", f"the ordered ones: {terms.model}, at most {format_amount(terms.max_cost)}"))
+            raise BadMessage("proof.terms: expected the terms that the order commits to, got others")
+        findings.append(Finding("terms", f"as ordered: {terms.model}, at most {format_amount(terms.max_cost)}"))
         if commit_request(self.commitment_key, terms.job, self.request) != terms.request_commitment:
-            raise BadMessage("proof.request: not the request that the order commits to (or not its commitment key)")
+            raise BadMessage("proof.request: expected the request that the order commits to, got another one (or another key)")
         head, body = split_request(self.request)
-        findings.append(Finding("request", f"the ordered one: {len(body)} bytes to {head.path}"))
-        findings.append(Finding("receipt", f"signed by the provider {message.provider}, on this order"))
+        findings.append(Finding("request", f"as ordered: {len(body)} bytes to {head.path}"))
+        findings.append(Finding("receipt", f"signed by the provider {message.provider}, for this order"))
         check_against_order(PlacedOrder(order, terms), message, None)
         bill = f"{message.input_tokens} + {message.output_tokens} tokens cost {format_amount(message.cost)}"
-        findings.append(Finding("price", f"{bill}, as the terms' prices give"))
+        findings.append(Finding("price", f"{bill}, by the prices of the terms"))
         return [*findings, self._transcript(message)]
 
     def _transcript(self, receipt: Receipt) -> Finding:
@@ -130,18 +128,18 @@ class Proof:
             transcript.add(chunk)
         if transcript.commitment != receipt.result_commitment:
             raise BadReceipt(
-                f"proof.response: these {len(self.response)} chunks are not the answer that the receipt commits to; "
-                "one that was cut on its way lacks its end"
+                f"proof.response: expected the answer that the receipt commits to, got {len(self.response)} chunks of another "
+                "(an answer that was cut off lacks its end)"
             )
         size = sum(map(len, self.response[1:]))
         outcome = Outcome(receipt.outcome)
-        kind = "the whole answer" if outcome in _WHOLE else f"what came of it ({outcome.name.lower()})"
+        kind = "the whole answer" if outcome in _WHOLE else f"a partial answer ({outcome.name.lower()})"
         status = f" with status {load_response_head(self.response[0]).status}" if self.response else ""
-        return Finding("transcript", f"{kind}{status}: {len(self.response)} chunks, {size} bytes, all as the provider signed")
+        return Finding("transcript", f"{kind}{status}: {len(self.response)} chunks, {size} bytes, as the provider signed")
 
 
 def describe(proof: Proof, findings: list[Finding]) -> dict[str, Any]:
-    """What was proved, as one JSON document."""
+    """Describes a checked proof as one JSON document."""
     receipt = proof.receipt.message
     return {
         "valid": True,
@@ -159,9 +157,9 @@ def describe(proof: Proof, findings: list[Finding]) -> dict[str, Any]:
 
 
 def read_proof(data: bytes) -> Proof:
-    """Like Proof.loads; also refuses what is too large. Raises BadMessage."""
+    """Reads the bytes of a proof file; see Proof.loads. Raises BadMessage, also for a file larger than MAX_BYTES."""
     if len(data) > MAX_BYTES:
-        raise BadMessage(f"proof: larger than {MAX_BYTES} bytes")
+        raise BadMessage(f"proof: expected at most {MAX_BYTES} bytes, got {len(data)}")
     try:
         return Proof.loads(data)
     except TallyError:
@@ -174,11 +172,11 @@ def _encode(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _decode(raw: object, what: str) -> bytes:
+def _decode(raw: object, member: str) -> bytes:
     try:
         return base64.b64decode(raw if isinstance(raw, str) else "?", validate=True)
     except (binascii.Error, ValueError):
-        raise BadMessage(f"{what}: expected base64") from None
+        raise BadMessage(f"{member}: expected base64") from None
 
 
 def _key(raw: object) -> bytes:

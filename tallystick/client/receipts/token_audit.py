@@ -1,9 +1,8 @@
-"""Counting again what a provider billed, where the model's tokenizer is on this machine.
+"""Audits billed tokens: recounts the text of a job with the model's tokenizer, if that is on this machine.
 
-The output's text is counted as its tokenizer would cut it (a model may cut it into a few more), with what no text shows, end
-marks and the frame of a tool call, allowed for.
-Of the input the text is counted, and what a chat template adds to each message allowed for. A receipt beyond that, by more than
-the config's tolerance, is doubted.
+The output's text is counted as the tokenizer splits it; a model may split it into a few more tokens. An allowance covers tokens
+without text, such as end marks and the frame of a tool call. The input's text is counted in the same way, with an allowance for
+what a chat template adds to each message. A receipt that exceeds the count by more than the config's tolerance is flagged.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PER_CHOICE = 16
-"""Tokens of a choice that its text does not show."""
+"""Allowance for tokens of a choice without text."""
 PER_MESSAGE = 16
-"""Tokens that a chat template may add to a message."""
+"""Allowance for tokens that a chat template adds to a message."""
 THIRD_PARTY_TOLERANCE = 20
-"""Percent beyond which a count speaks against a receipt: a text can be cut into tokens in more than one way."""
+"""Percent by which a receipt may exceed a recount by a third party, because a text can be split in more than one way."""
 PER_REQUEST = 64
-"""Tokens that it may add once."""
+"""Allowance for tokens that a chat template adds once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +49,13 @@ def check_audit(finding: AuditFinding | None) -> None:
 
 @cache
 def load_tokenizer(path: Path) -> Tokenizer:
-    """A model's tokenizer.json. Raises BadMessage where it, or the library for it, is missing."""
+    """Loads a model's tokenizer.json. Raises BadMessage if the file or the tokenizers library is missing."""
     try:
         from tokenizers import Tokenizer  # noqa: PLC0415 - an extra, which few need
     except ImportError:
-        raise BadMessage("config: token_audits: this needs one more package: pip install 'tallystick[recount]'") from None
+        raise BadMessage(
+            "config: token_audits: the tokenizers package is missing; install it with: pip install 'tallystick[recount]'"
+        ) from None
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception  # noqa: BLE001
@@ -62,57 +63,58 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 class TokenAuditor:
-    """Recounts the jobs of the models that the config names. Raises BadMessage for tokenizers that cannot be loaded."""
+    """Audits the jobs of the models that the config names. Raises BadMessage if a tokenizer cannot be loaded."""
 
     def __init__(self, config: ClientConfig) -> None:
         self._rules = {rule.model: (rule, load_tokenizer(rule.tokenizer)) for rule in config.token_audits}
 
     def counts(self, model: str, path: str) -> bool:
-        """Whether the answers of such a request are counted again: then they must be kept until their end."""
+        """Whether the answers of such a request are recounted. If so, they must be kept until they end."""
         return model in self._rules and path in COUNTABLE_ROUTES
 
     async def audit(self, model: str, request: bytes, response: Sequence[bytes] | None, receipt: Receipt) -> AuditFinding | None:
-        """What is to be said against a receipt, by the plaintext of request and response (its head first; None: too long to
-        be kept).
+        """Returns the objection to a receipt, if any, by the plaintext of its job.
+
+        `response` starts with the response head; it is None if the answer was too long to be kept.
         """
         if model not in self._rules:
             return None
         if response is None:
-            return AuditFinding("the answer is too long to be counted again", refuse=False)
-        return await asyncio.to_thread(_doubt, *self._rules[model], request, response, receipt)
+            return AuditFinding("the answer is too long to be recounted", refuse=False)
+        return await asyncio.to_thread(_audit, *self._rules[model], request, response, receipt)
 
 
 def recount_with(path: Path) -> Callable[[bytes, Sequence[bytes], Receipt], AuditFinding | None]:
-    """Counts with one tokenizer, as who was not there does. Raises BadMessage."""
-    return partial(_doubt, TokenAudit(model="", tokenizer=path, flag_percent=THIRD_PARTY_TOLERANCE), load_tokenizer(path))
+    """Returns a recount with one tokenizer, for a third party that checks evidence. Raises BadMessage."""
+    return partial(_audit, TokenAudit(model="", tokenizer=path, flag_percent=THIRD_PARTY_TOLERANCE), load_tokenizer(path))
 
 
-def _doubt(
+def _audit(
     rule: TokenAudit, tokenizer: Tokenizer, request: bytes, response: Sequence[bytes], receipt: Receipt
 ) -> AuditFinding | None:
     if not response or load_response_head(response[0]).status != 200:
-        return None  # an engine's own error says no text, and costs nothing
+        return None  # an error of the engine has no text and costs nothing
     head, body = split_request(request)
-    said = answer_texts(load_response_head(response[0]).content_type, b"".join(response[1:]))
-    if said is None:
-        return AuditFinding("the answer is in no form in which its tokens could be counted again", refuse=False)
-    found = _excess(rule, "output", receipt.output_tokens, _count(tokenizer, said), PER_CHOICE * len(said.parts))
-    if found is not None:
-        return found
-    asked = request_texts(head.path, body)
-    if asked is None:
+    output = answer_texts(load_response_head(response[0]).content_type, b"".join(response[1:]))
+    if output is None:
+        return AuditFinding("the answer has a form whose tokens cannot be recounted", refuse=False)
+    finding = _excess(rule, "output", receipt.output_tokens, _count(tokenizer, output), PER_CHOICE * len(output.parts))
+    if finding is not None:
+        return finding
+    prompt = request_texts(head.path, body)
+    if prompt is None:
         return None
-    allowed = PER_MESSAGE * len(asked.parts) + PER_REQUEST
-    return _excess(rule, "input", receipt.input_tokens, _count(tokenizer, asked), allowed)
+    allowed = PER_MESSAGE * len(prompt.parts) + PER_REQUEST
+    return _excess(rule, "input", receipt.input_tokens, _count(tokenizer, prompt), allowed)
 
 
-def _excess(rule: TokenAudit, what: str, billed: int, counted: int, allowed: int) -> AuditFinding | None:
+def _excess(rule: TokenAudit, kind: str, billed: int, counted: int, allowed: int) -> AuditFinding | None:
     percent = (billed - counted - allowed) * 100 // max(counted + allowed, 1)
     if percent < rule.flag_percent or billed <= counted + allowed:
         return None
-    reason = f"{billed} {what} tokens billed, {counted} counted (and {allowed} allowed for what no text shows): {percent} % more"
+    reason = f"{billed} {kind} tokens billed, {counted} counted (and {allowed} allowed for tokens without text): {percent} % more"
     return AuditFinding(reason, refuse=rule.refuse_percent is not None and percent >= rule.refuse_percent)
 
 
 def _count(tokenizer: Tokenizer, texts: Texts) -> int:
-    return sum(len(one.ids) for one in tokenizer.encode_batch(list(texts.parts), add_special_tokens=False))
+    return sum(len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts.parts), add_special_tokens=False))

@@ -1,1 +1,1 @@
-"""Lost streams, lost state and the chain: what brings the ledger up to date. May import `ledger`, `coordinator`, `receipts`."""
+"""Lost streams, lost ledger files and the chain: bring the ledger up to date. May import `ledger`, `coordinator`, `receipts`."""

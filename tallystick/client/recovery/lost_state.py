@@ -1,9 +1,8 @@
-"""Recovering a tab that this state file does not know whole: it was lost or put back, or the key signs into another one too.
+"""Recovers tabs that the ledger does not know completely: it was lost or restored, or the key also signs with another file.
 
-Asked are the coordinator, for this payer's receipts, and the chain, for what it settled and on which orders. No number counts
-because somebody says it: a receipt or a payment counts with an order that this very key signed, and no further than that order's
-ceiling, which its provider could collect anyhow. So who makes up receipts for a payer that lost its books, or a chain that paid,
-gains nothing that was not signed for before.
+The coordinator is asked for this payer's receipts, and the chain for what it paid and on which orders. A receipt or a payment
+counts only together with an order that this key signed, and only up to that order's ceiling, which its provider could collect
+anyway. Therefore a party that invents receipts or payments for a payer with a lost ledger gains nothing that was not signed.
 """
 
 from __future__ import annotations
@@ -33,32 +32,39 @@ from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address, Amount, JobId, format_amount
 
 log = structlog.get_logger()
-ASK_SECONDS = 5.0
-"""The longest wait for all answers: without them a job is placed all the same, on what the ledger knows."""
-SEARCH_SECONDS = 30.0
-"""The same where no job waits: to find the orders of a payment can take many questions to the chain."""
-WATCHED = 64
-"""Providers whose payments are watched, those used last."""
-AGAIN_SECONDS = 1.0
-"""How long a provider's tab is not asked about again."""
+QUERY_TIMEOUT_SECONDS = 5.0
+"""Longest wait for all answers while a job waits. Without them the job is placed on what the ledger knows."""
+SEARCH_TIMEOUT_SECONDS = 30.0
+"""Longest wait while no job waits: to find the orders of a payment can take many requests to the chain."""
+WATCHED_PROVIDERS = 64
+"""Providers whose payments are watched, the most recently used ones."""
+QUERY_INTERVAL_SECONDS = 1.0
+"""Shortest time between two queries about the same provider's tab."""
+_SHARE_LEDGER = (
+    "let all processes of a wallet use one ledger file (`ledger_file` in the config), or give each machine a key of its own"
+)
 
 
 class TabRecovered(Unavailable):
-    """An order was refused for what these books lacked, and have now: asked again, it may do."""
+    """An order was refused because the ledger lacked a part of the tab, which it has now: the request may succeed if repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class TabRecovery:
-    """See the module's docstring. `info` says who the coordinator is; `onchain` the chain, where there is one to ask."""
+    """Recovers the tabs of one wallet at one coordinator; see the module's docstring.
+
+    `info` identifies the coordinator. `escrow` is None if the config names no chain. `asked_at` has, by provider, the monotonic
+    time of the last query about its tab.
+    """
 
     ledger: Ledger
     coordinator: CoordinatorClient
     signer: Signer
     info: Callable[[], Awaitable[CoordinatorInfo]]
     now: Callable[[], int]
-    path: Path
-    onchain: PayerEscrow | None
-    asked: dict[Address, float]
+    ledger_file: Path
+    escrow: PayerEscrow | None
+    asked_at: dict[Address, float]
 
     @classmethod
     def of(
@@ -70,163 +76,169 @@ class TabRecovery:
         *,
         now: Callable[[], int],
         config: ClientConfig,
-        onchain: PayerEscrow | None,
+        escrow: PayerEscrow | None,
     ) -> TabRecovery:
-        """A recovery for one market."""
-        path = config.ledger_path(signer.address)
-        return cls(ledger, coordinator, signer, info, now, path, onchain, {})
+        """Creates the recovery of one market."""
+        return cls(ledger, coordinator, signer, info, now, config.ledger_path(signer.address), escrow, {})
 
-    async def know(self, providers: Iterable[Address]) -> None:
-        """Asks about those of whom the ledger has never heard, before an order is signed for them. Never raises TallyError."""
-        new = [one for one in dict.fromkeys(providers) if one not in self.asked]
+    async def recover_unknown(self, providers: Iterable[Address]) -> None:
+        """Recovers the tabs of providers that the ledger does not know, before an order is signed for them.
+
+        Never raises TallyError.
+        """
+        new = [provider for provider in dict.fromkeys(providers) if provider not in self.asked_at]
         if not new:
             return
         info = await self.info()
         known = await self.ledger.providers_with_tab(info.domain, new)
-        self.asked.update(dict.fromkeys(known, float("-inf")))
-        await self.look([one for one in new if one not in known], chain=False)
+        self.asked_at.update(dict.fromkeys(known, float("-inf")))
+        await self.recover([provider for provider in new if provider not in known], chain=False)
 
-    async def look(
-        self, providers: Sequence[Address], *, chain: bool, again: float | None = None, wait: float | None = None
+    async def recover(
+        self, providers: Sequence[Address], *, chain: bool, interval: float | None = None, wait_seconds: float | None = None
     ) -> list[RecoveryResult]:
-        """Asks about these tabs now, unless that was done within `again` seconds, and takes up what is proved within `wait`
-        seconds. Never raises TallyError. `chain`: it is asked too, which may be slow.
+        """Queries these tabs, except those queried within the last `interval` seconds, and merges what is proven.
+
+        Queries that take longer than `wait_seconds` are cancelled. `chain`: the chain is queried too, which may be slow. Never
+        raises TallyError.
         """
-        since = time.monotonic() - (AGAIN_SECONDS if again is None else again)
-        due = [one for one in providers if self.asked.get(one, float("-inf")) < since]
-        self.asked.update(dict.fromkeys(due, time.monotonic()))
-        asking = [asyncio.create_task(self._recover(provider, chain=chain), name="recover") for provider in due]
-        if not asking:
+        since = time.monotonic() - (QUERY_INTERVAL_SECONDS if interval is None else interval)
+        due = [provider for provider in providers if self.asked_at.get(provider, float("-inf")) < since]
+        self.asked_at.update(dict.fromkeys(due, time.monotonic()))
+        tasks = [asyncio.create_task(self._recover(provider, chain=chain), name="recover") for provider in due]
+        if not tasks:
             return []
-        done, late = await asyncio.wait(asking, timeout=ASK_SECONDS if wait is None else wait)
+        done, late = await asyncio.wait(tasks, timeout=QUERY_TIMEOUT_SECONDS if wait_seconds is None else wait_seconds)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-        return [found for task in done if (found := task.result()) is not None]
+        return [result for task in done if (result := task.result()) is not None]
 
-    async def watch(self, seconds: float) -> None:
-        """Holds what the chain paid to the providers used last against the books, once in `seconds`. Never raises TallyError."""
-        if self.onchain is None:
+    async def check_payments(self, interval: float) -> None:
+        """Compares the chain's payments to the most recently used providers with the ledger, at most once in `interval` seconds.
+
+        Never raises TallyError.
+        """
+        if self.escrow is None:
             return
         try:
             accounts = await self.ledger.accounts((await self.info()).domain, self.now())
         except TallyError as error:
-            log.info("payments can't be watched now", reason=str(error))
+            log.info("payments not checked for now", reason=str(error))
             return
-        watched = [account.provider for account in accounts[:WATCHED]]
-        await self.look(watched, chain=True, again=seconds, wait=SEARCH_SECONDS)
+        watched = [account.provider for account in accounts[:WATCHED_PROVIDERS]]
+        await self.recover(watched, chain=True, interval=interval, wait_seconds=SEARCH_TIMEOUT_SECONDS)
 
     async def _recover(self, provider: Address, *, chain: bool) -> RecoveryResult | None:
         try:
             info = await self.info()
-            shown, settled = await asyncio.gather(self._receipts(info, provider), self._settled(provider, chain=chain))
-            await self._release(info, shown)
+            receipts, settled = await asyncio.gather(self._receipts(info, provider), self._settled(provider, chain=chain))
+            await self._record_late_receipts(info, receipts)
             tab = await self.ledger.tab(info.domain, provider, self.now())
             paid: list[PaidOrder] | None = []
-            if self.onchain is not None and settled > tab.explained_total:
-                paid = await self.onchain.paid(provider, settled)
-            found = await self.ledger.merge_proven(info.domain, provider, shown, settled, self.now(), paid=paid)
+            if self.escrow is not None and settled > tab.explained_total:
+                paid = await self.escrow.paid(provider, settled)
+            result = await self.ledger.merge_proven(info.domain, provider, receipts, settled, self.now(), paid=paid)
         except TallyError as error:
-            log.info("a tab can't be recovered yet", provider=provider, reason=str(error))
+            log.info("tab not recovered for now", provider=provider, reason=str(error))
             return None
-        if found.blocked:
-            log.error("a provider gets no more orders", provider=provider, why=found.blocked)
-        elif found.unexplained:
-            note = "the caps of orders without a receipt explain it; if no receipt follows, exclude it"
+        if result.blocked_reason:
+            log.error("provider blocked: it gets no more orders", provider=provider, reason=result.blocked_reason)
+        elif result.unexplained:
             log.warning(
-                "a provider collected more than it gave receipts for",
+                "a provider collected more than its receipts show",
                 provider=provider,
-                base_units=int(found.unexplained),
-                note=note,
+                amount=format_amount(result.unexplained),
+                hint="the caps of orders without a receipt cover it; exclude the provider if no receipt follows",
             )
-        if found.raised:
-            log.warning("recovered a tab", provider=provider, base_units=int(found.raised), note=self.note(found))
-        return found
+        if result.raised:
+            hint = self.origin_hint(result)
+            log.warning("recovered a tab", provider=provider, amount=format_amount(result.raised), hint=hint)
+        return result
 
     async def _receipts(self, info: CoordinatorInfo, provider: Address) -> list[OrderEvidence]:
-        """The payer's own orders with the receipts for them, each checked; what is not so does not count."""
-        question = Inquiry(
-            payer=self.signer.address, provider=provider, coordinator=info.coordinator, asked_at=max(self.now(), 0)
-        )
+        """The coordinator's list of this payer's orders with their receipts; invalid entries are left out."""
+        inquiry = Inquiry(payer=self.signer.address, provider=provider, coordinator=info.coordinator, asked_at=max(self.now(), 0))
         try:
-            listed = await self.coordinator.receipts(self.signer.sign(question, info.domain))
-        except PeerError as error:  # a coordinator that knows no such question
-            log.info("the coordinator does not tell this wallet's receipts", reason=str(error))
+            listed = await self.coordinator.receipts(self.signer.sign(inquiry, info.domain))
+        except PeerError as error:  # a coordinator without this route
+            log.info("the coordinator does not list this wallet's receipts", reason=str(error))
             return []
-        shown: list[OrderEvidence] = []
+        receipts: list[OrderEvidence] = []
         for late in listed:
             try:
-                shown.append(self._check(info, provider, late))
+                receipts.append(self._verify(info, provider, late))
             except PeerError as error:
-                log.warning("a receipt that does not count was shown", provider=provider, reason=str(error))
-        return shown
+                log.warning("ignored an invalid receipt from the coordinator", provider=provider, reason=str(error))
+        return receipts
 
-    async def _release(self, info: CoordinatorInfo, shown: Sequence[OrderEvidence]) -> None:
-        """Books receipts of orders whose jobs ended here without one."""
-        jobs = await self.ledger.known_orders([one.order.digest for one in shown])
-        for one in shown:
-            job = jobs.get(one.order.digest)
+    async def _record_late_receipts(self, info: CoordinatorInfo, receipts: Sequence[OrderEvidence]) -> None:
+        """Records receipts for orders whose jobs ended here without one."""
+        jobs = await self.ledger.known_orders([shown.order.digest for shown in receipts])
+        for shown in receipts:
+            job = jobs.get(shown.order.digest)
             known = None if job is None else await self.ledger.find_job(job)
-            order = None if known is None else next(each for each in known.orders if each.digest == one.order.digest)
-            if known is None or order is None or not _awaits(known, order):
+            order = None if known is None else next(each for each in known.orders if each.digest == shown.order.digest)
+            if known is None or order is None or not _awaits_receipt(known, order):
                 continue
-            placed = PlacedOrder(one.order, order.terms)
-            complaint = await self.ledger.record_receipt(
-                IncomingReceipt(info.domain, known.job, placed, one.receipt, None, self.now(), final=one.receipt.message.cost > 0)
+            placed, receipt = PlacedOrder(shown.order, order.terms), shown.receipt
+            final = receipt.message.cost > 0
+            error = await self.ledger.record_receipt(
+                IncomingReceipt(info.domain, known.job, placed, receipt, None, self.now(), final=final)
             )
-            if complaint is not None:
-                log.warning("a late receipt was refused", job=known.job.hex(), reason=str(complaint))
+            if error is not None:
+                log.warning("refused a late receipt", job=known.job.hex(), reason=str(error))
 
-    def _check(self, info: CoordinatorInfo, provider: Address, late: LateReceipt) -> OrderEvidence:
+    def _verify(self, info: CoordinatorInfo, provider: Address, late: LateReceipt) -> OrderEvidence:
         order, receipt = late.order.verify(info.domain), late.receipt.verify(info.domain)
         if (order.message.payer, order.message.provider) != (self.signer.address, provider):
-            raise BadReceipt("order: not this wallet's, or of another provider")
+            raise BadReceipt(
+                f"order: expected payer {self.signer.address} and provider {provider}, got {order.message.payer} and "
+                f"{order.message.provider}"
+            )
         check_receipt(order, late.terms, receipt.message)
         return OrderEvidence(order, receipt)
 
     async def _settled(self, provider: Address, *, chain: bool) -> Amount:
-        return Amount(0) if self.onchain is None or not chain else await self.onchain.settled(provider)
+        return Amount(0) if self.escrow is None or not chain else await self.escrow.settled(provider)
 
-    # What to tell
+    async def explain_refusal(self, job: JobId, failure: TallyError) -> TallyError:
+        """Finds out why a provider refused an order whose ceiling was below the provider's tab, and returns the error to raise.
 
-    async def refused(self, job: JobId, failure: TallyError) -> TallyError:
-        """A provider did not take an order since its ceiling was below what the tab is to that provider: finds out what is
-        missing here, and says so. The job never ran: asking again, also with its idempotency key, is to place another one.
+        The missing part of the tab is recovered if it can be proven. The job never ran, so a repeated request places a new job,
+        also under its idempotency key.
         """
         await self.ledger.forget_key_of(job)
         known = await self.ledger.find_job(job)
-        found = await self.look([one.order.message.provider for one in known.orders] if known is not None else [], chain=True)
-        raised = Amount(sum(one.raised for one in found))
+        providers = [order.order.message.provider for order in known.orders] if known is not None else []
+        results = await self.recover(providers, chain=True)
+        raised = Amount(sum(result.raised for result in results))
         if raised:
-            kind: type[Unavailable] = TabRecovered
-            text = f"{failure}. This wallet's books lacked {format_amount(raised)}; {self.note(found[0], *found[1:])}. Ask again"
-        else:
-            kind = Unavailable
-            text = (
-                f"{failure}. These books ({self.path}) show less: jobs that were cut off count until they have ended, so ask "
-                f"again in a moment; if it stays so, {_ELSEWHERE}"
-            )
-        return kind(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
+            text = f"{failure}. This wallet's ledger lacked {format_amount(raised)}; {self.origin_hint(*results)}. Ask again"
+            return TabRecovered(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
+        text = (
+            f"{failure}. This wallet's ledger ({self.ledger_file}) has less on the tab. Interrupted jobs count until they have "
+            f"ended, so ask again in a moment; if the error persists, {_SHARE_LEDGER}"
+        )
+        return Unavailable(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
 
-    def note(self, *found: RecoveryResult) -> str:
-        """Where the missing orders were signed, as far as that can be told."""
-        last = max((one.elsewhere for one in found), default=0)
+    def origin_hint(self, *results: RecoveryResult) -> str:
+        """Says where the missing orders were probably signed, and what to do about it."""
+        last = max((result.elsewhere for result in results), default=0)
         if last:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(last))
-            return f"another process signs with this key and does not use {self.path}, last at {at} UTC: {_ELSEWHERE}"
+            return f"another process signs with this key and does not use {self.ledger_file} (last: {at} UTC); {_SHARE_LEDGER}"
         return (
-            f"it was learnt from orders that this wallet signed, or from the chain: {self.path} is new, was lost or put back; "
-            f"if another process signs with this key, {_ELSEWHERE}"
+            f"it was recovered from orders that this wallet signed, or from the chain: {self.ledger_file} is new, lost or "
+            f"restored; if another process signs with this key, {_SHARE_LEDGER}"
         )
 
 
-def _awaits(job: KnownJob, order: KnownOrder) -> bool:
-    """Whether a receipt for an order is news: it has none. That a provider never had an order of an ended job is the
-    coordinator's word alone.
+def _awaits_receipt(job: KnownJob, order: KnownOrder) -> bool:
+    """Whether an order has no receipt and a late one should be recorded.
+
+    An order of an ended job may await its receipt even if it was never matched, because only the coordinator said so.
     """
     if order.state is OrderState.DISPATCHED:
         return True
     return order.state in (OrderState.OPEN, OrderState.CLOSED) and job.state not in (JobState.OPEN, JobState.LOST)
-
-
-_ELSEWHERE = "let all processes of a wallet use one state file (`state` in the config), or give each machine a key of its own"

@@ -11,7 +11,7 @@ from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result, require_success
 from tallystick.client.sdk.batch import Batch, BatchOptions, BatchResult, RequestBody
 from tallystick.client.sdk.stream import TextStream
-from tallystick.client.selection.options import Choice, Options
+from tallystick.client.selection.options import ProviderCriteria, RequestOptions
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Amount, JobId
 
@@ -37,7 +37,7 @@ class ConvenienceMethods(ABC):
         label: str | None = None,
         affinity: str | None = None,
         content_type: str = JSON,
-        **choice: Unpack[Choice],
+        **choice: Unpack[ProviderCriteria],
     ) -> Job:
         """Places a job; see `Market.submit`."""
 
@@ -46,7 +46,7 @@ class ConvenienceMethods(ABC):
         """What a failed job may still cost, in base units."""
 
     async def chat(
-        self, /, model: str, messages: Sequence[Mapping[str, Any]], *, tally: Options | None = None, **options: Any
+        self, /, model: str, messages: Sequence[Mapping[str, Any]], *, tally: RequestOptions | None = None, **options: Any
     ) -> Result:
         """Runs one chat completion that is not streamed; `result.text` is the answer.
 
@@ -58,7 +58,7 @@ class ConvenienceMethods(ABC):
             return require_success(await job.result())
 
     def stream(
-        self, /, model: str, messages: Sequence[Mapping[str, Any]], *, tally: Options | None = None, **options: Any
+        self, /, model: str, messages: Sequence[Mapping[str, Any]], *, tally: RequestOptions | None = None, **options: Any
     ) -> TextStream:
         """Runs one chat completion and streams its text: `async for text in market.stream(…)`.
 
@@ -76,7 +76,7 @@ class ConvenienceMethods(ABC):
         concurrency: int = 16,
         ordered: bool = True,
         retries: int = 2,
-        **options: Unpack[Options],
+        **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[BatchResult, None]:
         """Runs many jobs, at most `concurrency` at a time.
 

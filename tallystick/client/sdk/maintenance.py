@@ -11,10 +11,10 @@ import structlog
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorInfo
 from tallystick.client.jobs.job import Job
-from tallystick.client.ledger.budgets import CacheHit
 from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import COLLECTABLE
+from tallystick.client.ledger.spending import CacheHit
 from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, JobId

@@ -37,8 +37,8 @@ from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.client.sdk.convenience import ConvenienceMethods
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.selection.affinity import Affinity
-from tallystick.client.selection.options import Choice, Explained, demand_of, explained, least
-from tallystick.client.selection.shortlist import Shortlists
+from tallystick.client.selection.options import AskExplanation, ProviderCriteria, demand_of, explain_asks, smallest_limit
+from tallystick.client.selection.shortlist import ShortlistCache
 from tallystick.protocol.demand import Demand
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
@@ -83,15 +83,15 @@ class Market(ConvenienceMethods):
         self.config, self.wallet = config, wallet
         self._clock, self._random = clock, random
         self._coordinator = CoordinatorClient(coordinator_url, config, AccessTokens(wallet, self.info, self._now))
-        self._shortlists = Shortlists(
+        self._shortlists = ShortlistCache(
             self._coordinator,
             wallet.address,
             limit=config.shortlist_size,
             seconds=config.shortlist_seconds,
             context=self._shortlist_context,
             now=self._now,
-            staked=self._staked,
-            stale=lambda domain, asks: self._ledger.stale_asks(domain, asks, self._now()),
+            stake_of=self._stake_of,
+            find_stale=lambda domain, asks: self._ledger.stale_asks(domain, asks, self._now()),
         )
         self._affinity = Affinity(random(32))
         self._pin = DeploymentPin()
@@ -149,9 +149,9 @@ class Market(ConvenienceMethods):
             self.info,
             now=self._now,
             config=self.config,
-            onchain=self._onchain,
+            escrow=self._onchain,
         )
-        self._resolver = Reconciler(
+        self._reconciler = Reconciler(
             self._ledger,
             self._coordinator,
             now=self._now,
@@ -165,7 +165,7 @@ class Market(ConvenienceMethods):
             self.wallet,
             self._coordinator,
             self._ledger,
-            self._resolver,
+            self._reconciler,
             self._clock,
             self._random,
             self._submitting,
@@ -176,7 +176,7 @@ class Market(ConvenienceMethods):
         """Does what leaving does: cancels the jobs that still run."""
         try:
             await self.drain(0)
-            await self._resolver.close(self.config.cancel_seconds)
+            await self._reconciler.close(self.config.cancel_seconds)
         finally:
             await self._coordinator.__aexit__(None, None, None)
             if self._onchain is not None:
@@ -200,7 +200,7 @@ class Market(ConvenienceMethods):
                 if self._info is None:
                     info = await self._coordinator.info()
                     self._pin.check(info, self.config.max_fee_bps)
-                    self._resolver.keep()
+                    self._reconciler.start()
                     self._info = info
                 return self._info
         return self._info
@@ -224,7 +224,7 @@ class Market(ConvenienceMethods):
                 self.config,
                 self._coordinator,
                 self._ledger,
-                self._resolver,
+                self._reconciler,
                 info.domain,
                 self._now,
                 self._job_finished,
@@ -241,16 +241,16 @@ class Market(ConvenienceMethods):
         if job.disputed:
             self._shortlists.forget()
         elif job.receipt is not None and job.receipt_accepted:
-            self._affinity.note(job.conversation, job.receipt.message)
+            self._affinity.record(job.conversation, job.receipt.message)
 
     async def _shortlist_context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
         excluded = await self._ledger.excluded(domain, self._now())
         if excluded and (owing := excluded.keys() - await self._ledger.blocked(domain)):
-            self._resolver.look_into(sorted(owing))  # their receipts may have come meanwhile
+            self._reconciler.recover_tabs(sorted(owing))  # their receipts may have come meanwhile
         return domain, excluded
 
-    async def _staked(self, provider: Address) -> int | None:
+    async def _stake_of(self, provider: Address) -> int | None:
         return None if self._onchain is None else await self._onchain.stake(provider)
 
     # Reading the market
@@ -259,7 +259,7 @@ class Market(ConvenienceMethods):
         """The models on offer, as the coordinator lists them."""
         return await self._coordinator.models()
 
-    async def shortlist(self, model: str, *, route: str = CHAT, **choice: Unpack[Choice]) -> list[Verified[Ask]]:
+    async def shortlist(self, model: str, *, route: str = CHAT, **choice: Unpack[ProviderCriteria]) -> list[Verified[Ask]]:
         """The verified asks that a job would be offered to, best first. The config completes `choice`.
 
         Raises Refusal or Unavailable, whose text says why there are none.
@@ -267,14 +267,14 @@ class Market(ConvenienceMethods):
         asks, _ = await self._shortlists.get(demand_of(self.config, model, route, choice))
         return asks
 
-    async def explain(self, model: str, *, route: str = CHAT, **choice: Unpack[Choice]) -> list[Explained]:
+    async def explain(self, model: str, *, route: str = CHAT, **choice: Unpack[ProviderCriteria]) -> list[AskExplanation]:
         """Every ask for a model, and why a job would not be offered to it. Asks that would get the job come first. Places
         nothing.
         """
         demand = demand_of(self.config, model, route, choice)
         excluded = await self._ledger.excluded((await self.info()).domain, self._now())
         listed = await self._coordinator.explain(demand.to_json(self.address))
-        return explained(listed, demand, excluded, self._now())
+        return explain_asks(listed, demand, excluded, self._now())
 
     # Jobs
 
@@ -291,7 +291,7 @@ class Market(ConvenienceMethods):
         label: str | None = None,
         affinity: str | None = None,
         content_type: str = JSON,
-        **choice: Unpack[Choice],
+        **choice: Unpack[ProviderCriteria],
     ) -> Job:
         """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions. Returns once the job is admitted.
 
@@ -314,9 +314,7 @@ class Market(ConvenienceMethods):
         if model is not None and model != summary.model:
             raise BadMessage(f"model: expected {model!r} in the body, got {summary.model!r}")
         if models and summary.model not in models:
-            text = (
-                f"model: expected one that this key or caller may use ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
-            )
+            text = f"model: expected one of those allowed here ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
         if self._draining:
             raise Unavailable(Code.SHUTTING_DOWN, "this client is stopping", fault=Fault.CLIENT)
@@ -327,7 +325,7 @@ class Market(ConvenienceMethods):
                 fault=Fault.CLIENT,
             )
         demand = demand_of(self.config, summary.model, path, choice)
-        limit = least(self.config.max_cost, max_cost)
+        limit = smallest_limit(self.config.max_cost, max_cost)
         options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity)
         if key is None:
             return await self._submit_to_shortlist(request, demand, options)
@@ -362,9 +360,9 @@ class Market(ConvenienceMethods):
     async def _submit_to(self, request: ApiRequest, asks: Sequence[Verified[Ask]], demand: Demand, options: _JobOptions) -> Job:
         began = asyncio.get_running_loop().time()
         info, context = await self._open_context()
-        await self._resolver.recovery.know(ask.message.provider for ask in asks)
-        tag = None if demand.ranked else self._affinity.tag(request, options.affinity)
-        asks, reordered = self._affinity.ordered(tag, asks)
+        await self._reconciler.recovery.recover_unknown(ask.message.provider for ask in asks)
+        conversation = None if demand.ranked else self._affinity.conversation_key(request, options.affinity)
+        asks, reordered = self._affinity.prefer_last(conversation, asks)
         response, http_response = await self._submitter.submit(
             info,
             request,
@@ -376,7 +374,7 @@ class Market(ConvenienceMethods):
         )
         keyed = options.idempotency_key is not None
         job = Job(context, response, http_response, request.summary, request.plaintext, keyed=keyed, began=began)
-        job.conversation = tag
+        job.conversation = conversation
         self._live.add(job)
         return job
 

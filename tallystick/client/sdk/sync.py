@@ -20,7 +20,7 @@ from tallystick.client.receipts.proof import Proof
 from tallystick.client.sdk.batch import BatchResult, RequestBody
 from tallystick.client.sdk.market import Market
 from tallystick.client.sdk.stream import TextStream
-from tallystick.client.selection.options import Options
+from tallystick.client.selection.options import RequestOptions
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.routes import CHAT
@@ -201,7 +201,7 @@ class SyncMarket(SyncWrapper[Market]):
     evidence = _synchronous(Market.evidence)
 
     def stream(
-        self, model: str, messages: Sequence[Mapping[str, Any]], *, tally: Options | None = None, **options: Any
+        self, model: str, messages: Sequence[Mapping[str, Any]], *, tally: RequestOptions | None = None, **options: Any
     ) -> SyncTextStream:
         """See `Market.stream`."""
         return SyncTextStream(self._inner.stream(model, messages, tally=tally, **options), self._loop)
@@ -214,7 +214,7 @@ class SyncMarket(SyncWrapper[Market]):
         concurrency: int = 16,
         ordered: bool = True,
         retries: int = 2,
-        **options: Unpack[Options],
+        **options: Unpack[RequestOptions],
     ) -> Generator[BatchResult, None, None]:
         """See `Market.map`. Requests are read in a thread of their own; closing the market waits for a read in progress."""
         source = _iterate_in_thread(requests)

@@ -1,1 +1,1 @@
-"""Which providers a job is offered to: options of a request, shortlists, affinity. May import `ledger` and the rooms under it."""
+"""Which providers a job is offered to: criteria, shortlists, affinity. May import `ledger` and the rooms below it."""

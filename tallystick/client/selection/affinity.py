@@ -1,7 +1,7 @@
-"""Conversations stay with the provider that has their beginning in its KV cache, as long as that is not the dearer way.
+"""Provider affinity: a conversation stays with the provider that has its beginning in its KV cache, unless that costs more.
 
-A conversation is known by a keyed hash: of what its caller names it, else of the prompt_cache_key of its request, else of the
-messages up to the first of the user. The key is this process's own, and neither key nor hash leaves it. Pure but for that key.
+A conversation is identified by a keyed hash of the name that its caller gives it, else of the request's prompt_cache_key, else of
+the messages up to the first user message. The key belongs to this process; neither the key nor a hash leaves it.
 """
 
 from __future__ import annotations
@@ -18,60 +18,62 @@ from tallystick.protocol.messages import Ask, Receipt
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import dumps
 
-REMEMBERED = 10_000
-"""Conversations; the ones that were silent longest go first."""
+MAX_CONVERSATIONS = 10_000
+"""Conversations remembered; beyond it the least recently used is forgotten."""
 PREFIX = 4_096
-"""Characters of a prompt that tell one from another where there are no messages."""
+"""Characters of a prompt that identify its conversation if the request has no messages."""
 
 
 class Affinity:
-    """Who answered each conversation last."""
+    """The provider that answered each conversation last. `key` is the secret of the hashes."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._last: OrderedDict[bytes, tuple[Address, int]] = OrderedDict()
 
-    def tag(self, asked: ApiRequest, named: str | None) -> bytes | None:
-        """What a request's conversation is known by; None where it belongs to none."""
-        begins = [named] if named is not None else _beginning(asked)
-        if begins is None:
+    def conversation_key(self, request: ApiRequest, name: str | None) -> bytes | None:
+        """Identifies a request's conversation, by the caller's `name` if there is one; None if it belongs to no conversation."""
+        beginning = [name] if name is not None else _beginning(request)
+        if beginning is None:
             return None
-        return hmac.digest(self._key, dumps([asked.head.path, asked.summary.model, begins]), hashlib.sha256)
+        return hmac.digest(self._key, dumps([request.head.path, request.summary.model, beginning]), hashlib.sha256)
 
-    def note(self, tag: bytes | None, receipt: Receipt) -> None:
-        """A provider answered, and billed so much of the input as cached."""
-        if tag is not None:
+    def record(self, conversation: bytes | None, receipt: Receipt) -> None:
+        """Remembers the provider that answered, and the percentage of the input that it billed as cached."""
+        if conversation is not None:
             percent = 100 * receipt.cached_input_tokens // max(receipt.input_tokens, 1)
-            self._last[tag] = receipt.provider, min(percent, 100)
-            self._last.move_to_end(tag)
-            if len(self._last) > REMEMBERED:
+            self._last[conversation] = receipt.provider, min(percent, 100)
+            self._last.move_to_end(conversation)
+            if len(self._last) > MAX_CONVERSATIONS:
                 self._last.popitem(last=False)
 
-    def ordered(self, tag: bytes | None, asks: Sequence[Verified[Ask]]) -> tuple[Sequence[Verified[Ask]], bool]:
-        """The asks with the one that answered last first, if it still is among them and not dearer, with as much cached as it
-        billed last, than the first is without; and whether the order was changed.
+    def prefer_last(self, conversation: bytes | None, asks: Sequence[Verified[Ask]]) -> tuple[Sequence[Verified[Ask]], bool]:
+        """Moves the ask of the provider that answered last to the front. Returns the asks, and whether their order changed.
+
+        The order stays if that ask, with as much cached as its provider billed last, costs more than the first ask without a
+        cache.
         """
-        last, percent = self._last.get(tag, (None, 0)) if tag is not None else (None, 0)
-        kept = next((ask for ask in asks if ask.message.provider == last), None)
-        if kept is None or kept is asks[0] or _price(kept.message, percent) > _price(asks[0].message, 0):
+        provider, percent = self._last.get(conversation, (None, 0)) if conversation is not None else (None, 0)
+        last = next((ask for ask in asks if ask.message.provider == provider), None)
+        if last is None or last is asks[0] or _price(last.message, percent) > _price(asks[0].message, 0):
             return asks, False
-        return [kept, *(ask for ask in asks if ask is not kept)], True
+        return [last, *(ask for ask in asks if ask is not last)], True
 
 
-def _price(ask: Ask, cached: int) -> int:
-    """A hundredfold, for a request that reads three tokens, `cached` percent of them from its cache, for each one it writes."""
-    return 3 * (ask.cached_input_price * cached + ask.input_price * (100 - cached)) + 100 * ask.output_price
+def _price(ask: Ask, cached_percent: int) -> int:
+    """A hundred times the price of a request with three input tokens, `cached_percent` of them cached, for each output token."""
+    return 3 * (ask.cached_input_price * cached_percent + ask.input_price * (100 - cached_percent)) + 100 * ask.output_price
 
 
-def _beginning(asked: ApiRequest) -> Any:
-    request = asked.json
-    if request is None:
+def _beginning(request: ApiRequest) -> Any:
+    body = request.json
+    if body is None:
         return None
-    if isinstance(request.get("prompt_cache_key"), str):
-        return request["prompt_cache_key"]
-    messages = request.get("messages", request.get("input"))
+    if isinstance(body.get("prompt_cache_key"), str):
+        return body["prompt_cache_key"]
+    messages = body.get("messages", body.get("input"))
     if isinstance(messages, list):
-        first = next((n for n, one in enumerate(messages) if isinstance(one, dict) and one.get("role") == "user"), 0)
+        first = next((n for n, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "user"), 0)
         return messages[: first + 1]
-    prompt = request.get("prompt", messages)
+    prompt = body.get("prompt", messages)
     return prompt[:PREFIX] if isinstance(prompt, str) else None

@@ -1,4 +1,4 @@
-"""Choosing providers: what a request may say, on top of what the config says, and why each ask will do or not. Pure."""
+"""Options of a request: the criteria for its providers on top of the config, and why each ask meets them or not. Pure."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tallystick.protocol.wire import loads
 
 HEADER = "x-tally-options"
 MAX_PROVIDERS = 256
-MAX_WHY = 500
-"""Characters of a coordinator's reason that are shown."""
+MAX_REASON = 500
+"""Characters of the coordinator's reason that are shown."""
 
 
 class _Narrowing(TypedDict):
@@ -34,7 +34,7 @@ class _Narrowing(TypedDict):
     min_stake: int
 
 
-class Choice(TypedDict, total=False):
+class ProviderCriteria(TypedDict, total=False):
     """The criteria that a request sets for its providers; `Demand` has the meaning of each. Addresses are hexadecimal text.
 
     Maxima, minima and `require` narrow what the config says; `exclude` adds to it; `pin`, `prefer` and `sort` replace it.
@@ -51,8 +51,11 @@ class Choice(TypedDict, total=False):
     sort: str
 
 
-class Options(Choice, total=False):
-    """What the header X-Tally-Options and a caller's key say: a choice, and how `Market.submit` is to bound and label the job."""
+class RequestOptions(ProviderCriteria, total=False):
+    """Options from the header X-Tally-Options and a caller's API key: criteria for providers, and the job's cost limit and label.
+
+    `models`: the models that the caller may use. `affinity`: the name of the request's conversation.
+    """
 
     models: Collection[str]
     max_cost: Amount | None
@@ -60,90 +63,89 @@ class Options(Choice, total=False):
     affinity: str
 
 
-def demand_of(config: ClientConfig, model: str, route: str, choice: Choice) -> Demand:
-    """The demand of a request. Raises BadMessage, or Refusal where it asks for what the config does not allow."""
-    excluded = (*config.exclude, *choice.get("exclude", ()))
+def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCriteria) -> Demand:
+    """Builds the demand of a request. Raises BadMessage, or Refusal if the request asks for what the config does not allow."""
+    excluded = (*config.exclude, *criteria.get("exclude", ()))
     return Demand(
         model=model,
         route=None if route in ALWAYS else route,
-        pin=frozenset(parse_address(address, "pin") for address in choice.get("pin", ())),
+        pin=frozenset(parse_address(address, "pin") for address in criteria.get("pin", ())),
         exclude=frozenset(parse_address(address, "exclude") for address in excluded),
-        prefer=tuple(parse_address(address, "prefer") for address in choice.get("prefer", config.prefer)),
-        sort=choice.get("sort", config.sort),
-        **_narrowed(config, choice),
+        prefer=tuple(parse_address(address, "prefer") for address in criteria.get("prefer", config.prefer)),
+        sort=criteria.get("sort", config.sort),
+        **_narrowed(config, criteria),
     )
 
 
-def _narrowed(policy: ClientConfig | ApiKey, choice: Choice) -> _Narrowing:
-    """Returns the strictest of what a policy and a request say, for the criteria that a request can only make stricter. Raises
-    Refusal if no ask can meet both.
-    """
+def _narrowed(policy: ClientConfig | ApiKey, criteria: ProviderCriteria) -> _Narrowing:
+    """Combines the criteria of a policy with those of a request, the stricter of each. Raises Refusal if no ask can meet both."""
     return {
-        "max_input_price": least(policy.max_input_price, choice.get("max_input_price")),
-        "max_output_price": least(policy.max_output_price, choice.get("max_output_price")),
-        "require": policy.require.narrowed(choice.get("require", Requirements())),
-        "min_reputation": max(policy.min_reputation, choice.get("min_reputation", 0)),
-        "min_stake": max(policy.min_stake, choice.get("min_stake", 0)),
+        "max_input_price": smallest_limit(policy.max_input_price, criteria.get("max_input_price")),
+        "max_output_price": smallest_limit(policy.max_output_price, criteria.get("max_output_price")),
+        "require": policy.require.intersection(criteria.get("require", Requirements())),
+        "min_reputation": max(policy.min_reputation, criteria.get("min_reputation", 0)),
+        "min_stake": max(policy.min_stake, criteria.get("min_stake", 0)),
     }
 
 
-def under(config: ClientConfig, caller: ApiKey | None, options: Options) -> Options:
-    """A request's options, held to what its caller's key allows. Raises Refusal where they ask for more."""
+def restrict_to_key(config: ClientConfig, caller: ApiKey | None, options: RequestOptions) -> RequestOptions:
+    """Restricts a request's options to what its caller's API key allows. Raises Refusal if they ask for more."""
     if caller is None:
         return options
-    held = cast("Options", {**options, **_narrowed(caller, options)})
-    most = least(caller.max_cost, options.get("max_cost"))
-    held["max_cost"] = None if most is None else Amount(most)
-    held["label"] = "/".join(part for part in (caller.label, options.get("label")) if part)
-    held["models"] = sorted(config.models_of(caller))
-    return held
+    restricted = cast("RequestOptions", {**options, **_narrowed(caller, options)})
+    max_cost = smallest_limit(caller.max_cost, options.get("max_cost"))
+    restricted["max_cost"] = None if max_cost is None else Amount(max_cost)
+    restricted["label"] = "/".join(part for part in (caller.label, options.get("label")) if part)
+    restricted["models"] = sorted(config.models_of(caller))
+    return restricted
 
 
-def least(*limits: int | None) -> int | None:
-    """The strictest of some limits, of which None is none."""
+def smallest_limit(*limits: int | None) -> int | None:
+    """Returns the smallest limit; None means unlimited."""
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
-class Extras:
-    """What the header says that is the gateway's to do: models to fall back on, whether to keep the answer in the cache."""
+class GatewayOptions:
+    """Options that the gateway itself handles: fallback models, and whether the response cache is used (None: as configured)."""
 
     fallbacks: tuple[str, ...] = ()
     cache: bool | None = None
 
 
-def read_options(header: str | None) -> tuple[Options, Extras]:
-    """A request's options, out of the header X-Tally-Options: a JSON object in which amounts and prices are dollars, written as
-    text. Raises BadMessage that names the member.
+def read_options(header: str | None) -> tuple[RequestOptions, GatewayOptions]:
+    """Reads the header X-Tally-Options: a JSON object in which amounts and prices are dollars, written as text.
+
+    Raises BadMessage, which names the invalid member.
     """
     if header is None:
-        return {}, Extras()
+        return {}, GatewayOptions()
     raw = loads(header, HEADER)
     if not isinstance(raw, dict):
         raise BadMessage(f"{HEADER}: expected a JSON object")
     unknown = sorted(map(str, raw.keys() - _READERS.keys()))
     if unknown:
-        raise BadMessage(f"{HEADER}: unknown: {', '.join(unknown)[:200]}; known are {', '.join(_READERS)}")
-    read: dict[str, Any] = {name: _READERS[name](value, f"{HEADER}.{name}") for name, value in raw.items()}
-    extras = Extras(read.pop("fallbacks", ()), read.pop("cache", None))
-    return cast("Options", read), extras
+        raise BadMessage(f"{HEADER}: unknown options: {', '.join(unknown)[:200]}; known options: {', '.join(_READERS)}")
+    options: dict[str, Any] = {name: _READERS[name](value, f"{HEADER}.{name}") for name, value in raw.items()}
+    gateway_options = GatewayOptions(options.pop("fallbacks", ()), options.pop("cache", None))
+    return cast("RequestOptions", options), gateway_options
 
 
-def _dollars(value: object, where: str) -> Amount:
+def _dollars(value: object, member: str) -> Amount:
     if not isinstance(value, str):
-        raise BadMessage(f'{where}: expected dollars as text, such as "0.50"')
-    return parse_amount(value, field=where)
+        raise BadMessage(f'{member}: expected dollars as text, such as "0.50"')
+    return parse_amount(value, field=member)
 
 
-def _flag(value: object, where: str) -> bool:
+def _flag(value: object, member: str) -> bool:
     if not isinstance(value, bool):
-        raise BadMessage(f"{where}: expected true or false")
+        raise BadMessage(f"{member}: expected true or false")
     return value
 
 
-def _texts(value: object, where: str) -> tuple[str, ...]:
-    listed = [value] if isinstance(value, str) else read_items(value, where, MAX_PROVIDERS)
-    return tuple(read_text(one, where) for one in listed)
+def _texts(value: object, member: str) -> tuple[str, ...]:
+    listed = [value] if isinstance(value, str) else read_items(value, member, MAX_PROVIDERS)
+    return tuple(read_text(item, member) for item in listed)
 
 
 _READERS: dict[str, Callable[[object, str], Any]] = {
@@ -154,53 +156,57 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "prefer": _texts,
     "exclude": _texts,
     "require": Requirements.from_json,
-    "min_reputation": lambda value, where: read_count(value, where, high=100),
+    "min_reputation": lambda value, member: read_count(value, member, high=100),
     "min_stake": _dollars,
     "sort": read_text,
     "fallbacks": _texts,
     "cache": _flag,
-    "affinity": lambda value, where: read_text(value, where, MAX_LABEL),
-    "label": lambda value, where: read_text(value, where, MAX_LABEL),
+    "affinity": lambda value, member: read_text(value, member, MAX_LABEL),
+    "label": lambda value, member: read_text(value, member, MAX_LABEL),
 }
-"""How each option is read."""
+"""The reader of each option."""
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
-    """One ask, and why it would not be offered the job; empty if it would. Speeds are as its node measured them, 0 for unknown;
-    `reputation` is a percentage of the coordinator's.
+class AskExplanation:
+    """An ask, and why it would not be offered a job.
+
+    `reason` is empty if the job would be offered to it. `free`: free slots. Speeds are as the node measured them, 0 if unknown.
+    `reputation`: the coordinator's rating, in percent.
     """
 
     ask: Ask
-    why: str
+    reason: str
     free: int
     tokens_per_second: int
     first_token_ms: int
     reputation: int
 
 
-def explained(listed: Iterable[Mapping[str, Any]], demand: Demand, frozen: Mapping[Address, str], now: int) -> list[Explained]:
-    """What the coordinator says of each ask, with what this client itself has against it; those that will do first. What makes no
-    sense is left out.
+def explain_asks(
+    listed: Iterable[Mapping[str, Any]], demand: Demand, excluded: Mapping[Address, str], now: int
+) -> list[AskExplanation]:
+    """Combines the coordinator's explanation of each ask with this client's own objections; acceptable asks come first.
 
-    Raises BadMessage where nothing makes sense.
+    `excluded`: the providers that this wallet excludes, with the reason. Malformed entries are left out. Raises BadMessage if all
+    entries are malformed.
     """
-    told: list[Explained] = []
-    nonsense: BadMessage | None = None
+    explanations: list[AskExplanation] = []
+    malformed: BadMessage | None = None
     for entry in listed:
         try:
-            told.append(_explained(entry, demand, frozen, now))
+            explanations.append(_explain_ask(entry, demand, excluded, now))
         except BadMessage as error:
-            nonsense = error
-    if nonsense is not None and not told:
-        nonsense.fault = Fault.COORDINATOR
-        raise nonsense
-    return sorted(told, key=lambda one: bool(one.why))
+            malformed = error
+    if malformed is not None and not explanations:
+        malformed.fault = Fault.COORDINATOR
+        raise malformed
+    return sorted(explanations, key=lambda explanation: bool(explanation.reason))
 
 
-def _explained(entry: Mapping[str, Any], demand: Demand, frozen: Mapping[Address, str], now: int) -> Explained:
+def _explain_ask(entry: Mapping[str, Any], demand: Demand, excluded: Mapping[Address, str], now: int) -> AskExplanation:
     signed = read_ask(entry.get("ask"))
     numbers = (read_count(entry.get(name, 0), name) for name in ("free", "tokensPerSecond", "firstTokenMs", "reputation"))
     ask = signed.message
-    against = (objection(demand, ask, now), entry.get("why"), frozen.get(ask.provider))
-    return Explained(ask, next((str(why)[:MAX_WHY] for why in against if why), ""), *numbers)
+    reasons = (objection(demand, ask, now), entry.get("why"), excluded.get(ask.provider))
+    return AskExplanation(ask, next((str(reason)[:MAX_REASON] for reason in reasons if reason), ""), *numbers)

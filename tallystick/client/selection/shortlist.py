@@ -1,4 +1,4 @@
-"""Shortlists: which asks a job is offered to. The coordinator proposes, this module verifies, and remembers for seconds."""
+"""Shortlists: the asks that a job is offered to. The coordinator proposes them; this module verifies and caches them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tallystick.protocol.sealing import SUITES
 from tallystick.protocol.types import Address, Hash
 
 log = structlog.get_logger()
-REMEMBERED = 256
+MAX_CACHED = 256
+"""Demands whose shortlists are cached."""
 
-
-Stale = Callable[[Domain, Sequence[Verified[Ask]]], Awaitable[Mapping[Hash, str]]]
-"""Tells why some asks are not to be ordered on, by digest."""
+FindStale = Callable[[Domain, Sequence[Verified[Ask]]], Awaitable[Mapping[Hash, str]]]
+"""Returns why some asks must not be ordered on, by digest; see `ledger.ask_freshness`."""
 
 
 def objection(demand: Demand, ask: Ask, now: int) -> str | None:
@@ -34,7 +34,7 @@ def objection(demand: Demand, ask: Ask, now: int) -> str | None:
     return None if reason is None else reason.value
 
 
-def usable(listed: Iterable[Signed[Ask]], demand: Demand, domain: Domain, now: int) -> list[Verified[Ask]]:
+def usable_asks(listed: Iterable[Signed[Ask]], demand: Demand, domain: Domain, now: int) -> list[Verified[Ask]]:
     """Returns the asks that are signed by their providers and meet the demand, in the same order. Logs the others."""
     verified: list[Verified[Ask]] = []
     for signed in listed:
@@ -45,28 +45,28 @@ def usable(listed: Iterable[Signed[Ask]], demand: Demand, domain: Domain, now: i
             except TallyError as error:
                 reason = str(error)
         if reason is not None:
-            _left_out(signed.message, reason)
+            _log_left_out(signed.message, reason)
     return verified
 
 
-def _left_out(ask: Ask, reason: str) -> None:
+def _log_left_out(ask: Ask, reason: str) -> None:
     log.warning("an ask was left out", provider=ask.provider, model=ask.model[:100], reason=reason)
 
 
 @dataclass(slots=True)
-class _Kept:
+class _CachedShortlist:
     task: asyncio.Task[list[Verified[Ask]]]
-    until: float
+    expires_at: float
 
-    def good(self, now: float) -> bool:
-        return now < self.until and not _failed(self.task)
+    def is_valid(self, now: float) -> bool:
+        return now < self.expires_at and not _failed(self.task)
 
 
-class Shortlists:
-    """Asks the coordinator once for each demand and `seconds`; callers with the same demand share the question.
+class ShortlistCache:
+    """Queries the coordinator once per demand in `seconds`; concurrent callers with the same demand share the query.
 
-    `context` gives the domain and the providers that get no more orders; `now` is Unix time in seconds; `staked` what a
-    provider has staked, None where the chain can't be asked; `stale` looks at seqs.
+    `limit`: asks of a shortlist. `context` returns the deployment and the excluded providers. `now` is Unix time in seconds.
+    `stake_of` returns a provider's stake in base units, or None if the chain cannot be queried.
     """
 
     def __init__(
@@ -78,91 +78,95 @@ class Shortlists:
         seconds: float,
         context: Callable[[], Awaitable[tuple[Domain, Iterable[Address]]]],
         now: Callable[[], int],
-        staked: Callable[[Address], Awaitable[int | None]],
-        stale: Stale,
+        stake_of: Callable[[Address], Awaitable[int | None]],
+        find_stale: FindStale,
     ) -> None:
-        self._staked, self._stale = staked, stale
+        self._stake_of, self._find_stale = stake_of, find_stale
         self._coordinator, self._payer, self._limit, self._seconds = coordinator, payer, limit, seconds
         self._context, self._now = context, now
-        self._kept: OrderedDict[Demand, _Kept] = OrderedDict()
+        self._cached: OrderedDict[Demand, _CachedShortlist] = OrderedDict()
 
     async def get(self, demand: Demand) -> tuple[list[Verified[Ask]], bool]:
-        """The asks, best first, and whether they were remembered. Raises Refusal or Unavailable that say why there is none."""
+        """Returns the asks, best first, and whether they come from the cache.
+
+        Raises Refusal or Unavailable, with the reason, if there is no usable ask.
+        """
         clock = asyncio.get_running_loop().time()
-        kept = self._kept.get(demand)
-        remembered = kept is not None and kept.good(clock)
-        if kept is None or not remembered:
-            task = asyncio.create_task(self._ask(demand), name="shortlist")
+        cached = self._cached.get(demand)
+        from_cache = cached is not None and cached.is_valid(clock)
+        if cached is None or not from_cache:
+            task = asyncio.create_task(self._query(demand), name="shortlist")
             task.add_done_callback(_failed)
-            kept = self._kept[demand] = _Kept(task, clock + self._seconds)
-            self._kept.move_to_end(demand)
-            if len(self._kept) > REMEMBERED:
-                self._kept.popitem(last=False)
-        return await asyncio.shield(kept.task), remembered
+            cached = self._cached[demand] = _CachedShortlist(task, clock + self._seconds)
+            self._cached.move_to_end(demand)
+            if len(self._cached) > MAX_CACHED:
+                self._cached.popitem(last=False)
+        return await asyncio.shield(cached.task), from_cache
 
     def forget(self, demand: Demand | None = None) -> None:
-        """Asks again next time, for this demand or for all."""
+        """Drops the cached shortlist of a demand, or all of them."""
         if demand is None:
-            self._kept.clear()
+            self._cached.clear()
         else:
-            self._kept.pop(demand, None)
+            self._cached.pop(demand, None)
 
     async def _preferred(self, demand: Demand, domain: Domain, listed: set[Address]) -> list[Verified[Ask]]:
-        """Asks of preferred providers that are not among the best, where they fit the demand."""
+        """Returns the asks of preferred providers that meet the demand but are not among the best."""
         missing = frozenset(demand.prefer) - listed - demand.exclude
         if not missing or (demand.pin and not missing & demand.pin):
             return []
+        pinned = replace(demand, pin=missing)
         try:
-            found = await self._coordinator.shortlist(replace(demand, pin=missing).to_json(self._payer))
+            asks = await self._coordinator.shortlist(pinned.to_json(self._payer))
         except (Refusal, Unavailable):
             return []
-        return await self._usable(found, replace(demand, pin=missing), domain)
+        return await self._best_asks(asks, pinned, domain)
 
-    async def _usable(self, listed: Iterable[Signed[Ask]], demand: Demand, domain: Domain) -> list[Verified[Ask]]:
-        """The best of each provider, as the coordinator ranks them, without what is stale."""
-        found = usable(listed, demand, domain, self._now())
-        reasons = await self._stale(domain, found) if found else {}
+    async def _best_asks(self, listed: Iterable[Signed[Ask]], demand: Demand, domain: Domain) -> list[Verified[Ask]]:
+        """Returns the best usable ask of each provider, in the coordinator's order, without stale asks."""
+        asks = usable_asks(listed, demand, domain, self._now())
+        stale = await self._find_stale(domain, asks) if asks else {}
         best: dict[Address, Verified[Ask]] = {}
-        for ask in found:
-            if ask.digest in reasons:
-                _left_out(ask.message, reasons[ask.digest])
+        for ask in asks:
+            if ask.digest in stale:
+                _log_left_out(ask.message, stale[ask.digest])
             else:
                 best.setdefault(ask.message.provider, ask)
         return list(best.values())
 
-    async def _backed(self, demand: Demand, found: list[Verified[Ask]]) -> list[Verified[Ask]]:
-        """Those with the stake that is asked for, by the chain's own word where it can be had."""
+    async def _with_stake(self, demand: Demand, asks: list[Verified[Ask]]) -> list[Verified[Ask]]:
+        """Returns the asks of providers with the demanded stake. The chain is asked; if it cannot be, the ask stays."""
         if not demand.min_stake:
-            return found
-        stakes = await asyncio.gather(*(self._staked(ask.message.provider) for ask in found))
-        return [ask for ask, stake in zip(found, stakes, strict=True) if stake is None or stake >= demand.min_stake]
+            return asks
+        stakes = await asyncio.gather(*(self._stake_of(ask.message.provider) for ask in asks))
+        return [ask for ask, stake in zip(asks, stakes, strict=True) if stake is None or stake >= demand.min_stake]
 
-    async def _ask(self, demand: Demand) -> list[Verified[Ask]]:
-        domain, barred = await self._context()
-        asked = replace(demand, exclude=demand.exclude | frozenset(barred), limit=self._limit)
+    async def _query(self, demand: Demand) -> list[Verified[Ask]]:
+        domain, excluded = await self._context()
+        query = replace(demand, exclude=demand.exclude | frozenset(excluded), limit=self._limit)
         try:
-            listed = await self._coordinator.shortlist(asked.to_json(self._payer))
+            listed = await self._coordinator.shortlist(query.to_json(self._payer))
         except (Refusal, Unavailable) as error:
-            raise _with_barred(error, len(frozenset(barred))) from error
-        found = (await self._usable(listed, asked, domain))[: self._limit]
-        found += await self._preferred(asked, domain, {ask.message.provider for ask in found})
-        found = await self._backed(demand, found)
-        place = {provider: number for number, provider in enumerate(demand.prefer)}
-        found = sorted(found, key=lambda ask: place.get(ask.message.provider, len(place)))[: self._limit]
-        if not found:
-            text = f"the coordinator offered no usable ask for {demand.model!r} among {len(listed)}; the log says why"
+            raise _with_excluded(error, len(frozenset(excluded))) from error
+        asks = (await self._best_asks(listed, query, domain))[: self._limit]
+        asks += await self._preferred(query, domain, {ask.message.provider for ask in asks})
+        asks = await self._with_stake(demand, asks)
+        rank = {provider: number for number, provider in enumerate(demand.prefer)}
+        asks = sorted(asks, key=lambda ask: rank.get(ask.message.provider, len(rank)))[: self._limit]
+        if not asks:
+            text = f"the coordinator offered {len(listed)} asks for {demand.model!r}, none of them usable; the log says why"
             raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.COORDINATOR)
-        return found
+        return asks
 
 
-def _with_barred(error: Refusal | Unavailable, barred: int) -> Refusal | Unavailable:
-    """The coordinator's no, with whom this client left out itself."""
-    if not barred or error.code not in (Code.NO_PROVIDER, Code.NODE_BUSY):
+def _with_excluded(error: Refusal | Unavailable, excluded: int) -> Refusal | Unavailable:
+    """Adds the number of providers that this wallet excludes to the coordinator's refusal."""
+    if not excluded or error.code not in (Code.NO_PROVIDER, Code.NODE_BUSY):
         return error
-    text = f"{error}; {barred} left out by this wallet: tally receipt evidence says why"
+    text = f"{error}; this wallet excludes {excluded} providers, tally receipt evidence lists them"
     return type(error)(error.code, text, fault=error.fault)
 
 
 def _failed(task: asyncio.Task[Any]) -> bool:
-    """Whether it ended without a result; looking keeps asyncio from reporting an error that nobody waited for."""
+    """Whether a task ended without a result. Reading its exception keeps asyncio from reporting it as never retrieved."""
     return task.done() and (task.cancelled() or task.exception() is not None)

@@ -24,8 +24,8 @@ from tests.cli.conftest import Tally
 TALLY = (sys.executable, "-m", "tallystick.cli")
 
 
-def test_the_bare_command_still_runs_a_chain() -> None:
-    """`tally chain --port …` serves a chain with the asked-for id and accounts until it is told to stop, and ends well."""
+def test_chain_command_serves_until_sigterm() -> None:
+    """`tally chain --port …` serves a chain with the requested id and accounts until SIGTERM, then exits with code 0."""
     arguments = ("chain", "--port", "0", "--chain-id", "77", "--accounts", "2")
     process = subprocess.Popen([*TALLY, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -39,17 +39,19 @@ def test_the_bare_command_still_runs_a_chain() -> None:
 
 
 def test_accounts(tally: Tally) -> None:
-    """The funded accounts are listed; their keys only for who asks, and each key is the account's."""
+    """The funded accounts are listed; their private keys only with --private-keys, and each key matches its account."""
     listed = tally("chain", "accounts", "--count", "3", "--private-keys")
-    assert [one["privateKey"] for one in listed] == ["0x" + signer.secret.hex() for signer in dev_accounts(3)]
-    assert [one["address"].lower() for one in listed] == [signer.address for signer in dev_accounts(3)]
-    words = tally.says("chain", "accounts")
-    assert "tally wallet import" in words
-    assert dev_accounts(1)[0].secret.hex() not in words
+    assert [account["privateKey"] for account in listed] == ["0x" + signer.secret.hex() for signer in dev_accounts(3)]
+    assert [account["address"].lower() for account in listed] == [signer.address for signer in dev_accounts(3)]
+    text = tally.says("chain", "accounts")
+    assert "tally wallet import" in text
+    assert dev_accounts(1)[0].secret.hex() not in text
 
 
-def test_time_travel(tally: Tally, either_url: str) -> None:
-    """The clock moves by what was asked and a block is made, on the embedded chain and on anvil; the words say when it is now."""
+def test_advance(tally: Tally, either_url: str) -> None:
+    """The clock moves by the requested time and a block is mined, on the embedded chain and on anvil; the text states the new
+    time.
+    """
     first = tally("chain", "advance", "30s", "--rpc", either_url)
     second = tally("chain", "advance", "2h", "--rpc", either_url)
     assert 7_200 <= second["timestamp"] - first["timestamp"] <= 7_230
@@ -58,24 +60,24 @@ def test_time_travel(tally: Tally, either_url: str) -> None:
 
 
 @pytest.mark.parametrize("length", ["", "1", "0s", "1y", "1.5h", "1d2h", "s", "99999999999s", "3651d"])
-def test_no_length_of_time(tally: Tally, length: str, chain_url: str) -> None:
-    """What is no length of time, or too long a one, is refused with examples of what is."""
+def test_invalid_duration(tally: Tally, length: str, chain_url: str) -> None:
+    """An invalid or too long duration is refused with examples of valid ones."""
     assert "30s, 5m, 2h or 1d" in tally("chain", "advance", length, "--rpc", chain_url, fails=True)["message"]
 
 
-def test_a_chain_without_time_travel(tally: Tally, proxy: Proxy) -> None:
-    """A real chain's clock is not ours: refused, with what that means; one that does not answer is another matter."""
+def test_chain_that_cannot_advance(tally: Tally, proxy: Proxy) -> None:
+    """A chain without a movable clock is refused for good; a chain that does not answer may be retried."""
     proxy.plan("evm_increaseTime", Fault.NO_METHOD)
     error = tally("chain", "advance", "1d", "--rpc", proxy.url, fails=True)
     assert (error["code"], error["retry"]) == ("chain_refused", False)
-    assert "no time travel" in error["message"]
-    assert "must be waited for" in error["message"]
+    assert "cannot move its clock" in error["message"]
+    assert "On other chains, wait" in error["message"]
     gone = tally("chain", "advance", "1d", "--rpc", "http://127.0.0.1:9", fails=True)
     assert (gone["code"], gone["retry"]) == ("chain_unavailable", True)
 
 
-def test_coins_for_gas(tally: Tally, either_url: str) -> None:
-    """A wallet or an address gets coins; mistakes are named."""
+def test_fund(tally: Tally, either_url: str) -> None:
+    """A wallet or an address gets coins; wrong arguments are refused."""
     address = tally.wallet("poor")
     assert tally("chain", "fund", "poor", "--rpc", either_url)["account"] == address
     before = int(tally("chain", "fund", address, "--coins", "0.5", "--rpc", either_url)["coins"])
@@ -100,14 +102,14 @@ async def _rules_of(deployment: Deployment) -> EscrowRules:
         await rpc.close()
 
 
-def test_deploying_with_rules_of_ones_own(tally: Tally, either_url: str, tmp_path: Path) -> None:
-    """Waits, penalty and treasury are what was asked for; the rest is what it says; the file is what daemons read."""
+def test_deploy_with_custom_rules(tally: Tally, either_url: str, tmp_path: Path) -> None:
+    """Waits, penalty and treasury are those requested, the others are the defaults, and the written file is what daemons read."""
     treasury = "0x" + "ab" * 20
     file = tmp_path / "market.json"
     waits = ("--thaw-wait", "1h", "--release-wait", "30m", "--unstake-wait", "2d", "--penalty", "12.5", "--treasury", treasury)
-    said = tally("deploy", "--rpc", either_url, "--dev-account", "2", *waits, "--out", str(file))
+    printed = tally("deploy", "--rpc", either_url, "--dev-account", "2", *waits, "--out", str(file))
     deployment = Deployment.load(file)
-    assert said == deployment.to_json() | {"file": str(file)}
+    assert printed == deployment.to_json() | {"file": str(file)}
     assert asyncio.run(_rules_of(deployment)) == EscrowRules(3_600, 1_800, 2 * 86_400, 12_500_000, Address(treasury))  # type: ignore[arg-type]
     usual = Deployment.from_json(_without_file(tally("deploy", "--rpc", either_url, "--dev-account", "2")))
     assert asyncio.run(_rules_of(usual)).thaw == 86_400
@@ -116,14 +118,14 @@ def test_deploying_with_rules_of_ones_own(tally: Tally, either_url: str, tmp_pat
     assert asyncio.run(_rules_of(Deployment.from_json(_without_file(again)))).thaw < 60
 
 
-def _without_file(said: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in said.items() if name != "file"}
+def _without_file(printed: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in printed.items() if name != "file"}
 
 
-def test_deploying_tells_what_it_does(tally: Tally, chain_url: str) -> None:
-    """People see each step, what was given to whom, where the file is, and the waits."""
+def test_deploy_shows_progress(tally: Tally, chain_url: str) -> None:
+    """The output names each step, the funded accounts, the file and the waits."""
     address = tally.wallet("friend")
-    words = tally.says(
+    text = tally.says(
         "deploy",
         "--rpc",
         chain_url,
@@ -136,7 +138,7 @@ def test_deploying_tells_what_it_does(tally: Tally, chain_url: str) -> None:
         dev_accounts()[5].address,
     )
     for expected in ("chain 31337", "escrow at 0x", f"gave {address} 1 coin", "deployment.json", "thaw", "5 seconds"):
-        assert expected in words
+        assert expected in text
     places = {place["place"]: place["amount"] for place in tally("balance", "--wallet", "friend")["places"]}
     assert places["wallet"] == "1000000000"
 
@@ -158,8 +160,8 @@ def test_deploying_tells_what_it_does(tally: Tally, chain_url: str) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_deployed(tally: Tally, chain_url: str, arguments: tuple[str, ...], code: str, hint: str) -> None:
-    """Each mistake is one error that names it, before any file is written."""
+def test_deploy_refuses_wrong_arguments(tally: Tally, chain_url: str, arguments: tuple[str, ...], code: str, hint: str) -> None:
+    """Each wrong argument gives one error that names it, before any file is written."""
     tally.wallet("pauper")
     error = tally("deploy", "--rpc", chain_url, *arguments, fails=True)
     assert error["code"] == code, error
@@ -167,20 +169,22 @@ def test_what_cannot_be_deployed(tally: Tally, chain_url: str, arguments: tuple[
     assert not (tally.home / "deployment.json").exists()
 
 
-def test_a_deployment_of_another_chain(tally: Tally, chain_url: str, proxy: Proxy) -> None:
-    """Every command says at once when its deployment file is of another chain than the one that answers, or is not there."""
+def test_deployment_file_of_another_chain(tally: Tally, chain_url: str, proxy: Proxy) -> None:
+    """Every command fails at once if its deployment file is for another chain than the one that answers, or names no escrow
+    there.
+    """
     tally.wallet("default")
-    said = _without_file(tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits"))
+    printed = _without_file(tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits"))
     file = tally.home / "deployment.json"
-    file.write_text(json.dumps(said | {"chain_id": 1}))
+    file.write_text(json.dumps(printed | {"chain_id": 1}))
     commands = (("deposit", "1"), ("balance",), ("thaw", "1"), ("stake", "1"), ("contract", "inspect", "rules"))
     for command in commands:
         error = tally(*command, fails=True)
         assert "on chain 1, but" in error["message"], command
         assert not error["retry"]
-    file.write_text(json.dumps(said | {"escrow": dev_accounts()[0].address}))
+    file.write_text(json.dumps(printed | {"escrow": dev_accounts()[0].address}))
     for command in commands:
         assert "there is no escrow" in tally(*command, fails=True)["message"]
-    file.write_text(json.dumps(said | {"rpc": proxy.url}))
+    file.write_text(json.dumps(printed | {"rpc": proxy.url}))
     proxy.plan("eth_chainId", *[Fault.GARBAGE] * 20)
     assert tally("balance", fails=True)["retry"]

@@ -1,4 +1,4 @@
-"""`tally coordinator fee`: what a coordinator has registered, and registering it."""
+"""`tally coordinator fee`: showing and registering a coordinator's fee."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def market(tally: Tally, chain_url: str) -> Tally:
     return tally
 
 
-def test_a_fee_is_registered_and_shown(market: Tally) -> None:
-    """It is 0 at first; registered once it costs one transaction, and none where it stands already."""
+def test_fee_is_registered_and_shown(market: Tally) -> None:
+    """The fee is 0 at first. Registering it takes one transaction, and none if it is registered already."""
     assert market("coordinator", "fee")["registeredBps"] == 0
     first = market("coordinator", "fee", "250")
     assert (first["registeredBps"], first["configBps"]) == (250, None)
@@ -28,8 +28,8 @@ def test_a_fee_is_registered_and_shown(market: Tally) -> None:
     assert "2.5 %" in market.says("coordinator", "fee", "250")
 
 
-def test_a_fee_other_than_the_config_says_is_pointed_out(market: Tally, tmp_path: Path) -> None:
-    """Beside the config, both rates are shown, and what to do where they differ."""
+def test_fee_that_differs_from_the_config(market: Tally, tmp_path: Path) -> None:
+    """With a config, both fees are shown, and what to do if they differ."""
     config = tmp_path / "coordinator.toml"
     config.write_text(f'deployment = "{tmp_path}/deployment.json"\nfee_bps = 100\n')
     shown = market("coordinator", "fee", "--config", str(config))
@@ -39,13 +39,13 @@ def test_a_fee_other_than_the_config_says_is_pointed_out(market: Tally, tmp_path
 
 
 @pytest.mark.parametrize("bps", ["10001", "-1", "1.5", "x"])
-def test_what_is_no_rate_is_not_registered(market: Tally, bps: str) -> None:
-    """A rate is 0 to 10000 whole hundredths of a percent."""
+def test_invalid_fee(market: Tally, bps: str) -> None:
+    """A fee is a whole number of basis points from 0 to 10000; nothing else is registered."""
     market.says("coordinator", "fee", "--", bps, code=2)
     assert market("coordinator", "fee")["registeredBps"] == 0
 
 
-def test_a_wallet_without_coins_is_told_so(market: Tally) -> None:
+def test_fee_without_coins(market: Tally) -> None:
     """Registering takes gas; showing takes neither gas nor a password."""
     market.wallet("penniless")
     assert market("coordinator", "fee", "5", "--wallet", "penniless", fails=True)["code"] == "insufficient_funds"

@@ -8,7 +8,7 @@ import pytest
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.sdk.market import Market
-from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.errors import Code
 from tests.chain.harness import person
 from tests.cli.conftest import PASSWORD, Tally
 from tests.client.fake_coordinator import BODY, CHAT
@@ -17,8 +17,8 @@ from tests.client.parties import MODEL
 WALLET = person("wallet default")
 
 
-def _job(payer: Tally, url: str) -> str:
-    """A finished job of the wallet; its id."""
+def _finished_job(payer: Tally, url: str) -> str:
+    """Runs a job with the wallet. Returns its id."""
 
     async def run() -> str:
         async with Market(url, WALLET, ClientConfig(ledger_file=payer.home / "client" / f"{WALLET.address}.db")) as market:
@@ -29,29 +29,27 @@ def _job(payer: Tally, url: str) -> str:
     return asyncio.run(run())
 
 
-def test_a_job_is_shown(payer: Tally, url: str) -> None:
-    """What the books have and what the coordinator tells of it, for people and for programs."""
-    number = _job(payer, url)
+def test_job_show(payer: Tally, url: str) -> None:
+    """The ledger's record and the coordinator's status are shown, as text and as JSON."""
+    number = _finished_job(payer, url)
     shown = payer("job", "show", number, "--coordinator", url)
     assert (shown["state"], shown["model"], shown["coordinator"]["state"]) == ("completed", MODEL, "completed")
     text = payer.says("job", "show", "0x" + number, "--coordinator", url)
-    for part in ("completed", MODEL, shown["receipt"]["digest"][:24], "orders that this wallet signed", "attempts"):
+    for part in ("completed", MODEL, shown["receipt"]["digest"][:24], "Orders that this wallet signed", "Attempts"):
         assert part in text
     assert payer("job", "show", number, "--offline")["coordinator"] is None
-    assert "coordinator says │ nothing: not asked" in payer.says("job", "show", number, "--offline")
+    assert "coordinator's state │ unknown: not asked" in payer.says("job", "show", number, "--offline")
 
 
-def test_a_coordinator_that_is_away_hides_nothing(payer: Tally, url: str) -> None:
-    """The books are shown all the same, and why the coordinator said nothing."""
-    number = _job(payer, url)
+def test_job_show_without_coordinator(payer: Tally, url: str) -> None:
+    """The ledger's record is shown all the same, with the reason why the coordinator's status is missing."""
+    number = _finished_job(payer, url)
     assert "127.0.0.1:9" in payer.says("job", "show", number, "--coordinator", "http://127.0.0.1:9")
 
 
-def test_a_coordinator_tells_a_job_to_nobody_without_the_wallets_key(
-    payer: Tally, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Without the password, and for an address alone, the books are shown with what to do; a password file does."""
-    number = _job(payer, url)
+def test_job_show_without_password(payer: Tally, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without the password, or for an address alone, the ledger's record is shown with what to do; a password file helps."""
+    number = _finished_job(payer, url)
     show = ("job", "show", number, "--coordinator", url)
     (tmp_path / "password").write_text(PASSWORD)
     monkeypatch.delenv("TALLYSTICK_PASSWORD")
@@ -66,29 +64,29 @@ def test_a_coordinator_tells_a_job_to_nobody_without_the_wallets_key(
     assert payer(*show)["state"] == "completed"
 
 
-def test_jobs_are_listed(payer: Tally, url: str) -> None:
-    """The newest first, and no more than asked for."""
+def test_job_list(payer: Tally, url: str) -> None:
+    """Jobs are listed newest first, and at most as many as requested."""
     assert payer("job", "list") == []
-    first, second = _job(payer, url), _job(payer, url)
+    first, second = _finished_job(payer, url), _finished_job(payer, url)
     assert [known["job"] for known in payer("job", "list")] == [second, first]
     assert [known["job"] for known in payer("job", "list", "-n", "1")] == [second]
     assert second in payer.says("job", "list")
 
 
-def test_where_the_money_went(payer: Tally, url: str, tmp_path: Path) -> None:
-    """By what one likes, with the budgets of the config, for people, programs and spreadsheets."""
+def test_spending(payer: Tally, url: str, tmp_path: Path) -> None:
+    """Spending is grouped as requested and shown with the budgets, as text, JSON and CSV."""
     assert payer("spending") == {"spent": [], "budgets": []}
-    _job(payer, url), _job(payer, url)
+    _finished_job(payer, url), _finished_job(payer, url)
     config = tmp_path / "client.toml"
     config.write_text('[[budgets]]\nper_day = "0.000012"\n[[budgets]]\nper_day = "1"\nlabel = "research"\n')
-    told = payer("spending", "--by", "model", "--config", str(config))
-    assert [(one["model"], one["requests"], one["failed"], one["cost"]) for one in told["spent"]] == [(MODEL, 2, 0, "6")]
-    assert [(one["label"], one["spent"], one["left"], one["percent"]) for one in told["budgets"]] == [
+    answer = payer("spending", "--by", "model", "--config", str(config))
+    assert [(line["model"], line["requests"], line["failed"], line["cost"]) for line in answer["spent"]] == [(MODEL, 2, 0, "6")]
+    assert [(line["label"], line["spent"], line["left"], line["percent"]) for line in answer["budgets"]] == [
         (None, "6", "6", 50),
         ("research", "0", "1000000", 0),
     ]
-    assert [one["day"][:2] for one in payer("spending")["spent"]] == ["20"]
-    assert all(0 <= one["latencyMsP50"] <= one["latencyMsP99"] < 10_000 for one in told["spent"])
+    assert [line["day"][:2] for line in payer("spending")["spent"]] == ["20"]
+    assert all(0 <= line["latencyMsP50"] <= line["latencyMsP99"] < 10_000 for line in answer["spent"])
     text = payer.says("spending", "--by", "", "--config", str(config))
     for part in ("20 + 10", "0.000006", "50 %", "research", "everything"):
         assert part in text
@@ -97,19 +95,19 @@ def test_where_the_money_went(payer: Tally, url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("job", ["00" * 16, "no job", "0x12"])
-def test_an_unknown_job(payer: Tally, job: str) -> None:
-    """Said in words, and whose it is not."""
+def test_unknown_job(payer: Tally, job: str) -> None:
+    """An unknown or malformed job id gives an error message."""
     assert payer("job", "show", job, "--offline", fails=True)["message"]
 
 
-def test_a_saved_answer_is_verified_by_a_stranger(payer: Tally, url: str, tmp_path: Path) -> None:
-    """What `chat --save-proof` wrote, anyone can check with nothing else; what was altered, nobody."""
+def test_saved_proof_is_verified_without_a_wallet(payer: Tally, url: str, tmp_path: Path) -> None:
+    """Anyone can verify a proof of `chat --save-proof` with the file alone; a modified proof is refused."""
     file = tmp_path / "proof.json"
-    told = payer("chat", "hi", "--coordinator", url, "--save-proof", str(file))
+    answer = payer("chat", "hi", "--coordinator", url, "--save-proof", str(file))
     assert file.stat().st_mode & 0o777 == 0o600
     (payer.home / "keys" / "default.json").unlink()
-    found = payer("receipt", "verify", str(file))
-    assert (found["valid"], found["job"], found["cost"]) == (True, told["job"], told["cost"])
+    result = payer("receipt", "verify", str(file))
+    assert (result["valid"], result["job"], result["cost"]) == (True, answer["job"], answer["cost"])
     assert "transcript" in payer.says("receipt", "verify", str(file))
     raw = json.loads(file.read_text())
     raw["response"].pop()
@@ -119,9 +117,9 @@ def test_a_saved_answer_is_verified_by_a_stranger(payer: Tally, url: str, tmp_pa
     assert "No such file" in payer("receipt", "verify", str(file), fails=True)["message"]
 
 
-def test_an_answer_without_a_receipt_is_not_saved(payer: Tally, tmp_path: Path) -> None:
-    """Nothing is written, and the failure is the job's."""
-    error = Unavailable(Code.COORDINATOR_UNAVAILABLE, "", fault=Fault.COORDINATOR)
-    told = payer("chat", "hi", "-m", "m", "--coordinator", "http://127.0.0.1:9", "--save-proof", str(tmp_path / "x"), fails=True)
-    assert told["code"] == error.code.value
+def test_no_proof_without_a_receipt(payer: Tally, tmp_path: Path) -> None:
+    """Nothing is written, and the error is the job's."""
+    proof = ("--save-proof", str(tmp_path / "x"))
+    error = payer("chat", "hi", "-m", "m", "--coordinator", "http://127.0.0.1:9", *proof, fails=True)
+    assert error["code"] == Code.COORDINATOR_UNAVAILABLE.value
     assert not (tmp_path / "x").exists()

@@ -1,4 +1,4 @@
-"""What a payer is told of the providers that its wallet leaves out."""
+"""`tally receipt evidence` and `tally receipt unblock` for blocked providers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tallystick.protocol.types import Amount
 from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, take
 
 
-def test_no_provider_is_left_out_without_a_word(tmp_path: Path) -> None:
-    """`tally receipt evidence` names a provider that was paid beyond its receipts, and why; `unblock` takes it back."""
+def test_blocked_provider_is_listed_and_unblocked(tmp_path: Path) -> None:
+    """A provider that was paid beyond its receipts is listed with the reason; `unblock` removes it from the list."""
     state, config = tmp_path / "a.db", tmp_path / "client.toml"
-    config.write_text(f'state = "{state}"\n')
+    config.write_text(f'ledger_file = "{state}"\n')
 
     async def block() -> None:
         ledger = await Ledger.open(state, PAYER.address)
@@ -27,10 +27,10 @@ def test_no_provider_is_left_out_without_a_word(tmp_path: Path) -> None:
 
     asyncio.run(block())
     runner, common = CliRunner(), ("--config", str(config), "--wallet", PAYER.address)
-    told = runner.invoke(app, ["evidence", *common, "--json"])
-    (one,) = json.loads(told.stdout)
-    assert (one["provider"], one["job"]) == (ALICE.address, None)
-    assert "was paid 1" in one["reason"]
+    shown = runner.invoke(app, ["evidence", *common, "--json"])
+    (provider,) = json.loads(shown.stdout)
+    assert (provider["provider"], provider["job"]) == (ALICE.address, None)
+    assert "was paid 1" in provider["reason"]
     assert "was paid 1" in " ".join(runner.invoke(app, ["evidence", *common]).stdout.split())
     assert runner.invoke(app, ["unblock", ALICE.address, *common]).exit_code == 0
     assert json.loads(runner.invoke(app, ["evidence", *common, "--json"]).stdout) == []

@@ -11,7 +11,7 @@ ASK = "from tallystick.cli.local.processes import free_port; print(free_port({})
 
 
 def test_no_port_is_given_twice() -> None:
-    """Not to this process and not to another, before anything listens on it; once its asker has ended, it is free again."""
+    """No port is given to two callers, in this or another process, before it is in use; a caller that ends frees its port."""
     first = free_port(0)
     assert free_port(first) != first
     others = [

@@ -20,7 +20,7 @@ NOWHERE = Address("0x" + "ab" * 20)
 
 
 class Newcomer:
-    """Someone with an empty home folder, on ports of their own."""
+    """A user with an empty home folder, and ports that no other test uses."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.coordinator = home, f"http://127.0.0.1:{free_port(0)}"
@@ -42,14 +42,14 @@ class Newcomer:
 
 @pytest.fixture
 def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
-    """Whose local market is stopped in the end."""
-    made = Newcomer(tmp_path)
-    yield made
-    made("start", "--stop")
+    """A newcomer whose local market is stopped at the end."""
+    newcomer = Newcomer(tmp_path)
+    yield newcomer
+    newcomer("start", "--stop")
 
 
 def test_from_nothing_to_a_paid_answer(newcomer: Newcomer) -> None:
-    """One command makes all that is missing and asks; the next time nothing is; stopped and started again, it works again."""
+    """One command adds all that is missing and asks; the second run adds nothing; after a stop it works again."""
     first = newcomer("start", "--yes")
     assert first["done"] == ["wallet", "chain", "contracts", "coins", "purse", "coordinator", "offers"]
     assert int(first["answer"]["cost"]) > 0
@@ -61,23 +61,23 @@ def test_from_nothing_to_a_paid_answer(newcomer: Newcomer) -> None:
     again = newcomer("start")
     assert again["done"] == ["chain", "contracts", "coins", "purse", "coordinator", "offers"]
     assert int(again["answer"]["cost"]) > 0
-    assert first["answer"]["provider"] not in json.dumps(newcomer("balance")), "another chain's books"
+    assert first["answer"]["provider"] not in json.dumps(newcomer("balance")), "the ledger of another chain"
 
 
 @pytest.mark.parametrize("chain_id", [None, 8453])
-def test_a_market_elsewhere_is_only_told_of(tally: Tally, chain_id: int | None) -> None:
-    """Where money may be real, nothing is made: neither a wallet nor a process; what to do is said, the first of it last."""
+def test_remote_market_is_not_changed(tally: Tally, chain_id: int | None) -> None:
+    """For a market that may have real money, nothing is made, neither wallet nor process; the output lists what to do."""
     if chain_id is not None:
         Deployment(chain_id, NOWHERE, NOWHERE, 6, 0, "http://127.0.0.1:9").save(tally.home / "deployment.json")
     arguments = ("start", "--yes", "--coordinator", "http://127.0.0.1:9" if chain_id else "http://market.invalid")
-    told = tally(*arguments)
-    assert (told["local"], told["next"]) == (False, ["tally wallet new default"])
-    assert not any(part["there"] for part in told["parts"])
-    assert "nothing is done for you" in tally.says(*arguments)
+    answer = tally(*arguments)
+    assert (answer["local"], answer["next"]) == (False, ["tally wallet new default"])
+    assert not any(item["ready"] for item in answer["prerequisites"])
+    assert "nothing is changed for you" in tally.says(*arguments)
     assert not (tally.home / "keys").exists()
     assert not (tally.home / "local").exists()
 
 
-def test_help_points_to_it(tally: Tally) -> None:
-    """`tally` alone tells a newcomer where to begin."""
+def test_help_mentions_start(tally: Tally) -> None:
+    """`tally` without arguments tells a newcomer to begin with `tally start`."""
     assert "tally start" in tally.says(code=2)

@@ -1,4 +1,4 @@
-"""The money commands as a person runs them, one after the other, on a local chain of their own."""
+"""The money commands in the order in which a user runs them, on a local chain of their own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rpc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def tally(rpc: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs `tally …`: its JSON, or with `fails` the error that it prints as JSON."""
+    """Runs `tally …` and returns its JSON, or with `fails` its error."""
     home = tmp_path_factory.mktemp("home")
     environment = os.environ | {"TALLYSTICK_HOME": str(home), "TALLYSTICK_PASSWORD": "a password"}
     environment.pop("TALLYSTICK_PASSWORD_FILE", None)
@@ -63,13 +63,13 @@ def tally(rpc: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_a_payers_money_goes_in_and_comes_out_whole(tally: Run, rpc: str) -> None:
-    """Deposit, reserve, release, thaw, withdraw: after the waits, every unit is back in the wallet."""
+def test_deposit_to_withdrawal_loses_nothing(tally: Run, rpc: str) -> None:
+    """After deposit, reserve, release, thaw, withdraw and their waits, every unit is back in the wallet."""
     before = _places(tally)["wallet"]
     assert tally("deposit", "10")["free"] == "10000000"
     assert tally("reserve", PROVIDER, "2")["tx"].startswith("0x")
-    seen = tally("contract", "inspect", "tab", "default", PROVIDER)
-    assert (seen["state"], seen["tab"]["reserved"]) == ("reserved", "2000000")
+    inspected = tally("contract", "inspect", "tab", "default", PROVIDER)
+    assert (inspected["state"], inspected["tab"]["reserved"]) == ("reserved", "2000000")
     assert _places(tally, "--provider", PROVIDER)[f"reserved for {PROVIDER}"] == 2_000_000
     tally("release", PROVIDER)
     assert "tally chain advance" in tally("release", PROVIDER, fails=True)["message"]
@@ -84,8 +84,8 @@ def test_a_payers_money_goes_in_and_comes_out_whole(tally: Run, rpc: str) -> Non
     assert tally("contract", "inspect", "purse", "default")["state"] == "empty"
 
 
-def test_a_stake_goes_in_and_comes_out_whole(tally: Run, rpc: str) -> None:
-    """Stake, unstake, wait, withdraw: the whole bond is back."""
+def test_stake_to_withdrawal_loses_nothing(tally: Run, rpc: str) -> None:
+    """After stake, unstake and the wait, the whole stake is back in the wallet."""
     before = _places(tally)["wallet"]
     tally("stake", "5")
     assert tally("contract", "inspect", "provider", "default")["state"] == "staked"
@@ -98,7 +98,7 @@ def test_a_stake_goes_in_and_comes_out_whole(tally: Run, rpc: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "hint"),
     [
-        (("deposit", "0"), "bad_message", "more than nothing"),
+        (("deposit", "0"), "bad_message", "more than 0 dollars"),
         (("deposit", "1.2345678"), "bad_message", "decimal"),
         (("deposit", "999999999"), "insufficient_funds", "holds"),
         (("thaw", "5", "--wallet", "nobody"), "bad_message", "nobody"),
@@ -111,8 +111,8 @@ def test_a_stake_goes_in_and_comes_out_whole(tally: Run, rpc: str) -> None:
         (("deposit", "1", "--deployment", "/nonexistent.json"), "bad_message", "tally deploy"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_words(tally: Run, arguments: tuple[str, ...], code: str, hint: str) -> None:
-    """Each mistake ends with exit code 1 and one error that names it; no traceback."""
+def test_wrong_use_is_refused(tally: Run, arguments: tuple[str, ...], code: str, hint: str) -> None:
+    """Each wrong use ends with exit code 1 and one error that names it, without a traceback."""
     error = tally(*arguments, fails=True)
     assert error["code"] == code, error
     assert hint in error["message"], error
@@ -120,10 +120,10 @@ def test_what_cannot_be_done_is_refused_in_words(tally: Run, arguments: tuple[st
 
 def test_wallets_are_private(tally: Run, tmp_path: Path) -> None:
     """A new keystore is readable by its owner only, shows no secret, and is never overwritten."""
-    made = tally("wallet", "new", "second")
-    path = Path(made["keystore"])
+    wallet = tally("wallet", "new", "second")
+    path = Path(wallet["keystore"])
     assert path.stat().st_mode & 0o777 == 0o600
-    assert made.keys() == {"wallet", "address", "keystore"}
+    assert wallet.keys() == {"wallet", "address", "keystore"}
     assert "never overwritten" in tally("wallet", "new", "second", fails=True)["message"]
     assert tally("wallet", "list")["second"] == tally("wallet", "show", "second")["address"]
     key = tmp_path / "key"
@@ -131,9 +131,9 @@ def test_wallets_are_private(tally: Run, tmp_path: Path) -> None:
     assert tally("wallet", "import", "third", "--key-file", str(key))["address"] == "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A"
 
 
-def test_the_chain_tells_its_accounts(tally: Run) -> None:
-    """The funded accounts are listed without a chain, and their keys only when asked for."""
-    assert [one["address"].lower() for one in tally("chain", "accounts")][3] == OWNER
+def test_chain_accounts(tally: Run) -> None:
+    """The funded accounts are listed without a chain, and their private keys only if requested."""
+    assert [account["address"].lower() for account in tally("chain", "accounts")][3] == OWNER
     assert "privateKey" not in tally("chain", "accounts")[0]
 
 

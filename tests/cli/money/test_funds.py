@@ -1,4 +1,4 @@
-"""Every move of money by hand, and `tally contract inspect` beside it: what it says is what can be done."""
+"""Every move of money on chain, and `tally contract inspect` after it: the next steps that it lists are possible."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def market(tally: Tally, chain_url: str) -> Tally:
     return tally
 
 
-def _state(market: Tally, *what: str) -> tuple[str, list[str]]:
-    """The state that inspecting gives, and what it says can be done at once."""
-    seen = market("contract", "inspect", *what)
-    assert seen["says"]
-    return seen["state"], [step["call"] for step in seen["next"] if step["at"] is None]
+def _inspect(market: Tally, *what: str) -> tuple[str, list[str]]:
+    """Returns the state of `tally contract inspect`, and the calls that it lists as possible now."""
+    inspected = market("contract", "inspect", *what)
+    assert inspected["says"]
+    return inspected["state"], [step["call"] for step in inspected["next"] if step["at"] is None]
 
 
 def _settle(market: Tally, amount: int) -> None:
-    """The node collects on an order of the payer's, as its daemon would."""
+    """The node collects an amount with an order of the payer, as its daemon does."""
 
     async def act(world: World) -> None:
         row: SettleRow = world.row(KEY, NODE.address, amount)
@@ -52,65 +52,65 @@ def _advance(market: Tally, length: str) -> None:
     market("chain", "advance", length, "--rpc", rpc)
 
 
-def test_a_deposit_after_time_travel(market: Tally, chain_url: str) -> None:
-    """What is signed for the chain goes by the chain's clock, which may be far ahead of this machine's."""
+def test_deposit_after_advance(market: Tally, chain_url: str) -> None:
+    """Signatures for the chain use the chain's clock, which may be far ahead of this machine's."""
     market("chain", "advance", "2d", "--rpc", chain_url)
     assert market("deposit", "1")["deposited"] == "1000000"
 
 
-def test_thawing(market: Tally) -> None:
-    """Announced, called off, announced anew, too early, then paid; inspecting names each state and what can be done."""
-    assert _state(market, "purse") == ("open", ["deposit", "reserve", "thaw"])
+def test_thaw_and_withdraw(market: Tally) -> None:
+    """Announced, cancelled, announced again, too early, then paid; `inspect` names each state and the next steps."""
+    assert _inspect(market, "purse") == ("open", ["deposit", "reserve", "thaw"])
     thawed = market("thaw", "4")
-    assert (thawed["thawing"], _state(market, "purse")[0]) == ("4000000", "thawing")
-    assert "withdraw" not in _state(market, "purse")[1]
+    assert (thawed["thawing"], _inspect(market, "purse")[0]) == ("4000000", "thawing")
+    assert "withdraw" not in _inspect(market, "purse")[1]
     early = market("withdraw", fails=True)
     assert "the thaw ends in" in early["message"]
     assert "tally chain advance" in early["message"]
     market("thaw", "--cancel")
-    assert _state(market, "purse")[0] == "open"
+    assert _inspect(market, "purse")[0] == "open"
     market("thaw", "all")
     _advance(market, "1m")
-    assert _state(market, "purse") == ("thawed", ["withdraw", "cancelThaw", "deposit"])
+    assert _inspect(market, "purse") == ("thawed", ["withdraw", "cancelThaw", "deposit"])
     assert market("withdraw")["withdrawn"] == "10000000"
-    assert _state(market, "purse") == ("empty", ["deposit"])
+    assert _inspect(market, "purse") == ("empty", ["deposit"])
     for command in (("thaw", "--cancel"), ("withdraw",)):
         assert market(*command, fails=True)["code"] == "chain_refused"
 
 
-def test_reserving_and_releasing(market: Tally) -> None:
-    """What is pledged to a provider comes back by the same command given twice; pledging more calls the release off."""
-    assert _state(market, "tab", "default", "node") == ("unused", ["settle", "reserve"])
+def test_reserve_and_release(market: Tally) -> None:
+    """A reservation is released by running the command twice; reserving more cancels the release."""
+    assert _inspect(market, "tab", "default", "node") == ("unused", ["settle", "reserve"])
     assert market("reserve", "node", "3")["reserved"] == "3000000"
     first = market("release", "node")
-    assert (first["released"], _state(market, "tab", "default", "node")[0]) == (False, "releasing")
+    assert (first["released"], _inspect(market, "tab", "default", "node")[0]) == (False, "releasing")
     assert "the release ends in" in market("release", NODE.address, fails=True)["message"]
     assert market("reserve", "node", "0.5")["reserved"] == "3500000"
-    assert _state(market, "tab", "default", "node") == ("reserved", ["settle", "reserve", "release", "giveBack"])
+    assert _inspect(market, "tab", "default", "node") == ("reserved", ["settle", "reserve", "release", "giveBack"])
     assert "tally release node" in market.says("release", "node")
     _advance(market, "1m")
-    assert _state(market, "tab", "default", "node")[0] == "released"
-    assert "3.5 is free again" in market.says("release", "node")
-    assert _state(market, "tab", "default", "node")[0] == "unused"
+    assert _inspect(market, "tab", "default", "node")[0] == "released"
+    assert "3.5 dollars are free again" in market.says("release", "node")
+    assert _inspect(market, "tab", "default", "node")[0] == "unused"
 
 
-def test_a_release_that_was_overtaken(market: Tally) -> None:
-    """What the provider collects during a release is gone from it; the release can still be ended, and inspecting says so."""
+def test_settlement_during_a_release(market: Tally) -> None:
+    """A provider may collect during a release; the release can still be completed, and `inspect` says so."""
     market("reserve", "node", "3")
     market("release", "node")
     _settle(market, 3 * DOLLAR)
-    assert _state(market, "tab", "default", "node")[0] == "releasing"
+    assert _inspect(market, "tab", "default", "node")[0] == "releasing"
     _advance(market, "1m")
-    assert _state(market, "tab", "default", "node") == ("released", ["settle", "finishRelease", "reserve"])
+    assert _inspect(market, "tab", "default", "node") == ("released", ["settle", "finishRelease", "reserve"])
     market("release", "node")
-    assert _state(market, "tab", "default", "node")[0] == "open"
+    assert _inspect(market, "tab", "default", "node")[0] == "open"
 
 
-def test_earnings(market: Tally) -> None:
-    """What was settled is credit; anyone may send it to its payout address, and only the account itself says which that is."""
+def test_cash_out(market: Tally) -> None:
+    """Settled money is credit; anyone may pay it to its payout address, which only the account itself can set."""
     assert "no credit" in market("cash-out", "--wallet", "node", fails=True)["message"]
     _settle(market, 2 * DOLLAR)
-    assert _state(market, "provider", "node") == ("unstaked", ["cashOut", "stake"])
+    assert _inspect(market, "provider", "node") == ("unstaked", ["cashOut", "stake"])
     assert market("cash-out", "--account", "node") | {"tx": "", "block": 0} == {
         "account": NODE.address,
         "payout": NODE.address,
@@ -126,25 +126,25 @@ def test_earnings(market: Tally) -> None:
     assert places["wallet"]["amount"] == "1000000"  # costs are cumulative: 3 in all, of which 2 were collected before
 
 
-def test_staking(market: Tally) -> None:
-    """Staked, announced, thought better of, announced anew, too early, then paid out; the balance shows what is leaving."""
+def test_stake_and_unstake(market: Tally) -> None:
+    """Staked, announced, cancelled, announced again, too early, then paid; the balance shows what is leaving."""
     assert market("stake", "5", "--wallet", "node")["stake"] == "5000000"
     assert market("unstake", "3", "--wallet", "node")["unstaking"] == "3000000"
-    assert _state(market, "provider", "node") == ("unstaking", ["unstake", "unstake"])
+    assert _inspect(market, "provider", "node") == ("unstaking", ["unstake", "unstake"])
     places = {place["place"]: place["amount"] for place in market("balance", "--wallet", "node")["places"]}
     assert (places["stake"], places["stake, leaving"]) == ("2000000", "3000000")
-    assert "the stake's wait ends in" in market("unstake", "--wallet", "node", fails=True)["message"]
+    assert "the stake's waiting time ends in" in market("unstake", "--wallet", "node", fails=True)["message"]
     market("unstake", "--cancel", "--wallet", "node")
-    assert _state(market, "provider", "node")[0] == "staked"
+    assert _inspect(market, "provider", "node")[0] == "staked"
     market("unstake", "all", "--wallet", "node")
     _advance(market, "1m")
-    assert _state(market, "provider", "node")[0] == "withdrawable"
+    assert _inspect(market, "provider", "node")[0] == "withdrawable"
     assert market("unstake", "--wallet", "node")["withdrawn"] == "5000000"
-    assert "5 is staked for" in market.says("stake", "5", "--mint", "--wallet", "node")
+    assert "5 dollars are staked for" in market.says("stake", "5", "--mint", "--wallet", "node")
 
 
-def test_a_purse_of_another_owner(market: Tally) -> None:
-    """A key whose purse another wallet owns: only that wallet moves its money, and the error says how to name it."""
+def test_purse_with_another_owner(market: Tally) -> None:
+    """Only the owner's wallet moves the money of a purse, and the error says how to name it."""
     hot = market.wallet("hot")
     market("deposit", "2", "--wallet", "hot", "--owner", "default")
     error = market("thaw", "1", "--wallet", "hot", fails=True)
@@ -158,8 +158,8 @@ def test_a_purse_of_another_owner(market: Tally) -> None:
     assert {step["account"] for step in steps} == {KEY.address}
 
 
-def test_the_balance_finds_every_tab(market: Tally) -> None:
-    """With --all-tabs, reservations are listed for every provider that there ever was one for, without naming them."""
+def test_balance_of_all_tabs(market: Tally) -> None:
+    """With --all-tabs, every provider that ever had a reservation is listed without being named."""
     market("reserve", "node", "3")
     other = market.wallet("other")
     market("reserve", "other", "1")
@@ -175,18 +175,18 @@ def test_the_balance_finds_every_tab(market: Tally) -> None:
     [
         (("thaw",), "bad_message", "--cancel"),
         (("thaw", "1", "--cancel"), "bad_message", "--cancel"),
-        (("thaw", "11"), "insufficient_funds", "10 free, not 11"),
+        (("thaw", "11"), "insufficient_funds", "at most 10 dollars"),
         (("thaw", "0"), "insufficient_funds", "free"),
         (("thaw", "1", "--wallet", "node"), "chain_refused", "no purse yet"),
         (("reserve", "node", "11"), "insufficient_funds", "tally deposit"),
         (("reserve", "nobody", "1"), "bad_message", "PROVIDER"),
         (("reserve", "default", "1"), "chain_refused", "SelfDealing"),
         (("release", "node"), "chain_refused", "nothing is reserved"),
-        (("stake", "0"), "bad_message", "more than nothing"),
+        (("stake", "0"), "bad_message", "more than 0"),
         (("stake", "5000"), "insufficient_funds", "holds"),
         (("unstake",), "chain_refused", "tally unstake AMOUNT"),
-        (("unstake", "--cancel"), "chain_refused", "nothing of the 0"),
-        (("unstake", "1"), "insufficient_funds", "0 staked, not 1"),
+        (("unstake", "--cancel"), "chain_refused", "no withdrawal of the 0 dollars"),
+        (("unstake", "1"), "insufficient_funds", "at most 0 dollars"),
         (("unstake", "1", "--cancel"), "bad_message", "--cancel"),
         (("cash-out", "--account", "nobody"), "bad_message", "--account"),
         (("cash-out", "--set-payout", "0x12"), "bad_message", "--set-payout"),
@@ -195,8 +195,8 @@ def test_the_balance_finds_every_tab(market: Tally) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_done(market: Tally, arguments: tuple[str, ...], code: str, hint: str) -> None:
-    """Each mistake ends in exit code 1 and one error that names it and what to do; nothing changes."""
+def test_wrong_use_is_refused(market: Tally, arguments: tuple[str, ...], code: str, hint: str) -> None:
+    """Each wrong use ends with exit code 1 and one error that names it and what to do; nothing changes."""
     before = market("balance", "--all-tabs")
     error = market(*arguments, fails=True)
     assert error["code"] == code, error
@@ -204,8 +204,8 @@ def test_what_cannot_be_done(market: Tally, arguments: tuple[str, ...], code: st
     assert market("balance", "--all-tabs") == before
 
 
-def test_words_are_for_people(market: Tally) -> None:
-    """Without --json, inspecting speaks in sentences, dollars and waits, and says who can do what next."""
+def test_inspect_as_text(market: Tally) -> None:
+    """Without --json, `inspect` prints sentences with dollars and waits, and the possible next steps by party."""
     market("reserve", "node", "3")
     market("thaw", "2.5")
     purse = market.says("contract", "inspect", "purse")
@@ -221,20 +221,20 @@ def test_words_are_for_people(market: Tally) -> None:
     assert "error: nothing is reserved for" in market.says("release", person("stranger").address, code=1)
 
 
-def test_what_programs_get(market: Tally) -> None:
-    """JSON has amounts as strings of base units, times as numbers, addresses in lower case, and where it was read."""
-    seen: dict[str, Any] = market("contract", "inspect", "tab", "default", "node")
-    assert seen["tab"] == {
+def test_inspect_as_json(market: Tally) -> None:
+    """JSON has amounts as strings of base units, times as numbers, addresses in lower case, and the block that was read."""
+    inspected: dict[str, Any] = market("contract", "inspect", "tab", "default", "node")
+    assert inspected["tab"] == {
         "payer": KEY.address,
         "provider": NODE.address,
         "settled": "0",
         "reserved": "0",
-        "release_at": 0,
-        "purse_owner": KEY.address,
-        "purse_free": "10000000",
+        "releaseAt": 0,
+        "purseOwner": KEY.address,
+        "purseFree": "10000000",
     }
-    assert seen["chain"].keys() == {"id", "block", "now"}
-    assert seen["next"][1] == {
+    assert inspected["chain"].keys() == {"id", "block", "now"}
+    assert inspected["next"][1] == {
         "who": "the purse's owner",
         "account": Address(KEY.address),
         "what": "pledge more",
@@ -243,27 +243,27 @@ def test_what_programs_get(market: Tally) -> None:
         "at": None,
     }
     rules = market("contract", "inspect", "rules")["rules"]
-    assert (rules["thaw"], rules["penalty"], rules["token_decimals"]) == (5, "100000000", 6)
+    assert (rules["thaw"], rules["penalty"], rules["tokenDecimals"]) == (5, "100000000", 6)
 
 
-def test_a_dishonest_provider_is_reported(market: Tally, tmp_path: Path) -> None:
-    """Two receipts of one seq, in a file of evidence: the provider loses stake, the reporter gets its part."""
+def test_report_of_an_equivocation(market: Tally, tmp_path: Path) -> None:
+    """Two receipts of one number in an evidence file: the provider loses stake, and the reporter gets its part."""
     market("stake", "20", "--wallet", "node", "--mint")
     file = tmp_path / "evidence.json"
 
     async def write(world: World) -> None:
         order = world.order(KEY, NODE.address, DOLLAR)
-        one, two = (world.receipt(NODE, KEY.address, 7, total) for total in (5, 6))
+        first, second = (world.receipt(NODE, KEY.address, 7, total) for total in (5, 6))
         terms = make_terms(make_ask(NODE), JobId(bytes(16)))
-        file.write_bytes(EvidenceFile(world.domain, "two of seq 7", order, terms, one, (two,), None).dumps())
+        file.write_bytes(EvidenceFile(world.domain, "two of seq 7", order, terms, first, (second,), None).dumps())
 
     on_chain(market, write)
-    told = market("receipt", "report", str(file))
-    assert (told["provider"], int(told["slashed"])) == (NODE.address, 20 * DOLLAR), "all, where the penalty is more"
+    result = market("receipt", "report", str(file))
+    assert (result["provider"], int(result["slashed"])) == (NODE.address, 20 * DOLLAR), "all, where the penalty is more"
     places = {place["place"]: int(place["amount"]) for place in market("balance")["places"]}
     assert places["credit as provider or coordinator"] > 0
     other = json.loads(file.read_bytes()) | {"others": []}
     file.write_text(json.dumps(other))
     assert "no two receipts" in market("receipt", "report", str(file), fails=True)["message"]
     assert market("receipt", "evidence") == []
-    assert "no provider was dishonest" in market.says("receipt", "evidence")
+    assert "no dishonest receipt" in market.says("receipt", "evidence")

@@ -32,34 +32,34 @@ def _free(market: Tally, name: str) -> str:
     return str(market("contract", "inspect", "purse", name)["purse"]["free"])
 
 
-def test_a_hot_key_is_replaced(market: Tally) -> None:
-    """The same command, given again after each wait, moves all of it, reservations too; the owner stays, no unit is lost."""
+def test_hot_key_is_rotated(market: Tally) -> None:
+    """The command, repeated after each wait, moves all money including reservations; the owner stays, and no unit is lost."""
     first = _rotate(market)
-    assert (first["finished"], [one.split()[0] for one in first["done"]]) == (False, ["bound", "announced", "announced"])
-    assert first["again_at"]
+    assert (first["finished"], [text.split()[0] for text in first["done"]]) == (False, ["bound", "announced", "announced"])
+    assert first["continueAt"]
     early = _rotate(market)
     assert (early["done"], early["finished"]) == ([], False)
-    assert "give the same command again in" in market.says("wallet", "rotate", "old", "new", "--owner", "owner")
+    assert "repeat the command in" in market.says("wallet", "rotate", "old", "new", "--owner", "owner")
     _advance(market)
     second = _rotate(market)
-    assert [one.split()[0] for one in second["done"]] == ["took", "withdrew", "announced", "deposited"]
+    assert [text.split()[0] for text in second["done"]] == ["released", "withdrew", "announced", "deposited"]
     assert (_free(market, "new"), second["moved"]) == ("7000000", "7000000")
     _advance(market)
     last = _rotate(market)
-    assert (last["finished"], last["moved"], last["again_at"]) == (True, "10000000", None)
+    assert (last["finished"], last["moved"], last["continueAt"]) == (True, "10000000", None)
     assert (_free(market, "old"), _free(market, "new")) == ("0", "10000000")
     assert not list((market.home / "rotations").iterdir())
 
 
-def test_a_rotation_cut_off_before_its_deposit_goes_on(market: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was withdrawn is deposited by the next run, once."""
+def test_interrupted_rotation_continues(market: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Money that was withdrawn before an interruption is deposited by the next run, once."""
     _rotate(market)
     _advance(market)
     with monkeypatch.context() as patch:
         patch.setattr(Escrow, "deposit_with_permit", _cut)
         market.says("wallet", "rotate", "old", "new", "--owner", "owner", code=130)
     assert _free(market, "new") == "0"
-    assert [one.split()[0] for one in _rotate(market)["done"]] == ["deposited"]
+    assert [text.split()[0] for text in _rotate(market)["done"]] == ["deposited"]
     assert _rotate(market)["done"] == []
     assert _free(market, "new") == "7000000"
 
@@ -68,8 +68,8 @@ def _cut(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_what_cannot_be_rotated(market: Tally) -> None:
-    """Another's purse, a purse without an owner apart, a key with no purse, the same key."""
+def test_rotation_is_refused(market: Tally) -> None:
+    """Another owner's purse, a purse that owns itself, a key without a purse, and the same key are refused."""
     rotate = ("wallet", "rotate")
     assert "belongs to" in market(*rotate, "old", "new", "--owner", "node", fails=True)["message"]
     assert "no purse" in market(*rotate, "node", "new", "--owner", "owner", fails=True)["message"]
@@ -78,8 +78,8 @@ def test_what_cannot_be_rotated(market: Tally) -> None:
     assert "owns its own purse" in market(*rotate, "owner", "new", "--owner", "owner", fails=True)["message"]
 
 
-def test_a_purse_is_filled_up_to_a_limit(market: Tally) -> None:
-    """Exactly what is missing, reservations counted; nothing where nothing is; an amount and a limit exclude each other."""
+def test_deposit_top_up_to(market: Tally) -> None:
+    """--top-up-to deposits exactly what is missing, reservations included, or nothing; it excludes AMOUNT."""
     of = ("--wallet", "old", "--owner", "owner")
     assert market("deposit", "--top-up-to", "12.5", *of)["deposited"] == "2500000"
     again = market("deposit", "--top-up-to", "12.5", *of)

@@ -20,8 +20,8 @@ OWNER, HOT, NODE = person("wallet owner"), person("wallet hot"), person("wallet 
 
 @pytest.fixture
 def market(tally: Tally, chain_url: str) -> Tally:
-    """A market; `owner` stands for the smart wallet: it executes what is written down, and its key is nowhere in the home folder
-    of the hot key.
+    """A market in which `owner` stands for the smart wallet: it executes the written transactions, and its key is not in the hot
+    key's home folder.
     """
     tally.wallet("hot")
     tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits", "--fund", OWNER.address)
@@ -29,7 +29,7 @@ def market(tally: Tally, chain_url: str) -> Tally:
 
 
 def _execute(market: Tally, document: dict[str, Any]) -> None:
-    """The owner executes a batch, call by call."""
+    """The owner executes the transactions of a batch."""
 
     async def run() -> None:
         rpc = Rpc(Deployment.load(market.home / "deployment.json").rpc)
@@ -43,45 +43,45 @@ def _execute(market: Tally, document: dict[str, Any]) -> None:
     asyncio.run(run())
 
 
-def _do(market: Tally, *arguments: str) -> list[str]:
-    """Writes the calls down and has them executed; what they are."""
-    told = market("safe", *arguments, "--wallet", "hot")
-    _execute(market, told["batch"])
-    return [call["what"].split()[0] for call in told["calls"]]
+def _plan_and_execute(market: Tally, *arguments: str) -> list[str]:
+    """Plans transactions and has the owner execute them. Returns the first word of each summary."""
+    planned = market("safe", *arguments, "--wallet", "hot")
+    _execute(market, planned["batch"])
+    return [entry["summary"].split()[0] for entry in planned["transactions"]]
 
 
 def _advance(market: Tally) -> None:
     market("chain", "advance", "1m", "--rpc", Deployment.load(market.home / "deployment.json").rpc)
 
 
-def test_a_smart_wallet_owns_a_purse_from_first_to_last(market: Tally) -> None:
-    """It opens and fills the purse, pledges, takes back and withdraws, by executing what was written down and nothing else; the
-    hot key pays for no gas and signs once.
+def test_whole_life_of_a_purse_owned_by_a_safe(market: Tally) -> None:
+    """The Safe opens and fills the purse, reserves, releases and withdraws by executing written transactions only. The hot key
+    pays no gas and signs once.
     """
     owner = ("--owner", OWNER.address)
-    assert _do(market, "deposit", "10", *owner) == ["open", "let", "deposit"]
+    assert _plan_and_execute(market, "deposit", "10", *owner) == ["open", "allow", "deposit"]
     assert market("contract", "inspect", "purse", "hot")["purse"]["owner"] == OWNER.address
-    assert _do(market, "deposit", "2", *owner) == ["let", "deposit"]
-    assert _do(market, "reserve", NODE.address, "3") == ["reserve"]
-    assert _do(market, "release", NODE.address) == ["announce"]
+    assert _plan_and_execute(market, "deposit", "2", *owner) == ["allow", "deposit"]
+    assert _plan_and_execute(market, "reserve", NODE.address, "3") == ["reserve"]
+    assert _plan_and_execute(market, "release", NODE.address) == ["announce"]
     _advance(market)
-    assert _do(market, "release", NODE.address) == ["take"]
-    _do(market, "thaw", "1")
-    assert _do(market, "thaw", "--cancel") == ["call"]
-    _do(market, "thaw", "all")
+    assert _plan_and_execute(market, "release", NODE.address) == ["take"]
+    _plan_and_execute(market, "thaw", "1")
+    assert _plan_and_execute(market, "thaw", "--cancel") == ["cancel"]
+    _plan_and_execute(market, "thaw", "all")
     _advance(market)
-    assert _do(market, "withdraw") == ["withdraw"]
+    assert _plan_and_execute(market, "withdraw") == ["withdraw"]
     assert market("contract", "inspect", "purse", "hot")["state"] == "empty"
     assert market("balance", "--address", OWNER.address)["places"][0]["amount"] == "1000000000"
 
 
-def test_the_file_is_for_the_transaction_builder(market: Tally, tmp_path: Path) -> None:
-    """Written once, with the chain, the owner and a checksum that fits; people see what each call does."""
+def test_batch_file(market: Tally, tmp_path: Path) -> None:
+    """The batch file is written once, with chain, owner and a valid checksum; the text names each transaction."""
     file = tmp_path / "batch.json"
     arguments = ("safe", "deposit", "10", "--owner", OWNER.address, "--wallet", "hot", "--out", str(file))
-    seen = market.says(*arguments)
+    text = market.says(*arguments)
     for part in ("open the purse", "deposit 10 dollars", "no contract at", str(file)):
-        assert part in seen
+        assert part in text
     document = json.loads(file.read_text())
     assert (document["chainId"], document["meta"]["createdFromSafeAddress"]) == ("31337", checksum(OWNER.address))
     assert document["meta"]["checksum"] == batch_checksum(document)
@@ -90,8 +90,8 @@ def test_the_file_is_for_the_transaction_builder(market: Tally, tmp_path: Path) 
     assert json.loads(market.says("safe", "thaw", "1", "--wallet", "hot"))["transactions"]
 
 
-def test_the_checksum_is_the_builders_own() -> None:
-    """A batch that Safe's web interface wrote, with its checksum."""
+def test_batch_checksum() -> None:
+    """The checksum equals that of a batch that Safe's web interface wrote."""
     inputs = [{"internalType": kind, "name": name, "type": kind} for kind, name in (("address", "spender"), ("uint256", "value"))]
     document = {
         "version": "1.0",
@@ -121,23 +121,23 @@ def test_the_checksum_is_the_builders_own() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "hint"),
     [
-        (("deposit", "0", "--owner", OWNER.address), "bad_message", "more than nothing"),
+        (("deposit", "0", "--owner", OWNER.address), "bad_message", "more than 0"),
         (("deposit", "1", "--owner", HOT.address), "bad_message", "tally deposit"),
         (("deposit", "1", "--owner", NODE.address), "chain_refused", "for ever"),
         (("thaw",), "bad_message", "--cancel"),
-        (("thaw", "11"), "insufficient_funds", "10 free"),
+        (("thaw", "11"), "insufficient_funds", "at most 10 dollars"),
         (("withdraw",), "chain_refused", "tally safe thaw"),
-        (("reserve", NODE.address, "11"), "insufficient_funds", "10 free"),
+        (("reserve", NODE.address, "11"), "insufficient_funds", "at most 10 dollars"),
         (("release", NODE.address), "chain_refused", "nothing is reserved"),
     ],
 )
-def test_what_the_owner_could_not_execute_is_refused(market: Tally, arguments: tuple[str, ...], code: str, hint: str) -> None:
-    """Before anybody signs anything."""
-    _do(market, "deposit", "10", "--owner", OWNER.address)
+def test_impossible_transactions_are_refused(market: Tally, arguments: tuple[str, ...], code: str, hint: str) -> None:
+    """Transactions that the owner could not execute are refused before anybody signs."""
+    _plan_and_execute(market, "deposit", "10", "--owner", OWNER.address)
     error = market("safe", *arguments, "--wallet", "hot", fails=True)
     assert (error["code"], hint in error["message"]) == (code, True), error
 
 
-def test_without_a_purse_nothing_moves(market: Tally) -> None:
-    """And the error says how it is opened."""
+def test_key_without_a_purse(market: Tally) -> None:
+    """The error says how to open a purse."""
     assert "tally safe deposit" in market("safe", "withdraw", "--wallet", "hot", fails=True)["message"]

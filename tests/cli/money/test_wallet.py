@@ -12,16 +12,16 @@ from tests.cli.conftest import PASSWORD, Tally
 SIGNER = person("wallet default")
 
 
-def test_an_address_to_pay_to(payer: Tally) -> None:
-    """As text, as a payment address of a chain, and as a QR code of it; a bare address names no chain."""
+def test_wallet_show(payer: Tally) -> None:
+    """The address is shown as text, as a payment URI for a chain, and as a QR code; a bare address names no chain."""
     address = checksum(SIGNER.address)
     assert payer("wallet", "show") == {"wallet": "default", "address": address, "keystore": f"{payer.home}/keys/default.json"}
     assert payer("wallet", "show", "--chain", "8453", "--qr")["uri"] == f"ethereum:{address}@8453"
     assert "█" in payer.says("wallet", "show", "--qr")
 
 
-def test_a_bare_key_goes_into_a_private_file_only(payer: Tally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a yes, to a new file that only its owner reads; never to the screen, never over another file."""
+def test_private_key_export(payer: Tally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After confirmation, the private key goes to a new file of mode 0600; never to the terminal, and never over another file."""
     file = tmp_path / "key"
     with (tmp_path / "no").open("w+") as stdin:
         stdin.write("n\n")
@@ -36,15 +36,15 @@ def test_a_bare_key_goes_into_a_private_file_only(payer: Tally, tmp_path: Path, 
     assert payer("wallet", "import", "again", "--key-file", str(file))["address"] == checksum(SIGNER.address)
 
 
-def test_a_keystore_is_exported_encrypted(payer: Tally, tmp_path: Path) -> None:
-    """It opens with the same password."""
+def test_keystore_export(payer: Tally, tmp_path: Path) -> None:
+    """The exported keystore opens with the same password."""
     file = tmp_path / "copy.json"
     assert payer("wallet", "export", "default", "-o", str(file))["encrypted"] is True
     assert open_keystore(file, PASSWORD).secret == SIGNER.secret
 
 
-def test_a_new_password(payer: Tally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same key opens with the new one only; a wrong old one, an empty new one and a cut in the middle change nothing."""
+def test_change_password(payer: Tally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the new password opens the key; a wrong old one, an empty new one and an interruption change nothing."""
     keystore, new = payer.home / "keys" / "default.json", tmp_path / "new"
     before = keystore.read_bytes()
     new.write_text("\n")

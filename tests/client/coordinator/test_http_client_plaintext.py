@@ -46,4 +46,4 @@ async def test_plain_http_to_a_coordinator_is_never_silent(config: ClientConfig,
                 pass
         told = [one for one in logs if "PLAIN HTTP" in one["event"]]
         assert len(told) == warned
-        assert all(one["log_level"] == "warning" and "which account buys" in one["they_learn"] for one in told)
+        assert all(one["log_level"] == "warning" and "which account buys" in one["exposed"] for one in told)

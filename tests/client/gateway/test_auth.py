@@ -56,7 +56,7 @@ async def test_each_key_has_its_limits(fake: FakeMarket, wallet: Signer, config:
         with pytest.raises(openai.APIStatusError, match=r"above the 0\.000001 allowed") as caught:
             await ask(sdk, ANN, '{"max_cost": "5"}')
         assert caught.value.status_code == 402
-        with pytest.raises(openai.NotFoundError, match="not among the models allowed here"):
+        with pytest.raises(openai.NotFoundError, match="model: expected one of those allowed here"):
             await ask(sdk, ANN, model="other")
         with pytest.raises(openai.APIStatusError, match="only eu is allowed here"):
             await ask(sdk, BOB, '{"require": {"region": "us"}}')
@@ -120,14 +120,14 @@ def test_keys_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert ANN not in repr(replace(loaded, api_keys=(ApiKey(label="ann", secret=ANN),)))
     monkeypatch.delenv("ANN")
     market = Market("http://127.0.0.1:1", person("ann"), load_config(path))  # other commands need no secrets
-    with pytest.raises(BadMessage, match="the environment variable ANN is not set"):
+    with pytest.raises(BadMessage, match="environment variable ANN: expected at least 16 characters, it is not set"):
         build_app(market)
     with pytest.raises(BadMessage, match="one of secret and secret_env"):
         ApiKey(label="ann")
     with pytest.raises(BadMessage, match="label"):
         ApiKey(label="", secret=ANN)
     short = ClientConfig(api_keys=(ApiKey(label="a", secret="short"),))
-    with pytest.raises(BadMessage, match="secret has fewer than 16 characters"):
+    with pytest.raises(BadMessage, match="secret: expected at least 16 characters, got 5"):
         build_app(Market("http://127.0.0.1:1", person("ann"), short))
     same = ClientConfig(api_keys=(ApiKey(label="a", secret=ANN), ApiKey(label="a", secret=BOB)))
     with pytest.raises(BadMessage, match="the same label"):

@@ -126,7 +126,7 @@ async def test_old_and_large_answers_go(tmp_path: Path, wallet: Signer) -> None:
     kept = CachedResponse("application/json", b"x" * 1_000, "ab", Address("0x" + "11" * 20), "m", Amount(3), "0x00")
     demand = Demand("m")
     bodies = [json.dumps({"model": "m", "temperature": 0, "n": n}).encode() for n in range(4)]
-    names = [cache.name(CHAT, [body], demand, "", asked=None) for body in bodies]
+    names = [cache.name(CHAT, [body], demand, "", requested=None) for body in bodies]
     assert len(set(names)) == 4
     for name in names:
         assert name is not None
@@ -138,7 +138,7 @@ async def test_old_and_large_answers_go(tmp_path: Path, wallet: Signer) -> None:
     assert await cache.get(str(names[3])) is None
     long = b'{"model": "m", "temperature": 0, "seed": 1180591620717411303424}'
     for body in (b"{", b"[]", b'{"model": "m", "temperature": 0.1}', b'{"temperature": 0}', long):
-        assert cache.name(CHAT, [body], demand, "", asked=None) is None
+        assert cache.name(CHAT, [body], demand, "", requested=None) is None
     (tmp_path / "f").write_text("")
     await ResponseCache(tmp_path / "f", 3_000, 60, wallet).put(str(names[0]), kept)
 
@@ -251,7 +251,7 @@ async def test_a_lost_state_file_costs_no_request(fake: FakeMarket, wallet: Sign
         async with gateway(fake, wallet, replace(config, ledger_file=config.ledger_file.with_name("old.db"))) as (http, _):
             await _ask(http, BODY | {"max_tokens": 100 + number})
     async with gateway(fake, wallet, config) as (http, market):
-        market._resolver.recovery.asked[fake.providers[0].address] = float("-inf")
+        market._reconciler.recovery.asked_at[fake.providers[0].address] = float("-inf")
         fake.forgets = False
         before = len(fake.sessions)
         await _ask(http, BODY)

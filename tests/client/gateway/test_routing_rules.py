@@ -74,7 +74,7 @@ def _says(text: Any = "yes", ending: str = "stop", **more: Any) -> dict[str, Any
 )
 def test_which_answers_will_do(request_: dict[str, Any], answer: Any, good: bool) -> None:
     """As the rule says it."""
-    assert RULE.good(request_, answer) is good
+    assert RULE.accepts(request_, answer) is good
 
 
 class Broken:
@@ -84,7 +84,7 @@ class Broken:
         """Nobody, or a crash."""
         return [] if len(models) > 1 else 1 / 0
 
-    def good(self, _request: Any, answer: Any) -> bool:
+    def accepts(self, _request: Any, answer: Any) -> bool:
         """A crash."""
         return bool(answer["no such member"])
 
@@ -94,7 +94,7 @@ def test_a_rule_that_fails_costs_no_answer() -> None:
     for models in (MODELS, MODELS[:1]):
         plan = AliasRouter([Alias(name="thrifty", models=models, rule="x")], {"thrifty": Broken()}).plan(dumps(_asks()), (), 0)
         assert [loads(body, "body")["model"] for body in plan.bodies] == list(models)
-        assert plan.good({})
+        assert plan.accepts({})
 
 
 class Backwards:
@@ -104,7 +104,7 @@ class Backwards:
         """The other way round."""
         return models[::-1]
 
-    def good(self, _request: Any, answer: Any) -> bool:
+    def accepts(self, _request: Any, answer: Any) -> bool:
         """Whatever says that it is."""
         return bool(answer["good"])
 
@@ -116,7 +116,7 @@ def test_rules_of_ones_own() -> None:
     names = AliasRouter([Alias(name="thrifty", models=MODELS, rule="x")], {"thrifty": rule})
     plan = names.plan(dumps(_asks()), ["other"], 0.5)
     assert [loads(body, "body")["model"] for body in plan.bodies] == ["large", "middle", "small", "other"]
-    assert [plan.good({"good": good}) for good in (True, False)] == [True, False]
+    assert [plan.accepts({"good": good}) for good in (True, False)] == [True, False]
     for name, says in (
         ("no.such.module:rule", "ModuleNotFoundError"),
         ("json:nothing", "AttributeError"),
@@ -124,5 +124,5 @@ def test_rules_of_ones_own() -> None:
     ):
         with pytest.raises(BadMessage, match=says):
             load_rule(name)
-    with pytest.raises(BadMessage, match="not both"):
+    with pytest.raises(BadMessage, match="got both"):
         Alias(name="x", models=MODELS, weights=(1, 1, 1), rule="small-model-first")

@@ -9,9 +9,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from tallystick.client.config import Budget, ClientConfig
-from tallystick.client.ledger.budgets import DAY_SECONDS, GROUPS, BudgetStatus, CacheHit, SpendingRow, add_unproven, fit_budgets
+from tallystick.client.ledger.budgets import BudgetStatus, fit_budgets
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
+from tallystick.client.ledger.spending import DAY_SECONDS, GROUPS, CacheHit, SpendingRow, add_unproven
 from tallystick.client.ledger.writes import IncomingReceipt, NewJob
 from tallystick.client.orders.signing import PlacedOrder, terms_for
 from tallystick.client.receipts.delivery_check import Delivery
@@ -175,8 +176,8 @@ def test_a_refusal_names_the_tightest_budget() -> None:
             fit_budgets(drafts, stands)
         text = str(caught.value)
         assert "of 'lowered' has 0 left" in text
-        assert "spent 0.5" in text
-        assert f"may cost {format_amount(least)}:" in text
+        assert "(0.5 spent, 2 reserved" in text
+        assert f"may cost {format_amount(least)};" in text
     room = BudgetStatus(Budget(per_day=Amount(least)), Amount(0), Amount(0))
     assert fit_budgets(drafts, [room]) == [drafts[1]]
     assert fit_budgets(drafts, []) == drafts
@@ -209,7 +210,7 @@ async def test_hits_and_unproven_payments_add_up(desk: Desk) -> None:
         await desk.ledger.record_cache_hit(hit, now)
     tab: dict[str, object] = {"of_payer": PAYER.address, "of_provider": BOB.address}
     for now in (NOW_S, NOW_S, NOW_S + DAY_SECONDS):
-        await desk.ledger._database.write(partial(add_unproven, tab=tab, amount=Amount(5), now=now))
+        await desk.ledger._database.write(partial(add_unproven, tab_key=tab, amount=Amount(5), now=now))
     of_alice, of_bob = ("a", "model", ALICE.address), ("", "", BOB.address)
     assert await desk.ledger.spending(NOW_S, GROUPS) == [
         SpendingRow((TODAY + 1, *of_bob), 0, 0, Amount(5), 0, 0, 0),

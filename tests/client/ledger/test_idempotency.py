@@ -35,7 +35,7 @@ async def test_a_key_is_one_job(fake: FakeMarket, wallet: Signer, config: Client
 async def test_another_body_under_a_key(market: Market, fake: FakeMarket) -> None:
     """A key belongs to one request; another one is refused and says so."""
     await _ask(market, "mine")
-    with pytest.raises(Refusal, match="'mine' was used for another request") as caught:
+    with pytest.raises(Refusal, match="'mine' was already used for another request") as caught:
         await _ask(market, "mine", max_tokens=7)
     assert (caught.value.status, len(fake.submissions)) == (409, 1)
 

@@ -141,9 +141,9 @@ async def test_state_survives(tmp_path: Path) -> None:
 
 
 async def test_unusable_file(tmp_path: Path) -> None:
-    """A state file that can't be made or read says so."""
+    """A ledger file that can't be made or read says so."""
     (tmp_path / "folder").mkdir()
-    with pytest.raises(Unavailable, match="state file"):
+    with pytest.raises(Unavailable, match="ledger file"):
         await Ledger.open(tmp_path / "folder", PAYER.address)
 
 

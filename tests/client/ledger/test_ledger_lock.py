@@ -23,7 +23,7 @@ print("let go", flush=True)
 
 
 async def test_a_stopped_process_that_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another process was stopped while it held the state file, orders and new processes get an error after a bounded
+    """Where another process was stopped while it held the ledger file, orders and new processes get an error after a bounded
     wait, which names the file and what to do; once it goes on, so does everybody.
     """
     monkeypatch.setattr(storage, "BUSY_SECONDS", 0.2)

@@ -80,7 +80,7 @@ async def test_what_arrived_is_kept_for_its_order_alone(desk: Desk) -> None:
     other, (beside,) = await take(desk.ledger)
     longer = replace(PART, response_bytes=60)
     for arrived, kept in ((PART, PART), (longer, longer), (WHOLE_ANSWER, WHOLE_ANSWER), (PART, WHOLE_ANSWER)):
-        await desk.do(partial(open_orders.store_deliveries, arrived={placed.order.digest: arrived}))
+        await desk.do(partial(open_orders.store_deliveries, deliveries={placed.order.digest: arrived}))
         assert await desk.read_delivery(job, placed) == kept
     assert await desk.read_delivery(other, beside) is None
     assert await desk.read_delivery(job, placed, PART) == PART, "what the reader itself saw comes first"
@@ -140,7 +140,7 @@ async def test_an_order_counts_as_what_was_said_last(desk: Desk) -> None:
         (QUARTERS_DELIVERED, placed.order.digest, 3),
     ):
         counting = partial(
-            open_orders.count_undelivered, tab=_where(), order=order, quarters=quarters, reason="x", seen=None, now=NOW_S
+            open_orders.count_undelivered, tab_key=_where(), order=order, quarters=quarters, reason="x", delivery=None, now=NOW_S
         )
         await desk.do(counting)
         assert await desk.undelivered() == total
@@ -177,9 +177,9 @@ async def test_a_provider_is_frozen_at_the_stated_number(desk: Desk) -> None:
         (QUARTERS_UNDELIVERED, "job 8", True),
         (-1, "late", True),
     ):
-        await desk.do(partial(open_orders.add_undelivered, tab=_where(), quarters=quarters, reason=reason))
+        await desk.do(partial(open_orders.add_undelivered, tab_key=_where(), quarters=quarters, reason=reason))
         assert bool(await desk.frozen()) is frozen
-    assert await desk.frozen() == "it charged for 3 answers or more that did not arrive, at last: job 7"
+    assert await desk.frozen() == "it charged for 3 or more answers that did not arrive; the last: job 7"
     assert await desk.undelivered() == MAX_UNDELIVERED_QUARTERS + QUARTERS_UNDELIVERED - 1
     rest = [(row.blocked_reason, row.undelivered_quarters) for row in await desk.do(lambda c: c.execute(tabs.select()).all())]
     assert sorted(rest)[:3] == [("", 0), ("", 5), ("", 5)]
@@ -197,7 +197,7 @@ async def test_a_refused_receipt_leaves_its_order_counting(desk: Desk) -> None:
     complaint = UndeliveredCharge("its last chunk never came")
     for seen, kept in ((None, None), (PART, PART), (None, PART)):
         refusing = partial(
-            open_orders.refuse_receipt, tab=_where(), order=placed.order.digest, seen=seen, complaint=complaint, now=NOW_S
+            open_orders.refuse_receipt, tab_key=_where(), order=placed.order.digest, delivery=seen, error=complaint, now=NOW_S
         )
         await desk.do(refusing)
         assert await desk.read_delivery(job, placed) == kept

@@ -322,7 +322,7 @@ async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fak
     await run(market)
     job = fake.last.job
     assert (await market.tab(fake.providers[0].address)).open_caps > 0
-    await market._resolver.resolve(job)
+    await market._reconciler.reconcile(job)
     tab = await market.tab(fake.providers[0].address)
     assert (tab.accepted, tab.undelivered_quarters) == (0, QUARTERS_UNDELIVERED)
     known = await market.find(job)

@@ -104,7 +104,7 @@ class Trade(RuleBasedStateMachine):
         due = charge(terms, usage, Outcome.COMPLETED)
         if self.provider.cumulative + due > self.provider.ceiling:
             return
-        self.provider = self.provider.book(due, terms.max_cost)
+        self.provider = self.provider.record(due, terms.max_cost)
         job.receipt = bill(job.placed, usage, seq=self.provider.seq, cumulative_cost=self.provider.cumulative)
 
     @rule(job=consumes(running))

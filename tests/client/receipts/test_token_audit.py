@@ -78,10 +78,10 @@ def test_what_no_text_shows_is_allowed_for_each_part(tokenizer: Path) -> None:
     assert count(ASKED, answer, _billed(36, 100)) is None
     output = count(ASKED, answer, _billed(44))
     assert output is not None
-    assert output.reason.startswith("44 output tokens billed, 4 counted (and 32 allowed for what no text shows): 22 % more")
+    assert output.reason.startswith("44 output tokens billed, 4 counted (and 32 allowed for tokens without text): 22 % more")
     input_ = count(ASKED, answer, _billed(36, 120))
     assert input_ is not None
-    assert input_.reason.startswith("120 input tokens billed, 4 counted (and 96 allowed for what no text shows): 20 % more")
+    assert input_.reason.startswith("120 input tokens billed, 4 counted (and 96 allowed for tokens without text): 20 % more")
     assert not input_.refuse, "an opinion refuses nothing"
 
 
@@ -188,7 +188,7 @@ async def test_what_cannot_be_counted_is_said(fake: FakeMarket, wallet: Signer, 
 
     async with Market(fake.url, wallet, replace(config, token_audits=(rule,))) as market:
         assert await _run(market, fake, fails) == (JobState.FAILED, "upstream_error"), "an engine's error is no doubt"
-        assert "no form in which its tokens" in (await _run(market, fake, odd))[1]
+        assert "whose tokens cannot be recounted" in (await _run(market, fake, odd))[1]
     short = replace(config, token_audits=(rule,), max_answer_bytes=100)
     async with Market(fake.url, wallet, short) as market:
         fake.script = _bills(90)
@@ -197,7 +197,7 @@ async def test_what_cannot_be_counted_is_said(fake: FakeMarket, wallet: Signer, 
                 pass
         known = await market.find(job.id)
         assert known is not None
-        assert "too long to be counted" in known.reason
+        assert "too long to be recounted" in known.reason
 
 
 async def test_other_models_are_not_counted(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:

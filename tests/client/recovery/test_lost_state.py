@@ -1,4 +1,4 @@
-"""A wallet whose state file does not know all that its key signed: recovered from what was signed, and never beyond that."""
+"""A wallet whose ledger file does not know all that its key signed: recovered from what was signed, and never beyond that."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.client.parties import DOMAIN, Provider, bill, place, signer
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tabs are asked about as often as wanted."""
-    monkeypatch.setattr(lost_state, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(lost_state, "QUERY_INTERVAL_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -55,21 +55,21 @@ async def strict(session: Session) -> None:
 
 @asynccontextmanager
 async def opened(fake: FakeMarket, wallet: Signer, config: ClientConfig, name: str) -> AsyncIterator[Market]:
-    """A client with a state file of this name."""
+    """A client with a ledger file of this name."""
     path = config.ledger_path(wallet.address).with_name(name)
     async with Market(fake.url, wallet, replace(config, ledger_file=path)) as market:
         yield market
 
 
 def lose(config: ClientConfig, wallet: Signer, name: str) -> None:
-    """Deletes a state file, with what SQLite keeps beside it."""
+    """Deletes a ledger file, with what SQLite keeps beside it."""
     path = config.ledger_path(wallet.address).with_name(name)
     for each in path.parent.glob(f"{name}*"):
         each.unlink()
 
 
 async def test_lost_state_file(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """After its state file is gone a client goes on with its first job: the tab is known before an order is signed."""
+    """After its ledger file is gone a client goes on with its first job: the tab is known before an order is signed."""
     for turn in range(3):
         async with opened(fake, wallet, config, "a.db") as market:
             await run(market)
@@ -95,7 +95,7 @@ async def test_nobody_tells(fake: FakeMarket, wallet: Signer, config: ClientConf
             async with await market.submit(CHAT, BODY, key="one") as job:
                 return (await job.result()).body
 
-        with pytest.raises(Unavailable, match=r"b\.db\) show less.*one state file") as caught:
+        with pytest.raises(Unavailable, match=r"b\.db\) has less.*one ledger file") as caught:
             await keyed()
         assert caught.value.code is Code.UNAUTHORISED_TAB
         fake.forgets = False
@@ -121,14 +121,14 @@ async def test_two_state_files(fake: FakeMarket, wallet: Signer, config: ClientC
             await persist(one)
             await persist(other)
         provider = fake.providers[0].address
-        await one._resolver.recovery.look([provider], chain=False)
+        await one._reconciler.recovery.recover([provider], chain=False)
         for market in (one, other):
             tab = await market.tab(provider)
             assert (tab.total, tab.blocked_reason) == (fake.providers[0].tab.cumulative, "")
             assert await market.evidence() == []
     assert fake.providers[0].tab.seq == 8
     assert len(told) in range(5, 8), "the second file learnt of the tab before its first order"
-    assert all("one state file" in text for text in told)
+    assert all("one ledger file" in text for text in told)
     assert any("another process signs with this key" in text for text in told)
     assert len({order.seq for order in fake.orders()}) == len(fake.orders())
 
@@ -149,7 +149,7 @@ async def test_old_ceilings_do_no_harm(fake: FakeMarket, wallet: Signer, config:
         assert tab.ceiling < provider.tab.cumulative
         assert (tab.accepted, tab.total, tab.blocked_reason) == (3, 0, "")
         fake.forgets = False
-        await market._resolver.recovery.look([provider.address], chain=False)
+        await market._reconciler.recovery.recover([provider.address], chain=False)
         assert (await market.tab(provider.address)).total == provider.tab.cumulative
 
 
@@ -171,14 +171,14 @@ async def test_made_up_receipts(fake: FakeMarket, wallet: Signer, config: Client
     fake.shows = [shown(alice.signer.sign(unbacked, DOMAIN), stranger), shown(lie, forged)]
     fake.shows += [shown(signer("bob").sign(bill(signed, provider=signer("bob").address, **huge), DOMAIN))]
     async with opened(fake, wallet, config, "a.db") as market:
-        await market._resolver.recovery.look([alice.address], chain=False)
+        await market._reconciler.recovery.recover([alice.address], chain=False)
         assert (await market.tab(alice.address)).ceiling == 0
         fake.shows.append(shown(lie))
-        await market._resolver.recovery.look([alice.address], chain=False)
+        await market._reconciler.recovery.recover([alice.address], chain=False)
         tab = await market.tab(alice.address)
         assert tab.total == tab.ceiling == signed.order.message.ceiling
         for _ in range(3):
-            await market._resolver.recovery.look([alice.address], chain=False)
+            await market._reconciler.recovery.recover([alice.address], chain=False)
         assert await market.tab(alice.address) == tab
 
 
@@ -203,7 +203,7 @@ async def test_a_stand_in_hides_nothing(wallet: Signer, config: ClientConfig) ->
             await run(market, BODY | {"max_tokens": 90})
             assert (await market.tab(alice.address)).total == 0
             fake.forgets = False
-            market._resolver.recovery.asked.clear()
+            market._reconciler.recovery.asked_at.clear()
             await run(market, BODY | {"max_tokens": 90})
 
             async def learnt() -> bool:
@@ -216,13 +216,13 @@ async def test_silence_costs_no_job(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A coordinator that does not answer the question does not hold up the first job for ever."""
-    monkeypatch.setattr(lost_state, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(lost_state, "QUERY_TIMEOUT_SECONDS", 0.05)
 
     async def never(*_: object) -> list[LateReceipt]:
         raise Refusal(Code.RATE_LIMITED, "not now", fault=Fault.COORDINATOR)
 
     async with opened(fake, wallet, config, "a.db") as market:
-        monkeypatch.setattr(market._resolver.recovery.coordinator, "receipts", never)
+        monkeypatch.setattr(market._reconciler.recovery.coordinator, "receipts", never)
         assert await run(market) == b"{}"
 
 
@@ -249,12 +249,12 @@ async def test_a_payment_beyond_receipts_blocks_by_itself(fake: FakeMarket, wall
     """The providers used last are watched: what the chain paid one beyond its receipts stops it, without anybody asking."""
     async with opened(fake, wallet, config, "a.db") as market:
         await run(market)
-        provider, recovery = fake.providers[0].address, market._resolver.recovery
+        provider, recovery = fake.providers[0].address, market._reconciler.recovery
         cost = (await market.tab(provider)).accepted
         for settled, blocked in ((cost, False), (cost + 1, True)):
             chain = Chain(settled, [])
-            watching = replace(recovery, onchain=chain, asked={})  # type: ignore[arg-type]
-            await watching.watch(0.0)
+            watching = replace(recovery, escrow=chain, asked_at={})  # type: ignore[arg-type]
+            await watching.check_payments(0.0)
             assert bool((await market.tab(provider)).blocked_reason) is blocked
             assert chain.asked == ([settled] if blocked else [])
         with pytest.raises(TallyError) as caught:
@@ -266,7 +266,7 @@ async def test_a_slow_chain_hides_no_payment(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the search for a payment's orders takes longer than a job would wait, the provider is blocked all the same."""
-    monkeypatch.setattr(lost_state, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(lost_state, "QUERY_TIMEOUT_SECONDS", 0.05)
 
     class Slow(Chain):
         async def paid(self, provider: str, enough: Amount) -> list[PaidOrder] | None:
@@ -275,9 +275,9 @@ async def test_a_slow_chain_hides_no_payment(
 
     async with opened(fake, wallet, config, "a.db") as market:
         await run(market)
-        provider, recovery = fake.providers[0].address, market._resolver.recovery
+        provider, recovery = fake.providers[0].address, market._reconciler.recovery
         slow = Slow((await market.tab(provider)).accepted + 1, [])
-        await replace(recovery, onchain=slow, asked={}).watch(0.0)  # type: ignore[arg-type]
+        await replace(recovery, escrow=slow, asked_at={}).check_payments(0.0)  # type: ignore[arg-type]
         assert (await market.tab(provider)).blocked_reason
 
 
@@ -288,7 +288,7 @@ async def test_a_lying_chain_gets_no_order(
     """A refusal for the tab, and a chain that says it paid the whole purse: no ceiling leaves what this wallet signed before."""
     fake.script = _unauthorised
     async with opened(fake, wallet, config, "a.db") as market:
-        market._resolver.recovery = replace(market._resolver.recovery, onchain=Chain(50_000_000, orders))  # type: ignore[arg-type]
+        market._reconciler.recovery = replace(market._reconciler.recovery, escrow=Chain(50_000_000, orders))  # type: ignore[arg-type]
         for _ in range(3):
             with pytest.raises(TallyError):
                 await run(market)
@@ -323,8 +323,8 @@ async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wal
             session.receipt = None
             fake.shows = [LateReceipt(receipt, session.candidate.order, session.candidate.terms)]
             with capture_logs() as logs:
-                await market._resolver.recovery.look([alice.address], chain=False)
-            assert ("a late receipt was refused" in [one["event"] for one in logs]) is charges
+                await market._reconciler.recovery.recover([alice.address], chain=False)
+            assert ("refused a late receipt" in [one["event"] for one in logs]) is charges
             tab = await market.tab(alice.address)
             cap = session.candidate.terms.max_cost
             assert (tab.accepted, tab.open_caps) == (0, cap if charges else 0)
@@ -347,7 +347,7 @@ async def test_a_late_receipt_at_no_cost_leaves_the_answer_alone(wallet: Signer,
         await run(market)
         alice = fake.providers[0].address
         assert (await market.tab(alice)).open_caps > 0
-        await market._resolver.recovery.look([alice], chain=False)
+        await market._reconciler.recovery.recover([alice], chain=False)
         assert (await market.tab(alice)).open_caps == 0
         known = await market.find(fake.last.job)
         assert known is not None
@@ -359,14 +359,14 @@ async def test_a_tab_is_asked_about_once_in_a_while(fake: FakeMarket, wallet: Si
     """Not again within the given time, its last moment included; before an order only where the books know no such tab."""
     alice = fake.providers[0].address
     async with opened(fake, wallet, config, "a.db") as market:
-        recovery = market._resolver.recovery
-        assert await recovery.look([], chain=False) == []
-        assert await recovery.look([alice], chain=False, again=60.0) == [RecoveryResult()]
-        assert await recovery.look([alice], chain=False, again=60.0) == []
-        assert await recovery.look([alice], chain=False) == [RecoveryResult()]
+        recovery = market._reconciler.recovery
+        assert await recovery.recover([], chain=False) == []
+        assert await recovery.recover([alice], chain=False, interval=60.0) == [RecoveryResult()]
+        assert await recovery.recover([alice], chain=False, interval=60.0) == []
+        assert await recovery.recover([alice], chain=False) == [RecoveryResult()]
         far = 1e300  # so long that the clock adds nothing to it
-        recovery.asked[alice] = -far
-        assert await recovery.look([alice], chain=False, again=far) == []
+        recovery.asked_at[alice] = -far
+        assert await recovery.recover([alice], chain=False, interval=far) == []
         assert len(fake.inquiries) == 2
     for asked in (3, 3):
         async with opened(fake, wallet, config, "b.db") as market:
@@ -379,8 +379,8 @@ async def test_a_question_says_when_it_was_asked(fake: FakeMarket, wallet: Signe
     """By the client's clock; one that stands before 1970 is told as 0, which no signed message can be below."""
     async with opened(fake, wallet, config, "a.db") as market:
         for clock, told in ((1_700_000_000, 1_700_000_000), (-5, 0)):
-            asking = replace(market._resolver.recovery, now=lambda clock=clock: clock, asked={})  # type: ignore[misc]
-            await asking.look([fake.providers[0].address], chain=False)
+            asking = replace(market._reconciler.recovery, now=lambda clock=clock: clock, asked_at={})  # type: ignore[misc]
+            await asking.recover([fake.providers[0].address], chain=False)
             assert fake.inquiries[-1].asked_at == told
 
 
@@ -389,18 +389,18 @@ async def test_the_chain_is_asked_where_that_was_wanted(fake: FakeMarket, wallet
     alice = fake.providers[0].address
     async with opened(fake, wallet, config, "a.db") as market:
         chain = Chain(10**6, [])
-        asking = replace(market._resolver.recovery, onchain=chain, asked={})  # type: ignore[arg-type]
-        assert await asking.look([alice], chain=False) == [RecoveryResult()]
+        asking = replace(market._reconciler.recovery, escrow=chain, asked_at={})  # type: ignore[arg-type]
+        assert await asking.recover([alice], chain=False) == [RecoveryResult()]
         assert chain.asked == []
-        (found,) = await asking.look([alice], chain=True)
+        (found,) = await asking.recover([alice], chain=True)
         assert (found.unexplained, chain.asked) == (10**6, [10**6])
 
 
 async def test_the_last_foreign_order_is_told(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """Of several tabs the latest moment at which another process signed; where none did, that the file may be an old one."""
     async with opened(fake, wallet, config, "a.db") as market:
-        note = market._resolver.recovery.note
+        note = market._reconciler.recovery.origin_hint
         told = note(RecoveryResult(elsewhere=1_600_000_000), RecoveryResult(elsewhere=1_700_000_000), RecoveryResult())
         assert "last at 2023-11-14 22:13:20 UTC" in told
-        assert "is new, was lost or put back" in note(RecoveryResult(), RecoveryResult())
-        assert "is new, was lost or put back" in note()
+        assert "is new, lost or restored" in note(RecoveryResult(), RecoveryResult())
+        assert "is new, lost or restored" in note()

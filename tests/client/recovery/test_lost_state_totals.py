@@ -89,10 +89,10 @@ async def test_no_total_hides_a_payment(ledger: Ledger) -> None:
     void = ALICE.signer.sign(bill(placed, NONE, Outcome.REFUSED, seq=2, cumulative_cost=cap), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
     await ledger.end_job(job, JobState.FAILED, "refused", NOW_S)
-    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[])).blocked == ""
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[])).blocked_reason == ""
     found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(1), NOW_S, paid=[])
     assert (found.raised, found.unexplained) == (0, 1)
-    assert "tally receipt report" in found.blocked
+    assert "tally receipt report" in found.blocked_reason
     assert await ledger.unblock(ALICE.address, NOW_S)
     _, (following,) = await take(ledger)
     assert following.order.message.ceiling == 1 + cap, "what a person excused counts as spent"
@@ -105,7 +105,7 @@ async def test_an_order_that_only_reserves_proves_no_payment(ledger: Ledger) -> 
     shown = PaidOrder(PAYER.sign(order, DOMAIN), "0xtx")
     found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(900), NOW_S, paid=[shown])
     assert found.raised == 0
-    assert found.blocked
+    assert found.blocked_reason
 
 
 async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
@@ -171,9 +171,9 @@ async def test_the_highest_order_that_was_paid_on_proves(ledger: Ledger) -> None
 async def test_what_running_jobs_explain_blames_nobody(ledger: Ledger) -> None:
     """A payment up to the cap of a job under way says nothing of its provider, one unit more blocks it."""
     cap = await _climbed(ledger)
-    assert not (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(3 + cap), NOW_S, paid=[])).blocked
+    assert not (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(3 + cap), NOW_S, paid=[])).blocked_reason
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).undelivered_quarters == 0
-    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4 + cap), NOW_S, paid=[])).blocked
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4 + cap), NOW_S, paid=[])).blocked_reason
 
 
 async def test_a_barred_provider_is_asked_for_its_receipts(
@@ -182,7 +182,7 @@ async def test_a_barred_provider_is_asked_for_its_receipts(
     """A provider that gets no orders since it owes receipts gets them again soon after these came to the coordinator, without
     waiting until each of its jobs is asked about.
     """
-    monkeypatch.setattr(lost_state, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(lost_state, "QUERY_INTERVAL_SECONDS", 0.0)
 
     async def fails(session: Session) -> None:
         await session.match()
@@ -197,7 +197,7 @@ async def test_a_barred_provider_is_asked_for_its_receipts(
         session.take(0)
         session.tried.clear()
         fake.shows.append(LateReceipt(session.release(), session.candidate.order, session.candidate.terms))
-    market._resolver.recovery.asked.pop(mallory, None)
+    market._reconciler.recovery.asked_at.pop(mallory, None)
     market._shortlists.forget()
     with pytest.raises(TallyError):
         await run(market)
@@ -213,16 +213,16 @@ async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> No
     """The orders of a job that its coordinator had lost count on, so their receipts are asked for."""
     job, (placed,) = await take(ledger)
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == []
-    await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep=True)
+    await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep_orders_open=True)
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
     assert await ledger.jobs_awaiting_receipts(placed.order.message.claim_by, 60) == []
     known = await ledger.find_job(job)
     assert known is not None
-    assert lost_state._awaits(known, known.orders[0])
+    assert lost_state._awaits_receipt(known, known.orders[0])
     open_, (_,) = await take(ledger)
     running = await ledger.find_job(open_)
     assert running is not None
-    assert not lost_state._awaits(running, running.orders[0]), "its reader books it"
+    assert not lost_state._awaits_receipt(running, running.orders[0]), "its reader books it"
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
 
 
@@ -243,8 +243,8 @@ async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake
     receipt = session.bill(Usage(10, 0, 100))
     session.receipt = None
     fake.shows = [LateReceipt(receipt, session.candidate.order, session.candidate.terms)]
-    market._resolver.recovery.asked.clear()
-    await market._resolver.recovery.look([mallory], chain=False)
+    market._reconciler.recovery.asked_at.clear()
+    await market._reconciler.recovery.recover([mallory], chain=False)
     tab = await market.tab(mallory)
     assert (tab.accepted, tab.undelivered_quarters, tab.open_caps) == (0, QUARTERS_UNDELIVERED, session.candidate.terms.max_cost)
     known = await market.find(session.job)
@@ -268,7 +268,7 @@ async def test_what_is_excused_is_what_receipts_lack(ledger: Ledger) -> None:
     """Of a payment that a person excuses, what receipts show was spent already; the rest is spent now, and known of the tab."""
     cap = await _climbed(ledger)
     paid = Amount(3 + cap + 2)
-    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], paid, NOW_S, paid=[])).blocked
+    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], paid, NOW_S, paid=[])).blocked_reason
     assert await ledger.unblock(ALICE.address, NOW_S)
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert tab.ceiling == 3 + cap

@@ -100,7 +100,7 @@ async def test_no_budget_is_exceeded_by_jobs_that_failed(fake: FakeMarket, walle
             session.candidate = next(c for c in session.submission.candidates if c.order.message.provider == provider.address)
             session.order = session.candidate.order.verify(DOMAIN)
             attempt["receipt"] = session.release().to_json()
-        await market._resolver.resolve(job)
+        await market._reconciler.reconcile(job)
         assert held > 0
         assert (await market._ledger.budget_status(bounded.budgets[0], market._now())).reserved == 0
         fake.script = voids
@@ -230,7 +230,7 @@ async def test_no_provider_climbs_by_jobs_that_it_fails(market: Market, fake: Fa
     session = next(iter(fake.sessions.values()))
     session.take(0)
     session.tried[-1]["receipt"] = session.release().to_json()
-    await market._resolver.resolve(session.job)
+    await market._reconciler.reconcile(session.job)
     assert await market._ledger.excluded(DOMAIN, market._now()) == {}
 
 
@@ -253,7 +253,7 @@ async def test_outstanding_receipts_are_asked_for_less_and_less(ledger: Ledger) 
 async def test_a_coordinator_that_knows_nothing_frees_nothing(ledger: Ledger) -> None:
     """Where nobody knows which orders of a job were matched, all count; where it is known, the others stop."""
     job, (alice, bob) = await take(ledger, ALICE, BOB)
-    await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep=True)
+    await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep_orders_open=True)
     assert [(await ledger.tab(DOMAIN, one.provider, NOW_S)).open_caps for one in (alice, bob)] == [alice.terms.max_cost] * 2
     job, (alice, bob) = await take(ledger, ALICE, BOB)
     await ledger.end_job(job, JobState.FAILED, "bob failed", NOW_S, matched=[bob.order.digest])
@@ -316,7 +316,7 @@ async def test_a_whole_answer_is_not_thrown_away(market: Market, fake: FakeMarke
     async def booked() -> bool:
         return (await market.tab(fake.providers[0].address)).accepted == 3
 
-    await market._resolver.resolve(job.id)
+    await market._reconciler.reconcile(job.id)
     await eventually(booked)
     known = await market.find(job.id)
     assert known is not None
@@ -330,7 +330,7 @@ async def test_a_whole_answer_whose_receipt_lies_is_not_paid(market: Market, fak
     await run(market)
     fake.last.bill(result_commitment=Hash(bytes(32)))
     with suppress(TallyError):
-        await market._resolver.resolve(fake.last.job)
+        await market._reconciler.reconcile(fake.last.job)
     await eventually(lambda: _is(market.evidence))
     assert (await market.tab(fake.providers[0].address)).accepted == 0
 

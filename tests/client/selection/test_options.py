@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.selection.options import HEADER, Choice, Extras, demand_of, explained, read_options
+from tallystick.client.selection.options import HEADER, GatewayOptions, ProviderCriteria, demand_of, explain_asks, read_options
 from tallystick.protocol.demand import Demand
 from tallystick.protocol.errors import BadMessage, Fault, Refusal, TallyError
 from tallystick.protocol.messages import Spec
@@ -32,7 +32,7 @@ def test_a_request_narrows_what_the_config_says() -> None:
     plain = demand_of(config, "m", "/v1/rerank", {})
     assert (plain.max_input_price, plain.min_reputation, plain.sort, plain.prefer) == (5, 50, "latency", (ANN,))
     assert (plain.require, plain.exclude, plain.route, plain.ranked) == (config.require, frozenset({ANN}), "/v1/rerank", True)
-    wants = Choice(
+    wants = ProviderCriteria(
         max_input_price=9,
         max_output_price=9,
         exclude=[BOB],
@@ -54,13 +54,13 @@ def test_a_request_narrows_what_the_config_says() -> None:
 
 def test_the_header() -> None:
     """Dollars as text, one name for a list of one, everything optional."""
-    assert read_options(None) == ({}, Extras())
+    assert read_options(None) == ({}, GatewayOptions())
     options, extras = read_options(
         '{"max_cost": "0.5", "max_output_price": "2", "pin": "0xaa", "prefer": ["0xbb"], "sort": "latency",'
         ' "require": {"region": "eu"}, "min_reputation": 90, "min_stake": "2", "label": "research",'
         ' "fallbacks": "other", "cache": true}'
     )
-    assert extras == Extras(("other",), cache=True)
+    assert extras == GatewayOptions(("other",), cache=True)
     assert options == {
         "max_cost": 500_000,
         "label": "research",
@@ -101,15 +101,15 @@ def test_why_each_ask_will_do_or_not() -> None:
     asks = [make_ask(person(name), spec=Spec(region=region)) for name, region in (("ann", "us"), ("bob", "eu"), ("cid", "eu"))]
     listed: list[dict[str, Any]] = [{"ask": unchecked(ask).to_json(), "free": 1, "reputation": 99} for ask in asks]
     listed[1]["why"] = "no free slot now"
-    told = explained(listed, demand, {person("dan").address: "a dishonest receipt"}, START)
-    assert [(one.ask.provider, one.why) for one in told] == [
+    told = explain_asks(listed, demand, {person("dan").address: "a dishonest receipt"}, START)
+    assert [(one.ask.provider, one.reason) for one in told] == [
         (person("cid").address, ""),
         (ANN, "it is not in a region asked for"),
         (BOB, "no free slot now"),
     ]
-    assert [one.why for one in explained(listed[2:], demand, {person("cid").address: "dishonest"}, START)] == ["dishonest"]
+    assert [one.reason for one in explain_asks(listed[2:], demand, {person("cid").address: "dishonest"}, START)] == ["dishonest"]
     with pytest.raises(BadMessage) as caught:
-        explained([{"ask": {}}], demand, {}, START)
+        explain_asks([{"ask": {}}], demand, {}, START)
     assert caught.value.fault is Fault.COORDINATOR
 
 
@@ -127,7 +127,7 @@ def test_odd_options_are_refused_in_words_and_never_crash(name: str) -> None:
         try:
             options, _ = read_options(json.dumps({name: odd}))
             choice = {key: value for key, value in options.items() if key != "max_cost"}
-            demand_of(ClientConfig(), "m", "/v1/chat/completions", cast("Choice", choice)).to_json(ANN)
+            demand_of(ClientConfig(), "m", "/v1/chat/completions", cast("ProviderCriteria", choice)).to_json(ANN)
         except TallyError as error:
             assert name in str(error) or HEADER in str(error), odd  # noqa: PT017 - both ends are right
 
@@ -144,5 +144,5 @@ def test_one_bad_ask_hides_no_other() -> None:
     good = unchecked(make_ask(person("ann"))).to_json()
     fat = unchecked(make_ask(person("bob"), spec=Spec(revision="r" * 20_000))).to_json()
     listed: list[dict[str, Any]] = [{"ask": fat}, {"ask": None}, {}, {"ask": good, "free": -1}, {"ask": good, "why": "w" * 9_000}]
-    (told,) = explained(listed, Demand(MODEL), {}, START)
-    assert (told.ask.provider, len(told.why)) == (ANN, 500)
+    (told,) = explain_asks(listed, Demand(MODEL), {}, START)
+    assert (told.ask.provider, len(told.reason)) == (ANN, 500)

@@ -98,10 +98,10 @@ def _anothers_order() -> ClaimRequest:
         (_unsigned(), BadSignature, "signed by"),
         (_raised(), BadSignature, "signed by"),
         (_forged_order(), BadSignature, "order"),
-        (_other_order(), BadMessage, "not of the order beside it"),
-        (_anothers_order(), BadMessage, "not of the order beside it"),
-        (_claim(BOB), BadMessage, "of another provider"),
-        (make_claim(ANN), BadMessage, "a transaction takes"),
+        (_other_order(), BadMessage, "does not match its order"),
+        (_anothers_order(), BadMessage, "does not match its order"),
+        (_claim(BOB), BadMessage, "claim.provider: expected"),
+        (make_claim(ANN), BadMessage, "claim.rows: expected 1 to"),
     ],
 )
 async def test_a_claim_that_is_not_what_it_says(
@@ -116,7 +116,7 @@ async def test_a_claim_that_is_not_what_it_says(
 async def test_a_claim_that_no_transaction_can_carry(settler: Settler) -> None:
     """A claim has at most as many rows as fit a transaction; the largest one does fit."""
     order = _order()
-    with pytest.raises(BadMessage, match=f"{MAX_ROWS + 1}; a transaction takes"):
+    with pytest.raises(BadMessage, match=f"expected 1 to {MAX_ROWS}, .* got {MAX_ROWS + 1}"):
         await settler.accept_claim(ANN.address, make_claim(ANN, *[(order, 1, 20)] * (MAX_ROWS + 1)))
     largest = make_claim(ANN, *[(order, 1, 20)] * MAX_ROWS)
     await settler.accept_claim(ANN.address, largest)
@@ -182,7 +182,7 @@ async def test_what_pays_nothing_is_not_sent(
     """Claims on what was paid, above their ceiling, past their last day or for nothing are closed without gas."""
     await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
-    await settler.follow()
+    await settler.follow_events()
     await settler.accept_claim(ANN.address, claim)
     await settler.settle()
     assert len(escrow.sent) == 1
@@ -214,7 +214,7 @@ async def test_a_shortfall_can_be_claimed_again(settler: Settler, store: MemoryS
     for _ in range(2):
         await settler.accept_claim(ANN.address, _claim(total=20))
         await settler.settle()
-        await settler.follow()
+        await settler.follow_events()
         escrow.free[PAYER.address] = 100
     assert escrow.settled == {(PAYER.address, ANN.address): 20}
     assert len(store.claims) == 1
@@ -286,7 +286,7 @@ async def test_what_was_settled_is_learnt(escrow: FakeEscrow, store: MemoryStore
     settler = make_settler(escrow, store, exposure=exposure)
     await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
-    await settler.follow()
+    await settler.follow_events()
     found = await store.settlement(PAYER.address, ANN.address)
     assert found is not None
     assert (found.settled, found.tx, found.block) == (20, f"0x{escrow.block:064x}", escrow.block)
@@ -304,7 +304,7 @@ async def test_a_reservation_that_is_released_covers_nothing(store: MemoryStore,
     exposure.release(PAYER.address, BOB.address, Amount(500))
     at = LogPosition(escrow.block, 0, "0x" + "00" * 32, "0x" + "01" * 32)
     escrow.events.append(ReleaseStarted(at=at, payer=PAYER.address, provider=ANN.address, release_at=Seconds(START)))
-    await make_settler(escrow, store, exposure=exposure).follow()
+    await make_settler(escrow, store, exposure=exposure).follow_events()
     with pytest.raises(Refusal, match="free"):
         exposure.admit(PAYER.address, BOB.address, Amount(500), Amount(500))
 
@@ -314,7 +314,7 @@ async def test_all_pages_are_read(settler: Settler, store: MemoryStore, escrow: 
     for total in (10, 20, 30, 40, 50):
         await settler.accept_claim(ANN.address, _claim(total=total))
         await settler.settle()
-    await settler.follow()
+    await settler.follow_events()
     assert (cursor := await store.cursor()) is not None
     assert cursor.block == escrow.block + 1
     found = await store.settlement(PAYER.address, ANN.address)
@@ -326,10 +326,10 @@ async def test_following_twice_changes_nothing(settler: Settler, store: MemorySt
     """Events that are read again, as after a crash before the cursor was stored, change nothing."""
     await settler.accept_claim(ANN.address, _claim())
     await settler.settle()
-    await settler.follow()
+    await settler.follow_events()
     before = dict(store.settlements)
     store.read = None
-    await settler.follow()
+    await settler.follow_events()
     assert store.settlements == before
     assert (cursor := await store.cursor()) is not None
     assert cursor.block == escrow.block + 1
@@ -339,13 +339,13 @@ async def test_a_chain_that_takes_back_what_was_final(settler: Settler, store: M
     """What it had paid is not believed any more; the claim is sent again and paid again, once."""
     await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
-    await settler.follow()
+    await settler.follow_events()
     escrow.take_back()
-    await settler.follow()
+    await settler.follow_events()
     assert await store.settlement(PAYER.address, ANN.address) is None
     for _ in range(2):
         await settler.settle()
-        await settler.follow()
+        await settler.follow_events()
     assert (len(escrow.sent), escrow.free[PAYER.address]) == (2, 10_000 - 20)
     found = await store.settlement(PAYER.address, ANN.address)
     assert found is not None
@@ -365,7 +365,7 @@ async def test_an_endpoint_that_takes_everything_back_each_time_does_not_spin_th
 
     monkeypatch.setattr("coordinator.chain.settler.read_events", always)
     async with asyncio.timeout(10):
-        await settler.follow()
+        await settler.follow_events()
     assert reads == 1
 
 
@@ -374,10 +374,10 @@ async def test_settlements_wait_for_confirmations(store: MemoryStore, escrow: Fa
     settler = make_settler(escrow, store, confirmations=2)
     await settler.accept_claim(ANN.address, _claim())
     await settler.settle()
-    await settler.follow()
+    await settler.follow_events()
     assert await store.settlement(PAYER.address, ANN.address) is None
     escrow.block += 2
-    await settler.follow()
+    await settler.follow_events()
     assert await store.settlement(PAYER.address, ANN.address) is not None
 
 

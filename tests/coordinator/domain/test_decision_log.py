@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.domain.decision_log import MAX_REMEMBERED, DecisionLog
+from coordinator.domain.decision_log import MAX_DECISIONS, DecisionLog
 from tallystick.protocol.demand import Demand
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.link import Capacity
@@ -12,7 +12,7 @@ from tests.coordinator.live_server import Served
 
 
 def _why(world: World, node: FakeNode) -> list[tuple[str, bool, str]]:
-    found = world.market.decision_log.why(node.address, world.market.book, 50)
+    found = world.market.decision_log.verdicts(node.address, world.market.book, 50)
     assert all(verdict.model == MODEL for verdict in found)
     return [(verdict.stage, verdict.won, verdict.why) for verdict in found]
 
@@ -28,7 +28,7 @@ async def test_shortlists_say_why(world: World) -> None:
         ("shortlist", True, "offered to the client, place 1 of 1"),
     ]
     assert _why(world, dear) == [
-        ("shortlist", False, "cheaper or more reliable ones filled the shortlist"),
+        ("shortlist", False, "cheaper or more reliable providers filled the shortlist"),
         ("shortlist", False, "its output price is above the client's maximum"),
     ]
     assert _why(world, busy)[-1] == ("shortlist", False, "no free slot now")
@@ -68,11 +68,11 @@ async def test_a_payer_without_money(world: World) -> None:
 def test_memory_is_bounded() -> None:
     """Only the last decisions are kept, and the newest come first."""
     world, decision_log, someone = World(), DecisionLog(), Address("0x" + "ab" * 20)
-    for number in range(MAX_REMEMBERED + 50):
-        decision_log.matched(MODEL, someone, {}, number)
-    found = decision_log.why(someone, world.market.book, 10**6)
-    assert (len(found), found[0].at, found[-1].at) == (MAX_REMEMBERED, MAX_REMEMBERED + 49, 50)
-    assert len(decision_log.why(someone, world.market.book, 7)) == 7
+    for number in range(MAX_DECISIONS + 50):
+        decision_log.add_match(MODEL, someone, {}, number)
+    found = decision_log.verdicts(someone, world.market.book, 10**6)
+    assert (len(found), found[0].at, found[-1].at) == (MAX_DECISIONS, MAX_DECISIONS + 49, 50)
+    assert len(decision_log.verdicts(someone, world.market.book, 7)) == 7
 
 
 async def test_the_route(at: Served) -> None:

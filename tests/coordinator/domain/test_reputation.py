@@ -66,7 +66,7 @@ def test_memory_does_not_grow_with_keys(monkeypatch: pytest.MonkeyPatch) -> None
         reputation.record(person(str(number)).address, Outcome.COMPLETED)
     assert len(reputation._records) == 3
     assert reputation.score(person("9").address) > reputation.score(person("0").address) == 0.25
-    assert set(reputation.changed()) == {person(str(number)).address for number in (7, 8, 9)}
+    assert set(reputation.take_changed()) == {person(str(number)).address for number in (7, 8, 9)}
 
 
 async def test_a_restart_does_not_clear_a_reputation() -> None:
@@ -82,7 +82,7 @@ async def test_a_restart_does_not_clear_a_reputation() -> None:
     await quiet()
     score = world.market.reputation.score(node.address)
     assert score < 0.25
-    world.market.reputation.unsaved(world.market.reputation.changed())
+    world.market.reputation.mark_unsaved(world.market.reputation.take_changed())
     await world.pass_time(1)
     await world.restart()
     assert world.market.reputation.score(node.address) == score

@@ -20,8 +20,8 @@ from coordinator.config import CoordinatorConfig
 from coordinator.domain import resource_bounds
 from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.resource_bounds import CONTROL_CONCURRENCY, MAX_CONTROL_BODY, MAX_HELLO, MAX_LINK_FRAME
-from coordinator.http import node_hub as module
-from coordinator.http.node_hub import _Link
+from coordinator.http import node_link
+from coordinator.http.node_link import NodeLink
 from coordinator.ports import node_subject
 from coordinator.storage.store import ROOM_CHECK_INTERVAL
 from tallystick.protocol.errors import Code, error_from_json
@@ -31,7 +31,7 @@ from tallystick.protocol.sealing import bucket
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import LINK_HEAD, NO_JOB, Kind, dumps, loads, pack_link
 from tallystick.runtime import connection_limiter, logs
-from tallystick.runtime.websocket import FRAGMENTS
+from tallystick.runtime.websocket import MAX_FRAGMENTS
 from tests.coordinator.harness import PAYER, make_ask, make_claim, make_order, make_submission, make_terms, person, with_orders
 from tests.coordinator.live_server import LinkNode, Served, served, until
 
@@ -175,28 +175,28 @@ def test_one_address_has_only_so_many_bytes_wait_for_its_nodes(monkeypatch: pyte
     """What waits for all nodes of an address is bounded: a job more is not queued, anything else ends the link; a link that is
     over holds nothing.
     """
-    monkeypatch.setattr(module, "OUTBOX_BYTES", 10_000)
+    monkeypatch.setattr(node_link, "OUTBOX_BYTES", 10_000)
     queued: Counter[str] = Counter()
-    one, two = (_Link(None, None, address, queued) for address in ("2001:db8::1", "2001:db8::2"))  # type: ignore[arg-type]
-    other = _Link(None, None, "2001:db8:1::1", queued)  # type: ignore[arg-type]
+    one, two = (NodeLink(None, None, address, queued) for address in ("2001:db8::1", "2001:db8::2"))  # type: ignore[arg-type]
+    other = NodeLink(None, None, "2001:db8:1::1", queued)  # type: ignore[arg-type]
     dispatch = pack_link(Kind.DISPATCH, NO_JOB, bytes(4_000))
     assert [link.enqueue(dispatch) for link in (one, two, one, other)] == [True, True, False, True]
     assert queued.total() == 3 * len(dispatch)
     assert one.enqueue(pack_link(Kind.RECALLED, NO_JOB, bytes(4_000)))
     assert one._overflowed
-    one.forget()
-    two.forget()
+    one.discard_queue()
+    two.discard_queue()
     assert two.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(20_000))), "one that is alone always fits"
-    two.forget()
-    other.forget()
+    two.discard_queue()
+    other.discard_queue()
     assert not queued
 
 
 def test_a_queue_full_of_jobs_does_not_close_the_link_of_a_node_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Credit and cancels are queued though jobs, or a neighbour that does not read, use up the bytes of the address."""
-    monkeypatch.setattr(module, "OUTBOX_BYTES", 10_000)
+    monkeypatch.setattr(node_link, "OUTBOX_BYTES", 10_000)
     queued: Counter[str] = Counter()
-    works, neighbour = (_Link(None, None, "192.0.2.1", queued) for _ in range(2))  # type: ignore[arg-type]
+    works, neighbour = (NodeLink(None, None, "192.0.2.1", queued) for _ in range(2))  # type: ignore[arg-type]
     assert works.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(100)))
     assert neighbour.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(10_000 - 3 * 17 - 100)))
     assert not works.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(2_000)))
@@ -209,7 +209,7 @@ def test_a_queue_full_of_jobs_does_not_close_the_link_of_a_node_that_works(monke
 
 async def test_a_job_that_does_not_fit_goes_to_another_node(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where too much waits for a node's address, its next job fails over at once, and nobody is blamed."""
-    monkeypatch.setattr(module, "OUTBOX_BYTES", 2_000)
+    monkeypatch.setattr(node_link, "OUTBOX_BYTES", 2_000)
     ann = await LinkNode.join(at, ANN)
     ann.socket.transport.pause_reading()
     bob = at.world.node("bob", output_price=9_000_000)
@@ -277,7 +277,7 @@ async def test_answers_that_are_not_read_wait_their_turn(at: Served) -> None:
         assert (await http.get("/v1/info")).status_code == 200
     for _, writer in lazy:
         writer.transport.abort()
-    await until(lambda: not at.app._control._turns)
+    await until(lambda: not at.app._control._slots)
 
 
 # Jobs
@@ -349,7 +349,7 @@ def test_the_table_says_what_holds() -> None:
         f"{resource_bounds.UNFUNDED_ORDERS_PER_SECOND} per second, burst {resource_bounds.UNFUNDED_ORDERS_BURST}",
         f"{connection_limiter.LINGERING}, {connection_limiter._LINGER_SECONDS:g} s each",
         f"{connection_limiter.PIPELINED} requests wait",
-        f"{FRAGMENTS} fragments",
+        f"{MAX_FRAGMENTS} fragments",
         f"{ROOM_CHECK_INTERVAL - 1} more responses",
         f"{logs.EVENTS_AT_ONCE} lines of an event at once, {logs.EVENTS_PER_SECOND} a second",
         f"{logs.MAX_TEXT:,} characters a value",

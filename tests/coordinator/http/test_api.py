@@ -202,7 +202,7 @@ async def test_a_model_that_was_for_sale_a_moment_ago(at: Served) -> None:
         answer = await at.http.post("/v1/shortlist", json=DEMAND)
         assert _error(answer) == (503, "no_provider")
         assert answer.json()["error"]["retry"]
-        assert "stopped 0 s ago" in answer.json()["error"]["message"]
+        assert "withdrew it 0 s ago" in answer.json()["error"]["message"]
         at.world.clock.seconds += 300
         assert _error(await at.http.post("/v1/shortlist", json=DEMAND)) == (404, "unknown_model")
     assert _error(await at.http.post("/v1/shortlist", json=DEMAND | {"model": "never"})) == (404, "unknown_model")
@@ -234,7 +234,7 @@ async def test_health_and_metrics(at: Served) -> None:
     assert (await at.http.get("/v1/health")).json() == {"status": "ok", "nodes": 1, "asks": 1, "jobs": 1}
     metrics = await at.http.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
-    for line in ("tallystick_nodes_connected 1.0", "tallystick_asks_standing 1.0", "tallystick_jobs_live 1.0"):
+    for line in ("tallystick_nodes_connected 1.0", "tallystick_asks_listed 1.0", "tallystick_jobs_live 1.0"):
         assert line in metrics.text
 
 

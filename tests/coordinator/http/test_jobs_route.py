@@ -178,7 +178,7 @@ async def test_a_body_that_never_ends(world: World, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(resource_bounds, "BODY_GRACE_SECONDS", 0.02)
     sent = await _call(JobsRoute(world.market), [b"some", b"more"], stall=True)
     assert sent[0]["status"] == 400
-    assert b"did not arrive" in sent[1]["body"]
+    assert b"must arrive within" in sent[1]["body"]
 
 
 def _rich(submission: Submission) -> Submission:

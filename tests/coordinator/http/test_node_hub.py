@@ -11,6 +11,7 @@ from websockets.exceptions import ConnectionClosed
 
 from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.http import node_hub as module
+from coordinator.http import node_link
 from coordinator.ports import KnownJob, node_subject
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Domain
@@ -126,7 +127,7 @@ async def test_silence_at_the_door(at: Served, monkeypatch: pytest.MonkeyPatch) 
     """A connection that never says who it is is closed."""
     monkeypatch.setattr(module, "HELLO_SECONDS", 0.05)
     node = await LinkNode.open(at, ANN)
-    assert "silent for too long" in str(await node.refusal())
+    assert "the node was silent for too long" in str(await node.refusal())
 
 
 async def test_a_full_house() -> None:
@@ -210,8 +211,8 @@ async def test_more_chunks_than_credit(at: Served) -> None:
 
 async def test_a_node_that_does_not_read(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that takes nothing of what is sent to it is closed, although it still beats, and its jobs fail over."""
-    monkeypatch.setattr(module, "OUTBOX_FRAMES", 4)
-    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(node_link, "OUTBOX_FRAMES", 4)
+    monkeypatch.setattr(node_link, "CLOSE_SECONDS", 0.05)
     node = await LinkNode.join(at, ANN)
     node.socket.transport.pause_reading()
     client = at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
@@ -363,7 +364,7 @@ async def test_a_second_connection_takes_the_place_of_the_first(at: Served) -> N
 
 async def test_a_second_connection_does_not_wait_for_a_dead_first(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node whose old connection hangs is welcomed on its new one at once, and the old one has no say any more."""
-    monkeypatch.setattr(module, "CLOSE_SECONDS", 60)
+    monkeypatch.setattr(node_link, "CLOSE_SECONDS", 60)
     old = await LinkNode.join(at, ANN)
     old.socket.transport.pause_reading()
     for _ in range(30):  # until its socket takes nothing more

@@ -71,11 +71,11 @@ def test_each_attempt_has_an_inbox_of_its_own() -> None:
     job, attempts = _make_job()
     job.begin(attempts[0], deadline=5)
     job.deliver(b"late")
-    job.unread, job.overdue = 7, True
+    job.uncredited, job.overdue = 7, True
     job.move(Event.ATTEMPT_FAILED)
     job.begin(attempts[1], deadline=9)
     assert job.inbox.empty()
-    assert (job.provider, job.deadline, job.unread, job.overdue) == (BOB.address, 9, 0, False)
+    assert (job.provider, job.deadline, job.uncredited, job.overdue) == (BOB.address, 9, 0, False)
     assert job.tried == {ANN.address, BOB.address}
 
 

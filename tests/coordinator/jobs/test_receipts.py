@@ -229,7 +229,7 @@ async def test_a_late_receipt_must_be_as_good(world: World) -> None:
     client, receipt = await _unknown_jobs(world, node)
     with pytest.raises(BadReceipt, match=r"receipt\.cost"):
         await node.hand_in_late(client.job.id, node.receipt(client.job.id, cost=Amount(COST + 1)))
-    with pytest.raises(BadReceipt, match="never had the job"):
+    with pytest.raises(BadReceipt, match="never had this job"):
         await stranger.hand_in_late(client.job.id, receipt)
     with pytest.raises(BadReceipt, match="not JSON"):
         await world.market.accept_receipt(node.address, client.job.id, b"nonsense")

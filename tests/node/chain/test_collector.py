@@ -9,10 +9,10 @@ import pytest
 from node.chain import collector
 from node.chain.collector import (
     EXPIRING,
-    FIRST_REST,
-    LOOKS,
+    MAX_REFRESHED,
     MAX_ROWS,
     MAX_TABS,
+    MIN_RETRY_DELAY,
     NO_COINS,
     RELEASING,
     THAWING,
@@ -301,7 +301,7 @@ async def test_nobody_is_asked_to_settle_what_nothing_is_behind() -> None:
     assert await world.collector.claim_due() == 1
     assert [row.payer for row in world.claims[0].claim.message.rows] == [signer("payer 1").address]
     world.chain.fresh[signer("payer 0").address] = Funds(known=True, thawing=Amount(1))
-    world.now += int(FIRST_REST) - 1
+    world.now += int(MIN_RETRY_DELAY) - 1
     assert await world.collector.claim_due() == 1, "the other, again"
     world.now += 1
     assert await world.collector.claim_due() == 1
@@ -327,20 +327,20 @@ async def test_empty_purses_never_cost_a_look_each_time() -> None:
     assert not world.store.claims
 
 
-async def test_one_look_never_asks_the_chain_more_than_so_often() -> None:
-    """However many tabs are due, LOOKS of them are asked after each time, those that owe most first, and all have their turn."""
+async def test_a_check_limits_its_chain_reads() -> None:
+    """Each check refreshes at most MAX_REFRESHED due tabs, those that owe most first, and every tab gets its turn."""
     world = World()
     chain = world.chain = CountingChain(Funds(known=True, free=Amount(10**9)))
     world.collector._chain = chain
-    await debts(world, range(LOOKS), due=40)
-    await debts(world, range(LOOKS, LOOKS + 1), due=30)
-    small = signer(f"payer {LOOKS}").address
+    await debts(world, range(MAX_REFRESHED), due=40)
+    await debts(world, range(MAX_REFRESHED, MAX_REFRESHED + 1), due=30)
+    small = signer(f"payer {MAX_REFRESHED}").address
     world.now += 60
-    assert await world.collector.claim_due() == LOOKS
-    assert chain.looks == LOOKS
+    assert await world.collector.claim_due() == MAX_REFRESHED
+    assert chain.looks == MAX_REFRESHED
     assert small not in {row.payer for request in world.claims for row in request.claim.message.rows}
     assert await world.collector.claim_due() == 1
-    assert chain.looks == 2 * LOOKS
+    assert chain.looks == 2 * MAX_REFRESHED
 
 
 async def test_old_debts_never_hide_new_ones() -> None:
@@ -371,7 +371,7 @@ async def test_all_tabs_have_their_turn_page_by_page(monkeypatch: pytest.MonkeyP
 
 async def test_a_thaw_is_seen_in_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one that owes most and one other, both are asked after each time."""
-    monkeypatch.setattr(collector, "WATCHED", 1)
+    monkeypatch.setattr(collector, "MAX_WATCHED", 1)
     world = World()
     await debts(world, range(1), due=40)
     await debts(world, range(1, 2), due=30)
@@ -386,7 +386,7 @@ async def test_a_thaw_is_seen_in_the_next_round(monkeypatch: pytest.MonkeyPatch)
 
 async def test_empty_purses_never_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of so many, the last that were found empty are remembered."""
-    monkeypatch.setattr(collector, "REMEMBERED", 2)
+    monkeypatch.setattr(collector, "MAX_EMPTY_PURSES", 2)
     world = World()
     world.chain.default = Funds(known=True)
     await debts(world, range(3))

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
-from node.chain.watcher import AT_ONCE, COMPARED, ChainWatcher
+from node.chain.watcher import MAX_CONCURRENT, MAX_TABS, ChainWatcher
 from node.domain.tabs import CreditLimits, Funds, StoredTab, Tabs
 from node.testing.memory import MemoryChain
 from tallystick.protocol.types import Address, Amount
@@ -72,8 +72,8 @@ async def test_an_old_state_never_works_on() -> None:
 async def test_a_start_never_asks_the_chain_without_end() -> None:
     """The tabs that were used last are compared, up to a number, a few at once."""
     chain = CountingChain(PAID)
-    await watch(chain, Tabs(CreditLimits(), rows(COMPARED + 10)), Rates()).compare_tabs()
-    assert (len(chain.asked), chain.most) == (COMPARED, AT_ONCE)
+    await watch(chain, Tabs(CreditLimits(), rows(MAX_TABS + 10)), Rates()).compare_tabs()
+    assert (len(chain.asked), chain.most) == (MAX_TABS, MAX_CONCURRENT)
     assert rows(10)[9].payer not in chain.asked
     assert rows(11)[10].payer in chain.asked
 

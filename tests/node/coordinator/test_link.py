@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.asyncio.server import ServerConnection, serve
 
-from node.coordinator.link import OVERFULL, LinkSession, LinkSettings, NodeLink, node_url
+from node.coordinator.link import MAX_OUTBOX_FACTOR, LinkSession, LinkSettings, NodeLink, node_url
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal
@@ -287,7 +287,7 @@ async def test_a_coordinator_that_does_not_read_fills_no_memory() -> None:
     async with asking.serving(), Node(asking.url).running() as node:
         connection = await asking.connections.get()
         _, link = await node.told()
-        most = OVERFULL * QUICK.outbox_frames
+        most = MAX_OUTBOX_FACTOR * QUICK.outbox_frames
         for _ in range(3 * most):
             link.post(Kind.FAIL, JOB, b"refused")
         assert len(link._outbox) <= most

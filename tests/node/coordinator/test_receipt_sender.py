@@ -76,7 +76,7 @@ async def test_receipts_are_sent_again_without_an_answer() -> None:
 
 async def test_many_receipts_are_sent_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Receipts that are never confirmed do not keep later ones from being sent."""
-    monkeypatch.setattr(courier_module, "BATCH", 2)
+    monkeypatch.setattr(courier_module, "PAGE_SIZE", 2)
     store, client = MemoryStore(), Client()
     made = [await finish(store, client, seq) for seq in range(5)]
     async with running(ReceiptSender(store, now=lambda: NOW)) as courier:
@@ -88,8 +88,8 @@ async def test_many_receipts_are_sent_page_by_page(monkeypatch: pytest.MonkeyPat
 
 async def test_a_coordinator_that_confirms_nothing_is_not_sent_everything_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A round sends a bounded number of receipts, and the next goes on after them, so that each has its turn."""
-    monkeypatch.setattr(courier_module, "BATCH", 2)
-    monkeypatch.setattr(courier_module, "PAGES", 2)
+    monkeypatch.setattr(courier_module, "PAGE_SIZE", 2)
+    monkeypatch.setattr(courier_module, "MAX_PAGES", 2)
     store, client = MemoryStore(), Client()
     made = [await finish(store, client, seq) for seq in range(6)]
     courier, link = ReceiptSender(store, now=lambda: NOW), MemoryLink(COORDINATOR.address)

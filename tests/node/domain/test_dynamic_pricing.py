@@ -70,5 +70,5 @@ def test_the_first_rule_that_holds_sets_the_price() -> None:
 )
 def test_rules_that_make_no_sense(rule: dict[str, Any]) -> None:
     """They are refused by name when the config is read."""
-    with pytest.raises(BadMessage, match="config: price_rules: "):
+    with pytest.raises(BadMessage, match=r"config: price_rules[.]"):
         PriceRule(**({"percent": 50} | rule))

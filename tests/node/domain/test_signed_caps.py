@@ -5,16 +5,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.domain.signed_caps import MOST, SignedCap, SignedCaps, add, after, highest
+from node.domain.signed_caps import MAX_CAPS, SignedCap, SignedCaps, add, after, highest
 from tallystick.protocol.types import Amount
 
 
 def test_one_payer_never_fills_the_memory_with_ceilings() -> None:
     """Ever lower ceilings that last ever longer are kept up to a number; what is forgotten is the lowest."""
     held: SignedCaps = ()
-    for number in range(MOST + 5):
+    for number in range(MAX_CAPS + 5):
         held = add(held, SignedCap(Amount(1_000 - number), 10 + number))
-    assert [one.amount for one in held] == list(range(1_000, 1_000 - MOST, -1))
+    assert [one.amount for one in held] == list(range(1_000, 1_000 - MAX_CAPS, -1))
 
 
 def test_equal_ceilings_are_kept_once_and_none_of_nothing() -> None:

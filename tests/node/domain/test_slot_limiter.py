@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from node.domain.slot_limiter import COOL_SECONDS, SlotLimiter
+from node.domain.slot_limiter import COOLDOWN_SECONDS, SlotLimiter
 
 
 async def _enter(gate: SlotLimiter, inside: list[int], number: int, leave: asyncio.Event) -> None:
@@ -82,8 +82,8 @@ def test_it_falls_when_the_engine_is_busy_or_slow() -> None:
     gate = SlotLimiter(10, 20)
     assert gate.learn(0, busy=True, first_seconds=None, full=True)
     assert gate.limit == 7
-    assert not gate.learn(COOL_SECONDS / 2, busy=True, first_seconds=None, full=True), "the same news once more"
-    assert gate.learn(COOL_SECONDS, busy=True, first_seconds=None, full=True)
+    assert not gate.learn(COOLDOWN_SECONDS / 2, busy=True, first_seconds=None, full=True), "the same news once more"
+    assert gate.learn(COOLDOWN_SECONDS, busy=True, first_seconds=None, full=True)
     for second in range(10, 100, 10):
         gate.learn(second, busy=True, first_seconds=None, full=True)
     assert gate.limit == 1

@@ -114,7 +114,7 @@ def test_every_receipt_passes_the_other_sides_checks(
     usage = usage_of(receipt)
     assert usage.input <= body + TEMPLATE_ALLOWANCE
     assert usage.output <= min(size, PLACED.terms.max_output_tokens)
-    booked = tab.book(receipt.cost, Amount(0))
+    booked = tab.record(receipt.cost, Amount(0))
     assert (receipt.seq, receipt.cumulative_cost) == (booked.seq, booked.cumulative)
     following = make_receipt(
         PLACED.order, PLACED.terms, booked, usage=NOTHING, outcome=outcome, commitment=counted.commitment, finished_at=NOW

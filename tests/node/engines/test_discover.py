@@ -127,7 +127,7 @@ async def test_what_was_named_is_what_is_used() -> None:
     async with engine(key="s3cret") as url:
         (found,) = await discover({"OPENAI_BASE_URL": url + "/v1/", "OPENAI_API_KEY": "s3cret"}, (NOWHERE,))
     assert (found.api_key, found.models[0].name) == ("s3cret", "model")
-    assert EngineSettings(found.url).at("/v1/models") == url + "/v1/models"
+    assert EngineSettings(found.url).address("/v1/models") == url + "/v1/models"
     assert "s3cret" not in repr(found)
 
 

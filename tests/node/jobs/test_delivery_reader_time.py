@@ -171,7 +171,7 @@ async def test_a_reader_that_is_slow_is_told_apart_from_an_engine() -> None:
     stage = Stage(ScriptedEngine(HEAD, *[ONE] * 200, END), deadlines=Deadlines(reader=0.02))
     await stage.receipt(stage.dispatch())
     await stage.ended()
-    assert "nobody cancelled" in stage.reports.reports[0].reason
+    assert "did not cancel the job" in stage.reports.reports[0].reason
     assert Fault.ENGINE.value not in stage.reports.reports[0].reason
 
 
@@ -186,7 +186,7 @@ async def test_credit_on_another_link_is_none() -> None:
 
 async def test_long_work_without_output_is_said_to_be_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until there is output the coordinator hears every half minute that the job is under way; from then on it does not."""
-    monkeypatch.setattr("node.jobs.job.TELL_SECONDS", 0.02)
+    monkeypatch.setattr("node.jobs.job.KEEPALIVE_SECONDS", 0.02)
     silent = [lambda: asyncio.sleep(0.02)] * 5
     stage = Stage(ScriptedEngine(*silent, HEAD, ONE, *silent, END))
     placed = stage.dispatch()

@@ -11,7 +11,7 @@ import pytest
 from node.domain.tabs import CreditLimits, Funds, Tabs
 from node.jobs.job import Deadlines
 from node.jobs.receipt_signer import ReceiptSigner
-from node.jobs.refusal_receipts import AT_ONCE, BURST, RATE, SHARE, releases
+from node.jobs.refusal_receipts import BURST, MAX_CONCURRENT, PAYER_SHARE, RATE, releases
 from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import Code, Unavailable
@@ -141,7 +141,7 @@ async def test_refusals_have_a_pace() -> None:
     """A coordinator gets a burst of receipts for refused orders and then so many a second; the rest is refused without one."""
     stage = Stage(ScriptedEngine(HEAD, ONE, END))
     made = 0
-    for number in range(2 * SHARE):
+    for number in range(2 * PAYER_SHARE):
         stage.client = Client(signer(f"payer {number}"))
         made += await _refuse(stage, 32) + await _refuse(stage, 8)
     assert made == BURST
@@ -152,12 +152,12 @@ async def test_refusals_have_a_pace() -> None:
 async def test_one_payer_does_not_use_up_the_receipts_of_the_others() -> None:
     """Whoever orders only to be refused gets a quarter of the receipts; another's refused order is still released."""
     stage = Stage(ScriptedEngine(HEAD, ONE, END))
-    assert await _refuse(stage, 32) + await _refuse(stage, 50) == BURST // SHARE
+    assert await _refuse(stage, 32) + await _refuse(stage, 50) == BURST // PAYER_SHARE
     rude, stage.client = stage.client, Client(signer("another payer"))
     assert await _refuse(stage, 10) == 10
     stage.now += 40
     stage.client = rude
-    assert await _refuse(stage, 32) == 40 * RATE // SHARE
+    assert await _refuse(stage, 32) == 40 * RATE // PAYER_SHARE
 
 
 async def test_refusals_under_way_have_a_number() -> None:
@@ -172,12 +172,12 @@ async def test_refusals_under_way_have_a_number() -> None:
 
     chain.funds = slow  # type: ignore[method-assign]
     stage = Stage(ScriptedEngine(HEAD, ONE, END), chain=chain, slots=100)
-    placed = [stage.dispatch(None, **SPOILT["order_terms"]) for _ in range(AT_ONCE + 5)]
+    placed = [stage.dispatch(None, **SPOILT["order_terms"]) for _ in range(MAX_CONCURRENT + 5)]
     for _ in range(20):
         await asyncio.sleep(0)
     assert sum(bool(stage.link.payloads(one.job, Kind.FAIL)) for one in placed) == 5
     gate.set()
-    assert sum([(await refused(stage, one)).receipt is not None for one in placed]) == AT_ONCE
+    assert sum([(await refused(stage, one)).receipt is not None for one in placed]) == MAX_CONCURRENT
 
 
 async def test_a_refusal_does_not_wait_for_a_silent_chain() -> None:

@@ -480,7 +480,7 @@ async def test_waiting_requests_have_a_size_together(monkeypatch: pytest.MonkeyP
     """Whatever their number, requests that wait and run hold a bounded number of bytes; room comes back as they end."""
     stage = Stage(engine := ScriptedEngine(HEAD, ONE, for_ever), slots=8)
     body = b'{"messages": [], "x": "%s"}' % (b"x" * 10_000)
-    monkeypatch.setattr(runner, "HELD_BYTES", 60_000)
+    monkeypatch.setattr(runner, "MAX_HELD_BYTES", 60_000)
     placed = [stage.dispatch(body) for _ in range(4)]
     assert (await stage.failure(placed[3]))["message"] == "this node has too large requests waiting"
     assert (await stage.void(placed[3])).outcome == Outcome.REFUSED

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from node.domain.published_asks import Offer
 from node.domain.upstream_models import UpstreamModel
-from node.jobs.job import PooledEngine
+from node.jobs.pooled_engine import PooledEngine
 from node.service.ask_publisher import AskPublisher
 from node.testing.memory import ScriptedEngine
 from tallystick.protocol.errors import Code, Fault, Unavailable
@@ -73,7 +73,7 @@ async def test_asks_follow_an_engine_down_and_up() -> None:
     with capture_logs() as logs:
         await world.front.check_engines()
     assert (world.sold, world.pools["a"].up) == (["model-b"], False)
-    assert any(entry["event"] == "engine down, its asks are withdrawn" for entry in logs)
+    assert any(entry["event"] == "engine down; its asks are withdrawn" for entry in logs)
     world.engines["a"].fault = None
     await world.front.check_engines()
     assert (world.sold, world.pools["a"].up) == (["model-a", "model-b"], True)

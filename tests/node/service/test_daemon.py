@@ -213,7 +213,7 @@ async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site
     restart of the node; `tally node status` says why.
     """
     site.engine._usual = Simulation(token_seconds=0.3)
-    rules = '[rules]\nmax_write_off = "0.000001"\n'
+    rules = '[admission]\nmax_unpaid = "0.000001"\n'
     async with node(site, tables=rules) as (process, connection, ask):
         placed = await site.place(connection, ask)
         await connection.until(Kind.CHUNK, 5, placed.job)
@@ -249,7 +249,7 @@ async def test_asks_follow_the_engine(site: Site) -> None:
         port = free.getsockname()[1]
     async with serving(DemoEngine().app, "127.0.0.1", 0) as other:
         site.engine_port = other
-        process = await site.start(monitor_port=port)
+        process = await site.start(metrics_port=port)
         connection = await site.coordinator.connections.get()
         assert len(await connection.asks()) == 1
         seen = len(connection.of(Kind.ASKS))
@@ -258,9 +258,9 @@ async def test_asks_follow_the_engine(site: Site) -> None:
             seen += 1
             if not read_asks(loads(await connection.until(Kind.ASKS, seen), "asks")["asks"]):
                 break
-        monitor = f"http://127.0.0.1:{port}"
+        metrics_url = f"http://127.0.0.1:{port}"
         async with aiohttp.ClientSession() as session:
-            async with session.get(monitor + "/healthz") as response:
+            async with session.get(metrics_url + "/healthz") as response:
                 assert response.status == 503
                 assert list((await response.json())["engines"].values()) == ["down"]
             async with serving(DemoEngine().app, "127.0.0.1", other):
@@ -268,9 +268,9 @@ async def test_asks_follow_the_engine(site: Site) -> None:
                     seen += 1
                     if read_asks(loads(await connection.until(Kind.ASKS, seen), "asks")["asks"]):
                         break
-                async with session.get(monitor + "/healthz") as response:
+                async with session.get(metrics_url + "/healthz") as response:
                     assert response.status == 200
-                async with session.get(monitor + "/metrics") as response:
+                async with session.get(metrics_url + "/metrics") as response:
                     assert "tally_node_unsecured_units" in await response.text()
         process.terminate()
         assert await process.wait() == 0

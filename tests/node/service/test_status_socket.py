@@ -14,7 +14,7 @@ from tallystick.protocol.errors import Unavailable
 async def test_who_may_read_the_state_may_look(tmp_path: Path) -> None:
     """Whoever connects sees what is true now; the socket is its owner's alone, and goes with the node."""
     count = iter(range(100))
-    with pytest.raises(Unavailable, match="no node works"):
+    with pytest.raises(Unavailable, match="no node runs"):
         await read_status(tmp_path)
     (tmp_path / NAME).write_text("left by a node that was killed")
     async with serve_status(tmp_path, lambda: {"count": next(count)}):
@@ -24,7 +24,7 @@ async def test_who_may_read_the_state_may_look(tmp_path: Path) -> None:
         assert (await read_status(tmp_path))["count"] == 3, "one that does not read holds nobody up"
         silent.close()
     assert not (tmp_path / NAME).exists()
-    with pytest.raises(Unavailable, match="no node works"):
+    with pytest.raises(Unavailable, match="no node runs"):
         await read_status(tmp_path)
 
 
@@ -44,6 +44,6 @@ async def test_something_else_answers(tmp_path: Path) -> None:
         writer.close()
 
     server = await asyncio.start_unix_server(nonsense, tmp_path / NAME)
-    with pytest.raises(Unavailable, match="no node works"):
+    with pytest.raises(Unavailable, match="no node runs"):
         await read_status(tmp_path)
     server.close()

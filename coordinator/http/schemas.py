@@ -1,0 +1,126 @@
+"""Schemas of the control plane: the JSON bodies and parameters that FastAPI validates and documents."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Path, Query, Security
+from fastapi.security import APIKeyHeader
+from pydantic import BaseModel, ConfigDict, Field
+
+from coordinator.domain.ask_pages import CURSOR_PATTERN, MAX_MODEL_NAME
+from coordinator.domain.resource_bounds import MAX_PAGE_ENTRIES
+from tallystick.protocol.demand import DEFAULT_LIMIT, MAX_ADDRESSES, Demand, Sort
+from tallystick.protocol.requirements import MAX_NAMES
+from tallystick.protocol.wire import MAX_CANDIDATES
+
+Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
+ProviderPath = Annotated[str, Path(pattern="^0x[0-9a-fA-F]{40}$", description="The provider's account.")]
+Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
+Price = Annotated[int, Field(ge=0, le=10**18)]
+ModelName = Annotated[str, Query(max_length=MAX_MODEL_NAME)]
+_NEXT = "The `next` of a former page; empty for the first."
+AfterModel = Annotated[str, Query(max_length=MAX_MODEL_NAME, description=_NEXT)]
+AfterAsk = Annotated[str, Query(pattern=f"^({CURSOR_PATTERN})?$", description=_NEXT)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ENTRIES, description="Entries of a page, at most.")]
+Token = Annotated[
+    str | None,
+    Security(
+        APIKeyHeader(
+            name="Authorization",
+            scheme_name="Tally",
+            description="`Tally TOKEN`: an Access message that the account's key signed for this coordinator, minutes old at"
+            " most (see tallystick/protocol/access.py).",
+            auto_error=False,
+        )
+    ),
+]
+
+
+class Problem(BaseModel):
+    """What was wrong, whose fault it is (`client`, `provider`, `coordinator` or `nobody`), and whether a retry may help."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    fault: str
+    retry: bool
+
+
+class ErrorBody(BaseModel):
+    """Every error of this API, in OpenAI's shape."""
+
+    error: Problem
+
+
+class Info(BaseModel):
+    """The identity of this coordinator, and the chain and contract on which it settles."""
+
+    name: str
+    version: str
+    coordinator: str
+    chainId: int
+    contract: str
+    token: str
+    tokenDecimals: int
+    feeBps: int
+
+
+Names = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=MAX_NAMES)]
+
+
+class Required(BaseModel):
+    """What an ask's spec must say: one of the named regions, tiers, precisions and engines, and all named features."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    precision: Names = []
+    region: Names = []
+    tier: Names = []
+    engine: Names = []
+    features: Names = []
+    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
+
+
+class ShortlistRequest(BaseModel):
+    """A client's demand. Prices are maxima in base units per 1,000,000 tokens, `minStake` is base units."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(max_length=MAX_MODEL_NAME)
+    payer: Account
+    maxInputPrice: Price | None = None
+    maxOutputPrice: Price | None = None
+    providers: list[Account] = Field(default_factory=list, max_length=MAX_ADDRESSES)
+    exclude: list[Account] = Field(default_factory=list, max_length=MAX_ADDRESSES)
+    route: str | None = Field(default=None, max_length=256)
+    require: Required = Field(default_factory=Required)
+    minReputation: int = Field(default=0, ge=0, le=100)
+    minStake: Price = 0
+    sort: Sort = "price"
+    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_CANDIDATES)
+
+    def demand(self) -> Demand:
+        """Returns the demand. Raises Refusal (unknown_route)."""
+        return Demand.from_json(self.model_dump(exclude_unset=True))
+
+
+class InquiryMembers(BaseModel):
+    """A payer's question to this coordinator, and the Unix time at which it was asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    payer: Account
+    provider: Account
+    coordinator: Account
+    askedAt: str = Field(pattern="^(0|[1-9][0-9]{0,18})$")
+
+
+class SignedInquiry(BaseModel):
+    """The question and its payer's EIP-712 signature."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: InquiryMembers
+    signature: str = Field(pattern="^0x[0-9a-fA-F]{130}$")

@@ -1,0 +1,71 @@
+"""The reference of metrics: what the node and the coordinator register with prometheus_client."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from coordinator.http.api import build_control_plane
+from docs.generate.empty_coordinator import api_context
+from docs.generate.markdown import code, table
+from node.domain import tabs
+from node.service.metrics import NodeMetrics
+from tallystick.protocol.types import Address, Amount
+
+INTRODUCTION = """# Metrics
+
+Node and coordinator serve [Prometheus](https://prometheus.io) metrics at `/metrics`: the node on `metrics_port`, which is off by
+default, and the coordinator on its own port. Names that end in `_units` are base units: millionths of a dollar.
+"""
+
+
+def pages() -> dict[str, str]:
+    """The page of metrics."""
+    parts = [
+        INTRODUCTION,
+        "## Node\n",
+        table(("metric", "type", "labels", "meaning"), _node()),
+        "## Coordinator\n",
+        table(("metric", "type", "meaning"), _coordinator()),
+    ]
+    return {"metrics.md": "\n".join(parts)}
+
+
+def _node() -> Iterator[tuple[str, str, str, str]]:
+    payer = Address("0x" + "00" * 20)
+    monitor = NodeMetrics(lambda: {payer: 0}, gpus=1, gpu_hour_cost=Amount(1), credit_summary=_credit_summary)
+    for collector in list(monitor.registry._collector_to_names):  # noqa: SLF001 - prometheus_client names labels nowhere else
+        labels = ", ".join(code(name) for name in getattr(collector, "_labelnames", ()))
+        for metric in collector.collect():
+            kind = "counter" if metric.type == "counter" else metric.type
+            name = f"{metric.name}_total" if kind == "counter" else metric.name
+            yield code(name), kind, labels or _sample_labels(metric), metric.documentation
+
+
+def _sample_labels(metric: Any) -> str:
+    return ", ".join(code(name) for name in (metric.samples[0].labels if metric.samples else ()))
+
+
+def _credit_summary() -> dict[str, int]:
+    for cls in vars(tabs).values():
+        if isinstance(cls, type) and hasattr(cls, "credit_summary"):
+            return dict.fromkeys(re.findall(r'"(\w+)":', inspect.getsource(cls.credit_summary)), 0)
+    return {}
+
+
+def _coordinator() -> Iterator[tuple[str, str, str]]:
+    text = asyncio.run(_scrape())
+    helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
+        yield code(name), kind, helps.get(name, "")
+
+
+async def _scrape() -> str:
+    transport = httpx.ASGITransport(build_control_plane(api_context()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://coordinator.example") as client:
+        return (await client.get("/metrics")).text

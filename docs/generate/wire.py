@@ -1,0 +1,81 @@
+"""The reference of the wire protocol, from `tallystick/protocol/wire.py` and `tallystick/protocol/link.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from docs.generate.markdown import code, table
+from tallystick.protocol import link, sealing, wire
+
+INTRODUCTION = """# Wire protocol
+
+Clients post jobs to the coordinator over HTTP, and nodes keep one WebSocket open to it. Both carry binary frames. The
+coordinator reads the headers and forwards the sealed bytes, which it cannot open.
+
+| bytes | layout |
+|---|---|
+| submission: body of `POST /v1/jobs` | 4 bytes length (big-endian), JSON of that length (`Submission`), then the sealed request |
+| dispatch: payload of a `DISPATCH` frame | the same layout with the header `Dispatch` |
+| response frame: coordinator to client | 1 byte kind, 4 bytes length (big-endian), payload |
+| link frame: one WebSocket message | 1 byte kind, 16 bytes job id, payload |
+
+A job's life in frames is drawn in [the life of a job](../explanation/life-of-a-job.md).
+"""
+
+
+def pages() -> dict[str, str]:
+    """The page of the wire protocol."""
+    parts = [
+        INTRODUCTION,
+        "## Frame kinds\n",
+        table(("number", "kind", "direction", "payload"), _kinds()),
+        "## Limits\n",
+        table(("limit", "value"), _limits()),
+        "## Headers and payloads\n",
+        "JSON members have the names below. `Signed[X]` is a [signed message](messages.md) of that type.\n",
+        *_structures(wire),
+        *_structures(link),
+        "## Sealing\n",
+        (inspect.getdoc(sealing) or "") + "\n",
+    ]
+    return {"wire.md": "\n".join(parts)}
+
+
+def _kinds() -> Iterator[tuple[str, str, str, str]]:
+    for name, number, comment in re.findall(r"^    ([A-Z_]+) = (\d+)  # (.*)$", inspect.getsource(wire.Kind), re.MULTILINE):
+        direction, _, payload = comment.replace("->", "→").partition(": ")
+        yield number, code(name), direction, re.sub(r"(Signed\[\w+\]|\{.*\})", r"`\1`", payload)
+
+
+def _limits() -> Iterator[tuple[str, str]]:
+    for module in (wire, link):
+        for name, value in vars(module).items():
+            if re.match(r"(MAX|INITIAL)_", name) and isinstance(value, int) and module.__name__ in _home(module, name):
+                yield code(name), f"{value:,}" if value < 1 << 40 else f"2^{value.bit_length()} - 1"
+
+
+def _home(module: Any, name: str) -> str:
+    return module.__name__ if re.search(rf"^(.*, )?{name}\b.* = ", inspect.getsource(module), re.MULTILINE) else ""
+
+
+def _structures(module: Any) -> Iterator[str]:
+    classes = [cls for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__]
+    for cls in sorted(classes, key=lambda cls: inspect.getsourcelines(cls)[1]):
+        if dataclasses.is_dataclass(cls):
+            yield f"### {cls.__name__}\n"
+            yield (inspect.getdoc(cls) or "") + "\n"
+            yield table(("member", "type"), _members(cls))
+
+
+def _members(cls: Any) -> Iterator[tuple[str, str]]:
+    for field in dataclasses.fields(cls):
+        if field.compare and field.repr:
+            head, *rest = field.name.split("_")
+            yield (
+                code(head + "".join(part.capitalize() for part in rest)),
+                code(re.sub(r"tuple\[(.*), \.\.\.\]", r"list of \1", str(field.type))),
+            )

@@ -1,0 +1,54 @@
+"""An engine of the node with its job slots, its health and its recent load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from node.domain.slot_limiter import SlotLimiter
+from node.ports import Engine
+from tallystick.protocol.errors import Code, Fault, Unavailable
+
+LOAD_WEIGHT = 0.2
+"""Weight of the newest sample in `load`. With a sample every ten seconds, `load` averages about a minute."""
+
+
+class PooledEngine:
+    """An engine and the jobs that it may run at once.
+
+    `assigned`: jobs that run or wait; `up`: the last health check succeeded; `has_queue`: the engine reports waiting requests;
+    `load`: recent share of the slots that were taken.
+    """
+
+    def __init__(self, engine: Engine, slots: SlotLimiter | int) -> None:
+        self.engine = engine
+        self.slot_limiter = slots if isinstance(slots, SlotLimiter) else SlotLimiter(slots)
+        self.assigned = 0
+        self.up, self.has_queue = True, False
+        self.load = 0.0
+
+    @property
+    def slots(self) -> int:
+        """Number of jobs that may run at once, as currently known."""
+        return self.slot_limiter.limit
+
+    @property
+    def free(self) -> int:
+        """Number of further jobs that the engine could take now."""
+        return max(0, self.slots - self.assigned) if self.up and not self.has_queue else 0
+
+    def update_load(self) -> None:
+        """Updates `load`; called at every health check."""
+        self.load += LOAD_WEIGHT * (min(1.0, self.assigned / self.slots) - self.load)
+
+    @asynccontextmanager
+    async def slot(self, seconds: float) -> AsyncIterator[None]:
+        """Holds a slot. Raises Unavailable (`node_busy`) if none becomes free within `seconds`."""
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(seconds):
+                    await held.enter_async_context(self.slot_limiter.hold())
+            except TimeoutError:
+                raise Unavailable(Code.NODE_BUSY, f"no slot was free within {seconds} s", fault=Fault.PROVIDER) from None
+            yield

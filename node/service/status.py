@@ -1,0 +1,91 @@
+"""The node's status report: the JSON of /healthz and of `tally node status`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from node.chain.escrow_view import EscrowView
+from node.chain.watcher import ChainWatcher
+from node.coordinator.link import NodeLink
+from node.coordinator.state_recovery import StateRecovery
+from node.domain.published_asks import PublishedAsks
+from node.domain.tabs import Tabs
+from node.jobs.coordinator_credit import CoordinatorCredit
+from node.jobs.runner import JobRunner
+from node.service.config import NodeConfig
+from node.service.engine_pool import EnginePool
+from node.service.metrics import NodeMetrics
+
+
+class StatusSources(Protocol):
+    """The parts of a running node that the status report reads."""
+
+    @property
+    def config(self) -> NodeConfig: ...  # noqa: D102
+    @property
+    def runner(self) -> JobRunner: ...  # noqa: D102
+    @property
+    def state_recovery(self) -> StateRecovery: ...  # noqa: D102
+    @property
+    def chain_watcher(self) -> ChainWatcher: ...  # noqa: D102
+    @property
+    def links(self) -> Sequence[NodeLink]: ...  # noqa: D102
+    @property
+    def metrics(self) -> NodeMetrics: ...  # noqa: D102
+    @property
+    def asks(self) -> PublishedAsks: ...  # noqa: D102
+    @property
+    def engine_pool(self) -> EnginePool: ...  # noqa: D102
+    @property
+    def chain(self) -> EscrowView: ...  # noqa: D102
+    @property
+    def tabs(self) -> Tabs: ...  # noqa: D102
+    @property
+    def coordinator_credit(self) -> CoordinatorCredit: ...  # noqa: D102
+
+
+def health(node: StatusSources) -> dict[str, Any]:
+    """Returns the JSON of /healthz. `ok`: the node is connected to a coordinator that it serves, and it has something to sell."""
+    credit = node.tabs.credit_summary(int(time.time()))
+    sessions, capacity = [link.session for link in node.links], node.runner.capacity()
+    connected = [session.coordinator for session in sessions if session is not None]
+    served = any(node.coordinator_credit.serves(session.endpoint) for session in sessions if session)
+    problems = (node.state_recovery.problem, *(link.problem for link in node.links), *node.coordinator_credit.problems())
+    engines = node.engine_pool.engines
+    return {
+        "ok": served and bool(node.asks.current) and not node.state_recovery.problem,
+        "coordinator": connected[0] if connected else None,
+        "coordinators": {link.url: link.session.coordinator if link.session else None for link in node.links},
+        "trouble": "; ".join(filter(None, problems)),
+        "chain_reachable": node.chain.reachable,
+        "models": sorted({offer.model for offer in node.asks.offers}),
+        "engines": {name: "up" if engine.up else "down" for name, engine in engines.items()},
+        "slots": {name: {"taken": engine.assigned, "of": engine.slots} for name, engine in engines.items()},
+        "running": node.runner.running,
+        "free_slots": capacity.free,
+        "tokens_per_second": capacity.tokens_per_second,
+        "first_token_ms": capacity.first_token_ms,
+        "unsecured": str(int(node.tabs.unsecured)),
+        **{name: str(amount) for name, amount in credit.items()},
+        "fees_bps": {coordinator: node.chain_watcher.rates.get(coordinator) for coordinator in connected},
+        "max_fee_bps": node.config.admission.max_fee_bps,
+        "coordinator_credit": node.coordinator_credit.status(),
+        "alarms": node.metrics.alarms,
+    }
+
+
+def status(node: StatusSources) -> dict[str, Any]:
+    """Returns the JSON that `tally node status` shows: the health report, the asks, and the totals since the start."""
+    asks = [
+        {
+            "model": offer.model,
+            "engine": offer.engine,
+            "inputPrice": str(offer.prices.input),
+            "outputPrice": str(offer.prices.output),
+            "contextTokens": offer.context_tokens,
+        }
+        for offer in node.asks.offers
+    ]
+    return health(node) | {"asks": asks} | node.metrics.since_start()

@@ -1,0 +1,114 @@
+"""Purse operations that several commands share: funding, what a key can spend, amounts and checks of thaw and reserve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tallystick.cli.onchain import require_gas
+from tallystick.cli.options import complete_wallets
+from tallystick.cli.output import dollars
+from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.messages import Bind
+from tallystick.protocol.types import Address, Amount, Seconds, parse_amount
+
+if TYPE_CHECKING:
+    from tallystick.chain.escrow import Escrow
+    from tallystick.chain.sender import Sender
+    from tallystick.protocol.eip712 import Signer
+
+PERMIT_SECONDS = 3_600
+ALL = "all"
+
+Owner = Annotated[
+    str | None, typer.Option(help="Wallet that owns the purse; default: the --wallet itself.", autocompletion=complete_wallets)
+]
+ThawAmount = Annotated[str | None, typer.Argument(help='Dollars to take out, or "all" for the whole free amount.')]
+CancelThaw = Annotated[bool, typer.Option("--cancel", help="Cancel the announced thaw instead.")]
+ReserveAmount = Annotated[str, typer.Argument(help="Dollars to reserve, in addition to what is reserved already.")]
+
+
+def parse_positive(text: str, field: str = "AMOUNT") -> Amount:
+    """An amount of dollars above zero, in base units. Raises BadMessage."""
+    amount = parse_amount(text, field=field)
+    if amount == 0:
+        raise BadMessage(f"{field}: expected more than 0 dollars, got {text}")
+    return amount
+
+
+def parse_amount_or_all(text: str | None) -> Amount | None:
+    """An amount in base units; None means all there is. Raises BadMessage."""
+    return None if text in (None, ALL) else parse_amount(str(text), field="AMOUNT")
+
+
+def check_thaw_options(amount: str | None, *, cancel: bool) -> None:
+    """Raises BadMessage unless exactly one of AMOUNT and --cancel is given."""
+    if cancel is (amount is not None):
+        raise BadMessage('expected either AMOUNT ("all" for the whole free amount) or --cancel')
+
+
+def require_free(amount: Amount, free: Amount, key: Address, remedy: str) -> None:
+    """Raises Refusal unless `amount` is above zero and at most the free part of the key's purse."""
+    if not 0 < amount <= free:
+        raise Refusal(
+            Code.INSUFFICIENT_FUNDS,
+            f"AMOUNT: expected more than 0 and at most {dollars(free)}, which the purse of {key} has free, got "
+            f"{dollars(amount)}. "
+            f"{remedy}",
+        )
+
+
+async def fund_purse(escrow: Escrow, sender: Sender, key: Signer, amount: Amount, *, mint: bool = False) -> str:
+    """Deposits into the purse of `key`, which the sender owns; opens the purse if it does not exist. Returns the transaction's
+    hash. With `mint`, makes the test dollars first. Raises TallyError.
+    """
+    if amount <= 0:
+        raise BadMessage("AMOUNT: expected more than 0 dollars, got 0")
+    purse = await escrow.purse(key.address)
+    if purse.owner is not None and purse.owner != sender.address:
+        raise Refusal(
+            Code.BAD_MESSAGE,
+            f"the purse of {key.address} belongs to {purse.owner}, not to {sender.address}; name the owner's wallet with --owner",
+        )
+    await require_gas(escrow, sender.address)
+    if mint:
+        await escrow.token.mint(sender, sender.address, amount)
+    await require_tokens(escrow, sender.address, amount)
+    if purse.owner is None:
+        bind = key.sign(Bind(key=key.address, owner=sender.address), escrow.deployment.domain)
+        await escrow.open_purse(sender, key.address, sender.address, bind)
+    deadline = Seconds(await escrow.rpc.now() + PERMIT_SECONDS)
+    permit = await escrow.token.permit(sender.signer, escrow.deployment.escrow, amount, deadline)
+    return (await escrow.deposit_with_permit(sender, key.address, permit)).hash
+
+
+async def require_tokens(escrow: Escrow, holder: Address, amount: Amount) -> None:
+    """Raises Refusal if an account holds less of the settlement token than `amount`."""
+    held = await escrow.token.balance_of(holder)
+    if held < amount:
+        raise Refusal(
+            Code.INSUFFICIENT_FUNDS,
+            f"{holder} holds {dollars(held)} (token {escrow.token.address}) and needs {dollars(amount)}: send it the difference; "
+            "on a local chain --mint makes test dollars",
+        )
+
+
+async def spendable(escrow: Escrow, key: Address) -> Amount:
+    """The most that a key can spend: free and reserved money of its purse, without what is thawing. Raises Unavailable."""
+    purse = await escrow.purse(key)
+    tabs = [await escrow.tab(key, provider) for provider in await providers_with_tabs(escrow, key)] if purse.owner else []
+    return Amount(purse.free - purse.thawing + sum(tab.reserved for tab in tabs))
+
+
+async def providers_with_tabs(escrow: Escrow, payer: Address) -> list[Address]:
+    """Every provider that a payer ever had a tab with, from the contract's events. Raises Unavailable."""
+    from tallystick.chain.events import Reserved, Settled, read_events
+
+    cursor, providers = escrow.deployment.block, dict[Address, None]()
+    while (page := await read_events(escrow.rpc, escrow.deployment, cursor)).cursor != cursor:
+        cursor = page.cursor
+        providers |= {
+            event.provider: None for event in page.events if isinstance(event, Reserved | Settled) and event.payer == payer
+        }
+    return list(providers)

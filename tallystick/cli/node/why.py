@@ -1,0 +1,60 @@
+"""`tally node why`: why recent jobs were matched to this node or to others, by the coordinator's decision log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from tallystick.cli.onchain import parse_account
+from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
+from tallystick.cli.output import out, show_json, show_table
+
+
+def why(
+    config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=500, help="Number of decisions, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Show why recent jobs were matched to this node or to others, with the coordinator's reasons. Needs no password."""
+    from node.service.config import load_config
+
+    loaded, provider = load_config(config), parse_account(wallet, "--wallet")
+    answer = asyncio.run(_fetch(f"{loaded.coordinator.rstrip('/')}/v1/providers/{provider}/why?limit={limit}"))
+    if as_json:
+        show_json(answer)
+        return
+    decisions = answer["decisions"]
+    rows = (
+        (f"{datetime.fromtimestamp(entry['at']).astimezone():%m-%d %H:%M:%S}", entry["model"], entry["stage"], entry["why"])
+        for entry in decisions
+    )
+    show_table(("when", "model", "stage", "result"), rows)
+    if not answer["connected"]:
+        text = f"The node of {provider} is not connected, so it gets no jobs: check --wallet, then run tally node doctor."
+        out.print(text, highlight=False)
+    elif not decisions:
+        out.print("No request for its models has come since the coordinator started.", highlight=False)
+    else:
+        counts = Counter(entry["why"].partition(", place")[0] for entry in decisions)
+        show_table(("times", "reason"), ((count, reason) for reason, count in counts.most_common()))
+
+
+async def _fetch(url: str) -> Any:
+    """A coordinator's JSON answer. Raises Unavailable, or the error that it answers with."""
+    import aiohttp
+
+    from tallystick.protocol.errors import Code, Unavailable, error_from_json
+
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session, session.get(url) as response:
+            body = await response.json()
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{url}: {error or type(error).__name__}") from None
+    if response.status != 200:
+        raise error_from_json(body, response.status)
+    return body

@@ -1,0 +1,165 @@
+"""What a wallet spent, by day, workload label, model and provider.
+
+Days are UTC, and a job belongs to the day of its receipt. Functions of one connection.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, bindparam
+from sqlalchemy.dialects.sqlite import insert
+
+from tallystick.client.ledger.schema import JobState, OrderState, jobs, orders, receipts, spent
+from tallystick.protocol.messages import Receipt
+from tallystick.protocol.types import Address, Amount, JobId
+
+DAY_SECONDS = 86_400
+GROUPS = ("day", "label", "model", "provider")
+_SUMS = ("requests", "failed", "cost", "input_tokens", "cached_tokens", "output_tokens", "hits", "saved")
+_RECEIPT_SUMS = _SUMS[1:6]
+
+_JOB_ROW = sa.select(
+    jobs.c.payer,
+    bindparam("to_day", type_=sa.BigInteger),
+    jobs.c.label,
+    jobs.c.model,
+    bindparam("to_provider", type_=sa.String),
+    bindparam("to_requests", type_=sa.BigInteger),
+    *(bindparam(f"to_{name}", type_=sa.BigInteger) for name in _RECEIPT_SUMS),
+    sa.literal(0),
+    sa.literal(0),
+).where(jobs.c.job == bindparam("of_job"))
+_COLUMNS = ("payer", *GROUPS, *_SUMS)
+
+
+def _add_from(source: sa.Select[tuple[object, ...]]) -> sa.Executable:
+    row = insert(spent).from_select(_COLUMNS, source)
+    return row.on_conflict_do_update(
+        index_elements=["payer", *GROUPS], set_={name: spent.c[name] + row.excluded[name] for name in _SUMS}
+    )
+
+
+_ADD_RECEIPT = _add_from(_JOB_ROW)
+_ADD_FAILED = _add_from(_JOB_ROW.where(jobs.c.state.in_([JobState.OPEN.value, JobState.LOST.value])))
+_INSERT = insert(spent)
+_ADD_CACHE_HIT = _INSERT.on_conflict_do_update(
+    index_elements=["payer", *GROUPS],
+    set_={"hits": spent.c.hits + _INSERT.excluded.hits, "saved": spent.c.saved + _INSERT.excluded.saved},
+)
+_ADD_UNPROVEN = _INSERT.on_conflict_do_update(
+    index_elements=["payer", *GROUPS], set_={"cost": spent.c.cost + _INSERT.excluded.cost}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHit:
+    """A request answered from the response cache. `saved`: the cost of the cached job, in base units."""
+
+    label: str
+    model: str
+    provider: Address
+    saved: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class SpendingRow:
+    """The spending of one group, in base units; `group` has a value for each grouping column, days as Unix days."""
+
+    group: tuple[object, ...]
+    requests: int
+    failed: int
+    cost: Amount
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    hits: int = 0
+    """Requests answered from the cache; `requests` does not include them."""
+    saved: Amount = Amount(0)
+    latency_ms: tuple[int, int, int] | None = None
+    """Time from the request to the receipt: p50, p95, p99 (nearest rank). None if it is not known for any request."""
+
+
+def add_receipt(c: Connection, job: JobId, receipt: Receipt, now: int, *, failed: bool, counted: bool = False) -> None:
+    """Adds a recorded receipt. `counted`: its request already counts, as a failed one."""
+    c.execute(
+        _ADD_RECEIPT,
+        {
+            "of_job": job.hex(),
+            "to_day": now // DAY_SECONDS,
+            "to_provider": receipt.provider,
+            "to_requests": int(not counted),
+            "to_failed": int(failed and not counted),
+            "to_cost": int(receipt.cost),
+            "to_input_tokens": receipt.input_tokens,
+            "to_cached_tokens": receipt.cached_input_tokens,
+            "to_output_tokens": receipt.output_tokens,
+        },
+    )
+
+
+def add_failed(c: Connection, job: JobId, now: int) -> None:
+    """Counts a job that ends without a receipt. Call it before the job's state changes."""
+    zeros = dict.fromkeys((f"to_{name}" for name in _RECEIPT_SUMS[1:]), 0)
+    c.execute(
+        _ADD_FAILED,
+        zeros | {"of_job": job.hex(), "to_day": now // DAY_SECONDS, "to_provider": "", "to_requests": 1, "to_failed": 1},
+    )
+
+
+def add_unproven(c: Connection, tab_key: dict[str, object], amount: Amount, now: int) -> None:
+    """Adds base units that the chain paid to a provider without a receipt in this ledger."""
+    day = now // DAY_SECONDS
+    group = {"payer": tab_key["of_payer"], "day": day, "label": "", "model": "", "provider": tab_key["of_provider"]}
+    c.execute(_ADD_UNPROVEN, group | dict.fromkeys(_SUMS, 0) | {"cost": int(amount)})
+
+
+def add_cache_hit(c: Connection, payer: Address, hit: CacheHit, now: int) -> None:
+    """Counts a request that the response cache answered."""
+    sums = dict.fromkeys(_SUMS, 0) | {"hits": 1, "saved": int(hit.saved)}
+    group = {"payer": payer, "day": now // DAY_SECONDS, "label": hit.label, "model": hit.model, "provider": hit.provider}
+    c.execute(_ADD_CACHE_HIT, group | sums)
+
+
+def read_spending(c: Connection, payer: Address, since: int, by: Sequence[str]) -> list[SpendingRow]:
+    """Returns the spending from the UTC day of `since` (Unix seconds) on, grouped by some of GROUPS.
+
+    The newest day comes first, then the most expensive group.
+    """
+    groups = [spent.c[name] for name in by]
+    sums = [sa.func.sum(spent.c[name]).label(name) for name in _SUMS]
+    query = sa.select(*groups, *sums).where(spent.c.payer == payer, spent.c.day >= since // DAY_SECONDS).group_by(*groups)
+    newest_first = [spent.c.day.desc()] if "day" in by else []
+    rows = c.execute(query.order_by(*newest_first, sums[2].desc(), *groups)).all()
+    if not by:
+        rows = [row for row in rows if row[0] is not None]
+    latencies = _latencies(c, payer, since, by)
+    spending: list[SpendingRow] = []
+    for row in rows:
+        group = tuple(row[: len(by)])
+        spending.append(SpendingRow(group, **{name: getattr(row, name) for name in _SUMS}, latency_ms=latencies.get(group)))
+    return spending
+
+
+def _latencies(c: Connection, payer: Address, since: int, by: Sequence[str]) -> dict[tuple[object, ...], tuple[int, int, int]]:
+    day = receipts.c.recorded_at // DAY_SECONDS
+    columns = {"day": day, "label": jobs.c.label, "model": jobs.c.model, "provider": receipts.c.provider}
+    query = (
+        sa.select(*(columns[name] for name in by), jobs.c.duration_ms)
+        .join(orders, orders.c.job == jobs.c.job)
+        .join(receipts, receipts.c.order_digest == orders.c.digest)
+        .where(jobs.c.payer == payer, day >= since // DAY_SECONDS, jobs.c.duration_ms.is_not(None))
+        .where(orders.c.state == OrderState.RECORDED.value)
+        .order_by(jobs.c.duration_ms)
+    )
+    durations: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for *group, duration in c.execute(query):
+        durations[tuple(group)].append(duration)
+    return {group: (_rank(ordered, 50), _rank(ordered, 95), _rank(ordered, 99)) for group, ordered in durations.items()}
+
+
+def _rank(ordered: Sequence[int], percent: int) -> int:
+    return ordered[-(-len(ordered) * percent // 100) - 1]
