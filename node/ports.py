@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from node.domain.order_admission import Admitted, Matched
+from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.requests import EngineRequest
 from node.domain.tabs import Funds, StoredTab
 from node.domain.upstream_models import UpstreamModel
@@ -99,7 +99,7 @@ class Engine(Protocol):
 class ReceiptRecord:
     """The order and the receipt that are stored together when a job ends or an order is refused."""
 
-    matched: Matched
+    matched: MatchedOrder
     receipt: Verified[Receipt]
 
 
@@ -137,7 +137,7 @@ class ClaimableTab:
 class JobStore(Protocol):
     """The store that the job runner needs."""
 
-    async def begin(self, admitted: Admitted, at: int) -> None:
+    async def begin(self, admitted: AdmittedJob, at: int) -> None:
         """Stores an admitted order. The order is durable before the first output byte leaves, so a restart never runs it
         again.
         """
@@ -271,7 +271,7 @@ class StartupStore(Protocol):
         """Returns digest and deadline of each order that must not run again."""
         ...
 
-    async def unfinished_orders(self, now: int) -> list[Matched]:
+    async def unfinished_orders(self, now: int) -> list[MatchedOrder]:
         """Returns orders that a killed process began, that have no receipt, and that are still claimable."""
         ...
 

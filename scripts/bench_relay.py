@@ -1,7 +1,6 @@
-"""Measures the way of the bytes on this machine: direct, through the whole market, the coordinator alone, and LiteLLM's proxy.
-
-All on one mock upstream in one run; what is measured is pinned to one core, load and mock to another, where there are two. Ratios
-are what counts. LiteLLM is installed into build/litellm at the first run (--no-litellm leaves it out, and its figures null).
+"""Measures the relay on this machine: direct, through the whole market, the coordinator alone, and LiteLLM's proxy. All cases use
+one mock upstream in one run. The measured processes are pinned to one core, load and mock to another, if there are two. Only the
+ratios are meaningful. LiteLLM is installed into build/litellm on the first run; with --no-litellm its figures are null.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from rich.table import Table
 
 from scripts.peers import LITELLM, install
 from scripts.relay import load, processes
-from scripts.relay.load import Times, percentile
+from scripts.relay.load import Latencies, percentile
 from tallystick.protocol.eip712 import Signer
 
 STREAMS, CHUNKS = 64, 200
@@ -33,8 +32,8 @@ Figures = dict[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """How much is run: requests a case, requests of the slow peer, signed jobs, probes of the first token."""
+class RunSize:
+    """How much to run: requests per case, requests of the slow peer, signed jobs, probes of the first token."""
 
     requests: int
     slow: int
@@ -43,11 +42,11 @@ class Size:
     streams: int
 
 
-FULL, QUICK = Size(4_000, 400, 8_000, 300, STREAMS), Size(60, 0, 200, 20, 4)
+FULL, QUICK = RunSize(4_000, 400, 8_000, 300, STREAMS), RunSize(60, 0, 200, 20, 4)
 
 
 def main() -> int:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="scripts/bench relay", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--quick", action="store_true", help="a few requests of each kind: shows that it runs, measures little")
@@ -66,7 +65,7 @@ def main() -> int:
     return 0
 
 
-async def _measure(folder: Path, size: Size, peer: Path | None) -> Figures:
+async def _measure(folder: Path, size: RunSize, peer: Path | None) -> Figures:
     figures: Figures = {}
     async with processes.upstream() as mock:
         async with processes.market(folder / "market", mock) as site:
@@ -83,35 +82,35 @@ async def _measure(folder: Path, size: Size, peer: Path | None) -> Figures:
 # ------------------------------------------------------------------------------------------------------------------ cases
 
 
-async def _whole_path(figures: Figures, site: processes.Site, mock: str, size: Size) -> None:
-    """Direct and through gateway, coordinator and node, in turns, so that what disturbs one disturbs the other."""
+async def _whole_path(figures: Figures, site: processes.Site, mock: str, size: RunSize) -> None:
+    """Measures direct requests and requests through gateway, coordinator and node in turns, so that noise affects both."""
     for url in (mock, site.gateway):
-        await load.ask(url, requests=20, at_once=4)
-        await load.ask(url, requests=8, at_once=4, chunks=4)
-    direct, ours = Times(), Times()
+        await load.ask(url, requests=20, concurrency=4)
+        await load.ask(url, requests=8, concurrency=4, chunks=4)
+    direct, ours = Latencies(), Latencies()
     for _ in range(size.probes // 20):
-        direct.first += (await load.ask(mock, requests=20, at_once=1, chunks=4)).first
-        ours.first += (await load.ask(site.gateway, requests=20, at_once=1, chunks=4)).first
-    _added(figures, "", direct, ours)
+        direct.first += (await load.ask(mock, requests=20, concurrency=1, chunks=4)).first
+        ours.first += (await load.ask(site.gateway, requests=20, concurrency=1, chunks=4)).first
+    _added_latency(figures, "", direct, ours)
     for at_once in (1, 16, 64):
         requests = size.requests // 4 if at_once == 1 else size.requests
-        figures[f"direct_requests_per_s_{at_once}"] = _rate(await load.ask(mock, requests=requests, at_once=at_once))
+        figures[f"direct_requests_per_s_{at_once}"] = _rate(await load.ask(mock, requests=requests, concurrency=at_once))
         async with _cpu(figures, site.pids, f"path_cpu_us_per_job_{at_once}", requests):
-            seen = await load.ask(site.gateway, requests=requests, at_once=at_once)
-        figures[f"path_requests_per_s_{at_once}"] = _rate(seen)
-        figures[f"path_ms_p50_{at_once}"] = percentile(seen.whole, 0.5) * 1_000
+            measured = await load.ask(site.gateway, requests=requests, concurrency=at_once)
+        figures[f"path_requests_per_s_{at_once}"] = _rate(measured)
+        figures[f"path_ms_p50_{at_once}"] = percentile(measured.whole, 0.5) * 1_000
     for name, gap in (("flat_out", 0.0), ("paced", 0.02)):
         streams = size.streams * (2 if gap == 0 else 1)
         async with _cpu(figures, site.pids, f"path_stream_cpu_us_per_chunk_{name}", streams * CHUNKS):
-            seen = await load.ask(site.gateway, requests=streams, at_once=size.streams, chunks=CHUNKS, gap=gap)
-        figures[f"path_chunks_per_s_{name}"] = seen.chunks / seen.seconds
-        figures[f"path_stream_seconds_{name}"] = percentile(seen.whole, 0.5)
+            measured = await load.ask(site.gateway, requests=streams, concurrency=size.streams, chunks=CHUNKS, gap=gap)
+        figures[f"path_chunks_per_s_{name}"] = measured.chunks / measured.seconds
+        figures[f"path_stream_seconds_{name}"] = percentile(measured.whole, 0.5)
 
 
-async def _coordinator_alone(figures: Figures, site: processes.Site, size: Size) -> None:
-    """Signed jobs on the job route, a bare node behind it; whatever runs here but the coordinator is load."""
+async def _coordinator_alone(figures: Figures, site: processes.Site, size: RunSize) -> None:
+    """Posts signed jobs to the job route, with a bare node behind it; every process but the coordinator is load."""
     provider, domain = Signer(os.urandom(32)), site.deployment.domain
-    node = await load.BareNode.join(site.coordinator, provider, domain)
+    node = await load.EnginelessNode.join(site.coordinator, provider, domain)
     serving = asyncio.create_task(node.run())
     info = await _get(f"{site.coordinator}/v1/info")
     total = size.jobs // 4 + size.jobs * 2 + size.streams * 3
@@ -122,38 +121,38 @@ async def _coordinator_alone(figures: Figures, site: processes.Site, size: Size)
             count = size.jobs // 4 if at_once == 1 else size.jobs
             part, jobs = jobs[:count], jobs[count:]
             async with _cpu(figures, pids, f"alone_cpu_us_per_job_{at_once}", count):
-                seen = await load.post(site.coordinator, part, at_once=at_once)
-            figures[f"alone_jobs_per_s_{at_once}"] = _rate(seen)
-            figures[f"alone_ms_p50_{at_once}"] = percentile(seen.whole, 0.5) * 1_000
+                measured = await load.post(site.coordinator, part, concurrency=at_once)
+            figures[f"alone_jobs_per_s_{at_once}"] = _rate(measured)
+            figures[f"alone_ms_p50_{at_once}"] = percentile(measured.whole, 0.5) * 1_000
         figures["coordinator_cpu_us_per_job"] = figures["alone_cpu_us_per_job_64_coordinator"]
         node.chunks = CHUNKS
         async with _cpu(figures, pids, "alone_cpu_us_per_chunk", len(jobs) * CHUNKS):
-            seen = await load.post(site.coordinator, jobs, at_once=size.streams)
+            measured = await load.post(site.coordinator, jobs, concurrency=size.streams)
         figures["chunks_per_s"] = 1e6 / max(figures["alone_cpu_us_per_chunk_coordinator"] or 0, 0.1)
-        figures["alone_chunks_per_s"] = seen.chunks / seen.seconds
+        figures["alone_chunks_per_s"] = measured.chunks / measured.seconds
     finally:
         serving.cancel()
 
 
-async def _litellm(figures: Figures, folder: Path, mock: str, peer: Path | None, size: Size) -> None:
+async def _litellm(figures: Figures, folder: Path, mock: str, peer: Path | None, size: RunSize) -> None:
     names = ("litellm_cpu_us_per_request", "litellm_requests_per_s_64", "litellm_rss_mib", "litellm_added_ttft_ms_p50")
     figures |= dict.fromkeys(names)
     if peer is None:
         return
     async with processes.litellm(folder, mock, peer / "litellm") as (url, pid):
-        await load.ask(url, requests=20, at_once=4)
-        direct = await load.ask(mock, requests=60, at_once=1, chunks=4)
-        theirs = await load.ask(url, requests=60, at_once=1, chunks=4)
-        _added(figures, "litellm_", direct, theirs)
+        await load.ask(url, requests=20, concurrency=4)
+        direct = await load.ask(mock, requests=60, concurrency=1, chunks=4)
+        theirs = await load.ask(url, requests=60, concurrency=1, chunks=4)
+        _added_latency(figures, "litellm_", direct, theirs)
         async with _cpu(figures, {"x": pid}, "litellm", size.slow):
-            seen = await load.ask(url, requests=size.slow, at_once=64)
+            measured = await load.ask(url, requests=size.slow, concurrency=64)
         figures["litellm_cpu_us_per_request"] = figures.pop("litellm_x")
-        figures["litellm_requests_per_s_64"] = _rate(seen)
+        figures["litellm_requests_per_s_64"] = _rate(measured)
         figures["litellm_rss_mib"] = processes.rss_mib(pid)
 
 
-def _added(figures: Figures, prefix: str, direct: Times, ours: Times) -> None:
-    """What a way adds to the time to the first text, in milliseconds."""
+def _added_latency(figures: Figures, prefix: str, direct: Latencies, ours: Latencies) -> None:
+    """The time that a path adds to the first text, in milliseconds."""
     for share in (0.5, 0.99):
         added = percentile(ours.first, share) - percentile(direct.first, share)
         figures[f"{prefix}added_ttft_ms_p{share * 100:g}"] = added * 1_000
@@ -161,14 +160,14 @@ def _added(figures: Figures, prefix: str, direct: Times, ours: Times) -> None:
 
 @contextlib.asynccontextmanager
 async def _cpu(figures: Figures, pids: Mapping[str, int], name: str, units: int) -> AsyncIterator[None]:
-    """Microseconds of CPU that each process takes a unit while the block runs."""
+    """Records the CPU time per unit of each process while the block runs, in microseconds."""
     before = {room: processes.cpu_seconds(pid) for room, pid in pids.items()}
     yield
     for room, pid in pids.items():
         figures[f"{name}_{room}"] = (processes.cpu_seconds(pid) - before[room]) * 1e6 / units
 
 
-def _rate(times: Times) -> float:
+def _rate(times: Latencies) -> float:
     return len(times.whole) / times.seconds
 
 

@@ -1,4 +1,4 @@
-"""Every way in which a Solidity source is broken in one place: comparisons, conditions and statements."""
+"""Mutants of a Solidity source: changed comparisons, operators and shifts, removed conditions, modifiers and statements."""
 
 from __future__ import annotations
 
@@ -46,51 +46,53 @@ _STATEMENTS = (
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One break. `name` says where and what, and stays the same when lines move."""
+    """One mutant. `name` states the place and the change, and stays the same when lines move."""
 
     name: str
     path: str
     line: int
     start: int
     end: int
-    put: str
+    replacement: str
 
     def text(self) -> str:
-        """The broken source."""
+        """The mutated source."""
         source = (SOURCES / self.path).read_text()
-        return source[: self.start] + self.put + source[self.end :]
+        return source[: self.start] + self.replacement + source[self.end :]
 
 
 def mutants(path: str) -> Iterator[Mutant]:
-    """All breaks of one source, in its order."""
+    """All mutants of one source, in the order of the source."""
     source = (SOURCES / path).read_text()
-    code = _without_comments(source)
-    seen: Counter[str] = Counter()
-    for start, end, put in sorted(set(_changes(code))):
+    code = _blank_comments(source)
+    counts: Counter[str] = Counter()
+    for start, end, replacement in sorted(set(_changes(code))):
         number = source.count("\n", 0, start)
         line = source.split("\n")[number].strip()
-        said = f"{source[start:end]!r} -> {put!r}" if put else f"without {' '.join(source[start:end].split())!r}"
-        name = f"{path}: {said} in {line!r}" if put or len(line) < end - start else f"{path}: {said}"
-        seen[name] += 1
-        yield Mutant(f"{name} #{seen[name]}" if seen[name] > 1 else name, path, number + 1, start, end, put)
+        change = (
+            f"{source[start:end]!r} -> {replacement!r}" if replacement else f"without {' '.join(source[start:end].split())!r}"
+        )
+        name = f"{path}: {change} in {line!r}" if replacement or len(line) < end - start else f"{path}: {change}"
+        counts[name] += 1
+        yield Mutant(f"{name} #{counts[name]}" if counts[name] > 1 else name, path, number + 1, start, end, replacement)
 
 
 def _changes(code: str) -> Iterator[tuple[int, int, str]]:
-    """(start, end, what is put there) of every break."""
+    """Yields (start, end, replacement) of every mutant."""
     body = code.index("{", code.index("library ") if "library " in code else code.index("contract "))
-    for found in _OPERATOR.finditer(code, body):
-        operator = found[0]
-        for other in _COMPARISONS.get(operator) or (_SWAPS[operator],):
-            yield found.start(), found.end(), other
-    for found in _SHIFT.finditer(code, body):
-        yield found.start(2), found.end(2), str(int(found[2]) + 1)
-    for found in _MODIFIER.finditer(code, body):
-        yield found.start(1), found.end(1), ""
+    for match in _OPERATOR.finditer(code, body):
+        operator = match[0]
+        for replacement in _COMPARISONS.get(operator) or (_SWAPS[operator],):
+            yield match.start(), match.end(), replacement
+    for match in _SHIFT.finditer(code, body):
+        yield match.start(2), match.end(2), str(int(match[2]) + 1)
+    for match in _MODIFIER.finditer(code, body):
+        yield match.start(1), match.end(1), ""
     for pattern in _STATEMENTS:
-        for found in pattern.finditer(code, body):
-            yield found.start(1), found.end(1), ""
+        for match in pattern.finditer(code, body):
+            yield match.start(1), match.end(1), ""
 
 
-def _without_comments(source: str) -> str:
-    """The same length, with comments, strings and type strings blanked."""
-    return re.sub(r"//[^\n]*|\"[^\"\n]*\"|constant [^;]*;", lambda found: " " * len(found[0]), source)
+def _blank_comments(source: str) -> str:
+    """Blanks comments, strings and constants, and keeps the length."""
+    return re.sub(r"//[^\n]*|\"[^\"\n]*\"|constant [^;]*;", lambda match: " " * len(match[0]), source)

@@ -1,6 +1,5 @@
-"""Feeds what reads bytes from outside with inputs that reach ever more of its code (atheris, libFuzzer); see tests/fuzz.py.
-
-An input that fails is kept in build/fuzz/TARGET, printed, and exits with 77. Add it to tests/test_fuzz.py when mended.
+"""Fuzzes the parsers of outside bytes, guided by coverage (atheris, libFuzzer); see tests/fuzz.py. A failing input is kept in
+build/fuzz/TARGET and printed, and the exit code is 77. Add the input to tests/test_fuzz.py when the fault is fixed.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ import atheris
 with atheris.instrument_imports(include=["node", "tallystick.protocol", "tallystick.client"]):
     from tests import fuzz
 
-KEPT = Path(__file__).parent.parent / "build" / "fuzz"
+FUZZ_FOLDER = Path(__file__).parent.parent / "build" / "fuzz"
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
     parser.add_argument("target", choices=sorted(fuzz.TARGETS))
-    parser.add_argument("--seconds", type=int, default=180, help="how long (180)")
+    parser.add_argument("--seconds", type=int, default=180, help="duration in seconds (%(default)s)")
     options = parser.parse_args()
-    folder = KEPT / options.target
+    folder = FUZZ_FOLDER / options.target
     (folder / "corpus").mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(fuzz.seeds()[options.target]):
         (folder / "corpus" / f"seed-{number}").write_bytes(seed)

@@ -1,8 +1,7 @@
-"""Breaks the Python code that money passes through, in one place at a time, and lists what the tests of that code did not notice.
-
-Comparisons are shifted and turned, arithmetic and boolean operators are swapped, and raises are left out, one at a time; each
-broken module must fail its own tests. tests/mutants.json gives the reason for each break that may survive, since it changes
-nothing that anybody can observe, and a digest of each function that was checked: `--changed` checks the others only.
+"""Mutation check of the Python modules on the money path: lists the mutants that their tests do not kill. Comparisons are shifted
+and inverted, arithmetic and boolean operators are swapped, and raises are removed, one at a time; each mutated module must fail
+its own tests. tests/mutants.json has the reason for each mutant that may survive, since its change is not observable, and a
+digest of each checked function: `--changed` checks the other functions only.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from types import ModuleType
 import pytest
 from hypothesis import Phase, settings
 
-from scripts.python_mutants import Mutant, mutants, places
+from scripts.python_mutants import Mutant, mutants, place_digests
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests" / "mutants.json"
 SECONDS, CPU_SECONDS = 120, 30
-"""A break whose tests run for longer, waiting or reckoning, counts as noticed: it does not end."""
+"""Limits of wall-clock and CPU time. A mutant whose tests exceed one counts as killed, since it does not terminate."""
 PRELOADED = (
     "aiohttp.web",
     "alembic.command",
@@ -51,7 +50,7 @@ PRELOADED = (
     "structlog",
     "uvicorn",
 )
-"""Loaded once here rather than once in every child."""
+"""Modules that are imported once here instead of once in every child process."""
 
 CHECKED: dict[str, tuple[str, ...]] = {
     "tallystick/protocol/tab.py": ("tests/protocol/test_tab.py",),
@@ -104,12 +103,12 @@ CHECKED: dict[str, tuple[str, ...]] = {
     "tallystick/client/receipts/token_audit.py": ("tests/client/receipts/test_token_audit.py",),
     "tallystick/client/ledger/budgets.py": ("tests/client/ledger/test_budgets.py",),
 }
-"""The modules that money passes through, and the tests of each."""
+"""The modules on the money path, with their tests."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """A break, the module that it is in, and that module's tests."""
+class SelectedMutant:
+    """A mutant, the path of its module, and the module's tests."""
 
     mutant: Mutant
     path: str
@@ -117,104 +116,115 @@ class Chosen:
 
 
 def main() -> int:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="scripts/mutate-python", description=__doc__)
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="only breaks whose name contains this, such as node/domain/tabs.py"
+        "--only", default="", metavar="TEXT", help="only mutants whose name contains this, such as node/domain/tabs.py"
     )
-    parser.add_argument("--changed", action="store_true", help="only functions that were not checked as they are now")
-    parser.add_argument("--record", action="store_true", help="write down that what was checked now is checked")
-    parser.add_argument("--list", action="store_true", help="only name the breaks")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
+    parser.add_argument("--changed", action="store_true", help="only functions whose code is not recorded as checked")
+    parser.add_argument("--record", action="store_true", help="record the tested functions as checked")
+    parser.add_argument("--list", action="store_true", help="only list the mutants")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of parallel processes (%(default)s)")
     options = parser.parse_args()
     record = json.loads(RECORD.read_text())
     reasons: dict[str, str] = record["equivalent"]
-    every = list(_every())
-    known = {choice.mutant.name for choice in every}
-    chosen = [c for c in every if options.only in c.mutant.name and not (options.changed and _checked(c, record["checked"]))]
+    all_mutants = list(_all_mutants())
+    names = {selected.mutant.name for selected in all_mutants}
+    selection = [
+        c for c in all_mutants if options.only in c.mutant.name and not (options.changed and _checked(c, record["checked"]))
+    ]
     if options.list:
-        print("\n".join(f"{choice.mutant.line:4} {choice.mutant.name}" for choice in chosen))
+        print("\n".join(f"{selected.mutant.line:4} {selected.mutant.name}" for selected in selection))
         return 0
-    wrong = [f"no such break any more: {name}" for name in reasons if name not in known]
-    wrong += _unbroken(sorted({test for choice in chosen for test in choice.tests}))
-    if not wrong:
-        wrong = _run(chosen, reasons, options.jobs)
-    print("\n".join(wrong) or f"every break is noticed ({len(chosen)} tried)")
-    if options.record and not wrong:
-        _write_down(record, chosen)
-    return 1 if wrong else 0
+    problems = [f"tests/mutants.json: no such mutant: {name}" for name in reasons if name not in names]
+    problems += _test_unmodified(sorted({test for selected in selection for test in selected.tests}))
+    if not problems:
+        problems = _run(selection, reasons, options.jobs)
+    print("\n".join(problems) or f"every mutant is killed ({len(selection)} tested)")
+    if options.record and not problems:
+        _record(record, selection)
+    return 1 if problems else 0
 
 
-def _every() -> Iterator[Chosen]:
+def _all_mutants() -> Iterator[SelectedMutant]:
     for path, tests in CHECKED.items():
         for mutant in mutants((ROOT / path).read_text(), path):
-            yield Chosen(mutant, path, tests)
+            yield SelectedMutant(mutant, path, tests)
 
 
-def _checked(choice: Chosen, checked: dict[str, dict[str, str]]) -> bool:
-    now = places((ROOT / choice.path).read_text())
-    return checked.get(choice.path, {}).get(choice.mutant.place) == now[choice.mutant.place]
+def _checked(selected: SelectedMutant, checked: dict[str, dict[str, str]]) -> bool:
+    digests = place_digests((ROOT / selected.path).read_text())
+    return checked.get(selected.path, {}).get(selected.mutant.place) == digests[selected.mutant.place]
 
 
-def _write_down(record: dict[str, dict[str, dict[str, str]]], chosen: Sequence[Chosen]) -> None:
+def _record(record: dict[str, dict[str, dict[str, str]]], selection: Sequence[SelectedMutant]) -> None:
     for path in CHECKED:
-        now, done = places((ROOT / path).read_text()), record["checked"].setdefault(path, {})
-        tried = {choice.mutant.place for choice in chosen if choice.path == path}
-        record["checked"][path] = {name: digest for name, digest in now.items() if name in tried or done.get(name) == digest}
+        digests, completed = place_digests((ROOT / path).read_text()), record["checked"].setdefault(path, {})
+        tried = {selected.mutant.place for selected in selection if selected.path == path}
+        record["checked"][path] = {
+            name: digest for name, digest in digests.items() if name in tried or completed.get(name) == digest
+        }
     RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
-def _unbroken(tests: Sequence[str]) -> list[str]:
+def _test_unmodified(tests: Sequence[str]) -> list[str]:
     for name in PRELOADED:
         importlib.import_module(name)
-    # The same examples for every break and in every run, and none made smaller: whether a break is noticed is no matter of luck.
+    # The same examples for every mutant and in every run, without shrinking: killing a mutant must not depend on chance.
     settings.register_profile("mutants", derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
     settings.load_profile("mutants")
     if not tests or _wait(_start(None, tests)):
         return []
-    return ["the tests fail on the code as it is"]
+    return ["the tests fail on the unmodified code"]
 
 
-def _run(chosen: Sequence[Chosen], reasons: dict[str, str], jobs: int) -> list[str]:
-    """Tests each break in a child of its own; returns what survived without a reason, or was noticed in spite of one."""
-    wrong, waiting, running = list[str](), list(reversed(chosen)), dict[int, tuple[Chosen, float]]()
-    done = 0
+def _run(selection: Sequence[SelectedMutant], reasons: dict[str, str], jobs: int) -> list[str]:
+    """Tests each mutant in a child process. Returns those that survive without a reason, and those that are killed in spite of
+    one.
+    """
+    problems, waiting, running = list[str](), list(reversed(selection)), dict[int, tuple[SelectedMutant, float]]()
+    completed = 0
     while waiting or running:
         while waiting and len(running) < jobs:
-            choice = waiting.pop()
-            running[_start(choice, choice.tests)] = (choice, time.monotonic())
+            selected = waiting.pop()
+            running[_start(selected, selected.tests)] = (selected, time.monotonic())
         child, status = os.wait()
-        choice, began = running.pop(child)
+        selected, began = running.pop(child)
         survived = os.waitstatus_to_exitcode(status) == 0
-        done += 1
-        verdict, name = "survived" if survived else "killed", choice.mutant.name
-        print(f"{done:4}/{len(chosen)} {verdict:8} {time.monotonic() - began:5.1f} s  {choice.mutant.line}: {name}", flush=True)
+        completed += 1
+        verdict, name = "survived" if survived else "killed", selected.mutant.name
+        print(
+            f"{completed:4}/{len(selection)} {verdict:8} {time.monotonic() - began:5.1f} s  {selected.mutant.line}: {name}",
+            flush=True,
+        )
         if survived != (name in reasons):
-            wrong.append(f"survived: {name}" if survived else f"killed, though mutants.json excuses it: {name}")
-    return wrong
+            problems.append(
+                f"survived: {name}" if survived else f"killed, although tests/mutants.json lists it as a survivor: {name}"
+            )
+    return problems
 
 
 def _wait(child: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def _start(choice: Chosen | None, tests: Sequence[str]) -> int:
-    """A child in which a module is broken, running tests; its exit status is pytest's."""
+def _start(selected: SelectedMutant | None, tests: Sequence[str]) -> int:
+    """Starts a child process that runs tests, with a mutated module if one is given. Its exit status is pytest's."""
     child = os.fork()
     if child:
         return child
     signal.alarm(SECONDS)
-    if choice is not None:
+    if selected is not None:
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-        name = choice.path.removesuffix(".py").replace("/", ".")
-        sys.meta_path.insert(0, _Broken(name, choice.mutant.source, ROOT / choice.path))
+        name = selected.path.removesuffix(".py").replace("/", ".")
+        sys.meta_path.insert(0, _MutatedModuleFinder(name, selected.mutant.source, ROOT / selected.path))
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         failed = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:schemathesis", *tests])
     os._exit(int(failed))
 
 
-class _Broken(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Loads one module from a source given here."""
+class _MutatedModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Loads one module from the given source."""
 
     def __init__(self, name: str, source: str, path: Path) -> None:
         self._name, self._source, self._path = name, source, path
@@ -226,7 +236,7 @@ class _Broken(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        exec(compile(self._source, str(self._path), "exec"), vars(module))  # noqa: S102 - the point of it
+        exec(compile(self._source, str(self._path), "exec"), vars(module))  # noqa: S102 - runs the mutated module
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Other people's programs that measurements and tests run beside ours: each in an environment of its own under build/."""
+"""Programs of other projects that measurements and tests run for comparison, each in its own environment under build/."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ LITELLM = ("litellm", ("litellm[proxy]==1.106.2",))
 
 
 def install(name: str, requirements: tuple[str, ...]) -> Path | None:
-    """The folder of the environment's commands, filled at the first call; None, with a word on stderr, if that cannot be."""
+    """Returns the folder of the environment's commands, which is filled on the first call. Returns None, with the reason on
+    stderr, if the installation fails.
+    """
     folder = BUILD / name
     stamp = folder / ".requirements"
-    wanted = "\n".join(requirements)
-    if not stamp.exists() or stamp.read_text() != wanted:
+    requirement_text = "\n".join(requirements)
+    if not stamp.exists() or stamp.read_text() != requirement_text:
         print(f"installing {' '.join(requirements)} into {folder} (once) …", file=sys.stderr)
         pip = [str(Path(sys.base_prefix) / "bin" / "python3"), "-m", "pip"]
         steps = (
@@ -23,9 +25,9 @@ def install(name: str, requirements: tuple[str, ...]) -> Path | None:
             [*pip, "--python", str(folder / "bin" / "python"), "install", "--quiet", *requirements],
         )
         for step in steps:
-            done = subprocess.run(step, check=False, capture_output=True, text=True)
-            if done.returncode != 0:
-                print(f"{name} cannot be installed here: {done.stderr[-500:]}", file=sys.stderr)
+            result = subprocess.run(step, check=False, capture_output=True, text=True)
+            if result.returncode != 0:
+                print(f"{name} cannot be installed here: {result.stderr[-500:]}", file=sys.stderr)
                 return None
-        stamp.write_text(wanted)
+        stamp.write_text(requirement_text)
     return folder / "bin"

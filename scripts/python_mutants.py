@@ -1,4 +1,4 @@
-"""Every way in which a Python module is broken in one place: comparisons, operators, raises, entries of tables."""
+"""Mutants of a Python module: changed comparisons, operators and functions, removed raises and table entries."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 }
 _FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any"}
 _NOT_CODE = frozenset({"annotation", "returns", "decorator_list"})
-"""Members of a node in which nothing is broken: they do not decide anything."""
+"""Members of a node that are not mutated, since they decide nothing."""
 _SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One break of a module: its whole source, broken. `name` says where and what, and stays the same when lines move; `place` is
-    the outermost function, class or assignment that contains it.
+    """One mutant with its whole source. `name` states the place and the change, and stays the same when lines move; `place` is
+    the outermost function, class or assignment that contains the change.
     """
 
     name: str
@@ -47,25 +47,25 @@ class Mutant:
 
 
 def mutants(source: str, module: str) -> Iterator[Mutant]:
-    """All breaks of one module, in its order."""
+    """All mutants of one module, in the order of the source."""
     tree = ast.parse(source)
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for statement in tree.body:
         place = _place(statement)
-        for owner, member, index, node in _inside(statement):
+        for owner, member, index, node in _descendants(statement):
             before = ast.unparse(node)
-            for broken in _broken(node):
-                _put(owner, member, index, broken)
-                name = f"{module} {place}: {before[:_SHOWN]!r} -> {ast.unparse(broken)[:_SHOWN]!r}"
-                seen[name] += 1
-                number = f" #{seen[name]}" if seen[name] > 1 else ""
+            for replacement in _replacements(node):
+                _put(owner, member, index, replacement)
+                name = f"{module} {place}: {before[:_SHOWN]!r} -> {ast.unparse(replacement)[:_SHOWN]!r}"
+                counts[name] += 1
+                number = f" #{counts[name]}" if counts[name] > 1 else ""
                 yield Mutant(name + number, place, node.lineno, ast.unparse(ast.fix_missing_locations(tree)))
             _put(owner, member, index, node)
         yield from _without_entries(tree, statement, module)
 
 
 def _without_entries(tree: ast.Module, statement: ast.stmt, module: str) -> Iterator[Mutant]:
-    """A table of the module, each time without one of its entries."""
+    """Mutants of a table at the top of the module, each without one entry."""
     table = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
     if not isinstance(table, ast.Dict):
         return
@@ -78,13 +78,13 @@ def _without_entries(tree: ast.Module, statement: ast.stmt, module: str) -> Iter
     table.keys, table.values = keys, values
 
 
-def places(source: str) -> dict[str, str]:
-    """A digest of each outermost function, class and assignment of a module, which changes when its code does."""
-    found: dict[str, str] = {}
+def place_digests(source: str) -> dict[str, str]:
+    """A digest of each outermost function, class and assignment, which changes with its code but not with its docstring."""
+    digests: dict[str, str] = {}
     for statement in ast.parse(source).body:
-        text = found.get(_place(statement), "") + ast.unparse(_without_docs(statement))
-        found[_place(statement)] = sha256(text.encode()).hexdigest()[:16]
-    return found
+        text = digests.get(_place(statement), "") + ast.unparse(_without_docs(statement))
+        digests[_place(statement)] = sha256(text.encode()).hexdigest()[:16]
+    return digests
 
 
 def _place(statement: ast.stmt) -> str:
@@ -98,13 +98,13 @@ def _without_docs(statement: ast.stmt) -> ast.stmt:
     for node in ast.walk(statement):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            rest = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
+            rest = [child for child in body if not (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant))]
             node.body = rest or [ast.Pass()]  # type: ignore[attr-defined]  # every node whose body is a list takes one
     return statement
 
 
-def _inside(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.stmt | ast.expr]]:
-    """Every statement and expression under a node, with where it hangs: its owner, the member, and the place in a list."""
+def _descendants(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.stmt | ast.expr]]:
+    """Yields every statement and expression under a node, with its owner, the owner's member, and the index in a list."""
     for member, value in ast.iter_fields(node):
         if member in _NOT_CODE:
             continue
@@ -112,7 +112,7 @@ def _inside(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.stmt 
             if isinstance(child, ast.stmt | ast.expr):
                 yield node, member, index, child
             if isinstance(child, ast.AST):
-                yield from _inside(child)
+                yield from _descendants(child)
 
 
 def _put(owner: ast.AST, member: str, index: int | None, node: ast.AST) -> None:
@@ -122,8 +122,8 @@ def _put(owner: ast.AST, member: str, index: int | None, node: ast.AST) -> None:
         getattr(owner, member)[index] = node
 
 
-def _broken(node: ast.stmt | ast.expr) -> Iterator[ast.stmt | ast.expr]:
-    """What is put in a node's place, one break each."""
+def _replacements(node: ast.stmt | ast.expr) -> Iterator[ast.stmt | ast.expr]:
+    """Yields the replacements of a node, one for each mutant."""
     if isinstance(node, ast.Raise):
         yield ast.copy_location(ast.Pass(), node)
     elif isinstance(node, ast.Compare):

@@ -137,7 +137,10 @@ def _toml_problems(block: Block) -> Iterator[str]:
         yield f"not TOML: {error}"
         return
     named = [CONFIGS[word] for word in block.info[1:] if word in CONFIGS] or list(CONFIGS.values())
-    unknown = sorted((list(_unknown_settings(config, settings)) for config in named), key=len)
+    unknown = sorted(
+        (list(_unknown_settings(config, settings)) for config in named),
+        key=lambda names: (sum("." not in n for n in names), len(names)),
+    )
     if unknown[0]:
         yield f"no such setting: {', '.join(unknown[0])}"
 

@@ -97,7 +97,7 @@ def market() -> Iterator[dict[str, str]]:
     clean["PATH"] = f"{BIN}{os.pathsep}{clean['PATH']}"
     with tempfile.TemporaryDirectory(prefix="tallystick-docs-market-") as folder:
         process = subprocess.Popen(
-            [BIN / "tally", "demo", "--json"],
+            [BIN / "tally", "demo", "--stand-in", "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -231,7 +231,7 @@ class NodeLink:
 
 
 class _Connection(ClientConnection):
-    """A connection whose frames are buffered, so that frames posted together leave in one write."""
+    """A connection with a write buffer: frames posted together leave in one write."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(buffered(transport))

@@ -9,7 +9,7 @@ commits to, for this job 4. the order was not seen before, and no job with this 
 asks, with its model, its prices and at most its output limit 6. the order's deadline lies ahead and within `max_deadline_ahead`;
 enough time is left to claim; the fee is acceptable
 
-An order that passes rules 1 to 4 is `Matched`: it is addressed to this node and consumed by whatever follows, so a refusal
+An order that passes rules 1 to 4 is `MatchedOrder`: it is addressed to this node and consumed by whatever follows, so a refusal
 releases its cap with a receipt. `check_request` adds the rules that need the opened request. `tabs.Tabs.admit` decides whether
 the payer has enough credit.
 """
@@ -57,7 +57,7 @@ class LinkIdentity:
 
 
 @dataclass(frozen=True, slots=True)
-class Matched:
+class MatchedOrder:
     """An order that was matched with this node by this link's coordinator and not seen before. Its terms are not yet checked."""
 
     job: JobId
@@ -77,7 +77,7 @@ class Matched:
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted(Matched):
+class AdmittedJob(MatchedOrder):
     """A job that this node may run."""
 
     offer: Offer
@@ -89,13 +89,13 @@ class Admission:
     def __init__(self, asks: PublishedAsks, rules: AdmissionRules, seen: Callable[[Hash, JobId], bool]) -> None:
         self._asks, self.rules, self._seen = asks, rules, seen
 
-    def verify(self, link: LinkIdentity, job: JobId, dispatch: Dispatch, now: int) -> Admitted:
+    def verify(self, link: LinkIdentity, job: JobId, dispatch: Dispatch, now: int) -> AdmittedJob:
         """Checks all rules and returns the admitted job. Raises Refusal, BadSignature or BadMessage, and Unavailable if the ask
         was withdrawn.
         """
         return self.admit(self.match(link, job, dispatch), now)
 
-    def match(self, link: LinkIdentity, job: JobId, dispatch: Dispatch) -> Matched:
+    def match(self, link: LinkIdentity, job: JobId, dispatch: Dispatch) -> MatchedOrder:
         """Checks rules 1 to 4. Raises Refusal, BadSignature, BadMessage."""
         order = _verify_match(link, job, dispatch)
         _verify_order(link, order.message)
@@ -105,17 +105,17 @@ class Admission:
                 Code.ORDER_TERMS,
                 "order.termsHash: expected the hash of this job's terms; the client must sign the terms that it sends",
             )
-        matched = Matched(job, order, terms, dispatch.match.message.attempt)
+        matched = MatchedOrder(job, order, terms, dispatch.match.message.attempt)
         self.require_unseen(matched)
         return matched
 
-    def admit(self, matched: Matched, now: int) -> Admitted:
+    def admit(self, matched: MatchedOrder, now: int) -> AdmittedJob:
         """Checks rules 5 and 6 at `now` (Unix seconds). Raises Refusal, or Unavailable if the ask was withdrawn."""
         offer = self._verify_terms(matched.terms, now)
         self._verify_times(matched.order.message, now)
-        return Admitted(matched.job, matched.order, matched.terms, matched.attempt, offer)
+        return AdmittedJob(matched.job, matched.order, matched.terms, matched.attempt, offer)
 
-    def require_unseen(self, matched: Matched) -> None:
+    def require_unseen(self, matched: MatchedOrder) -> None:
         """Checks rule 4 alone, for a caller that waited since `match`. Raises Refusal."""
         if self._seen(matched.order.digest, matched.job):
             raise Refusal(

@@ -15,7 +15,7 @@ from tallystick.protocol.pricing import Prices
 from tallystick.protocol.types import Address, Hash
 from tallystick.protocol.wire import dumps
 
-Sign = Callable[[Ask], Verified[Ask]]
+SignAsk = Callable[[Ask], Verified[Ask]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class PublishedAsk:
 class PublishedAsks:
     """The asks of this node: the current ones, and replaced ones that orders may still name."""
 
-    def __init__(self, seller: Seller, sign: Sign) -> None:
+    def __init__(self, seller: Seller, sign: SignAsk) -> None:
         self._seller, self._sign = seller, sign
         self._known: dict[Hash, PublishedAsk] = {}
         self._current: tuple[PublishedAsk, ...] = ()

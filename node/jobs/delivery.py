@@ -22,7 +22,7 @@ CHUNK_BYTES = 64 * 1024
 FIRST_BYTES = 4 * 1024
 """Bytes of the response body that may leave before the coordinator grants its first credit."""
 RESERVED_CREDIT = 1
-"""Credit that is kept for the last chunk, so that a response can always be closed."""
+"""Credit that is kept for the last chunk: a response can always be closed."""
 CANCELLED_HEAD = ResponseStart(499, "application/json")
 
 
@@ -158,7 +158,7 @@ class Delivery:
         return len(data), text
 
     def send_head(self) -> None:
-        """Sends the head of a response that was cancelled before any output, so that the coordinator can confirm it."""
+        """Sends the head of a response that was cancelled before any output, for the coordinator to confirm."""
         self._post_head(CANCELLED_HEAD)
 
     def seal_last(self) -> tuple[bytes, ...]:

@@ -43,7 +43,7 @@ from typing import NamedTuple
 
 import structlog
 
-from node.domain.order_admission import Admitted, check_request
+from node.domain.order_admission import AdmittedJob, check_request
 from node.domain.requests import EngineRequest, prepare
 from node.domain.usage_meter import UsageMeter
 from node.jobs.delivery import Delivery, FirstCreditTimeout, ReaderTimeout, ReaderTimer
@@ -113,7 +113,7 @@ class Job:
         self,
         *,
         link: Link,
-        admitted: Admitted,
+        admitted: AdmittedJob,
         dispatch: Dispatch,
         engine: PooledEngine,
         order_stored: asyncio.Task[None],
@@ -162,12 +162,12 @@ class Job:
 
     @property
     def request_opened(self) -> bool:
-        """Whether the request was opened, so that `delivery` exists."""
+        """Whether the request was opened and `delivery` exists."""
         return self._delivery is not None
 
     @property
     def engine_asked(self) -> bool:
-        """Whether the engine was asked, so that its work has begun."""
+        """Whether the engine was asked and its work has begun."""
         return self._engine_asked
 
     @property

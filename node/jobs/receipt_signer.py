@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from node.domain.order_admission import Admitted, Matched
+from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.tabs import Tabs
 from node.domain.usage_meter import NOTHING, make_receipt
 from node.ports import JobStore, ReceiptRecord
@@ -45,7 +45,7 @@ class ReceiptSigner:
         domain: Domain,
         tabs: Tabs,
         store: JobStore,
-        unfinished: Iterable[Matched] = (),
+        unfinished: Iterable[MatchedOrder] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
         self._signer, self._domain, self._tabs, self._store, self._now = signer, domain, tabs, store, now
@@ -53,14 +53,14 @@ class ReceiptSigner:
         self._locks: WeakValueDictionary[Address, asyncio.Lock] = WeakValueDictionary()
 
     async def sign_for_job(
-        self, admitted: Admitted, order_stored: asyncio.Task[None], usage: Usage, outcome: Outcome, commitment: Hash
+        self, admitted: AdmittedJob, order_stored: asyncio.Task[None], usage: Usage, outcome: Outcome, commitment: Hash
     ) -> Verified[Receipt] | None:
         """Signs the receipt of a job that ended, once its order is stored (`order_stored`). Returns None if either cannot be
         stored.
         """
         return await self._write(admitted, _ReceiptContent(admitted.max_cost, usage, outcome, commitment), after=order_stored)
 
-    async def sign_refusal(self, matched: Matched) -> Verified[Receipt] | None:
+    async def sign_refusal(self, matched: MatchedOrder) -> Verified[Receipt] | None:
         """Signs a receipt at no cost for an order that is refused and consumed. Returns None if it cannot be stored."""
         return await self._write(matched, _ReceiptContent(outcome=Outcome.REFUSED))
 
@@ -80,7 +80,7 @@ class ReceiptSigner:
         return sum(receipt is not None for receipt in receipts)
 
     async def _write(
-        self, matched: Matched, content: _ReceiptContent, after: asyncio.Task[None] | None = None
+        self, matched: MatchedOrder, content: _ReceiptContent, after: asyncio.Task[None] | None = None
     ) -> Verified[Receipt] | None:
         store = self._store.record_refusal if content.outcome is Outcome.REFUSED and after is None else self._store.record_receipt
         lock = self._locks.setdefault(matched.payer, asyncio.Lock())

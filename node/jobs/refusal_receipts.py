@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from node.domain.order_admission import Matched
+from node.domain.order_admission import MatchedOrder
 from node.domain.tabs import Funds, Tabs
 from node.jobs.receipt_signer import ReceiptSigner
 from node.ports import ChainView
@@ -41,7 +41,7 @@ class RefusalReceipts:
         receipt_signer: ReceiptSigner,
         tabs: Tabs,
         chain: ChainView,
-        consume_order: Callable[[Matched], bool],
+        consume_order: Callable[[MatchedOrder], bool],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._receipt_signer, self._tabs, self._chain, self._consume_order, self._now = (
@@ -55,7 +55,7 @@ class RefusalReceipts:
         self._left_by_payer: OrderedDict[Address, tuple[float, float]] = OrderedDict()
         self._in_progress = 0
 
-    async def issue(self, endpoint: str, matched: Matched) -> Verified[Receipt] | None:
+    async def issue(self, endpoint: str, matched: MatchedOrder) -> Verified[Receipt] | None:
         """Returns a receipt at no cost for a refused order from `endpoint`.
 
         Returns None if the receipt would release nothing, if the allowance is used up, if the order was seen before, or if the
@@ -73,7 +73,7 @@ class RefusalReceipts:
         finally:
             self._in_progress -= 1
 
-    async def _funds(self, matched: Matched) -> Funds:
+    async def _funds(self, matched: MatchedOrder) -> Funds:
         """Returns the payer's funds; unknown funds if the chain is slow, because the client waits for the refusal to try the next
         provider.
         """

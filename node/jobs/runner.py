@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from node.domain.order_admission import Admission, AdmissionRules, Admitted, LinkIdentity, Matched
+from node.domain.order_admission import Admission, AdmissionRules, AdmittedJob, LinkIdentity, MatchedOrder
 from node.domain.published_asks import PublishedAsks
 from node.domain.tabs import Tabs
 from node.domain.usage_meter import NOTHING, Throughput
@@ -258,14 +258,14 @@ class JobRunner:
         del head
         await self._refuse(link, matched, cause)
 
-    def _match(self, link: Link, job_id: JobId, dispatch: Dispatch) -> Matched:
+    def _match(self, link: Link, job_id: JobId, dispatch: Dispatch) -> MatchedOrder:
         return self._admission.match(LinkIdentity(self._provider, link.coordinator, self._domain), job_id, dispatch)
 
-    async def _refuse(self, link: Link, matched: Matched, cause: TallyError) -> None:
+    async def _refuse(self, link: Link, matched: MatchedOrder, cause: TallyError) -> None:
         log.info("job refused", job=matched.job.hex(), code=cause.code.value, reason=str(cause))
         self._fail(link, matched.job, cause, await self._refusals.issue(link.endpoint, matched))
 
-    async def _admit(self, link: Link, matched: Matched, dispatch: Dispatch) -> Job:
+    async def _admit(self, link: Link, matched: MatchedOrder, dispatch: Dispatch) -> Job:
         """Admits a job. Raises TallyError.
 
         Nothing waits after the last check, so two dispatches cannot both pass on one order or on the same funds.
@@ -297,14 +297,14 @@ class JobRunner:
         self._on_capacity_change()
         return job
 
-    def _consume_order(self, matched: Matched) -> bool:
+    def _consume_order(self, matched: MatchedOrder) -> bool:
         """Consumes a refused order; returns False if it was seen meanwhile, since another task then closes it."""
         if matched.order.digest in self._consumed_orders or matched.job in self._jobs:
             return False
         self._remember(matched, int(self._now()))
         return True
 
-    def _remember(self, matched: Matched, now: int) -> None:
+    def _remember(self, matched: MatchedOrder, now: int) -> None:
         """Prevents an order from running again before its deadline; after that it is refused anyway. The store remembers it for
         ever.
         """
@@ -315,7 +315,7 @@ class JobRunner:
             self._consumed_orders = {digest: deadline for digest, deadline in self._consumed_orders.items() if deadline > now}
             self._prune_at = max(_PRUNE_SIZE, 2 * len(self._consumed_orders))
 
-    async def _admit_to_tab(self, admitted: Admitted, now: int) -> None:
+    async def _admit_to_tab(self, admitted: AdmittedJob, now: int) -> None:
         """Admits the job to the payer's tab. Known funds may be seconds old, so a refusal for lack of funds asks the chain once
         more.
         """

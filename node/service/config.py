@@ -1,4 +1,4 @@
-"""The node's settings; example.toml explains each."""
+"""The node's settings; example.toml explains each of them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ DEFAULT_INPUT_PRICE = Amount(100_000)
 DEFAULT_OUTPUT_PRICE = Amount(400_000)
 DEFAULT_CONTEXT_TOKENS = 8_192
 DEFAULT_OUTPUT_TOKENS = 4_096
-CHAIN_SECONDS = 300
-"""Allowed for a transaction of this node to be mined and seen, after a silent coordinator was given its time."""
+SETTLEMENT_SECONDS = 300
+"""Seconds that a transaction of this node may take to be mined and seen, after the coordinator's time for a claim has passed."""
 _JOB_PHASES = frozenset({"total", "reader", "first_credit"})
 """The deadlines that add up to the longest job; the others run within `total`."""
 
@@ -51,24 +51,26 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if not 0 < len(self.sold_as) <= 256:
-            raise BadMessage("config: a model's name has 1 to 256 characters")
+            raise BadMessage(f"config: engines.models: expected a name of 1 to 256 characters, got {len(self.sold_as)}")
 
     @property
     def sold_as(self) -> str:
-        """Its name on the market."""
+        """The model's name on the market."""
         return self.sell_as or self.name
 
     @property
     def prices(self) -> Prices:
-        """With the defaults filled in: cached input costs what input costs, unless told otherwise."""
-        fresh = DEFAULT_INPUT_PRICE if self.input_price is None else self.input_price
-        cached = fresh if self.cached_input_price is None else self.cached_input_price
-        return Prices(int(fresh), int(cached), int(DEFAULT_OUTPUT_PRICE if self.output_price is None else self.output_price))
+        """The prices with defaults; by default, cached input costs as much as input."""
+        input_price = DEFAULT_INPUT_PRICE if self.input_price is None else self.input_price
+        cached_price = input_price if self.cached_input_price is None else self.cached_input_price
+        return Prices(
+            int(input_price), int(cached_price), int(DEFAULT_OUTPUT_PRICE if self.output_price is None else self.output_price)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """One engine and what is sold of it. Without models, everything that it lists is sold, at the prices given here."""
+    """One engine and the models sold from it. Without models, all models that it lists are sold, at the prices given here."""
 
     url: str
     name: str | None = None
@@ -87,31 +89,38 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https"):
-            raise BadMessage(f"config: engines: url: expected an http:// or https:// address, got {self.url!r}")
+            raise BadMessage(f"config: engines.url: expected an http:// or https:// URL, got {self.url!r}")
         if self.slots < 1:
-            raise BadMessage("config: engines: slots: expected at least 1")
+            raise BadMessage(f"config: engines.slots: expected at least 1, got {self.slots}")
         if self.max_slots is not None and self.max_slots < self.slots:
-            raise BadMessage("config: engines: max_slots: expected at least as many as slots, from where learning begins")
+            raise BadMessage(
+                f"config: engines.max_slots: expected at least {self.slots}, the value of slots, got {self.max_slots}"
+            )
         if self.output_limit_field not in ("max_tokens", "max_completion_tokens"):
-            raise BadMessage("config: engines: output_limit_field: expected max_tokens or max_completion_tokens")
+            raise BadMessage(
+                "config: engines.output_limit_field: expected max_tokens or max_completion_tokens, got "
+                f"{self.output_limit_field!r}"
+            )
 
     @property
     def label(self) -> str:
-        """How logs and metrics call it."""
+        """The engine's name in logs and metrics."""
         return self.name or urlsplit(self.url).netloc.rpartition("@")[2]
 
     def settings(self, environment: Mapping[str, str]) -> EngineSettings:
-        """What the adapter needs. Raises BadMessage if `api_key_env` names a variable that is not set."""
+        """Returns the adapter's settings. Raises BadMessage if `api_key_env` names a variable that is not set."""
         key = self.api_key
         if self.api_key_env:
             key = environment.get(self.api_key_env)
             if not key:
-                raise BadMessage(f"config: engines: api_key_env: the variable {self.api_key_env} is not set")
+                raise BadMessage(f"config: engines.api_key_env: expected the environment variable {self.api_key_env} to be set")
         host = urlsplit(self.url).hostname or ""
         return EngineSettings(self.url, key, trust_env=host not in ("localhost", "127.0.0.1", "::1"))
 
-    def offer(self, model: ModelConfig, context: int | None, found: Spec, when: datetime, load: float) -> Offer:
-        """What is sold of a model at this moment, with this share of the slots taken. `context`, `found`: what it says."""
+    def offer(self, model: ModelConfig, context: int | None, reported: Spec, when: datetime, load: float) -> Offer:
+        """Returns the offer of a model at `when`, while the share `load` of the slots is taken. `context`, `reported`: what the
+        engine reports.
+        """
         tokens = model.context_tokens or context or DEFAULT_CONTEXT_TOKENS
         return Offer(
             model=model.sold_as,
@@ -120,13 +129,13 @@ class EngineConfig:
             prices=apply_price_rules(model.prices, self.price_rules, when, load),
             context_tokens=tokens,
             max_output_tokens=min(model.max_output_tokens or DEFAULT_OUTPUT_TOKENS, tokens),
-            spec=merge_specs(found, self.spec, model.spec),
+            spec=merge_specs(reported, self.spec, model.spec),
             output_limit_field=self.output_limit_field,
             supports_stream_usage=self.supports_stream_usage,
         )
 
     def model_defaults(self, name: str) -> ModelConfig:
-        """A model that the engine lists and nobody configured, at this engine's prices."""
+        """Returns the config of a model that the engine lists and the config does not name, at this engine's prices."""
         return ModelConfig(
             name=name,
             input_price=self.input_price,
@@ -137,7 +146,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig:
-    """Everything that a node is told. Times are seconds, amounts base units (decimal dollars in TOML)."""
+    """All settings of a node. Times are seconds, amounts base units (decimal dollars in TOML)."""
 
     coordinator: str = "http://127.0.0.1:8420"
     coordinator_address: Address | None = None
@@ -167,18 +176,18 @@ class NodeConfig:
     def __post_init__(self) -> None:
         self._check_coordinators()
         if self.sealing_suite not in SUITES:
-            raise BadMessage(f"config: sealing_suite: expected one of {', '.join(sorted(SUITES))}")
+            raise BadMessage(f"config: sealing_suite: expected one of {', '.join(sorted(SUITES))}, got {self.sealing_suite!r}")
         if self.ask_validity < 60:
-            raise BadMessage("config: ask_validity: expected at least 60 seconds")
+            raise BadMessage(f"config: ask_validity: expected at least 60 seconds, got {self.ask_validity}")
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):
-            raise BadMessage("config: engines: two of them have one name; give each its own")
+            raise BadMessage(f"config: engines.name: expected a different name for each engine, got {', '.join(labels)}")
         if not 0 <= self.credit.percent_of_paid <= 100:
-            raise BadMessage("config: credit: percent_of_paid: expected 0 to 100, since more trust than was paid is a gift")
+            raise BadMessage(f"config: credit.percent_of_paid: expected 0 to 100, got {self.credit.percent_of_paid}")
         for part in (self.deadlines, self.link):
-            for one in fields(part):
-                if getattr(part, one.name) <= 0:
-                    raise BadMessage(f"config: {one.name}: every wait has a deadline, so more than 0")
+            for setting in fields(part):
+                if getattr(part, setting.name) <= 0:
+                    raise BadMessage(f"config: {setting.name}: expected more than 0, got {getattr(part, setting.name)}")
 
     def _check_coordinators(self) -> None:
         for url in self.all_coordinators:
@@ -190,28 +199,29 @@ class NodeConfig:
 
     @property
     def all_coordinators(self) -> tuple[str, ...]:
-        """All that this node works with, each once."""
+        """The URLs of all coordinators, each once."""
         return tuple(dict.fromkeys((self.coordinator, *self.coordinators)))
 
     @property
     def claim_margin(self) -> int:
-        """For how many seconds an order must still be claimable when a job on it begins: the longest job, and then its
-        settlement: until the claim is due for a look, is handed in, has not shown, and is sent by this node itself.
+        """Seconds that an order must stay claimable when a job on it begins: the longest job, and then its settlement.
+
+        Settlement covers the next check of the tabs, the coordinator's time for the claim, and this node's own transaction.
         """
         longest_job = sum(
             float(getattr(self.deadlines, part.name)) for part in fields(self.deadlines) if part.name in _JOB_PHASES
         )
-        settlement = self.claims.check_interval + self.claims.retry_after + CHAIN_SECONDS
+        settlement = self.claims.check_interval + self.claims.retry_after + SETTLEMENT_SECONDS
         return max(self.credit.claim_margin, math.ceil(longest_job + settlement))
 
     @property
     def credit_limits(self) -> CreditLimits:
-        """`exposure` with the margin that the deadlines need."""
+        """`credit` with the claim margin that the deadlines need."""
         return replace(self.credit, claim_margin=self.claim_margin)
 
     @property
     def admission_rules(self) -> AdmissionRules:
-        """`rules` with the window to claim that the deadlines need."""
+        """`admission` with the claim window that the deadlines need."""
         return replace(self.admission, claim_window=max(self.admission.claim_window, self.claim_margin + 1))
 
     @property
@@ -221,15 +231,15 @@ class NodeConfig:
 
 
 def merge_specs(*specs: Spec) -> Spec:
-    """One spec of several; a later one's known things win. Features add up."""
+    """Merges specs: known values of later ones win, and features add up."""
     merged: dict[str, str] = {}
     features: dict[str, None] = {}
     for spec in specs:
-        for one in fields(Spec):
-            if one.name == "features":
+        for member in fields(Spec):
+            if member.name == "features":
                 features |= dict.fromkeys(spec.features)
-            elif getattr(spec, one.name) != UNKNOWN:
-                merged[one.name] = getattr(spec, one.name)
+            elif getattr(spec, member.name) != UNKNOWN:
+                merged[member.name] = getattr(spec, member.name)
     return Spec(**merged, features=tuple(features))
 
 
@@ -238,5 +248,5 @@ def load_config(
     flags: Mapping[str, object] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> NodeConfig:
-    """The config from a TOML file, then TALLY_NODE_… variables, then flags. Raises BadMessage."""
+    """Reads the config from a TOML file, then TALLY_NODE_… variables, then `flags`. Raises BadMessage."""
     return load(NodeConfig, path, prefix=ENV_PREFIX, flags=flags, environment=os.environ if environment is None else environment)

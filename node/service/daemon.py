@@ -1,4 +1,6 @@
-"""The node's composition root: makes its parts, wires them, runs them until SIGTERM, and takes them down in order."""
+"""The daemon: the node's composition root. It makes the components, wires them, runs them until SIGTERM, and stops them in
+order.
+"""
 
 from __future__ import annotations
 
@@ -42,22 +44,23 @@ from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 
 log = structlog.get_logger()
-_CLAIM_SECONDS = 10.0
-Offered = Callable[[str, Address], tuple[Verified[Ask], ...]]
-"""What is offered at an address, to the coordinator that is there."""
+_LAST_CLAIM_SECONDS = 10.0
+AsksFor = Callable[[str, Address], tuple[Verified[Ask], ...]]
+"""Returns what is offered to a coordinator, given its dialled address and its account."""
 
 
-async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeConfig] | None = None) -> None:
-    """Runs a node until SIGTERM or SIGINT; then it takes nothing new, finishes what runs within `config.grace` seconds, hands in
-    its claims and returns. On SIGHUP it takes up what `read_again` gives, without a break.
+async def run(config: NodeConfig, signer: Signer, read_config: Callable[[], NodeConfig] | None = None) -> None:
+    """Runs a node until SIGTERM or SIGINT.
 
-    Raises TallyError if it cannot start: a bad config, a state of another key, no engine.
+    It then takes no new jobs, lets running ones finish within `config.shutdown_grace` seconds, submits its claims and returns. On
+    SIGHUP it applies the config that `read_again` returns, without an interruption. Raises TallyError if it cannot start: a bad
+    config, a state of another key, no engine.
     """
     configure(json=config.log_json, level=config.log_level)
     async with AsyncExitStack() as stack:
         node = await build(config, signer, stack)
-        if read_again is not None:
-            stack.enter_context(_on_hangup(lambda: node.reload(read_again)))
+        if read_config is not None:
+            stack.enter_context(_on_hangup(lambda: node.reload(read_config)))
         if config.metrics_port is not None:
             port = await stack.enter_async_context(
                 serving(node.metrics.app(partial(health, node)), config.metrics_host, config.metrics_port)
@@ -68,73 +71,75 @@ async def run(config: NodeConfig, signer: Signer, read_again: Callable[[], NodeC
 
 
 async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Node:
-    """Makes and wires the parts of a node. What must be closed is left on the stack. Raises TallyError."""
-    ground = await open_resources(config, signer, stack)
-    domain, store, chain = ground.domain, ground.store, ground.chain
-    suspicion = asyncio.Event()
+    """Makes and wires the components of a node; the stack closes them. Raises TallyError."""
+    resources = await open_resources(config, signer, stack)
+    domain, store, chain = resources.domain, resources.store, resources.chain
+    engine_suspected = asyncio.Event()
     now = int(time.time())
     tabs = Tabs(config.credit_limits, await store.tabs(now))
     tabs.expire(now)
-    seller = Seller(signer.address, config.sealing_suite, ground.sealing_key.public, config.ask_validity)
-    book = PublishedAsks(seller, lambda ask: signer.sign(ask, domain))
-    monitor = _metrics(config, tabs, suspicion)
+    seller = Seller(signer.address, config.sealing_suite, resources.sealing_key.public, config.ask_validity)
+    asks = PublishedAsks(seller, lambda ask: signer.sign(ask, domain))
+    metrics = _metrics(config, tabs, engine_suspected)
     links: list[NodeLink] = []
-    recall = await _state_recovery(config, signer, ground, tabs, links)
-    dealings = CoordinatorCredit(
-        store, config.admission, await store.coordinator_hours(now // HOUR - HOURS), alarm=monitor.coordinator_suspended
+    state_recovery = await _state_recovery(config, signer, resources, tabs, links)
+    coordinator_credit = CoordinatorCredit(
+        store, config.admission, await store.coordinator_hours(now // HOUR - HOURS), alarm=metrics.coordinator_suspended
     )
-    books = ReceiptSigner(signer=signer, domain=domain, tabs=tabs, store=store, unfinished=await store.unfinished_orders(now))
+    receipt_signer = ReceiptSigner(
+        signer=signer, domain=domain, tabs=tabs, store=store, unfinished=await store.unfinished_orders(now)
+    )
     runner = JobRunner(
         provider=signer.address,
         domain=domain,
-        sealing_key=ground.sealing_key,
-        asks=book,
-        engines=ground.engine_pool.engines,
-        receipt_signer=books,
+        sealing_key=resources.sealing_key,
+        asks=asks,
+        engines=resources.engine_pool.engines,
+        receipt_signer=receipt_signer,
         tabs=tabs,
         store=store,
         chain=chain,
-        observer=monitor,
-        coordinator_credit=dealings,
+        observer=metrics,
+        coordinator_credit=coordinator_credit,
         rules=config.admission_rules,
         deadlines=config.deadlines,
         consumed_orders=dict(await store.consumed_orders(now)),
-        on_capacity_change=partial(_slots_changed, links),
-        may_take_jobs=lambda link: recall.is_complete(link.coordinator),
+        on_capacity_change=partial(_announce_capacity, links),
+        may_take_jobs=lambda link: state_recovery.is_complete(link.coordinator),
     )
-    courier = ReceiptSender(store, config.receipt_resend_interval)
-    router = LinkRouter(runner, courier, recall)
-    links += _links(config, signer, domain, router, _offered(book, recall, dealings))
-    asks_changed = partial(_announce, links)
-    recall.on_complete = partial(_recalled, links, router)
-    tabs.on_stale_state, dealings.on_change = asks_changed, asks_changed
+    receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
+    router = LinkRouter(runner, receipt_sender, state_recovery)
+    links += _links(config, signer, domain, router, _asks_for(asks, state_recovery, coordinator_credit))
+    asks_changed = partial(_announce_asks, links)
+    state_recovery.on_complete = partial(_on_recovery_complete, links, router)
+    tabs.on_stale_state, coordinator_credit.on_change = asks_changed, asks_changed
     node = Node(
         config=config,
         runner=runner,
-        receipt_sender=courier,
-        state_recovery=recall,
+        receipt_sender=receipt_sender,
+        state_recovery=state_recovery,
         chain_watcher=ChainWatcher(
             chain, chain, tabs, connected=partial(_connected, links), max_fee_bps=lambda: node.config.admission.max_fee_bps
         ),
         links=tuple(links),
-        collector=_collector(config, ground, tabs, monitor, links),
-        ask_publisher=_ask_publisher(config, ground.engine_pool, book, asks_changed, suspicion),
-        metrics=monitor,
-        asks=book,
-        engine_pool=ground.engine_pool,
+        collector=_collector(config, resources, tabs, metrics, links),
+        ask_publisher=_ask_publisher(config, resources.engine_pool, asks, asks_changed, engine_suspected),
+        metrics=metrics,
+        asks=asks,
+        engine_pool=resources.engine_pool,
         chain=chain,
         tabs=tabs,
-        engine_suspected=suspicion,
-        coordinator_credit=dealings,
+        engine_suspected=engine_suspected,
+        coordinator_credit=coordinator_credit,
     )
     return node
 
 
-def _metrics(config: NodeConfig, tabs: Tabs, suspicion: asyncio.Event) -> NodeMetrics:
-    """What shows the node at work."""
+def _metrics(config: NodeConfig, tabs: Tabs, engine_suspected: asyncio.Event) -> NodeMetrics:
+    """Makes the node's metrics."""
     return NodeMetrics(
         tabs.unsecured_by_payer,
-        suspicion.set,
+        engine_suspected.set,
         gpus=config.gpus or count_gpus(),
         gpu_hour_cost=config.gpu_hour_cost,
         credit_summary=lambda: tabs.credit_summary(int(time.time())),
@@ -142,86 +147,90 @@ def _metrics(config: NodeConfig, tabs: Tabs, suspicion: asyncio.Event) -> NodeMe
 
 
 async def _state_recovery(
-    config: NodeConfig, signer: Signer, ground: Resources, tabs: Tabs, links: Sequence[NodeLink]
+    config: NodeConfig, signer: Signer, resources: Resources, tabs: Tabs, links: Sequence[NodeLink]
 ) -> StateRecovery:
-    """What asks each coordinator for the receipts that this key signed there last."""
+    """Makes the component that asks each coordinator for the receipts that this key signed there."""
     return StateRecovery(
-        ground.store,
+        resources.store,
         tabs,
-        domain=ground.domain,
+        domain=resources.domain,
         provider=signer.address,
-        completed=await ground.store.completed_recoveries(),
+        completed=await resources.store.completed_recoveries(),
         required=map(node_url, config.all_coordinators),
         skipped=map(node_url, config.skip_recovery),
         url_of=lambda session: next((link.url for link in links if link.session is session), ""),
     )
 
 
-def _collector(config: NodeConfig, ground: Resources, tabs: Tabs, monitor: NodeMetrics, links: Sequence[NodeLink]) -> Collector:
-    """What turns receipts into money."""
+def _collector(
+    config: NodeConfig, resources: Resources, tabs: Tabs, metrics: NodeMetrics, links: Sequence[NodeLink]
+) -> Collector:
+    """Makes the component that turns receipts into money."""
     return Collector(
-        signer=ground.signer,
-        domain=ground.domain,
-        store=ground.store,
-        chain=ground.chain,
+        signer=resources.signer,
+        domain=resources.domain,
+        store=resources.store,
+        chain=resources.chain,
         link=lambda coordinator: _session(links, coordinator),
         policy=config.claims,
         on_funds=tabs.observe,
         on_check=tabs.expire,
-        settlement=ground.settlement,
-        alarm=monitor.alarm,
+        settlement=resources.settlement,
+        alarm=metrics.alarm,
     )
 
 
-def _offered(book: PublishedAsks, recall: StateRecovery, dealings: CoordinatorCredit) -> Offered:
-    """What is offered to a coordinator: nothing before it told what was signed there, nor once it left too much unpaid."""
+def _asks_for(asks: PublishedAsks, state_recovery: StateRecovery, coordinator_credit: CoordinatorCredit) -> AsksFor:
+    """Returns what decides the asks of a coordinator: none before its state recovery is complete, and none while it is
+    suspended.
+    """
 
-    def asks(endpoint: str, coordinator: Address) -> tuple[Verified[Ask], ...]:
-        return book.current if recall.is_complete(coordinator) and dealings.serves(endpoint) else ()
+    def asks_for(endpoint: str, coordinator: Address) -> tuple[Verified[Ask], ...]:
+        return asks.current if state_recovery.is_complete(coordinator) and coordinator_credit.serves(endpoint) else ()
 
-    return asks
+    return asks_for
 
 
-def _slots_changed(links: Sequence[NodeLink]) -> None:
-    """The free slots have changed: every coordinator is told."""
+def _announce_capacity(links: Sequence[NodeLink]) -> None:
+    """Reports the changed capacity to every coordinator."""
     for link in links:
         link.announce_capacity()
 
 
-def _announce(links: Sequence[NodeLink]) -> None:
-    """The asks have changed: every coordinator is told."""
+def _announce_asks(links: Sequence[NodeLink]) -> None:
+    """Sends the changed asks and capacity to every coordinator."""
     for link in links:
         link.announce_asks()
         link.announce_capacity()
 
 
-def _recalled(links: Sequence[NodeLink], router: LinkRouter) -> None:
-    """A coordinator has told what was signed there: it is offered something, and unfinished orders get their receipts."""
-    _announce(links)
+def _on_recovery_complete(links: Sequence[NodeLink], router: LinkRouter) -> None:
+    """Offers asks and closes unfinished orders, after the state recovery with a coordinator is complete."""
+    _announce_asks(links)
     router.close_unfinished()
 
 
 def _connected(links: Sequence[NodeLink]) -> list[Address]:
-    """The coordinators at the other ends of the open connections."""
+    """Returns the coordinators of the open connections."""
     return [link.session.coordinator for link in links if link.session is not None]
 
 
 def _ask_publisher(
-    config: NodeConfig, fleet: EnginePool, book: PublishedAsks, changed: Callable[[], None], suspicion: asyncio.Event
+    config: NodeConfig, engine_pool: EnginePool, asks: PublishedAsks, changed: Callable[[], None], engine_suspected: asyncio.Event
 ) -> AskPublisher:
-    """What looks after the engines, and sells what they can do."""
+    """Makes the component that checks the engines and publishes the asks."""
     return AskPublisher(
-        asks=book,
-        engines=fleet.engines,
-        make_offers=fleet.make_offers,
+        asks=asks,
+        engines=engine_pool.engines,
+        make_offers=engine_pool.make_offers,
         on_change=changed,
-        engine_suspected=suspicion,
+        engine_suspected=engine_suspected,
         check_interval=config.engine_check_interval,
     )
 
 
-def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRouter, asks: Offered) -> list[NodeLink]:
-    """One connection to each coordinator; the address that is configured is that of the first."""
+def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRouter, asks: AsksFor) -> list[NodeLink]:
+    """Makes one connection to each coordinator; `coordinator_address` is the account of the first."""
     return [
         NodeLink(
             url,
@@ -238,13 +247,13 @@ def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRoute
 
 
 def _session(links: Sequence[NodeLink], coordinator: Address) -> Link | None:
-    """The open connection to a coordinator."""
+    """Returns the open connection to a coordinator, if there is one."""
     return next((link.session for link in links if link.session is not None and link.session.coordinator == coordinator), None)
 
 
 @contextlib.contextmanager
 def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
-    """Acts on SIGHUP, where the system has it."""
+    """Calls `act` on SIGHUP, where the system has that signal."""
     number = getattr(signal, "SIGHUP", None)
     loop = asyncio.get_running_loop()
     if number is not None:
@@ -257,12 +266,12 @@ def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
 
 
 RELOADABLE = frozenset({"engines", "admission", "credit", "deadlines", "claims", "shutdown_grace", "log_json", "log_level"})
-"""Settings that a node takes up while it works; all others when it starts."""
+"""Settings that apply while the node runs; all others apply at the next start."""
 
 
 @dataclass(slots=True)
 class Node:
-    """A node, ready to work."""
+    """The components of a node."""
 
     config: NodeConfig
     runner: JobRunner
@@ -281,21 +290,21 @@ class Node:
     coordinator_credit: CoordinatorCredit
 
     async def run(self) -> None:
-        """Works until SIGTERM or SIGINT, then stops in order."""
+        """Runs until SIGTERM or SIGINT, then stops in order."""
         await asyncio.gather(self.ask_publisher.check_engines(first=True), self.chain_watcher.compare_tabs())
         if self.state_recovery.problem:
             log.warning("nothing is offered yet", reason=self.state_recovery.problem)
         if not self.asks.current:
-            log.warning("nothing to offer yet: no engine answers with a model", engines=sorted(self.engine_pool.engines))
+            log.warning("nothing to offer yet: no engine lists a model", engines=sorted(self.engine_pool.engines))
         async with asyncio.TaskGroup() as group:
-            rooms = (
+            services = (
                 self.ask_publisher.run(),
                 self.receipt_sender.run(),
                 self.collector.run(),
                 self.chain_watcher.run(),
                 self.coordinator_credit.run(),
             )
-            parts = (*(link.run() for link in self.links), *rooms)
+            parts = (*(link.run() for link in self.links), *services)
             tasks = [group.create_task(part) for part in parts]
             await wait_for_stop_signal()
             log.info("stopping", running=self.runner.running, grace_seconds=self.config.shutdown_grace)
@@ -305,35 +314,35 @@ class Node:
         log.info("stopped")
 
     def reload(self, read: Callable[[], NodeConfig]) -> None:
-        """Takes up another config: engines, models, prices, rules, limits, deadlines, claims, logs. One that is wrong changes
-        nothing, and what only a start can change is said.
+        """Applies the RELOADABLE settings of another config. A wrong config changes nothing; settings that need a restart are
+        logged.
         """
         try:
             new = read()
             if not new.engines:
-                raise BadMessage("config: engines: none is named, and they are looked for only at the start")
+                raise BadMessage("config: engines: expected at least one; engines are discovered only at the start")
             self.engine_pool.reconfigure(new.engines)
         except (TallyError, OSError) as error:
-            log.warning("config not taken up; going on as before", reason=str(error))
+            log.warning("config not applied; the former config stays in effect", reason=str(error))
             return
-        former = {one.name: getattr(self.config, one.name) for one in fields(new) if one.name not in RELOADABLE}
-        fixed = [name for name, value in former.items() if getattr(new, name) != value]
-        if fixed:
-            log.warning("these settings need a restart", settings=fixed)
+        unchanged = {field.name: getattr(self.config, field.name) for field in fields(new) if field.name not in RELOADABLE}
+        need_restart = [name for name, value in unchanged.items() if getattr(new, name) != value]
+        if need_restart:
+            log.warning("these settings need a restart", settings=need_restart)
         self.runner.reconfigure(new.admission_rules, new.deadlines)
         self.tabs.set_limits(new.credit_limits)
         self.collector.policy = new.claims
         configure(json=new.log_json, level=new.log_level)
-        self.config = replace(new, **former)
+        self.config = replace(new, **unchanged)
         self.engine_suspected.set()
-        log.info("config taken up", engines=sorted(self.engine_pool.engines))
+        log.info("config applied", engines=sorted(self.engine_pool.engines))
 
     async def _drain(self) -> None:
         await self.runner.drain(self.config.shutdown_grace)
         try:
-            async with asyncio.timeout(_CLAIM_SECONDS):
+            async with asyncio.timeout(_LAST_CLAIM_SECONDS):
                 await self.collector.claim_due(everything=True)
         except (TallyError, TimeoutError) as error:
-            log.warning("claims not handed in; they will be after the next start", error=str(error) or "timed out")
+            log.warning("claims not submitted; they will be after the next start", error=str(error) or "timed out")
         await self.receipt_sender.save_acknowledgements()
         await asyncio.gather(*(link.close() for link in self.links))

@@ -1,4 +1,4 @@
-"""What an operator can see: Prometheus metrics at /metrics and a summary at /healthz, on a local port."""
+"""Metrics and health: Prometheus metrics at /metrics and a health report at /healthz, on a local port."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from node.ports import DebtAlarm, JobReport
 from tallystick.protocol.types import Address, Amount, format_amount
 
 log = structlog.get_logger()
-_FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_TOTAL = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_FIRST_OUTPUT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_JOB_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
-_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
+_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 _HOUR = 3_600.0
-_ALARMS, _PAYERS, _LAST = 20, 100, 10
+_MAX_ALARMS, _MAX_PAYERS, _MAX_LAST_JOBS = 20, 100, 10
 
 Health = Callable[[], Mapping[str, Any]]
-"""The state of the node; `ok` says whether it can earn right now."""
+"""Returns the health report of the node; `ok` says whether it can earn now."""
 
 
 class NodeMetrics:
-    """Sees every job that ends (ports.Observer), and shows it."""
+    """Metrics of every job that ends (ports.Observer), and the alarms."""
 
     def __init__(
         self,
@@ -47,50 +47,62 @@ class NodeMetrics:
         credit_summary: Callable[[], Mapping[str, int]] = dict,
         tick: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`exposed`: what each payer could come to owe beyond its reservation, in base units. `suspect` is called when an engine
-        failed a job. `gpus`: how many earn it; `gpu_hour_cost`: what one costs an hour, in base units. `trust`: sums over all
-        payers in base units, by what they are of.
+        """`unsecured_by_payer` returns what each payer could owe beyond its reservation, in base units. `on_engine_fault` is
+        called when an engine failed a job. `gpus`: number of GPUs; `gpu_hour_cost`: cost of one GPU per hour, in base units.
+        `credit_summary` returns named credit totals of all payers, in base units.
         """
         self._on_engine_fault, self._gpus, self._tick = on_engine_fault, gpus, tick
         self._recent_revenue: deque[tuple[float, int]] = deque()
         self._started_at = tick()
         self._outcomes: PlainCounter[str] = PlainCounter()
         self._sums = {"inputTokens": 0, "outputTokens": 0, "revenue": 0}
-        self._last_jobs: deque[dict[str, Any]] = deque(maxlen=_LAST)
+        self._last_jobs: deque[dict[str, Any]] = deque(maxlen=_MAX_LAST_JOBS)
         self.alarms: list[dict[str, str]] = []
         self.registry = CollectorRegistry()
-        self._jobs = Counter("tally_node_jobs", "Jobs that ended", ["model", "outcome"], registry=self.registry)
-        self._tokens = Counter("tally_node_tokens", "Tokens on receipts", ["model", "direction"], registry=self.registry)
-        self._revenue = Counter("tally_node_revenue_units", "Cost of all receipts, base units", ["model"], registry=self.registry)
+        self._jobs = Counter(
+            "tally_node_jobs", "Ended jobs, by outcome on the receipt", ["model", "outcome"], registry=self.registry
+        )
+        self._tokens = Counter("tally_node_tokens", "Tokens billed on receipts", ["model", "direction"], registry=self.registry)
+        self._revenue = Counter(
+            "tally_node_revenue_units", "Total cost on receipts, in base units", ["model"], registry=self.registry
+        )
         self._first = Histogram(
-            "tally_node_first_output_seconds", "Time to the first output", ["model"], registry=self.registry, buckets=_FIRST
+            "tally_node_first_output_seconds",
+            "Seconds from admission to the first output",
+            ["model"],
+            registry=self.registry,
+            buckets=_FIRST_OUTPUT_BUCKETS,
         )
         self._total = Histogram(
-            "tally_node_job_seconds", "Time of a whole job", ["model"], registry=self.registry, buckets=_TOTAL
+            "tally_node_job_seconds",
+            "Seconds from admission to the end of the job",
+            ["model"],
+            registry=self.registry,
+            buckets=_JOB_BUCKETS,
         )
         self._per_token = Histogram(
             "tally_node_token_seconds",
-            "Time of one output token after the first",
+            "Seconds per output token after the first",
             ["model"],
             registry=self.registry,
-            buckets=_TOKEN,
+            buckets=_TOKEN_BUCKETS,
         )
         self._unpaid = Counter(
-            "tally_node_written_off_units",
-            "What jobs would have cost that their coordinator left unpaid, base units",
+            "tally_node_unpaid_units",
+            "Cost of jobs that the coordinator left unpaid, in base units",
             ["coordinator"],
             registry=self.registry,
         )
-        self._alarms = Counter("tally_node_alarms", "What a person should see", ["what"], registry=self.registry)
+        self._alarms = Counter("tally_node_alarms", "Events that the operator should see", ["event"], registry=self.registry)
         self.registry.register(_CreditCollector(unsecured_by_payer, credit_summary))
         if gpus:
-            Gauge("tally_node_gpus", "GPUs that earn this", registry=self.registry).set(gpus)
+            Gauge("tally_node_gpus", "Number of GPUs behind this node", registry=self.registry).set(gpus)
             hour = Gauge(
-                "tally_node_revenue_per_gpu_hour_units", "Revenue of the last hour a GPU, base units", registry=self.registry
+                "tally_node_revenue_per_gpu_hour_units", "Revenue per GPU in the last hour, in base units", registry=self.registry
             )
             hour.set_function(self.revenue_per_gpu_hour)
         if gpu_hour_cost is not None:
-            cost = Gauge("tally_node_gpu_hour_cost_units", "What a GPU costs an hour, base units", registry=self.registry)
+            cost = Gauge("tally_node_gpu_hour_cost_units", "Cost of one GPU per hour, in base units", registry=self.registry)
             cost.set(int(gpu_hour_cost))
 
     def job_ended(self, report: JobReport) -> None:
@@ -106,8 +118,8 @@ class NodeMetrics:
         if report.first_seconds is not None:
             self._first.labels(report.model).observe(report.first_seconds)
             if report.output_tokens > 1:
-                each = (report.total_seconds - report.first_seconds) / (report.output_tokens - 1)
-                self._per_token.labels(report.model).observe(each)
+                seconds_per_token = (report.total_seconds - report.first_seconds) / (report.output_tokens - 1)
+                self._per_token.labels(report.model).observe(seconds_per_token)
         self._add_revenue(int(report.cost))
         self._add_to_summary(report, outcome)
         if report.engine_fault:
@@ -125,7 +137,7 @@ class NodeMetrics:
         )
 
     def _add_to_summary(self, report: JobReport, outcome: str) -> None:
-        """For people who look now and then."""
+        """Updates the totals and the last jobs of the status report."""
         self._outcomes[outcome] += 1
         self._sums["inputTokens"] += report.input_tokens
         self._sums["outputTokens"] += report.output_tokens
@@ -143,7 +155,7 @@ class NodeMetrics:
         )
 
     def since_start(self) -> dict[str, Any]:
-        """What this process has done: jobs by outcome, tokens, revenue in base units, its last jobs, newest first."""
+        """Returns the work of this process: jobs by outcome, tokens, revenue in base units, and its last jobs, newest first."""
         sums = {name: str(value) for name, value in self._sums.items()}
         hour = round(self.revenue_per_gpu_hour() * max(1, self._gpus))
         up = {"upSeconds": round(self._tick() - self._started_at), "revenueLastHour": str(hour)}
@@ -157,67 +169,73 @@ class NodeMetrics:
             self._recent_revenue.popleft()
 
     def revenue_per_gpu_hour(self) -> float:
-        """What a GPU brought in the last hour, in base units; of a shorter life, what it would come to."""
+        """Returns the revenue per GPU in the last hour, in base units; extrapolated if the process is younger."""
         self._add_revenue(0)
-        lived = min(_HOUR, max(1.0, self._tick() - self._started_at))
-        return sum(cost for _, cost in self._recent_revenue) * (_HOUR / lived) / max(1, self._gpus)
+        uptime = min(_HOUR, max(1.0, self._tick() - self._started_at))
+        return sum(cost for _, cost in self._recent_revenue) * (_HOUR / uptime) / max(1, self._gpus)
 
-    def alarm(self, what: str, payer: Address, debt: DebtAlarm) -> None:
-        """Something that the provider should see: it is logged, counted, and told at /healthz."""
-        self._alarms.labels(what).inc()
+    def alarm(self, event: str, payer: Address, debt: DebtAlarm) -> None:
+        """Logs, counts and reports an event that the operator should see."""
+        self._alarms.labels(event).inc()
         due = format_amount(Amount(debt.due))
-        told = {"what": what, "payer": payer, "due": due, "claim_by": str(debt.claim_by), "remedy": debt.remedy}
-        self.alarms = [*self.alarms[1 - _ALARMS :], told]
-        log.error("alarm", **told)
+        alarm = {"what": event, "payer": payer, "due": due, "claim_by": str(debt.claim_by), "remedy": debt.remedy}
+        self.alarms = [*self.alarms[1 - _MAX_ALARMS :], alarm]
+        log.error("alarm", **alarm)
 
     def coordinator_suspended(self, endpoint: str, cost: Amount) -> None:
-        """The coordinator at this address left too much of this node's work unpaid, and is served no more for now."""
-        what = "coordinator leaves work unpaid"
-        self._alarms.labels(what).inc()
-        told = {"what": what, "payer": endpoint, "due": format_amount(cost), "claim_by": ""}
-        self.alarms = [*self.alarms[1 - _ALARMS :], told]
-        log.error("alarm", what=what, coordinator=endpoint, written_off=format_amount(cost))
+        """Raises the alarm that the coordinator at this address is suspended, because it left too much work unpaid."""
+        event = "coordinator leaves work unpaid"
+        self._alarms.labels(event).inc()
+        alarm = {"what": event, "payer": endpoint, "due": format_amount(cost), "claim_by": ""}
+        self.alarms = [*self.alarms[1 - _MAX_ALARMS :], alarm]
+        log.error("alarm", what=event, coordinator=endpoint, unpaid=format_amount(cost))
 
     def app(self, health: Health) -> Starlette:
-        """The ASGI app over what was seen, and over what `health` says."""
+        """Returns the ASGI app that serves the metrics and the `health` report."""
 
         async def metrics(_request: Request) -> Response:
             return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
         async def healthz(_request: Request) -> Response:
-            said = dict(health())
-            return JSONResponse(said, 200 if said.get("ok") else 503)
+            report = dict(health())
+            return JSONResponse(report, 200 if report.get("ok") else 503)
 
         return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz)])
 
 
 class _CreditCollector(Collector):
-    """What payers could come to owe beyond their reservations: the largest each, and all of them, and other sums of trust, asked
-    when it is read.
+    """Credit metrics, computed when they are read: unsecured debt in total and of the payers that owe most, and the credit
+    totals.
     """
 
-    def __init__(self, exposed: Callable[[], Mapping[Address, int]], trust: Callable[[], Mapping[str, int]]) -> None:
-        self._exposed, self._trust = exposed, trust
+    def __init__(
+        self, unsecured_by_payer: Callable[[], Mapping[Address, int]], credit_summary: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._unsecured_by_payer, self._credit_summary = unsecured_by_payer, credit_summary
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
-        found = self._exposed()
-        total = GaugeMetricFamily("tally_node_unsecured_units", "Owed beyond reservations at worst, base units")
-        total.add_metric([], sum(found.values()))
+        unsecured = self._unsecured_by_payer()
+        total = GaugeMetricFamily("tally_node_unsecured_units", "Largest possible debt beyond reservations, in base units")
+        total.add_metric([], sum(unsecured.values()))
         yield total
-        each = GaugeMetricFamily("tally_node_payer_unsecured_units", "The same, of the payers that owe most", labels=["payer"])
-        for payer, owed in sorted(found.items(), key=lambda one: -one[1])[:_PAYERS]:
-            each.add_metric([payer], owed)
-        yield each
-        for name, amount in self._trust().items():
-            yield GaugeMetricFamily(f"tally_node_{name}_units", f"Trust: {name.replace('_', ' ')}, base units", value=amount)
+        by_payer = GaugeMetricFamily(
+            "tally_node_payer_unsecured_units",
+            "Largest possible debt beyond the reservation, by payer, in base units",
+            labels=["payer"],
+        )
+        for payer, owed in sorted(unsecured.items(), key=lambda entry: -entry[1])[:_MAX_PAYERS]:
+            by_payer.add_metric([payer], owed)
+        yield by_payer
+        for name, amount in self._credit_summary().items():
+            yield GaugeMetricFamily(f"tally_node_{name}_units", f"Credit: {name.replace('_', ' ')}, in base units", value=amount)
 
 
 def count_gpus() -> int:
-    """How many NVIDIA GPUs there are; 0 where there are none, or without NVML (pip install nvidia-ml-py)."""
+    """Returns the number of NVIDIA GPUs; 0 if there are none or NVML is missing (pip install nvidia-ml-py)."""
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
         return int(nvml.nvmlDeviceGetCount())
-    except Exception:  # noqa: BLE001 - whatever is wrong with a driver, it is not this node's job
+    except Exception:  # noqa: BLE001 - a broken driver must not stop the node
         return 0

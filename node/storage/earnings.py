@@ -1,4 +1,4 @@
-"""What a node earned, out of its store: functions of one connection, for people who look at it from outside the daemon."""
+"""Earnings reports from the node's store, as functions of one connection, for readers outside the daemon."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class EarningsLine:
 
 @dataclass(frozen=True, slots=True)
 class EarningsTotals:
-    """All tabs together, in base units: what receipts came to, what the chain was last seen to have settled, and what no order
-    can be claimed for any more, as it was last booked.
+    """Totals over all tabs, in base units: the sum of the receipts, the last known settled amounts, and the recorded
+    write-offs.
     """
 
     earned: Amount
@@ -39,7 +39,7 @@ class EarningsTotals:
 
 @dataclass(frozen=True, slots=True)
 class GasSpent:
-    """What this provider paid itself to settle: transactions, gas, and coins in the chain's smallest unit."""
+    """What this provider paid for its own settlements: number of transactions, gas, and fees in wei."""
 
     transactions: int
     gas_used: int
@@ -47,13 +47,15 @@ class GasSpent:
 
 
 def read_gas(c: Connection, since: int) -> GasSpent:
-    """Since that time (Unix seconds). Coordinators pay for what they settle, so it is often nothing."""
-    found = c.execute(sa.select(gas.c.gas_used, gas.c.fee).where(gas.c.at >= since)).all()
-    return GasSpent(len(found), sum(row.gas_used for row in found), sum(int(row.fee) for row in found))
+    """Returns the gas spent since `since` (Unix seconds). It is often 0, because coordinators pay for the claims that they
+    settle.
+    """
+    rows = c.execute(sa.select(gas.c.gas_used, gas.c.fee).where(gas.c.at >= since)).all()
+    return GasSpent(len(rows), sum(row.gas_used for row in rows), sum(int(row.fee) for row in rows))
 
 
 def read_lines(c: Connection, since: int) -> list[EarningsLine]:
-    """What was earned since that time (Unix seconds), newest day first, the most earning first."""
+    """Returns the earnings since `since` (Unix seconds), newest day first, then largest revenue first."""
     day = sa.func.date(receipts.c.finished_at, "unixepoch").label("day")
     revenue = sa.func.sum(sa.cast(sa.type_coerce(receipts.c.cost, sa.String), sa.BigInteger)).label("revenue")
     query = (
@@ -78,11 +80,11 @@ def read_lines(c: Connection, since: int) -> list[EarningsLine]:
 
 
 def read_totals(c: Connection) -> EarningsTotals:
-    """Since the node began."""
-    found = c.execute(sa.select(tabs.c.cumulative, tabs.c.settled, tabs.c.written_off)).all()
+    """Returns the totals since the node's first start."""
+    rows = c.execute(sa.select(tabs.c.cumulative, tabs.c.settled, tabs.c.written_off)).all()
     return EarningsTotals(
-        earned=Amount(sum(row.cumulative for row in found)),
-        settled=Amount(sum(row.settled for row in found)),
-        written_off=Amount(sum(row.written_off for row in found)),
-        payers=len(found),
+        earned=Amount(sum(row.cumulative for row in rows)),
+        settled=Amount(sum(row.settled for row in rows)),
+        written_off=Amount(sum(row.written_off for row in rows)),
+        payers=len(rows),
     )

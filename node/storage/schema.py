@@ -1,4 +1,4 @@
-"""The tables of a node's store, and how money and times lie in them."""
+"""The tables of the node's store, and the column types for amounts and times."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ metadata = sa.MetaData()
 
 
 class Money(sa.types.TypeDecorator[Amount]):
-    """An Amount as fixed-width decimal text: it sorts as a number does, and 96 bits fit."""
+    """An Amount as fixed-width decimal text, which sorts as the number does and holds 96 bits."""
 
     impl = sa.String(_MONEY_DIGITS)
     cache_ok = True
 
     def process_bind_param(self, value: Amount | None, _dialect: Any) -> str | None:
-        """To the database."""
+        """Converts a value for the database."""
         return None if value is None else f"{int(value):0{_MONEY_DIGITS}d}"
 
     def process_result_value(self, value: Any, _dialect: Any) -> Amount | None:
-        """From the database."""
+        """Converts a value from the database."""
         return None if value is None else Amount(int(value))
 
 
 class Time(sa.types.TypeDecorator[int]):
-    """Unix seconds out of an order, which its payer may have set beyond what the database holds."""
+    """Unix seconds from an order, limited to what the database holds, because a payer may set any value."""
 
     impl = sa.BigInteger
     cache_ok = True
 
     def process_bind_param(self, value: int | None, _dialect: Any) -> int | None:
-        """To the database."""
+        """Converts a value for the database."""
         return None if value is None else min(value, _MAX_INT64)
 
 
@@ -86,7 +86,7 @@ receipts = sa.Table(
     sa.Column("finished_at", sa.BigInteger),
     sa.Column("acknowledged", sa.Boolean),
     sa.Column("receipt_doc", sa.Text),
-    sa.UniqueConstraint("payer", "seq", name="receipts_seq"),  # two receipts with one number cost the stake
+    sa.UniqueConstraint("payer", "seq", name="receipts_seq"),  # signing two receipts with one number costs the stake
 )
 tabs = sa.Table(
     "tabs",

@@ -1,4 +1,6 @@
-"""The node's store: SQLAlchemy Core on SQLite. What it returned from is on disk; signed documents are kept as they came."""
+"""The node's store: SQLAlchemy Core on SQLite. A write is on disk when its method returns; signed documents are stored
+unchanged.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import sqlalchemy as sa
 import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
-from node.domain.order_admission import Admitted, Matched
+from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.signed_caps import SignedCap
 from node.domain.tabs import Funds, StoredTab
 from node.ports import ClaimableTab, CoordinatorHour, ReceiptRecord, UnacknowledgedReceipt, WriteOff
@@ -28,7 +30,7 @@ MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
 
 class SqlStore:
-    """JobStore, ReceiptStore, RecallStore, ClaimStore, DealingStore and Startup over one database."""
+    """JobStore, ReceiptStore, RecoveryStore, ClaimStore, CoordinatorCreditStore and StartupStore over one database."""
 
     def __init__(self, url: str, provider: Address, domain: Domain) -> None:
         self._db = Database(url)
@@ -45,23 +47,23 @@ class SqlStore:
                 connection.execute(sa.insert(identity).values(mine))
             return dict(row or mine)
 
-        found = await self._db.write(work)
-        if found != mine:
+        stored = await self._db.write(work)
+        if stored != mine:
             await self.close()
-            text = f"this state belongs to {_told(found)}, but the node is {_told(mine)}: give its --wallet, or another state"
-            raise BadMessage(f"{text}; receipts of one tab must stay in one place")
+            text = f"this state belongs to {_describe(stored)}, but the node is {_describe(mine)}"
+            raise BadMessage(f"{text}; pass the --wallet of this state, or use another `state` folder")
 
     async def read(self, work: Callable[[Connection], R]) -> R:
-        """What a reader of the tables finds, at one moment."""
+        """Runs `work` on one consistent snapshot and returns its result."""
         return await self._db.read(work)
 
     async def close(self) -> None:
-        """Writes what is queued and lets go."""
+        """Completes queued writes and closes the database."""
         await self._db.close()
 
     # Jobs
 
-    async def begin(self, admitted: Admitted, at: int) -> None:
+    async def begin(self, admitted: AdmittedJob, at: int) -> None:
         """See ports.JobStore."""
         order_row, job_row = _order_row(admitted.order, admitted.terms), _job_row(admitted, at)
 
@@ -71,17 +73,17 @@ class SqlStore:
 
         await self._db.write(work)
 
-    async def record_receipt(self, booking: ReceiptRecord) -> None:
+    async def record_receipt(self, record: ReceiptRecord) -> None:
         """See ports.JobStore."""
-        end = _ending(booking)
+        end = _end_rows(record)
         await self._db.write(lambda connection: _write_end(connection, end))
 
-    async def record_refusal(self, booking: ReceiptRecord) -> None:
+    async def record_refusal(self, record: ReceiptRecord) -> None:
         """See ports.JobStore."""
-        refused, end = booking.matched, _ending(booking)
-        # Without a ceiling no claim rests on it: its terms, such as the fee, are not what this provider bears.
+        refused, end = record.matched, _end_rows(record)
+        # With a cap of 0 no claim rests on the order, because its terms, such as the fee, may be unacceptable.
         order_row = _order_row(refused.order, refused.terms) | {"cap": Amount(0)}
-        job_row = _job_row(refused, booking.receipt.message.finished_at)
+        job_row = _job_row(refused, record.receipt.message.finished_at)
 
         def work(connection: Connection) -> None:
             connection.execute(_NEW_ORDER, order_row)
@@ -116,11 +118,11 @@ class SqlStore:
 
     async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:
         """See ports.ReceiptStore."""
-        named = [job.hex() for job in jobs]
-        query = sa.update(receipts).where(receipts.c.coordinator == coordinator, receipts.c.job.in_(named))
+        job_ids = [job.hex() for job in jobs]
+        query = sa.update(receipts).where(receipts.c.coordinator == coordinator, receipts.c.job.in_(job_ids))
         await self._db.write(lambda c: c.execute(query.values(acknowledged=True)))
 
-    # What a former state signed
+    # State recovery
 
     async def record_recovered(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
         """See ports.RecoveryStore."""
@@ -132,7 +134,7 @@ class SqlStore:
         def work(connection: Connection) -> None:
             for table, row in ((orders, order_row), (receipts, receipt_row)):
                 connection.execute(sa.dialects.sqlite.insert(table).on_conflict_do_nothing(), row)
-            connection.execute(_BOOK_TAB, _NEW_TAB | tab)
+            connection.execute(_UPDATE_TAB, _NEW_TAB | tab)
 
         await self._db.write(work)
 
@@ -143,10 +145,10 @@ class SqlStore:
 
     async def completed_recoveries(self) -> list[tuple[Address, str]]:
         """See ports.RecoveryStore."""
-        found = await self._db.read(
+        rows = await self._db.read(
             lambda c: c.execute(sa.select(completed_recoveries.c.coordinator, completed_recoveries.c.url)).all()
         )
-        return [(Address(coordinator), url) for coordinator, url in found]
+        return [(Address(coordinator), url) for coordinator, url in rows]
 
     # Claims
 
@@ -166,10 +168,10 @@ class SqlStore:
 
     async def record_funds(self, payer: Address, funds: Funds, at: int) -> None:
         """See ports.ClaimStore."""
-        # What is left uncollected has waited since now at the latest, since a settlement takes the oldest first.
-        moved = sa.case((tabs.c.settled < funds.settled, at), else_=tabs.c.since)
+        # A settlement takes the oldest amounts first, so the rest has waited since now at most.
+        since = sa.case((tabs.c.settled < funds.settled, at), else_=tabs.c.since)
         query = sa.update(tabs).where(tabs.c.payer == payer)
-        query = query.values(settled=funds.settled, reserved=funds.reserved, since=moved, observed_at=at)
+        query = query.values(settled=funds.settled, reserved=funds.reserved, since=since, observed_at=at)
         await self._db.write(lambda c: c.execute(query))
 
     async def record_claim(self, claim: Signed[Claim], at: int) -> None:
@@ -191,20 +193,20 @@ class SqlStore:
         query = query.where(sa.or_(tabs.c.cumulative > tabs.c.settled, tabs.c.written_off > Amount(0)))
 
         def work(connection: Connection) -> list[WriteOff]:
-            found = []
+            write_offs = []
             for row in connection.execute(query).all():
-                lost = max(0, row.cumulative - max(row.settled, row.cap or 0))
-                if lost != row.written_off:
-                    found.append(WriteOff(Address(row.payer), Amount(lost), lost - row.written_off))
-            for loss in found:
-                change = sa.update(tabs).where(tabs.c.payer == loss.payer).values(written_off=loss.amount)
+                unclaimable = max(0, row.cumulative - max(row.settled, row.cap or 0))
+                if unclaimable != row.written_off:
+                    write_offs.append(WriteOff(Address(row.payer), Amount(unclaimable), unclaimable - row.written_off))
+            for write_off in write_offs:
+                change = sa.update(tabs).where(tabs.c.payer == write_off.payer).values(written_off=write_off.amount)
                 connection.execute(change)
-            return found
+            return write_offs
 
         return await self._db.write(work)
 
     async def record_gas(self, tx: str, at: int, gas_used: int, fee: int) -> None:
-        """This provider paid for a transaction; `fee` is in the chain's smallest coin."""
+        """Stores the gas that this provider paid for a transaction; `fee` is in wei."""
         row = {"tx": tx, "at": at, "gas_used": gas_used, "fee": fee}
         await self._db.write(lambda c: c.execute(sa.dialects.sqlite.insert(gas).on_conflict_do_nothing(), row))
 
@@ -218,13 +220,13 @@ class SqlStore:
         )
 
         def work(connection: Connection) -> tuple[Any, Any]:
-            return connection.execute(query).mappings().all(), connection.execute(_ceilings(now)).all()
+            return connection.execute(query).mappings().all(), connection.execute(_live_caps(now)).all()
 
-        rows, backing = await self._db.read(work)
-        ceilings: dict[str, list[SignedCap]] = {}
-        for payer, ceiling, claim_by in backing:
-            ceilings.setdefault(payer, []).append(SignedCap(ceiling, claim_by))
-        return [_tab_row(row, ceilings.get(row["payer"], [])) for row in rows]
+        rows, caps_rows = await self._db.read(work)
+        caps: dict[str, list[SignedCap]] = {}
+        for payer, cap, claim_by in caps_rows:
+            caps.setdefault(payer, []).append(SignedCap(cap, claim_by))
+        return [_tab_row(row, caps.get(row["payer"], [])) for row in rows]
 
     async def consumed_orders(self, now: int) -> list[tuple[Hash, int]]:
         """See ports.StartupStore."""
@@ -232,7 +234,7 @@ class SqlStore:
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [(Hash(bytes.fromhex(digest)), deadline) for digest, deadline in rows]
 
-    async def unfinished_orders(self, now: int) -> list[Matched]:
+    async def unfinished_orders(self, now: int) -> list[MatchedOrder]:
         """See ports.StartupStore."""
         query = (
             sa.select(jobs.c.job, jobs.c.attempt, orders.c.digest, orders.c.order_doc, orders.c.terms_doc)
@@ -242,7 +244,7 @@ class SqlStore:
         )
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [
-            Matched(
+            MatchedOrder(
                 JobId(bytes.fromhex(job)),
                 _stored_order(digest, order),
                 Terms.from_json(loads(terms, "stored terms")),
@@ -269,7 +271,7 @@ class SqlStore:
         return [CoordinatorHour(**row) for row in rows]
 
 
-# Statements of every job, made once: making them anew costs more than the database takes for them.
+# Statements that every job executes. Building them once per job would cost more than executing them.
 
 _NEW_ORDER, _NEW_JOB, _NEW_RECEIPT = sa.insert(orders), sa.insert(jobs), sa.insert(receipts)
 _END_JOB = (
@@ -287,28 +289,31 @@ _NEW_TAB = {
 }
 
 
-def _book_tab() -> sa.Executable:
-    """Brings the tab to a receipt. `since` is when the first unsettled receipt came: kept while something is unsettled."""
+def _update_tab() -> sa.Executable:
+    """Returns the statement that updates a tab to a receipt.
+
+    `since`, the time of the first unsettled receipt, stays while anything is unsettled.
+    """
     query = sa.dialects.sqlite.insert(tabs)
     new = query.excluded
     since = sa.case((tabs.c.cumulative > tabs.c.settled, tabs.c.since), else_=new.since)
     changed = {"seq": new.seq, "cumulative": new.cumulative, "since": since}
-    # What a former state signed may have come in between: a tab never goes back.
+    # State recovery may have come in between: a tab never goes back.
     return query.on_conflict_do_update(index_elements=["payer"], set_=changed, where=new.seq > tabs.c.seq)
 
 
-_BOOK_TAB = _book_tab()
+_UPDATE_TAB = _update_tab()
 
 
 def _best_order(now: int) -> sa.ScalarSelect[Any]:
-    """The digest of the order of a tab's payer that brings most, of those that can be claimed on later than `now`."""
+    """Selects the digest of the payer's order with the highest cap that stays claimable after `now`."""
     query = sa.select(orders.c.digest).where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
     query = query.order_by(orders.c.cap.desc(), orders.c.claim_by.desc()).limit(1)
     return query.correlate(tabs).scalar_subquery()
 
 
-def _ceilings(now: int) -> sa.Select[Any]:
-    """Payer, ceiling and claimBy of the live orders that are not both lower and shorter-lived than another, highest first."""
+def _live_caps(now: int) -> sa.Select[Any]:
+    """Selects payer, cap and claimBy of live orders, highest cap first, without orders that another one exceeds in both."""
     live = sa.select(orders.c.payer, orders.c.cap, orders.c.claim_by).where(orders.c.claim_by > now)
     above = sa.func.max(orders.c.claim_by).over(
         partition_by=orders.c.payer, order_by=(orders.c.cap.desc(), orders.c.claim_by.desc()), rows=(None, -1)
@@ -319,7 +324,7 @@ def _ceilings(now: int) -> sa.Select[Any]:
     return query.order_by(ranked.c.payer, ranked.c.cap.desc())
 
 
-def _told(identity: dict[str, Any]) -> str:
+def _describe(identity: dict[str, Any]) -> str:
     return f"{identity['provider']} on chain {identity['chain_id']} with contract {identity['contract']}"
 
 
@@ -331,11 +336,11 @@ class _EndRows(NamedTuple):
     tab: dict[str, Any]
 
 
-def _ending(booking: ReceiptRecord) -> _EndRows:
-    matched, receipt = booking.matched, booking.receipt.message
+def _end_rows(record: ReceiptRecord) -> _EndRows:
+    matched, receipt = record.matched, record.receipt.message
     digest = matched.order.digest.hex()
     return _EndRows(
-        _receipt_row(booking.receipt, digest, matched.job, matched.order.message.coordinator),
+        _receipt_row(record.receipt, digest, matched.job, matched.order.message.coordinator),
         {"of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)},
         {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost},
     )
@@ -344,10 +349,10 @@ def _ending(booking: ReceiptRecord) -> _EndRows:
 def _write_end(connection: Connection, end: _EndRows) -> None:
     connection.execute(_NEW_RECEIPT, end.receipt)
     connection.execute(_END_JOB, end.job)
-    connection.execute(_BOOK_TAB, _NEW_TAB | end.tab)
+    connection.execute(_UPDATE_TAB, _NEW_TAB | end.tab)
 
 
-def _job_row(matched: Matched, at: int) -> dict[str, Any]:
+def _job_row(matched: MatchedOrder, at: int) -> dict[str, Any]:
     return {
         "order_digest": matched.order.digest.hex(),
         "job": matched.job.hex(),
@@ -359,7 +364,7 @@ def _job_row(matched: Matched, at: int) -> dict[str, Any]:
 
 
 def _stored_order(digest: str, document: str) -> Verified[Order]:
-    """Only verified orders are ever stored."""
+    """Restores a verified order; the store holds only verified ones."""
     order = loads_signed(Order, document)
     return Verified(order.message, order.signature, Hash(bytes.fromhex(digest)))
 
@@ -410,8 +415,8 @@ def _claimable(row: Any) -> ClaimableTab:
     )
 
 
-def _tab_row(row: Any, ceilings: list[SignedCap]) -> StoredTab:
-    best, *lower = ceilings or [SignedCap(Amount(0), 0)]
+def _tab_row(row: Any, caps: list[SignedCap]) -> StoredTab:
+    best, *lower = caps or [SignedCap(Amount(0), 0)]
     return StoredTab(
         payer=Address(row["payer"]),
         seq=row["seq"],

@@ -1,4 +1,4 @@
-"""The ports' twins in memory: what the core is tested on, and what another adapter can be held against."""
+"""In-memory implementations of the node's ports: the core's tests run on them, and they are a reference for other adapters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from node.domain.order_admission import Admitted, Matched
+from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.requests import EngineRequest
 from node.domain.signed_caps import SignedCap, SignedCaps, add, after
 from node.domain.tabs import Funds, StoredTab
@@ -30,12 +30,14 @@ from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import Kind
 
 Step = EngineEvent | BaseException | Callable[[], Awaitable[object]]
-"""One thing that a scripted engine does: yield an event, raise an error, or wait for something."""
+"""One step of a scripted engine: an event to yield, an error to raise, or something to wait for."""
 
 
 class ScriptedEngine:
-    """ports.Engine that does what it is told, the same for every call. `called` is set by the first call; `stopped` counts the
-    answers that were not read to their end; `hears`: it has the request as soon as it is called.
+    """ports.Engine that performs the same steps for every request.
+
+    `called` is set by the first request; `stopped` counts the responses that were not read to their end; `receives_request`: the
+    engine has the request as soon as it is called.
     """
 
     def __init__(self, *steps: Step, models: Sequence[str] = ("model",)) -> None:
@@ -93,10 +95,12 @@ class _Tab:
 
 
 class MemoryStore:
-    """ports.JobStore, ReceiptStore, ClaimStore, DealingStore and Startup. `fault`, if set, is what the next writes raise."""
+    """ports.JobStore, ReceiptStore, ClaimStore, CoordinatorCreditStore and StartupStore. `fault`, if set, is raised by the next
+    writes.
+    """
 
     def __init__(self) -> None:
-        self.orders: dict[Hash, Matched] = {}
+        self.orders: dict[Hash, MatchedOrder] = {}
         self.refused: set[Hash] = set()
         self.receipt_records: list[ReceiptRecord] = []
         self.acknowledged_jobs: set[JobId] = set()
@@ -105,44 +109,44 @@ class MemoryStore:
         self._coordinator_hours: dict[tuple[str, int], CoordinatorHour] = {}
         self._tabs: dict[Address, _Tab] = {}
 
-    async def begin(self, admitted: Admitted, at: int) -> None:  # noqa: ARG002 - the port's signature
+    async def begin(self, admitted: AdmittedJob, at: int) -> None:  # noqa: ARG002 - the port's signature
         """See ports.JobStore."""
         self._check()
         if admitted.order.digest in self.orders:
-            raise ValueError("an order begun twice")
+            raise ValueError("an order was begun twice")
         self.orders[admitted.order.digest] = admitted
 
-    async def record_receipt(self, booking: ReceiptRecord) -> None:
+    async def record_receipt(self, record: ReceiptRecord) -> None:
         """See ports.JobStore."""
         await asyncio.sleep(0)
         self._check()
-        receipt = booking.receipt.message
+        receipt = record.receipt.message
         tab = self._tabs.get(receipt.payer, _Tab())
         if receipt.seq != tab.seq + 1:
             raise ValueError(f"receipt {receipt.seq} after {tab.seq}")
         since = tab.since if tab.cumulative > tab.funds.settled else receipt.finished_at
         tab = replace(tab, seq=receipt.seq, cumulative=receipt.cumulative_cost, since=since, last_at=receipt.finished_at)
         self._tabs[receipt.payer] = tab
-        self.receipt_records.append(booking)
+        self.receipt_records.append(record)
 
-    async def record_refusal(self, booking: ReceiptRecord) -> None:
+    async def record_refusal(self, record: ReceiptRecord) -> None:
         """See ports.JobStore."""
         self._check()
-        digest = booking.matched.order.digest
+        digest = record.matched.order.digest
         if digest in self.orders:
-            raise ValueError("an order refused that was begun")
-        await self.record_receipt(booking)
-        self.orders[digest] = booking.matched
+            raise ValueError("an order was refused after it was begun")
+        await self.record_receipt(record)
+        self.orders[digest] = record.matched
         self.refused.add(digest)
 
     async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[UnacknowledgedReceipt]:
         """See ports.ReceiptStore."""
         found = [
-            UnacknowledgedReceipt(booking.matched.job, LateReceipt(booking.receipt, booking.matched.order, booking.matched.terms))
-            for booking in self.receipt_records
-            if booking.matched.order.message.coordinator == coordinator
-            and booking.matched.job not in self.acknowledged_jobs
-            and booking.receipt.message.finished_at < before
+            UnacknowledgedReceipt(record.matched.job, LateReceipt(record.receipt, record.matched.order, record.matched.terms))
+            for record in self.receipt_records
+            if record.matched.order.message.coordinator == coordinator
+            and record.matched.job not in self.acknowledged_jobs
+            and record.receipt.message.finished_at < before
         ]
         return found[page * size : (page + 1) * size]
 
@@ -153,8 +157,8 @@ class MemoryStore:
 
     async def claimable(self, now: int, limit: int, skip: int = 0) -> list[ClaimableTab]:
         """See ports.ClaimStore."""
-        found = [self._claimable(payer, tab, now) for payer, tab in self._tabs.items() if tab.cumulative > tab.funds.settled]
-        return [one for one in found if one is not None and one.due > 0][skip : skip + limit]
+        claimable = [self._claimable(payer, tab, now) for payer, tab in self._tabs.items() if tab.cumulative > tab.funds.settled]
+        return [tab for tab in claimable if tab is not None and tab.due > 0][skip : skip + limit]
 
     async def record_funds(self, payer: Address, funds: Funds, at: int) -> None:
         """See ports.ClaimStore."""
@@ -171,14 +175,14 @@ class MemoryStore:
 
     async def write_off(self, now: int) -> list[WriteOff]:
         """See ports.ClaimStore."""
-        losses = []
+        write_offs = []
         for payer, tab in self._tabs.items():
             best = self._best(payer, now)
-            lost = max(0, tab.cumulative - max(tab.funds.settled, best.order.message.ceiling if best else 0))
-            if lost != tab.written_off:
-                losses.append(WriteOff(payer, Amount(lost), lost - tab.written_off))
-                self._tabs[payer] = replace(tab, written_off=Amount(lost))
-        return losses
+            unclaimable = max(0, tab.cumulative - max(tab.funds.settled, best.order.message.ceiling if best else 0))
+            if unclaimable != tab.written_off:
+                write_offs.append(WriteOff(payer, Amount(unclaimable), unclaimable - tab.written_off))
+                self._tabs[payer] = replace(tab, written_off=Amount(unclaimable))
+        return write_offs
 
     async def tabs(self, now: int) -> list[StoredTab]:
         """See ports.StartupStore."""
@@ -189,13 +193,13 @@ class MemoryStore:
         orders = [(digest, admitted.order.message.deadline) for digest, admitted in self.orders.items()]
         return [(digest, deadline) for digest, deadline in orders if deadline > now]
 
-    async def unfinished_orders(self, now: int) -> list[Matched]:
+    async def unfinished_orders(self, now: int) -> list[MatchedOrder]:
         """See ports.StartupStore."""
-        ended = {booking.matched.order.digest for booking in self.receipt_records}
+        ended = {record.matched.order.digest for record in self.receipt_records}
         return [
-            Matched(one.job, one.order, one.terms, one.attempt)
-            for digest, one in self.orders.items()
-            if digest not in ended and one.order.message.claim_by > now
+            MatchedOrder(matched.job, matched.order, matched.terms, matched.attempt)
+            for digest, matched in self.orders.items()
+            if digest not in ended and matched.order.message.claim_by > now
         ]
 
     async def record_coordinator_hour(self, dealing: CoordinatorHour) -> None:
@@ -211,10 +215,10 @@ class MemoryStore:
         if self.fault is not None:
             raise self.fault
 
-    def _best(self, payer: Address, now: int) -> Matched | None:
-        usable = [one for digest, one in self.orders.items() if digest not in self.refused and one.payer == payer]
-        live = [one for one in usable if one.order.message.claim_by > now]
-        return max(live, key=lambda one: (one.order.message.ceiling, one.order.message.claim_by), default=None)
+    def _best(self, payer: Address, now: int) -> MatchedOrder | None:
+        usable = [matched for digest, matched in self.orders.items() if digest not in self.refused and matched.payer == payer]
+        live = [matched for matched in usable if matched.order.message.claim_by > now]
+        return max(live, key=lambda matched: (matched.order.message.ceiling, matched.order.message.claim_by), default=None)
 
     def _claimable(self, payer: Address, tab: _Tab, now: int) -> ClaimableTab | None:
         best = self._best(payer, now)
@@ -233,11 +237,11 @@ class MemoryStore:
         )
 
     def _row(self, payer: Address, tab: _Tab, now: int) -> StoredTab:
-        held: SignedCaps = ()
-        for digest, one in self.orders.items():
-            if one.payer == payer and digest not in self.refused:
-                held = add(held, SignedCap(one.order.message.ceiling, one.order.message.claim_by))
-        best, *lower = after(held, now) or (SignedCap(Amount(0), 0),)
+        caps: SignedCaps = ()
+        for digest, matched in self.orders.items():
+            if matched.payer == payer and digest not in self.refused:
+                caps = add(caps, SignedCap(matched.order.message.ceiling, matched.order.message.claim_by))
+        best, *lower = after(caps, now) or (SignedCap(Amount(0), 0),)
         return StoredTab(
             payer,
             tab.seq,
@@ -253,7 +257,7 @@ class MemoryStore:
 
 
 class MemoryLink:
-    """ports.Link that keeps what was posted. `full` makes `drained` wait, `end` makes it raise LinkLost."""
+    """ports.Link that keeps what was posted. `fill` makes `drain` wait, `disconnect` makes it raise LinkLost."""
 
     def __init__(self, coordinator: Address, endpoint: str = "coordinator.example:443") -> None:
         self.coordinator, self.endpoint = coordinator, endpoint
@@ -263,7 +267,7 @@ class MemoryLink:
         self._room.set()
         self._lost = False
         self.on_first_chunk: Callable[[JobId], None] = lambda _job: None
-        """What the coordinator does with a job's first chunk."""
+        """Called with a job's id after its first chunk."""
 
     def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
         """See ports.Link."""
@@ -287,17 +291,17 @@ class MemoryLink:
             raise LinkLost
 
     def disconnect(self) -> None:
-        """The connection is lost."""
+        """Loses the connection."""
         self._lost = True
         self._room.set()
 
     def fill(self) -> None:
-        """Nothing fits any more."""
+        """Leaves no room for more frames."""
         self._room.clear()
 
     def payloads(self, job: JobId, kind: Kind | None = None) -> list[bytes]:
-        """The payloads posted for a job, of one kind or all."""
-        return [payload for found, of, payload in self.frames if of == job and kind in (None, found)]
+        """Returns the payloads posted for a job, of one kind or of all kinds."""
+        return [payload for frame_kind, frame_job, payload in self.frames if frame_job == job and kind in (None, frame_kind)]
 
     async def until(self, kind: Kind, job: JobId, count: int = 1) -> bytes:
         """Waits for the n-th frame of a kind for a job, and returns its payload."""
@@ -308,7 +312,7 @@ class MemoryLink:
 
 
 class MemoryChain:
-    """ports.ChainView with the funds that it is told; `fresh` is what only a refresh sees."""
+    """ports.ChainView with given funds; `fresh` holds what only a refresh returns."""
 
     withdrawal_delay = 86_400.0
 
@@ -328,7 +332,7 @@ class MemoryChain:
 
 
 class RecordingObserver:
-    """ports.Observer that keeps what it was told."""
+    """ports.Observer that keeps the reports."""
 
     def __init__(self) -> None:
         self.reports: list[JobReport] = []

@@ -1,4 +1,4 @@
-"""Enough after a few words: the job is cancelled, and what had been delivered is what is billed."""
+"""Cancels a job after a few words; only what was delivered is billed."""
 
 import asyncio
 import os
@@ -7,25 +7,25 @@ from tallystick import Market, format_amount, open_wallet
 
 
 async def main() -> None:
-    """Reads the beginning of one chat."""
+    """Reads the beginning of one answer."""
     wallet = open_wallet(os.environ.get("TALLYSTICK_WALLET", "default"))
     async with Market(os.environ.get("TALLYSTICK_COORDINATOR", "http://127.0.0.1:8420"), wallet) as market:
         model = os.environ.get("TALLYSTICK_MODEL") or (await market.models())[0].id
         pieces: list[str] = []
-        # Leaving the block cancels what still runs, also on Ctrl-C; cancel() does it here and now, and brings the bill.
+        # Leaving the block cancels a job that still runs, also on Ctrl-C. cancel() does so at once and returns the bill.
         async with market.stream(model, [{"role": "user", "content": "Tell me a long story."}], max_tokens=1_000) as stream:
             async for text in stream:
                 pieces.append(text)
                 if len(pieces) == 5:
-                    bill = await stream.cancel()
+                    result = await stream.cancel()
                     break
             else:
-                bill = await stream.result()
+                result = await stream.result()
         print("".join(pieces))
-        if bill is None:
-            print("the bill is not known yet; `tally spending` will have it")
+        if result is None:
+            print("the receipt has not arrived yet; `tally spending` will list it")
         else:
-            print(f"{bill.outcome.name.lower()}: {bill.usage.output} output tokens, {format_amount(bill.cost)}")
+            print(f"{result.outcome.name.lower()}: {result.usage.output} output tokens, {format_amount(result.cost)} dollars")
 
 
 asyncio.run(main())

@@ -1,4 +1,4 @@
-"""One chat, without async: what was said, by whom, and what it cost."""
+"""One chat without async: prints the answer, the provider and the cost."""
 
 import os
 
@@ -9,4 +9,4 @@ with SyncMarket(os.environ.get("TALLYSTICK_COORDINATOR", "http://127.0.0.1:8420"
     model = os.environ.get("TALLYSTICK_MODEL") or market.models()[0].id
     result = market.chat(model, [{"role": "user", "content": "What is a tally stick?"}], max_tokens=200)
     print(result.text)
-    print(f"{result.usage.input} + {result.usage.output} tokens from {result.provider} cost {format_amount(result.cost)}")
+    print(f"{result.usage.input} + {result.usage.output} tokens from {result.provider} cost {format_amount(result.cost)} dollars")

@@ -1,4 +1,4 @@
-"""Many jobs, a few at a time, with a progress bar: what fails is told, and nothing else is lost by it."""
+"""Runs many jobs with bounded concurrency and a progress bar; a failed job is reported and stops no other."""
 
 import asyncio
 import os
@@ -11,11 +11,11 @@ QUESTIONS = [f"What is {number} times {number}?" for number in range(1, 25)]
 
 
 async def main() -> None:
-    """Asks all of them."""
+    """Asks all questions."""
     wallet = open_wallet(os.environ.get("TALLYSTICK_WALLET", "default"))
     async with Market(os.environ.get("TALLYSTICK_COORDINATOR", "http://127.0.0.1:8420"), wallet) as market:
         model = os.environ.get("TALLYSTICK_MODEL") or (await market.models())[0].id
-        # Made when they are needed, so there may be millions of them.
+        # A generator: requests are made when they are needed, so there may be millions.
         bodies = ({"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 100} for text in QUESTIONS)
         answers, cost = [""] * len(QUESTIONS), 0
         with Progress() as progress:
@@ -28,7 +28,7 @@ async def main() -> None:
                 result = done.unwrap()
                 answers[done.index] = result.text
                 cost += result.cost
-    print(f"{sum(map(bool, answers))} of {len(QUESTIONS)} answered for {format_amount(cost)}")
+    print(f"{sum(map(bool, answers))} of {len(QUESTIONS)} answered for {format_amount(cost)} dollars")
 
 
 asyncio.run(main())

@@ -1,4 +1,4 @@
-"""The official OpenAI package through `tally gateway`: the base URL is all that changes."""
+"""The official OpenAI package with `tally gateway`: only the base URL changes."""
 
 import os
 
@@ -6,7 +6,7 @@ from openai import OpenAI
 
 client = OpenAI(base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8421/v1"), api_key="unused")
 model = os.environ.get("TALLYSTICK_MODEL") or client.models.list().data[0].id
-# Beside OpenAI's own options: who may do it and what it may cost, in dollars.
+# Options beside OpenAI's own: the choice of provider, and the highest cost in dollars.
 options = {"X-Tally-Options": '{"sort": "latency", "max_cost": "0.01"}'}
 question = "What is a tally stick?"
 stream = client.chat.completions.create(

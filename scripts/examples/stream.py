@@ -1,4 +1,4 @@
-"""An answer as it comes; its receipt and its cost are there at its end."""
+"""Streams an answer; its receipt and cost are available at the end."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ async def main() -> None:
             print(text, end="", flush=True)
         result = await stream.result()
         receipt = result.receipt.message
-        print(f"\nreceipt {receipt.seq} of this tab: {receipt.output_tokens} output tokens, {format_amount(result.cost)}")
+        print(f"\nreceipt {receipt.seq} of this tab: {receipt.output_tokens} output tokens, {format_amount(result.cost)} dollars")
 
 
 asyncio.run(main())

@@ -1,4 +1,4 @@
-"""An answer that can be proved to anyone: kept with its signatures, then checked with no network and no wallet."""
+"""Keeps the proof of an answer and verifies it without a network or a wallet."""
 
 import os
 import tempfile
@@ -8,7 +8,7 @@ from tallystick import SyncMarket, TallyError, open_wallet, read_proof
 
 
 def buy(file: Path) -> None:
-    """One chat, whose proof is kept. It holds the plaintext: show it only to whom you would show that."""
+    """Runs one chat and writes its proof. The proof contains the plaintext: share it only with readers of that."""
     wallet = open_wallet(os.environ.get("TALLYSTICK_WALLET", "default"))
     with SyncMarket(os.environ.get("TALLYSTICK_COORDINATOR", "http://127.0.0.1:8420"), wallet) as market:
         model = os.environ.get("TALLYSTICK_MODEL") or market.models()[0].id
@@ -16,12 +16,12 @@ def buy(file: Path) -> None:
         with market.submit("/v1/chat/completions", body, keep=True) as job:
             proof = job.result().proof
     if proof is None:
-        raise SystemExit("the answer is too long to be kept")
+        raise SystemExit("the answer is too long to keep its proof")
     file.write_bytes(proof.dumps())
 
 
 def verify(file: Path) -> None:
-    """Says what was found. `tally receipt verify FILE` does the same."""
+    """Prints the result of each check. `tally receipt verify FILE` does the same."""
     try:
         for finding in read_proof(file.read_bytes()).check():
             print(f"{finding.check}: {finding.found}")

@@ -1,1 +1,1 @@
-"""Parts of scripts/bench relay: a mock upstream, the processes under test, and the load."""
+"""Parts of `scripts/bench relay`: a mock engine, the processes under test, and the load."""

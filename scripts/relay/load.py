@@ -1,4 +1,4 @@
-"""The load of a benchmark: OpenAI requests to any base address, and signed jobs straight to a coordinator with a bare node."""
+"""The load of the relay benchmark: OpenAI requests to any base URL, or signed jobs to a coordinator with an engineless node."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from tallystick.protocol.wire import (
 CAP = Amount(1_000)
 CHAT = "/v1/chat/completions"
 TEXT = "word " * 60
-"""A prompt of 300 bytes."""
+"""The prompt: 300 bytes."""
 BARE_MODEL = "bench-bare"
 _REPLY, _PIECE = b"x" * BODY, b"x" * 150
 
 
 @dataclass(slots=True)
-class Times:
-    """What clients saw: seconds to the first text and to the end, of each request, and how long all took."""
+class Latencies:
+    """Measured by the clients: seconds to the first text and to the end of each request, and seconds of the whole run."""
 
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Times:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which this share of them lies."""
+    """The value below which this share of the values lies."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
@@ -71,41 +71,40 @@ def _body(chunks: int | None, gap: float) -> bytes:
     return orjson.dumps(request)
 
 
-async def ask(url: str, *, requests: int, at_once: int, chunks: int | None = None, gap: float = 0.0) -> Times:
-    """So many requests, so many of them under way at any time; streamed where `chunks` says how many pieces."""
-    times, body = Times(), _body(chunks, gap)
-    left = iter(range(requests))
+async def ask(url: str, *, requests: int, concurrency: int, chunks: int | None = None, gap: float = 0.0) -> Latencies:
+    """Sends requests, `concurrency` at a time; if `chunks` is given, streamed in so many pieces, `gap` seconds apart."""
+    latencies, body = Latencies(), _body(chunks, gap)
+    remaining = iter(range(requests))
     headers = {"content-type": "application/json", "authorization": "Bearer none"}
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout, headers=headers) as session:
         began = time.perf_counter()
-        await asyncio.gather(*(_client(session, url + CHAT, body, left, times) for _ in range(at_once)))
-        times.seconds = time.perf_counter() - began
-    return times
+        await asyncio.gather(*(_client(session, url + CHAT, body, remaining, latencies) for _ in range(concurrency)))
+        latencies.seconds = time.perf_counter() - began
+    return latencies
 
 
-async def _client(session: aiohttp.ClientSession, url: str, body: bytes, left: Iterator[int], times: Times) -> None:
-    for _ in left:
-        began, first, marks, tail = time.perf_counter(), 0.0, 0, b""
+async def _client(session: aiohttp.ClientSession, url: str, body: bytes, remaining: Iterator[int], latencies: Latencies) -> None:
+    for _ in remaining:
+        began, first, words, tail = time.perf_counter(), 0.0, 0, b""
         async with session.post(url, data=body) as response:
             async for piece in response.content.iter_any():
                 tail = tail[-16:] + piece
-                found = tail.count(b'"content":"word')
-                if found and not first:
+                if b'"content":"word' in tail and not first:
                     first = time.perf_counter() - began
-                marks += piece.count(b'"content":"word')
+                words += piece.count(b'"content":"word')
             if response.status != 200:
                 raise RuntimeError(f"{url} answered {response.status}: {tail[-300:]!r}")
-        times.first.append(first or time.perf_counter() - began)
-        times.whole.append(time.perf_counter() - began)
-        times.chunks += marks
+        latencies.first.append(first or time.perf_counter() - began)
+        latencies.whole.append(time.perf_counter() - began)
+        latencies.chunks += words
 
 
 # ------------------------------------------------------------------------------------------------- the coordinator alone
 
 
-class BareNode:
-    """A provider with no engine: answers each dispatch with a sealed reply of `chunks` pieces and a signed receipt."""
+class EnginelessNode:
+    """A node without an engine: answers each dispatch with a sealed reply of `chunks` pieces and a signed receipt."""
 
     def __init__(self, socket: ClientConnection, signer: Signer, domain: Domain, key: SealingKey, ask: Verified[Ask]) -> None:
         self.socket, self._signer, self._domain, self._key, self.ask = socket, signer, domain, key, ask
@@ -115,10 +114,10 @@ class BareNode:
         self._jobs: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def join(cls, url: str, signer: Signer, domain: Domain) -> BareNode:
-        """Connects, and stands in the coordinator's book."""
+    async def join(cls, url: str, signer: Signer, domain: Domain) -> EnginelessNode:
+        """Connects and publishes its ask to the coordinator."""
         key = SealingKey(X25519, secrets.token_bytes(SealingKey.secret_bytes(X25519)))
-        offer = Ask(
+        message = Ask(
             provider=signer.address,
             model=BARE_MODEL,
             input_price=1_000_000,
@@ -133,7 +132,7 @@ class BareNode:
             seq=1,
             spec=Spec(),
         )
-        ask = signer.sign(offer, domain)
+        ask = signer.sign(message, domain)
         socket = await connect(f"ws{url.removeprefix('http')}/v1/node", max_size=MAX_BODY, compression=None, ping_interval=None)
         challenge = Challenge.from_json(loads(unpack_link(await socket.recv())[2], "challenge"))
         answer = Connect(
@@ -155,7 +154,7 @@ class BareNode:
                 kind, job, payload = unpack_link(frame)
                 if kind is Kind.DISPATCH:
                     self._credit[job] = asyncio.Semaphore(INITIAL_CREDIT)
-                    task = asyncio.create_task(self._work(job, Dispatch.loads(payload)))
+                    task = asyncio.create_task(self._answer(job, Dispatch.loads(payload)))
                     self._jobs.add(task)
                     task.add_done_callback(self._jobs.discard)
                 elif kind is Kind.CREDIT and job in self._credit:
@@ -169,7 +168,7 @@ class BareNode:
             await asyncio.sleep(5)
             await self.socket.send(pack_link(Kind.BEAT, payload=dumps(Capacity(1_000, 1_000).to_json())))
 
-    async def _work(self, job: JobId, dispatch: Dispatch) -> None:
+    async def _answer(self, job: JobId, dispatch: Dispatch) -> None:
         order, terms = dispatch.candidate.order.message, dispatch.candidate.terms
         order_hash = dispatch.match.message.order_hash
         key = self._key.unwrap(dispatch.candidate.wrapped_key, job=job, order_hash=order_hash, provider=order.provider)
@@ -177,9 +176,9 @@ class BareNode:
         await send(pack_link(Kind.ACCEPT, job))
         await credit.acquire()
         await send(pack_link(Kind.CHUNK, job, sealer.seal(dump_response_head(ResponseHead(200, "application/json")))))
-        for left in range(self.chunks - 1, -1, -1):
+        for remaining in range(self.chunks - 1, -1, -1):
             await credit.acquire()
-            await send(pack_link(Kind.CHUNK, job, sealer.seal(_PIECE if self.chunks > 1 else _REPLY, last=left == 0)))
+            await send(pack_link(Kind.CHUNK, job, sealer.seal(_PIECE if self.chunks > 1 else _REPLY, last=remaining == 0)))
         await send(pack_link(Kind.RECEIPT, job, dumps(self._receipt(order, order_hash, terms).to_json())))
         del self._credit[job]
 
@@ -206,8 +205,8 @@ class BareNode:
 
 
 def sign_jobs(count: int, *, payer: Signer, coordinator: Address, domain: Domain, ask: Verified[Ask]) -> list[bytes]:
-    """So many submissions, sealed and signed for one provider; made before the clock runs, since signing is the client's work."""
-    now, body, made = int(time.time()), _body(None, 0), []
+    """Signs and seals `count` submissions for one provider, before the clock starts: signing is the work of clients."""
+    now, body, submissions = int(time.time()), _body(None, 0), []
     for number in range(count):
         job, key = JobId(secrets.token_bytes(16)), ContentKey.new()
         plain = join_request(RequestHead(CHAT), body)
@@ -237,30 +236,30 @@ def sign_jobs(count: int, *, payer: Signer, coordinator: Address, domain: Domain
         signed = payer.sign(order, domain)
         provider = ask.message.provider
         wrapped = wrap_key(key, X25519, ask.message.sealing_key, job=job, order_hash=signed.digest, provider=provider)
-        made.append(Submission(job, (Candidate(signed, terms, wrapped),), key.seal_request(job, plain)).dumps())
-    return made
+        submissions.append(Submission(job, (Candidate(signed, terms, wrapped),), key.seal_request(job, plain)).dumps())
+    return submissions
 
 
-async def post(url: str, jobs: list[bytes], *, at_once: int) -> Times:
+async def post(url: str, jobs: list[bytes], *, concurrency: int) -> Latencies:
     """Posts signed jobs to a coordinator's job route and reads their frames to the receipt."""
-    times, left = Times(), iter(jobs)
+    latencies, remaining = Latencies(), iter(jobs)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(120)) as session:
         began = time.perf_counter()
-        await asyncio.gather(*(_poster(session, f"{url}/v1/jobs", left, times) for _ in range(at_once)))
-        times.seconds = time.perf_counter() - began
-    return times
+        await asyncio.gather(*(_poster(session, f"{url}/v1/jobs", remaining, latencies) for _ in range(concurrency)))
+        latencies.seconds = time.perf_counter() - began
+    return latencies
 
 
-async def _poster(session: aiohttp.ClientSession, url: str, left: Iterator[bytes], times: Times) -> None:
-    for job in left:
+async def _poster(session: aiohttp.ClientSession, url: str, remaining: Iterator[bytes], latencies: Latencies) -> None:
+    for job in remaining:
         began, reader, last = time.perf_counter(), FrameReader(), None
         async with session.post(url, data=job) as response:
             if response.status != 200:
                 raise RuntimeError(f"{url} answered {response.status}: {(await response.text())[:300]}")
             async for piece in response.content.iter_any():
                 for kind, payload in reader.feed(piece):
-                    times.chunks += kind is Kind.CHUNK
+                    latencies.chunks += kind is Kind.CHUNK
                     last = (kind, payload)
         if last is None or last[0] is not Kind.RECEIPT:
             raise RuntimeError(f"a job ended with {last}")
-        times.whole.append(time.perf_counter() - began)
+        latencies.whole.append(time.perf_counter() - began)

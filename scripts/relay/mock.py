@@ -1,6 +1,6 @@
-"""An upstream that costs next to nothing: an OpenAI-compatible endpoint on uvloop with a parser of its own.
+"""A mock engine with almost no cost: an OpenAI-compatible endpoint on uvloop with its own HTTP parser.
 
-A request's `user` field steers it: "200 0.02" streams 200 chunks with 0.02 s between them; 0 is flat out.
+The request's `user` member controls it: "200 0.02" streams 200 chunks, 0.02 seconds apart.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _WHOLE = _whole()
 _MODELS = _json(orjson.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1, "owned_by": "bench"}]}))
 
 
-class Upstream(asyncio.Protocol):
-    """One connection: requests with a content-length, one after the other."""
+class MockEngine(asyncio.Protocol):
+    """One connection, which answers requests with a content-length in sequence."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -70,12 +70,12 @@ class Upstream(asyncio.Protocol):
             self._stream.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Answers whole requests."""
+        """Answers each complete request."""
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[:end].lower()
-            at = head.find(b"content-length:")
-            size = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            start = head.find(b"content-length:")
+            size = int(head[start + 15 :].split(b"\r\n", 1)[0]) if start >= 0 else 0
             if len(self._buffer) < end + 4 + size:
                 return
             body, self._buffer = self._buffer[end + 4 : end + 4 + size], self._buffer[end + 4 + size :]
@@ -90,23 +90,23 @@ class Upstream(asyncio.Protocol):
             self._transport.write(_WHOLE)
             return
         chunks, gap = (request.get("user") or "8 0").split()
-        told = bool((request.get("stream_options") or {}).get("include_usage"))
-        self._stream = asyncio.get_running_loop().create_task(self._run(int(chunks), float(gap), told=told))
+        report_usage = bool((request.get("stream_options") or {}).get("include_usage"))
+        self._stream = asyncio.get_running_loop().create_task(self._run(int(chunks), float(gap), report_usage=report_usage))
 
-    async def _run(self, chunks: int, gap: float, *, told: bool) -> None:
+    async def _run(self, chunks: int, gap: float, *, report_usage: bool) -> None:
         write = self._transport.write
         write(_STREAM + _piece(_ROLE))
         for _ in range(chunks):
             if gap:
                 await asyncio.sleep(gap)
             write(_piece(_WORD))
-        if told:
+        if report_usage:
             write(_piece(_USAGE % (chunks, chunks + 9)))
         write(_piece(_LAST) + _piece(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
 
 async def _serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", port)
+    server = await asyncio.get_running_loop().create_server(MockEngine, "127.0.0.1", port)
     async with server:
         await server.serve_forever()
 

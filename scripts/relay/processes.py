@@ -1,4 +1,4 @@
-"""The processes under test: how they are started, pinned, and what they have used."""
+"""Starts the processes under test, pins them to cores and measures their CPU time and memory."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 PURSE = Amount(100_000 * 10**6)
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 TESTED, LOAD = CORES[0], CORES[-1]
-"""What is measured runs on one core, the load and the mock upstream on another, where there are two."""
+"""The measured processes run on one core, the load and the mock engine on another, if there are two."""
 
 
 def pin(pid: int, core: int) -> None:
-    """Keeps a process and its threads on one core, where the system allows that."""
+    """Pins a process and its threads to one core, if the system allows that."""
     with contextlib.suppress(OSError, AttributeError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), {core})
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and of its children that ended, in seconds."""
+    """User and system time of a process and of its ended children, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / _TICKS
 
 
 def rss_mib(pid: int) -> float:
-    """Resident memory."""
+    """Resident memory of a process, in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A market that runs: its addresses, the pids of its rooms, and who pays."""
+    """A running market: its addresses, the pids of its processes by name, and its payer."""
 
     gateway: str
     coordinator: str
@@ -64,7 +64,7 @@ class Site:
 
 @contextlib.asynccontextmanager
 async def upstream() -> AsyncIterator[str]:
-    """The mock's base address."""
+    """Runs the mock engine; yields its base URL."""
     port = free_port(0)
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "scripts.relay.mock", str(port))
     try:
@@ -78,27 +78,27 @@ async def upstream() -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def market(
-    folder: Path, mock: str, *, coordinator_port: int = 0, told_port: int = 0, log_level: str = "info"
+    folder: Path, mock: str, *, coordinator_port: int = 0, proxy_port: int = 0, log_level: str = "info"
 ) -> AsyncIterator[Site]:
-    """Chain, coordinator, one node around the mock, gateway: each a process, as `tally` starts it.
+    """Runs chain, coordinator, gateway and a node that serves the mock engine, each as a process of the `tally` command.
 
-    `told_port`: where node and gateway look for the coordinator, if something stands between.
+    `proxy_port`: the port at which node and gateway reach the coordinator, if a proxy is between them.
     """
     (folder / "keys").mkdir(parents=True)
     write_private(folder / "password", b"bench")
     signers = {n: create_keystore(folder / "keys" / f"{n}.json", "bench", cost=1 << 12) for n in ("coordinator", "node", "payer")}
     ports = {"chain": free_port(0), "coordinator": coordinator_port or free_port(0), "gateway": free_port(0)}
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-    told = f"http://127.0.0.1:{told_port or ports['coordinator']}"
+    coordinator_url = f"http://127.0.0.1:{proxy_port or ports['coordinator']}"
     settings = {
         "coordinator": {
             "port": ports["coordinator"],
-            "public_urls": [told],
+            "public_urls": [coordinator_url],
             "db": f"sqlite:///{folder}/coordinator.db",
             "log_level": log_level,
         },
-        "node": {"coordinator": told, "state": str(folder / "node")},
-        "gateway": {"coordinator": told, "port": ports["gateway"]},
+        "node": {"coordinator": coordinator_url, "state": str(folder / "node")},
+        "gateway": {"coordinator": coordinator_url, "port": ports["gateway"]},
     }
     tables = {"node": f'[[engines]]\nurl = "{mock}/v1"\nslots = 256\n'}
     environment = {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
@@ -130,11 +130,11 @@ async def market(
 async def _deploy(chain: str, folder: Path, signers: Mapping[str, Signer]) -> Deployment:
     rpc = Rpc(chain)
     try:
-        rich = Sender(rpc, dev_accounts()[0])
-        deployment = await deploy(rpc, rich, rules=LOCAL_RULES)
+        funder = Sender(rpc, dev_accounts()[0])
+        deployment = await deploy(rpc, funder, rules=LOCAL_RULES)
         deployment.save(folder / "deployment.json")
         for name in ("coordinator", "payer"):
-            await rich.send(signers[name].address, b"", value=10**18)
+            await funder.send(signers[name].address, b"", value=10**18)
         await fund_purse(Escrow(rpc, deployment), Sender(rpc, signers["payer"]), signers["payer"], PURSE, mint=True)
     finally:
         await rpc.close()
@@ -152,7 +152,7 @@ general_settings: {{dangerously_permit_weak_or_unset_master_key: true}}
 
 @contextlib.asynccontextmanager
 async def litellm(folder: Path, mock: str, command: Path) -> AsyncIterator[tuple[str, int]]:
-    """LiteLLM's proxy with one worker, on the same mock: its address and its pid."""
+    """Runs LiteLLM's proxy with one worker on the same mock engine; yields its base URL and its pid."""
     config, port = folder / "litellm.yaml", free_port(0)
     config.write_text(LITELLM_CONFIG.format(mock=mock))
     with (folder / "litellm.log").open("wb") as log:
@@ -188,7 +188,7 @@ async def _until_answers(url: str, process: asyncio.subprocess.Process, seconds:
     async with asyncio.timeout(seconds):
         while not await _answers(url):
             if process.returncode is not None:
-                raise RuntimeError(f"{url} ended before it answered")
+                raise RuntimeError(f"{url} did not answer: its process has ended")
             await asyncio.sleep(0.1)
 
 

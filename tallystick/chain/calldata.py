@@ -1,7 +1,7 @@
-"""What settlement transactions say: orders and claims in calldata that anyone may have written. Pure.
+"""Search of settlement calldata for signed orders and claims. Pure.
 
-Nothing in it is believed for its place. An order counts since its payer signed it, a claim since its provider did, wherever they
-stand: in a call of the escrow, or in the call of a wallet or a multicall that makes that call.
+Calldata is untrusted. An order counts because its payer signed it, and a claim because its provider signed it. Both are found in
+a call of the escrow, and in a call of a wallet or multicall contract that makes that call.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from tallystick.protocol.messages import Claim, Order
 from tallystick.protocol.types import Address
 
 MAX_CALLDATA = 4 * 1024 * 1024
-"""Bytes that are looked at: a transaction of 2^24 gas has no more."""
+"""Bytes that are searched. A transaction of 2^24 gas has no more."""
 MAX_ROWS = 20_000
-"""Rows that are hashed to find the claims of one call. Claims can overlap in calldata, so its size alone is no bound."""
+"""Rows that are hashed in a search for claims. Claims can overlap in calldata, so its size alone does not bound them."""
 MAX_SIGNATURES = 1_024
-"""Signatures that are checked in one call."""
+"""Signatures that are checked in one search."""
 _WORD = 32
 _ROW = ROW_WORDS * _WORD
 
 
 @dataclass(frozen=True, slots=True)
 class CalldataOrder:
-    """An order that its payer signed, and the total that a provider collected on it, as of its receipt `seq`."""
+    """An order that its payer signed, and the row in which the provider collected on it."""
 
     order: Verified[Order]
     row: SettleRow
@@ -36,7 +36,7 @@ class CalldataOrder:
 
 @dataclass(frozen=True, slots=True)
 class CalldataClaim:
-    """A claim that its provider signed, with the orders that it stands on."""
+    """A claim that its provider signed, with the orders of its rows."""
 
     claim: Verified[Claim]
     batch: ClaimBatch
@@ -48,38 +48,38 @@ class CalldataClaim:
 
 
 def find_orders(data: bytes, payer: Address, provider: Address, domain: Domain) -> Iterator[CalldataOrder]:
-    """Every order for this provider in calldata that this payer signed, in their places' order.
+    """Yields each order on this provider in calldata that this payer signed, in the order of their positions.
 
-    A row begins with its payer, so each place of the payer's address may be a row. Only signatures that verify count.
+    A row begins with its payer, so each occurrence of the payer's address may be a row. Only rows whose signature verifies count.
     """
-    tried = 0
-    for place in _places(data[:MAX_CALLDATA], bytes.fromhex(payer[2:])):
+    checked = 0
+    for place in _occurrences(data[:MAX_CALLDATA], bytes.fromhex(payer[2:])):
         raw = data[place : place + _ROW]
-        if len(raw) < _ROW or tried == MAX_SIGNATURES:
+        if len(raw) < _ROW or checked == MAX_SIGNATURES:
             return
-        tried += 1
+        checked += 1
         row = SettleRow.decode(provider, raw)
         try:
             yield CalldataOrder(row.order.verify(domain), row)
         except BadSignature:
-            continue  # another provider's order, or only the address
+            continue  # an order on another provider, or only the address
 
 
 def find_claims(data: bytes, provider: Address, payer: Address, domain: Domain) -> Iterator[CalldataClaim]:
-    """Every claim in calldata that this provider signed and that has a row of this payer.
+    """Yields each claim in calldata that this provider signed and that has a row of this payer.
 
-    Tuples are read as the contract reads them, which takes any offset, backwards too. Each place of the provider's address may
-    begin one; claims further on are left out once MAX_ROWS rows were hashed.
+    Each occurrence of the provider's address may begin a claim. Tuples are decoded as the contract decodes them, which follows
+    any offset, also backwards. The search ends once MAX_ROWS rows were hashed.
     """
-    data, wanted = data[:MAX_CALLDATA], bytes.fromhex(payer[2:])
+    data, needle = data[:MAX_CALLDATA], bytes.fromhex(payer[2:])
     seen, rows_left = set[tuple[int, int, int]](), MAX_ROWS
-    for place in _places(data, bytes.fromhex(provider[2:]).rjust(_WORD, b"\0")):
+    for place in _occurrences(data, bytes.fromhex(provider[2:]).rjust(_WORD, b"\0")):
         rows_at, count = _tail(data, place, place + _WORD)
         signature_at, size = _tail(data, place, place + 2 * _WORD)
         key = rows_at, count, signature_at
         if size != 65 or rows_at + count * _ROW > len(data) or key in seen:
             continue
-        if data.find(wanted, rows_at, rows_at + count * _ROW) < 0:
+        if data.find(needle, rows_at, rows_at + count * _ROW) < 0:
             continue
         if count > rows_left or len(seen) == MAX_SIGNATURES:
             return
@@ -89,22 +89,22 @@ def find_claims(data: bytes, provider: Address, payer: Address, domain: Domain) 
         rows = tuple(SettleRow.decode(provider, data[at : at + _ROW]) for at in starts)
         batch = ClaimBatch(provider, rows, data[signature_at : signature_at + size].ljust(size, b"\0"))
         try:
-            found = CalldataClaim.of(batch, domain)
+            claim = CalldataClaim.of(batch, domain)
         except BadSignature:
             continue
-        if any(row.payer == payer for row in found.claim.message.rows):
-            yield found
+        if any(row.payer == payer for row in claim.claim.message.rows):
+            yield claim
 
 
-def _places(data: bytes, wanted: bytes) -> Iterator[int]:
-    at = data.find(wanted)
+def _occurrences(data: bytes, needle: bytes) -> Iterator[int]:
+    at = data.find(needle)
     while at >= 0:
         yield at
-        at = data.find(wanted, at + 1)
+        at = data.find(needle, at + 1)
 
 
 def _tail(data: bytes, base: int, head: int) -> tuple[int, int]:
-    """Where a dynamic member of the tuple at `base` begins, and how long it says it is. (0, 0) where that is outside."""
+    """The start and the declared length of a dynamic member of the tuple at `base`; (0, 0) if the start is outside the data."""
     at = base + int.from_bytes(_word(data, head), "big", signed=True)
     if not 0 <= at < len(data):
         return 0, 0
@@ -112,5 +112,5 @@ def _tail(data: bytes, base: int, head: int) -> tuple[int, int]:
 
 
 def _word(data: bytes, at: int) -> bytes:
-    """Past its end calldata is zeros."""
+    """The word at a position. Calldata is zero past its end."""
     return data[at : at + _WORD].ljust(_WORD, b"\0")

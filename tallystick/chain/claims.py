@@ -1,4 +1,4 @@
-"""What a settlement transaction carries: rows under claims, in batches that fit a transaction."""
+"""Rows and claims of settlement transactions, and batches of claims that fit a transaction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tallystick.protocol.messages import Claim, ClaimRow, Order
 from tallystick.protocol.types import Address, Amount, Hash
 
 BATCH_GAS, CLAIM_GAS, ROW_GAS = 40_000, 45_000, 50_000
-"""Upper bounds for planning: a row that opens its tab, a claim that opens its credit. Steady rows cost less than half."""
+"""Upper bounds of gas for planning: per batch, per claim that opens its provider's credit, and per row that opens its tab. Later
+rows cost less than half."""
 
 ROW_WORDS = 7
 _U64, _U96 = (1 << 64) - 1, (1 << 96) - 1
@@ -21,20 +22,20 @@ _U64, _U96 = (1 << 64) - 1, (1 << 96) - 1
 
 @dataclass(frozen=True, slots=True)
 class SettleRow:
-    """One tab to collect: the payer's order, and the provider's total as of receipt `seq`."""
+    """One tab to collect: the payer's order, and the provider's total in base units as of receipt `seq`."""
 
     order: Signed[Order]
     seq: int
     cumulative_cost: Amount
 
     def encode(self) -> tuple[Any, ...]:
-        """The row as contracts/src/PackedRow.sol packs it, with the signature in EIP-2098's compact form.
+        """The row as the seven words of contracts/src/PackedRow.sol, with the signature in EIP-2098's compact form.
 
-        Raises BadSignature for one that has no such form: not 65 bytes, v not 27 or 28, or s of 256 bits.
+        Raises BadSignature for a signature without such a form: not 65 bytes, v not 27 or 28, or s of 256 bits.
         """
         order, signature = self.order.message, self.order.signature
         if len(signature) != 65 or signature[64] not in (27, 28) or signature[32] > 0x7F:
-            raise BadSignature(f"order {order.seq} of {order.payer}: a signature that no wallet makes")
+            raise BadSignature(f"order {order.seq} of {order.payer}: expected a signature of 65 bytes with v 27 or 28 and low s")
         payer, coordinator = int(order.payer, 16), int(order.coordinator, 16)
         return (
             payer << 96 | order.ceiling,
@@ -48,7 +49,7 @@ class SettleRow:
 
     @classmethod
     def decode(cls, provider: Address, raw: bytes) -> Self:
-        """The row that seven words are in a claim of `provider`, as the contract reads them: unused bits are passed over."""
+        """Reads the seven words of a row in a claim of `provider` as the contract does, which ignores unused bits."""
         first, second, numbers, cost = (int.from_bytes(raw[at : at + 32], "big") for at in range(0, 128, 32))
         signature = raw[160:192] + bytes((raw[192] & 0x7F,)) + raw[193:224] + bytes((27 + (raw[192] >> 7),))
         order = Order(
@@ -68,7 +69,7 @@ class SettleRow:
 
 @dataclass(frozen=True, slots=True)
 class ClaimBatch:
-    """What one provider collects. The contract pays nothing without the provider's signature, whoever sends."""
+    """The rows that one provider collects, with its signature, which the contract requires of every sender."""
 
     provider: Address
     rows: tuple[SettleRow, ...]
@@ -76,23 +77,23 @@ class ClaimBatch:
 
     @classmethod
     def of(cls, claim: Signed[Claim], orders: Iterable[Signed[Order]], domain: Domain) -> Self:
-        """A signed claim with the orders that it names, in any order. Raises BadMessage where one is missing."""
+        """A signed claim with its orders, which may be given in any sequence. Raises BadMessage if one is missing."""
         known: dict[Hash, Signed[Order]] = {order.message.digest(domain): order for order in orders}
         missing = [row.order_hash.hex() for row in claim.message.rows if row.order_hash not in known]
         if missing:
-            raise BadMessage(f"claim: {len(missing)} of its orders are missing, the first is {missing[0]}")
+            raise BadMessage(f"claim: expected the order of each row, {len(missing)} are missing, the first is {missing[0]}")
         rows = tuple(SettleRow(known[row.order_hash], row.seq, row.cumulative_cost) for row in claim.message.rows)
         return cls(claim.message.provider, rows, claim.signature)
 
     @classmethod
     def sign(cls, signer: Signer, rows: Sequence[SettleRow], domain: Domain, *, gas: int = MAX_TRANSACTION_GAS) -> list[Self]:
-        """A provider's own rows under as few of its signatures as leave each claim small enough for a transaction of `gas`."""
-        most = max(1, (gas - BATCH_GAS - CLAIM_GAS) // ROW_GAS)
-        parts = [cls(signer.address, tuple(rows[start : start + most])) for start in range(0, len(rows), most)]
+        """Signs a provider's rows as claims, each small enough for a transaction of `gas`, and as few as possible."""
+        max_rows = max(1, (gas - BATCH_GAS - CLAIM_GAS) // ROW_GAS)
+        parts = [cls(signer.address, tuple(rows[start : start + max_rows])) for start in range(0, len(rows), max_rows)]
         return [replace(part, signature=signer.sign(part.claim(domain), domain).signature) for part in parts]
 
     def claim(self, domain: Domain) -> Claim:
-        """The message that the provider signs."""
+        """The claim message, which the provider signs."""
         return Claim(
             provider=self.provider,
             rows=tuple(
@@ -107,14 +108,14 @@ class ClaimBatch:
         )
 
     def encode(self) -> tuple[Any, ...]:
-        """The claim as the ABI takes it."""
+        """The arguments of the contract's ClaimBatch struct."""
         return self.provider, [row.encode() for row in self.rows], self.signature
 
 
 def pack_batches(claims: Sequence[ClaimBatch], *, gas: int = MAX_TRANSACTION_GAS) -> Iterator[list[ClaimBatch]]:
-    """The claims in as few lists as surely fit `gas`, in order.
+    """Yields the claims, in order, in lists that fit a transaction of `gas`, and as few as possible.
 
-    A claim is never divided, since its signature covers all of its rows; one that is too large comes alone.
+    A claim is never divided, because its signature covers all of its rows. A claim that is too large is a list of its own.
     """
     batch: list[ClaimBatch] = []
     left = gas - BATCH_GAS

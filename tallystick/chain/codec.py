@@ -1,4 +1,4 @@
-"""Contract ABIs as the compiler wrote them: calls to bytes, answers and logs back, custom errors by name.
+"""Encoding and decoding by a contract's ABI: calls, results, logs and custom errors.
 
 https://docs.soliditylang.org/en/latest/abi-spec.html
 """
@@ -25,7 +25,7 @@ _BUILT_IN = [
     {"type": "error", "name": "Panic", "inputs": [{"name": "code", "type": "uint256"}]},
 ]
 DECODING_ERRORS = (DecodingError, OverflowError, UnicodeDecodeError)
-"""What decoding raises for bytes that somebody else chose: offsets beyond all memory and strings that are no text, too."""
+"""The exceptions of decoding untrusted bytes, including offsets beyond all memory and strings that are not UTF-8."""
 _CODES = {
     "BadSignature": Code.BAD_SIGNATURE,
     "BadAuthorization": Code.BAD_SIGNATURE,
@@ -39,16 +39,16 @@ _CODES = {
 
 
 class ContractError(Refusal):
-    """A contract said no. `name` is its custom error ("TooEarly"), `values` the error's arguments by name."""
+    """A contract reverted. `name` is its custom error, such as "TooEarly"; `values` are the error's arguments by name."""
 
     def __init__(self, name: str, values: Mapping[str, Any]) -> None:
         arguments = ", ".join(f"{k}={v.hex() if isinstance(v, bytes) else v}" for k, v in values.items())
-        super().__init__(_CODES.get(name, Code.CHAIN_REFUSED), f"the contract refused: {name}({arguments})")
+        super().__init__(_CODES.get(name, Code.CHAIN_REFUSED), f"the contract reverted: {name}({arguments})")
         self.name, self.values = name, dict(values)
 
 
 class WrongContract(Unavailable):
-    """There is no contract, or another one, where a deployment says. Waiting does not help: the settings must change."""
+    """The address of a deployment has no contract, or another one. A retry does not help: the settings must change."""
 
     retry = False
 
@@ -58,7 +58,7 @@ class WrongContract(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class AbiEntry:
-    """One function, event or error of an ABI."""
+    """A function, event or error of an ABI."""
 
     name: str
     id: bytes
@@ -83,29 +83,29 @@ class Abi:
         self.errors = {entry.id[:4]: entry for entry in kinds["error"]}
 
     def call(self, function: str, *arguments: Any) -> bytes:
-        """Calldata of a function call."""
+        """The calldata of a function call."""
         entry = self._functions[function]
         return entry.id[:4] + encode(entry.types, arguments)
 
     def create(self, *arguments: Any) -> bytes:
-        """Data of a transaction that creates the contract."""
+        """The data of a transaction that creates the contract."""
         return self.bytecode + (encode(self._constructor.types, arguments) if self._constructor else b"")
 
     def result(self, function: str, output: bytes) -> tuple[Any, ...]:
-        """The values that a function returned. Raises WrongContract where they are of another contract, or of none."""
+        """Decodes the values that a function returned. Raises WrongContract if another contract, or none, returned them."""
         try:
             return tuple(decode(self._functions[function].outputs, output))
         except DECODING_ERRORS as error:
-            raise WrongContract(f"{function}: the contract at this address is another one: {error}") from None
+            raise WrongContract(f"{function}: another contract is at this address: {error}") from None
 
     def log(self, topics: Sequence[bytes], data: bytes) -> tuple[str, dict[str, Any]] | None:
-        """An event's name and values; None for an event of another contract."""
+        """Decodes an event into its name and values; None for an event of another contract."""
         entry = self.events.get(topics[0]) if topics else None
         if entry is None:
             return None
-        plain = iter(decode([t for t, i in zip(entry.types, entry.indexed, strict=True) if not i], data))
-        marked = (decode([t], topic)[0] for t, topic in zip(entry.types, topics[1:], strict=False))
-        values = [next(marked) if indexed else next(plain) for indexed in entry.indexed]
+        unindexed = iter(decode([t for t, i in zip(entry.types, entry.indexed, strict=True) if not i], data))
+        from_topics = (decode([t], topic)[0] for t, topic in zip(entry.types, topics[1:], strict=False))
+        values = [next(from_topics) if indexed else next(unindexed) for indexed in entry.indexed]
         return entry.name, dict(zip(entry.names, values, strict=True))
 
 
@@ -130,7 +130,7 @@ def _type(item: Mapping[str, Any]) -> str:
 
 @cache
 def load_abi(name: str) -> Abi:
-    """The interface of a contract in tallystick/chain/abi: "Escrow" or "TestUSD"."""
+    """Loads the interface of a contract in tallystick/chain/abi: "Escrow" or "TestUSD"."""
     raw = json.loads(files("tallystick.chain").joinpath("abi", f"{name}.json").read_text())
     return Abi(raw["abi"], bytes.fromhex(raw["bytecode"][2:]))
 
@@ -141,16 +141,19 @@ def _known_errors() -> dict[bytes, AbiEntry]:
 
 
 def revert_error(data: bytes, reason: str = "") -> TallyError:
-    """The error for what a failed call returned, by name where it is one of ours, Solidity's or OpenZeppelin's."""
+    """The error for the data that a failed call returned. `reason` is the endpoint's text, for data that is unknown.
+
+    Errors of our contracts, of Solidity and of OpenZeppelin become a ContractError with their name.
+    """
     entry = _known_errors().get(data[:4])
     try:
         if entry is not None:
             return ContractError(entry.name, dict(zip(entry.names, decode(entry.types, data[4:]), strict=True)))
     except DECODING_ERRORS:
-        pass  # it only begins like one of ours
-    return Refusal(Code.CHAIN_REFUSED, f"the contract refused: {data.hex()[:80] or reason or 'no reason'}")
+        pass  # only the selector is one of ours
+    return Refusal(Code.CHAIN_REFUSED, f"the contract reverted: {data.hex()[:80] or reason or 'without a reason'}")
 
 
 def snake_case(name: str) -> str:
-    """CamelCase to snake_case."""
+    """Converts CamelCase to snake_case."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -1,4 +1,4 @@
-"""Puts a market on a chain: an escrow, and a test token where none is given."""
+"""Deployment of a market: an escrow, and a test token if no token is given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.types import Address, Amount
 
 BURN_ADDRESS = Address("0x000000000000000000000000000000000000dead")
-"""Whose credit nobody can use: penalties enrich nobody but the reporter."""
+"""An account whose credit nobody can use, so that penalties benefit only the reporter."""
 
 DAY = 86_400
 PRODUCTION_RULES = EscrowRules(thaw=DAY, release=DAY, unstake=7 * DAY, penalty=Amount(100_000_000), treasury=BURN_ADDRESS)
@@ -22,24 +22,27 @@ LOCAL_RULES = EscrowRules(thaw=5, release=5, unstake=15, penalty=Amount(100_000_
 
 
 async def deploy(rpc: Rpc, sender: Sender, *, rules: EscrowRules = PRODUCTION_RULES, token: Address | None = None) -> Deployment:
-    """Creates the contracts and waits for them. Raises ContractError (rules that make no sense), Refusal (no token there),
-    Unavailable.
+    """Creates the contracts and waits until they are mined.
+
+    Raises ContractError for invalid rules, Refusal if `token` is not an ERC-20, Unavailable.
     """
     if token is None:
-        token, _ = await create(sender, load_abi("TestUSD").create())
+        token, _ = await create_contract(sender, load_abi("TestUSD").create())
     try:
         decimals = await Token(rpc, token).decimals()
     except WrongContract:
-        raise Refusal(Code.CHAIN_REFUSED, f"there is no ERC-20 at {token}, on the chain at {rpc.url}") from None
-    escrow, block = await create(sender, load_abi("Escrow").create(token, astuple(rules)))
+        raise Refusal(
+            Code.CHAIN_REFUSED, f"token: expected an ERC-20 at {token}, there is none on the chain at {rpc.url}"
+        ) from None
+    escrow, block = await create_contract(sender, load_abi("Escrow").create(token, astuple(rules)))
     return Deployment(
         chain_id=await rpc.chain_id(), escrow=escrow, token=token, token_decimals=decimals, block=block, rpc=rpc.url
     )
 
 
-async def create(sender: Sender, code: bytes) -> tuple[Address, int]:
-    """Creates any contract; gives its address and its block. Raises what `Sender.send` raises."""
+async def create_contract(sender: Sender, code: bytes) -> tuple[Address, int]:
+    """Creates a contract. Returns its address and its block. Raises what `Sender.send` raises."""
     mined = await sender.send(None, code)
     if mined.created is None:
-        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain gave no address for the contract of {mined.hash}")
+        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain returned no contract address for transaction {mined.hash}")
     return mined.created, mined.block

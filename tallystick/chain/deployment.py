@@ -15,7 +15,7 @@ from tallystick.protocol.types import Address, parse_address
 
 @dataclass(frozen=True)
 class Deployment:
-    """One escrow on one chain. `block` is the block of its creation: no event is older. `rpc` is a URL that reaches the chain."""
+    """One escrow on one chain. `block` is the block of its creation, before which it has no event. `rpc` is an endpoint's URL."""
 
     chain_id: int
     escrow: Address
@@ -26,12 +26,12 @@ class Deployment:
 
     @cached_property
     def domain(self) -> Domain:
-        """The EIP-712 domain that every message of this market is signed for."""
+        """The EIP-712 domain of all messages of this market."""
         return Domain(chain_id=self.chain_id, contract=self.escrow)
 
     @classmethod
     def from_json(cls, raw: object) -> Self:
-        """Reads the object that `to_json` gives. Raises BadMessage that names what is wrong."""
+        """Reads the object that `to_json` returns. Raises BadMessage that names the member."""
         names = {field.name for field in fields(cls)}
         if not isinstance(raw, dict) or raw.keys() != names:
             raise BadMessage(f"deployment: expected a JSON object with {', '.join(sorted(names))}")
@@ -56,7 +56,7 @@ class Deployment:
             raise BadMessage(f"{path}: not JSON: {error}") from None
 
     def save(self, path: Path | str) -> None:
-        """Writes a deployment file, whole or not at all."""
+        """Writes a deployment file atomically."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_suffix(target.suffix + ".tmp")

@@ -1,8 +1,8 @@
-"""The embedded chain behind a JSON-RPC port, so that separate processes share it: what `tally chain` serves.
+"""The local chain as a JSON-RPC server, which `tally chain` runs for several processes to share.
 
-The standard methods that web3 libraries and wallets use, single or in batches, plus the evm_ methods of test chains: move
-the clock, mine, snapshot, revert (https://ethereum.org/developers/docs/apis/json-rpc). All of it runs on one worker thread, so a
-slow call delays other calls but never the event loop. `GET /health` answers without the worker.
+It serves the standard methods that web3 libraries and wallets use, single or in batches, and the evm_ methods of test chains:
+move the clock, mine, snapshot, revert (https://ethereum.org/developers/docs/apis/json-rpc). All methods run on one worker thread,
+so a slow call delays other calls but not the event loop. `GET /health` does not use the worker.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Signer
 
 MNEMONIC = "test test test test test test test test test test test junk"
-"""The phrase that every Ethereum test chain uses; its keys are public and worth nothing anywhere."""
+"""The mnemonic that all Ethereum test chains use. Its keys are public and must hold no real money."""
 
 MAX_BODY = 4 * 1024 * 1024
 MAX_BATCH = 200
@@ -41,15 +41,15 @@ _ABSENT = object()
 
 
 def dev_accounts(count: int = 10) -> list[Signer]:
-    """The funded accounts of the local chain, the same on every run (BIP-44, m/44'/60'/0'/0/i of MNEMONIC)."""
+    """The funded accounts of the local chain, which are the same in every run (BIP-44, m/44'/60'/0'/0/i of MNEMONIC)."""
     seed = seed_from_mnemonic(MNEMONIC, "")
     return [Signer(HDPath(f"m/44'/60'/0'/0/{i}").derive(seed)) for i in range(count)]
 
 
 def build_app(chain_id: int = 31337, accounts: int = 10, *, origins: Sequence[str] = (), hosts: Sequence[str] = ()) -> ASGIApp:
-    """An ASGI application that is a chain: POST / takes JSON-RPC 2.0, GET /health says that it is up.
+    """An ASGI app that serves a new chain: POST / takes JSON-RPC 2.0, GET /health returns the chain id.
 
-    `origins` are the web pages that may use it, `hosts` the names under which it may be asked (see LocalAccessGuard).
+    `origins` are the web pages that may use it, `hosts` the further host names of requests (see LocalAccessGuard).
     """
     evm = Evm(chain_id, [bytes.fromhex(signer.address[2:]) for signer in dev_accounts(accounts)])
     handler = JsonRpcHandler(evm, [signer.address for signer in dev_accounts(accounts)])
@@ -75,56 +75,56 @@ def _error(request_id: Any, code: int, message: str, extra: object = _ABSENT) ->
     return {"jsonrpc": "2.0", "id": request_id, "error": error}
 
 
-class _Fault(Exception):
+class _JsonRpcError(Exception):
     """A JSON-RPC error: code, message and, for a revert, data."""
 
 
 class JsonRpcHandler:
-    """JSON-RPC over one Evm: bytes in, bytes out. Not thread-safe."""
+    """Answers JSON-RPC requests from one Evm. Not thread-safe."""
 
     def __init__(self, evm: Evm, accounts: list[str]) -> None:
         self.evm = evm
         self._methods = self._standard(accounts) | self._testing()
 
     def handle(self, body: bytes) -> bytes:
-        """The answer to a request or a batch; every fault of the caller is an answer too."""
+        """The response to a request or a batch. Errors of the caller are JSON-RPC errors in the response."""
         try:
             request = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             return orjson.dumps(_error(None, PARSE_ERROR, f"not JSON: {error}"))
         if not isinstance(request, list):
-            return orjson.dumps(self._one(request))
+            return orjson.dumps(self._respond(request))
         if not 0 < len(request) <= MAX_BATCH:
             return orjson.dumps(_error(None, INVALID_REQUEST, f"a batch has 1 to {MAX_BATCH} requests"))
-        return orjson.dumps([self._one(item) for item in request])
+        return orjson.dumps([self._respond(item) for item in request])
 
-    def _one(self, request: object) -> dict[str, Any]:
+    def _respond(self, request: object) -> dict[str, Any]:
         if not isinstance(request, dict) or not isinstance(request.get("method"), str):
             return _error(None, INVALID_REQUEST, "expected an object with jsonrpc, id, method and params")
         request_id = request.get("id")
         try:
             result = self._result(request["method"], request.get("params", []))
-        except _Fault as fault:
-            return _error(request_id, *fault.args)
+        except _JsonRpcError as error:
+            return _error(request_id, *error.args)
         return {"jsonrpc": "2.0", "id": request_id, "result": result}
 
     def _result(self, name: str, params: object) -> Any:
         method = self._methods.get(name)
         if method is None:
-            raise _Fault(NO_METHOD, f"the method {name[:80]} does not exist")
+            raise _JsonRpcError(NO_METHOD, f"the method {name[:80]} does not exist")
         if not isinstance(params, list):
-            raise _Fault(BAD_PARAMS, "params: expected a list")
+            raise _JsonRpcError(BAD_PARAMS, "params: expected a list")
         try:
             return method(*params)
         except Reverted as error:
-            raise _Fault(REVERTED, str(error), "0x" + error.data.hex()) from None
+            raise _JsonRpcError(REVERTED, str(error), "0x" + error.data.hex()) from None
         except Rejected as error:
-            raise _Fault(REJECTED, str(error)) from None
+            raise _JsonRpcError(REJECTED, str(error)) from None
         except (InvalidParams, TypeError) as error:
-            raise _Fault(BAD_PARAMS, str(error)) from None
-        except Exception as error:  # a bug of ours or of py-evm: it costs this call its answer, not the chain
+            raise _JsonRpcError(BAD_PARAMS, str(error)) from None
+        except Exception as error:  # a bug here or in py-evm fails this call and not the chain
             _log.exception("devnet: %s failed", name)
-            raise _Fault(INTERNAL, f"{type(error).__name__}: {error}") from error
+            raise _JsonRpcError(INTERNAL, f"{type(error).__name__}: {error}") from error
 
     # ------------------------------------------------------------------------------------------------------------ methods
 
@@ -142,11 +142,13 @@ class JsonRpcHandler:
             "eth_gasPrice": lambda: hex(evm.base_fee + PRIORITY_FEE),
             "eth_maxPriorityFeePerGas": lambda: hex(PRIORITY_FEE),
             "eth_feeHistory": self._fee_history,
-            "eth_getBalance": lambda who, block="latest": hex(evm.balance(parse_data(who, 20), self._block(block))),
-            "eth_getCode": lambda who, block="latest": "0x" + evm.code(parse_data(who, 20), self._block(block)).hex(),
-            "eth_getTransactionCount": lambda who, block="latest": hex(evm.nonce(parse_data(who, 20), self._block(block))),
-            "eth_getStorageAt": lambda who, slot, block="latest": (
-                f"0x{evm.storage(parse_data(who, 20), parse_quantity(slot), self._block(block)):064x}"
+            "eth_getBalance": lambda account, block="latest": hex(evm.balance(parse_data(account, 20), self._block(block))),
+            "eth_getCode": lambda account, block="latest": "0x" + evm.code(parse_data(account, 20), self._block(block)).hex(),
+            "eth_getTransactionCount": lambda account, block="latest": hex(
+                evm.nonce(parse_data(account, 20), self._block(block))
+            ),
+            "eth_getStorageAt": lambda account, slot, block="latest": (
+                f"0x{evm.storage(parse_data(account, 20), parse_quantity(slot), self._block(block)):064x}"
             ),
             "eth_call": self._call,
             "eth_estimateGas": self._estimate,
@@ -173,11 +175,11 @@ class JsonRpcHandler:
             "evm_setNextBlockTimestamp": set_time,
             "evm_mine": mine,
             "evm_snapshot": lambda: hex(evm.snapshot()),
-            "evm_revert": lambda mark: evm.revert(parse_quantity(mark)),
+            "evm_revert": lambda snapshot: evm.revert(parse_quantity(snapshot)),
         }
 
     def _block(self, raw: object) -> int:
-        """The number of a block that exists, from a number, a tag, or an EIP-1898 object."""
+        """The number of an existing block, given by number, by tag, or by an EIP-1898 object. Raises Rejected."""
         if isinstance(raw, dict):
             if "blockHash" in raw:
                 return self._number_of(raw["blockHash"])
@@ -191,11 +193,11 @@ class JsonRpcHandler:
         return number
 
     def _number_of(self, raw: object) -> int:
-        wanted = "0x" + parse_data(raw, 32).hex()
+        block_hash = "0x" + parse_data(raw, 32).hex()
         for number in range(len(self.evm.blocks) - 1, -1, -1):
-            if self.evm.blocks[number]["hash"] == wanted:
+            if self.evm.blocks[number]["hash"] == block_hash:
                 return number
-        raise Rejected(f"block not found: {wanted}")
+        raise Rejected(f"block not found: {block_hash}")
 
     def _call(self, call: object, block: object = "latest", *_: object) -> str:
         return "0x" + self.evm.call(_read_call(call), self._block(block)).hex()
@@ -204,10 +206,10 @@ class JsonRpcHandler:
         return hex(self.evm.estimate_gas(_read_call(call), self._block(block)))
 
     def _block_by_number(self, raw: object, full: object = False) -> dict[str, Any] | None:
-        if raw == "pending":  # nothing waits, but its time is when the next call would happen
+        if raw == "pending":  # no transaction is pending; the time is that of the next block
             last = self.evm.blocks[-1]
-            coming = {"hash": None, "number": hex(len(self.evm.blocks)), "timestamp": hex(self.evm.next_timestamp())}
-            return last | coming | {"parentHash": last["hash"], "transactions": [], "baseFeePerGas": hex(self.evm.base_fee)}
+            pending = {"hash": None, "number": hex(len(self.evm.blocks)), "timestamp": hex(self.evm.next_timestamp())}
+            return last | pending | {"parentHash": last["hash"], "transactions": [], "baseFeePerGas": hex(self.evm.base_fee)}
         try:
             return self._with_bodies(self._block(raw), full)
         except Rejected:
@@ -265,7 +267,7 @@ def _read_call(raw: object) -> EvmCall:
 
 
 def _any_of(raw: object) -> set[str] | None:
-    """The lower-case alternatives of one place of a filter; None for "anything"."""
+    """The alternatives of one filter member in lower case; None if any value matches."""
     if raw is None:
         return None
     return {"0x" + parse_data(item).hex() for item in (raw if isinstance(raw, list) else [raw])}

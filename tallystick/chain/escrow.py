@@ -1,7 +1,7 @@
-"""Typed calls of the escrow contract. contracts/src/interfaces/IEscrow.sol says what each one does and why it may refuse.
+"""Typed calls of the escrow contract. contracts/src/interfaces/IEscrow.sol documents each call and its errors.
 
-Reads raise Unavailable. Writes take a Sender, wait for the receipt, and raise ContractError (with the contract's own error
-name), Refusal or Unavailable.
+Reads raise Unavailable. Writes take a Sender, wait for the receipt, and raise ContractError (with the name of the contract's
+error), Refusal or Unavailable. Amounts are base units, times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ E = TypeVar("E", bound=Event)
 
 @dataclass(frozen=True, slots=True)
 class Purse:
-    """A payer's deposit. `owner` is None until it is opened; `thawing` is part of `free`; `thaw_at` 0 means no thaw runs."""
+    """A payer's deposit. `owner` is None if it was never opened. `thawing` is part of `free`. `thaw_at` is 0 without a thaw."""
 
     owner: Address | None
     free: Amount
@@ -37,7 +37,7 @@ class Purse:
 
 @dataclass(frozen=True, slots=True)
 class TabState:
-    """One payer's account with one provider: paid in all, pledged now, when a running release ends (0: none runs)."""
+    """A tab on chain: the total paid, the amount reserved now, and the end of a running release (0 without one)."""
 
     settled: Amount
     reserved: Amount
@@ -46,8 +46,10 @@ class TabState:
 
 @dataclass(frozen=True, slots=True)
 class ProviderAccount:
-    """Credit to cash out and where it goes; the stake that counts, the part that is leaving, and when it may; the rate of the
-    account as a coordinator.
+    """The account of a provider or coordinator.
+
+    `credit` can be cashed out to `payout`. `stake` is the stake that counts; `unstaking` is the part that may leave from
+    `unstake_at` on. `fee_bps` is the rate as a coordinator, in basis points.
     """
 
     credit: Amount
@@ -60,8 +62,9 @@ class ProviderAccount:
 
 @dataclass(frozen=True, slots=True)
 class EscrowRules:
-    """The waits of a deployment in seconds, what one piece of evidence costs a provider, and who is credited with the part of
-    a penalty that is not the reporter's.
+    """The waits of a deployment in seconds, its penalty per piece of evidence, and the treasury.
+
+    The treasury is credited with the part of a penalty that the reporter does not get.
     """
 
     thaw: int
@@ -73,7 +76,7 @@ class EscrowRules:
 
 @dataclass(frozen=True, slots=True)
 class TxResult:
-    """A transaction that went through, with the escrow's facts in it."""
+    """A mined transaction with the escrow's events in it. `fee` is in wei."""
 
     hash: str
     block: int
@@ -81,13 +84,13 @@ class TxResult:
     fee: int
     events: tuple[Event, ...]
 
-    def of(self, kind: type[E]) -> tuple[E, ...]:
-        """The facts of one kind, in order."""
-        return tuple(event for event in self.events if isinstance(event, kind))
+    def of(self, event_class: type[E]) -> tuple[E, ...]:
+        """The events of one class, in order."""
+        return tuple(event for event in self.events if isinstance(event, event_class))
 
 
 class Escrow:
-    """One deployed escrow. An endpoint of another chain than the deployment's raises WrongChain at the first call."""
+    """One deployed escrow. The first call raises WrongChain if the endpoint serves another chain."""
 
     def __init__(self, rpc: Rpc, deployment: Deployment) -> None:
         self.rpc, self.deployment = rpc, deployment
@@ -96,9 +99,9 @@ class Escrow:
         self._abi = load_abi("Escrow")
 
     async def check(self) -> None:
-        """For daemons to call at their start: is this the chain of the deployment, and is its escrow there?
+        """Checks that the chain is the deployment's and has its escrow. Daemons call it at their start.
 
-        Raises WrongChain, WrongContract, both with what to do about it; Unavailable if the chain does not answer now.
+        Raises WrongChain or WrongContract, both with a remedy; Unavailable if the chain does not answer.
         """
         code = await self.rpc.request("eth_getCode", self.deployment.escrow, "latest")
         if code in ("0x", None):
@@ -106,17 +109,17 @@ class Escrow:
         (token,) = await self.read("token")
         if token != self.deployment.token:
             raise WrongContract(
-                f"the escrow {self.deployment.escrow} settles in {token}, not in {self.deployment.token} as the deployment says",
+                f"deployment.token: the escrow {self.deployment.escrow} settles in {token}, not in {self.deployment.token}",
             )
 
     def _absent(self) -> WrongContract:
-        where = f"{self.deployment.escrow} on chain {self.deployment.chain_id}, asked at {self.rpc.url}"
-        return WrongContract(f"there is no escrow at {where}. A local chain forgets all on exit: deploy again")
+        where = f"{self.deployment.escrow} on chain {self.deployment.chain_id} at {self.rpc.url}"
+        return WrongContract(f"there is no escrow at {where}. A local chain loses its state when it stops: deploy again")
 
     # ------------------------------------------------------------------------------------------------------------- reads
 
     async def read(self, function: str, *arguments: object, block: str = "latest") -> tuple[Any, ...]:
-        """What any view function of the contract returns, untyped."""
+        """The untyped result of a view function of the contract."""
         call = self._abi.call(function, *arguments)
         return self._abi.result(function, await self.rpc.call(self.deployment.escrow, call, block=block))
 
@@ -126,12 +129,12 @@ class Escrow:
         return Purse(None if owner == ZERO_ADDRESS else owner, Amount(free), Amount(thawing), Seconds(thaw_at))
 
     async def tab(self, payer: Address, provider: Address, *, block: str = "latest") -> TabState:
-        """The tab of a payer key with a provider; all zero if it was never used."""
+        """The tab of a payer's key with a provider; all zero if it was never used."""
         settled, reserved, release_at = await self.read("tab", payer, provider, block=block)
         return TabState(Amount(settled), Amount(reserved), Seconds(release_at))
 
     async def provider(self, address: Address, *, block: str = "latest") -> ProviderAccount:
-        """Credit and stake of any account, a coordinator's too."""
+        """Credit, stake and fee rate of any account, also of a coordinator."""
         (credit, payout, fee_bps), (stake, unstaking, unstake_at) = await asyncio.gather(
             self.read("account", address, block=block), self.read("stakeOf", address, block=block)
         )
@@ -156,23 +159,23 @@ class Escrow:
         return bool(used)
 
     def calldata(self, function: str, *arguments: object) -> bytes:
-        """A call of the contract as bytes, for another wallet or contract to send."""
+        """The calldata of a call, for another wallet or contract to send."""
         return self._abi.call(function, *arguments)
 
     # ------------------------------------------------------------------------------------------------------------- purses
 
     async def _write(self, sender: Sender, function: str, *arguments: object) -> TxResult:
         mined = await sender.send(self.deployment.escrow, self._abi.call(function, *arguments))
-        if not mined.logs:  # every call of the escrow leaves some, but calling an address where nothing is succeeds, too
+        if not mined.logs:  # each call of the escrow emits an event, but a call of an empty address succeeds without any
             raise self._absent()
         return TxResult(mined.hash, mined.block, mined.gas_used, mined.fee, read_logs(mined.logs, self.deployment.escrow))
 
     async def open_purse(self, sender: Sender, key: Address, owner: Address, bind: Signed[Bind] | None = None) -> TxResult:
-        """Binds a signing key to an owner for ever. `bind` may be left out when the sender is the key."""
+        """Binds a signing key to an owner for good. `bind` is not needed if the sender is the key."""
         return await self._write(sender, "open", key, owner, bind.signature if bind else b"")
 
     async def deposit(self, sender: Sender, key: Address, amount: Amount) -> TxResult:
-        """Fills a purse that the sender owns; the sender has approved the escrow (`token.approve`)."""
+        """Fills a purse that the sender owns. The sender must have approved the escrow (`token.approve`)."""
         return await self._write(sender, "deposit", key, amount)
 
     async def deposit_with_permit(self, sender: Sender, key: Address, permit: SignedPermit) -> TxResult:
@@ -181,87 +184,87 @@ class Escrow:
         return await self._write(sender, "depositWithPermit", key, permit.amount, permit.deadline, *rest)
 
     async def deposit_with_authorization(self, sender: Sender, key: Address, signed: SignedAuthorization) -> TxResult:
-        """Fills a purse on its owner's authorization (`token.authorize`); anyone may send it."""
+        """Fills a purse on its owner's authorization (`token.authorize`). Anyone may send it."""
         times = (signed.valid_after, signed.valid_before, signed.salt)
         rest = split_signature(signed.signature)
         return await self._write(sender, "depositWithAuthorization", key, signed.amount, *times, *rest)
 
     async def thaw(self, sender: Sender, key: Address, amount: Amount) -> TxResult:
-        """Announces that free money will leave; refills stop."""
+        """Announces the withdrawal of free money. Reservations are not refilled meanwhile."""
         return await self._write(sender, "thaw", key, amount)
 
     async def cancel_thaw(self, sender: Sender, key: Address) -> TxResult:
-        """Calls a thaw off."""
+        """Cancels a thaw."""
         return await self._write(sender, "cancelThaw", key)
 
     async def withdraw(self, sender: Sender, key: Address) -> TxResult:
-        """Pays what has thawed to the owner."""
+        """Pays the thawed amount to the owner."""
         return await self._write(sender, "withdraw", key)
 
     # --------------------------------------------------------------------------------------------------------------- tabs
 
     async def reserve(self, sender: Sender, key: Address, provider: Address, amount: Amount) -> TxResult:
-        """The owner pledges more of the free balance to a provider."""
+        """Reserves more of the free balance for a provider. Only the owner may send it."""
         return await self._write(sender, "reserve", key, provider, amount)
 
     async def secure(self, sender: Sender, order: Signed[Order]) -> TxResult:
-        """Refills a reservation to the order's target without paying anything; anyone may send it."""
+        """Raises a reservation to the order's target. Pays nothing; anyone may send it."""
         return await self._write(sender, "secure", _fields(order.message), order.signature)
 
     async def release(self, sender: Sender, key: Address, provider: Address) -> TxResult:
-        """The owner announces that it takes a reservation back."""
+        """Announces the end of a reservation. Only the owner may send it."""
         return await self._write(sender, "release", key, provider)
 
     async def finish_release(self, sender: Sender, key: Address, provider: Address) -> TxResult:
-        """Takes the reservation back after the wait."""
+        """Takes the reservation back after the wait. Only the owner may send it."""
         return await self._write(sender, "finishRelease", key, provider)
 
     async def give_back(self, sender: Sender, payer: Address, floor: Amount) -> TxResult:
-        """The sending provider lets its reservation drop to `floor` at once."""
+        """Lowers the sending provider's reservation to `floor` at once."""
         return await self._write(sender, "giveBack", payer, floor)
 
     async def give_back_signed(self, sender: Sender, consent: Signed[Release]) -> TxResult:
-        """`give_back` on the provider's signature; anyone may send it."""
+        """`give_back` on the provider's signature. Anyone may send it."""
         return await self._write(sender, "giveBackSigned", _fields(consent.message), consent.signature)
 
     # --------------------------------------------------------------------------------------------------------- settlement
 
     async def settle(self, sender: Sender, claims: Sequence[ClaimBatch]) -> TxResult:
-        """Collects claims in one transaction: one Settled or RowSkipped a row, in order."""
+        """Collects claims in one transaction. The events have one Settled or RowSkipped per row, in order."""
         return await self._write(sender, "settle", [claim.encode() for claim in claims])
 
     async def settle_all(self, sender: Sender, claims: Sequence[ClaimBatch]) -> list[TxResult]:
-        """Collects claims in as many transactions as they need, one after the other."""
+        """Collects claims in as many transactions as necessary, one after the other."""
         return [await self.settle(sender, batch) for batch in pack_batches(claims)]
 
     async def cash_out(self, sender: Sender, account: Address) -> TxResult:
-        """Pays an account's credit to its payout address; anyone may send it."""
+        """Pays an account's credit to its payout address. Anyone may send it."""
         return await self._write(sender, "cashOut", account)
 
     async def set_payout(self, sender: Sender, payout: Address) -> TxResult:
-        """Sets where the sender's credit goes; the zero address means the sender itself."""
+        """Sets the payout address of the sender's credit. The zero address means the sender itself."""
         return await self._write(sender, "setPayout", payout)
 
     async def set_fee(self, sender: Sender, bps: int) -> TxResult:
-        """Sets the sender's rate as a coordinator, in basis points of what is paid."""
+        """Sets the sender's rate as a coordinator, in basis points of each payment."""
         return await self._write(sender, "setFee", bps)
 
     # ------------------------------------------------------------------------------------------------------------- stakes
 
     async def stake(self, sender: Sender, amount: Amount) -> TxResult:
-        """Adds to the sender's stake; the sender has approved the escrow."""
+        """Adds to the sender's stake. The sender must have approved the escrow."""
         return await self._write(sender, "stake", amount)
 
     async def unstake(self, sender: Sender, amount: Amount) -> TxResult:
-        """Announces that so much of the stake will leave, in all; 0 calls it off."""
+        """Announces that `amount` of the stake, in all, will leave. 0 cancels it."""
         return await self._write(sender, "unstake", amount)
 
     async def withdraw_stake(self, sender: Sender) -> TxResult:
-        """Pays what has left the stake to the sender."""
+        """Pays the announced part of the stake to the sender after the wait."""
         return await self._write(sender, "withdrawStake")
 
     async def slash_equivocation(self, sender: Sender, first: Signed[Receipt], second: Signed[Receipt]) -> TxResult:
-        """Slashes a provider for two different receipts of one payer and seq; the sender gets the reporter's share."""
+        """Slashes a provider for two different receipts with one payer and seq. The sender gets the reporter's share."""
         pair = [part for receipt in (first, second) for part in (_fields(receipt.message), receipt.signature)]
         return await self._write(sender, "slashEquivocation", *pair)
 
@@ -273,5 +276,5 @@ class Escrow:
 
 
 def _fields(message: Message) -> tuple[Any, ...]:
-    """A message of scalar fields as the ABI takes it."""
+    """A message of scalar fields as ABI arguments."""
     return tuple(message.SCHEMA.read(message))

@@ -1,4 +1,4 @@
-"""Logs of the escrow as typed facts, and following them from a cursor."""
+"""Events of the escrow as typed objects, and reading them in order from a cursor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tallystick.protocol.types import Address, Amount, Hash, Seconds
 
 
 class SkipReason(IntEnum):
-    """Why a row of a settlement was not paid; IEscrow.sol says what each means."""
+    """The reason for which a row of a settlement was not paid; IEscrow.sol documents each."""
 
     NONE = 0
     BAD_CLAIM = 1
@@ -30,8 +30,9 @@ class SkipReason(IntEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class LogPosition:
-    """Where a fact stands. (block, log, row) orders and identifies facts of one chain; the hashes tell forks apart. The rows of
-    a claim share one log.
+    """The position of an event. (block, log, row) orders and identifies the events of one chain; the hashes distinguish forks.
+
+    The rows of a claim share one log.
     """
 
     block: int
@@ -43,8 +44,9 @@ class LogPosition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A fact from the chain. Its class name is the name of the contract's event, its fields are the event's; only Settled and
-    RowSkipped are packed into one event a claim, RowsSettled.
+    """An event of the contract. Class name and fields are those of the contract's event.
+
+    Only Settled and RowSkipped are decoded from another event, RowsSettled, which packs the rows of one claim.
     """
 
     at: LogPosition
@@ -68,7 +70,7 @@ class Deposited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThawStarted(Event):
-    """Free money will leave, from `thaw_at` on."""
+    """The withdrawal of free money was announced; it is possible from `thaw_at` on."""
 
     key: Address
     amount: Amount
@@ -77,14 +79,14 @@ class ThawStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThawCancelled(Event):
-    """The owner called a thaw off."""
+    """The owner cancelled a thaw."""
 
     key: Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Withdrawn(Event):
-    """What had thawed went to the owner."""
+    """Thawed money was paid to the owner."""
 
     key: Address
     owner: Address
@@ -93,7 +95,7 @@ class Withdrawn(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserved(Event):
-    """More was pledged to a provider; `reserved` is the new total."""
+    """More was reserved for a provider; `reserved` is the new total."""
 
     payer: Address
     provider: Address
@@ -103,7 +105,7 @@ class Reserved(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseStarted(Event):
-    """The owner takes a reservation back, from `release_at` on."""
+    """The end of a reservation was announced; it is possible from `release_at` on."""
 
     payer: Address
     provider: Address
@@ -133,7 +135,7 @@ class Settled(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSkipped(Event):
-    """A row was not paid, and why."""
+    """A row was not paid, for `reason`."""
 
     payer: Address
     provider: Address
@@ -142,7 +144,7 @@ class RowSkipped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeeEarned(Event):
-    """What a coordinator got for a run of rows."""
+    """A coordinator was credited with the fees of consecutive rows."""
 
     coordinator: Address
     amount: Amount
@@ -150,7 +152,7 @@ class FeeEarned(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeeSet(Event):
-    """A coordinator's rate changed."""
+    """A coordinator changed its rate."""
 
     coordinator: Address
     bps: int
@@ -158,7 +160,7 @@ class FeeSet(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayoutSet(Event):
-    """Where an account is paid to changed."""
+    """An account changed its payout address."""
 
     account: Address
     payout: Address
@@ -166,7 +168,7 @@ class PayoutSet(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CashedOut(Event):
-    """Credit left the escrow."""
+    """An account's credit was paid out."""
 
     account: Address
     payout: Address
@@ -183,7 +185,7 @@ class Staked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnstakeStarted(Event):
-    """So much of a stake will leave, in all, from `unstake_at` on."""
+    """The withdrawal of `amount` of a stake, in all, was announced; it is possible from `unstake_at` on."""
 
     provider: Address
     amount: Amount
@@ -192,7 +194,7 @@ class UnstakeStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unstaked(Event):
-    """What had left the stake was paid."""
+    """The announced part of a stake was paid to its provider."""
 
     provider: Address
     amount: Amount
@@ -216,12 +218,12 @@ _U96 = 1 << 96
 
 
 def read_log(log: Mapping[str, Any]) -> list[Event]:
-    """The facts in a JSON-RPC log of the escrow; none in a log of something else."""
+    """Reads the events in a JSON-RPC log of the escrow; an empty list for a log of another contract."""
     topics = [bytes.fromhex(topic[2:]) for topic in log["topics"]]
-    found = load_abi("Escrow").log(topics, bytes.fromhex(log["data"][2:]))
-    if found is None:
+    decoded = load_abi("Escrow").log(topics, bytes.fromhex(log["data"][2:]))
+    if decoded is None:
         return []
-    name, values = found
+    name, values = decoded
     at = _position(log)
     if name == "RowsSettled":
         return _read_rows(at, values["provider"], values["results"])
@@ -233,7 +235,7 @@ def read_log(log: Mapping[str, Any]) -> list[Event]:
 
 
 def _position(log: Mapping[str, Any]) -> LogPosition:
-    """Where a log is. Raises ValueError for a place that no chain has: it goes into databases."""
+    """The position of a log. Raises ValueError for an impossible one, because positions are stored in databases."""
     block, number, hashes = int(log["blockNumber"], 16), int(log["logIndex"], 16), (log["blockHash"], log["transactionHash"])
     if not (0 <= block <= MAX_NUMBER and 0 <= number <= MAX_NUMBER and all(map(is_hash, hashes))):
         raise ValueError(f"a log of block {block}, number {number}, at {str(hashes)[:200]}")
@@ -241,31 +243,33 @@ def _position(log: Mapping[str, Any]) -> LogPosition:
 
 
 def _read_rows(at: LogPosition, provider: Address, results: Sequence[int]) -> list[Event]:
-    """A claim's rows, two words each: payer 160 | settled 96, reason 64 | fee 96 | paid 96."""
-    facts: list[Event] = []
+    """Reads the rows of a claim, two words each: payer 160 | settled 96, reason 64 | fee 96 | paid 96 (bits)."""
+    events: list[Event] = []
     for row, (first, second) in enumerate(zip(results[::2], results[1::2], strict=True)):
-        place, payer, reason = replace(at, row=row), Address(f"0x{first >> 96:040x}"), SkipReason(second >> 192)
+        position, payer, reason = replace(at, row=row), Address(f"0x{first >> 96:040x}"), SkipReason(second >> 192)
         if reason is SkipReason.NONE:
             paid, fee, settled = Amount(second % _U96), Amount((second >> 96) % _U96), Amount(first % _U96)
-            facts.append(Settled(at=place, payer=payer, provider=provider, paid=paid, fee=fee, settled=settled))
+            events.append(Settled(at=position, payer=payer, provider=provider, paid=paid, fee=fee, settled=settled))
         else:
-            facts.append(RowSkipped(at=place, payer=payer, provider=provider, reason=reason))
-    return facts
+            events.append(RowSkipped(at=position, payer=payer, provider=provider, reason=reason))
+    return events
 
 
 def read_logs(logs: Iterable[Mapping[str, Any]], escrow: Address) -> tuple[Event, ...]:
-    """The facts among logs that may come from other contracts too. Raises Unavailable for what are no logs."""
+    """Reads the escrow's events in logs of any contracts. Raises Unavailable for malformed logs."""
     try:
-        found = [read_log(log) for log in logs if log["address"].lower() == escrow and not log.get("removed")]
+        by_log = [read_log(log) for log in logs if log["address"].lower() == escrow and not log.get("removed")]
     except (TypeError, AttributeError, LookupError, ValueError, StopIteration, *DECODING_ERRORS) as error:
-        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain answered with logs that are none: {error!r}") from None
-    return tuple(event for facts in found for event in facts)
+        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain returned malformed logs: {error!r}") from None
+    return tuple(event for events in by_log for event in events)
 
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """Facts in order, and what to store with them: `cursor`, the first block that is not read yet, and `tip`, the hash of the
-    block before it, by which the next reading notices that the chain took back what was read.
+    """Events in order, and the cursor to store with them.
+
+    `cursor` is the first block that was not read. `tip` is the hash of the block before it, by which the next read detects a
+    reorganisation.
     """
 
     events: tuple[Event, ...]
@@ -274,15 +278,15 @@ class EventPage:
 
 
 class DeepReorg(PeerError):
-    """The chain took back blocks that had their confirmations: facts that were read from them may never have happened."""
+    """The chain dropped blocks that had their confirmations: events read from them may no longer exist."""
 
     code = Code.CHAIN_REFUSED
     fault = Fault.NOBODY
 
-    def __init__(self, block: int, known: str, found: str) -> None:
+    def __init__(self, block: int, known: str, current: str) -> None:
         super().__init__(
-            f"the chain took back block {block}, which had been final: it was {known} and is {found}. Read all facts again from "
-            "the deployment's first block, and wait for more confirmations"
+            f"the chain dropped block {block}, which counted as final: its hash was {known} and is {current}. Read all events "
+            "again from the deployment's first block, and wait for more confirmations"
         )
         self.block = block
 
@@ -290,11 +294,11 @@ class DeepReorg(PeerError):
 async def read_events(
     rpc: Rpc, deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0, span: int = 2_000
 ) -> EventPage:
-    """The facts from block `cursor` on that `confirmations` further blocks stand on, over at most `span` blocks.
+    """Reads the events from block `cursor` on that have `confirmations` blocks on top, over at most `span` blocks.
 
-    `after` is the tip that was stored with the cursor. Reading twice from one cursor gives the same facts: store facts, cursor
-    and tip in one transaction and none is lost or doubled. A chain that changes while it is read gives an empty page, not a
-    wrong one. Raises DeepReorg, Unavailable.
+    `after` is the tip that was stored with the cursor. Two reads from one cursor return the same events: a caller that stores
+    events, cursor and tip in one transaction loses and doubles none. If the chain changes during a read, the page is empty.
+    Raises DeepReorg, Unavailable.
     """
     known = _header(max(cursor - 1, 0))
     head, previous = await _ask(rpc, ("eth_blockNumber",), known)
@@ -304,9 +308,9 @@ async def read_events(
         return EventPage((), cursor, after)
     wanted = {"address": deployment.escrow, "fromBlock": hex(cursor), "toBlock": hex(last)}
     try:
-        # One exchange, so that one node answers all: one that is behind says so by having no such block.
+        # One exchange, so one node answers all requests. A node that lags has no such block.
         previous, before, logs, behind = await _ask(rpc, known, _header(last), ("eth_getLogs", wanted), _header(last))
-    except RpcError:  # more facts, or more blocks, than the node gives at once
+    except RpcError:  # more events or blocks than the node returns at once
         if last == cursor:
             raise
         return await read_events(rpc, deployment, cursor, after=after, confirmations=confirmations, span=(last - cursor + 1) // 2)
@@ -331,7 +335,7 @@ async def _ask(rpc: Rpc, *calls: tuple[Any, ...]) -> list[Any]:
 
 
 def _compare(previous: Block | None, known: str) -> None:
-    """Raises DeepReorg where the last block that was read is another one now. None: the node is behind, which says nothing."""
+    """Raises DeepReorg if the last block that was read has another hash now. `previous` is None if the node lags."""
     if known and previous is not None and previous.hash != known:
         raise DeepReorg(previous.number, known, previous.hash)
 
@@ -339,7 +343,10 @@ def _compare(previous: Block | None, known: str) -> None:
 async def follow_events(
     rpc: Rpc, deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0, interval: float = 1.0
 ) -> AsyncIterator[EventPage]:
-    """Pages of final facts for ever, without the empty ones; looks every `interval` seconds. Raises DeepReorg, Unavailable."""
+    """Yields pages of final events without end, skipping empty ones, and polls every `interval` seconds.
+
+    Raises DeepReorg, Unavailable.
+    """
     while True:
         page = await read_events(rpc, deployment, cursor, after=after, confirmations=confirmations)
         if page.cursor == cursor:

@@ -1,7 +1,7 @@
-"""One local chain in memory: py-evm through eth-tester, one block a transaction, a clock that can be moved.
+"""A local chain in memory: py-evm through eth-tester, with one block per transaction and an adjustable clock.
 
-Synchronous and single-threaded; devnet.py serves it. Blocks, transactions, receipts and logs are kept in JSON-RPC form as they
-are made (https://ethereum.github.io/execution-apis/), so that looking one up costs nothing.
+It is synchronous and not thread-safe; devnet.py serves it. Blocks, transactions, receipts and logs are stored in JSON-RPC form
+(https://ethereum.github.io/execution-apis/), so lookups need no conversion.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tallystick.chain.hex_encoding import block_json, receipt_json, transaction_
 GAS_LIMIT = 30_029_122
 PRIORITY_FEE = 10**9
 MAX_QUEUED = 1_000
-_WEALTH = 10**24
+_INITIAL_BALANCE = 10**24
 _ZERO = bytes(20)
 
 
 class EvmCall(NamedTuple):
-    """What a call that is not signed asks for; `value` is in wei, an empty `to` creates a contract."""
+    """An unsigned call. `value` is in wei; an empty `to` creates a contract."""
 
     sender: bytes
     to: bytes
@@ -38,11 +38,11 @@ class EvmCall(NamedTuple):
 
 
 class Rejected(Exception):
-    """A transaction that no block can take."""
+    """A transaction or request that the chain cannot execute."""
 
 
 class Reverted(Exception):
-    """A call that failed in the EVM; `data` is what it returned: a custom error, Error(string), a panic or nothing."""
+    """A call that failed in the EVM. `data` is its return data: a custom error, Error(string), a panic or nothing."""
 
     def __init__(self, data: bytes, reason: str) -> None:
         super().__init__(reason)
@@ -50,13 +50,13 @@ class Reverted(Exception):
 
 
 class Evm:
-    """A chain of one's own. `clock` gives Unix seconds; `accounts` start with a million coins each."""
+    """A chain in memory. `clock` returns Unix seconds. Each of `accounts` starts with a million coins."""
 
     def __init__(self, chain_id: int, accounts: list[bytes], clock: Callable[[], float] = time.time) -> None:
-        state = {a: {"balance": _WEALTH, "storage": {}, "code": b"", "nonce": 0} for a in accounts}
+        state = {a: {"balance": _INITIAL_BALANCE, "storage": {}, "code": b"", "nonce": 0} for a in accounts}
         self.chain_id = chain_id
         self._chain: MiningChain = PyEVMBackend(genesis_state=state).chain
-        type(self._chain).chain_id = chain_id  # eth-tester makes a class for each chain, with an id of its own
+        type(self._chain).chain_id = chain_id  # eth-tester creates a class for each chain, with its own id
         self._clock, self._offset = clock, 0
         genesis = self._chain.get_canonical_block_by_number(0)
         self.headers: list[Any] = [genesis.header]
@@ -69,11 +69,11 @@ class Evm:
     # ------------------------------------------------------------------------------------------------------ transactions
 
     def send_raw(self, raw: bytes) -> str:
-        """Executes and mines a signed transaction; one with a later nonce waits for those before it. Raises Rejected."""
+        """Executes and mines a signed transaction. One with a later nonce is queued. Raises Rejected."""
         try:
             transaction = self._chain.get_vm().get_transaction_builder().decode(raw)
             sender, nonce = transaction.sender, transaction.nonce
-        except Exception as error:  # noqa: BLE001 - py-evm and rlp raise whatever they like on malformed bytes
+        except Exception as error:  # noqa: BLE001 - py-evm and rlp raise many types on malformed bytes
             raise Rejected(f"not a signed transaction: {error}") from None
         self._check(transaction)
         expected = self.nonce(sender)
@@ -81,7 +81,7 @@ class Evm:
             raise Rejected(f"nonce too low: next nonce {expected}, tx nonce {nonce}")
         if nonce == expected:
             self._mine(transaction)
-            self._drain(sender)
+            self._mine_queued(sender)
             return "0x" + transaction.hash.hex()
         if len(self._queued) >= MAX_QUEUED:
             raise Rejected("txpool is full")
@@ -89,7 +89,7 @@ class Evm:
         return "0x" + transaction.hash.hex()
 
     def _check(self, transaction: Any) -> None:
-        """What py-evm lets pass or says in words of its own. Raises Rejected."""
+        """Checks that py-evm omits, or whose messages differ from other nodes. Raises Rejected."""
         if getattr(transaction, "chain_id", self.chain_id) not in (None, self.chain_id):
             raise Rejected(f"invalid chain id: {transaction.chain_id}, this is chain {self.chain_id}")
         if transaction.max_priority_fee_per_gas > transaction.max_fee_per_gas:
@@ -98,7 +98,7 @@ class Evm:
         if have < want:
             raise Rejected(f"insufficient funds for gas * price + value: have {have} want {want}")
 
-    def _drain(self, sender: bytes) -> None:
+    def _mine_queued(self, sender: bytes) -> None:
         while transaction := self._queued.pop((sender, self.nonce(sender)), None):
             try:
                 self._mine(transaction)
@@ -106,7 +106,7 @@ class Evm:
                 return
 
     def _mine(self, transaction: Any = None) -> None:
-        """Makes the next block, with this transaction or empty."""
+        """Mines the next block, with this transaction or empty."""
         chain = self._chain
         chain.header = chain.create_header_from_parent(self.headers[-1], timestamp=self.next_timestamp())
         receipts: tuple[Any, ...] = ()
@@ -130,18 +130,18 @@ class Evm:
         self.logs += self.receipts[key]["logs"]
 
     def mine(self, blocks: int = 1) -> None:
-        """Adds empty blocks."""
+        """Mines empty blocks."""
         for _ in range(blocks):
             self._mine()
 
     # ------------------------------------------------------------------------------------------------------------- calls
 
     def call(self, call: EvmCall, block: int) -> bytes:
-        """The output of a call on the state after `block`, at the time of the block to come. Raises Reverted, Rejected."""
+        """The output of a call on the state after `block`, at the time of the next block. Raises Reverted, Rejected."""
         return bytes(self._execute(call, block).output)
 
     def estimate_gas(self, call: EvmCall, block: int) -> int:
-        """Gas limit with which the transaction goes through. Raises Reverted where none does, Rejected."""
+        """A gas limit with which the transaction succeeds. Raises Reverted if it fails with any, Rejected."""
         remaining = int(self._execute(call._replace(gas=GAS_LIMIT), block).get_gas_remaining())
         zeros = call.data.count(0)
         floor = 21_000 + 10 * (zeros + 4 * (len(call.data) - zeros))  # EIP-7623
@@ -149,7 +149,7 @@ class Evm:
         while gas < GAS_LIMIT:
             try:
                 self._execute(call._replace(gas=gas), block)
-            except Reverted:  # a call inside keeps back a 64th of its gas (EIP-150)
+            except Reverted:  # an inner call retains a 64th of the gas (EIP-150)
                 gas += gas // 64 + 1
             else:
                 return gas
@@ -179,35 +179,35 @@ class Evm:
     # ------------------------------------------------------------------------------------------------------------- state
 
     def balance(self, address: bytes, block: int = -1) -> int:
-        """Coins of an account after a block."""
+        """The balance of an account in wei, after a block."""
         return int(self._state(block).get_balance(address))
 
     def code(self, address: bytes, block: int = -1) -> bytes:
-        """Code of an account after a block."""
+        """The code of an account, after a block."""
         return bytes(self._state(block).get_code(address))
 
     def storage(self, address: bytes, slot: int, block: int = -1) -> int:
-        """One word of a contract's storage after a block."""
+        """A word of a contract's storage, after a block."""
         return int(self._state(block).get_storage(address, slot))
 
     def nonce(self, address: bytes, block: int = -1) -> int:
-        """Number of transactions that an account has sent, after a block."""
+        """The number of transactions that an account has sent, after a block."""
         return int(self._state(block).get_nonce(address))
 
     @property
     def base_fee(self) -> int:
-        """Base fee of the block to come, in wei a unit of gas."""
+        """The base fee of the next block, in wei per unit of gas."""
         header: Any = self._chain.create_header_from_parent(self.headers[-1])
         return int(header.base_fee_per_gas)
 
     # -------------------------------------------------------------------------------------------------------------- time
 
     def next_timestamp(self, block: int = -1) -> int:
-        """Time of the block after `block`: now, or one second later than it, whichever is later."""
+        """The time of the block after `block`: now, but at least one second after `block`."""
         return int(max(int(self._clock()) + self._offset, self.headers[block].timestamp + 1))
 
     def increase_time(self, seconds: int) -> int:
-        """Moves the clock forward for good: the next block is at least so much later than the last. Returns the whole offset."""
+        """Moves the clock forward. The next block is at least `seconds` after the last one. Returns the total offset."""
         now = int(self._clock()) + self._offset
         self._offset += max(now, self.headers[-1].timestamp) - now + seconds
         return self._offset
@@ -219,17 +219,17 @@ class Evm:
         self._offset = timestamp - int(self._clock())
 
     def snapshot(self) -> int:
-        """A mark to come back to: the number of the last block."""
+        """An identifier for `revert`: the number of the last block."""
         return len(self.headers) - 1
 
-    def revert(self, mark: int) -> bool:
-        """Forgets all blocks after a mark. The clock is not turned back. False for a mark that no longer exists."""
-        if not 0 <= mark < len(self.headers):
+    def revert(self, snapshot_block: int) -> bool:
+        """Removes all blocks after a snapshot; the clock stays. Returns false for a snapshot that no longer exists."""
+        if not 0 <= snapshot_block < len(self.headers):
             return False
-        gone = [key for key, receipt in self.receipts.items() if int(receipt["blockNumber"], 16) > mark]
-        for key in gone:
+        removed = [key for key, receipt in self.receipts.items() if int(receipt["blockNumber"], 16) > snapshot_block]
+        for key in removed:
             del self.receipts[key], self.transactions[key]
-        self.logs = [log for log in self.logs if int(log["blockNumber"], 16) <= mark]
-        del self.headers[mark + 1 :], self.blocks[mark + 1 :]
+        self.logs = [log for log in self.logs if int(log["blockNumber"], 16) <= snapshot_block]
+        del self.headers[snapshot_block + 1 :], self.blocks[snapshot_block + 1 :]
         self._queued.clear()
         return True

@@ -1,4 +1,4 @@
-"""JSON-RPC's hex encodings, and eth-tester's records in JSON-RPC form (https://ethereum.github.io/execution-apis/)."""
+"""Hex encodings of JSON-RPC, and conversion of eth-tester's records to them (https://ethereum.github.io/execution-apis/)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _DATA = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 
 
 class InvalidParams(Exception):
-    """Parameters that a method does not take."""
+    """The parameters of a request are invalid."""
 
 
 def parse_quantity(raw: object) -> int:
-    """A number from its hex form; plain JSON integers are taken too. Raises InvalidParams."""
+    """Reads a number from its hex form, or from a JSON integer. Raises InvalidParams."""
     if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
         return raw
     if not isinstance(raw, str) or not _QUANTITY.fullmatch(raw):
@@ -23,7 +23,7 @@ def parse_quantity(raw: object) -> int:
 
 
 def parse_data(raw: object, size: int | None = None) -> bytes:
-    """Bytes from their hex form. Raises InvalidParams."""
+    """Reads bytes from their hex form; exactly `size` bytes if it is given. Raises InvalidParams."""
     if not isinstance(raw, str) or not _DATA.fullmatch(raw):
         raise InvalidParams(f"expected bytes as 0x and hex digits, got {str(raw)[:80]}")
     value = bytes.fromhex(raw[2:])
@@ -33,7 +33,7 @@ def parse_data(raw: object, size: int | None = None) -> bytes:
 
 
 def encode(value: Any) -> Any:
-    """Numbers and bytes as hex, names in camelCase, all the way down."""
+    """Converts numbers and bytes to hex and names to camelCase, recursively."""
     if isinstance(value, bytes):
         return "0x" + value.hex()
     if isinstance(value, int) and not isinstance(value, bool):
@@ -46,23 +46,25 @@ def encode(value: Any) -> Any:
 
 
 def block_json(record: dict[str, Any]) -> dict[str, Any]:
-    """A block without its transactions' bodies."""
+    """Converts a block; its transactions are hashes."""
     bloom = record.pop("logs_bloom")
-    made: dict[str, Any] = encode(record | {"miner": record.pop("coinbase")})
-    return made | {"logsBloom": f"0x{bloom:0512x}"}
+    converted: dict[str, Any] = encode(record | {"miner": record.pop("coinbase")})
+    return converted | {"logsBloom": f"0x{bloom:0512x}"}
 
 
 def transaction_json(record: dict[str, Any]) -> dict[str, Any]:
-    """A mined transaction."""
-    made: dict[str, Any] = encode(record | {"input": record.pop("data"), "to": record["to"] or None})
-    return made
+    """Converts a mined transaction."""
+    converted: dict[str, Any] = encode(record | {"input": record.pop("data"), "to": record["to"] or None})
+    return converted
 
 
 def receipt_json(record: dict[str, Any], bloom: int) -> dict[str, Any]:
-    """A receipt with its logs."""
+    """Converts a receipt with its logs."""
     del record["state_root"]  # since Byzantium a receipt has a status instead
     for log in record["logs"]:
         log["removed"] = False
         del log["type"]
-    made: dict[str, Any] = encode(record | {"to": record["to"] or None, "contract_address": record["contract_address"] or None})
-    return made | {"logsBloom": f"0x{bloom:0512x}"}
+    converted: dict[str, Any] = encode(
+        record | {"to": record["to"] or None, "contract_address": record["contract_address"] or None}
+    )
+    return converted | {"logsBloom": f"0x{bloom:0512x}"}

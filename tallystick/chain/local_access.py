@@ -1,7 +1,7 @@
-"""Who may use a local chain: the programs of this machine, and the web pages that its operator names.
+"""Access control of a local chain: programs on this machine may use it, and web pages only if the operator allows them.
 
-A browser lets any page send requests to this machine. It says so in headers that pages cannot change: Origin, Host and
-Sec-Fetch-Site (https://fetch.spec.whatwg.org/, https://www.w3.org/TR/fetch-metadata/). Of these, programs send only Host.
+A browser lets any page send requests to this machine, but adds headers that pages cannot change: Origin, Host and Sec-Fetch-Site
+(https://fetch.spec.whatwg.org/, https://www.w3.org/TR/fetch-metadata/). Programs send only Host.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 ANY_ORIGIN = "*"
 _REFUSED = -32000
-_OF_ANOTHER_PAGE = {"cross-site", "same-site"}
+_CROSS_ORIGIN = {"cross-site", "same-site"}
 
 
 class LocalAccessGuard:
-    """An app for local programs only, and for pages of `origins` ("https://wallet.example", or "*" for all). `hosts` are names,
-    beside localhost and plain IP addresses, under which it may be asked. Others get 403 and no CORS header.
+    """An ASGI app that admits local programs and web pages of `origins` ("https://wallet.example", or "*" for all).
+
+    `hosts` are further host names, besides localhost and IP addresses, that requests may use. All other requests get 403 and no
+    CORS header.
     """
 
     def __init__(self, app: ASGIApp, origins: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
@@ -32,20 +34,20 @@ class LocalAccessGuard:
         self._app: ASGIApp = cors if pages else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on, or refuses it."""
-        why = self._objection(Headers(scope=scope)) if scope["type"] == "http" else ""
-        if why:
-            answer = {"jsonrpc": "2.0", "id": None, "error": {"code": _REFUSED, "message": why}}
+        """Forwards the request to the app, or refuses it."""
+        objection = self._objection(Headers(scope=scope)) if scope["type"] == "http" else ""
+        if objection:
+            answer = {"jsonrpc": "2.0", "id": None, "error": {"code": _REFUSED, "message": objection}}
             await JSONResponse(answer, 403)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
     def _objection(self, headers: Headers) -> str:
-        """Why a request is refused, or nothing."""
+        """The reason to refuse a request, or an empty text."""
         host = headers.get("host", "")
-        if not self._is_ours(host):
+        if not self._is_local(host):
             return (
-                f"Host: expected localhost or an IP address, got {host[:100]!r}, a name that a web page may have pointed here. "
+                f"Host: expected localhost or an IP address, got {host[:100]!r}, which a web page may have pointed here. "
                 "If the name is yours, start the chain with --allow-host NAME"
             )
         origin = headers.get("origin")
@@ -55,12 +57,12 @@ class LocalAccessGuard:
                 f"--allow-origin {origin[:100]}"
             )
         site = headers.get("sec-fetch-site", "").lower()
-        if origin is None and site in _OF_ANOTHER_PAGE:
-            return f"Sec-Fetch-Site: {site}: a web page sent this, and does not say which. Only pages of --allow-origin may"
+        if origin is None and site in _CROSS_ORIGIN:
+            return f"Sec-Fetch-Site: {site}: a web page of unknown origin sent this request. Only pages of --allow-origin may"
         return ""
 
-    def _is_ours(self, host: str) -> bool:
-        """An address cannot be pointed anywhere else; a name can, by whoever owns it."""
+    def _is_local(self, host: str) -> bool:
+        """Whether a Host header cannot come from a web page: a page's owner can point a name here, but not an IP address."""
         try:
             name = (urlsplit("//" + host).hostname or "").removesuffix(".")
         except ValueError:

@@ -1,7 +1,7 @@
-"""Claims above receipts: what a provider collected, or tried to collect, beside what it signed for. Pure.
+"""Detection of overclaims: claim rows with a higher total than the provider's own receipts. Pure.
 
-The contract slashes a claim row of seq s and total c where a receipt of the same tab, of seq s or later, has a total below c. A
-row with a seq above every receipt at hand proves nothing yet: the provider's next receipt decides.
+The contract slashes a claim row of seq s and total c if a receipt of the same tab, of seq s or later, has a total below c. A row
+with a seq above every known receipt proves nothing until the provider signs its next receipt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tallystick.protocol.types import Amount, Hash
 
 @dataclass(frozen=True, slots=True)
 class Overclaim:
-    """All that IEscrow.slashOverclaim takes: row number `row` of `claim` is above `receipt`. `transaction` carried the claim."""
+    """The evidence for IEscrow.slashOverclaim: row `row` of `claim` is above `receipt`. `transaction` contains the claim."""
 
     claim: Verified[Claim]
     row: int
@@ -31,48 +31,49 @@ class Overclaim:
 
     @property
     def claimed(self) -> ClaimRow:
-        """The row that is too high."""
+        """The row that claims too much."""
         return self.claim.message.rows[self.row]
 
     @property
     def excess(self) -> Amount:
-        """What the row claims above the receipt, in base units."""
+        """The difference between the row and the receipt, in base units."""
         return self.claimed.cumulative_cost - self.receipt.message.cumulative_cost
 
     @property
-    def evidence(self) -> Hash:
-        """The contract's name for this evidence: one for each (provider, payer, claimed seq)."""
+    def evidence_id(self) -> Hash:
+        """The contract's identifier of this evidence, one for each (provider, payer, claimed seq)."""
         claimed = self.claimed
         types = ["string", "address", "address", "uint64"]
         return keccak(encode(types, ["overclaim", self.claim.message.provider, claimed.payer, claimed.seq]))
 
 
 def find_overclaims(claims: Iterable[SettlingClaim], receipts: Sequence[Signed[Receipt]]) -> list[Overclaim]:
-    """The claims above these receipts, which are of one tab: of each claimed seq the row that is furthest above."""
+    """The overclaims above these receipts of one tab. For each claimed seq it is the row with the largest excess."""
     if not receipts:
         return []
-    ordered = sorted(receipts, key=lambda one: one.message.seq)
+    ordered = sorted(receipts, key=lambda receipt: receipt.message.seq)
     payer, provider = ordered[0].message.payer, ordered[0].message.provider
-    seqs = [one.message.seq for one in ordered]
+    seqs = [receipt.message.seq for receipt in ordered]
     lowest = list(accumulate(reversed(ordered), _lower))[::-1]
-    found: dict[Hash, Overclaim] = {}
-    for one in claims:
-        claim = one.calldata_claim.claim
-        for place, row in enumerate(claim.message.rows):
+    worst: dict[Hash, Overclaim] = {}
+    for settling in claims:
+        claim = settling.calldata_claim.claim
+        for index, row in enumerate(claim.message.rows):
             first = bisect_left(seqs, row.seq)
             if (row.payer, claim.message.provider) != (payer, provider) or first == len(seqs):
                 continue
-            over = Overclaim(claim, place, lowest[first], one.transaction)
-            if over.excess > 0 and (over.evidence not in found or found[over.evidence].excess < over.excess):
-                found[over.evidence] = over
-    return list(found.values())
+            overclaim = Overclaim(claim, index, lowest[first], settling.transaction)
+            known = worst.get(overclaim.evidence_id)
+            if overclaim.excess > 0 and (known is None or known.excess < overclaim.excess):
+                worst[overclaim.evidence_id] = overclaim
+    return list(worst.values())
 
 
-def _lower(one: Signed[Receipt], other: Signed[Receipt]) -> Signed[Receipt]:
-    return min(one, other, key=lambda receipt: receipt.message.cumulative_cost)
+def _lower(first: Signed[Receipt], second: Signed[Receipt]) -> Signed[Receipt]:
+    return min(first, second, key=lambda receipt: receipt.message.cumulative_cost)
 
 
 def highest_claim(claims: Iterable[SettlingClaim], receipt: Receipt) -> ClaimRow | None:
-    """The row of the receipt's tab with the greatest total."""
-    rows = [row for one in claims for row in one.calldata_claim.claim.message.rows if row.payer == receipt.payer]
+    """The row of the receipt's tab with the highest total; None without one."""
+    rows = [row for settling in claims for row in settling.calldata_claim.claim.message.rows if row.payer == receipt.payer]
     return max(rows, key=lambda row: row.cumulative_cost, default=None)

@@ -1,4 +1,4 @@
-"""The front door to any chain: one JSON-RPC endpoint, and one account that sends transactions through it."""
+"""The names for access to any chain: a JSON-RPC endpoint, and an account that sends transactions through it."""
 
 from __future__ import annotations
 

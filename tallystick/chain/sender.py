@@ -1,12 +1,15 @@
-"""One account that sends transactions and stays with each until it is in a block.
+"""Sending transactions of one account and following each until it is in a block.
 
-What can happen to a transaction on the way, and what is done about it:
+The sender handles these failures:
 
-- the answer to sending it is lost: it is sent again, as it is, until a block has it;
-- it waits too long: it is replaced by the same call with fees that are a tenth higher; whichever of them is mined counts;
-- its nonce is taken before it leaves: it gets the next; after it left: Replaced, since it can never be mined;
-- its block is forgotten by the chain: it is sent again (as long as `confirmations` are waited for);
-- it is not mined by the deadline: Unavailable, and the next transaction takes its nonce, so that only one of them can be mined.
+- The response to the submission is lost: the same transaction is sent again until a block contains it.
+- The transaction stays pending for too long: it is replaced by the same call with fees that are a tenth higher. Either version
+  may be mined.
+- Its nonce is already used when it is submitted: it gets the next nonce. If the nonce is used by another transaction later, the
+  call raises Replaced, because this transaction can never be mined.
+- The chain drops its block: the transaction is sent again, while `confirmations` are awaited.
+- It is not mined by the deadline: the call raises Unavailable, and the next transaction reuses its nonce, so at most one of the
+  two is mined.
 """
 
 from __future__ import annotations
@@ -25,28 +28,32 @@ from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.types import Address, parse_address
 
 MAX_TRANSACTION_GAS = 1 << 24
-"""EIP-7825: no transaction may ask for more."""
+"""The maximum gas limit of a transaction (EIP-7825)."""
 
 MAX_FEE = 1_000 * 10**9
-"""Wei a unit of gas. Fees are what the endpoint says the market asks; one that lies must not turn all coins into tips."""
+"""The default maximum fee in wei per unit of gas. The endpoint reports the market's fees, and a dishonest one must not be able to
+spend all coins on tips."""
 
-LOOK_AFTER = 2.0
-"""Seconds between looking after a transaction that no block has: is its nonce gone, must it be sent again?"""
+CHECK_SECONDS = 2.0
+"""Seconds between two checks of a pending transaction: whether its nonce is used, and whether it must be sent again."""
 
-_SURE = 2
-"""So many looks in a row must find the nonce gone: nodes behind one address do not all know the same."""
+_CHECKS_TO_CONFIRM = 2
+"""Consecutive checks that must find the nonce used: the nodes behind one endpoint may differ for a moment."""
 
-_IN_A_RECEIPT = ("transactionHash", "status", "blockNumber", "gasUsed")
+_RECEIPT_MEMBERS = ("transactionHash", "status", "blockNumber", "gasUsed")
 _log = logging.getLogger(__name__)
 
 
 class Replaced(Unavailable):
-    """Another transaction of the same key took the nonce, so this one did not happen and never will."""
+    """Another transaction of the same key used the nonce, so this one can never be mined."""
 
 
 @dataclass(frozen=True, slots=True)
 class MinedTransaction:
-    """A transaction that went through. `logs` are JSON-RPC log objects; `created` is the new contract's address, if any."""
+    """A mined and successful transaction. `fee` is in wei; `created` is the address of a new contract.
+
+    `logs` are JSON-RPC log objects.
+    """
 
     hash: str
     block: int
@@ -57,8 +64,8 @@ class MinedTransaction:
 
 
 @dataclass(slots=True)
-class _Flight:
-    """One call on its way, in as many versions as there were fees."""
+class _Pending:
+    """A pending call. `versions` are its transactions, one for each change of the fees."""
 
     call: Call
     gas: int
@@ -66,18 +73,18 @@ class _Flight:
     fees: Fees
     versions: list[SignedTransaction]
     started: float = field(default_factory=time.monotonic)
-    looks_gone: int = 0
+    nonce_used_checks: int = 0
 
     def __str__(self) -> str:
         return f"transaction {self.versions[-1].hash}"
 
 
 class Sender:
-    """Sends EIP-1559 transactions of one key; concurrent sends never collide. Times are seconds.
+    """Sends EIP-1559 transactions of one key. Concurrent sends get different nonces. Times are seconds.
 
-    `deadline`: from sending to the last confirmation. `bump_after`: how long a transaction may wait before it is replaced by
-    one with higher fees, each time. `max_fee`: wei a unit of gas that is never gone above. `confirmations`: blocks that must
-    stand on a transaction's own before it counts.
+    `deadline`: the time from the submission to the last confirmation. `poll`: the first interval between two requests for the
+    receipt. `bump_after`: the time after which a pending transaction is replaced by one with higher fees. `max_fee`: the maximum
+    in wei per unit of gas. `confirmations`: blocks required on top of the transaction's block.
     """
 
     def __init__(
@@ -103,59 +110,61 @@ class Sender:
         return self.signer.address
 
     def forget_nonce(self) -> None:
-        """Believes the chain at once where it went back, instead of after a moment's doubt."""
+        """Forgets all nonces, for callers that know that the chain dropped blocks. The next nonce is the chain's own count."""
         self._nonces = Nonces()
 
     async def send(self, to: Address | None, data: bytes, *, value: int = 0, gas: int | None = None) -> MinedTransaction:
-        """Sends and waits for the receipt. `to` None creates a contract; `value` is in wei; `gas` is estimated when not given.
+        """Sends a transaction and waits for its receipt. `to` None creates a contract; `value` is in wei.
 
-        Raises ContractError (before anything is sent where an estimate shows it), Refusal, Replaced, Unavailable.
+        `gas` is estimated if it is not given. Raises ContractError (before anything is sent, if the estimate fails), Refusal,
+        Replaced, Unavailable.
         """
         call = Call(self.address, to, data, value)
         if gas is None:
             estimate = await self.rpc.quantity("eth_estimateGas", call.to_json())
             gas = min(estimate + estimate // 5, max(estimate, MAX_TRANSACTION_GAS))
-        flight = await self._submit(call, gas)
+        pending_tx = await self._submit(call, gas)
         try:
-            receipt = await self._receipt(flight)
+            receipt = await self._receipt(pending_tx)
         finally:
-            self._nonces.free(flight.nonce)
-        return await self._mined(flight, receipt)
+            self._nonces.release(pending_tx.nonce)
+        return await self._mined(pending_tx, receipt)
 
-    # --------------------------------------------------------------------------------------------------------- departure
+    # -------------------------------------------------------------------------------------------------------- submission
 
-    async def _submit(self, call: Call, gas: int) -> _Flight:
-        """Under a lock, so that transactions leave in the order of their nonces."""
+    async def _submit(self, call: Call, gas: int) -> _Pending:
+        """Submits a call. A lock makes transactions leave in the order of their nonces."""
         fees = await self._fees()
         busy: set[int] = set()
         async with self._lock:
             for _ in range(5):
-                flight = await self._prepare(call, gas, fees, busy)
+                pending_tx = await self._prepare(call, gas, fees, busy)
                 try:
-                    error = await self._offer(flight.versions[-1])
+                    error = await self._submit_version(pending_tx.versions[-1])
                 except BaseException:
-                    self._nonces.free(flight.nonce)
+                    self._nonces.release(pending_tx.nonce)
                     raise
                 if error is None:
-                    return flight
-                self._nonces.free(flight.nonce)
+                    return pending_tx
+                self._nonces.release(pending_tx.nonce)
                 if "nonce" not in error.reason.lower() and "replacement" not in error.reason.lower():
                     raise error
-                busy.add(flight.nonce)
-        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"{self.address}: its nonce keeps changing: who else sends with its key?")
+                busy.add(pending_tx.nonce)
+        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"{self.address}: its nonce keeps changing; give each program its own key")
 
-    async def _prepare(self, call: Call, gas: int, fees: Fees, busy: set[int]) -> _Flight:
+    async def _prepare(self, call: Call, gas: int, fees: Fees, busy: set[int]) -> _Pending:
         chain_id, pending = await self.rpc.chain_id(), await self._pending()
-        if self._nonces.any_given_up:
-            self._nonces.forget_given_up(await self._count("latest"))
+        if self._nonces.any_abandoned:
+            self._nonces.forget_abandoned_below(await self._count("latest"))
         nonce = self._nonces.take(pending, busy)
-        beaten = self._nonces.fees_to_beat(nonce)
-        paid = (beaten.raised(fees) if beaten else fees).capped(self._max_fee)
-        return _Flight(call, gas, nonce, paid, [sign(self.signer, call, chain_id=chain_id, nonce=nonce, gas=gas, fees=paid)])
+        abandoned = self._nonces.pop_abandoned_fees(nonce)
+        paid = (abandoned.raised(fees) if abandoned else fees).capped(self._max_fee)
+        return _Pending(call, gas, nonce, paid, [sign(self.signer, call, chain_id=chain_id, nonce=nonce, gas=gas, fees=paid)])
 
     async def _pending(self) -> int:
-        """The chain's count of this account's transactions. One below what was seen mined is believed after a moment only: the
-        node may be a little behind the one that was asked before.
+        """The chain's count of this account's transactions.
+
+        A count below the nonces seen mined is accepted only after several requests, because a node may lag behind another one.
         """
         for pause in (0.1, 0.3, 0.6, 0.0):
             floor, count = self._nonces.floor, await self._count("pending")
@@ -163,11 +172,11 @@ class Sender:
                 break
             await asyncio.sleep(pause)
         else:
-            self._nonces.went_back(count)
+            self._nonces.lower_floor(count)
         return count
 
-    async def _offer(self, version: SignedTransaction) -> RpcError | None:
-        """Hands a transaction to the node: None if the node has it now, or may have it; else what the node has against it."""
+    async def _submit_version(self, version: SignedTransaction) -> RpcError | None:
+        """Submits a transaction. Returns None if the node has it or may have it, else the node's error."""
         try:
             await self.rpc.request("eth_sendRawTransaction", version.raw)
         except RpcError as error:
@@ -175,7 +184,7 @@ class Sender:
                 return None
             return error
         except Unavailable:
-            _log.warning("no answer to sending %s; it will be sent again", version.hash)  # it may have arrived
+            _log.warning("no response to the submission of %s; it will be sent again", version.hash)  # the node may have it
         return None
 
     async def _fees(self) -> Fees:
@@ -184,7 +193,7 @@ class Sender:
             raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {self.rpc.url} has no EIP-1559 fees")
         try:
             tip = await self.rpc.quantity("eth_maxPriorityFeePerGas")
-        except RpcError:  # not every node has it
+        except RpcError:  # some nodes do not have this method
             tip = max(0, await self.rpc.quantity("eth_gasPrice") - latest.base_fee)
         return Fees(tip, 2 * latest.base_fee + tip)
 
@@ -194,104 +203,104 @@ class Sender:
     async def _knows(self, key: str) -> bool:
         return await self.rpc.request("eth_getTransactionByHash", key) is not None
 
-    # ------------------------------------------------------------------------------------------------------------ flight
+    # ----------------------------------------------------------------------------------------------------------- pending
 
-    async def _receipt(self, flight: _Flight) -> dict[str, Any]:
-        """The receipt, as soon as it is deep enough. An endpoint that does not answer meanwhile is waited for, too."""
-        until, pause = flight.started + self._deadline, self._poll
-        look_at, bump_at = (flight.started + after for after in (min(LOOK_AFTER, self._bump_after), self._bump_after))
+    async def _receipt(self, pending_tx: _Pending) -> dict[str, Any]:
+        """The receipt, once it has its confirmations. An endpoint that does not answer is asked again until the deadline."""
+        until, pause = pending_tx.started + self._deadline, self._poll
+        check_at, bump_at = (pending_tx.started + after for after in (min(CHECK_SECONDS, self._bump_after), self._bump_after))
         receipt = None
         while time.monotonic() < until:
             try:
-                receipt = await self._find(flight)
-                if receipt is not None and await self._is_deep(receipt):
-                    self._nonces.landed(flight.nonce)
+                receipt = await self._find(pending_tx)
+                if receipt is not None and await self._is_confirmed(receipt):
+                    self._nonces.mark_mined(pending_tx.nonce)
                     return receipt
-                if receipt is None and time.monotonic() >= look_at:
+                if receipt is None and time.monotonic() >= check_at:
                     due = time.monotonic() >= bump_at
-                    await self._look_after(flight, bump=due)
-                    look_at = time.monotonic() + min(LOOK_AFTER, self._bump_after)
+                    await self._check_pending(pending_tx, bump=due)
+                    check_at = time.monotonic() + min(CHECK_SECONDS, self._bump_after)
                     bump_at = time.monotonic() + self._bump_after if due else bump_at
             except Replaced:
                 raise
             except Unavailable as error:
-                _log.warning("%s: waiting for the chain: %s", flight, error)
+                _log.warning("%s: waiting for the chain: %s", pending_tx, error)
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 1.0)
         if receipt is not None:
-            self._nonces.landed(flight.nonce)
-            short = f"has no {self._confirmations} confirmations"
+            self._nonces.mark_mined(pending_tx.nonce)
+            outcome = f"has fewer than {self._confirmations} confirmations"
         else:
-            self._nonces.give_up(flight.nonce, flight.fees)
-            short = "was not mined"
-        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"{flight} {short} within {self._deadline:g} s; it may still be")
+            self._nonces.abandon(pending_tx.nonce, pending_tx.fees)
+            outcome = "was not mined"
+        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"{pending_tx} {outcome} within {self._deadline:g} s; it may still be mined")
 
-    async def _find(self, flight: _Flight) -> dict[str, Any] | None:
-        """The receipt of whichever version is in a block."""
-        for version in reversed(flight.versions):
+    async def _find(self, pending_tx: _Pending) -> dict[str, Any] | None:
+        """The receipt of the version that is in a block; None if no version is."""
+        for version in reversed(pending_tx.versions):
             receipt = await self.rpc.request("eth_getTransactionReceipt", version.hash)
             if _is_receipt(receipt):
                 return dict(receipt)
             if receipt is not None:
-                raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {self.rpc.url} answered with a receipt that is none")
+                raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {self.rpc.url} returned a malformed receipt")
         return None
 
-    async def _is_deep(self, receipt: dict[str, Any]) -> bool:
+    async def _is_confirmed(self, receipt: dict[str, Any]) -> bool:
         if self._confirmations == 0:
             return True
         mined = self.rpc.read_number("receipt.blockNumber", receipt["blockNumber"])
         return await self.rpc.block_number() - mined >= self._confirmations
 
-    async def _look_after(self, flight: _Flight, *, bump: bool) -> None:
-        if await self._count("latest") > flight.nonce:
-            flight.looks_gone += 1
-            if flight.looks_gone >= _SURE and await self._find(flight) is None:
+    async def _check_pending(self, pending_tx: _Pending, *, bump: bool) -> None:
+        if await self._count("latest") > pending_tx.nonce:
+            pending_tx.nonce_used_checks += 1
+            if pending_tx.nonce_used_checks >= _CHECKS_TO_CONFIRM and await self._find(pending_tx) is None:
                 raise Replaced(
                     Code.CHAIN_UNAVAILABLE,
-                    f"{flight} did not happen: another program that sends with the key of {self.address} used its nonce "
-                    f"{flight.nonce}. Give each program a key of its own",
+                    f"{pending_tx} will not be mined: another program with the key of {self.address} used its nonce "
+                    f"{pending_tx.nonce}. Give each program its own key",
                 )
             return
-        flight.looks_gone = 0
+        pending_tx.nonce_used_checks = 0
         if bump:
-            await self._bump(flight)
+            await self._bump(pending_tx)
         else:
-            await self._resend(flight)
+            await self._resend(pending_tx)
 
-    async def _bump(self, flight: _Flight) -> None:
-        """Replaces what waits by the same call with higher fees, unless that would go above the limit."""
-        fees = flight.fees.raised(await self._fees())
-        if self._max_fee is not None and fees.most > self._max_fee:
-            await self._resend(flight)
+    async def _bump(self, pending_tx: _Pending) -> None:
+        """Replaces the pending transaction by one with higher fees, unless they would exceed the maximum."""
+        fees = pending_tx.fees.raised(await self._fees())
+        if self._max_fee is not None and fees.maximum > self._max_fee:
+            await self._resend(pending_tx)
             return
         chain_id = await self.rpc.chain_id()
-        version = sign(self.signer, flight.call, chain_id=chain_id, nonce=flight.nonce, gas=flight.gas, fees=fees)
+        version = sign(self.signer, pending_tx.call, chain_id=chain_id, nonce=pending_tx.nonce, gas=pending_tx.gas, fees=fees)
         try:
-            error = await self._offer(version)
-        except Refusal as refusal:  # the account cannot pay for more: what was sent stays
-            _log.warning("%s waits, and higher fees were refused: %s", flight, refusal)
+            error = await self._submit_version(version)
+        except Refusal as refusal:  # the account cannot pay the higher fees; the former version stays pending
+            _log.warning("%s is pending, and higher fees were refused: %s", pending_tx, refusal)
             return
         if error is not None:
-            _log.info("%s: a version with higher fees was refused: %s", flight, error)
-        flight.fees = fees
-        flight.versions.append(version)
+            _log.info("%s: a version with higher fees was refused: %s", pending_tx, error)
+        pending_tx.fees = fees
+        pending_tx.versions.append(version)
 
-    async def _resend(self, flight: _Flight) -> None:
+    async def _resend(self, pending_tx: _Pending) -> None:
         try:
-            await self.rpc.request("eth_sendRawTransaction", flight.versions[-1].raw)
+            await self.rpc.request("eth_sendRawTransaction", pending_tx.versions[-1].raw)
         except TallyError as error:
-            _log.debug("sending %s again: %s", flight, error)
+            _log.debug("sending %s again: %s", pending_tx, error)
 
-    # ----------------------------------------------------------------------------------------------------------- arrival
+    # ------------------------------------------------------------------------------------------------------------- mined
 
-    async def _mined(self, flight: _Flight, receipt: dict[str, Any]) -> MinedTransaction:
+    async def _mined(self, pending_tx: _Pending, receipt: dict[str, Any]) -> MinedTransaction:
         read = self.rpc.read_number
         block, status, used = (read(f"receipt.{name}", receipt[name]) for name in ("blockNumber", "status", "gasUsed"))
         price = read("receipt.effectiveGasPrice", receipt.get("effectiveGasPrice") or "0x0")
         if status != 1:
-            with contextlib.suppress(Unavailable):  # the node may not know that block's state any more
-                await self.rpc.request("eth_call", flight.call.to_json(), hex(block - 1))  # raises what the contract said
-            raise Refusal(Code.CHAIN_REFUSED, f"{flight} failed, and would not fail now")
+            with contextlib.suppress(Unavailable):  # the node may have pruned that block's state
+                await self.rpc.request("eth_call", pending_tx.call.to_json(), hex(block - 1))  # raises the contract's error
+            raise Refusal(Code.CHAIN_REFUSED, f"{pending_tx} reverted, but the same call succeeds now")
         created = receipt.get("contractAddress")
         return MinedTransaction(
             hash=receipt["transactionHash"],
@@ -306,7 +315,7 @@ class Sender:
 def _is_receipt(raw: Any) -> bool:
     if not isinstance(raw, dict) or not isinstance(raw.get("logs"), list):
         return False
-    return all(isinstance(raw.get(name), str) for name in _IN_A_RECEIPT)
+    return all(isinstance(raw.get(name), str) for name in _RECEIPT_MEMBERS)
 
 
 def _is_known(error: RpcError) -> bool:

@@ -1,8 +1,8 @@
-"""Looking a payment up: the transactions that settled a tab, and the signatures in them.
+"""Search of the transactions that settled a tab, for the signed orders and claims in them.
 
-An endpoint can claim any balance, but no signature. Where a chain says that a provider was paid more than a payer knows of, the
-payer asks here for the order of its own key that allowed the payment; where a provider collected more than its receipts say, for
-the claim that it signed.
+An endpoint can report any balance, but cannot forge a signature. If the chain reports a higher payment than a payer knows of, the
+payer searches for the order of its own key that allowed it. If a provider collected more than its receipts say, the payer
+searches for the claim that the provider signed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from tallystick.protocol.messages import Order
 from tallystick.protocol.types import Address, Amount
 
 MAX_TRANSACTIONS = 16
-"""Transactions whose calldata one search reads, the newest."""
+"""The newest transactions whose calldata one search reads."""
 MAX_REQUESTS = 64
-"""Ranges of blocks that one search asks for; each is twice as long as the one before, as long as the endpoint gives so much."""
+"""Block ranges that one search requests. Each is twice as long as the one before, if the endpoint returns that much."""
 FIRST_SPAN = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class SettlingOrder:
-    """An order of the payer's key, from a transaction that settled its tab. `cumulative_cost` and `seq` are what the provider
-    collected on it: the provider's word. `order.message.ceiling` is the payer's.
+    """An order of the payer's key in a transaction that settled its tab.
+
+    `cumulative_cost` (base units) and `seq` are the provider's statement of its collected total. `order.message.ceiling` is
+    signed by the payer.
     """
 
     order: Verified[Order]
@@ -43,7 +45,7 @@ class SettlingOrder:
 
 @dataclass(frozen=True, slots=True)
 class SettlingClaim:
-    """A claim of the provider that has a row of the payer, from a transaction that carried it, whether or not it paid."""
+    """A claim of the provider with a row of the payer, in a transaction that submitted it, whether or not it was paid."""
 
     calldata_claim: CalldataClaim
     transaction: str
@@ -51,7 +53,7 @@ class SettlingClaim:
 
 
 @dataclass(frozen=True, slots=True)
-class _Touch:
+class _TabTransaction:
     transaction: str
     block: int
 
@@ -59,44 +61,46 @@ class _Touch:
 async def settling_orders(
     escrow: Escrow, payer: Address, provider: Address, *, enough: Amount | None = None, most: int = MAX_TRANSACTIONS
 ) -> list[SettlingOrder]:
-    """The orders on which a provider was paid by this payer, each verified with the payer's key; newest transaction first.
+    """The orders on which this payer paid a provider, each with the payer's verified signature; newest transaction first.
 
-    The last payment's order allows all that was settled: with `enough` (base units) the search ends at the first order whose
-    ceiling is not below it. At most `most` transactions are read. An empty list: the endpoint shows no order, so nothing that it
-    says of the tab is proved. Raises Unavailable.
+    The order of the last payment allows everything that was settled. With `enough` (base units) the search ends at the first
+    order with at least that ceiling. At most `most` transactions are read. An empty list means that the endpoint shows no order
+    and proves nothing about the tab. Raises Unavailable.
     """
-    found: list[SettlingOrder] = []
-    async for touch in _touching(escrow, payer, provider, most=most, paid_only=True):
-        for call in await _calls(escrow, touch.transaction):
-            for one in find_orders(call, payer, provider, escrow.deployment.domain):
-                row = one.row
-                found.append(SettlingOrder(one.order, row.seq, row.cumulative_cost, touch.transaction, touch.block))
-        if enough is not None and any(one.order.message.ceiling >= enough for one in found):
+    orders: list[SettlingOrder] = []
+    async for settlement in _tab_transactions(escrow, payer, provider, most=most, paid_only=True):
+        for call in await _calls(escrow, settlement.transaction):
+            for match in find_orders(call, payer, provider, escrow.deployment.domain):
+                row = match.row
+                orders.append(SettlingOrder(match.order, row.seq, row.cumulative_cost, settlement.transaction, settlement.block))
+        if enough is not None and any(order.order.message.ceiling >= enough for order in orders):
             break
-    return found
+    return orders
 
 
 async def settling_claims(
     escrow: Escrow, payer: Address, provider: Address, *, most: int = MAX_TRANSACTIONS
 ) -> list[SettlingClaim]:
-    """The claims that a provider signed with a row of this payer, out of the newest `most` transactions. Raises Unavailable."""
-    found: list[SettlingClaim] = []
-    async for touch in _touching(escrow, payer, provider, most=most, paid_only=False):
-        found += await claims_in(escrow, touch.transaction, payer, provider, block=touch.block)
-    return found
+    """The claims of a provider with a row of this payer, in the newest `most` transactions. Raises Unavailable."""
+    claims: list[SettlingClaim] = []
+    async for settlement in _tab_transactions(escrow, payer, provider, most=most, paid_only=False):
+        claims += await claims_in(escrow, settlement.transaction, payer, provider, block=settlement.block)
+    return claims
 
 
 async def claims_in(
     escrow: Escrow, transaction: str, payer: Address, provider: Address, *, block: int = 0
 ) -> list[SettlingClaim]:
-    """The claims that a provider signed with a row of this payer, out of one transaction. Raises Unavailable."""
+    """The claims of a provider with a row of this payer, in one transaction. Raises Unavailable."""
     calls = await _calls(escrow, transaction)
-    found = [one for call in calls for one in find_claims(call, provider, payer, escrow.deployment.domain)]
-    return [SettlingClaim(one, transaction, block) for one in found]
+    claims = [claim for call in calls for claim in find_claims(call, provider, payer, escrow.deployment.domain)]
+    return [SettlingClaim(claim, transaction, block) for claim in claims]
 
 
-async def _touching(escrow: Escrow, payer: Address, provider: Address, *, most: int, paid_only: bool) -> AsyncIterator[_Touch]:
-    """The transactions with a row of this tab, the newest first, within MAX_REQUESTS. Raises Unavailable."""
+async def _tab_transactions(
+    escrow: Escrow, payer: Address, provider: Address, *, most: int, paid_only: bool
+) -> AsyncIterator[_TabTransaction]:
+    """Yields the transactions with a row of this tab, newest first, within MAX_REQUESTS. Raises Unavailable."""
     (event,) = (key for key, entry in load_abi("Escrow").events.items() if entry.name == "RowsSettled")
     topics = ["0x" + event.hex(), "0x" + provider[2:].rjust(64, "0")]
     last, span, seen = await escrow.rpc.block_number(), FIRST_SPAN, set[str]()
@@ -105,16 +109,16 @@ async def _touching(escrow: Escrow, payer: Address, provider: Address, *, most: 
         if last < first:
             return
         since = max(first, last - span + 1)
-        wanted = {"address": escrow.deployment.escrow, "topics": topics, "fromBlock": hex(since), "toBlock": hex(last)}
+        query = {"address": escrow.deployment.escrow, "topics": topics, "fromBlock": hex(since), "toBlock": hex(last)}
         try:
-            logs = await escrow.rpc.request("eth_getLogs", wanted)
-        except RpcError:  # more facts, or more blocks, than the node gives at once
+            logs = await escrow.rpc.request("eth_getLogs", query)
+        except RpcError:  # more events or blocks than the node returns at once
             if span == 1:
                 raise
             span //= 2
             continue
-        rows = [one for one in read_logs(logs, escrow.deployment.escrow) if isinstance(one, Settled | RowSkipped)]
-        for row in sorted(rows, key=lambda one: one.at, reverse=True):
+        rows = [event for event in read_logs(logs, escrow.deployment.escrow) if isinstance(event, Settled | RowSkipped)]
+        for row in sorted(rows, key=lambda event: event.at, reverse=True):
             if (row.payer, row.provider) != (payer, provider) or (paid_only and isinstance(row, RowSkipped)):
                 continue
             if row.at.transaction in seen:
@@ -122,13 +126,14 @@ async def _touching(escrow: Escrow, payer: Address, provider: Address, *, most: 
             if len(seen) == most:
                 return
             seen.add(row.at.transaction)
-            yield _Touch(row.at.transaction, row.at.block)
+            yield _TabTransaction(row.at.transaction, row.at.block)
         last, span = since - 1, span * 2
 
 
 async def _calls(escrow: Escrow, transaction: str) -> list[bytes]:
-    """The calldata of a transaction, and of the calls of the escrow in it where the endpoint can trace: a contract may have made
-    them from nothing that the transaction's own calldata shows. Raises Unavailable.
+    """The calldata of a transaction and, if the endpoint can trace, of the calls of the escrow in it.
+
+    A contract can make such calls from data that the transaction's own calldata does not contain. Raises Unavailable.
     """
     raw = await escrow.rpc.request("eth_getTransactionByHash", transaction)
     if raw is None:
@@ -138,26 +143,24 @@ async def _calls(escrow: Escrow, transaction: str) -> list[bytes]:
         return calls
     try:
         trace = await escrow.rpc.request("debug_traceTransaction", transaction, {"tracer": "callTracer"})
-    except TallyError:  # few endpoints trace
+    except TallyError:  # few endpoints support tracing
         return calls
     return calls + [_bytes(call, escrow) for call in _inner(trace, escrow.deployment.escrow)]
 
 
 def _inner(trace: object, escrow: Address) -> list[object]:
-    """The calldata of each call of the escrow in a callTracer's answer, however deep."""
-    found, waiting = list[object](), [trace]
-    while waiting:
-        call = waiting.pop()
+    """The calldata of each call of the escrow in a callTracer result, at any depth."""
+    calldata, stack = list[object](), [trace]
+    while stack:
+        call = stack.pop()
         if isinstance(call, dict):
-            found += [call.get("input")] if str(call.get("to")).lower() == escrow else []
-            waiting += inner if isinstance(inner := call.get("calls"), list) else []
-    return found
+            calldata += [call.get("input")] if str(call.get("to")).lower() == escrow else []
+            stack += inner if isinstance(inner := call.get("calls"), list) else []
+    return calldata
 
 
 def _bytes(raw: object, escrow: Escrow) -> bytes:
     try:
         return parse_data(raw)[:MAX_CALLDATA]
     except InvalidParams as error:
-        raise Unavailable(
-            Code.CHAIN_UNAVAILABLE, f"the chain at {escrow.rpc.url} answered with calldata that is none: {error}"
-        ) from None
+        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {escrow.rpc.url} returned malformed calldata: {error}") from None

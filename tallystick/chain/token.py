@@ -1,4 +1,4 @@
-"""The market's ERC-20, with the two ways to pay by signature: EIP-2612 permits and EIP-3009 authorizations."""
+"""The market's ERC-20 token, with EIP-2612 permits and EIP-3009 authorizations. Amounts are base units."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ U256 = Annotated[int, Uint(256)]
 
 @message(signer="owner")
 class Permit(Message):
-    """EIP-2612: `spender` may take `value`."""
+    """EIP-2612: `spender` may take `value` from `owner`."""
 
     owner: Address
     spender: Address
@@ -30,7 +30,7 @@ class Permit(Message):
 
 @message(signer="from_")
 class ReceiveWithAuthorization(Message):
-    """EIP-3009: `to` may fetch `value` once."""
+    """EIP-3009: `to` may take `value` from `from_` once."""
 
     from_: Address
     to: Address
@@ -42,7 +42,7 @@ class ReceiveWithAuthorization(Message):
 
 @dataclass(frozen=True, slots=True)
 class SignedPermit:
-    """A permit as `depositWithPermit` takes it."""
+    """The arguments of a permit in `depositWithPermit`."""
 
     amount: Amount
     deadline: Seconds
@@ -51,7 +51,7 @@ class SignedPermit:
 
 @dataclass(frozen=True, slots=True)
 class SignedAuthorization:
-    """An authorization as `depositWithAuthorization` takes it; `salt` and the purse's key make its nonce."""
+    """The arguments of an authorization in `depositWithAuthorization`. Its nonce is derived from `salt` and the purse's key."""
 
     amount: Amount
     valid_after: Seconds
@@ -61,7 +61,7 @@ class SignedAuthorization:
 
 
 def split_signature(signature: bytes) -> tuple[int, bytes, bytes]:
-    """(v, r, s) of a 65-byte signature."""
+    """Splits a 65-byte signature into v, r and s."""
     return signature[64], signature[:32], signature[32:64]
 
 
@@ -71,7 +71,7 @@ def authorization_nonce(key: Address, salt: Hash) -> Hash:
 
 
 class Token:
-    """Typed calls of one token. Reads raise Unavailable, writes what `Sender.send` raises."""
+    """Typed calls of one token. Reads raise Unavailable; writes raise what `Sender.send` raises."""
 
     def __init__(self, rpc: Rpc, address: Address) -> None:
         self.rpc, self.address = rpc, address
@@ -81,68 +81,68 @@ class Token:
         return self._abi.result(function, await self.rpc.call(self.address, self._abi.call(function, *arguments)))
 
     def calldata(self, function: str, *arguments: object) -> bytes:
-        """A call of the token as bytes, for another wallet or contract to send."""
+        """The calldata of a call, for another wallet or contract to send."""
         return self._abi.call(function, *arguments)
 
     async def balance_of(self, account: Address) -> Amount:
-        """Tokens of an account, in base units."""
+        """The balance of an account."""
         (value,) = await self._read("balanceOf", account)
         return Amount(value)
 
     async def allowance(self, owner: Address, spender: Address) -> Amount:
-        """What `spender` may still take from `owner`, in base units."""
+        """The amount that `spender` may still take from `owner`."""
         (value,) = await self._read("allowance", owner, spender)
         return Amount(value)
 
     async def decimals(self) -> int:
-        """Digits after the point of one whole token."""
+        """The number of decimals of the token."""
         (value,) = await self._read("decimals")
         return int(value)
 
     async def mint(self, sender: Sender, to: Address, amount: Amount) -> MinedTransaction:
-        """Play money from the faucet of a test token."""
+        """Mints test dollars from the faucet of a test token."""
         return await sender.send(self.address, self._abi.call("mint", to, amount))
 
     async def approve(self, sender: Sender, spender: Address, amount: Amount) -> MinedTransaction:
-        """Lets `spender` take up to `amount` from the sender."""
+        """Allows `spender` to take up to `amount` from the sender."""
         return await sender.send(self.address, self._abi.call("approve", spender, amount))
 
     async def transfer(self, sender: Sender, to: Address, amount: Amount) -> MinedTransaction:
-        """Pays `to` directly."""
+        """Transfers tokens from the sender to `to`."""
         return await sender.send(self.address, self._abi.call("transfer", to, amount))
 
     async def domain(self) -> Domain:
-        """The token's own EIP-712 domain, from the contract (EIP-5267).
+        """The token's own EIP-712 domain, read from the contract (EIP-5267).
 
-        Raises WrongContract where it is of another chain: what is signed for it would move money there.
+        Raises WrongContract if it names another chain or contract: a signature for it would move money there.
         """
         _, name, version, chain_id, contract, _, _ = await self._read("eip712Domain")
-        here = await self.rpc.chain_id()
-        if (chain_id, contract) != (here, self.address):
+        expected = await self.rpc.chain_id()
+        if (chain_id, contract) != (expected, self.address):
             raise WrongContract(
-                f"the token {self.address} on chain {here} says that it is {contract} on chain {chain_id}: nothing is signed for "
-                "it. Ask another endpoint, or deposit with an approval"
+                f"token: expected the EIP-712 domain of {self.address} on chain {expected}, got {contract} on chain {chain_id}; "
+                "nothing was signed. Use another endpoint, or deposit with an approval"
             )
         return Domain(chain_id=chain_id, contract=self.address, name=name, version=version)
 
     async def permit(self, owner: Signer, spender: Address, amount: Amount, deadline: Seconds) -> SignedPermit:
         """Signs a permit with the owner's next nonce."""
         (nonce,) = await self._read("nonces", owner.address)
-        text = Permit(owner=owner.address, spender=spender, value=amount, nonce=nonce, deadline=deadline)
-        return SignedPermit(amount, deadline, owner.sign(text, await self.domain()).signature)
+        unsigned = Permit(owner=owner.address, spender=spender, value=amount, nonce=nonce, deadline=deadline)
+        return SignedPermit(amount, deadline, owner.sign(unsigned, await self.domain()).signature)
 
     async def send_permit(self, sender: Sender, owner: Address, spender: Address, permit: SignedPermit) -> MinedTransaction:
-        """Puts a permit to work without spending it; anyone may."""
+        """Submits a permit, which sets the allowance. Anyone may send it."""
         rest = split_signature(permit.signature)
         return await sender.send(self.address, self._abi.call("permit", owner, spender, permit.amount, permit.deadline, *rest))
 
     async def authorize(
         self, owner: Signer, escrow: Address, key: Address, amount: Amount, salt: Hash, *, valid_before: Seconds
     ) -> SignedAuthorization:
-        """Signs an authorization that can fill the purse of `key` in `escrow` only."""
+        """Signs an authorization that can only fill the purse of `key` in `escrow`."""
         nonce = authorization_nonce(key, salt)
-        text = ReceiveWithAuthorization(
+        unsigned = ReceiveWithAuthorization(
             from_=owner.address, to=escrow, value=amount, valid_after=0, valid_before=valid_before, nonce=nonce
         )
-        signature = owner.sign(text, await self.domain()).signature
+        signature = owner.sign(unsigned, await self.domain()).signature
         return SignedAuthorization(amount, Seconds(0), valid_before, salt, signature)

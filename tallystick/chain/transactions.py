@@ -1,6 +1,6 @@
-"""What a transaction is made of: a call, a fee, a nonce. Pure.
+"""EIP-1559 transactions in their EIP-2718 envelope: calls, fees, nonces and signing. Pure.
 
-EIP-1559 transactions in their EIP-2718 envelope; a replacement pays a tenth more than what it replaces, as nodes demand.
+A replacement pays at least a tenth more than the transaction that it replaces, as nodes require.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TYPE = b"\x02"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a transaction does. `to` None creates a contract; `value` is in wei."""
+    """The call that a transaction makes. `to` None creates a contract; `value` is in wei."""
 
     sender: Address
     to: Address | None
@@ -27,25 +27,25 @@ class Call:
     value: int = 0
 
     def to_json(self) -> dict[str, str]:
-        """The call object of JSON-RPC."""
+        """The call as a JSON-RPC call object."""
         fields = {"from": self.sender, "data": "0x" + self.data.hex(), "value": hex(self.value)}
         return fields | ({"to": self.to} if self.to else {})
 
 
 @dataclass(frozen=True, slots=True)
 class Fees:
-    """Wei a unit of gas: to the block's maker, and in all at most."""
+    """Fees in wei per unit of gas: the tip for the block producer, and the maximum in all."""
 
     tip: int
-    most: int
+    maximum: int
 
     def raised(self, fresh: Fees) -> Fees:
-        """What replaces a transaction of these fees: a tenth more of both, or what the market asks now where that is more."""
-        return Fees(max(fresh.tip, _tenth_more(self.tip)), max(fresh.most, _tenth_more(self.most)))
+        """The fees of a replacement: a tenth more of both, or the market's present fees if they are higher."""
+        return Fees(max(fresh.tip, _tenth_more(self.tip)), max(fresh.maximum, _tenth_more(self.maximum)))
 
     def capped(self, limit: int | None) -> Fees:
-        """The same within a limit."""
-        return self if limit is None or self.most <= limit else Fees(min(self.tip, limit), limit)
+        """The fees, at most `limit` in all."""
+        return self if limit is None or self.maximum <= limit else Fees(min(self.tip, limit), limit)
 
 
 def _tenth_more(wei: int) -> int:
@@ -54,16 +54,16 @@ def _tenth_more(wei: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SignedTransaction:
-    """A transaction as it is sent: its hash, and its bytes as hex."""
+    """A signed transaction: its hash and its bytes, both as hex."""
 
     hash: str
     raw: str
 
 
 def sign(signer: Signer, call: Call, *, chain_id: int, nonce: int, gas: int, fees: Fees) -> SignedTransaction:
-    """Signs an EIP-1559 transaction."""
+    """Signs an EIP-1559 transaction. `gas` is its gas limit."""
     to = bytes.fromhex(call.to[2:]) if call.to else b""
-    body = [chain_id, nonce, fees.tip, fees.most, gas, to, call.value, call.data, []]
+    body = [chain_id, nonce, fees.tip, fees.maximum, gas, to, call.value, call.data, []]
     signature = signer.sign_digest(keccak(_TYPE + rlp.encode(body)))
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
     raw = _TYPE + rlp.encode([*body, signature[64] - 27, r, s])
@@ -72,49 +72,49 @@ def sign(signer: Signer, call: Call, *, chain_id: int, nonce: int, gas: int, fee
 
 @dataclass
 class Nonces:
-    """Which nonces of one account are in use here. The lowest free one goes first, so that no transaction waits behind a hole."""
+    """The nonces of one account that are in use. The lowest free nonce is used first, so no transaction waits behind a gap."""
 
-    _flying: set[int] = field(default_factory=set)
-    _given_up: dict[int, Fees] = field(default_factory=dict)
+    _in_flight: set[int] = field(default_factory=set)
+    _abandoned: dict[int, Fees] = field(default_factory=dict)
     floor: int = 0
-    """One more than the last nonce that was seen in a block."""
+    """The last nonce seen in a block, plus one."""
 
     def take(self, pending: int, busy: Collection[int] = ()) -> int:
-        """The nonce of the next transaction, where the chain's own count is `pending` and others use those in `busy`."""
+        """Reserves the nonce of the next transaction. `pending` is the chain's count; nonces in `busy` are used by others."""
         nonce = max(pending, self.floor)
-        while nonce in self._flying or nonce in busy:
+        while nonce in self._in_flight or nonce in busy:
             nonce += 1
-        nonce = min([nonce, *(n for n in self._given_up if n not in busy)])
-        self._flying.add(nonce)
+        nonce = min([nonce, *(n for n in self._abandoned if n not in busy)])
+        self._in_flight.add(nonce)
         return nonce
 
-    def fees_to_beat(self, nonce: int) -> Fees | None:
-        """The fees of the transaction that was given up with this nonce and may still be waiting somewhere."""
-        return self._given_up.pop(nonce, None)
+    def pop_abandoned_fees(self, nonce: int) -> Fees | None:
+        """The fees of the abandoned transaction with this nonce, which may still be pending; None if there is none."""
+        return self._abandoned.pop(nonce, None)
 
-    def free(self, nonce: int) -> None:
-        """The nonce was not used."""
-        self._flying.discard(nonce)
+    def release(self, nonce: int) -> None:
+        """Frees a nonce that was not used."""
+        self._in_flight.discard(nonce)
 
-    def landed(self, nonce: int) -> None:
-        """A transaction of this nonce is in a block."""
-        self._flying.discard(nonce)
+    def mark_mined(self, nonce: int) -> None:
+        """Records that a transaction with this nonce is in a block."""
+        self._in_flight.discard(nonce)
         self.floor = max(self.floor, nonce + 1)
 
-    def give_up(self, nonce: int, fees: Fees) -> None:
-        """The transaction of this nonce was not mined in time; the next one takes its place."""
-        self._flying.discard(nonce)
-        self._given_up[nonce] = fees
+    def abandon(self, nonce: int, fees: Fees) -> None:
+        """Records that the transaction with this nonce was not mined in time. The next transaction reuses the nonce."""
+        self._in_flight.discard(nonce)
+        self._abandoned[nonce] = fees
 
-    def went_back(self, count: int) -> None:
-        """The chain forgot blocks: its count is `count` again."""
+    def lower_floor(self, count: int) -> None:
+        """Records that the chain dropped blocks and counts only `count` transactions again."""
         self.floor = min(self.floor, count)
 
     @property
-    def any_given_up(self) -> bool:
-        """Whether a nonce waits to be used again."""
-        return bool(self._given_up)
+    def any_abandoned(self) -> bool:
+        """Whether there is an abandoned nonce."""
+        return bool(self._abandoned)
 
-    def forget_given_up(self, count: int) -> None:
-        """Those below `count` are in blocks."""
-        self._given_up = {nonce: fees for nonce, fees in self._given_up.items() if nonce >= count}
+    def forget_abandoned_below(self, count: int) -> None:
+        """Forgets abandoned nonces below `count`, which are in blocks."""
+        self._abandoned = {nonce: fees for nonce, fees in self._abandoned.items() if nonce >= count}

@@ -13,7 +13,7 @@ from tallystick.cli.chat import chat
 from tallystick.cli.jobs import jobs, models, receipts
 from tallystick.cli.local import demo, start
 from tallystick.cli.money import balance, funds, rotate, safe, spending, wallet
-from tallystick.cli.node import backup, doctor, earnings, init, status, why
+from tallystick.cli.node import backup, doctor, earnings, engine, init, status, why
 from tallystick.cli.output import exit_with_error
 from tallystick.protocol.errors import TallyError
 from tallystick.runtime.logs import configure_quiet
@@ -28,14 +28,26 @@ app = typer.Typer(
     "first paid answer; `tally demo` runs a whole market on this machine; `tally gateway` serves an OpenAI-compatible API; "
     "`tally node run` sells the capacity of your engine.",
 )
+BUY, MONEY, SELL, CHAIN = "Buy inference", "Wallets and money", "Sell inference, run a coordinator", "Chain and contracts"
+
 app.command("start")(start.start)
 app.command("demo")(demo.demo)
-app.command("chat")(chat.chat)
-app.command("gateway")(daemons.gateway)
-app.command("models")(models.models)
-app.command("explain")(models.explain)
-app.command("spending")(spending.spending)
-daemons.coordinator.command("fee")(coordinator_fee.fee)
+app.command("chat", rich_help_panel=BUY)(chat.chat)
+app.command("gateway", rich_help_panel=BUY)(daemons.gateway)
+app.command("models", rich_help_panel=BUY)(models.models)
+app.command("explain", rich_help_panel=BUY)(models.explain)
+app.add_typer(jobs.job, name="job", rich_help_panel=BUY)
+app.add_typer(receipts.app, name="receipt", rich_help_panel=BUY)
+app.command("spending", rich_help_panel=BUY)(spending.spending)
+
+wallet.app.command("rotate")(rotate.rotate)
+app.add_typer(wallet.app, name="wallet", rich_help_panel=MONEY)
+app.command("deposit", rich_help_panel=MONEY)(balance.deposit)
+app.command("balance", rich_help_panel=MONEY)(balance.balance)
+for command in (funds.thaw, funds.withdraw, funds.reserve, funds.release, funds.cash_out, funds.stake, funds.unstake):
+    app.command(command.__name__.replace("_", "-"), rich_help_panel=MONEY)(command)
+app.add_typer(safe.app, name="safe", rich_help_panel=MONEY)
+
 daemons.node.command("init")(init.init)
 daemons.node.command("doctor")(doctor.doctor)
 daemons.node.command("status")(status.status)
@@ -44,20 +56,14 @@ daemons.node.command("earnings")(earnings.earnings)
 daemons.node.command("collect")(earnings.collect)
 daemons.node.command("backup")(backup.backup)
 daemons.node.command("restore")(backup.restore)
-app.add_typer(daemons.node, name="node")
-app.add_typer(daemons.coordinator, name="coordinator")
-app.add_typer(jobs.job, name="job")
-app.add_typer(receipts.app, name="receipt")
-wallet.app.command("rotate")(rotate.rotate)
-app.add_typer(wallet.app, name="wallet")
-app.add_typer(safe.app, name="safe")
-app.command("deposit")(balance.deposit)
-app.command("balance")(balance.balance)
-for command in (funds.thaw, funds.withdraw, funds.reserve, funds.release, funds.cash_out, funds.stake, funds.unstake):
-    app.command(command.__name__.replace("_", "-"))(command)
-app.add_typer(chain.app, name="chain")
-app.command("deploy")(deploy.deploy)
-app.add_typer(contract.app, name="contract")
+app.add_typer(daemons.node, name="node", rich_help_panel=SELL)
+app.command("engine", rich_help_panel=SELL)(engine.engine)
+daemons.coordinator.command("fee")(coordinator_fee.fee)
+app.add_typer(daemons.coordinator, name="coordinator", rich_help_panel=SELL)
+
+app.add_typer(chain.app, name="chain", rich_help_panel=CHAIN)
+app.command("deploy", rich_help_panel=CHAIN)(deploy.deploy)
+app.add_typer(contract.app, name="contract", rich_help_panel=CHAIN)
 
 
 def _print_version(requested: bool) -> None:

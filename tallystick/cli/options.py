@@ -22,6 +22,7 @@ def complete_wallets(incomplete: str) -> list[str]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+StandIn = Annotated[bool, typer.Option("--stand-in", help="Use a stand-in engine, whose answers say that it is no model.")]
 Wallet = Annotated[
     str,
     typer.Option(
@@ -55,7 +56,9 @@ def prompt_password(wallet: str, *, confirm: bool = False) -> str:
 
 
 def unlock(wallet: str, password_file: Path | None) -> Signer:
-    """Opens a wallet and returns its signer. Raises BadMessage."""
+    """Opens a wallet and returns its signer. Raises BadMessage, also for an address, which cannot sign."""
+    if wallet.startswith(("0x", "0X")) and not Path(wallet).exists():
+        raise BadMessage(f"expected a wallet that can sign (its name, or a keystore file), got the address {wallet[:100]}")
     return open_wallet(wallet, password_file=password_file, prompt=lambda: prompt_password(wallet))
 
 

@@ -81,6 +81,9 @@ def show_table(
     not fit the terminal is printed row by row.
     """
     cells = [[_cell(value) for value in row] for row in rows]
+    if not cells:
+        out.print(f"{title}: none" if title else "none", highlight=False, markup=False)
+        return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     if len(columns) >= WIDE_TABLE_COLUMNS and sum(widths) + 3 * len(columns) + 1 > out.width:
         for number, row in enumerate(cells):

@@ -1,8 +1,9 @@
-"""Config of a process: one frozen dataclass, loaded once in its root from TOML, then environment, then flags.
+"""Loads the config of a process, a frozen dataclass, from a TOML file, environment variables and command-line flags.
 
-`load(CoordinatorConfig, Path("c.toml"), prefix="TALLY_COORDINATOR_", flags={"port": 9000})`: later sources win. Environment
-variables are the prefix and the field's name in upper case. Supported field types: str, int, bool, float, Path, Amount (as a
-decimal string), Address, `X | None`, tuples of these, and tuples of nested config dataclasses (TOML tables).
+`load(CoordinatorConfig, Path("c.toml"), prefix="TALLY_COORDINATOR_", flags={"port": 9000})`: flags override environment
+variables, which override the file. An environment variable is named by the prefix and the field's name in upper case. Supported
+field types are str, int, bool, float, Path, Amount (as a decimal string), Address, `X | None`, tuples of these, and tuples of
+nested config dataclasses (TOML tables).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{0,40})?([eE][+-]?[0-9]{1,4})?")
 
 
 def home() -> Path:
-    """The folder of this user's wallets, config and state: TALLYSTICK_HOME, or ~/.tallystick."""
+    """The folder with this user's wallets, config and state: TALLYSTICK_HOME if it is set, else ~/.tallystick."""
     return Path(os.environ.get(HOME_ENV) or Path.home() / ".tallystick").expanduser()
 
 
@@ -38,7 +39,7 @@ def load(
     flags: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> C:
-    """Reads the config. Flags that are None count as not given. Raises BadMessage that names the source and the field."""
+    """Reads the config. A flag that is None is ignored. Raises BadMessage that names the source and the field."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -67,12 +68,12 @@ def _build(cls: type[C], values: Mapping[str, Any], where: str, sources: Mapping
         known = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(fields))}"
         raise BadMessage(f"{where}: unknown setting {', '.join(sorted(unknown))}; {known}")
     hints = get_type_hints(cls)
-    made = {name: _convert(hints[name], value, sources.get(name) or f"{where}: {name}") for name, value in values.items()}
+    converted = {name: _convert(hints[name], value, sources.get(name) or f"{where}: {name}") for name, value in values.items()}
     required = (dataclasses.MISSING, dataclasses.MISSING)
-    missing = [n for n, f in fields.items() if n not in made and (f.default, f.default_factory) == required]
+    missing = [n for n, f in fields.items() if n not in converted and (f.default, f.default_factory) == required]
     if missing:
-        raise BadMessage(f"{where}: {', '.join(missing)} must be set")
-    return cls(**made)
+        raise BadMessage(f"{where}: missing setting {', '.join(missing)}")
+    return cls(**converted)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -109,12 +110,12 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         if number is not None:
             return number
     expected = 'dollars in quotes, such as "0.50"' if hint is Amount else getattr(hint, "__name__", str(hint))
-    got = f"{type(value).__name__}" if hint is str else f"{str(value)[:100]!r}"  # text may be a secret: it is not shown
+    got = f"{type(value).__name__}" if hint is str else f"{str(value)[:100]!r}"  # a text may be a secret, so it is not shown
     raise BadMessage(f"{where}: expected {expected}, got {got}")
 
 
 def _number(hint: type[int | float], value: str | float) -> int | float | None:
-    """A finite number that fits 64 bits, written in ASCII digits; None for anything else."""
+    """A finite number that fits 64 bits and is written in ASCII digits; None for any other value."""
     if isinstance(value, float) and hint is int:
         return None
     if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
@@ -123,4 +124,4 @@ def _number(hint: type[int | float], value: str | float) -> int | float | None:
         number = hint(value)
     except (ValueError, OverflowError):
         return None
-    return number if abs(number) < 1 << 63 else None  # not-a-number compares as false
+    return number if abs(number) < 1 << 63 else None  # false for NaN

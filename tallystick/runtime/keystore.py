@@ -1,6 +1,6 @@
-"""Keystores: secrets encrypted at rest (Web3 Secret Storage, version 3), files of mode 0600, never printed.
+"""Keystores: secret keys in encrypted files of mode 0600 (Web3 Secret Storage, version 3).
 
-Passwords come from a file, from an environment variable or from a prompt, in that order of preference.
+A password comes from a file, else from an environment variable, else from a prompt.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 PASSWORD_ENV = "TALLYSTICK_PASSWORD"  # noqa: S105 - the variable's name
 PASSWORD_FILE_ENV = "TALLYSTICK_PASSWORD_FILE"  # noqa: S105 - the variable's name
 SCRYPT_N = 1 << 17
-"""eth-account's default cost is 2**18; half of it opens in about a third of a second and stays beyond guessing."""
-_DEAREST = {"dklen": 64, "c": 100_000_000, "n": 1 << 20, "r": 32, "p": 32}
+"""The scrypt cost: half of eth-account's default of 2**18. A keystore opens in about a third of a second."""
+_MAX_COST = {"dklen": 64, "c": 100_000_000, "n": 1 << 20, "r": 32, "p": 32}
 
 
 def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
-    """Writes a file that only its owner can read, durably, all of it or nothing. Makes missing folders (0700).
+    """Writes a file of mode 0600 atomically and durably. Creates missing folders with mode 0700.
 
-    With `replace` false it raises FileExistsError where the file exists, also if another process makes it at that moment.
+    With `replace` false it raises FileExistsError if the file exists, even if another process creates it at the same moment.
     """
     for folder in (*reversed(path.parent.parents), path.parent):
         if not folder.exists():
@@ -54,21 +54,21 @@ def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Makes a new name in a folder survive a power cut, where the system can do that."""
+    """Syncs a folder, so that a new name in it survives a power cut, if the system supports that."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems sync no folders
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 PASSWORD_HELP = f"set {PASSWORD_FILE_ENV} or {PASSWORD_ENV}, or give --password-file"
-"""What to do where no password can be asked for."""
+"""The remedy if no password was given and none can be prompted for."""
 
 
 def find_password(file: Path | None = None, prompt: Callable[[], str] | None = None) -> str:
@@ -80,7 +80,7 @@ def find_password(file: Path | None = None, prompt: Callable[[], str] | None = N
         except OSError as error:
             raise BadMessage(f"password file {named}: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise BadMessage(f"password file {named}: not text in UTF-8") from None
+            raise BadMessage(f"password file {named}: expected UTF-8 text") from None
     if PASSWORD_ENV in os.environ:
         return os.environ[PASSWORD_ENV]
     if prompt is None:
@@ -89,17 +89,18 @@ def find_password(file: Path | None = None, prompt: Callable[[], str] | None = N
 
 
 def create_keystore(path: Path, password: str, secret: bytes | None = None, *, cost: int = SCRYPT_N) -> Signer:
-    """Writes a keystore with a new (or the given) secret. Raises BadMessage for an unusable secret or an empty password, and if
-    the file exists: keys are never overwritten.
+    """Writes a keystore with `secret`, or with a new random secret. An existing file is never overwritten.
+
+    `cost` is scrypt's N. Raises BadMessage for an unusable secret, an empty password or an existing file.
     """
-    exists = BadMessage(f"{path} exists; a key is never overwritten, choose another name or move it away")
+    exists = BadMessage(f"{path} exists, and a key is never overwritten: choose another name, or move the file away")
     if path.exists():
         raise exists
     _require_password(password)
     try:
         signer = Signer(secrets.token_bytes(32) if secret is None else secret)
     except ValueError as error:
-        raise BadMessage(f"not a usable private key: {error}") from None
+        raise BadMessage(f"secret: expected a usable private key: {error}") from None
     try:
         write_private(path, _encrypt(signer, password, cost), replace=False)
     except FileExistsError:
@@ -108,7 +109,7 @@ def create_keystore(path: Path, password: str, secret: bytes | None = None, *, c
 
 
 def change_password(path: Path, old: str, new: str, *, cost: int = SCRYPT_N) -> Signer:
-    """Encrypts a keystore anew: whenever it is cut off, the file opens with one of both passwords. Raises BadMessage."""
+    """Encrypts a keystore with a new password. If interrupted, the file still opens with one of the two. Raises BadMessage."""
     _require_password(new)
     signer = open_keystore(path, old)
     write_private(path.resolve(), _encrypt(signer, new, cost))
@@ -117,7 +118,7 @@ def change_password(path: Path, old: str, new: str, *, cost: int = SCRYPT_N) -> 
 
 def _require_password(password: str) -> None:
     if not password:
-        raise BadMessage("the keystore password is empty; an empty password protects nothing")
+        raise BadMessage("password: expected a text that is not empty")
 
 
 def _encrypt(signer: Signer, password: str, cost: int) -> bytes:
@@ -125,28 +126,31 @@ def _encrypt(signer: Signer, password: str, cost: int) -> bytes:
 
 
 def open_keystore(path: Path, password: str) -> Signer:
-    """The signer in a keystore. Raises BadMessage if it is missing, readable by others, damaged, or the password is wrong."""
+    """The signer in a keystore.
+
+    Raises BadMessage if the file is missing, readable by others or damaged, or if the password is wrong.
+    """
     try:
         if path.stat().st_mode & 0o077:
             raise BadMessage(f"{path} can be read by others; run: chmod 600 {path}")
         store = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise BadMessage(f"no keystore at {path}; `tally wallet new` makes one") from None
+        raise BadMessage(f"no keystore at {path}; create one with: tally wallet new") from None
     except (OSError, ValueError) as error:
-        raise BadMessage(f"{path}: not a readable keystore: {error}") from None
+        raise BadMessage(f"{path}: expected a keystore: {error}") from None
     try:
         _check_cost(store)
         signer = Signer(bytes(_account().decrypt(store, password)))
         named = str(store.get("address") or signer.address)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, NotImplementedError, MemoryError):
         raise BadMessage(f"{path}: the password does not open it, or the file is damaged") from None
-    if _address(named) != signer.address:  # what a keystore's checksum covers is not all of it
-        raise BadMessage(f"{path}: damaged, it does not hold the key of {named[:42]}")
+    if _address(named) != signer.address:  # the keystore's checksum does not cover the address
+        raise BadMessage(f"{path}: damaged: it holds the key of {signer.address}, not of {named[:42]}")
     return signer
 
 
 def keystore_path(wallet: str | Path) -> Path:
-    """Where a wallet's keystore is: a path if it looks like one, else a name in the home folder."""
+    """The path of a wallet's keystore. `wallet` is a path if it contains a slash or ends with .json, else a name."""
     if isinstance(wallet, Path) or "/" in wallet or wallet.endswith(".json"):
         return Path(wallet).expanduser()
     return home() / "keys" / f"{wallet}.json"
@@ -159,32 +163,32 @@ def open_wallet(
     password_file: Path | None = None,
     prompt: Callable[[], str] | None = None,
 ) -> Signer:
-    """The signer of a wallet, named as `tally wallet new` named it, or by its keystore file.
+    """The signer of a wallet, given by its name (see `tally wallet new`) or by the path of its keystore.
 
-    The password is the one given, else as `find_password` finds it: a file, TALLYSTICK_PASSWORD_FILE, TALLYSTICK_PASSWORD, or a
-    prompt such as `getpass.getpass`. Raises BadMessage.
+    Without `password`, `find_password` supplies it from `password_file`, TALLYSTICK_PASSWORD_FILE, TALLYSTICK_PASSWORD, or
+    `prompt`, such as `getpass.getpass`. Raises BadMessage.
     """
     path = keystore_path(wallet)
     if not path.exists():
-        raise BadMessage(f"no wallet at {path}; make one with: tally wallet new {wallet}")
+        raise BadMessage(f"no wallet at {path}; create one with: tally wallet new {wallet}")
     return open_keystore(path, find_password(password_file, prompt) if password is None else password)
 
 
 def _check_cost(store: dict[str, Any]) -> None:
-    """Keystores come from elsewhere, too: one that would take hours or all memory to open is as good as damaged."""
+    """Raises ValueError for a keystore whose key derivation would take hours or exhaust the memory."""
     crypto = {str(name).lower(): value for name, value in store.items()}["crypto"]
     parameters = {str(name).lower(): value for name, value in crypto.items()}["kdfparams"]
-    for name, most in _DEAREST.items():
-        if parameters.get(name, 0) > most:
-            raise ValueError(f"{name} is too large")
+    for name, limit in _MAX_COST.items():
+        if parameters.get(name, 0) > limit:
+            raise ValueError(f"{name}: expected at most {limit}")
 
 
 def keystore_address(path: Path) -> str:
-    """The address that a keystore says it holds, without opening it. Raises BadMessage."""
+    """The address that a keystore names, read without the password. Raises BadMessage."""
     try:
         return parse_address(_address(json.loads(path.read_bytes())["address"]), f"{path}: address")
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise BadMessage(f"{path}: not a readable keystore: {error}") from None
+        raise BadMessage(f"{path}: expected a keystore: {error}") from None
 
 
 def _address(written: object) -> str:
@@ -192,19 +196,22 @@ def _address(written: object) -> str:
 
 
 def load_or_create_secret(path: Path, size: int) -> bytes:
-    """The secret bytes kept in a 0600 file, made on first use. Raises BadMessage if others can read it or it has another size."""
+    """The secret in a file of mode 0600, created on first use with `size` random bytes.
+
+    Raises BadMessage if others can read the file, or if it has another size.
+    """
     if not path.exists():
-        with contextlib.suppress(FileExistsError):  # another process was faster: its secret counts
+        with contextlib.suppress(FileExistsError):  # another process created it first
             write_private(path, secrets.token_bytes(size), replace=False)
     if path.stat().st_mode & 0o077:
         raise BadMessage(f"{path} can be read by others; run: chmod 600 {path}")
     data = path.read_bytes()
     if len(data) != size:
-        raise BadMessage(f"{path}: expected {size} bytes, found {len(data)}")
+        raise BadMessage(f"{path}: expected {size} bytes, got {len(data)}")
     return data
 
 
 def _account() -> type[Account]:
-    from eth_account import Account  # noqa: PLC0415 - it loads for a third of a second, and most commands open no keystore
+    from eth_account import Account  # noqa: PLC0415 - the import takes a third of a second, and most commands open no keystore
 
     return Account

@@ -1,8 +1,8 @@
-"""Structured logs: JSON lines for machines, or colour for a terminal. Secrets are never passed to a logger.
+"""Structured logs: JSON lines for machines, or coloured text for a terminal. Secrets are never passed to a logger.
 
-Much of what is logged was written by strangers, so no value can move a terminal's cursor or look like a line of its own, and
-nobody fills a disk: a value has at most MAX_TEXT characters, and an event is told at most EVENTS_AT_ONCE times at once and
-EVENTS_PER_SECOND times a second after that; its next line says how many were left out.
+Many logged values come from untrusted peers. Control characters are escaped, so no value can move a terminal's cursor or forge
+a line. To bound the disk space, a value has at most MAX_TEXT characters, and each event is logged at most EVENTS_AT_ONCE times
+in a burst and EVENTS_PER_SECOND times a second after it. The next line of a limited event has the number of omitted ones.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 MAX_TEXT = 4_000
 EVENTS_AT_ONCE, EVENTS_PER_SECOND = 200, 20
-_KINDS = 1_000
-"""Different events whose pace is remembered; the code has far fewer."""
+_MAX_EVENT_NAMES = 1_000
+"""Event names whose rate is tracked. The code has far fewer."""
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters (C0, DEL, C1), what changes the direction of writing, line separators, and halves of surrogate pairs."""
+"""Control characters (C0, DEL, C1), bidirectional formatting characters, line separators, and lone surrogates."""
 
 
 def printable(text: str) -> str:
-    """The text on one line, without anything that a terminal obeys: such characters are escaped as Python writes them."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    """The text with control characters escaped as in Python, on one line and safe for a terminal."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
-def _harmless(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Every value of an event, cut to MAX_TEXT and made printable; a traceback keeps its lines, indented. Lists are left to the
-    renderers, both of which escape what is in them.
+def _sanitise(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor that truncates each value to MAX_TEXT and escapes it. A traceback keeps its lines, indented.
+
+    Lists and dicts are left to the renderers, which escape their items.
     """
     for name, value in event.items():
         if name.startswith("_") or value is None or isinstance(value, bool | int | float | list | tuple | dict):
@@ -46,30 +47,30 @@ def _harmless(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
 
 
 class LogRateLimiter:
-    """A structlog processor that lets an event through so often; below errors, which are never left out."""
+    """A structlog processor that limits the rate of each event by a token bucket. Errors are never dropped."""
 
-    def __init__(self, tick: Callable[[], float] = time.monotonic) -> None:
-        self._tick = tick
-        self._left: OrderedDict[str, tuple[float, float, int]] = OrderedDict()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float, int]] = OrderedDict()
 
     def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        """The event, or structlog.DropEvent."""
+        """Returns the event. Raises structlog.DropEvent if it is over the limit."""
         if method in {"error", "critical", "exception"}:
             return event
-        kind, now = str(event.get("event"))[:100], self._tick()
-        left, at, dropped = self._left.pop(kind, (float(EVENTS_AT_ONCE), now, 0))
-        left = min(float(EVENTS_AT_ONCE), left + (now - at) * EVENTS_PER_SECOND)
-        through = left >= 1
-        self._left[kind] = (left - 1, now, 0) if through else (left, now, dropped + 1)
-        if len(self._left) > _KINDS:
-            self._left.popitem(last=False)
-        if not through:
+        name, now = str(event.get("event"))[:100], self._clock()
+        tokens, updated_at, dropped = self._buckets.pop(name, (float(EVENTS_AT_ONCE), now, 0))
+        tokens = min(float(EVENTS_AT_ONCE), tokens + (now - updated_at) * EVENTS_PER_SECOND)
+        allowed = tokens >= 1
+        self._buckets[name] = (tokens - 1, now, 0) if allowed else (tokens, now, dropped + 1)
+        if len(self._buckets) > _MAX_EVENT_NAMES:
+            self._buckets.popitem(last=False)
+        if not allowed:
             raise structlog.DropEvent
         return {**event, "left_out": dropped} if dropped else event
 
 
 def configure_quiet() -> None:
-    """For commands that end: warnings only, and to stderr, so that stdout is theirs."""
+    """Sets up structlog for short commands: warnings and errors only, to stderr."""
     structlog.configure(
         processors=[*_shared(json=False), structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
@@ -84,19 +85,19 @@ def _shared(*, json: bool) -> list[Processor]:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         *([] if json else [structlog.processors.StackInfoRenderer()]),
         structlog.processors.format_exc_info,
-        _harmless,
+        _sanitise,
     ]
 
 
 def configure(*, json: bool, level: str = "info") -> None:
-    """Sets up structlog and the standard library's logging, both to stderr."""
-    shared, pace = _shared(json=json), LogRateLimiter()
+    """Sets up structlog and the standard library's logging for a daemon. Both write to stderr."""
+    shared, limiter = _shared(json=json), LogRateLimiter()
     renderer: Processor = (
         structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     structlog.configure(
-        processors=[pace, *shared, renderer],
+        processors=[limiter, *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
     )
@@ -110,7 +111,7 @@ def configure(*, json: bool, level: str = "info") -> None:
 
 
 class _StandardLogRateLimiter(logging.Filter):
-    """The same pace for what libraries log, by logger: their texts may carry anything."""
+    """The same rate limit for log records of libraries, per logger, because their texts vary."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Serving ASGI apps: uvicorn with uvloop, an orderly stop on SIGTERM and SIGINT, errors in one shape."""
+"""Serving ASGI apps with uvicorn inside a running event loop, and waiting for SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ except ImportError:  # a system without such limits
 log = structlog.get_logger()
 GRACE_SECONDS = 10
 OTHER_FILES = 128
-"""Open files that a server needs beside its connections: databases, the chain, logs."""
+"""Open files that a server needs in addition to its connections: databases, the chain, logs."""
 MAX_RECURSION = 12_288
-"""What py-evm needs. eth-account's libraries raise Python's limit to 100,000 when they are imported; the standard library's JSON
-parser, which FastAPI uses, then overflows the stack on a deeply nested body: one request would kill the process.
+"""The recursion limit, which py-evm needs. Importing eth-account's libraries raises Python's limit to 100,000. The standard
+library's JSON parser, which FastAPI uses, would then overflow the stack on a deeply nested body, and one request could kill the
+process.
 """
 
 
@@ -39,11 +40,14 @@ parser, which FastAPI uses, then overflows the stack on a deeply nested body: on
 async def serving(
     app: Any, host: str, port: int, *, limits: ConnectionLimits | None = None, ws_max_size: int = 1 << 20
 ) -> AsyncIterator[int]:
-    """Serves `app` inside the running loop; yields the bound port (useful with port 0). Raises Unavailable if it can't listen."""
-    limits = _affordable(limits or ConnectionLimits())
+    """Serves `app` inside the running loop. Yields the bound port, which differs from `port` if that is 0.
+
+    Raises Unavailable (port_unavailable) if it cannot listen.
+    """
+    limits = _within_open_file_limit(limits or ConnectionLimits())
     http, websocket = ConnectionLimiter(limits).protocols()
     config = uvicorn.Config(
-        _guarded(app),
+        _with_recursion_limit(app),
         host=host,
         port=port,
         log_config=None,
@@ -71,44 +75,43 @@ async def serving(
             await task
 
 
-def _spare_the_collector() -> None:
-    """What a daemon has loaded when it is ready stays for good, and a request leaves few cycles: the collector need not look at
-    all of it so often.
-    """
+def _tune_garbage_collector() -> None:
+    """Exempts the objects of a started daemon from garbage collection and makes it rarer, since requests leave few cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
 
 
-def _guarded(app: Any) -> Any:
-    """The app behind a look at the recursion limit: those libraries may be imported at any time."""
+def _with_recursion_limit(app: Any) -> Any:
+    """The app with a check of the recursion limit before each request: the libraries may be imported at any time."""
 
-    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+    async def limited(scope: Any, receive: Any, send: Any) -> None:
         if sys.getrecursionlimit() > MAX_RECURSION:
             sys.setrecursionlimit(MAX_RECURSION)
         await app(scope, receive, send)
 
-    return guarded
+    return limited
 
 
-def _affordable(limits: ConnectionLimits) -> ConnectionLimits:
-    """The limits, with no more connections than this process may have open files: it asks for as many as it needs. Without a
-    free one a server cannot even refuse a connection.
+def _within_open_file_limit(limits: ConnectionLimits) -> ConnectionLimits:
+    """The limits, with fewer connections if the process may not open enough files. It raises its soft limit first.
+
+    Without a free file descriptor a server cannot even refuse a connection.
     """
     if resource is None:
         return limits
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = limits.connections + LINGERING + OTHER_FILES
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    needed = limits.connections + LINGERING + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
         return limits
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        soft = most
-    if soft >= wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        soft = raised
+    if soft >= needed:
         return limits
     fewer = max(soft // 2, soft - LINGERING - OTHER_FILES)
-    log.warning("fewer connections than configured: the system allows too few open files", connections=fewer, files=soft)
+    log.warning("fewer connections than configured: the open file limit is too low", connections=fewer, open_files=soft)
     return replace(limits, connections=min(limits.connections, fewer))
 
 
@@ -116,12 +119,12 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
-        text = f"cannot listen on {host} port {port}: {error}; choose another with --port, or `port` in the config"
+        text = f"cannot listen on {host} port {port}: {error}; choose another port with --port, or `port` in the config"
         raise Unavailable(Code.PORT_UNAVAILABLE, text, fault=Fault.CLIENT) from error
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the process's root, which stops its parts in order; says when it listens."""
+    """A uvicorn server that leaves signals to the process's root, and sets `ready` once it listens."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -137,8 +140,8 @@ class _Server(uvicorn.Server):
 
 
 async def wait_for_stop_signal() -> None:
-    """Returns on the first SIGTERM or SIGINT. A second one then kills the process, as the default would."""
-    _spare_the_collector()
+    """Returns on the first SIGTERM or SIGINT. After that the default handlers are back, so a second signal ends the process."""
+    _tune_garbage_collector()
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

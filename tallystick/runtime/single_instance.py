@@ -1,9 +1,7 @@
-"""The sole user of a database: a lock that a process holds for as long as it lives, so that a second one of its kind refuses to
-start. It ends with the process, however that ends.
+"""A lock that allows one instance of a daemon per database. It ends with the process, also if that crashes.
 
-SQLite: a lock on a file beside the database (flock). PostgreSQL: a session's advisory lock, on a connection of its own; if that
-connection is lost, so is the lock, and `lost` returns. Between that loss and its discovery lie at most CHECK_SECONDS and
-ANSWER_SECONDS.
+For SQLite it is a lock (flock) on a file beside the database. For PostgreSQL it is a session's advisory lock on a separate
+connection. If that connection is lost, the lock is lost, and `lost` returns within CHECK_SECONDS and ANSWER_SECONDS.
 """
 
 from __future__ import annotations
@@ -25,13 +23,13 @@ from tallystick.runtime.storage import sqlite_file
 fcntl: ModuleType | None
 try:
     import fcntl
-except ImportError:  # a system without such locks
+except ImportError:  # a system without flock
     fcntl = None
 
 CHECK_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
 TAKEOVER_SECONDS = 3.0
-"""How long PostgreSQL may take to notice that a former process is gone."""
+"""The time for which PostgreSQL may still hold the lock of a process that ended."""
 ADVISORY_LOCK = 0x7A12
 
 
@@ -39,25 +37,25 @@ class InstanceLock(Protocol):
     """A lock on a database."""
 
     async def acquire(self) -> None:
-        """Takes the lock. Raises Unavailable where another process holds it."""
+        """Takes the lock. Raises Unavailable (already_running) if another process holds it, or (database_unavailable)."""
 
     async def lost(self) -> None:
-        """Returns when the lock was lost; until then it waits."""
+        """Waits until the lock is lost."""
 
     async def release(self) -> None:
-        """Lets go of the lock. It is not an error if it was never taken."""
+        """Releases the lock. Does nothing if it was never taken."""
 
 
-def instance_lock(url: str, who: str) -> InstanceLock:
-    """The lock of the database at `url`; `who` names in errors what may run only once, such as "coordinator"."""
+def instance_lock(url: str, daemon: str) -> InstanceLock:
+    """The lock of the database at `url`. `daemon` is the kind of daemon in errors, such as "coordinator"."""
     if not url.startswith("sqlite"):
-        return _AdvisoryLock(url, who)
+        return _AdvisoryLock(url, daemon)
     path = sqlite_file(url)
-    return _NoLock() if path is None or fcntl is None else _FileLock(path, who)
+    return _NoLock() if path is None or fcntl is None else _FileLock(path, daemon)
 
 
 class _NoLock:
-    """A database in memory has no other users."""
+    """The lock of a database in memory, which no other process can use."""
 
     async def acquire(self) -> None:
         """See InstanceLock."""
@@ -71,28 +69,28 @@ class _NoLock:
 
 
 class _FileLock(_NoLock):
-    """The file stays when the lock is let go: to remove it would let two processes lock two files of one name."""
+    """A lock on a file, which is never removed: otherwise two processes could lock two files of one name."""
 
-    def __init__(self, path: Path, who: str) -> None:
-        self._path, self._who = path, who
+    def __init__(self, path: Path, daemon: str) -> None:
+        self._path, self._daemon = path, daemon
         self._descriptor: int | None = None
 
     async def acquire(self) -> None:
         """See InstanceLock."""
         path = self._path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        beside = path.with_name(path.name + ".lock")
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock_file = path.with_name(path.name + ".lock")
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             _lock(descriptor)
         except OSError as error:
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
             named = f"process {holder}" if holder.isdecimal() else "another process"
-            remedy = f"stop that one first, or give this one a database of its own (`fuser -v {beside}` shows who holds the lock)"
+            remedy = f"stop it first, or give this one another database (`fuser -v {lock_file}` shows the process)"
             raise Unavailable(
                 Code.ALREADY_RUNNING,
-                f"{named} runs a {self._who} on the database {path}; two on one would end each other's jobs: {remedy}",
+                f"{named} runs a {self._daemon} on the database {path}; two would end each other's jobs: {remedy}",
                 fault=Fault.CLIENT,
             ) from error
         os.ftruncate(descriptor, 0)
@@ -112,9 +110,9 @@ def _lock(descriptor: int) -> None:
 
 
 class _AdvisoryLock:
-    def __init__(self, url: str, who: str) -> None:
+    def __init__(self, url: str, daemon: str) -> None:
         self._engine = create_async_engine(url, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
-        self._url, self._who = make_url(url), who
+        self._url, self._daemon = make_url(url), daemon
         self._connection: AsyncConnection | None = None
 
     async def acquire(self) -> None:
@@ -122,25 +120,25 @@ class _AdvisoryLock:
         try:
             async with asyncio.timeout(TAKEOVER_SECONDS + ANSWER_SECONDS):
                 self._connection = await self._engine.connect()
-                await self._try(asyncio.get_running_loop().time() + TAKEOVER_SECONDS)
+                await self._acquire_by(asyncio.get_running_loop().time() + TAKEOVER_SECONDS)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             await self.release()
             raise Unavailable(Code.DATABASE_UNAVAILABLE, f"database: {error or 'no answer'}") from error
 
-    async def _try(self, until: float) -> None:
-        while not await self._ask(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})"):
-            if asyncio.get_running_loop().time() > until:
+    async def _acquire_by(self, deadline: float) -> None:
+        while not await self._query(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})"):
+            if asyncio.get_running_loop().time() > deadline:
                 await self.release()
                 where = f"{self._url.database} on {self._url.host}"
                 raise Unavailable(
                     Code.ALREADY_RUNNING,
-                    f"another process runs a {self._who} on the database {where}; two on one would end each other's jobs: stop"
-                    " that one first, or give this one a database of its own (pg_locks shows who holds the advisory lock)",
+                    f"another process runs a {self._daemon} on the database {where}; two would end each other's jobs:"
+                    " stop it first, or give this one another database (pg_locks shows the session with the advisory lock)",
                     fault=Fault.CLIENT,
                 )
             await asyncio.sleep(0.1)
 
-    async def _ask(self, query: str) -> object:
+    async def _query(self, query: str) -> object:
         if self._connection is None:
             raise ConnectionError("the lock's connection is closed")
         return await self._connection.scalar(text(query))
@@ -151,7 +149,7 @@ class _AdvisoryLock:
             while True:
                 await asyncio.sleep(CHECK_SECONDS)
                 async with asyncio.timeout(ANSWER_SECONDS):
-                    await self._ask("SELECT 1")
+                    await self._query("SELECT 1")
 
     async def release(self) -> None:
         """See InstanceLock."""

@@ -1,12 +1,12 @@
-"""Durable storage with group commit: many writers, one transaction, one sync.
+"""Durable storage with group commit: concurrent writes share one transaction and one sync to disk.
 
-`Database.write(fn)` runs `fn(connection)` and returns once its effects are synced to disk. Writes that arrive while a
-transaction is being synced wait for the next one and share it: a synced transaction costs milliseconds, a row in it
-microseconds. If one of a group fails, the group is rolled back and each runs alone, so that only the bad one fails. (Where the
-transaction could not even begin, nobody's work is at fault, and all fail at once.)
+`Database.write(fn)` runs `fn(connection)` and returns once its effects are synced. Writes that arrive during a sync wait for the
+next transaction and share it: a synced transaction costs milliseconds, and a row in it costs microseconds. If a write of a group
+fails, the group is rolled back and each write runs alone, so only the bad one fails. If the transaction cannot begin at all,
+every write of the group fails.
 
-`fn` is synchronous SQLAlchemy code in both cases: SQLite runs it in one writer thread, PostgreSQL through asyncpg with
-`run_sync`. It must have no effects but the connection's, since it may run twice.
+`fn` is synchronous SQLAlchemy code. SQLite runs it in one writer thread, PostgreSQL through asyncpg with `run_sync`. It must
+have no effects except on the connection, because it may run twice.
 """
 
 from __future__ import annotations
@@ -35,37 +35,39 @@ from tallystick.protocol.errors import Code, Unavailable
 
 R = TypeVar("R")
 Work = Callable[[Connection], R]
-GROUP = 256
-QUEUE = 4_096
+MAX_GROUP = 256
+"""Writes that share one transaction."""
+MAX_QUEUED = 4_096
+"""Writes that wait for a transaction."""
 BUSY_SECONDS = 5.0
-"""How long a transaction waits for another process that has SQLite's write lock."""
+"""The time for which a transaction waits for another process to release SQLite's write lock."""
 MIGRATION_LOCK = 0x7A11
-"""Of replicas that start together on one PostgreSQL, one migrates and the others wait for it."""
+"""The advisory lock of a migration: processes that start together on one PostgreSQL wait for the one that migrates."""
 _MIGRATING = threading.Lock()
-"""Alembic keeps what it migrates in module globals: one database of a process at a time, or one's tables end in another."""
+"""Held during a migration. Alembic keeps its state in module globals, so a process migrates one database at a time."""
 log = structlog.get_logger()
 
 
 class _Backend(Protocol):
-    """Runs work in one transaction."""
+    """Runs functions in transactions."""
 
     async def run(self, work: Work[R], *, write: bool) -> R: ...
     async def close(self) -> None: ...
 
 
 class _Sqlite:
-    """One thread that writes, another that reads; write-ahead log, fully synced.
+    """SQLite with one writer thread, one reader thread, and a fully synced write-ahead log.
 
-    Its driver begins a transaction late, at the first change, and none for DDL. Begun here instead, a write holds the file's
-    write lock before it reads, so that processes that share the file do not overwrite each other; a read sees one snapshot.
+    The driver would begin a transaction only at the first change, and none for DDL. It is begun here instead: a write holds the
+    file's write lock before it reads, so processes that share the file do not overwrite each other, and a read sees one snapshot.
     """
 
     def __init__(self, url: str) -> None:
         file = sqlite_file(url)
         if file is not None:
-            _keep_private(file)
-        # Each thread has a connection of its own; that others may touch it is for `close`, when both threads have ended.
-        # Rows hold what logs must not: errors are told without their parameters.
+            _restrict_to_owner(file)
+        # Each thread has its own connection; `close` disposes of both from another thread after they have ended.
+        # Parameters may contain secrets, so they are kept out of errors and logs.
         connect = {"check_same_thread": False, "timeout": BUSY_SECONDS}
         self._engine = create_engine(url, poolclass=pool.SingletonThreadPool, connect_args=connect, hide_parameters=True)
         event.listen(self._engine, "connect", _pragmas)
@@ -82,7 +84,7 @@ class _Sqlite:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
                 return work(connection)
-            except StopIteration as error:  # no future can carry it: whoever awaits one would wait for ever
+            except StopIteration as error:  # a future cannot hold it, and its awaiter would never wake
                 raise RuntimeError("StopIteration out of a transaction") from error
 
     async def close(self) -> None:
@@ -92,29 +94,31 @@ class _Sqlite:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite database, named by its path or by a URI (file:PATH with uri=true); None for one in memory, and for
-    other databases.
+    """The file of an SQLite database, given by its path or as a URI (file:PATH with uri=true).
+
+    None for a database in memory, and for other database systems.
     """
-    made = make_url(url)
-    path = made.database or ""
-    if "uri" in made.query and path.startswith("file:"):
+    parsed = make_url(url)
+    path = parsed.database or ""
+    if "uri" in parsed.query and path.startswith("file:"):
         path = unquote(path.removeprefix("file:"))
-        if path.startswith("//"):  # an authority, which SQLite lets be empty or localhost
+        if path.startswith("//"):  # an authority, which is empty or localhost for SQLite
             path = "/" + path[2:].partition("/")[2]
-    in_memory = path in {"", ":memory:"} or made.query.get("mode") == "memory"
-    return None if in_memory or not made.drivername.startswith("sqlite") else Path(path)
+    in_memory = path in {"", ":memory:"} or parsed.query.get("mode") == "memory"
+    return None if in_memory or not parsed.drivername.startswith("sqlite") else Path(path)
 
 
-def _keep_private(path: Path) -> None:
-    """Lets only their owner read a database's files, whatever the umask says: new ones and those that are there. SQLite gives a
-    write-ahead log the mode of its database. Folders that are made for it are the owner's too; others are left as they are.
+def _restrict_to_owner(path: Path) -> None:
+    """Gives a database's files mode 0600, new and existing ones, and new folders mode 0700.
+
+    SQLite creates the write-ahead log with the mode of its database. Existing folders keep their mode.
     """
     for folder in (*reversed(path.parent.parents), path.parent):
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    for suffix in ("", "-wal", "-shm", "-journal"):  # never opened here: closing a file would drop SQLite's locks on it
+    for suffix in ("", "-wal", "-shm", "-journal"):  # not opened here: closing a file would drop SQLite's locks on it
         file = path.with_name(path.name + suffix)
         try:
             if file.stat().st_mode & 0o077:
@@ -145,17 +149,17 @@ class _Postgres:
 
 
 class Database:
-    """A store's connection to its tables. `await start()` before use, `await close()` after: it finishes what is queued."""
+    """A database with its writer. Call `start` before use and `close` after it; `close` finishes the queued writes."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._backend: _Backend = _Sqlite(url) if url.startswith("sqlite") else _Postgres(url)
-        self._queue: asyncio.Queue[tuple[Work[Any], asyncio.Future[Any]] | None] = asyncio.Queue(QUEUE)
+        self._queue: asyncio.Queue[tuple[Work[Any], asyncio.Future[Any]] | None] = asyncio.Queue(MAX_QUEUED)
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
     async def start(self, migrations: Path) -> None:
-        """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable without a database."""
+        """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable (database_unavailable)."""
         while not _MIGRATING.acquire(blocking=False):  # noqa: ASYNC110 - other loops may hold it, and no event crosses loops
             await asyncio.sleep(0.01)
         try:
@@ -169,14 +173,16 @@ class Database:
         self._task = asyncio.create_task(self._commit_groups(), name="group-commit")
 
     async def write(self, work: Work[R]) -> R:
-        """Runs `work` and returns its result once it is durable. Raises what it raised, or Unavailable: nothing is written."""
+        """Runs `work` and returns its result once it is durable. Raises the error of `work`, or Unavailable; then nothing is
+        written.
+        """
         self._check_open()
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         await self._queue.put((work, future))
         return await future
 
     def enqueue(self, work: Work[Any]) -> None:
-        """Queues `work` and returns: it is durable before any later write is. Raises Unavailable if it cannot be queued."""
+        """Queues `work` and returns at once. It is durable before any later write. Raises Unavailable if the queue is full."""
         self._check_open()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_log_lost)
@@ -184,10 +190,10 @@ class Database:
             self._queue.put_nowait((work, future))
         except asyncio.QueueFull:
             future.cancel()
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too far behind") from None
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow: its write queue is full") from None
 
     async def read(self, work: Work[R]) -> R:
-        """Runs `work`, which only reads. Raises Unavailable without a database."""
+        """Runs `work`, which must only read. Raises Unavailable if the database does not answer."""
         self._check_open()
         try:
             return await self._backend.run(work, write=False)
@@ -198,7 +204,7 @@ class Database:
             raise translated from error
 
     async def close(self) -> None:
-        """Writes what is queued, then lets go of the database. Whatever comes later is refused."""
+        """Finishes the queued writes and closes the database. Later calls raise Unavailable."""
         self._closed = True
         if self._task is not None:
             await self._queue.put(None)
@@ -212,9 +218,9 @@ class Database:
 
     async def _commit_groups(self) -> None:
         closing = False
-        while not (closing and self._queue.empty()):  # writers that were let in before the end may queue behind its mark
+        while not (closing and self._queue.empty()):  # writes accepted before the close may be queued behind its mark
             taken = [await self._queue.get()]
-            while len(taken) < GROUP and not self._queue.empty():
+            while len(taken) < MAX_GROUP and not self._queue.empty():
                 taken.append(self._queue.get_nowait())
             group = [entry for entry in taken if entry is not None]
             closing = closing or len(group) < len(taken)
@@ -231,7 +237,7 @@ class Database:
 
         try:
             results = await self._backend.run(together, write=True)
-        except Exception as error:  # noqa: BLE001 - whatever one writer raised is that writer's, found by running it alone
+        except Exception as error:  # noqa: BLE001 - each write then runs alone, and the one that failed gets its error
             if begun and len(group) > 1:
                 for entry in group:
                     await self._commit([entry])
@@ -245,7 +251,7 @@ class Database:
 
 def _log_lost(future: asyncio.Future[Any]) -> None:
     if not future.cancelled() and future.exception() is not None:
-        log.error("a noted write was lost", error=str(future.exception()))
+        log.error("queued write lost", error=str(future.exception()))
 
 
 def _settle(future: asyncio.Future[Any], result: object = None, error: Exception | None = None) -> None:
@@ -258,13 +264,13 @@ def _settle(future: asyncio.Future[Any], result: object = None, error: Exception
 
 
 def _damaged(error: Exception) -> bool:
-    """Whether SQLite says that the file itself is at fault."""
+    """Whether SQLite reports a damaged file."""
     code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
     return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _locked(error: Exception) -> bool:
-    """Whether SQLite says that another process has the file's lock."""
+    """Whether SQLite reports that another process has the file's lock."""
     code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
     return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
 
@@ -273,16 +279,16 @@ def _translate(error: Exception, url: str) -> Exception:
     if _locked(error):
         path = make_url(url).database
         text = (
-            f"another process has held the lock of {path} for more than {BUSY_SECONDS:g} s: it hangs or was stopped. "
-            f"`fuser -v {path}` shows who uses the file; let that process go on, or end it. Nothing was written"
+            f"another process has held the lock of {path} for more than {BUSY_SECONDS:g} s; nothing was written. It hangs or was "
+            f"stopped: find it with `fuser -v {path}`, then let it continue or end it"
         )
         log.error("database locked", path=path)
         return Unavailable(Code.DATABASE_UNAVAILABLE, text)
     if _damaged(error):
         log.error("database damaged", error=str(error))
         text = (
-            f"the database file is damaged ({getattr(error, 'orig', error)}): stop what uses it, keep a copy of it with its -wal "
-            "and -shm files, and restore a backup or save what can be read with `sqlite3 FILE .recover | sqlite3 NEW`"
+            f"the database file is damaged ({getattr(error, 'orig', error)}): stop all its processes, copy it with its -wal and "
+            "-shm files, then restore a backup or recover the readable rows with `sqlite3 FILE .recover | sqlite3 NEW`"
         )
         return Unavailable(Code.DATABASE_UNAVAILABLE, text)
     gone = isinstance(error, OperationalError | PoolTimeout | OSError)

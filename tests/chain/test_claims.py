@@ -35,7 +35,7 @@ def test_a_claim_is_rebuilt_from_its_message() -> None:
     batch = ClaimBatch.of(claim, orders, DOMAIN)
     assert [row.order.message for row in batch.rows] == [row.order.message for row in rows]
     assert (batch.claim(DOMAIN), batch.signature) == (claim.message, claim.signature)
-    with pytest.raises(BadMessage, match="1 of its orders are missing"):
+    with pytest.raises(BadMessage, match="expected the order of each row, 1 are missing"):
         ClaimBatch.of(claim, orders[1:], DOMAIN)
 
 

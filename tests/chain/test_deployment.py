@@ -58,5 +58,5 @@ async def test_deploying_tells_where(world: World) -> None:
 async def test_a_wrong_address_is_noticed(world: World) -> None:
     """Reading a deployment that is not there says so instead of inventing numbers."""
     nowhere = Deployment(31337, person("nobody").address, world.deployment.token, 6, 0, world.rpc.url)
-    with pytest.raises(WrongContract, match="another one"):
+    with pytest.raises(WrongContract, match="another contract"):
         await Escrow(world.rpc, nowhere).purse(person("key").address)

@@ -157,7 +157,7 @@ async def test_no_permit_is_signed_for_another_chain(
     nonce = (await Token(world.rpc, token)._read("nonces", BOB.address))[0]
     assert nonce == 0
     proxy.answers["eth_call"] = "0x" + raw.hex()
-    with pytest.raises(WrongContract, match="nothing is signed"):
+    with pytest.raises(WrongContract, match="nothing was signed"):
         await Token(rpc, token).domain()
     with pytest.raises(WrongContract):
         await Token(rpc, token).permit(BOB, world.deployment.escrow, Amount(1), Seconds(1 << 40))

@@ -170,7 +170,7 @@ async def test_a_reorg_below_the_depth_is_told(either: World) -> None:
     assert (behind.events, behind.cursor, behind.tip) == ((), page.cursor, page.tip)  # shorter than before: nothing is certain
     await _set(either, 3)
     await _mine(rpc, 5)
-    with pytest.raises(DeepReorg, match="took back block") as caught:
+    with pytest.raises(DeepReorg, match="dropped block") as caught:
         await read_events(rpc, either.deployment, page.cursor, after=page.tip, confirmations=2)
     assert (caught.value.block, caught.value.retry, isinstance(caught.value, PeerError)) == (page.cursor - 1, False, True)
     with pytest.raises(DeepReorg):

@@ -59,10 +59,10 @@ async def test_what_is_found_is_what_the_contract_takes(world: World) -> None:
     claims = await settling_claims(world.escrow, KEY.address, PROVIDER.address)
     (found,) = find_overclaims(claims, receipts)
     assert (found.row, found.excess) == (1, 4)
-    assert not await world.escrow.evidence_used(found.evidence)
+    assert not await world.escrow.evidence_used(found.evidence_id)
     tx = await world.escrow.slash_overclaim(await world.sender(REPORTER), found.claim, found.row, found.receipt)
-    assert tx.of(Slashed)[0].evidence == found.evidence
-    assert await world.escrow.evidence_used(found.evidence)
+    assert tx.of(Slashed)[0].evidence == found.evidence_id
+    assert await world.escrow.evidence_used(found.evidence_id)
 
 
 async def test_a_claim_that_was_not_paid_is_evidence_too(world: World) -> None:

@@ -115,7 +115,7 @@ def test_what_an_account_can_do(account: ProviderAccount, state: str, calls: lis
 def test_money_and_times_are_written_for_people() -> None:
     """Sentences name amounts in dollars and waits in words; a coordinator's rate is a percentage."""
     thawing = EXPLAIN.purse(replace(FULL, thawing=Amount(DOLLAR // 4), thaw_at=Seconds(NOW + 3_700)))
-    assert "0.25 is leaving" in _text(thawing)
+    assert "0.25 is under thaw" in _text(thawing)
     assert "in 1 hour 1 minute, at 2027-01-15 09:01:40 UTC" in _text(thawing)
     assert "9.75 is free" in _text(thawing)
     assert "2.5 %" in _text(EXPLAIN.provider(replace(ACCOUNT, fee_bps=250), PROVIDER))

@@ -27,7 +27,7 @@ def test_a_transaction_is_signed_as_everybody_signs_it(to: bytes | None, data: b
     call = Call(KEY.address, Address("0x" + to.hex()) if to else None, data, value)
     made = sign(KEY, call, chain_id=chain_id, nonce=nonce, gas=gas, fees=fees)
     fields: dict[str, Any] = {"type": 2, "chainId": chain_id, "nonce": nonce, "gas": gas, "value": value, "data": data}
-    fields |= {"maxPriorityFeePerGas": fees.tip, "maxFeePerGas": fees.most} | ({"to": to} if to else {})
+    fields |= {"maxPriorityFeePerGas": fees.tip, "maxFeePerGas": fees.maximum} | ({"to": to} if to else {})
     theirs = Account.sign_transaction(fields, KEY.secret)
     assert (made.raw, made.hash) == ("0x" + theirs.raw_transaction.hex(), "0x" + theirs.hash.hex())
 
@@ -39,10 +39,10 @@ def test_a_replacement_pays_a_tenth_more_of_both(tip: int, more: int, fresh_tip:
     old, fresh = Fees(tip, tip + more), Fees(fresh_tip, fresh_tip + fresh_more)
     new = old.raised(fresh)
     assert 10 * new.tip > 11 * old.tip
-    assert 10 * new.most > 11 * old.most
-    assert fresh.tip <= new.tip <= new.most >= fresh.most
+    assert 10 * new.maximum > 11 * old.maximum
+    assert fresh.tip <= new.tip <= new.maximum >= fresh.maximum
     capped = new.capped(10**9)
-    assert capped.tip <= capped.most <= max(10**9, 0)
+    assert capped.tip <= capped.maximum <= max(10**9, 0)
     assert new.capped(None) == new
 
 
@@ -50,9 +50,9 @@ def test_the_lowest_free_nonce_goes_first() -> None:
     """A nonce that was not used is used next; those in flight, and those of others, are passed over."""
     nonces = Nonces()
     assert [nonces.take(5) for _ in range(3)] == [5, 6, 7]
-    nonces.free(6)
+    nonces.release(6)
     assert nonces.take(5) == 6
-    nonces.landed(5)
+    nonces.mark_mined(5)
     assert nonces.take(5, busy={8}) == 9
     assert nonces.floor == 6
 
@@ -61,21 +61,21 @@ def test_what_was_given_up_is_taken_over() -> None:
     """The nonce of a transaction that was not mined in time goes to the next one, which must beat its fees, unless it landed."""
     nonces = Nonces()
     first, second = nonces.take(5), nonces.take(5)
-    nonces.give_up(first, Fees(1, 2))
-    nonces.give_up(second, Fees(3, 4))
-    nonces.forget_given_up(6)
+    nonces.abandon(first, Fees(1, 2))
+    nonces.abandon(second, Fees(3, 4))
+    nonces.forget_abandoned_below(6)
     assert nonces.take(7) == 6
-    assert nonces.fees_to_beat(6) == Fees(3, 4)
-    assert not nonces.any_given_up
+    assert nonces.pop_abandoned_fees(6) == Fees(3, 4)
+    assert not nonces.any_abandoned
     assert nonces.take(7) == 7
-    assert nonces.fees_to_beat(7) is None
+    assert nonces.pop_abandoned_fees(7) is None
 
 
 def test_a_hole_below_goes_before_what_was_given_up() -> None:
     """Where the chain lost a transaction, the hole that it left is filled first: all others wait behind it."""
     nonces = Nonces()
     assert nonces.take(10) == 10
-    nonces.give_up(10, Fees(1, 1))
+    nonces.abandon(10, Fees(1, 1))
     nonces.floor = 10
-    nonces.went_back(8)
+    nonces.lower_floor(8)
     assert [nonces.take(8) for _ in range(3)] == [8, 9, 10]

@@ -166,7 +166,7 @@ class Session:
             transport.abort()
 
     def late(self, provider: Address) -> LateReceipt | None:
-        """What a client that lost its books may be shown of it."""
+        """What a client that lost its ledger may be shown of it."""
         if self.receipt is None or self.provider.address != provider:
             return None
         return LateReceipt(self.receipt, self.candidate.order, self.candidate.terms)
@@ -328,13 +328,13 @@ class FakeMarket:
         return web.json_response({"asks": asks})
 
     async def _tabs(self, request: web.Request) -> web.Response:
-        asked = read_signed(Inquiry, await request.json()).verify(DOMAIN).message
-        assert asked.coordinator == self.signer.address
-        self.inquiries.append(asked)
+        inquiry = read_signed(Inquiry, await request.json()).verify(DOMAIN).message
+        assert inquiry.coordinator == self.signer.address
+        self.inquiries.append(inquiry)
         if self.forgets:
             return web.Response(status=404)
-        told = [session.late(asked.provider) for session in self.sessions.values()]
-        return web.json_response({"receipts": [late.to_json() for late in [*told, *self.shows] if late is not None]})
+        receipts = [session.late(inquiry.provider) for session in self.sessions.values()]
+        return web.json_response({"receipts": [late.to_json() for late in [*receipts, *self.shows] if late is not None]})
 
     async def _jobs(self, request: web.Request) -> web.StreamResponse:
         assert request.content_type == "application/vnd.tallystick.job"
@@ -460,7 +460,7 @@ async def eventually(ready: Callable[[], Awaitable[bool] | bool]) -> None:
     """Waits until it holds."""
     async with asyncio.timeout(30):
         while True:
-            found = ready()
-            if found if isinstance(found, bool) else await found:
+            result = ready()
+            if result if isinstance(result, bool) else await result:
                 return
             await asyncio.sleep(0.005)

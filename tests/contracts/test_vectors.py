@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tallystick.chain.claims import SettleRow
-from tallystick.chain.deploy import create
+from tallystick.chain.deploy import create_contract
 from tallystick.protocol import messages
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer
@@ -50,7 +50,7 @@ def test_every_signed_message_has_vectors() -> None:
 async def test_the_contract_agrees(world: World) -> None:
     """The chain hashes every struct that it reads as both oracles do; an order also from its packed row."""
     artifact = load("MessageHashes")
-    address, _ = await create(world.deployer, artifact.create())
+    address, _ = await create_contract(world.deployer, artifact.create())
 
     async def ask(function: str, *arguments: object) -> bytes:
         (value,) = artifact.result(function, await world.rpc.call(address, artifact.call(function, *arguments)))

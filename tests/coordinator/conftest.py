@@ -10,12 +10,12 @@ from tests.coordinator.live_server import Served, served
 
 @pytest.fixture
 def world() -> World:
-    """A market without nodes, with one payer who has money."""
+    """A market without nodes, with one payer that has funds."""
     return World()
 
 
 @pytest.fixture
 async def at() -> AsyncIterator[Served]:
-    """A market behind a real port."""
+    """A market on a real port."""
     async with served() as running:
         yield running

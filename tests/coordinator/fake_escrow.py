@@ -1,4 +1,4 @@
-"""An escrow in memory: settles as the contract does, mines a block a transaction, and can be away or stubborn."""
+"""An in-memory escrow: settles like the contract, mines one block per transaction, and can be down or refuse claims."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class FakeEscrow(Escrow):
         return EventPage(tuple(event for event in self.events if cursor <= event.at.block <= last), last + 1, self._tip(last))
 
     def take_back(self) -> None:
-        """The chain becomes another one, on which nothing was settled yet."""
+        """Reorganises the chain to one on which nothing was settled yet."""
         for event in self.events:
             if isinstance(event, Settled):
                 self.free[event.payer] += event.paid
@@ -131,7 +131,7 @@ def make_settler(
     min_claim: int = 1,
     min_claim_row: int = 1,
 ) -> Settler:
-    """A settler of that escrow; its `run` would look every hundredth of a second."""
+    """Returns a settler of that escrow; its `run` works every hundredth of a second."""
     clock = clock or Clock()
     return Settler(
         escrow=escrow,

@@ -1,4 +1,4 @@
-"""A coordinator in a test: real keys, the ports' twins in memory, clocks that only the test moves, nodes and clients to play."""
+"""A coordinator in a test: real keys, in-memory ports, clocks that only the test moves, and fake nodes and clients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COST = 20
 
 
 def person(name: str) -> Signer:
-    """A key that follows from a name."""
+    """Returns a key derived from a name."""
     return Signer(keccak(name.encode()))
 
 
@@ -45,7 +45,7 @@ COORDINATOR, PAYER = person("coordinator"), person("payer")
 
 @dataclass
 class Clock:
-    """Both clocks of a market; time passes when the test says so."""
+    """Both clocks of a market. Time passes only when the test says so."""
 
     seconds: float = 0.0
 
@@ -57,24 +57,24 @@ class Clock:
 
 
 async def quiet() -> None:
-    """Lets everything run that can run without time passing."""
+    """Runs everything that can run without the clock moving."""
     for _ in range(30):
         await asyncio.sleep(0)
 
 
 def make_ask(provider: Signer, **changes: Any) -> Verified[Ask]:
-    """One base unit a token in, a half if cached, two out."""
+    """Returns an ask at one base unit per input token, half of that if cached, and two per output token."""
     return provider.sign(build_ask(provider.address, **({"model": MODEL} | changes)), DOMAIN)
 
 
 def make_terms(ask: Verified[Ask], job: JobId, /, **changes: Any) -> Terms:
-    """Terms that fit an ask."""
+    """Returns terms that fit an ask."""
     values: dict[str, Any] = {"max_cost": Amount(CAP), "max_output_tokens": 100, "job": job}
     return terms_of(ask, **(values | changes))
 
 
 def make_order(terms: Terms, provider: Address, /, payer: Signer = PAYER, now: int = START, **changes: Any) -> Verified[Order]:
-    """An order that fits its terms; changes are signed as well."""
+    """Returns an order that fits its terms; changes are signed too."""
     values: dict[str, Any] = {
         "deadline": now + 600,
         "claim_by": now + 86_400,
@@ -93,7 +93,7 @@ def make_submission(
     terms: dict[str, Any] | None = None,
     **order: Any,
 ) -> Submission:
-    """A job for the providers of these asks; `terms` and the rest change fields of the terms and of the orders."""
+    """Returns a job for the providers of these asks. `terms` changes fields of the terms, `order` fields of the orders."""
     number = job or JobId(keccak(repr((asks, terms, order, payer.address)).encode())[:16])
     listed = [make_terms(ask, number, **(terms or {})) for ask in asks]
     orders = [make_order(each, ask.message.provider, payer, now, **order) for ask, each in zip(asks, listed, strict=True)]
@@ -102,19 +102,19 @@ def make_submission(
 
 
 def unchecked(signed: Signed[M]) -> Signed[M]:
-    """A signed message as it arrives: nothing about it is known."""
+    """Returns a signed message as it arrives: not verified."""
     return Signed(signed.message, signed.signature)
 
 
 def make_receipt(provider: Signer, order: Verified[Order], terms: Terms, /, **changes: Any) -> Verified[Receipt]:
-    """An honest receipt of USAGE, the tab's first unless said otherwise; changes are signed as well."""
+    """Returns an honest receipt of USAGE, by default the first of its tab; changes are signed too."""
     outcome = Outcome(changes.get("outcome", Outcome.COMPLETED))
     receipt = receipt_for(order, terms, USAGE, outcome, **({"finished_at": START} | changes))
     return Verified(receipt, provider.sign_digest(receipt.digest(DOMAIN)), receipt.digest(DOMAIN))
 
 
 def make_claim(provider: Signer, *rows: tuple[Verified[Order], int, int]) -> ClaimRequest:
-    """A claim of (order, seq, cumulative cost) rows."""
+    """Returns a claim of (order, seq, cumulative cost) rows."""
     claim = Claim(
         provider=provider.address,
         rows=tuple(
@@ -128,7 +128,7 @@ def make_claim(provider: Signer, *rows: tuple[Verified[Order], int, int]) -> Cla
 
 @dataclass
 class FakeNode:
-    """A provider on the bus. It notes what it is sent and answers only as the test says, as the hub would pass it on."""
+    """A provider on the bus. It records the frames that it gets and sends only what the test says, as the hub would relay it."""
 
     market: Market
     bus: InProcessBus
@@ -158,11 +158,11 @@ class FakeNode:
         self.sent.append(unpack_link(frame))
 
     def got(self, kind: Kind, job: JobId | None = None) -> list[bytes]:
-        """Payloads of the frames of one kind that came so far."""
-        return [payload for found, about, payload in self.sent if found is kind and job in (None, about)]
+        """Returns the payloads of the frames of one kind that arrived so far."""
+        return [payload for sent_kind, sent_job, payload in self.sent if sent_kind is kind and job in (None, sent_job)]
 
     def dispatch(self, job: JobId) -> tuple[Verified[Order], Terms]:
-        """What was dispatched for a job."""
+        """Returns the order and terms that were dispatched for a job."""
         dispatch = Dispatch.loads(self.got(Kind.DISPATCH, job)[0])
         return dispatch.candidate.order.verify(DOMAIN), dispatch.candidate.terms
 
@@ -177,15 +177,15 @@ class FakeNode:
         self.send(Kind.CHUNK, job, data)
 
     def last_chunk(self, job: JobId) -> None:
-        """The chunk that says that the answer ends with it."""
+        """Sends the last chunk of the response."""
         self.chunk(job, LAST_CHUNK)
 
     def fail(self, job: JobId, error: TallyError | None = None, receipt: Signed[Receipt] | None = None) -> None:
-        told = error or Unavailable(Code.ENGINE_UNAVAILABLE, "the engine is away", fault=Fault.ENGINE)
-        self.send(Kind.FAIL, job, Failure(told, receipt).dumps())
+        failure = error or Unavailable(Code.ENGINE_UNAVAILABLE, "the engine is away", fault=Fault.ENGINE)
+        self.send(Kind.FAIL, job, Failure(failure, receipt).dumps())
 
     def receipt(self, job: JobId, **changes: Any) -> Verified[Receipt]:
-        """The receipt of a job on this node's tab, signed; `hand_in` sends one."""
+        """Returns a signed receipt of a job on this node's tab; `hand_in` sends it."""
         order, terms = self.dispatch(job)
         seq, total = self.tabs.get(order.message.payer, (0, Amount(0)))
         cost = charge(terms, USAGE, Outcome(changes.get("outcome", 0)))
@@ -194,20 +194,20 @@ class FakeNode:
         return made
 
     def hand_in(self, job: JobId, receipt: Signed[Receipt]) -> None:
-        """Sends a receipt for a job that lives."""
+        """Sends a receipt for a live job."""
         self.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
 
     async def hand_in_late(self, job: JobId, receipt: Signed[Receipt]) -> bool:
-        """Sends a receipt for a job that is over."""
+        """Sends a receipt for a job that has ended."""
         return await self.market.accept_receipt(self.address, job, dumps(receipt.to_json()))
 
     def complete(self, job: JobId, **changes: Any) -> Verified[Receipt]:
-        """Ends a job as honest nodes do: with its answer's last chunk, then its receipt."""
+        """Ends a job as an honest node does: with the last chunk of the response, then the receipt."""
         self.last_chunk(job)
         return self.finish(job, **changes)
 
     def finish(self, job: JobId, **changes: Any) -> Verified[Receipt]:
-        """Ends a job with its receipt, whatever was delivered before."""
+        """Ends a job with its receipt, without sending a last chunk."""
         made = self.receipt(job, **changes)
         self.hand_in(job, made)
         return made
@@ -215,7 +215,7 @@ class FakeNode:
 
 @dataclass
 class Client:
-    """Who reads a job's frames: all of them as they come, unless `reads` is cleared."""
+    """The reader of a job's frames: reads all of them as they arrive, unless `reads` is cleared."""
 
     job: LiveJob
     frames: list[tuple[Kind, bytes]] = field(default_factory=list)
@@ -228,7 +228,7 @@ class Client:
 
     @property
     def failure(self) -> TallyError:
-        """What the FAIL at the end says."""
+        """The error of the FAIL at the end."""
         kind, payload = self.frames[-1]
         assert kind is Kind.FAIL
         return error_from_json(loads(payload, "failure"), 502)
@@ -245,7 +245,7 @@ class Client:
 
 @dataclass
 class World:
-    """A market and the people in it."""
+    """A market with its nodes and clients."""
 
     clock: Clock = field(default_factory=Clock)
     limits: JobLimits = field(default_factory=JobLimits)
@@ -257,7 +257,7 @@ class World:
     clients: list[Client] = field(default_factory=list)
     number: int = 0
     chance: float = 1.0
-    """What the market draws where it lets chance decide: from 0 to 1; 1 never explores."""
+    """The market's uniform draw, from 0 to 1; 1 never explores."""
 
     def __post_init__(self) -> None:
         self.funds.free.setdefault(PAYER.address, Amount(100_000))
@@ -277,7 +277,7 @@ class World:
         )
 
     async def restart(self) -> None:
-        """A new process over the same store; its nodes connect again."""
+        """Starts a new process on the same store; its nodes reconnect."""
         self.bus = InProcessBus()
         self.market = self.make_market()
         await self.market.start()
@@ -286,7 +286,7 @@ class World:
             node.connect()
 
     def node(self, name: str, slots: int = 4, **ask: Any) -> FakeNode:
-        """A connected provider with one ask."""
+        """Returns a connected provider with one ask."""
         key = person(name)
         node = FakeNode(self.market, self.bus, key, (make_ask(key, **ask),), slots)
         node.connect()
@@ -294,7 +294,7 @@ class World:
         return node
 
     def submission(self, *nodes: FakeNode, **changes: Any) -> Submission:
-        """A new job for these nodes; see `make_submission`."""
+        """Returns a new job for these nodes; see `make_submission`."""
         self.number += 1
         job = JobId(self.number.to_bytes(16, "big"))
         values: dict[str, Any] = {"job": job, "now": int(self.clock.now())} | changes
@@ -312,25 +312,25 @@ class World:
         return client
 
     async def started(self, *nodes: FakeNode, **changes: Any) -> Client:
-        """A job that its first node was given."""
+        """Places a job that its first node gets."""
         client = await self.place(*nodes, **changes)
         await quiet()
         return client
 
     async def pass_time(self, seconds: float) -> None:
-        """Time passes, then the sweep comes."""
+        """Moves the clock, then runs the sweep."""
         self.clock.seconds += seconds
         self.market.sweep()
         await quiet()
 
     async def stored(self, client: Client) -> State:
-        """The state of a job as the store has it."""
+        """Returns the stored state of a job."""
         known = await self.store.job(client.job.id)
         assert known is not None
         return known.record.state
 
     def assert_idle(self) -> None:
-        """Nothing is held any more: no live job, no exposure in flight, no slot."""
+        """Asserts that nothing is held: no live job, no exposure in flight, no slot."""
         assert self.market.live == 0
         assert self.market.exposure.in_flight == 0
         for node in self.nodes:
@@ -339,7 +339,7 @@ class World:
 
 
 def altered(signed: Signed[Order], change: Callable[[Order], Order]) -> Signed[Order]:
-    """An order that was changed after it was signed."""
+    """Returns an order that was changed after it was signed."""
     return Signed(change(signed.message), signed.signature)
 
 

@@ -1,4 +1,4 @@
-"""A coordinator behind a real port, and nodes and clients that talk to it over real sockets."""
+"""A coordinator on a real port, with nodes and clients that talk to it over real sockets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Served:
         return self.url.replace("http", "ws") + "/v1/node"
 
     async def post(self, submission: Submission | bytes) -> httpx.Response:
-        """Posts a job and reads all of the answer."""
+        """Posts a job and reads the whole response."""
         body = submission if isinstance(submission, bytes) else submission.dumps()
         return await self.http.post("/v1/jobs", content=body)
 
@@ -93,7 +93,7 @@ async def served(
 
 
 async def until(condition: Any) -> None:
-    """Waits until something is true, which sockets bring about in their own time."""
+    """Waits until a condition is true that depends on sockets."""
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.002)
@@ -111,14 +111,14 @@ class LinkNode:
 
     @classmethod
     async def open(cls, at: Served | str, signer: Signer, *asks: Verified[Ask]) -> Self:
-        """A connection to a market, or to the node link at a URL, that has not said anything yet."""
+        """Opens a connection to a market, or to the node link at a URL, without sending anything."""
         url = at if isinstance(at, str) else at.node_url
         socket = await connect(url, proxy=None, compression=None, max_size=None, ping_interval=None, close_timeout=1)
         return cls(signer, socket, asks or (make_ask(signer),), endpoint_of(url))
 
     @classmethod
     async def join(cls, at: Served | str, signer: Signer, *asks: Verified[Ask], slots: int = 4) -> Self:
-        """A connection that was welcomed."""
+        """Opens a connection and completes its handshake."""
         node = await cls.open(at, signer, *asks)
         await node.hello(capacity=Capacity(slots, slots))
         await node.expect(Kind.WELCOME)
@@ -129,20 +129,20 @@ class LinkNode:
         return self.signer.address
 
     async def hello(self, capacity: Capacity = ROOMY, **changes: Any) -> None:
-        """Answers the challenge; changes are made to the signed answer before it is signed."""
+        """Answers the challenge; changes are made to the message before it is signed."""
         challenge = Challenge.from_json(loads(await self.expect(Kind.CHALLENGE), "challenge"))
-        answer = Connect(
+        message = Connect(
             provider=self.address,
             coordinator=challenge.coordinator,
             challenge=challenge.challenge,
             endpoint=self.endpoint,
         )
-        signed = unchecked(self.signer.sign(replace(answer, **changes), DOMAIN))
+        signed = unchecked(self.signer.sign(replace(message, **changes), DOMAIN))
         await self.greet(signed, capacity)
 
-    async def greet(self, answer: Signed[Connect], capacity: Capacity = ROOMY) -> None:
+    async def greet(self, signed: Signed[Connect], capacity: Capacity = ROOMY) -> None:
         """Sends HELLO."""
-        hello = Hello(answer, tuple(map(unchecked, self.asks)), capacity, "test")
+        hello = Hello(signed, tuple(map(unchecked, self.asks)), capacity, "test")
         await self.send(Kind.HELLO, NO_JOB, dumps(hello.to_json()))
 
     async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:
@@ -152,7 +152,7 @@ class LinkNode:
         await self.send(Kind.BEAT, NO_JOB, dumps(capacity.to_json()))
 
     async def expect(self, kind: Kind) -> bytes:
-        """The payload of the next frame of this kind."""
+        """Returns the payload of the next frame of this kind."""
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
                 frame = unpack_link(await self.socket.recv())
@@ -161,7 +161,7 @@ class LinkNode:
                     return frame[2]
 
     async def refusal(self) -> TallyError:
-        """Why the coordinator closes this connection."""
+        """Returns the error with which the coordinator closes this connection."""
         error = error_from_json(loads(await self.expect(Kind.ERROR), "error"), 502)
         async with asyncio.timeout(TIMEOUT_SECONDS):
             try:
@@ -171,20 +171,20 @@ class LinkNode:
                 return error
 
     async def take_job(self) -> tuple[JobId, Verified[Receipt]]:
-        """Waits for a job; returns it with the receipt that it will have."""
+        """Waits for a job. Returns it with its future receipt."""
         dispatch = Dispatch.loads(await self.expect(Kind.DISPATCH))
         order = dispatch.candidate.order.verify(DOMAIN)
         return self.seen[-1][1], make_receipt(self.signer, order, dispatch.candidate.terms)
 
     async def finish(self, job: JobId, receipt: Signed[Receipt]) -> None:
-        """Sends an answer's last chunk, hands its receipt in and waits until that is acknowledged."""
+        """Sends the last chunk of a response and its receipt, and waits for the acknowledgement."""
         await self.send(Kind.CHUNK, job, LAST_CHUNK)
         await self.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
         await self.expect(Kind.RECEIPT_ACK)
 
 
 async def frames_of(response: httpx.Response) -> AsyncGenerator[tuple[Kind, bytes], None]:
-    """The frames of a job's answer as they come."""
+    """Yields the frames of a job's response as they arrive."""
     reader = FrameReader()
     async for data in response.aiter_raw():
         for frame in reader.feed(data):

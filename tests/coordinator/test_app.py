@@ -1,4 +1,4 @@
-"""The whole coordinator as one context: it needs no chain to serve, remembers over restarts, and does not limp on."""
+"""The whole coordinator: it serves without a chain, keeps its state over restarts, and stops if a part fails."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 
 @pytest.fixture
 def config(tmp_path: Path) -> CoordinatorConfig:
-    """A coordinator on a free port, whose chain never answers."""
+    """The config of a coordinator on a free port, whose chain never answers."""
     DEPLOYMENT.save(tmp_path / "deployment.json")
     return CoordinatorConfig(
         deployment=tmp_path / "deployment.json", port=0, db=f"sqlite:///{tmp_path}/coordinator.db", settle_interval=0.01
@@ -52,7 +52,7 @@ async def _client(config: CoordinatorConfig) -> AsyncIterator[httpx.AsyncClient]
 
 
 async def test_it_serves_without_a_chain(config: CoordinatorConfig) -> None:
-    """A chain that is down delays settlement only: the market is up, and says who it is."""
+    """A chain that is down delays settlement alone: the market serves and identifies itself."""
     async with _client(config) as http:
         info = (await http.get("/v1/info")).json()
         assert (info["coordinator"], info["contract"]) == (COORDINATOR.address, DEPLOYMENT.escrow)
@@ -62,7 +62,7 @@ async def test_it_serves_without_a_chain(config: CoordinatorConfig) -> None:
 
 
 async def test_it_starts_and_stops_again(config: CoordinatorConfig) -> None:
-    """A second start on the same database works, and a stop leaves no task behind."""
+    """A second start on the same database works, and a stop leaves no task running."""
     before = asyncio.all_tasks()
     for _ in range(2):
         async with _client(config) as http:
@@ -72,7 +72,7 @@ async def test_it_starts_and_stops_again(config: CoordinatorConfig) -> None:
 
 
 async def test_a_job_over_restarts(config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job goes the whole way over HTTP, the link and SQLite, is claimed and settled; the next process knows all of it."""
+    """A job runs over HTTP, the link and SQLite, and is claimed and settled; the next process knows all of it."""
     escrow = FakeEscrow()
     escrow.free[PAYER.address] = 10_000
     monkeypatch.setattr(module, "Escrow", lambda *_: escrow)
@@ -82,18 +82,18 @@ async def test_a_job_over_restarts(config: CoordinatorConfig, monkeypatch: pytes
     path = f"/v1/jobs/{submission.job.hex()}"
     async with _client(config) as http:
         node = await LinkNode.join(_node_url(http), node_key)
-        answer = asyncio.create_task(http.post("/v1/jobs", content=submission.dumps()))
+        response = asyncio.create_task(http.post("/v1/jobs", content=submission.dumps()))
         job, receipt = await node.take_job()
         await node.finish(job, receipt)
-        assert (await answer).status_code == 200
+        assert (await response).status_code == 200
         order = submission.candidates[0].order.verify(DOMAIN)
         claim = make_claim(node_key, (order, 1, receipt.message.cumulative_cost))
         await node.send(Kind.CLAIM, NO_JOB, dumps(claim.to_json()))
-        told = await _settled(http, path)
-        assert (told["state"], told["receipt"]["signature"]) == ("completed", "0x" + receipt.signature.hex())
+        shown = await _settled(http, path)
+        assert (shown["state"], shown["receipt"]["signature"]) == ("completed", "0x" + receipt.signature.hex())
     assert escrow.settled == {(PAYER.address, node_key.address): receipt.message.cost}
     async with _client(config) as http:
-        assert (await http.get(path, headers=_access())).json() == told
+        assert (await http.get(path, headers=_access())).json() == shown
         again = await http.post("/v1/jobs", content=submission.dumps())
         assert (again.status_code, again.json()["error"]["code"]) == (409, "order_replayed")
         node = await LinkNode.join(_node_url(http), node_key)
@@ -110,17 +110,17 @@ def _node_url(http: httpx.AsyncClient) -> str:
 
 
 async def _settled(http: httpx.AsyncClient, path: str) -> Any:
-    """What is told of a job once it is settled."""
+    """Returns the JSON of a job once it is settled."""
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
-            told = (await http.get(path, headers=_access())).json()
-            if told["settlement"] is not None:
-                return told
+            shown = (await http.get(path, headers=_access())).json()
+            if shown["settlement"] is not None:
+                return shown
             await asyncio.sleep(0.01)
 
 
-async def test_a_part_that_dies_stops_the_whole(config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the sweep or the settler dies of a bug, the process stops with its error instead of limping on without deadlines."""
+async def test_a_failed_part_stops_the_coordinator(config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the sweep or the settler fails with a bug, the process stops with its error instead of running without deadlines."""
 
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
@@ -135,8 +135,8 @@ async def test_a_part_that_dies_stops_the_whole(config: CoordinatorConfig, monke
             assert caught.value.subgroup(ZeroDivisionError) is not None
 
 
-async def test_a_taken_port(config: CoordinatorConfig) -> None:
-    """A port that somebody else has is told as such, and everything that was opened is closed."""
+async def test_a_port_in_use(config: CoordinatorConfig) -> None:
+    """A port in use is reported as such, and everything that was opened is closed."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -146,7 +146,7 @@ async def test_a_taken_port(config: CoordinatorConfig) -> None:
 
 
 async def test_no_deployment(config: CoordinatorConfig, tmp_path: Path) -> None:
-    """A deployment file that is missing or broken is named."""
+    """The error names a deployment file that is missing or broken."""
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(BadMessage, match=r"broken\.json"):
         async with running(replace(config, deployment=tmp_path / "broken.json"), COORDINATOR):
@@ -157,7 +157,7 @@ async def test_no_deployment(config: CoordinatorConfig, tmp_path: Path) -> None:
 
 
 async def test_no_database(config: CoordinatorConfig) -> None:
-    """A database that does not answer is told at the start."""
+    """A database that does not answer is reported at the start."""
     with pytest.raises(Unavailable, match="database") as caught:
         async with running(replace(config, db="postgresql+asyncpg://nobody@127.0.0.1:1/nothing"), COORDINATOR):
             pass
@@ -168,7 +168,7 @@ async def test_no_database(config: CoordinatorConfig) -> None:
 async def test_a_coordinator_that_lost_its_lock_does_not_go_on(
     config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the connection that held the database's lock is cut, another coordinator may start, so this one stops and says why."""
+    """If the connection that held the database's lock is lost, another coordinator may start, so this one stops and says why."""
     monkeypatch.setattr(single_instance, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(single_instance, "ADVISORY_LOCK", 0x7A15)
 
@@ -185,7 +185,7 @@ async def test_a_coordinator_that_lost_its_lock_does_not_go_on(
 
 
 async def _cut(key: int) -> None:
-    """Has the server end the session that holds an advisory lock."""
+    """Makes the server end the session that holds an advisory lock."""
     engine = create_async_engine(POSTGRES, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
         kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key AND granted"
@@ -194,7 +194,7 @@ async def _cut(key: int) -> None:
 
 
 async def test_a_second_coordinator_does_not_start(config: CoordinatorConfig) -> None:
-    """On the database of one that runs, another one is refused, and the first goes on."""
+    """A second coordinator on the same database is refused, and the first continues."""
     async with _client(config) as http:
         with pytest.raises(Unavailable, match="runs a coordinator on the database"):
             async with running(config, COORDINATOR):

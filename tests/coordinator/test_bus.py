@@ -7,7 +7,7 @@ from tests.coordinator.harness import PAYER
 
 
 def test_a_frame_goes_to_the_subjects_handler() -> None:
-    """What is sent to a subject comes to its handler at once, and to no other."""
+    """A frame reaches the handler of its subject at once, and no other."""
     bus, ours, theirs = InProcessBus(), list[bytes](), list[bytes]()
     bus.attach("a", ours.append)
     bus.attach("b", theirs.append)
@@ -15,13 +15,13 @@ def test_a_frame_goes_to_the_subjects_handler() -> None:
     assert (ours, theirs) == ([b"frame"], [])
 
 
-def test_nobody_listens() -> None:
-    """Sending to a subject without a handler says so and does nothing."""
+def test_a_subject_without_a_handler() -> None:
+    """Sending to a subject without a handler returns False and does nothing."""
     assert not InProcessBus().send("a", b"frame")
 
 
 def test_the_last_handler_has_the_subject() -> None:
-    """A second handler takes the subject over; the first one's leaving does not disturb it."""
+    """A second handler takes over the subject; detaching the first one does not affect it."""
     bus, first, second = InProcessBus(), list[bytes](), list[bytes]()
     bus.attach("a", first.append)
     bus.attach("a", second.append)
@@ -32,7 +32,7 @@ def test_the_last_handler_has_the_subject() -> None:
     assert not bus.send("a", b"frame")
 
 
-def test_subjects_do_not_meet() -> None:
+def test_subjects_are_distinct() -> None:
     """Jobs and nodes have subjects of their own."""
     assert node_subject(PAYER.address) == f"node.{PAYER.address}"
     assert job_subject(JobId(bytes(16))) == "job." + "00" * 16

@@ -15,14 +15,14 @@ DEFAULTS = CoordinatorConfig(deployment=Path("deployment.json"))
 
 
 def test_the_example_shows_the_defaults() -> None:
-    """example.toml loads, names every setting, and says what holds without it."""
+    """example.toml loads, names every setting, and shows its default."""
     assert load_config(EXAMPLE) == DEFAULTS
     text = EXAMPLE.read_text()
     assert [name for name in CoordinatorConfig.__dataclass_fields__ if f"\n{name} = " not in text] == []
 
 
-def test_the_markets_limits_have_the_same_defaults() -> None:
-    """What the config hands to the market by default is what the market does by default."""
+def test_job_limits_have_the_same_defaults() -> None:
+    """The config's default job limits are the market's defaults."""
     assert DEFAULTS.job_limits == JobLimits()
 
 
@@ -36,8 +36,8 @@ def test_flags_win_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_config_needs_a_deployment() -> None:
-    """Without a deployment file there is no market to serve, and the error says which setting is missing."""
-    with pytest.raises(BadMessage, match="deployment must be set"):
+    """Without a deployment file the config is refused, and the error names the missing setting."""
+    with pytest.raises(BadMessage, match="missing setting deployment"):
         load_config()
 
 
@@ -52,21 +52,21 @@ def test_a_config_needs_a_deployment() -> None:
         ("idle_timeout", 0),
     ],
 )
-def test_nonsense_is_refused_at_the_start(name: str, value: float) -> None:
-    """A time or a rate that would hang or loop the process is refused, and named."""
+def test_invalid_values_are_refused_at_start(name: str, value: float) -> None:
+    """A time or a rate that would hang or spin the process is refused, and the error names it."""
     with pytest.raises(BadMessage, match=name):
         load_config(EXAMPLE, {name: value})
 
 
 def test_nan_is_no_time() -> None:
-    """A deadline that no clock ever reaches is refused."""
+    """NaN is refused as a deadline: no clock reaches it."""
     with pytest.raises(BadMessage, match="idle_timeout"):
         load_config(EXAMPLE, {"idle_timeout": float("nan")})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "coordinator.example", "localhost.evil.example"])
-def test_a_coordinator_that_is_open_to_others_knows_its_address(host: str) -> None:
-    """One that binds beyond loopback does not start without the addresses under which nodes dial it, and says what to set."""
+def test_a_public_coordinator_needs_its_address(host: str) -> None:
+    """A coordinator that listens beyond loopback needs its public addresses; the error says what to set."""
     with pytest.raises(BadMessage, match=r"public_urls: must name .* public_urls = \["):
         load_config(EXAMPLE, {"host": host})
     config = load_config(EXAMPLE, {"host": host, "public_urls": "https://coordinator.example, http://10.0.0.1:8420"})
@@ -75,18 +75,18 @@ def test_a_coordinator_that_is_open_to_others_knows_its_address(host: str) -> No
 
 @pytest.mark.parametrize("url", ["coordinator", "https://", "ftp://x", "https://x:99999", "https://x:" + "9" * 400])
 def test_a_public_url_that_nobody_can_dial(url: str) -> None:
-    """An address without host or port is refused, and named."""
+    """A URL without host or port is refused, and the error names the setting."""
     with pytest.raises(BadMessage, match="public_urls"):
         load_config(EXAMPLE, {"public_urls": [url]})
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])
 def test_loopback_needs_no_address(host: str) -> None:
-    """What only this machine reaches is known by its port."""
+    """A coordinator on loopback needs no public address."""
     assert load_config(EXAMPLE, {"host": host}).endpoints == frozenset()
 
 
-def test_the_intakes_limits_have_the_same_defaults() -> None:
-    """What the config hands to the routes by default is what they do by default."""
+def test_intake_limits_have_the_same_defaults() -> None:
+    """The config's default intake limits and retention are the routes' defaults."""
     assert DEFAULTS.intake_limits == IntakeLimits()
     assert DEFAULTS.retention == Retention()

@@ -13,26 +13,27 @@ from typing import Any
 import pytest
 
 TALLY = (sys.executable, "-m", "tallystick.cli")
+DEMO = (*TALLY, "demo", "--stand-in", "--json")
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without anything that would point the demo at somebody's engine or wallet."""
+    """The environment without settings that would lead the demo to the user's engine or wallet."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "TALLY"))}
 
 
 @pytest.fixture(scope="session")
 def market() -> Iterator[dict[str, Any]]:
-    """`tally demo --json`, up and running: the story of its first job, and where the market's parts listen."""
-    process = subprocess.Popen([*TALLY, "demo", "--json"], stdout=subprocess.PIPE, text=True, env=clean_environment())
+    """A running `tally demo --json`: the trace of its first job and the URLs of its services."""
+    process = subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=clean_environment())
     try:
-        yield read_story(process)
+        yield read_trace(process)
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
 
-def read_story(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The JSON object that the demo prints once its job was settled."""
+def read_trace(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Reads the JSON object that the demo prints after its job is settled."""
     assert process.stdout is not None
     lines: list[str] = []
     for line in process.stdout:

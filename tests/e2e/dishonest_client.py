@@ -1,4 +1,4 @@
-"""A client that can be dishonest: builds submissions by hand, from the protocol alone, and posts them to a real coordinator."""
+"""A client that can be dishonest: it builds submissions from the protocol alone and posts them to a real coordinator."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class Buyer:
 
     @classmethod
     def at(cls, url: str, signer: Signer) -> Buyer:
-        """A buyer who asked the coordinator who it is."""
+        """Makes a buyer that has read the coordinator's info."""
         info = httpx.get(f"{url}/v1/info").raise_for_status().json()
         return cls(url, signer, Domain(info["chainId"], info["contract"]), info["coordinator"])
 
     def ask(self, model: str) -> Signed[Ask]:
-        """The best ask for a model."""
+        """Returns the best ask for a model."""
         request = {"model": model, "payer": self.signer.address, "limit": 1}
         answer = httpx.post(f"{self.url}/v1/shortlist", json=request).raise_for_status().json()
         return read_signed(Ask, answer["asks"][0]["ask"])
 
     def order(self, ask: Ask, terms: Terms, **changes: Any) -> Order:
-        """An honest order, but for the changes."""
+        """Makes an honest order with the given changes."""
         now = int(time.time())
         values: dict[str, Any] = {
             "seq": time.time_ns(),
@@ -55,7 +55,9 @@ class Buyer:
         return build_order(self.signer.address, ask.provider, CAP, **(values | changes))
 
     def prepare(self, model: str, *, terms: dict[str, Any] | None = None, order: dict[str, Any] | None = None) -> Submission:
-        """A submission for one short chat, honest but for the changes to its terms and its order (made before signing)."""
+        """Makes a submission for one short chat, honest except for the given changes to terms and order, which precede the
+        signature.
+        """
         ask = self.ask(model)
         body = orjson.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 16})
         plain, job, key = (
@@ -87,11 +89,11 @@ class Buyer:
         return Submission(job, (Candidate(signed, agreed, wrapped),), key.seal_request(job, plain))
 
     def post(self, submission: Submission | bytes) -> httpx.Response:
-        """What the coordinator answers."""
+        """Posts a submission and returns the coordinator's response."""
         data = submission if isinstance(submission, bytes) else submission.dumps()
         return httpx.post(f"{self.url}/v1/jobs", content=data, timeout=60)
 
 
 def frames(response: httpx.Response) -> list[tuple[Kind, bytes]]:
-    """The frames of an admitted job."""
+    """Returns the frames of an admitted job."""
     return list(FrameReader().feed(response.content))

@@ -1,4 +1,4 @@
-"""One more node beside a market that runs, as its provider would start it."""
+"""One more node beside a running market, as its provider would start it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.e2e.conftest import TALLY, clean_environment
 async def node_beside(
     folder: Path, site: processes.Site, engines: str, *, model: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A node with these engines (TOML), from the moment that it sells `model`. It must stop in order."""
+    """Runs a node with these engines (TOML); yields when it sells `model`. The node must exit with code 0."""
     (folder / "beside.password").write_text("x" * 12)
     create_keystore(folder / "keys" / "beside.json", "x" * 12, cost=1 << 12)
     config = folder / "beside.toml"
@@ -40,7 +40,7 @@ async def node_beside(
 
 
 async def sells(site: processes.Site, model: str, *, seconds: float = 30, yes: bool = True) -> None:
-    """Waits until somebody sells a model, or nobody does."""
+    """Waits until some provider sells a model, or none does."""
     async with httpx.AsyncClient(trust_env=False) as http:
         for _ in range(int(seconds * 10)):
             answer = await http.get(f"{site.coordinator}/v1/asks", params={"model": model})

@@ -1,5 +1,5 @@
-"""Engines that misbehave behind a real market: whatever they do, the client gets a named error, nobody pays for a broken answer,
-and the node goes on.
+"""Misbehaving engines behind a real market: the client gets an error with a code, nobody pays for a broken answer, and the node
+continues.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ EXPECTED: dict[str, tuple[int, str | None]] = {
 
 @asynccontextmanager
 async def _engine() -> AsyncIterator[str]:
-    """Lists one model, and answers a request as its `user` says."""
+    """An engine that lists one model and answers each request as its `user` member says."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -84,8 +84,8 @@ async def _engine() -> AsyncIterator[str]:
                 known = request.startswith(b"GET /v1/models ")
                 writer.write(_head(200 if known else 404, JSON) + (b'{"data":[{"id":"bad"}]}' if known else b"{}"))
             else:
-                found = re.search(rb"content-length: (\d+)", request.lower())
-                body = json.loads(await reader.readexactly(int(found[1]) if found else 0))
+                length_header = re.search(rb"content-length: (\d+)", request.lower())
+                body = json.loads(await reader.readexactly(int(length_header[1]) if length_header else 0))
                 for part in BEHAVIOURS[body["user"]]:
                     if part is HANG:
                         await asyncio.sleep(60)
@@ -110,7 +110,7 @@ def _toml(url: str, usage: str = "") -> str:
 
 
 async def _ask(site: processes.Site, behaviour: str) -> tuple[int, str, str | None]:
-    """Status and text that a client of the gateway gets, and its job, where an answer began."""
+    """Returns the status and text that a client of the gateway gets, and the job if an answer began."""
     body = {"model": "bad", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20, "stream": True, "user": behaviour}
     async with httpx.AsyncClient(base_url=site.gateway, trust_env=False, timeout=30) as http:
         answer = await http.post("/v1/chat/completions", json=body)
@@ -120,16 +120,16 @@ async def _ask(site: processes.Site, behaviour: str) -> tuple[int, str, str | No
 async def _story(site: processes.Site, job: str) -> dict[str, Any]:
     async with httpx.AsyncClient(base_url=site.gateway, trust_env=False) as http:
         for _ in range(100):
-            story: dict[str, Any] = (await http.get(f"/tally/jobs/{job}")).json()
-            if story.get("state") not in ("open", "running"):
-                return story
+            record: dict[str, Any] = (await http.get(f"/tally/jobs/{job}")).json()
+            if record.get("state") not in ("open", "running"):
+                return record
             await asyncio.sleep(0.05)
-    raise AssertionError(f"{job} does not end: {story}")
+    raise AssertionError(f"{job} does not end: {record}")
 
 
 @pytest.mark.timeout(180)
-async def test_engines_that_misbehave(tmp_path: Path) -> None:
-    """Each by itself, one after another, on one node; a good answer at the end shows that it lives."""
+async def test_misbehaving_engines(tmp_path: Path) -> None:
+    """Each misbehaviour in turn on one node; a good answer at the end shows that the node still works."""
     folder = tmp_path / "market"
     async with (
         processes.upstream() as mock,
@@ -137,17 +137,17 @@ async def test_engines_that_misbehave(tmp_path: Path) -> None:
         _engine() as url,
         node_beside(folder, site, _toml(url), model="bad") as node,
     ):
-        seen: dict[str, tuple[int, str | None]] = {}
+        outcomes: dict[str, tuple[int, str | None]] = {}
         for behaviour in (*(name for name in BEHAVIOURS if name != "good"), "good"):
             status, text, job = await _ask(site, behaviour)
             assert "secret trace" not in text
-            story: dict[str, Any] = await _story(site, job) if job else {"outcome": None, "cost": "0"}
-            seen[behaviour] = (status, story["outcome"])
-            if story["outcome"] == "completed":
+            record: dict[str, Any] = await _story(site, job) if job else {"outcome": None, "cost": "0"}
+            outcomes[behaviour] = (status, record["outcome"])
+            if record["outcome"] == "completed":
                 assert "[DONE]" in text
-                assert 0 < int(story["cost"]) < 1_000, f"{behaviour}: billed {story['cost']}"
+                assert 0 < int(record["cost"]) < 1_000, f"{behaviour}: billed {record['cost']}"
             else:
-                assert story["cost"] == "0", f"{behaviour}: billed {story['cost']}"
+                assert record["cost"] == "0", f"{behaviour}: billed {record['cost']}"
                 assert '"code"' in text or status == 400, f"{behaviour}: the client was told nothing: {text[-300:]}"
-        assert seen == {name: EXPECTED[name] for name in seen}
+        assert outcomes == {name: EXPECTED[name] for name in outcomes}
         assert node.returncode is None

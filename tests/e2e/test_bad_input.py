@@ -1,4 +1,4 @@
-"""Bad input at the front doors of the real market: a clear error in OpenAI's shape, nothing charged, everybody lives on."""
+"""Bad input to the real market gets a clear error in OpenAI's shape, costs nothing, and stops no process."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def buyer(market: dict[str, Any], escrow_at: Deployment) -> Buyer:
 
 @pytest.fixture(autouse=True)
 def nothing_charged(market: dict[str, Any], escrow_at: Deployment) -> Any:
-    """Around each test: the payer's tab with either provider does not move, and the market still serves."""
+    """Checks after each test that the payer's tabs are unchanged and the market still serves."""
 
     async def settled() -> list[int]:
         rpc = Rpc(market["rpc"])
@@ -68,7 +68,7 @@ def nothing_charged(market: dict[str, Any], escrow_at: Deployment) -> Any:
 
 
 def refused(response: httpx.Response, status: int, code: str) -> str:
-    """Checks the refusal's shape; its message."""
+    """Checks the shape of a refusal. Returns its message."""
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert error["code"] == code, error
@@ -76,15 +76,15 @@ def refused(response: httpx.Response, status: int, code: str) -> str:
     return str(error["message"])
 
 
-def test_an_honest_job_is_admitted_and_answered(market: dict[str, Any], buyer: Buyer) -> None:
-    """The buyer of these tests is served when it is honest, so that its refusals mean something."""
+def test_honest_job_is_served(market: dict[str, Any], buyer: Buyer) -> None:
+    """The buyer of these tests is served if it is honest, so its refusals are meaningful."""
     kinds = [kind for kind, _ in frames(buyer.post(buyer.prepare(market["model"], terms=FREE)))]
     assert kinds[0] is Kind.MATCH
     assert kinds[-1] in (Kind.RECEIPT, Kind.FAIL)
 
 
 def test_forged_order(market: dict[str, Any], buyer: Buyer) -> None:
-    """An order that somebody else signed in the payer's name is refused as unauthenticated."""
+    """An order signed by another key in the payer's name is refused as unauthenticated."""
     submission = buyer.prepare(market["model"])
     (candidate,) = submission.candidates
     thief = Signer(b"\x07" * 32)
@@ -94,7 +94,7 @@ def test_forged_order(market: dict[str, Any], buyer: Buyer) -> None:
 
 
 def test_altered_order(market: dict[str, Any], buyer: Buyer) -> None:
-    """An order whose ceiling was raised after signing is refused: the signature no longer fits."""
+    """An order whose cap was raised after signing is refused, since its signature is invalid."""
     submission = buyer.prepare(market["model"])
     (candidate,) = submission.candidates
     raised = replace(candidate.order, message=replace(candidate.order.message, ceiling=Amount(10**9)))
@@ -123,7 +123,7 @@ def test_expired_order(market: dict[str, Any], buyer: Buyer) -> None:
 
 
 def test_price_above_the_cap(market: dict[str, Any], buyer: Buyer) -> None:
-    """A client whose price cap is below every ask is told the lowest prices."""
+    """A client whose price limit is below every ask is told the lowest prices."""
     request = {"model": market["model"], "payer": buyer.signer.address, "maxOutputPrice": 1}
     message = refused(httpx.post(f"{market['coordinator']}/v1/shortlist", json=request), 402, "price_above_cap")
     assert "lowest prices" in message
@@ -135,7 +135,7 @@ def test_prices_other_than_the_ask(market: dict[str, Any], buyer: Buyer) -> None
 
 
 def test_unknown_model(market: dict[str, Any]) -> None:
-    """A model that nobody sells is a 404 that names it, through the gateway."""
+    """The gateway answers 404 for a model that no provider sells, and names it."""
     body = {"model": "no-such-model", "messages": [{"role": "user", "content": "hi"}]}
     response = httpx.post(f"{market['gateway']}/v1/chat/completions", json=body, timeout=30)
     assert "no-such-model" in refused(response, 404, "unknown_model")
@@ -150,14 +150,14 @@ def test_payer_without_funds(market: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("body", [b"this is not JSON", b'{"model": ', b"", b"[1, 2]", b"\xff\xfe"])
 def test_body_that_is_not_json(market: dict[str, Any], body: bytes) -> None:
-    """A body that is not a JSON object is the client's fault, and said so."""
+    """A body that is not a JSON object is refused as the client's fault."""
     response = httpx.post(f"{market['gateway']}/v1/chat/completions", content=body, timeout=30)
     refused(response, 400, "bad_message")
 
 
 @pytest.mark.parametrize("body", [b"", b"\x00\x00\x00\x02{}", b"\xff" * 64, b"\x00\x00\x00\x04null", b"x" * 100_000])
 def test_submission_that_does_not_parse(market: dict[str, Any], buyer: Buyer, body: bytes) -> None:
-    """Garbage posted as a job is refused with what is wrong about it."""
+    """A malformed submission is refused with the reason."""
     del market
     refused(buyer.post(body), 400, "bad_message")
 
@@ -182,7 +182,7 @@ class CheatingNode:
         )
 
     async def serve(self, ready: asyncio.Event) -> None:
-        """One job, billed too high."""
+        """Serves one job and bills too much."""
         domain = self.buyer.domain
         async with websockets.connect(self.buyer.url.replace("http", "ws") + "/v1/node") as socket:
             challenge = Challenge.from_json(loads(unpack_link(await socket.recv())[2], "challenge"))
@@ -223,7 +223,7 @@ class CheatingNode:
 
 
 async def test_node_that_signs_a_wrong_cost(buyer: Buyer) -> None:
-    """A receipt above what usage and prices give is not passed on: the client gets a typed failure that blames the provider."""
+    """A receipt above usage times prices is not forwarded: the client gets an error that names the provider as at fault."""
     node, ready = CheatingNode(buyer), asyncio.Event()
     serving = asyncio.create_task(node.serve(ready))
     try:

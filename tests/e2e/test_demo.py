@@ -1,4 +1,4 @@
-"""The README's first command, as a stranger would run it."""
+"""`tally demo`, as a new user runs it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eth_account import Account
 from eth_account.messages import encode_typed_data
 from web3 import Web3
 
-from tests.e2e.conftest import TALLY, clean_environment, read_story
+from tests.e2e.conftest import DEMO, clean_environment, read_trace
 
 KEYS = {
     *("model", "text", "usage", "cost", "order", "orderSignature", "receipt", "receiptSignature", "payer", "provider"),
@@ -22,8 +22,8 @@ KEYS = {
 }
 
 
-def test_story_is_complete(market: dict[str, Any]) -> None:
-    """The demo's JSON has every promised key, and a real answer from an engine that says what it is."""
+def test_trace_is_complete(market: dict[str, Any]) -> None:
+    """The demo's JSON has every promised key, and an answer of an engine that says that it is a stand-in."""
     assert market.keys() >= KEYS
     assert "stand-in" in market["model"]
     assert "stand-in" in market["text"]
@@ -31,7 +31,7 @@ def test_story_is_complete(market: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("document", "signer"), [("order", "payer"), ("receipt", "provider")])
 def test_any_wallet_library_can_check_the_signatures(market: dict[str, Any], document: str, signer: str) -> None:
-    """Order and receipt are full typed-data documents whose signatures eth_account recovers to payer and provider."""
+    """Order and receipt are typed-data documents whose signatures eth_account recovers to payer and provider."""
     signable = encode_typed_data(full_message=market[document])
     recovered = Account.recover_message(signable, signature=market[f"{document}Signature"])
     assert recovered.lower() == market[signer]
@@ -39,8 +39,8 @@ def test_any_wallet_library_can_check_the_signatures(market: dict[str, Any], doc
     assert market[document]["domain"]["verifyingContract"] == market["contract"]
 
 
-def test_the_money_moved_is_the_cost_signed(market: dict[str, Any]) -> None:
-    """What left the purse is what the provider was credited, and what the receipt says: prices times tokens."""
+def test_moved_money_equals_the_signed_cost(market: dict[str, Any]) -> None:
+    """What left the purse, what the provider was credited, and what the receipt states are equal: prices times tokens."""
     cost = int(market["cost"])
     assert cost > 0
     assert int(market["purseBefore"]) - int(market["purseAfter"]) == cost
@@ -48,8 +48,8 @@ def test_the_money_moved_is_the_cost_signed(market: dict[str, Any]) -> None:
     assert int(market["receipt"]["message"]["cumulativeCost"]) <= int(market["order"]["message"]["ceiling"])
 
 
-def test_the_settlement_is_on_chain(market: dict[str, Any]) -> None:
-    """The settlement's transaction went through, to the contract that both signatures name."""
+def test_settlement_is_on_chain(market: dict[str, Any]) -> None:
+    """The settlement's transaction succeeded, at the contract that both signatures name."""
     web3 = Web3(Web3.HTTPProvider(market["rpc"]))
     receipt = web3.eth.get_transaction_receipt(market["settleTx"])
     assert receipt["status"] == 1
@@ -58,9 +58,9 @@ def test_the_settlement_is_on_chain(market: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_everything(number: signal.Signals) -> None:
-    """Ctrl-C, or a polite kill, ends the demo with exit code 0 and leaves no process and no file behind."""
-    process = subprocess.Popen([*TALLY, "demo", "--json"], stdout=subprocess.PIPE, text=True, env=clean_environment())
-    read_story(process)
+    """SIGINT or SIGTERM ends the demo with exit code 0 and leaves no process."""
+    process = subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=clean_environment())
+    read_trace(process)
     children = _children(process.pid)
     assert len(children) >= 5
     process.send_signal(number)
@@ -69,10 +69,8 @@ def test_a_signal_stops_everything(number: signal.Signals) -> None:
 
 
 def test_once_exits_by_itself() -> None:
-    """`--once --json` ends by itself and prints exactly one JSON object on stdout."""
-    done = subprocess.run(
-        [*TALLY, "demo", "--once", "--json"], stdout=subprocess.PIPE, text=True, env=clean_environment(), timeout=110, check=True
-    )
+    """`--once --json` exits by itself and prints exactly one JSON object on stdout."""
+    done = subprocess.run([*DEMO, "--once"], stdout=subprocess.PIPE, text=True, env=clean_environment(), timeout=110, check=True)
     assert json.loads(done.stdout).keys() >= KEYS
 
 
@@ -80,5 +78,5 @@ def _children(parent: int) -> list[int]:
     text = Path(f"/proc/{parent}/task/{parent}/children")
     if text.exists():
         return [int(pid) for pid in text.read_text().split()]
-    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, env=os.environ, check=False)
-    return [int(pid) for pid in found.stdout.split()]
+    listed = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, env=os.environ, check=False)
+    return [int(pid) for pid in listed.stdout.split()]

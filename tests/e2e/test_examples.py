@@ -1,4 +1,4 @@
-"""scripts/examples, each run as a stranger would."""
+"""The programs in scripts/examples, as a new user runs them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAID = {
 
 @asynccontextmanager
 async def example_market(folder: Path, token_seconds: float = 0.01) -> AsyncIterator[dict[str, str]]:
-    """A market with a stand-in engine that takes its time, and the environment that tells the examples of it."""
+    """A market with a slow stand-in engine, and the environment that points the examples to it."""
     engine = build_app(Simulation(token_seconds=token_seconds))
     async with (
         processes.upstream() as mock,
@@ -57,7 +57,7 @@ async def example_market(folder: Path, token_seconds: float = 0.01) -> AsyncIter
 
 @pytest.mark.timeout(180)
 async def test_every_example(tmp_path: Path) -> None:
-    """Each program of the folder runs unmodified against a market, prints what it is to show, and nothing on stderr."""
+    """Each program runs unmodified against a market, prints what it should show, and nothing on stderr."""
     assert {path.name for path in EXAMPLES.glob("*.py")} == SAID.keys()
     shown = (EXAMPLES / "README.md").read_text()
     assert all(f"]({path.name})" in shown for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb"})

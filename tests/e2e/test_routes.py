@@ -35,7 +35,7 @@ def _response(text: str, status: str = "completed") -> dict[str, Any]:
 
 
 def _engine() -> Starlette:
-    """An engine with every kind of route; it calls its model engine/all."""
+    """An engine with every kind of route, which names its model engine/all."""
 
     async def models(_: Request) -> Response:
         return JSONResponse({"data": [{"id": "engine/all"}]})
@@ -103,8 +103,8 @@ output_price = "1"
 
 @pytest.mark.timeout(120)
 async def test_every_kind_of_route(tmp_path: Path) -> None:
-    """Responses (also streamed), ranks, speech, transcriptions of a form, pictures: each reaches the engine, comes back as it
-    was, and is billed by the engine's own count or by the stated rule.
+    """Responses (also streamed), rankings, speech, transcriptions and images reach the engine, come back unchanged, and are
+    billed by the engine's count or by the stated rule.
     """
     folder = tmp_path / "market"
     async with (
@@ -130,8 +130,8 @@ async def test_every_kind_of_route(tmp_path: Path) -> None:
 
         ranks = await http.post("/v1/rerank", json={"model": "all", "query": "q", "documents": ["a", "b"]})
         assert ([rank["index"] for rank in ranks.json()["results"]], ranks.headers["x-tally-cost"]) == ([0, 1], "7")
-        said = await client.audio.speech.create(model="all", input="hello", voice="alloy")
-        assert (said.content, said.response.headers["content-type"]) == (SPEECH, "audio/mpeg")
+        speech = await client.audio.speech.create(model="all", input="hello", voice="alloy")
+        assert (speech.content, speech.response.headers["content-type"]) == (SPEECH, "audio/mpeg")
         heard = await client.audio.transcriptions.with_raw_response.create(model="all", file=("a.mp3", SPEECH))
         assert (heard.parse().text, heard.headers["x-tally-cost"]) == ("a long tone", "13")
         drawn = await client.images.generate(model="all", prompt="a stick", n=2)

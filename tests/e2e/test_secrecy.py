@@ -1,4 +1,4 @@
-"""Nothing of a request or an answer can be read where the coordinator is: not in what it stores, logs, sends or remembers."""
+"""The coordinator cannot read requests or answers: they are not in its files, logs, traffic or memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANSWERED = ("chat.completion.chunk", '"delta":{"content":"word ')
 
 
 def _forms(text: str) -> list[bytes]:
-    """A text as it might be found: plain, in JSON, in other encodings, in hex, in base64 wherever it begins."""
+    """Encodings in which a text might appear: plain, JSON, other encodings, hex, base64 at any offset."""
     plain = text.encode()
     based = [base64.b64encode(b"x" * shift + plain)[4 if shift else 0 : -4] for shift in range(3)]
     safe = [part.replace(b"+", b"-").replace(b"/", b"_") for part in based]
@@ -31,12 +31,12 @@ def _forms(text: str) -> list[bytes]:
 
 
 def _found(data: bytes) -> list[str]:
-    """Which of the secrets are in it, in any form."""
+    """Returns the secrets that the data contains in any form."""
     return [text for text in (SECRET, *ANSWERED) if any(form in data for form in _forms(text))]
 
 
-class Tap:
-    """Stands before a server and keeps all that passes."""
+class RecordingProxy:
+    """Stands before a server and keeps all bytes that pass."""
 
     def __init__(self, target: int) -> None:
         self.target, self.heard = target, bytearray()
@@ -44,7 +44,7 @@ class Tap:
 
     @contextlib.asynccontextmanager
     async def open(self, port: int) -> AsyncIterator[None]:
-        """Listens."""
+        """Starts listening."""
         async with await asyncio.start_server(self._join, "127.0.0.1", port):
             yield
             for task in self._tasks:
@@ -71,7 +71,7 @@ class Tap:
 
 
 def _memory(pid: int) -> bytes:
-    """Everything that a process has in its own memory; nothing where the system does not let it be read."""
+    """The memory of a process; empty if the system does not allow reading it."""
     parts: list[bytes] = []
     with contextlib.suppress(PermissionError), Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
@@ -91,8 +91,8 @@ async def _chat(url: str, *, stream: bool) -> bytes:
         return await response.read()
 
 
-def test_the_search_finds_what_is_there() -> None:
-    """The forms that are looked for are found where they are."""
+def test_search_finds_every_form() -> None:
+    """Each form is found where it is present."""
     text = f"before {SECRET} after"
     for data in (
         text.encode(),
@@ -106,13 +106,13 @@ def test_the_search_finds_what_is_there() -> None:
     assert _found(b"nothing") == []
 
 
-async def test_the_coordinator_never_has_the_plaintext(tmp_path: Path) -> None:
-    """Streamed and whole answers pass; files, debug log, both wires and the memory of the coordinator have none of it."""
-    listen, told = free_port(0), free_port(0)
-    tap = Tap(listen)
-    async with processes.upstream() as mock, tap.open(told):
+async def test_coordinator_never_has_the_plaintext(tmp_path: Path) -> None:
+    """After streamed and whole answers, the coordinator's files, debug log, both connections and memory have no plaintext."""
+    listen, proxy_port = free_port(0), free_port(0)
+    tap = RecordingProxy(listen)
+    async with processes.upstream() as mock, tap.open(proxy_port):
         folder = tmp_path / "market"
-        async with processes.market(folder, mock, coordinator_port=listen, told_port=told, log_level="debug") as site:
+        async with processes.market(folder, mock, coordinator_port=listen, proxy_port=proxy_port, log_level="debug") as site:
             answers = [await _chat(site.gateway, stream=stream) for stream in (True, False, True)]
             memory = _memory(site.pids["coordinator"])
             stored = {path.name: path.read_bytes() for path in folder.glob("coordinator*") if path.is_file()}

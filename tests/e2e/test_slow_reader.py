@@ -1,4 +1,4 @@
-"""A client that does not read holds the engine back, not the memory of who stands between; when it leaves, the engine stops."""
+"""A client that does not read slows the engine down instead of filling memory on the way; when it leaves, the engine stops."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ GROWTH_MIB = 24
 
 
 def _last_job(log: Path) -> dict[str, object]:
-    """What the node says of the job that ended last."""
-    told: list[dict[str, object]] = [json.loads(line) for line in log.read_text().splitlines() if '"job ended"' in line]
-    return told[-1]
+    """The node's record of the job that ended last."""
+    records: list[dict[str, object]] = [json.loads(line) for line in log.read_text().splitlines() if '"job ended"' in line]
+    return records[-1]
 
 
-async def test_a_client_that_does_not_read(tmp_path: Path) -> None:
+async def test_client_that_does_not_read(tmp_path: Path) -> None:
     """Gateway, coordinator and node hold a bounded part of the answer; the job ends as cancelled by its client."""
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
-        await load.ask(site.gateway, requests=10, at_once=2, chunks=5)
+        await load.ask(site.gateway, requests=10, concurrency=2, chunks=5)
         before = {name: processes.rss_mib(pid) for name, pid in site.pids.items()}
         port = int(site.gateway.rpartition(":")[2])
         request = {"model": "bench", "messages": [], "stream": True, "user": f"{OFFERED} 0", "max_tokens": 4_000}
@@ -38,6 +38,6 @@ async def test_a_client_that_does_not_read(tmp_path: Path) -> None:
             assert max(grown.values()) < GROWTH_MIB, grown
         writer.transport.abort()
         async with asyncio.timeout(10):
-            while (told := _last_job(folder / "node.log"))["outcome"] != "client_cancelled":  # noqa: ASYNC110 - another process
+            while (record := _last_job(folder / "node.log"))["outcome"] != "client_cancelled":  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.05)
-    assert told["reason"] == "it was cancelled"
+    assert record["reason"] == "it was cancelled"

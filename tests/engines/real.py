@@ -13,8 +13,10 @@ from typing import Any
 
 import httpx
 
+from node.engines.embedded import MODEL, embedded_folder, server_command
+from node.engines.embedded import install as install_embedded
 from node.engines.kinds import EngineKind
-from scripts.peers import LITELLM, install
+from scripts.peers import BUILD, LITELLM, install
 from tallystick.cli.local.processes import free_port
 
 HERE = Path(__file__).parent
@@ -103,6 +105,20 @@ async def llama_cpp(folder: Path) -> AsyncIterator[Engine]:
 
 
 @asynccontextmanager
+async def embedded(folder: Path) -> AsyncIterator[Engine]:
+    """The embedded engine, as `tally engine` serves it."""
+    home, port = embedded_folder(BUILD), free_port(0)
+    await asyncio.to_thread(install_embedded, home)
+    process = Process(server_command(home, "127.0.0.1", port), port, folder / "embedded.log")
+    try:
+        await process.start()
+        features = frozenset({"logprobs", "json_schema", "/v1/responses"})
+        yield Engine(EngineKind.LLAMA_CPP, process, MODEL, features, "usage", {"n_probs": 200}, 4_096)
+    finally:
+        await process.kill()
+
+
+@asynccontextmanager
 async def litellm(folder: Path) -> AsyncIterator[Engine]:
     """LiteLLM's proxy in front of llama.cpp."""
     commands = install(*LITELLM)
@@ -156,5 +172,5 @@ async def transformers(folder: Path) -> AsyncIterator[Engine]:
         await process.kill()
 
 
-QUICK = {"llama.cpp": llama_cpp, "litellm": litellm}
+QUICK = {"llama.cpp": llama_cpp, "embedded": embedded, "litellm": litellm}
 LARGE = {"llama-cpp-python": llama_cpp_python, "transformers": transformers}

@@ -1,1 +1,1 @@
-"""Tests of the node, one file a module."""
+"""Tests of the node, one file for each module."""

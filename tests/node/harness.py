@@ -1,4 +1,4 @@
-"""The other side of the node, for tests: a payer, a coordinator and what they sign, and a client that opens what comes back."""
+"""The other side of the node, for tests: a payer and a coordinator with what they sign, and a client that opens the responses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from node.domain.order_admission import Admission, AdmissionRules, Admitted, LinkIdentity
+from node.domain.order_admission import Admission, AdmissionRules, AdmittedJob, LinkIdentity
 from node.domain.published_asks import Offer, PublishedAsks, Seller
 from node.domain.tabs import CreditLimits, Tabs
 from node.jobs.coordinator_credit import CoordinatorCredit
@@ -47,25 +47,25 @@ PRICES = Prices(100_000, 50_000, 400_000)
 
 
 def signer(name: str) -> Signer:
-    """The same key for the same name."""
+    """Returns the same key for the same name."""
     return Signer(hashlib.sha256(name.encode()).digest())
 
 
 PROVIDER, COORDINATOR, PAYER = signer("provider"), signer("coordinator"), signer("payer")
 SEALING = SealingKey(X25519, hashlib.sha256(b"sealing").digest())
 OFFER = Offer("model", "engine", "model", PRICES, 8_192, 1_024, Spec())
-HOUSE = LinkIdentity(PROVIDER.address, COORDINATOR.address, DOMAIN)
+LINK = LinkIdentity(PROVIDER.address, COORDINATOR.address, DOMAIN)
 
 
-def ask_book(*offers: Offer, now: int = NOW, sealing: SealingKey = SEALING) -> PublishedAsks:
-    """A book with signed asks."""
-    book = PublishedAsks(Seller(PROVIDER.address, sealing.suite, sealing.public), lambda ask: PROVIDER.sign(ask, DOMAIN))
-    book.publish(offers or (OFFER,), now)
-    return book
+def make_asks(*offers: Offer, now: int = NOW, sealing: SealingKey = SEALING) -> PublishedAsks:
+    """Returns published asks for some offers."""
+    asks = PublishedAsks(Seller(PROVIDER.address, sealing.suite, sealing.public), lambda ask: PROVIDER.sign(ask, DOMAIN))
+    asks.publish(offers or (OFFER,), now)
+    return asks
 
 
 @dataclass
-class Placed:
+class PlacedJob:
     """A job as its client made it."""
 
     job: JobId
@@ -76,7 +76,7 @@ class Placed:
     body: bytes
 
     def read(self, chunks: list[bytes]) -> tuple[ResponseHead | None, bytes, Transcript, bool]:
-        """What a client makes of sealed chunks: head, body, transcript, and whether the last one came."""
+        """Opens sealed chunks as a client does; returns head, body, transcript, and whether the last chunk came."""
         opener, transcript = Opener(self.key, self.job, self.order.digest), Transcript(self.key.commitment_key, self.order.digest)
         opened = []
         for chunk in chunks:
@@ -88,7 +88,7 @@ class Placed:
 
 @dataclass
 class Client:
-    """A payer that orders at one node. Keyword arguments of `order` spoil single things."""
+    """A payer that orders from one node. Keyword arguments of `order` change single members."""
 
     payer: Signer = PAYER
     ceiling: int = 0
@@ -108,8 +108,8 @@ class Client:
         coordinator: Signer = COORDINATOR,
         matched_by: Signer | None = None,
         output: int = 100,
-    ) -> Placed:
-        """Seals, signs and has it matched."""
+    ) -> PlacedJob:
+        """Seals, signs and matches a job."""
         number = next(self.numbers)
         if not isinstance(body, bytes):
             body = dumps(body if body is not None else {"model": "model", "messages": [], "stream": True, "max_tokens": 100})
@@ -152,16 +152,16 @@ class Client:
         )
         signed = (matched_by or coordinator).sign(replace(match, **(match_with or {})), DOMAIN)
         dispatch = Dispatch(signed, Candidate(order, terms, wrapped), key.seal_request(job, plain))
-        return Placed(job, key, order, terms, dispatch, body)
+        return PlacedJob(job, key, order, terms, dispatch, body)
 
 
-def admitted(placed: Placed) -> Admitted:
-    """A job past admission."""
-    return Admitted(placed.job, placed.order, placed.terms, 0, OFFER)
+def admitted(placed: PlacedJob) -> AdmittedJob:
+    """Returns a job past admission."""
+    return AdmittedJob(placed.job, placed.order, placed.terms, 0, OFFER)
 
 
-class Stage:
-    """A runner among in-memory twins, with a coordinator's link and a client."""
+class RunnerHarness:
+    """A job runner on in-memory ports, with a coordinator's link and a client."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Stage:
         *,
         slots: int = 2,
         deadlines: Deadlines | None = None,
-        exposure: CreditLimits | None = None,
+        credit: CreditLimits | None = None,
         chain: MemoryChain | None = None,
         store: MemoryStore | None = None,
         offer: Offer = OFFER,
@@ -177,26 +177,26 @@ class Stage:
         rules: AdmissionRules | None = None,
     ) -> None:
         self.now = NOW
-        self.book = ask_book(offer, sealing=sealing)
-        self.pool = PooledEngine(engine, slots)
-        self.store, self.chain, self.reports = store or MemoryStore(), chain or MemoryChain(), RecordingObserver()
-        self.tabs = Tabs(exposure or CreditLimits())
+        self.asks = make_asks(offer, sealing=sealing)
+        self.engine = PooledEngine(engine, slots)
+        self.store, self.chain, self.observer = store or MemoryStore(), chain or MemoryChain(), RecordingObserver()
+        self.tabs = Tabs(credit or CreditLimits())
         self._changes = asyncio.Event()
         clock: Callable[[], float] = lambda: self.now  # noqa: E731
-        self.dealings = CoordinatorCredit(self.store, rules or AdmissionRules(), now=clock)
-        self.books = ReceiptSigner(signer=PROVIDER, domain=DOMAIN, tabs=self.tabs, store=self.store, now=clock)
+        self.coordinator_credit = CoordinatorCredit(self.store, rules or AdmissionRules(), now=clock)
+        self.receipt_signer = ReceiptSigner(signer=PROVIDER, domain=DOMAIN, tabs=self.tabs, store=self.store, now=clock)
         self.runner = JobRunner(
             provider=PROVIDER.address,
             domain=DOMAIN,
             sealing_key=sealing,
-            asks=self.book,
-            engines={offer.engine: self.pool},
-            receipt_signer=self.books,
-            coordinator_credit=self.dealings,
+            asks=self.asks,
+            engines={offer.engine: self.engine},
+            receipt_signer=self.receipt_signer,
+            coordinator_credit=self.coordinator_credit,
             tabs=self.tabs,
             store=self.store,
             chain=self.chain,
-            observer=self.reports,
+            observer=self.observer,
             rules=rules,
             deadlines=deadlines or Deadlines(),
             now=clock,
@@ -206,7 +206,7 @@ class Stage:
         self.client = Client()
 
     def connect(self) -> MemoryLink:
-        """A link whose coordinator says at once that it has output."""
+        """Returns a link whose coordinator confirms at once that it has output."""
         link = MemoryLink(COORDINATOR.address)
         link.on_first_chunk = lambda job: self.runner.grant_credit(link, job, bytes(4))
         return link
@@ -217,18 +217,18 @@ class Stage:
             self._changes.clear()
             await self._changes.wait()
 
-    def dispatch(self, body: dict[str, Any] | bytes | None = None, **spoilt: Any) -> Placed:
-        """Has the coordinator hand a new job to the node."""
-        placed = self.client.order(self.book.current[0], body, **spoilt)
-        self.hand_over(placed)
+    def dispatch(self, body: dict[str, Any] | bytes | None = None, **spoilt: Any) -> PlacedJob:
+        """Dispatches a new job to the node."""
+        placed = self.client.order(self.asks.current[0], body, **spoilt)
+        self.dispatch_again(placed)
         return placed
 
-    def hand_over(self, placed: Placed) -> None:
-        """Hands a job to the node, perhaps once more."""
+    def dispatch_again(self, placed: PlacedJob) -> None:
+        """Dispatches a job to the node, perhaps once more."""
         self.runner.dispatch(self.link, placed.job, placed.dispatch.dumps())
 
-    async def receipt(self, placed: Placed) -> Receipt:
-        """The job's receipt, checked as coordinator and client would: one that may charge comes after a last chunk."""
+    async def receipt(self, placed: PlacedJob) -> Receipt:
+        """Returns the job's receipt, checked as coordinator and client would: one that may charge follows a last chunk."""
         raw = await self.link.until(Kind.RECEIPT, placed.job)
         receipt = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
         check_receipt(placed.order, placed.terms, receipt)
@@ -238,8 +238,8 @@ class Stage:
         assert receipt.result_commitment == transcript.commitment
         return receipt
 
-    async def void(self, placed: Placed) -> Receipt:
-        """The receipt at no cost that came with the job's failure."""
+    async def refusal_receipt(self, placed: PlacedJob) -> Receipt:
+        """Returns the receipt at no cost that came with the job's failure."""
         failure = Failure.loads(await self.link.until(Kind.FAIL, placed.job))
         assert failure.receipt is not None
         receipt = failure.receipt.verify(DOMAIN).message
@@ -247,18 +247,18 @@ class Stage:
         assert receipt.cost == 0
         return receipt
 
-    async def failure(self, placed: Placed) -> dict[str, Any]:
-        """The error of a job that failed."""
+    async def failure(self, placed: PlacedJob) -> dict[str, Any]:
+        """Returns the error of a job that failed."""
         raw = await self.link.until(Kind.FAIL, placed.job)
         error: dict[str, Any] = loads(raw, "failure")["error"]
         return error
 
-    def answer(self, placed: Placed) -> tuple[ResponseHead | None, bytes, Transcript, bool]:
-        """What the client can read so far."""
+    def answer(self, placed: PlacedJob) -> tuple[ResponseHead | None, bytes, Transcript, bool]:
+        """Returns what the client can read so far."""
         return placed.read(self.link.payloads(placed.job, Kind.CHUNK))
 
 
-def admission(book: PublishedAsks, *seen: Placed, rules: AdmissionRules | None = None) -> Admission:
-    """The check of dispatches, with a memory of some."""
+def admission(asks: PublishedAsks, *seen: PlacedJob, rules: AdmissionRules | None = None) -> Admission:
+    """Returns the check of dispatches, with a memory of some jobs."""
     digests, jobs = {placed.order.digest for placed in seen}, {placed.job for placed in seen}
-    return Admission(book, rules or AdmissionRules(), lambda digest, job: digest in digests or job in jobs)
+    return Admission(asks, rules or AdmissionRules(), lambda digest, job: digest in digests or job in jobs)

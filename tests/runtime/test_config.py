@@ -206,7 +206,7 @@ def test_values_inside_lists_and_tables_are_named_by_their_path(tmp_path: Path) 
         loaded(tmp_path, 'name = "n"\nnumbers = [1, "x"]')
     with pytest.raises(BadMessage, match=r"c\.toml: engines\[0\]: weight: expected float"):
         loaded(tmp_path, 'name = "n"\n[[engines]]\nurl = "u"\nweight = "heavy"')
-    with pytest.raises(BadMessage, match=r"c\.toml: engines\[0\]: url must be set"):
+    with pytest.raises(BadMessage, match=r"c\.toml: engines\[0\]: missing setting url"):
         loaded(tmp_path, 'name = "n"\n[[engines]]')
     with pytest.raises(BadMessage, match=r"c\.toml: main: unknown setting ulr; did you mean url"):
         loaded(tmp_path, 'name = "n"\n[main]\nulr = "u"')
@@ -235,7 +235,7 @@ def test_unknown_and_missing_settings_are_named(tmp_path: Path) -> None:
         loaded(tmp_path, 'name = "n"\nprot = 1')
     with pytest.raises(BadMessage, match=r"^config: unknown setting prot"):
         load(Settings, flags={"prot": 1}, environment={})
-    with pytest.raises(BadMessage, match=r"^config: name must be set$"):
+    with pytest.raises(BadMessage, match=r"^config: missing setting name$"):
         load(Settings, environment={})
 
 

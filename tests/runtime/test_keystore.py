@@ -105,7 +105,7 @@ def test_a_keystore_is_readable_by_its_owner_only(tmp_path: Path) -> None:
 def test_an_existing_key_is_never_overwritten(store: Path) -> None:
     """Making a keystore where a file is fails and leaves the file alone."""
     before = store.read_bytes()
-    with pytest.raises(BadMessage, match="exists; a key is never overwritten"):
+    with pytest.raises(BadMessage, match="exists, and a key is never overwritten"):
         create_keystore(store, "other", cost=CHEAP)
     assert store.read_bytes() == before
 
@@ -123,7 +123,7 @@ def test_of_two_that_make_one_keystore_at_once_one_wins(tmp_path: Path, monkeypa
 
     winner: list[Signer] = []
     monkeypatch.setattr(Account, "encrypt", slow)
-    with pytest.raises(BadMessage, match="exists; a key is never overwritten"):
+    with pytest.raises(BadMessage, match="exists, and a key is never overwritten"):
         create_keystore(path, "second", cost=CHEAP)
     assert open_keystore(path, "first").secret == winner[0].secret
     assert [file.name for file in tmp_path.iterdir()] == ["k.json"]
@@ -132,14 +132,14 @@ def test_of_two_that_make_one_keystore_at_once_one_wins(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("secret", [b"", b"\1", bytes(32), b"\xff" * 32, b"\1" * 33])
 def test_an_unusable_secret_is_refused(tmp_path: Path, secret: bytes) -> None:
     """A key that is no key is an error of ours and leaves no file; an empty one is not taken for a wish for a fresh one."""
-    with pytest.raises(BadMessage, match="not a usable private key"):
+    with pytest.raises(BadMessage, match="expected a usable private key"):
         create_keystore(tmp_path / "k.json", "pass", secret, cost=CHEAP)
     assert not (tmp_path / "k.json").exists()
 
 
 def test_an_empty_password_is_refused(tmp_path: Path) -> None:
     """An unset variable or an empty password file does not end in a key that anyone can open."""
-    with pytest.raises(BadMessage, match="empty password protects nothing"):
+    with pytest.raises(BadMessage, match="password: expected a text"):
         create_keystore(tmp_path / "k.json", "", cost=CHEAP)
 
 
@@ -163,9 +163,9 @@ def test_a_keystore_that_others_can_touch_is_refused(store: Path, bits: int) -> 
 
 def test_a_missing_keystore_says_how_to_make_one(tmp_path: Path) -> None:
     """The error names the path and the command."""
-    with pytest.raises(BadMessage, match=rf"no keystore at {tmp_path}/k\.json; `tally wallet new` makes one"):
+    with pytest.raises(BadMessage, match=rf"no keystore at {tmp_path}/k\.json; create one with: tally wallet new"):
         open_keystore(tmp_path / "k.json", "pass")
-    with pytest.raises(BadMessage, match="not a readable keystore"):
+    with pytest.raises(BadMessage, match="expected a keystore"):
         keystore_address(tmp_path / "k.json")
 
 
@@ -301,7 +301,11 @@ def test_only_line_ends_are_cut_from_a_password_file(tmp_path: Path, written: by
 def test_a_password_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """Missing, a folder, or not text: an error of ours with the path, without the contents."""
     (tmp_path / "binary").write_bytes(b"\xff\xfesecret")
-    for path, reason in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory"), (tmp_path / "binary", "not text")):
+    for path, reason in (
+        (tmp_path / "none", "No such file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "binary", "expected UTF-8"),
+    ):
         with pytest.raises(BadMessage, match=f"password file {path}: {reason}") as caught:
             find_password(path)
         assert "secret" not in str(caught.value)
@@ -389,7 +393,7 @@ def test_a_secret_file_of_another_size_or_readable_by_others_is_refused(tmp_path
     """It is neither cut nor used as it is."""
     path = tmp_path / "secret"
     load_or_create_secret(path, 32)
-    with pytest.raises(BadMessage, match="expected 96 bytes, found 32"):
+    with pytest.raises(BadMessage, match="expected 96 bytes, got 32"):
         load_or_create_secret(path, 96)
     path.chmod(0o644)
     with pytest.raises(BadMessage, match="can be read by others"):

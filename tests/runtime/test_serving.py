@@ -198,7 +198,7 @@ from tallystick.runtime import serving
 from tallystick.runtime.connection_limiter import ConnectionLimits
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
-limits = serving._affordable(ConnectionLimits(connections=2_000))
+limits = serving._within_open_file_limit(ConnectionLimits(connections=2_000))
 print(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 
@@ -209,5 +209,5 @@ def test_connections_do_not_use_up_the_open_files(hard: int, connections: int, f
     """A server asks for as many open files as its connections need, and takes fewer where the system allows fewer."""
     with script(FILES, str(hard)) as process:
         while "files=" in (told := line(process)):
-            assert "too few open files" in told
+            assert "the open file limit is too low" in told
         assert told == f"{connections} {files}"

@@ -48,7 +48,7 @@ async def test_a_second_process_does_not_use_the_database(url: str) -> None:
     """While one holds the lock, a second is refused with the reason and the way out; when it lets go, the next one gets it."""
     first, second = instance_lock(url, "coordinator"), instance_lock(url, "coordinator")
     await first.acquire()
-    with pytest.raises(Unavailable, match=r"runs a coordinator on the database .*stop that one first") as caught:
+    with pytest.raises(Unavailable, match=r"runs a coordinator on the database .*stop it first") as caught:
         await second.acquire()
     assert caught.value.fault is Fault.CLIENT
     await first.release()

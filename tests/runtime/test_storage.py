@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.runtime import storage
-from tallystick.runtime.storage import GROUP, QUEUE, Database
+from tallystick.runtime.storage import MAX_GROUP, MAX_QUEUED, Database
 from tests.runtime.processes import line, script
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -119,7 +119,7 @@ async def test_concurrent_writes_share_transactions(url: str) -> None:
     async with opened(url) as database:
         counted = commits(database)
         assert await asyncio.gather(*(database.write(insert(n)) for n in range(1, 1_001))) == list(range(1, 1_001))
-        assert len(counted) <= -(-1_000 // GROUP) + 1
+        assert len(counted) <= -(-1_000 // MAX_GROUP) + 1
         assert len(await database.read(ids)) == 1_001
 
 
@@ -203,22 +203,22 @@ async def test_a_note_that_fails_is_logged_and_harms_nobody(url: str, monkeypatc
         database.enqueue(insert(1))
         await database.write(insert(2))
         assert await database.read(ids) == [0, 1, 2]
-    assert said == ["a noted write was lost"]
+    assert said == ["queued write lost"]
 
 
 async def test_a_full_queue_refuses_notes_and_makes_writes_wait(sqlite: str) -> None:
     """Beyond the queue's size a note is Unavailable at once, and a write waits for room; nothing that was taken is lost."""
     async with opened(sqlite) as database:
         async with stuck(database):
-            for n in range(1, QUEUE + 1):
+            for n in range(1, MAX_QUEUED + 1):
                 database.enqueue(insert(n))
-            with pytest.raises(Unavailable, match="too far behind"):
-                database.enqueue(insert(QUEUE + 1))
-            late = asyncio.create_task(database.write(insert(QUEUE + 2)))
+            with pytest.raises(Unavailable, match="too slow"):
+                database.enqueue(insert(MAX_QUEUED + 1))
+            late = asyncio.create_task(database.write(insert(MAX_QUEUED + 2)))
             await asyncio.sleep(0)
             assert not late.done()
         await asyncio.wait_for(late, IN_TIME)
-        assert await database.read(ids) == [*range(QUEUE + 1), QUEUE + 2]
+        assert await database.read(ids) == [*range(MAX_QUEUED + 1), MAX_QUEUED + 2]
 
 
 async def test_close_writes_what_is_queued(url: str) -> None:
@@ -257,15 +257,15 @@ async def test_writers_that_waited_for_room_are_served_before_the_end(sqlite: st
     database = Database(sqlite)
     await database.start(MIGRATIONS)
     async with stuck(database):
-        for n in range(1, QUEUE + 1):
+        for n in range(1, MAX_QUEUED + 1):
             database.enqueue(insert(n))
-        late = [asyncio.create_task(database.write(insert(n))) for n in range(QUEUE + 1, QUEUE + 600)]
+        late = [asyncio.create_task(database.write(insert(n))) for n in range(MAX_QUEUED + 1, MAX_QUEUED + 600)]
         await asyncio.sleep(0)
         closing = asyncio.create_task(database.close())
         await asyncio.sleep(0)
     await asyncio.wait_for(asyncio.gather(*late, closing), IN_TIME)
     async with opened(sqlite) as database:
-        assert await database.read(ids) == list(range(QUEUE + 600))
+        assert await database.read(ids) == list(range(MAX_QUEUED + 600))
 
 
 async def test_close_lets_go_of_the_file(sqlite: str, tmp_path: Path) -> None:

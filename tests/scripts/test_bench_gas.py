@@ -1,4 +1,4 @@
-"""The gas snapshot guards itself: growth is noticed, improvement and noise are not."""
+"""The gas snapshot check: it reports growth, and accepts improvement and noise."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def bench() -> ModuleType:
 
 
 @pytest.mark.parametrize("figures", [KNOWN, KNOWN | {"settle_row_100": 20_200}, {"settle_row_100": 1, "max_rows": 9_000}])
-def test_up_to_a_percent_and_any_improvement_pass(bench: ModuleType, figures: dict[str, int]) -> None:
-    """What is not more than 1 % worse is no problem."""
-    assert bench.grown(figures, KNOWN) == []
+def test_small_growth_and_improvement_pass(bench: ModuleType, figures: dict[str, int]) -> None:
+    """Growth of at most 1 % is no problem."""
+    assert bench.regressions(figures, KNOWN) == []
 
 
 @pytest.mark.parametrize(
     "figures",
     [KNOWN | {"settle_row_100": 20_201}, KNOWN | {"max_rows": 790}, KNOWN | {"new_call": 1}, {"max_rows": 800}],
 )
-def test_growth_and_missing_figures_are_told(bench: ModuleType, figures: dict[str, int]) -> None:
-    """More gas, fewer rows a batch, or a figure that one side lacks, is one problem with its name."""
-    assert len(bench.grown(figures, KNOWN)) == 1
+def test_growth_and_missing_figures_are_reported(bench: ModuleType, figures: dict[str, int]) -> None:
+    """More gas, fewer rows a batch, or a figure that one side lacks is one problem that names the figure."""
+    assert len(bench.regressions(figures, KNOWN)) == 1
 
 
-def test_the_snapshot_has_the_promised_figures() -> None:
-    """The committed snapshot holds the figures that others build on."""
+def test_snapshot_has_the_promised_figures() -> None:
+    """The committed snapshot has the figures that other documents use."""
     known = json.loads((SCRIPT.parent.parent / "contracts" / "gas.json").read_text())
     promised = {"settle_row_1", "settle_row_10", "settle_row_100", "settle_row_dense", "erc20_transfer", "max_rows"}
     assert promised <= known.keys()

@@ -10,8 +10,8 @@ PROMISED = (
 )
 
 
-def test_a_quick_run_has_every_figure() -> None:
-    """The benchmark runs whole, on real processes; what it leaves out it says to be null."""
+def test_quick_run_has_every_figure() -> None:
+    """The benchmark runs completely on real processes; a figure that it does not measure is null."""
     command = [sys.executable, "-m", "scripts.bench_relay", "--quick", "--json"]
     figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
     assert figures.keys() >= set(PROMISED)

@@ -9,19 +9,19 @@ from scripts.mutate_contracts import REASONS
 
 
 @pytest.mark.parametrize("path", PARTS)
-def test_every_break_is_one_change(path: str) -> None:
-    """Each has a name of its own and differs from the source in one place only."""
+def test_every_mutant_is_one_change(path: str) -> None:
+    """Each mutant has a name of its own and differs from the source in one place only."""
     source = (SOURCES / path).read_text()
-    found = list(mutants(path))
-    assert len({mutant.name for mutant in found}) == len(found) > 0
-    for mutant in found:
+    listed = list(mutants(path))
+    assert len({mutant.name for mutant in listed}) == len(listed) > 0
+    for mutant in listed:
         text = mutant.text()
         assert text != source
-        assert text == source[: mutant.start] + mutant.put + source[mutant.end :]
+        assert text == source[: mutant.start] + mutant.replacement + source[mutant.end :]
 
 
-def test_what_is_broken() -> None:
-    """Comparisons are turned both ways; requires, updates of state, events and guards are left out."""
+def test_kinds_of_mutants() -> None:
+    """Comparisons are flipped both ways; requires, state updates, events and modifiers are removed."""
     names = "\n".join(mutant.name for mutant in mutants("parts/Settlement.sol"))
     for expected in (
         "'>' -> '<=' in 'if (block.timestamp > row.claimBy()) return SkipReason.Expired;'",
@@ -35,8 +35,8 @@ def test_what_is_broken() -> None:
         assert expected in names
 
 
-def test_excuses_are_for_breaks_that_exist() -> None:
-    """A break that may go unnoticed has a reason, and is still there."""
+def test_recorded_survivors_exist() -> None:
+    """Each mutant that may survive has a reason and still exists."""
     reasons = json.loads(REASONS.read_text())
     assert reasons.keys() <= {mutant.name for path in PARTS for mutant in mutants(path)}
     assert all(len(reason) > 20 for reason in reasons.values())

@@ -1,4 +1,4 @@
-"""The mutation check of the Python code that money passes through: what it breaks, and what it excuses."""
+"""The mutation check of the Python modules on the money path: its mutants and its recorded survivors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import pytest
 
 from scripts.mutate_python import CHECKED, RECORD, ROOT
-from scripts.python_mutants import mutants, places
+from scripts.python_mutants import mutants, place_digests
 
 SOURCE = '''
 LIMITS = {"a": 1, "b": 2}
@@ -21,8 +21,8 @@ def pay(owed: int | None, paid: int) -> int:
 '''
 
 
-def test_what_is_broken() -> None:
-    """Comparisons are shifted and turned, operators swapped, raises and table entries left out; texts and types stay."""
+def test_kinds_of_mutants() -> None:
+    """Comparisons are shifted and inverted, operators swapped, raises and table entries removed; text and types stay."""
     assert [mutant.name.removeprefix("m.py ") for mutant in mutants(SOURCE, "m.py")] == [
         "LIMITS: without \"'a': 1\"",
         "LIMITS: without \"'b': 2\"",
@@ -37,26 +37,26 @@ def test_what_is_broken() -> None:
 
 
 @pytest.mark.parametrize("path", CHECKED)
-def test_every_break_is_a_program_of_its_own(path: str) -> None:
-    """Each has a name of its own, differs from the module and from every other break, and compiles."""
+def test_every_mutant_is_a_distinct_program(path: str) -> None:
+    """Each mutant has a name of its own, differs from the module and from every other mutant, and compiles."""
     source = (ROOT / path).read_text()
-    found = list(mutants(source, path))
-    whole = ast.unparse(ast.parse(source))
-    assert len({mutant.name for mutant in found}) == len({mutant.source for mutant in found}) == len(found) > 0
-    for mutant in found:
-        assert mutant.source != whole
+    listed = list(mutants(source, path))
+    original = ast.unparse(ast.parse(source))
+    assert len({mutant.name for mutant in listed}) == len({mutant.source for mutant in listed}) == len(listed) > 0
+    for mutant in listed:
+        assert mutant.source != original
         compile(mutant.source, path, "exec")
 
 
-def test_a_place_changes_with_its_code_alone() -> None:
-    """A docstring does not make a function unchecked; a changed comparison does, and leaves its neighbours checked."""
-    said, shifted = SOURCE.replace("Says what", "Tells what"), SOURCE.replace("paid < 0", "paid <= 0")
-    assert places(said) == places(SOURCE)
-    assert {name for name, digest in places(shifted).items() if places(SOURCE)[name] != digest} == {"pay"}
+def test_digest_changes_with_code_only() -> None:
+    """A changed docstring leaves a function checked; a changed comparison unchecks it and no other function."""
+    reworded, shifted = SOURCE.replace("Says what", "Tells what"), SOURCE.replace("paid < 0", "paid <= 0")
+    assert place_digests(reworded) == place_digests(SOURCE)
+    assert {name for name, digest in place_digests(shifted).items() if place_digests(SOURCE)[name] != digest} == {"pay"}
 
 
-def test_excuses_are_for_breaks_that_exist() -> None:
-    """A break that may go unnoticed has a reason, and is still there."""
+def test_recorded_survivors_exist() -> None:
+    """Each mutant that may survive has a reason and still exists."""
     reasons: dict[str, str] = json.loads(RECORD.read_text())["equivalent"]
     assert reasons.keys() <= {m.name for path in CHECKED for m in mutants((ROOT / path).read_text(), path)}
     assert all(len(reason) > 20 for reason in reasons.values())

@@ -52,7 +52,7 @@ def test_the_wheel_has_every_data_file(wheel: Path) -> None:
 def test_the_demo_runs_from_outside_the_checkout(commands: Path, tmp_path: Path) -> None:
     """`pip install` gives a `tally` that raises a whole market, serves a paid job and settles it."""
     environment = clean_environment() | {"HOME": str(tmp_path), "PATH": f"{commands}:/usr/bin:/bin"}
-    command = [str(commands / "tally"), "demo", "--once", "--json"]
+    command = [str(commands / "tally"), "demo", "--once", "--stand-in", "--json"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True, timeout=240)
     assert int(json.loads(done.stdout)["cost"]) > 0
     where = [

@@ -1,4 +1,4 @@
-"""Orders with the jobs that they started, receipts, tabs, claims, and whose state this is.
+"""Creates the tables of identity, orders with their jobs, receipts, tabs and claims.
 
 Revision ID: 0001
 """
@@ -11,7 +11,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Makes the tables. Money is 29 digits as text: it sorts, and 96 bits fit."""
+    """Creates the tables. Amounts are 29 digits as text, which sorts and holds 96 bits."""
     op.create_table(
         "identity",
         sa.Column("provider", sa.String(42), primary_key=True),

@@ -1,4 +1,4 @@
-"""Which coordinators have told this node what it last signed there; and what it paid in gas.
+"""Creates the tables of completed state recoveries and of gas spent.
 
 Revision ID: 0002
 """
@@ -11,7 +11,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Adds the tables; a fee is in the chain's smallest coin, 29 digits as text."""
+    """Creates the tables. A fee is in wei, as 29 digits of text."""
     op.create_table(
         "completed_recoveries",
         sa.Column("coordinator", sa.String(42), primary_key=True),
@@ -27,6 +27,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops them."""
+    """Drops the tables."""
     op.drop_table("gas")
     op.drop_table("completed_recoveries")

@@ -1,6 +1,6 @@
-"""What of each tab no order can be claimed for any more; and at which address a coordinator told what was signed there last.
+"""Adds written-off debt to each tab, and the URL of the coordinator to each completed state recovery.
 
-Coordinators are asked again after this: what they told before was not kept by address.
+Coordinators are asked again after this migration, because earlier answers have no URL.
 
 Revision ID: 0003
 """
@@ -13,7 +13,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Adds the column, and makes `recalled` anew."""
+    """Adds the column and recreates `completed_recoveries`."""
     op.add_column("tabs", sa.Column("written_off", sa.String(29), nullable=False, server_default="0" * 29))
     op.drop_table("completed_recoveries")
     op.create_table(
@@ -25,7 +25,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Takes both back."""
+    """Reverts both changes."""
     op.drop_table("completed_recoveries")
     op.create_table(
         "completed_recoveries",

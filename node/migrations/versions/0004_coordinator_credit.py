@@ -1,4 +1,4 @@
-"""What each coordinator's jobs earned and what they left unpaid, by the hour.
+"""Creates the table of hourly earnings and unpaid work by coordinator.
 
 Revision ID: 0004
 """
@@ -11,7 +11,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Adds the table. A coordinator is the address where it was dialled; money is 29 digits as text."""
+    """Creates the table. A coordinator is identified by its dialled address; amounts are 29 digits as text."""
     op.create_table(
         "coordinator_hours",
         sa.Column("endpoint", sa.String(300), primary_key=True),
@@ -22,5 +22,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops it."""
+    """Drops the table."""
     op.drop_table("coordinator_hours")

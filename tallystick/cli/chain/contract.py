@@ -95,7 +95,7 @@ def _show(kind: str, read: Reader, deployment: Path | None, rpc: str | None, *, 
         async with open_escrow(deployment, rpc) as escrow:
             now, block = await asyncio.gather(escrow.rpc.now(), escrow.rpc.block_number())
             decimals = escrow.deployment.token_decimals
-            explain = StateExplainer(await escrow.rules(), now, lambda amount: format_amount(amount, decimals))
+            explain = StateExplainer(await escrow.rules(), now, lambda amount: f"{format_amount(amount, decimals)} dollars")
             fields, meaning = await read(escrow, explain)
             return fields, meaning, {"id": escrow.deployment.chain_id, "block": block, "now": now}, decimals
 

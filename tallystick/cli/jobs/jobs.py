@@ -14,7 +14,7 @@ import typer
 from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, PasswordFile, Wallet
 from tallystick.cli.output import show_fields, show_json, show_table
-from tallystick.protocol.errors import Code, Refusal, TallyError
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.types import JobId, format_amount, parse_job_id
 from tallystick.runtime.keystore import PASSWORD_HELP
 
@@ -41,7 +41,10 @@ def show(
     Reads this wallet's ledger, which needs no password, and asks the coordinator, which shows a job only to its payer and
     therefore needs one. There is no prompt: without a password from a file or the environment, the ledger alone is shown.
     """
-    wanted = parse_job_id(job_id.removeprefix("0x"))
+    try:
+        wanted = parse_job_id(job_id)
+    except BadMessage:
+        raise BadMessage(f"ID: expected 32 hex digits, got {job_id[:40]!r}; see: tally job list") from None
 
     async def find(ledger: Ledger, loaded: ClientConfig) -> None:
         known = await ledger.find_job(wanted)

@@ -44,7 +44,7 @@ async def find(
         overclaim.receipt.verify(escrow.deployment.domain)
     if not overclaims:
         raise _reason_for_none(claims, receipts, transaction, context)
-    unused = [overclaim for overclaim in overclaims if not await escrow.evidence_used(overclaim.evidence)]
+    unused = [overclaim for overclaim in overclaims if not await escrow.evidence_used(overclaim.evidence_id)]
     if not unused:
         raise Refusal(Code.BAD_MESSAGE, f"{provider} has lost the whole penalty for this claim already: evidence counts once")
     return unused

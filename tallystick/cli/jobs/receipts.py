@@ -140,7 +140,7 @@ def _read(file: Path) -> EvidenceFile | Proof:
         raise BadMessage(f"{file}: {error.strerror}") from None
     if len(data) > MAX_BYTES:
         raise BadMessage(f"{file}: expected at most {MAX_BYTES} bytes, got more")
-    raw = loads(data, "file")
+    raw = loads(data, str(file))
     return EvidenceFile.from_json(raw) if isinstance(raw, dict) and raw.get("tallystick") == FORMAT else read_proof(data)
 
 

@@ -166,12 +166,13 @@ def stop() -> bool:
     return True
 
 
-async def spawn(location: MarketLocation) -> None:
+async def spawn(location: MarketLocation, embedded: Path | None) -> None:
     """Starts the supervisor, shows its progress and returns when the market is up. Raises Unavailable with the end of its log."""
     folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     log, ready = folder() / "market.log", folder() / "ready"
     ready.unlink(missing_ok=True)
-    arguments = ("start", "--supervise", "--coordinator", location.coordinator, "--deployment", str(location.deployment))
+    arguments = ["start", "--supervise", "--coordinator", location.coordinator, "--deployment", str(location.deployment)]
+    arguments += [] if embedded is None else ["--embedded-engine", str(embedded)]
     with log.open("wb") as file:
         process = await spawn_tally(*arguments, log=file)
     deadline, shown = time.monotonic() + START_SECONDS, 0
@@ -200,8 +201,11 @@ def _try_lock(file: TextIO) -> bool:
     return True
 
 
-async def supervise(location: MarketLocation) -> None:
-    """Starts the missing services and runs until SIGTERM or until one of them exits. Raises TallyError."""
+async def supervise(location: MarketLocation, embedded: Path | None) -> None:
+    """Starts the missing services and runs until SIGTERM or until one of them exits. Raises TallyError.
+
+    `embedded`: the folder of the embedded engine, which is started if no engine runs here; without it a stand-in is.
+    """
     if not location.is_local:
         raise BadMessage("`tally start` starts only a market on this machine: coordinator and chain must be local")
     folder().mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -222,7 +226,7 @@ async def supervise(location: MarketLocation) -> None:
         shutil.rmtree(run_folder, ignore_errors=True)  # the previous run's chain is gone, so its state is worthless
         run_folder.mkdir(mode=0o700)
         async with ProcessGroup(run_folder, environment(run_folder)) as processes:
-            work = asyncio.create_task(_run_services(location, run_folder, processes))
+            work = asyncio.create_task(_run_services(location, run_folder, processes, embedded))
             stopping = asyncio.create_task(stopped.wait())
             await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
             (folder() / "ready").unlink(missing_ok=True)
@@ -233,7 +237,7 @@ async def supervise(location: MarketLocation) -> None:
             await asyncio.gather(work, return_exceptions=True)
 
 
-async def _run_services(location: MarketLocation, run_folder: Path, processes: ProcessGroup) -> None:
+async def _run_services(location: MarketLocation, run_folder: Path, processes: ProcessGroup, embedded: Path | None) -> None:
     from tallystick.chain.devnet import dev_accounts
     from tallystick.chain.endpoint import Rpc
     from tallystick.chain.sender import Sender
@@ -246,7 +250,7 @@ async def _run_services(location: MarketLocation, run_folder: Path, processes: P
             await start_chain(market, processes)
         await ensure_deployment(rpc, location)
         info: Any = await get_json(f"{location.coordinator}/v1/info")
-        engines = asyncio.create_task(start_engines(market, processes))
+        engines = asyncio.create_task(start_engines(market, processes, embedded))
         if info is None:
             await Sender(rpc, dev_accounts()[0]).send(market.signers["coordinator"].address, b"", value=GAS_MONEY)
             await start_coordinator(market, processes)

@@ -27,13 +27,14 @@ from tallystick.cli.local.services import (
     environment,
     is_healthy,
     prepare,
+    prepare_embedded_engine,
     start_chain,
     start_coordinator,
     start_engines,
     start_node,
     to_toml,
 )
-from tallystick.cli.options import Json
+from tallystick.cli.options import Json, StandIn
 from tallystick.cli.output import err, json_fields, note, out, show_fields, show_json, step
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, format_amount
@@ -49,29 +50,32 @@ SETTLE_SECONDS = 60
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Exit after the job.")] = False,
     prompt: Annotated[str, typer.Option(help="Question to ask.")] = PROMPT,
+    stand_in: StandIn = False,
     as_json: Json = False,
 ) -> None:
     """Run a whole market on this machine and one paid, streamed chat through it, then keep it running until Ctrl-C.
 
-    Uses a real engine if OPENAI_BASE_URL (with OPENAI_API_KEY) is set, or if Ollama, vLLM, SGLang or llama.cpp answers on its
-    usual port; otherwise a stand-in that says so. With `--once --json` it prints one JSON object at the end.
+    Sells the engine that OPENAI_BASE_URL (with OPENAI_API_KEY) names, or one that answers on its usual port (Ollama, vLLM,
+    SGLang, llama.cpp); otherwise SmolLM2-135M with llama.cpp, which the first run downloads (127 MB). With `--once --json` it
+    prints one JSON object at the end.
     """
     folder = Path(tempfile.mkdtemp(prefix="tallystick-demo-"))
     try:
-        asyncio.run(_run(folder, prompt, once=once, as_json=as_json))
+        asyncio.run(_run(folder, prompt, once=once, stand_in=stand_in, as_json=as_json))
     except TallyError:
         note(f"the logs are in {folder}")
         raise
     shutil.rmtree(folder)
 
 
-async def _run(folder: Path, prompt: str, *, once: bool, as_json: bool) -> None:
+async def _run(folder: Path, prompt: str, *, once: bool, stand_in: bool, as_json: bool) -> None:
     stopped = asyncio.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
     market = prepare_market(folder)
     async with ProcessGroup(folder, environment(folder)) as processes:
-        show = asyncio.create_task(_show(market, processes, prompt, once=once, as_json=as_json))
+        work = _show(market, processes, prompt, once=once, stand_in=stand_in, as_json=as_json)
+        show = asyncio.create_task(work)
         stop = asyncio.create_task(stopped.wait())
         await asyncio.wait({show, stop}, return_when=asyncio.FIRST_COMPLETED)
         if not show.done():
@@ -83,9 +87,10 @@ async def _run(folder: Path, prompt: str, *, once: bool, as_json: bool) -> None:
     step("all processes are stopped")
 
 
-async def _show(market: LocalMarket, processes: ProcessGroup, prompt: str, *, once: bool, as_json: bool) -> None:
+async def _show(market: LocalMarket, processes: ProcessGroup, prompt: str, *, once: bool, stand_in: bool, as_json: bool) -> None:
+    embedded = None if stand_in else await prepare_embedded_engine()
     started = time.monotonic()
-    deployment, model = await _start_market(market, processes)
+    deployment, model = await _start_market(market, processes, embedded)
     step(f"the market is up after {time.monotonic() - started:.1f} s")
     from tallystick.chain.escrow import Escrow
     from tallystick.chain.rpc import Rpc
@@ -119,12 +124,12 @@ def prepare_market(folder: Path) -> LocalMarket:
     return prepare(folder, folder / "deployment.json", ports, ("payer",))
 
 
-async def _start_market(market: LocalMarket, processes: ProcessGroup) -> tuple[Deployment, str]:
+async def _start_market(market: LocalMarket, processes: ProcessGroup, embedded: Path | None) -> tuple[Deployment, str]:
     """Starts every service. Returns the deployment and the name of a model on offer."""
     await start_chain(market, processes)
     deployment = await deploy_and_fund(market)
     step(f"contracts deployed, payer's purse funded with {format_amount(DEPOSIT)} test dollars")
-    engine, _ = await asyncio.gather(start_engines(market, processes), start_coordinator(market, processes))
+    engine, _ = await asyncio.gather(start_engines(market, processes, embedded), start_coordinator(market, processes))
     nodes = (start_node(market, processes, name, engine) for name in market.providers)
     await asyncio.gather(start_gateway(market, processes), *nodes)
     return deployment, engine.models[0].name

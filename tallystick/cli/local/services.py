@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tallystick.cli.local.processes import ProcessGroup
-from tallystick.cli.output import step
+from tallystick.cli.output import note, step
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.types import Address
@@ -106,28 +106,58 @@ async def start_coordinator(market: LocalMarket, processes: ProcessGroup) -> Non
     step(f"coordinator on {market.url(market.ports.coordinator)}")
 
 
-async def start_engines(market: LocalMarket, processes: ProcessGroup) -> DiscoveredEngine:
-    """Returns an engine with a model that runs on this machine; else starts a stand-in for each node and returns the first.
-    Raises Unavailable.
-    """
-    from node.engines.discover import discover, inspect_engine
+async def find_engine() -> DiscoveredEngine | None:
+    """An engine with a model that runs on this machine or is named by OPENAI_BASE_URL; no stand-in. Raises Unavailable."""
+    from node.engines.discover import discover
     from node.engines.kinds import EngineKind
 
     discovered = await discover(os.environ)
-    real = next((engine for engine in discovered if engine.kind is not EngineKind.DEMO and engine.models), None)
-    if real is not None:
-        step(f"engine: {real.kind.value} at {real.url}, model {real.models[0].name}")
-        return real
+    return next((engine for engine in discovered if engine.kind is not EngineKind.DEMO and engine.models), None)
+
+
+async def prepare_embedded_engine() -> Path | None:
+    """Installs the embedded engine if no engine runs here; returns its folder. None: there is an engine, or it cannot be had."""
+    from tallystick.cli.embedded_engine import install_embedded_engine
+
+    if await find_engine() is not None:
+        return None
+    try:
+        return await asyncio.to_thread(install_embedded_engine)
+    except Unavailable as error:
+        note(f"{error}; a stand-in answers instead, and says so")
+        return None
+
+
+async def start_engines(market: LocalMarket, processes: ProcessGroup, embedded: Path | None = None) -> DiscoveredEngine:
+    """Returns the engine that the nodes sell: one that runs here, else the embedded one of this folder, else a stand-in for each
+    node, of which the first is returned. Raises Unavailable.
+    """
+    found = await find_engine()
+    if found is not None:
+        step(f"engine: {found.kind.value} at {found.url}, model {found.models[0].name}")
+        return found
     ports = list(market.ports.engines.values())
+    url = market.url(ports[0])
+    if embedded is not None:
+        arguments = ("engine", "--port", str(ports[0]), "--folder", str(embedded))
+        await processes.start("engine", *arguments, ready=lambda: is_healthy(f"{url}/health"))
+        engine = await _inspect(url)
+        step(f"engine: {engine.kind.value} at {url}, model {engine.models[0].name}")
+        return engine
     await asyncio.gather(*(start_stand_in(market, processes, port) for port in ports))
-    step("no engine found on this machine; a stand-in answers instead, and says so")
+    step("a stand-in answers in place of an engine, and says so")
+    return await _inspect(url)
+
+
+async def _inspect(url: str) -> DiscoveredEngine:
+    from node.engines.discover import inspect_engine
+
     for _ in range(ENGINE_ATTEMPTS):
-        stand_in = await inspect_engine(market.url(ports[0]))
-        if stand_in.models:
-            return stand_in
+        engine = await inspect_engine(url)
+        if engine.models:
+            return engine
         await asyncio.sleep(1)  # on a busy machine
-    text = f"the stand-in engine at {market.url(ports[0])} lists no model; run the command again"
-    raise Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.ENGINE)
+    raise Unavailable(Code.ENGINE_UNAVAILABLE, f"the engine at {url} lists no model; run the command again", fault=Fault.ENGINE)
 
 
 async def start_stand_in(market: LocalMarket, processes: ProcessGroup, port: int) -> None:

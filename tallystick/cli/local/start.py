@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from tallystick.cli.local.background import MarketLocation, chain_id, ensure_deployment, is_deployed
-from tallystick.cli.local.services import GAS_MONEY
+from tallystick.cli.local.services import GAS_MONEY, prepare_embedded_engine
 from tallystick.cli.options import (
     DEFAULT_WALLET,
     Config,
@@ -19,6 +19,7 @@ from tallystick.cli.options import (
     DeploymentFile,
     Json,
     PasswordFile,
+    StandIn,
     Wallet,
     prompt_password,
     unlock,
@@ -58,7 +59,9 @@ def start(
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
+    stand_in: StandIn = False,
     supervise: Annotated[bool, typer.Option("--supervise", hidden=True)] = False,
+    embedded_engine: Annotated[Path | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
     """Get a first paid answer: check what is missing, add it, and ask a question.
@@ -80,7 +83,7 @@ def start(
     path = deployment or loaded.deployment or home() / "deployment.json"
     location = MarketLocation(loaded.coordinator.rstrip("/"), path)
     if supervise:
-        asyncio.run(background.supervise(location))
+        asyncio.run(background.supervise(location, embedded_engine))
         return
     prerequisites = asyncio.run(check(location, wallet))
     if not location.is_local:
@@ -92,7 +95,8 @@ def start(
         if missing and not yes:
             typer.confirm("Add what is missing?", default=True, abort=True, err=True)
     signer = _open_or_create(wallet, password_file)
-    asyncio.run(_complete(location, loaded, signer, [item.name for item in missing], prompt, as_json=as_json))
+    names = [item.name for item in missing]
+    asyncio.run(_complete(location, loaded, signer, names, prompt, stand_in=stand_in, as_json=as_json))
 
 
 async def check(location: MarketLocation, wallet: str) -> list[Prerequisite]:
@@ -200,7 +204,14 @@ def _open_or_create(wallet: str, password_file: Path | None) -> Signer:
 
 
 async def _complete(
-    location: MarketLocation, config: ClientConfig, signer: Signer, missing: list[str], prompt: str, *, as_json: bool
+    location: MarketLocation,
+    config: ClientConfig,
+    signer: Signer,
+    missing: list[str],
+    prompt: str,
+    *,
+    stand_in: bool,
+    as_json: bool,
 ) -> None:
     """Adds what is missing, then asks the question. Raises TallyError."""
     from tallystick.chain.endpoint import Rpc
@@ -214,7 +225,8 @@ async def _complete(
                 "--stop`, "
                 "then run `tally start` again"
             )
-        await background.spawn(location)
+        embedded = None if stand_in else await prepare_embedded_engine()
+        await background.spawn(location, embedded)
     rpc = Rpc(location.rpc)
     try:
         escrow = Escrow(rpc, await ensure_deployment(rpc, location))

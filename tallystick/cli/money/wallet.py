@@ -81,11 +81,12 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a wallet's address. Needs no password."""
-    _show(name, keystore_path(name), chain, as_json=as_json)
+    path = _existing(name)
+    _show(name, path, chain, as_json=as_json)
     if qr and not as_json:
         import segno
 
-        address = checksum(keystore_address(keystore_path(name)))
+        address = checksum(keystore_address(path))
         segno.make(_uri(address, chain) or address, error="m", micro=False).terminal(sys.stdout, border=2, compact=True)
 
 
@@ -128,9 +129,7 @@ def change(
     as_json: Json = False,
 ) -> None:
     """Change the password of a wallet's keystore. Earlier copies of the keystore still open with the old password."""
-    path = keystore_path(name)
-    if not path.exists():
-        raise BadMessage(f"no wallet at {path}; make one with: tally wallet new {name}")
+    path = _existing(name)
     old = find_password(password_file, lambda: prompt_password(name))
     open_keystore(path, old)  # a mistyped password fails before the new one is asked for
     new = prompt_password(f"{name} (new)", confirm=True) if new_file is None else find_password(new_file)
@@ -139,6 +138,14 @@ def change(
         show_json({"wallet": name, "address": checksum(signer.address), "keystore": str(path)})
     else:
         step(f"{path} has a new password")
+
+
+def _existing(name: str) -> Path:
+    """The keystore of a wallet. Raises BadMessage if there is none."""
+    path = keystore_path(name)
+    if not path.exists():
+        raise BadMessage(f"no wallet at {path}; list the wallets with `tally wallet list`, or make one: tally wallet new {name}")
+    return path
 
 
 def _read_key(path: Path) -> bytes:

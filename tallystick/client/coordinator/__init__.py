@@ -1,1 +1,1 @@
-"""The coordinator's HTTP API as typed calls, and the pin on its deployment. May import `config`."""
+"""Typed access to the coordinator's HTTP API, and the check of its deployment. May import `config`."""

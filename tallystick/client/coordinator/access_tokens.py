@@ -1,4 +1,4 @@
-"""A wallet's access tokens: what shows a coordinator that whoever reads or cancels a job holds the payer's key."""
+"""A wallet's access tokens: they prove to a coordinator that the client reading or cancelling a job holds the payer's key."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tallystick.protocol.access import dump_access
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.messages import Access
 
-REUSED_SECONDS = 120
-"""How long a token is used before the next one is signed: well within the time for which a coordinator accepts it."""
+REUSE_SECONDS = 120
+"""Seconds for which a token is used before a new one is signed; a coordinator accepts it for much longer."""
 
 
 class AccessTokens:
-    """The access tokens of one wallet at one coordinator, each signed once and used for REUSED_SECONDS.
+    """The access tokens of one wallet at one coordinator, each signed once and used for REUSE_SECONDS.
 
-    `info` says who the coordinator is; `now` is Unix time in seconds.
+    `info` identifies the coordinator; `now` is Unix time in seconds.
     """
 
     def __init__(self, wallet: Signer, info: Callable[[], Awaitable[CoordinatorInfo]], now: Callable[[], int]) -> None:
@@ -25,9 +25,9 @@ class AccessTokens:
         self._signed_at = 0
 
     async def __call__(self) -> str:
-        """The value of the Authorization header. Raises Unavailable or Refusal where the coordinator does not say who it is."""
+        """Returns the value of the Authorization header. Raises Unavailable or Refusal if the coordinator is unknown."""
         now = max(self._now(), 0)
-        if not self._token or not 0 <= now - self._signed_at < REUSED_SECONDS:
+        if not self._token or not 0 <= now - self._signed_at < REUSE_SECONDS:
             info = await self._info()
             access = Access(account=self._wallet.address, coordinator=info.coordinator, issued_at=now)
             self._token, self._signed_at = dump_access(self._wallet.sign(access, info.domain)), now

@@ -1,7 +1,7 @@
-"""Reading a coordinator's JSON in bounds: what is too long in a list is left out while it arrives, and the rest stays readable.
+"""Reads a coordinator's JSON within bounds: oversized list items are left out on arrival, and the rest stays readable.
 
-What a coordinator lists comes from strangers. One of them must not be able to take the others' offers away, so an oversized
-item becomes null, and a list that does not end is cut. Pure.
+The items of a coordinator's lists come from strangers. None of them may suppress the offers of others, so an oversized item
+becomes null and an endless list is cut. Pure.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 from tallystick.protocol.errors import BadMessage, Fault
 
 MAX_ITEM = 32 * 1024
-"""Bytes of an item of a list: an ask of 16 KiB with what is said beside it."""
+"""Bytes of a list item: an ask of 16 KiB with its surroundings."""
 MAX_ITEMS = 4_096
 MAX_CONTROL = 8 * 1024 * 1024
-"""Bytes of an answer without what was left out; more is refused unread."""
+"""Bytes of a response without the omitted items; a longer response is refused."""
 MAX_RAW = 32 * 1024 * 1024
-"""Bytes of an answer that are read at all, what is left out included."""
+"""Bytes of a response that are read at all, omitted items included."""
 MAX_TOKENS = 4_000_000
-"""Strings and brackets of an answer that are looked at: about two seconds of work."""
+"""Strings and brackets of a response that are examined: about two seconds of work."""
 
 _DEEP = re.compile(rb'["{}\[\]]')
 _SHALLOW = re.compile(rb'["{}\[\],]')
@@ -26,8 +26,10 @@ _STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 
 
 class BoundedJsonReader:
-    """Takes the text of a JSON object piece by piece. Items of the lists that are its members come out as null where they are
-    longer than `item` bytes.
+    """Reads the text of a JSON object in pieces.
+
+    Items of the object's member lists that are longer than `item` bytes become null. `seen`: bytes read. `dropped`: items
+    omitted.
     """
 
     def __init__(self, item: int = MAX_ITEM) -> None:
@@ -40,38 +42,40 @@ class BoundedJsonReader:
 
     @property
     def full(self) -> bool:
-        """Whether no more is to be read: the answer, or its work, is beyond all bounds."""
+        """Whether reading must stop, because the response or the work on it exceeds a bound."""
         return self.seen >= MAX_RAW or self._items >= MAX_ITEMS or self._tokens > MAX_TOKENS
 
     def feed(self, data: bytes) -> None:
-        """Takes the next bytes; ignores them once it is full. Raises BadMessage where what is kept grows too long."""
+        """Reads the next bytes, unless it is full. Raises BadMessage if the kept text exceeds MAX_CONTROL."""
         self.seen += len(data)
         begin = at = 0
         while not self.full and len(self._out) <= MAX_CONTROL:
             if self._in_string:
                 at = self._skip_string(data, at)
-            found = (_SHALLOW if self._listing and self._depth == 2 else _DEEP).search(data, at)
-            if found is None or self._in_string:
+            match = (_SHALLOW if self._listing and self._depth == 2 else _DEEP).search(data, at)
+            if match is None or self._in_string:
                 break
-            at = found.end()
-            begin = self._structure(data, begin, found.start())
+            at = match.end()
+            begin = self._structure(data, begin, match.start())
         self._keep(data[begin:])
         if len(self._out) > MAX_CONTROL or (self.full and not self._listing):
-            raise BadMessage(f"coordinator: an answer longer than {MAX_CONTROL} bytes", fault=Fault.COORDINATOR)
+            raise BadMessage(
+                f"coordinator: expected a response of at most {MAX_CONTROL} bytes, got more", fault=Fault.COORDINATOR
+            )
 
     def close(self) -> bytes:
-        """The text that was kept. A list that was cut ends with a null."""
+        """Returns the kept text. A list that was cut ends with null."""
         if not self.full:
             return bytes(self._out + self._item)
         self.dropped += 1
         return bytes(self._out + b"null]}")
 
     def _skip_string(self, data: bytes, at: int) -> int:
-        """Where the string that `data` is inside of at `at` ends."""
+        """Returns where the string that contains position `at` of `data` ends."""
         if self._escaped and at < len(data):
             self._escaped, at = False, at + 1
-        found = _STRING.match(data, at)
-        at = found.end() if found is not None else at
+        rest = _STRING.match(data, at)
+        at = rest.end() if rest is not None else at
         if at < len(data):
             self._escaped = data[at : at + 1] == b"\\"
             self._in_string = self._escaped
@@ -79,7 +83,7 @@ class BoundedJsonReader:
         return at
 
     def _structure(self, data: bytes, begin: int, at: int) -> int:
-        """Takes the bracket, comma or quote at `at`; from where on `data` was not kept yet."""
+        """Handles the bracket, comma or quote at `at`. Returns the start of the part of `data` that was not kept yet."""
         self._tokens += 1
         mark = data[at : at + 1]
         if mark == b'"':

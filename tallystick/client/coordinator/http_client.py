@@ -1,4 +1,4 @@
-"""The coordinator's HTTP API as typed calls over one pooled aiohttp session. Every wait has a deadline."""
+"""Client of the coordinator's HTTP API: typed methods over one pooled aiohttp session. Every wait has a deadline."""
 
 from __future__ import annotations
 
@@ -30,34 +30,35 @@ log = structlog.get_logger()
 JOB_TYPE = "application/vnd.tallystick.job"
 
 MAX_RECEIPTS = 64
-"""Receipts of a tab that are looked at."""
+"""Receipts of a tab that are read."""
 
 MAX_PAGES = 256
-"""Pages of a listing that are followed; MAX_RAW bounds their bytes together, and the config's request_seconds their time."""
+"""Pages of a listing that are fetched. MAX_RAW bounds their total bytes, and the config's request_seconds their total time."""
 
 MAX_CURSOR = 4_096
-"""Characters of what names the next page."""
+"""Characters of the cursor that names the next page."""
 
 MAX_EXPLAINED = 1_024
-"""Asks of a model that are explained."""
+"""Asks that one explanation may contain."""
 
 Authorize = Callable[[], Awaitable[str]]
-"""Gives the Authorization header for reading and cancelling a payer's jobs, see protocol/access.py."""
+"""Returns the Authorization header for reading and cancelling a payer's jobs; see protocol/access.py."""
 
-KEPT_SECONDS = 4
-"""How long an idle connection is kept: less than the five seconds after which a coordinator closes its end."""
+KEEPALIVE_SECONDS = 4
+"""Seconds for which an idle connection is kept open. A coordinator closes its end after five seconds."""
 
-LARGE = 1 << 20
-"""Bytes from which a submission is sent piece by piece, so that the event loop goes on meanwhile."""
+STREAMED_BYTES = 1 << 20
+"""Size in bytes from which a submission is sent in pieces, to keep the event loop responsive."""
 
 
 class NotSent(Unavailable):
-    """The coordinator cannot be reached: nothing was sent."""
+    """The coordinator could not be reached, and nothing was sent."""
 
 
 class ConnectionLost(Unavailable):
-    """The connection failed on the way: whether the coordinator has the job is not known, so asking again may buy it twice. With
-    the same idempotency key it does not, and only then `retry` is true.
+    """The connection failed during a submission, and it is unknown whether the coordinator has the job.
+
+    A repeated request may buy the job twice, unless it has the same idempotency key. Only then `retry` is true.
     """
 
     def __init__(self, message: str, *, keyed: bool) -> None:
@@ -67,7 +68,7 @@ class ConnectionLost(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorInfo:
-    """Who the coordinator says it is, and the deployment that it settles on."""
+    """The coordinator's account and fee (basis points), and the deployment on which it settles."""
 
     coordinator: Address
     domain: Domain
@@ -93,7 +94,7 @@ class CoordinatorInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelOffer:
-    """A model on offer: how many providers, how many of them free now, the lowest prices (base units per 1,000,000 tokens)."""
+    """A model on offer: number of providers and of free ones, and the lowest prices (base units per 1,000,000 tokens)."""
 
     id: str
     providers: int
@@ -105,7 +106,7 @@ class ModelOffer:
     max_output_tokens: int
     tokens_per_second: int = 0
     first_token_ms: int = 0
-    """The best that its providers measured; 0 where none has yet."""
+    """The best value that its providers measured; 0 if none has measured one."""
 
     @classmethod
     def from_json(cls, raw: object) -> ModelOffer:
@@ -119,9 +120,9 @@ class ModelOffer:
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
         values = (self.providers, self.live, self.input_price, self.cached_input_price, self.output_price)
-        told = zip(_MODEL_NUMBERS, (*values, self.context_tokens, self.max_output_tokens), strict=True)
+        members = zip(_MODEL_NUMBERS, (*values, self.context_tokens, self.max_output_tokens), strict=True)
         speeds = dict(zip(_MODEL_SPEEDS, (self.tokens_per_second, self.first_token_ms), strict=True))
-        return {"id": self.id} | {name: str(value) if name.endswith("Price") else value for name, value in told} | speeds
+        return {"id": self.id} | {name: str(value) if name.endswith("Price") else value for name, value in members} | speeds
 
 
 _MODEL_NUMBERS = ("providers", "live", "inputPrice", "cachedInputPrice", "outputPrice", "contextTokens", "maxOutputTokens")
@@ -130,7 +131,7 @@ _MODEL_SPEEDS = ("tokensPerSecond", "firstTokenMs")
 
 @dataclass(frozen=True, slots=True)
 class RemoteJob:
-    """A job as the coordinator tells it."""
+    """A job as the coordinator reports it."""
 
     state: State
     receipt: Signed[Receipt] | None
@@ -140,15 +141,15 @@ class RemoteJob:
 MAX_NUMBER = (1 << 64) - 1
 
 
-def _number(value: object, what: str) -> int:
-    """A count, or a price as decimal digits."""
+def _number(value: object, member: str) -> int:
+    """Reads a count, or a price as decimal digits. Raises BadMessage."""
     if isinstance(value, str) and len(value) <= 20 and value.isascii() and value.isdigit():
-        return read_count(int(value), what, high=MAX_NUMBER)
-    return read_count(value, what, high=MAX_NUMBER)
+        return read_count(int(value), member, high=MAX_NUMBER)
+    return read_count(value, member, high=MAX_NUMBER)
 
 
 @contextlib.contextmanager
-def _its_fault() -> Iterator[None]:
+def _coordinator_fault() -> Iterator[None]:
     try:
         yield
     except BadMessage as error:
@@ -157,9 +158,10 @@ def _its_fault() -> Iterator[None]:
 
 
 class CoordinatorClient:
-    """A connection pool to one coordinator. Raises Unavailable where it does not answer, and what it refuses with.
+    """A connection pool to one coordinator.
 
-    `authorize` is asked where a job is read or cancelled; without it, that is refused here.
+    Its methods raise Unavailable if the coordinator does not answer, and the coordinator's own error if it refuses. `authorize`
+    gives the header for reading and cancelling jobs; without it those methods raise Refusal.
     """
 
     def __init__(self, url: str, config: ClientConfig, authorize: Authorize | None = None) -> None:
@@ -169,7 +171,7 @@ class CoordinatorClient:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
             timeout=aiohttp.ClientTimeout(total=self._config.request_seconds, connect=self._config.connect_seconds),
             read_bufsize=1 << 18,
             auto_decompress=False,
@@ -181,11 +183,11 @@ class CoordinatorClient:
             await self._session.close()
             self._session = None
 
-    def _failed(self, error: Exception) -> Unavailable:
-        """A transport failure, told as what it means: NotSent where nothing left this machine."""
+    def _transport_error(self, error: Exception) -> Unavailable:
+        """Converts an error of the transport: NotSent if nothing was sent, otherwise Unavailable."""
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             why = getattr(getattr(error, "os_error", None), "strerror", None) or type(error).__name__
-            text = f"no coordinator answers at {self.url} ({why}): it is not running, or elsewhere (setting `coordinator`)"
+            text = f"no coordinator answers at {self.url} ({why}): start it, or correct the setting `coordinator`"
             return NotSent(Code.COORDINATOR_UNAVAILABLE, text)
         return Unavailable(Code.COORDINATOR_UNAVAILABLE, f"coordinator {self.url}: {str(error) or type(error).__name__}")
 
@@ -194,16 +196,16 @@ class CoordinatorClient:
             raise RuntimeError("the market is not open; use `async with Market(…) as market`")
         return self._session
 
-    async def _call(self, method: str, path: str, body: object = None, **headers: str) -> Any:
+    async def _request_json(self, method: str, path: str, body: object = None, **headers: str) -> Any:
         return (await self._fetch(method, path, body, **headers))[0]
 
     async def _fetch(self, method: str, path: str, body: object = None, **headers: str) -> tuple[Any, int]:
-        """The JSON of an answer, and how many bytes it had."""
-        sent = {"content-type": "application/json", "accept": "application/json"} | headers
+        """Sends a request. Returns the JSON of the response and its size in bytes."""
+        all_headers = {"content-type": "application/json", "accept": "application/json"} | headers
         data = None if body is None else orjson.dumps(body)
         try:
             async with self._client().request(
-                method, self.url + path, data=data, headers=sent, allow_redirects=False
+                method, self.url + path, data=data, headers=all_headers, allow_redirects=False
             ) as response:
                 self._check_direct(response)
                 raw, size = await self._read(response)
@@ -211,33 +213,33 @@ class CoordinatorClient:
                     raise error_from_json(raw, response.status)
                 return raw, size
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._failed(error) from error
+            raise self._transport_error(error) from error
 
     def _check_direct(self, response: aiohttp.ClientResponse) -> None:
-        """Raises BadMessage for a redirect: tokens and jobs go to the coordinator that is configured, and to nobody else."""
+        """Raises BadMessage for a redirect, because tokens and jobs may go only to the configured coordinator."""
         if 300 <= response.status < 400:
-            to = response.headers.get("location", "nowhere")[:200]
-            text = f"coordinator {self.url} redirects to {to!r}; if that is right, name it in the setting `coordinator`"
+            location = response.headers.get("location", "nowhere")[:200]
+            text = f"coordinator {self.url} redirects to {location!r}; if that is right, set `coordinator` to it"
             raise BadMessage(text, fault=Fault.COORDINATOR)
 
     async def _read(self, response: aiohttp.ClientResponse) -> tuple[Any, int]:
-        """The JSON of an answer, oversized items of its lists as null; None for what is no JSON."""
-        trimmer = BoundedJsonReader()
+        """Returns the JSON of a response (None if it has none), with oversized list items as null, and its size in bytes."""
+        reader = BoundedJsonReader()
         async for piece in response.content.iter_any():
-            trimmer.feed(piece)
-            if trimmer.full:
+            reader.feed(piece)
+            if reader.full:
                 response.close()
                 break
-        body = trimmer.close()
-        if trimmer.dropped:
-            log.warning("a coordinator's list has oversized items; they are left out", url=self.url, items=trimmer.dropped)
+        body = reader.close()
+        if reader.dropped:
+            log.warning("left out oversized items of the coordinator's list", url=self.url, items=reader.dropped)
         try:
-            return orjson.loads(body) if body else None, trimmer.seen
+            return orjson.loads(body) if body else None, reader.seen
         except orjson.JSONDecodeError:
-            return None, trimmer.seen
+            return None, reader.seen
 
     async def _pages(self, path: str, member: str, **query: str) -> AsyncIterator[Any]:
-        """The items of a listing, page after page, within MAX_PAGES, MAX_RAW and request_seconds."""
+        """Yields the items of a listing, page by page, within MAX_PAGES, MAX_RAW and request_seconds."""
         clock = asyncio.get_running_loop().time
         until = clock() + self._config.request_seconds
         seen, size = {""}, 0
@@ -251,70 +253,70 @@ class CoordinatorClient:
             if not after or size >= MAX_RAW or clock() >= until:
                 break
             if not isinstance(after, str) or len(after) > MAX_CURSOR or after in seen:
-                raise BadMessage(f"{member}.next: expected where the next page begins", fault=Fault.COORDINATOR)
+                raise BadMessage(f"{member}.next: expected the cursor of a page not fetched before", fault=Fault.COORDINATOR)
             seen.add(after)
         if after:
-            log.warning("a coordinator's list is too long to be read whole", url=self.url, path=path, bytes=size)
+            log.warning("the coordinator's list is too long; read only its beginning", url=self.url, path=path, bytes=size)
 
     async def info(self) -> CoordinatorInfo:
         """GET /v1/info."""
-        raw = await self._call("GET", "/v1/info")
-        with _its_fault():
+        raw = await self._request_json("GET", "/v1/info")
+        with _coordinator_fault():
             return CoordinatorInfo.from_json(raw)
 
     async def models(self) -> list[ModelOffer]:
-        """GET /v1/models, every page. A model that does not parse is left out."""
-        found: dict[str, ModelOffer] = {}
+        """GET /v1/models, every page. Malformed models are left out."""
+        offers: dict[str, ModelOffer] = {}
         async for item in self._pages("/v1/models", "data"):
             with contextlib.suppress(BadMessage):
                 offer = ModelOffer.from_json(item)
-                found.setdefault(offer.id, offer)
-        return list(found.values())
+                offers.setdefault(offer.id, offer)
+        return list(offers.values())
 
     async def asks(self, model: str) -> list[Signed[Ask]]:
-        """GET /v1/asks, every page: the asks for a model, cheapest first. One that does not parse is left out."""
-        found: list[Signed[Ask]] = []
+        """GET /v1/asks, every page: the asks for a model, cheapest first. Malformed asks are left out."""
+        asks: list[Signed[Ask]] = []
         async for item in self._pages("/v1/asks", "asks", model=model):
             with contextlib.suppress(BadMessage):
-                found.append(_ask(item))
-        return found
+                asks.append(_read_ask(item))
+        return asks
 
     async def shortlist(self, demand: dict[str, Any]) -> list[Signed[Ask]]:
-        """POST /v1/shortlist: asks, best first. One that is too long or does not parse is left out."""
-        found: list[Signed[Ask]] = []
-        for entry in _listed(await self._call("POST", "/v1/shortlist", demand), "asks"):
+        """POST /v1/shortlist: asks, best first. Oversized and malformed asks are left out."""
+        asks: list[Signed[Ask]] = []
+        for entry in _listed(await self._request_json("POST", "/v1/shortlist", demand), "asks"):
             with contextlib.suppress(BadMessage):
-                found.append(_ask(entry))
-            if len(found) == MAX_CANDIDATES:
+                asks.append(_read_ask(entry))
+            if len(asks) == MAX_CANDIDATES:
                 break
-        return found
+        return asks
 
     async def explain(self, demand: dict[str, Any]) -> list[dict[str, Any]]:
-        """POST /v1/explain: every ask for a model, with why it would not be on the shortlist. What is no object is left out."""
-        listed = _listed(await self._call("POST", "/v1/explain", demand), "asks")
+        """POST /v1/explain: every ask for a model, with the reason if it is not shortlisted. Non-objects are left out."""
+        listed = _listed(await self._request_json("POST", "/v1/explain", demand), "asks")
         return [entry for entry in listed if isinstance(entry, dict)][:MAX_EXPLAINED]
 
     async def connected(self, provider: Address) -> bool:
         """GET /v1/providers/{provider}/why: whether this provider's node is connected, so that its asks stand."""
-        raw = await self._call("GET", f"/v1/providers/{provider}/why?limit=1")
+        raw = await self._request_json("GET", f"/v1/providers/{provider}/why?limit=1")
         if not isinstance(raw, dict) or not isinstance(raw.get("connected"), bool):
             raise BadMessage("why.connected: expected true or false", fault=Fault.COORDINATOR)
         return bool(raw["connected"])
 
-    async def receipts(self, question: Signed[Inquiry]) -> list[LateReceipt]:
-        """POST /v1/tabs: this payer's last receipts of a provider, with their orders. One that does not parse is left out."""
-        found: list[LateReceipt] = []
-        for entry in _listed(await self._call("POST", "/v1/tabs", question.to_json()), "receipts")[:MAX_RECEIPTS]:
+    async def receipts(self, inquiry: Signed[Inquiry]) -> list[LateReceipt]:
+        """POST /v1/tabs: this payer's last receipts of a provider, with their orders. Malformed entries are left out."""
+        receipts: list[LateReceipt] = []
+        for entry in _listed(await self._request_json("POST", "/v1/tabs", inquiry.to_json()), "receipts")[:MAX_RECEIPTS]:
             with contextlib.suppress(BadMessage):
-                found.append(LateReceipt.from_json(entry))
-        return found
+                receipts.append(LateReceipt.from_json(entry))
+        return receipts
 
     async def submit(self, submission: bytes, *, linger: int | None = None) -> aiohttp.ClientResponse:
-        """POST /v1/jobs: the open stream of an admitted job. Raises the refusal, NotSent or Broken.
+        """POST /v1/jobs: submits a job and returns its open stream. Raises the coordinator's refusal, NotSent or ConnectionLost.
 
-        `linger`: seconds that the job goes on after a lost connection; the same bytes then bring the same answer.
-
-        A pooled connection that the coordinator just closed is replaced once; the job's id keeps it from running twice.
+        `linger`: seconds for which the job goes on after a lost connection; the same submission then resumes it. If the
+        coordinator has just closed a pooled connection, the submission is sent once more; the job's id keeps it from running
+        twice.
         """
         keyed = linger is not None
         try:
@@ -323,20 +325,22 @@ class CoordinatorClient:
             try:
                 return await self._submit(submission, linger)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise ConnectionLost(str(self._failed(error)), keyed=keyed) from error
+                raise ConnectionLost(str(self._transport_error(error)), keyed=keyed) from error
             except Refusal as error:
                 if error.code is Code.ORDER_REPLAYED:
-                    raise ConnectionLost("the connection broke after the coordinator had taken the job", keyed=keyed) from error
+                    raise ConnectionLost(
+                        "the connection was lost after the coordinator had admitted the job", keyed=keyed
+                    ) from error
                 raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            failed = self._failed(error)
-            raise failed if isinstance(failed, NotSent) else ConnectionLost(str(failed), keyed=keyed) from error
+            failure = self._transport_error(error)
+            raise failure if isinstance(failure, NotSent) else ConnectionLost(str(failure), keyed=keyed) from error
 
     async def _submit(self, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(
             total=self._config.run_seconds, connect=self._config.connect_seconds, sock_read=self._config.stream_idle_seconds
         )
-        data = submission if len(submission) < LARGE else io.BytesIO(submission)
+        data = submission if len(submission) < STREAMED_BYTES else io.BytesIO(submission)
         headers = {"content-type": JOB_TYPE}
         if linger is not None:
             headers["x-tally-linger"] = str(linger)
@@ -348,17 +352,15 @@ class CoordinatorClient:
             self._check_direct(response)
             raw, _ = await self._read(response)
             if response.status >= 500 and not (isinstance(raw, dict) and isinstance(raw.get("error"), dict)):
-                text = f"something between here and the coordinator answered {response.status}; the job may have been taken"
+                text = f"a proxy before the coordinator answered with status {response.status}; the job may have been admitted"
                 raise ConnectionLost(text, keyed=linger is not None)
             raise error_from_json(raw, response.status)
 
     async def _authorized(self, method: str, path: str) -> Any:
         if self.authorize is None:
-            text = (
-                "a coordinator tells of a job only to its payer: give the wallet's password (--password-file), or look --offline"
-            )
+            text = "the coordinator shows a job only to its payer: give the wallet's password (--password-file), or use --offline"
             raise Refusal(Code.UNAUTHENTICATED, text)
-        return await self._call(method, path, authorization=await self.authorize())
+        return await self._request_json(method, path, authorization=await self.authorize())
 
     async def cancel(self, job: JobId) -> None:
         """POST /v1/jobs/{id}/cancel, as the payer. Raises Refusal (unauthenticated) without the payer's key."""
@@ -369,12 +371,12 @@ class CoordinatorClient:
         without the payer's key.
         """
         raw = await self._authorized("GET", f"/v1/jobs/{job.hex()}")
-        with _its_fault():
+        with _coordinator_fault():
             try:
                 receipt = raw["receipt"]
                 return RemoteJob(State(raw["state"]), None if receipt is None else read_signed(Receipt, receipt), raw)
             except (KeyError, TypeError, ValueError):
-                raise BadMessage("job: not the state of a job") from None
+                raise BadMessage("job: expected an object with the state and receipt of a job") from None
 
 
 def _listed(raw: Any, member: str) -> list[Any]:
@@ -384,7 +386,7 @@ def _listed(raw: Any, member: str) -> list[Any]:
     return listed
 
 
-def _ask(entry: object) -> Signed[Ask]:
+def _read_ask(entry: object) -> Signed[Ask]:
     if not isinstance(entry, dict):
         raise BadMessage("ask: expected an object with an ask")
     return read_ask(entry.get("ask"))

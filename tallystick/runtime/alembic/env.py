@@ -1,7 +1,7 @@
-"""Alembic's environment, shared by every store: it migrates on the connection that it is given, inside its transaction.
+"""Alembic's environment for all databases: it migrates on the given connection, inside that connection's transaction.
 
-`Database.start` has begun that transaction with the write lock, so that two processes that start together do not each make the
-tables, and a kill in the middle does not leave half of them.
+`Database.start` begins the transaction with the write lock. So two processes that start together do not both create the tables,
+and a process that is killed leaves no half-made schema.
 """
 
 from alembic import context

@@ -1,23 +1,15 @@
-"""`tally chain` and `tally deploy`."""
+"""`tally chain`."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
-from tallystick.chain.escrow import Escrow, EscrowRules
-from tallystick.chain.rpc import Rpc
-from tallystick.protocol.types import Address
 from tests.chain.faulty_proxy import Fault, Proxy
 from tests.cli.conftest import Tally
 
@@ -87,104 +79,3 @@ def test_fund(tally: Tally, either_url: str) -> None:
     for arguments in (("nobody",), ("0x12",), ("poor", "--coins", "much"), ("poor", "--dev-account", "99")):
         assert tally("chain", "fund", *arguments, "--rpc", either_url, fails=True)["code"] == "bad_message"
     assert tally("chain", "fund", "poor", "--coins", "99999999", "--rpc", either_url, fails=True)["code"] == "insufficient_funds"
-
-
-# -------------------------------------------------------------------------------------------------------------------- deploy
-
-
-async def _rules_of(deployment: Deployment) -> EscrowRules:
-    rpc = Rpc(deployment.rpc)
-    try:
-        escrow = Escrow(rpc, deployment)
-        await escrow.check()
-        return await escrow.rules()
-    finally:
-        await rpc.close()
-
-
-def test_deploy_with_custom_rules(tally: Tally, either_url: str, tmp_path: Path) -> None:
-    """Waits, penalty and treasury are those requested, the others are the defaults, and the written file is what daemons read."""
-    treasury = "0x" + "ab" * 20
-    file = tmp_path / "market.json"
-    waits = ("--thaw-wait", "1h", "--release-wait", "30m", "--unstake-wait", "2d", "--penalty", "12.5", "--treasury", treasury)
-    printed = tally("deploy", "--rpc", either_url, "--dev-account", "2", *waits, "--out", str(file))
-    deployment = Deployment.load(file)
-    assert printed == deployment.to_json() | {"file": str(file)}
-    assert asyncio.run(_rules_of(deployment)) == EscrowRules(3_600, 1_800, 2 * 86_400, 12_500_000, Address(treasury))  # type: ignore[arg-type]
-    usual = Deployment.from_json(_without_file(tally("deploy", "--rpc", either_url, "--dev-account", "2")))
-    assert asyncio.run(_rules_of(usual)).thaw == 86_400
-    again = tally("deploy", "--rpc", either_url, "--dev-account", "2", "--short-waits", "--token", usual.token)
-    assert again["token"] == usual.token
-    assert asyncio.run(_rules_of(Deployment.from_json(_without_file(again)))).thaw < 60
-
-
-def _without_file(printed: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in printed.items() if name != "file"}
-
-
-def test_deploy_shows_progress(tally: Tally, chain_url: str) -> None:
-    """The output names each step, the funded accounts, the file and the waits."""
-    address = tally.wallet("friend")
-    text = tally.says(
-        "deploy",
-        "--rpc",
-        chain_url,
-        "--dev-account",
-        "0",
-        "--short-waits",
-        "--fund",
-        "friend",
-        "--fund",
-        dev_accounts()[5].address,
-    )
-    for expected in ("chain 31337", "escrow at 0x", f"gave {address} 1 coin", "deployment.json", "thaw", "5 seconds"):
-        assert expected in text
-    places = {place["place"]: place["amount"] for place in tally("balance", "--wallet", "friend")["places"]}
-    assert places["wallet"] == "1000000000"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "hint"),
-    [
-        (("--dev-account", "0", "--thaw-wait", "8d"), "bad_message", "longer than --thaw-wait"),
-        (("--dev-account", "0", "--unstake-wait", "366d"), "bad_message", "365d"),
-        (("--dev-account", "0", "--thaw-wait", "soon"), "bad_message", "--thaw-wait: expected a length of time"),
-        (("--dev-account", "0", "--penalty", "0"), "chain_refused", "ZeroAmount"),
-        (("--dev-account", "0", "--treasury", "nobody"), "bad_message", "--treasury"),
-        (("--dev-account", "10"), "bad_message", "0 to 9"),
-        (("--dev-account", "0", "--token", "0x" + "12" * 20), "chain_refused", "no ERC-20"),
-        (("--wallet", "pauper"), "insufficient_funds", "--dev-account 0"),
-        (("--wallet", "nobody"), "bad_message", "tally wallet new"),
-        (("--wallet", "pauper", "--fund", "pauper"), "bad_message", "--fund"),
-        (("--dev-account", "0", "--fund", "nobody"), "bad_message", "--fund"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)
-def test_deploy_refuses_wrong_arguments(tally: Tally, chain_url: str, arguments: tuple[str, ...], code: str, hint: str) -> None:
-    """Each wrong argument gives one error that names it, before any file is written."""
-    tally.wallet("pauper")
-    error = tally("deploy", "--rpc", chain_url, *arguments, fails=True)
-    assert error["code"] == code, error
-    assert hint in error["message"], error
-    assert not (tally.home / "deployment.json").exists()
-
-
-def test_deployment_file_of_another_chain(tally: Tally, chain_url: str, proxy: Proxy) -> None:
-    """Every command fails at once if its deployment file is for another chain than the one that answers, or names no escrow
-    there.
-    """
-    tally.wallet("default")
-    printed = _without_file(tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits"))
-    file = tally.home / "deployment.json"
-    file.write_text(json.dumps(printed | {"chain_id": 1}))
-    commands = (("deposit", "1"), ("balance",), ("thaw", "1"), ("stake", "1"), ("contract", "inspect", "rules"))
-    for command in commands:
-        error = tally(*command, fails=True)
-        assert "on chain 1, but" in error["message"], command
-        assert not error["retry"]
-    file.write_text(json.dumps(printed | {"escrow": dev_accounts()[0].address}))
-    for command in commands:
-        assert "there is no escrow" in tally(*command, fails=True)["message"]
-    file.write_text(json.dumps(printed | {"rpc": proxy.url}))
-    proxy.plan("eth_chainId", *[Fault.GARBAGE] * 20)
-    assert tally("balance", fails=True)["retry"]

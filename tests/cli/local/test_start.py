@@ -50,7 +50,7 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
 
 def test_from_nothing_to_a_paid_answer(newcomer: Newcomer) -> None:
     """One command adds all that is missing and asks; the second run adds nothing; after a stop it works again."""
-    first = newcomer("start", "--yes")
+    first = newcomer("start", "--yes", "--stand-in")
     assert first["done"] == ["wallet", "chain", "contracts", "coins", "purse", "coordinator", "offers"]
     assert int(first["answer"]["cost"]) > 0
     assert first["answer"]["text"]
@@ -58,7 +58,7 @@ def test_from_nothing_to_a_paid_answer(newcomer: Newcomer) -> None:
     assert newcomer("chat", "hello")["outcome"] == "completed"
     assert newcomer("start", "--stop") == {"stopped": True}
     assert newcomer("start", "--stop") == {"stopped": False}
-    again = newcomer("start")
+    again = newcomer("start", "--stand-in")
     assert again["done"] == ["chain", "contracts", "coins", "purse", "coordinator", "offers"]
     assert int(again["answer"]["cost"]) > 0
     assert first["answer"]["provider"] not in json.dumps(newcomer("balance")), "the ledger of another chain"

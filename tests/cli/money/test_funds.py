@@ -209,10 +209,10 @@ def test_inspect_as_text(market: Tally) -> None:
     market("reserve", "node", "3")
     market("thaw", "2.5")
     purse = market.says("contract", "inspect", "purse")
-    for expected in ("purse: thawing", "4.5 is free", "2.5 is leaving", "tally withdraw", "the owner"):
+    for expected in ("purse: thawing", "4.5 dollars is free", "2.5 dollars is leaving", "tally withdraw", "the owner"):
         assert expected in purse
     tab = market.says("contract", "inspect", "tab", "default", "node")
-    for expected in ("tab: reserved", "3 is reserved: nobody but this provider", "giveBack()", "the provider, or"):
+    for expected in ("tab: reserved", "3 dollars is reserved: nobody but this provider", "giveBack()", "the provider, or"):
         assert expected in tab
     assert "evidence against this account would cost it nothing" in market.says("contract", "inspect", "provider", "node")
     rules = market.says("contract", "inspect", "rules")

@@ -44,6 +44,6 @@ async def test_plain_http_to_a_coordinator_is_never_silent(config: ClientConfig,
         with structlog.testing.capture_logs() as logs:
             async with Market(url, wallet, config):
                 pass
-        told = [one for one in logs if "PLAIN HTTP" in one["event"]]
-        assert len(told) == warned
-        assert all(one["log_level"] == "warning" and "which account buys" in one["exposed"] for one in told)
+        warnings = [entry for entry in logs if "PLAIN HTTP" in entry["event"]]
+        assert len(warnings) == warned
+        assert all(entry["log_level"] == "warning" and "which account buys" in entry["exposed"] for entry in warnings)

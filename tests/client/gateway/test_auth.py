@@ -58,7 +58,7 @@ async def test_each_key_has_its_limits(fake: FakeMarket, wallet: Signer, config:
         assert caught.value.status_code == 402
         with pytest.raises(openai.NotFoundError, match="model: expected one of those allowed here"):
             await ask(sdk, ANN, model="other")
-        with pytest.raises(openai.APIStatusError, match="only eu is allowed here"):
+        with pytest.raises(openai.APIStatusError, match="expected one of eu, got us"):
             await ask(sdk, BOB, '{"require": {"region": "us"}}')
         with pytest.raises(openai.APIStatusError):  # nobody in this market is in the eu
             await ask(sdk, BOB)

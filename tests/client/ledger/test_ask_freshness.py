@@ -57,7 +57,7 @@ async def refused(ledger: Ledger, *asks: Verified[Ask], domain: Domain = DOMAIN,
     ],
 )
 async def test_a_stale_ask_on_other_terms_is_never_ordered_on(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Whatever got dearer, and an old sealing key: refused beside the newest, after it, and after a restart."""
+    """Whatever got more expensive, and an old sealing key: refused beside the newest, after it, and after a restart."""
     old, new = signed(**{"seq": 5} | changes), signed(seq=6)
     for shown in ((old, new), (new, old)):
         assert find_stale(shown, {})[0].keys() == {old.digest}
@@ -73,13 +73,13 @@ async def test_a_stale_ask_on_other_terms_is_never_ordered_on(tmp_path: Path, ch
 
 async def test_two_asks_with_one_seq_are_not_both_believed(ledger: Ledger) -> None:
     """The first stands; another with its seq is refused even where it is cheaper, and the next seq is taken."""
-    one, other = signed(seq=7), signed(seq=7, output_price=1)
-    assert await refused(ledger, one, other) == [False, True]
+    first, other = signed(seq=7), signed(seq=7, output_price=1)
+    assert await refused(ledger, first, other) == [False, True]
     assert await refused(ledger, other) == [True]
-    assert await refused(ledger, signed(seq=8, output_price=2), one) == [False, True]
+    assert await refused(ledger, signed(seq=8, output_price=2), first) == [False, True]
 
 
-async def test_what_replaces_nothing_is_not_stale(ledger: Ledger) -> None:
+async def test_asks_of_other_products_are_not_stale(ledger: Ledger) -> None:
     """Other models, providers, deployments, precision classes, regions and tiers; and engines that sell the same at one price."""
     assert await refused(ledger, signed(seq=9)) == [False]
     dear: dict[str, Any] = {"seq": 1, "output_price": 900_000}
@@ -128,7 +128,7 @@ async def test_a_coordinator_cannot_sell_a_replaced_price(fake: FakeMarket, wall
         assert [ask.message.provider for ask in await market.shortlist(MODEL)] == [fake.providers[1].address]
     async with Market(fake.url, wallet, config) as market:
         fake.asks = lambda: [{"ask": old.to_json(), "free": 1}]
-        with pytest.raises(Unavailable, match="no usable ask"):
+        with pytest.raises(Unavailable, match="none of them usable"):
             await market.shortlist(MODEL)
         fake.asks = lambda: [{"ask": ask.to_json(), "free": 1} for ask in (old, new)]
         assert [ask.message.seq for ask in await market.shortlist(MODEL)] == [2], "the stale one does not hide the newest"

@@ -26,7 +26,7 @@ FINE = Delivery(200, 50, ZERO_HASH, finished=True)
 TODAY = NOW_S // DAY_SECONDS
 
 
-class Desk:
+class Harness:
     """A ledger that numbers its jobs."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -53,35 +53,35 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     """An empty ledger."""
     ledger = await Ledger.open(tmp_path / "state.db", PAYER.address)
-    yield Desk(ledger)
+    yield Harness(ledger)
     await ledger.close()
 
 
-async def _cap(desk: Desk) -> int:
+async def _cap(harness: Harness) -> int:
     """The worst case of one job."""
-    job, (placed,) = await desk.take(label="probe")
-    await desk.ledger.end_job(job, JobState.FAILED, "", NOW_S)
+    job, (placed,) = await harness.take(label="probe")
+    await harness.ledger.end_job(job, JobState.FAILED, "", NOW_S)
     return int(placed.terms.max_cost)
 
 
-async def test_what_was_spent_adds_up(desk: Desk) -> None:
+async def test_spending_adds_up(harness: Harness) -> None:
     """By each member and by several; a receipt twice counts once; a job without a receipt counts as failed, and once."""
     for seq, label in enumerate(("a", "a", "b"), 1):
-        job, (placed,) = await desk.take(label=label)
-        await desk.book(job, placed, seq)
-    job, _ = await desk.take(label="b")
+        job, (placed,) = await harness.take(label=label)
+        await harness.book(job, placed, seq)
+    job, _ = await harness.take(label="b")
     for state in (JobState.LOST, JobState.FAILED, JobState.FAILED):
-        await desk.ledger.end_job(job, state, "gone", NOW_S)
-    read = desk.ledger.spending
+        await harness.ledger.end_job(job, state, "gone", NOW_S)
+    read = harness.ledger.spending
     assert await read(NOW_S, ()) == [SpendingRow((), 4, 1, Amount(9), 30, 0, 15)]
     assert await read(NOW_S, ("label",)) == [
         SpendingRow(("a",), 2, 0, Amount(6), 20, 0, 10),
         SpendingRow(("b",), 2, 1, Amount(3), 10, 0, 5),
     ]
-    assert [one.group for one in await read(NOW_S, GROUPS)] == [
+    assert [row.group for row in await read(NOW_S, GROUPS)] == [
         (TODAY, "a", "model", ALICE.address),
         (TODAY, "b", "model", ALICE.address),
         (TODAY, "b", "model", ""),
@@ -89,79 +89,80 @@ async def test_what_was_spent_adds_up(desk: Desk) -> None:
     assert await read(NOW_S + DAY_SECONDS, ()) == []
 
 
-async def test_how_long_requests_took(desk: Desk) -> None:
+async def test_latency_percentiles(harness: Harness) -> None:
     """The nearest ranks of those whose time is known, by group."""
     for seq, took in enumerate((None, *range(20, 0, -1)), 1):
-        job, (placed,) = await desk.take(label="a" if seq % 2 else "b")
-        await desk.book(job, placed, seq, took)
+        job, (placed,) = await harness.take(label="a" if seq % 2 else "b")
+        await harness.book(job, placed, seq, took)
     for by in ((), ("model", "day"), ("provider",)):
-        assert [one.latency_ms for one in await desk.ledger.spending(NOW_S, by)] == [(10, 19, 20)]
-    assert {one.group[0]: one.latency_ms for one in await desk.ledger.spending(NOW_S, ("label",))} == {
+        assert [row.latency_ms for row in await harness.ledger.spending(NOW_S, by)] == [(10, 19, 20)]
+    assert {row.group[0]: row.latency_ms for row in await harness.ledger.spending(NOW_S, ("label",))} == {
         "a": (9, 19, 19),
         "b": (10, 20, 20),
     }
-    assert (await desk.ledger.spending(NOW_S + DAY_SECONDS, ())) == []
+    assert (await harness.ledger.spending(NOW_S + DAY_SECONDS, ())) == []
 
 
-async def test_a_budget_holds_back_the_worst_case(desk: Desk) -> None:
+async def test_a_budget_holds_back_the_worst_case(harness: Harness) -> None:
     """All signed orders count with their caps, those of a whole shortlist too; what a job costs takes the place of its caps."""
-    cap = await _cap(desk)
+    cap = await _cap(harness)
     budget = Budget(per_day=Amount(3 * cap))
-    first, (alice, _) = await desk.take(budget, providers=(ALICE, BOB))
-    await desk.take(budget)
+    first, (alice, _) = await harness.take(budget, providers=(ALICE, BOB))
+    await harness.take(budget)
     with pytest.raises(Refusal, match="the day's budget has 0 left") as caught:
-        await desk.take(budget)
+        await harness.take(budget)
     assert (caught.value.code, caught.value.fault, caught.value.status) == (Code.OVER_BUDGET, Fault.CLIENT, 402)
-    await desk.book(first, alice)
-    stand = await desk.ledger.budget_status(budget, NOW_S)
-    assert (stand.spent, stand.reserved, stand.left) == (3, cap, 2 * cap - 3)
-    assert len((await desk.take(budget, providers=(ALICE, BOB)))[1]) == 1, "there is room for one of the two"
+    await harness.book(first, alice)
+    status = await harness.ledger.budget_status(budget, NOW_S)
+    assert (status.spent, status.reserved, status.left) == (3, cap, 2 * cap - 3)
+    assert len((await harness.take(budget, providers=(ALICE, BOB)))[1]) == 1, "there is room for one of the two"
     until = alice.order.message.claim_by
-    assert (await desk.ledger.budget_status(budget, until - 1)).reserved == 2 * cap, "also on later days"
-    assert (await desk.ledger.budget_status(budget, until)).reserved == 0, "nobody can collect on it any more"
+    assert (await harness.ledger.budget_status(budget, until - 1)).reserved == 2 * cap, "also on later days"
+    assert (await harness.ledger.budget_status(budget, until)).reserved == 0, "nobody can collect on it any more"
 
 
-async def test_a_budget_of_a_workload(desk: Desk) -> None:
+async def test_a_budget_of_a_workload(harness: Harness) -> None:
     """It bounds jobs of its label alone, and the one for everything bounds them too."""
-    cap = await _cap(desk)
+    cap = await _cap(harness)
     research, everything = Budget(per_day=Amount(cap), label="research"), Budget(per_day=Amount(2 * cap))
-    await desk.take(research, everything, label="research")
+    await harness.take(research, everything, label="research")
     with pytest.raises(Refusal, match="the day's budget of 'research'"):
-        await desk.take(research, everything, label="research")
-    await desk.take(research, everything, label="play")
+        await harness.take(research, everything, label="research")
+    await harness.take(research, everything, label="play")
     with pytest.raises(Refusal, match="the day's budget has"):
-        await desk.take(research, everything, label="play")
+        await harness.take(research, everything, label="play")
 
 
-async def test_two_at_once_do_not_overspend(desk: Desk) -> None:
+async def test_concurrent_orders_do_not_overspend(harness: Harness) -> None:
     """Whoever signs second finds what the first reserved."""
-    cap = await _cap(desk)
+    cap = await _cap(harness)
     budget = Budget(per_day=Amount(3 * cap))
-    ends = await asyncio.gather(*(desk.take(budget) for _ in range(12)), return_exceptions=True)
+    ends = await asyncio.gather(*(harness.take(budget) for _ in range(12)), return_exceptions=True)
     assert sum(not isinstance(end, BaseException) for end in ends) == 3
 
 
-async def test_a_request_took_the_time_of_who_answered_it(desk: Desk) -> None:
+async def test_the_duration_of_a_request_is_that_of_its_answer(harness: Harness) -> None:
     """Each request counts once, with the provider whose receipt ended it; a receipt at no cost of another one took no time."""
-    job, (placed,) = await desk.take()
-    await desk.book(job, placed, took=10)
-    job, (passed, placed) = await desk.take(providers=(ALICE, BOB))
+    job, (placed,) = await harness.take()
+    await harness.book(job, placed, took=10)
+    job, (passed, placed) = await harness.take(providers=(ALICE, BOB))
     void = ALICE.signer.sign(bill(passed, Usage(0, 0, 0), Outcome.REFUSED, seq=2, cumulative_cost=Amount(3)), DOMAIN)
-    assert await desk.ledger.record_receipt(IncomingReceipt(DOMAIN, job, passed, void, None, NOW_S, final=False)) is None
+    assert await harness.ledger.record_receipt(IncomingReceipt(DOMAIN, job, passed, void, None, NOW_S, final=False)) is None
     assert (
-        await desk.ledger.record_receipt(
+        await harness.ledger.record_receipt(
             IncomingReceipt(DOMAIN, job, placed, BOB.signer.sign(bill(placed), DOMAIN), FINE, NOW_S, 30)
         )
         is None
     )
-    took = {one.group[0]: one.latency_ms for one in await desk.ledger.spending(NOW_S, ("provider",))}
-    assert took == {ALICE.address: (10, 10, 10), BOB.address: (30, 30, 30)}
+    latencies = {row.group[0]: row.latency_ms for row in await harness.ledger.spending(NOW_S, ("provider",))}
+    assert latencies == {ALICE.address: (10, 10, 10), BOB.address: (30, 30, 30)}
 
 
 def _drafts(*outputs: int) -> list[tuple[Address, Terms]]:
     job = JobId(bytes(16))
     return [
-        (ALICE.address, terms_for(ALICE.ask, job=job, commitment=ZERO_HASH, output_tokens=one, body_bytes=200)) for one in outputs
+        (ALICE.address, terms_for(ALICE.ask, job=job, commitment=ZERO_HASH, output_tokens=output, body_bytes=200))
+        for output in outputs
     ]
 
 
@@ -171,9 +172,9 @@ def test_a_refusal_names_the_tightest_budget() -> None:
     least = drafts[1][1].max_cost
     wide = BudgetStatus(Budget(per_day=Amount(least), label="wide"), Amount(1), Amount(0))
     lowered = BudgetStatus(Budget(per_day=Amount(10), label="lowered"), Amount(500_000), Amount(2_000_000))
-    for stands in ([wide, lowered], [lowered, wide]):
+    for statuses in ([wide, lowered], [lowered, wide]):
         with pytest.raises(Refusal) as caught:
-            fit_budgets(drafts, stands)
+            fit_budgets(drafts, statuses)
         text = str(caught.value)
         assert "of 'lowered' has 0 left" in text
         assert "(0.5 spent, 2 reserved" in text
@@ -184,68 +185,68 @@ def test_a_refusal_names_the_tightest_budget() -> None:
     assert fit_budgets([], [lowered]) == []
 
 
-def test_how_much_of_a_budget_is_used() -> None:
+def test_percentage_of_a_budget() -> None:
     """What was spent and what may still be collected, together; a budget of nothing is used up."""
     half = BudgetStatus(Budget(per_day=Amount(200)), Amount(70), Amount(30))
     assert (half.left, half.percent) == (100, 50)
     assert BudgetStatus(Budget(per_day=Amount(0)), Amount(0), Amount(0)).percent == 100
 
 
-async def test_a_budget_covers_the_workloads_below_its_label(desk: Desk) -> None:
+async def test_a_budget_covers_the_workloads_below_its_label(harness: Harness) -> None:
     """Those whose label begins with its own and a slash; not one that merely begins alike, or differs in case."""
-    cap = await _cap(desk)
+    cap = await _cap(harness)
     budget = Budget(per_day=Amount(10 * cap), label="research")
     for seq, label in enumerate(("research", "research/a", "researcher", "Research/a", "other"), 1):
-        job, (placed,) = await desk.take(label=label)
-        await desk.book(job, placed, seq)
-        await desk.take(label=label)
-    stand = await desk.ledger.budget_status(budget, NOW_S)
-    assert (stand.spent, stand.reserved) == (2 * 3, 2 * cap)
+        job, (placed,) = await harness.take(label=label)
+        await harness.book(job, placed, seq)
+        await harness.take(label=label)
+    status = await harness.ledger.budget_status(budget, NOW_S)
+    assert (status.spent, status.reserved) == (2 * 3, 2 * cap)
 
 
-async def test_hits_and_unproven_payments_add_up(desk: Desk) -> None:
+async def test_cache_hits_and_unproven_payments_add_up(harness: Harness) -> None:
     """The cache's savings count beside requests, by day; what the chain paid without a receipt is a cost of its provider."""
     hit = CacheHit("a", "model", ALICE.address, Amount(7))
     for now in (NOW_S, NOW_S, NOW_S + DAY_SECONDS):
-        await desk.ledger.record_cache_hit(hit, now)
+        await harness.ledger.record_cache_hit(hit, now)
     tab: dict[str, object] = {"of_payer": PAYER.address, "of_provider": BOB.address}
     for now in (NOW_S, NOW_S, NOW_S + DAY_SECONDS):
-        await desk.ledger._database.write(partial(add_unproven, tab_key=tab, amount=Amount(5), now=now))
+        await harness.ledger._database.write(partial(add_unproven, tab_key=tab, amount=Amount(5), now=now))
     of_alice, of_bob = ("a", "model", ALICE.address), ("", "", BOB.address)
-    assert await desk.ledger.spending(NOW_S, GROUPS) == [
+    assert await harness.ledger.spending(NOW_S, GROUPS) == [
         SpendingRow((TODAY + 1, *of_bob), 0, 0, Amount(5), 0, 0, 0),
         SpendingRow((TODAY + 1, *of_alice), 0, 0, Amount(0), 0, 0, 0, hits=1, saved=Amount(7)),
         SpendingRow((TODAY, *of_bob), 0, 0, Amount(10), 0, 0, 0),
         SpendingRow((TODAY, *of_alice), 0, 0, Amount(0), 0, 0, 0, hits=2, saved=Amount(14)),
     ]
-    assert [one.group[0] for one in await desk.ledger.spending(NOW_S, ("day",))] == [TODAY + 1, TODAY], "the newest day first"
-    assert [one.group[0] for one in await desk.ledger.spending(NOW_S, ("provider",))] == [BOB.address, ALICE.address]
+    assert [row.group[0] for row in await harness.ledger.spending(NOW_S, ("day",))] == [TODAY + 1, TODAY], "the newest day first"
+    assert [row.group[0] for row in await harness.ledger.spending(NOW_S, ("provider",))] == [BOB.address, ALICE.address]
 
 
-async def test_a_request_counts_once(desk: Desk) -> None:
+async def test_a_request_counts_once(harness: Harness) -> None:
     """One that failed by its receipt, and one that failed without it and was charged afterwards, are one failed request each."""
-    job, (placed,) = await desk.take(label="failed")
+    job, (placed,) = await harness.take(label="failed")
     broken = ALICE.signer.sign(bill(placed, Usage(0, 0, 0), Outcome.UPSTREAM_ERROR), DOMAIN)
-    assert await desk.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, broken, FINE, NOW_S)) is None
-    job, (placed,) = await desk.take(label="late")
-    await desk.ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
+    assert await harness.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, broken, FINE, NOW_S)) is None
+    job, (placed,) = await harness.take(label="late")
+    await harness.ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
     late = ALICE.signer.sign(bill(placed, seq=2), DOMAIN)
-    assert await desk.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, late, FINE, NOW_S)) is None
-    read = {one.group[0]: one for one in await desk.ledger.spending(NOW_S, ("label",))}
-    assert {label: (one.requests, one.failed, one.cost) for label, one in read.items()} == {
+    assert await harness.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, late, FINE, NOW_S)) is None
+    read = {row.group[0]: row for row in await harness.ledger.spending(NOW_S, ("label",))}
+    assert {label: (row.requests, row.failed, row.cost) for label, row in read.items()} == {
         "failed": (1, 1, 0),
         "late": (1, 1, 3),
     }
 
 
-async def test_a_warning_once_a_day(desk: Desk) -> None:
+async def test_a_warning_once_a_day(harness: Harness) -> None:
     """From warn_percent on, in the log."""
-    cap = await _cap(desk)
+    cap = await _cap(harness)
     budget = Budget(per_day=Amount(10 * cap), warn_percent=20)
     with capture_logs() as logs:
         for _ in range(5):
-            await desk.take(budget)
-    assert [one["event"] for one in logs] == ["a budget is nearly used up"]
+            await harness.take(budget)
+    assert [entry["event"] for entry in logs] == ["a budget is nearly used up"]
 
 
 def test_budgets_in_a_config() -> None:

@@ -1,4 +1,4 @@
-"""Idempotency keys at the client: one job a key, clear errors, bounded memory. tests/e2e/test_kills.py proves the rest."""
+"""Idempotency keys at the client: one job a key, clear errors, bounded memory. tests.e2e.test_sigkill.py proves the rest."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_refused_job_frees_its_key(market: Market, fake: FakeMarket) -> 
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\nb"])
-async def test_what_is_no_key(market: Market, fake: FakeMarket, key: str) -> None:
+async def test_invalid_keys(market: Market, fake: FakeMarket, key: str) -> None:
     """A key that cannot be one is refused before anything is signed."""
     with pytest.raises(BadMessage, match="idempotency key"):
         await _ask(market, key)

@@ -67,7 +67,7 @@ async def test_orders_expire(ledger: Ledger) -> None:
 
 
 async def test_the_same_receipt_twice_counts_once(ledger: Ledger) -> None:
-    """Booking is idempotent."""
+    """Recording is idempotent."""
     job, (alice,) = await take(ledger)
     for _ in range(3):
         assert await ledger.record_receipt(arrival(job, alice, bill(alice))) is None
@@ -101,7 +101,7 @@ async def test_in_flight_receipts_explain_a_total(ledger: Ledger) -> None:
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).accepted == 6
 
 
-async def test_dishonest_receipt_is_kept_and_freezes(ledger: Ledger) -> None:
+async def test_dishonest_receipt_is_kept_and_blocks(ledger: Ledger) -> None:
     """Evidence is durable, the provider gets no more orders, and others do."""
     job, (alice, _) = await take(ledger, ALICE, BOB)
     complaint = await ledger.record_receipt(arrival(job, alice, bill(alice, result_commitment=Hash(b"\1" * 32))))
@@ -126,7 +126,7 @@ async def test_deployments_have_tabs_of_their_own(ledger: Ledger) -> None:
 
 
 async def test_state_survives(tmp_path: Path) -> None:
-    """What was taken and booked is there after a restart, in a file that only its owner can read."""
+    """What was taken and recorded is there after a restart, in a file that only its owner can read."""
     path = tmp_path / "deep" / "state.db"
     ledger = await Ledger.open(path, PAYER.address)
     job, (alice,) = await take(ledger)

@@ -36,7 +36,7 @@ UNKNOWN = Hash(b"\5" * 32)
 T = TypeVar("T")
 
 
-class Desk:
+class Harness:
     """A ledger whose functions are called one by one."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -63,10 +63,10 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     """An empty ledger."""
     ledger = await Ledger.open(tmp_path / "state.db", PAYER.address)
-    yield Desk(ledger)
+    yield Harness(ledger)
     await ledger.close()
 
 
@@ -74,64 +74,64 @@ def _where(provider: Address = ALICE.address) -> dict[str, object]:
     return {"of_deployment_id": deployment_id(DOMAIN), "of_payer": PAYER.address, "of_provider": provider}
 
 
-async def test_what_arrived_is_kept_for_its_order_alone(desk: Desk) -> None:
+async def test_a_delivery_is_stored_for_its_order_only(harness: Harness) -> None:
     """The latest part is kept until the whole answer came; no later part takes that one's place."""
-    job, (placed,) = await take(desk.ledger)
-    other, (beside,) = await take(desk.ledger)
+    job, (placed,) = await take(harness.ledger)
+    other, (beside,) = await take(harness.ledger)
     longer = replace(PART, response_bytes=60)
     for arrived, kept in ((PART, PART), (longer, longer), (WHOLE_ANSWER, WHOLE_ANSWER), (PART, WHOLE_ANSWER)):
-        await desk.do(partial(open_orders.store_deliveries, deliveries={placed.order.digest: arrived}))
-        assert await desk.read_delivery(job, placed) == kept
-    assert await desk.read_delivery(other, beside) is None
-    assert await desk.read_delivery(job, placed, PART) == PART, "what the reader itself saw comes first"
+        await harness.do(partial(open_orders.store_deliveries, deliveries={placed.order.digest: arrived}))
+        assert await harness.read_delivery(job, placed) == kept
+    assert await harness.read_delivery(other, beside) is None
+    assert await harness.read_delivery(job, placed, PART) == PART, "what the reader itself saw comes first"
 
 
-async def test_what_arrived_is_not_known_of_every_order(desk: Desk) -> None:
+async def test_orders_without_a_stored_delivery(harness: Harness) -> None:
     """Of one that nobody was told to have, nothing arrived; of one that is open or was dispatched, nobody knows."""
-    job, (matched, unmatched) = await take(desk.ledger, ALICE, BOB)
-    assert await desk.read_delivery(job, matched) is None
-    await desk.ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[matched.order.digest])
-    assert await desk.read_delivery(job, matched) is None
-    nothing = await desk.read_delivery(job, unmatched)
+    job, (matched, unmatched) = await take(harness.ledger, ALICE, BOB)
+    assert await harness.read_delivery(job, matched) is None
+    await harness.ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[matched.order.digest])
+    assert await harness.read_delivery(job, matched) is None
+    nothing = await harness.read_delivery(job, unmatched)
     assert nothing is not None
     assert (nothing.response_bytes, nothing.finished, nothing.bounded) == (0, False, False)
     stranger = replace(matched, order=replace(matched.order, digest=UNKNOWN))
-    assert await desk.read_delivery(job, stranger) is None
+    assert await harness.read_delivery(job, stranger) is None
 
 
-async def test_a_cancel_counts_for_its_own_job(desk: Desk) -> None:
+async def test_a_cancel_counts_for_its_own_job(harness: Harness) -> None:
     """A receipt may say client_cancelled where this job's end was asked for, whoever reads it; no other outcome is touched."""
-    job, (placed,) = await take(desk.ledger)
-    other, (beside,) = await take(desk.ledger)
-    await desk.ledger.mark_cancelled(job)
+    job, (placed,) = await take(harness.ledger)
+    other, (beside,) = await take(harness.ledger)
+    await harness.ledger.mark_cancelled(job)
     cancelled, claims = replace(PART, cancelled=True), Outcome.CLIENT_CANCELLED
-    assert await desk.read_delivery(job, placed, PART, claims) == cancelled
-    assert await desk.read_delivery(job, placed, PART) == PART
-    assert await desk.read_delivery(job, placed, None, claims) is None
-    assert await desk.read_delivery(other, beside, PART, claims) == PART
-    assert await desk.read_delivery(other, beside, cancelled, claims) == cancelled
-    assert await desk.read_delivery(JobId(bytes(16)), placed, PART, claims) == PART
+    assert await harness.read_delivery(job, placed, PART, claims) == cancelled
+    assert await harness.read_delivery(job, placed, PART) == PART
+    assert await harness.read_delivery(job, placed, None, claims) is None
+    assert await harness.read_delivery(other, beside, PART, claims) == PART
+    assert await harness.read_delivery(other, beside, cancelled, claims) == cancelled
+    assert await harness.read_delivery(JobId(bytes(16)), placed, PART, claims) == PART
 
 
-async def test_a_reader_takes_up_one_job(desk: Desk) -> None:
+async def test_a_process_becomes_the_reader_of_one_job(harness: Harness) -> None:
     """The other jobs keep theirs; where a job is, is known of those in the ledger."""
-    job, _ = await take(desk.ledger)
-    other, _ = await take(desk.ledger)
-    await desk.do(lambda c: open_orders.set_reader(c, job, "another"))
+    job, _ = await take(harness.ledger)
+    other, _ = await take(harness.ledger)
+    await harness.do(lambda c: open_orders.set_reader(c, job, "another"))
     readers = dict(
-        await desk.do(lambda c: [tuple(row) for row in c.execute(jobs.select().with_only_columns(jobs.c.job, jobs.c.reader))])
+        await harness.do(lambda c: [tuple(row) for row in c.execute(jobs.select().with_only_columns(jobs.c.job, jobs.c.reader))])
     )
     assert readers[job.hex()] == "another"
-    assert readers[other.hex()] == desk.ledger._process.name
-    await desk.ledger.end_job(other, JobState.CANCELLED, "", NOW_S)
-    states = [await desk.do(partial(open_orders.job_state, job=one)) for one in (job, other, JobId(bytes(16)))]
+    assert readers[other.hex()] == harness.ledger._process.name
+    await harness.ledger.end_job(other, JobState.CANCELLED, "", NOW_S)
+    states = [await harness.do(partial(open_orders.job_state, job=each)) for each in (job, other, JobId(bytes(16)))]
     assert states == [JobState.OPEN, JobState.CANCELLED, None]
 
 
-async def test_an_order_counts_as_what_was_said_last(desk: Desk) -> None:
+async def test_the_last_count_of_an_order_replaces_earlier_ones(harness: Harness) -> None:
     """Said twice it counts once, and what it counted before is taken back; an order that is not known counts each time."""
-    _, (placed,) = await take(desk.ledger)
-    await take(desk.ledger, BOB)
+    _, (placed,) = await take(harness.ledger)
+    await take(harness.ledger, BOB)
     for quarters, order, total in (
         (QUARTERS_UNDELIVERED, placed.order.digest, 4),
         (QUARTERS_UNDELIVERED, placed.order.digest, 4),
@@ -142,14 +142,14 @@ async def test_an_order_counts_as_what_was_said_last(desk: Desk) -> None:
         counting = partial(
             open_orders.count_undelivered, tab_key=_where(), order=order, quarters=quarters, reason="x", delivery=None, now=NOW_S
         )
-        await desk.do(counting)
-        assert await desk.undelivered() == total
-    assert await desk.undelivered(BOB.address) == 0
+        await harness.do(counting)
+        assert await harness.undelivered() == total
+    assert await harness.undelivered(BOB.address) == 0
 
 
-async def test_a_provider_is_frozen_at_the_stated_number(desk: Desk) -> None:
+async def test_a_provider_is_blocked_at_the_limit(harness: Harness) -> None:
     """With one quarter less it is not; the first reason stays; no other provider, payer or deployment is touched."""
-    await take(desk.ledger, ALICE, BOB)
+    await take(harness.ledger, ALICE, BOB)
 
     def others(c: Connection) -> None:
         row = {
@@ -169,7 +169,7 @@ async def test_a_provider_is_frozen_at_the_stated_number(desk: Desk) -> None:
             ],
         )
 
-    await desk.do(others)
+    await harness.do(others)
     for quarters, reason, frozen in (
         (-1, "no credit", False),
         (MAX_UNDELIVERED_QUARTERS - 1, "nearly", False),
@@ -177,32 +177,32 @@ async def test_a_provider_is_frozen_at_the_stated_number(desk: Desk) -> None:
         (QUARTERS_UNDELIVERED, "job 8", True),
         (-1, "late", True),
     ):
-        await desk.do(partial(open_orders.add_undelivered, tab_key=_where(), quarters=quarters, reason=reason))
-        assert bool(await desk.frozen()) is frozen
-    assert await desk.frozen() == "it charged for 3 or more answers that did not arrive; the last: job 7"
-    assert await desk.undelivered() == MAX_UNDELIVERED_QUARTERS + QUARTERS_UNDELIVERED - 1
-    rest = [(row.blocked_reason, row.undelivered_quarters) for row in await desk.do(lambda c: c.execute(tabs.select()).all())]
+        await harness.do(partial(open_orders.add_undelivered, tab_key=_where(), quarters=quarters, reason=reason))
+        assert bool(await harness.frozen()) is frozen
+    assert await harness.frozen() == "it charged for 3 or more answers that did not arrive; the last: job 7"
+    assert await harness.undelivered() == MAX_UNDELIVERED_QUARTERS + QUARTERS_UNDELIVERED - 1
+    rest = [(row.blocked_reason, row.undelivered_quarters) for row in await harness.do(lambda c: c.execute(tabs.select()).all())]
     assert sorted(rest)[:3] == [("", 0), ("", 5), ("", 5)]
-    await desk.do(lambda c: open_orders.reset_undelivered(c, PAYER.address, ALICE.address))
-    counted = sorted(row.undelivered_quarters for row in await desk.do(lambda c: c.execute(tabs.select()).all()))
+    await harness.do(lambda c: open_orders.reset_undelivered(c, PAYER.address, ALICE.address))
+    counted = sorted(row.undelivered_quarters for row in await harness.do(lambda c: c.execute(tabs.select()).all()))
     assert counted == [0, 0, 0, 5], "forgiven in every deployment, by this payer alone"
-    await desk.do(lambda c: open_orders.add_undelivered(c, _where(BOB.address), QUARTERS_CUT_SHORT, "x"))
-    await desk.do(lambda c: open_orders.reset_undelivered(c, PAYER.address, ALICE.address))
-    assert await desk.undelivered(BOB.address) == QUARTERS_CUT_SHORT
+    await harness.do(lambda c: open_orders.add_undelivered(c, _where(BOB.address), QUARTERS_CUT_SHORT, "x"))
+    await harness.do(lambda c: open_orders.reset_undelivered(c, PAYER.address, ALICE.address))
+    assert await harness.undelivered(BOB.address) == QUARTERS_CUT_SHORT
 
 
-async def test_a_refused_receipt_leaves_its_order_counting(desk: Desk) -> None:
+async def test_a_refused_receipt_leaves_its_order_counting(harness: Harness) -> None:
     """Its order is dispatched, what was seen is kept, and the answer counts as not delivered; other orders stay as they were."""
-    job, (placed, beside) = await take(desk.ledger, ALICE, BOB)
+    job, (placed, beside) = await take(harness.ledger, ALICE, BOB)
     complaint = UndeliveredCharge("its last chunk never came")
     for seen, kept in ((None, None), (PART, PART), (None, PART)):
         refusing = partial(
             open_orders.refuse_receipt, tab_key=_where(), order=placed.order.digest, delivery=seen, error=complaint, now=NOW_S
         )
-        await desk.do(refusing)
-        assert await desk.read_delivery(job, placed) == kept
-        assert await desk.undelivered() == QUARTERS_UNDELIVERED
-    rows = await desk.do(lambda c: c.execute(orders.select()).all())
+        await harness.do(refusing)
+        assert await harness.read_delivery(job, placed) == kept
+        assert await harness.undelivered() == QUARTERS_UNDELIVERED
+    rows = await harness.do(lambda c: c.execute(orders.select()).all())
     states = {row.digest: row.state for row in rows}
     assert states == {
         placed.order.digest.hex(): OrderState.DISPATCHED.value,

@@ -1,4 +1,4 @@
-"""What other orders and the chain prove beyond the books, what the chain paid without proof, and forgiving: all on a ledger."""
+"""What other orders and the chain prove beyond the ledger, what the chain paid without proof, and unblocking: all on a ledger."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
 
 
 def _paid(ceiling: int, seq: int = NOW, transaction: str = "0xtx") -> PaidOrder:
-    """An order of this key that these books lack, as it stood in a settling transaction."""
+    """An order of this key that this ledger lacks, as it stood in a settling transaction."""
     order = replace(place().order.message, ceiling=Amount(ceiling), seq=seq)
     return PaidOrder(PAYER.sign(order, DOMAIN), transaction)
 
 
-def _shown(ceiling: int, total: int, seq: int = NOW) -> OrderEvidence:
-    """An order of this key that these books lack, and a receipt for it."""
+def _evidence(ceiling: int, total: int, seq: int = NOW) -> OrderEvidence:
+    """An order of this key that this ledger lacks, and a receipt for it."""
     placed = replace(place(), order=_paid(ceiling, seq).order)
     return OrderEvidence(placed.order, ALICE.signer.sign(bill(placed, seq=9, cumulative_cost=Amount(total)), DOMAIN))
 
@@ -51,7 +51,7 @@ async def _tab(ledger: Ledger) -> Tab:
     return await ledger.tab(DOMAIN, ALICE.address, NOW_S)
 
 
-async def _booked(ledger: Ledger) -> PlacedOrder:
+async def _recorded(ledger: Ledger) -> PlacedOrder:
     """Alice's first job, which cost 3."""
     job, (placed,) = await take(ledger)
     assert (
@@ -61,12 +61,14 @@ async def _booked(ledger: Ledger) -> PlacedOrder:
     return placed
 
 
-async def _adopt(ledger: Ledger, settled: int, *, now: int = NOW_S, paid: list[PaidOrder] | None = None) -> RecoveryResult:
+async def _merge_payment(
+    ledger: Ledger, settled: int, *, now: int = NOW_S, paid: list[PaidOrder] | None = None
+) -> RecoveryResult:
     return await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(settled), now, paid=paid)
 
 
 async def test_refused_orders_prove_nothing(ledger: Ledger) -> None:
-    """A provider cannot climb: orders that these books know, and it may have refused, do not raise what is believed."""
+    """A provider cannot climb: orders that this ledger knows, and it may have refused, do not raise what is believed."""
     _, (own,) = await take(ledger)
     huge = ALICE.signer.sign(bill(own, seq=9, cumulative_cost=Amount(10**12)), DOMAIN)
     assert (
@@ -75,10 +77,10 @@ async def test_refused_orders_prove_nothing(ledger: Ledger) -> None:
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).total == 0
 
 
-async def test_what_the_chain_paid(ledger: Ledger) -> None:
+async def test_payments_with_orders_raise_the_tab(ledger: Ledger) -> None:
     """What was settled counts where the order of this key is shown that allowed it, and up to that; it never lowers a tab."""
-    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=[_paid(100)])
-    assert (found.raised, found.unexplained, found.blocked_reason) == (70, 0, "")
+    result = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=[_paid(100)])
+    assert (result.raised, result.unexplained, result.blocked_reason) == (70, 0, "")
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(30), NOW_S)).raised == 0
     _, (placed,) = await take(ledger)
     assert placed.order.message.ceiling == 70 + placed.terms.max_cost
@@ -99,10 +101,10 @@ async def test_no_number_of_a_chain_raises_a_ceiling(ledger: Ledger, settled: in
         )
         most, settled = placed.order.message.ceiling, settled + 3
     before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])
+    result = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(settled), NOW_S, paid=[])
     after = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (found.raised, after.total, after.ceiling) == (0, before.total, most)
-    assert "tally receipt unblock" in found.blocked_reason == after.blocked_reason
+    assert (result.raised, after.total, after.ceiling) == (0, before.total, most)
+    assert "tally receipt unblock" in result.blocked_reason == after.blocked_reason
     assert (await take(ledger))[1] == [], "no order is signed for it"
     assert await ledger.unblock(ALICE.address, NOW_S)
     _, (placed,) = await take(ledger)
@@ -114,20 +116,20 @@ async def test_no_number_of_a_chain_raises_a_ceiling(ledger: Ledger, settled: in
 
 async def test_a_chain_that_cannot_be_searched_blocks_nobody(ledger: Ledger) -> None:
     """Where the settling transactions cannot be had, a payment above all known ceilings neither raises nor blocks a tab."""
-    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=None)
-    assert (found.raised, found.unexplained, found.blocked_reason) == (0, 70, "")
+    result = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=None)
+    assert (result.raised, result.unexplained, result.blocked_reason) == (0, 70, "")
 
 
 async def test_an_order_below_the_payment_proves_no_more_than_itself(ledger: Ledger) -> None:
     """A settling order of this key raises a tab to its own ceiling, and the rest of the payment is asked about."""
-    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(71), NOW_S, paid=[_paid(70)])
+    result = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(71), NOW_S, paid=[_paid(70)])
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert (found.raised, tab.total, tab.ceiling) == (70, 70, 70)
-    assert tab.blocked_reason == found.blocked_reason
-    assert "(transactions: 0xtx)" in found.blocked_reason
+    assert (result.raised, tab.total, tab.ceiling) == (70, 70, 70)
+    assert tab.blocked_reason == result.blocked_reason
+    assert "(transactions: 0xtx)" in result.blocked_reason
 
 
-async def test_what_was_collected_for_refused_jobs(ledger: Ledger) -> None:
+async def test_collected_caps_of_refused_jobs(ledger: Ledger) -> None:
     """A provider that fails jobs, gives no receipt and collects their caps does not climb: as long as the orders explain it, it
     counts as not delivered; what they do not explain blocks the provider.
     """
@@ -136,8 +138,8 @@ async def test_what_was_collected_for_refused_jobs(ledger: Ledger) -> None:
     await ledger.end_job(job, JobState.FAILED, "refused", NOW_S, matched=[placed.order.digest])
     made_up = ALICE.signer.sign(bill(placed, seq=1, cumulative_cost=cap), DOMAIN)
     for shown in ([], [OrderEvidence(placed.order, made_up)]):
-        found = await ledger.merge_proven(DOMAIN, ALICE.address, shown, cap, NOW_S)
-        assert (found.raised, found.unexplained, found.blocked_reason) == (0, cap, "")
+        result = await ledger.merge_proven(DOMAIN, ALICE.address, shown, cap, NOW_S)
+        assert (result.raised, result.unexplained, result.blocked_reason) == (0, cap, "")
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (tab.undelivered_quarters, tab.open_caps, tab.blocked_reason) == (QUARTERS_UNDELIVERED, cap, ""), "counted once"
     _, (second,) = await take(ledger)
@@ -155,39 +157,39 @@ async def test_a_tab_with_receipts_needs_them(ledger: Ledger) -> None:
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
     await ledger.end_job(job, JobState.FAILED, "refused", NOW_S)
     assert not (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(3), NOW_S)).blocked_reason
-    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4), NOW_S)
-    assert (found.raised, found.unexplained) == (0, 1)
-    assert "tally receipt report" in found.blocked_reason
+    result = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4), NOW_S)
+    assert (result.raised, result.unexplained) == (0, 1)
+    assert "tally receipt report" in result.blocked_reason
 
 
 async def test_the_highest_of_what_is_shown_counts(ledger: Ledger) -> None:
     """Of several orders and receipts, the highest ceiling, total and seq; less than what is known lowers nothing."""
-    shown = [_shown(500, 80, 7), _shown(900, 60, 9), _shown(700, 70, 8)]
-    found = await ledger.merge_proven(DOMAIN, ALICE.address, shown, Amount(0), NOW_S)
+    shown = [_evidence(500, 80, 7), _evidence(900, 60, 9), _evidence(700, 70, 8)]
+    result = await ledger.merge_proven(DOMAIN, ALICE.address, shown, Amount(0), NOW_S)
     tab = await _tab(ledger)
-    assert (found.raised, tab.total, tab.ceiling, tab.order_seq) == (80, 80, 900, 9)
-    found = await _adopt(ledger, 95, paid=[_paid(90), _paid(100), _paid(85)])
-    assert (found.raised, found.unexplained) == (15, 0)
-    assert await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(60, 50, 5)], Amount(95), NOW_S) == RecoveryResult()
+    assert (result.raised, tab.total, tab.ceiling, tab.order_seq) == (80, 80, 900, 9)
+    result = await _merge_payment(ledger, 95, paid=[_paid(90), _paid(100), _paid(85)])
+    assert (result.raised, result.unexplained) == (15, 0)
+    assert await ledger.merge_proven(DOMAIN, ALICE.address, [_evidence(60, 50, 5)], Amount(95), NOW_S) == RecoveryResult()
     tab = await _tab(ledger)
     assert (tab.total, tab.ceiling, tab.order_seq) == (95, 900, NOW)
 
 
 async def test_an_order_raises_the_ceiling_where_its_receipt_raises_nothing(ledger: Ledger) -> None:
     """What this key signed elsewhere counts as signed, also on a tab that is new or has the total already."""
-    free = _shown(40, 0)
+    free = _evidence(40, 0)
     free = OrderEvidence(
         free.order, ALICE.signer.sign(replace(free.receipt.message, cost=Amount(0), cumulative_cost=Amount(0)), DOMAIN)
     )
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [free], Amount(0), NOW_S)).raised == 0
     assert ((await _tab(ledger)).total, (await _tab(ledger)).ceiling) == (0, 40)
-    await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(60, 0)], Amount(0), NOW_S)
+    await ledger.merge_proven(DOMAIN, ALICE.address, [_evidence(60, 0)], Amount(0), NOW_S)
     assert ((await _tab(ledger)).total, (await _tab(ledger)).ceiling) == (0, 60)
 
 
 async def test_nothing_shown_makes_no_tab(ledger: Ledger) -> None:
     """A provider of whom nothing is known stays unknown."""
-    assert await _adopt(ledger, 0) == RecoveryResult()
+    assert await _merge_payment(ledger, 0) == RecoveryResult()
     assert await ledger.providers_with_tab(DOMAIN, [ALICE.address]) == set()
 
 
@@ -195,20 +197,22 @@ async def test_open_orders_may_explain_a_total_that_was_learnt(ledger: Ledger) -
     """Those signed before a higher total was learnt; where it did not rise, those that counted as early go on alone."""
     _, (placed,) = await take(ledger)
     cap = placed.terms.max_cost
-    await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(50, 0)], Amount(0), NOW_S)
+    await ledger.merge_proven(DOMAIN, ALICE.address, [_evidence(50, 0)], Amount(0), NOW_S)
     assert (await _tab(ledger)).early_caps == 0
-    await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(60, 55)], Amount(0), NOW_S)
+    await ledger.merge_proven(DOMAIN, ALICE.address, [_evidence(60, 55)], Amount(0), NOW_S)
     assert ((await _tab(ledger)).total, (await _tab(ledger)).early_caps) == (55, cap)
     await take(ledger)
-    await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(70, 55)], Amount(0), NOW_S)
+    await ledger.merge_proven(DOMAIN, ALICE.address, [_evidence(70, 55)], Amount(0), NOW_S)
     assert (await _tab(ledger)).early_caps == cap
 
 
 async def test_when_an_order_was_signed_elsewhere(ledger: Ledger) -> None:
-    """The last order that these books lack tells, unless all are older than these books; other deployments say nothing."""
+    """The last order that this ledger lacks tells, unless all are older than this ledger; other deployments say nothing."""
     await take(ledger, domain=Domain(1, Address("0x" + "11" * 20)))
     second = 10**9
-    assert (await ledger.merge_proven(DOMAIN, ALICE.address, [_shown(9, 5, NOW + 9 * second)], Amount(0), NOW_S)).elsewhere == 0
+    assert (
+        await ledger.merge_proven(DOMAIN, ALICE.address, [_evidence(9, 5, NOW + 9 * second)], Amount(0), NOW_S)
+    ).elsewhere == 0
     _, (own,) = await take(ledger, BOB)
     first = own.order.message.seq
     for seqs, elsewhere in (
@@ -216,34 +220,34 @@ async def test_when_an_order_was_signed_elsewhere(ledger: Ledger) -> None:
         ((first,), first // second),
         ((first - second, first + 5 * second, first + second), first // second + 5),
     ):
-        shown = [_shown(20, 5, seq) for seq in seqs]
+        shown = [_evidence(20, 5, seq) for seq in seqs]
         assert (await ledger.merge_proven(DOMAIN, ALICE.address, shown, Amount(0), NOW_S)).elsewhere == elsewhere
-    assert (await _adopt(ledger, 0)).elsewhere == 0
+    assert (await _merge_payment(ledger, 0)).elsewhere == 0
 
 
-async def test_what_the_books_know_proves_nothing_by_being_paid(ledger: Ledger) -> None:
-    """An order of these books in a settling transaction, beside one that they lack, raises the tab by neither's ceiling alone."""
+async def test_what_the_ledger_knows_proves_nothing_by_being_paid(ledger: Ledger) -> None:
+    """An order of this ledger in a settling transaction, beside one that they lack, raises the tab by neither's ceiling alone."""
     _, (own,) = await take(ledger)
     known = PaidOrder(own.order, "0xold")
-    found = await _adopt(ledger, own.terms.max_cost, paid=[known])
-    assert (found.raised, found.unexplained, found.blocked_reason) == (0, own.terms.max_cost, "")
-    found = await _adopt(ledger, own.terms.max_cost, paid=[known, _paid(10)])
-    assert (found.raised, found.unexplained) == (10, own.terms.max_cost - 10)
+    result = await _merge_payment(ledger, own.terms.max_cost, paid=[known])
+    assert (result.raised, result.unexplained, result.blocked_reason) == (0, own.terms.max_cost, "")
+    result = await _merge_payment(ledger, own.terms.max_cost, paid=[known, _paid(10)])
+    assert (result.raised, result.unexplained) == (10, own.terms.max_cost - 10)
 
 
 async def test_open_orders_explain_a_payment_to_the_unit(ledger: Ledger) -> None:
     """What was paid within the receipts and the open caps blocks nobody and counts as nothing; one unit more is asked about."""
-    placed = await _booked(ledger)
+    placed = await _recorded(ledger)
     _, (second,) = await take(ledger)
     most = 3 + second.terms.max_cost
     assert second.order.message.ceiling == most
-    found = await _adopt(ledger, most, paid=[])
-    assert (found.raised, found.unexplained, found.blocked_reason) == (0, most - 3, "")
+    result = await _merge_payment(ledger, most, paid=[])
+    assert (result.raised, result.unexplained, result.blocked_reason) == (0, most - 3, "")
     assert (await _tab(ledger)).undelivered_quarters == 0
-    assert (await _adopt(ledger, most + 1)).blocked_reason == "", "where the transactions cannot be had"
-    found = await _adopt(ledger, most + 1, paid=[])
-    assert "allowed it at most" in found.blocked_reason
-    assert "(transactions: none was shown)" in found.blocked_reason
+    assert (await _merge_payment(ledger, most + 1)).blocked_reason == "", "where the transactions cannot be had"
+    result = await _merge_payment(ledger, most + 1, paid=[])
+    assert "allowed it at most" in result.blocked_reason
+    assert "(transactions: none was shown)" in result.blocked_reason
     assert placed.terms.max_cost == second.terms.max_cost
 
 
@@ -252,9 +256,11 @@ async def test_a_payment_at_the_ceiling_for_a_released_order_is_slashable(ledger
     job, (placed,) = await take(ledger)
     void = ALICE.signer.sign(bill(placed, NOTHING_USED, Outcome.REFUSED), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S)) is None
-    found = await _adopt(ledger, placed.order.message.ceiling, paid=[_paid(1, transaction="0xa"), _paid(2, transaction="0xa")])
-    assert "tally receipt report" in found.blocked_reason
-    assert "(transactions: 0xa)" in found.blocked_reason
+    result = await _merge_payment(
+        ledger, placed.order.message.ceiling, paid=[_paid(1, transaction="0xa"), _paid(2, transaction="0xa")]
+    )
+    assert "tally receipt report" in result.blocked_reason
+    assert "(transactions: 0xa)" in result.blocked_reason
 
 
 async def test_a_payment_counts_as_undelivered_beyond_the_jobs_under_way(ledger: Ledger) -> None:
@@ -266,7 +272,7 @@ async def test_a_payment_counts_as_undelivered_beyond_the_jobs_under_way(ledger:
     await take(ledger)
     cap = placed.terms.max_cost
     for settled, undelivered in ((cap, 0), (cap + 1, 4), (cap, 4), (cap + 1, 4), (cap + 2, 8)):
-        assert (await _adopt(ledger, settled)).blocked_reason == ""
+        assert (await _merge_payment(ledger, settled)).blocked_reason == ""
         assert (await _tab(ledger)).undelivered_quarters == undelivered
 
 
@@ -290,7 +296,7 @@ async def test_orders_that_ended_explain_nothing(ledger: Ledger) -> None:
     other = JobId(b"\7" * 16)
     new = NewJob(DOMAIN, PAYER.address, other, "model", "/v1/chat/completions", b"k" * 32, NOW_S)
     await ledger.sign_orders(new, [(ALICE.address, early.terms)], later)
-    assert (await _adopt(ledger, early.terms.max_cost, now=early.order.message.claim_by)).blocked_reason == ""
+    assert (await _merge_payment(ledger, early.terms.max_cost, now=early.order.message.claim_by)).blocked_reason == ""
     assert (await _tab(ledger)).undelivered_quarters == 0
 
 
@@ -303,8 +309,8 @@ async def _other_payers_freeze(ledger: Ledger) -> None:
     await ledger._database.write(lambda c: c.execute(tabs.insert(), [row]))
 
 
-async def test_one_provider_is_forgiven(ledger: Ledger) -> None:
-    """By this payer, where there was something to forgive; the freezes of other providers and other payers stay."""
+async def test_one_provider_is_unblocked(ledger: Ledger) -> None:
+    """By this payer, where there was something to unblock; the blocks of other providers and other payers stay."""
     await _other_payers_freeze(ledger)
     assert not await ledger.unblock(ALICE.address, NOW_S)
     for provider in (ALICE, BOB):
@@ -320,15 +326,15 @@ async def test_one_provider_is_forgiven(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("seen", [FINE, None])
-async def test_what_was_doubted_alone_is_booked(ledger: Ledger, seen: Delivery | None) -> None:
-    """Once, however often its provider is forgiven: after that its tab is as the provider has it."""
+async def test_receipts_refused_by_the_audit_alone_are_recorded(ledger: Ledger, seen: Delivery | None) -> None:
+    """Once, however often its provider is unblocked: after that its tab is as the provider has it."""
     job, (placed,) = await take(ledger)
     later, (other,) = await take(ledger)
     receipt, lie = bill(placed), bill(other, seq=2, result_commitment=Hash(b"\1" * 32))
-    doubted = IncomingReceipt(
+    flagged = IncomingReceipt(
         DOMAIN, job, placed, ALICE.signer.sign(receipt, DOMAIN), seen, NOW_S, audit_finding=AuditFinding("much", refuse=True)
     )
-    for arrival in (doubted, IncomingReceipt(DOMAIN, later, other, ALICE.signer.sign(lie, DOMAIN), FINE, NOW_S)):
+    for arrival in (flagged, IncomingReceipt(DOMAIN, later, other, ALICE.signer.sign(lie, DOMAIN), FINE, NOW_S)):
         assert await ledger.record_receipt(arrival) is not None
         assert await ledger.unblock(ALICE.address, NOW_S)
         tab = await _tab(ledger)
@@ -337,14 +343,14 @@ async def test_what_was_doubted_alone_is_booked(ledger: Ledger, seen: Delivery |
 
 async def test_what_the_chain_paid_is_believed_up_to_the_ceiling(ledger: Ledger) -> None:
     """Forgiving counts it as spent, as far as ceilings were signed; orders that were open then may explain it."""
-    await _booked(ledger)
+    await _recorded(ledger)
     _, (second,) = await take(ledger)
     most = second.order.message.ceiling
-    assert (await _adopt(ledger, 9_000_000, paid=[])).blocked_reason
+    assert (await _merge_payment(ledger, 9_000_000, paid=[])).blocked_reason
     assert await ledger.unblock(ALICE.address, NOW_S)
     tab = await _tab(ledger)
     assert (tab.total, tab.early_caps, tab.blocked_reason) == (most, second.terms.max_cost, "")
-    unproven = [one for one in await ledger.spending(NOW_S, ("model",)) if one.group == ("",)]
+    unproven = [row for row in await ledger.spending(NOW_S, ("model",)) if row.group == ("",)]
     assert unproven == [SpendingRow(("",), 0, 0, Amount(most - 3), 0, 0, 0)]
 
 
@@ -353,18 +359,18 @@ async def test_a_payment_within_the_ceilings_is_believed_as_it_is(ledger: Ledger
     job, (placed,) = await take(ledger)
     void = ALICE.signer.sign(bill(placed, NOTHING_USED, Outcome.REFUSED), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S)) is None
-    assert (await _adopt(ledger, 5, paid=[])).blocked_reason
+    assert (await _merge_payment(ledger, 5, paid=[])).blocked_reason
     assert await ledger.unblock(ALICE.address, NOW_S)
     assert (await _tab(ledger)).total == 5
 
 
-async def test_forgiving_what_cost_nothing_spends_nothing(ledger: Ledger) -> None:
+async def test_unblocking_what_cost_nothing_spends_nothing(ledger: Ledger) -> None:
     """Where the chain paid no more than the receipts, neither the spending nor the orders that may explain the total change."""
-    await _booked(ledger)
+    await _recorded(ledger)
     job, (placed,) = await take(ledger)
     lie = ALICE.signer.sign(bill(placed, seq=2, result_commitment=Hash(b"\1" * 32)), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, lie, FINE, NOW_S)) is not None
     assert await ledger.unblock(ALICE.address, NOW_S)
     tab = await _tab(ledger)
     assert (tab.total, tab.early_caps, tab.open_caps) == (3, 0, placed.terms.max_cost)
-    assert [one.group for one in await ledger.spending(NOW_S, ("model",)) if one.group == ("",)] == []
+    assert [row.group for row in await ledger.spending(NOW_S, ("model",)) if row.group == ("",)] == []

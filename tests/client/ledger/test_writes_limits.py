@@ -39,26 +39,26 @@ JOB = JobId(bytes(16))
 
 @given(st.integers(0, 40_000), st.integers(0, 40_000), st.integers(0, 8_000))
 @settings(deadline=None)
-def test_a_cap_tells_no_length(one: int, other: int, output: int) -> None:
-    """Two requests that are sealed to one size have one cap; and a cap covers every request of its size."""
-    caps = {cap_for(ALICE.ask.message, size, output) for size in (one, other)}
-    assert len(caps) == 1 or padded_size(one) != padded_size(other)
-    assert cap_for(ALICE.ask.message, one, output) == cap_for(ALICE.ask.message, padded_size(one) - 4, output)
+def test_a_cap_reveals_no_length(first: int, other: int, output: int) -> None:
+    """Two requests that are sealed to first size have first cap; and a cap covers every request of its size."""
+    caps = {cap_for(ALICE.ask.message, size, output) for size in (first, other)}
+    assert len(caps) == 1 or padded_size(first) != padded_size(other)
+    assert cap_for(ALICE.ask.message, first, output) == cap_for(ALICE.ask.message, padded_size(first) - 4, output)
 
 
 @given(st.text(max_size=3_000), st.text(max_size=3_000))
 @settings(deadline=None, max_examples=50)
-def test_what_is_posted_tells_the_bucket_alone(one: str, other: str) -> None:
+def test_the_wire_reveals_only_the_size_bucket(first: str, other: str) -> None:
     """Where two sealed bodies have one length, their orders have one cap, and so has what the client foresees."""
-    key, found = ContentKey(bytes(32)), list[tuple[int, int, int]]()
-    for text in (one, other):
+    key, sizes = ContentKey(bytes(32)), list[tuple[int, int, int]]()
+    for text in (first, other):
         body = orjson.dumps({"model": MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": text}]})
-        asked = ApiRequest.of(CHAT, body)
-        ((_, terms),) = draft_orders(asked, [ALICE.ask], JOB, ZERO_HASH, 4_096)
-        foreseen, _ = estimate_cost(asked, ALICE.ask.message, 4_096, None)
-        found.append((len(key.seal_request(JOB, asked.plaintext)), terms.max_cost, foreseen))
+        request = ApiRequest.of(CHAT, body)
+        ((_, terms),) = draft_orders(request, [ALICE.ask], JOB, ZERO_HASH, 4_096)
+        foreseen, _ = estimate_cost(request, ALICE.ask.message, 4_096, None)
+        sizes.append((len(key.seal_request(JOB, request.plaintext)), terms.max_cost, foreseen))
         assert foreseen == terms.max_cost
-    assert found[0] == found[1] or found[0][0] != found[1][0]
+    assert sizes[0] == sizes[1] or sizes[0][0] != sizes[1][0]
 
 
 # Fees are what was told

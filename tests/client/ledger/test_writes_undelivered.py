@@ -1,4 +1,4 @@
-"""A receipt charges for what arrived, by whichever path it comes to the books, and what cannot be told is remembered."""
+"""A receipt charges for what arrived, by whichever path it comes to the ledger, and what cannot be told is remembered."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def keeps_back(outcome: Outcome, words: int) -> Callable[[Session], Awaitable[No
 @pytest.mark.parametrize("words", [0, 1, 3])
 @pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.LENGTH, Outcome.CLIENT_CANCELLED])
 async def test_no_answer_that_did_not_arrive_is_paid(market: Market, fake: FakeMarket, outcome: Outcome, words: int) -> None:
-    """A receipt that charges without the last chunk is not booked, not retried, and its order counts in full; after three such
-    answers the provider gets no more orders, until it is forgiven.
+    """A receipt that charges without the last chunk is not recorded, not retried, and its order counts in full; after three such
+    answers the provider gets no more orders, until it is unblocked.
     """
     fake.script, mallory = keeps_back(outcome, words), fake.providers[0].address
     for number in range(1, 4):
@@ -95,7 +95,7 @@ async def test_no_answer_that_did_not_arrive_is_paid(market: Market, fake: FakeM
         assert (caught.value.retry, caught.value.fault) == (False, Fault.COORDINATOR)
         tab = await market.tab(mallory)
         assert (tab.accepted, tab.undelivered_quarters) == (0, number * QUARTERS_UNDELIVERED)
-        assert tab.open_caps == sum(one.candidates[0].terms.max_cost for one in fake.submissions)
+        assert tab.open_caps == sum(session.candidates[0].terms.max_cost for session in fake.submissions)
     assert "did not arrive" in tab.blocked_reason
     with pytest.raises(TallyError) as refused:
         await run(market, STREAM)
@@ -137,7 +137,7 @@ async def test_the_official_sdk_does_not_buy_again(market: Market, fake: FakeMar
 
 
 async def test_a_whole_answer_that_claims_a_cancel_is_not_paid(market: Market, fake: FakeMarket) -> None:
-    """An answer that was closed as cancelled, though this client did not cancel, is not booked."""
+    """An answer that was closed as cancelled, though this client did not cancel, is not recorded."""
 
     async def cancels(session: Session) -> None:
         await session.match()
@@ -169,7 +169,7 @@ async def test_a_cancel_at_no_cost_is_not_bought_again(market: Market, fake: Fak
 
 
 async def test_a_cancelled_job_pays_what_arrived_and_no_more(market: Market, fake: FakeMarket) -> None:
-    """Where this client cancels and the last chunk never comes, what the bytes hold is booked; more is not."""
+    """Where this client cancels and the last chunk never comes, what the bytes hold is recorded; more is not."""
     bills: list[Usage] = []
 
     async def cut(session: Session) -> None:
@@ -192,7 +192,7 @@ async def test_a_cancelled_job_pays_what_arrived_and_no_more(market: Market, fak
 
 
 async def test_cancelling_before_the_first_byte_pays_the_input(market: Market, fake: FakeMarket) -> None:
-    """An attempt that is stopped before it answered ends with an empty last chunk: its receipt is booked, and blames nobody."""
+    """An attempt that is stopped before it answered ends with an empty last chunk: its receipt is recorded, and blames nobody."""
 
     async def waits(session: Session) -> None:
         await session.match()
@@ -247,8 +247,8 @@ async def test_a_lost_stream_pays_what_arrived_and_what_was_in_flight(
             return known is not None and known.state not in (JobState.OPEN, JobState.LOST)
 
         await eventually(ended)
-        found = (await market._ledger._database.read(_all_tabs))[fake.providers[0].address]
-    assert found == (fake.providers[0].tab.cumulative if booked else 0, quarters)
+        row = (await market._ledger._database.read(_all_tabs))[fake.providers[0].address]
+    assert row == (fake.providers[0].tab.cumulative if booked else 0, quarters)
 
 
 def _all_tabs(c: object) -> dict[str, tuple[int, int]]:
@@ -258,7 +258,7 @@ def _all_tabs(c: object) -> dict[str, tuple[int, int]]:
 
 
 async def test_a_keyed_answer_that_is_fetched_later_is_whole(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """What a lost stream of a keyed job was charged is booked as its terms allow, and remembered until the answer was fetched."""
+    """The charge for a lost stream of a keyed job is recorded within its terms, and counted until the answer was fetched."""
     ledger = await Ledger.open(config.ledger_path(wallet.address), PAYER.address)
     job, (placed,) = await take(ledger)
     arrived = Delivery(200, 0, OTHER, finished=False, cancelled=True, stream=StreamEnd.RESUMABLE)
@@ -277,7 +277,7 @@ async def test_a_keyed_answer_that_is_fetched_later_is_whole(fake: FakeMarket, w
 
 
 async def test_the_books_forget_nothing_that_did_not_arrive(tmp_path: Path) -> None:
-    """A receipt without the answer counts once however often it is shown, by whichever process, and forgiving books no lie."""
+    """A receipt without the answer counts once however often it is shown, by whichever process, and unblocking books no lie."""
     path = tmp_path / "a.db"
     ledger = await Ledger.open(path, PAYER.address)
     job, (placed,) = await take(ledger)

@@ -38,8 +38,8 @@ def test_ceiling(
     assert placed.order.message.ceiling <= tab.explained_total + open_caps + cap
 
 
-def test_who_is_barred() -> None:
-    """A frozen provider, for the reason of the freeze, and one that owes the stated number of receipts; nobody else."""
+def test_excluded_providers() -> None:
+    """A blocked provider, for the reason of the block, and one that owes the stated number of receipts; nobody else."""
     assert Tab(blocked_reason="it lied").exclusion_reason == "it lied"
     assert Tab(awaiting_receipts=MAX_AWAITING_RECEIPTS - 1).exclusion_reason == ""
     assert Tab(awaiting_receipts=MAX_AWAITING_RECEIPTS).exclusion_reason == awaiting_receipts_reason(MAX_AWAITING_RECEIPTS)

@@ -78,7 +78,7 @@ def test_a_stream_that_was_read_needs_its_last_chunk(outcome: Outcome) -> None:
         assert caught.value.fault is Fault.PROVIDER
 
 
-def test_what_an_answer_adds_to_the_count() -> None:
+def test_undelivered_quarters_of_an_answer() -> None:
     """Whole answers pay back, cut ones count a quarter, more than what arrived counts in full, what cost nothing does not."""
     placed = place(output=500)
     cut = replace(SEEN, finished=False)
@@ -97,7 +97,7 @@ def test_a_credit_window_may_have_been_in_flight() -> None:
     assert IN_FLIGHT_TOKENS == INITIAL_CREDIT * 16
 
 
-def test_what_charges_nothing_is_held_against_nothing() -> None:
+def test_free_receipts_need_no_delivery() -> None:
     """A broken answer's receipt at no cost need not match what arrived, counts as no delivery, and its usage binds nobody."""
     placed = place(output=8_000)
     free = bill(placed, Usage(9_000, 0, 8_000), Outcome.TIMED_OUT, result_commitment=OTHER)

@@ -32,7 +32,7 @@ __all__ = ["tokenizer"]
 def _file(config: ClientConfig, market: Market) -> EvidenceFile:
     """The newest file of evidence."""
     folder = config.ledger_path(market.address).parent / "evidence"
-    path = max(folder.glob("*.json"), key=lambda one: one.stat().st_mtime_ns)
+    path = max(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     assert path.stat().st_mode & 0o777 == 0o600
     return EvidenceFile.from_json(json.loads(path.read_bytes()))
 
@@ -127,7 +127,7 @@ async def test_who_is_left_out_is_said_and_can_be_forgiven(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path
 ) -> None:
     """A refusal names the receipts that it comes from. What was refused by a count alone, say with a wrong tokenizer, can be
-    taken back, and is booked then.
+    taken back, and is recorded then.
     """
     fake.providers = fake.providers[:1]
     address = fake.providers[0].address
@@ -146,7 +146,7 @@ async def test_who_is_left_out_is_said_and_can_be_forgiven(
         assert len(await market.evidence()) == 1, "what was found stays"
 
 
-async def test_a_lie_is_forgiven_but_not_booked(market: Market, fake: FakeMarket) -> None:
+async def test_a_lie_is_unblocked_but_not_booked(market: Market, fake: FakeMarket) -> None:
     """The provider may have orders again, its dishonest receipt counts for nothing."""
     await _cheated(market, fake, cost=Amount(9), cumulative_cost=Amount(9))
     address = fake.providers[0].address

@@ -81,7 +81,7 @@ def test_cut_off_answers_are_not_held_against_the_provider() -> None:
     check_against_order(placed, bill(placed, outcome=Outcome.CLIENT_CANCELLED), partial)
 
 
-def test_the_longest_tab_is_honest() -> None:
+def test_the_highest_seq_is_accepted() -> None:
     """The highest seq that fits is accepted."""
     placed = place()
     check_against_order(placed, bill(placed, seq=MAX_SEQ), SEEN)

@@ -52,8 +52,8 @@ async def test_a_proof_survives_its_file(proof: Proof) -> None:
     request, answer = again.text()
     assert json.loads(request) == STREAM
     assert "one " in answer
-    told = describe(again, again.check())
-    assert (told["valid"], told["whole"], told["outcome"], told["model"]) == (True, True, "completed", MODEL)
+    described = describe(again, again.check())
+    assert (described["valid"], described["whole"], described["outcome"], described["model"]) == (True, True, "completed", MODEL)
 
 
 async def test_nothing_is_kept_unasked(market: Market, fake: FakeMarket) -> None:
@@ -114,8 +114,8 @@ async def test_a_partial_answer_is_proved_too(market: Market, fake: FakeMarket) 
     await anext(aiter(job))
     assert await job.cancel() is not None
     assert job.proof is not None
-    told = describe(job.proof, job.proof.check())
-    assert (told["whole"], told["outcome"]) == (False, "client_cancelled")
+    described = describe(job.proof, job.proof.check())
+    assert (described["whole"], described["outcome"]) == (False, "client_cancelled")
     with pytest.raises(BadReceipt, match="lacks its end"):
         replace(job.proof, response=job.proof.response[:-1]).check()
 

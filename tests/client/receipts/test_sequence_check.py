@@ -17,11 +17,11 @@ from tests.client.parties import bill, place
 
 def chain(*costs: int) -> list[Receipt]:
     """Consecutive receipts of one tab."""
-    placed, found, total = place(), [], 0
+    placed, receipts, total = place(), [], 0
     for seq, each in enumerate(costs, 1):
         total += each
-        found.append(bill(placed, seq=seq, cost=Amount(each), cumulative_cost=Amount(total)))
-    return found
+        receipts.append(bill(placed, seq=seq, cost=Amount(each), cumulative_cost=Amount(total)))
+    return receipts
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.data())
@@ -65,25 +65,25 @@ def test_broken_continuity() -> None:
 
 
 def _chain(*costs: int) -> list[Receipt]:
-    total, found = 0, list[Receipt]()
+    total, receipts = 0, list[Receipt]()
     for seq, each in enumerate(costs, 1):
         total += each
         digest = Hash(bytes([seq]) * 32)
-        found.append(
+        receipts.append(
             bill(place(), seq=seq, cost=Amount(each), cumulative_cost=Amount(total), order_hash=digest),
         )
-    return found
+    return receipts
 
 
-def test_neighbours_are_the_nearest_on_each_side() -> None:
+def test_adjacent_receipts_are_the_nearest_on_each_side() -> None:
     """Of all receipts of a tab, those just below and just above, the one with the same seq, and the one of the same order."""
     one, two, three, four, five = _chain(10, 20, 30, 40, 50)
     near = AdjacentReceipts.of(three, [one, five, two, four, three])
     assert (near.below, near.above, near.same_seq, near.same_order) == (two, four, None, None)
-    twin = replace(three, finished_at=9, order_hash=Hash(b"\7" * 32))
-    again = replace(three, seq=7, cumulative_cost=Amount(999))
-    near = AdjacentReceipts.of(three, [twin, again, one])
-    assert (near.below, near.above, near.same_seq, near.same_order) == (one, again, twin, again)
+    same_seq = replace(three, finished_at=9, order_hash=Hash(b"\7" * 32))
+    same_order = replace(three, seq=7, cumulative_cost=Amount(999))
+    near = AdjacentReceipts.of(three, [same_seq, same_order, one])
+    assert (near.below, near.above, near.same_seq, near.same_order) == (one, same_order, same_seq, same_order)
     assert AdjacentReceipts.of(three, []) == AdjacentReceipts()
     assert AdjacentReceipts.of(three, [three]) == AdjacentReceipts()
 

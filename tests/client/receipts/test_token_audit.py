@@ -45,8 +45,8 @@ def tokenizer(tmp_path: Path) -> Path:
 def test_a_recount_flags_and_refuses_from_its_settings_on(billed: int, flagged: bool, refused: bool) -> None:
     """At the percentages of the config, not one below them."""
     rule = TokenAudit(model=MODEL, tokenizer=Path("x"), flag_percent=5, refuse_percent=50)
-    found = _excess(rule, "output", billed, 90, 10)
-    assert ((found is not None), found is not None and found.refuse) == (flagged, refused)
+    finding = _excess(rule, "output", billed, 90, 10)
+    assert ((finding is not None), finding is not None and finding.refuse) == (flagged, refused)
     never = _excess(replace(rule, refuse_percent=None), "output", 1_000, 90, 10)
     assert never is not None
     assert not never.refuse
@@ -71,7 +71,7 @@ def _billed(output: int, input_: int = 4) -> Receipt:
     return bill(place(output=8_000, body=8_000), Usage(input_, 0, output))
 
 
-def test_what_no_text_shows_is_allowed_for_each_part(tokenizer: Path) -> None:
+def test_allowances_for_tokens_without_text(tokenizer: Path) -> None:
     """Each choice of an answer, each message of a request and the request itself have their allowance; a doubt names it."""
     count = recount_with(tokenizer)
     answer = [HEAD, _said("one two", "three four")]
@@ -85,7 +85,7 @@ def test_what_no_text_shows_is_allowed_for_each_part(tokenizer: Path) -> None:
     assert not input_.refuse, "an opinion refuses nothing"
 
 
-def test_what_says_no_text_is_counted_as_far_as_it_can_be(tokenizer: Path) -> None:
+def test_answers_without_text(tokenizer: Path) -> None:
     """No answer and an engine's error are no doubt; a request with an image leaves its output to be counted."""
     count = recount_with(tokenizer)
     assert count(ASKED, [], _billed(500)) is None
@@ -96,14 +96,14 @@ def test_what_says_no_text_is_counted_as_far_as_it_can_be(tokenizer: Path) -> No
     assert count(drawn, [HEAD, _said("one")], _billed(500, 8_000)) is not None
 
 
-def test_which_answers_are_kept_for_counting(config: ClientConfig, tokenizer: Path) -> None:
+def test_which_answers_are_kept_for_the_audit(config: ClientConfig, tokenizer: Path) -> None:
     """Those of the models that the config names, on the routes whose texts are known."""
     auditor = TokenAuditor(replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer),)))
     assert [auditor.counts(MODEL, path) for path in (CHAT, COMPLETIONS, "/v1/embeddings")] == [True, True, False]
     assert not auditor.counts("other", CHAT)
 
 
-async def test_whose_answers_are_counted(config: ClientConfig, tokenizer: Path) -> None:
+async def test_only_configured_models_are_audited(config: ClientConfig, tokenizer: Path) -> None:
     """Only those of the models that the config names; one that was too long to be kept is doubted, and not refused."""
     auditor = TokenAuditor(
         replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, flag_percent=0, refuse_percent=0),))
@@ -111,9 +111,9 @@ async def test_whose_answers_are_counted(config: ClientConfig, tokenizer: Path) 
     answer = [HEAD, _said("one")]
     assert await auditor.audit("other", ASKED, answer, _billed(500)) is None
     assert await auditor.audit("other", ASKED, None, _billed(500)) is None
-    found, long = await auditor.audit(MODEL, ASKED, answer, _billed(500)), await auditor.audit(MODEL, ASKED, None, _billed(500))
-    assert found is not None
-    assert found.refuse
+    finding, long = await auditor.audit(MODEL, ASKED, answer, _billed(500)), await auditor.audit(MODEL, ASKED, None, _billed(500))
+    assert finding is not None
+    assert finding.refuse
     assert long is not None
     assert ("too long" in long.reason, long.refuse) == (True, False)
 
@@ -147,10 +147,10 @@ async def _run(market: Market, fake: FakeMarket, script: Any) -> tuple[JobState,
     return known.state, known.reason
 
 
-async def test_what_is_too_much_is_flagged_or_refused(
+async def test_excessive_bills_are_flagged_or_refused(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path
 ) -> None:
-    """Within the tolerance a receipt is booked; beyond it, booked and marked; far beyond, refused with its provider."""
+    """Within the tolerance a receipt is recorded; beyond it, recorded and marked; far beyond, refused with its provider."""
     counts = replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, flag_percent=10, refuse_percent=100),))
     honest = 4 + PER_CHOICE
     async with Market(fake.url, wallet, counts) as market:
@@ -170,8 +170,8 @@ async def test_what_is_too_much_is_flagged_or_refused(
         assert "tokens billed" in evidence.reason
 
 
-async def test_what_cannot_be_counted_is_said(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
-    """An answer in another form, or too long to be kept, is booked and flagged: no provider switches its recount off."""
+async def test_uncountable_answers_are_flagged(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
+    """An answer in another form, or too long to be kept, is recorded and flagged: no provider switches its recount off."""
     rule = TokenAudit(model=MODEL, tokenizer=tokenizer, refuse_percent=50)
 
     async def odd(session: Session) -> None:
@@ -207,7 +207,7 @@ async def test_other_models_are_not_counted(fake: FakeMarket, wallet: Signer, co
         assert await _run(market, fake, _bills(80)) == (JobState.COMPLETED, "")
 
 
-def test_tokenizers_that_are_not_there(config: ClientConfig, tmp_path: Path) -> None:
+def test_missing_tokenizers(config: ClientConfig, tmp_path: Path) -> None:
     """The file is named; so is what makes no sense."""
     for content in (None, "{}"):
         path = tmp_path / f"{content}.json"
@@ -231,9 +231,9 @@ def test_the_texts_of_an_answer() -> None:
             {"index": 0, "message": {"content": None, "reasoning_content": "hm", "tool_calls": [CALL]}},
         ]
     }
-    found = answer_texts("application/json", dumps(whole))
-    assert found is not None
-    assert found.parts == ('hmlook{"at": 1}', "b")
+    texts = answer_texts("application/json", dumps(whole))
+    assert texts is not None
+    assert texts.parts == ('hmlook{"at": 1}', "b")
     pieces = (
         dumps({"choices": [{"index": 0, "delta": {"content": "on"}}]}),
         dumps({"choices": [{"index": 0, "delta": {"content": "e"}}], "usage": None}),
@@ -241,9 +241,9 @@ def test_the_texts_of_an_answer() -> None:
         b"[DONE]",
     )
     stream = b": comment\n\n" + b"".join(b"data: " + piece + b"\n\n" for piece in pieces)
-    found = answer_texts(EVENTS, stream)
-    assert found is not None
-    assert found.parts == ("one",)
+    texts = answer_texts(EVENTS, stream)
+    assert texts is not None
+    assert texts.parts == ("one",)
     plain = answer_texts("application/json", dumps({"choices": [{"text": "plain"}]}))
     assert plain is not None
     assert plain.parts == ("plain",)
@@ -259,22 +259,22 @@ def test_the_texts_of_a_request() -> None:
         {"role": "user", "content": [{"type": "text", "text": "look"}]},
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
     ]
-    found = request_texts(CHAT, dumps({"messages": messages, "tools": [{"a": 1}]}))
-    assert found is not None
-    assert found.parts == ("be brief", "look", "look", '{"at": 1}', '[{"a":1}]')
+    texts = request_texts(CHAT, dumps({"messages": messages, "tools": [{"a": 1}]}))
+    assert texts is not None
+    assert texts.parts == ("be brief", "look", "look", '{"at": 1}', '[{"a":1}]')
     image = {"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {}}]}
     for odd in (image, "nonsense", {"content": 5}):
         assert request_texts(CHAT, dumps({"messages": [*messages, odd]})) is None
     for prompt, parts in (("hi", ("hi",)), (["a", "b"], ("a", "b")), ([1, 2], None), (5, None)):
-        found = request_texts(COMPLETIONS, dumps({"prompt": prompt}))
-        assert (found and found.parts) == parts
+        texts = request_texts(COMPLETIONS, dumps({"prompt": prompt}))
+        assert (texts and texts.parts) == parts
     assert request_texts("/v1/embeddings", b'{"input": "x"}') is None
     assert request_texts(CHAT, b"{") is None
     assert request_texts(CHAT, b"[]") is None
 
 
-def test_a_doubt_refuses_only_where_it_says_so() -> None:
-    """What a recount flags is booked; what it refuses is not."""
+def test_a_audit_finding_refuses_only_if_it_says_so() -> None:
+    """What a recount flags is recorded; what it refuses is not."""
     check_audit(None)
     check_audit(AuditFinding("a little much", refuse=False))
     with pytest.raises(BadReceipt, match="far too much"):

@@ -36,7 +36,7 @@ KEY, OWNER, PROVIDER, OTHER = person("key"), person("owner"), person("provider")
 
 
 @dataclass
-class Desk:
+class Harness:
     """A client of a real chain, whose purse another wallet owns."""
 
     world: World
@@ -59,7 +59,7 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(chain_url: str, tmp_path: Path) -> AsyncIterator[Desk]:
+async def harness(chain_url: str, tmp_path: Path) -> AsyncIterator[Harness]:
     """Ten dollars in the purse, at most four of them to be reserved."""
     rpc = Rpc(chain_url)
     world = await World.make(rpc)
@@ -74,7 +74,7 @@ async def desk(chain_url: str, tmp_path: Path) -> AsyncIterator[Desk]:
     )
     onchain = PayerEscrow.of(config, KEY)
     assert onchain is not None
-    yield Desk(world, onchain, config)
+    yield Harness(world, onchain, config)
     await onchain.close()
     await rpc.close()
 
@@ -83,100 +83,100 @@ def _account(provider: Signer, used_at: int = 0, in_flight: int = 0) -> Account:
     return Account(provider.address, Amount(0), Amount(in_flight), used_at, "")
 
 
-async def test_the_key_alone_has_more_reserved(desk: Desk) -> None:
+async def test_top_up_with_the_key_alone(harness: Harness) -> None:
     """For what the tab owes and the job may cost, and for what its receipts have earned; no ceiling is raised."""
-    assert not await desk.top_up(DOLLAR), "the key has no coins for gas yet"
-    await desk.world.sender(KEY)
-    assert await desk.top_up(DOLLAR // 8)
-    assert await desk.reserved() == DOLLAR // 2, "four times what the job may cost, before any receipt"
+    assert not await harness.top_up(DOLLAR), "the key has no coins for gas yet"
+    await harness.world.sender(KEY)
+    assert await harness.top_up(DOLLAR // 8)
+    assert await harness.reserved() == DOLLAR // 2, "four times what the job may cost, before any receipt"
     used = Tab(accepted=Amount(DOLLAR // 4), total=Amount(DOLLAR // 4), ceiling=Amount(DOLLAR // 4))
-    assert await desk.top_up(DOLLAR // 8, used)
-    assert await desk.reserved() == DOLLAR, "as far as reserve_target goes"
+    assert await harness.top_up(DOLLAR // 8, used)
+    assert await harness.reserved() == DOLLAR, "as far as reserve_target goes"
     owing = Tab(accepted=Amount(DOLLAR), total=Amount(DOLLAR), open_caps=Amount(DOLLAR), ceiling=Amount(2 * DOLLAR))
-    assert await desk.top_up(DOLLAR, owing)
-    assert await desk.reserved() == 2 * DOLLAR
-    assert not await desk.top_up(DOLLAR, owing), "it is reserved already: the provider wants something else"
-    assert (await desk.world.escrow.purse(KEY.address)).free == 8 * DOLLAR
+    assert await harness.top_up(DOLLAR, owing)
+    assert await harness.reserved() == 2 * DOLLAR
+    assert not await harness.top_up(DOLLAR, owing), "it is reserved already: the provider wants something else"
+    assert (await harness.world.escrow.purse(KEY.address)).free == 8 * DOLLAR
 
 
-async def test_never_beyond_the_limits(desk: Desk) -> None:
+async def test_never_beyond_the_limits(harness: Harness) -> None:
     """Not more in all than top_up_total, and not more than is free; the log says what to do by hand."""
-    await desk.world.sender(KEY)
-    owner = await desk.world.sender(OWNER)
-    await desk.world.escrow.reserve(owner, KEY.address, OTHER.address, Amount(2 * DOLLAR))
+    await harness.world.sender(KEY)
+    owner = await harness.world.sender(OWNER)
+    await harness.world.escrow.reserve(owner, KEY.address, OTHER.address, Amount(2 * DOLLAR))
     with capture_logs() as logs:
-        assert not await desk.top_up(3 * DOLLAR, Tab(), _account(OTHER))
+        assert not await harness.top_up(3 * DOLLAR, Tab(), _account(OTHER))
     assert "top_up_total allows 2 more" in logs[0]["reason"]
     assert logs[0]["hint"] == f"tally reserve {PROVIDER.address} 3"
-    assert await desk.top_up(2 * DOLLAR, Tab(), _account(OTHER))
-    await desk.world.escrow.thaw(owner, KEY.address, Amount(6 * DOLLAR))
-    assert not await desk.top_up(3 * DOLLAR)
-    assert await desk.reserved() == 2 * DOLLAR
+    assert await harness.top_up(2 * DOLLAR, Tab(), _account(OTHER))
+    await harness.world.escrow.thaw(owner, KEY.address, Amount(6 * DOLLAR))
+    assert not await harness.top_up(3 * DOLLAR)
+    assert await harness.reserved() == 2 * DOLLAR
 
 
-async def test_several_at_once(desk: Desk) -> None:
+async def test_concurrent_top_ups(harness: Harness) -> None:
     """Requests refused together are served by one top-up; processes that reserve together keep to the limit in sum."""
-    await desk.world.sender(KEY)
-    assert await asyncio.gather(*(desk.top_up(DOLLAR) for _ in range(3))) == [True, True, True]
-    assert await desk.reserved() == DOLLAR
-    other = PayerEscrow.of(desk.config, KEY)
+    await harness.world.sender(KEY)
+    assert await asyncio.gather(*(harness.top_up(DOLLAR) for _ in range(3))) == [True, True, True]
+    assert await harness.reserved() == DOLLAR
+    other = PayerEscrow.of(harness.config, KEY)
     assert other is not None
     accounts = [_account(PROVIDER), _account(OTHER)]
-    for_other = desk.refused(2 * DOLLAR, OTHER)
+    for_other = harness.refused(2 * DOLLAR, OTHER)
     more = Tab(accepted=Amount(2 * DOLLAR), total=Amount(2 * DOLLAR))
-    desk.onchain._top_ups.clear()
+    harness.onchain._top_ups.clear()
     done = await asyncio.gather(
-        desk.onchain.top_up(desk.refused(DOLLAR), more, accounts, 10**18),
+        harness.onchain.top_up(harness.refused(DOLLAR), more, accounts, 10**18),
         other.top_up(for_other, Tab(), accounts, 10**18),
     )
     assert sorted(done) == [False, True]
-    assert await desk.reserved() + await desk.reserved(OTHER) <= 4 * DOLLAR
+    assert await harness.reserved() + await harness.reserved(OTHER) <= 4 * DOLLAR
     await other.close()
 
 
-async def test_requests_in_a_row_are_borne_too(desk: Desk) -> None:
+async def test_consecutive_requests(harness: Harness) -> None:
     """What was just reserved is not reserved again as long as it bears what is asked; where it does not, more is, at once."""
-    await desk.world.sender(KEY)
-    refused = desk.refused(DOLLAR // 2)
-    assert await desk.onchain.top_up(refused, Tab(), [], 10**18)
-    assert await desk.reserved() == DOLLAR
+    await harness.world.sender(KEY)
+    refused = harness.refused(DOLLAR // 2)
+    assert await harness.onchain.top_up(refused, Tab(), [], 10**18)
+    assert await harness.reserved() == DOLLAR
     owing = Tab(accepted=Amount(DOLLAR // 2), total=Amount(DOLLAR // 2), ceiling=Amount(DOLLAR))
-    assert await desk.onchain.top_up(refused, owing, [], 10**18 + 1)
-    assert await desk.reserved() == DOLLAR
+    assert await harness.onchain.top_up(refused, owing, [], 10**18 + 1)
+    assert await harness.reserved() == DOLLAR
     owing = Tab(accepted=Amount(DOLLAR), total=Amount(DOLLAR), ceiling=Amount(DOLLAR))
-    assert await desk.onchain.top_up(refused, owing, [], 10**18 + 2)
-    assert await desk.reserved() == DOLLAR + DOLLAR // 2
-    assert not await desk.onchain.top_up(desk.refused(4 * DOLLAR), owing, [], 10**18 + 3)
+    assert await harness.onchain.top_up(refused, owing, [], 10**18 + 2)
+    assert await harness.reserved() == DOLLAR + DOLLAR // 2
+    assert not await harness.onchain.top_up(harness.refused(4 * DOLLAR), owing, [], 10**18 + 3)
 
 
-async def test_stakes(desk: Desk) -> None:
+async def test_stakes(harness: Harness) -> None:
     """As they stand on chain."""
-    await desk.world.stake(PROVIDER, 3 * DOLLAR)
-    assert [await desk.onchain.stake(signer.address) for signer in (PROVIDER, OTHER, PROVIDER)] == [3 * DOLLAR, 0, 3 * DOLLAR]
+    await harness.world.stake(PROVIDER, 3 * DOLLAR)
+    assert [await harness.onchain.stake(signer.address) for signer in (PROVIDER, OTHER, PROVIDER)] == [3 * DOLLAR, 0, 3 * DOLLAR]
 
 
-async def test_idle_reservations(desk: Desk) -> None:
+async def test_idle_reservations(harness: Harness) -> None:
     """Those of providers that were not used for a while, with the command that frees them; none with jobs under way."""
-    owner, now = await desk.world.sender(OWNER), 100 * 86_400
+    owner, now = await harness.world.sender(OWNER), 100 * 86_400
     for provider in (PROVIDER, OTHER):
-        await desk.world.escrow.reserve(owner, KEY.address, provider.address, Amount(DOLLAR))
+        await harness.world.escrow.reserve(owner, KEY.address, provider.address, Amount(DOLLAR))
     old, fresh = 92 * 86_400, 94 * 86_400
     accounts = [_account(PROVIDER, old), _account(OTHER, fresh), _account(person("third"), old)]
-    assert await desk.onchain.idle(accounts, now) == [(accounts[0], DOLLAR)]
-    assert await desk.onchain.idle([_account(PROVIDER, old, 5)], now) == []
+    assert await harness.onchain.idle(accounts, now) == [(accounts[0], DOLLAR)]
+    assert await harness.onchain.idle([_account(PROVIDER, old, 5)], now) == []
     with capture_logs() as logs:
-        await desk.onchain.warn_idle(accounts, now)
+        await harness.onchain.warn_idle(accounts, now)
     assert [event["hint"] for event in logs] == [f"tally release {PROVIDER.address}"]
 
 
-async def test_no_chain_is_no_obstacle(tmp_path: Path, desk: Desk) -> None:
+async def test_no_chain_is_no_obstacle(tmp_path: Path, harness: Harness) -> None:
     """Without a deployment file nothing is done; with a chain that is away, nothing is topped up."""
     assert PayerEscrow.of(ClientConfig(), KEY) is None
     with pytest.raises(BadMessage, match="deployment file"):
         PayerEscrow.of(ClientConfig(deployment=tmp_path / "none.json"), KEY)
-    away = PayerEscrow.of(replace(desk.config, rpc="http://127.0.0.1:9"), KEY)
+    away = PayerEscrow.of(replace(harness.config, rpc="http://127.0.0.1:9"), KEY)
     assert away is not None
-    assert not await away.top_up(desk.refused(1), Tab(), [], 10**18)
+    assert not await away.top_up(harness.refused(1), Tab(), [], 10**18)
     with pytest.raises(Unavailable):
         await away.warn_idle([_account(PROVIDER)], 10**9)
     await away.close()

@@ -68,7 +68,7 @@ def lose(config: ClientConfig, wallet: Signer, name: str) -> None:
         each.unlink()
 
 
-async def test_lost_state_file(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+async def test_lost_ledger_file(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """After its ledger file is gone a client goes on with its first job: the tab is known before an order is signed."""
     for turn in range(3):
         async with opened(fake, wallet, config, "a.db") as market:
@@ -82,7 +82,7 @@ async def test_lost_state_file(fake: FakeMarket, wallet: Signer, config: ClientC
         assert len({order.seq for order in fake.orders()}) == 2 * (turn + 1)
 
 
-async def test_nobody_tells(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+async def test_refusal_without_evidence(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """Where nobody tells what was signed, the refusal says what may be wrong and what to do; as soon as somebody does, the
     next job works.
     """
@@ -105,15 +105,15 @@ async def test_nobody_tells(fake: FakeMarket, wallet: Signer, config: ClientConf
         assert await market.evidence() == []
 
 
-async def test_two_state_files(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Two machines with one key and a file each: what one lacks it is told, and why; nobody is frozen, and both go on."""
-    told: list[str] = []
+async def test_two_ledger_files(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Two machines with one key and a file each: what one lacks it is told, and why; nobody is blocked, and both go on."""
+    messages: list[str] = []
 
     async def persist(market: Market) -> None:
         try:
             await run(market)
         except TallyError as error:
-            told.append(str(error))
+            messages.append(str(error))
             await run(market)
 
     async with opened(fake, wallet, config, "a.db") as one, opened(fake, wallet, config, "b.db") as other:
@@ -127,15 +127,15 @@ async def test_two_state_files(fake: FakeMarket, wallet: Signer, config: ClientC
             assert (tab.total, tab.blocked_reason) == (fake.providers[0].tab.cumulative, "")
             assert await market.evidence() == []
     assert fake.providers[0].tab.seq == 8
-    assert len(told) in range(5, 8), "the second file learnt of the tab before its first order"
-    assert all("one ledger file" in text for text in told)
-    assert any("another process signs with this key" in text for text in told)
+    assert len(messages) in range(5, 8), "the second file learnt of the tab before its first order"
+    assert all("one ledger file" in text for text in messages)
+    assert any("another process signs with this key" in text for text in messages)
     assert len({order.seq for order in fake.orders()}) == len(fake.orders())
 
 
 async def test_old_ceilings_do_no_harm(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """A job that a provider takes on the strength of an order that the file lacks has a total above all that is known: it is
-    booked, the total is not believed, and the provider is not held for a liar.
+    recorded, the total is not believed, and the provider is not held for a liar.
     """
     async with opened(fake, wallet, config, "a.db") as market:
         for _ in range(4):
@@ -182,7 +182,7 @@ async def test_made_up_receipts(fake: FakeMarket, wallet: Signer, config: Client
         assert await market.tab(alice.address) == tab
 
 
-async def test_a_stand_in_hides_nothing(wallet: Signer, config: ClientConfig) -> None:
+async def test_failover_hides_no_missing_tab(wallet: Signer, config: ClientConfig) -> None:
     """Where another provider does the job that one refused for its tab, that tab is looked into all the same."""
 
     async def turned_down(session: Session) -> None:
@@ -292,7 +292,7 @@ async def test_a_lying_chain_gets_no_order(
         for _ in range(3):
             with pytest.raises(TallyError):
                 await run(market)
-    caps = [one.candidates[0].terms.max_cost for one in fake.submissions]
+    caps = [session.candidates[0].terms.max_cost for session in fake.submissions]
     assert max(order.ceiling for order in fake.orders()) <= sum(caps)
     assert len(caps) == (3 if orders is None else 1), "where nothing proves it, a person is asked"
 
@@ -304,7 +304,7 @@ async def _unauthorised(session: Session) -> None:
 
 async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """Where the job's own answer lacked it, the coordinator's list of this payer's receipts releases the cap; a receipt in it
-    that charges for what did not arrive is not booked.
+    that charges for what did not arrive is not recorded.
     """
 
     async def fails(session: Session) -> None:
@@ -324,7 +324,7 @@ async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wal
             fake.shows = [LateReceipt(receipt, session.candidate.order, session.candidate.terms)]
             with capture_logs() as logs:
                 await market._reconciler.recovery.recover([alice.address], chain=False)
-            assert ("refused a late receipt" in [one["event"] for one in logs]) is charges
+            assert ("refused a late receipt" in [entry["event"] for entry in logs]) is charges
             tab = await market.tab(alice.address)
             cap = session.candidate.terms.max_cost
             assert (tab.accepted, tab.open_caps) == (0, cap if charges else 0)
@@ -355,8 +355,8 @@ async def test_a_late_receipt_at_no_cost_leaves_the_answer_alone(wallet: Signer,
         assert [order.state for order in known.orders] == [OrderState.RELEASED, OrderState.RECORDED]
 
 
-async def test_a_tab_is_asked_about_once_in_a_while(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Not again within the given time, its last moment included; before an order only where the books know no such tab."""
+async def test_the_interval_between_queries_about_a_tab(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Not again within the given time, its last moment included; before an order only where the ledger knows no such tab."""
     alice = fake.providers[0].address
     async with opened(fake, wallet, config, "a.db") as market:
         recovery = market._reconciler.recovery
@@ -368,23 +368,23 @@ async def test_a_tab_is_asked_about_once_in_a_while(fake: FakeMarket, wallet: Si
         recovery.asked_at[alice] = -far
         assert await recovery.recover([alice], chain=False, interval=far) == []
         assert len(fake.inquiries) == 2
-    for asked in (3, 3):
+    for inquiries in (3, 3):
         async with opened(fake, wallet, config, "b.db") as market:
             await run(market)
             await run(market)
-        assert len(fake.inquiries) == asked, "once, by the first process that used this file"
+        assert len(fake.inquiries) == inquiries, "once, by the first process that used this file"
 
 
-async def test_a_question_says_when_it_was_asked(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+async def test_an_inquiry_has_its_time(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """By the client's clock; one that stands before 1970 is told as 0, which no signed message can be below."""
     async with opened(fake, wallet, config, "a.db") as market:
-        for clock, told in ((1_700_000_000, 1_700_000_000), (-5, 0)):
+        for clock, expected in ((1_700_000_000, 1_700_000_000), (-5, 0)):
             asking = replace(market._reconciler.recovery, now=lambda clock=clock: clock, asked_at={})  # type: ignore[misc]
             await asking.recover([fake.providers[0].address], chain=False)
-            assert fake.inquiries[-1].asked_at == told
+            assert fake.inquiries[-1].asked_at == expected
 
 
-async def test_the_chain_is_asked_where_that_was_wanted(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+async def test_the_chain_is_queried_only_on_request(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """Before an order only the coordinator is asked, since the chain may be slow."""
     alice = fake.providers[0].address
     async with opened(fake, wallet, config, "a.db") as market:
@@ -396,11 +396,11 @@ async def test_the_chain_is_asked_where_that_was_wanted(fake: FakeMarket, wallet
         assert (found.unexplained, chain.asked) == (10**6, [10**6])
 
 
-async def test_the_last_foreign_order_is_told(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+async def test_the_hint_names_the_last_foreign_order(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """Of several tabs the latest moment at which another process signed; where none did, that the file may be an old one."""
     async with opened(fake, wallet, config, "a.db") as market:
         note = market._reconciler.recovery.origin_hint
-        told = note(RecoveryResult(elsewhere=1_600_000_000), RecoveryResult(elsewhere=1_700_000_000), RecoveryResult())
-        assert "last at 2023-11-14 22:13:20 UTC" in told
+        hint = note(RecoveryResult(elsewhere=1_600_000_000), RecoveryResult(elsewhere=1_700_000_000), RecoveryResult())
+        assert "last: 2023-11-14 22:13:20 UTC" in hint
         assert "is new, lost or restored" in note(RecoveryResult(), RecoveryResult())
         assert "is new, lost or restored" in note()

@@ -90,9 +90,9 @@ async def test_no_total_hides_a_payment(ledger: Ledger) -> None:
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S, final=False)) is None
     await ledger.end_job(job, JobState.FAILED, "refused", NOW_S)
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[])).blocked_reason == ""
-    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(1), NOW_S, paid=[])
-    assert (found.raised, found.unexplained) == (0, 1)
-    assert "tally receipt report" in found.blocked_reason
+    result = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(1), NOW_S, paid=[])
+    assert (result.raised, result.unexplained) == (0, 1)
+    assert "tally receipt report" in result.blocked_reason
     assert await ledger.unblock(ALICE.address, NOW_S)
     _, (following,) = await take(ledger)
     assert following.order.message.ceiling == 1 + cap, "what a person excused counts as spent"
@@ -103,18 +103,18 @@ async def test_an_order_that_only_reserves_proves_no_payment(ledger: Ledger) -> 
     """A signed order on which nothing can be collected lies open on chain: shown for a payment, it raises nothing."""
     order = replace(place().order.message, ceiling=Amount(900), claim_by=Seconds(0), terms_hash=ZERO_HASH)
     shown = PaidOrder(PAYER.sign(order, DOMAIN), "0xtx")
-    found = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(900), NOW_S, paid=[shown])
-    assert found.raised == 0
-    assert found.blocked_reason
+    result = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(900), NOW_S, paid=[shown])
+    assert result.raised == 0
+    assert result.blocked_reason
 
 
 async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
     """A tab that was recovered counts from its proven total on, however many receipts follow, and climbs by their costs alone."""
     backing = place(Tab(accepted=Amount(400)))
     most = backing.order.message.ceiling
-    told = ALICE.signer.sign(bill(backing, seq=7, cumulative_cost=most), DOMAIN)
+    receipt = ALICE.signer.sign(bill(backing, seq=7, cumulative_cost=most), DOMAIN)
     assert (
-        await ledger.merge_proven(DOMAIN, ALICE.address, [OrderEvidence(backing.order, told)], Amount(0), NOW_S)
+        await ledger.merge_proven(DOMAIN, ALICE.address, [OrderEvidence(backing.order, receipt)], Amount(0), NOW_S)
     ).raised == most
     for number in range(1, 4):
         job, (placed,) = await take(ledger)
@@ -125,7 +125,7 @@ async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
 
 
 async def _climbed(ledger: Ledger) -> Amount:
-    """A booked receipt of 3, and an order under way; returns that order's cap."""
+    """A recorded receipt of 3, and an order under way; returns that order's cap."""
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed, seq=1), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
@@ -133,32 +133,32 @@ async def _climbed(ledger: Ledger) -> Amount:
     return running.terms.max_cost
 
 
-async def _adopt(ledger: Ledger, told: int) -> int:
-    """Takes up a receipt with this total of an order that the books lack; returns by how much that raised the tab."""
-    job = JobId(bytes([told % 251]) * 16)
-    backing = place(Tab(accepted=Amount(2_000)), job=job, now_ns=10**9 * (NOW_S + told))
-    receipt = ALICE.signer.sign(bill(backing, seq=50 + told, cumulative_cost=Amount(told)), DOMAIN)
-    found = await ledger.merge_proven(DOMAIN, ALICE.address, [OrderEvidence(backing.order, receipt)], Amount(0), NOW_S, paid=[])
-    return found.raised
+async def _merge(ledger: Ledger, total: int) -> int:
+    """Takes up a receipt with this total of an order that the ledger lacks; returns by how much that raised the tab."""
+    job = JobId(bytes([total % 251]) * 16)
+    backing = place(Tab(accepted=Amount(2_000)), job=job, now_ns=10**9 * (NOW_S + total))
+    receipt = ALICE.signer.sign(bill(backing, seq=50 + total, cumulative_cost=Amount(total)), DOMAIN)
+    result = await ledger.merge_proven(DOMAIN, ALICE.address, [OrderEvidence(backing.order, receipt)], Amount(0), NOW_S, paid=[])
+    return result.raised
 
 
 async def test_what_open_orders_explain_is_not_recovered(ledger: Ledger) -> None:
-    """Orders that the books lacked raise ceiling and seq; the total rises by what is proved, and by nothing that it had already:
+    """Orders that the ledger lacked raise ceiling and seq; the total rises by what is proved, and by nothing that it had already:
     what is recovered is what goes beyond the receipts.
     """
     assert await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[]) == RecoveryResult()
     assert await ledger.providers_with_tab(DOMAIN, [ALICE.address]) == set()
     cap = await _climbed(ledger)
     before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert await _adopt(ledger, 3) == 0
+    assert await _merge(ledger, 3) == 0
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (tab.explained_total, tab.recovered, tab.early_caps) == (3, 0, 0)
     assert tab.ceiling > before.ceiling
     assert tab.order_seq == 10**9 * (NOW_S + 3) > before.order_seq
-    assert await _adopt(ledger, 700) == 697
+    assert await _merge(ledger, 700) == 697
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (tab.explained_total, tab.recovered, tab.early_caps, tab.protocol_tab.accepted) == (700, 697, cap, 700 - cap)
-    assert await _adopt(ledger, 600) == 0
+    assert await _merge(ledger, 600) == 0
     assert await ledger.tab(DOMAIN, ALICE.address, NOW_S) == tab
 
 
@@ -227,8 +227,8 @@ async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> No
 
 
 async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake: FakeMarket) -> None:
-    """A receipt for an order that was never matched, as the coordinator said, is not booked; it counts against its provider, and
-    its cap counts again.
+    """A receipt for an order that was never matched, as the coordinator said, is not recorded; it counts against its provider,
+    and its cap counts again.
     """
 
     async def none(session: Session) -> None:
@@ -252,8 +252,8 @@ async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake
     assert known.orders[0].state is OrderState.DISPATCHED
 
 
-async def test_forgiving_what_was_not_paid_spends_nothing(ledger: Ledger) -> None:
-    """Where the chain paid nothing that the books lack, forgiving changes neither what was spent nor what is known of the tab."""
+async def test_unblocking_what_was_not_paid_spends_nothing(ledger: Ledger) -> None:
+    """If the chain paid nothing that the ledger lacks, unblocking changes neither the spending nor the tab."""
     job, (placed,) = await take(ledger)
     lie = ALICE.signer.sign(bill(placed, result_commitment=Hash(b"\1" * 32)), DOMAIN)
     seen = Delivery(200, 50, ZERO_HASH, finished=True)
@@ -282,6 +282,6 @@ async def test_an_order_that_proves_nothing_new_recovers_nothing(ledger: Ledger)
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed, seq=2, cumulative_cost=Amount(13)), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
-    assert await _adopt(ledger, 3) == 0
+    assert await _merge(ledger, 3) == 0
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (tab.explained_total, tab.recovered) == (13, 0)

@@ -44,7 +44,7 @@ async def survives(session: Session) -> None:
 
 
 async def test_lost_job_is_settled_when_its_end_is_known(keen: Market, fake: FakeMarket) -> None:
-    """A job that ran on without us is booked once the coordinator has its receipt, while the client runs."""
+    """A job that ran on without us is recorded once the coordinator has its receipt, while the client runs."""
     fake.script = survives
     with pytest.raises(Unavailable):
         await run(keen, STREAM)

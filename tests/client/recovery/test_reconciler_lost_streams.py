@@ -124,7 +124,7 @@ async def test_answers_that_were_kept_back_at_once_count_each(fake: FakeMarket, 
     fake.script = keeps_back
     async with Market(fake.url, wallet, config, clock=lambda: now) as market:
         running = [asyncio.create_task(one()) for _ in range(2)]
-        await eventually(lambda: sum(one.attempts for one in fake.sessions.values()) == 2)
+        await eventually(lambda: sum(session.attempts for session in fake.sessions.values()) == 2)
         now += 10 * 10**9
         over.set()
         await asyncio.gather(*running)

@@ -213,7 +213,7 @@ async def test_no_cap_is_released_by_what_is_no_receipt_at_no_cost(
 
 
 async def test_no_provider_climbs_by_jobs_that_it_fails(market: Market, fake: FakeMarket) -> None:
-    """After a stated number of orders without a receipt a provider gets no more, which is no freeze; receipts heal it."""
+    """After a stated number of orders without a receipt a provider gets no more, which is no block; receipts heal it."""
     fake.providers, fake.script = fake.providers[:1], refuses
     alice = fake.providers[0].address
     for _ in range(MAX_AWAITING_RECEIPTS):
@@ -238,13 +238,13 @@ async def test_outstanding_receipts_are_asked_for_less_and_less(ledger: Ledger) 
     """A job that ended without a receipt is asked about soon, then after as long again as it is old, until nobody can collect."""
     job, (placed,) = await take(ledger)
     await ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
-    asked, now = 0, NOW_S
+    queries, now = 0, NOW_S
     while now < placed.order.message.claim_by + 1_000:
         for due in await ledger.jobs_awaiting_receipts(now, 60):
             await ledger.record_inquiry(due, now)
-            asked += 1
+            queries += 1
         now += 60
-    assert 8 <= asked <= 14
+    assert 8 <= queries <= 14
     _, (other,) = await take(ledger)
     assert await ledger.jobs_awaiting_receipts(NOW_S, 60) == []
     assert other.order.message.ceiling == placed.terms.max_cost + other.terms.max_cost
@@ -254,10 +254,10 @@ async def test_a_coordinator_that_knows_nothing_frees_nothing(ledger: Ledger) ->
     """Where nobody knows which orders of a job were matched, all count; where it is known, the others stop."""
     job, (alice, bob) = await take(ledger, ALICE, BOB)
     await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep_orders_open=True)
-    assert [(await ledger.tab(DOMAIN, one.provider, NOW_S)).open_caps for one in (alice, bob)] == [alice.terms.max_cost] * 2
+    assert [(await ledger.tab(DOMAIN, placed.provider, NOW_S)).open_caps for placed in (alice, bob)] == [alice.terms.max_cost] * 2
     job, (alice, bob) = await take(ledger, ALICE, BOB)
     await ledger.end_job(job, JobState.FAILED, "bob failed", NOW_S, matched=[bob.order.digest])
-    caps = [(await ledger.tab(DOMAIN, one.provider, NOW_S)).open_caps for one in (alice, bob)]
+    caps = [(await ledger.tab(DOMAIN, placed.provider, NOW_S)).open_caps for placed in (alice, bob)]
     assert caps == [alice.terms.max_cost, 2 * bob.terms.max_cost]
 
 

@@ -214,7 +214,7 @@ async def test_wrong_deployment_is_refused(fake: FakeMarket, wallet: Signer, con
     deployment.write_bytes(orjson.dumps(content))
     for pinned in (replace(config, chain_id=1), replace(config, deployment=deployment)):
         async with Market(fake.url, wallet, pinned) as market:
-            with pytest.raises(Refusal, match="insists on"):
+            with pytest.raises(Refusal, match="is pinned to"):
                 await run(market)
     deployment.write_bytes(orjson.dumps(content | {"escrow": DOMAIN.contract}))
     async with Market(fake.url, wallet, replace(config, deployment=deployment)) as market:
@@ -321,7 +321,7 @@ async def test_connection_lost_after_the_job_was_taken(market: Market, fake: Fak
     """If the job had arrived all the same, it is not run twice: its end is found out, and the caller may try again."""
     await run(market)
     fake.drops, fake.keeps = 1, True
-    with pytest.raises(Unavailable, match="had taken the job"):
+    with pytest.raises(Unavailable, match="had admitted the job"):
         await run(market)
     await eventually(lambda: bool(fake.cancels))
     assert len(fake.submissions) == 2

@@ -41,12 +41,12 @@ def test_a_request_narrows_what_the_config_says() -> None:
         sort="price",
         prefer=(),
     )
-    asked = demand_of(config, "m", "/v1/chat/completions", wants)
-    assert (asked.max_input_price, asked.max_output_price) == (5, 9), "a request pays no more than the config allows"
-    assert (asked.min_reputation, asked.exclude) == (50, frozenset({ANN, BOB}))
-    assert asked.require == Requirements(region=("eu",), features=("tools",))
-    assert (asked.route, asked.ranked) == (None, False)
-    with pytest.raises(Refusal, match="only eu is allowed"):
+    narrowed = demand_of(config, "m", "/v1/chat/completions", wants)
+    assert (narrowed.max_input_price, narrowed.max_output_price) == (5, 9), "a request pays no more than the config allows"
+    assert (narrowed.min_reputation, narrowed.exclude) == (50, frozenset({ANN, BOB}))
+    assert narrowed.require == Requirements(region=("eu",), features=("tools",))
+    assert (narrowed.route, narrowed.ranked) == (None, False)
+    with pytest.raises(Refusal, match="expected one of eu, got us"):
         demand_of(config, "m", "/v1/chat/completions", {"require": Requirements(region=("us",))})
     with pytest.raises(BadMessage, match="sort"):
         demand_of(config, "m", "/v1/chat/completions", {"sort": "beauty"})
@@ -79,7 +79,7 @@ def test_the_header() -> None:
     [
         ("{", "not JSON"),
         ("[]", "expected a JSON object"),
-        ('{"maxcost": "1"}', "unknown: maxcost; known are max_cost"),
+        ('{"maxcost": "1"}', "unknown options: maxcost; known options: max_cost"),
         ('{"max_cost": 1}', "expected dollars as text"),
         ('{"max_cost": "a lot"}', "expected a decimal number with at most 6 places"),
         ('{"pin": 5}', "pin: expected a list"),
@@ -88,7 +88,7 @@ def test_the_header() -> None:
         ('{"cache": "yes"}', "cache: expected true or false"),
     ],
 )
-def test_headers_that_make_no_sense(header: str, says: str) -> None:
+def test_invalid_headers(header: str, says: str) -> None:
     """The member at fault is named."""
     with pytest.raises(BadMessage, match=says) as caught:
         read_options(header)
@@ -101,13 +101,15 @@ def test_why_each_ask_will_do_or_not() -> None:
     asks = [make_ask(person(name), spec=Spec(region=region)) for name, region in (("ann", "us"), ("bob", "eu"), ("cid", "eu"))]
     listed: list[dict[str, Any]] = [{"ask": unchecked(ask).to_json(), "free": 1, "reputation": 99} for ask in asks]
     listed[1]["why"] = "no free slot now"
-    told = explain_asks(listed, demand, {person("dan").address: "a dishonest receipt"}, START)
-    assert [(one.ask.provider, one.reason) for one in told] == [
+    explanations = explain_asks(listed, demand, {person("dan").address: "a dishonest receipt"}, START)
+    assert [(entry.ask.provider, entry.reason) for entry in explanations] == [
         (person("cid").address, ""),
         (ANN, "it is not in a region asked for"),
         (BOB, "no free slot now"),
     ]
-    assert [one.reason for one in explain_asks(listed[2:], demand, {person("cid").address: "dishonest"}, START)] == ["dishonest"]
+    assert [entry.reason for entry in explain_asks(listed[2:], demand, {person("cid").address: "dishonest"}, START)] == [
+        "dishonest"
+    ]
     with pytest.raises(BadMessage) as caught:
         explain_asks([{"ask": {}}], demand, {}, START)
     assert caught.value.fault is Fault.COORDINATOR

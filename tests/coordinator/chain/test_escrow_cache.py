@@ -16,7 +16,7 @@ ANN = person("ann").address
 
 
 class _SlowEscrow(FakeEscrow):
-    """Answers only when it may."""
+    """An escrow that answers only when the test lets it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ async def _free(funds: EscrowCache, *, fresh: bool = False) -> int:
 
 
 async def test_the_chain_is_asked_once() -> None:
-    """All figures of a pair come from one reading, which serves for as long as it is young."""
+    """All figures of a pair come from one read, which serves while it is fresh."""
     funds, escrow, clock = _make()
     backing = await funds.backing(PAYER.address, ANN)
     assert (backing.free, backing.reserved, backing.settled) == (100, 30, 20)
@@ -51,7 +51,7 @@ async def test_the_chain_is_asked_once() -> None:
 
 
 async def test_old_figures_serve_while_new_ones_are_read() -> None:
-    """A known payer never waits for the chain: the next one gets what this one made it read."""
+    """A known payer never waits for the chain: old figures serve while new ones are read."""
     funds, escrow, clock = _make()
     await _free(funds)
     escrow.free[PAYER.address] = 50
@@ -63,7 +63,7 @@ async def test_old_figures_serve_while_new_ones_are_read() -> None:
 
 
 async def test_a_fresh_answer_is_fresh() -> None:
-    """Who asks for a fresh answer waits for it, however young the known one is."""
+    """A request for a fresh answer waits for it, however recent the known one is."""
     funds, escrow, _ = _make()
     await _free(funds)
     escrow.free[PAYER.address] = 50
@@ -71,25 +71,25 @@ async def test_a_fresh_answer_is_fresh() -> None:
 
 
 async def test_many_who_ask_at_once_share_one_reading() -> None:
-    """A crowd of new jobs of one payer asks the chain once."""
+    """Many new jobs of one payer cause one read."""
     funds, escrow, _ = _make()
     assert await asyncio.gather(*(_free(funds) for _ in range(50))) == [100] * 50
     assert escrow.reads == 1
 
 
 async def test_one_who_gives_up_does_not_spoil_it_for_others() -> None:
-    """A reading goes on when one of those who wait for it is cancelled."""
+    """A read continues when one of the tasks that wait for it is cancelled."""
     funds, escrow, _ = _make()
     escrow.gate.clear()
-    one, two = asyncio.create_task(_free(funds)), asyncio.create_task(_free(funds))
+    first, second = asyncio.create_task(_free(funds)), asyncio.create_task(_free(funds))
     await quiet()
-    one.cancel()
+    first.cancel()
     escrow.gate.set()
-    assert await two == 100
+    assert await second == 100
 
 
 async def test_a_chain_that_is_down() -> None:
-    """Without the chain a known payer is served what is known, a stranger and a wish for fresh figures get Unavailable."""
+    """While the chain is down, a known payer gets known figures; a stranger and a request for fresh figures get Unavailable."""
     funds, escrow, clock = _make()
     await _free(funds)
     escrow.down = True
@@ -106,7 +106,7 @@ async def test_a_chain_that_is_down() -> None:
 
 
 async def test_a_chain_that_is_down_is_not_asked_by_every_job() -> None:
-    """After a failure the chain is left alone for as long as figures count as young."""
+    """After a failure the chain is not read again while figures count as fresh."""
     funds, escrow, clock = _make()
     await _free(funds)
     escrow.down = True
@@ -118,7 +118,7 @@ async def test_a_chain_that_is_down_is_not_asked_by_every_job() -> None:
 
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pairs asked about longest ago are forgotten first."""
+    """The pairs that were requested longest ago are forgotten first."""
     monkeypatch.setattr(module, "_CACHED_PAIRS", 3)
     funds, escrow, _ = _make()
     for number in range(5):
@@ -131,7 +131,7 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_closing_stops_reading() -> None:
-    """Nothing is read any more after the close, and nothing is left running."""
+    """After the close nothing is read, and no task is left running."""
     funds, escrow, _ = _make()
     escrow.gate.clear()
     waiting = asyncio.create_task(_free(funds))
@@ -142,7 +142,7 @@ async def test_closing_stops_reading() -> None:
 
 
 async def test_stakes_are_read_once_a_minute() -> None:
-    """A chain that is away is told of, and nothing is made up meanwhile."""
+    """A chain that is down raises Unavailable, and no stake is invented."""
     funds, escrow, clock = _make()
     escrow.stakes[ANN] = 7
     assert await asyncio.gather(*(funds.stake(ANN) for _ in range(3))) == [7, 7, 7]
@@ -159,9 +159,7 @@ async def test_stakes_are_read_once_a_minute() -> None:
 
 @pytest.mark.parametrize("release_at", [1, 1_700_000_000, 1 << 40])
 async def test_what_can_leave_is_no_security(release_at: int) -> None:
-    """A reservation under a release, running or ripe, counts as nothing, and what thaws is not free: the payer can pull both
-    before a provider collects.
-    """
+    """Funds that can leave count as nothing: a reservation under a release, and the part of the free balance that thaws."""
     funds, escrow, _ = _make()
     escrow.release_at[PAYER.address, ANN] = release_at
     escrow.thawing[PAYER.address] = 60
@@ -170,7 +168,7 @@ async def test_what_can_leave_is_no_security(release_at: int) -> None:
 
 
 async def test_a_purse_that_thaws_whole_covers_nothing() -> None:
-    """Where all of a purse is on its way out, no new job is covered by it, and the purse is still known."""
+    """A purse that is being withdrawn whole covers no new job, and is still known."""
     funds, escrow, _ = _make()
     escrow.thawing[PAYER.address] = 100
     backing = await funds.backing(PAYER.address, ANN)
@@ -179,7 +177,7 @@ async def test_a_purse_that_thaws_whole_covers_nothing() -> None:
 
 
 async def test_old_figures_do_not_serve_for_ever() -> None:
-    """Figures ten times as old as they count as young are read anew before a job is admitted on them, if the chain answers."""
+    """Figures ten times older than `ttl` are read again before a job is admitted on them, if the chain answers."""
     funds, escrow, clock = _make()
     await _free(funds)
     escrow.free[PAYER.address] = 0
@@ -195,7 +193,7 @@ async def test_old_figures_do_not_serve_for_ever() -> None:
 
 
 async def test_a_stranger_costs_one_read() -> None:
-    """Who has no purse has no tab either that would be worth a look."""
+    """A payer without a purse has no tab worth reading."""
     funds, escrow, _ = _make()
     await funds.backing(person("stranger").address, ANN)
     assert (escrow.reads, escrow.tab_reads) == (1, 0)

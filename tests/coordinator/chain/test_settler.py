@@ -26,7 +26,7 @@ ANN, BOB = person("ann"), person("bob")
 
 @pytest.fixture
 def escrow(monkeypatch: pytest.MonkeyPatch) -> FakeEscrow:
-    """A chain on which the payer has money."""
+    """A chain on which the payer has funds."""
     made = FakeEscrow()
     made.free[PAYER.address] = 10_000
     monkeypatch.setattr("coordinator.chain.settler.read_events", made.read_events)
@@ -35,7 +35,7 @@ def escrow(monkeypatch: pytest.MonkeyPatch) -> FakeEscrow:
 
 @pytest.fixture
 def store() -> MemoryStore:
-    """Where claims wait."""
+    """The store of claims."""
     return MemoryStore()
 
 
@@ -61,7 +61,7 @@ def _closed(store: MemoryStore) -> list[str | None]:
 
 
 async def test_a_good_claim_waits(settler: Settler, store: MemoryStore) -> None:
-    """A claim that is what it says waits for the next batch."""
+    """A valid claim waits for the next batch."""
     claim = _claim()
     await settler.accept_claim(ANN.address, claim)
     assert [pending.request for pending in await store.pending_claims(9)] == [claim]
@@ -95,8 +95,8 @@ def _anothers_order() -> ClaimRequest:
 @pytest.mark.parametrize(
     ("claim", "error", "says"),
     [
-        (_unsigned(), BadSignature, "signed by"),
-        (_raised(), BadSignature, "signed by"),
+        (_unsigned(), BadSignature, "expected a signature of"),
+        (_raised(), BadSignature, "expected a signature of"),
         (_forged_order(), BadSignature, "order"),
         (_other_order(), BadMessage, "does not match its order"),
         (_anothers_order(), BadMessage, "does not match its order"),
@@ -107,14 +107,14 @@ def _anothers_order() -> ClaimRequest:
 async def test_a_claim_that_is_not_what_it_says(
     settler: Settler, store: MemoryStore, claim: ClaimRequest, error: type[PeerError], says: str
 ) -> None:
-    """Forged, altered, mismatched, empty and other people's claims are refused and not kept."""
+    """Forged, altered, mismatched and empty claims and claims of others are refused and not stored."""
     with pytest.raises(error, match=says):
         await settler.accept_claim(ANN.address, claim)
     assert store.claims == {}
 
 
 async def test_a_claim_that_no_transaction_can_carry(settler: Settler) -> None:
-    """A claim has at most as many rows as fit a transaction; the largest one does fit."""
+    """A claim has at most as many rows as fit into a transaction; the largest one does fit."""
     order = _order()
     with pytest.raises(BadMessage, match=f"expected 1 to {MAX_ROWS}, .* got {MAX_ROWS + 1}"):
         await settler.accept_claim(ANN.address, make_claim(ANN, *[(order, 1, 20)] * (MAX_ROWS + 1)))
@@ -128,7 +128,7 @@ async def test_a_claim_that_no_transaction_can_carry(settler: Settler) -> None:
 
 
 async def test_claims_are_sent_in_one_batch(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
-    """What waits is sent together, paid, and closed with the transaction."""
+    """Pending claims are sent together, paid, and closed with the transaction."""
     await settler.accept_claim(ANN.address, _claim(ANN, 20))
     await settler.accept_claim(BOB.address, _claim(BOB, 30))
     await settler.settle()
@@ -138,7 +138,7 @@ async def test_claims_are_sent_in_one_batch(settler: Settler, store: MemoryStore
 
 
 async def test_many_claims_need_several_batches(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
-    """However many claims wait, all are sent."""
+    """All pending claims are sent, in several batches if need be."""
     for total in range(1, BATCH_CLAIMS + 4):
         await settler.accept_claim(ANN.address, _claim(total=total))
     await settler.settle()
@@ -148,7 +148,7 @@ async def test_many_claims_need_several_batches(settler: Settler, store: MemoryS
 
 
 async def test_no_gas_for_what_cannot_be_paid(store: MemoryStore, escrow: FakeEscrow) -> None:
-    """A claim on an empty purse, or one that brings too little, costs no gas; handed in again when there is money, it is sent."""
+    """A claim on an empty purse, or one that pays too little, costs no gas; sent again after a deposit, it is settled."""
     settler = make_settler(escrow, store, min_claim=15)
     escrow.free[PAYER.address] = 10
     await settler.accept_claim(ANN.address, _claim(total=20))
@@ -179,7 +179,7 @@ async def test_nothing_waits(settler: Settler, escrow: FakeEscrow) -> None:
 async def test_what_pays_nothing_is_not_sent(
     settler: Settler, store: MemoryStore, escrow: FakeEscrow, claim: ClaimRequest
 ) -> None:
-    """Claims on what was paid, above their ceiling, past their last day or for nothing are closed without gas."""
+    """Claims on settled tabs, above their ceiling, after their last day or for nothing are closed without gas."""
     await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
     await settler.follow_events()
@@ -192,7 +192,7 @@ async def test_what_pays_nothing_is_not_sent(
 async def test_a_claim_that_pays_nothing_does_not_hold_up_others(
     settler: Settler, store: MemoryStore, escrow: FakeEscrow
 ) -> None:
-    """Of a batch, only what may pay is sent, and each is closed for what it was."""
+    """Of a batch, only claims that may pay are sent; each other one is closed with its reason."""
     await settler.accept_claim(ANN.address, _claim(total=0))
     await settler.accept_claim(BOB.address, _claim(BOB, 30))
     await settler.settle()
@@ -209,7 +209,7 @@ async def test_a_claim_with_one_good_row_is_sent(settler: Settler, escrow: FakeE
 
 
 async def test_a_shortfall_can_be_claimed_again(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
-    """What a purse could not pay is not lost: handing the same claim in again collects the rest."""
+    """What a purse could not pay is not lost: sending the same claim again collects the rest."""
     escrow.free[PAYER.address] = 5
     for _ in range(2):
         await settler.accept_claim(ANN.address, _claim(total=20))
@@ -224,7 +224,7 @@ async def test_a_shortfall_can_be_claimed_again(settler: Settler, store: MemoryS
 
 
 async def test_a_chain_that_is_down(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
-    """While the chain is away claims are taken and wait; when it is back they are paid."""
+    """While the chain is down, claims are accepted and stay pending; when it is back, they are paid."""
     escrow.down = True
     await settler.accept_claim(ANN.address, _claim())
     with pytest.raises(Unavailable):
@@ -236,7 +236,7 @@ async def test_a_chain_that_is_down(settler: Settler, store: MemoryStore, escrow
 
 
 async def test_one_bad_claim_does_not_block_the_batch(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
-    """A claim that the contract will not take closes alone; the others of its batch are paid."""
+    """A claim that the contract refuses is closed alone; the others of its batch are paid."""
     escrow.refuses[BOB.address] = ContractError("Surprise", {})
     for provider in (ANN, BOB, person("cat")):
         await settler.accept_claim(provider.address, _claim(provider))
@@ -247,7 +247,7 @@ async def test_one_bad_claim_does_not_block_the_batch(settler: Settler, store: M
 
 
 async def test_an_unknown_revert_counts_as_the_claims_fault(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
-    """A revert without a name does not block the queue for ever either."""
+    """A revert without a known error does not block the queue either."""
     escrow.refuses[BOB.address] = Refusal(Code.BAD_MESSAGE, "the contract refused: no reason")
     await settler.accept_claim(BOB.address, _claim(BOB))
     await settler.settle()
@@ -265,7 +265,7 @@ async def test_an_empty_gas_tank_closes_nothing(settler: Settler, store: MemoryS
 
 
 async def test_a_crash_between_send_and_close(store: MemoryStore, escrow: FakeEscrow) -> None:
-    """If the process dies after a batch was sent, before it was closed, the next one sees that it was paid and sends nothing."""
+    """If the process dies between sending and closing a batch, the next one sees that it was paid and sends nothing."""
     settler = make_settler(escrow, store)
     await settler.accept_claim(ANN.address, _claim())
     await settler.settle()
@@ -287,16 +287,16 @@ async def test_what_was_settled_is_learnt(escrow: FakeEscrow, store: MemoryStore
     await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
     await settler.follow_events()
-    found = await store.settlement(PAYER.address, ANN.address)
-    assert found is not None
-    assert (found.settled, found.tx, found.block) == (20, f"0x{escrow.block:064x}", escrow.block)
+    settlement = await store.settlement(PAYER.address, ANN.address)
+    assert settlement is not None
+    assert (settlement.settled, settlement.tx, settlement.block) == (20, f"0x{escrow.block:064x}", escrow.block)
     tab = exposure.known(PAYER.address, ANN.address)
     assert tab is not None
     assert tab.uncovered() == 0
 
 
 async def test_a_reservation_that_is_released_covers_nothing(store: MemoryStore, escrow: FakeEscrow) -> None:
-    """Once the chain tells of a release, what was reserved for one provider no longer leaves the payer's balance to others."""
+    """Once a release shows on chain, the reservation no longer frees the payer's balance for other providers."""
     exposure = Exposure()
     exposure.record_receipt(PAYER.address, ANN.address, Amount(500), Amount(500))
     exposure.observe(PAYER.address, ANN.address, settled=Amount(0), reserved=Amount(500))
@@ -310,16 +310,16 @@ async def test_a_reservation_that_is_released_covers_nothing(store: MemoryStore,
 
 
 async def test_all_pages_are_read(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
-    """Following goes on until nothing is new, and starts where it ended."""
+    """Events are read until none is new, from where the last read ended."""
     for total in (10, 20, 30, 40, 50):
         await settler.accept_claim(ANN.address, _claim(total=total))
         await settler.settle()
     await settler.follow_events()
     assert (cursor := await store.cursor()) is not None
     assert cursor.block == escrow.block + 1
-    found = await store.settlement(PAYER.address, ANN.address)
-    assert found is not None
-    assert found.settled == 50
+    settlement = await store.settlement(PAYER.address, ANN.address)
+    assert settlement is not None
+    assert settlement.settled == 50
 
 
 async def test_following_twice_changes_nothing(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
@@ -336,7 +336,7 @@ async def test_following_twice_changes_nothing(settler: Settler, store: MemorySt
 
 
 async def test_a_chain_that_takes_back_what_was_final(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
-    """What it had paid is not believed any more; the claim is sent again and paid again, once."""
+    """Settlements are forgotten after a deep reorganisation; the claim is sent and paid again, once."""
     await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
     await settler.follow_events()
@@ -347,15 +347,15 @@ async def test_a_chain_that_takes_back_what_was_final(settler: Settler, store: M
         await settler.settle()
         await settler.follow_events()
     assert (len(escrow.sent), escrow.free[PAYER.address]) == (2, 10_000 - 20)
-    found = await store.settlement(PAYER.address, ANN.address)
-    assert found is not None
-    assert found.settled == 20
+    settlement = await store.settlement(PAYER.address, ANN.address)
+    assert settlement is not None
+    assert settlement.settled == 20
 
 
 async def test_an_endpoint_that_takes_everything_back_each_time_does_not_spin_the_settler(
     settler: Settler, escrow: FakeEscrow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often an endpoint says that what was final is gone, one call reads and forgets once."""
+    """If an endpoint reports a deep reorganisation every time, one call reads and forgets once."""
     reads = 0
 
     async def always(*_: Any, **__: Any) -> Any:
@@ -370,7 +370,7 @@ async def test_an_endpoint_that_takes_everything_back_each_time_does_not_spin_th
 
 
 async def test_settlements_wait_for_confirmations(store: MemoryStore, escrow: FakeEscrow) -> None:
-    """What may still be reorganised away does not count yet."""
+    """A settlement without its confirmations does not count yet."""
     settler = make_settler(escrow, store, confirmations=2)
     await settler.accept_claim(ANN.address, _claim())
     await settler.settle()
@@ -382,7 +382,7 @@ async def test_settlements_wait_for_confirmations(store: MemoryStore, escrow: Fa
 
 
 async def _run(settler: Settler, until: Any) -> None:
-    """Runs the settler's loop until something is true."""
+    """Runs the settler's loop until a condition is true."""
     task = asyncio.create_task(settler.run())
     try:
         async with asyncio.timeout(20):
@@ -395,7 +395,7 @@ async def _run(settler: Settler, until: Any) -> None:
 
 
 async def test_the_loop_outlives_failures(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
-    """The loop goes on after the chain was away, and needs nobody to wake it."""
+    """The loop continues by itself after the chain was down."""
     escrow.down = True
     await settler.accept_claim(ANN.address, _claim())
     task = asyncio.create_task(settler.run())
@@ -417,7 +417,7 @@ async def test_events_are_followed_although_sending_fails(settler: Settler, stor
 
 
 async def test_time_is_the_settlers_own(escrow: FakeEscrow, store: MemoryStore) -> None:
-    """Whether an order can still be claimed on is judged when it is settled, not when the claim came."""
+    """Whether an order can still be claimed on is decided when it is settled, not when the claim arrived."""
     clock = Clock()
     settler = make_settler(escrow, store, clock)
     await settler.accept_claim(ANN.address, _claim(claim_by=START + 10))

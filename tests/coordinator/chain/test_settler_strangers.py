@@ -1,4 +1,4 @@
-"""What a provider can make the settler read and spend is bounded, and nobody's claims wait for a stranger's."""
+"""What a provider can make the settler read and spend is bounded, and no provider's claims wait for a stranger's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANN, BOB = person("ann"), person("bob")
 
 @pytest.fixture
 def escrow() -> FakeEscrow:
-    """A chain on which one payer has money."""
+    """A chain on which one payer has funds."""
     made = FakeEscrow()
     made.free[PAYER.address] = 10_000
     return made
@@ -32,7 +32,7 @@ def escrow() -> FakeEscrow:
 
 @pytest.fixture
 def store() -> MemoryStore:
-    """Where claims wait."""
+    """The store of claims."""
     return MemoryStore()
 
 
@@ -41,7 +41,7 @@ def _order(provider: Signer = ANN, payer: Signer = PAYER, seq: int = 1) -> Verif
 
 
 def _junk(number: int, rows: int, provider: Signer = ANN) -> ClaimRequest:
-    """A claim on payers that do not exist."""
+    """Returns a claim on payers that do not exist."""
     payers = (person(f"nobody {number} {row}") for row in range(rows))
     return make_claim(provider, *((_order(provider, payer), 1, 50) for payer in payers))
 
@@ -55,7 +55,7 @@ def _reads(escrow: FakeEscrow) -> int:
 
 
 async def test_one_payable_unit_does_not_carry_a_transaction_of_junk(escrow: FakeEscrow, store: MemoryStore) -> None:
-    """A claim that pays less than a unit for each of its rows is closed with what to do; a claim on what pays is sent."""
+    """A claim that pays less than one unit per row is closed with advice; a claim on the paying rows is sent."""
     escrow.free = {person(f"poor {row}").address: 0 for row in range(40)} | {PAYER.address: 1}
     settler = make_settler(escrow, store)
     junk = [(_order(ANN, person(f"poor {row}")), 1, 50) for row in range(40)]
@@ -80,7 +80,7 @@ async def test_what_a_row_must_bring_is_counted_for_every_row(
 
 
 async def test_a_provider_does_not_make_the_settler_send_what_it_owes_itself(escrow: FakeEscrow, store: MemoryStore) -> None:
-    """The contract passes over rows whose payer is the provider, whatever is in the purse: such a claim is not taken."""
+    """The contract skips rows whose payer is the provider, so such a claim is refused."""
     escrow.free[ANN.address] = 10_000
     settler = make_settler(escrow, store)
     with pytest.raises(BadMessage, match="provider itself"):
@@ -138,7 +138,7 @@ async def test_a_stranger_costs_no_more_than_a_few_reads(escrow: FakeEscrow, sto
 
 
 async def test_one_purse_does_not_open_the_door_for_many_strangers(escrow: FakeEscrow, store: MemoryStore) -> None:
-    """Payers without a purse are looked up as far as there are payers with one, and eight more."""
+    """Payers without a purse are read up to the number of payers with one, plus eight."""
     settler = make_settler(escrow, store, min_claim=1_000)
     junk = [(_order(ANN, person(f"nobody {row}")), 1, 50) for row in range(100)]
     await settler.accept_claim(ANN.address, make_claim(ANN, (_order(), 1, 50), *junk))
@@ -147,7 +147,7 @@ async def test_one_purse_does_not_open_the_door_for_many_strangers(escrow: FakeE
 
 
 async def test_reads_in_vain_do_not_go_on_for_ever(escrow: FakeEscrow, store: MemoryStore) -> None:
-    """A provider whose claims bring nothing gets so many reads at once, then one a second; its claims wait meanwhile."""
+    """A provider whose claims pay nothing gets a burst of reads, then one per second; its claims stay pending meanwhile."""
     clock = Clock()
     settler = make_settler(escrow, store, clock)
     number = 0
@@ -164,9 +164,7 @@ async def test_reads_in_vain_do_not_go_on_for_ever(escrow: FakeEscrow, store: Me
 
 
 async def test_a_stranger_does_not_hold_up_others(escrow: FakeEscrow, store: MemoryStore) -> None:
-    """Providers are taken in turns: whoever has a hundred claims waiting, another's first one is in the next batch, and is sent
-    although the first provider's have to wait.
-    """
+    """Providers take turns: whatever number of claims one has pending, the first claim of another is in the next batch."""
     settler = make_settler(escrow, store)
     for number in range(100):
         await settler.accept_claim(ANN.address, _junk(number, MAX_PURSELESS_PAYERS))
@@ -180,7 +178,7 @@ async def test_a_stranger_does_not_hold_up_others(escrow: FakeEscrow, store: Mem
 async def test_claims_of_one_provider_do_not_fill_the_store(
     escrow: FakeEscrow, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So many claims of a provider wait, and not one more; those that were closed for nothing go when the next one comes."""
+    """A provider has a maximum of pending claims; claims closed without payment are deleted when the next one arrives."""
     monkeypatch.setattr("coordinator.storage.memory.WAITING_CLAIMS", 3)
     settler = make_settler(escrow, store)
     for number in range(3):
@@ -219,7 +217,7 @@ def test_the_stated_numbers() -> None:
 
 
 async def test_a_flood_of_claims_is_not_checked_one_by_one(escrow: FakeEscrow, store: MemoryStore) -> None:
-    """Beyond its pace a provider's claims are refused before a signature is checked, for now; others' are taken."""
+    """Claims above a provider's rate are refused before a signature is checked; those of others are accepted."""
     clock = Clock()
     settler = make_settler(escrow, store, clock)
     for _ in range(CLAIMS_BURST):

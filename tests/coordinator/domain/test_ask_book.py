@@ -13,7 +13,7 @@ def _prices(book: AskBook, model: str = MODEL) -> list[int]:
 
 
 def test_asks_stand_cheapest_first() -> None:
-    """A model's asks are listed by what three tokens read and one written cost, whatever order they came in."""
+    """A model's asks are sorted by the price of three input tokens and one output token, in whatever order they arrived."""
     book = AskBook()
     for name, price in (("a", 30), ("b", 10), ("c", 20)):
         key = person(name)
@@ -22,12 +22,12 @@ def test_asks_stand_cheapest_first() -> None:
 
 
 def test_equal_prices_are_ordered_by_address() -> None:
-    """Asks of equal price have one order, so that every replica ranks alike."""
+    """Asks of equal price have a defined order, so every process ranks alike."""
     for keys in ((ANN, BOB), (BOB, ANN)):
         book = AskBook()
         for key in keys:
             book.replace(key.address, [make_ask(key)], FREE)
-        assert [s.node.provider for s in book.of_model(MODEL)] == sorted((ANN.address, BOB.address))
+        assert [entry.node.provider for entry in book.of_model(MODEL)] == sorted((ANN.address, BOB.address))
 
 
 def test_new_asks_take_the_place_of_all_old_ones() -> None:
@@ -40,20 +40,20 @@ def test_new_asks_take_the_place_of_all_old_ones() -> None:
     assert [name for name, _ in book.models()] == ["both"]
     assert book.find(old.digest) is None
     assert book.size == 1
-    found = book.find(new.digest)
-    assert found is not None
-    assert found.node.capacity == FREE
+    listed_ask = book.find(new.digest)
+    assert listed_ask is not None
+    assert listed_ask.node.capacity == FREE
 
 
 def test_one_provider_may_sell_a_model_twice() -> None:
-    """Asks of one provider for one model stand side by side, the same one twice too, and all go with it."""
+    """Asks of one provider for one model are listed side by side, duplicates too, and all are dropped with it."""
     book = AskBook()
     twice = make_ask(ANN, output_price=5)
     book.replace(ANN.address, [make_ask(ANN, output_price=9), twice, twice], FREE)
     book.replace(BOB.address, [make_ask(BOB, output_price=5)], FREE)
     assert _prices(book) == [5, 5, 5, 9]
     book.drop(ANN.address)
-    assert [s.node.provider for s in book.of_model(MODEL)] == [BOB.address]
+    assert [entry.node.provider for entry in book.of_model(MODEL)] == [BOB.address]
 
 
 def test_a_node_that_left_leaves_nothing() -> None:
@@ -66,7 +66,7 @@ def test_a_node_that_left_leaves_nothing() -> None:
 
 
 def test_free_slots_are_the_least_that_can_be_known() -> None:
-    """A node is as free as it says, less what it was given and may not have counted yet; never less than zero."""
+    """A node's free slots are what it reports, minus jobs that it may not have counted yet; never below zero."""
     node = ConnectedNode(ANN.address, Capacity(free=2, slots=4))
     assert node.free == 2
     node.assigned = 3
@@ -76,7 +76,7 @@ def test_free_slots_are_the_least_that_can_be_known() -> None:
 
 
 def test_a_node_keeps_its_jobs_when_its_asks_change() -> None:
-    """New asks do not forget the jobs that the node was given; new capacity comes only when told."""
+    """New asks keep the node's assigned jobs; its capacity changes only if reported."""
     book = AskBook()
     book.replace(ANN.address, [], FREE)
     node = book.node(ANN.address)
@@ -88,10 +88,10 @@ def test_a_node_keeps_its_jobs_when_its_asks_change() -> None:
 
 
 def test_the_asks_of_some_providers() -> None:
-    """The asks of named providers for a model are found without a look at all others."""
+    """The asks of named providers for a model are found without scanning all others."""
     book = AskBook()
     ann, bob = make_ask(ANN), make_ask(BOB)
     book.replace(ANN.address, [ann, make_ask(ANN, model="other")], FREE)
     book.replace(BOB.address, [bob], FREE)
-    found = book.of_providers(MODEL, [ANN.address, person("stranger").address])
-    assert [listed_ask.ask for listed_ask in found] == [ann]
+    listed_ask = book.of_providers(MODEL, [ANN.address, person("stranger").address])
+    assert [listed_ask.ask for listed_ask in listed_ask] == [ann]

@@ -12,13 +12,13 @@ from tests.coordinator.live_server import Served
 
 
 def _why(world: World, node: FakeNode) -> list[tuple[str, bool, str]]:
-    found = world.market.decision_log.verdicts(node.address, world.market.book, 50)
-    assert all(verdict.model == MODEL for verdict in found)
-    return [(verdict.stage, verdict.won, verdict.why) for verdict in found]
+    verdicts = world.market.decision_log.verdicts(node.address, world.market.book, 50)
+    assert all(verdict.model == MODEL for verdict in verdicts)
+    return [(verdict.stage, verdict.won, verdict.why) for verdict in verdicts]
 
 
 async def test_shortlists_say_why(world: World) -> None:
-    """Listed at which place; too dear; busy; crowded out by cheaper ones: each node can tell which it was."""
+    """Each node gets its reason: its place, too expensive, busy, or displaced by cheaper providers."""
     cheap, dear, busy = world.node("ann"), world.node("bob", output_price=9_000_000), world.node("eve", output_price=3_000_000)
     world.market.matchmaker.set_capacity(busy.address, Capacity(0, 4))
     world.market.matchmaker.shortlist(Demand(MODEL, max_output_price=5_000_000))
@@ -35,7 +35,7 @@ async def test_shortlists_say_why(world: World) -> None:
 
 
 async def test_a_shortlist_that_found_nobody(world: World) -> None:
-    """The reason is told also where the client got an error."""
+    """The reason is recorded even if the client got an error."""
     node = world.node("ann")
     with pytest.raises(TallyError):
         world.market.matchmaker.shortlist(Demand(MODEL, max_input_price=1))
@@ -43,7 +43,7 @@ async def test_a_shortlist_that_found_nobody(world: World) -> None:
 
 
 async def test_matches_say_why(world: World) -> None:
-    """Who got the job, and what kept the others of the shortlist from it, also at a second attempt."""
+    """The log shows which provider got the job, and why the others did not, for a second attempt too."""
     ann, bob = world.node("ann"), world.node("bob", output_price=3_000_000)
     client = await world.started(ann, bob)
     assert _why(world, ann) == [("match", True, "got the job")]
@@ -57,7 +57,7 @@ async def test_matches_say_why(world: World) -> None:
 
 
 async def test_a_payer_without_money(world: World) -> None:
-    """It is the payer's lack, and said to be."""
+    """The reason says that the payer lacked funds."""
     node = world.node("ann")
     world.funds.free.clear()
     with pytest.raises(TallyError):
@@ -66,21 +66,21 @@ async def test_a_payer_without_money(world: World) -> None:
 
 
 def test_memory_is_bounded() -> None:
-    """Only the last decisions are kept, and the newest come first."""
+    """Only the last decisions are kept, and the newest is returned first."""
     world, decision_log, someone = World(), DecisionLog(), Address("0x" + "ab" * 20)
     for number in range(MAX_DECISIONS + 50):
         decision_log.add_match(MODEL, someone, {}, number)
-    found = decision_log.verdicts(someone, world.market.book, 10**6)
-    assert (len(found), found[0].at, found[-1].at) == (MAX_DECISIONS, MAX_DECISIONS + 49, 50)
+    verdicts = decision_log.verdicts(someone, world.market.book, 10**6)
+    assert (len(verdicts), verdicts[0].at, verdicts[-1].at) == (MAX_DECISIONS, MAX_DECISIONS + 49, 50)
     assert len(decision_log.verdicts(someone, world.market.book, 7)) == 7
 
 
 async def test_the_route(at: Served) -> None:
-    """Anyone may ask; nobody who never stood in the book has anything to be told."""
+    """Anyone may ask; a provider that was never listed has no verdicts."""
     node = at.world.node("ann")
     at.world.market.matchmaker.shortlist(Demand(MODEL))
-    told = (await at.http.get(f"/v1/providers/{node.address}/why")).json()
-    assert (told["connected"], [one["won"] for one in told["decisions"]]) == (True, [True])
+    body = (await at.http.get(f"/v1/providers/{node.address}/why")).json()
+    assert (body["connected"], [decision["won"] for decision in body["decisions"]]) == (True, [True])
     stranger = (await at.http.get(f"/v1/providers/0x{'ee' * 20}/why")).json()
     assert (stranger["connected"], stranger["decisions"]) == (False, [])
     assert (await at.http.get("/v1/providers/nobody/why")).status_code == 400

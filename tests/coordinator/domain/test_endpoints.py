@@ -1,4 +1,4 @@
-"""Where a node may have dialled this coordinator: which spellings are one address, and which addresses are another's."""
+"""Endpoints under which a node may dial this coordinator: which spellings are equal, and which are another's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ANN = person("ann")
     ],
 )
 def test_spellings_of_its_own_address(url: str) -> None:
-    """A node that dialled a public address in another spelling is let in, wherever the connection comes in."""
+    """A node that dialled a public address in another spelling is accepted, whatever the local address."""
     check_endpoint(endpoint_of(url), PUBLIC, ("10.0.0.1", 8420))
 
 
@@ -54,7 +54,7 @@ def test_spellings_of_its_own_address(url: str) -> None:
     ],
 )
 def test_another_address_is_not_its_own(dialled: str) -> None:
-    """What a node dialled elsewhere is refused, with what it dialled and where this coordinator is."""
+    """Another endpoint is refused; the error names the dialled endpoint and this coordinator's own."""
     with pytest.raises(Refusal) as caught:
         check_endpoint(dialled, PUBLIC, ("127.0.0.1", 8420))
     assert caught.value.code is Code.UNAUTHENTICATED
@@ -64,7 +64,7 @@ def test_another_address_is_not_its_own(dialled: str) -> None:
 
 @pytest.mark.parametrize("dialled", ["localhost:8420", "127.0.0.1:8420", "[::1]:8420", "127.0.0.9:8420", "LOCALHOST:8420"])
 def test_loopback_counts_over_loopback_only(dialled: str) -> None:
-    """Who dialled this machine's own name and port came in over loopback; from outside that name is somebody else's."""
+    """Loopback names count for connections over loopback; from outside they are another machine's."""
     check_endpoint(dialled, (), ("127.0.0.1", 8420))
     check_endpoint(dialled, (), ("::1", 8420))
     for bound in (("10.0.0.1", 8420), ("127.0.0.1", 8421), ("/run/socket", None), None):
@@ -79,14 +79,14 @@ def test_what_is_loopback() -> None:
 
 
 def test_a_public_url_that_is_none() -> None:
-    """What names no host is refused."""
+    """A URL without a host is refused."""
     with pytest.raises(BadMessage):
         endpoints_of(["coordinator"])
 
 
 @asynccontextmanager
 async def _relay(at: Served) -> AsyncIterator[str]:
-    """A man in the middle: whoever connects to it is connected to the coordinator, every byte unaltered."""
+    """A relay that connects every client to the coordinator, without altering a byte."""
 
     async def pump(source: ClientConnection | ServerConnection, sink: ClientConnection | ServerConnection) -> None:
         async for message in source:
@@ -102,9 +102,7 @@ async def _relay(at: Served) -> AsyncIterator[str]:
 
 
 async def test_a_relay_does_not_pass_as_a_coordinator(at: Served) -> None:
-    """A node that was led to a relay keeps its place at the coordinator: the answer that the relay passes on is refused, its own
-    connection stays, and the node is told both addresses.
-    """
+    """The HELLO that a relay passes on is refused with both addresses; the node's own connection stays."""
     own = await LinkNode.join(at, ANN)
     async with _relay(at) as url:
         led = await LinkNode.open(url, ANN)
@@ -118,7 +116,7 @@ async def test_a_relay_does_not_pass_as_a_coordinator(at: Served) -> None:
 
 
 async def test_a_relay_that_names_the_true_host_does_not_pass(at: Served) -> None:
-    """Headers do not count: a relay that speaks to the coordinator under its own name still has the wrong answer to pass on."""
+    """Headers do not count: a relay that connects under the coordinator's own name still relays the wrong answer."""
     async with connect(at.node_url, proxy=None, additional_headers={"x-forwarded-host": "relay.example:443"}) as socket:
         node = LinkNode(ANN, socket, (), "relay.example:443")
         await node.hello()
@@ -127,7 +125,7 @@ async def test_a_relay_that_names_the_true_host_does_not_pass(at: Served) -> Non
 
 
 async def test_a_public_address_is_let_in() -> None:
-    """Behind a proxy nodes dial its name, which the coordinator knows from its settings."""
+    """Behind a proxy, nodes dial its name, which the coordinator knows from its settings."""
     async with served(endpoints=endpoints_of(["https://coordinator.example"])) as at:
         node = await LinkNode.open(at, ANN)
         node.endpoint = "coordinator.example:443"

@@ -16,7 +16,7 @@ amounts = st.integers(0, 1_000).map(Amount)
 
 
 def _make(**tab: int) -> Exposure:
-    """A payer with one tab, with A."""
+    """A payer with one tab, with provider A."""
     exposure = Exposure()
     exposure.record_receipt(PAYER, A, Amount(tab.get("cumulative", 0)), Amount(10**9))
     exposure.observe(PAYER, A, settled=Amount(tab.get("settled", 0)), reserved=Amount(tab.get("reserved", 0)))
@@ -32,13 +32,13 @@ def _admits(exposure: Exposure, provider: Address, cap: int, free: int) -> bool:
 
 
 def test_the_worst_case_must_be_covered() -> None:
-    """A job is admitted up to what is free, not one base unit beyond."""
+    """A job is admitted up to the free balance, and not for one base unit more."""
     assert _admits(_make(), A, 100, 100)
     assert not _admits(_make(), A, 101, 100)
 
 
 def test_jobs_in_flight_count() -> None:
-    """What a job in flight may cost is not there for the next one, on any tab, until it is over."""
+    """The cap of a job in flight is not available to the next job, on any tab, until the job ends."""
     exposure = _make()
     assert _admits(exposure, A, 60, 100)
     assert not _admits(exposure, B, 60, 100)
@@ -47,7 +47,7 @@ def test_jobs_in_flight_count() -> None:
 
 
 def test_a_reservation_covers_its_own_tab_only() -> None:
-    """What is reserved for a provider covers jobs with it, and nobody else's."""
+    """A reservation for a provider covers jobs with it, and no others."""
     assert _admits(_make(reserved=100), A, 100, 0)
     assert not _admits(_make(reserved=100), B, 100, 0)
 
@@ -62,7 +62,7 @@ def test_what_is_owed_counts_until_the_chain_paid() -> None:
 
 
 def test_settlements_never_shrink() -> None:
-    """Old news from the chain does not undo newer news."""
+    """An older settled total does not replace a newer one."""
     exposure = _make(settled=80)
     exposure.observe(PAYER, A, settled=Amount(10), reserved=Amount(5))
     exposure.settle(PAYER, A, Amount(20))
@@ -72,7 +72,7 @@ def test_settlements_never_shrink() -> None:
 
 
 def test_a_total_counts_as_far_as_it_was_signed_for() -> None:
-    """A provider that writes a total above every ceiling cannot use up a payer's purse."""
+    """A provider that claims a total above every ceiling cannot use up a payer's purse."""
     exposure = Exposure()
     assert exposure.record_receipt(PAYER, A, Amount(10**20), Amount(70)) == 70
     assert _admits(exposure, B, 30, 100)
@@ -81,7 +81,7 @@ def test_a_total_counts_as_far_as_it_was_signed_for() -> None:
 
 
 def test_totals_never_shrink() -> None:
-    """Receipts that come in another order leave the highest total standing."""
+    """Receipts that arrive out of order leave the highest total."""
     exposure = _make(cumulative=90)
     assert exposure.record_receipt(PAYER, A, Amount(40), Amount(10**9)) == 90
 
@@ -100,7 +100,7 @@ def test_strangers_are_not_remembered() -> None:
 
 
 def test_a_refusal_says_what_is_missing() -> None:
-    """The refusal names both sums as people write them, and the way out."""
+    """The refusal names both sums in decimal form, and what to do."""
     with pytest.raises(Refusal, match=r"has 1\.5 free.* may cost 2\.25.*tally deposit") as caught:
         _make().admit(PAYER, A, Amount(2_250_000), Amount(1_500_000))
     assert caught.value.code is Code.INSUFFICIENT_FUNDS
@@ -108,13 +108,13 @@ def test_a_refusal_says_what_is_missing() -> None:
 
 @given(amounts, amounts, amounts, amounts, amounts)
 def test_uncovered_is_never_negative(total: Amount, settled: Amount, reserved: Amount, flight: Amount, cap: Amount) -> None:
-    """A reservation above what is owed is not free money elsewhere, and a higher cap never needs less."""
+    """A reservation above what is owed is not available elsewhere, and a higher cap never needs less."""
     tab = TabExposure(cumulative=total, settled=settled, reserved=reserved, in_flight=flight)
     assert 0 <= tab.uncovered() <= tab.uncovered(cap) <= max(0, total - settled) + flight + cap
 
 
 class ExposureMachine(RuleBasedStateMachine):
-    """Jobs of one payer with two providers come and go in any order, while the chain settles and reserves."""
+    """Jobs of one payer with two providers begin and end in any order, while the chain settles and reserves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ TestExposureMachine.__doc__ = "What is in flight is the sum of the caps of the j
 
 
 def test_a_receipt_at_no_cost_leaves_no_tab() -> None:
-    """Receipts that bring a tab to nothing are not remembered, so that they fill no memory."""
+    """Receipts that leave a tab at zero are not remembered, so they fill no memory."""
     exposure = Exposure()
     assert exposure.record_receipt(PAYER, A, Amount(0), Amount(1_000)) == 0
     assert exposure.size == 0
@@ -171,7 +171,7 @@ def test_a_receipt_at_no_cost_leaves_no_tab() -> None:
 
 
 def test_a_released_reservation_covers_nothing() -> None:
-    """When a release is told of, what that tab owes needs free balance again; no new pair is remembered."""
+    """After a release, what the tab owes needs free balance again; no new pair is remembered."""
     exposure = Exposure()
     exposure.record_receipt(PAYER, A, Amount(7), Amount(7))
     exposure.observe(PAYER, A, settled=Amount(0), reserved=Amount(7))

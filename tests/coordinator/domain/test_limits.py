@@ -19,7 +19,7 @@ def _check(**order: Any) -> None:
 
 
 def test_bounds_are_inside() -> None:
-    """An order may use each limit to the last second, basis point and base unit."""
+    """An order may use each limit exactly, to the second, basis point and base unit."""
     _check(deadline=START + 1, claim_by=START + 3_600, max_fee_bps=50, ceiling=Amount(CAP))
     _check(deadline=START + 600)
 
@@ -36,7 +36,7 @@ def test_bounds_are_inside() -> None:
     ],
 )
 def test_each_rule_is_named(order: dict[str, Any], code: Code, says: str) -> None:
-    """An order that breaks a rule is refused for good, with the member that is wrong."""
+    """An order that breaks a rule is refused for good; the error names the member."""
     with pytest.raises(Refusal, match=says) as caught:
         _check(**order)
     assert caught.value.code is code
@@ -44,7 +44,7 @@ def test_each_rule_is_named(order: dict[str, Any], code: Code, says: str) -> Non
 
 
 def test_a_large_body_gives_its_node_time_to_receive_it() -> None:
-    """A node's time to answer a dispatch grows with what must reach it first; a provider is not blamed for its line."""
+    """A node's time to answer a dispatch grows with the body that must reach it first."""
     limits = JobLimits(accept=10)
     assert limits.accept_within(0) == 10
     assert limits.accept_within(32 << 20) == 10 + 128

@@ -85,8 +85,8 @@ def test_what_fits_exactly_fits(demand: dict[str, Any]) -> None:
 def test_the_shortlist_is_ranked_and_bounded() -> None:
     """The cheapest asks come first, as many as wanted and no more."""
     book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(20, 0, -1)])
-    found = shortlist(book, Demand(model=MODEL, limit=3), START)
-    assert [s.ask.message.output_price for s in found] == [1, 2, 3]
+    listed_asks = shortlist(book, Demand(model=MODEL, limit=3), START)
+    assert [listed_ask.ask.message.output_price for listed_ask in listed_asks] == [1, 2, 3]
     assert len(shortlist(book, Demand(model=MODEL), START)) == MAX_CANDIDATES
 
 
@@ -99,8 +99,8 @@ def test_the_shortlist_is_sorted_as_asked() -> None:
         book.replace(key.address, [make_ask(key, output_price=number)], speed)
     named = {key.address: name for key, name in zip(keys, "abcd", strict=True)}
     for sort, order in (("price", "abcd"), ("latency", "cbda"), ("throughput", "bdca")):
-        found = shortlist(book, Demand(model=MODEL, sort=sort), START)
-        assert "".join(named[listed_ask.node.provider] for listed_ask in found) == order
+        listed_asks = shortlist(book, Demand(model=MODEL, sort=sort), START)
+        assert "".join(named[listed_ask.node.provider] for listed_ask in listed_asks) == order
         assert len(shortlist(book, Demand(model=MODEL, sort=sort, limit=2), START)) == 2
     with pytest.raises(BadMessage, match="sort"):
         Demand(model=MODEL, sort="beauty")
@@ -111,24 +111,24 @@ def test_who_failed_too_often_is_left_out() -> None:
     book, _ = _book_of((ANN, {}), (BOB, {}))
     scores = {ANN.address: 0.89, BOB.address: 0.9}
     rejected: list[tuple[Reason, ListedAsk]] = []
-    found = shortlist(book, Demand(model=MODEL, min_reputation=90), START, rejected, scores.__getitem__)
-    assert [listed_ask.node.provider for listed_ask in found] == [BOB.address]
+    listed_asks = shortlist(book, Demand(model=MODEL, min_reputation=90), START, rejected, scores.__getitem__)
+    assert [listed_ask.node.provider for listed_ask in listed_asks] == [BOB.address]
     assert [reason for reason, _ in rejected] == [Reason.REPUTATION]
 
 
 def test_a_pinned_provider_is_found_however_dear() -> None:
     """A provider that was asked for by name is found behind any number of cheaper ones."""
     book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(300)], (ANN, {"output_price": 10**9}))
-    found = shortlist(book, Demand(model=MODEL, pin=frozenset({ANN.address})), START)
-    assert [s.node.provider for s in found] == [ANN.address]
+    listed_asks = shortlist(book, Demand(model=MODEL, pin=frozenset({ANN.address})), START)
+    assert [listed_ask.node.provider for listed_ask in listed_asks] == [ANN.address]
 
 
 def test_excluded_providers_do_not_hide_the_others() -> None:
     """However many cheap providers a client does not want, those behind them are found."""
     unwanted = [person(str(n)) for n in range(300)]
     book, _ = _book_of(*[(key, {"output_price": n}) for n, key in enumerate(unwanted)], (ANN, {"output_price": 10**9}))
-    found = shortlist(book, Demand(model=MODEL, exclude=frozenset(key.address for key in unwanted)), START)
-    assert [s.node.provider for s in found] == [ANN.address]
+    listed_asks = shortlist(book, Demand(model=MODEL, exclude=frozenset(key.address for key in unwanted)), START)
+    assert [listed_ask.node.provider for listed_ask in listed_asks] == [ANN.address]
 
 
 def test_the_work_is_bounded() -> None:

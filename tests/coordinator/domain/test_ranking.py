@@ -1,4 +1,4 @@
-"""The order of providers: a price that promises nothing buys no first place, and newcomers get a share, not the market."""
+"""Ranking: a low price without reputation buys no first place, and newcomers get a share, not the market."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def _prices(price: int) -> dict[str, int]:
 def _stand(book: AskBook, key: Signer, price: int, capacity: Capacity | None = None) -> ListedAsk:
     ask = make_ask(key, **_prices(price))
     book.replace(key.address, [ask], capacity or Capacity(4, 4))
-    found = book.find(ask.digest)
-    assert found is not None
-    return found
+    ranked_providers = book.find(ask.digest)
+    assert ranked_providers is not None
+    return ranked_providers
 
 
 def _known(good: int = 0, bad: int = 0, reputation: Reputation | None = None, key: Signer = GOOD) -> Reputation:
@@ -43,16 +43,14 @@ def _known(good: int = 0, bad: int = 0, reputation: Reputation | None = None, ke
 
 def _listed(book: AskBook, reputation: Reputation, chance: float = 1.0, **demand: object) -> list[Address]:
     wanted = Demand(MODEL, **demand)  # type: ignore[arg-type]
-    found = shortlist(book, wanted, START, None, reputation.score, newcomer=reputation.newcomer, chance=chance)
-    return [listed_ask.node.provider for listed_ask in found]
+    ranked_providers = shortlist(book, wanted, START, None, reputation.score, newcomer=reputation.newcomer, chance=chance)
+    return [listed_ask.node.provider for listed_ask in ranked_providers]
 
 
 @pytest.mark.parametrize("good", [0, 1, 30])
 @pytest.mark.parametrize("price", [1, 1_000, 1_000_000, 10**12])
-def test_a_price_of_nothing_does_not_stand_above_reputation(price: int, good: int) -> None:
-    """A provider that fails and asks nothing comes after one that does not fail, whatever that one asks, a newcomer included,
-    in shortlists and in matches.
-    """
+def test_a_price_of_zero_does_not_outrank_reputation(price: int, good: int) -> None:
+    """A provider that fails at price 0 comes after a reliable one at any price, a newcomer too, in shortlists and matches."""
     book = AskBook()
     listed_asks = [_stand(book, BAD, 0), _stand(book, GOOD, price)]
     reputation = _known(good=good)
@@ -64,9 +62,7 @@ def test_a_price_of_nothing_does_not_stand_above_reputation(price: int, good: in
 
 
 def test_ones_own_price_does_not_make_failing_cheaper() -> None:
-    """What a failure costs does not fall with the failing provider's price: lowering it from a thousand to nothing gains no more
-    than the thousand.
-    """
+    """The cost of a failure does not depend on the failing provider's own price: lowering it gains no more than the price."""
     reputation = _known(good=50)
     _known(good=50, bad=20, reputation=reputation, key=BAD)
     places = []
@@ -80,7 +76,7 @@ def test_ones_own_price_does_not_make_failing_cheaper() -> None:
 
 @pytest.mark.parametrize(("good", "first"), [(4, NEW), (500, GOOD)])
 def test_a_dear_provider_is_not_first_for_a_few_good_jobs(good: int, first: Signer) -> None:
-    """At fifty times the price, four good jobs against two do not buy the first place; a long record against none does."""
+    """At fifty times the price, four good jobs against two do not win the first place; a long record against none does."""
     book, reputation = AskBook(), _known(good=good)
     _known(good=2 if good == 4 else 0, reputation=reputation, key=NEW)
     _stand(book, GOOD, 5_000_000)
@@ -89,7 +85,7 @@ def test_a_dear_provider_is_not_first_for_a_few_good_jobs(good: int, first: Sign
 
 
 def test_who_fails_half_of_its_jobs_is_not_first_for_nothing() -> None:
-    """A provider that fails every other job and asks nothing comes after one that hardly fails."""
+    """A provider that fails every other job at price 0 comes after one that hardly fails."""
     book, reputation = AskBook(), _known(good=500)
     for _ in range(250):
         _known(good=1, bad=1, reputation=reputation, key=BAD)
@@ -99,7 +95,7 @@ def test_who_fails_half_of_its_jobs_is_not_first_for_nothing() -> None:
 
 
 def test_among_equals_the_cheaper_comes_first() -> None:
-    """Where names are the same, or nearly, the price decides."""
+    """If reputations are equal, or nearly, the price decides."""
     book, reputation = AskBook(), Reputation()
     for number, good in enumerate((200, 201, 202)):
         key = person(f"{number}")
@@ -109,7 +105,7 @@ def test_among_equals_the_cheaper_comes_first() -> None:
 
 
 def test_strangers_do_not_set_the_price_of_failing() -> None:
-    """Asks of strangers, however dear or cheap, do not change the order of those that are known."""
+    """Asks of strangers at any price do not change the order of known providers."""
     reputation = Reputation()
     for key, good in ((GOOD, 200), (BAD, 190)):
         _known(good=good, reputation=reputation, key=key)
@@ -119,27 +115,25 @@ def test_strangers_do_not_set_the_price_of_failing() -> None:
         _stand(book, BAD, 1_000_000)
         for number in range(20):
             _stand(book, person(f"stranger {price} {number}"), price)
-        found = [one for one in _listed(book, reputation) if one in (GOOD.address, BAD.address)]
-        assert found == [BAD.address, GOOD.address]
+        ranked_providers = [entry for entry in _listed(book, reputation) if entry in (GOOD.address, BAD.address)]
+        assert ranked_providers == [BAD.address, GOOD.address]
 
 
 def test_many_cheap_strangers_hide_nobody() -> None:
-    """Behind hundreds of newcomers' asks at price 0, and a whole book of one provider, the known providers are found and come
-    first.
-    """
+    """Known providers come first, behind hundreds of newcomers' asks at price 0 and many asks of one provider."""
     book, reputation = AskBook(), _known(good=30)
     for number in range(400):
         _stand(book, person(f"stranger {number}"), 0)
     crowd = person("crowd")
     book.replace(crowd.address, [make_ask(crowd, **_prices(0), seq=seq) for seq in range(256)], Capacity(4, 4))
     _stand(book, GOOD, 5_000_000)
-    found = _listed(book, reputation)
-    assert found[0] == GOOD.address
-    assert len(found) == len(set(found)) == 8, "and each provider has one place"
+    ranked_providers = _listed(book, reputation)
+    assert ranked_providers[0] == GOOD.address
+    assert len(ranked_providers) == len(set(ranked_providers)) == 8, "and each provider has one place"
 
 
 def test_many_cheap_failures_hide_nobody() -> None:
-    """Nor do hundreds of providers that are known to fail."""
+    """Hundreds of cheap providers that are known to fail do not hide others."""
     book, reputation = AskBook(), _known(good=30)
     for number in range(300):
         key = person(f"failing {number}")
@@ -150,8 +144,8 @@ def test_many_cheap_failures_hide_nobody() -> None:
 
 
 @pytest.mark.parametrize("sort", ["latency", "throughput"])
-def test_boasting_does_not_stand_above_reputation(sort: str) -> None:
-    """A node's own word on its speed does not put it before providers that have more than twice its name."""
+def test_reported_speed_does_not_outrank_reputation(sort: str) -> None:
+    """A node's reported speed does not put it before providers with more than twice its score."""
     book, reputation = AskBook(), _known(good=30)
     _stand(book, BAD, 1, Capacity(4, 4, 10**6, 1))
     _stand(book, GOOD, 1, Capacity(4, 4, 10, 900))
@@ -162,21 +156,21 @@ def test_boasting_does_not_stand_above_reputation(sort: str) -> None:
 
 
 def test_newcomers_get_their_share_and_no_more() -> None:
-    """A twentieth of the draws puts a newcomer first, evenly among them, however many they are."""
+    """A twentieth of the draws puts a newcomer first, evenly among them, however many there are."""
     book, reputation, random = AskBook(), _known(good=30), Random(1)
     listed_asks = [_stand(book, GOOD, 10)] + [_stand(book, person(f"new {number}"), 5) for number in range(4)]
-    ranked = sort_by_cost(listed_asks, lambda one: one, reputation.score)
+    ranked = sort_by_cost(listed_asks, lambda entry: entry, reputation.score)
     assert ranked[0].node.provider == GOOD.address
     draws = 20_000
     first = Counter(
-        with_exploration(ranked, lambda one: one, reputation.newcomer, random.random())[0].node.provider for _ in range(draws)
+        with_exploration(ranked, lambda entry: entry, reputation.newcomer, random.random())[0].node.provider for _ in range(draws)
     )
     assert abs(first.total() - first[GOOD.address] - EXPLORED * draws) < 150
     assert all(150 < number < 350 for provider, number in first.items() if provider != GOOD.address)
 
 
 def test_exploring_costs_the_client_nothing() -> None:
-    """A newcomer that is dearer than whom it would displace is not put first."""
+    """A newcomer that is more expensive than the provider it would displace is not put first."""
     book, reputation = AskBook(), _known(good=30)
     _stand(book, GOOD, 10)
     _stand(book, NEW, 11)
@@ -186,7 +180,7 @@ def test_exploring_costs_the_client_nothing() -> None:
 
 
 def test_among_newcomers_nothing_is_left_to_chance() -> None:
-    """Where nobody is known yet, the cheapest comes first whatever is drawn."""
+    """If no provider is known yet, the cheapest comes first, whatever the draw."""
     book = AskBook()
     _stand(book, GOOD, 5)
     _stand(book, NEW, 4)
@@ -194,9 +188,7 @@ def test_among_newcomers_nothing_is_left_to_chance() -> None:
 
 
 def test_a_full_shortlist_has_a_place_for_a_newcomer() -> None:
-    """Where known providers would fill the list, its last place is a newcomer's, so that a match can choose it; of one place
-    there is none to give.
-    """
+    """The last place of a full shortlist is a newcomer's, so a match can choose it; a shortlist of one has none to give."""
     book, reputation = AskBook(), Reputation()
     for number in range(9):
         key = person(f"{number}")
@@ -216,7 +208,7 @@ async def _serve(world: World, node: FakeNode, jobs: int) -> None:
 
 
 async def test_a_match_explores_unless_the_client_chose_the_order() -> None:
-    """The market draws for each match; an order of the client's own is left as it is."""
+    """The market draws for each match; an order chosen by the client is kept."""
     world = World()
     known, new = world.node("known"), world.node("new")
     await _serve(world, known, NEWCOMER_JOBS)
@@ -227,7 +219,7 @@ async def test_a_match_explores_unless_the_client_chose_the_order() -> None:
 
 
 async def test_who_fails_as_a_newcomer_is_not_explored_for_ever() -> None:
-    """After its first jobs, however they end, a provider that gives them back has no share any more."""
+    """After its first jobs, however they ended, a provider has no share of exploration any more."""
     world = World(chance=0.0)
     known, new = world.node("known"), world.node("new")
     await _serve(world, known, NEWCOMER_JOBS)

@@ -28,7 +28,7 @@ SIGNER = Address("0x" + "11" * 20)
     ],
 )
 def test_what_a_refusal_costs(error: TallyError, costs: bool, signer_pays: bool) -> None:
-    """What is the client's fault and was looked at counts for its address; what the chain was asked for, for its signer too."""
+    """A client's fault counts against its address; a lack of funds, which costs chain reads, against the signer too."""
     rate_limiter = RateLimiter(IntakeLimits(refused_per_second=0.001, refused_burst=2), lambda: 0.0)
     for _ in range(resource_bounds.UNFUNDED_ORDERS_BURST):
         rate_limiter.count_refusal("10.0.0.1", error, SIGNER)
@@ -38,7 +38,7 @@ def test_what_a_refusal_costs(error: TallyError, costs: bool, signer_pays: bool)
 
 
 def _refused(check: Callable[[], None]) -> bool:
-    """Whether a check says that it is too much."""
+    """Whether a check raises rate_limited."""
     try:
         check()
     except Unavailable as error:
@@ -46,8 +46,8 @@ def _refused(check: Callable[[], None]) -> bool:
     return False
 
 
-def test_a_household_has_one_share() -> None:
-    """All addresses of an IPv6 /64 are one; an IPv4 address inside IPv6 is the IPv4 address."""
+def test_a_network_has_one_share() -> None:
+    """All addresses of an IPv6 /64 share one limit; an IPv4 address inside IPv6 counts as the IPv4 address."""
     rate_limiter = RateLimiter(IntakeLimits(refused_per_second=0.001, refused_burst=2), lambda: 0.0)
     for host in ("2001:db8::1", "2001:db8::ffff:2"):
         rate_limiter.count_refusal(host, BadMessage("nonsense"))

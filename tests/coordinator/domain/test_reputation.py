@@ -19,38 +19,38 @@ def _after(*outcomes: Outcome) -> float:
 
 
 def test_a_newcomer_starts_low() -> None:
-    """A provider that nothing is known of has a quarter of the full score."""
+    """An unknown provider has a quarter of the full score."""
     assert _after() == 0.25
 
 
 @pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.LENGTH])
 def test_good_work_raises_it(outcome: Outcome) -> None:
-    """Answers raise a score: above 90 % after 27 of them, above 99 % after 500, and never above 1."""
+    """Good jobs raise a score: above 90 % after 27, above 99 % after 500, and never above 1."""
     assert 0.25 < _after(outcome) < _after(*[outcome] * 26) < 0.9 < _after(*[outcome] * 27)
     assert 0.99 < _after(*[outcome] * 500) < 1
 
 
 @pytest.mark.parametrize("outcome", [Outcome.UPSTREAM_ERROR, Outcome.CLIENT_CANCELLED, Outcome.REFUSED])
 def test_what_is_not_its_fault_costs_nothing(outcome: Outcome) -> None:
-    """Requests that an engine or a node refused, and clients that leave, do not move a score."""
+    """Requests that an engine or a node refused, and clients that leave, do not change a score."""
     assert _after(outcome) == _after()
     assert _after(Outcome.TIMED_OUT, outcome) == _after(Outcome.TIMED_OUT), "nor do they mend one"
 
 
 @pytest.mark.parametrize("outcome", [Outcome.PROVIDER_ERROR, Outcome.TIMED_OUT])
 def test_failures_lower_it_and_work_mends_it(outcome: Outcome) -> None:
-    """A failure lowers the score, answers bring it back, and it stays between 0 and 1."""
+    """A failure lowers the score, good jobs raise it again, and it stays between 0 and 1."""
     assert _after(outcome) < _after() < _after(outcome, Outcome.COMPLETED)
     assert 0 < _after(*[outcome] * 500) < 0.01
 
 
 def test_old_jobs_fade() -> None:
-    """A provider that once was good is judged by what it does now: 500 failures count twice what came before."""
+    """A provider is judged by its recent jobs: 500 failures count twice as much as what came before."""
     assert 0.3 < _after(*[Outcome.COMPLETED] * 5_000, *[Outcome.TIMED_OUT] * 500) < 0.55
 
 
 def test_nobody_stays_a_newcomer_by_refusing() -> None:
-    """Whatever becomes of its jobs, a provider is a newcomer for its first ones only."""
+    """A provider is a newcomer for its first jobs alone, however they end."""
     reputation = Reputation()
     for _ in range(NEWCOMER_JOBS):
         assert reputation.newcomer(PROVIDER)
@@ -59,7 +59,7 @@ def test_nobody_stays_a_newcomer_by_refusing() -> None:
 
 
 def test_memory_does_not_grow_with_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many providers come and go, only the last ones are remembered."""
+    """Only the providers with the latest jobs are remembered."""
     monkeypatch.setattr(module, "MAX_REMEMBERED", 3)
     reputation = Reputation()
     for number in range(10):
@@ -70,7 +70,7 @@ def test_memory_does_not_grow_with_keys(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_a_restart_does_not_clear_a_reputation() -> None:
-    """What a provider is known for outlives the process, also where the store could not take it at once."""
+    """Reputation survives a restart, even if the store could not write it at once."""
     world = World()
     node = world.node("ann")
     client = await world.started(node)
@@ -89,6 +89,6 @@ async def test_a_restart_does_not_clear_a_reputation() -> None:
 
 
 def test_a_record_is_what_it_counts() -> None:
-    """Good, bad and all jobs are counted apart."""
+    """Good, bad and all jobs are counted separately."""
     record = ProviderRecord().after(Outcome.COMPLETED).after(Outcome.PROVIDER_ERROR).after(Outcome.REFUSED)
     assert (round(record.good, 2), record.bad, record.jobs) == (1.0, 1.0, 3)

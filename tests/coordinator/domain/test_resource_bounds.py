@@ -1,6 +1,4 @@
-"""What one stranger can make a coordinator hold and spend: each number of resource_bounds.py that is proved over
-sockets.
-"""
+"""What one stranger can make a coordinator hold and spend: tests of the numbers in resource_bounds.py over sockets."""
 
 from __future__ import annotations
 
@@ -41,14 +39,14 @@ FEW = 3
 
 @pytest.fixture
 async def small() -> Any:
-    """A coordinator that gives an address few of everything."""
+    """A coordinator with small limits per address."""
     intake = IntakeLimits(refused_per_second=0.001, refused_burst=5, address_bytes=1 << 20, jobs_per_address=FEW)
     async with served(intake=intake, per_address=FEW) as at:
         yield at
 
 
 def _free(at: Served) -> int | None:
-    """The free slots of Ann's node, as the coordinator knows them."""
+    """Returns the free slots of Ann's node, as the coordinator knows them."""
     known = at.world.market.book.node(ANN.address)
     return None if known is None else known.free
 
@@ -57,7 +55,7 @@ def _free(at: Served) -> int | None:
 
 
 async def test_one_address_has_only_so_many_node_links(small: Served) -> None:
-    """Links beyond an address's share are refused with the reason, greeted or not; one that leaves makes room."""
+    """Links beyond an address's share are refused with the reason, before their HELLO too; a link that closes makes room."""
     nodes = [await LinkNode.join(small, person(f"node {n}")) for n in range(FEW - 1)]
     silent = await LinkNode.open(small, ANN)
     await silent.expect(Kind.CHALLENGE)
@@ -73,7 +71,7 @@ async def test_one_address_has_only_so_many_node_links(small: Served) -> None:
 
 
 async def _largest(at: Served, frame: bytes) -> int | None:
-    """The code with which a fresh link is closed after this first frame; None where it gets an answer."""
+    """Returns the code with which a new link is closed after this first frame; None if it gets an answer."""
     async with connect(at.node_url, proxy=None, compression=None, max_size=None) as socket:
         await socket.recv()
         try:
@@ -86,7 +84,7 @@ async def _largest(at: Served, frame: bytes) -> int | None:
 
 
 async def test_a_stranger_sends_no_large_frame_before_it_says_who_it_is(at: Served) -> None:
-    """Before the HELLO a frame holds one HELLO of the largest asks; after it, the largest frame that honest nodes send."""
+    """Before the HELLO, a frame may be as large as a HELLO with the largest asks; after it, as honest nodes' largest frame."""
     assert await _largest(at, bytes(MAX_HELLO + 1)) == 1009
     assert await _largest(at, pack_link(Kind.HELLO, NO_JOB, bytes(MAX_HELLO - LINK_HEAD))) == 1000
     node = await LinkNode.join(at, ANN)
@@ -100,7 +98,7 @@ async def test_a_stranger_sends_no_large_frame_before_it_says_who_it_is(at: Serv
 
 
 async def test_an_honest_node_fits(at: Served) -> None:
-    """The largest asks, the longest chunk and a claim of as many rows as nodes put into one are taken."""
+    """The largest asks, the longest chunk and the largest claim of an honest node are accepted."""
     asks = [make_ask(ANN, seq=n, model=f"m{n}", spec=Spec(features=("f" * 60,) * 60)) for n in range(11)]
     assert MAX_NODE_ASK_BYTES * 0.75 < len(dumps([ask.to_json() for ask in asks])) <= MAX_NODE_ASK_BYTES
     node = await LinkNode.join(at, ANN, *asks)
@@ -116,8 +114,8 @@ async def test_an_honest_node_fits(at: Served) -> None:
     await until(lambda: len(at.store.claims) == 1)
 
 
-async def test_fat_asks_are_refused(at: Served) -> None:
-    """Asks beyond 16 KiB, or of one node beyond 64 KiB, end the link, whether they come with the HELLO or later."""
+async def test_oversized_asks_are_refused(at: Served) -> None:
+    """Asks above 16 KiB, or above 64 KiB per node, end the link, in the HELLO or later."""
     fat = make_ask(ANN, spec=Spec(features=("\u0001" * 45,) * 64))
     many = [make_ask(BOB, seq=n, spec=Spec(features=("\u0001" * 36,) * 64)) for n in range(5)]
     for signer, asks, most in ((ANN, [fat], MAX_ASK_BYTES), (BOB, many, MAX_NODE_ASK_BYTES)):
@@ -131,7 +129,7 @@ async def test_fat_asks_are_refused(at: Served) -> None:
 
 
 async def test_one_address_has_only_so_many_asks_checked(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever keys an address uses, its asks cost only so many signature checks."""
+    """All keys of an address together cost a bounded number of signature checks."""
     monkeypatch.setattr(resource_bounds, "ASKS_BURST", 50)
     monkeypatch.setattr(resource_bounds, "ASKS_PER_SECOND", 1)
     async with served() as tight:
@@ -143,8 +141,8 @@ async def test_one_address_has_only_so_many_asks_checked(at: Served, monkeypatch
         assert (await late.refusal()).code is Code.RATE_LIMITED
 
 
-async def test_frames_that_nobody_asked_for_are_read_slowly(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flood of beats, chunks of no job and late receipts costs its own address time, not the coordinator's."""
+async def test_unrequested_frames_are_read_slowly(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of beats, unrelated chunks and late receipts slows down its own address, not the coordinator."""
     monkeypatch.setattr(resource_bounds, "FRAMES_BURST", 20)
     monkeypatch.setattr(resource_bounds, "FRAMES_PER_SECOND", 100)
     async with served() as tight:
@@ -158,8 +156,8 @@ async def test_frames_that_nobody_asked_for_are_read_slowly(at: Served, monkeypa
         assert asyncio.get_running_loop().time() - began > 0.3
 
 
-async def test_bad_hellos_are_heard_only_so_often(small: Served) -> None:
-    """Badly signed answers cost a signature check each: an address that sends them is refused unread, for a while."""
+async def test_bad_hellos_are_rate_limited(small: Served) -> None:
+    """Badly signed HELLOs cost a signature check each: an address that sends them is refused unread for a while."""
     codes = []
     for _ in range(8):
         node = await LinkNode.open(small, ANN)
@@ -172,28 +170,26 @@ async def test_bad_hellos_are_heard_only_so_often(small: Served) -> None:
 
 
 def test_one_address_has_only_so_many_bytes_wait_for_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for all nodes of an address is bounded: a job more is not queued, anything else ends the link; a link that is
-    over holds nothing.
-    """
+    """Bytes queued for all nodes of an address are bounded: another job is not queued, other frames end the link."""
     monkeypatch.setattr(node_link, "OUTBOX_BYTES", 10_000)
     queued: Counter[str] = Counter()
-    one, two = (NodeLink(None, None, address, queued) for address in ("2001:db8::1", "2001:db8::2"))  # type: ignore[arg-type]
+    link, same_network = (NodeLink(None, None, address, queued) for address in ("2001:db8::1", "2001:db8::2"))  # type: ignore[arg-type]
     other = NodeLink(None, None, "2001:db8:1::1", queued)  # type: ignore[arg-type]
     dispatch = pack_link(Kind.DISPATCH, NO_JOB, bytes(4_000))
-    assert [link.enqueue(dispatch) for link in (one, two, one, other)] == [True, True, False, True]
+    assert [each.enqueue(dispatch) for each in (link, same_network, link, other)] == [True, True, False, True]
     assert queued.total() == 3 * len(dispatch)
-    assert one.enqueue(pack_link(Kind.RECALLED, NO_JOB, bytes(4_000)))
-    assert one._overflowed
-    one.discard_queue()
-    two.discard_queue()
-    assert two.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(20_000))), "one that is alone always fits"
-    two.discard_queue()
+    assert link.enqueue(pack_link(Kind.RECALLED, NO_JOB, bytes(4_000)))
+    assert link._overflowed
+    link.discard_queue()
+    same_network.discard_queue()
+    assert same_network.enqueue(pack_link(Kind.DISPATCH, NO_JOB, bytes(20_000))), "one that is alone always fits"
+    same_network.discard_queue()
     other.discard_queue()
     assert not queued
 
 
 def test_a_queue_full_of_jobs_does_not_close_the_link_of_a_node_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credit and cancels are queued though jobs, or a neighbour that does not read, use up the bytes of the address."""
+    """Credit and cancels are queued even if jobs, or another link that does not read, use up the bytes of the address."""
     monkeypatch.setattr(node_link, "OUTBOX_BYTES", 10_000)
     queued: Counter[str] = Counter()
     works, neighbour = (NodeLink(None, None, "192.0.2.1", queued) for _ in range(2))  # type: ignore[arg-type]
@@ -208,7 +204,7 @@ def test_a_queue_full_of_jobs_does_not_close_the_link_of_a_node_that_works(monke
 
 
 async def test_a_job_that_does_not_fit_goes_to_another_node(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where too much waits for a node's address, its next job fails over at once, and nobody is blamed."""
+    """If too many bytes are queued for a node's address, its next job fails over at once, without effect on reputation."""
     monkeypatch.setattr(node_link, "OUTBOX_BYTES", 2_000)
     ann = await LinkNode.join(at, ANN)
     ann.socket.transport.pause_reading()
@@ -232,7 +228,7 @@ async def test_a_job_that_does_not_fit_goes_to_another_node(at: Served, monkeypa
 
 @pytest.mark.parametrize("path", ["/v1/shortlist", "/v1/explain", "/v1/tabs", "/v1/jobs/" + "00" * 16 + "/cancel"])
 async def test_no_route_takes_an_endless_body(at: Served, path: str) -> None:
-    """A body above the limit is refused while it comes, with a length or without."""
+    """A body above the limit is refused while it arrives, with a length or without."""
 
     async def endless() -> Any:
         for _ in range(64):
@@ -240,20 +236,20 @@ async def test_no_route_takes_an_endless_body(at: Served, path: str) -> None:
 
     for content in (bytes(MAX_CONTROL_BODY + 1), endless()):
         with contextlib.suppress(httpx.WriteError):
-            answer = await at.http.post(path, content=content)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+            response = await at.http.post(path, content=content)
+            assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
 @pytest.mark.parametrize("path", ["/v1/shortlist", "/v1/explain", "/v1/tabs", "/v1/jobs"])
 async def test_refusals_that_cost_count_on_every_route(small: Served, path: str) -> None:
-    """Nonsense is looked at only so often, wherever it is posted; and then jobs of that address wait, too."""
+    """Malformed requests are examined up to a rate on every route; beyond it, jobs of that address are refused too."""
     statuses = [(await small.http.post(path, content=b"nonsense")).status_code for _ in range(8)]
     assert statuses == [400] * 5 + [429] * 3
     assert (await small.http.post("/v1/jobs", content=b"x")).status_code == 429
 
 
 async def test_one_address_asks_only_so_often() -> None:
-    """More requests than an address may make are told to come again, with long answers counting as several."""
+    """Requests above an address's rate get rate_limited; long responses count as several requests."""
     async with served(intake=IntakeLimits(requests_per_second=1)) as at:
         statuses = [(await at.http.get("/v1/info")).status_code for _ in range(30)]
         assert statuses.count(200) in range(18, 23)
@@ -261,7 +257,7 @@ async def test_one_address_asks_only_so_often() -> None:
 
 
 async def test_answers_that_are_not_read_wait_their_turn(at: Served) -> None:
-    """However many connections an address opens, only so many long answers are held for it; others still get theirs."""
+    """A bounded number of long responses is held per address, over any number of connections; others still get theirs."""
     for number in range(300):
         key = person(f"fat {number}")
         asks = [make_ask(key, spec=Spec(region="r" * 15_000))]
@@ -284,7 +280,7 @@ async def test_answers_that_are_not_read_wait_their_turn(at: Served) -> None:
 
 
 async def test_unfunded_signers_are_looked_up_only_so_often(at: Served) -> None:
-    """A signer without funds costs so many look-ups, whatever address it comes from; a forged order costs its name nothing."""
+    """A signer without funds costs a bounded number of lookups from all addresses; a forged order does not count against it."""
     at.world.node("ann")
     poor = person("poor")
     ask = at.world.nodes[0].ask
@@ -308,7 +304,7 @@ async def test_unfunded_signers_are_looked_up_only_so_often(at: Served) -> None:
 
 
 async def test_unfunded_orders_of_ever_new_keys_count_for_their_address(small: Served) -> None:
-    """Keys are free: whoever makes a new one for each order is stopped by the address."""
+    """Keys are free: a stranger that uses a new key per order is limited by its address."""
     node = small.world.node("ann")
     statuses = []
     for number in range(8):
@@ -321,19 +317,17 @@ async def test_unfunded_orders_of_ever_new_keys_count_for_their_address(small: S
 
 
 def test_the_table_says_what_holds() -> None:
-    """Each setting and constant that the table names has the value that stands beside it; each setting that bounds strangers is
-    named.
-    """
+    """Each setting and constant in the table has the stated value, and each setting that bounds strangers is in the table."""
     table = (resource_bounds.__doc__ or "").replace("\n", " ")
     config = CoordinatorConfig(deployment=Path("deployment.json"))
-    told = {
+    documented = {
         name: int(number.replace(",", ""))
         for name, number in re.findall(r"([a-z_]{4,}), ([0-9][0-9,]*)(?=[^0-9,]|,[^0-9])", table)
     }
-    told = {name: number for name, number in told.items() if hasattr(config, name)}
-    assert told == {name: getattr(config, name) for name in told}
+    documented = {name: number for name, number in documented.items() if hasattr(config, name)}
+    assert documented == {name: getattr(config, name) for name in documented}
     bounding = {name for name in vars(config) if name.startswith(("max_", "responses_")) or "per_" in name}
-    assert bounding <= {*told, "response_mib"}
+    assert bounding <= {*documented, "response_mib"}
     for text in (
         f"MAX_HELLO, {resource_bounds.MAX_HELLO >> 10} KiB",
         f"MAX_LINK_FRAME, {resource_bounds.MAX_LINK_FRAME >> 10} KiB",

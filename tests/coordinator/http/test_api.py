@@ -40,7 +40,7 @@ UNKNOWN = "00" * 16
 
 
 def access(signer: Signer = PAYER, **changes: Any) -> dict[str, str]:
-    """The header that proves who calls; changes are signed as well."""
+    """Returns the header that authenticates the caller; changes are signed too."""
     values: dict[str, Any] = {"account": signer.address, "coordinator": COORDINATOR.address, "issued_at": START} | changes
     signed = signer.sign_digest(Access(**values).digest(DOMAIN))
     return {"authorization": dump_access(Signed(Access(**values), signed))}
@@ -60,7 +60,7 @@ def _error(response: httpx.Response) -> tuple[int, str]:
 
 
 async def test_info(at: Served) -> None:
-    """Everybody can see who the coordinator is and what every signature must bind."""
+    """Anyone can read the coordinator's identity and what every signature must bind."""
     assert (await at.http.get("/v1/info")).json() == {
         "name": "test",
         "version": "0",
@@ -74,7 +74,7 @@ async def test_info(at: Served) -> None:
 
 
 async def test_models(at: Served) -> None:
-    """Models are listed with how many sell them, how many could now, and the lowest prices as strings of digits."""
+    """Models are listed with the number of providers, how many are free, and the lowest prices as strings of digits."""
     at.world.node("ann", input_price=5, output_price=1 << 63)
     busy = at.world.node("bob", input_price=7, context_tokens=10_000, max_output_tokens=2_000)
     at.world.market.matchmaker.set_capacity(busy.address, Capacity(0, 1))
@@ -97,7 +97,7 @@ async def test_models(at: Served) -> None:
 
 
 async def test_asks(at: Served) -> None:
-    """The asks for a model come as they were signed, cheapest first; for an unknown one there are none."""
+    """The asks for a model are listed as they were signed, cheapest first; an unknown model has none."""
     dear, cheap = at.world.node("ann", output_price=9_000_000), at.world.node("bob")
     listed = (await at.http.get("/v1/asks", params={"model": MODEL})).json()["asks"]
     assert [read_signed(Ask, each["ask"]) for each in listed] == [unchecked(cheap.ask), unchecked(dear.ask)]
@@ -106,27 +106,27 @@ async def test_asks(at: Served) -> None:
 
 
 async def _pages(at: Served, path: str, name: str, **params: Any) -> list[list[Any]]:
-    """All pages of a list."""
+    """Returns all pages of a list."""
     pages, after = list[list[Any]](), ""
     while True:
-        answer = (await at.http.get(path, params=params | {"after": after})).json()
-        pages.append(answer[name])
-        if answer["next"] is None:
+        response = (await at.http.get(path, params=params | {"after": after})).json()
+        pages.append(response[name])
+        if response["next"] is None:
             return pages
-        after = answer["next"]
+        after = response["next"]
 
 
 async def test_asks_come_in_pages(at: Served) -> None:
-    """Pages of any size tell every ask of a model once and in order, those of one provider at one price too."""
+    """Pages of any size list every ask of a model once and in order, those of one provider at one price too."""
     ann, bob = person("ann"), person("bob")
     place = at.world.market.matchmaker.replace_asks
     place(ann.address, [make_ask(ann, seq=n, output_price=1 + n // 40) for n in range(120)], Capacity(1, 1))
     place(bob.address, [make_ask(bob, seq=n, output_price=2) for n in range(5)], Capacity(1, 1))
     for limit in (1, 7, 100, 256):
         pages = await _pages(at, "/v1/asks", "asks", model=MODEL, limit=limit)
-        told = [each["ask"]["message"] for page in pages for each in page]
-        assert len({(ask["provider"], ask["seq"]) for ask in told}) == len(told) == 125
-        assert [int(ask["outputPrice"]) for ask in told] == sorted(int(ask["outputPrice"]) for ask in told)
+        body = [each["ask"]["message"] for page in pages for each in page]
+        assert len({(ask["provider"], ask["seq"]) for ask in body}) == len(body) == 125
+        assert [int(ask["outputPrice"]) for ask in body] == sorted(int(ask["outputPrice"]) for ask in body)
         assert all(len(page) <= limit for page in pages)
     assert len((await at.http.get("/v1/asks", params={"model": MODEL})).json()["asks"]) == 100
 
@@ -147,7 +147,7 @@ async def test_a_page_goes_on_where_the_former_ended(at: Served) -> None:
 
 
 async def test_models_come_in_pages(at: Served) -> None:
-    """Every model once, by name; a name too long to be asked for is not listed."""
+    """Every model is listed once, by name; a name that is too long to be requested is not listed."""
     key = person("ann")
     names = sorted(f"model/{n}" for n in range(30))
     asks = [make_ask(key, model=name) for name in [*names, "x" * 1_025]]
@@ -158,17 +158,17 @@ async def test_models_come_in_pages(at: Served) -> None:
 
 
 async def test_fat_asks_do_not_make_a_list_too_long(at: Served) -> None:
-    """Asks of the largest size leave every answer far below what clients read, and none of them hides another."""
+    """Asks of the largest size keep every page far below what clients read, and none hides another."""
     for number in range(120):
         key = person(f"fat {number}")
         spec = Spec(features=tuple("\u0001" * 30 for _ in range(60)), region="r" * 4_000)
         at.world.market.matchmaker.replace_asks(key.address, [make_ask(key, spec=spec)], Capacity(1, 1))
-    after, told = "", 0
+    after, body = "", 0
     while after is not None:
-        answer = await at.http.get("/v1/asks", params={"model": MODEL, "limit": 256, "after": after})
-        assert len(answer.content) < PAGE_BYTES + 2 * MAX_ASK_BYTES
-        told, after = told + len(answer.json()["asks"]), answer.json()["next"]
-    assert told == 120
+        response = await at.http.get("/v1/asks", params={"model": MODEL, "limit": 256, "after": after})
+        assert len(response.content) < PAGE_BYTES + 2 * MAX_ASK_BYTES
+        body, after = body + len(response.json()["asks"]), response.json()["next"]
+    assert body == 120
     assert len((await at.http.post("/v1/explain", json=DEMAND)).content) < 200 * MAX_ASK_BYTES + (1 << 16)
 
 
@@ -190,7 +190,7 @@ async def test_a_shortlist(at: Served) -> None:
 
 
 async def test_a_model_that_was_for_sale_a_moment_ago(at: Served) -> None:
-    """Its engine may be back soon, so clients are told to come again; what nobody sold for a while, or ever, is unknown."""
+    """A model that was withdrawn recently is unavailable, since it may come back; after a while it is unknown."""
     ann = at.world.node("ann")
     matchmaker = at.world.market.matchmaker
     for stays in (True, False):
@@ -199,35 +199,35 @@ async def test_a_model_that_was_for_sale_a_moment_ago(at: Served) -> None:
             matchmaker.replace_asks(ann.address, [])
         else:
             matchmaker.drop(ann.address)
-        answer = await at.http.post("/v1/shortlist", json=DEMAND)
-        assert _error(answer) == (503, "no_provider")
-        assert answer.json()["error"]["retry"]
-        assert "withdrew it 0 s ago" in answer.json()["error"]["message"]
+        response = await at.http.post("/v1/shortlist", json=DEMAND)
+        assert _error(response) == (503, "no_provider")
+        assert response.json()["error"]["retry"]
+        assert "withdrew it 0 s ago" in response.json()["error"]["message"]
         at.world.clock.seconds += 300
         assert _error(await at.http.post("/v1/shortlist", json=DEMAND)) == (404, "unknown_model")
     assert _error(await at.http.post("/v1/shortlist", json=DEMAND | {"model": "never"})) == (404, "unknown_model")
 
 
 async def test_a_stake_as_a_requirement(at: Served) -> None:
-    """Who has staked less than asked for is left out and told so; the chain is read at each request that asks."""
+    """A provider with too small a stake is left out with that reason; the chain is read for each request with a stake."""
     backed, bare = at.world.node("ann", output_price=9_000_000), at.world.node("bob")
     at.world.funds.stakes[backed.address] = Amount(5_000_000)
 
     async def listed(stake: int) -> list[str]:
-        answer = await at.http.post("/v1/shortlist", json=DEMAND | {"minStake": stake})
-        return [each["ask"]["message"]["provider"] for each in answer.json().get("asks", ())]
+        response = await at.http.post("/v1/shortlist", json=DEMAND | {"minStake": stake})
+        return [each["ask"]["message"]["provider"] for each in response.json().get("asks", ())]
 
     assert await listed(0) == [bare.address, backed.address]
     assert await listed(5_000_000) == [backed.address]
     assert await listed(5_000_001) == []
-    told = (await at.http.post("/v1/explain", json=DEMAND | {"minStake": 1})).json()["asks"]
-    assert [one["why"] for one in told] == [Reason.STAKE.value, None]
+    body = (await at.http.post("/v1/explain", json=DEMAND | {"minStake": 1})).json()["asks"]
+    assert [entry["why"] for entry in body] == [Reason.STAKE.value, None]
     at.world.funds.stakes[backed.address] = Amount(0)
     assert await listed(1) == []
 
 
 async def test_health_and_metrics(at: Served) -> None:
-    """Health and metrics count nodes, asks and live jobs as they come and go."""
+    """Health and metrics count connected nodes, listed asks and live jobs."""
     node = await LinkNode.join(at, person("ann"))
     at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
     await node.take_job()
@@ -239,7 +239,7 @@ async def test_health_and_metrics(at: Served) -> None:
 
 
 async def test_the_docs(at: Served) -> None:
-    """/docs shows the API, and /openapi.json describes every route of the control plane, with a text each."""
+    """/docs shows the API, and /openapi.json describes every route of the control plane."""
     assert "swagger" in (await at.http.get("/docs")).text
     described = (await at.http.get("/openapi.json")).json()
     assert described["info"]["version"] == __version__
@@ -260,17 +260,15 @@ async def test_the_docs(at: Served) -> None:
 
 
 async def test_what_is_required(at: Served) -> None:
-    """A shortlist has only asks that say what is required, best first by what was asked for; `explain` tells why the others do
-    not fit, and changes nothing.
-    """
+    """A shortlist has the asks that meet the requirements, sorted as requested; `explain` says why the others do not."""
     eu = Spec(region="EU-west", precision="bf16", features=("tools", "logprobs"))
     dear, cheap = at.world.node("ann", output_price=9_000_000, spec=eu), at.world.node("bob")
     at.world.market.matchmaker.set_capacity(dear.address, Capacity(1, 1, 90, 100))
     asked = {"model": MODEL, "payer": PAYER.address}
 
     async def listed(**how: Any) -> list[str]:
-        answer = await at.http.post("/v1/shortlist", json=asked | how)
-        return [each["ask"]["message"]["provider"] for each in answer.json().get("asks", ())]
+        response = await at.http.post("/v1/shortlist", json=asked | how)
+        return [each["ask"]["message"]["provider"] for each in response.json().get("asks", ())]
 
     assert await listed() == [cheap.address, dear.address]
     for sort in ("latency", "throughput"):
@@ -284,13 +282,13 @@ async def test_what_is_required(at: Served) -> None:
         at.world.market.reputation.record(dear.address, Outcome.COMPLETED)
     assert await listed(minReputation=80) == [dear.address]
     why = (await at.http.post("/v1/explain", json=asked | {"require": {"tier": ["edge"]}, "minReputation": 80})).json()["asks"]
-    assert [(one["why"], one["firstTokenMs"], one["reputation"]) for one in why] == [
+    assert [(entry["why"], entry["firstTokenMs"], entry["reputation"]) for entry in why] == [
         (Reason.TIER.value, 100, 91),
         (Reason.TIER.value, 0, 3),
     ]
     for sort, first in (("price", 100), ("latency", 100)):
-        told = (await at.http.post("/v1/explain", json=asked | {"sort": sort})).json()["asks"]
-        assert told[0]["firstTokenMs"] == first, "as a shortlist would be sorted"
+        body = (await at.http.post("/v1/explain", json=asked | {"sort": sort})).json()["asks"]
+        assert body[0]["firstTokenMs"] == first, "as a shortlist would be sorted"
     assert (await at.http.post("/v1/shortlist", json=asked | {"sort": "beauty"})).status_code == 400
     assert (await at.http.post("/v1/shortlist", json=asked | {"require": {"mood": ["good"]}})).status_code == 400
 
@@ -309,19 +307,17 @@ async def _inquire(at: Served, provider: str, key: Signer = PAYER, **changes: An
 
 
 async def test_a_payer_reads_its_own_tab(at: Served) -> None:
-    """Who holds a payer's key is told its last receipts with the orders behind them, the one of the highest ceiling always among
-    them; nobody else is told any.
-    """
+    """A payer reads its own last receipts with their orders, always including the highest ceiling; nobody else reads any."""
     node = at.world.node("ann")
     for number in range(TAB_RECEIPTS + 3):
         ceiling = 9_000_000 if number == 1 else 1_000_000
         client = await at.world.started(node, ceiling=Amount(ceiling))
         node.complete(client.job.id, seq=number + 1, cumulative_cost=Amount(100 * (number + 1)))
         await quiet()
-    told = (await _inquire(at, node.address)).json()["receipts"]
-    found = [LateReceipt.from_json(late) for late in told]
-    assert [late.receipt.message.seq for late in found] == [*range(TAB_RECEIPTS + 3, 3, -1), 2]
-    for late in found:
+    body = (await _inquire(at, node.address)).json()["receipts"]
+    late_receipts = [LateReceipt.from_json(late) for late in body]
+    assert [late.receipt.message.seq for late in late_receipts] == [*range(TAB_RECEIPTS + 3, 3, -1), 2]
+    for late in late_receipts:
         check_receipt(late.order.verify(DOMAIN), late.terms, late.receipt.verify(DOMAIN).message)
     assert (await _inquire(at, node.address, person("stranger"))).json() == {"receipts": []}
     assert (await _inquire(at, person("bob").address)).json() == {"receipts": []}
@@ -344,7 +340,7 @@ async def test_a_payer_reads_its_own_tab(at: Served) -> None:
 
 
 async def _finished(world: World) -> Client:
-    """A job that one provider gave back and another one did."""
+    """Places a job that one provider failed and another one completed."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     ann.fail(client.job.id)
@@ -355,13 +351,13 @@ async def _finished(world: World) -> Client:
 
 
 async def test_a_job_is_told_whole(at: Served) -> None:
-    """A job's payer can read its state, its attempts with their reasons, its receipt, and that it is not settled yet."""
+    """A job's payer reads its state, its attempts with their reasons, its receipt, and that it is not settled yet."""
     client = await _finished(at.world)
     ann, bob = at.world.nodes
-    told = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}", headers=access())).json()
-    receipt = told.pop("receipt")
+    body = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}", headers=access())).json()
+    receipt = body.pop("receipt")
     assert read_signed(Receipt, receipt).message.order_hash == client.job.current.order.digest
-    assert told == {
+    assert body == {
         "job": client.job.id.hex(),
         "state": "completed",
         "model": MODEL,
@@ -377,7 +373,7 @@ async def test_a_job_is_told_whole(at: Served) -> None:
 
 
 async def test_a_settled_job(at: Served) -> None:
-    """Once the chain has paid the tab as far as a job's receipt, the job names the transaction."""
+    """Once the chain has settled the tab up to a job's receipt, the job names the transaction."""
     client = await _finished(at.world)
     bob = at.world.nodes[1]
     cost = at.store.receipts[client.job.id][bob.address][0].message.cumulative_cost
@@ -391,15 +387,15 @@ async def test_a_settled_job(at: Served) -> None:
 
 
 async def test_a_job_that_lives(at: Served) -> None:
-    """A job can be asked about from the moment its node has it."""
+    """A job can be read from the moment its node has it."""
     node = at.world.node("ann")
     client = await at.world.started(node)
-    told = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}", headers=access())).json()
-    assert (told["state"], told["finishedAt"], told["receipt"]) == ("matched", None, None)
+    body = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}", headers=access())).json()
+    assert (body["state"], body["finishedAt"], body["receipt"]) == ("matched", None, None)
 
 
 async def test_cancelling(at: Served) -> None:
-    """Its payer cancels a job that lives, and its node is told; where there is nothing to cancel the answer says so."""
+    """A payer cancels its live job, and the node is told to stop; without a live job the response says so."""
     node = at.world.node("ann")
     client = await at.world.started(node)
     path = f"/v1/jobs/{client.job.id.hex()}/cancel"
@@ -413,7 +409,7 @@ async def test_cancelling(at: Served) -> None:
 
 
 async def test_a_provider_that_failed_over_does_not_cancel_the_winners_job(at: Served) -> None:
-    """Whoever knows a job's id, a provider that had it and one that has it among them, does not end it; it runs on."""
+    """Nobody but the payer can cancel a job, not even a provider that has or had it."""
     ann, bob = at.world.node("ann"), at.world.node("bob", output_price=9_000_000)
     client = await at.world.started(ann, bob)
     ann.fail(client.job.id)
@@ -437,9 +433,9 @@ async def test_a_provider_does_not_read_its_rivals_attempt(at: Served) -> None:
     path = f"/v1/jobs/{client.job.id.hex()}"
     loser = await at.http.get(path, headers=access(ann.signer))
     winner = (await at.http.get(path, headers=access(bob.signer))).json()
-    told = loser.json()
-    assert (told["state"], told["receipt"], told["settlement"]) == ("completed", None, None)
-    assert [attempt["provider"] for attempt in told["attempts"]] == [ann.address]
+    body = loser.json()
+    assert (body["state"], body["receipt"], body["settlement"]) == ("completed", None, None)
+    assert [attempt["provider"] for attempt in body["attempts"]] == [ann.address]
     assert bob.address not in loser.text
     assert [attempt["provider"] for attempt in winner["attempts"]] == [bob.address]
     assert (winner["receipt"], winner["settlement"]["tx"]) == (winner["attempts"][0]["receipt"], "0xabc")
@@ -465,14 +461,14 @@ async def test_a_provider_does_not_read_its_rivals_attempt(at: Served) -> None:
     ids=range(13),
 )
 async def test_nobody_else_reads_or_cancels_a_job(at: Served, headers: dict[str, str]) -> None:
-    """Without a payer's or its provider's own fresh proof for this coordinator, a job is told to nobody and goes on."""
+    """Without a fresh token of the payer or of a provider for this coordinator, a job is neither shown nor cancelled."""
     node = at.world.node("ann")
     client = await at.world.started(node)
     path = f"/v1/jobs/{client.job.id.hex()}"
-    for answer in (await at.http.get(path, headers=headers), await at.http.post(f"{path}/cancel", headers=headers)):
-        assert answer.status_code == 401
-        assert answer.json()["error"]["code"] in {"unauthenticated", "bad_signature"}
-        assert node.address not in answer.text
+    for response in (await at.http.get(path, headers=headers), await at.http.post(f"{path}/cancel", headers=headers)):
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] in {"unauthenticated", "bad_signature"}
+        assert node.address not in response.text
     assert node.got(Kind.CANCEL) == []
 
 
@@ -480,7 +476,7 @@ async def test_nobody_else_reads_or_cancels_a_job(at: Served, headers: dict[str,
 
 
 async def test_an_unknown_job(at: Served) -> None:
-    """A job that was never here is not found."""
+    """An unknown job is not found."""
     response = await at.http.get(f"/v1/jobs/{UNKNOWN}", headers=access())
     assert _error(response) == (404, "unknown_job")
     assert UNKNOWN in response.text
@@ -488,7 +484,7 @@ async def test_an_unknown_job(at: Served) -> None:
 
 @pytest.mark.parametrize("job", ["x", "00", "zz" * 16, "0x" + "00" * 16, "00" * 17])
 async def test_a_job_id_that_is_none(at: Served, job: str) -> None:
-    """What is no job id is refused as such."""
+    """A malformed job id is refused as such."""
     assert _error(await at.http.get(f"/v1/jobs/{job}")) == (400, "bad_message")
     assert _error(await at.http.post(f"/v1/jobs/{job}/cancel")) == (400, "bad_message")
 
@@ -504,7 +500,7 @@ async def test_a_job_id_that_is_none(at: Served, job: str) -> None:
     ],
 )
 async def test_an_unknown_route(at: Served, method: str, path: str, status: int) -> None:
-    """Routes and methods that do not exist are told in the same shape, with the way to the docs."""
+    """Unknown routes and methods get an error in the same shape, which points to the docs."""
     response = await at.http.request(method, path)
     assert _error(response) == (status, "unknown_route")
     assert "/docs" in response.text
@@ -529,7 +525,7 @@ async def test_an_unknown_route(at: Served, method: str, path: str, status: int)
     ],
 )
 async def test_an_invalid_shortlist(at: Served, demand: Any, says: str) -> None:
-    """A demand that makes no sense is refused with the member that is wrong."""
+    """An invalid demand is refused; the error names the member."""
     response = await at.http.post("/v1/shortlist", json=demand)
     assert _error(response) == (400, "bad_message")
     assert says in response.json()["error"]["message"]
@@ -540,7 +536,7 @@ async def test_an_invalid_shortlist(at: Served, demand: Any, says: str) -> None:
     [b"", b"not JSON", b'{"model": ', b"\xff\xfe", b"[" * 60_000, b'{"\\ud800": 1}', b'{"model": "\\ud800", "payer": "x"}'],
 )
 async def test_a_body_that_is_not_json(at: Served, body: bytes) -> None:
-    """Whatever bytes are posted, the answer is a 400 in the same shape, and the process goes on."""
+    """Any malformed body gets a 400 in the same shape, and the process continues."""
     headers = {"content-type": "application/json"}
     assert _error(await at.http.post("/v1/shortlist", content=body, headers=headers)) == (400, "bad_message")
     assert (await at.http.get("/v1/health")).status_code == 200
@@ -555,13 +551,13 @@ async def test_a_body_that_is_not_json(at: Served, body: bytes) -> None:
     ],
 )
 async def test_no_provider_fits(at: Served, demand: dict[str, Any], status: int, code: str) -> None:
-    """Why nobody can take a job has a code and a status of its own."""
+    """Each reason why nobody can take a job has its own code and status."""
     at.world.node("ann")
     assert _error(await at.http.post("/v1/shortlist", json=DEMAND | demand)) == (status, code)
 
 
 async def test_all_providers_are_busy(at: Served) -> None:
-    """Busy providers are a reason to try again."""
+    """Busy providers are a reason to retry."""
     node = at.world.node("ann")
     at.world.market.matchmaker.set_capacity(node.address, Capacity(0, 1))
     response = await at.http.post("/v1/shortlist", json=DEMAND)
@@ -570,7 +566,7 @@ async def test_all_providers_are_busy(at: Served) -> None:
 
 
 async def test_a_bug_is_told_in_the_same_shape(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that meets a bug gets an error in the same shape that tells nothing of the inside; the process goes on."""
+    """A request that meets a bug gets an error in the same shape without internals, and the process continues."""
 
     async def broken(_job: object) -> None:
         raise KeyError("secret inside")
@@ -583,7 +579,7 @@ async def test_a_bug_is_told_in_the_same_shape(at: Served, monkeypatch: pytest.M
 
 
 async def test_many_at_once(at: Served) -> None:
-    """A crowd of requests, good and bad, is served side by side."""
+    """Many valid and invalid requests are served concurrently."""
     at.world.node("ann")
     good = [at.http.post("/v1/shortlist", json=DEMAND) for _ in range(20)]
     bad = [at.http.post("/v1/shortlist", content=b"nonsense") for _ in range(20)]

@@ -1,4 +1,4 @@
-"""The coordinator against its own OpenAPI document: whatever is asked, it answers as documented, and never with a 5xx."""
+"""The coordinator against its own OpenAPI document: every response is as documented, and never a 5xx."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.coordinator.harness import COORDINATOR
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Of a coordinator that runs in another thread, on a database of its own."""
+    """The document of a coordinator that runs in another thread, on its own database."""
     folder: Path = tmp_path_factory.mktemp("openapi")
     DEPLOYMENT.save(folder / "deployment.json")
     config = CoordinatorConfig(deployment=folder / "deployment.json", port=0, db=f"sqlite:///{folder}/coordinator.db")
@@ -60,15 +60,15 @@ ROUTES = [
 
 
 def test_all_routes_are_tried(document: Any) -> None:
-    """The list above is what the document has."""
-    found = [(r.ok().method.upper(), r.ok().path) for r in document.get_all_operations()]
-    assert sorted(found) == sorted(ROUTES)
+    """The list above has every route of the document."""
+    documented = [(r.ok().method.upper(), r.ok().path) for r in document.get_all_operations()]
+    assert sorted(documented) == sorted(ROUTES)
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_it_answers_as_documented(document: Any, method: str, path: str, mode: GenerationMode) -> None:
-    """Every route, asked rightly and wrongly: documented statuses, documented shapes, no 5xx, in time."""
+    """Valid and invalid requests to every route get documented statuses and shapes, no 5xx, in time."""
     operation = document[path][method]
 
     @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)

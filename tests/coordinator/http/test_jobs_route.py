@@ -1,4 +1,4 @@
-"""Placing a job over real HTTP: the whole way, every way to post nonsense, and clients that leave or stop reading."""
+"""Jobs over real HTTP: the whole path, malformed submissions, and clients that leave or stop reading."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ANN = person("ann")
 
 
 async def _refusal(response: httpx.Response) -> tuple[int, str]:
-    """Status and code of an error in OpenAI's shape."""
+    """Returns status and code of an error in OpenAI's shape."""
     assert response.headers["content-type"] == "application/json"
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code", "fault", "retry"}
@@ -61,7 +61,7 @@ async def _stored(at: Served, job: JobId) -> State:
 
 
 async def test_a_job_over_http(at: Served) -> None:
-    """The answer to a job is a stream of frames as they happen: match, chunks, receipt; then it ends."""
+    """The response to a job is a stream of frames: match, chunks, receipt; then it ends."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])
     async with at.http.stream("POST", "/v1/jobs", content=submission.dumps()) as response:
@@ -82,14 +82,14 @@ async def test_a_job_over_http(at: Served) -> None:
 
 
 async def test_a_failure_is_the_last_frame(at: Served) -> None:
-    """A job that fails after it was admitted says so in its stream, since the status is sent."""
+    """A job that fails after its admission reports that in its stream, since the status was sent."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])
-    answer = asyncio.create_task(at.post(submission))
+    response_task = asyncio.create_task(at.post(submission))
     job, _ = await node.take_job()
     error = Unavailable(Code.PROVIDER_FAILED, "out of memory")
     await node.send(Kind.FAIL, job, dumps(error.as_json()))
-    response = await answer
+    response = await response_task
     assert response.status_code == 200
     assert dumps(error.as_json()) in response.content
     assert await _stored(at, job) is State.FAILED
@@ -111,13 +111,13 @@ async def test_a_failure_is_the_last_frame(at: Served) -> None:
         dumps({"job": "00" * 16, "candidates": []}),
     ],
 )
-async def test_what_is_no_submission(at: Served, body: bytes) -> None:
+async def test_malformed_submissions(at: Served, body: bytes) -> None:
     """A body that does not parse is refused as such, and the process goes on."""
     assert await _refusal(await at.post(body)) == (400, "bad_message")
 
 
 async def test_a_truncated_submission(at: Served) -> None:
-    """A submission cut off anywhere in its header is refused."""
+    """A submission whose header is truncated anywhere is refused."""
     node = await LinkNode.join(at, ANN)
     whole = make_submission(node.asks[0]).dumps()
     header = 4 + int.from_bytes(whole[:4], "big")
@@ -127,7 +127,7 @@ async def test_a_truncated_submission(at: Served) -> None:
 
 
 async def test_a_header_that_lies(at: Served) -> None:
-    """Orders of several payers, of another job, with other terms or too many of them are no submission."""
+    """A submission with orders of several payers, of another job, with other terms, or with too many orders is refused."""
     node = await LinkNode.join(at, ANN)
     good = make_submission(node.asks[0])
     other = make_submission(node.asks[0], payer=person("other"), job=good.job)
@@ -151,7 +151,7 @@ async def test_too_large_a_body(at: Served) -> None:
 
 
 async def test_all_bodies_together(world: World) -> None:
-    """More than the coordinator can hold is told to come again; what ended makes room."""
+    """Bodies beyond what the coordinator can hold get rate_limited; a job that ended makes room."""
     route = JobsRoute(world.market, intake=IntakeLimits(total_body_bytes=1_000))
     for _ in range(3):
         assert (await _call(route, [b"x" * 600]))[0]["status"] == 400
@@ -165,8 +165,8 @@ async def test_all_bodies_together(world: World) -> None:
     assert (await _call(route, [b"x" * 600]))[0]["status"] == 400
 
 
-async def test_nonsense_is_heard_only_so_often(world: World) -> None:
-    """An address that sent too much of it is refused unread, for a while; others are not."""
+async def test_malformed_requests_are_rate_limited(world: World) -> None:
+    """An address that sent too many malformed requests is refused unread for a while; others are not."""
     route = JobsRoute(world.market, intake=IntakeLimits(refused_per_second=0.001, refused_burst=3))
     seen = [(await _call(route, [b"nonsense"]))[0]["status"] for _ in range(5)]
     assert seen == [400, 400, 400, 429, 429]
@@ -174,7 +174,7 @@ async def test_nonsense_is_heard_only_so_often(world: World) -> None:
 
 
 async def test_a_body_that_never_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that does not send its body in time gets an answer that says so."""
+    """A client that does not send its body in time gets an error that says so."""
     monkeypatch.setattr(resource_bounds, "BODY_GRACE_SECONDS", 0.02)
     sent = await _call(JobsRoute(world.market), [b"some", b"more"], stall=True)
     assert sent[0]["status"] == 400
@@ -199,7 +199,7 @@ def _rich(submission: Submission) -> Submission:
     ],
 )
 async def test_refused_orders(at: Served, changes: dict[str, Any], status: int, code: str) -> None:
-    """Each lawful no has its own code and HTTP status, and nothing is dispatched."""
+    """Each refusal has its own code and HTTP status, and nothing is dispatched."""
     node = await LinkNode.join(at, ANN)
     assert await _refusal(await at.post(make_submission(node.asks[0], **changes))) == (status, code)
     at.world.assert_idle()
@@ -212,14 +212,14 @@ async def test_a_forged_order(at: Served) -> None:
 
 
 async def test_a_replayed_job(at: Served) -> None:
-    """Posting a job again is a conflict, while it lives and after."""
+    """Posting a job again is a conflict, while it runs and afterwards."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])
-    answer = asyncio.create_task(at.post(submission))
+    response_task = asyncio.create_task(at.post(submission))
     job, receipt = await node.take_job()
     assert await _refusal(await at.post(submission)) == (409, "order_replayed")
     await node.finish(job, receipt)
-    await answer
+    await response_task
     assert await _refusal(await at.post(submission)) == (409, "order_replayed")
 
 
@@ -229,17 +229,15 @@ LINGER = {"x-tally-linger": "30"}
 
 
 async def _begun(at: Served, submission: Submission) -> None:
-    """Posts a job that lingers, reads its match, and loses the connection."""
+    """Posts a job that lingers, reads its match and drops the connection."""
     async with at.http.stream("POST", "/v1/jobs", content=submission.dumps(), headers=LINGER) as response:
         frames = frames_of(response)
         assert (await anext(frames))[0] is Kind.MATCH
         await frames.aclose()
 
 
-async def test_a_lost_connection_is_taken_up_again(at: Served) -> None:
-    """The same bytes posted again bring the same job: what came before, what follows, one receipt, one dispatch; and once it has
-    ended, the same answer again.
-    """
+async def test_a_lost_connection_is_resumed(at: Served) -> None:
+    """The same bytes posted again resume the same job with one receipt and one dispatch; after its end, the same response."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])
     await _begun(at, submission)
@@ -263,7 +261,7 @@ async def test_a_lost_connection_is_taken_up_again(at: Served) -> None:
 
 
 async def test_an_answer_after_a_restart(at: Served) -> None:
-    """Who posts the same bytes to the next process gets the same frames; other bytes are refused."""
+    """The same bytes posted to the next process get the same frames; other bytes are refused."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])
     post = asyncio.create_task(at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER))
@@ -282,7 +280,7 @@ async def test_an_answer_after_a_restart(at: Served) -> None:
 
 
 async def test_another_body_for_the_same_job(at: Served) -> None:
-    """A job that lingers is given back for the bytes that placed it, not for others."""
+    """The response of a lingering job is given for the bytes that placed the job, not for others."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])
     await _begun(at, submission)
@@ -292,7 +290,7 @@ async def test_another_body_for_the_same_job(at: Served) -> None:
 
 
 async def test_a_job_that_nobody_comes_back_for(at: Served) -> None:
-    """When its linger is over, the job is cancelled as any other whose client left."""
+    """When its linger is over, the job is cancelled like any other whose client left."""
     node = await LinkNode.join(at, ANN)
     async with at.http.stream(
         "POST", "/v1/jobs", content=make_submission(node.asks[0]).dumps(), headers={"x-tally-linger": "0"}
@@ -306,7 +304,7 @@ async def test_a_job_that_nobody_comes_back_for(at: Served) -> None:
 
 
 async def test_a_refused_job_that_would_linger(at: Served) -> None:
-    """A job that is not admitted is refused with its status, and leaves nothing behind: it may be posted again."""
+    """A job that is not admitted is refused with its status and leaves nothing behind: it may be posted again."""
     node = await LinkNode.join(at, ANN, slots=0)
     submission = make_submission(node.asks[0])
     for _ in range(2):
@@ -321,17 +319,17 @@ async def test_a_refused_job_that_would_linger(at: Served) -> None:
     [b"9" * 400, b"9" * 5_000, b"-1", b"+1", b"1.5", b"1e3", b"", b"1 2", b"\xd9\xa3", b"0x10", b"1_0", b"nan", b"inf", b"\xff"],
 )
 async def test_a_linger_that_is_no_number_does_not_fail_the_coordinator(at: Served, linger: bytes) -> None:
-    """Whatever stands in the header, the answer is a 400 that names it, and nothing is placed."""
+    """Any malformed header gets a 400 that names it, and nothing is placed."""
     node = at.world.node("ann")
     headers = [(b"x-tally-linger", linger)]
-    answer = await at.http.post("/v1/jobs", content=make_submission(node.ask).dumps(), headers=headers)
-    assert await _refusal(answer) == (400, "bad_message")
-    assert "x-tally-linger" in answer.text
+    response_task = await at.http.post("/v1/jobs", content=make_submission(node.ask).dumps(), headers=headers)
+    assert await _refusal(response_task) == (400, "bad_message")
+    assert "x-tally-linger" in response_task.text
     at.world.assert_idle()
 
 
-async def test_who_posts_the_same_bytes_and_leaves_does_not_end_the_payers_job(at: Served) -> None:
-    """A stranger that has the bytes and asks for no linger shortens nobody's: the payer, back in its time, finds its job."""
+async def test_a_stranger_with_the_same_bytes_does_not_end_the_payers_job(at: Served) -> None:
+    """A stranger that posts the same bytes without linger does not shorten the payer's: the payer still finds its job."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])
     await _begun(at, submission)
@@ -344,15 +342,13 @@ async def test_who_posts_the_same_bytes_and_leaves_does_not_end_the_payers_job(a
     await node.send(Kind.CHUNK, job, b"\1the last")
     back = asyncio.create_task(at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER))
     await node.finish(job, receipt)
-    told = [kind for kind, _ in FrameReader().feed((await back).content)]
-    assert (told[:2], told[-1]) == ([Kind.MATCH, Kind.CHUNK], Kind.RECEIPT)
+    kinds = [kind for kind, _ in FrameReader().feed((await back).content)]
+    assert (kinds[:2], kinds[-1]) == ([Kind.MATCH, Kind.CHUNK], Kind.RECEIPT)
     assert [kind for kind, _, _ in node.seen if kind is Kind.CANCEL] == []
 
 
-async def test_a_paid_answer_is_not_lost_to_strangers() -> None:
-    """Neither jobs that are refused nor another payer's answers beyond all memory take a kept answer from its payer: where memory
-    has no room for it, the store has it still.
-    """
+async def test_a_paid_response_is_not_lost_to_strangers() -> None:
+    """Neither refused jobs nor another payer's responses evict a payer's response; without room in memory, the store has it."""
     retention = Retention(total_bytes=6_000, response_bytes=3_000, payer_bytes=3_000)
     world = World()
     rich = person("rich")
@@ -387,7 +383,7 @@ def _content(sent: list[dict[str, Any]]) -> bytes:
 
 
 async def test_a_body_counts_until_its_job_ends(world: World) -> None:
-    """A client that posts a long job with a linger and leaves has not made room for the next: its bytes count until the end."""
+    """The bytes of a lingering job count until its end, even if its client left."""
     node = world.node("ann")
     route = JobsRoute(world.market, intake=IntakeLimits(address_bytes=3_000))
     submission = replace(make_submission(node.ask), sealed=bytes(1_500))
@@ -405,7 +401,7 @@ async def test_a_body_counts_until_its_job_ends(world: World) -> None:
 
 
 async def test_an_answer_that_is_read_again_counts_as_a_body(world: World) -> None:
-    """Who has old answers sent again and does not read them makes the coordinator hold its own share only."""
+    """A client that requests old responses and does not read them uses up its own share alone."""
     node = world.node("ann")
     route = JobsRoute(world.market, intake=IntakeLimits(address_bytes=10_000))
     submission = make_submission(node.ask)
@@ -432,7 +428,7 @@ async def test_an_answer_that_is_read_again_counts_as_a_body(world: World) -> No
 
 
 async def test_get_is_no_way_to_place_a_job(at: Served) -> None:
-    """Another method on the route is told in the same shape."""
+    """Another method on the route gets an error in the same shape."""
     assert await _refusal(await at.http.get("/v1/jobs")) == (404, "unknown_route")
 
 
@@ -440,7 +436,7 @@ async def test_get_is_no_way_to_place_a_job(at: Served) -> None:
 
 
 async def test_a_client_that_disconnects(at: Served) -> None:
-    """A client that leaves cancels its job; the node's receipt is stored and acknowledged all the same."""
+    """A client that leaves cancels its job; the node's receipt is still stored and acknowledged."""
     node = await LinkNode.join(at, ANN)
     submission = make_submission(node.asks[0])
     async with at.http.stream("POST", "/v1/jobs", content=submission.dumps()) as response:
@@ -459,7 +455,7 @@ async def test_a_client_that_disconnects(at: Served) -> None:
 
 
 def _cancelled(node: LinkNode) -> Verified[Receipt]:
-    """The receipt of the node's last job, as cancelled."""
+    """Returns the receipt of the node's last job, as cancelled."""
     payload = next(payload for kind, _, payload in reversed(node.seen) if kind is Kind.DISPATCH)
     candidate = Dispatch.loads(payload).candidate
     return make_receipt(node.signer, candidate.order.verify(DOMAIN), candidate.terms, outcome=Outcome.CLIENT_CANCELLED)
@@ -474,7 +470,7 @@ async def _call(
     client: str = "10.0.0.1",
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> list[dict[str, Any]]:
-    """Calls the route as a server would; returns what it sent. The client stays until the end, or stalls before its last part."""
+    """Calls the route as a server would and returns the sent events. With `stall`, the client never sends the last part."""
     sent: list[dict[str, Any]] = []
     parts = iter(body[:-1] if stall else body)
 
@@ -492,7 +488,7 @@ async def _call(
 
 
 async def test_a_client_that_stops_reading(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that is there but takes nothing counts as gone: its job is cancelled, its receipt stored, nothing hangs."""
+    """A client that takes nothing counts as gone: its job is cancelled, its receipt stored, and nothing hangs."""
     monkeypatch.setattr(module, "STALL_SECONDS", 0.05)
     node = world.node("ann")
     sent: list[Any] = []
@@ -517,7 +513,7 @@ async def test_a_client_that_stops_reading(world: World, monkeypatch: pytest.Mon
 
 
 async def test_a_connection_that_fails_at_the_first_byte(world: World) -> None:
-    """A client that is lost before the answer begins leaves no job behind."""
+    """A client that is lost before the response begins leaves no job behind."""
     node = world.node("ann")
 
     async def send(_event: Any) -> None:
@@ -569,7 +565,7 @@ async def test_a_client_that_leaves_before_its_job_is_admitted(world: World, mon
 
 
 async def test_a_server_that_is_torn_down(world: World) -> None:
-    """When the server cancels a request, its job fails at once, the node is told, and nothing is held."""
+    """When the server cancels a request, its job fails at once, its node is told to stop, and nothing is held."""
     node = world.node("ann")
     submission = world.submission(node)
     call = asyncio.create_task(_call(JobsRoute(world.market), [submission.dumps()]))
@@ -584,7 +580,7 @@ async def test_a_server_that_is_torn_down(world: World) -> None:
 
 
 async def test_a_client_that_leaves_while_it_posts(world: World) -> None:
-    """A connection lost in the middle of the body is no job, and gets no answer."""
+    """A connection lost in the middle of the body places no job and gets no response."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The node link over real sockets: who gets in, what is passed on, and how a connection ends."""
+"""The node link over real sockets: authentication, relayed frames, and how a connection ends."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _free(at: Served, node: LinkNode) -> int | None:
 
 
 async def test_a_node_proves_its_key(at: Served) -> None:
-    """A node that signs the challenge is welcomed, and its asks stand with the capacity that it told."""
+    """A node that signs the challenge is welcomed, and its asks are listed with its reported capacity."""
     node = await LinkNode.join(at, ANN, slots=3)
     challenge = Challenge.from_json(loads(node.seen[0][2], "challenge"))
     assert (challenge.coordinator, challenge.chain_id, challenge.contract) == (
@@ -61,9 +61,9 @@ async def test_a_node_proves_its_key(at: Served) -> None:
 
 
 async def test_each_connection_has_its_own_challenge(at: Served) -> None:
-    """A recorded answer is worth nothing on the next connection."""
-    one, two = await LinkNode.open(at, ANN), await LinkNode.open(at, ANN)
-    first, second = [loads(await node.expect(Kind.CHALLENGE), "challenge") for node in (one, two)]
+    """A recorded answer to a challenge is refused on the next connection."""
+    first_link, second_link = await LinkNode.open(at, ANN), await LinkNode.open(at, ANN)
+    first, second = [loads(await node.expect(Kind.CHALLENGE), "challenge") for node in (first_link, second_link)]
     assert first["challenge"] != second["challenge"]
 
 
@@ -77,23 +77,23 @@ async def test_a_wrong_answer(at: Served, changes: dict[str, Any]) -> None:
 
 
 async def test_an_answer_in_another_hand_or_domain(at: Served) -> None:
-    """Nobody connects as somebody else, nor with a signature made for another chain."""
+    """A node cannot connect as another provider, nor with a signature made for another chain."""
     for signer, domain in ((BOB, DOMAIN), (ANN, Domain(1, DOMAIN.contract))):
         node = await LinkNode.open(at, ANN)
         challenge = Challenge.from_json(loads(await node.expect(Kind.CHALLENGE), "challenge"))
-        answer = Connect(
+        connect = Connect(
             provider=ANN.address,
             coordinator=challenge.coordinator,
             challenge=challenge.challenge,
             endpoint=node.endpoint,
         )
-        await node.greet(replace(unchecked(ANN.sign(answer, DOMAIN)), signature=signer.sign_digest(answer.digest(domain))))
+        await node.greet(replace(unchecked(ANN.sign(connect, DOMAIN)), signature=signer.sign_digest(connect.digest(domain))))
         assert (await node.refusal()).code is Code.BAD_SIGNATURE
     assert at.hub.connected == 0
 
 
 async def test_forged_asks(at: Served) -> None:
-    """A node with an ask that it did not sign, or of another provider, is not let in, and nothing of it stands."""
+    """A node with an ask that it did not sign, or of another provider, is refused, and none of its asks is listed."""
     forged = replace(make_ask(ANN), message=make_ask(ANN, output_price=1).message)
     for ask, code in ((forged, Code.BAD_SIGNATURE), (make_ask(BOB), Code.BAD_MESSAGE)):
         node = await LinkNode.open(at, ANN, ask)
@@ -115,7 +115,7 @@ async def test_forged_asks(at: Served) -> None:
     ],
 )
 async def test_what_is_no_hello(at: Served, frame: bytes | str) -> None:
-    """Whatever else comes first ends the connection with the reason."""
+    """Any other first frame ends the connection with the reason."""
     node = await LinkNode.open(at, ANN)
     await node.expect(Kind.CHALLENGE)
     await node.socket.send(frame)
@@ -124,14 +124,14 @@ async def test_what_is_no_hello(at: Served, frame: bytes | str) -> None:
 
 
 async def test_silence_at_the_door(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that never says who it is is closed."""
+    """A connection without a HELLO is closed."""
     monkeypatch.setattr(module, "HELLO_SECONDS", 0.05)
     node = await LinkNode.open(at, ANN)
     assert "the node was silent for too long" in str(await node.refusal())
 
 
 async def test_a_full_house() -> None:
-    """A coordinator that has as many nodes as it takes says so, but lets its own come back, and others in when one has left."""
+    """A full coordinator refuses new nodes, but lets its own nodes reconnect, and others in when one has left."""
     async with served(max_nodes=1) as at:
         await LinkNode.join(at, ANN)
         second = await LinkNode.open(at, BOB)
@@ -166,7 +166,7 @@ async def test_a_full_house() -> None:
     ],
 )
 async def test_garbage_ends_the_connection(at: Served, frame: bytes | str) -> None:
-    """A frame that makes no sense ends the connection with the reason, and takes the node's asks out of the book."""
+    """A malformed frame ends the connection with the reason and removes the node's asks."""
     node = await LinkNode.join(at, ANN)
     await node.socket.send(frame)
     assert (await node.refusal()).code is Code.BAD_MESSAGE
@@ -175,7 +175,7 @@ async def test_garbage_ends_the_connection(at: Served, frame: bytes | str) -> No
 
 
 async def test_a_node_does_not_touch_jobs_of_others(at: Served) -> None:
-    """Frames for a job that another node has, or that nobody has, are ignored; the node stays."""
+    """Frames for a job of another node, or of no node, are ignored; the node stays connected."""
     ann, bob = await LinkNode.join(at, ANN), await LinkNode.join(at, BOB)
     client = at.world.read(await at.world.market.place_order(make_submission(ann.asks[0])))
     job, receipt = await ann.take_job()
@@ -193,7 +193,7 @@ async def test_a_node_does_not_touch_jobs_of_others(at: Served) -> None:
 
 
 async def test_more_chunks_than_credit(at: Served) -> None:
-    """A node that overruns its credit is closed, its job fails, and the coordinator keeps no more than an inbox of it."""
+    """A node that exceeds its credit is disconnected, its job fails, and the coordinator holds one inbox of it at most."""
     node = await LinkNode.join(at, ANN)
     job = await at.world.market.place_order(make_submission(node.asks[0]))
     client = at.world.read(job)
@@ -210,7 +210,7 @@ async def test_more_chunks_than_credit(at: Served) -> None:
 
 
 async def test_a_node_that_does_not_read(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that takes nothing of what is sent to it is closed, although it still beats, and its jobs fail over."""
+    """A node that does not read is disconnected, although it still beats, and its jobs fail over."""
     monkeypatch.setattr(node_link, "OUTBOX_FRAMES", 4)
     monkeypatch.setattr(node_link, "CLOSE_SECONDS", 0.05)
     node = await LinkNode.join(at, ANN)
@@ -227,7 +227,7 @@ async def test_a_node_that_does_not_read(at: Served, monkeypatch: pytest.MonkeyP
 
 
 async def test_silence(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that stops beating is gone, and so are its asks."""
+    """A node that stops beating is disconnected, and its asks are removed."""
     monkeypatch.setattr(module, "SILENCE_SECONDS", 0.2)
     node = await LinkNode.join(at, ANN)
     error = await node.refusal()
@@ -239,14 +239,14 @@ async def test_silence(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_beats_tell_the_capacity(at: Served) -> None:
-    """What a node beats is what it can take."""
+    """A BEAT updates the node's capacity."""
     node = await LinkNode.join(at, ANN)
     await node.send(Kind.BEAT, NO_JOB, dumps(Capacity(1, 2).to_json()))
     await until(lambda: _free(at, node) == 1)
 
 
 async def test_new_asks_replace_old_ones(at: Served) -> None:
-    """A node may change what it offers without connecting again."""
+    """A node may change its asks without reconnecting."""
     node = await LinkNode.join(at, ANN)
     new = make_ask(ANN, model="another")
     await node.send(Kind.ASKS, NO_JOB, dumps({"asks": [new.to_json()]}))
@@ -255,7 +255,7 @@ async def test_new_asks_replace_old_ones(at: Served) -> None:
 
 
 async def test_claims_are_kept(at: Served) -> None:
-    """A claim that comes over the link waits in the store; a forged one ends the connection."""
+    """A claim over the link is stored as pending; a forged one ends the connection."""
     node = await LinkNode.join(at, ANN)
     order = make_submission(node.asks[0]).candidates[0].order.verify(DOMAIN)
     claim = make_claim(ANN, (order, 1, 20))
@@ -276,7 +276,7 @@ class _DownStore(MemoryStore):
 
 
 async def test_a_store_that_is_down_closes_nobody() -> None:
-    """While the store is down receipts and claims are not taken, but the node and its jobs stay connected."""
+    """While the store is down, receipts and claims are not acknowledged, but the node and its jobs stay connected."""
     async with served(World(store=_DownStore())) as at:
         node = await LinkNode.join(at, ANN)
         submission = make_submission(node.asks[0])
@@ -291,9 +291,7 @@ async def test_a_store_that_is_down_closes_nobody() -> None:
 
 
 async def test_bad_late_receipts_are_refused(at: Served) -> None:
-    """A late receipt that is wrong or of another job is refused with the reason, and so not sent for ever; the node stays, and
-    its next one is taken.
-    """
+    """An invalid late receipt is refused with the reason, so it is not sent again; the node stays, its next one is accepted."""
     node = await LinkNode.join(at, ANN)
     client = at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
     job, receipt = await node.take_job()
@@ -310,23 +308,23 @@ async def test_bad_late_receipts_are_refused(at: Served) -> None:
     await node.finish(job, receipt)
     assert [kind for kind, _, _ in node.seen].count(Kind.RECEIPT_ACK) == 3
     refused = [(job, loads(raw, "error")) for kind, job, raw in node.seen if kind is Kind.RECEIPT_REFUSED]
-    told = [(about, error_from_json(raw, 502).code) for about, raw in refused]
-    assert told == [(JOB, Code.BAD_RECEIPT), *[(job, Code.BAD_RECEIPT), (job, Code.BAD_MESSAGE)] * 2]
+    answers = [(about, error_from_json(raw, 502).code) for about, raw in refused]
+    assert answers == [(JOB, Code.BAD_RECEIPT), *[(job, Code.BAD_RECEIPT), (job, Code.BAD_MESSAGE)] * 2]
 
 
 async def test_a_node_that_recalls(at: Served) -> None:
-    """A node is told what it signed last on each of its tabs, and nothing of others; nonsense closes the link."""
+    """A node gets its own last receipt on each of its tabs, and no others; a malformed request closes the link."""
     ann, bob = await LinkNode.join(at, ANN), await LinkNode.join(at, BOB, make_ask(BOB, output_price=9_000_000))
     client = at.world.read(await at.world.market.place_order(make_submission(ann.asks[0])))
     job, receipt = await ann.take_job()
     await ann.finish(job, receipt)
     await until(lambda: client.ended)
-    told = []
+    answers = []
     for node, after in ((ann, ""), (ann, PAYER.address), (bob, "")):
         await node.send(Kind.RECALL, NO_JOB, dumps({"after": after}))
-        told.append(loads(await node.expect(Kind.RECALLED), "recalled"))
-    assert [(len(one["receipts"]), one["more"]) for one in told] == [(1, False), (0, False), (0, False)]
-    late = LateReceipt.from_json(told[0]["receipts"][0])
+        answers.append(loads(await node.expect(Kind.RECALLED), "recalled"))
+    assert [(len(first_link["receipts"]), first_link["more"]) for first_link in answers] == [(1, False), (0, False), (0, False)]
+    late = LateReceipt.from_json(answers[0]["receipts"][0])
     assert (late.receipt.signature, late.terms.job) == (receipt.signature, job)
     await ann.send(Kind.RECALL, NO_JOB, b"{}")
     assert (await ann.refusal()).code is Code.BAD_MESSAGE
@@ -336,7 +334,7 @@ async def test_a_node_that_recalls(at: Served) -> None:
 
 
 async def test_a_lost_connection_hands_its_jobs_on(at: Served) -> None:
-    """When a node's connection is lost without a word, its job goes to the next candidate."""
+    """When a node's connection is lost, its job goes to the next candidate."""
     ann, bob = await LinkNode.join(at, ANN), await LinkNode.join(at, BOB, make_ask(BOB, output_price=9_000_000))
     client = at.world.read(await at.world.market.place_order(make_submission(ann.asks[0], bob.asks[0])))
     await ann.take_job()
@@ -348,7 +346,7 @@ async def test_a_lost_connection_hands_its_jobs_on(at: Served) -> None:
 
 
 async def test_a_second_connection_takes_the_place_of_the_first(at: Served) -> None:
-    """A node that connects again is served on its new connection; the old one is told and closed, and its jobs end."""
+    """A node that reconnects is served on its new connection; the old one gets the reason and is closed, and its jobs end."""
     old = await LinkNode.join(at, ANN)
     client = at.world.read(await at.world.market.place_order(make_submission(old.asks[0])))
     await old.take_job()
@@ -363,7 +361,7 @@ async def test_a_second_connection_takes_the_place_of_the_first(at: Served) -> N
 
 
 async def test_a_second_connection_does_not_wait_for_a_dead_first(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node whose old connection hangs is welcomed on its new one at once, and the old one has no say any more."""
+    """A node whose old connection hangs is welcomed on its new one at once, and frames of the old one are ignored."""
     monkeypatch.setattr(node_link, "CLOSE_SECONDS", 60)
     old = await LinkNode.join(at, ANN)
     old.socket.transport.pause_reading()
@@ -382,7 +380,7 @@ async def test_a_second_connection_does_not_wait_for_a_dead_first(at: Served, mo
 
 
 async def test_closing_the_hub() -> None:
-    """A stop closes every link in order, tells new ones to come back later, ends what lived, and leaves no task behind."""
+    """A stop closes every link, refuses new ones for now, ends live jobs, and leaves no task running."""
     async with served() as at:
         ann, bob = await LinkNode.join(at, ANN), await LinkNode.join(at, BOB)
         client = at.world.read(await at.world.market.place_order(make_submission(ann.asks[0], bob.asks[0])))
@@ -400,7 +398,7 @@ async def test_closing_the_hub() -> None:
 
 
 async def test_a_payer_is_no_node(at: Served) -> None:
-    """Anybody may connect who signs for its own key: without asks it just gets no jobs."""
+    """Any key may connect; without asks it gets no jobs."""
     node = await LinkNode.open(at, PAYER)
     node.asks = ()
     await node.hello()

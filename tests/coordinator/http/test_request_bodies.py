@@ -1,4 +1,4 @@
-"""Request bodies: the shares of addresses, the pace, and who gives room where all of it is used up."""
+"""Request bodies: shares of addresses, the minimum rate, and which body is evicted when the total is used up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMIT = 1_000
 
 
 class Sender:
-    """One client that sends as the test says."""
+    """One client that sends what the test says."""
 
     def __init__(self, bodies: RequestBodies, address: str) -> None:
         self.reservation = bodies.begin(address)
@@ -37,7 +37,7 @@ class Sender:
 
 
 async def test_one_address_does_not_hold_the_whole_intake() -> None:
-    """Unfinished bodies of one address, or of one /64, take its share and no more; another address is served meanwhile."""
+    """Unfinished bodies of one address, or one /64, take its share alone; another address is served meanwhile."""
     bodies = RequestBodies(IntakeLimits(total_body_bytes=10_000, address_bytes=2_000))
     flood = [Sender(bodies, f"2001:db8::{n}") for n in range(1, 5)]
     for sender in flood:
@@ -53,8 +53,8 @@ async def test_one_address_does_not_hold_the_whole_intake() -> None:
         sender.task.cancel()
 
 
-async def test_many_addresses_that_hold_everything_give_room_to_one_that_has_little() -> None:
-    """Where all room is used up, the largest unfinished body of the address that holds most is let go, not the newcomer's."""
+async def test_a_large_address_makes_room_for_a_small_one() -> None:
+    """When the total is used up, the address that holds most loses its largest unfinished body, not the newcomer."""
     bodies = RequestBodies(IntakeLimits(total_body_bytes=3_000, address_bytes=2_000))
     flood = [Sender(bodies, f"10.0.0.{n}") for n in range(3)]
     for sender, size in zip(flood, (1_000, 990, 1_000), strict=True):
@@ -77,8 +77,8 @@ async def test_many_addresses_that_hold_everything_give_room_to_one_that_has_lit
     assert (bodies.held, bodies.open) == (0, 0)
 
 
-async def test_whole_bodies_are_not_cut() -> None:
-    """A job that runs keeps what it holds; a newcomer is told to come again."""
+async def test_complete_bodies_are_not_evicted() -> None:
+    """A running job keeps its body; a newcomer gets rate_limited."""
     bodies = RequestBodies(IntakeLimits(total_body_bytes=1_500))
     running = Sender(bodies, "10.0.0.1")
     await running.send(1_000, more=False)
@@ -89,8 +89,8 @@ async def test_whole_bodies_are_not_cut() -> None:
     assert (error.code, error.fault, error.retry) == (Code.RATE_LIMITED, Fault.COORDINATOR, True)
 
 
-async def test_a_body_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its grace a body has to come at the least pace, a byte now and then does not hold its place; one in time does."""
+async def test_a_slow_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the grace period a body must arrive at the minimum rate; an occasional byte is not enough."""
     monkeypatch.setattr(resource_bounds, "BODY_GRACE_SECONDS", 0.1)
     monkeypatch.setattr(resource_bounds, "BODY_RATE", 1_000)
     bodies = RequestBodies(IntakeLimits())
@@ -109,7 +109,7 @@ async def test_a_body_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPat
 
 
 async def test_too_long_a_body_and_too_many_requests() -> None:
-    """A body beyond its limit, and a request beyond an address's, are refused with the reason; what is closed makes room."""
+    """A body or a number of requests beyond the limit is refused with the reason; closing one makes room."""
     bodies = RequestBodies(IntakeLimits(jobs_per_address=2))
     long = Sender(bodies, "10.0.0.1")
     await long.send(LIMIT + 1)
@@ -125,7 +125,7 @@ async def test_too_long_a_body_and_too_many_requests() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 400), st.booleans()), max_size=40))
 def test_the_sum_is_always_right_and_within_its_limits(steps: list[tuple[int, int, bool]]) -> None:
-    """Whatever comes in which order, what is held is the sum of what is open, within the limits after each step."""
+    """After any sequence of steps, the held bytes are the sum of the open reservations, within the limits."""
 
     async def play() -> None:
         bodies = RequestBodies(IntakeLimits(total_body_bytes=1_500, address_bytes=700, jobs_per_address=10))
@@ -134,7 +134,7 @@ def test_the_sum_is_always_right_and_within_its_limits(steps: list[tuple[int, in
             if sum(sender.reservation.address == f"10.0.0.{address}" for sender in senders) < 10:
                 senders.append(Sender(bodies, f"10.0.0.{address}"))
                 await senders[-1].send(size, more=more)
-            for sender in [one for one in senders if one.task.done() and one.task.exception()]:
+            for sender in [other for other in senders if other.task.done() and other.task.exception()]:
                 bodies.close(sender.reservation)
                 senders.remove(sender)
             assert bodies.held == sum(sender.reservation.bytes for sender in senders) <= 1_500

@@ -1,4 +1,4 @@
-"""Kept buffers: read by many, bounded in memory, gone in time."""
+"""Response buffers: read by many, bounded in memory, dropped when they are old."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ async def _ended(buffers: ResponseBuffers, job: JobId, size: int, payer: str = "
     buffers.end(job)
 
 
-async def test_the_oldest_ended_goes_for_room_and_all_go_in_time() -> None:
-    """Where there is no more room the oldest that ended goes, then what grows is passed on only; all go when they are old."""
+async def test_the_oldest_ended_makes_room_and_old_ones_are_dropped() -> None:
+    """Room is made by the oldest ended response, then by growing ones that are no longer kept. Old responses are dropped."""
     seconds = 0.0
     buffers = ResponseBuffers(Retention(10, SHARE, 3 * SHARE, 1), lambda: seconds)
     for job in (ONE, TWO):
@@ -61,8 +61,8 @@ async def test_the_oldest_ended_goes_for_room_and_all_go_in_time() -> None:
     assert buffers.held == 0
 
 
-async def test_strangers_that_were_never_admitted_push_no_paid_answer_out() -> None:
-    """A job that is refused takes no room, however many there are, whatever payer they name."""
+async def test_jobs_that_were_never_admitted_evict_no_paid_response() -> None:
+    """Refused jobs take no room, however many there are and whichever payers they name."""
     buffers = ResponseBuffers(Retention(10, SHARE, 4 * SHARE, 1), lambda: 0.0)
     for number in range(4):
         await _ended(buffers, _job(number), SHARE, "payer")
@@ -75,8 +75,8 @@ async def test_strangers_that_were_never_admitted_push_no_paid_answer_out() -> N
 
 
 @pytest.mark.parametrize("ended", [True, False])
-async def test_a_payers_flood_pushes_no_other_payers_answer_out(ended: bool) -> None:
-    """One payer's buffers, ended or growing, take its share and then each other's room; those of a payer with less all stay."""
+async def test_a_payers_flood_evicts_no_other_payers_response(ended: bool) -> None:
+    """A payer's responses, ended or growing, stay within its share; all responses of a payer that holds less are kept."""
     buffers = ResponseBuffers(Retention(10, SHARE, 20 * SHARE, 1, payer_bytes=5 * SHARE), lambda: 0.0)
     for number in range(4):
         await _ended(buffers, _job(number), SHARE, "honest")
@@ -91,8 +91,8 @@ async def test_a_payers_flood_pushes_no_other_payers_answer_out(ended: bool) -> 
     assert buffers.held <= 9 * SHARE + SHARE
 
 
-async def test_many_payers_floods_push_no_smaller_payers_answer_out() -> None:
-    """Where many keys fill all there is, each within its share, room is made by those who have most."""
+async def test_floods_of_many_payers_evict_no_smaller_payers_response() -> None:
+    """If many payers fill the total, each within its share, the payers that hold most make room."""
     buffers = ResponseBuffers(Retention(10, SHARE, 32 * SHARE, 1, payer_bytes=8 * SHARE), lambda: 0.0)
     await _ended(buffers, ONE, SHARE, "honest")
     for number in range(100, 400):
@@ -101,8 +101,8 @@ async def test_many_payers_floods_push_no_smaller_payers_answer_out() -> None:
     assert buffers.find(ONE, b"") is not None
 
 
-async def test_an_answer_that_is_given_up_goes_on_to_its_reader() -> None:
-    """One that lost its room while it grew is still passed on whole to who reads it, and cannot be had again."""
+async def test_a_response_that_is_no_longer_kept_reaches_its_reader() -> None:
+    """A response that lost its room while it grew still reaches its reader whole, and cannot be read again."""
     buffers = ResponseBuffers(Retention(10, 10 * SHARE, 2 * SHARE, 1), lambda: 0.0)
     first = buffers.begin(ONE, b"", "one")
     reader = first.read()
@@ -119,9 +119,7 @@ async def test_an_answer_that_is_given_up_goes_on_to_its_reader() -> None:
 
 
 async def test_too_long_to_be_kept() -> None:
-    """An buffer beyond its share goes on to its reader and waits for it, holds no more than it may be ahead, and is not given
-    again.
-    """
+    """A response beyond its share waits for its reader, holds no more than it may be ahead, and cannot be read again."""
     buffer = ResponseBuffer(b"", SHARE, read_ahead=READ_AHEAD_BYTES)
     reader = buffer.read()
     got = 0
@@ -143,8 +141,8 @@ async def test_too_long_to_be_kept() -> None:
         await _read_all(buffer)
 
 
-async def test_a_reader_that_leaves_holds_nobody_up() -> None:
-    """The writer of an buffer that is too long does not wait for a reader that is gone."""
+async def test_a_reader_that_leaves_does_not_delay_the_writer() -> None:
+    """The writer of a response that is too long does not wait for a reader that is gone."""
     buffer = ResponseBuffer(b"", 0, read_ahead=READ_AHEAD_BYTES)
     await buffer.add(b"waits for its first reader")
     assert buffer.size > 0
@@ -156,8 +154,8 @@ async def test_a_reader_that_leaves_holds_nobody_up() -> None:
     assert caught.value.code is Code.ORDER_REPLAYED
 
 
-async def test_an_answer_of_a_former_process() -> None:
-    """What a store gives back is read like any other, under the same bounds; what had to go is told once."""
+async def test_a_response_of_a_former_process() -> None:
+    """A stored response is read like any other, under the same bounds. An evicted response is reported once."""
     buffers = ResponseBuffers(Retention(10, SHARE, 2 * SHARE, 1), lambda: 0.0)
     first = buffers.begin(ONE, b"")
     await first.add(b"some ")

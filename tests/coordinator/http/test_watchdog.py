@@ -9,7 +9,7 @@ from coordinator.http.watchdog import Watchdog
 
 
 async def test_what_comes_in_time_is_returned() -> None:
-    """An await that is fast enough gives its result or its error, as often as one likes."""
+    """An await that is fast enough returns its result or raises its error, any number of times."""
 
     async def fail() -> None:
         raise KeyError
@@ -22,7 +22,7 @@ async def test_what_comes_in_time_is_returned() -> None:
 
 
 async def test_what_takes_too_long_is_cut_off() -> None:
-    """An await that takes too long is cut off, and the task goes on and can wait again."""
+    """An await that takes too long is interrupted; the task continues and can wait again."""
     with closing(Watchdog(0.01)) as watchdog:
         for _ in range(2):
             with pytest.raises(TimeoutError):
@@ -31,7 +31,7 @@ async def test_what_takes_too_long_is_cut_off() -> None:
 
 
 async def test_time_between_awaits_does_not_count() -> None:
-    """Only waiting is bounded, not what the task does besides."""
+    """Only waiting is bounded, not the task's other work."""
     with closing(Watchdog(0.01)) as watchdog:
         await watchdog.wait(asyncio.sleep(0))
         await asyncio.sleep(0.05)
@@ -39,7 +39,7 @@ async def test_time_between_awaits_does_not_count() -> None:
 
 
 async def test_it_can_be_cut_from_outside() -> None:
-    """Somebody else may end the wait under way; where nothing waits that does nothing."""
+    """`trip` interrupts the wait under way; without a wait it does nothing."""
     with closing(Watchdog(60)) as watchdog:
         watchdog.trip()
         loop = asyncio.get_running_loop()
@@ -51,7 +51,7 @@ async def test_it_can_be_cut_from_outside() -> None:
 
 
 async def test_a_cancelled_task_stays_cancelled() -> None:
-    """Cancelling the task is not mistaken for a wait that took too long, even when both come at once."""
+    """Cancelling the task is not mistaken for a timeout, even if both happen at once."""
     caught: list[type[BaseException]] = []
     patiences: list[Watchdog] = []
 
@@ -76,7 +76,7 @@ async def test_a_cancelled_task_stays_cancelled() -> None:
 
 
 async def test_it_belongs_to_a_task() -> None:
-    """What no task waits for cannot be cut off."""
+    """A watchdog must be created inside a task."""
     made: list[str] = []
 
     def outside() -> None:

@@ -25,7 +25,7 @@ def _make_job() -> tuple[LiveJob, list[Attempt]]:
 
 
 def test_a_new_job_waits() -> None:
-    """Before its first match a job is nobody's."""
+    """Before its first match, a job has no provider."""
     job, _ = _make_job()
     assert (job.id, job.payer, job.state, job.at_node, job.ended) == (JOB, PAYER.address, State.QUEUED, False, False)
     with pytest.raises(RuntimeError, match="never matched"):
@@ -33,7 +33,7 @@ def test_a_new_job_waits() -> None:
 
 
 def test_a_whole_credit_fits_the_inbox() -> None:
-    """A node that keeps to its credit is never told to have overrun it."""
+    """A node that keeps to its credit never overruns the inbox."""
     job, _ = _make_job()
     for _ in range(INITIAL_CREDIT + 3):  # ACCEPT, RECEIPT and a FAIL need no credit
         job.deliver(b"frame")
@@ -49,8 +49,8 @@ def test_an_overrun_is_refused() -> None:
         job.deliver(b"one more")
 
 
-def test_bad_news_finds_room() -> None:
-    """The news that a node is lost gets through to a job whose inbox is full."""
+def test_an_interrupt_replaces_a_full_inbox() -> None:
+    """The loss of a node reaches a job whose inbox is full."""
     job, _ = _make_job()
     for _ in range(INBOX_FRAMES):
         job.deliver(b"frame")
@@ -58,8 +58,8 @@ def test_bad_news_finds_room() -> None:
     assert job.inbox.get_nowait() == b"gone"
 
 
-def test_bad_news_waits_its_turn() -> None:
-    """Where there is room, what the node sent before it was lost still counts."""
+def test_an_interrupt_follows_queued_frames() -> None:
+    """If the inbox has room, frames that the node sent before it was lost still count."""
     job, _ = _make_job()
     job.deliver(b"frame")
     job.interrupt(b"gone")
@@ -67,7 +67,7 @@ def test_bad_news_waits_its_turn() -> None:
 
 
 def test_each_attempt_has_an_inbox_of_its_own() -> None:
-    """Late frames of a former attempt do not reach the next one, and its figures start anew."""
+    """Late frames of a former attempt do not reach the next one, and its counters start again."""
     job, attempts = _make_job()
     job.begin(attempts[0], deadline=5)
     job.deliver(b"late")
@@ -80,7 +80,7 @@ def test_each_attempt_has_an_inbox_of_its_own() -> None:
 
 
 def test_the_record_tells_the_attempts() -> None:
-    """What is stored of a job tells who tried, how each ended, and what was ordered of each."""
+    """The record of a job has each attempt's provider, order and end."""
     job, attempts = _make_job()
     job.begin(attempts[0], deadline=5)
     job.close_attempt(State.FAILED, "the engine is away")
@@ -100,12 +100,12 @@ def test_the_record_tells_the_attempts() -> None:
 
 
 def test_a_job_moves_by_the_table_only() -> None:
-    """What the transition table does not know is a bug and raises."""
+    """A transition that the table does not have is a bug and raises."""
     job, _ = _make_job()
     with pytest.raises(IllegalTransition):
         job.move(Event.OUTPUT)
 
 
 def test_a_link_frame_has_its_payload_behind_the_head() -> None:
-    """The payload of a frame is what was packed into it."""
+    """The payload of a link frame follows its head."""
     assert link_payload(pack_link(Kind.CHUNK, JOB, b"payload")) == b"payload"

@@ -1,4 +1,4 @@
-"""A job that goes well, and what is owed to its client while it does: order, credit, beats, cancelling."""
+"""The normal life of a job: order, match, credit, beats, cancel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.coordinator.harness import (
 )
 
 
-async def test_a_job_goes_the_whole_way(world: World) -> None:
+async def test_a_job_from_order_to_receipt(world: World) -> None:
     """Match, output and receipt reach the client in order; the receipt is stored and acknowledged, and nothing is held after."""
     node = world.node("ann")
     client = await world.started(node)
@@ -56,7 +56,7 @@ async def test_a_job_goes_the_whole_way(world: World) -> None:
 
 
 async def test_the_match_is_signed_for_client_and_node(world: World) -> None:
-    """Client and node get the same match, signed by the coordinator, which names the order; the seal passes untouched."""
+    """Client and node get the same match, signed by the coordinator, which names the order; the sealed body is unchanged."""
     node = world.node("ann")
     client = await world.started(node)
     dispatch = Dispatch.loads(node.got(Kind.DISPATCH, client.job.id)[0])
@@ -69,7 +69,7 @@ async def test_the_match_is_signed_for_client_and_node(world: World) -> None:
 
 
 async def test_the_cheapest_candidate_gets_the_job(world: World) -> None:
-    """Of the orders that a client signed, the cheapest ask's is matched, and nobody else hears of the job."""
+    """Of the orders that a client signed, the one on the cheapest ask is matched, and no other node gets the job."""
     dear, cheap = world.node("ann", output_price=9_000_000), world.node("bob")
     client = await world.started(dear, cheap)
     assert client.job.provider == cheap.address
@@ -89,7 +89,7 @@ async def test_the_cheapest_candidate_gets_the_job(world: World) -> None:
     ],
 )
 async def test_a_receipts_outcome_ends_the_job(world: World, outcome: Outcome, state: State) -> None:
-    """A job ends as its receipt says."""
+    """A job ends with the outcome of its receipt."""
     node = world.node("ann")
     client = await world.started(node)
     if outcome is Outcome.CLIENT_CANCELLED:
@@ -102,7 +102,7 @@ async def test_a_receipts_outcome_ends_the_job(world: World, outcome: Outcome, s
 
 
 async def test_slots_are_counted(world: World) -> None:
-    """A node with two slots gets two jobs, and the next one when one of them is over."""
+    """A node with two slots gets two jobs, and the next one when one of them ends."""
     node = world.node("ann", slots=2)
     first, _ = await world.started(node), await world.started(node)
     with pytest.raises(Unavailable) as caught:
@@ -115,7 +115,7 @@ async def test_slots_are_counted(world: World) -> None:
 
 
 async def test_a_reconnected_node_starts_with_its_own_count(world: World) -> None:
-    """The end of a job that a lost connection had does not free a slot of the new connection."""
+    """The end of a job of a lost connection does not free a slot of the new connection."""
     node, other = world.node("ann", slots=1), world.node("bob", output_price=9_000_000)
     old = await world.started(node, other)
     node.bus.detach(f"node.{node.address}", node.receive)
@@ -134,7 +134,7 @@ async def test_a_reconnected_node_starts_with_its_own_count(world: World) -> Non
 
 
 NOTHING = bytes(4)
-"""No more credit, but word that the output came."""
+"""Credit for no more chunks, which tells the node that its output arrived."""
 
 
 async def _stream(world: World, chunks: int) -> Client:
@@ -147,7 +147,7 @@ async def _stream(world: World, chunks: int) -> Client:
 
 
 async def test_credit_is_granted_as_the_client_reads(world: World) -> None:
-    """For every 32 chunks that the client took, the node may send 32 more."""
+    """For every 32 chunks that the client took, the node gets credit for 32 more."""
     node = world.node("ann")
     client = await _stream(world, CREDIT_STEP - 1)
     assert node.got(Kind.CREDIT) == [NOTHING]
@@ -157,7 +157,7 @@ async def test_credit_is_granted_as_the_client_reads(world: World) -> None:
 
 
 async def test_a_node_is_told_that_its_output_came(world: World) -> None:
-    """With the first chunk, and no other, the node knows that no other attempt will begin: then it may charge."""
+    """With its first chunk, the node is told that no other attempt will begin: from then on it may charge."""
     node = world.node("ann")
     client = await world.started(node)
     node.accept(client.job.id)
@@ -172,7 +172,7 @@ async def test_a_node_is_told_that_its_output_came(world: World) -> None:
 
 
 async def test_a_client_that_does_not_read_grants_no_credit(world: World) -> None:
-    """What waits for the client is not taken from the inbox, and gives the node no credit."""
+    """Chunks that wait for the client stay in the inbox and earn the node no credit."""
     node = world.node("ann")
     client = await world.started(node)
     client.reads.clear()
@@ -187,7 +187,7 @@ async def test_a_client_that_does_not_read_grants_no_credit(world: World) -> Non
 
 
 async def test_silence_beats_for_the_client(world: World) -> None:
-    """While a node is silent the client gets beats, one every ten seconds and not at every sweep."""
+    """While a node is silent, the client gets a BEAT every ten seconds, not at every sweep."""
     node = world.node("ann")
     client = await world.started(node)
     node.accept(client.job.id)
@@ -204,7 +204,7 @@ async def test_silence_beats_for_the_client(world: World) -> None:
 
 
 async def test_a_cancelled_job_ends_with_its_receipt(world: World) -> None:
-    """Cancelling tells the node once; the job then ends with the receipt for what was done."""
+    """A cancel tells the node once; the job then ends with the receipt for the work done."""
     node = world.node("ann")
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -221,7 +221,7 @@ async def test_a_cancelled_job_ends_with_its_receipt(world: World) -> None:
 
 
 async def test_a_node_that_ignores_cancelling_is_given_up(world: World) -> None:
-    """Fifteen seconds after it was told to stop, a node's job is over, however much it still streams."""
+    """Fifteen seconds after its node was told to stop, a job ends, even if the node still streams."""
     node = world.node("ann")
     client = await world.started(node)
     world.market.cancel(client.job.id)
@@ -235,7 +235,7 @@ async def test_a_node_that_ignores_cancelling_is_given_up(world: World) -> None:
 
 
 async def test_a_job_cancelled_before_it_left_is_not_dispatched(world: World) -> None:
-    """A client that is gone before its job was handed over costs no provider any work."""
+    """A client that leaves before its job was dispatched costs no provider any work."""
     node = world.node("ann")
     job = await world.market.place_order(world.submission(node))
     assert world.market.cancel(job.id)
@@ -248,7 +248,7 @@ async def test_a_job_cancelled_before_it_left_is_not_dispatched(world: World) ->
 
 
 async def test_a_cancelled_job_does_not_fail_over(world: World) -> None:
-    """When a node gives a cancelled job back, nobody else gets it."""
+    """When a node fails a cancelled job, no other node gets it."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     world.market.cancel(client.job.id)
@@ -260,12 +260,12 @@ async def test_a_cancelled_job_does_not_fail_over(world: World) -> None:
 
 
 async def test_an_unknown_job_cannot_be_cancelled(world: World) -> None:
-    """Cancelling a job that does not live here says so."""
+    """Cancelling an unknown job returns False."""
     assert not world.market.cancel(JobId(bytes(16)))
 
 
 async def test_a_run_that_is_closed_early_fails_its_job(world: World) -> None:
-    """If whoever drives a job stops, the node is told, the job ends as failed, and nothing is held."""
+    """If the run is closed early, the node is told to stop, the job ends as failed, and nothing is held."""
     node = world.node("ann")
     job = await world.market.place_order(world.submission(node))
     frames = world.market.run(job)
@@ -283,7 +283,7 @@ async def test_a_run_that_is_closed_early_fails_its_job(world: World) -> None:
 
 
 async def test_forged_asks_do_not_stand(world: World) -> None:
-    """An ask that its provider did not sign, or that is another provider's, is refused and changes nothing."""
+    """An ask that its provider did not sign, or of another provider, is refused and changes nothing."""
     node = world.node("ann")
     forged = unchecked(node.ask)
     with pytest.raises(BadSignature):
@@ -294,19 +294,19 @@ async def test_forged_asks_do_not_stand(world: World) -> None:
 
 
 async def test_capacity_of_a_stranger_is_ignored(world: World) -> None:
-    """Word of a node that is not connected changes nothing."""
+    """A capacity of a node that is not connected changes nothing."""
     world.market.matchmaker.set_capacity(person("ann").address, Capacity(9, 9))
     assert world.market.book.node(person("ann").address) is None
 
 
 async def test_shortlists_come_from_the_book(world: World) -> None:
-    """The market ranks what stands in its book now."""
+    """The market ranks the currently listed asks."""
     node = world.node("ann")
     assert [s.node.provider for s in world.market.matchmaker.shortlist(Demand(model=node.ask.message.model))] == [node.address]
 
 
 async def test_draining_waits_for_live_jobs(world: World) -> None:
-    """A coordinator that stops takes no orders, and lets the jobs that it has come to their end."""
+    """A coordinator that stops accepts no orders and lets its live jobs end."""
     node = world.node("ann")
     client = await world.started(node)
     drained = asyncio.create_task(world.market.drain(60))
@@ -320,7 +320,7 @@ async def test_draining_waits_for_live_jobs(world: World) -> None:
 
 
 async def test_jobs_cut_off_by_a_stop_blame_nobody(world: World) -> None:
-    """What a stopping coordinator cuts off is its own fault: no provider is blamed, and nobody else gets the job."""
+    """A job that a stopping coordinator ends is its own fault: no provider loses reputation, and no other node gets the job."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     await world.market.drain(0)

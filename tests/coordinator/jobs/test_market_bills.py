@@ -1,4 +1,4 @@
-"""Nobody bills through this coordinator for what it did not see: answers that were never delivered, cancels that nobody sent."""
+"""Receipts are refused for responses that were never delivered and for cancels that nobody sent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PAID = (Outcome.COMPLETED, Outcome.LENGTH, Outcome.CLIENT_CANCELLED)
 
 
 def _refused(node: FakeNode) -> list[str]:
-    """The codes of what the node was told of its receipts."""
+    """Returns the codes with which the node's receipts were refused."""
     return [loads(raw, "error")["error"]["code"] for raw in node.got(Kind.RECEIPT_REFUSED)]
 
 
@@ -64,9 +64,7 @@ async def _assert_nothing_billed(world: World, node: FakeNode, client: Client) -
 @pytest.mark.parametrize("chunks", [(), (b"\0half an answer",), (b"\0one", b"", b"\2two")])
 @pytest.mark.parametrize("outcome", PAID)
 async def test_nothing_delivered_is_not_billed(world: World, outcome: Outcome, chunks: tuple[bytes, ...]) -> None:
-    """A receipt that charges before the answer's last chunk came is refused, told to its node and held against it; the client's
-    failure is not one to try again.
-    """
+    """A receipt that charges without the last chunk is refused and counts against its provider; the client may not retry."""
     node = world.node("ann")
     client = await world.started(node)
     node.accept(client.job.id)
@@ -78,7 +76,7 @@ async def test_nothing_delivered_is_not_billed(world: World, outcome: Outcome, c
 
 
 async def test_a_cancel_that_nobody_sent_is_not_billed(world: World) -> None:
-    """Also with a whole answer, client_cancelled needs the client's cancel: it would hide how the answer ended."""
+    """client_cancelled needs the client's cancel, even with a whole response: it would hide how the response ended."""
     node = world.node("ann")
     client = await world.started(node)
     node.complete(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
@@ -88,7 +86,7 @@ async def test_a_cancel_that_nobody_sent_is_not_billed(world: World) -> None:
 
 @pytest.mark.parametrize("price", [0, 1_000_000])
 async def test_a_cancel_that_nobody_sent_is_no_excuse(world: World, price: int) -> None:
-    """Nor is it taken at no cost: a provider that drops jobs does not say that their clients did."""
+    """It is refused at no cost too: a provider that drops jobs cannot claim that their clients cancelled."""
     prices = dict.fromkeys(("input_price", "cached_input_price", "output_price"), price)
     node = world.node("ann", **prices)
     client = await world.started(node)
@@ -98,8 +96,8 @@ async def test_a_cancel_that_nobody_sent_is_no_excuse(world: World, price: int) 
     await _assert_nothing_billed(world, node, client)
 
 
-async def test_a_free_answer_that_never_came_earns_no_name(world: World) -> None:
-    """At price 0 as at any other, an answer that is said to be complete must have come: else names are made of nothing."""
+async def test_an_undelivered_free_response_earns_no_reputation(world: World) -> None:
+    """At price 0 too, a response reported as complete must have arrived: otherwise reputation would be free."""
     node = world.node("ann", input_price=0, cached_input_price=0, output_price=0)
     client = await world.started(node)
     node.finish(client.job.id, cost=Amount(0), cumulative_cost=Amount(0))
@@ -109,7 +107,7 @@ async def test_a_free_answer_that_never_came_earns_no_name(world: World) -> None
 
 @pytest.mark.parametrize("reason", ["timed_out", "coordinator"])
 async def test_another_reason_to_stop_is_not_the_clients(world: World, reason: str) -> None:
-    """A node that was told to stop because time was up, or the coordinator stops, cannot bill a cancel by the client."""
+    """A node that was told to stop by a deadline or a shutdown cannot bill a cancel by the client."""
     node, spare = world.node("ann"), world.node("bob", output_price=9_000_000)
     if reason == "timed_out":
         client = await world.started(node, spare)
@@ -128,7 +126,7 @@ async def test_another_reason_to_stop_is_not_the_clients(world: World, reason: s
 
 
 async def test_a_cancel_counts_for_the_attempt_that_it_reached(world: World) -> None:
-    """A provider that had failed before the client cancelled does not bill that cancel; the one that was told does."""
+    """A provider that failed before the client cancelled cannot bill the cancel; the provider that was told can."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     ann.fail(client.job.id)
@@ -146,7 +144,7 @@ async def test_a_cancel_counts_for_the_attempt_that_it_reached(world: World) -> 
 
 
 async def test_a_cancel_still_needs_the_last_chunk(world: World) -> None:
-    """A cancelled answer is closed before it is billed; a cancelled job that had not begun costs nothing and needs no chunk."""
+    """A cancelled response needs its last chunk before it is billed; a cancelled job without output costs nothing."""
     node = world.node("ann")
     for cost, taken in ((COST, False), (0, True)):
         client = await world.started(node)
@@ -158,7 +156,7 @@ async def test_a_cancel_still_needs_the_last_chunk(world: World) -> None:
 
 
 async def test_what_follows_the_last_chunk_is_not_relayed(world: World) -> None:
-    """An answer ends once: chunks behind its last one go nowhere and earn no credit."""
+    """A response ends once: chunks after the last one are dropped and earn no credit."""
     node = world.node("ann")
     client = await world.started(node)
     node.last_chunk(client.job.id)
@@ -175,10 +173,8 @@ async def test_what_follows_the_last_chunk_is_not_relayed(world: World) -> None:
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("end", ["fail", "leave"])
-async def test_an_answer_cut_off_is_not_billed_later(world: World, end: str, restart: bool) -> None:
-    """A provider that broke off cannot bill the whole by handing the receipt in late, as often as it tries, nor at the next
-    process.
-    """
+async def test_an_unfinished_response_is_not_billed_later(world: World, end: str, restart: bool) -> None:
+    """A provider that broke off cannot bill the whole response with a late receipt, not even after a restart."""
     node = world.node("ann")
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -198,10 +194,8 @@ async def test_an_answer_cut_off_is_not_billed_later(world: World, end: str, res
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("end", ["fail", "leave", "silence"])
-async def test_a_whole_answer_is_paid_however_its_receipt_comes(world: World, end: str, restart: bool) -> None:
-    """What was delivered whole can be billed after a failure, a lost link or a silence, also at the next process, and is not
-    blamed on its provider.
-    """
+async def test_a_whole_response_is_paid_however_its_receipt_arrives(world: World, end: str, restart: bool) -> None:
+    """A response delivered whole can be billed after a failure, a lost link, a silence or a restart, at no loss of reputation."""
     node = world.node("ann")
     client = await world.started(node)
     node.last_chunk(client.job.id)
@@ -223,9 +217,7 @@ async def test_a_whole_answer_is_paid_however_its_receipt_comes(world: World, en
 
 
 async def test_what_a_killed_process_relayed_is_not_held_against_anybody(world: World) -> None:
-    """Where a process died in the middle of a job nobody knows what it relayed: the receipt is stored, so that both tabs agree,
-    and neither lifts nor lowers a name.
-    """
+    """If a process died in the middle of a job, its receipt is stored without effect on reputation, so both tabs agree."""
     node = world.node("ann")
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -240,7 +232,7 @@ async def test_what_a_killed_process_relayed_is_not_held_against_anybody(world: 
 
 
 async def _failed(world: World, *nodes: FakeNode, **changes: Any) -> tuple[Client, Signed[Receipt]]:
-    """A job whose first node gives it back with a receipt at no cost."""
+    """Places a job whose first node fails with a receipt at no cost."""
     client = await world.started(*nodes)
     node = nodes[0]
     outcome = {"outcome": Outcome.REFUSED, "input_tokens": 0, "output_tokens": 0} | changes
@@ -252,9 +244,7 @@ async def _failed(world: World, *nodes: FakeNode, **changes: Any) -> tuple[Clien
 
 @pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.PROVIDER_ERROR, Outcome.TIMED_OUT, Outcome.UPSTREAM_ERROR])
 async def test_an_attempt_that_failed_is_known_to_cost_nothing(world: World, outcome: Outcome) -> None:
-    """The receipt at no cost that comes with a failure is stored and acknowledged, and reaches the client before the next match;
-    the job goes on.
-    """
+    """The receipt at no cost of a failure is stored, acknowledged and sent to the client before the next match."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client, receipt = await _failed(world, ann, bob, outcome=outcome)
     assert client.kinds == [Kind.MATCH, Kind.VOID, Kind.MATCH]
@@ -271,7 +261,7 @@ async def test_an_attempt_that_failed_is_known_to_cost_nothing(world: World, out
 
 
 async def test_the_last_failure_brings_its_receipt_too(world: World) -> None:
-    """Where nobody is left, the client gets the receipt at no cost before the failure; a refusal costs no name."""
+    """If no candidate is left, the client gets the receipt at no cost before the failure; a refusal costs no reputation."""
     node = world.node("ann")
     client, _ = await _failed(world, node)
     assert client.kinds == [Kind.MATCH, Kind.VOID, Kind.FAIL]
@@ -291,7 +281,7 @@ async def test_the_last_failure_brings_its_receipt_too(world: World) -> None:
     ],
 )
 async def test_a_bad_void_receipt_does_not_stop_the_job(world: World, changes: dict[str, Any]) -> None:
-    """One that charges, or is of something else, is refused and held against its provider; the next one gets the job."""
+    """A void receipt that charges or concerns something else counts against its provider; the next one gets the job."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client, _ = await _failed(world, ann, bob, **changes)
     assert client.kinds == [Kind.MATCH, Kind.MATCH]
@@ -304,7 +294,7 @@ async def test_a_bad_void_receipt_does_not_stop_the_job(world: World, changes: d
 
 @pytest.mark.parametrize("receipt", [b'"x"', b"{}", b"[1]", b'{"message": {}, "signature": "0x"}'])
 async def test_a_void_receipt_that_is_none_does_not_stop_the_job(world: World, receipt: bytes) -> None:
-    """What does not parse as a receipt is held against its provider, and nothing else comes of it."""
+    """A receipt that does not parse counts against its provider and has no other effect."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     payload = b'{"error":{"message":"full","code":"node_busy","fault":"provider","retry":true},"receipt":' + receipt + b"}"
@@ -315,7 +305,7 @@ async def test_a_void_receipt_that_is_none_does_not_stop_the_job(world: World, r
 
 
 async def test_a_void_receipt_that_comes_late_is_kept(world: World) -> None:
-    """It is stored with its attempt, while the job goes on elsewhere, and counts for no name a second time."""
+    """It is stored with its attempt, while the job continues elsewhere, and does not count for reputation twice."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     await world.pass_time(11)
@@ -334,8 +324,8 @@ async def test_a_void_receipt_that_comes_late_is_kept(world: World) -> None:
 
 @pytest.mark.parametrize("fault", list(Fault))
 @pytest.mark.parametrize("code", [Code.NODE_BUSY, Code.BAD_MESSAGE, Code.PROVIDER_FAILED, Code.CANCELLED])
-async def test_who_breaks_off_cannot_blame_others(world: World, fault: Fault, code: Code) -> None:
-    """Once output came, whatever a node says of the reason, the cut answer is its own failure, and told as that."""
+async def test_an_unfinished_response_is_the_providers_fault(world: World, fault: Fault, code: Code) -> None:
+    """After the first output, an unfinished response is the node's own failure, whatever reason it gives."""
     node = world.node("ann")
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -346,8 +336,8 @@ async def test_who_breaks_off_cannot_blame_others(world: World, fault: Fault, co
 
 
 @pytest.mark.parametrize("outcome", [Outcome.UPSTREAM_ERROR, Outcome.REFUSED])
-async def test_a_cut_answer_is_a_failure_whatever_its_receipt_says(world: World, outcome: Outcome) -> None:
-    """An outcome that costs no name does not hide that the answer broke off."""
+async def test_an_unfinished_response_is_a_failure_whatever_its_receipt_says(world: World, outcome: Outcome) -> None:
+    """An outcome that costs no reputation does not hide an unfinished response."""
     node = world.node("ann")
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -356,8 +346,8 @@ async def test_a_cut_answer_is_a_failure_whatever_its_receipt_says(world: World,
     assert world.market.reputation.score(node.address) < UNKNOWN_PROVIDER.score
 
 
-async def test_an_attempt_is_blamed_once(world: World) -> None:
-    """A bad receipt and the end that it brings are one failure."""
+async def test_an_attempt_counts_once(world: World) -> None:
+    """A bad receipt and the end that it causes count as one failure."""
     node = world.node("ann")
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -370,7 +360,7 @@ async def test_an_attempt_is_blamed_once(world: World) -> None:
 
 @pytest.mark.parametrize("error", [Refusal(Code.CANCELLED, "cancelled"), Unavailable(Code.NODE_BUSY, "full")])
 async def test_a_cancelled_job_is_nobodys_failure(world: World, error: TallyError) -> None:
-    """A node that gives a cancelled job back in the middle of its answer is not blamed for it."""
+    """A node that stops a cancelled job in the middle of its response loses no reputation."""
     node = world.node("ann")
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -385,10 +375,8 @@ async def test_a_cancelled_job_is_nobodys_failure(world: World, error: TallyErro
 # Over real sockets
 
 
-async def test_a_void_receipt_goes_the_whole_way() -> None:
-    """Over HTTP and the node's link, the receipt at no cost of a failed attempt comes between the two matches, and the answer
-    of the next provider follows.
-    """
+async def test_a_void_receipt_reaches_the_client() -> None:
+    """Over HTTP and the link, the receipt at no cost of a failed attempt comes between the two matches."""
     ann, bob = person("ann"), person("bob")
     async with served() as at:
         first = await LinkNode.join(at, ann)
@@ -409,7 +397,7 @@ async def test_a_void_receipt_goes_the_whole_way() -> None:
 
 
 async def test_a_bill_for_nothing_is_refused_on_the_link() -> None:
-    """Over the link, in time or late, a receipt for an answer that never came is refused by name, and the client hears why."""
+    """Over the link, a receipt for a response that never came is refused by name, and the client gets the reason."""
     ann = person("ann")
     async with served() as at:
         node = await LinkNode.join(at, ann)
@@ -419,19 +407,19 @@ async def test_a_bill_for_nothing_is_refused_on_the_link() -> None:
         await node.send(Kind.ACCEPT, job)
         await node.send(Kind.CHUNK, job, b"\0half")
         await node.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
-        told = [loads(await node.expect(Kind.RECEIPT_REFUSED), "refused")]
+        refusals = [loads(await node.expect(Kind.RECEIPT_REFUSED), "refused")]
         candidate = submission.candidates[0]
         late = LateReceipt(unchecked(receipt), candidate.order, candidate.terms)
         await node.send(Kind.LATE_RECEIPT, job, dumps(late.to_json()))
-        told.append(loads(await node.expect(Kind.RECEIPT_REFUSED), "refused"))
-        assert [one["error"]["code"] for one in told] == ["bad_receipt"] * 2
+        refusals.append(loads(await node.expect(Kind.RECEIPT_REFUSED), "refused"))
+        assert [refusal["error"]["code"] for refusal in refusals] == ["bad_receipt"] * 2
         kind, payload = list(FrameReader().feed((await post).content))[-1]
         assert (kind, loads(payload, "failure")["error"]["retry"]) == (Kind.FAIL, False)
         assert at.store.receipts == {}
 
 
 async def test_the_payer_of_a_live_job_is_known() -> None:
-    """Who may cancel a job can be told for as long as it lives, and not after."""
+    """The payer of a job is known while the job runs, and not afterwards."""
     world = World()
     node = world.node("ann")
     client = await world.started(node)

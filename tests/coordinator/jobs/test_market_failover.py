@@ -1,4 +1,4 @@
-"""What happens to a job when its node fails: another one gets it, but only before the first output, and never for ever."""
+"""Failover: another node gets the job of a failed one, before the first output alone and within the job's time."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tests.coordinator.harness import START, Client, FakeNode, World, quiet
 
 @pytest.fixture
 def ann(world: World) -> FakeNode:
-    """The cheaper of two nodes: jobs for both go to her first."""
+    """The cheaper of two nodes: jobs for both go to it first."""
     return world.node("ann")
 
 
 @pytest.fixture
 def bob(world: World) -> FakeNode:
-    """The dearer of two nodes."""
+    """The more expensive of two nodes."""
     return world.node("bob", output_price=9_000_000)
 
 
 async def _handed_on(world: World, client: Client, ann: FakeNode, bob: FakeNode) -> None:
-    """Proves that the job went from Ann to Bob, and comes to a good end there."""
+    """Asserts that the job went from Ann to Bob and completes there."""
     assert client.kinds == [Kind.MATCH, Kind.MATCH]
     assert len(ann.got(Kind.DISPATCH)) == len(bob.got(Kind.DISPATCH)) == 1
     bob.chunk(client.job.id)
@@ -41,8 +41,8 @@ async def _handed_on(world: World, client: Client, ann: FakeNode, bob: FakeNode)
     world.assert_idle()
 
 
-async def test_a_node_that_gives_the_job_back(world: World, ann: FakeNode, bob: FakeNode) -> None:
-    """A failure that may be better elsewhere moves the job to the next candidate; the client sees a second match."""
+async def test_a_node_that_fails_the_job(world: World, ann: FakeNode, bob: FakeNode) -> None:
+    """A failure that another node may not have moves the job to the next candidate; the client gets a second match."""
     client = await world.started(ann, bob)
     ann.accept(client.job.id)
     ann.fail(client.job.id)
@@ -80,8 +80,8 @@ async def test_a_node_that_accepts_and_never_begins(world: World, ann: FakeNode,
     await _handed_on(world, client, ann, bob)
 
 
-async def test_late_frames_of_a_former_attempt_are_nobodys(world: World, ann: FakeNode, bob: FakeNode) -> None:
-    """What a node still sends after it was given up does not reach the client."""
+async def test_late_frames_of_a_former_attempt_are_dropped(world: World, ann: FakeNode, bob: FakeNode) -> None:
+    """Frames of a former attempt do not reach the client."""
     client = await world.started(ann, bob)
     await world.pass_time(11)
     ann.accept(client.job.id)
@@ -92,7 +92,7 @@ async def test_late_frames_of_a_former_attempt_are_nobodys(world: World, ann: Fa
 
 
 async def test_no_failover_after_output(world: World, ann: FakeNode, bob: FakeNode) -> None:
-    """Once the client has output, a failure ends the job: nobody would know how to go on."""
+    """Once the client has output, a failure ends the job: no other node could continue it."""
     client = await world.started(ann, bob)
     ann.chunk(client.job.id)
     ann.fail(client.job.id)
@@ -104,7 +104,7 @@ async def test_no_failover_after_output(world: World, ann: FakeNode, bob: FakeNo
 
 
 async def test_a_node_lost_after_output(world: World, ann: FakeNode, bob: FakeNode) -> None:
-    """A connection lost in the middle of an answer ends the job, and says whose fault it is."""
+    """A connection lost in the middle of a response ends the job, at the provider's fault."""
     client = await world.started(ann, bob)
     ann.chunk(client.job.id)
     ann.leave()
@@ -116,9 +116,7 @@ async def test_a_node_lost_after_output(world: World, ann: FakeNode, bob: FakeNo
 
 
 async def test_a_node_that_is_long_at_work_is_not_given_up_unpaid(world: World, ann: FakeNode, bob: FakeNode) -> None:
-    """An answer in one piece has no output for minutes. A node that says now and then that it is at it keeps the job, and is
-    paid; one that says so for ever has the time of the whole job and no more.
-    """
+    """A node whose response has no output for minutes keeps its job by repeated ACCEPTs, up to the job's total time."""
     client, other = await world.started(ann, bob), await world.started(ann, bob)
     for _ in range(20):
         for job in (client.job.id, other.job.id):
@@ -150,7 +148,7 @@ async def test_a_node_that_falls_silent_in_the_middle(world: World, ann: FakeNod
 
 
 async def test_a_deterministic_error_is_final(world: World, ann: FakeNode, bob: FakeNode) -> None:
-    """What would fail everywhere is not tried elsewhere, and is the client's own."""
+    """An error in the request is not tried elsewhere, and is the client's fault."""
     client = await world.started(ann, bob)
     ann.fail(client.job.id, Refusal(Code.BAD_MESSAGE, "the request has no head"))
     await quiet()
@@ -162,8 +160,8 @@ async def test_a_deterministic_error_is_final(world: World, ann: FakeNode, bob: 
 
 
 @pytest.mark.parametrize("code", [Code.UNSECURED, Code.UNAUTHORISED_TAB, Code.ORDER_EXPIRED, Code.BAD_SEAL])
-async def test_a_refusal_of_one_node_is_not_the_last_word(world: World, ann: FakeNode, bob: FakeNode, code: Code) -> None:
-    """What a node says of its own tab, ask, key or clock does not keep the next one from the job, and is not blamed on it."""
+async def test_a_refusal_by_one_node_moves_the_job(world: World, ann: FakeNode, bob: FakeNode, code: Code) -> None:
+    """A node's refusal about its own tab, ask, key or clock moves the job to the next one and costs no reputation."""
     client = await world.started(ann, bob)
     ann.fail(client.job.id, Refusal(code, "not with me"))
     await quiet()
@@ -172,7 +170,7 @@ async def test_a_refusal_of_one_node_is_not_the_last_word(world: World, ann: Fak
 
 
 async def test_the_last_failure_is_told(world: World, ann: FakeNode, bob: FakeNode) -> None:
-    """When all candidates failed, the client gets the last one's reason, and may try again."""
+    """When all candidates failed, the client gets the last reason and may retry."""
     client = await world.started(ann, bob)
     ann.fail(client.job.id)
     await quiet()
@@ -184,8 +182,8 @@ async def test_the_last_failure_is_told(world: World, ann: FakeNode, bob: FakeNo
     world.assert_idle()
 
 
-async def test_when_all_time_out_the_job_expires(world: World, ann: FakeNode) -> None:
-    """A job that ran out of time at every candidate ends as expired, not as failed."""
+async def test_a_job_that_times_out_everywhere_expires(world: World, ann: FakeNode) -> None:
+    """A job that timed out at every candidate ends as expired, not as failed."""
     client = await world.started(ann)
     await world.pass_time(11)
     assert client.failure.code is Code.TIMED_OUT
@@ -193,8 +191,8 @@ async def test_when_all_time_out_the_job_expires(world: World, ann: FakeNode) ->
     world.assert_idle()
 
 
-async def test_all_the_time_of_a_job_is_bounded() -> None:
-    """When all of a job's time is up it is over, once, and nobody else begins it."""
+async def test_the_total_time_of_a_job_is_bounded() -> None:
+    """When a job's total time is up, it ends once, and no other attempt begins."""
     world = World(limits=JobLimits(total=100))
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
@@ -209,8 +207,8 @@ async def test_all_the_time_of_a_job_is_bounded() -> None:
     world.assert_idle()
 
 
-async def test_all_time_is_up_even_while_it_streams(world: World, ann: FakeNode) -> None:
-    """A node that streams without an end is cut off after an hour, although frames of it wait."""
+async def test_the_total_time_ends_a_streaming_job(world: World, ann: FakeNode) -> None:
+    """A node that streams without end is stopped after an hour, even if its frames wait."""
     client = await world.started(ann)
     for _ in range(3_601 // 50 + 1):
         ann.chunk(client.job.id)
@@ -221,7 +219,7 @@ async def test_all_time_is_up_even_while_it_streams(world: World, ann: FakeNode)
 
 
 async def test_orders_that_expired_meanwhile_are_not_used(world: World, ann: FakeNode, bob: FakeNode) -> None:
-    """A candidate whose order's deadline has passed is not tried: its node would have to refuse."""
+    """A candidate whose order has expired is not tried: its node would have to refuse."""
     client = await world.started(ann, bob, deadline=START + 5)
     await world.pass_time(11)
     assert bob.sent == []
@@ -230,7 +228,7 @@ async def test_orders_that_expired_meanwhile_are_not_used(world: World, ann: Fak
 
 
 async def test_a_slow_client_is_not_held_against_the_node(world: World, ann: FakeNode) -> None:
-    """While chunks wait for the client, it is not the node that is silent."""
+    """While chunks wait for the client, the node does not count as silent."""
     client = await world.started(ann)
     ann.chunk(client.job.id)
     await quiet()
@@ -249,8 +247,8 @@ async def test_a_slow_client_is_not_held_against_the_node(world: World, ann: Fak
     assert world.market.reputation.score(ann.address) > UNKNOWN_PROVIDER.score
 
 
-async def test_a_lost_node_is_heard_of_behind_a_full_inbox(world: World, ann: FakeNode) -> None:
-    """The loss of a node ends a job even where its client has stopped reading and the inbox is full."""
+async def test_a_lost_node_interrupts_a_full_inbox(world: World, ann: FakeNode) -> None:
+    """The loss of a node ends a job even if its client stopped reading and the inbox is full."""
     client = await world.started(ann)
     client.reads.clear()
     ann.chunk(client.job.id)
@@ -266,7 +264,7 @@ async def test_a_lost_node_is_heard_of_behind_a_full_inbox(world: World, ann: Fa
 
 @pytest.mark.parametrize("payload", [b"", b"not JSON", b"[]", b'{"error": 1}', b'{"oops": {}}', b"\xff"])
 async def test_a_failure_without_a_reason(world: World, ann: FakeNode, payload: bytes) -> None:
-    """A node that fails in words that nobody understands is itself at fault, not the coordinator or the client."""
+    """A malformed FAIL is the node's fault, not the coordinator's or the client's."""
     client = await world.started(ann)
     ann.send(Kind.FAIL, client.job.id, payload)
     await quiet()
@@ -276,7 +274,7 @@ async def test_a_failure_without_a_reason(world: World, ann: FakeNode, payload: 
 
 
 async def test_hostile_failures_are_carried_safely(world: World, ann: FakeNode) -> None:
-    """Whatever a node writes into its reason, the job ends with it and is stored."""
+    """A job ends and is stored with any reason that its node writes."""
     client = await world.started(ann)
     error = {"message": "\x00\x1b[2J" + "x" * 5_000, "code": ["bad"], "fault": {}, "retry": False}
     ann.send(Kind.FAIL, client.job.id, dumps({"error": error}))
@@ -296,7 +294,7 @@ async def test_hostile_failures_are_carried_safely(world: World, ann: FakeNode) 
     ],
 )
 async def test_which_failures_lower_the_score(world: World, ann: FakeNode, error: TallyError, counts_as_bad: bool) -> None:
-    """Only what is the provider's or its engine's doing lowers its score: being busy, or a refused order, does not."""
+    """Only a fault of the provider or its engine lowers the score; being busy or refusing an order does not."""
     client = await world.started(ann)
     ann.fail(client.job.id, error)
     await quiet()
@@ -304,7 +302,7 @@ async def test_which_failures_lower_the_score(world: World, ann: FakeNode, error
 
 
 async def test_a_bad_reputation_costs_the_next_job(world: World, ann: FakeNode) -> None:
-    """A provider that failed comes behind an equally cheap one that did not."""
+    """A provider that failed comes after an equally cheap one that did not."""
     cat = world.node("cat", output_price=2_000_001)
     first = await world.started(ann, cat)
     assert first.job.provider == ann.address

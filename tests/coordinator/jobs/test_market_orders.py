@@ -1,4 +1,4 @@
-"""What the market refuses before anything is dispatched: each refusal is typed, costs nothing and is forgotten."""
+"""Refusals before anything is dispatched: each is typed, costs nothing and leaves no trace."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.coordinator.harness import (
 
 
 async def _refused(world: World, submission: Submission) -> TallyError:
-    """The refusal of a job; proves that it left no trace."""
+    """Returns the refusal of a job, and asserts that it left no trace."""
     before = world.market.exposure.size
     with pytest.raises(TallyError) as caught:
         await world.market.place_order(submission)
@@ -53,7 +53,7 @@ def _forged(order: Order) -> Order:
 
 @pytest.mark.parametrize("change", [_forged, lambda order: replace(order, payer=person("rich").address)])
 async def test_a_forged_or_altered_order(world: World, change: Callable[[Order], Order]) -> None:
-    """An order that its payer did not sign in these words is refused, even where the payer it names has money."""
+    """An order that its payer did not sign is refused, even if the named payer has money."""
     world.funds.free[person("rich").address] = Amount(10**9)
     submission = with_orders(world.submission(world.node("ann")), lambda order: altered(order, change))
     error = await _refused(world, submission)
@@ -74,14 +74,14 @@ async def test_a_forged_or_altered_order(world: World, change: Callable[[Order],
     ],
 )
 async def test_what_an_order_may_not_say(world: World, order: dict[str, Any], code: Code, status: int) -> None:
-    """Expired, too far ahead, for another coordinator, above its ceiling, at other terms than the ask's: refused for good."""
+    """Expired, too far ahead, for another coordinator, above its ceiling, or at other terms than the ask's: refused for good."""
     error = await _refused(world, world.submission(world.node("ann"), **order))
     assert isinstance(error, Refusal)
     assert (error.code, error.status) == (code, status)
 
 
 async def test_every_candidates_order_is_held_to_the_rules(world: World) -> None:
-    """A good first order does not excuse a bad second one."""
+    """A valid first order does not excuse an invalid second one."""
     ann, bob = world.node("ann"), world.node("bob")
     good, bad = world.submission(ann), make_submission(bob.ask, deadline=START - 1)
     error = await _refused(world, replace(good, candidates=good.candidates + bad.candidates))
@@ -89,7 +89,7 @@ async def test_every_candidates_order_is_held_to_the_rules(world: World) -> None
 
 
 async def test_an_ask_that_is_gone(world: World) -> None:
-    """Where no provider of the shortlist stands any more, the client is told, by name, and may try again."""
+    """If no ask of the shortlist is listed any more, the client gets the reason for each provider and may retry."""
     gone = make_ask(person("ann"))
     error = await _refused(world, make_submission(gone))
     assert (type(error), error.code, error.fault) == (Unavailable, Code.NO_PROVIDER, Fault.PROVIDER)
@@ -97,7 +97,7 @@ async def test_an_ask_that_is_gone(world: World) -> None:
 
 
 async def test_a_busy_node(world: World) -> None:
-    """A node without a free slot is not given the job; trying again is reasonable."""
+    """A node without a free slot does not get the job; the client may retry."""
     node = world.node("ann")
     world.market.matchmaker.set_capacity(node.address, Capacity(0, 4))
     error = await _refused(world, world.submission(node))
@@ -106,7 +106,7 @@ async def test_a_busy_node(world: World) -> None:
 
 
 async def test_a_payer_runs_only_so_many_jobs() -> None:
-    """One more is told to come again; as soon as one ends there is room, and other payers never wait for it."""
+    """One job more gets rate_limited until one ends; other payers are not affected."""
     world = World(limits=JobLimits(jobs_per_payer=2))
     node = world.node("ann", slots=8)
     world.funds.free[person("other").address] = Amount(10 * CAP)
@@ -125,7 +125,7 @@ async def test_a_payer_runs_only_so_many_jobs() -> None:
 
 
 async def test_a_node_is_given_only_so_many_jobs() -> None:
-    """Whatever a node says of its slots."""
+    """The limit holds whatever number of slots a node reports."""
     world = World(limits=JobLimits(jobs_per_node=1))
     node = world.node("ann", slots=1_000)
     client = await world.started(node)
@@ -137,7 +137,7 @@ async def test_a_node_is_given_only_so_many_jobs() -> None:
 
 
 async def test_a_placed_job_is_not_placed_again(world: World) -> None:
-    """A job id is good for one job: while it lives, after it ended, and also in another payer's hands."""
+    """A job id is good for one job: while it runs, after it ended, and for another payer too."""
     node = world.node("ann")
     world.funds.free[person("other").address] = Amount(CAP)
     client = await world.started(node)
@@ -151,8 +151,8 @@ async def test_a_placed_job_is_not_placed_again(world: World) -> None:
     assert len(node.got(Kind.DISPATCH)) == 1
 
 
-async def test_two_at_once_are_one(world: World) -> None:
-    """Of the same submission posted twice at once, one is admitted."""
+async def test_two_at_the_same_time_are_one(world: World) -> None:
+    """Of the same submission posted twice at the same time, one is admitted."""
     node = world.node("ann")
     submission = world.submission(node)
     placed = await asyncio.gather(
@@ -163,7 +163,7 @@ async def test_two_at_once_are_one(world: World) -> None:
 
 
 async def test_replays_are_remembered_as_long_as_an_order_can_live(world: World) -> None:
-    """A replay is refused for as long as its order's deadline could reach; then its memory goes."""
+    """A replay is refused for as long as its order's deadline may lie ahead; then the id is forgotten."""
     node = world.node("ann")
     client = await world.started(node, deadline=START + 3_600)
     node.complete(client.job.id)
@@ -179,7 +179,7 @@ async def test_replays_are_remembered_as_long_as_an_order_can_live(world: World)
 
 
 async def test_a_refused_job_may_be_placed_again(world: World) -> None:
-    """A job that was refused was never placed: it is admitted once the reason is gone."""
+    """A refused job was never placed: it is admitted once the reason is gone."""
     node = world.node("ann")
     world.funds.free[PAYER.address] = Amount(0)
     submission = world.submission(node)
@@ -192,7 +192,7 @@ async def test_a_refused_job_may_be_placed_again(world: World) -> None:
 
 
 class _CountedFunds(MemoryFunds):
-    """Counts what it is asked."""
+    """Counts its reads."""
 
     reads = 0
 
@@ -202,7 +202,7 @@ class _CountedFunds(MemoryFunds):
 
 
 async def test_a_payer_without_funds(world: World) -> None:
-    """A purse that does not cover the worst case is refused, for good, with what to do about it."""
+    """A purse that does not cover the worst case is refused for good; the error says what to do."""
     world.funds.free[PAYER.address] = Amount(CAP - 1)
     error = await _refused(world, world.submission(world.node("ann")))
     assert isinstance(error, Refusal)
@@ -219,7 +219,7 @@ async def test_strangers_leave_no_trace(world: World) -> None:
 
 
 async def test_a_stranger_is_looked_up_once() -> None:
-    """A key without a purse is refused after two looks at one candidate, however many candidates it names."""
+    """A key without a purse is refused after two reads for one candidate, however many candidates it names."""
     world, funds = World(), _CountedFunds()
     world.funds = funds
     world.market = world.make_market()
@@ -247,7 +247,7 @@ async def test_jobs_in_flight_use_up_the_purse(world: World) -> None:
 
 
 class _SlowFunds(MemoryFunds):
-    """Knows what was true some seconds ago, unless asked for a fresh answer. `reads`: what was asked."""
+    """Returns old figures unless a fresh read is requested. `reads`: the requests."""
 
     def __init__(self, old: int, new: int | None) -> None:
         super().__init__()
@@ -278,21 +278,21 @@ async def test_a_deposit_made_just_now_counts() -> None:
 
 
 async def test_a_known_payer_does_not_wait_for_the_chain() -> None:
-    """Where the known figures are enough, no fresh ones are asked for."""
+    """If the known figures are enough, no fresh ones are read."""
     world, funds, node = _with_funds(CAP, None)
     await world.place(node)
     assert funds.reads == [False]
 
 
 async def test_a_chain_that_is_down_is_not_called_a_lack_of_funds() -> None:
-    """Where the chain cannot say whether the payer deposited, the client may try again; nothing is held meanwhile."""
+    """If the chain cannot say whether the payer deposited, the client may retry; nothing is held meanwhile."""
     world, _, node = _with_funds(0, None)
     error = await _refused(world, world.submission(node))
     assert (type(error), error.code, error.status) == (Unavailable, Code.CHAIN_UNAVAILABLE, 503)
 
 
 async def test_another_providers_reservation_helps(world: World) -> None:
-    """Where the payer cannot pay the cheapest provider, but has reserved for another one, that one gets the job."""
+    """If the payer cannot pay the cheapest provider but has reserved for another one, that one gets the job."""
     cheap, secured = world.node("ann"), world.node("bob", output_price=9_000_000)
     world.funds.free[PAYER.address] = Amount(0)
     world.funds.reserved[PAYER.address, secured.address] = Amount(CAP)
@@ -302,7 +302,7 @@ async def test_another_providers_reservation_helps(world: World) -> None:
 
 
 async def test_an_order_that_is_dropped_while_funds_are_read_holds_nothing() -> None:
-    """A placement that is cut off while it waits leaves no slot taken and no job behind."""
+    """A placement that is cancelled while it waits leaves no slot taken and no job behind."""
     world, funds, node = _with_funds(CAP, CAP)
     submission = world.submission(node)
     placing = asyncio.create_task(world.market.place_order(submission))
@@ -314,7 +314,7 @@ async def test_an_order_that_is_dropped_while_funds_are_read_holds_nothing() -> 
 
 
 async def test_a_node_that_leaves_while_funds_are_read() -> None:
-    """A job whose node left during its admission is handed to the next candidate."""
+    """A job whose node left during its admission goes to the next candidate."""
     world, funds, ann = _with_funds(CAP * 9, None)
     bob = world.node("bob", output_price=9_000_000)
     placing = asyncio.create_task(world.place(ann, bob))
@@ -332,12 +332,12 @@ class _FullStore(MemoryStore):
 
     def enqueue_job(self, record: JobRecord) -> None:
         if self.full:
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too far behind")
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow")
         super().enqueue_job(record)
 
 
 async def test_the_store_must_remember_before_a_node_is_asked() -> None:
-    """A job that cannot be written down is not dispatched, and until the store can write again no orders are taken."""
+    """A job that cannot be stored is not dispatched, and until the store can write again no orders are accepted."""
     store = _FullStore()
     world = World(store=store)
     node = world.node("ann")

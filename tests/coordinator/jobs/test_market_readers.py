@@ -1,4 +1,4 @@
-"""A slow reader's time is its own: no deadline runs against a provider while whoever reads a job has a frame in hand."""
+"""A slow reader: no deadline runs against a provider while the reader of its job has a frame."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.coordinator.harness import COST, PAYER, Client, FakeNode, World, quie
 
 
 async def _held_up(world: World, node: FakeNode) -> Client:
-    """A job whose reader takes the first chunk and nothing more for now; its node has sent all of the answer but its end."""
+    """Places a job whose reader stops after the first chunk; its node has sent all of the response but the end."""
     client = await world.started(node)
     node.accept(client.job.id)
     await quiet()
@@ -32,10 +32,8 @@ async def _pass(world: World, seconds: int, step: int = 5) -> None:
 
 
 @pytest.mark.parametrize("seconds", [70, 110, 290])
-async def test_a_slow_reader_does_not_make_an_answer_free(seconds: int) -> None:
-    """However long the reader kept it waiting, within its own allowance, the provider's answer is delivered, billed and to its
-    credit.
-    """
+async def test_a_slow_reader_does_not_make_a_response_free(seconds: int) -> None:
+    """However long the reader waits within its allowance, the response is delivered, billed and counted as good."""
     world = World(limits=JobLimits(total=300, reader=300))
     node = world.node("ann")
     client = await _held_up(world, node)
@@ -52,7 +50,7 @@ async def test_a_slow_reader_does_not_make_an_answer_free(seconds: int) -> None:
 
 
 async def test_the_readers_time_is_not_the_providers_total() -> None:
-    """All the time of a job is counted without the reader's; with that taken off, it is still bounded."""
+    """A job's total time excludes the reader's time, and is still bounded."""
     world = World(limits=JobLimits(total=100, reader=100))
     node = world.node("ann")
     client = await _held_up(world, node)
@@ -69,9 +67,7 @@ async def test_the_readers_time_is_not_the_providers_total() -> None:
 
 
 async def test_a_reader_that_never_comes_back_cancels_its_own_job() -> None:
-    """When the reader's allowance is used up the job is cancelled for its client; the provider bills what it did, and is not
-    blamed.
-    """
+    """When the reader's allowance is used up, its job is cancelled; the provider bills its work and loses no reputation."""
     world = World(limits=JobLimits(total=300, reader=300))
     node = world.node("ann")
     client = await _held_up(world, node)
@@ -91,7 +87,7 @@ async def test_a_reader_that_never_comes_back_cancels_its_own_job() -> None:
 
 
 async def test_many_short_waits_are_one_long_one() -> None:
-    """A reader that stays just short of too slow at every chunk uses its allowance up like one that stops."""
+    """Many short waits use up the reader's allowance like one long wait."""
     world = World(limits=JobLimits(total=100, reader=100))
     node = world.node("ann")
     client = await world.started(node)
@@ -110,7 +106,7 @@ async def test_many_short_waits_are_one_long_one() -> None:
 
 
 async def test_a_slow_reader_does_not_excuse_a_silent_node() -> None:
-    """Once the reader asks for more, a node that has nothing more is late after its idle time, as ever."""
+    """Once the reader asks for more, a silent node is late after its idle time."""
     world = World()
     node = world.node("ann")
     client = await _held_up(world, node)
@@ -125,7 +121,7 @@ async def test_a_slow_reader_does_not_excuse_a_silent_node() -> None:
 
 
 async def test_a_reader_that_is_slow_at_the_match_takes_no_time_from_the_node() -> None:
-    """The time to accept does not run while the reader has the match in hand, nor does a failover start the job's time anew."""
+    """The time to accept does not run while the reader has the match, and a failover does not restart the job's time."""
     world = World(limits=JobLimits(total=100, reader=100))
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.place(ann, bob)
@@ -145,7 +141,7 @@ async def test_a_reader_that_is_slow_at_the_match_takes_no_time_from_the_node() 
 
 
 async def test_a_cancelled_job_does_not_wait_for_its_reader() -> None:
-    """A node that was told to stop has its fifteen seconds, whether anybody reads or not."""
+    """A node that was told to stop has fifteen seconds, whether anybody reads or not."""
     world = World()
     node = world.node("ann")
     client = await _held_up(world, node)
@@ -162,7 +158,7 @@ async def test_a_cancelled_job_does_not_wait_for_its_reader() -> None:
 
 
 async def _unread(world: World, *nodes: FakeNode) -> Client:
-    """A job whose reader does not even take the match; its first node has it, and has output."""
+    """Places a job whose reader does not take the match; its first node has output."""
     client = await world.place(*nodes)
     client.reads.clear()
     await quiet()
@@ -174,9 +170,7 @@ async def _unread(world: World, *nodes: FakeNode) -> Client:
 
 
 async def test_a_reader_does_not_keep_a_node_from_knowing_that_it_is_paid() -> None:
-    """A node waits seconds for the word that its output is there, and holds the coordinator to it. The word comes though the
-    reader takes nothing, once; then the answer is billed like any other, also one whose payer cancels without reading.
-    """
+    """A node learns that its output arrived, once, even if the reader takes nothing; the response is then billed as usual."""
     world = World()
     node = world.node("ann")
     client = await _unread(world, node)
@@ -195,7 +189,7 @@ async def test_a_reader_does_not_keep_a_node_from_knowing_that_it_is_paid() -> N
 
 
 async def test_output_behind_the_end_of_an_attempt_is_not_told_to_be_there() -> None:
-    """Output that comes when the attempt is to fail, but nobody has read that yet, gets no such word: another attempt begins."""
+    """Output that arrives after the attempt was interrupted gets no such credit: another attempt begins."""
     world = World(limits=JobLimits(reader=10_000))
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.place(ann, bob)

@@ -1,4 +1,4 @@
-"""Whatever nodes, clients, clocks and the process do, in whatever order: what must hold of jobs holds."""
+"""Random walks over what nodes, clients, clocks and the process may do: the invariants of jobs hold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FAILURES = (
 
 
 class _WatchedStore(MemoryStore):
-    """Sees every state that a job is stored in. Like a real one it is now and then too far behind."""
+    """A store that records every state of a job. Like a real one, its queue is sometimes too long."""
 
     def __init__(self, random: Random) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class _WatchedStore(MemoryStore):
     def enqueue_job(self, record: JobRecord) -> None:
         if not self.healthy and self.random.random() < 0.02:
             self.refused.add(record.job)
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, "too far behind")
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "too slow")
         if record.state in TERMINAL:
             self.ends.setdefault(record.job, set()).add(record.state)
         super().enqueue_job(record)
@@ -179,9 +179,7 @@ class Walk:
 
 @pytest.mark.parametrize("seed", range(40))
 async def test_every_job_ends_once_and_holds_nothing(seed: int) -> None:
-    """On a random walk every job ends in exactly one terminal state, nothing is held, nobody gets a job twice, and what was
-    acknowledged is stored.
-    """
+    """On a random walk each job ends in exactly one terminal state, no node gets it twice, acknowledged receipts are stored."""
     walk = Walk(seed)
     await walk.run()
     assert len(walk.world.clients) > 3
@@ -190,7 +188,7 @@ async def test_every_job_ends_once_and_holds_nothing(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(100, 110))
 async def test_a_crash_in_the_middle_leaves_no_open_job(seed: int) -> None:
-    """If the process dies anywhere on the walk, the next one ends what was open, and keeps what was acknowledged."""
+    """If the process dies anywhere on the walk, the next one ends the open jobs and keeps what was acknowledged."""
     walk = Walk(seed)
     for _ in range(STEPS // 3):
         await walk.random.choice((walk.order, walk.frame, walk.receipt, walk.wait))()

@@ -1,4 +1,4 @@
-"""Receipts: what is wrong with one, those that come late, and that nothing is acknowledged before it is on disk."""
+"""Receipts: invalid ones, late ones, and that none is acknowledged before it is on disk."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ async def _receipts(world: World, client: Client) -> list[Signed[Receipt]]:
         ({"cached_input_tokens": 11}, "usage"),
         ({"cumulative_cost": Amount(COST - 1)}, "receipt.cumulativeCost"),
         ({"order_hash": hash_of("another order")}, "receipt.orderHash"),
-        ({"payer": person("somebody").address}, "other parties"),
+        ({"payer": person("somebody").address}, "the payer and the provider of its order"),
         ({"seq": 0}, "receipt.seq"),
         ({"seq": MAX_SEQ + 1}, "receipt.seq"),
     ],
 )
 async def test_a_bad_receipt_ends_the_job_uncharged(world: World, changes: dict[str, Any], says: str) -> None:
-    """A receipt that contradicts its order ends the job, as the provider's fault, told by name; it is not kept or counted."""
+    """A receipt that contradicts its order ends the job as the provider's fault; it is neither stored nor counted."""
     node = world.node("ann")
     client = await world.started(node)
     node.chunk(client.job.id)
@@ -72,7 +72,7 @@ async def test_the_longest_tab_there_may_be(world: World) -> None:
 
 
 async def test_an_unknown_outcome(world: World) -> None:
-    """A receipt whose outcome nobody knows is refused."""
+    """A receipt with an unknown outcome is refused."""
     node = world.node("ann")
     client = await world.started(node)
     good = node.receipt(client.job.id)
@@ -83,8 +83,8 @@ async def test_an_unknown_outcome(world: World) -> None:
     world.assert_idle()
 
 
-async def test_a_receipt_in_another_hand(world: World) -> None:
-    """A receipt that another provider signed, for itself or for this one, is no receipt of this job."""
+async def test_a_receipt_signed_by_another_provider(world: World) -> None:
+    """A receipt that another provider signed, for itself or for this one, is refused."""
     node, other = world.node("ann"), person("bob")
     for changes in ({}, {"provider": other.address}):
         client = await world.started(node)
@@ -96,7 +96,7 @@ async def test_a_receipt_in_another_hand(world: World) -> None:
 
 
 async def test_a_receipt_of_another_job(world: World) -> None:
-    """A receipt that was good for one job does not pay for the next."""
+    """A receipt of one job is refused for the next."""
     node = world.node("ann")
     first = await world.started(node)
     used = node.complete(first.job.id)
@@ -109,7 +109,7 @@ async def test_a_receipt_of_another_job(world: World) -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"not JSON", b"{}", b"null", b'{"message": {}, "signature": "0x"}', b"\xff"])
 async def test_a_receipt_that_is_none(world: World, payload: bytes) -> None:
-    """A receipt that does not even parse is the provider's fault, not the client's."""
+    """A receipt that does not parse is the provider's fault, not the client's."""
     node = world.node("ann")
     client = await world.started(node)
     node.send(Kind.RECEIPT, client.job.id, payload)
@@ -119,7 +119,7 @@ async def test_a_receipt_that_is_none(world: World, payload: bytes) -> None:
 
 
 async def test_an_inflated_total_does_not_use_up_the_purse(world: World) -> None:
-    """A provider that signs a total above every ceiling harms its own tab only: the payer may go on trading."""
+    """A provider that signs a total above every ceiling harms its own tab alone: the payer may continue to trade."""
     ann, bob = world.node("ann"), world.node("bob")
     client = await world.started(ann, ceiling=Amount(5_000))
     ann.complete(client.job.id, cumulative_cost=Amount(10**27))
@@ -138,7 +138,7 @@ async def test_an_inflated_total_does_not_use_up_the_purse(world: World) -> None
 
 
 async def _unknown_jobs(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]]:
-    """A job whose node was lost after some output, and the receipt that did not come through."""
+    """Places a job whose node was lost after some output. Returns the receipt that did not arrive."""
     client = await world.started(node)
     node.chunk(client.job.id)
     node.last_chunk(client.job.id)
@@ -152,7 +152,7 @@ async def _unknown_jobs(world: World, node: FakeNode) -> tuple[Client, Verified[
 
 
 async def test_a_receipt_after_a_reconnection(world: World) -> None:
-    """A receipt that comes after its job was given up is stored, counted and acknowledged; the job's end stays what it was."""
+    """A receipt that arrives after its job failed is stored, counted and acknowledged; the job's end does not change."""
     node = world.node("ann")
     client, receipt = await _unknown_jobs(world, node)
     assert await node.hand_in_late(client.job.id, receipt)
@@ -166,7 +166,7 @@ async def test_a_receipt_after_a_reconnection(world: World) -> None:
 
 
 async def test_a_receipt_that_comes_twice(world: World) -> None:
-    """Handing a receipt in again changes nothing and is acknowledged again: the first answer may have been lost."""
+    """Sending a receipt again changes nothing and is acknowledged again: the first acknowledgement may have been lost."""
     node = world.node("ann")
     client = await world.started(node)
     receipt = node.complete(client.job.id)
@@ -191,7 +191,7 @@ async def test_a_second_receipt_for_one_order(world: World) -> None:
 
 
 async def test_a_receipt_of_a_former_attempt(world: World) -> None:
-    """A provider that was given up on still gets its receipt stored, beside the one of the provider that did the job."""
+    """The receipt of a former attempt's provider is stored beside that of the provider that completed the job."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     await world.pass_time(11)
@@ -211,7 +211,7 @@ async def test_a_receipt_of_a_former_attempt(world: World) -> None:
 
 
 async def test_a_former_attempts_receipt_after_the_end(world: World) -> None:
-    """It is acknowledged only because it was stored: another provider's receipt does not stand for it."""
+    """It is acknowledged because it was stored: another provider's receipt does not count for it."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     await world.pass_time(11)
@@ -224,7 +224,7 @@ async def test_a_former_attempts_receipt_after_the_end(world: World) -> None:
 
 
 async def test_a_late_receipt_must_be_as_good(world: World) -> None:
-    """Coming late does not make a wrong receipt right, nor one of a provider that never had the job."""
+    """A late receipt is checked like any other; one of a provider that never had the job is refused."""
     node, stranger = world.node("ann"), world.node("bob")
     client, receipt = await _unknown_jobs(world, node)
     with pytest.raises(BadReceipt, match=r"receipt\.cost"):
@@ -238,7 +238,7 @@ async def test_a_late_receipt_must_be_as_good(world: World) -> None:
 
 
 async def test_a_receipt_of_an_unknown_job(world: World) -> None:
-    """A receipt for a job that was never here is not taken, and not acknowledged."""
+    """A receipt for an unknown job is neither accepted nor acknowledged."""
     node = world.node("ann")
     client = await world.started(node)
     receipt = node.receipt(client.job.id)
@@ -252,7 +252,7 @@ def _late(node: FakeNode, client: Client, **changes: Any) -> LateReceipt:
 
 
 async def _forgotten(world: World) -> None:
-    """A coordinator whose predecessor was killed before it had written anything down."""
+    """Restarts a coordinator that was killed before it had stored anything."""
     world.store = MemoryStore()
     await world.restart()
 
@@ -262,7 +262,7 @@ async def _forgotten(world: World) -> None:
     [(Outcome.COMPLETED, State.COMPLETED), (Outcome.CLIENT_CANCELLED, State.CANCELLED), (Outcome.TIMED_OUT, State.EXPIRED)],
 )
 async def test_a_job_that_was_lost_is_known_again_by_its_receipt(world: World, outcome: Outcome, state: State) -> None:
-    """A receipt that comes with its order tells a coordinator that lost the job all of it: how it ended, what is owed."""
+    """A receipt with its order restores a lost job: how it ended, and what is owed."""
     node = world.node("ann")
     client = await world.started(node)
     late = _late(node, client, outcome=outcome)
@@ -282,7 +282,7 @@ async def test_a_job_that_was_lost_is_known_again_by_its_receipt(world: World, o
 
 
 async def test_a_lost_jobs_receipt_must_be_as_good(world: World) -> None:
-    """Who cannot show the payer's own order for this coordinator, or reckons wrong, gets nothing written down."""
+    """Without the payer's own order for this coordinator, or with a wrong cost, nothing is stored."""
     node, stranger = world.node("ann"), world.node("bob")
     client = await world.started(node)
     late, wrong = _late(node, client), _late(node, client, cost=Amount(COST + 1))
@@ -290,7 +290,7 @@ async def test_a_lost_jobs_receipt_must_be_as_good(world: World) -> None:
     elsewhere = make_order(late.terms, node.address, coordinator=stranger.address)
     forged = Signed(order, stranger.signer.sign_digest(order.digest(world.market.domain)))
     await _forgotten(world)
-    for provider, job, told in (
+    for provider, job, invalid in (
         (node.address, client.job.id, wrong),
         (node.address, client.job.id, replace(late, order=unchecked(elsewhere))),
         (node.address, client.job.id, replace(late, order=forged)),
@@ -298,7 +298,7 @@ async def test_a_lost_jobs_receipt_must_be_as_good(world: World) -> None:
         (stranger.address, client.job.id, late),
     ):
         with pytest.raises(BadReceipt):
-            await world.market.accept_late(provider, job, told)
+            await world.market.accept_late(provider, job, invalid)
     world.clock.seconds = order.claim_by - START
     with pytest.raises(Refusal, match="no longer be claimed"):
         await world.market.accept_late(node.address, client.job.id, late)
@@ -310,7 +310,7 @@ async def test_a_lost_jobs_receipt_must_be_as_good(world: World) -> None:
 
 
 async def test_a_receipt_after_a_restart(world: World) -> None:
-    """A restart ends the jobs that lived, and still takes their receipts; both are told."""
+    """A restart ends live jobs as failed and still accepts their receipts."""
     node = world.node("ann")
     client = await world.started(node)
     receipt = node.receipt(client.job.id)
@@ -324,8 +324,8 @@ async def test_a_receipt_after_a_restart(world: World) -> None:
     assert node.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
 
 
-async def test_nobody_is_gone_for_good_right_after_a_restart(world: World) -> None:
-    """A model that nobody offers yet may come back with its provider, which is a reason to ask again, for a while."""
+async def test_models_are_unavailable_right_after_a_restart(world: World) -> None:
+    """After a restart, a model without asks is unavailable for a while, since its provider may reconnect."""
     node = world.node("ann")
     client = await world.started(node)
     world.nodes.clear()
@@ -357,7 +357,7 @@ async def test_a_restart_remembers_jobs_and_totals(world: World) -> None:
 
 @dataclass
 class _FailingStore(MemoryStore):
-    """Notes what was done in which order; does not take receipts while `down`."""
+    """A store that records the order of events and refuses receipts while `down`."""
 
     down: bool = False
     log: list[str] = field(default_factory=list)
@@ -378,7 +378,7 @@ class _NotingNode(FakeNode):
 
 
 async def test_acknowledged_after_it_is_durable() -> None:
-    """A receipt is stored before its node hears of it, and before the client gets it."""
+    """A receipt is stored before its node gets the acknowledgement and before the client gets the receipt."""
     store = _FailingStore()
     world = World(store=store)
     plain = world.node("ann")
@@ -391,9 +391,7 @@ async def test_acknowledged_after_it_is_durable() -> None:
 
 
 async def test_a_store_that_is_down_loses_no_receipt() -> None:
-    """Where a receipt cannot be stored the client still gets it, the job ends as it says, the node is not acknowledged, and its
-    next try is stored.
-    """
+    """A receipt that cannot be stored still reaches the client and ends the job; its node sends it again, and it is stored."""
     store = _FailingStore(down=True)
     world = World(store=store)
     node = world.node("ann")
@@ -417,7 +415,7 @@ async def test_a_store_that_is_down_loses_no_receipt() -> None:
 
 
 async def test_an_end_that_was_lost_is_learnt_from_the_receipt() -> None:
-    """If the store lost the end of a job, the receipt that comes again tells it."""
+    """If the store lost the end of a job, the receipt that arrives again restores it."""
     store = MemoryStore()
     world = World(store=store)
     node = world.node("ann")

@@ -1,4 +1,4 @@
-"""Receipts for jobs that are not known here: strangers cannot fill memory, database or the chain's time with them."""
+"""Receipts for unknown jobs: strangers cannot use up memory, database or chain reads with them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.coordinator.harness import PAYER, World, make_ask, make_order, make_r
 
 
 class _CountingFunds(MemoryFunds):
-    """Counts what it is asked, each of which may cost two chain reads."""
+    """Counts its reads, each of which may cost two chain reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _CountingFunds(MemoryFunds):
 
 
 class _CountingStore(MemoryStore):
-    """Counts how often a job is looked up."""
+    """Counts the lookups of jobs."""
 
     looked = 0
 
@@ -66,7 +66,7 @@ def _world() -> tuple[World, _CountingFunds, _CountingStore]:
 
 
 async def test_a_payer_without_a_purse_leaves_no_trace() -> None:
-    """A receipt for a payer that nobody ever paid in for is refused for good, and nothing is remembered of it."""
+    """A receipt for a payer without a purse is refused for good and leaves no trace."""
     world, _, store = _world()
     refused = await _hand_in(world, person("ann"), person("nobody"), 1)
     assert isinstance(refused, Refusal)
@@ -76,16 +76,16 @@ async def test_a_payer_without_a_purse_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize("funded", [False, True])
 async def test_one_provider_does_not_fill_the_store(funded: bool) -> None:
-    """Of made-up receipts a provider gets so many looked at, then one now and then; the rest costs neither look-up nor chain."""
+    """A provider's made-up receipts are examined up to a rate; the others cost neither lookup nor chain read."""
     world, funds, store = _world()
     provider = person("ann")
-    answers = [
+    outcomes = [
         await _hand_in(world, provider, PAYER if funded else person(f"nobody {number}"), number)
         for number in range(UNKNOWN_JOBS_BURST + 100)
     ]
-    late = [answer for answer in answers if isinstance(answer, Unavailable)]
+    late = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
     assert len(late) == 100
-    assert {answer.code for answer in late} == {Code.RATE_LIMITED}
+    assert {outcome.code for outcome in late} == {Code.RATE_LIMITED}
     assert (funds.asked, store.looked) == (UNKNOWN_JOBS_BURST, UNKNOWN_JOBS_BURST)
     assert len(store.jobs) == (UNKNOWN_JOBS_BURST if funded else 0)
     world.clock.seconds += 3 / UNKNOWN_JOBS_PER_SECOND
@@ -94,7 +94,7 @@ async def test_one_provider_does_not_fill_the_store(funded: bool) -> None:
 
 
 async def test_many_providers_do_not_fill_it_either() -> None:
-    """However many keys a stranger makes, all of them together are bounded as well."""
+    """All keys of a stranger together are bounded too."""
     world, funds, store = _world()
     world.market._receipts._all_unknown_jobs.burst = 20
     for number in range(40):
@@ -107,7 +107,7 @@ async def test_many_providers_do_not_fill_it_either() -> None:
 
 
 async def test_strangers_do_not_keep_an_honest_receipt_out() -> None:
-    """Whatever others hand in, a receipt of a job that is known here is looked at."""
+    """A receipt of a known job is examined, whatever others send."""
     world, _, _ = _world()
     node = world.node("ann")
     client = await world.started(node)
@@ -119,7 +119,7 @@ async def test_strangers_do_not_keep_an_honest_receipt_out() -> None:
 
 
 async def test_receipts_without_an_order_are_paced_too() -> None:
-    """A receipt that names no known job and shows no order costs a look-up, and only so many of them."""
+    """Receipts for unknown jobs without an order cost a lookup each, up to a rate."""
     world, _, store = _world()
     for number in range(UNKNOWN_JOBS_BURST):
         assert not await world.market.accept_receipt(person("ann").address, JobId(number.to_bytes(16, "big")), b"{}")
@@ -138,7 +138,7 @@ async def test_void_receipts_of_lost_jobs_fill_no_memory() -> None:
 
 
 async def test_an_empty_purse_may_still_owe() -> None:
-    """A payer that has a purse is known, also where all of it is spent: what it owes is written down."""
+    """A receipt of a payer whose purse is empty is stored: the payer may still owe it."""
     world, _, store = _world()
     world.funds.free[PAYER.address] = Amount(0)
     assert await _hand_in(world, person("ann"), PAYER, 1) is None
@@ -146,7 +146,7 @@ async def test_an_empty_purse_may_still_owe() -> None:
 
 
 def test_the_stated_numbers() -> None:
-    """What all strangers together can add to the database: a thousand rows at once, then 172,800 a day."""
+    """All strangers together can add a thousand rows at once to the database, then 172,800 a day."""
     assert (UNKNOWN_JOBS_BURST, UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST, ALL_UNKNOWN_JOBS_PER_SECOND) == (
         100,
         0.1,

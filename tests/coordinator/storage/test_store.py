@@ -1,4 +1,4 @@
-"""One suite over all stores: what passes it is interchangeable. PostgreSQL takes part if TALLYSTICK_TEST_POSTGRES names one."""
+"""One suite for all stores. PostgreSQL is tested if TALLYSTICK_TEST_POSTGRES names a database."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ JOB, OTHER = JobId(b"\x01" * 16), JobId(b"\xff" * 16)
 
 
 class AnyStore(JobStore, TabStore, ResponseStore, ClaimStore, Protocol):
-    """All ports of one store."""
+    """All ports that a store implements."""
 
 
 Reopen = Callable[[], Awaitable[AnyStore]]
 
 
 async def _empty_database() -> str:
-    """An empty database of this worker's own, beside the one that was named."""
+    """An empty database of this test process, beside the named one."""
     url = sa.make_url(POSTGRES)
     name = f"{url.database}_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
@@ -73,7 +73,7 @@ async def _empty_database() -> str:
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Reopen]:
-    """Opens the store, or closes it in order and opens it again."""
+    """Opens the store, or closes and reopens it."""
     if request.param == "memory":
         memory = MemoryStore()
 
@@ -131,12 +131,12 @@ async def _known(store: JobStore, job: JobId = JOB) -> JobRecord:
 
 
 async def test_an_unknown_job(store: AnyStore) -> None:
-    """A job that was never noted is not known."""
+    """A job that was never stored is unknown."""
     assert await store.job(JOB) is None
 
 
 async def test_a_noted_job_is_read_back_whole(store: AnyStore) -> None:
-    """What was noted is what is read, every attempt with its order and terms, however strange the words in it."""
+    """A stored job is read back whole, with the order and terms of each attempt and any text in it."""
     reason = "quotes ' \" and \x00 and \N{SNOWMAN} and \\u0000"
     record = _record(_attempt(ANN, state=State.FAILED, reason=reason), _attempt(BOB))
     store.enqueue_job(record)
@@ -144,14 +144,14 @@ async def test_a_noted_job_is_read_back_whole(store: AnyStore) -> None:
 
 
 async def test_what_was_noted_is_seen_at_once(store: AnyStore) -> None:
-    """A read sees all that was noted before it, so that the end of a job is never missed."""
+    """A read sees all earlier queued writes, so the end of a job is never missed."""
     for state in (State.MATCHED, State.COMPLETED):
         store.enqueue_job(_record(state=state))
         assert (await _known(store)).state is state
 
 
 async def test_a_terminal_state_stays(store: AnyStore) -> None:
-    """Whatever is noted after a job ended, it stays as it ended."""
+    """A terminal state is never replaced."""
     ended = _record(state=State.EXPIRED)
     store.enqueue_job(_record())
     store.enqueue_job(ended)
@@ -162,7 +162,7 @@ async def test_a_terminal_state_stays(store: AnyStore) -> None:
 
 
 async def test_a_receipt_with_the_end_of_its_job(store: AnyStore) -> None:
-    """A receipt and the state that it brings are stored together."""
+    """A receipt and its job's final state are stored together."""
     store.enqueue_job(_record())
     await store.put_receipt(JOB, _receipt(), Amount(20), _record(state=State.COMPLETED))
     known = await store.job(JOB)
@@ -171,7 +171,7 @@ async def test_a_receipt_with_the_end_of_its_job(store: AnyStore) -> None:
 
 
 async def test_a_late_receipt_leaves_the_job_alone(store: AnyStore) -> None:
-    """A receipt without a state changes nothing about its job."""
+    """A receipt without a state does not change its job."""
     store.enqueue_job(_record(state=State.FAILED))
     await store.put_receipt(JOB, _receipt(), Amount(20))
     known = await store.job(JOB)
@@ -180,7 +180,7 @@ async def test_a_late_receipt_leaves_the_job_alone(store: AnyStore) -> None:
 
 
 async def test_the_first_receipt_of_an_attempt_stays(store: AnyStore) -> None:
-    """Storing a receipt again changes nothing, and another one does not take its place."""
+    """Storing a receipt again changes nothing, and another one does not replace it."""
     store.enqueue_job(_record())
     for receipt in (_receipt(), _receipt(), _receipt(seq=2)):
         await store.put_receipt(JOB, receipt, Amount(20))
@@ -190,7 +190,7 @@ async def test_the_first_receipt_of_an_attempt_stays(store: AnyStore) -> None:
 
 
 async def test_each_attempt_has_its_receipt(store: AnyStore) -> None:
-    """Receipts of two providers for one job stand side by side; the job's is that of the attempt in force."""
+    """Receipts of two providers for one job are both stored; the job's receipt is that of the latest attempt."""
     store.enqueue_job(_record(_attempt(ANN), _attempt(BOB)))
     for provider in (ANN, BOB):
         await store.put_receipt(JOB, _receipt(provider), Amount(20))
@@ -201,7 +201,7 @@ async def test_each_attempt_has_its_receipt(store: AnyStore) -> None:
 
 
 async def test_the_largest_numbers(store: AnyStore, reopen: Reopen) -> None:
-    """Totals of 96 bits and seqs of 63 are kept to the last digit, and compared as numbers."""
+    """Totals of 96 bits and seqs of 63 bits are stored exactly and compared as numbers."""
     for job, total in ((JOB, MOST), (OTHER, Amount(9))):
         await store.put_receipt(job, _receipt(job=job, seq=(1 << 63) - 1, cumulative_cost=MOST), total)
     recalled = await (await reopen()).load_state(START, START)
@@ -213,7 +213,7 @@ async def test_the_largest_numbers(store: AnyStore, reopen: Reopen) -> None:
 
 
 async def test_recent_jobs_are_recalled(store: AnyStore, reopen: Reopen) -> None:
-    """A new process gets the jobs made since a time, that second included, and no older ones."""
+    """A new process loads the jobs created since a time, that second included, and no older ones."""
     store.enqueue_job(_record(state=State.COMPLETED))
     store.enqueue_job(_record(job=OTHER, state=State.COMPLETED, created_at=START - 1))
     store = await reopen()
@@ -222,7 +222,7 @@ async def test_recent_jobs_are_recalled(store: AnyStore, reopen: Reopen) -> None
 
 
 async def test_each_tabs_highest_total_is_recalled(store: AnyStore, reopen: Reopen) -> None:
-    """A tab's total is the highest of its receipts, in whatever order they came; tabs do not mix."""
+    """A tab's total is the highest of its receipts, in whatever order they arrived; tabs do not mix."""
     for number, total in enumerate((999, 1_000, 20)):
         await store.put_receipt(JobId(bytes([number] * 16)), _receipt(), Amount(total))
     await store.put_receipt(JOB, _receipt(BOB), Amount(7))
@@ -231,7 +231,7 @@ async def test_each_tabs_highest_total_is_recalled(store: AnyStore, reopen: Reop
 
 
 async def test_open_jobs_are_ended(store: AnyStore, reopen: Reopen) -> None:
-    """Jobs that a former process left open end as failed, with the reason; ended ones stay as they are."""
+    """Jobs that a former process left open end as failed, with the reason; ended jobs are not changed."""
     store.enqueue_job(_record(_attempt(ANN, state=State.FAILED, reason="away"), _attempt(BOB)))
     ended = _record(_attempt(ANN, OTHER, State.CANCELLED), job=OTHER, state=State.CANCELLED)
     store.enqueue_job(ended)
@@ -247,9 +247,7 @@ async def test_open_jobs_are_ended(store: AnyStore, reopen: Reopen) -> None:
 
 
 async def test_what_an_attempt_relayed_is_kept(store: AnyStore, reopen: Reopen) -> None:
-    """Whether an attempt's last chunk was relayed, and whether its client cancelled, is read back as it was noted; the end of an
-    attempt that a process left open counts as unseen.
-    """
+    """The flags delivered and cancelled are read back as stored; the end of an attempt that a process left open is unseen."""
     marked = replace(_attempt(ANN, state=State.FAILED), delivered=True, cancelled=True)
     store.enqueue_job(_record(marked, _attempt(BOB)))
     store = await reopen()
@@ -262,7 +260,7 @@ async def test_what_an_attempt_relayed_is_kept(store: AnyStore, reopen: Reopen) 
 
 
 async def test_what_providers_are_known_for_is_kept(store: AnyStore, reopen: Reopen) -> None:
-    """The newest record of each provider is recalled, to the last bit."""
+    """The newest record of each provider is loaded exactly."""
     store.enqueue_provider_records({ANN.address: ProviderRecord(1.0, 0.1, 2), BOB.address: ProviderRecord(1 / 3, 7.25, 9)})
     store.enqueue_provider_records({ANN.address: ProviderRecord(2.0, 0.1 + 0.2, 3)})
     recalled = await (await reopen()).load_state(START, START)
@@ -270,20 +268,20 @@ async def test_what_providers_are_known_for_is_kept(store: AnyStore, reopen: Reo
 
 
 async def test_an_empty_store_recalls_nothing(store: AnyStore) -> None:
-    """The first start finds nothing."""
+    """The first start loads nothing."""
     recalled = await store.load_state(START, 0)
     assert (recalled.jobs, recalled.totals) == ((), {})
 
 
 async def test_closing_keeps_what_was_noted(store: AnyStore, reopen: Reopen) -> None:
-    """An orderly close writes what is queued."""
+    """A close writes the queue."""
     record = _record(state=State.COMPLETED)
     store.enqueue_job(record)
     assert await _known(await reopen()) == record
 
 
 async def test_the_last_receipt_of_each_tab(store: AnyStore) -> None:
-    """What a provider signed last, by payer, page by page, with the order and terms behind it; not what another signed."""
+    """Returns a provider's last receipts by payer, in pages, with order and terms; not those of another provider."""
     payers = sorted((person(name) for name in ("p", "q", "r")), key=lambda payer: payer.address)
     last: list[LateReceipt] = []
     for number, payer in enumerate(payers):
@@ -313,14 +311,14 @@ async def test_the_last_receipt_of_each_tab(store: AnyStore) -> None:
 
 
 async def test_answers_outlive_a_process(store: AnyStore, reopen: Reopen) -> None:
-    """An answer is there for the next process, until it is too old or put anew."""
+    """A stored response is there for the next process, until it is too old or replaced."""
     first, second = (
         StoredResponse(job, b"\x05" * 32, bytes(range(256)), START + n, PAYER.address) for n, job in enumerate((JOB, OTHER))
     )
     await store.put_response(first, since=START, max_bytes=10_000)
     await store.put_response(second, since=START, max_bytes=10_000)
     store = await reopen()
-    assert [await store.response(one.job, START) for one in (first, second)] == [first, second]
+    assert [await store.response(stored.job, START) for stored in (first, second)] == [first, second]
     assert await store.response(JOB, START + 1) is None, "too old to be given"
     await store.put_response(replace(second, frames=b"anew"), since=START + 1, max_bytes=10_000)
     assert await store.response(JOB, START) is None, "too old to be kept"
@@ -328,7 +326,7 @@ async def test_answers_outlive_a_process(store: AnyStore, reopen: Reopen) -> Non
 
 
 async def test_a_payers_flood_of_answers_does_not_push_out_another_payers(store: AnyStore) -> None:
-    """Where the disk's room is used up, the payer who has most loses its oldest; one who has less loses nothing."""
+    """When the space is used up, the payer that holds most loses its oldest responses; others lose nothing."""
     paid = StoredResponse(JOB, bytes(32), bytes(900), START, PAYER.address)
     await store.put_response(paid, since=0, max_bytes=5_000)
     flood = [JobId(number.to_bytes(16, "big")) for number in range(1, 4 * ROOM_CHECK_INTERVAL)]
@@ -350,7 +348,7 @@ def _order(provider: Signer = ANN, **changes: object) -> Verified[Order]:
 
 
 async def test_claims_wait_in_order(store: AnyStore, reopen: Reopen) -> None:
-    """Claims wait, oldest first and whole, until they are closed, also over a restart."""
+    """Claims stay pending, oldest first, until they are closed, over a restart too."""
     claims = [make_claim(ANN, (_order(), seq, 20 * seq)) for seq in (1, 2, 3)]
     for claim in claims:
         await store.put_claim(claim, START)
@@ -362,7 +360,7 @@ async def test_claims_wait_in_order(store: AnyStore, reopen: Reopen) -> None:
 
 
 async def test_providers_take_turns(store: AnyStore) -> None:
-    """The oldest claim of each provider comes before the second of any; providers that are passed over are left out."""
+    """The oldest claim of each provider comes before the second of any; skipped providers are left out."""
     claims = [make_claim(ANN, (_order(), seq, 20 * seq)) for seq in (1, 2, 3)]
     claims += [make_claim(BOB, (_order(BOB), seq, 20 * seq)) for seq in (1, 2)]
     for claim in claims:
@@ -374,9 +372,7 @@ async def test_providers_take_turns(store: AnyStore) -> None:
 
 
 async def test_so_many_claims_of_a_provider_wait_and_no_more(store: AnyStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim beyond the limit is not stored, one that waits already may come again; claims that were closed without a
-    transaction make room, those that were sent stay known, and nobody else is touched.
-    """
+    """A claim beyond the limit is refused, a pending one may come again, and claims closed without a transaction make room."""
     for module in ("coordinator.storage.memory", "coordinator.storage.store"):
         monkeypatch.setattr(f"{module}.WAITING_CLAIMS", 2)
     claims = [make_claim(ANN, (_order(), seq, 20 * seq)) for seq in range(1, 6)]
@@ -397,7 +393,7 @@ async def test_so_many_claims_of_a_provider_wait_and_no_more(store: AnyStore, mo
 
 
 async def test_a_claim_that_comes_again_waits_once(store: AnyStore) -> None:
-    """The same claim is kept once however often it is handed in, and waits again after it was closed."""
+    """The same claim is stored once however often it arrives, and becomes pending again after it was closed."""
     claim = make_claim(ANN, (_order(), 1, 20))
     await store.put_claim(claim, START)
     await store.put_claim(claim, START + 1)
@@ -409,7 +405,7 @@ async def test_a_claim_that_comes_again_waits_once(store: AnyStore) -> None:
 
 
 async def test_closing_nothing(store: AnyStore) -> None:
-    """Closing no claims, or claims that are closed, is no error."""
+    """Closing no claims, or closed claims, is no error."""
     await store.put_claim(make_claim(ANN, (_order(), 1, 20)), START)
     (pending,) = await store.pending_claims(9)
     for ids in ([], [pending.id], [pending.id]):
@@ -422,20 +418,20 @@ def _settlement(settled: int, payer: Address = PAYER.address, block: int = 7) ->
 
 
 async def test_settlements_and_cursor_are_kept_together(store: AnyStore, reopen: Reopen) -> None:
-    """What the chain settled, and how far it was read, survive together."""
+    """Settlements and the cursor are stored together."""
     assert await store.cursor() is None
     assert await store.settlement(PAYER.address, ANN.address) is None
     await store.put_settlements([_settlement(MOST)], Cursor(8, "0xcd"))
     store = await reopen()
     assert await store.cursor() == Cursor(8, "0xcd")
-    found = await store.settlement(PAYER.address, ANN.address)
-    assert found == _settlement(MOST)
-    assert found is not None
-    assert isinstance(found.settled, Amount)
+    settlement = await store.settlement(PAYER.address, ANN.address)
+    assert settlement == _settlement(MOST)
+    assert settlement is not None
+    assert isinstance(settlement.settled, Amount)
 
 
 async def test_the_last_settlement_of_a_tab_stands(store: AnyStore) -> None:
-    """Later settlements take the place of earlier ones, also within one page; repeating a page changes nothing."""
+    """Later settlements replace earlier ones, within one page too; repeating a page changes nothing."""
     page = [_settlement(10), _settlement(5, BOB.address), _settlement(30, block=8)]
     for _ in range(2):
         await store.put_settlements(page, Cursor(9))
@@ -446,7 +442,7 @@ async def test_the_last_settlement_of_a_tab_stands(store: AnyStore) -> None:
 
 
 async def test_forgetting_settlements(store: AnyStore, reopen: Reopen) -> None:
-    """After a deep reorganisation all is read again, and what was sent waits again; what was refused does not."""
+    """After a deep reorganisation everything is read again and sent claims are pending again; refused ones are not."""
     sent, refused = (make_claim(ANN, (_order(), seq, 20 * seq)) for seq in (1, 2))
     for claim, tx in ((sent, "0x" + "ab" * 32), (refused, "nothing owed")):
         await store.put_claim(claim, START)
@@ -463,7 +459,7 @@ async def test_forgetting_settlements(store: AnyStore, reopen: Reopen) -> None:
 
 
 async def test_a_database_that_does_not_answer() -> None:
-    """A database that cannot be reached is told as such at the start, and the store can still be closed."""
+    """A database that cannot be reached raises Unavailable at the start, and the store can still be closed."""
     store = Store("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
     with pytest.raises(Unavailable, match="database"):
         await store.start()
@@ -471,7 +467,7 @@ async def test_a_database_that_does_not_answer() -> None:
 
 
 async def test_a_closed_store_refuses(tmp_path: Path) -> None:
-    """After its close a store takes nothing more, with an error that says so."""
+    """A closed store refuses all writes, with an error that says so."""
     store = Store(f"sqlite:///{tmp_path}/coordinator.db")
     await store.start()
     await store.close()
@@ -485,7 +481,7 @@ async def test_a_closed_store_refuses(tmp_path: Path) -> None:
 
 
 async def test_what_was_stored_survives_a_kill(tmp_path: Path) -> None:
-    """What a write has returned from is on disk by then: a copy of the files, as a crash would leave them, has it all."""
+    """When a write returns, its data is on disk: a copy of the files, as a crash would leave them, has it all."""
     store = Store(f"sqlite:///{tmp_path}/coordinator.db")
     await store.start()
     store.enqueue_job(_record())
@@ -493,17 +489,17 @@ async def test_what_was_stored_survives_a_kill(tmp_path: Path) -> None:
     await store.put_claim(make_claim(ANN, (_order(), 1, 20)), START)
     await asyncio.to_thread(shutil.copytree, tmp_path, tmp_path.with_name("crashed"))
     await store.close()
-    found = Store(f"sqlite:///{tmp_path.with_name('crashed')}/coordinator.db")
-    await found.start()
-    known = await found.job(JOB)
+    settlement = Store(f"sqlite:///{tmp_path.with_name('crashed')}/coordinator.db")
+    await settlement.start()
+    known = await settlement.job(JOB)
     assert known is not None
     assert (known.record.state, known.receipt) == (State.COMPLETED, unchecked(_receipt()))
-    assert len(await found.pending_claims(9)) == 1
-    await found.close()
+    assert len(await settlement.pending_claims(9)) == 1
+    await settlement.close()
 
 
 async def test_one_bad_write_does_not_take_others_with_it(tmp_path: Path) -> None:
-    """Writes that share a transaction with a bad one are stored all the same."""
+    """Writes that share a transaction with a failing one are stored."""
     store = Store(f"sqlite:///{tmp_path}/coordinator.db")
     await store.start()
     good, bad = _record(), replace(_record(), job=OTHER, created_at=1 << 70)
@@ -516,7 +512,7 @@ async def test_one_bad_write_does_not_take_others_with_it(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(os.name != "posix", reason="the lock on a file is POSIX's")
 async def test_a_second_coordinator_does_not_end_the_firsts_jobs(tmp_path: Path) -> None:
-    """While one coordinator has a database, a second one neither starts on it nor closes its open jobs; after it, one does."""
+    """While a coordinator uses a database, a second one neither starts on it nor ends its open jobs."""
     url = f"sqlite:///{tmp_path}/coordinator.db"
     first, second = Store(url), Store(url)
     await first.start()

@@ -29,7 +29,7 @@ from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.messages import Claim, Order
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import NO_JOB, Kind, loads
-from tests.node.harness import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, ask_book, signer
+from tests.node.harness import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, make_asks, signer
 from tests.node.storage.test_store import finish
 
 TAB = ClaimableTab(
@@ -38,7 +38,7 @@ TAB = ClaimableTab(
     cumulative=Amount(500),
     settled=Amount(100),
     reserved=Amount(0),
-    order=Client().order(ask_book().current[0], order_with={"ceiling": Amount(10_000)}).order,
+    order=Client().order(make_asks().current[0], order_with={"ceiling": Amount(10_000)}).order,
     since=NOW,
     claimed_at=0,
     claimed=Amount(0),
@@ -61,21 +61,23 @@ POLICY = ClaimPolicy(
         (replace(TAB, settled=Amount(500)), NOW + 1_000, False),
     ],
 )
-def test_when_a_tab_is_worth_a_claim(tab: ClaimableTab, now: int, wants: bool) -> None:
-    """It is when it owes enough, has waited enough, used enough of its reservation, or rests on an order that soon expires."""
+def test_when_a_tab_is_due(tab: ClaimableTab, now: int, wants: bool) -> None:
+    """A tab is due when it owes enough, has waited enough, used enough of its reservation, or rests on an order that soon
+    expires.
+    """
     assert POLICY.is_due(tab, now) is wants
 
 
 def test_a_claim_must_be_worth_its_gas() -> None:
-    """However old it is; but before it is lost, anything is worth it."""
+    """A claim must bring its gas cost however old it is, unless it would be lost."""
     policy = replace(POLICY, gas_cost_per_tab=Amount(41), min_gas_multiple=10)
     assert not policy.is_due(TAB, NOW + 60), "400 are due, 410 would be worth it"
     assert policy.is_due(replace(TAB, cumulative=Amount(510)), NOW + 60)
     assert policy.is_due(TAB, NOW + 86_400 - 3_600)
 
 
-class Till:
-    """A settlement that pays what it is asked to, or raises."""
+class FakeSettlement:
+    """A settlement that pays every claim, or raises."""
 
     def __init__(self) -> None:
         self.claims: list[Claim] = []
@@ -84,7 +86,7 @@ class Till:
     async def settle(self, claim: Signed[Claim], orders: Sequence[Signed[Order]]) -> SettlementResult:
         """See ports.Settlement."""
         signed = claim.verify(DOMAIN).message
-        assert [row.order_hash for row in signed.rows] == [one.message.digest(DOMAIN) for one in orders]
+        assert [row.order_hash for row in signed.rows] == [order.message.digest(DOMAIN) for order in orders]
         self.claims.append(signed)
         if self.fault is not None:
             raise self.fault
@@ -92,7 +94,7 @@ class Till:
 
 
 class World:
-    """A collector among twins, at a time that the test sets."""
+    """A collector on in-memory ports, with a clock that the test sets."""
 
     def __init__(self, policy: ClaimPolicy = POLICY) -> None:
         self.now = NOW
@@ -102,7 +104,7 @@ class World:
         self.seen: list[tuple[Address, Funds]] = []
         self.alarms: list[tuple[str, Address]] = []
         self.debts: list[DebtAlarm] = []
-        self.till = Till()
+        self.till = FakeSettlement()
         self.collector = Collector(
             signer=PROVIDER,
             domain=DOMAIN,
@@ -116,12 +118,12 @@ class World:
             now=lambda: self.now,
         )
 
-    def _alarm(self, what: str, payer: Address, debt: DebtAlarm) -> None:
-        self.alarms.append((what, payer))
+    def _alarm(self, event: str, payer: Address, debt: DebtAlarm) -> None:
+        self.alarms.append((event, payer))
         self.debts.append(debt)
 
     async def look(self) -> int:
-        """What is settled by the node itself in one round."""
+        """Runs one round; returns what the node settled itself."""
         await self.collector.claim_due()
         return await self.collector.settle_directly()
 
@@ -130,7 +132,7 @@ class World:
 
     @property
     def claims(self) -> list[ClaimRequest]:
-        """What was handed in."""
+        """Returns the submitted claims."""
         assert self.link is not None
         return [ClaimRequest.from_json(loads(raw, "claim")) for raw in self.link.payloads(NO_JOB, Kind.CLAIM)]
 
@@ -149,8 +151,8 @@ async def test_a_claim_names_the_tab_and_the_order_behind_it() -> None:
     assert row.order_hash == request.orders[0].verify(DOMAIN).digest == made.matched.order.digest
 
 
-async def test_a_claim_that_does_not_show_is_made_again() -> None:
-    """A claim is given time to show on chain, and repeated when it has not."""
+async def test_an_unsettled_claim_is_submitted_again() -> None:
+    """A claim gets time to be settled, and is submitted again after that."""
     world = World()
     await finish(world.store, Client())
     world.now += 60
@@ -162,8 +164,8 @@ async def test_a_claim_that_does_not_show_is_made_again() -> None:
     assert len(world.claims) == 2
 
 
-async def test_what_was_settled_is_noticed() -> None:
-    """When the chain has paid, the tab is not claimed again, and the tabs in memory learn of it."""
+async def test_settled_amounts_are_observed() -> None:
+    """A tab that the chain has paid is not claimed again, and the tabs in memory are updated."""
     world = World()
     await finish(world.store, Client())
     world.now += 60
@@ -177,7 +179,7 @@ async def test_what_was_settled_is_noticed() -> None:
 
 
 async def test_a_partial_payment_leaves_the_rest_claimable() -> None:
-    """What a short purse could not pay is claimed again later."""
+    """An amount that a short purse could not pay is claimed again later."""
     world = World()
     await finish(world.store, Client())
     world.now += 60
@@ -190,7 +192,7 @@ async def test_a_partial_payment_leaves_the_rest_claimable() -> None:
 
 
 async def test_without_a_link_claims_wait() -> None:
-    """With no coordinator to hand it to, nothing is marked as handed in; it is, once there is a link."""
+    """Without a connected coordinator, no claim is recorded; it is submitted once there is a link."""
     world = World()
     world.link = None
     await finish(world.store, Client())
@@ -201,8 +203,8 @@ async def test_without_a_link_claims_wait() -> None:
     assert await world.collector.claim_due() == 1
 
 
-async def test_chain_trouble_does_not_keep_claims_back() -> None:
-    """A chain that can't be asked leaves the last known state, and the claim is handed in on it."""
+async def test_claims_are_submitted_while_the_chain_is_down() -> None:
+    """While the chain does not respond, a claim is submitted on the last known state."""
     world = World()
     world.chain.default = Funds()
     await finish(world.store, Client())
@@ -210,7 +212,7 @@ async def test_chain_trouble_does_not_keep_claims_back() -> None:
 
 
 async def test_many_tabs_go_in_several_claims() -> None:
-    """A claim stays small enough for one transaction; the rest goes into the next."""
+    """A claim stays small enough for one transaction; further tabs go into the next claim."""
     world = World()
     for number in range(MAX_ROWS + 1):
         await finish(world.store, Client(signer(f"payer {number}")))
@@ -219,7 +221,7 @@ async def test_many_tabs_go_in_several_claims() -> None:
 
 
 async def test_each_claim_goes_to_the_coordinator_of_its_orders() -> None:
-    """Of several coordinators each gets the tabs whose orders name it; what no open link is for waits."""
+    """Each coordinator gets the tabs whose orders name it; tabs of unconnected coordinators wait."""
     world = World()
     elsewhere = signer("another coordinator").address
     await finish(world.store, Client(signer("near")))
@@ -233,8 +235,8 @@ async def test_each_claim_goes_to_the_coordinator_of_its_orders() -> None:
     assert [row.payer for row in request.claim.message.rows] == [signer("far").address]
 
 
-async def test_a_payer_that_takes_its_money_out() -> None:
-    """While a payer that owes thaws its purse its tab is claimed at once, and a person is told, once."""
+async def test_a_payer_that_thaws_its_purse() -> None:
+    """While a payer with debt thaws its purse, its tab is claimed at once, with one alarm."""
     world = World()
     await finish(world.store, Client())
     assert await world.collector.claim_due() == 0
@@ -248,8 +250,8 @@ async def test_a_payer_that_takes_its_money_out() -> None:
     assert world.alarms == [(THAWING, PAYER.address)] * 2, "it thaws again"
 
 
-async def test_a_reservation_never_leaves_unnoticed() -> None:
-    """While a payer that owes takes its reservation back, its tab is claimed at once, and a person is told, once."""
+async def test_a_payer_that_releases_its_reservation() -> None:
+    """While a payer with debt releases its reservation, its tab is claimed at once, with one alarm."""
     world = World()
     await finish(world.store, Client())
     assert await world.collector.claim_due() == 0
@@ -259,8 +261,8 @@ async def test_a_reservation_never_leaves_unnoticed() -> None:
     assert world.alarms == [(RELEASING, PAYER.address)]
 
 
-async def test_no_payer_hides_behind_those_that_owe_more() -> None:
-    """However many tabs owe more, each is looked at in turn: one that thaws is found within a few rounds."""
+async def test_every_payer_is_watched_in_turn() -> None:
+    """However many tabs owe more, a payer that thaws is found within a few rounds."""
     world = World()
     for number in range(200):
         await finish(world.store, Client(signer(f"payer {number}")))
@@ -276,7 +278,7 @@ async def test_no_payer_hides_behind_those_that_owe_more() -> None:
 
 
 class CountingChain(MemoryChain):
-    """Counts what it is asked."""
+    """Counts its refreshes."""
 
     looks = 0
 
@@ -287,13 +289,13 @@ class CountingChain(MemoryChain):
 
 
 async def debts(world: World, numbers: range, *, due: int = 40, at: int = NOW) -> None:
-    """Tabs of so many payers."""
+    """Makes tabs of several payers."""
     for number in numbers:
         await finish(world.store, Client(signer(f"payer {number}")), at=at, ceiling=Amount(due))
 
 
-async def test_nobody_is_asked_to_settle_what_nothing_is_behind() -> None:
-    """A tab of an empty purse is in no claim; it is claimed as soon as the purse holds anything, after a rest at the longest."""
+async def test_an_empty_purse_is_not_claimed() -> None:
+    """The tab of an empty purse is in no claim; it is claimed after the retry delay once the purse holds anything."""
     world = World()
     await debts(world, range(2))
     world.chain.cached[signer("payer 0").address] = Funds(known=True)
@@ -308,8 +310,8 @@ async def test_nobody_is_asked_to_settle_what_nothing_is_behind() -> None:
     assert [row.payer for row in world.claims[-1].claim.message.rows] == [signer("payer 0").address]
 
 
-async def test_empty_purses_never_cost_a_look_each_time() -> None:
-    """Each is asked after ever more rarely: thirty in a day, and again before its order expires."""
+async def test_empty_purses_are_checked_less_and_less_often() -> None:
+    """An empty purse is checked about thirty times in a day, and again before its order expires."""
     world = World()
     chain = world.chain = CountingChain(Funds(known=True))
     world.collector._chain = chain
@@ -343,8 +345,8 @@ async def test_a_check_limits_its_chain_reads() -> None:
     assert chain.looks == 2 * MAX_REFRESHED
 
 
-async def test_old_debts_never_hide_new_ones() -> None:
-    """However many tabs wait longer and are never paid, those after them come into view in the next look."""
+async def test_old_debts_do_not_hide_new_ones() -> None:
+    """However many older tabs are never paid, the tabs after them come up in the next check."""
     world = World()
     await debts(world, range(MAX_TABS), due=1)
     world.chain.default = Funds(known=True)
@@ -359,7 +361,7 @@ async def test_old_debts_never_hide_new_ones() -> None:
 
 
 async def test_all_tabs_have_their_turn_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third page follows the second, and then comes the first again."""
+    """The third page follows the second, and then the first comes again."""
     monkeypatch.setattr(collector, "MAX_TABS", 2)
     world = World()
     await debts(world, range(5))
@@ -370,7 +372,7 @@ async def test_all_tabs_have_their_turn_page_by_page(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_thaw_is_seen_in_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one that owes most and one other, both are asked after each time."""
+    """With one payer that owes most and one other, both are watched in each round."""
     monkeypatch.setattr(collector, "MAX_WATCHED", 1)
     world = World()
     await debts(world, range(1), due=40)
@@ -384,8 +386,8 @@ async def test_a_thaw_is_seen_in_the_next_round(monkeypatch: pytest.MonkeyPatch)
         assert world.alarms.count((THAWING, signer("payer 1").address)) == rounds
 
 
-async def test_empty_purses_never_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of so many, the last that were found empty are remembered."""
+async def test_the_number_of_remembered_empty_purses_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The purses that were found empty last are remembered."""
     monkeypatch.setattr(collector, "MAX_EMPTY_PURSES", 2)
     world = World()
     world.chain.default = Funds(known=True)
@@ -395,8 +397,8 @@ async def test_empty_purses_never_fill_the_memory(monkeypatch: pytest.MonkeyPatc
     assert len(world.collector._empty_purses) == 2
 
 
-async def test_a_rest_never_outlasts_an_order() -> None:
-    """Shortly before its order expires an empty purse is looked at again after a quarter of what is left."""
+async def test_a_retry_delay_never_outlasts_an_order() -> None:
+    """Shortly before its order expires, an empty purse is checked again after a quarter of the remaining time."""
     world = World()
     chain = world.collector._chain = CountingChain(Funds(known=True))
     await finish(world.store, Client(), claim_by=NOW + 1_000)
@@ -407,7 +409,7 @@ async def test_a_rest_never_outlasts_an_order() -> None:
 
 
 async def test_a_paid_tab_is_claimed_again_as_soon_as_it_owes_again() -> None:
-    """That nothing was owed is no reason to leave it alone."""
+    """A tab that owed nothing gets no retry delay."""
     world = World()
     client = Client()
     await finish(world.store, client)
@@ -420,8 +422,10 @@ async def test_a_paid_tab_is_claimed_again_as_soon_as_it_owes_again() -> None:
 
 
 @pytest.mark.parametrize(("dust", "claims"), [(0, 1), (40, 1), (41, 0)])
-async def test_dust_is_left_alone_everywhere(dust: int, claims: int) -> None:
-    """By policy, while a payer thaws, and by what a purse still holds: the least that is worth a claim is worth it."""
+async def test_dust_is_never_claimed(dust: int, claims: int) -> None:
+    """The smallest claimable amount is claimed and anything below it is not: by policy, during a thaw, and for a nearly empty
+    purse.
+    """
     policy = replace(POLICY, dust=Amount(dust))
     tab = replace(TAB, cumulative=Amount(140))
     assert policy.is_due(tab, tab.order.message.claim_by - 10) is bool(claims)
@@ -435,7 +439,7 @@ async def test_dust_is_left_alone_everywhere(dust: int, claims: int) -> None:
 
 
 async def test_a_purse_that_holds_less_than_dust_is_empty() -> None:
-    """Whatever is owed, what is left behind it must be worth a claim."""
+    """However much is owed, the purse must hold an amount worth a claim."""
     for free, claims in ((19, 0), (20, 1)):
         world = World(replace(POLICY, dust=Amount(20)))
         await finish(world.store, Client())
@@ -444,15 +448,15 @@ async def test_a_purse_that_holds_less_than_dust_is_empty() -> None:
         assert await world.collector.claim_due() == claims
 
 
-def test_nothing_that_was_paid_waits() -> None:
-    """A claim of which all was settled is over; one unit more may still come."""
+def test_a_settled_claim_is_not_pending() -> None:
+    """A fully settled claim is not pending; with one unit missing it is."""
     for claimed, waits in ((100, False), (101, True)):
         assert POLICY.is_pending(replace(TAB, claimed_at=NOW, claimed=Amount(claimed)), NOW) is waits
     assert not replace(POLICY, dust=Amount(0)).is_due(replace(TAB, settled=Amount(500)), TAB.order.message.claim_by)
 
 
-async def test_looks_follow_the_waits_of_the_deployment() -> None:
-    """A quarter of the shortest wait, half a second at least, and never rarer than is set."""
+async def test_the_check_interval_follows_the_withdrawal_delay() -> None:
+    """It is a quarter of the withdrawal delay, at least half a second, and never longer than configured."""
     world = World(replace(POLICY, check_interval=15.0))
     for wait, pause in ((float("inf"), 15.0), (8.0, 2.0), (1.0, 0.5)):
         world.chain.withdrawal_delay = wait
@@ -460,8 +464,8 @@ async def test_looks_follow_the_waits_of_the_deployment() -> None:
 
 
 @pytest.mark.parametrize(("own_least", "before", "alarms"), [(40, 0, 1), (41, 0, 0), (0, 0, 1), (40, 1, 0)])
-async def test_an_alarm_is_for_what_is_worth_one_and_soon_lost(own_least: int, before: int, alarms: int) -> None:
-    """What is not worth its gas alarms nobody, nor does what has time."""
+async def test_only_large_and_urgent_debts_raise_an_alarm(own_least: int, before: int, alarms: int) -> None:
+    """A debt not worth its gas raises no alarm, nor does one that has time."""
     world = World(replace(POLICY, direct_min_amount=Amount(own_least)))
     made = await finish(world.store, Client())
     world.link = None
@@ -475,8 +479,8 @@ async def test_an_alarm_is_for_what_is_worth_one_and_soon_lost(own_least: int, b
 OWN = replace(POLICY, direct_margin=1_800.0)
 
 
-async def test_what_no_coordinator_settles_is_never_left_to_expire() -> None:
-    """Before claimBy the node settles by itself what its coordinator did not: once that had its time, and no sooner."""
+async def test_unsettled_claims_are_settled_directly_before_they_expire() -> None:
+    """Before claimBy the node settles what its coordinator did not, after the coordinator's time and not sooner."""
     world = World(OWN)
     made = await finish(world.store, Client())
     expires = made.matched.order.message.claim_by
@@ -495,8 +499,8 @@ async def test_what_no_coordinator_settles_is_never_left_to_expire() -> None:
     assert await world.look() == 1, "but again where it does not show"
 
 
-async def test_without_a_coordinator_the_node_never_waits_for_one() -> None:
-    """With nobody to hand it to, or no time to, what expires soon is settled at once."""
+async def test_without_a_coordinator_claims_are_settled_directly() -> None:
+    """Without a connected coordinator, or without time for it, a claim that soon expires is settled at once."""
     for link, left in ((None, 1_800), (MemoryLink(COORDINATOR.address), 45)):
         world = World(OWN)
         made = await finish(world.store, Client())
@@ -507,8 +511,8 @@ async def test_without_a_coordinator_the_node_never_waits_for_one() -> None:
         assert await world.look() == 1
 
 
-async def test_money_that_leaves_never_waits_for_a_coordinator_that_does_nothing() -> None:
-    """What a payer takes back is claimed by the node itself, within a quarter of the time that the payer must wait."""
+async def test_withdrawn_funds_are_settled_directly_in_time() -> None:
+    """Funds that a payer withdraws are claimed by the node itself, within a quarter of the withdrawal delay."""
     world = World(OWN)
     await finish(world.store, Client())
     world.chain.default, world.chain.withdrawal_delay = Funds(known=True, releasing=Amount(40)), 40.0
@@ -529,8 +533,8 @@ async def test_money_that_leaves_never_waits_for_a_coordinator_that_does_nothing
         (Funds(), 0),
     ],
 )
-async def test_gas_is_never_spent_for_what_brings_less(funds: Funds, settled: int) -> None:
-    """The node pays for a transaction only if the purse still holds what is worth it."""
+async def test_direct_settlement_must_bring_its_gas(funds: Funds, settled: int) -> None:
+    """The node pays for a transaction only if the purse still holds enough."""
     world = World(OWN)
     made = await finish(world.store, Client())
     world.link, world.chain.default = None, funds
@@ -538,8 +542,8 @@ async def test_gas_is_never_spent_for_what_brings_less(funds: Funds, settled: in
     assert await world.look() == settled
 
 
-async def test_a_wallet_without_coins_is_told_of_and_not_asked_all_the_time() -> None:
-    """A person is told what to do, and the next attempt waits."""
+async def test_a_wallet_without_coins_raises_one_alarm() -> None:
+    """The alarm says what to do, and the next attempt waits."""
     world = World(OWN)
     made = await finish(world.store, Client())
     world.link, world.chain.default = None, Funds(known=True, free=Amount(40))
@@ -559,7 +563,7 @@ async def test_a_wallet_without_coins_is_told_of_and_not_asked_all_the_time() ->
 
 
 async def test_one_transaction_is_never_larger_than_a_claim() -> None:
-    """Those that expire first go first; the rest follows in the next round."""
+    """The tabs that expire first go first; the rest follows in the next round."""
     world = World(OWN)
     world.link, world.chain.default = None, Funds(known=True, free=Amount(40))
     for number in range(MAX_ROWS + 1):
@@ -568,8 +572,8 @@ async def test_one_transaction_is_never_larger_than_a_claim() -> None:
     assert world.till.claims[1].rows[0].payer == signer("payer 0").address
 
 
-async def test_a_node_that_is_told_not_to_never_settles_by_itself() -> None:
-    """With `own` at 0, or without a wallet to send from, all is left to coordinators."""
+async def test_direct_settlement_can_be_switched_off() -> None:
+    """With `direct_margin` 0, or without a wallet, all claims are left to coordinators."""
     world = World(replace(OWN, direct_margin=0.0))
     made = await finish(world.store, Client())
     world.link, world.chain.default = None, Funds(known=True, free=Amount(40), thawing=Amount(1))
@@ -577,8 +581,8 @@ async def test_a_node_that_is_told_not_to_never_settles_by_itself() -> None:
     assert await world.look() == 0
 
 
-async def test_a_loss_is_booked_and_told_once() -> None:
-    """Debts that expired are written off, and one alarm tells of all that are new."""
+async def test_write_offs_are_recorded_with_one_alarm() -> None:
+    """Expired debts are written off, and one alarm covers all new ones."""
     world = World()
     for number in range(3):
         await finish(world.store, Client(signer(f"payer {number}")), claim_by=NOW + 600)
@@ -586,15 +590,15 @@ async def test_a_loss_is_booked_and_told_once() -> None:
     await finish(world.store, large, claim_by=NOW + 600)
     await finish(world.store, large, 1, claim_by=NOW + 600)
     await world.collector.claim_due()
-    for later, told in ((599, 0), (600, 1), (1_300, 1), (2_000, 1)):
+    for later, alarm_count in ((599, 0), (600, 1), (1_300, 1), (2_000, 1)):
         world.now = NOW + later
         await world.collector.claim_due()
-        assert world.alarms.count((WRITTEN_OFF, large.payer.address)) == told
+        assert world.alarms.count((WRITTEN_OFF, large.payer.address)) == alarm_count
     assert world.debts[-1].due == 200
 
 
-async def test_a_debt_that_will_be_out_of_reach() -> None:
-    """A tab whose order can soon no longer be claimed on, though it was claimed in time, is told of while there is time."""
+async def test_an_expiring_debt_raises_an_alarm() -> None:
+    """A tab whose order soon expires raises an alarm in time, even if it was claimed."""
     world = World()
     made = await finish(world.store, Client())
     world.link = None
@@ -603,8 +607,8 @@ async def test_a_debt_that_will_be_out_of_reach() -> None:
     assert world.alarms == [(EXPIRING, PAYER.address)]
 
 
-async def test_it_looks_by_itself() -> None:
-    """Left running, it claims what becomes due."""
+async def test_run_claims_due_tabs() -> None:
+    """`run` claims tabs that become due."""
     world = World(replace(POLICY, check_interval=0.01))
     await finish(world.store, Client())
     world.now += 60
@@ -614,8 +618,8 @@ async def test_it_looks_by_itself() -> None:
     task.cancel()
 
 
-async def test_it_rescues_by_itself() -> None:
-    """Left running, it settles what expires, and goes on after a chain that did not take it."""
+async def test_run_settles_directly() -> None:
+    """`run` settles expiring claims, and continues after a chain failure."""
     world = World(replace(OWN, check_interval=0.01, retry_after=0.02))
     made = await finish(world.store, Client())
     world.link, world.chain.default = None, Funds(known=True, free=Amount(40))

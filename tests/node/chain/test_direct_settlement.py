@@ -19,19 +19,19 @@ KEY, OWNER, PROVIDER, SYBIL = (person(f"on chain {name}") for name in ("key", "o
 
 
 async def reserved(world: World, amount: int = 10 * DOLLAR) -> Sender:
-    """A purse, all of it reserved for the provider; its owner's sender."""
+    """Makes a purse that is fully reserved for the provider; returns its owner's sender."""
     sender = await world.purse(KEY, OWNER, amount)
     await world.escrow.reserve(sender, KEY.address, PROVIDER.address, Amount(amount))
     return sender
 
 
 async def seen(world: World) -> Funds:
-    """What a node sees of the payer, asked just now."""
+    """Returns the funds that a node sees now."""
     return await EscrowView(world.escrow, PROVIDER.address).funds(KEY.address)
 
 
 async def admits(world: World, funds: Funds, cap: int) -> Code | None:
-    """Why a job is refused on that; None if it is admitted."""
+    """Returns the error code with which a job is refused on these funds; None if it is admitted."""
     order = world.order(KEY, PROVIDER.address, cap).message
     try:
         Tabs(CreditLimits()).admit(order, Amount(cap), funds, await world.rpc.now())
@@ -40,10 +40,8 @@ async def admits(world: World, funds: Funds, cap: int) -> Code | None:
     return None
 
 
-async def test_a_release_never_leaves_the_provider_with_work_and_no_pay(world: World) -> None:
-    """A reservation secures a job until its release begins; from then on, running or ripe, it secures nothing, and what the purse
-    then gets back is not taken for security either.
-    """
+async def test_a_releasing_reservation_is_no_security(world: World) -> None:
+    """A reservation secures a job until its release begins; from then on neither it nor the released funds are security."""
     sender = await reserved(world)
     assert await admits(world, await seen(world), 10 * DOLLAR) is None
     await world.escrow.release(sender, KEY.address, PROVIDER.address)
@@ -61,7 +59,7 @@ async def test_a_release_never_leaves_the_provider_with_work_and_no_pay(world: W
 
 
 async def test_a_reservation_that_is_renewed_counts_again(world: World) -> None:
-    """Reserving more calls a release off."""
+    """Reserving more cancels a release."""
     sender = await reserved(world)
     await world.escrow.release(sender, KEY.address, PROVIDER.address)
     await world.top_up(KEY, OWNER, DOLLAR)
@@ -70,7 +68,7 @@ async def test_a_reservation_that_is_renewed_counts_again(world: World) -> None:
 
 
 async def test_a_rate_is_what_the_coordinator_registered(world: World) -> None:
-    """0 at first, then what it set."""
+    """The rate is 0 at first, then the registered one."""
     coordinator = await world.sender(SYBIL)
     assert await EscrowView(world.escrow, PROVIDER.address).rate(SYBIL.address) == 0
     await world.escrow.set_fee(coordinator, 125)
@@ -78,13 +76,13 @@ async def test_a_rate_is_what_the_coordinator_registered(world: World) -> None:
 
 
 def claim(world: World, provider: Signer, order: Signed[Order], total: int) -> Signed[Claim]:
-    """A provider's claim on one order."""
+    """Returns a provider's claim on one order."""
     row = ClaimRow(payer=order.message.payer, order_hash=order.message.digest(world.domain), seq=1, cumulative_cost=Amount(total))
     return provider.sign(Claim(provider=provider.address, rows=(row,)), world.domain)
 
 
-async def test_a_node_settles_by_itself(world: World) -> None:
-    """It collects under a running release, pays the gas and writes that down; without coins it says so and sends nothing."""
+async def test_direct_settlement_of_a_claim(world: World) -> None:
+    """The node collects during a release, pays the gas and records it; without coins it refuses and sends nothing."""
     noted: list[tuple[str, int, int, int]] = []
 
     async def note(tx: str, at: int, gas_used: int, fee: int) -> None:
@@ -107,8 +105,8 @@ async def test_a_node_settles_by_itself(world: World) -> None:
     assert again.paid == {}, "what is settled already is skipped"
 
 
-async def test_the_proof_of_the_fault(world: World) -> None:
-    """What a node would lose that took a ripe release for security: the sybil is paid first, the provider's row is skipped."""
+async def test_why_releasing_funds_are_no_security(world: World) -> None:
+    """A provider that took a ripe release for security would lose: another claim is paid first, and its row is skipped."""
     sender = await reserved(world)
     await world.escrow.release(sender, KEY.address, PROVIDER.address)
     await world.advance(RULES.release + 1)
@@ -118,7 +116,7 @@ async def test_the_proof_of_the_fault(world: World) -> None:
 
 
 async def collects(world: World, provider: Signer, amount: int) -> list[int]:
-    """What a provider's claim brings; nothing if it is skipped."""
+    """Returns what a provider's claim brings; nothing if it is skipped."""
     result = await world.escrow.settle(
         await world.sender(provider), [world.claim(provider, world.row(KEY, provider.address, amount))]
     )

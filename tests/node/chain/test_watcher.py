@@ -14,7 +14,7 @@ PAID = Funds(settled=Amount(40), known=True)
 
 
 class Rates:
-    """What coordinators have registered."""
+    """The rates that coordinators have registered."""
 
     def __init__(self) -> None:
         self.asked: list[Address] = []
@@ -27,7 +27,7 @@ class Rates:
 
 
 class CountingChain(MemoryChain):
-    """Counts how many questions run at once, and all."""
+    """Counts concurrent and total refreshes."""
 
     def __init__(self, funds: Funds) -> None:
         super().__init__(funds)
@@ -45,7 +45,7 @@ class CountingChain(MemoryChain):
 
 
 def rows(count: int) -> list[StoredTab]:
-    """Tabs of 40 units, the first the oldest."""
+    """Returns tabs of 40 units, the first the oldest."""
     return [
         StoredTab(Address(f"0x{n:040x}"), 1, Amount(40), Amount(40), NOW + 86_400, last_order_at=NOW + n)
         for n in range(1, count + 1)
@@ -53,13 +53,13 @@ def rows(count: int) -> list[StoredTab]:
 
 
 def watch(chain: MemoryChain, tabs: Tabs, rates: Rates) -> ChainWatcher:
-    """With one coordinator that is connected twice."""
+    """Returns a watcher with one coordinator that is connected twice."""
     both = (COORDINATOR.address, COORDINATOR.address)
     return ChainWatcher(chain, rates, tabs, connected=lambda: both, max_fee_bps=lambda: 100)
 
 
-async def test_an_old_state_never_works_on() -> None:
-    """A chain that paid one unit more than the record is noticed before anything is offered; one that paid all is fine."""
+async def test_a_stale_state_is_detected_before_anything_is_offered() -> None:
+    """A chain that paid one unit more than the record is noticed at the start; one that paid exactly the record is fine."""
     for extra, known in ((0, False), (1, True)):
         tabs = Tabs(CreditLimits(), rows(3))
         chain = MemoryChain(PAID)
@@ -69,8 +69,8 @@ async def test_an_old_state_never_works_on() -> None:
         assert tabs.unsecured == 0
 
 
-async def test_a_start_never_asks_the_chain_without_end() -> None:
-    """The tabs that were used last are compared, up to a number, a few at once."""
+async def test_the_comparison_is_limited() -> None:
+    """The most recently used tabs are compared, up to a limit, a few at once."""
     chain = CountingChain(PAID)
     await watch(chain, Tabs(CreditLimits(), rows(MAX_TABS + 10)), Rates()).compare_tabs()
     assert (len(chain.asked), chain.most) == (MAX_TABS, MAX_CONCURRENT)
@@ -78,8 +78,8 @@ async def test_a_start_never_asks_the_chain_without_end() -> None:
     assert rows(11)[10].payer in chain.asked
 
 
-async def test_a_rate_is_known_as_long_as_it_was_told() -> None:
-    """Each coordinator is asked after once a round; a chain that is away leaves what is known."""
+async def test_rates_are_kept_while_the_chain_is_down() -> None:
+    """Each coordinator's rate is read once a round; a chain that does not respond leaves the known rates."""
     rates = Rates()
     watching = watch(MemoryChain(), Tabs(CreditLimits()), rates)
     with contextlib.suppress(TimeoutError):

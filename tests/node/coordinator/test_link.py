@@ -19,7 +19,7 @@ from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link
 from tests.node.fake_coordinator import Connection, FakeCoordinator
-from tests.node.harness import COORDINATOR, DOMAIN, OFFER, PROVIDER, ask_book
+from tests.node.harness import COORDINATOR, DOMAIN, OFFER, PROVIDER, make_asks
 
 QUICK = LinkSettings(
     connect_seconds=2, heartbeat_seconds=30, ping_seconds=5, min_backoff_seconds=0.01, max_backoff_seconds=0.05, outbox_frames=8
@@ -28,30 +28,30 @@ JOB = JobId(b"j" * 16)
 
 
 class Recorder:
-    """A link handler that keeps what it was told."""
+    """A link handler that keeps its events."""
 
     def __init__(self) -> None:
-        self.told: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self.fault: BadMessage | None = None
 
     def connected(self, link: Link) -> None:
-        self.told.put_nowait(("welcomed", link))
+        self.events.put_nowait(("connected", link))
 
     def frame_received(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
         if self.fault is not None:
             raise self.fault
-        self.told.put_nowait((kind.name, (job, payload)))
+        self.events.put_nowait((kind.name, (job, payload)))
 
     def disconnected(self, link: Link) -> None:
-        self.told.put_nowait(("lost", link))
+        self.events.put_nowait(("disconnected", link))
 
 
 class Node:
-    """A link with what it reports."""
+    """A link and its events."""
 
     def __init__(self, url: str, **settings: Any) -> None:
         self.handler = Recorder()
-        self.asks: tuple[Signed[Ask], ...] = ask_book().current
+        self.asks: tuple[Signed[Ask], ...] = make_asks().current
         self.capacity = Capacity(2, 3)
         self.link = NodeLink(
             url,
@@ -65,10 +65,10 @@ class Node:
             **settings,
         )
 
-    async def told(self) -> tuple[str, Any]:
+    async def next_event(self) -> tuple[str, Any]:
         """What the handler is told next."""
         async with asyncio.timeout(5):
-            return await self.handler.told.get()
+            return await self.handler.events.get()
 
     async def troubled(self, *words: str) -> None:
         """Waits until the link says that it has this trouble. It has no event for that, since nobody else needs one."""
@@ -90,26 +90,26 @@ class Node:
 
 @asynccontextmanager
 async def connected(**settings: Any) -> AsyncIterator[tuple[Node, Connection]]:
-    """A node that a coordinator has welcomed."""
+    """Starts a node that a coordinator has accepted."""
     async with FakeCoordinator().serving() as coordinator, Node(coordinator.url, **settings).running() as node:
         yield node, await coordinator.connections.get()
 
 
-async def test_a_node_proves_who_it_is() -> None:
+async def test_the_handshake_proves_the_account() -> None:
     """HELLO answers the challenge with the provider's signature and carries asks, capacity and software."""
     async with connected() as (node, connection):
         assert connection.hello.connect.message.provider == PROVIDER.address
         assert connection.hello.asks == tuple(Signed(ask.message, ask.signature) for ask in node.asks)
         assert connection.hello.capacity == Capacity(2, 3)
         assert connection.hello.software.startswith("tallystick-node/")
-        what, link = await node.told()
-        assert (what, link.coordinator) == ("welcomed", COORDINATOR.address)
+        event, link = await node.next_event()
+        assert (event, link.coordinator) == ("connected", COORDINATOR.address)
 
 
 async def test_frames_go_both_ways_in_order() -> None:
-    """What is posted arrives in order, and what the coordinator sends reaches the handler."""
+    """Posted frames arrive in order, and the coordinator's frames reach the handler."""
     async with connected() as (node, connection):
-        _, link = await node.told()
+        _, link = await node.next_event()
         connection.confirm = False
         for number in range(100):
             link.post(Kind.CHUNK, JOB, bytes((number,)))
@@ -118,11 +118,11 @@ async def test_frames_go_both_ways_in_order() -> None:
         assert connection.of(Kind.CHUNK) == [bytes((number,)) for number in range(100)]
         for kind in (Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK):
             await connection.send(kind, JOB, b"payload")
-            assert await node.told() == (kind.name, (JOB, b"payload"))
+            assert await node.next_event() == (kind.name, (JOB, b"payload"))
 
 
-async def test_beats_follow_the_free_slots() -> None:
-    """A BEAT says how many slots are free, at once after a change."""
+async def test_heartbeats_follow_the_free_slots() -> None:
+    """A BEAT carries the number of free slots, at once after a change."""
     async with connected() as (node, connection):
         assert Capacity.from_json(loads(await connection.until(Kind.BEAT), "beat")) == Capacity(2, 3)
         node.capacity = Capacity(1, 3)
@@ -133,8 +133,8 @@ async def test_beats_follow_the_free_slots() -> None:
 async def test_changed_asks_are_announced() -> None:
     """New asks replace the former ones at the coordinator, on the open link."""
     async with connected() as (node, connection):
-        await node.told()
-        node.asks = ask_book(replace(OFFER, model="another")).current
+        await node.next_event()
+        node.asks = make_asks(replace(OFFER, model="another")).current
         node.link.announce_asks()
         while True:
             count = len(connection.of(Kind.ASKS))
@@ -144,23 +144,23 @@ async def test_changed_asks_are_announced() -> None:
             await connection.until(Kind.ASKS, count + 1)
 
 
-async def test_a_lost_link_comes_back() -> None:
-    """When the coordinator goes away the handler learns of it, and when it is back the node connects again, with fresh asks."""
+async def test_a_lost_link_is_reopened() -> None:
+    """The handler learns when the coordinator goes away; when it is back, the node connects again with current asks."""
     coordinator = FakeCoordinator()
     async with coordinator.serving():
         node = Node(coordinator.url)
         async with node.running():
             first = await coordinator.connections.get()
-            what, former = await node.told()
-            assert what == "welcomed"
+            event, former = await node.next_event()
+            assert event == "connected"
             await first.socket.close(1012, "restart")
-            assert await node.told() == ("lost", former)
+            assert await node.next_event() == ("disconnected", former)
             with pytest.raises(LinkLost):
                 await former.drain()
             former.post(Kind.CHUNK, JOB, b"goes nowhere")
             node.asks = ()
             second = await coordinator.connections.get()
-            assert (await node.told())[1] is not former
+            assert (await node.next_event())[1] is not former
             assert len(second.hello.asks) <= 1
 
 
@@ -173,7 +173,7 @@ async def test_a_coordinator_that_is_down_is_tried_again() -> None:
         await node.troubled("refused", "Connect")
         async with coordinator.serving(port):
             await coordinator.connections.get()
-            assert (await node.told())[0] == "welcomed"
+            assert (await node.next_event())[0] == "connected"
 
 
 @pytest.mark.parametrize(
@@ -189,22 +189,22 @@ async def test_a_coordinator_that_is_down_is_tried_again() -> None:
         pack_link(Kind.ERROR, payload=b"not json"),
     ],
 )
-async def test_garbage_closes_the_link_and_nothing_else(message: str | bytes) -> None:
-    """A frame that makes no sense ends the connection with a log line; the node connects again and works."""
+async def test_a_malformed_frame_only_closes_the_link(message: str | bytes) -> None:
+    """A malformed frame ends the connection with a log message; the node connects again and works."""
     with capture_logs() as logs:
         async with FakeCoordinator().serving() as coordinator, Node(coordinator.url).running() as node:
             first = await coordinator.connections.get()
             await first.socket.send(message)
             await first.closed.wait()
             second = await coordinator.connections.get()
-            assert [(await node.told())[0] for _ in range(3)] == ["welcomed", "lost", "welcomed"]
+            assert [(await node.next_event())[0] for _ in range(3)] == ["connected", "disconnected", "connected"]
             await second.send(Kind.CANCEL, JOB)
-            assert (await node.told())[0] == "CANCEL"
+            assert (await node.next_event())[0] == "CANCEL"
     assert any(entry["event"] == "the coordinator broke the protocol" for entry in logs)
 
 
 async def test_a_bad_payload_closes_the_link_too() -> None:
-    """A frame that its handler can't read counts as garbage."""
+    """A payload that the handler cannot read ends the connection as well."""
     async with FakeCoordinator().serving() as coordinator, Node(coordinator.url).running() as node:
         first = await coordinator.connections.get()
         node.handler.fault = BadMessage("credit: expected 4 bytes")
@@ -213,20 +213,20 @@ async def test_a_bad_payload_closes_the_link_too() -> None:
         await coordinator.connections.get()
 
 
-async def test_a_refusal_is_told() -> None:
-    """When the coordinator says why it closes the link, the operator can read it."""
+async def test_a_refusal_is_logged() -> None:
+    """The operator can read why the coordinator closes the link."""
     async with connected() as (node, connection):
         error = Refusal(Code.NODE_GONE, "another connection of this provider took its place")
         with capture_logs() as logs:
             await connection.send(Kind.ERROR, NO_JOB, dumps(error.as_json()))
             await connection.socket.close()
-            await node.told()
-            assert (await node.told())[0] == "lost"
+            await node.next_event()
+            assert (await node.next_event())[0] == "disconnected"
     assert "took its place" in str(logs)
 
 
-async def test_another_market_is_not_joined() -> None:
-    """A coordinator of another chain or contract is told apart before anything is signed for it."""
+async def test_another_deployment_is_not_joined() -> None:
+    """A coordinator of another chain or contract is detected before anything is signed for it."""
     other = FakeCoordinator(domain=replace(DOMAIN, chain_id=1))
     async with other.serving(), Node(other.url).running() as node:
         await node.troubled("deployment")
@@ -234,7 +234,7 @@ async def test_another_market_is_not_joined() -> None:
 
 
 async def test_only_the_configured_coordinator() -> None:
-    """With a coordinator account in the config, no other one gets a signature."""
+    """With a coordinator account in the config, no other account gets a signature."""
     coordinator = FakeCoordinator()
     stranger = Address("0x" + "11" * 20)
     async with coordinator.serving(), Node(coordinator.url, coordinator=stranger).running() as node:
@@ -244,7 +244,7 @@ async def test_only_the_configured_coordinator() -> None:
 
 @pytest.mark.parametrize("first", [b"nonsense", "text", pack_link(Kind.WELCOME), pack_link(Kind.CHALLENGE, payload=b"{}")])
 async def test_a_bad_handshake_is_survived(first: bytes | str) -> None:
-    """A server that does not speak the protocol is left, with its fault named, and tried again later."""
+    """A server that does not speak the protocol is left with a log message, and tried again later."""
     tries: asyncio.Queue[None] = asyncio.Queue()
 
     async def attend(socket: ServerConnection) -> None:
@@ -258,11 +258,11 @@ async def test_a_bad_handshake_is_survived(first: bytes | str) -> None:
             await tries.get()
             await tries.get()
             assert node.link.problem
-    assert node.handler.told.empty()
+    assert node.handler.events.empty()
 
 
-async def test_the_outbox_slows_down_who_fills_it() -> None:
-    """`drained` waits while a coordinator does not read, and raises once the link is gone."""
+async def test_drain_waits_for_a_full_outbox() -> None:
+    """`drain` waits while a coordinator does not read, and raises once the link is lost."""
 
     class Stuck:
         async def send(self, _frame: bytes) -> None:
@@ -281,36 +281,36 @@ async def test_the_outbox_slows_down_who_fills_it() -> None:
     writer.cancel()
 
 
-async def test_a_coordinator_that_does_not_read_fills_no_memory() -> None:
-    """Answers that need no credit, to a coordinator that sends and never reads, are kept up to a bound; then the link ends."""
+async def test_the_outbox_is_limited() -> None:
+    """Answers to a coordinator that sends and never reads are queued up to a limit; then the link ends."""
     asking = FakeCoordinator()
     async with asking.serving(), Node(asking.url).running() as node:
         connection = await asking.connections.get()
-        _, link = await node.told()
+        _, link = await node.next_event()
         most = MAX_OUTBOX_FACTOR * QUICK.outbox_frames
         for _ in range(3 * most):
             link.post(Kind.FAIL, JOB, b"refused")
         assert len(link._outbox) <= most
-        assert await node.told() == ("lost", link)
+        assert await node.next_event() == ("disconnected", link)
         assert "does not read" in link.problem
         await connection.closed.wait()
         again = await asking.connections.get()
         assert again.hello.asks
 
 
-async def test_a_link_says_where_it_was_dialled() -> None:
-    """What is counted against a coordinator is counted by the address in the config, whatever account answers there."""
+async def test_the_endpoint_is_the_dialled_address() -> None:
+    """The endpoint is the address in the config, whatever account answers there."""
     async with connected() as (node, connection):
-        _, link = await node.told()
+        _, link = await node.next_event()
         assert link.endpoint == connection.hello.connect.message.endpoint == node.link.url.removeprefix("ws://").partition("/")[0]
 
 
-async def test_what_is_queued_leaves_before_the_end() -> None:
+async def test_queued_frames_are_sent_before_closing() -> None:
     """Closing a link sends what was posted before."""
     coordinator = FakeCoordinator(acknowledge=False)
     async with coordinator.serving(), Node(coordinator.url).running() as node:
         connection = await coordinator.connections.get()
-        _, link = await node.told()
+        _, link = await node.next_event()
         for _ in range(50):
             link.post(Kind.RECEIPT, JOB, b"x" * 10_000)
         await node.link.close()
@@ -328,13 +328,13 @@ async def test_what_is_queued_leaves_before_the_end() -> None:
         ("coordinator.example:8420", "ws://coordinator.example:8420/v1/node"),
     ],
 )
-def test_addresses_are_completed(given: str, url: str) -> None:
-    """A coordinator's address may be given the way clients give it."""
+def test_urls_are_completed(given: str, url: str) -> None:
+    """A coordinator's URL may have any form that clients accept."""
     assert node_url(given) == url
 
 
 @pytest.mark.parametrize("given", ["ftp://coordinator.example", "http://", ""])
-def test_other_addresses_are_refused(given: str) -> None:
-    """What is no address is told at once."""
+def test_other_urls_are_refused(given: str) -> None:
+    """A malformed URL is refused at once."""
     with pytest.raises(BadMessage):
         node_url(given)

@@ -17,12 +17,12 @@ from tests.node.storage.test_store import finish
 
 
 @asynccontextmanager
-async def running(courier: ReceiptSender) -> AsyncIterator[ReceiptSender]:
+async def running(sender: ReceiptSender) -> AsyncIterator[ReceiptSender]:
     """Runs a courier until the end of the block."""
-    task = asyncio.create_task(courier.run())
+    task = asyncio.create_task(sender.run())
     try:
         async with asyncio.timeout(10):
-            yield courier
+            yield sender
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -31,34 +31,34 @@ async def running(courier: ReceiptSender) -> AsyncIterator[ReceiptSender]:
 async def test_open_receipts_are_sent_on_every_welcome() -> None:
     """After a reconnection every receipt that was not confirmed is sent again, as it was signed; confirmed ones are not."""
     store, client = MemoryStore(), Client()
-    made = [await finish(store, client, seq) for seq in range(3)]
-    async with running(ReceiptSender(store, now=lambda: NOW)) as courier:
+    records = [await finish(store, client, seq) for seq in range(3)]
+    async with running(ReceiptSender(store, now=lambda: NOW)) as sender:
         first = MemoryLink(COORDINATOR.address)
-        courier.connected(first)
-        for one in made:
-            raw = await first.until(Kind.LATE_RECEIPT, one.matched.job)
+        sender.connected(first)
+        for record in records:
+            raw = await first.until(Kind.LATE_RECEIPT, record.matched.job)
             late = LateReceipt.from_json(loads(raw, "receipt"))
-            assert late.receipt.signature == one.receipt.signature
-            assert late.order.signature == one.matched.order.signature
-        courier.acknowledged(first, made[0].matched.job)
-        courier.disconnected(first)
+            assert late.receipt.signature == record.receipt.signature
+            assert late.order.signature == record.matched.order.signature
+        sender.acknowledged(first, records[0].matched.job)
+        sender.disconnected(first)
         second = MemoryLink(COORDINATOR.address)
-        courier.connected(second)
-        await second.until(Kind.LATE_RECEIPT, made[2].matched.job)
-        assert not second.payloads(made[0].matched.job)
-        assert second.payloads(made[1].matched.job)
+        sender.connected(second)
+        await second.until(Kind.LATE_RECEIPT, records[2].matched.job)
+        assert not second.payloads(records[0].matched.job)
+        assert second.payloads(records[1].matched.job)
 
 
 async def test_a_refused_receipt_is_not_sent_again() -> None:
     """What the coordinator will never take is not sent for ever."""
     store, client = MemoryStore(), Client()
-    made = await finish(store, client)
-    async with running(ReceiptSender(store, now=lambda: NOW)) as courier:
+    records = await finish(store, client)
+    async with running(ReceiptSender(store, now=lambda: NOW)) as sender:
         link = MemoryLink(COORDINATOR.address)
-        courier.connected(link)
-        await link.until(Kind.LATE_RECEIPT, made.matched.job)
-        courier.refused(link, made.matched.job, Refusal(Code.UNKNOWN_JOB, "never heard of it"))
-        await courier.save_acknowledgements()
+        sender.connected(link)
+        await link.until(Kind.LATE_RECEIPT, records.matched.job)
+        sender.refused(link, records.matched.job, Refusal(Code.UNKNOWN_JOB, "never heard of it"))
+        await sender.save_acknowledgements()
         assert not await store.unacknowledged(link.coordinator, NOW + 1, 0, 10)
 
 
@@ -67,9 +67,9 @@ async def test_receipts_are_sent_again_without_an_answer() -> None:
     store, client = MemoryStore(), Client()
     old = await finish(store, client, at=NOW - 10)
     fresh = await finish(store, client, 1, at=NOW)
-    async with running(ReceiptSender(store, resend_seconds=0.01, now=lambda: NOW)) as courier:
+    async with running(ReceiptSender(store, resend_seconds=0.01, now=lambda: NOW)) as sender:
         link = MemoryLink(COORDINATOR.address)
-        courier.connected(link)
+        sender.connected(link)
         await link.until(Kind.LATE_RECEIPT, old.matched.job, 3)
         assert len(link.payloads(fresh.matched.job)) == 1
 
@@ -78,12 +78,12 @@ async def test_many_receipts_are_sent_page_by_page(monkeypatch: pytest.MonkeyPat
     """Receipts that are never confirmed do not keep later ones from being sent."""
     monkeypatch.setattr(courier_module, "PAGE_SIZE", 2)
     store, client = MemoryStore(), Client()
-    made = [await finish(store, client, seq) for seq in range(5)]
-    async with running(ReceiptSender(store, now=lambda: NOW)) as courier:
+    records = [await finish(store, client, seq) for seq in range(5)]
+    async with running(ReceiptSender(store, now=lambda: NOW)) as sender:
         link = MemoryLink(COORDINATOR.address)
-        courier.connected(link)
-        for one in made:
-            await link.until(Kind.LATE_RECEIPT, one.matched.job)
+        sender.connected(link)
+        for record in records:
+            await link.until(Kind.LATE_RECEIPT, record.matched.job)
 
 
 async def test_a_coordinator_that_confirms_nothing_is_not_sent_everything_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,38 +91,38 @@ async def test_a_coordinator_that_confirms_nothing_is_not_sent_everything_each_t
     monkeypatch.setattr(courier_module, "PAGE_SIZE", 2)
     monkeypatch.setattr(courier_module, "MAX_PAGES", 2)
     store, client = MemoryStore(), Client()
-    made = [await finish(store, client, seq) for seq in range(6)]
-    courier, link = ReceiptSender(store, now=lambda: NOW), MemoryLink(COORDINATOR.address)
+    records = [await finish(store, client, seq) for seq in range(6)]
+    sender, link = ReceiptSender(store, now=lambda: NOW), MemoryLink(COORDINATOR.address)
     sent: list[int] = []
     for _ in range(4):
-        await courier._send(link, NOW + 1)
+        await sender._send(link, NOW + 1)
         sent.append(len(link.frames))
     assert sent == [4, 6, 10, 12]
-    assert all(len(link.payloads(one.matched.job)) == 2 for one in made)
+    assert all(len(link.payloads(record.matched.job)) == 2 for record in records)
 
 
 async def test_receipts_that_were_never_sent_leave_at_once() -> None:
     """What is made while a link is up, beside its job, does not wait for the next round."""
     store, client = MemoryStore(), Client()
-    async with running(ReceiptSender(store, resend_seconds=3_600, now=lambda: NOW)) as courier:
+    async with running(ReceiptSender(store, resend_seconds=3_600, now=lambda: NOW)) as sender:
         link = MemoryLink(COORDINATOR.address)
-        courier.connected(link)
+        sender.connected(link)
         await asyncio.sleep(0.05)
-        made = await finish(store, client, at=NOW)
-        courier.resend_now()
-        await link.until(Kind.LATE_RECEIPT, made.matched.job)
+        records = await finish(store, client, at=NOW)
+        sender.resend_now()
+        await link.until(Kind.LATE_RECEIPT, records.matched.job)
 
 
 async def test_a_full_disk_delays_acknowledgements_only() -> None:
     """If a confirmation can't be written down, the courier goes on."""
     store, client = MemoryStore(), Client()
-    made = await finish(store, client)
+    records = await finish(store, client)
     link = MemoryLink(COORDINATOR.address)
-    courier = ReceiptSender(store, now=lambda: NOW)
+    sender = ReceiptSender(store, now=lambda: NOW)
     store.fault = Unavailable(Code.PROVIDER_FAILED, "disk full")
-    courier.acknowledged(link, made.matched.job)
-    await courier.save_acknowledgements()
+    sender.acknowledged(link, records.matched.job)
+    await sender.save_acknowledgements()
     store.fault = None
-    courier.acknowledged(link, made.matched.job)
-    await courier.save_acknowledgements()
-    assert store.acknowledged_jobs == {made.matched.job}
+    sender.acknowledged(link, records.matched.job)
+    await sender.save_acknowledgements()
+    assert store.acknowledged_jobs == {records.matched.job}

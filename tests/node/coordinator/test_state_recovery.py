@@ -24,7 +24,7 @@ URLS = {COORDINATOR.address: "ws://first/v1/node", signer("second").address: "ws
 
 @dataclass
 class World:
-    """A node's recall beside two coordinators."""
+    """A node's state recovery beside two coordinators."""
 
     store: SqlStore
     tabs: Tabs = field(default_factory=lambda: Tabs(CreditLimits()))
@@ -32,7 +32,7 @@ class World:
     second: MemoryLink = field(default_factory=lambda: MemoryLink(signer("second").address))
     finished: int = 0
 
-    async def recall(self, *without: str) -> StateRecovery:
+    async def recovery(self, *without: str) -> StateRecovery:
         """As it is when a node starts on this state."""
 
         def finish() -> None:
@@ -54,115 +54,115 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """A new state."""
+    """Returns a new state."""
     store = open_store(tmp_path)
     await store.start()
     yield World(store)
     await store.close()
 
 
-async def answer(recall: StateRecovery, link: MemoryLink, *late: LateReceipt, more: bool = False) -> None:
-    """A coordinator's answer to what it was asked, taken in."""
-    if (link.coordinator, URLS[link.coordinator]) not in recall._requested_after:
-        recall.connected(link)
-    recall.page_received(link, dumps({"receipts": [one.to_json() for one in late], "more": more}))
-    await asyncio.gather(*recall._tasks)
+async def answer(recovery: StateRecovery, link: MemoryLink, *late: LateReceipt, more: bool = False) -> None:
+    """Delivers a coordinator's answer."""
+    if (link.coordinator, URLS[link.coordinator]) not in recovery._requested_after:
+        recovery.connected(link)
+    recovery.page_received(link, dumps({"receipts": [receipt.to_json() for receipt in late], "more": more}))
+    await asyncio.gather(*recovery._tasks)
 
 
 async def receipts(count: int) -> list[LateReceipt]:
-    """What was signed on one tab, in order."""
+    """Returns the receipts of one tab, in order."""
     other, client = MemoryStore(), Client()
-    made = [await finish(other, client, seq) for seq in range(count)]
-    return [LateReceipt(one.receipt, one.matched.order, one.matched.terms) for one in made]
+    records = [await finish(other, client, seq) for seq in range(count)]
+    return [LateReceipt(record.receipt, record.matched.order, record.matched.terms) for record in records]
 
 
-async def test_nothing_is_ever_offered_before_all_have_answered(world: World) -> None:
-    """One coordinator's answer is not enough for itself; the last one's opens all; that is remembered on disk."""
-    recall = await world.recall()
+async def test_nothing_is_offered_before_all_have_answered(world: World) -> None:
+    """One coordinator's answer is not enough, even for itself; after the last one all get offers. That is stored on disk."""
+    recovery = await world.recovery()
     for link in (world.first, world.second):
-        recall.connected(link)
+        recovery.connected(link)
         assert [kind for kind, _, _ in link.frames] == [Kind.RECALL]
-    await answer(recall, world.first)
-    assert not recall.is_complete(world.first.coordinator)
-    assert recall.unanswered == (URLS[world.second.coordinator],)
-    await answer(recall, world.second)
-    assert recall.is_complete(world.first.coordinator)
-    assert recall.is_complete(world.second.coordinator)
+    await answer(recovery, world.first)
+    assert not recovery.is_complete(world.first.coordinator)
+    assert recovery.unanswered == (URLS[world.second.coordinator],)
+    await answer(recovery, world.second)
+    assert recovery.is_complete(world.first.coordinator)
+    assert recovery.is_complete(world.second.coordinator)
     assert world.finished == 2
-    again = await world.recall()
+    again = await world.recovery()
     again.connected(world.first)
     assert again.is_complete(world.first.coordinator)
     assert len(world.first.payloads(NO_JOB, Kind.RECALL)) == 1
 
 
-async def test_one_named_by_the_operator_is_not_waited_for_and_gets_nothing_itself(world: World) -> None:
-    """The others are offered to; it is, too, as soon as it has answered after all."""
-    recall = await world.recall(URLS[world.second.coordinator])
-    await answer(recall, world.first)
-    assert recall.is_complete(world.first.coordinator)
-    assert not recall.is_complete(world.second.coordinator)
-    await answer(recall, world.second)
-    assert recall.is_complete(world.second.coordinator)
+async def test_a_skipped_coordinator_gets_nothing(world: World) -> None:
+    """The other coordinators get offers; a skipped one does too, as soon as it has answered."""
+    recovery = await world.recovery(URLS[world.second.coordinator])
+    await answer(recovery, world.first)
+    assert recovery.is_complete(world.first.coordinator)
+    assert not recovery.is_complete(world.second.coordinator)
+    await answer(recovery, world.second)
+    assert recovery.is_complete(world.second.coordinator)
 
 
 async def test_another_account_at_a_known_address_must_answer_first(world: World) -> None:
-    """What one account told does not count for another that answers at the same address."""
-    recall = await world.recall()
-    await answer(recall, world.first)
-    await answer(recall, world.second)
+    """The answer of one account does not count for another account at the same URL."""
+    recovery = await world.recovery()
+    await answer(recovery, world.first)
+    await answer(recovery, world.second)
     other = MemoryLink(signer("an heir").address)
     URLS[other.coordinator] = URLS[world.first.coordinator]
     try:
-        recall.connected(other)
+        recovery.connected(other)
         assert other.payloads(NO_JOB, Kind.RECALL)
-        assert not recall.is_complete(other.coordinator)
-        assert recall.is_complete(world.second.coordinator)
+        assert not recovery.is_complete(other.coordinator)
+        assert recovery.is_complete(world.second.coordinator)
     finally:
         del URLS[other.coordinator]
 
 
-async def test_the_tab_goes_on_from_the_highest_number_that_any_told(world: World) -> None:
-    """Whoever answers first, what the other signed in between is not signed again; pages are asked for one after the other."""
-    one, two, three = await receipts(3)
-    recall = await world.recall()
-    await answer(recall, world.first, two, more=True)
+async def test_a_tab_continues_from_the_highest_recovered_number(world: World) -> None:
+    """In any order of answers, no number is signed again; pages are requested one after the other."""
+    first, second, third = await receipts(3)
+    recovery = await world.recovery()
+    await answer(recovery, world.first, second, more=True)
     assert world.first.payloads(NO_JOB, Kind.RECALL) == [dumps({"after": after}) for after in ("", PAYER.address)]
-    await answer(recall, world.first)
-    await answer(recall, world.second, three, one)
+    await answer(recovery, world.first)
+    await answer(recovery, world.second, third, first)
     tab = world.tabs.account(PAYER.address).tab
     assert (tab.seq, tab.cumulative) == (3, 120)
     (row,) = await world.store.tabs(NOW)
     assert (row.seq, row.cumulative) == (3, 120)
 
 
-async def test_no_coordinator_keeps_a_node_recalling_for_ever(world: World) -> None:
-    """Each page must be of payers after the last one's; the same page again ends the link."""
+async def test_pages_must_advance(world: World) -> None:
+    """Each page must contain later payers than the previous one; the same page again ends the link."""
     (late,) = await receipts(1)
-    recall = await world.recall()
-    await answer(recall, world.first, late, more=True)
+    recovery = await world.recovery()
+    await answer(recovery, world.first, late, more=True)
     with pytest.raises(BadMessage, match="after"):
-        await answer(recall, world.first, late, more=True)
-    recall.connected(world.first)
-    await answer(recall, world.first, late)
-    assert recall.unanswered == (URLS[world.second.coordinator],)
+        await answer(recovery, world.first, late, more=True)
+    recovery.connected(world.first)
+    await answer(recovery, world.first, late)
+    assert recovery.unanswered == (URLS[world.second.coordinator],)
 
 
-async def test_what_is_none_of_ours_is_left_out(world: World) -> None:
-    """A receipt that was changed, and one of another provider, change nothing, and the answer counts all the same."""
+async def test_foreign_receipts_are_ignored(world: World) -> None:
+    """A changed receipt and a receipt of another provider change nothing, and the answer still counts."""
     (late,) = await receipts(1)
     forged = replace(late, receipt=replace(late.receipt, message=replace(late.receipt.message, seq=99)))
-    recall = await world.recall(*URLS.values())
-    await answer(recall, world.first, forged)
+    recovery = await world.recovery(*URLS.values())
+    await answer(recovery, world.first, forged)
     assert world.tabs.account(PAYER.address).tab.seq == 0
-    assert recall.is_complete(world.first.coordinator)
+    assert recovery.is_complete(world.first.coordinator)
     with pytest.raises(BadMessage):
-        recall.page_received(world.second, dumps({"receipts": []}))
+        recovery.page_received(world.second, dumps({"receipts": []}))
 
 
 @pytest.mark.parametrize("seen", ["settled", "claimed", "admitted"])
-async def test_nothing_is_offered_on_a_state_older_than_the_chain(world: World, seen: str) -> None:
-    """Where the chain has paid, or this node claimed, more than the record says, nothing is offered anywhere, and it says why; a
-    receipt that brings the record up to it opens the node again.
+async def test_nothing_is_offered_on_a_stale_state(world: World, seen: str) -> None:
+    """If the chain paid, or this node claimed, more than the record, nothing is offered, and `problem` says why, until a receipt
+    closes the gap.
     """
     changed: list[bool] = []
     row = StoredTab(PAYER.address, 1, Amount(40), Amount(40), NOW + 86_400, last_order_at=NOW)
@@ -171,37 +171,37 @@ async def test_nothing_is_offered_on_a_state_older_than_the_chain(world: World, 
     else:
         world.tabs = Tabs(CreditLimits(), [row])
     world.tabs.on_stale_state = lambda: changed.append(True)
-    recall = await world.recall()
-    await answer(recall, world.first)
-    await answer(recall, world.second)
+    recovery = await world.recovery()
+    await answer(recovery, world.first)
+    await answer(recovery, world.second)
     paid = Funds(settled=Amount(80), known=True)
     if seen == "settled":
         world.tabs.observe(PAYER.address, replace(paid, settled=Amount(40)))
-        assert recall.is_complete(world.first.coordinator), "all that was earned was paid"
+        assert recovery.is_complete(world.first.coordinator), "all that was earned was paid"
         world.tabs.observe(PAYER.address, paid)
     elif seen == "admitted":
         from tests.node.domain.test_tabs import order
 
         with pytest.raises(Exception, match="its state was lost"):
             world.tabs.admit(order(1_000), Amount(1), paid, NOW)
-    assert not recall.is_complete(world.first.coordinator)
-    assert "older than what this key has signed" in recall.problem
-    two = (await receipts(2))[1]
-    world.tabs.merge_recovered(two.receipt.message, two.order.message)
-    assert recall.is_complete(world.first.coordinator)
+    assert not recovery.is_complete(world.first.coordinator)
+    assert "older than what this key has signed" in recovery.problem
+    second = (await receipts(2))[1]
+    world.tabs.merge_recovered(second.receipt.message, second.order.message)
+    assert recovery.is_complete(world.first.coordinator)
     assert len(changed) == (1 if seen == "claimed" else 2)
 
 
-async def test_pages_that_nobody_asked_for_do_not_pile_up(world: World) -> None:
-    """However often a coordinator sends a page, one is taken in, and the next only when the node has asked for it."""
-    recall = await world.recall()
+async def test_unrequested_pages_are_ignored(world: World) -> None:
+    """Only a requested page is stored."""
+    recovery = await world.recovery()
     (late,) = await receipts(1)
     page = dumps({"receipts": [late.to_json()], "more": True})
-    recall.page_received(world.first, page)
-    assert recall._tasks == set()
-    recall.connected(world.first)
+    recovery.page_received(world.first, page)
+    assert recovery._tasks == set()
+    recovery.connected(world.first)
     for _ in range(50):
-        recall.page_received(world.first, page)
-    assert len(recall._tasks) == 1
-    await asyncio.gather(*recall._tasks)
+        recovery.page_received(world.first, page)
+    assert len(recovery._tasks) == 1
+    await asyncio.gather(*recovery._tasks)
     assert [kind for kind, _, _ in world.first.frames] == [Kind.RECALL] * 2

@@ -13,7 +13,7 @@ from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import Address, Amount
 from tests.node.domain.test_tabs import order, refused
 from tests.node.harness import NOW, Client
-from tests.node.storage.test_store import ASK, booking
+from tests.node.storage.test_store import ASK, receipt_record
 
 FREE = Funds(free=Amount(10**9), known=True)
 LIMITS = CreditLimits(
@@ -27,25 +27,25 @@ LIMITS = CreditLimits(
 
 
 def payer(number: int) -> Address:
-    """One of many."""
+    """Returns the address of a numbered payer."""
     return Address(f"0x{number:040x}")
 
 
-def takes(tabs: Tabs, who: Address, amount: int, now: int, *, ceiling: int = 10**9, claim_by: int = NOW + 9 * DAY) -> bool:
-    """Whether a job is admitted, which then costs its cap."""
-    funds = replace(FREE, settled=tabs.account(who).funds.settled)
+def takes(tabs: Tabs, address: Address, amount: int, now: int, *, ceiling: int = 10**9, claim_by: int = NOW + 9 * DAY) -> bool:
+    """Returns whether a job is admitted; it then costs its maximum."""
+    funds = replace(FREE, settled=tabs.account(address).funds.settled)
     try:
-        tabs.admit(order(ceiling, who, claim_by), Amount(amount), funds, now)
+        tabs.admit(order(ceiling, address, claim_by), Amount(amount), funds, now)
     except Refusal as refusal:
         if refusal.code is not Code.UNSECURED:
             raise
         return False
-    tabs.record(who, Amount(amount), Amount(amount))
+    tabs.record(address, Amount(amount), Amount(amount))
     return True
 
 
 def default(tabs: Tabs, numbers: range, now: int, claim_by: int) -> int:
-    """Throw-away purses order all that they are trusted with and pay nothing; how many of them got it."""
+    """Lets payers order all that they get on credit and pay nothing; returns how many of them were admitted."""
     cap = CreditLimits().new_payer
     return sum(takes(tabs, payer(number), cap, now, ceiling=int(cap), claim_by=claim_by) for number in numbers)
 
@@ -54,8 +54,8 @@ def default(tabs: Tabs, numbers: range, now: int, claim_by: int) -> int:
 
 
 @pytest.mark.parametrize("claim_by", [NOW + 3_600, NOW + DAY, NOW + 30 * DAY, (1 << 64) - 1])
-def test_throw_away_purses_never_use_trust_up_for_ever(claim_by: int) -> None:
-    """However long their orders can be claimed on, newcomers are served again the day after, and known payers all the time."""
+def test_throw_away_purses_never_block_credit_for_ever(claim_by: int) -> None:
+    """However long their orders stay claimable, new payers are served again the next day, and known payers always."""
     tabs = Tabs(CreditLimits())
     known = payer(10**6)
     tabs.admit(order(10**9, known), Amount(10), FREE, NOW)
@@ -69,8 +69,8 @@ def test_throw_away_purses_never_use_trust_up_for_ever(claim_by: int) -> None:
     assert takes(tabs, known, 5, NOW + 20 * (DAY + SLICE), claim_by=NOW + 99 * DAY)
 
 
-def test_throw_away_purses_never_get_more_than_a_days_trust() -> None:
-    """In any 24 hours all of them together get `newcomers_per_day`, to the unit, whatever the number of keys."""
+def test_throw_away_purses_never_get_more_than_the_daily_credit() -> None:
+    """In any 24 hours all of them together get `new_payers_per_day`, to the unit, with any number of keys."""
     tabs = Tabs(LIMITS)
     assert [takes(tabs, payer(number), 50, NOW) for number in range(1, 5)] == [True, True, False, False]
     assert not takes(tabs, payer(9), 21, NOW)
@@ -80,8 +80,8 @@ def test_throw_away_purses_never_get_more_than_a_days_trust() -> None:
     assert takes(tabs, payer(10), 50, NOW + DAY + SLICE)
 
 
-def test_a_restart_never_gives_a_days_trust_again() -> None:
-    """A node that starts anew knows what it gave to newcomers in the last 24 hours, from when their last receipts were made."""
+def test_a_restart_never_renews_the_daily_credit() -> None:
+    """A restarted node knows the unearned credit of the last 24 hours, from the times of the payers' last receipts."""
     rows = [StoredTab(payer(n), 1, Amount(50), Amount(50), NOW + DAY, last_order_at=NOW - n * SLICE) for n in (1, 2)]
     tabs = Tabs(LIMITS, rows)
     tabs.expire(NOW)
@@ -92,8 +92,8 @@ def test_a_restart_never_gives_a_days_trust_again() -> None:
     assert takes(later, payer(9), 50, NOW + DAY + SLICE)
 
 
-def test_what_ended_for_less_is_given_back_to_newcomers() -> None:
-    """A cap that was not used up, a job without a receipt, and a debt that was paid leave room for other newcomers."""
+def test_unused_credit_becomes_available_again() -> None:
+    """An unused maximum cost, a job without a receipt, and a paid debt leave room for other new payers."""
     tabs = Tabs(LIMITS)
     for number in (1, 2):
         tabs.admit(order(10**9, payer(number)), Amount(50), FREE, NOW)
@@ -105,8 +105,8 @@ def test_what_ended_for_less_is_given_back_to_newcomers() -> None:
     assert tabs.unearned_credit(NOW) == 0
 
 
-def test_one_paid_unit_never_buys_a_newcomer_free() -> None:
-    """What is beyond what a payer has earned by paying counts as a newcomer's, however often it has paid a little."""
+def test_small_payments_do_not_make_credit_earned() -> None:
+    """Credit beyond what a payer has earned counts as unearned, however often it has paid a little."""
     tabs = Tabs(LIMITS)
     for number in range(1, 8):
         assert takes(tabs, payer(number), 2, NOW)
@@ -118,20 +118,20 @@ def test_one_paid_unit_never_buys_a_newcomer_free() -> None:
 # What a purse has paid before
 
 
-def test_trust_grows_with_what_was_paid_and_no_further() -> None:
-    """A payer is trusted with the newcomer's limit, and its share of what it paid more, up to the limit of a payer."""
+def test_credit_grows_with_payments() -> None:
+    """A payer gets the new payer's credit plus a share of its payments, up to the limit per payer."""
     tabs = Tabs(replace(LIMITS, new_payers_per_day=Amount(10**6)))
     for settled, trusted in ((0, 50), (1, 50), (2, 51), (99, 99), (100, 100), (10**6, 100)):
-        who = payer(settled + 1)
-        row = StoredTab(who, 1, Amount(settled), Amount(10**9), NOW + 9 * DAY, Amount(settled), last_order_at=NOW)
+        address = payer(settled + 1)
+        row = StoredTab(address, 1, Amount(settled), Amount(10**9), NOW + 9 * DAY, Amount(settled), last_order_at=NOW)
         tabs = Tabs(replace(LIMITS, new_payers_per_day=Amount(10**6)), [row])
         funds = replace(FREE, settled=Amount(settled))
-        assert refused(tabs, order(10**9, who), trusted + 1, funds) is Code.UNSECURED
-        tabs.admit(order(10**9, who), Amount(trusted), funds, NOW)
+        assert refused(tabs, order(10**9, address), trusted + 1, funds) is Code.UNSECURED
+        tabs.admit(order(10**9, address), Amount(trusted), funds, NOW)
 
 
-def test_a_reservation_is_worth_what_it_is_whatever_was_given_to_others() -> None:
-    """With all trust used up, a payer that reserves is served for what it reserved, and not a unit more."""
+def test_a_reservation_counts_even_if_no_credit_is_left() -> None:
+    """If all credit is used up, a payer is served for its reservation, and not a unit more."""
     tabs = Tabs(replace(LIMITS, total=Amount(100)))
     assert takes(tabs, payer(1), 50, NOW)
     assert takes(tabs, payer(2), 50, NOW)
@@ -142,7 +142,7 @@ def test_a_reservation_is_worth_what_it_is_whatever_was_given_to_others() -> Non
 
 
 def test_a_payer_at_the_total_limit_counts_once() -> None:
-    """What a payer owes itself is not counted among the others: alone, it may use all of the total."""
+    """A payer's own debt does not count among the others': alone, it may use the whole total."""
     tabs = Tabs(replace(LIMITS, total=Amount(50)))
     assert takes(tabs, payer(1), 30, NOW)
     assert not takes(tabs, payer(1), 21, NOW)
@@ -150,8 +150,8 @@ def test_a_payer_at_the_total_limit_counts_once() -> None:
     assert not takes(tabs, payer(2), 1, NOW)
 
 
-def test_an_old_gift_is_not_given_again() -> None:
-    """A payer that still owes what it was given days ago is trusted with what is left of today, beyond that."""
+def test_old_credit_is_not_granted_again() -> None:
+    """A payer that still owes credit from days ago gets what is left of today's credit beyond that."""
     tabs = Tabs(replace(LIMITS, write_off_after=99 * DAY))
     later = NOW + 2 * DAY
     assert takes(tabs, payer(1), 40, NOW)
@@ -163,8 +163,8 @@ def test_an_old_gift_is_not_given_again() -> None:
     assert tabs.unearned_credit(later) == 120
 
 
-def test_a_payer_with_many_jobs_never_fills_the_queue_of_losses() -> None:
-    """However many jobs a payer has, and with whatever orders, the node waits for one time to look at it again."""
+def test_a_payer_has_one_entry_in_the_write_off_queue() -> None:
+    """However many jobs and orders a payer has, the node schedules one check of its account."""
     tabs = Tabs(LIMITS)
     assert takes(tabs, payer(1), 1, NOW, claim_by=NOW + DAY)
     for number in range(1, 50):
@@ -176,8 +176,8 @@ def test_a_payer_with_many_jobs_never_fills_the_queue_of_losses() -> None:
 
 
 @pytest.mark.parametrize("left", ["releasing", "thawing"])
-def test_nothing_on_its_way_out_is_security(left: str) -> None:
-    """Money under a release or a thaw secures nothing, and does not make a purse look full."""
+def test_funds_being_withdrawn_are_no_security(left: str) -> None:
+    """Releasing or thawing funds secure nothing and do not count as free."""
     tabs = Tabs(LIMITS)
     funds = Funds(known=True, **{left: Amount(10**6)})
     assert refused(tabs, order(10**9, payer(1)), 1, funds) is Code.INSUFFICIENT_FUNDS
@@ -186,8 +186,8 @@ def test_nothing_on_its_way_out_is_security(left: str) -> None:
     assert tabs.unsecured == 50
 
 
-def test_a_release_that_begins_is_felt_at_once() -> None:
-    """What was secured is owed on trust as soon as the chain shows a release: the next job is refused."""
+def test_a_release_counts_at_once() -> None:
+    """A secured debt needs credit as soon as the chain shows a release: the next job is refused."""
     tabs = Tabs(LIMITS)
     tabs.admit(order(10**9, payer(1)), Amount(500), Funds(reserved=Amount(1_000), known=True), NOW)
     assert tabs.unsecured == 0
@@ -201,9 +201,9 @@ def test_a_release_that_begins_is_felt_at_once() -> None:
 # Written off
 
 
-def test_a_debt_is_never_counted_for_longer_than_its_orders_last() -> None:
-    """A second before the last order expires all counts; then only what a longer-lived order covers; the loss is told apart, and
-    its own payer is held to it for ever.
+def test_a_debt_is_written_off_when_its_orders_expire() -> None:
+    """All debt counts until the last order expires; then only the part that a longer-lived order covers. Its own payer owes it
+    for ever.
     """
     tabs = Tabs(LIMITS)
     assert takes(tabs, payer(1), 20, NOW, ceiling=20, claim_by=NOW + 2_000)
@@ -215,9 +215,9 @@ def test_a_debt_is_never_counted_for_longer_than_its_orders_last() -> None:
     assert refused(tabs, order(50, payer(1)), 1, FREE) is Code.UNAUTHORISED_TAB
 
 
-def test_a_debt_is_never_counted_long_after_its_payer_left() -> None:
-    """An order that can be claimed on for ever holds the node's trust no longer than `write_off` after the payer's last job; what
-    is reserved is no loss.
+def test_a_debt_is_written_off_after_its_payer_left() -> None:
+    """An order that never expires holds credit for at most `write_off_after` after the payer's last job; reserved debt is not
+    written off.
     """
     tabs = Tabs(LIMITS)
     assert takes(tabs, payer(1), 50, NOW, claim_by=1 << 63)
@@ -228,8 +228,8 @@ def test_a_debt_is_never_counted_long_after_its_payer_left() -> None:
     assert (tabs.unsecured, tabs.written_off) == (0, 30)
 
 
-def test_a_payer_that_comes_back_owes_again_what_was_written_off() -> None:
-    """An order that covers the old debt brings it back, and within the payer's own limit only."""
+def test_a_returning_payer_owes_the_written_off_debt() -> None:
+    """An order that covers the old debt restores it, and only within the payer's own limit."""
     tabs = Tabs(LIMITS)
     assert takes(tabs, payer(1), 40, NOW, ceiling=40, claim_by=NOW + 10)
     tabs.expire(NOW + 10)
@@ -239,13 +239,13 @@ def test_a_payer_that_comes_back_owes_again_what_was_written_off() -> None:
     assert (tabs.unsecured, tabs.written_off) == (50, 0)
 
 
-def refused_at(tabs: Tabs, who: Address, amount: int, now: int) -> bool:
-    """Whether a job is refused for lack of trust at that time."""
-    return not takes(tabs, who, amount, now)
+def refused_at(tabs: Tabs, address: Address, amount: int, now: int) -> bool:
+    """Returns whether a job is refused for lack of credit at that time."""
+    return not takes(tabs, address, amount, now)
 
 
-def test_a_partly_paid_debt_is_lost_only_in_part() -> None:
-    """What was settled is no loss, whatever expired."""
+def test_a_partly_paid_debt_is_written_off_in_part() -> None:
+    """Settled amounts are never written off."""
     tabs = Tabs(LIMITS)
     assert takes(tabs, payer(1), 50, NOW, ceiling=50, claim_by=NOW + 10)
     tabs.observe(payer(1), Funds(settled=Amount(20), known=True))
@@ -257,18 +257,18 @@ def test_a_partly_paid_debt_is_lost_only_in_part() -> None:
 
 
 def test_old_tabs_count_nothing_after_a_restart() -> None:
-    """Tabs whose orders have all expired are losses to a node that starts ten years later; trust is whole."""
+    """Tabs whose orders have all expired are written off when a node restarts ten years later; all credit is available."""
     rows = [StoredTab(payer(n), 1, Amount(250_000), Amount(0), 0, last_order_at=NOW) for n in range(1, 41)]
     tabs = Tabs(CreditLimits(), rows)
     assert (tabs.unsecured, tabs.written_off) == (0, 10_000_000)
     assert takes(tabs, payer(99), 250_000, NOW + 3_650 * DAY, claim_by=NOW + 3_660 * DAY)
 
 
-def test_a_recalled_receipt_of_an_expired_order_is_a_loss() -> None:
-    """What a former state gave away and can no longer be claimed does not count against trust, and what can does."""
+def test_a_recovered_receipt_of_an_expired_order_is_written_off() -> None:
+    """Recovered debt counts against credit only if it is still claimable."""
     for left, counted in ((100, 40), (0, 0)):
         placed = Client().order(ASK, order_with={"claim_by": NOW + left})
-        made = booking(placed, ProviderTab())
+        made = receipt_record(placed, ProviderTab())
         tabs = Tabs(LIMITS)
         tabs.expire(NOW)
         tabs.merge_recovered(made.receipt.message, placed.order.message)
@@ -281,24 +281,24 @@ def test_a_recalled_receipt_of_an_expired_order_is_a_loss() -> None:
 # Ceilings
 
 
-def test_a_high_ceiling_never_carries_jobs_beyond_its_own_end() -> None:
-    """When an order with a high ceiling is about to expire, jobs rest on the lower ones that last, and the account says so."""
+def test_a_high_cap_backs_no_jobs_beyond_its_expiry() -> None:
+    """When an order with a high cap is about to expire, jobs rest on lower caps that last."""
     limits = replace(LIMITS, claim_margin=1_800)
     rich = Funds(reserved=Amount(10**9), known=True)
     tabs = Tabs(limits)
-    who = payer(1)
-    tabs.admit(order(10**6, who, NOW + 1_801), Amount(1), rich, NOW)
-    assert (tabs.account(who).tab.ceiling, tabs.account(who).claim_by) == (10**6, NOW + 1_801)
-    tabs.record(who, Amount(1), Amount(1))
+    address = payer(1)
+    tabs.admit(order(10**6, address, NOW + 1_801), Amount(1), rich, NOW)
+    assert (tabs.account(address).tab.ceiling, tabs.account(address).claim_by) == (10**6, NOW + 1_801)
+    tabs.record(address, Amount(1), Amount(1))
     with pytest.raises(Refusal) as caught:
-        tabs.admit(order(500, who, NOW + DAY), Amount(500), rich, NOW + 1)
+        tabs.admit(order(500, address, NOW + DAY), Amount(500), rich, NOW + 1)
     assert caught.value.code is Code.UNAUTHORISED_TAB
-    tabs.admit(order(501, who, NOW + DAY), Amount(500), rich, NOW + 1)
-    assert (tabs.account(who).tab.ceiling, tabs.account(who).claim_by) == (501, NOW + DAY)
+    tabs.admit(order(501, address, NOW + DAY), Amount(500), rich, NOW + 1)
+    assert (tabs.account(address).tab.ceiling, tabs.account(address).claim_by) == (501, NOW + DAY)
 
 
-def test_an_order_with_the_same_ceiling_and_a_longer_life_takes_the_others_place() -> None:
-    """Of equal ceilings the longest life counts, whichever came first."""
+def test_of_equal_caps_the_longest_lived_counts() -> None:
+    """Of equal caps the one that expires last counts, in either order of arrival."""
     for times in ((100, 200), (200, 100)):
         tabs = Tabs(LIMITS)
         for time in times:
@@ -310,8 +310,8 @@ def test_an_order_with_the_same_ceiling_and_a_longer_life_takes_the_others_place
 # Gifts
 
 
-def test_a_gift_that_grows_counts_its_growth_as_new() -> None:
-    """What was given more than a day ago stays old when more is added, and what is given back is the newest first."""
+def test_growing_credit_counts_its_growth_as_new() -> None:
+    """Credit granted more than a day ago stays old when more is added; the newest credit is returned first."""
     gifts = DailyUnearnedCredit()
     gift = gifts.update(UnearnedCredit(), 50, NOW)
     assert gifts.granted(NOW + DAY + SLICE) == 0
@@ -327,8 +327,8 @@ def test_a_gift_that_grows_counts_its_growth_as_new() -> None:
     assert (gone.recent, gone.old) == (0, 20)
 
 
-def test_a_gift_counts_for_24_hours_and_the_rest_of_its_slice() -> None:
-    """To the second: a gift of a slice counts until the whole slice is 24 hours old, and then is old."""
+def test_credit_counts_for_24_hours_and_the_rest_of_its_slice() -> None:
+    """Credit of a time slice counts until the whole slice is 24 hours old, to the second."""
     assert NOW % SLICE == 0
     for given_at in (NOW, NOW + SLICE - 1):
         gifts = DailyUnearnedCredit()
@@ -346,27 +346,27 @@ steps = st.lists(
 
 @given(steps)
 @settings(deadline=None, max_examples=200)
-def test_no_24_hours_ever_cost_more_than_is_stated(steps: list[tuple[int, int, int, int, int]]) -> None:
-    """Whatever payers that never pay order, and whenever: what they owe grows by `newcomers_per_day` at most in any 24 hours; the
-    sums over all accounts are what the accounts say, and no payer has more than its limit.
+def test_no_24_hours_cost_more_than_the_limits(steps: list[tuple[int, int, int, int, int]]) -> None:
+    """Whatever non-paying payers order, their debt grows by at most `new_payers_per_day` in any 24 hours, sums match the
+    accounts, and no payer exceeds its limit.
     """
     tabs, now = Tabs(LIMITS), NOW
     grown: list[tuple[int, int]] = []
     payers = [payer(number) for number in range(1, 7)]
-    for who, cap, part, passes, life in steps:
+    for address, cap, part, passes, life in steps:
         now += passes
-        before = tabs.account(payer(who)).unreserved
+        before = tabs.account(payer(address)).unreserved
         try:
-            tabs.admit(order(10**9, payer(who), now + life), Amount(cap), FREE, now)
+            tabs.admit(order(10**9, payer(address), now + life), Amount(cap), FREE, now)
         except Refusal as refusal:
             if refusal.code is not Code.UNSECURED:
                 raise
             continue
         if part:
-            tabs.record(payer(who), Amount(cap // part), Amount(cap))
+            tabs.record(payer(address), Amount(cap // part), Amount(cap))
         else:
-            tabs.drop(payer(who), Amount(cap))
-        grown.append((now, tabs.account(payer(who)).unreserved - before))
+            tabs.drop(payer(address), Amount(cap))
+        grown.append((now, tabs.account(payer(address)).unreserved - before))
         assert sum(amount for at, amount in grown if at > now - DAY) <= LIMITS.new_payers_per_day
         accounts = [tabs.account(each) for each in payers]
         assert tabs.unsecured == sum(account.unsecured for account in accounts) <= LIMITS.total

@@ -15,7 +15,7 @@ PRICES = Prices(1_000, 101, 3)
 
 
 def at(text: str) -> datetime:
-    """A moment in UTC; 2026-11-20 is a Friday."""
+    """Returns a moment in UTC; 2026-11-20 is a Friday."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
@@ -39,13 +39,13 @@ def at(text: str) -> datetime:
         ({"hours": "22:00-06:00", "zone": "Asia/Tokyo"}, "2026-11-21 03:30", False),
     ],
 )
-def test_when_a_rule_holds(rule: dict[str, Any], when: str, holds: bool) -> None:
-    """Days and hours are those of the rule's own zone; a night belongs to the day on which it begins."""
+def test_when_a_rule_applies(rule: dict[str, Any], when: str, holds: bool) -> None:
+    """Days and hours are those of the rule's zone; a night belongs to the day on which it begins."""
     assert PriceRule(percent=50, **({"zone": "UTC"} | rule)).applies(at(when), 0.0) is holds
 
 
-def test_the_first_rule_that_holds_sets_the_price() -> None:
-    """Rounded up, so that nothing is sold below it; without a rule that holds the prices are the model's own."""
+def test_the_first_rule_that_applies_sets_the_price() -> None:
+    """Prices are rounded up; without an applicable rule the prices are the model's own."""
     rules = (PriceRule(percent=250, min_load_percent=80), PriceRule(percent=50, hours="22:00-06:00", zone="UTC"))
     assert apply_price_rules(PRICES, rules, at("2026-11-20 12:00"), 0.5) == PRICES
     assert apply_price_rules(PRICES, rules, at("2026-11-20 23:00"), 0.5) == Prices(500, 51, 2)
@@ -68,7 +68,7 @@ def test_the_first_rule_that_holds_sets_the_price() -> None:
         {"zone": "../../etc/passwd"},
     ],
 )
-def test_rules_that_make_no_sense(rule: dict[str, Any]) -> None:
-    """They are refused by name when the config is read."""
+def test_invalid_rules_are_refused(rule: dict[str, Any]) -> None:
+    """The error names the wrong member when the config is read."""
     with pytest.raises(BadMessage, match=r"config: price_rules[.]"):
         PriceRule(**({"percent": 50} | rule))

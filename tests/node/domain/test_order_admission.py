@@ -12,24 +12,24 @@ from tallystick.protocol.errors import BadSignature, Code, Refusal, Unavailable
 from tallystick.protocol.sealing import commit_request
 from tallystick.protocol.types import Amount, Hash, JobId
 from tallystick.protocol.wire import join_request
-from tests.node.harness import CHAT, DOMAIN, HOUSE, NOW, OFFER, PROVIDER, Client, admission, ask_book, signer
+from tests.node.harness import CHAT, DOMAIN, LINK, NOW, OFFER, PROVIDER, Client, admission, make_asks, signer
 
-BOOK = ask_book()
+BOOK = make_asks()
 ASK = BOOK.current[0]
 
 
 def refusal(**spoilt: Any) -> Code:
-    """Why an order that is spoilt like this is refused."""
+    """Returns the error code for an order with these changes."""
     placed = Client().order(ASK, **spoilt)
     with pytest.raises((Refusal, Unavailable)) as caught:
-        admission(BOOK).verify(HOUSE, placed.job, placed.dispatch, NOW)
+        admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW)
     return caught.value.code
 
 
-def test_an_honest_order_is_admitted() -> None:
-    """What the payer signed, the coordinator matched and this node offered comes out as one admitted job."""
+def test_a_valid_order_is_admitted() -> None:
+    """An order that the payer signed, the coordinator matched and this node offered is admitted."""
     placed = Client().order(ASK)
-    made = admission(BOOK).verify(HOUSE, placed.job, placed.dispatch, NOW)
+    made = admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW)
     assert (made.order, made.terms, made.offer, made.payer, made.max_cost) == (
         placed.order,
         placed.terms,
@@ -68,8 +68,8 @@ def test_an_honest_order_is_admitted() -> None:
         ({"order_with": {"max_fee_bps": 1_001}}, Code.ORDER_TERMS),
     ],
 )
-def test_each_spoilt_part_has_its_refusal(spoilt: dict[str, Any], code: Code) -> None:
-    """Whatever does not fit this node, this link, this ask or this hour is refused, with the reason."""
+def test_each_violation_has_its_code(spoilt: dict[str, Any], code: Code) -> None:
+    """An order that does not fit this node, link, ask or time is refused with the matching code."""
     assert refusal(**spoilt) is code
 
 
@@ -84,69 +84,69 @@ def test_each_spoilt_part_has_its_refusal(spoilt: dict[str, Any], code: Code) ->
     ],
 )
 def test_the_limits_themselves_are_allowed(limit: dict[str, Any]) -> None:
-    """All the output that the ask sells, the first and the last deadline, the shortest time to claim and the whole fee."""
+    """Allowed are the whole output limit, the first and last deadline, the shortest claim window, and the whole fee."""
     placed = Client().order(ASK, **limit)
-    assert admission(BOOK).verify(HOUSE, placed.job, placed.dispatch, NOW).order == placed.order
+    assert admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW).order == placed.order
 
 
-def test_an_order_that_came_too_late_says_by_how_much() -> None:
-    """Clocks differ: the refusal names the seconds, so that its reader can tell whose clock is wrong."""
+def test_a_late_order_names_the_delay() -> None:
+    """The refusal names the seconds, so that clock differences can be found."""
     placed = Client().order(ASK, order_with={"deadline": NOW - 5})
     with pytest.raises(Refusal, match="passed 5 s ago"):
-        admission(BOOK).verify(HOUSE, placed.job, placed.dispatch, NOW)
+        admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW)
 
 
-def test_a_provider_does_not_work_for_itself() -> None:
-    """An order by the provider's own key is refused, since the contract pays no such tab."""
+def test_a_providers_own_order_is_refused() -> None:
+    """An order signed by the provider's own key is refused, since the contract settles no such tab."""
     placed = Client(PROVIDER).order(ASK)
     with pytest.raises(Refusal, match="other than the provider's"):
-        admission(BOOK).verify(HOUSE, placed.job, placed.dispatch, NOW)
+        admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW)
 
 
-def test_signatures_must_be_of_who_they_name() -> None:
-    """A match or an order whose signature is another's is refused as such."""
+def test_signatures_must_match_their_signers() -> None:
+    """A match or an order with another account's signature is refused."""
     placed, other = Client().order(ASK), Client(signer("other payer")).order(ASK)
     forged_match = replace(placed.dispatch, match=replace(placed.dispatch.match, signature=other.dispatch.match.signature))
     candidate = placed.dispatch.candidate
     forged = replace(candidate, order=replace(candidate.order, signature=other.dispatch.candidate.order.signature))
     for dispatch in (forged_match, replace(placed.dispatch, candidate=forged)):
         with pytest.raises(BadSignature):
-            admission(BOOK).verify(HOUSE, placed.job, dispatch, NOW)
+            admission(BOOK).verify(LINK, placed.job, dispatch, NOW)
 
 
 def test_an_order_runs_once() -> None:
-    """An order that was seen before is refused, and so is another one under a job id that is running."""
+    """An order that was seen before is refused, and so is another order under the id of a running job."""
     client = Client()
     placed = client.order(ASK)
     again = client.order(ASK, job=placed.job)
     for dispatch in (placed.dispatch, again.dispatch):
         with pytest.raises(Refusal) as caught:
-            admission(BOOK, placed).verify(HOUSE, placed.job, dispatch, NOW)
+            admission(BOOK, placed).verify(LINK, placed.job, dispatch, NOW)
         assert caught.value.code is Code.ORDER_REPLAYED
 
 
-def test_an_ask_that_was_replaced_is_good_until_it_expires() -> None:
-    """Orders on the former ask of a model are taken after its renewal, but not after its expiry."""
-    book = ask_book()
-    former = book.current[0]
+def test_a_replaced_ask_is_valid_until_it_expires() -> None:
+    """Orders that name the former ask of a model are accepted until that ask expires."""
+    asks = make_asks()
+    former = asks.current[0]
     later = NOW + 2_000
-    assert book.publish([OFFER], later)
-    assert book.current[0].digest != former.digest
+    assert asks.publish([OFFER], later)
+    assert asks.current[0].digest != former.digest
     placed = Client().order(former, now=later)
-    admission(book).verify(HOUSE, placed.job, placed.dispatch, later)
+    admission(asks).verify(LINK, placed.job, placed.dispatch, later)
     expired = Client().order(former, now=NOW + 3_600)
     with pytest.raises(Unavailable):
-        admission(book).verify(HOUSE, expired.job, expired.dispatch, NOW + 3_600)
+        admission(asks).verify(LINK, expired.job, expired.dispatch, NOW + 3_600)
 
 
-def test_rules_are_the_providers() -> None:
-    """A provider that bears no fee refuses an order that allows one."""
+def test_a_provider_may_refuse_any_fee() -> None:
+    """A provider that accepts no fee refuses an order that allows one."""
     placed = Client().order(ASK)
     with pytest.raises(Refusal, match="maxFeeBps"):
-        admission(BOOK, rules=AdmissionRules(max_fee_bps=0)).verify(HOUSE, placed.job, placed.dispatch, NOW)
+        admission(BOOK, rules=AdmissionRules(max_fee_bps=0)).verify(LINK, placed.job, placed.dispatch, NOW)
 
 
-def test_a_request_is_the_one_that_was_committed_to() -> None:
+def test_a_request_must_match_its_commitment() -> None:
     """A plaintext other than the committed one is refused."""
     placed = Client().order(ASK)
     plain = join_request(CHAT, placed.body)
@@ -157,8 +157,8 @@ def test_a_request_is_the_one_that_was_committed_to() -> None:
 
 @given(size=st.integers(0, 10_000), output=st.integers(0, 1_024), shortfall=st.integers(1, 100))
 @settings(deadline=None, max_examples=30)
-def test_a_cap_below_the_worst_case_is_refused(size: int, output: int, shortfall: int) -> None:
-    """A job whose cap can't pay for its bytes and its ordered output is refused; one that can exactly is taken."""
+def test_a_maximum_cost_below_the_worst_case_is_refused(size: int, output: int, shortfall: int) -> None:
+    """A job whose maximum cost cannot pay for its bytes and ordered output is refused; one that exactly can is accepted."""
     body = b"x" * size
     placed = Client().order(ASK, body, output=output)
     plain = join_request(CHAT, body)
@@ -170,9 +170,9 @@ def test_a_cap_below_the_worst_case_is_refused(size: int, output: int, shortfall
     assert caught.value.code is Code.COST_ABOVE_CAP
 
 
-def test_another_chain_is_another_market() -> None:
+def test_an_order_of_another_deployment_is_refused() -> None:
     """An order signed for another deployment does not verify here."""
     placed = Client().order(ASK)
-    house = replace(HOUSE, domain=replace(DOMAIN, chain_id=1))
+    house = replace(LINK, domain=replace(DOMAIN, chain_id=1))
     with pytest.raises(BadSignature):
         admission(BOOK).verify(house, placed.job, placed.dispatch, NOW)

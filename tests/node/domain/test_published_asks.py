@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from node.domain.published_asks import Offer
 from tallystick.protocol.pricing import Prices
-from tests.node.harness import DOMAIN, NOW, OFFER, PROVIDER, SEALING, ask_book
+from tests.node.harness import DOMAIN, NOW, OFFER, PROVIDER, SEALING, make_asks
 
 OTHER = replace(OFFER, model="other", engine="second", upstream="other")
 
 
-def test_an_ask_says_what_the_offer_says() -> None:
-    """A standing ask carries the offer's model, prices and limits, this node's sealing key, and the provider's signature."""
-    ask = ask_book().current[0]
+def test_an_ask_contains_the_offer() -> None:
+    """An ask contains the offer's model, prices and limits, this node's sealing key, and the provider's signature."""
+    ask = make_asks().current[0]
     assert ask.verify(DOMAIN).message.provider == PROVIDER.address
     message = ask.message
     assert Prices(message.input_price, message.cached_input_price, message.output_price) == OFFER.prices
@@ -20,37 +20,37 @@ def test_an_ask_says_what_the_offer_says() -> None:
 
 
 def test_unchanged_offers_are_not_signed_again() -> None:
-    """Offering the same again changes nothing until half of an ask's validity has passed; then a new ask with a higher seq."""
-    book = ask_book()
-    first = book.current[0]
-    assert not book.publish([OFFER], NOW + 1_799)
-    assert book.current == (first,)
-    assert book.publish([OFFER], NOW + 1_800)
-    assert book.current[0].message.seq > first.message.seq
-    assert book.current[0].message.valid_until == NOW + 1_800 + 3_600
+    """Publishing the same offers changes nothing until half of an ask's validity has passed; then a new ask has a higher seq."""
+    asks = make_asks()
+    first = asks.current[0]
+    assert not asks.publish([OFFER], NOW + 1_799)
+    assert asks.current == (first,)
+    assert asks.publish([OFFER], NOW + 1_800)
+    assert asks.current[0].message.seq > first.message.seq
+    assert asks.current[0].message.valid_until == NOW + 1_800 + 3_600
 
 
-def test_a_changed_offer_gets_an_ask_of_its_own() -> None:
-    """A new price is a new ask; the other models keep theirs, and seqs differ."""
-    book = ask_book(OFFER, OTHER)
-    first = book.current
+def test_a_changed_offer_gets_a_new_ask() -> None:
+    """A new price makes a new ask; other models keep theirs, and the seqs differ."""
+    asks = make_asks(OFFER, OTHER)
+    first = asks.current
     dearer: Offer = replace(OTHER, prices=Prices(1, 1, 1))
-    assert book.publish([OFFER, dearer], NOW + 1)
-    assert book.current[0] == first[0]
-    assert book.current[1].message.input_price == 1
-    assert len({ask.message.seq for ask in (*first, *book.current)}) == 3
+    assert asks.publish([OFFER, dearer], NOW + 1)
+    assert asks.current[0] == first[0]
+    assert asks.current[1].message.input_price == 1
+    assert len({ask.message.seq for ask in (*first, *asks.current)}) == 3
 
 
 def test_withdrawn_asks_are_gone_at_once() -> None:
-    """When an engine is down, orders on its asks find nothing, old or new; the other engine's asks stand."""
-    book = ask_book(OFFER, OTHER)
-    mine, others = book.current
-    assert book.publish([OTHER], NOW + 1)
-    assert book.find(mine.digest, NOW + 1) is None
-    assert book.find(others.digest, NOW + 1) is not None
-    assert book.offers == (OTHER,)
+    """While an engine is down, orders that name its asks are refused; the asks of other engines stay."""
+    asks = make_asks(OFFER, OTHER)
+    mine, others = asks.current
+    assert asks.publish([OTHER], NOW + 1)
+    assert asks.find(mine.digest, NOW + 1) is None
+    assert asks.find(others.digest, NOW + 1) is not None
+    assert asks.offers == (OTHER,)
 
 
 def test_seqs_grow_over_restarts() -> None:
-    """A node that starts again later signs higher seqs without remembering any."""
-    assert ask_book(now=NOW + 10).current[0].message.seq > ask_book(now=NOW).current[0].message.seq
+    """A restarted node signs higher seqs without having stored any."""
+    assert make_asks(now=NOW + 10).current[0].message.seq > make_asks(now=NOW).current[0].message.seq

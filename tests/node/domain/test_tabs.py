@@ -13,25 +13,25 @@ from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import Address, Amount
 from tests.builders import build_order
 from tests.node.harness import COORDINATOR, NOW, PAYER, PROVIDER, Client
-from tests.node.storage.test_store import ASK, booking
+from tests.node.storage.test_store import ASK, receipt_record
 
 RICH = Funds(Amount(0), Amount(10**6), Amount(10**6), known=True)
 
 
 def order(ceiling: int, payer: Address = PAYER.address, claim_by: int = NOW + 86_400) -> Order:
-    """An order with this ceiling."""
+    """Returns an order with this cap."""
     return build_order(payer, PROVIDER.address, ceiling, deadline=NOW + 60, claim_by=claim_by, coordinator=COORDINATOR.address)
 
 
 def refused(tabs: Tabs, order: Order, cap: int, funds: Funds) -> Code:
-    """Why a job is not admitted."""
+    """Returns the error code with which a job is not admitted."""
     with pytest.raises(Refusal) as caught:
         tabs.admit(order, Amount(cap), funds, NOW)
     return caught.value.code
 
 
-def test_a_ceiling_bounds_what_runs_at_once() -> None:
-    """Jobs in flight, this one included, never exceed the highest ceiling that the payer signed; what ends makes room."""
+def test_a_cap_limits_jobs_in_flight() -> None:
+    """Jobs in flight, including the new one, never exceed the payer's highest cap; a job that ends makes room."""
     tabs = Tabs(CreditLimits())
     tabs.admit(order(100), Amount(60), RICH, NOW)
     assert refused(tabs, order(100), 60, RICH) is Code.UNAUTHORISED_TAB
@@ -40,8 +40,8 @@ def test_a_ceiling_bounds_what_runs_at_once() -> None:
     tabs.admit(order(100), Amount(60), RICH, NOW)
 
 
-def test_beyond_the_reservation_there_is_the_payers_limit() -> None:
-    """What no reservation covers is given on trust up to the per-payer limit, and no further."""
+def test_unreserved_debt_is_limited_per_payer() -> None:
+    """Debt that no reservation covers is limited by the payer's credit."""
     tabs = Tabs(CreditLimits(per_payer=Amount(50)))
     funds = Funds(Amount(0), Amount(100), Amount(10**6), known=True)
     tabs.admit(order(1_000), Amount(150), funds, NOW)
@@ -50,7 +50,7 @@ def test_beyond_the_reservation_there_is_the_payers_limit() -> None:
 
 
 def test_all_payers_together_have_a_limit() -> None:
-    """Many payers, each within its own limit, can't owe more than the total limit together."""
+    """Many payers, each within its own limit, cannot owe more than the total limit together."""
     tabs = Tabs(CreditLimits(per_payer=Amount(50), total=Amount(120)))
     funds = Funds(free=Amount(10**6), known=True)
     payers = [Address(f"0x{n:040x}") for n in range(1, 5)]
@@ -62,23 +62,23 @@ def test_all_payers_together_have_a_limit() -> None:
     assert sum(tabs.unsecured_by_payer().values()) == 120
 
 
-def test_a_purse_must_hold_what_could_be_owed() -> None:
-    """Trust is not given to an empty purse: free and reserved money must cover the worst case."""
+def test_an_empty_purse_gets_no_credit() -> None:
+    """Free and reserved funds must cover the largest possible debt."""
     tabs = Tabs(CreditLimits())
     funds = Funds(Amount(0), Amount(10), Amount(10), known=True)
     assert refused(tabs, order(1_000), 21, funds) is Code.INSUFFICIENT_FUNDS
     tabs.admit(order(1_000), Amount(20), funds, NOW)
 
 
-def test_without_the_chain_only_trust_is_left() -> None:
-    """Where the chain could not be asked, a stranger gets work within its unsecured limit, and no more."""
+def test_without_the_chain_jobs_need_credit() -> None:
+    """If the chain does not respond, an unknown payer gets jobs within its credit limit, and no more."""
     tabs = Tabs(CreditLimits(per_payer=Amount(50)))
     assert refused(tabs, order(1_000), 51, Funds()) is Code.UNSECURED
     tabs.admit(order(1_000), Amount(50), Funds(), NOW)
 
 
-def test_a_chain_that_can_not_be_asked_secures_nothing() -> None:
-    """What was settled is remembered, also by a node that starts anew; what was reserved may be gone, and counts as nothing."""
+def test_without_the_chain_reservations_do_not_count() -> None:
+    """Settled amounts are remembered, also after a restart; reservations may be gone and do not count."""
     row = StoredTab(PAYER.address, 3, Amount(100), Amount(200), NOW + 86_400, settled=Amount(90), reserved=Amount(40))
     tabs = Tabs(CreditLimits(new_payer=Amount(0), percent_of_paid=50, per_payer=Amount(30)), [row])
     assert refused(tabs, order(200), 21, Funds()) is Code.UNSECURED
@@ -87,8 +87,8 @@ def test_a_chain_that_can_not_be_asked_secures_nothing() -> None:
     tabs.admit(order(200), Amount(60), Funds(Amount(90), Amount(40), Amount(30), known=True), NOW)
 
 
-def test_a_lost_state_is_noticed() -> None:
-    """If the chain paid more than this node remembers to have earned, it takes no job of that payer and does not blame it."""
+def test_a_stale_state_is_detected() -> None:
+    """If the chain paid more than this node recorded, it takes no job of that payer and does not blame the payer."""
     tabs = Tabs(CreditLimits())
     with pytest.raises(Unavailable) as caught:
         tabs.admit(order(1_000), Amount(1), replace(RICH, settled=Amount(5)), NOW)
@@ -96,38 +96,38 @@ def test_a_lost_state_is_noticed() -> None:
     assert tabs.chain_ahead == {PAYER.address: 5}
 
 
-def test_a_lost_state_is_told_once_and_mended_to_the_unit() -> None:
-    """Whoever asks is told when the chain pays one unit beyond the record, not again for the same tab, and when a receipt brings
-    the record up to what was paid, not one that leaves a unit.
+def test_a_stale_state_is_reported_once_until_recovered() -> None:
+    """The callback runs when the chain pays one unit beyond the record, not again for the same tab, and once a receipt closes the
+    gap completely.
     """
-    told: list[dict[Address, int]] = []
+    reported: list[dict[Address, int]] = []
     tabs = Tabs(CreditLimits(), [StoredTab(PAYER.address, 1, Amount(40), Amount(100), NOW + 86_400, last_order_at=NOW)])
-    tabs.on_stale_state = lambda: told.append(dict(tabs.chain_ahead))
+    tabs.on_stale_state = lambda: reported.append(dict(tabs.chain_ahead))
     for settled in (40, 41, 42):
         tabs.observe(PAYER.address, Funds(settled=Amount(settled), known=True))
-    assert told == [{PAYER.address: 41}]
+    assert reported == [{PAYER.address: 41}]
     placed = Client().order(ASK)
     for seq, total in ((2, 40), (3, 41)):
-        receipt = replace(booking(placed, ProviderTab()).receipt.message, seq=seq, cumulative_cost=Amount(total))
+        receipt = replace(receipt_record(placed, ProviderTab()).receipt.message, seq=seq, cumulative_cost=Amount(total))
         tabs.merge_recovered(receipt, placed.order.message)
-        assert told == [{PAYER.address: 41}, {}][: 1 + (total == 41)]
+        assert reported == [{PAYER.address: 41}, {}][: 1 + (total == 41)]
 
 
-def test_a_state_that_was_lost_is_noticed_at_the_start() -> None:
-    """So it is if a stored tab was paid, or claimed, for one unit more than its record; not if for all of it."""
+def test_a_stale_state_is_detected_at_the_start() -> None:
+    """A stored tab is stale if more than its record was paid or claimed, even by one unit."""
     row = StoredTab(PAYER.address, 3, Amount(100), Amount(200), NOW + 86_400)
     for settled, claimed, ahead in ((100, 100, 0), (101, 0, 101), (0, 101, 101), (0, 0, 0)):
         tabs = Tabs(CreditLimits(), [replace(row, settled=Amount(settled), claimed=Amount(claimed))])
         assert tabs.chain_ahead == ({PAYER.address: ahead} if ahead else {})
 
 
-def test_what_a_claim_can_be_paid_from_is_all_that_is_still_there() -> None:
-    """Reserved, under release, free or thawing: until it is gone, the contract pays from it."""
+def test_a_claim_can_be_paid_from_all_funds() -> None:
+    """Reserved, releasing, free and thawing funds all pay a claim until they are gone."""
     assert Funds(Amount(1_000), Amount(1), Amount(20), known=True, thawing=Amount(300), releasing=Amount(4_000)).payable == 4_321
 
 
-def test_a_ceiling_that_can_not_be_claimed_on_does_not_count() -> None:
-    """A high ceiling whose order can't be claimed on any more authorises nothing; the new order's own ceiling does."""
+def test_an_expired_cap_does_not_count() -> None:
+    """A high cap whose order has expired authorises nothing; the new order's own cap does."""
     funds = replace(RICH, settled=Amount(100))
     for left, counts in ((600, False), (601, True)):
         row = StoredTab(PAYER.address, 1, Amount(100), Amount(10**6), NOW + left)
@@ -143,8 +143,8 @@ def test_a_ceiling_that_can_not_be_claimed_on_does_not_count() -> None:
         Tabs(CreditLimits(claim_margin=600)).admit(order(50, claim_by=NOW + 601), Amount(30), RICH, NOW)
 
 
-def test_the_chain_is_asked_again() -> None:
-    """A settlement that the collector saw lowers what is exposed; one of a stranger changes nothing."""
+def test_observed_settlements_lower_the_debt() -> None:
+    """A settlement that the collector saw lowers the unsecured debt; a settlement of an unknown payer changes nothing."""
     tabs = Tabs(CreditLimits())
     tabs.admit(order(100), Amount(100), Funds(), NOW)
     tabs.record(PAYER.address, Amount(80), Amount(100))
@@ -159,9 +159,9 @@ def test_the_chain_is_asked_again() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(0, 2), st.integers(0, 40)), max_size=60))
 @settings(deadline=None, max_examples=100)
-def test_the_books_add_up(steps: list[tuple[int, int, int, int]]) -> None:
-    """Whatever is admitted, booked and dropped, in whatever order: seq counts receipts, the total adds up their costs, in flight
-    is what was admitted and has not ended, and no exposure is above its limit.
+def test_tabs_add_up(steps: list[tuple[int, int, int, int]]) -> None:
+    """After any sequence of jobs, seq counts receipts, the total is the sum of costs, jobs in flight are those that have not
+    ended, and no limit is exceeded.
     """
     exposure = CreditLimits(per_payer=Amount(60), total=Amount(150))
     tabs, funds = Tabs(exposure), Funds(free=Amount(10**6), known=True)

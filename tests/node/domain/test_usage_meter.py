@@ -10,18 +10,18 @@ from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage, usage_of
 from tallystick.protocol.sealing import Transcript
 from tallystick.protocol.tab import ProviderTab, check_continuity, check_receipt
 from tallystick.protocol.types import Amount
-from tests.node.harness import NOW, Client, ask_book
+from tests.node.harness import NOW, Client, make_asks
 
-PLACED = Client().order(ask_book().current[0])
+PLACED = Client().order(make_asks().current[0])
 
 
 def meter(body: int = 1_000) -> UsageMeter:
-    """The meter of a response to a request of so many bytes."""
+    """Returns the meter of a response to a request of `body` bytes."""
     return UsageMeter(PLACED.key, PLACED.order.digest, PLACED.terms, body)
 
 
-def test_the_engines_count_is_what_is_billed() -> None:
-    """A plausible usage of the engine is taken as it is; the last word counts."""
+def test_the_reported_usage_is_billed() -> None:
+    """A plausible usage reported by the engine is billed unchanged; the last report counts."""
     counted = meter()
     counted.add_output(5_000, 300)
     counted.set_reported(ReportedUsage(1, 0, 1))
@@ -31,7 +31,7 @@ def test_the_engines_count_is_what_is_billed() -> None:
     assert not counted.was_clamped
 
 
-def test_without_a_count_bytes_are_the_rule() -> None:
+def test_without_a_report_bytes_are_counted() -> None:
     """One token for four bytes, rounded up, of the request and of the generated text."""
     counted = meter(body=1_001)
     counted.add_output(5_000, 90)
@@ -40,7 +40,7 @@ def test_without_a_count_bytes_are_the_rule() -> None:
 
 
 def test_nothing_delivered_is_nothing_billed() -> None:
-    """Whatever the engine counted, an answer of which nothing left counts nothing."""
+    """A response of which nothing was delivered costs nothing, whatever the engine reported."""
     counted = meter()
     counted.set_reported(ReportedUsage(100, 0, 100))
     assert counted.usage() == NOTHING
@@ -48,7 +48,9 @@ def test_nothing_delivered_is_nothing_billed() -> None:
 
 
 def test_a_cancelled_input_is_billed_once_the_engine_had_it() -> None:
-    """Without output, a cancelled job counts the engine's input or the estimate, clamped, none of it as cached; else nothing."""
+    """Without output, a cancelled job counts the reported or estimated input, clamped and not cached, once the engine has the
+    request.
+    """
     counted = meter(body=1_001)
     assert counted.usage(cancelled=True) == NOTHING
     counted.mark_request_sent()
@@ -59,8 +61,8 @@ def test_a_cancelled_input_is_billed_once_the_engine_had_it() -> None:
     assert counted.usage(cancelled=True) == Usage(1_001 + TEMPLATE_ALLOWANCE, 0, 0)
 
 
-def test_work_that_was_held_back_has_its_worth() -> None:
-    """What a job would have cost counts what was made and not delivered; where nothing was made, the input alone."""
+def test_work_done_includes_undelivered_output() -> None:
+    """The work done counts produced but undelivered output; if nothing was produced, the input alone."""
     counted = meter(body=1_000)
     assert counted.work_done(0, 0) == NOTHING
     counted.mark_request_sent()
@@ -72,8 +74,8 @@ def test_work_that_was_held_back_has_its_worth() -> None:
     assert counted.work_done(40, 20) == Usage(30, 10, 45)
 
 
-def test_a_count_that_can_not_be_true_is_clamped() -> None:
-    """Input is clamped to the request's bytes and the template allowance, output to the order and to the bytes delivered."""
+def test_impossible_usage_is_clamped() -> None:
+    """Input is clamped to the request's bytes and the template allowance, output to the order and to the delivered bytes."""
     counted = meter(body=10)
     counted.add_output(7, 3)
     counted.set_reported(ReportedUsage(10**9, 10**9, 10**9))
@@ -88,18 +90,18 @@ counts = st.integers(-(10**6), 10**12)
     body=st.integers(0, 10_000),
     size=st.integers(0, 10_000),
     text=st.integers(0, 10_000),
-    said=st.none() | st.builds(ReportedUsage, counts, counts, counts),
+    reported=st.none() | st.builds(ReportedUsage, counts, counts, counts),
     outcome=st.sampled_from(Outcome),
     seq=st.integers(0, 10**6),
     total=st.integers(0, 10**12),
 )
-def test_every_receipt_passes_the_other_sides_checks(
-    *, body: int, size: int, text: int, said: ReportedUsage | None, outcome: Outcome, seq: int, total: int
+def test_every_receipt_passes_the_payers_checks(
+    *, body: int, size: int, text: int, reported: ReportedUsage | None, outcome: Outcome, seq: int, total: int
 ) -> None:
-    """Whatever an engine reports, the receipt is within its bounds, costs what its prices give, and continues its tab."""
+    """Whatever an engine reports, the receipt is within its bounds, has the cost of its prices, and continues its tab."""
     counted = meter(body)
     counted.add_output(size, min(text, size))
-    counted.set_reported(said)
+    counted.set_reported(reported)
     tab = ProviderTab(seq, Amount(total))
     receipt = make_receipt(
         PLACED.order,
@@ -122,7 +124,7 @@ def test_every_receipt_passes_the_other_sides_checks(
     check_continuity(receipt, following)
 
 
-def test_the_commitment_is_the_transcripts() -> None:
+def test_the_commitment_matches_the_transcript() -> None:
     """Chunks are chained as a client chains them."""
     counted, transcript = meter(), Transcript(PLACED.key.commitment_key, PLACED.order.digest)
     for chunk in (b"head", b"body", b""):
@@ -131,7 +133,7 @@ def test_the_commitment_is_the_transcripts() -> None:
     assert counted.commitment == transcript.commitment
 
 
-def test_the_pace_follows_the_last_jobs() -> None:
+def test_throughput_follows_the_last_jobs() -> None:
     """Speed and time to first output start with the first job and move towards later ones."""
     pace = Throughput()
     assert (pace.tokens_per_second, pace.first_token_ms) == (0, 0)
@@ -146,8 +148,8 @@ def test_the_pace_follows_the_last_jobs() -> None:
     assert pace.tokens_per_second == 96
 
 
-def test_the_pace_fits_its_fields() -> None:
-    """Whatever an engine makes of its time, both numbers are within 32 bits."""
+def test_throughput_fits_its_fields() -> None:
+    """Both numbers stay within 32 bits, however fast or slow the engine is."""
     pace = Throughput()
     pace.add(first=1e9, total=1e9 + 1, tokens=1 << 60)
     assert (pace.tokens_per_second, pace.first_token_ms) == (0xFFFF_FFFF, 0xFFFF_FFFF)

@@ -17,7 +17,7 @@ from tallystick.protocol.messages import Outcome
 from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import CancelReason, Kind
-from tests.node.harness import COORDINATOR, NOW, PAYER, PRICES, Client, Placed, Stage, signer
+from tests.node.harness import COORDINATOR, NOW, PAYER, PRICES, Client, PlacedJob, RunnerHarness, signer
 
 HEAD = ResponseStart(200, "text/event-stream")
 ONE = ResponsePart(b"one.", has_output=True, text_bytes=4)
@@ -25,13 +25,13 @@ END = ResponseEnd(b"done", usage=ReportedUsage(20, 5, 10))
 HERE = "coordinator.example:443"
 
 
-def for_ever() -> Awaitable[object]:
-    """What an engine that has more to say does."""
+def hang() -> Awaitable[object]:
+    """Returns a step of an engine that never continues."""
     return asyncio.Event().wait()
 
 
 class Clock:
-    """A time that the test sets."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = float(NOW)
@@ -40,156 +40,156 @@ class Clock:
         return self.now
 
 
-def dealings(clock: Clock, store: MemoryStore | None = None, *, floor: int = 100, percent: int = 5) -> CoordinatorCredit:
-    """Dealings without a past."""
+def make_credit(clock: Clock, store: MemoryStore | None = None, *, floor: int = 100, percent: int = 5) -> CoordinatorCredit:
+    """Returns coordinator credit without a history."""
     rules = AdmissionRules(max_unpaid=Amount(floor), max_unpaid_percent=percent)
     return CoordinatorCredit(store or MemoryStore(), rules, now=clock)
 
 
-def test_write_offs_up_to_the_bound_are_borne() -> None:
-    """At the floor a coordinator is still served; one base unit more and it is not, with the sums in the reason."""
-    kept = dealings(Clock())
-    kept.record_unpaid(HERE, Amount(100))
-    kept.require_served(HERE)
-    kept.record_unpaid(HERE, Amount(1))
+def test_a_coordinator_is_suspended_beyond_the_limit() -> None:
+    """At the limit a coordinator is still served; one base unit more suspends it, with the amounts in the reason."""
+    credit = make_credit(Clock())
+    credit.record_unpaid(HERE, Amount(100))
+    credit.require_served(HERE)
+    credit.record_unpaid(HERE, Amount(1))
     with pytest.raises(Unavailable, match=r"left 0\.000101 of this provider's work unpaid") as caught:
-        kept.require_served(HERE)
+        credit.require_served(HERE)
     assert (caught.value.code, caught.value.fault) == (Code.NODE_BUSY, Fault.COORDINATOR)
-    kept.require_served("another.example:443")
+    credit.require_served("another.example:443")
 
 
-def test_who_earned_much_may_cost_more() -> None:
-    """Beyond the floor the bound is a share of what was earned through the same coordinator within the day."""
-    kept = dealings(Clock())
-    kept.record_earned(HERE, Amount(10_000))
-    kept.record_earned("another.example:443", Amount(10**9))
-    kept.record_unpaid(HERE, Amount(500))
-    assert kept.serves(HERE)
-    kept.record_unpaid(HERE, Amount(1))
-    assert not kept.serves(HERE)
+def test_the_limit_grows_with_earnings() -> None:
+    """Beyond the minimum, the limit is a share of the day's earnings through the same coordinator."""
+    credit = make_credit(Clock())
+    credit.record_earned(HERE, Amount(10_000))
+    credit.record_earned("another.example:443", Amount(10**9))
+    credit.record_unpaid(HERE, Amount(500))
+    assert credit.serves(HERE)
+    credit.record_unpaid(HERE, Amount(1))
+    assert not credit.serves(HERE)
 
 
 async def test_a_day_later_it_is_served_again() -> None:
-    """Write-offs count for at least 24 hours and at most 25; then the coordinator is offered asks again, without a restart."""
+    """Unpaid work counts for 24 to 25 hours; then the coordinator is served again, without a restart."""
     clock, changes = Clock(), list[str]()
-    kept = dealings(clock)
-    kept.on_change = lambda: changes.append("changed")
-    kept.record_unpaid(HERE, Amount(101))
+    credit = make_credit(clock)
+    credit.on_change = lambda: changes.append("changed")
+    credit.record_unpaid(HERE, Amount(101))
     assert changes == ["changed"]
     clock.now += HOURS * HOUR
-    await kept.refresh()
-    assert not kept.serves(HERE)
+    await credit.refresh()
+    assert not credit.serves(HERE)
     clock.now += HOUR
-    await kept.refresh()
-    assert kept.serves(HERE)
-    assert (changes, kept.status()) == (["changed", "changed"], {})
+    await credit.refresh()
+    assert credit.serves(HERE)
+    assert (changes, credit.status()) == (["changed", "changed"], {})
 
 
-async def test_a_restart_does_not_forgive() -> None:
-    """What was written off, and what was earned, is known to the next process."""
+async def test_a_restart_keeps_the_totals() -> None:
+    """Unpaid work and earnings are known to the next process."""
     clock, store = Clock(), MemoryStore()
-    kept = dealings(clock, store)
-    kept.record_earned(HERE, Amount(7))
-    kept.record_unpaid(HERE, Amount(101))
-    await kept.save()
-    again = CoordinatorCredit(store, kept.rules, await store.coordinator_hours(NOW // HOUR - HOURS), now=clock)
+    credit = make_credit(clock, store)
+    credit.record_earned(HERE, Amount(7))
+    credit.record_unpaid(HERE, Amount(101))
+    await credit.save()
+    again = CoordinatorCredit(store, credit.rules, await store.coordinator_hours(NOW // HOUR - HOURS), now=clock)
     assert not again.serves(HERE)
     assert again.status() == {HERE: {"served": False, "earned": "7", "writtenOff": "101"}}
 
 
-async def test_a_full_disk_delays_the_writing_only() -> None:
-    """What cannot be written down counts, and is written with the next."""
+async def test_a_full_disk_only_delays_saving() -> None:
+    """Totals that cannot be saved still count, and are saved with the next."""
     clock, store = Clock(), MemoryStore()
-    kept = dealings(clock, store)
+    credit = make_credit(clock, store)
     store.fault = Unavailable(Code.PROVIDER_FAILED, "disk full")
-    kept.record_unpaid(HERE, Amount(101))
-    await kept.save()
-    assert not kept.serves(HERE)
+    credit.record_unpaid(HERE, Amount(101))
+    await credit.save()
+    assert not credit.serves(HERE)
     store.fault = None
-    await kept.save()
+    await credit.save()
     assert await store.coordinator_hours(0) == [CoordinatorHour(HERE, NOW // HOUR, Amount(0), Amount(101))]
 
 
-async def test_what_is_remembered_of_coordinators_is_a_day() -> None:
-    """Hours that count no more are dropped, so what is kept is one row for each coordinator and hour of a day."""
+async def test_totals_older_than_a_day_are_dropped() -> None:
+    """One row is kept for each coordinator and hour of a day."""
     clock = Clock()
-    kept = dealings(clock)
+    credit = make_credit(clock)
     for _ in range(100):
-        kept.record_earned(HERE, Amount(1))
+        credit.record_earned(HERE, Amount(1))
         clock.now += HOUR
-        await kept.refresh()
-    assert len(kept._hours) <= HOURS + 1
-    assert kept.totals(HERE)[0] <= HOURS + 1
+        await credit.refresh()
+    assert len(credit._hours) <= HOURS + 1
+    assert credit.totals(HERE)[0] <= HOURS + 1
 
 
-Trick = Callable[[Stage, Placed], None]
+Trick = Callable[[RunnerHarness, PlacedJob], None]
 
 
-def drop_the_link(stage: Stage, _placed: Placed) -> None:
-    """The connection is lost."""
-    stage.link.disconnect()
-    stage.runner.link_lost(stage.link)
+def drop_the_link(harness: RunnerHarness, _placed: PlacedJob) -> None:
+    """Loses the connection."""
+    harness.link.disconnect()
+    harness.runner.link_lost(harness.link)
 
 
-def say_it_took_too_long(stage: Stage, placed: Placed) -> None:
-    """CANCEL, timed out."""
-    stage.runner.cancel(stage.link, placed.job, CancelReason.TIMED_OUT)
+def cancel_for_timeout(harness: RunnerHarness, placed: PlacedJob) -> None:
+    """Sends CANCEL with the reason timed out."""
+    harness.runner.cancel(harness.link, placed.job, CancelReason.TIMED_OUT)
 
 
-def give_it_up(stage: Stage, placed: Placed) -> None:
-    """CANCEL, the coordinator's own."""
-    stage.runner.cancel(stage.link, placed.job, CancelReason.COORDINATOR)
+def cancel_by_coordinator(harness: RunnerHarness, placed: PlacedJob) -> None:
+    """Sends CANCEL with the coordinator's own reason."""
+    harness.runner.cancel(harness.link, placed.job, CancelReason.COORDINATOR)
 
 
-TRICKS = [drop_the_link, say_it_took_too_long, give_it_up]
+TRICKS = [drop_the_link, cancel_for_timeout, cancel_by_coordinator]
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-async def test_an_answer_cut_by_its_coordinator_is_written_off(trick: Trick) -> None:
-    """Stopped in mid-answer, a job charges nothing and gives no last chunk; what it would have cost so far is counted."""
-    stage = Stage(ScriptedEngine(HEAD, *[ONE] * 10, for_ever))
-    placed = stage.dispatch()
-    await stage.link.until(Kind.CHUNK, placed.job, 11)
-    trick(stage, placed)
-    await stage.ended()
-    receipt = stage.store.receipt_records[0].receipt.message
+async def test_a_response_cut_by_its_coordinator_is_unpaid_work(trick: Trick) -> None:
+    """A job stopped in mid-response charges nothing and sends no last chunk; its cost so far counts as unpaid."""
+    harness = RunnerHarness(ScriptedEngine(HEAD, *[ONE] * 10, hang))
+    placed = harness.dispatch()
+    await harness.link.until(Kind.CHUNK, placed.job, 11)
+    trick(harness, placed)
+    await harness.ended()
+    receipt = harness.store.receipt_records[0].receipt.message
     assert receipt.cost == 0
     assert receipt.outcome in (Outcome.PROVIDER_ERROR, Outcome.TIMED_OUT)
-    assert not stage.answer(placed)[3]
+    assert not harness.answer(placed)[3]
     input_tokens, output_tokens = (len(placed.body) + 3) // 4, 10
     due = (input_tokens * PRICES.input + output_tokens * PRICES.output + 999_999) // 1_000_000
-    assert stage.dealings.totals(HERE) == (0, due)
-    assert stage.reports.reports[0].written_off == due
+    assert harness.coordinator_credit.totals(HERE) == (0, due)
+    assert harness.observer.reports[0].written_off == due
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-async def test_the_end_of_an_answer_does_not_leave_after_it_was_stopped(trick: Trick) -> None:
-    """A coordinator that has confirmed output and stops the job while its end waits for the receipt does not get that end."""
-    stage = Stage(ScriptedEngine(HEAD, ONE, END))
-    stage.link.on_first_chunk = lambda _job: None
-    placed = stage.dispatch()
-    await stage.link.until(Kind.CHUNK, placed.job, 2)
+async def test_no_last_chunk_leaves_after_a_stop(trick: Trick) -> None:
+    """A coordinator that confirmed output and stops the job while its receipt is stored does not get the last chunk."""
+    harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
+    harness.link.on_first_chunk = lambda _job: None
+    placed = harness.dispatch()
+    await harness.link.until(Kind.CHUNK, placed.job, 2)
     for _ in range(20):
         await asyncio.sleep(0)
-    trick(stage, placed)
-    stage.runner.grant_credit(stage.link, placed.job, bytes(4))
-    await stage.ended()
-    assert stage.store.receipt_records[0].receipt.message.cost == 0
-    assert stage.answer(placed)[1] == b"one."
-    assert not stage.answer(placed)[3]
-    assert stage.dealings.totals(HERE)[1] == 5, "all of the work counts, what was held back too"
+    trick(harness, placed)
+    harness.runner.grant_credit(harness.link, placed.job, bytes(4))
+    await harness.ended()
+    assert harness.store.receipt_records[0].receipt.message.cost == 0
+    assert harness.answer(placed)[1] == b"one."
+    assert not harness.answer(placed)[3]
+    assert harness.coordinator_credit.totals(HERE)[1] == 5, "all of the work counts, what was held back too"
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-async def test_a_prefill_for_nothing_is_written_off(trick: Trick) -> None:
-    """Stopped by its coordinator before any output, a job has cost the input, once the engine had it."""
-    stage = Stage(engine := ScriptedEngine(HEAD, for_ever))
-    placed = stage.dispatch()
+async def test_unused_input_is_unpaid_work(trick: Trick) -> None:
+    """A job stopped by its coordinator before any output costs the input once the engine has it."""
+    harness = RunnerHarness(engine := ScriptedEngine(HEAD, hang))
+    placed = harness.dispatch()
     await engine.called.wait()
-    trick(stage, placed)
-    await stage.ended()
+    trick(harness, placed)
+    await harness.ended()
     tokens = (len(placed.body) + 3) // 4
-    assert stage.dealings.totals(HERE)[1] == (tokens * PRICES.input + 999_999) // 1_000_000
+    assert harness.coordinator_credit.totals(HERE)[1] == (tokens * PRICES.input + 999_999) // 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -197,71 +197,71 @@ async def test_a_prefill_for_nothing_is_written_off(trick: Trick) -> None:
     [
         (HEAD, ONE, Unavailable(Code.ENGINE_UNAVAILABLE, "down", fault=Fault.ENGINE)),
         (HEAD, ONE, ZeroDivisionError()),
-        (HEAD, ONE, for_ever),
+        (HEAD, ONE, hang),
     ],
     ids=["the engine failed", "the node failed", "the engine fell silent"],
 )
-async def test_own_failures_are_not_held_against_a_coordinator(steps: tuple[ResponseStart | ResponsePart, ...]) -> None:
-    """What went wrong at this node or its engine is this provider's loss and nobody's debt."""
-    stage = Stage(ScriptedEngine(*steps), deadlines=Deadlines(between_tokens=0.05))
-    assert (await stage.receipt(stage.dispatch())).cost == 0
-    await stage.ended()
-    assert stage.dealings.totals(HERE) == (0, 0)
+async def test_own_failures_do_not_count_against_a_coordinator(steps: tuple[ResponseStart | ResponsePart, ...]) -> None:
+    """A failure of this node or its engine is the provider's own loss."""
+    harness = RunnerHarness(ScriptedEngine(*steps), deadlines=Deadlines(between_tokens=0.05))
+    assert (await harness.receipt(harness.dispatch())).cost == 0
+    await harness.ended()
+    assert harness.coordinator_credit.totals(HERE) == (0, 0)
 
 
-async def test_a_shutdown_is_not_held_against_a_coordinator() -> None:
-    """Jobs that the node itself stops are not counted."""
-    stage = Stage(ScriptedEngine(HEAD, ONE, for_ever))
-    placed = stage.dispatch()
-    await stage.link.until(Kind.CHUNK, placed.job, 2)
-    await stage.runner.drain(0)
-    assert stage.dealings.totals(HERE) == (0, 0)
+async def test_a_shutdown_does_not_count_against_a_coordinator() -> None:
+    """Jobs that the node itself stops do not count."""
+    harness = RunnerHarness(ScriptedEngine(HEAD, ONE, hang))
+    placed = harness.dispatch()
+    await harness.link.until(Kind.CHUNK, placed.job, 2)
+    await harness.runner.drain(0)
+    assert harness.coordinator_credit.totals(HERE) == (0, 0)
 
 
-async def test_a_coordinator_that_costs_too_much_is_served_no_more() -> None:
-    """It is refused with the reason and a receipt at no cost, under whatever account, while another is served."""
-    stage = Stage(ScriptedEngine(HEAD, *[ONE] * 10, for_ever), rules=AdmissionRules(max_unpaid=Amount(20)))
+async def test_jobs_of_a_suspended_coordinator_are_refused() -> None:
+    """They are refused with the reason and a receipt at no cost, under any account; other coordinators are served."""
+    harness = RunnerHarness(ScriptedEngine(HEAD, *[ONE] * 10, hang), rules=AdmissionRules(max_unpaid=Amount(20)))
     for n in range(10):
-        stage.client = Client(signer(f"payer {n}"))
-        placed = stage.dispatch()
-        if stage.link.payloads(placed.job, Kind.FAIL) or not stage.dealings.serves(HERE):
+        harness.client = Client(signer(f"payer {n}"))
+        placed = harness.dispatch()
+        if harness.link.payloads(placed.job, Kind.FAIL) or not harness.coordinator_credit.serves(HERE):
             break
-        await stage.link.until(Kind.CHUNK, placed.job, 11)
-        give_it_up(stage, placed)
-        await stage.ended()
-    error = await stage.failure(placed)
+        await harness.link.until(Kind.CHUNK, placed.job, 11)
+        cancel_by_coordinator(harness, placed)
+        await harness.ended()
+    error = await harness.failure(placed)
     assert (error["code"], error["fault"], error["retry"]) == ("node_busy", "coordinator", True)
     assert "served again" in error["message"]
-    assert (await stage.void(placed)).outcome == Outcome.REFUSED
+    assert (await harness.refusal_receipt(placed)).outcome == Outcome.REFUSED
     # Every job costs 6 here: the bound, and the one that went beyond it.
-    assert 20 < stage.dealings.totals(HERE)[1] <= 20 + 6
+    assert 20 < harness.coordinator_credit.totals(HERE)[1] <= 20 + 6
     other = signer("another account of the same coordinator")
-    stage.link = MemoryLink(other.address)
-    stage.link.on_first_chunk = lambda job: stage.runner.grant_credit(stage.link, job, bytes(4))
-    again = stage.client.order(stage.book.current[0], coordinator=other)
-    stage.hand_over(again)
-    assert (await stage.failure(again))["fault"] == "coordinator"
-    stage.link = MemoryLink(COORDINATOR.address, "another.example:443")
-    stage.link.on_first_chunk = lambda job: stage.runner.grant_credit(stage.link, job, bytes(4))
-    stage.pool.engine = ScriptedEngine(HEAD, ONE, END)
-    stage.client = Client(PAYER)
-    assert (await stage.receipt(stage.dispatch())).outcome == Outcome.COMPLETED
-    assert stage.dealings.totals("another.example:443") == (5, 0)
+    harness.link = MemoryLink(other.address)
+    harness.link.on_first_chunk = lambda job: harness.runner.grant_credit(harness.link, job, bytes(4))
+    again = harness.client.order(harness.asks.current[0], coordinator=other)
+    harness.dispatch_again(again)
+    assert (await harness.failure(again))["fault"] == "coordinator"
+    harness.link = MemoryLink(COORDINATOR.address, "another.example:443")
+    harness.link.on_first_chunk = lambda job: harness.runner.grant_credit(harness.link, job, bytes(4))
+    harness.engine.engine = ScriptedEngine(HEAD, ONE, END)
+    harness.client = Client(PAYER)
+    assert (await harness.receipt(harness.dispatch())).outcome == Outcome.COMPLETED
+    assert harness.coordinator_credit.totals("another.example:443") == (5, 0)
 
 
-async def test_jobs_that_wait_are_not_begun_for_who_costs_too_much() -> None:
-    """What a coordinator takes beyond the bound is what ran when it went there, and what took that slot in the same moment: of
-    the other jobs that it had queued, none begins.
+async def test_queued_jobs_of_a_suspended_coordinator_do_not_start() -> None:
+    """A coordinator gets beyond the limit only the jobs running at that moment and those that took their slots at once; no queued
+    job starts.
     """
-    engine = ScriptedEngine(HEAD, *[ONE] * 10, for_ever)
-    stage = Stage(engine, slots=1, rules=AdmissionRules(max_unpaid=Amount(1)), deadlines=Deadlines(queue=30))
-    placed = [stage.dispatch() for _ in range(20)]
-    for one in placed[:2]:
-        await stage.link.until(Kind.CHUNK, one.job, 11)
-        give_it_up(stage, one)
-    for one in placed[2:]:
-        assert (await stage.failure(one))["fault"] == "coordinator"
-        assert (await stage.void(one)).outcome == Outcome.REFUSED
-    await stage.ended()
+    engine = ScriptedEngine(HEAD, *[ONE] * 10, hang)
+    harness = RunnerHarness(engine, slots=1, rules=AdmissionRules(max_unpaid=Amount(1)), deadlines=Deadlines(queue=30))
+    placed = [harness.dispatch() for _ in range(20)]
+    for placed_job in placed[:2]:
+        await harness.link.until(Kind.CHUNK, placed_job.job, 11)
+        cancel_by_coordinator(harness, placed_job)
+    for placed_job in placed[2:]:
+        assert (await harness.failure(placed_job))["fault"] == "coordinator"
+        assert (await harness.refusal_receipt(placed_job)).outcome == Outcome.REFUSED
+    await harness.ended()
     assert len(engine.calls) == 2
-    assert 0 < stage.dealings.totals(HERE)[1] <= 2 * placed[0].terms.max_cost
+    assert 0 < harness.coordinator_credit.totals(HERE)[1] <= 2 * placed[0].terms.max_cost

@@ -20,16 +20,16 @@ from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.tab import check_continuity, check_receipt
 from tallystick.protocol.types import Amount, Hash
 from tallystick.protocol.wire import CancelReason, Failure, Kind
-from tests.node.harness import Placed, Stage
+from tests.node.harness import PlacedJob, RunnerHarness
 
 
-def for_ever() -> Awaitable[object]:
-    """What an engine that hangs does."""
+def hang() -> Awaitable[object]:
+    """Returns a step of an engine that never continues."""
     return asyncio.Event().wait()
 
 
-def a_moment() -> Awaitable[object]:
-    """What an engine that works does."""
+def short_pause() -> Awaitable[object]:
+    """Returns a step of an engine that works for a moment."""
     return asyncio.sleep(0)
 
 
@@ -42,8 +42,8 @@ STEPS: dict[str, Step] = {
     "busy": Unavailable(Code.NODE_BUSY, "busy", fault=Fault.ENGINE),
     "down": Unavailable(Code.ENGINE_UNAVAILABLE, "down", fault=Fault.ENGINE),
     "bug": ZeroDivisionError("told to"),
-    "moment": a_moment,
-    "hangs": for_ever,
+    "moment": short_pause,
+    "hangs": hang,
     "end": ResponseEnd(b"done", usage=ReportedUsage(20, 5, 10)),
 }
 ENDS = {"busy", "down", "bug", "hangs", "end"}
@@ -53,51 +53,51 @@ ACTIONS = (
 )
 
 
-async def act(stage: Stage, action: str, placed: list[Placed], job: Placed) -> None:
-    """One thing that the outside does."""
-    runner, link = stage.runner, stage.link
+async def act(harness: RunnerHarness, action: str, placed: list[PlacedJob], job: PlacedJob) -> None:
+    """Performs one external action."""
+    runner, link = harness.runner, harness.link
     acts: dict[str, Callable[[], object]] = {
         "credit": lambda: runner.grant_credit(link, job.job, (100).to_bytes(4, "big")),
         "cancel": lambda: runner.cancel(link, job.job),
         "timed_out": lambda: runner.cancel(link, job.job, CancelReason.TIMED_OUT),
         "coordinator": lambda: runner.cancel(link, job.job, CancelReason.COORDINATOR),
         "lose": lambda: runner.link_lost(link),
-        "again": lambda: stage.hand_over(job),
-        "dispatch": lambda: placed.append(stage.dispatch()),
-        "refused": lambda: placed.append(stage.dispatch(None, terms_with={"ask": Hash(bytes(32))})),
-        "too cheap": lambda: placed.append(stage.dispatch(None, terms_with={"max_cost": Amount(1)})),
+        "again": lambda: harness.dispatch_again(job),
+        "dispatch": lambda: placed.append(harness.dispatch()),
+        "refused": lambda: placed.append(harness.dispatch(None, terms_with={"ask": Hash(bytes(32))})),
+        "too cheap": lambda: placed.append(harness.dispatch(None, terms_with={"max_cost": Amount(1)})),
         "wait": lambda: None,
-        "full disk": lambda: setattr(stage.store, "fault", Unavailable(Code.PROVIDER_FAILED, "disk full")),
+        "full disk": lambda: setattr(harness.store, "fault", Unavailable(Code.PROVIDER_FAILED, "disk full")),
     }
     acts[action]()
     for _ in range(3):
         await asyncio.sleep(0)
-    stage.store.fault = None
+    harness.store.fault = None
 
 
 def receipts(store: MemoryStore) -> dict[Hash, Receipt]:
-    """The receipts on disk by their order, of which each has one."""
-    found = [(booking.matched.order.digest, booking.receipt.message) for booking in store.receipt_records]
-    assert len(dict(found)) == len(found), "one order, one receipt"
-    return dict(found)
+    """Returns the stored receipts by order; each order has one."""
+    receipts_by_order = [(booking.matched.order.digest, booking.receipt.message) for booking in store.receipt_records]
+    assert len(dict(receipts_by_order)) == len(receipts_by_order), "one order, one receipt"
+    return dict(receipts_by_order)
 
 
-def check_sent(stage: Stage, one: Placed, receipt: Receipt | None, granted: bool) -> None:
-    """What left of a job, against its receipt."""
-    _, body, transcript, finished = stage.answer(one)
+def check_sent(harness: RunnerHarness, placed_job: PlacedJob, receipt: Receipt | None, granted: bool) -> None:
+    """Checks what left of a job against its receipt."""
+    _, body, transcript, finished = harness.answer(placed_job)
     if not granted:
         assert len(body) <= FIRST_BYTES
         assert receipt is None or receipt.cost == 0, "a charge without the coordinator's word"
     if receipt is None:
         assert not finished, "a whole answer without a receipt"
         return
-    check_receipt(one.order, one.terms, receipt)
+    check_receipt(placed_job.order, placed_job.terms, receipt)
     charges = CHARGES[Outcome(receipt.outcome)] is Charge.USAGE
     assert finished is (charges or receipt.outcome == Outcome.UPSTREAM_ERROR), "the last chunk and the charge go together"
     if receipt.outcome != Outcome.REFUSED:
         assert receipt.result_commitment == transcript.commitment
-    sent = stage.link.payloads(one.job, Kind.RECEIPT) or [
-        failure for failure in stage.link.payloads(one.job, Kind.FAIL) if Failure.loads(failure).receipt is not None
+    sent = harness.link.payloads(placed_job.job, Kind.RECEIPT) or [
+        failure for failure in harness.link.payloads(placed_job.job, Kind.FAIL) if Failure.loads(failure).receipt is not None
     ]
     assert len(sent) == 1, "a receipt leaves once with its job"
 
@@ -109,43 +109,43 @@ def check_sent(stage: Stage, one: Placed, receipt: Receipt | None, granted: bool
     actions=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 3)), max_size=12),
     granted=st.booleans(),
 )
-def test_however_a_job_ends_the_books_are_in_order(
+def test_every_job_end_leaves_consistent_tabs(
     *, steps: list[str], last: str, actions: list[tuple[str, int]], granted: bool
 ) -> None:
-    """Every order ends once; its receipts follow each other; a charge takes the coordinator's word and a last chunk, and a last
-    chunk takes a receipt that may charge; what is left in flight is nothing.
+    """Every order ends once, its receipts are in sequence, a charge needs the coordinator's confirmation and a last chunk, a last
+    chunk needs a receipt that may charge, and nothing stays in flight.
     """
 
     async def play() -> None:
         engine = ScriptedEngine(*(STEPS[name] for name in (*steps, last)))
         limits = Deadlines(queue=0.02, first_token=0.02, between_tokens=0.02, total=0.1, reader=0.02, first_credit=0.02)
-        stage = Stage(engine, slots=1, deadlines=limits)
+        harness = RunnerHarness(engine, slots=1, deadlines=limits)
         heard = granted
         if not granted:
-            stage.link.on_first_chunk = lambda _job: None
-        placed = [stage.dispatch()]
+            harness.link.on_first_chunk = lambda _job: None
+        placed = [harness.dispatch()]
         for action, which in actions:
             heard = heard or action == "credit"
-            await act(stage, action, placed, placed[which % len(placed)])
-        for one in placed:
-            ends = [asyncio.create_task(stage.link.until(kind, one.job)) for kind in (Kind.RECEIPT, Kind.FAIL)]
+            await act(harness, action, placed, placed[which % len(placed)])
+        for placed_job in placed:
+            ends = [asyncio.create_task(harness.link.until(kind, placed_job.job)) for kind in (Kind.RECEIPT, Kind.FAIL)]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for task in ends:
                 task.cancel()
-        await stage.ended()
+        await harness.ended()
         await asyncio.sleep(0)
-        found = receipts(stage.store)
-        made = [booking.receipt.message for booking in stage.store.receipt_records]
+        receipts_by_order = receipts(harness.store)
+        made = [booking.receipt.message for booking in harness.store.receipt_records]
         for before, after in itertools.pairwise(made):
             check_continuity(before, after)
-        for one in placed:
-            check_sent(stage, one, found.get(one.order.digest), heard)
-        account = stage.tabs.account(stage.client.payer.address)
+        for placed_job in placed:
+            check_sent(harness, placed_job, receipts_by_order.get(placed_job.order.digest), heard)
+        account = harness.tabs.account(harness.client.payer.address)
         assert (account.tab.in_flight, account.tab.cumulative) == (0, sum(receipt.cost for receipt in made))
-        assert (stage.runner.capacity().free, stage.runner._held_bytes) == (1, 0)
-        earned, lost = stage.dealings.totals(stage.link.endpoint)
+        assert (harness.runner.capacity().free, harness.runner._held_bytes) == (1, 0)
+        earned, lost = harness.coordinator_credit.totals(harness.link.endpoint)
         assert earned == account.tab.cumulative
-        assert lost == sum(report.written_off for report in stage.reports.reports)
+        assert lost == sum(report.written_off for report in harness.observer.reports)
 
     async def bounded() -> None:
         async with asyncio.timeout(20):

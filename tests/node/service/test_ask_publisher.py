@@ -15,25 +15,25 @@ from node.testing.memory import ScriptedEngine
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.link import MAX_ASKS, MAX_NODE_ASK_BYTES, read_asks
 from tallystick.protocol.wire import dumps
-from tests.node.harness import NOW, OFFER, ask_book
+from tests.node.harness import NOW, OFFER, make_asks
 
 DOWN = Unavailable(Code.ENGINE_UNAVAILABLE, "connection refused", fault=Fault.ENGINE)
 
 
 class World:
-    """Two engines with a model each, at a time that the test sets."""
+    """Two engines with a model each, with a clock that the test sets."""
 
     def __init__(self, seconds: float = 60.0) -> None:
         self.engines = {name: ScriptedEngine(models=[f"model-{name}"]) for name in ("a", "b")}
-        self.pools = {name: PooledEngine(engine, 1) for name, engine in self.engines.items()}
-        self.book = ask_book()
-        self.book.publish([], NOW)
+        self.pooled = {name: PooledEngine(engine, 1) for name, engine in self.engines.items()}
+        self.asks = make_asks()
+        self.asks.publish([], NOW)
         self.now = NOW
         self.changes = 0
         self.changed, self.suspicion = asyncio.Event(), asyncio.Event()
-        self.front = AskPublisher(
-            asks=self.book,
-            engines=self.pools,
+        self.publisher = AskPublisher(
+            asks=self.asks,
+            engines=self.pooled,
             make_offers=self._offers,
             on_change=self._changed,
             engine_suspected=self.suspicion,
@@ -50,43 +50,43 @@ class World:
 
     @property
     def sold(self) -> list[str]:
-        """The models that stand."""
-        return [ask.message.model for ask in self.book.current]
+        """The models of the current asks."""
+        return [ask.message.model for ask in self.asks.current]
 
 
-async def test_what_answers_is_offered() -> None:
-    """Every model of every engine that answers has an ask; looking again changes nothing."""
+async def test_every_listed_model_is_offered() -> None:
+    """Every model of every engine that responds has an ask; checking again changes nothing."""
     world = World()
-    await world.front.check_engines(first=True)
+    await world.publisher.check_engines(first=True)
     assert world.sold == ["model-a", "model-b"]
-    await world.front.check_engines()
+    await world.publisher.check_engines()
     assert world.changes == 1
 
 
 async def test_asks_follow_an_engine_down_and_up() -> None:
-    """An engine that fails twice has its asks withdrawn and its slots hidden; when it is back, so are they."""
+    """An engine that fails twice has its asks withdrawn and its slots hidden; both return with the engine."""
     world = World()
-    await world.front.check_engines(first=True)
+    await world.publisher.check_engines(first=True)
     world.engines["a"].fault = DOWN
-    await world.front.check_engines()
+    await world.publisher.check_engines()
     assert world.sold == ["model-a", "model-b"]
     with capture_logs() as logs:
-        await world.front.check_engines()
-    assert (world.sold, world.pools["a"].up) == (["model-b"], False)
+        await world.publisher.check_engines()
+    assert (world.sold, world.pooled["a"].up) == (["model-b"], False)
     assert any(entry["event"] == "engine down; its asks are withdrawn" for entry in logs)
     world.engines["a"].fault = None
-    await world.front.check_engines()
-    assert (world.sold, world.pools["a"].up) == (["model-a", "model-b"], True)
+    await world.publisher.check_engines()
+    assert (world.sold, world.pooled["a"].up) == (["model-a", "model-b"], True)
 
 
-async def test_an_engine_that_stays_down_is_left_alone_more_and_more() -> None:
-    """It is asked again after one, two, three rounds, and then every fourth; the other one in every round."""
+async def test_an_engine_that_stays_down_is_checked_less_often() -> None:
+    """It is checked again after one, two and three rounds, and then every fourth; other engines in every round."""
     world = World()
-    await world.front.check_engines(first=True)
+    await world.publisher.check_engines(first=True)
     world.engines["a"].fault = DOWN
     asked = [world.engines["a"].checks]
     for _ in range(20):
-        await world.front.check_engines()
+        await world.publisher.check_engines()
         asked.append(world.engines["a"].checks)
     assert [later - before for before, later in itertools.pairwise(asked)] == [
         1, 1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1
@@ -95,40 +95,40 @@ async def test_an_engine_that_stays_down_is_left_alone_more_and_more() -> None:
 
 
 async def test_an_engine_that_is_down_at_the_start() -> None:
-    """What does not answer at the start is not offered, and is as soon as it answers."""
+    """An engine that does not respond at the start is not offered, and is as soon as it responds."""
     world = World()
     world.engines["b"].fault = DOWN
-    await world.front.check_engines(first=True)
+    await world.publisher.check_engines(first=True)
     assert world.sold == ["model-a"]
     world.engines["b"].fault = None
-    await world.front.check_engines()
+    await world.publisher.check_engines()
     assert world.sold == ["model-a", "model-b"]
 
 
 async def test_new_models_are_offered() -> None:
-    """A model that an engine loads later gets an ask, one that it drops loses it."""
+    """A model that an engine loads later gets an ask; a removed one loses it."""
     world = World()
-    await world.front.check_engines(first=True)
+    await world.publisher.check_engines(first=True)
     world.engines["a"].model_names = ["another"]
-    await world.front.check_engines()
+    await world.publisher.check_engines()
     assert world.sold == ["another", "model-b"]
 
 
 async def test_asks_are_renewed_in_time() -> None:
-    """Past half of their validity asks are signed afresh and announced."""
+    """Past half of their validity, asks are signed anew and announced."""
     world = World()
-    await world.front.check_engines(first=True)
+    await world.publisher.check_engines(first=True)
     world.now += 1_800
-    await world.front.check_engines()
+    await world.publisher.check_engines()
     assert world.changes == 2
-    assert all(ask.message.valid_until == NOW + 5_400 for ask in world.book.current)
+    assert all(ask.message.valid_until == NOW + 5_400 for ask in world.asks.current)
 
 
-async def test_a_failed_job_is_reason_to_look() -> None:
-    """When a job fails on an engine, it is looked at now, not only when its turn comes."""
+async def test_a_failed_job_triggers_a_check() -> None:
+    """When a job fails on an engine, the engine is checked at once."""
     world = World()
-    await world.front.check_engines(first=True)
-    task = asyncio.create_task(world.front.run())
+    await world.publisher.check_engines(first=True)
+    task = asyncio.create_task(world.publisher.run())
     world.engines["a"].model_names = ["another"]
     world.changed.clear()
     world.suspicion.set()
@@ -138,24 +138,24 @@ async def test_a_failed_job_is_reason_to_look() -> None:
     task.cancel()
 
 
-async def test_it_looks_by_itself() -> None:
-    """Left running, it notices changes."""
+async def test_run_notices_changes() -> None:
+    """`run` notices changes."""
     world = World(seconds=0.01)
-    task = asyncio.create_task(world.front.run())
+    task = asyncio.create_task(world.publisher.run())
     async with asyncio.timeout(5):
         await world.changed.wait()
     assert world.sold == ["model-a", "model-b"]
     task.cancel()
 
 
-async def test_a_coordinator_takes_so_many_asks() -> None:
-    """An endpoint with hundreds of models does not make the node's greeting unreadable: the first that fit are offered."""
+async def test_the_number_of_asks_is_limited() -> None:
+    """An engine with hundreds of models does not make HELLO unreadable: the first asks that fit are offered."""
     world = World()
     world.engines["a"].model_names = [f"m{number}" for number in range(MAX_ASKS + 10)]
-    await world.front.check_engines(first=True)
-    told = [ask.to_json() for ask in world.book.current]
-    assert world.sold == [f"m{number}" for number in range(len(told))]
-    assert MAX_NODE_ASK_BYTES - 2 * len(dumps(told[0])) < len(dumps(told)) <= MAX_NODE_ASK_BYTES
-    assert read_asks(told)
-    await world.front.check_engines()
-    assert [ask.to_json() for ask in world.book.current] == told
+    await world.publisher.check_engines(first=True)
+    published = [ask.to_json() for ask in world.asks.current]
+    assert world.sold == [f"m{number}" for number in range(len(published))]
+    assert MAX_NODE_ASK_BYTES - 2 * len(dumps(published[0])) < len(dumps(published)) <= MAX_NODE_ASK_BYTES
+    assert read_asks(published)
+    await world.publisher.check_engines()
+    assert [ask.to_json() for ask in world.asks.current] == published

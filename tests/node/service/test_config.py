@@ -19,8 +19,8 @@ HERE = Path(node.__file__).parent
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
-def test_the_example_says_what_the_defaults_are() -> None:
-    """The full example loads, and but for what it must make up it is the default."""
+def test_the_example_contains_the_defaults() -> None:
+    """The full example loads and equals the defaults, except for its example values."""
     loaded, plain = load_config(HERE / "example.toml", environment={}), NodeConfig()
     for name in (
         "admission",
@@ -57,28 +57,28 @@ def test_the_example_says_what_the_defaults_are() -> None:
 
 
 def test_the_minimal_example_is_enough() -> None:
-    """A coordinator, a deployment and an engine's address make a config."""
+    """A coordinator, a deployment and an engine's URL make a config."""
     loaded = load_config(HERE / "minimal.toml", environment={})
     assert loaded.engines == (EngineConfig(url="http://127.0.0.1:8000/v1"),)
     assert loaded.engines[0].label == "127.0.0.1:8000"
 
 
 def test_the_environment_and_flags_win() -> None:
-    """Simple settings can come from the environment, and flags are stronger still."""
+    """Simple settings can come from the environment, and flags win over both."""
     environment = {"TALLY_NODE_COORDINATOR": "https://a.example", "TALLY_NODE_GRACE": "5"}
     loaded = load_config(HERE / "minimal.toml", {"shutdown_grace": 7.0}, environment)
     assert (loaded.coordinator, loaded.shutdown_grace) == ("https://a.example", 7.0)
 
 
 def test_prices_have_defaults() -> None:
-    """A model without prices has the stated ones; cached input costs what input costs unless told otherwise."""
+    """A model without prices has the defaults; cached input costs as much as input by default."""
     assert ModelConfig(name="m").prices == Prices(100_000, 100_000, 400_000)
     assert ModelConfig(name="m", input_price=Amount(7)).prices == Prices(7, 7, 400_000)
     engine = EngineConfig(url="http://e", input_price=Amount(1), output_price=Amount(0))
     assert engine.model_defaults("m").prices == Prices(1, 1, 0)
 
 
-def test_limits_come_from_the_engine_where_nobody_set_them() -> None:
+def test_limits_default_to_the_engines() -> None:
     """The context length is the configured one, else the engine's, else a default; output never exceeds it."""
     engine = EngineConfig(url="http://e:1/v1")
     offer = engine.offer(ModelConfig(name="m"), 2_048, Spec(), NOON, 0.0)
@@ -89,7 +89,7 @@ def test_limits_come_from_the_engine_where_nobody_set_them() -> None:
 
 
 def test_keys_stay_secret() -> None:
-    """An engine's key comes from the config or from a variable that must be set, and is in no representation."""
+    """An engine's key comes from the config or from a set variable, and appears in no representation."""
     engine = EngineConfig(url="https://user:pw@api.example/v1", api_key="s3cret")
     assert engine.settings({}).api_key == "s3cret"
     assert "s3cret" not in repr(engine)
@@ -121,16 +121,14 @@ def test_keys_stay_secret() -> None:
         {"unheard_of": 1},
     ],
 )
-def test_what_can_not_work_is_told(settings: dict[str, Any]) -> None:
-    """A bad setting is named before anything starts."""
+def test_invalid_settings_are_refused(settings: dict[str, Any]) -> None:
+    """A wrong setting is named before anything starts."""
     with pytest.raises(BadMessage):
         load_config(None, settings, {})
 
 
 def test_no_order_expires_under_the_longest_job() -> None:
-    """An order must be claimable for the longest job and its settlement: all phases that follow one another, the check and the
-    retry of claims and the chain's time. Settings may ask for more, never for less, and the rules of admission follow.
-    """
+    """An order must be claimable for the longest job and its settlement. Settings may require more, never less."""
     plain = NodeConfig()
     phases = [getattr(plain.deadlines, name, 0.0) for name in ("total", "reader", "first_credit")]
     longest = sum(phases) + plain.claims.check_interval + plain.claims.retry_after + 300
@@ -145,8 +143,8 @@ def test_no_order_expires_under_the_longest_job() -> None:
     assert later.claim_margin == longest + 3_880 + 1, "rounded up"
 
 
-def test_a_coordinator_to_go_on_without_is_one_of_the_nodes() -> None:
-    """A name that is none of them is a mistake that would leave the node waiting."""
+def test_a_skipped_coordinator_must_be_configured() -> None:
+    """A URL that is not a coordinator's is refused, since the node would wait for ever."""
     for url in ("http://127.0.0.1:8420", "ws://127.0.0.1:8420/", "http://b.example"):
         load_config(None, {"coordinators": ["http://b.example"], "skip_recovery": [url]}, {})
     with pytest.raises(BadMessage, match="skip_recovery"):
@@ -154,7 +152,7 @@ def test_a_coordinator_to_go_on_without_is_one_of_the_nodes() -> None:
 
 
 def test_specs_add_up() -> None:
-    """What is known more closely wins, what is unknown takes nothing away, features are gathered."""
+    """More specific known values win, unknown values change nothing, and features are merged."""
     merged = merge_specs(
         Spec(engine="vllm", precision="bf16", features=("a",)), Spec(region="eu"), Spec(precision="fp8", features=("b", "a"))
     )

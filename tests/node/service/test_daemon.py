@@ -35,7 +35,7 @@ from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Failure, Kind, dumps, loads
 from tallystick.runtime.serving import serving
 from tests.node.fake_coordinator import Connection, FakeCoordinator
-from tests.node.harness import DOMAIN, PROVIDER, Client, Placed, signer
+from tests.node.harness import DOMAIN, PROVIDER, Client, PlacedJob, signer
 
 ROOT = Path(__file__).parents[3]
 OTHER = signer("another coordinator")
@@ -43,7 +43,7 @@ ASK = {"messages": [{"role": "user", "content": "what is a tally stick"}], "stre
 
 
 class Site:
-    """A folder with a deployment and a config, an engine, and a coordinator. No chain answers: jobs must not need one."""
+    """A folder with a deployment and a config, an engine, and a coordinator. No chain responds: jobs must not need one."""
 
     def __init__(self, folder: Path, coordinator: FakeCoordinator, engine: DemoEngine, engine_port: int) -> None:
         self.folder, self.coordinator, self.engine, self.engine_port = folder, coordinator, engine, engine_port
@@ -52,7 +52,7 @@ class Site:
         deployment.save(folder / "deployment.json")
 
     def config(self, tables: str = "", **settings: Any) -> Path:
-        """Writes a config; `tables` is added as it is."""
+        """Writes a config; `tables` is added unchanged."""
         plain = {
             "coordinator": self.coordinator.url,
             "deployment": str(self.folder / "deployment.json"),
@@ -77,8 +77,8 @@ class Site:
         command = (sys.executable, "-m", "tests.node.run_daemon", str(self.config(**settings)))
         return await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
 
-    async def place(self, connection: Connection, ask: Verified[Ask], body: dict[str, Any] | None = None) -> Placed:
-        """Hands a job to the node."""
+    async def place(self, connection: Connection, ask: Verified[Ask], body: dict[str, Any] | None = None) -> PlacedJob:
+        """Dispatches a job to the node."""
         placed = self.client.order(ask, body or ASK, now=int(time.time()))
         await connection.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
         return placed
@@ -86,7 +86,7 @@ class Site:
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    """Everything that a node needs around it."""
+    """Provides everything that a node needs around it."""
     engine = DemoEngine()
     async with asyncio.timeout(60), serving(engine.app, "127.0.0.1", 0) as port, FakeCoordinator().serving() as coordinator:
         yield Site(tmp_path, coordinator, engine, port)
@@ -94,7 +94,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 @asynccontextmanager
 async def node(site: Site, **settings: Any) -> AsyncIterator[tuple[Process, Connection, Verified[Ask]]]:
-    """A node that runs and has connected; killed at the end if it still lives."""
+    """Runs a connected node; it is killed at the end if it still runs."""
     process = await site.start(**settings)
     try:
         connection = await site.coordinator.connections.get()
@@ -105,20 +105,20 @@ async def node(site: Site, **settings: Any) -> AsyncIterator[tuple[Process, Conn
         await process.communicate()
 
 
-async def receipt(connection: Connection, placed: Placed) -> Receipt:
-    """A job's receipt, checked as coordinator and client would."""
+async def receipt(connection: Connection, placed: PlacedJob) -> Receipt:
+    """Returns a job's receipt, checked as coordinator and client would."""
     raw = await connection.until(Kind.RECEIPT, job=placed.job)
-    found = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
-    check_receipt(placed.order, placed.terms, found)
+    signed = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
+    check_receipt(placed.order, placed.terms, signed)
     _, _, transcript, finished = placed.read(connection.of(Kind.CHUNK, placed.job))
     assert finished
-    assert found.result_commitment == transcript.commitment
-    return found
+    assert signed.result_commitment == transcript.commitment
+    return signed
 
 
 async def test_a_node_works_and_stops_in_order(site: Site) -> None:
-    """A fresh node offers what its engine lists, serves a streamed job without a chain, and on SIGTERM finishes what runs, takes
-    nothing new, hands in its claim and exits with 0.
+    """A fresh node offers its engine's model and serves a streamed job without a chain. On SIGTERM it finishes running jobs,
+    takes no new ones, submits its claim and exits with 0.
     """
     async with node(site) as (process, connection, ask):
         assert (ask.message.model, ask.message.context_tokens, ask.message.spec.engine) == (MODEL, 8_192, "tally-demo")
@@ -150,10 +150,8 @@ async def test_a_node_works_and_stops_in_order(site: Site) -> None:
         assert await process.wait() == 0
 
 
-async def test_what_was_promised_survives_a_kill(site: Site) -> None:
-    """After kill -9 a restarted node sends the receipt again that nobody confirmed, refuses the same order, and goes on with the
-    next seq.
-    """
+async def test_receipts_survive_a_kill(site: Site) -> None:
+    """After kill -9 a restarted node resends the unconfirmed receipt, refuses the same order, and continues with the next seq."""
     site.coordinator.acknowledge = False
     async with node(site) as (process, connection, ask):
         placed = await site.place(connection, ask)
@@ -174,9 +172,9 @@ async def test_what_was_promised_survives_a_kill(site: Site) -> None:
         assert await process.wait() == 0
 
 
-async def test_a_job_that_a_kill_cut_off_is_released(site: Site) -> None:
-    """After kill -9 in mid-answer a restarted node signs a receipt at no cost for the order that it had begun, with the next
-    number, sends it at once, and never runs the order again.
+async def test_an_order_cut_off_by_a_kill_is_released(site: Site) -> None:
+    """After kill -9 in mid-response a restarted node signs a receipt at no cost with the next number, sends it at once, and never
+    runs the order again.
     """
     async with node(site) as (process, connection, ask):
         assert (await receipt(connection, await site.place(connection, ask))).seq == 1
@@ -192,10 +190,10 @@ async def test_a_job_that_a_kill_cut_off_is_released(site: Site) -> None:
         numbers = []
         for placed in (cut, another):
             late = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
-            found = late.receipt.verify(DOMAIN).message
-            check_receipt(placed.order, placed.terms, found)
-            assert (found.outcome, found.cost) == (Outcome.PROVIDER_ERROR, 0)
-            numbers.append(found.seq)
+            signed = late.receipt.verify(DOMAIN).message
+            check_receipt(placed.order, placed.terms, signed)
+            assert (signed.outcome, signed.cost) == (Outcome.PROVIDER_ERROR, 0)
+            numbers.append(signed.seq)
         assert sorted(numbers) == [2, 3]
         await connection.send(Kind.DISPATCH, cut.job, cut.dispatch.dumps())
         refused = Failure.loads(await connection.until(Kind.FAIL, job=cut.job))
@@ -208,9 +206,9 @@ async def test_a_job_that_a_kill_cut_off_is_released(site: Site) -> None:
         assert not connection.of(Kind.LATE_RECEIPT, cut.job), "it was confirmed, and is closed once"
 
 
-async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site) -> None:
-    """A coordinator that drops the link in mid-answer is offered nothing once that has cost too much, and so it stays after a
-    restart of the node; `tally node status` says why.
+async def test_a_suspended_coordinator_is_offered_nothing(site: Site) -> None:
+    """A coordinator that drops the link in mid-response is suspended once that cost too much, even after a restart; `tally node
+    status` says why.
     """
     site.engine._usual = Simulation(token_seconds=0.3)
     rules = '[admission]\nmax_unpaid = "0.000001"\n'
@@ -226,12 +224,12 @@ async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site
         refused = Failure.loads(await again.until(Kind.FAIL, job=more.job))
         assert (refused.error.code, refused.error.fault) == (Code.NODE_BUSY, Fault.COORDINATOR)
         assert refused.receipt is not None
-        said = await read_status(site.folder / "state")
-        (told,) = said["coordinator_credit"].values()
-        assert (told["served"], int(told["writtenOff"]) > 1) == (False, True)
-        assert not said["ok"]
-        assert "served again" in said["trouble"]
-        assert said["alarms"][0]["what"] == "coordinator leaves work unpaid"
+        report = await read_status(site.folder / "state")
+        (credit,) = report["coordinator_credit"].values()
+        assert (credit["served"], int(credit["writtenOff"]) > 1) == (False, True)
+        assert not report["ok"]
+        assert "served again" in report["trouble"]
+        assert report["alarms"][0]["what"] == "coordinator leaves work unpaid"
         process.kill()
         await process.wait()
     process = await site.start(tables=rules)
@@ -244,7 +242,7 @@ async def test_a_coordinator_that_pays_for_nothing_is_offered_nothing(site: Site
 
 
 async def test_asks_follow_the_engine(site: Site) -> None:
-    """A node whose engine goes away withdraws its asks and says so at /healthz; when the engine is back, so are they."""
+    """A node whose engine goes away withdraws its asks and reports it at /healthz; both return with the engine."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     async with serving(DemoEngine().app, "127.0.0.1", 0) as other:
@@ -281,7 +279,7 @@ async def test_asks_follow_the_engine(site: Site) -> None:
 
 
 async def test_two_nodes_do_not_share_a_state(site: Site) -> None:
-    """A second node on the same state is refused with a sentence, since both would number the same receipts."""
+    """A second node on the same state is refused, since both would use the same receipt numbers."""
     config = load_config(site.config(), environment={})
     async with AsyncExitStack() as first, AsyncExitStack() as second:
         await build(config, PROVIDER, first)
@@ -290,7 +288,7 @@ async def test_two_nodes_do_not_share_a_state(site: Site) -> None:
 
 
 async def test_a_node_without_a_deployment_says_so(site: Site) -> None:
-    """What is missing at the start is told in one line, with what to do."""
+    """A missing deployment file is reported in one line, with what to do."""
     config = load_config(site.config(deployment=str(site.folder / "missing.json")), environment={})
     async with AsyncExitStack() as stack:
         with pytest.raises(BadMessage, match="tally deploy"):
@@ -298,7 +296,7 @@ async def test_a_node_without_a_deployment_says_so(site: Site) -> None:
 
 
 async def test_a_node_without_an_engine_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no engine in the config, none named and none found, the node says what to do; one that is named is taken."""
+    """Without an engine in the config, in the environment or on the default ports, the node says what to do."""
 
     async def nothing(_environment: object) -> list[DiscoveredEngine]:
         return []
@@ -314,8 +312,8 @@ async def test_a_node_without_an_engine_says_so(site: Site, monkeypatch: pytest.
         assert list((await build(config, PROVIDER, stack)).engine_pool.engines) == ["api.example"]
 
 
-async def test_a_config_that_is_read_again(site: Site) -> None:
-    """On SIGHUP prices and limits change without a break: a job under way ends; a config that is wrong changes nothing."""
+async def test_reload(site: Site) -> None:
+    """On SIGHUP prices and limits change without an interruption: a running job ends, and a wrong config changes nothing."""
     async with node(site) as (process, connection, ask):
         site.engine._usual = Simulation(token_seconds=0.02)
         running = await site.place(connection, ask)
@@ -323,9 +321,9 @@ async def test_a_config_that_is_read_again(site: Site) -> None:
         path = site.config()
         good = path.read_text()
         path.write_text(good.replace("[link]", 'output_price = "0.2"\n[link]'))
-        told = len(connection.of(Kind.ASKS))
+        count = len(connection.of(Kind.ASKS))
         process.send_signal(signal.SIGHUP)
-        (changed,) = read_asks(json_of(await connection.until(Kind.ASKS, told + 1))["asks"])
+        (changed,) = read_asks(json_of(await connection.until(Kind.ASKS, count + 1))["asks"])
         assert (changed.message.output_price, changed.message.seq > ask.message.seq) == (200_000, True)
         path.write_text("slots = ")
         process.send_signal(signal.SIGHUP)
@@ -334,11 +332,11 @@ async def test_a_config_that_is_read_again(site: Site) -> None:
         assert (await receipt(connection, again)).outcome == Outcome.COMPLETED
         path.write_text(good.replace(str(site.engine_port), "1"))
         process.send_signal(signal.SIGHUP)
-        assert json_of(await connection.until(Kind.ASKS, told + 2))["asks"] == [], "the engine of the new config does not answer"
+        assert json_of(await connection.until(Kind.ASKS, count + 2))["asks"] == [], "the engine of the new config does not answer"
 
 
 async def test_several_coordinators_at_once(site: Site) -> None:
-    """A node works for each of them with the same engine and one book of tabs, and loses nothing when one goes away."""
+    """A node works for each coordinator with the same engine and tabs, and loses nothing when one goes away."""
     async with FakeCoordinator().serving() as second, node(site, coordinators=[second.url]) as (process, first, ask):
         other = await second.connections.get()
         assert [signed.signature for signed in await other.asks()] == [ask.signature]
@@ -354,7 +352,7 @@ async def test_several_coordinators_at_once(site: Site) -> None:
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
 async def test_a_full_disk(site: Site) -> None:
-    """A node that can write no more sends its jobs elsewhere, uncharged, and goes on as soon as there is room."""
+    """A node that cannot write sends its jobs elsewhere, uncharged, and continues as soon as there is space."""
     async with node(site) as (process, connection, ask):
         assert (await receipt(connection, await site.place(connection, ask))).seq == 1
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
@@ -367,13 +365,13 @@ async def test_a_full_disk(site: Site) -> None:
         assert (await receipt(connection, await site.place(connection, ask))).seq == 2
 
 
-async def test_a_state_that_was_lost(site: Site) -> None:
-    """A node with its key and an empty state learns from its coordinator what it signed last, before it offers anything, and goes
-    on from there: no number and no total is given twice.
+async def test_recovery_of_a_lost_state(site: Site) -> None:
+    """A node with its key and an empty state recovers its last receipts from its coordinator before it offers anything, and uses
+    no number or total twice.
     """
     async with node(site) as (process, connection, ask):
         placed = [await site.place(connection, ask) for _ in range(2)]
-        lost = [await receipt(connection, one) for one in placed]
+        lost = [await receipt(connection, placed_job) for placed_job in placed]
         process.kill()
         await process.wait()
     raw = connection.of(Kind.RECEIPT, placed[1].job)[0]
@@ -395,25 +393,25 @@ async def test_a_state_that_was_lost(site: Site) -> None:
 
 
 async def status_of(site: Site, *, without: str = "no trouble") -> dict[str, Any]:
-    """What the running node says of itself, as soon as its trouble does not name this."""
+    """Returns the node's status report once its problem does not mention `without`."""
     for _ in range(200):
         with contextlib.suppress(Unavailable):
-            said = await read_status(site.folder / "state")
-            if without not in said["trouble"]:
-                return said
+            report = await read_status(site.folder / "state")
+            if without not in report["trouble"]:
+                return report
         await asyncio.sleep(0.05)
     raise AssertionError("no node works without that trouble")
 
 
-def remembered(placed: Placed, connection: Connection) -> LateReceipt:
-    """What a coordinator remembers of a job."""
+def remembered(placed: PlacedJob, connection: Connection) -> LateReceipt:
+    """Returns a coordinator's record of a job."""
     raw = connection.of(Kind.RECEIPT, placed.job)[0]
     return LateReceipt(read_signed(Receipt, loads(raw, "receipt")), placed.order, placed.terms)
 
 
-async def test_a_node_never_signs_a_number_twice_beside_two_coordinators(site: Site) -> None:
-    """A node with a new state offers nothing anywhere while one of its coordinators has not told what it remembers, and says why;
-    once all have, it goes on from the highest number. A start with that state then waits for nobody.
+async def test_recovery_waits_for_all_coordinators(site: Site) -> None:
+    """A node with a new state offers nothing until both coordinators have answered, and says why; then it continues from the
+    highest number. A restart waits for neither.
     """
     second = FakeCoordinator(account=OTHER.address)
     async with second.serving():
@@ -435,11 +433,11 @@ async def test_a_node_never_signs_a_number_twice_beside_two_coordinators(site: S
         try:
             first, other = await site.coordinator.connections.get(), await second.connections.get()
             await first.until(Kind.RECALL)
-            said = await status_of(site, without=site.coordinator.url.removeprefix("http://"))
-            assert not said["ok"]
-            assert second.url.removeprefix("http://") in said["trouble"]
-            assert "--skip-recovery" in said["trouble"]
-            offered = [read_asks(json_of(told)["asks"]) for told in first.of(Kind.ASKS)]
+            report = await status_of(site, without=site.coordinator.url.removeprefix("http://"))
+            assert not report["ok"]
+            assert second.url.removeprefix("http://") in report["trouble"]
+            assert "--skip-recovery" in report["trouble"]
+            offered = [read_asks(json_of(payload)["asks"]) for payload in first.of(Kind.ASKS)]
             assert (first.hello.asks, other.hello.asks, [asks for asks in offered if asks]) == ((), (), [])
             await other.send(Kind.RECALLED, payload=second.page(""))
             following = await receipt(first, await site.place(first, (await first.asks())[0].verify(DOMAIN)))
@@ -452,8 +450,8 @@ async def test_a_node_never_signs_a_number_twice_beside_two_coordinators(site: S
         assert first.hello.asks, "all have told, so a coordinator that is away keeps nobody from work"
 
 
-async def test_an_operator_may_go_on_without_a_coordinator(site: Site) -> None:
-    """One that will not come back is named, and not waited for; what is named must be one of the node's coordinators."""
+async def test_an_operator_may_skip_a_coordinator(site: Site) -> None:
+    """A coordinator that will not come back can be skipped; it must be one of the node's coordinators."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         away = f"http://127.0.0.1:{gone.getsockname()[1]}"
     async with node(site, coordinators=[away], skip_recovery=[away]) as (_, connection, ask):
@@ -463,6 +461,6 @@ async def test_an_operator_may_go_on_without_a_coordinator(site: Site) -> None:
 
 
 def json_of(payload: bytes) -> dict[str, Any]:
-    """A frame's JSON."""
+    """Returns a frame's JSON."""
     document: dict[str, Any] = loads(payload, "frame")
     return document

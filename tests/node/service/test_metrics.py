@@ -9,23 +9,23 @@ from node.service.metrics import NodeMetrics, count_gpus
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Amount
 from tallystick.runtime.serving import serving
-from tests.node.harness import PAYER, Client, ask_book, signer
+from tests.node.harness import PAYER, Client, make_asks, signer
 
 STRANGER = signer("stranger").address
-JOB = Client().order(ask_book().current[0]).job
+JOB = Client().order(make_asks().current[0]).job
 
 
-async def test_an_operator_can_see_what_happened() -> None:
+async def test_metrics_and_health() -> None:
     """/metrics counts jobs by outcome, tokens and revenue, and /healthz says whether the node can earn."""
     suspected: list[bool] = []
     clock = 0.0
     owed = {PAYER.address: 40, STRANGER: 2}
     suspect = lambda: suspected.append(True)  # noqa: E731
     trust = {"written_off": 7, "newcomers_today": 9}
-    monitor = NodeMetrics(
+    metrics = NodeMetrics(
         lambda: owed, suspect, gpus=2, gpu_hour_cost=Amount(900_000), credit_summary=lambda: trust, tick=lambda: clock
     )
-    monitor.job_ended(
+    metrics.job_ended(
         JobReport(
             job=JOB,
             payer=PAYER.address,
@@ -39,10 +39,10 @@ async def test_an_operator_can_see_what_happened() -> None:
             total_seconds=1.0,
         )
     )
-    monitor.job_ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=None, reason="engine down", engine_fault=True))
+    metrics.job_ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=None, reason="engine down", engine_fault=True))
     assert suspected == [True]
     health: dict[str, Any] = {"ok": True}
-    async with serving(monitor.app(lambda: health), "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+    async with serving(metrics.app(lambda: health), "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
         async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
             text = await response.text()
         for line in (
@@ -67,27 +67,27 @@ async def test_an_operator_can_see_what_happened() -> None:
 
 
 def test_revenue_of_an_hour() -> None:
-    """What came in within the last hour, a GPU; of a shorter life, what it would come to."""
+    """Revenue of the last hour per GPU; extrapolated for a younger process."""
     clock = 0.0
-    monitor = NodeMetrics(dict, gpus=2, tick=lambda: clock)
+    metrics = NodeMetrics(dict, gpus=2, tick=lambda: clock)
     clock = 360.0
-    monitor.job_ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=Outcome.COMPLETED, reason="", cost=Amount(100)))
-    assert monitor.revenue_per_gpu_hour() == 500
+    metrics.job_ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=Outcome.COMPLETED, reason="", cost=Amount(100)))
+    assert metrics.revenue_per_gpu_hour() == 500
     clock = 3_600.0
-    assert monitor.revenue_per_gpu_hour() == 50
+    assert metrics.revenue_per_gpu_hour() == 50
     clock = 4_000.0
-    assert monitor.revenue_per_gpu_hour() == 0
+    assert metrics.revenue_per_gpu_hour() == 0
 
 
 def test_alarms() -> None:
-    """They are counted, and the latest are told at /healthz."""
-    monitor = NodeMetrics(dict)
+    """Alarms are counted, and the latest are reported at /healthz."""
+    metrics = NodeMetrics(dict)
     for number in range(30):
-        monitor.alarm(f"trouble {number}", PAYER.address, DebtAlarm(400, 0))
-    assert [alarm["what"] for alarm in monitor.alarms] == [f"trouble {number}" for number in range(10, 30)]
-    assert monitor.alarms[0]["due"] == "0.0004"
+        metrics.alarm(f"trouble {number}", PAYER.address, DebtAlarm(400, 0))
+    assert [alarm["what"] for alarm in metrics.alarms] == [f"trouble {number}" for number in range(10, 30)]
+    assert metrics.alarms[0]["due"] == "0.0004"
 
 
-def test_gpus_are_counted_where_there_is_a_way() -> None:
-    """Without NVML there are none, and nothing breaks."""
+def test_gpus_are_counted_if_nvml_is_available() -> None:
+    """Without NVML the count is 0, and nothing fails."""
     assert count_gpus() >= 0

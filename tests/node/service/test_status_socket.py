@@ -11,8 +11,8 @@ from node.service.status_socket import NAME, read_status, serve_status
 from tallystick.protocol.errors import Unavailable
 
 
-async def test_who_may_read_the_state_may_look(tmp_path: Path) -> None:
-    """Whoever connects sees what is true now; the socket is its owner's alone, and goes with the node."""
+async def test_the_socket_serves_the_current_status(tmp_path: Path) -> None:
+    """Each connection gets the current status; only the owner may use the socket, and it disappears with the node."""
     count = iter(range(100))
     with pytest.raises(Unavailable, match="no node runs"):
         await read_status(tmp_path)
@@ -29,15 +29,15 @@ async def test_who_may_read_the_state_may_look(tmp_path: Path) -> None:
 
 
 async def test_a_path_that_is_too_long(tmp_path: Path) -> None:
-    """Then there is no window, and the node works all the same."""
+    """If the path is too long, there is no socket, and the node still works."""
     state = tmp_path / ("x" * 100)
     state.mkdir()
     async with serve_status(state, dict):
         assert not (state / NAME).exists()
 
 
-async def test_something_else_answers(tmp_path: Path) -> None:
-    """What is no status is not shown as one."""
+async def test_a_malformed_status_is_refused(tmp_path: Path) -> None:
+    """A body that is not a status report is not shown."""
 
     async def nonsense(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from node.domain.order_admission import Matched
+from node.domain.order_admission import MatchedOrder
 from node.domain.tabs import Funds, StoredTab
 from node.domain.usage_meter import make_receipt
 from node.ports import CoordinatorHour, ReceiptRecord, WriteOff
@@ -21,14 +21,14 @@ from tallystick.protocol.messages import Claim, ClaimRow, Outcome
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import Amount, Hash
-from tests.node.harness import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, Placed, admitted, ask_book, signer
+from tests.node.harness import COORDINATOR, DOMAIN, NOW, PAYER, PROVIDER, Client, PlacedJob, admitted, make_asks, signer
 
-ASK = ask_book().current[0]
+ASK = make_asks().current[0]
 Store = SqlStore | MemoryStore
 
 
-def booking(placed: Placed, tab: ProviderTab, *, output: int = 100, at: int = NOW) -> ReceiptRecord:
-    """The end of a job as the runner stores it."""
+def receipt_record(placed: PlacedJob, tab: ProviderTab, *, output: int = 100, at: int = NOW) -> ReceiptRecord:
+    """Returns the end of a job as the runner stores it."""
     receipt = make_receipt(
         placed.order,
         placed.terms,
@@ -42,22 +42,22 @@ def booking(placed: Placed, tab: ProviderTab, *, output: int = 100, at: int = NO
 
 
 async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **spoilt: object) -> ReceiptRecord:
-    """One job from begin to book, on a tab that stands at `seq` jobs of 40 units."""
+    """Stores one job from begin to receipt, on a tab that stands at `seq` jobs of 40 units."""
     placed = client.order(ASK, order_with=spoilt)
     await store.begin(admitted(placed), at)
-    made = booking(placed, ProviderTab(seq, Amount(40 * seq)), at=at)
-    await store.record_receipt(made)
-    return made
+    records = receipt_record(placed, ProviderTab(seq, Amount(40 * seq)), at=at)
+    await store.record_receipt(records)
+    return records
 
 
 def open_store(folder: Path) -> SqlStore:
-    """The store of one node."""
+    """Returns the store of one node."""
     return SqlStore(f"sqlite:///{folder / 'node.db'}", PROVIDER.address, DOMAIN)
 
 
 @pytest.fixture(params=["sql", "memory"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    """Both stores: what passes the same tests is interchangeable."""
+    """Provides both stores; implementations that pass the same tests are interchangeable."""
     if request.param == "memory":
         yield MemoryStore()
         return
@@ -67,8 +67,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await sql.close()
 
 
-async def test_a_receipt_brings_its_tab(store: Store) -> None:
-    """Booking a receipt moves the tab to its seq and total; the highest order that can be claimed on is its ceiling."""
+async def test_a_receipt_updates_its_tab(store: Store) -> None:
+    """A receipt moves the tab to its seq and total; the highest claimable order is its cap."""
     client = Client()
     await finish(store, client)
     second = await finish(store, client, 1)
@@ -78,8 +78,8 @@ async def test_a_receipt_brings_its_tab(store: Store) -> None:
     assert (expired.cap, expired.claim_by) == (0, 0)
 
 
-async def test_a_taken_order_stays_taken(store: Store) -> None:
-    """Orders that were begun are remembered until their deadline; none begins twice."""
+async def test_a_consumed_order_stays_consumed(store: Store) -> None:
+    """Begun orders are remembered until their deadline; none begins twice."""
     client = Client()
     first, second = client.order(ASK), client.order(ASK)
     for placed in (first, second):
@@ -90,8 +90,8 @@ async def test_a_taken_order_stays_taken(store: Store) -> None:
         await store.begin(admitted(first), NOW)
 
 
-def refusal(placed: Placed, tab: ProviderTab) -> ReceiptRecord:
-    """The end of an order that was refused."""
+def refusal(placed: PlacedJob, tab: ProviderTab) -> ReceiptRecord:
+    """Returns the end of a refused order."""
     ended = make_receipt(
         placed.order,
         placed.terms,
@@ -101,29 +101,29 @@ def refusal(placed: Placed, tab: ProviderTab) -> ReceiptRecord:
         commitment=Hash(bytes(32)),
         finished_at=NOW,
     )
-    return ReceiptRecord(Matched(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
+    return ReceiptRecord(MatchedOrder(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
 
 
-async def test_a_refused_order_carries_no_claim(store: Store) -> None:
-    """A refused order moves its tab's seq, is remembered as taken and sent like any receipt; however high its ceiling, no claim
-    and no job rests on it: its terms are not what this provider bears.
+async def test_a_refused_order_backs_no_claim(store: Store) -> None:
+    """A refused order moves its tab's seq, is consumed, and is sent as any receipt; whatever its cap, no claim and no job rests
+    on it.
     """
     client = Client()
-    made = await finish(store, client)
+    records = await finish(store, client)
     greedy = client.order(ASK, order_with={"ceiling": Amount(10**9), "max_fee_bps": 10_000})
     await store.record_refusal(refusal(greedy, ProviderTab(1, Amount(40))))
     (row,) = await store.tabs(NOW)
-    assert (row.seq, row.cumulative, row.cap) == (2, 40, made.matched.order.message.ceiling)
+    assert (row.seq, row.cumulative, row.cap) == (2, 40, records.matched.order.message.ceiling)
     (tab,) = await store.claimable(NOW, 10)
-    assert tab.order.digest == made.matched.order.digest
+    assert tab.order.digest == records.matched.order.digest
     assert greedy.order.digest in {digest for digest, _ in await store.consumed_orders(NOW)}
     assert greedy.job in {entry.job for entry in await store.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)}
     with pytest.raises((ValueError, sa.exc.IntegrityError)):
         await store.record_refusal(refusal(greedy, ProviderTab(2, Amount(40))))
 
 
-async def test_what_a_killed_process_left(store: Store) -> None:
-    """Orders that were begun, have no receipt and can still be claimed on come back as they were; all others do not."""
+async def test_unfinished_orders(store: Store) -> None:
+    """Begun, claimable orders without a receipt are returned unchanged; all others are not."""
     client = Client()
     await finish(store, client)
     begun, expired = client.order(ASK), client.order(ASK, order_with={"claim_by": NOW + 10})
@@ -136,42 +136,42 @@ async def test_what_a_killed_process_left(store: Store) -> None:
     assert left.order.verify(DOMAIN) == begun.order
 
 
-async def test_dealings_are_kept_by_the_hour(store: Store) -> None:
-    """What an hour came to is replaced by what it comes to later; a look names the hour from which on it wants to know."""
+async def test_coordinator_hours(store: Store) -> None:
+    """Later totals of an hour replace earlier ones; a query names its first hour."""
     first, later = CoordinatorHour("a:443", 5, Amount(1), Amount(2)), CoordinatorHour("a:443", 6, Amount(10**20), Amount(4))
     for dealing in (replace(first, earned=Amount(0)), first, later):
         await store.record_coordinator_hour(dealing)
-    assert sorted(await store.coordinator_hours(5), key=lambda one: one.hour) == [first, later]
+    assert sorted(await store.coordinator_hours(5), key=lambda row: row.hour) == [first, later]
     assert await store.coordinator_hours(6) == [later]
 
 
-async def test_receipts_are_kept_until_they_are_confirmed(store: Store) -> None:
-    """Receipts come back page by page, as they were signed, until their coordinator has confirmed them."""
+async def test_receipts_are_unacknowledged_until_confirmed(store: Store) -> None:
+    """Receipts are returned page by page, as they were signed, until their coordinator has confirmed them."""
     client = Client()
-    made = [await finish(store, client, seq, at=NOW + seq) for seq in range(5)]
+    records = [await finish(store, client, seq, at=NOW + seq) for seq in range(5)]
     first = await store.unacknowledged(COORDINATOR.address, NOW + 4, 0, 3)
     rest = await store.unacknowledged(COORDINATOR.address, NOW + 4, 1, 3)
-    assert [entry.job for entry in (*first, *rest)] == [one.matched.job for one in made[:4]]
-    assert [entry.late_receipt.receipt.signature for entry in first] == [one.receipt.signature for one in made[:3]]
-    assert first[0].late_receipt.receipt.verify(DOMAIN).message == made[0].receipt.message
-    assert first[0].late_receipt.terms == made[0].matched.terms
-    await store.acknowledge(COORDINATOR.address, [one.matched.job for one in made[:4]])
+    assert [entry.job for entry in (*first, *rest)] == [record.matched.job for record in records[:4]]
+    assert [entry.late_receipt.receipt.signature for entry in first] == [record.receipt.signature for record in records[:3]]
+    assert first[0].late_receipt.receipt.verify(DOMAIN).message == records[0].receipt.message
+    assert first[0].late_receipt.terms == records[0].matched.terms
+    await store.acknowledge(COORDINATOR.address, [record.matched.job for record in records[:4]])
     (left,) = await store.unacknowledged(COORDINATOR.address, NOW + 100, 0, 10)
-    assert left.job == made[4].matched.job
+    assert left.job == records[4].matched.job
     assert await store.unacknowledged(signer("another").address, NOW + 100, 0, 10) == []
 
 
-async def test_what_a_former_state_signed(tmp_path: Path) -> None:
-    """A receipt that turned up is the tab's, can be claimed on, and needs no more confirmation; who told is remembered."""
+async def test_recovered_receipts(tmp_path: Path) -> None:
+    """A recovered receipt updates the tab, can be claimed and needs no confirmation; completed recoveries are stored."""
     client = Client()
     other = MemoryStore()
     await finish(other, client)
-    made = await finish(other, client, 1)
+    records = await finish(other, client, 1)
     store = open_store(tmp_path)
     await store.start()
-    late = LateReceipt(made.receipt, made.matched.order, made.matched.terms)
+    late = LateReceipt(records.receipt, records.matched.order, records.matched.terms)
     for _ in range(2):
-        await store.record_recovered(made.receipt, made.matched.order, late)
+        await store.record_recovered(records.receipt, records.matched.order, late)
     assert await store.completed_recoveries() == []
     for url in ("ws://a/v1/node", "ws://a/v1/node", "ws://b/v1/node"):
         await store.record_recovery_complete(COORDINATOR.address, url, NOW)
@@ -185,13 +185,13 @@ async def test_what_a_former_state_signed(tmp_path: Path) -> None:
     (row,) = await store.tabs(NOW)
     assert (row.seq, row.cumulative) == (2, 80)
     (tab,) = await store.claimable(NOW, 10)
-    assert (tab.seq, tab.order.digest) == (2, made.matched.order.digest)
+    assert (tab.seq, tab.order.digest) == (2, records.matched.order.digest)
     assert await store.unacknowledged(COORDINATOR.address, NOW + 100, 0, 10) == []
     await store.close()
 
 
-async def test_what_can_be_claimed(store: Store) -> None:
-    """A tab is claimable while receipts exceed what was settled, on the highest order that is still good, and says since when."""
+async def test_claimable_tabs(store: Store) -> None:
+    """A tab is claimable while its receipts exceed the settled amount, with the highest live order and the waiting time."""
     client = Client()
     await finish(store, client)
     best = await finish(store, client, 1, at=NOW + 10, ceiling=Amount(1_000))
@@ -210,8 +210,8 @@ async def test_what_can_be_claimed(store: Store) -> None:
     assert tab.since == NOW + 70
 
 
-async def test_a_ceiling_that_is_used_up_claims_nothing(store: Store) -> None:
-    """Where all that the best order authorises is settled, there is nothing to claim, whatever the receipts say."""
+async def test_a_used_up_cap_claims_nothing(store: Store) -> None:
+    """If the best order's cap is settled, nothing can be claimed, whatever the receipts say."""
     await finish(store, Client(), ceiling=Amount(30))
     (tab,) = await store.claimable(NOW, 10)
     assert tab.due == 30
@@ -219,29 +219,29 @@ async def test_a_ceiling_that_is_used_up_claims_nothing(store: Store) -> None:
     assert await store.claimable(NOW, 10) == []
 
 
-async def test_claims_are_remembered(store: Store) -> None:
-    """What was handed in, and when, is known to the next look."""
-    made = await finish(store, Client())
-    row = ClaimRow(payer=PAYER.address, order_hash=made.matched.order.digest, seq=1, cumulative_cost=Amount(40))
+async def test_claims_are_stored(store: Store) -> None:
+    """The next check knows the submitted claim and its time."""
+    records = await finish(store, Client())
+    row = ClaimRow(payer=PAYER.address, order_hash=records.matched.order.digest, seq=1, cumulative_cost=Amount(40))
     await store.record_claim(PROVIDER.sign(Claim(provider=PROVIDER.address, rows=(row,)), DOMAIN), NOW + 5)
     (tab,) = await store.claimable(NOW, 10)
     assert (tab.claimed_at, tab.claimed) == (NOW + 5, 40)
 
 
 async def test_a_second_receipt_of_a_seq_is_never_stored(store: Store) -> None:
-    """Two receipts with one number would cost the stake: the store takes the first only, and the tab stays."""
+    """Two receipts with one number would cost the stake: the store accepts only the first, and the tab stays."""
     client = Client()
     await finish(store, client)
     placed = client.order(ASK)
     await store.begin(admitted(placed), NOW)
     with pytest.raises((ValueError, sa.exc.IntegrityError)):
-        await store.record_receipt(booking(placed, ProviderTab(), output=50))
+        await store.record_receipt(receipt_record(placed, ProviderTab(), output=50))
     (row,) = await store.tabs(NOW)
     assert (row.seq, row.cumulative) == (1, 40)
 
 
 async def test_the_database_itself_refuses_a_second_receipt_of_a_seq(tmp_path: Path) -> None:
-    """Also where another program writes to it, no payer has two receipts of one number."""
+    """Even for another program, the database accepts only one receipt per payer and number."""
     store = open_store(tmp_path)
     await store.start()
     await finish(store, Client())
@@ -255,41 +255,39 @@ async def test_the_database_itself_refuses_a_second_receipt_of_a_seq(tmp_path: P
 
 
 async def test_a_tab_never_goes_back(tmp_path: Path) -> None:
-    """A receipt that is stored after a later one of a former state turned up does not take the tab back."""
+    """A receipt stored after a later recovered one does not move the tab back."""
     other, client = MemoryStore(), Client()
-    made = [await finish(other, client, seq) for seq in range(3)]
+    records = [await finish(other, client, seq) for seq in range(3)]
     store = open_store(tmp_path)
     await store.start()
-    for one in (made[2], made[0]):
+    for record in (records[2], records[0]):
         await store.record_recovered(
-            one.receipt, one.matched.order, LateReceipt(one.receipt, one.matched.order, one.matched.terms)
+            record.receipt, record.matched.order, LateReceipt(record.receipt, record.matched.order, record.matched.terms)
         )
     (row,) = await store.tabs(NOW)
     assert (row.seq, row.cumulative) == (3, 120)
     await store.close()
 
 
-async def test_no_ceiling_outlives_its_order(store: Store) -> None:
-    """All ceilings come back with their times, the highest first, without those that another makes needless."""
+async def test_no_cap_outlives_its_order(store: Store) -> None:
+    """All caps are returned with their claimBy, highest first, without redundant ones."""
     client = Client()
-    for ceiling, hours in ((500, 1), (400, 2), (300, 2), (200, 5), (200, 4), (450, 1)):
-        await store.begin(admitted(client.order(ASK, order_with=_order(ceiling, hours))), NOW)
+    for cap, hours in ((500, 1), (400, 2), (300, 2), (200, 5), (200, 4), (450, 1)):
+        await store.begin(admitted(client.order(ASK, order_with=_order(cap, hours))), NOW)
     await finish(store, client, ceiling=Amount(100), claim_by=NOW + 3_600 * 9)
     (row,) = await store.tabs(NOW)
-    found = [(row.cap, row.claim_by), *((one.amount, one.claim_by) for one in row.lower_caps)]
-    assert found == [(Amount(ceiling), NOW + 3_600 * hours) for ceiling, hours in ((500, 1), (400, 2), (200, 5), (100, 9))]
+    caps = [(row.cap, row.claim_by), *((cap.amount, cap.claim_by) for cap in row.lower_caps)]
+    assert caps == [(Amount(cap), NOW + 3_600 * hours) for cap, hours in ((500, 1), (400, 2), (200, 5), (100, 9))]
     (row,) = await store.tabs(NOW + 3_600)
     assert (row.cap, row.claim_by, len(row.lower_caps)) == (400, NOW + 7_200, 2)
 
 
-def _order(ceiling: int, hours: int) -> dict[str, object]:
-    return {"ceiling": Amount(ceiling), "claim_by": NOW + 3_600 * hours}
+def _order(cap: int, hours: int) -> dict[str, object]:
+    return {"ceiling": Amount(cap), "claim_by": NOW + 3_600 * hours}
 
 
 async def test_a_debt_is_written_off_when_its_orders_have_expired(store: Store) -> None:
-    """Not a second before the last order has expired; only what no longer-lived order covers; and less again once the chain has
-    paid, or the payer has signed for it anew.
-    """
+    """Debt is written off at the expiry of the last order that covers it, and less again after a settlement or a new order."""
     client = Client()
     await finish(store, client, ceiling=Amount(40), claim_by=NOW + 100)
     await finish(store, client, 1, ceiling=Amount(80), claim_by=NOW + 50)
@@ -308,7 +306,7 @@ async def test_everything_survives_reopening(tmp_path: Path) -> None:
     client = Client()
     first = open_store(tmp_path)
     await first.start()
-    made = await finish(first, client)
+    records = await finish(first, client)
     begun = client.order(ASK)
     await first.begin(admitted(begun), NOW)
     await first.close()
@@ -316,9 +314,9 @@ async def test_everything_survives_reopening(tmp_path: Path) -> None:
     await second.start()
     (row,) = await second.tabs(NOW)
     assert (row.seq, row.cumulative) == (1, 40)
-    assert {digest for digest, _ in await second.consumed_orders(NOW)} == {made.matched.order.digest, begun.order.digest}
+    assert {digest for digest, _ in await second.consumed_orders(NOW)} == {records.matched.order.digest, begun.order.digest}
     (open_receipt,) = await second.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)
-    assert open_receipt.late_receipt.receipt.signature == made.receipt.signature
+    assert open_receipt.late_receipt.receipt.signature == records.receipt.signature
     assert len(await second.claimable(NOW, 10)) == 1
     await second.close()
 
@@ -350,9 +348,9 @@ async def test_the_schema_is_the_migrations(tmp_path: Path) -> None:
     await store.start()
     await store.close()
     with sqlite3.connect(tmp_path / "node.db") as connection:
-        made = {
+        records = {
             table: {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
             for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             if table not in ("alembic_version", "sqlite_sequence")
         }
-    assert made == {table.name: {column.name for column in table.columns} for table in metadata.tables.values()}
+    assert records == {table.name: {column.name for column in table.columns} for table in metadata.tables.values()}

@@ -1,4 +1,4 @@
-"""A provider that gives nothing on trust: the gateway reserves for it by itself, as far as it may."""
+"""A provider that gives no unsecured credit: the gateway reserves money for it, within its limit."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ async def _ask(url: str) -> tuple[int, str]:
 
 
 @pytest.mark.timeout(120)
-async def test_more_is_reserved_where_a_provider_wants_it(tmp_path: Path) -> None:
-    """Without leave the request is refused and says why; with it the caller notices nothing, and only so much is reserved."""
+async def test_gateway_reserves_on_demand(tmp_path: Path) -> None:
+    """Without permission the request is refused with the reason; with it the request succeeds, and no more than needed is
+    reserved.
+    """
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         wary = f'[credit]\nper_payer = "0"\n[[engines]]\nurl = "{mock}"\n[[engines.models]]\nname = "{MODEL}"\nsell_as = "wary"\n'

@@ -1,4 +1,4 @@
-"""A coordinator under attack from other addresses: it says what it refuses, keeps its memory, and serves honest jobs."""
+"""A coordinator under attack from other addresses states what it refuses, bounds its memory, and serves honest jobs."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ GROWTH_MIB = 96
 
 
 async def _forged(url: str, jobs: list[bytes]) -> Counter[tuple[int, str]]:
-    """Posts orders with signatures of nobody's from one address; what was answered."""
-    seen: Counter[tuple[int, str]] = Counter()
+    """Posts orders with invalid signatures from one address. Returns the statuses."""
+    answers: Counter[tuple[int, str]] = Counter()
     left = iter(jobs)
 
     async def post(session: aiohttp.ClientSession) -> None:
         for job in left:
             async with session.post(f"{url}/v1/jobs", data=job) as response:
                 error = (await response.json())["error"]
-                seen[response.status, error["code"]] += 1
+                answers[response.status, error["code"]] += 1
                 if response.status == 429:
                     assert response.headers["retry-after"] == "1"
 
     async with _session("127.0.0.2") as session:
         await asyncio.gather(*(post(session) for _ in range(16)))
-    return seen
+    return answers
 
 
 def _session(address: str) -> aiohttp.ClientSession:
@@ -54,15 +54,15 @@ async def _oversized(url: str) -> int:
 
 
 async def _garbage(port: int) -> None:
-    """Bytes that are no HTTP; whatever comes back, the connection ends."""
+    """Sends bytes that are not HTTP; the connection must end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.4", 0))
     writer.write(secrets.token_bytes(4_000))
     await reader.read()
     writer.close()
 
 
-async def _dawdle(port: int, over: asyncio.Event) -> None:
-    """A head that never ends."""
+async def _slow_head(port: int, over: asyncio.Event) -> None:
+    """Sends a request head that never ends."""
     _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.5", 0))
     writer.write(b"POST /v1/jobs HTTP/1.1\r\nhost: x\r\nx-slow: ")
     await over.wait()
@@ -70,8 +70,8 @@ async def _dawdle(port: int, over: asyncio.Event) -> None:
 
 
 async def _rogue(site: processes.Site, targets: list[JobId]) -> str:
-    """A node that sends chunks and receipts of other nodes' jobs, then floods its asks; why it was closed."""
-    node = await load.BareNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
+    """A node that sends chunks and receipts of other nodes' jobs, then floods its asks. Returns the reason of its closing."""
+    node = await load.EnginelessNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
     for job in targets:
         for kind in (Kind.ACCEPT, Kind.CHUNK, Kind.FAIL, Kind.RECEIPT):
             await node.socket.send(pack_link(kind, job, b"not mine"))
@@ -88,7 +88,7 @@ async def _rogue(site: processes.Site, targets: list[JobId]) -> str:
 
 
 async def _huge_frame(site: processes.Site) -> int | None:
-    """The code with which a link is closed that sends far too much at once."""
+    """Returns the code with which a link is closed after an oversized frame."""
     async with connect(
         f"ws{site.coordinator.removeprefix('http')}/v1/node", max_size=None, local_addr=("127.0.0.6", 0)
     ) as socket:
@@ -107,10 +107,10 @@ def _with_a_bad_signature(job: bytes) -> bytes:
 
 
 @pytest.mark.timeout(180)
-async def test_honest_jobs_are_served_meanwhile(tmp_path: Path) -> None:
-    """Floods of forged orders, garbage, slow heads, oversized bodies and frames, and a node that meddles: none does harm."""
+async def test_honest_jobs_are_served_under_attack(tmp_path: Path) -> None:
+    """Floods of forged orders, garbage, slow heads, oversized bodies and frames, and a malicious node do no harm."""
     async with processes.upstream() as mock, processes.market(tmp_path / "market", mock) as site:
-        node = await load.BareNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
+        node = await load.EnginelessNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
         serving = asyncio.create_task(node.run())
         async with aiohttp.ClientSession() as session, session.get(f"{site.coordinator}/v1/info") as response:
             coordinator = (await response.json())["coordinator"]
@@ -120,13 +120,13 @@ async def test_honest_jobs_are_served_meanwhile(tmp_path: Path) -> None:
             return load.sign_jobs(count, payer=site.payer, coordinator=coordinator, domain=domain, ask=node.ask)
 
         jobs = sign(HONEST + 100)
-        await load.post(site.coordinator, jobs[:100], at_once=8)
+        await load.post(site.coordinator, jobs[:100], concurrency=8)
         forged = [_with_a_bad_signature(job) for job in sign(BAD_ORDERS // 10)] * 10
         before = processes.rss_mib(site.pids["coordinator"])
         port, over = int(site.coordinator.rpartition(":")[2]), asyncio.Event()
-        slow = [asyncio.create_task(_dawdle(port, over)) for _ in range(SLOW)]
+        slow = [asyncio.create_task(_slow_head(port, over)) for _ in range(SLOW)]
         async with asyncio.TaskGroup() as group:
-            honest = group.create_task(load.post(site.coordinator, jobs[100:], at_once=4))
+            honest = group.create_task(load.post(site.coordinator, jobs[100:], concurrency=4))
             forging = group.create_task(_forged(site.coordinator, forged))
             oversized = group.create_task(_oversized(site.coordinator))
             rogue = group.create_task(_rogue(site, [Submission.loads(job).job for job in jobs[100:]]))

@@ -1,4 +1,4 @@
-"""What strangers with many keys can make a real coordinator hold, while honest buyers are served from it."""
+"""Limits on what strangers with many keys can make a real coordinator hold, while honest buyers are served."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNFINISHED = 120 * 1024
 
 
 async def _join(site: processes.Site, address: str, specs: list[Spec]) -> ClientConnection:
-    """A node of a fresh key that sells the market's model, dearly. Raises ConnectionClosed if it is refused."""
+    """Connects a node with a new key that sells the market's model at a high price. Raises ConnectionClosed if it is refused."""
     key, url = Signer(os.urandom(32)), f"ws{site.coordinator.removeprefix('http')}/v1/node"
 
     def ask(number: int, spec: Spec) -> Any:
@@ -64,17 +64,17 @@ async def _join(site: processes.Site, address: str, specs: list[Spec]) -> Client
 
 
 async def _outcomes(make: Callable[[], Awaitable[ClientConnection]], count: int) -> list[ClientConnection]:
-    """Those of so many connections that were let in."""
-    made = await asyncio.gather(*(make() for _ in range(count)), return_exceptions=True)
-    failed = [one for one in made if isinstance(one, BaseException)]
-    assert all(isinstance(one, ConnectionClosed) for one in failed), failed
-    return [one for one in made if isinstance(one, ClientConnection)]
+    """Opens connections and returns those that were accepted."""
+    results = await asyncio.gather(*(make() for _ in range(count)), return_exceptions=True)
+    failed = [result for result in results if isinstance(result, BaseException)]
+    assert all(isinstance(result, ConnectionClosed) for result in failed), failed
+    return [result for result in results if isinstance(result, ClientConnection)]
 
 
 async def _unfinished_body(port: int, address: str, over: asyncio.Event) -> bytes:
-    """Posts most of a job and stops; what the coordinator said by then."""
+    """Posts most of a job and stops. Returns the coordinator's response so far."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
-    said = b""
+    response = b""
     with contextlib.suppress(ConnectionError):
         writer.write(b"POST /v1/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 33000000\r\n\r\n")
         for _ in range(31):
@@ -82,15 +82,15 @@ async def _unfinished_body(port: int, address: str, over: asyncio.Event) -> byte
             await asyncio.wait({asyncio.ensure_future(writer.drain())}, timeout=5)
         waiting = asyncio.ensure_future(reader.read(2_000))
         await asyncio.wait({waiting, asyncio.ensure_future(over.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        said = waiting.result() if waiting.done() else b""
+        response = waiting.result() if waiting.done() else b""
     writer.transport.abort()
-    return said
+    return response
 
 
 @pytest.mark.timeout(400)
 async def test_strangers_neither_fill_the_memory_nor_hide_a_model(tmp_path: Path) -> None:
-    """One address with 80 fat nodes and unfinished frames on all of its links, one with a gigabyte of unfinished bodies: links,
-    asks and bytes are bounded, the lists stay readable page by page, and an honest buyer's chat is answered meanwhile.
+    """One address with 80 large nodes and unfinished frames on all links, another with a gigabyte of unfinished bodies: links,
+    asks and bytes are bounded, the lists stay readable page by page, and an honest chat is answered meanwhile.
     """
     body = {"model": "bench", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 16}
     async with (
@@ -119,20 +119,20 @@ async def test_strangers_neither_fill_the_memory_nor_hide_a_model(tmp_path: Path
         bodies = [asyncio.create_task(_unfinished_body(port, "127.0.0.4", over)) for _ in range(40)]
         await asyncio.sleep(5)
         grown = processes.rss_mib(site.pids["coordinator"]) - before
-        after, pages, told = "", 0, 0
+        after, pages, total = "", 0, 0
         while after is not None:
             query = {"model": "bench", "after": after}
             async with session.get(f"{site.coordinator}/v1/asks", params=query) as answer:
                 data = await answer.read()
             assert len(data) < (1 << 20) + 2 * MAX_ASK_BYTES
             page = loads(data, "page")
-            pages, told, after = pages + 1, told + len(page["asks"]), page["next"]
-        assert (told, pages > 3) == (4 * LINKS + 1, True)
+            pages, total, after = pages + 1, total + len(page["asks"]), page["next"]
+        assert (total, pages > 3) == (4 * LINKS + 1, True)
         served = await chat()
         over.set()
-        said = await asyncio.gather(*bodies)
+        responses = await asyncio.gather(*bodies)
         for socket in joined:
             socket.transport.abort()
     assert served == 200
-    assert sum(b"429" in one for one in said) >= 40 - 4 - 1, "an address has 128 MiB of bodies: four of these"
+    assert sum(b"429" in response for response in responses) >= 40 - 4 - 1, "an address has 128 MiB of bodies: four of these"
     assert grown < GROWTH_MIB + 128, f"{grown:.0f} MiB"

@@ -1,4 +1,4 @@
-"""Choosing providers through the whole market: a header of a request, the config, `tally models`, `explain`, `balance`."""
+"""Choice of providers through the whole market: a request header, the config, `tally models`, `explain`, `balance`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.e2e.extra_node import node_beside, sells
 async def _tally(folder: Path, *arguments: str) -> Any:
     environment = clean_environment() | {"TALLYSTICK_HOME": str(folder), "COLUMNS": "250"}
     process = await asyncio.create_subprocess_exec(*TALLY, *arguments, stdout=asyncio.subprocess.PIPE, env=environment)
-    said, _ = await process.communicate()
-    assert process.returncode == 0, said.decode()
-    return json.loads(said) if "--json" in arguments else said.decode()
+    stdout, _ = await process.communicate()
+    assert process.returncode == 0, stdout.decode()
+    return json.loads(stdout) if "--json" in arguments else stdout.decode()
 
 
 @pytest.mark.timeout(400)
-async def test_who_gets_a_request(tmp_path: Path) -> None:
-    """Of two providers the cheaper one gets a request, unless that says otherwise; `explain` says the same beforehand."""
+async def test_choice_of_provider(tmp_path: Path) -> None:
+    """Of two providers the cheaper one gets a request, unless the request says otherwise; `explain` predicts the same."""
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         dear = (
@@ -63,8 +63,8 @@ async def test_who_gets_a_request(tmp_path: Path) -> None:
             assert names.keys() == {MODEL, "other"}
             assert (names[MODEL]["providers"], names[MODEL]["inputPrice"]) == (2, "100000")
             assert MODEL in await _tally(folder, "models", *common)
-            told = await _tally(folder, "explain", MODEL, "--region", "eu", *common, "--wallet", "payer", "--json")
-            assert [(one["provider"], one["offered"], one["why"]) for one in told] == [
+            explained = await _tally(folder, "explain", MODEL, "--region", "eu", *common, "--wallet", "payer", "--json")
+            assert [(row["provider"], row["offered"], row["why"]) for row in explained] == [
                 (expensive, True, None),
                 (cheap, False, "it is not in a region asked for"),
             ]
@@ -74,17 +74,17 @@ async def test_who_gets_a_request(tmp_path: Path) -> None:
             request.write_text(json.dumps({"model": "any", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}))
             settings.write_text(f'max_cost = "0.001"\n[[aliases]]\nname = "any"\nmodels = ["{MODEL}", "other"]\n')
             whole = ("explain", str(request), "--config", str(settings), *common, "--wallet", "payer")
-            told = await _tally(folder, *whole, "--json")
-            assert [(one["model"], one["provider"], one["offered"]) for one in told] == [
+            explained = await _tally(folder, *whole, "--json")
+            assert [(row["model"], row["provider"], row["offered"]) for row in explained] == [
                 (MODEL, cheap, True),
                 (MODEL, expensive, False),
                 ("other", expensive, True),
             ]
-            assert "more than max_cost allows" in told[1]["why"]
-            assert 0 < int(told[0]["atMost"]) <= 1_000 < int(told[1]["atMost"])
+            assert "more than max_cost allows" in explained[1]["why"]
+            assert 0 < int(explained[0]["atMost"]) <= 1_000 < int(explained[1]["atMost"])
             assert "at most" in await _tally(folder, *whole)
-            told = await _tally(folder, "explain", MODEL, "--min-stake", "1", *common, "--wallet", "payer", "--json")
-            assert {one["why"] for one in told} == {"it has staked less than asked for"}
+            explained = await _tally(folder, "explain", MODEL, "--min-stake", "1", *common, "--wallet", "payer", "--json")
+            assert {row["why"] for row in explained} == {"it has staked less than asked for"}
             status, why = await provider(min_stake="1")
             assert (status, "staked less than asked for" in why) == (503, True)
 

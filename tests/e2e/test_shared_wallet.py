@@ -1,6 +1,5 @@
-"""Many processes, one wallet: two gateways and one-shot command lines at the same time, killed with -9 in the middle of jobs.
-
-TALLYSTICK_PROOF=deep kills some hundred times; TALLYSTICK_KILLS and TALLYSTICK_SEED set how many rounds and from which seed on.
+"""Many processes with one wallet: two gateways and command lines at the same time, killed with SIGKILL during jobs.
+TALLYSTICK_PROOF=deep kills some hundred times; TALLYSTICK_KILLS and TALLYSTICK_SEED set the number of rounds and the first seed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from tallystick.chain.rpc import Rpc
 from tallystick.cli.local import demo, services
 from tallystick.cli.local.processes import ManagedProcess, ProcessGroup, free_port
 from tallystick.runtime.keystore import PASSWORD_FILE_ENV
-from tests.e2e.test_kills import DEEP, SEED, STREAM_SECONDS, Cluster, _check_job, _check_tabs, _settled, _until
+from tests.e2e.test_sigkill import DEEP, SEED, STREAM_SECONDS, Cluster, _check_job, _check_tabs, _settled, _until
 
 ROUNDS = int(os.environ.get("TALLYSTICK_KILLS", "60" if DEEP else "3"))
 GATEWAYS = ("gateway-a", "gateway-b")
@@ -42,8 +41,8 @@ WORDS = " ".join(f"word{number}" for number in range(40))
 
 @dataclass
 class SharedWalletCluster(Cluster):
-    """A market whose payer runs several processes. `ports`: of the gateways; `turns`: whose it is to be asked; `apart`:
-    the second gateway has a ledger file of its own, as on another machine.
+    """A market whose payer runs several processes. `ports`: of the gateways. `turns`: which gateway is asked next. `apart`: the
+    second gateway has its own ledger file, as on another machine.
     """
 
     ports: dict[str, int] = field(default_factory=dict)
@@ -51,21 +50,21 @@ class SharedWalletCluster(Cluster):
     turns: Iterator[str] = field(default_factory=lambda: itertools.cycle(GATEWAYS))
 
     @property
-    def state(self) -> Path:
+    def ledger_file(self) -> Path:
         """The payer's ledger file."""
         return self.market.folder / "client" / f"{self.market.signers['payer'].address}.db"
 
     @property
-    def other(self) -> Path:
-        """The ledger file of the second gateway, if it has one of its own."""
+    def other_ledger_file(self) -> Path:
+        """The second gateway's own ledger file."""
         return self.market.folder / "other.db"
 
     def url(self, gateway: str) -> str:
-        """Where a gateway listens."""
+        """The URL of a gateway."""
         return self.market.url(self.ports[gateway])
 
     async def start(self, name: str) -> None:
-        """Starts a party; gateways share one config, but for the port."""
+        """Starts a process; the gateways share one config except for the port."""
         if name not in GATEWAYS:
             await super().start(name)
             return
@@ -74,13 +73,13 @@ class SharedWalletCluster(Cluster):
         port = ("--port", str(self.ports[name]))
         if self.apart and name == GATEWAYS[1]:
             other = self.market.folder / "other.toml"
-            other.write_text(f'ledger_file = "{self.other}"\n{self.config.read_text()}')
+            other.write_text(f'ledger_file = "{self.other_ledger_file}"\n{self.config.read_text()}')
             arguments = ("gateway", "--config", str(other), *arguments[3:])
         self.running[name] = await self.processes.start(name, *arguments, *port, ready=lambda: services.is_healthy(url))
 
     @property
     def config(self) -> Path:
-        """Of every client; written on first use."""
+        """The config of every client; written on first use."""
         file = self.market.folder / "client.toml"
         if not file.exists():
             settings = {
@@ -93,7 +92,7 @@ class SharedWalletCluster(Cluster):
         return file
 
     async def command_line(self) -> asyncio.subprocess.Process:
-        """One `tally chat` of the wallet."""
+        """Runs one `tally chat` with the wallet."""
         arguments = ("chat", WORDS, "--model", MODEL, "--json", "--config", str(self.config))
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tallystick.cli", *arguments, "--wallet", self.market.keystore("payer")),
@@ -104,7 +103,7 @@ class SharedWalletCluster(Cluster):
         )
 
     async def ask(self, gateway: str, key: str, label: str = "", tokens: int = 200) -> tuple[int, bytes]:
-        """One streamed chat. Raises httpx.HTTPError where the connection is lost."""
+        """Sends one streamed chat. Raises httpx.HTTPError if the connection is lost."""
         messages = [{"role": "user", "content": WORDS}]
         body = {"model": MODEL, "messages": messages, "stream": True, "max_tokens": tokens}
         headers = {"idempotency-key": key} | ({"x-tally-options": json.dumps({"label": label})} if label else {})
@@ -112,8 +111,8 @@ class SharedWalletCluster(Cluster):
             response = await client.post(f"{self.url(gateway)}/v1/chat/completions", json=body, headers=headers)
             return response.status_code, response.content
 
-    async def answered(self, key: str, tokens: int = 200) -> None:
-        """Asks with this key, now of one gateway and now of the other, until the answer came whole."""
+    async def ask_until_answered(self, key: str, tokens: int = 200) -> None:
+        """Asks the gateways in turn with one idempotency key until the whole answer has arrived."""
 
         async def again() -> bool:
             status, body = await self.ask(next(self.turns), key, tokens=tokens)
@@ -124,8 +123,10 @@ class SharedWalletCluster(Cluster):
 
 
 @asynccontextmanager
-async def household(folder: Path, monkeypatch: pytest.MonkeyPatch, *, apart: bool = False) -> AsyncIterator[SharedWalletCluster]:
-    """The market with slow engines, and two gateways of one wallet. `apart`: with a ledger file each."""
+async def shared_wallet(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, apart: bool = False
+) -> AsyncIterator[SharedWalletCluster]:
+    """A market with slow engines and two gateways of one wallet. `apart`: each has its own ledger file."""
     for name in [name for name in os.environ if name.startswith("OPENAI_")]:
         monkeypatch.delenv(name)
     chain_port, coordinator_port, *engines = (free_port(0) for _ in range(4))
@@ -143,10 +144,10 @@ async def household(folder: Path, monkeypatch: pytest.MonkeyPatch, *, apart: boo
             slow = {"token_seconds": STREAM_SECONDS / 40}
             async with httpx.AsyncClient(trust_env=False) as client:
                 (await client.post(f"{market.url(port)}/demo/behaviour", json=slow)).raise_for_status()
-        found = await inspect_engine(market.url(market.ports.engines["node-a"]))
+        engine = await inspect_engine(market.url(market.ports.engines["node-a"]))
         running: dict[str, ManagedProcess] = {}
         cluster = SharedWalletCluster(
-            market, processes, found, running, dict(zip(GATEWAYS, (free_port(0), free_port(0)), strict=True))
+            market, processes, engine, running, dict(zip(GATEWAYS, (free_port(0), free_port(0)), strict=True))
         )
         cluster.apart = apart
         for name in ("coordinator", "node-a", "node-b", *GATEWAYS):
@@ -155,17 +156,17 @@ async def household(folder: Path, monkeypatch: pytest.MonkeyPatch, *, apart: boo
 
 
 async def _round(cluster: SharedWalletCluster, seed: int) -> str:
-    """Jobs from four processes at once, and one or two of these killed at moments that follow from the seed."""
+    """Jobs from four processes at once, of which one or two are killed at moments that the seed determines."""
     chance = random.Random(seed)
     keys = [f"seed-{seed}-{number}" for number in range(4)]
-    asking = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], key)) for n, key in enumerate(keys)]
+    requests = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], key)) for n, key in enumerate(keys)]
     lines = [await cluster.command_line() for _ in range(2)]
-    told: list[str] = []
+    rows: list[str] = []
     for _ in range(chance.choice((1, 2))):
         victim = chance.choice((*GATEWAYS, 0, 1))
         delay = chance.uniform(0, 1.5 * STREAM_SECONDS) if isinstance(victim, str) else chance.uniform(0.5, 3.5)
         await asyncio.sleep(delay)
-        told.append(f"{victim} after {delay:.2f} s")
+        rows.append(f"{victim} after {delay:.2f} s")
         if isinstance(victim, str):
             await cluster.kill(victim)
             await cluster.start(victim)
@@ -176,19 +177,21 @@ async def _round(cluster: SharedWalletCluster, seed: int) -> str:
         out, err = await line.communicate()
         whole = line.returncode == 0 and b'"text"' in out
         assert whole or line.returncode == -9, f"seed {seed}: {(out + err).decode()[-500:]}"
-    await asyncio.gather(*asking, return_exceptions=True)
-    await asyncio.gather(*map(cluster.answered, keys))
-    return f"killed {', '.join(told)}"
+    await asyncio.gather(*requests, return_exceptions=True)
+    await asyncio.gather(*map(cluster.ask_until_answered, keys))
+    return f"killed {', '.join(rows)}"
 
 
-async def _known(cluster: SharedWalletCluster) -> bool:
-    """Whether the wallet knows how all of its jobs ended, and nodes have told all receipts."""
-    told = [row for name in cluster.market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
-    return all(done for (done,) in told) and not cluster.rows("payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')")
+async def _all_settled(cluster: SharedWalletCluster) -> bool:
+    """Whether the wallet knows the end of all its jobs, and the nodes have delivered all receipts."""
+    rows = [row for name in cluster.market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
+    return all(acknowledged for (acknowledged,) in rows) and not cluster.rows(
+        "payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')"
+    )
 
 
-def _check_books(cluster: SharedWalletCluster) -> dict[str, int]:
-    """What must hold of payer's and nodes' books, whoever was killed when. Returns the totals by provider."""
+def _check_records(cluster: SharedWalletCluster) -> dict[str, int]:
+    """Checks the records of payer and nodes after any kills. Returns the totals by provider."""
     totals = _check_tabs(cluster)
     cost = {job: _check_job(cluster, job) for (job,) in cluster.rows("payer", "SELECT job FROM jobs")}
     assert sum(cost.values()) == sum(totals.values())
@@ -206,7 +209,7 @@ def _check_books(cluster: SharedWalletCluster) -> dict[str, int]:
 
 
 async def _check_chain(cluster: SharedWalletCluster, totals: dict[str, int]) -> None:
-    """The chain pays the sum of the receipts."""
+    """Checks that the chain pays the sum of the receipts."""
     deployment = Deployment.load(cluster.market.folder / "deployment.json")
     rpc = Rpc(deployment.rpc)
     try:
@@ -215,27 +218,29 @@ async def _check_chain(cluster: SharedWalletCluster, totals: dict[str, int]) -> 
         await rpc.close()
 
 
-async def _squeeze(cluster: SharedWalletCluster) -> None:
-    """More jobs at once than the budget of their workload has room for, from two gateways, one of which is killed."""
-    asking = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], f"tight-{n}", "tight")) for n in range(10)]
+async def _exceed_budget(cluster: SharedWalletCluster) -> None:
+    """Sends more jobs at once than their workload's budget allows, to two gateways, of which one is killed."""
+    requests = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], f"tight-{n}", "tight")) for n in range(10)]
     await asyncio.sleep(STREAM_SECONDS / 2)
     await cluster.kill("gateway-a")
     await cluster.start("gateway-a")
-    answers = [one for one in await asyncio.gather(*asking, return_exceptions=True) if not isinstance(one, BaseException)]
+    answers = [
+        answer for answer in await asyncio.gather(*requests, return_exceptions=True) if not isinstance(answer, BaseException)
+    ]
     assert any(status == 402 and b"over_budget" in body for status, body in answers)
 
 
 @pytest.mark.timeout(120 + 20 * ROUNDS)
 async def test_many_processes_one_wallet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes of one wallet never sign conflicting orders, whichever is killed when: nothing is charged twice, tabs are equal
-    on both sides, none is frozen, budgets hold over all of them together, and the chain pays the sum.
+    """Processes of one wallet never sign conflicting orders, whichever is killed: nothing is charged twice, tabs are equal on
+    both sides, no provider is blocked, budgets hold across processes, and the chain pays the sum.
     """
-    async with household(tmp_path, monkeypatch) as cluster:
+    async with shared_wallet(tmp_path, monkeypatch) as cluster:
         for seed in range(SEED, SEED + ROUNDS):
             print(seed, await _round(cluster, seed), flush=True)  # noqa: T201 - shown where a test fails, and by the deep run
-        await _squeeze(cluster)
-        await _until(lambda: _known(cluster), "the end of every job")
-        await _check_chain(cluster, _check_books(cluster))
+        await _exceed_budget(cluster)
+        await _until(lambda: _all_settled(cluster), "the end of every job")
+        await _check_chain(cluster, _check_records(cluster))
 
 
 def _lose(state: Path) -> None:
@@ -243,51 +248,50 @@ def _lose(state: Path) -> None:
         file.unlink()
 
 
-def _served(cluster: SharedWalletCluster) -> dict[str, int]:
-    """What the nodes' tabs come to."""
+def _totals(cluster: SharedWalletCluster) -> dict[str, int]:
+    """The totals of the nodes' tabs."""
     cumulative = "SELECT CAST(cumulative AS INTEGER) FROM tabs"
     return {provider: (cluster.rows(name, cumulative) or [(0,)])[0][0] for name, provider in cluster.market.providers.items()}
 
 
-def _frozen(state: Path) -> list[Any]:
-    with sqlite3.connect(f"file:{state}?mode=ro", uri=True, timeout=10) as books:
-        return books.execute("SELECT frozen FROM tabs WHERE frozen != ''").fetchall()
+def _blocked(state: Path) -> list[Any]:
+    with sqlite3.connect(f"file:{state}?mode=ro", uri=True, timeout=10) as database:
+        return database.execute("SELECT blocked_reason FROM tabs WHERE blocked_reason != ''").fetchall()
 
 
 @pytest.mark.timeout(180)
-async def test_lost_state_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ledger file that is deleted after kill -9 in the middle of jobs, and one that is deleted while a gateway uses it, cost no
-    provider its name and nobody money: the wallet learns what it owes from its own signed orders, goes on, and pays all of it;
-    from the chain, where the coordinator lost its books too.
+async def test_lost_ledger_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger file deleted after SIGKILL, or while a gateway uses it, blocks no provider and loses no money: the wallet learns
+    what it owes from its own signed orders and pays it; from the chain, if the coordinator lost its database too.
     """
-    async with household(tmp_path, monkeypatch) as cluster:
+    async with shared_wallet(tmp_path, monkeypatch) as cluster:
         for turn in range(2):
-            asking = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], f"before-{turn}-{n}")) for n in range(6)]
+            requests = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], f"before-{turn}-{n}")) for n in range(6)]
             await asyncio.sleep(STREAM_SECONDS)
             for name in GATEWAYS[turn:]:  # in the second turn one goes on with the file that is gone
                 await cluster.kill(name)
-            _lose(cluster.state)
+            _lose(cluster.ledger_file)
             for name in GATEWAYS[turn:]:
                 await cluster.start(name)
-            await asyncio.gather(*asking, return_exceptions=True)
+            await asyncio.gather(*requests, return_exceptions=True)
             for number in range(4):
-                await cluster.answered(f"after-{turn}-{number}")
+                await cluster.ask_until_answered(f"after-{turn}-{number}")
             line = await cluster.command_line()
             out, err = await line.communicate()
             assert b'"text"' in out, (out + err).decode()[-800:]
         await cluster.kill("gateway-a")
         await cluster.start("gateway-a")
         for number in range(4):
-            await cluster.answered(f"end-{number}")
-        await _until(lambda: _known(cluster), "the end of every job")
-        assert not _frozen(cluster.state)
+            await cluster.ask_until_answered(f"end-{number}")
+        await _until(lambda: _all_settled(cluster), "the end of every job")
+        assert not _blocked(cluster.ledger_file)
         assert not cluster.rows("payer", "SELECT id FROM evidence")
-        totals = _served(cluster)
+        totals = _totals(cluster)
         assert sum(totals.values()) > 0
         await _check_chain(cluster, totals)
         for name in (*GATEWAYS, "coordinator"):
             await cluster.kill(name)
-        _lose(cluster.state)
+        _lose(cluster.ledger_file)
         _lose(cluster.market.folder / "coordinator.db")
         await cluster.start("coordinator")
         for provider in cluster.market.providers.values():
@@ -295,35 +299,37 @@ async def test_lost_state_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for name in GATEWAYS:
             await cluster.start(name)
         for number in range(4):
-            await cluster.answered(f"from-the-chain-{number}", tokens=4_000 if number % 2 else 200)  # more than old ceilings bear
-        assert not _frozen(cluster.state)
-        await _check_chain(cluster, _served(cluster))
+            await cluster.ask_until_answered(
+                f"from-the-chain-{number}", tokens=4_000 if number % 2 else 200
+            )  # more than old ceilings bear
+        assert not _blocked(cluster.ledger_file)
+        await _check_chain(cluster, _totals(cluster))
 
 
 @pytest.mark.timeout(180)
 async def test_two_machines_by_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two gateways with one key and a ledger file each: what one refuses for the other's jobs it does a little later, and says
-    why; no provider is held for a liar, and the chain pays what was done.
+    """Two gateways with one key and a ledger file each: a job that one refuses because of the other's jobs works a little later;
+    no provider is blocked, and the chain pays what was done.
     """
-    said: set[str] = set()
+    messages: set[str] = set()
 
     async def persist(cluster: SharedWalletCluster, gateway: str, key: str) -> None:
         async def again() -> bool:
             status, body = await cluster.ask(gateway, key)
             if status != 200:
                 assert b'"retry":true' in body, body
-                said.add(json.loads(body)["error"]["message"])
+                messages.add(json.loads(body)["error"]["message"])
             return b"[DONE]" in body
 
         await _until(again, f"an answer for {key}")
 
-    async with household(tmp_path, monkeypatch, apart=True) as cluster:
+    async with shared_wallet(tmp_path, monkeypatch, apart=True) as cluster:
         for turn in range(4):
             for name in GATEWAYS:
                 await persist(cluster, name, f"alone-{turn}")
         await asyncio.gather(*(persist(cluster, name, f"both-{n}") for n in range(4) for name in GATEWAYS))
-        assert all("one ledger file" in text for text in said)  # how many are refused is chance
-        for file in (cluster.state, cluster.other):
-            assert not _frozen(file)
-        await _check_chain(cluster, _served(cluster))
-        print(*said, sep="\n")  # noqa: T201 - shown where the test fails
+        assert all("one ledger file" in text for text in messages)  # how many are refused is chance
+        for file in (cluster.ledger_file, cluster.other_ledger_file):
+            assert not _blocked(file)
+        await _check_chain(cluster, _totals(cluster))
+        print(*messages, sep="\n")  # noqa: T201 - shown where the test fails

@@ -1,6 +1,5 @@
-"""kill -9 of every process of the market in the middle of paid jobs, with seeds: nothing is lost, nothing is paid twice.
-
-TALLYSTICK_PROOF=deep kills some hundred times; TALLYSTICK_KILLS and TALLYSTICK_SEED set how many and from which seed on.
+"""SIGKILL of every process of the market during paid jobs, by seed: nothing is lost, and nothing is paid twice.
+TALLYSTICK_PROOF=deep kills some hundred times; TALLYSTICK_KILLS and TALLYSTICK_SEED set the number of kills and the first seed.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from tallystick.protocol.wire import loads
 DEEP = os.environ.get("TALLYSTICK_PROOF") == "deep"
 KILLS = int(os.environ.get("TALLYSTICK_KILLS", "200" if DEEP else "6"))
 SEED = int(os.environ.get("TALLYSTICK_SEED", "1"))
-PATIENCE = 45
+TIMEOUT_SECONDS = 45
 TERMINAL = {"completed", "cancelled", "failed", "expired", "disputed"}
 VICTIMS = ("gateway", "coordinator", "node-a", "node-b")
 STREAM_SECONDS = 0.8
@@ -42,53 +41,53 @@ STREAM_SECONDS = 0.8
 
 @dataclass
 class Cluster:
-    """The market's processes, and how to start each again."""
+    """The market's processes, and how to restart each."""
 
     market: services.LocalMarket
     processes: ProcessGroup
-    found: Any
+    engine: Any
     running: dict[str, ManagedProcess]
 
     async def start(self, name: str) -> None:
-        """Starts one, as its operator would."""
+        """Starts a process, as its operator would."""
         before = len(self.processes._running)
         if name == "gateway":
             await demo.start_gateway(self.market, self.processes)
         elif name == "coordinator":
             await services.start_coordinator(self.market, self.processes)
         else:
-            await services.start_node(self.market, self.processes, name, self.found)
+            await services.start_node(self.market, self.processes, name, self.engine)
         self.running[name] = self.processes._running[before]
 
     async def kill(self, name: str) -> None:
-        """Kills it with -9."""
+        """Sends SIGKILL to a process."""
         process = self.running[name].process
         process.kill()
         await process.wait()
 
     def rows(self, name: str, query: str) -> list[tuple[Any, ...]]:
-        """What a party's books say."""
+        """Rows of a party's database."""
         folder = self.market.folder
         payer = self.market.signers["payer"].address
         file = folder / "client" / f"{payer}.db" if name == "payer" else next((folder / name).glob("*.db"))
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as books:
-            return books.execute(query).fetchall()
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as database:
+            return database.execute(query).fetchall()
 
 
 async def _until(ready: Callable[[], Any], what: str) -> Any:
-    """Asks until there is an answer; a process may be away meanwhile."""
-    seen: object = None
-    for _ in range(PATIENCE * 10):
+    """Repeats a request until it succeeds; a process may be down meanwhile."""
+    value: object = None
+    for _ in range(TIMEOUT_SECONDS * 10):
         with suppress(httpx.HTTPError, sqlite3.OperationalError):
-            seen = await ready()
-            if seen:
-                return seen
+            value = await ready()
+            if value:
+                return value
         await asyncio.sleep(0.1)
-    pytest.fail(f"{what}: not within {PATIENCE} s; last seen {seen}")
+    pytest.fail(f"{what}: not within {TIMEOUT_SECONDS} s; last seen {value}")
 
 
 async def _ask(cluster: Cluster, key: str) -> tuple[int, bytes]:
-    """One streamed chat. Raises httpx.HTTPError where the connection is lost."""
+    """Sends one streamed chat. Raises httpx.HTTPError if the connection is lost."""
     words = " ".join(f"word{number}" for number in range(40))
     body = {"model": MODEL, "messages": [{"role": "user", "content": words}], "stream": True, "max_tokens": 200}
     url = f"{cluster.market.url(cluster.market.ports.gateway)}/v1/chat/completions"
@@ -97,14 +96,14 @@ async def _ask(cluster: Cluster, key: str) -> tuple[int, bytes]:
         return response.status_code, response.content
 
 
-async def _again(cluster: Cluster, key: str) -> tuple[int, bytes] | None:
-    """Asks with the same key; None where that says to come again."""
+async def _repeat(cluster: Cluster, key: str) -> tuple[int, bytes] | None:
+    """Repeats a request with its idempotency key. Returns None if the answer says to retry."""
     status, body = await _ask(cluster, key)
     return None if status in (502, 503, 504) and b'"retry":true' in body else (status, body)
 
 
-def _access(cluster: Cluster) -> str:
-    """What shows the coordinator that the payer asks."""
+def _access_token(cluster: Cluster) -> str:
+    """The header value that proves to the coordinator that the payer asks."""
     deployment, payer = Deployment.load(cluster.market.deployment), cluster.market.signers["payer"]
     coordinator = cluster.market.signers["coordinator"].address
     access = Access(account=payer.address, coordinator=coordinator, issued_at=int(time.time()))
@@ -112,24 +111,24 @@ def _access(cluster: Cluster) -> str:
 
 
 async def _ended(cluster: Cluster, job: str) -> str | None:
-    """The job's end where all sides know it: payer and coordinator."""
+    """Waits until payer and coordinator know the job's end, and returns it."""
     market = cluster.market
     async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
-        mine = (await client.get(f"{market.url(market.ports.gateway)}/tally/jobs/{job}")).json()
-        theirs = await client.get(
-            f"{market.url(market.ports.coordinator)}/v1/jobs/{job}", headers={"authorization": _access(cluster)}
+        payer_record = (await client.get(f"{market.url(market.ports.gateway)}/tally/jobs/{job}")).json()
+        response = await client.get(
+            f"{market.url(market.ports.coordinator)}/v1/jobs/{job}", headers={"authorization": _access_token(cluster)}
         )
-    known = theirs.json()
-    told = [row for name in market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
-    if mine.get("state") not in TERMINAL or not all(done for (done,) in told):
+    coordinator_record = response.json()
+    rows = [row for name in market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
+    if payer_record.get("state") not in TERMINAL or not all(acknowledged for (acknowledged,) in rows):
         return None
-    if theirs.status_code == 404:
-        return str(mine["state"])
-    return str(known["state"]) if known["state"] in TERMINAL else None
+    if response.status_code == 404:
+        return str(payer_record["state"])
+    return str(coordinator_record["state"]) if coordinator_record["state"] in TERMINAL else None
 
 
 def _check_job(cluster: Cluster, job: str) -> int:
-    """What the providers' books charge for a job, which is what the payer's say. Base units."""
+    """Checks that providers' and payer's records charge the same for a job. Returns base units."""
     charged = [
         cost
         for name in cluster.market.providers
@@ -140,24 +139,24 @@ def _check_job(cluster: Cluster, job: str) -> int:
     )
     assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
     costs = [int(loads(doc, "receipt")["message"]["cost"]) for (doc,) in paid]
-    assert sum(cost > 0 for cost in costs) <= 1, f"job {job} is booked twice: {costs}"
+    assert sum(cost > 0 for cost in costs) <= 1, f"job {job} is recorded twice: {costs}"
     return sum(charged)
 
 
 def _check_tabs(cluster: Cluster) -> dict[str, int]:
-    """Both sides' running totals are equal. Returns them by provider."""
+    """Checks that the running totals of both sides are equal. Returns them by provider."""
     totals: dict[str, int] = {}
     for name, provider in cluster.market.providers.items():
-        theirs = cluster.rows(name, "SELECT CAST(cumulative AS INTEGER) FROM tabs")
-        mine = cluster.rows("payer", f"SELECT total FROM tabs WHERE provider = '{provider}'")
-        totals[provider] = theirs[0][0] if theirs else 0
-        assert (mine[0][0] if mine else 0) == totals[provider], f"the tab with {name} differs"
-        assert not cluster.rows("payer", "SELECT frozen FROM tabs WHERE frozen != ''")
+        provider_totals = cluster.rows(name, "SELECT CAST(cumulative AS INTEGER) FROM tabs")
+        payer_total = cluster.rows("payer", f"SELECT total FROM tabs WHERE provider = '{provider}'")
+        totals[provider] = provider_totals[0][0] if provider_totals else 0
+        assert (payer_total[0][0] if payer_total else 0) == totals[provider], f"the tab with {name} differs"
+        assert not cluster.rows("payer", "SELECT blocked_reason FROM tabs WHERE blocked_reason != ''")
     return totals
 
 
-async def _one_kill(cluster: Cluster, seed: int) -> str:
-    """One job, one kill at a moment that follows from the seed, one restart, and the same request again with its key."""
+async def _kill_during_a_job(cluster: Cluster, seed: int) -> str:
+    """One job, one kill at a moment that the seed determines, one restart, and the same request again with its key."""
     chance = random.Random(seed)
     victim, delay, key = chance.choice(VICTIMS), chance.uniform(0, 2.2 * STREAM_SECONDS), f"seed-{seed}"
     first = asyncio.create_task(_ask(cluster, key))
@@ -166,8 +165,8 @@ async def _one_kill(cluster: Cluster, seed: int) -> str:
     await cluster.start(victim)
     arrived = b""
     with suppress(httpx.HTTPError):
-        _, arrived = await asyncio.wait_for(first, PATIENCE)
-    status, body = await _until(lambda: _again(cluster, key), f"seed {seed}: an answer after {victim} was killed")
+        _, arrived = await asyncio.wait_for(first, TIMEOUT_SECONDS)
+    status, body = await _until(lambda: _repeat(cluster, key), f"seed {seed}: an answer after {victim} was killed")
     jobs = cluster.rows("payer", f"SELECT job FROM keys WHERE key = '{key}'")
     if not jobs:
         assert status >= 400, f"seed {seed}: an answer without a job"
@@ -192,8 +191,8 @@ async def _settled(cluster: Cluster, escrow: Escrow, totals: dict[str, int]) -> 
 
 @pytest.mark.timeout(90 + 15 * KILLS)
 async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is killed whenever: the job ends on all sides, is charged at most once and as its receipt says, the tabs are
-    equal, the next job works, and the chain pays the sum of the receipts.
+    """After any kill the job ends on all sides and is charged at most once and as its receipt says; tabs are equal, the next job
+    works, and the chain pays the sum of the receipts.
     """
     for name in [name for name in os.environ if name.startswith("OPENAI_")]:
         monkeypatch.delenv(name)
@@ -210,8 +209,8 @@ async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("coordinator", "node-a", "node-b", "gateway"):
             await cluster.start(name)
         for seed in range(SEED, SEED + KILLS):
-            print(seed, await _one_kill(cluster, seed), flush=True)  # noqa: T201 - shown where a test fails, and by the deep run
-        status, body = await _until(lambda: _again(cluster, "the next job"), "the next job")
+            print(seed, await _kill_during_a_job(cluster, seed), flush=True)  # noqa: T201 - shown where a test fails, and by the deep run
+        status, body = await _until(lambda: _repeat(cluster, "the next job"), "the next job")
         assert (status, b"[DONE]" in body) == (200, True)
         rpc = Rpc(deployment.rpc)
         try:

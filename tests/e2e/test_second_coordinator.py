@@ -1,4 +1,4 @@
-"""Two real coordinator processes on one database: the second one says why it does not start, and the first one's jobs go on."""
+"""Two coordinator processes on one database: the second refuses to start with the reason, and the first one's jobs continue."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.e2e.conftest import TALLY, clean_environment
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the lock on a file is POSIX's")
 
 
-async def _second(folder: Path, db: str) -> tuple[int, str]:
-    """Starts another coordinator beside the market's, on this database; its exit code and what it wrote."""
+async def _start_second(folder: Path, db: str) -> tuple[int, str]:
+    """Starts another coordinator on this database. Returns its exit code and output."""
     environment = clean_environment() | {"TALLYSTICK_PASSWORD_FILE": str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
     wallet = str(folder / "keys" / "coordinator.json")
     command = ("coordinator", "run", "--config", str(folder / "coordinator.toml"), "--wallet", wallet, "--port", "0", "--db", db)
@@ -41,25 +41,25 @@ def _states(folder: Path) -> list[str]:
 
 
 @pytest.mark.timeout(400)
-async def test_a_second_coordinator_does_not_end_the_firsts_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a job runs at the first, a second on the same database refuses to start, names the process and the way out, and marks
-    nothing as failed. After kill -9 of the first, one starts.
+async def test_second_coordinator_refuses_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a job runs at the first, the second names the process and the remedy, and marks nothing as failed. After SIGKILL of
+    the first, a coordinator starts.
     """
     folder = tmp_path / "market"
     monkeypatch.setenv("TALLY_COORDINATOR_ACCEPT_TIMEOUT", "3000")  # the job outlasts the second one's start, however slow
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
-        node = await load.BareNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
+        node = await load.EnginelessNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
         async with aiohttp.ClientSession() as session:
             async with session.get(f"{site.coordinator}/v1/info") as response:
                 coordinator = (await response.json())["coordinator"]
             (job,) = load.sign_jobs(1, payer=site.payer, coordinator=coordinator, domain=site.deployment.domain, ask=node.ask)
             async with session.post(f"{site.coordinator}/v1/jobs", data=job) as answer:
                 assert await answer.content.readexactly(5), "it is matched, and its node keeps it"
-                code, said = await _second(folder, f"sqlite:///{folder}/coordinator.db")
+                code, output = await _start_second(folder, f"sqlite:///{folder}/coordinator.db")
                 assert code != 0
-                assert f"process {site.pids['coordinator']} runs a coordinator on the database" in said
-                assert "stop that one first" in said
-                assert "Traceback" not in said
+                assert f"process {site.pids['coordinator']} runs a coordinator on the database" in output
+                assert "stop it first" in output
+                assert "Traceback" not in output
                 assert _states(folder)[-1] not in {"failed", "expired"}
         assert (folder / "coordinator.db").stat().st_mode & 0o777 == 0o600
         os.kill(site.pids["coordinator"], signal.SIGKILL)

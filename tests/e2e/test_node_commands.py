@@ -1,4 +1,4 @@
-"""A provider's own commands, beside a node that works: is it ready, what did it earn, and collecting without a coordinator."""
+"""The provider's commands beside a running node: readiness, earnings, collecting without a coordinator, backup."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Provider:
         }
 
     async def __call__(self, *arguments: str, code: int = 0, as_json: bool = True) -> Any:
-        """Its JSON, or its words."""
+        """Runs a command with the node's config. Returns its JSON or text."""
         node = (
             "--config",
             str(self.config),
@@ -36,51 +36,51 @@ class Provider:
         return await self.run(*arguments, *node, *(("--json",) if as_json else ()), code=code)
 
     async def run(self, *arguments: str, code: int = 0) -> Any:
-        """What a command says: with --json its JSON, else the words of both its streams."""
+        """Runs a command. Returns its JSON with --json, else the text of both streams."""
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*TALLY, "node", *arguments, stdout=pipe, stderr=pipe, env=self.environment)
-        said, words = await process.communicate()
-        assert process.returncode == code, (said + words).decode()
-        return json.loads(said) if "--json" in arguments else " ".join((said + words).decode().split())
+        stdout, stderr = await process.communicate()
+        assert process.returncode == code, (stdout + stderr).decode()
+        return json.loads(stdout) if "--json" in arguments else " ".join((stdout + stderr).decode().split())
 
 
-def _problems(told: dict[str, Any]) -> list[str]:
-    return [check["check"] for check in told["checks"] if not check["ok"]]
+def _problems(document: dict[str, Any]) -> list[str]:
+    return [check["check"] for check in document["checks"] if not check["ok"]]
 
 
 @pytest.mark.timeout(400)
-async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
-    """Ready while all is well; earnings by day, model and payer; collected on chain with the coordinator dead."""
+async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
+    """The node is ready; earnings are shown by day, model and payer, and collected on chain with the coordinator dead."""
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         tally = Provider(folder)
-        told = await tally("doctor")
-        assert (told["ready"], _problems(told)) == (True, [])
+        document = await tally("doctor")
+        assert (document["ready"], _problems(document)) == (True, [])
         assert "ready" in await tally("doctor", as_json=False)
-        checks = {check["check"]: check["found"] for check in told["checks"]}
+        checks = {check["check"]: check["found"] for check in document["checks"]}
         assert "accepted up to 1000" in checks["fee"]
         assert "5 s after announcing it" in checks["reservations"]
         empty = await tally("earnings")
         assert (empty["days"], empty["where"]["earned"]) == ([], "0")
-        await load.ask(site.gateway, requests=5, at_once=2)
+        await load.ask(site.gateway, requests=5, concurrency=2)
 
         earned = await tally("earnings")
         (day,) = earned["days"]
         assert (day["model"], day["payer"], day["jobs"]) == ("bench", site.payer.address, 5)
         assert earned["where"]["claimable"] == earned["where"]["earned"] == day["revenue"] != "0"
         assert earned["where"]["writtenOff"] == "0"
-        assert "where it is" in await tally("earnings", as_json=False)
+        assert "Where the money is" in await tally("earnings", as_json=False)
 
         why = await tally("why")
         assert why["connected"]
-        assert {one["why"] for one in why["decisions"]} == {"got the job", "offered to the client, place 1 of 1"}
+        assert {decision["why"] for decision in why["decisions"]} == {"got the job", "offered to the client, place 1 of 1"}
         assert "got the job" in await tally("why", as_json=False)
 
         status = await tally("status")
         assert (status["ok"], status["jobs"], status["revenue"]) == (True, {"completed": 5}, day["revenue"])
         assert [job["outcome"] for job in status["last"]] == ["completed"] * 5
         shown = await tally("status", as_json=False)
-        assert all(words in shown for words in ("ready to earn", "on offer", "last jobs", "bench", "written off", "is borne"))
+        assert all(stderr in shown for stderr in ("ready to earn", "on offer", "last jobs", "bench", "written off", "is borne"))
         assert list(status["fees_bps"].values()) == [0]
 
         os.kill(site.pids["coordinator"], signal.SIGKILL)
@@ -108,18 +108,18 @@ async def test_a_provider_looks_at_its_node(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_a_state_that_is_restored(tmp_path: Path) -> None:
-    """A backup taken while the node works, put back after it worked on: the node learns what it signed since from its
-    coordinator, goes on from there, and both sides' books and the chain say the same.
+async def test_backup_and_restore(tmp_path: Path) -> None:
+    """A backup is restored after the node signed more: the node learns the rest from its coordinator, continues, and both sides'
+    records and the chain agree.
     """
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         tally, file = Provider(folder), tmp_path / "backup.tgz"
-        await load.ask(site.gateway, requests=3, at_once=1)
+        await load.ask(site.gateway, requests=3, concurrency=1)
         made = await tally("backup", str(file))
         assert (made["receipts"], file.stat().st_mode & 0o777) == (3, 0o600)
         assert "exists" in (await tally("backup", str(file), code=1))["error"]["message"]
-        await load.ask(site.gateway, requests=4, at_once=1)
+        await load.ask(site.gateway, requests=4, concurrency=1)
         assert "is running" in (await tally("restore", str(file), "--force", code=1))["error"]["message"]
         os.kill(site.pids["node"], signal.SIGKILL)
         assert "no node runs" in str(await tally("status", code=1))
@@ -130,7 +130,7 @@ async def test_a_state_that_is_restored(tmp_path: Path) -> None:
         node = await asyncio.create_subprocess_exec(*command, env=tally.environment, stderr=asyncio.subprocess.DEVNULL)
         try:
             await _until_ready(tally)
-            await load.ask(site.gateway, requests=2, at_once=1)
+            await load.ask(site.gateway, requests=2, concurrency=1)
             earned = await tally("earnings")
             assert int(earned["where"]["earned"]) == 9 * int(earned["days"][0]["revenue"]) // earned["days"][0]["jobs"]
         finally:
@@ -151,25 +151,25 @@ async def _until_ready(tally: Provider) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_from_an_engine_to_a_node_that_sells(tmp_path: Path) -> None:
-    """`init` finds the engine, takes the market's price, makes the wallet; what it wrote passes the doctor, and sells."""
+async def test_init_to_first_sale(tmp_path: Path) -> None:
+    """`init` finds the engine, takes the market's price and makes the wallet; the doctor accepts it, and the node sells."""
     folder = tmp_path / "market"
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         tally, config = Provider(folder, wallet="new"), folder / "mine.toml"
         options = ("--engine", mock, "--coordinator", site.coordinator, "--wallet", "new", "--out", str(config))
-        told = await tally.run("init", *options, "--output-price", "0.30", "--json")
-        (engine,) = told["engines"]
+        document = await tally.run("init", *options, "--output-price", "0.30", "--json")
+        (engine,) = document["engines"]
         (model,) = engine["models"]
         assert (model["name"], model["inputPrice"], model["outputPrice"]) == ("bench", "100000", "300000")
         assert (folder / "keys" / "new.json").stat().st_mode & 0o777 == 0o600
         assert "overwrite it with --force" in (await tally.run("init", *options, "--json", code=1))["error"]["message"]
         answers = folder / "answers.toml"
         answers.write_text(
-            f'engine = ["{mock}"]\ncoordinator = "{site.coordinator}"\nwallet = "new"\nfile = "{config}"\n'
+            f'engine = ["{mock}"]\ncoordinator = "{site.coordinator}"\nwallet = "new"\nout = "{config}"\n'
             'input_price = "7"\noutput_price = 8.5\nslots = 3\nforce = true\njson = true\n'
         )
-        told = await tally.run("init", "--answers-file", str(answers), "--input-price", "0.2", "--json")
-        (model,) = told["engines"][0]["models"]
+        document = await tally.run("init", "--answers-file", str(answers), "--input-price", "0.2", "--json")
+        (model,) = document["engines"][0]["models"]
         assert (model["inputPrice"], model["outputPrice"]) == ("200000", "8500000"), "a flag wins over the file"
         assert "slots = 3" in config.read_text()
         answers.write_text("mood = 1")
@@ -191,33 +191,33 @@ async def test_from_an_engine_to_a_node_that_sells(tmp_path: Path) -> None:
 
 
 async def test_init_without_an_engine(tmp_path: Path) -> None:
-    """An engine that is named and does not answer is said to; nothing is written."""
+    """If a named engine does not answer, the error says so and nothing is written."""
     (tmp_path / "password").write_text("x")
     tally = Provider(tmp_path)
-    told = await tally.run("init", "--engine", "http://127.0.0.1:9", "--out", str(tmp_path / "n.toml"), "--json", code=1)
-    assert told["error"]["code"] == "engine_unavailable"
+    document = await tally.run("init", "--engine", "http://127.0.0.1:9", "--out", str(tmp_path / "n.toml"), "--json", code=1)
+    assert document["error"]["code"] == "engine_unavailable"
     assert not (tmp_path / "n.toml").exists()
     assert not (tmp_path / "keys").exists()
 
 
 async def _fund(site: processes.Site, folder: Path) -> None:
-    """Coins for the provider's gas."""
+    """Gives the provider coins for gas."""
     address = json.loads((folder / "keys" / "node.json").read_text())["address"]
     command = (sys.executable, "-m", "tallystick.cli", "chain", "fund", f"0x{address}", "--rpc", site.deployment.rpc)
     process = await asyncio.create_subprocess_exec(*command, env=clean_environment())
     assert await process.wait() == 0
 
 
-async def test_a_doctor_names_what_is_wrong(tmp_path: Path) -> None:
-    """Nothing there at all: each thing that is missing is named, with what to do about it."""
+async def test_doctor_names_every_problem(tmp_path: Path) -> None:
+    """In an empty home folder, the doctor names each missing thing and its remedy."""
     (tmp_path / "keys").mkdir()
     (tmp_path / "password").write_text("x")
     (tmp_path / "node.toml").write_text(
         'coordinator = "http://127.0.0.1:9"\ndeployment = "nowhere.json"\n[[engines]]\nurl = "http://127.0.0.1:9/v1"\n'
     )
     tally = Provider(tmp_path)
-    told = await tally("doctor", code=1)
-    assert _problems(told) == ["wallet", "chain", "coordinator", "engine 127.0.0.1:9"]
-    assert all(check["remedy"] for check in told["checks"] if not check["ok"])
+    document = await tally("doctor", code=1)
+    assert _problems(document) == ["wallet", "chain", "coordinator", "engine 127.0.0.1:9"]
+    assert all(check["remedy"] for check in document["checks"] if not check["ok"])
     (tmp_path / "node.toml").write_text("slots = ")
     assert _problems(await tally("doctor", code=1)) == ["config"]

@@ -1,0 +1,29 @@
+"""Installs the embedded engine once per user, with a progress bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tallystick.cli.output import err, step
+from tallystick.runtime.config import home
+
+
+def install_embedded_engine() -> Path:
+    """Downloads llama.cpp's server and its model unless they are installed. Returns their folder.
+
+    Raises Unavailable if the download fails, or if the model's file was modified.
+    """
+    from node.engines.embedded import INSTALL_BYTES, MODEL, embedded_folder, install, is_installed, verify_model
+
+    folder = embedded_folder(home())
+    if is_installed(folder):
+        verify_model(folder)
+        return folder
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(f"installing llama.cpp and {MODEL} (once)", total=INSTALL_BYTES)
+        install(folder, lambda size: progress.update(task, completed=min(size, INSTALL_BYTES)))
+    step(f"installed llama.cpp and {MODEL} into {folder}")
+    return folder
