@@ -1,5 +1,6 @@
-"""The real bytecode on bare py-evm, in this process: no blocks, no port, no signatures of transactions. A call takes a
-millisecond or two, and any state can be marked and come back to.
+"""The real bytecode on bare py-evm in this process, without blocks, ports or signed transactions.
+
+A call takes a millisecond or two, and any state can be saved and restored.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ CHAIN_ID = 31337
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """A call that went through. `gas` is what the whole transaction would cost, calldata and refunds included."""
+    """A successful call. `gas` is the cost of the whole transaction, including calldata and refunds."""
 
     output: bytes
     gas: int
     logs: tuple[dict[str, Any], ...]
 
     def events(self, escrow: Address) -> tuple[Event, ...]:
-        """The escrow's facts, all at one position: a test compares what happened, not where."""
+        """The escrow's events, all with the same position, so tests compare events without positions."""
         return tuple(replace(event, at=NOWHERE) for event in read_logs(self.logs, escrow))
 
 
@@ -42,7 +43,7 @@ NOWHERE = LogPosition(0, 0, "", "")
 
 
 class MemoryChain:
-    """An EVM state of one's own at a time of one's own."""
+    """An EVM state in memory, with its own clock."""
 
     def __init__(self, chain_id: int = CHAIN_ID) -> None:
         self._context = ExecutionContext(
